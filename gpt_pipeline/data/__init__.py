@@ -1,0 +1,1 @@
+"""From SYNTH's files to batches of token ids. No torch here."""

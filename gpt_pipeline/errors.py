@@ -1,0 +1,46 @@
+"""The errors a person is meant to read: one clear line, with what to do about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class UserError(Exception):
+    """Something the user can mend. Its text is complete: the command line prints it without a traceback."""
+
+
+class ConfigError(UserError, ValueError):
+    """A value in an experiment file that cannot be used: key path, value found, value needed, remedy."""
+
+    def __init__(self, key: str, *, found: Any, need: str, remedy: str = "") -> None:
+        self.key = key
+        self.found = found
+        self.need = need
+        self.remedy = remedy
+        super().__init__(key, found, need, remedy)
+
+    def __str__(self) -> str:
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{self.key}: found {self.found!r}, need {self.need}{remedy}"
+
+    def within(self, section: str) -> ConfigError:
+        """The same error with its key placed inside `section`."""
+        return ConfigError(f"{section}.{self.key}", found=self.found, need=self.need, remedy=self.remedy)
+
+
+class DataError(UserError):
+    """Input data that cannot be used; names the file and what is wrong with it."""
+
+
+class DamagedFileError(UserError):
+    """A file whose content is not what its manifest says."""
+
+
+class LockedError(UserError):
+    """Another live process holds the folder; names it."""
+
+
+def require(condition: bool, key: str, *, found: Any, need: str, remedy: str = "") -> None:
+    """Raise `ConfigError` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(key, found=found, need=need, remedy=remedy)

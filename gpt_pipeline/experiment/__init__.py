@@ -1,0 +1,1 @@
+"""The experiment file: one YAML document, checked key by key."""

@@ -1,0 +1,56 @@
+"""The `model:` block of an experiment file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt_pipeline.errors import require
+
+_PADDING_MULTIPLE = 64  # a vocabulary that is a multiple of this keeps the head's matrix product on fast tiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a GPT-2. The defaults are GPT-2 124M without QKV bias: 124,412,160 parameters."""
+
+    n_layer: int = 12
+    """Transformer blocks."""
+
+    n_head: int = 12
+    """Attention heads in a block; divides `n_embd`."""
+
+    n_embd: int = 768
+    """Width of the residual stream."""
+
+    context_length: int = 1024
+    """Positions the model knows; at least `data.max_length`."""
+
+    vocab_size: int = 50257
+    """Tokens of GPT-2's BPE. Fixed by the tokenizer."""
+
+    dropout: float = 0.1
+    """Probability of dropping an activation, in [0, 1); embeddings, attention and residuals alike."""
+
+    qkv_bias: bool = False
+    """Whether the query, key and value projections have a bias, as in the published GPT-2."""
+
+    tie_weights: bool = True
+    """Whether the output head shares the token embedding's matrix."""
+
+    def __post_init__(self) -> None:
+        for key in ("n_layer", "n_head", "n_embd", "context_length"):
+            value = getattr(self, key)
+            require(value > 0, key, found=value, need="a whole number above 0")
+        require(self.n_embd % self.n_head == 0, "n_embd", found=self.n_embd, need=f"a multiple of n_head={self.n_head}")
+        require(self.vocab_size == 50257, "vocab_size", found=self.vocab_size, need="50257, the tokenizer's vocabulary")
+        require(0 <= self.dropout < 1, "dropout", found=self.dropout, need="a number from 0 up to, not including, 1")
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """`vocab_size` rounded up for speed: 50,304. The extra rows exist only while training."""
+        return -(-self.vocab_size // _PADDING_MULTIPLE) * _PADDING_MULTIPLE

@@ -1,0 +1,42 @@
+"""Where an experiment's files lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentFolder:
+    """The folder of one experiment, `<base_folder>/<experiment_name>`, and the names inside it."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """`checkpoint_step_<N>.pt` and `best_model.pt`, each with a `.json` manifest."""
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, appended while training runs."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def job(self) -> Path:
+        """What the trainer was asked to do, as JSON."""
+        return self.root / "job.json"
+
+    @property
+    def training(self) -> Path:
+        """Written when training has reached its last step: the manifest of the finished training."""
+        return self.root / "training.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """One JSON file per checkpoint and evaluation."""
+        return self.root / "evaluations"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"

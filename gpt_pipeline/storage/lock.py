@@ -1,0 +1,59 @@
+"""One process at a time in a folder. The operating system drops the lock when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from gpt_pipeline.errors import LockedError
+from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.manifest import utc_now
+
+
+@contextmanager
+def folder_lock(folder: Path, *, purpose: str, wait_seconds: float = 0) -> Iterator[None]:
+    """Hold the lock of `folder` for the block; `wait_seconds` of -1 waits for ever.
+
+    Raises:
+        LockedError: another live process holds it; names that process, its host and what it does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / ".lock.json"
+    lock = FileLock(folder / ".lock", timeout=wait_seconds)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LockedError(f"{folder} is in use by {_describe(holder)}; wait for it to end, or stop it") from None
+    try:
+        write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": utc_now(), "purpose": purpose})
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a live process holds the lock of `folder`."""
+    if not (folder / ".lock").is_file():
+        return False
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _describe(holder: Path) -> str:
+    try:
+        value = read_json(holder)
+        return f"process {value['pid']} on {value['host']} ({value['purpose']}, since {value['since']})"
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        return "another process"

@@ -1,0 +1,137 @@
+"""The manifest of a finished stage: written last, it is what makes the stage's folder exist for others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt_pipeline import __version__
+from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.storage.atomic import read_json, sha256_of, write_json
+from gpt_pipeline.storage.fingerprint import SHORT
+
+_logger = logging.getLogger(__name__)
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """One file of a stage."""
+
+    size: int
+    """Bytes."""
+
+    sha256: str
+    """Of the whole file, hex."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a finished stage holds and what it was made from."""
+
+    stage: str
+    fingerprint: str
+    config: Mapping[str, Any]
+    """The part of the configuration that the fingerprint covers."""
+
+    upstream: tuple[str, ...] = ()
+    """Fingerprints of the stages this one read."""
+
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    """By path relative to the manifest's folder, with `/`."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Counts and other findings worth showing; JSON values."""
+
+    created_at: str = ""
+    """UTC, ISO 8601."""
+
+    version: str = __version__
+    """Of gpt_pipeline."""
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into `folder`, atomically."""
+        write_json(folder / MANIFEST_NAME, dataclasses.asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """A finished stage."""
+
+    folder: Path
+    manifest: Manifest
+    reused: bool
+    """True when it was found finished and no work was done."""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+
+def utc_now() -> str:
+    """Return the time as ISO 8601 in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def stage_folder(data_folder: Path, stage: str, fingerprint: str) -> Path:
+    """Return `<data_folder>/<stage>-<first digits of the fingerprint>`."""
+    return data_folder / f"{stage}-{fingerprint[:SHORT]}"
+
+
+def record_file(path: Path) -> FileRecord:
+    """Return the record of a file on disk, reading it once."""
+    return FileRecord(size=path.stat().st_size, sha256=sha256_of(path))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest in `folder`, or None if there is none.
+
+    A manifest that is not readable is set aside under another name, said in the log, and counts as none.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        value = read_json(path)
+        files = {name: FileRecord(**record) for name, record in value.pop("files").items()}
+        return Manifest(**{**value, "upstream": tuple(value["upstream"]), "files": files})
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        aside = path.with_name(f"{MANIFEST_NAME}.damaged-{time.time_ns()}")
+        path.replace(aside)
+        _logger.warning("%s is not a readable manifest (%s); kept as %s", path, error, aside.name)
+        return None
+
+
+def finished(folder: Path, fingerprint: str) -> StageResult | None:
+    """Return the stage in `folder` if it is finished with `fingerprint` and every file has its size; else None."""
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.fingerprint != fingerprint:
+        return None
+    for name, record in manifest.files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != record.size:
+            _logger.warning("%s is missing or has not its %d bytes; the stage is made again", path, record.size)
+            return None
+    return StageResult(folder=folder, manifest=manifest, reused=True)
+
+
+def verify(stage: StageResult, names: Iterable[str] | None = None) -> None:
+    """Check the sha256 of the stage's files (all, or those in `names`).
+
+    Raises:
+        DamagedFileError: names the first file that differs and says how to make it again.
+    """
+    for name in stage.manifest.files if names is None else names:
+        record = stage.manifest.files[name]
+        path = stage.folder / name
+        found = sha256_of(path) if path.is_file() else "no such file"
+        if found != record.sha256:
+            raise DamagedFileError(
+                f"{path}: found sha256 {found}, need {record.sha256}; delete the folder and run again to make it anew"
+            )

@@ -1,0 +1,55 @@
+"""File and key names made from a user's text, safe on Windows and POSIX alike."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from gpt_pipeline.errors import ConfigError
+
+# Reserved on Windows whatever the extension (Microsoft, "Naming Files, Paths, and Namespaces").
+_RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+_MAX_NAME_LENGTH = 120  # characters; leaves room for the rest of a path under Windows' 260
+
+
+def folder_name(text: str, *, key: str) -> str:
+    """Return `text` as the name of one folder, unsafe characters replaced by `_`.
+
+    Raises:
+        ConfigError: the text would escape its parent folder or names nothing.
+    """
+    parts = re.split(r"[/\\]", text)
+    name = _UNSAFE.sub("_", text).strip().rstrip(". ")
+    if ".." in parts or not name.strip("_. "):
+        raise ConfigError(key, found=text, need="a name that stays inside the base folder, with letters or digits")
+    if name.split(".")[0].lower() in _RESERVED:
+        name = f"_{name}"
+    return name[:_MAX_NAME_LENGTH].rstrip(". ")
+
+
+def slug(text: str) -> str:
+    """Return `text` as lower-case letters, digits and `_`: what Dagster accepts in keys and job names."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "experiment"
+
+
+def is_windows_path(text: str) -> bool:
+    """Whether `text` is a path with a drive or a UNC host, which means nothing on POSIX."""
+    return bool(re.match(r"^[A-Za-z]:([\\/]|$)", text)) or text.startswith("\\\\")
+
+
+def resolve_folder(text: str, *, relative_to: Path, key: str) -> Path:
+    """Return the absolute folder that `text` names; `~` is the home, a relative path starts at `relative_to`.
+
+    Raises:
+        ConfigError: a Windows path on a machine that is not Windows.
+    """
+    if os.name != "nt" and is_windows_path(text):
+        raise ConfigError(
+            key,
+            found=text,
+            need="a folder of this machine (that is a Windows path and this is not Windows)",
+            remedy=f"set {key} to a folder here, such as /data/gpt_storage",
+        )
+    return Path(os.path.abspath(relative_to / Path(text).expanduser()))
