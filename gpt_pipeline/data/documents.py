@@ -1,0 +1,65 @@
+"""What a document is: its columns, its text, the article it grew from, and on which side of the split it falls."""
+
+from __future__ import annotations
+
+import hashlib
+
+SYNTH_COLUMNS = (
+    "synth_id",
+    "language",
+    "exercise",
+    "model",
+    "query",
+    "query_seed_url",
+    "query_seed_text",
+    "additional_seed_url",
+    "seed_license",
+    "constraints",
+    "script",
+    "synthetic_reasoning",
+    "synthetic_answer",
+    "words",
+)
+
+QUERY_MARK = "Q: "
+REASONING_MARK = "\n\nReasoning:\n"
+ANSWER_MARK = "\n\nA: "
+ENGLISH = "en"
+FAILED_CONSTRAINT = "result:Failed after maximum attempts"  # SYNTH's note on rows whose generation was given up
+
+MAX_DOCUMENT_BYTES = 1 << 20
+"""UTF-8 bytes of a document's text; the few rows above it are runaway generations, and one bounds memory."""
+
+
+def is_blank(text: str | None) -> bool:
+    """Whether `text` is null, empty or only whitespace."""
+    return text is None or not text.strip()
+
+
+def document_text(query: str, reasoning: str | None, answer: str) -> str:
+    """Return the text of a row; a blank reasoning is left out together with its heading."""
+    if reasoning is None or is_blank(reasoning):
+        return f"{QUERY_MARK}{query}{ANSWER_MARK}{answer}"
+    return f"{QUERY_MARK}{query}{REASONING_MARK}{reasoning}{ANSWER_MARK}{answer}"
+
+
+def prompt_text(query: str) -> str:
+    """Return the beginning of a document, up to where the model has to go on with its reasoning."""
+    return f"{QUERY_MARK}{query}{REASONING_MARK}"
+
+
+def article_key(query_seed_url: str | None, synth_id: str | None) -> str:
+    """Return the name of the article a row grew from; a row without one is an article of its own."""
+    if query_seed_url is not None and not is_blank(query_seed_url):
+        return query_seed_url
+    return synth_id or ""
+
+
+def is_held_out(article: str, *, seed: int, fraction: float) -> bool:
+    """Whether the documents of `article` are for validation and evaluation only, never for training.
+
+    Decided by a hash of the article alone, so that a document keeps its side when others are added, and a larger
+    `fraction` holds out a superset.
+    """
+    digest = hashlib.blake2b(f"{seed}\n{article}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2.0**64
