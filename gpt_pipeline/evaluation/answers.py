@@ -1,0 +1,118 @@
+"""Putting questions to a model and judging what it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.evaluation.generate import Generation, generate
+from gpt_pipeline.evaluation.questions import Question
+from gpt_pipeline.evaluation.score import Score, score_answer, split_answer
+from gpt_pipeline.evaluation.validation import token_losses
+from gpt_pipeline.model.gpt import GPT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredAnswer:
+    """What the model wrote to one question, and how good it is."""
+
+    question: Question
+    generation: Generation
+    text: str
+    """The whole continuation."""
+
+    score: Score
+
+
+def answer_questions(
+    model: GPT, questions: Sequence[Question], *, max_new_tokens: int, context_length: int, batch_size: int = 16
+) -> list[ScoredAnswer]:
+    """Return the model's greedy answer to each question, scored, in the order of the questions."""
+    prompts = [encode_prompt(question.prompt) for question in questions]
+    generations = generate(
+        model, prompts, max_new_tokens=max_new_tokens, context_length=context_length, batch_size=batch_size
+    )
+    return [_scored(question, generation) for question, generation in zip(questions, generations, strict=True)]
+
+
+def encode_prompt(text: str) -> list[int]:
+    """Return the tokens of the beginning of a document, `<|endoftext|>` first, as training saw it."""
+    return [EOT_TOKEN, *gpt2().encode_ordinary(text)]
+
+
+def reference_answer_loss(model: GPT, questions: Iterable[Question], *, context_length: int) -> float | None:
+    """Return the mean nats per token of the documents' own answers, given question and own reasoning.
+
+    A document beyond the context keeps its end. None without questions.
+    """
+    nats, n_tokens = 0.0, 0
+    for question in questions:
+        prompt, answer = encode_prompt(question.answer_prompt), gpt2().encode_ordinary(f" {question.answer}")
+        ids = torch.tensor([[*prompt, *answer][-context_length - 1 :]], device=model.head_weight.device)
+        losses = token_losses(model, ids)[0, -len(answer) :]
+        nats += float(losses.double().sum())
+        n_tokens += losses.numel()
+    return nats / n_tokens if n_tokens else None
+
+
+def answer_metrics(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
+    """Return the metrics of all answers together; shares and F1 in [0, 1], empty without answers."""
+    if not answers:
+        return {}
+    scores = [each.score for each in answers]
+    means = {
+        "well_formed": _mean(score.well_formed for score in scores),
+        "correct": _mean(score.correct for score in scores),
+        "exact_match": _mean(score.exact_match for score in scores),
+        "numeric_match": _mean(score.numeric_match for score in scores),
+        "token_f1": _mean(score.token_f1 for score in scores),
+        "distinct_2": _mean(score.distinct_2 for score in scores),
+        "new_tokens": _mean(len(each.generation.tokens) for each in answers),
+        "num_questions": float(len(answers)),
+        "prompts_truncated": float(sum(each.generation.prompt_truncated for each in answers)),
+    }
+    return {name: value for name, value in means.items() if value is not None}
+
+
+def as_record(answer: ScoredAnswer) -> dict[str, Any]:
+    """Return an answer as JSON values, for the file, the tracker and the report."""
+    question, score, generation = answer.question, answer.score, answer.generation
+    parts = split_answer(answer.text, with_reasoning=question.with_reasoning)
+    return {
+        "synth_id": question.synth_id,
+        "exercise": question.exercise,
+        "question": question.query,
+        "expected": question.expected,
+        "reference_reasoning": question.reasoning,
+        "reference_answer": question.answer,
+        "reasoning": parts.reasoning,
+        "answer": parts.answer,
+        "generated": answer.text,
+        "ended": generation.ended,
+        "well_formed": score.well_formed,
+        "correct": score.correct,
+        "exact_match": score.exact_match,
+        "numeric_match": score.numeric_match,
+        "token_f1": score.token_f1,
+        "distinct_2": score.distinct_2,
+        "new_tokens": len(generation.tokens),
+        "prompt_truncated": generation.prompt_truncated,
+    }
+
+
+def _scored(question: Question, generation: Generation) -> ScoredAnswer:
+    text = gpt2().decode(list(generation.tokens), errors="replace")
+    score = score_answer(
+        text, expected=question.expected, ended=generation.ended, with_reasoning=question.with_reasoning
+    )
+    return ScoredAnswer(question=question, generation=generation, text=text, score=score)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are there, or None."""
+    present = [float(value) for value in values if value is not None]
+    return sum(present) / len(present) if present else None

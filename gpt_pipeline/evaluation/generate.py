@@ -1,0 +1,142 @@
+"""Writing on from a prompt, many prompts at once, with the model's key-value cache.
+
+Shapes: B batch, T tokens of the longest prompt, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gpt_pipeline.data.tokenizer import EOT_TOKEN
+from gpt_pipeline.model.gpt import GPT, KVCache
+
+Pick = Callable[[Tensor], Tensor]
+"""Chooses one token for each row of logits: [B, V] -> [B]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What the model wrote after one prompt."""
+
+    tokens: tuple[int, ...]
+    """Without the prompt and without the `<|endoftext|>` that ended it."""
+
+    ended: bool
+    """Whether the model ended it, rather than the limit."""
+
+    prompt_truncated: bool
+    """Whether the prompt lost its beginning so that it fits the context."""
+
+
+@dataclass(kw_only=True)
+class _Sequence:
+    """One prompt on its way to a `Generation`."""
+
+    tokens: list[int]
+    n_prompt: int
+    limit: int
+    """Tokens, prompt included, at which it is cut off."""
+
+    prompt_truncated: bool
+    ended: bool = field(default=False)
+
+    @property
+    def finished(self) -> bool:
+        return self.ended or len(self.tokens) >= self.limit
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """Return the likeliest token of each row: [B, V] -> [B]."""
+    return logits.argmax(dim=-1)
+
+
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    context_length: int,
+    batch_size: int = 16,
+    pick: Pick = greedy,
+) -> list[Generation]:
+    """Return what `model` writes after each prompt, in the order of the prompts.
+
+    A text ends at `<|endoftext|>`, after `max_new_tokens`, or when prompt and answer fill `context_length`: at most
+    the model's, and no more than it was trained at. A prompt that would leave no room to answer (`max_new_tokens`, at
+    most half of the context) keeps `<|endoftext|>` and its end, and loses its beginning. None of this depends on the
+    other prompts of a batch, so with `greedy` neither does what is written.
+
+    Raises:
+        ValueError: an empty prompt.
+    """
+    model.eval()
+    room = min(max_new_tokens, context_length // 2)
+    sequences = [
+        _start(place, prompt, max_prompt=context_length - room, max_new=max_new_tokens, context=context_length)
+        for place, prompt in enumerate(prompts)
+    ]
+    # Prompts of like length share a batch: less padding, and rows that end at about the same time.
+    waiting = sorted(sequences, key=lambda sequence: len(sequence.tokens))
+    while waiting:
+        batch, waiting = waiting[:batch_size], waiting[batch_size:]
+        _advance(model, batch, pick)
+        waiting = [sequence for sequence in batch if not sequence.finished] + waiting
+    return [_finish(sequence) for sequence in sequences]
+
+
+def _start(place: int, prompt: Sequence[int], *, max_prompt: int, max_new: int, context: int) -> _Sequence:
+    if not prompt:
+        raise ValueError(f"prompt {place} is empty, need at least <|endoftext|>")
+    too_long = len(prompt) > max_prompt
+    tokens = [prompt[0], *prompt[len(prompt) - max_prompt + 1 :]] if too_long else list(prompt)
+    limit = min(len(tokens) + max_new, context)
+    return _Sequence(tokens=tokens, n_prompt=len(tokens), limit=limit, prompt_truncated=too_long)
+
+
+@torch.inference_mode()
+def _advance(model: GPT, batch: list[_Sequence], pick: Pick) -> None:
+    """Write on until half of the batch is finished or the longest row fills the model's context.
+
+    The rows that are left start again with what they have, in a fuller batch with less padding. At least one row
+    finishes: the longest has the least room, and it is the first to meet either bound.
+    """
+    device = model.head_weight.device
+    lengths = torch.tensor([len(sequence.tokens) for sequence in batch], device=device)
+    longest = int(lengths.max())
+    steps = max(sequence.limit - len(sequence.tokens) for sequence in batch)
+    capacity = min(longest + steps, model.config.context_length)
+    padding = longest - lengths
+    cache = KVCache(model.config, capacity=capacity, padding=padding if bool(padding.any()) else None)
+    ids = torch.tensor([_padded(sequence.tokens, longest) for sequence in batch], device=device)
+    unfinished = len(batch)
+    while cache.length + ids.size(1) <= capacity and unfinished > len(batch) // 2:
+        chosen = pick(model.forward_cached(ids, cache))
+        for sequence, token in zip(batch, chosen.tolist(), strict=True):
+            _append(sequence, token)
+        unfinished = sum(not sequence.finished for sequence in batch)
+        ids = chosen[:, None]
+
+
+def _append(sequence: _Sequence, token: int) -> None:
+    if sequence.finished:
+        return
+    if token == EOT_TOKEN:
+        sequence.ended = True
+    else:
+        sequence.tokens.append(token)
+
+
+def _padded(tokens: list[int], length: int) -> list[int]:
+    return [EOT_TOKEN] * (length - len(tokens)) + tokens
+
+
+def _finish(sequence: _Sequence) -> Generation:
+    return Generation(
+        tokens=tuple(sequence.tokens[sequence.n_prompt :]),
+        ended=sequence.ended,
+        prompt_truncated=sequence.prompt_truncated,
+    )

@@ -1,0 +1,126 @@
+"""What an evaluation found, and the file that keeps it. Imports nothing heavy, so that asking is cheap."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_pipeline.evaluation.config import EvaluationConfig
+from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
+
+_logger = logging.getLogger(__name__)
+
+EVALUATION_VERSION = "1"
+"""Raise it when the same weights, data and configuration give another result: every checkpoint is judged again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """One checkpoint, judged once. Everything but `path` and `reused` is in the file."""
+
+    fingerprint: str
+    key: str
+    """Of the checkpoint: `step_00000100`."""
+
+    checkpoint: Mapping[str, Any]
+    """`file`, `step`, `sha256`, `weights_sha256`, `training_fingerprint`, and `metrics` as the trainer saw them."""
+
+    config: Mapping[str, Any]
+    """What of the configuration decides the result."""
+
+    upstream: Mapping[str, str]
+    """Fingerprints of the data: `shards`, `english`."""
+
+    metrics: Mapping[str, float]
+    """By name; a metric that does not apply (numbers right where no number is asked for) is absent."""
+
+    answers: tuple[Mapping[str, Any], ...]
+    """One per question, in the order of the question set."""
+
+    started_at: str
+    """UTC, ISO 8601; with `created_at` the only times of this evaluation, so that it is logged the same every time."""
+
+    created_at: str
+    seconds: float
+    device: str
+    versions: Mapping[str, str]
+
+    path: Path
+    reused: bool
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates behind the weights."""
+        return int(self.checkpoint["step"])
+
+
+def evaluation_identity(config: EvaluationConfig, *, max_length: int) -> dict[str, Any]:
+    """Return what of the configuration decides the result of an evaluation."""
+    return {
+        "num_questions": config.num_questions,
+        "max_new_tokens": config.max_new_tokens,
+        "max_validation_tokens": config.max_validation_tokens,
+        "seed": config.seed,
+        "max_length": max_length,
+    }
+
+
+def evaluation_fingerprint(
+    *, weights_sha256: str, shards_fingerprint: str, config: EvaluationConfig, max_length: int
+) -> str:
+    """Return the identity of an evaluation.
+
+    It goes by the weights, not by the file: `best_model.pt` and the `checkpoint_step_<N>.pt` it equals are one. The
+    shards' fingerprint stands for the documents, the split and the tokenizer, and so for the questions too.
+    """
+    return fingerprint(
+        "evaluation",
+        config=evaluation_identity(config, max_length=max_length),
+        upstream=[weights_sha256, shards_fingerprint],
+        code_version=EVALUATION_VERSION,
+    )
+
+
+def write_evaluation(result: EvaluationResult) -> None:
+    """Write `result` to its path, atomically."""
+    value = dataclasses.asdict(result)
+    del value["path"], value["reused"]
+    write_json(result.path, value)
+
+
+def evaluation_path(folder: Path, key: str, identity: str) -> Path:
+    """Return `<folder>/<checkpoint key>-<first digits of the fingerprint>.json`."""
+    return folder / f"{key}-{identity[:SHORT]}.json"
+
+
+def find_evaluation(folder: Path, identity: str) -> EvaluationResult | None:
+    """Return the finished evaluation in `folder` with this fingerprint, or None."""
+    for path in sorted(folder.glob(f"*-{identity[:SHORT]}.json")):
+        result = _read_evaluation(path)
+        if result is not None and result.fingerprint == identity:
+            return result
+    return None
+
+
+def read_evaluations(folder: Path) -> list[EvaluationResult]:
+    """Return every finished evaluation in `folder`, by step, then by time."""
+    results = [result for path in sorted(folder.glob("*.json")) if (result := _read_evaluation(path)) is not None]
+    return sorted(results, key=lambda result: (result.step, result.created_at))
+
+
+def _read_evaluation(path: Path) -> EvaluationResult | None:
+    """Return the evaluation at `path`; a file that is none is said in the log and counts as absent."""
+    try:
+        value = read_json(path)
+        return EvaluationResult(**{**value, "answers": tuple(value["answers"])}, path=path, reused=True)
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        _logger.warning("%s is not a readable evaluation (%s); it is ignored", path, error)
+        return None

@@ -1,0 +1,111 @@
+"""The loss on held-out tokens.
+
+Shapes: B batch, T tokens of a window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # its usual name
+
+from gpt_pipeline.data.tokenizer import EOT_TOKEN, VOCAB_SIZE, gpt2
+from gpt_pipeline.model.gpt import GPT
+
+_MAX_EXPONENT = 700.0  # exp(709.8) is the largest float
+
+
+class Stream(Protocol):
+    """Tokens that can be read from anywhere, such as `data.shards.TokenStream`."""
+
+    @property
+    def n_tokens(self) -> int: ...
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Return `length` tokens from `start` on, uint16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationLoss:
+    """How well the model predicts held-out tokens."""
+
+    val_loss: float
+    """Mean nats per token."""
+
+    n_tokens: int
+    """Tokens that were predicted."""
+
+    n_bytes: int
+    """UTF-8 bytes of the text that these tokens stand for; `<|endoftext|>` stands for none."""
+
+    @property
+    def perplexity(self) -> float:
+        """e to the mean loss, cut off at e^700."""
+        return math.exp(min(self.val_loss, _MAX_EXPONENT))
+
+    @property
+    def val_bpb(self) -> float:
+        """Bits per UTF-8 byte: comparable across tokenizers.
+
+        All nats, those spent on `<|endoftext|>` included (the end of a document is information too), over the exact
+        bytes of the tokens that were predicted. The manifest's mean bytes per token would be wrong whenever fewer
+        tokens than the whole split are evaluated.
+        """
+        return self.val_loss * self.n_tokens / math.log(2) / max(self.n_bytes, 1)
+
+
+def validation_loss(
+    model: GPT, stream: Stream, *, sequence_length: int, max_tokens: int, batch_size: int = 8
+) -> ValidationLoss:
+    """Return the loss on the first `max_tokens` tokens of `stream` that have one before them.
+
+    Window i gives the model tokens [i*T, i*T + T) and asks for the ones that follow each; the last window may be
+    shorter. Losses are summed as float64, so that `batch_size` changes the result by rounding in the model alone.
+
+    Raises:
+        ValueError: the stream has fewer than two tokens.
+    """
+    model.eval()
+    device = model.head_weight.device
+    nats, n_tokens, n_bytes = 0.0, 0, 0
+    lengths = bytes_per_token()
+    for windows in _batches(stream, sequence_length=sequence_length, max_tokens=max_tokens, batch_size=batch_size):
+        losses = token_losses(model, torch.from_numpy(windows).to(device))
+        nats += float(losses.double().sum())
+        n_tokens += losses.numel()
+        n_bytes += int(lengths[windows[:, 1:]].sum())
+    if n_tokens == 0:
+        raise ValueError(f"found {stream.n_tokens} validation tokens, need at least 2")
+    return ValidationLoss(val_loss=nats / n_tokens, n_tokens=n_tokens, n_bytes=n_bytes)
+
+
+@torch.inference_mode()
+def token_losses(model: GPT, ids: Tensor) -> Tensor:
+    """Return the nats of each token of `ids` [B, T + 1] but the first, given those before it: [B, T], float32."""
+    logits = model(ids[:, :-1])
+    return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(ids.size(0), -1)
+
+
+@cache
+def bytes_per_token() -> np.ndarray:
+    """Return how many UTF-8 bytes each token stands for, int64 [V]; GPT-2's BPE is made of bytes, so they add up."""
+    lengths = [0 if token == EOT_TOKEN else len(gpt2().decode_single_token_bytes(token)) for token in range(VOCAB_SIZE)]
+    return np.array(lengths, dtype=np.int64)
+
+
+def _batches(stream: Stream, *, sequence_length: int, max_tokens: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Yield windows, int64 [B, T + 1], in order; then the shorter rest, if any, as [1, rest + 1]."""
+    n_targets = min(stream.n_tokens - 1, max_tokens)
+    n_windows, rest = divmod(max(n_targets, 0), sequence_length)
+    for first in range(0, n_windows, batch_size):
+        starts = range(first * sequence_length, min(first + batch_size, n_windows) * sequence_length, sequence_length)
+        yield np.stack([stream.read(start, sequence_length + 1) for start in starts]).astype(np.int64)
+    if rest:
+        yield stream.read(n_windows * sequence_length, rest + 1).astype(np.int64)[None]
