@@ -1,0 +1,182 @@
+"""Token shards as files, and a split of them as one array. Needs numpy only: the trainer reads its data through this.
+
+A shard is what llm.c and modded-nanogpt read: 256 little-endian int32 (magic, version, number of tokens, zeros), then
+the tokens as little-endian uint16. Beside each lies the position of its documents' first tokens, as int64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.storage.atomic import atomic_path
+from gpt_pipeline.storage.manifest import Manifest, read_manifest
+
+MAGIC = 20240520  # llm.c, dev/data/data_common.py: GPT-2 tokens
+VERSION = 1
+HEADER_BYTES = 256 * 4
+TOKEN_DTYPE = np.dtype("<u2")
+TRAIN, VALIDATION = "train", "validation"
+
+Tokens = NDArray[np.uint16]
+Positions = NDArray[np.int64]
+
+
+def shard_name(split: str, number: int) -> str:
+    """Return the file name of the `number`-th shard of a split, from 1."""
+    return f"{split}_{number:06d}.bin"
+
+
+def starts_name(shard: str) -> str:
+    """Return the file name of a shard's document starts."""
+    return f"{shard.removesuffix('.bin')}.starts.npy"
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard that is being written."""
+
+    file: BinaryIO
+
+    def append(self, tokens: Tokens) -> None:
+        self.file.write(tokens.astype(TOKEN_DTYPE, copy=False).tobytes())
+
+
+@contextmanager
+def new_shard(path: Path) -> Iterator[ShardFile]:
+    """Yield a shard to append tokens to; it becomes `path`, with its header, when the block ends well."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(bytes(HEADER_BYTES))
+        yield ShardFile(file)
+        n_tokens = (file.tell() - HEADER_BYTES) // TOKEN_DTYPE.itemsize
+        file.seek(0)
+        file.write(_header(n_tokens))
+
+
+def _header(n_tokens: int) -> bytes:
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = MAGIC, VERSION, n_tokens
+    return header.tobytes()
+
+
+def map_shard(path: Path) -> Tokens:
+    """Return the tokens of a shard as a read-only memory map.
+
+    Raises:
+        DamagedFileError: the file is missing, has another header, or has not the size that its header says.
+    """
+    try:
+        header = np.fromfile(path, dtype="<i4", count=256)
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise DamagedFileError(f"{path} is missing; materialize token_shards again") from None
+    if len(header) < 256 or (header[0], header[1]) != (MAGIC, VERSION):
+        raise DamagedFileError(
+            f"{path}: found header {header[:2].tolist()}, need {[MAGIC, VERSION]}; delete its folder and run again"
+        )
+    needed = HEADER_BYTES + int(header[2]) * TOKEN_DTYPE.itemsize
+    if size != needed:
+        raise DamagedFileError(f"{path}: found {size} bytes, need {needed}; delete its folder and run again")
+    # A plain array over the map: numpy's memmap class makes each slice several times slower.
+    return np.asarray(np.memmap(path, dtype=TOKEN_DTYPE, mode="r", offset=HEADER_BYTES))
+
+
+class TokenStream:
+    """The shards of one split as one array of token ids; nothing is read before it is asked for."""
+
+    def __init__(self, folder: Path, shards: tuple[str, ...]) -> None:
+        """Map `shards`, file names in `folder`, in order.
+
+        Raises:
+            DamagedFileError: a shard is missing or is not what its header says.
+        """
+        self._folder = folder
+        self._names = shards
+        self._shards = [map_shard(folder / name) for name in shards]
+        self._bounds: Positions = np.cumsum([0, *(len(shard) for shard in self._shards)], dtype=np.int64)
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self._bounds[-1])
+
+    @cached_property
+    def document_starts(self) -> Positions:
+        """Position of each document's `<|endoftext|>` in the stream, ascending: int64 [documents]."""
+        starts = [np.load(self._folder / starts_name(name)) for name in self._names]
+        return np.concatenate([start + base for start, base in zip(starts, self._bounds, strict=False)])
+
+    def read(self, start: int, length: int) -> Tokens:
+        """Return `length` tokens from `start` on: uint16 [length], a view into the file where it can be one.
+
+        Raises:
+            IndexError: the range leaves the stream.
+        """
+        if start < 0 or length < 0 or start + length > self.n_tokens:
+            raise IndexError(f"tokens {start} to {start + length} leave the stream of {self.n_tokens}")
+        first = int(np.searchsorted(self._bounds, start, side="right")) - 1
+        last = int(np.searchsorted(self._bounds, start + length, side="left"))
+        pieces = [
+            shard[max(start - base, 0) : start + length - base]
+            for shard, base in zip(self._shards[first:last], self._bounds[first:last].tolist(), strict=True)
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, np.uint16), *pieces])
+
+    def gather(self, starts: Positions, length: int) -> Tokens:
+        """Return one row of `length` tokens from each of `starts`: uint16 [len(starts), length].
+
+        Raises:
+            IndexError: a row leaves the stream.
+        """
+        starts = np.asarray(starts, dtype=np.int64)
+        if len(starts) and (starts.min() < 0 or starts.max() + length > self.n_tokens):
+            raise IndexError(f"rows of {length} tokens leave the stream of {self.n_tokens}")
+        rows = np.empty((len(starts), length), dtype=np.uint16)
+        first = np.searchsorted(self._bounds, starts, side="right") - 1
+        inside = starts + length <= self._bounds[first + 1]
+        for shard in np.unique(first[inside]):
+            chosen = np.flatnonzero(inside & (first == shard))
+            windows = sliding_window_view(self._shards[shard], length)
+            rows[chosen] = windows[starts[chosen] - self._bounds[shard]]
+        for row in np.flatnonzero(~inside):
+            rows[row] = self.read(int(starts[row]), length)
+        return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenShards:
+    """The two splits of a finished token_shards stage."""
+
+    train: TokenStream
+    validation: TokenStream
+    manifest: Manifest
+
+
+def open_shards(folder: Path) -> TokenShards:
+    """Return the splits in `folder`; checks headers, sizes and token counts, not every byte.
+
+    Raises:
+        DamagedFileError: there is no finished stage in `folder`, or a file is not what the manifest says.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise DamagedFileError(f"{folder} holds no finished token shards; materialize token_shards again")
+    train, validation = (_open_split(folder, manifest, split) for split in (TRAIN, VALIDATION))
+    return TokenShards(train=train, validation=validation, manifest=manifest)
+
+
+def _open_split(folder: Path, manifest: Manifest, split: str) -> TokenStream:
+    names = tuple(sorted(name for name in manifest.files if name.startswith(f"{split}_") and name.endswith(".bin")))
+    stream = TokenStream(folder, names)
+    needed = manifest.facts[f"{split}_tokens"]
+    if stream.n_tokens != needed:
+        raise DamagedFileError(f"{folder}: found {stream.n_tokens} {split} tokens, need {needed}; delete it, run again")
+    return stream
