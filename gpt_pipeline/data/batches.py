@@ -1,0 +1,139 @@
+"""Batches as functions of the step: resuming is one integer, and the number of processes changes nothing.
+
+Legend: B sequences in a batch, T tokens in a sequence, W windows of T tokens in the stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_pipeline.data.token_stream import TokenStream
+from gpt_pipeline.errors import ConfigError, require
+
+TokenIds = NDArray[np.int64]
+_ROUNDS = 6  # 4 rounds of a balanced Feistel network suffice in theory (Luby and Rackoff, 1988)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSampler:
+    """The training batches: each epoch visits every window of the stream once, in an order of its own.
+
+    Window i holds the T + 1 tokens from i*T on: inputs and, shifted by one, targets. The windows that do not fill the
+    last batch of an epoch are left out of that epoch.
+    """
+
+    stream: TokenStream
+
+    sequence_length: int
+    """T, tokens in a sequence."""
+
+    batch_size: int
+    """B, sequences in a batch, all ranks together."""
+
+    seed: int
+    """Chooses the order of the windows."""
+
+    def __post_init__(self) -> None:
+        for name in ("sequence_length", "batch_size"):
+            value = getattr(self, name)
+            require(value > 0, name, found=value, need="a whole number above 0")
+        if self.sequences_per_epoch < self.batch_size:
+            raise ConfigError(
+                "batch_size",
+                found=self.batch_size,
+                need=f"at most {self.sequences_per_epoch}, the sequences of {self.sequence_length} tokens in the "
+                f"{self.stream.n_tokens} training tokens",
+                remedy="raise data.num_samples, or lower batch_size or data.max_length",
+            )
+
+    @property
+    def sequences_per_epoch(self) -> int:
+        """W."""
+        return (self.stream.n_tokens - 1) // self.sequence_length
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.sequences_per_epoch // self.batch_size
+
+    def batch_at(self, step: int, *, rank: int = 0, world_size: int = 1) -> tuple[TokenIds, TokenIds]:
+        """Return inputs and targets of the `step`-th batch, counted from 0 over all epochs: int64 [B / world_size, T].
+
+        The ranks' parts, put together in order of rank, are the batch of a single process.
+
+        Raises:
+            ConfigError: the batch cannot be divided evenly among the ranks.
+        """
+        windows = self.windows_at(step, rank=rank, world_size=world_size)
+        return _shifted(self.stream.gather(windows * self.sequence_length, self.sequence_length + 1))
+
+    def windows_at(self, step: int, *, rank: int = 0, world_size: int = 1) -> NDArray[np.int64]:
+        """Return the numbers of the windows in that batch: int64 [B / world_size]."""
+        require(
+            self.batch_size % world_size == 0,
+            "batch_size",
+            found=self.batch_size,
+            need=f"a multiple of the {world_size} processes that share it",
+        )
+        share = self.batch_size // world_size
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        first = step_in_epoch * self.batch_size + rank * share
+        positions = np.arange(first, first + share, dtype=np.uint64)
+        return shuffled(positions, n=self.sequences_per_epoch, key=f"{self.seed}/{epoch}").astype(np.int64)
+
+
+def sequential_windows(
+    stream: TokenStream, *, sequence_length: int, max_tokens: int | None = None, batch_size: int = 1
+) -> Iterator[tuple[TokenIds, TokenIds]]:
+    """Yield inputs and targets of the stream's windows in order, int64 [b, t], each token a target once.
+
+    Batches are [batch_size, T], the last full one maybe smaller; what is left at the stream's end is one window
+    [1, t < T]. With `max_tokens` only the first max_tokens // T windows are used, and at least one.
+    """
+    T = sequence_length
+    whole, rest = divmod(stream.n_tokens - 1, T)
+    if max_tokens is not None and max_tokens < stream.n_tokens - 1:
+        whole, rest = min(whole, max(1, max_tokens // T)), 0 if whole else rest
+    for first in range(0, whole, batch_size):
+        windows = np.arange(first, min(first + batch_size, whole), dtype=np.int64)
+        yield _shifted(stream.gather(windows * T, T + 1))
+    if rest > 0:
+        yield _shifted(stream.read(whole * T, rest + 1)[None])
+
+
+def _shifted(rows: NDArray[np.uint16]) -> tuple[TokenIds, TokenIds]:
+    ids = rows.astype(np.int64)
+    return np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
+
+
+def shuffled(positions: NDArray[np.uint64], *, n: int, key: str) -> NDArray[np.uint64]:
+    """Return where `positions` of 0..n-1 go in the permutation that `key` names; memory is that of `positions`.
+
+    A keyed Feistel network permutes the next power of four at or above n; what lands outside 0..n-1 is sent through
+    it again until it lands inside ("cycle walking": Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+    """
+    half_bits = np.uint64(max(1, -(-(n - 1).bit_length() // 2)))
+    keys = np.frombuffer(hashlib.sha512(key.encode()).digest(), dtype="<u8")[:_ROUNDS]
+    result = _feistel(positions.astype(np.uint64), half_bits, keys)
+    while (outside := np.flatnonzero(result >= n)).size:
+        result[outside] = _feistel(result[outside], half_bits, keys)
+    return result
+
+
+def _feistel(values: NDArray[np.uint64], half_bits: np.uint64, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    left, right = values >> half_bits, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mixed(right + key) & mask)
+    return (left << half_bits) | right
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the output function of SplitMix64 (Steele, Lea and Flood, 2014), modulo 2^64."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
