@@ -1,0 +1,119 @@
+"""The whole experiment file as one config, and what its blocks must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import isqrt
+
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.evaluation.config import EvaluationConfig
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.storage.config import StorageConfig
+from gpt_pipeline.storage.names import folder_name
+from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
+
+DATA_FOLDER = "data"  # <base_folder>/data holds what experiments share, so that no experiment may bear the name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """What an experiment file says, block by block; blocks that it leaves out have their defaults."""
+
+    experiment_name: str
+    """Shown to people; also the name of the experiment's folder, with `_` for what no folder's name can have."""
+
+    data: DataConfig
+    storage: StorageConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in one optimizer update, all GPUs and micro-batches together."""
+        return self.training.tokens_per_step or self.training.batch_size * self.data.max_length
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences in one optimizer update, all GPUs and micro-batches together."""
+        return self.tokens_per_step // self.data.max_length
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences in one forward pass of one GPU."""
+        return self.training.micro_batch_size or self.sequences_per_step // self.hardware.num_gpus
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Forward passes of one GPU in one optimizer update."""
+        return self.sequences_per_step // (self.hardware.num_gpus * self.micro_batch_size)
+
+
+def contradictions(config: ExperimentConfig) -> Iterator[ConfigError]:
+    """Yield what the blocks of `config` do not agree on, each with the values to use instead."""
+    yield from _name(config)
+    yield from _sequence_length(config)
+    yield from _batch(config)
+    yield from _warmup(config)
+
+
+def _name(config: ExperimentConfig) -> Iterator[ConfigError]:
+    try:
+        folder = folder_name(config.experiment_name, key="experiment_name")
+    except ConfigError as error:
+        yield error
+        return
+    if folder.lower() == DATA_FOLDER:  # lower: Windows and macOS do not tell `Data` from `data`
+        need = f"another name: the folder `{DATA_FOLDER}` holds the data that experiments share"
+        yield ConfigError("experiment_name", found=config.experiment_name, need=need, remedy="use `data 1`, say")
+
+
+def _sequence_length(config: ExperimentConfig) -> Iterator[ConfigError]:
+    length, context = config.data.max_length, config.model.context_length
+    if length > context:
+        need = f"at most model.context_length={context}"
+        remedy = f"use data.max_length: {context}, or model.context_length: {length}"
+        yield ConfigError("data.max_length", found=length, need=need, remedy=remedy)
+
+
+def _batch(config: ExperimentConfig) -> Iterator[ConfigError]:
+    tokens, length = config.tokens_per_step, config.data.max_length
+    if tokens % length:
+        use = _either([tokens // length * length, (tokens // length + 1) * length])
+        need = f"a multiple of data.max_length={length}"
+        yield ConfigError("training.tokens_per_step", found=tokens, need=need, remedy=use)
+        return
+    sequences, gpus = config.sequences_per_step, config.hardware.num_gpus
+    if sequences % gpus:
+        need = f"a divisor of the {sequences} sequences in one update"
+        yield ConfigError("hardware.num_gpus", found=gpus, need=need, remedy=_either(_divisors_near(gpus, sequences)))
+        return
+    size, share = config.micro_batch_size, sequences // gpus
+    if share % size:
+        need = f"a divisor of the {share} sequences that each GPU has of one update"
+        use = _either(_divisors_near(size, share))
+        yield ConfigError("training.micro_batch_size", found=size, need=need, remedy=use)
+
+
+def _warmup(config: ExperimentConfig) -> Iterator[ConfigError]:
+    warmup, steps = config.training.warmup_steps, config.training.max_steps
+    if steps is not None and warmup >= steps:
+        need = f"a whole number below training.max_steps={steps}, or the learning rate never reaches its peak"
+        yield ConfigError("training.warmup_steps", found=warmup, need=need, remedy=f"use {steps // 10}")
+
+
+def _divisors_near(value: int, whole: int) -> list[int]:
+    """Return the largest divisor of `whole` below `value` and the smallest above it."""
+    limit = min(isqrt(whole), 10_000)  # bounds the work for absurd sizes, where a nearer divisor may be missed
+    small = [divisor for divisor in range(1, limit + 1) if whole % divisor == 0]
+    divisors = sorted({*small, *(whole // divisor for divisor in small)})
+    below = [divisor for divisor in divisors if divisor < value]
+    above = [divisor for divisor in divisors if divisor > value]
+    return below[-1:] + above[:1]
+
+
+def _either(values: list[int]) -> str:
+    return "use " + " or ".join(str(value) for value in values if value > 0)

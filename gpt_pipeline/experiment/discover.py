@@ -1,0 +1,82 @@
+"""All experiment files of a folder, each on its own: a broken one is reported and takes no other down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.document import SUFFIXES
+from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.storage.names import slug
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentFile:
+    """One file of the folder: an experiment, or the problem that it has."""
+
+    name: str
+    """The slug of the file's stem, numbered where another file has it: unique in the folder."""
+
+    file: Path
+    experiment: Experiment | None = None
+    problem: str | None = None
+    """What to tell the user; None when `experiment` is there."""
+
+
+def find_experiments(folder: Path) -> list[ExperimentFile]:
+    """Return the YAML files of `folder` by name, hidden ones left out.
+
+    Of two files that would share a name or a folder for their results, the second has a problem that names the first.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; make it and put an experiment file in it")
+    files = [file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith(".")]
+    return list(_distinct(sorted(files, key=lambda file: (slug(file.stem), file.name))))
+
+
+def _distinct(files: list[Path]) -> Iterator[ExperimentFile]:
+    taken: dict[str, Path] = {}
+    for name, file in _named(files):
+        try:
+            experiment = load_experiment(file)
+            _take(taken, experiment)
+        except UserError as error:
+            yield ExperimentFile(name=name, file=file, problem=str(error))
+        else:
+            yield ExperimentFile(name=name, file=file, experiment=experiment)
+
+
+def _named(files: list[Path]) -> Iterator[tuple[str, Path]]:
+    names = {slug(file.stem) for file in files}
+    seen: set[str] = set()
+    for file in files:
+        name = slug(file.stem)
+        if name in seen:
+            name = next(other for number in count(2) if (other := f"{name}_{number}") not in names | seen)
+        seen.add(name)
+        yield name, file
+
+
+def _take(taken: dict[str, Path], experiment: Experiment) -> None:
+    """Note the experiment's name and folder as its own.
+
+    Raises:
+        UserError: another file has one of them, or the folder is none of this machine.
+    """
+    file, folder = experiment.file, str(experiment.folder.root)
+    wanted = {
+        f"name {experiment.name}": f"{file}: has the same name as {{}}, `{experiment.name}`; rename one of the files",
+        # lower: Windows and macOS do not tell `Mine` from `mine`.
+        f"folder {folder.lower()}": f"{file}: experiment_name: would write into the same folder as {{}}, {folder}; "
+        "give one of them another name",
+    }
+    for key, text in wanted.items():
+        if key in taken:
+            raise UserError(text.format(taken[key]))
+    taken.update(dict.fromkeys(wanted, file))

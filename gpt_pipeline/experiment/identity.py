@@ -1,0 +1,45 @@
+"""What decides the weights of an experiment, and what does not."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gpt_pipeline.experiment.config import ExperimentConfig
+
+TRAINING_CODE_VERSION = "1"
+"""Raised by hand when the trainer's code changes the weights that a config gives."""
+
+_HOW_NOT_WHAT = {"micro_batch_size", "compile"}
+_SAID_OTHERWISE = {"batch_size", "tokens_per_step", "num_epochs", "max_steps", "min_learning_rate"}
+
+
+def training_identity(config: ExperimentConfig) -> dict[str, Any]:
+    """Return everything that decides the weights, besides the data, as JSON values.
+
+    Two ways of saying the same are one identity: `batch_size` and `tokens_per_step`, a `min_learning_rate` left out and
+    the tenth of `learning_rate` that it stands for, any `num_epochs` below a `max_steps`.
+
+    Left out, so that changing it continues a training rather than starting another:
+        hardware: device and number of GPUs; the same batches in the same order on any of them.
+        training.micro_batch_size: how an update is cut to fit the memory; the same gradient but for rounding and for
+            where dropout falls. Who runs out of memory lowers it and goes on.
+        training.compile: the same arithmetic in fused kernels, but for rounding.
+        evaluation: looks at the weights, never changes them.
+        storage, experiment_name, runtime: where the files lie and what they are called.
+        data, but for max_length: the fingerprint of the shards says more than the block.
+    Kept although it is about hardware: training.precision, since bf16 trains visibly different weights. It counts as
+    written: `auto` is an identity of its own, or else the device would be part of it.
+    """
+    training = dataclasses.asdict(config.training)
+    for name in _HOW_NOT_WHAT | _SAID_OTHERWISE:
+        del training[name]
+    training["sequences_per_step"] = config.sequences_per_step
+    training["min_learning_rate"] = config.training.final_learning_rate
+    steps = config.training.max_steps
+    training["length"] = {"epochs": config.training.num_epochs} if steps is None else {"steps": steps}
+    return {
+        "model": dataclasses.asdict(config.model),
+        "training": training,
+        "max_length": config.data.max_length,
+    }

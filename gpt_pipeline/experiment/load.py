@@ -1,0 +1,284 @@
+"""Experiment files read and checked: every problem of a file is reported at once, each with its line."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.experiment.config import DATA_FOLDER, ExperimentConfig, contradictions
+from gpt_pipeline.experiment.document import Entry, Kind, Written, read_document, read_text
+from gpt_pipeline.experiment.identity import TRAINING_CODE_VERSION, training_identity
+from gpt_pipeline.experiment.problems import ExperimentFileError, Problem, listed, nearest
+from gpt_pipeline.experiment.values import UNFIT, choices, need_of, read_value, remedy_for
+from gpt_pipeline.storage.fingerprint import fingerprint
+from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.storage.names import folder_name, resolve_folder, slug
+from gpt_pipeline.training.config import CadenceConfig
+
+RUNTIME = "runtime"  # the block that the pipeline writes; whatever it holds decides nothing
+_STAND_INS = {int: 1, str: "x"}  # for a required value that is missing or wrong, so that its block is still checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One experiment file, valid as a whole. Folders are resolved when asked for, on the machine that asks."""
+
+    file: Path
+    config: ExperimentConfig
+
+    lines: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
+    """Line of each key that the file gives, by its whole path."""
+
+    def __post_init__(self) -> None:
+        for contradiction in contradictions(self.config):
+            raise contradiction
+
+    @property
+    def name(self) -> str:
+        """The file's stem as a key for assets, groups and jobs."""
+        return slug(self.file.stem)
+
+    @property
+    def display_name(self) -> str:
+        return self.config.experiment_name
+
+    @property
+    def base_folder(self) -> Path:
+        """Absolute. Raises ConfigError for a Windows path on another system."""
+        return self._resolved("storage.base_folder", self.config.storage.base_folder)
+
+    @property
+    def data_folder(self) -> Path:
+        """What experiments share: raw files, English parquet, token shards."""
+        return self.base_folder / DATA_FOLDER
+
+    @property
+    def folder(self) -> ExperimentFolder:
+        """What is this experiment's alone: checkpoints, metrics, evaluations, report."""
+        return ExperimentFolder(root=self.base_folder / folder_name(self.display_name, key="experiment_name"))
+
+    @property
+    def data(self) -> DataConfig:
+        """The `data:` block for the data stages: `local_dataset_path` absolute. Raises ConfigError as `base_folder`."""
+        data = self.config.data
+        if data.local_dataset_path is None:
+            return data
+        path = self._resolved("data.local_dataset_path", data.local_dataset_path)
+        return dataclasses.replace(data, local_dataset_path=str(path))
+
+    @property
+    def identity(self) -> str:
+        """Changes when, on the same data, the weights would: the identity of the training without that of its data."""
+        return fingerprint("training", config=training_identity(self.config), code_version=TRAINING_CODE_VERSION)
+
+    @property
+    def cadence(self) -> CadenceConfig:
+        """What the trainer needs of the `evaluation:` block."""
+        names = [field.name for field in dataclasses.fields(CadenceConfig)]
+        return CadenceConfig(**{name: getattr(self.config.evaluation, name) for name in names})
+
+    def _resolved(self, key: str, text: str) -> Path:
+        try:
+            return resolve_folder(text, relative_to=self.file.parent, key=key)
+        except ConfigError as error:
+            place = ":".join(str(part) for part in (self.file, self.lines.get(key)) if part is not None)
+            found = Written(kind=Kind.QUOTED, text=text)
+            raise ConfigError(f"{place}: {key}", found=found, need=error.need, remedy=error.remedy) from None
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Return the experiment that the YAML file `path` describes.
+
+    Raises:
+        ExperimentFileError: one line for each problem: file, line, key, what was found, what is needed, the remedy.
+            Contradictions between blocks are looked for when each block is right in itself.
+    """
+    reading = _Reading()
+    values = reading.block(ExperimentConfig, read_document(path, read_text(path)), section="", line=None)
+    if reading.problems:
+        raise ExperimentFileError(path, reading.problems)
+    config = ExperimentConfig(**values)
+    problems = [reading.problem_of(error) for error in contradictions(config)]
+    if problems:
+        raise ExperimentFileError(path, problems)
+    return Experiment(file=path, config=config, lines={key: entry.line for key, entry in reading.entries.items()})
+
+
+class _Reading:
+    """One pass over a file: what it gives, and what is wrong with it."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.entries: dict[str, Entry] = {}
+
+    def block(self, config: Any, entries: Iterable[Entry], *, section: str, line: int | None) -> dict[str, Any]:
+        """Return the values of a block by key; what cannot be used is noted in `problems` and left out."""
+        hints = _hints(config)
+        given = self._known(entries, hints, section)
+        given.pop(RUNTIME, None)
+        read = {key: self._value(entry, hints[key], path=_join(section, key)) for key, entry in given.items()}
+        values = {key: value for key, value in read.items() if value is not UNFIT}
+        self._note_missing(config, given, section=section, line=line)
+        sound = self._note_out_of_range(config, values, section=section, line=line) if section else values
+        for key in read.keys() - values.keys():
+            self._note_unfit(config, given[key], sound, path=_join(section, key))
+        return values
+
+    def problem_of(self, error: ConfigError, *, line: int | None = None) -> Problem:
+        """Return `error`, whose key is a whole path, as a problem at the line that gives the key, or at `line`."""
+        entry = self.entries.get(error.key)
+        found = _Default(error.found) if entry is None else entry.value
+        shown = ConfigError(error.key, found=found, need=error.need, remedy=error.remedy)
+        return Problem(line=entry.line if entry else line, key=error.key, text=str(shown))
+
+    def _known(self, entries: Iterable[Entry], hints: Mapping[str, Any], section: str) -> dict[str, Entry]:
+        given: dict[str, Entry] = {}
+        for entry in entries:
+            path = _join(section, entry.key)
+            if entry.key in given:
+                text = f"{path}: found twice, first in line {given[entry.key].line}, need it once; remove one"
+                self.problems.append(Problem(line=entry.line, key=path, text=text))
+            elif entry.key in hints or path == RUNTIME:
+                given[entry.key] = self.entries[path] = entry
+            else:
+                self.problems.append(Problem(line=entry.line, key=path, text=f"{path}: {_unknown(entry.key, section)}"))
+        return given
+
+    def _value(self, entry: Entry, hint: Any, *, path: str) -> Any:
+        if not _is_block(hint):
+            return read_value(entry.value, hint)
+        empty = entry.value.kind is Kind.PLAIN and not entry.value.text
+        if entry.value.kind is not Kind.BLOCK and not empty:
+            return UNFIT
+        count = len(self.problems)
+        values = self.block(hint, entry.block, section=path, line=entry.line)
+        return hint(**values) if len(self.problems) == count else UNFIT
+
+    def _note_missing(self, config: Any, given: Mapping[str, Entry], *, section: str, line: int | None) -> None:
+        for key in _required(config) - given.keys():
+            path = _join(section, key)
+            hint = _hints(config)[key]
+            if _is_block(hint):
+                self.block(hint, (), section=path, line=None)
+            else:
+                text = f"{path}: missing, need {_need(config, key, {})}"
+                self.problems.append(Problem(line=line, key=path, text=text))
+
+    def _note_unfit(self, config: Any, entry: Entry, values: Mapping[str, Any], *, path: str) -> None:
+        hint = _hints(config)[entry.key]
+        if not _is_block(hint):
+            error = ConfigError(
+                path,
+                found=entry.value,
+                need=_need(config, entry.key, values),
+                remedy=remedy_for(entry.value, hint) or _drop(config, entry),
+            )
+        elif entry.value.kind is not Kind.BLOCK:
+            remedy = "write one `key: value` a line, with a space after the colon"
+            error = ConfigError(path, found=entry.value, need=f"keys indented below `{entry.key}:`", remedy=remedy)
+        else:
+            return  # the problems inside the block are noted already
+        self.problems.append(self.problem_of(error))
+
+    def _note_out_of_range(
+        self, config: Any, values: Mapping[str, Any], *, section: str, line: int | None
+    ) -> dict[str, Any]:
+        """Note each value that the config's own check refuses; return the others, and stand-ins for required ones."""
+        sound = {**{key: _stand_in(config, key) for key in _required(config)}, **values}
+        dropped: list[str] = []
+        while (error := _construction_error(config, sound)) is not None:
+            # A need that quotes a value just found wrong would send the reader after a default.
+            if not any(f"{key}=" in error.need for key in dropped):
+                self.problems.append(self.problem_of(error.within(section), line=line))
+            if error.key not in sound:
+                break
+            dropped.append(error.key)
+            del sound[error.key]
+            if error.key in _required(config):
+                sound[error.key] = _stand_in(config, error.key)
+        return sound
+
+
+class _Default:
+    """A value that the file does not give; its `repr` is what an error shows as found."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return f"{self._value!r} (the default)"
+
+
+def _is_block(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint)
+
+
+@cache
+def _hints(config: Any) -> dict[str, Any]:
+    return get_type_hints(config)
+
+
+@cache
+def _required(config: type) -> frozenset[str]:
+    fields = dataclasses.fields(config)
+    missing = dataclasses.MISSING
+    return frozenset(each.name for each in fields if each.default is missing and each.default_factory is missing)
+
+
+def _stand_in(config: Any, key: str) -> Any:
+    return _STAND_INS[_hints(config)[key]]
+
+
+def _construction_error(config: Any, values: Mapping[str, Any]) -> ConfigError | None:
+    try:
+        config(**values)
+    except ConfigError as error:
+        return error
+    return None
+
+
+def _need(config: Any, key: str, values: Mapping[str, Any]) -> str:
+    """Return what `key` takes, in the words of the config's own check where it has one.
+
+    The check is asked by giving it NaN, which is in no range.
+    """
+    hint = _hints(config)[key]
+    if {int, float} & set(choices(hint)) and config is not ExperimentConfig:
+        others = {**{name: _stand_in(config, name) for name in _required(config)}, **values}
+        error = _construction_error(config, {**others, key: math.nan})
+        if error is not None and error.key == key:
+            return error.need
+    return need_of(hint)
+
+
+def _drop(config: Any, entry: Entry) -> str:
+    if entry.value.kind is not Kind.PLAIN or entry.value.text or entry.key in _required(config):
+        return ""
+    default = next(each.default for each in dataclasses.fields(config) if each.name == entry.key)
+    return f"give a value, or remove the line for the default, {default}"
+
+
+def _unknown(key: str, section: str) -> str:
+    """Return the text on an unknown key: the same key of another block, else the nearest key here, else elsewhere."""
+    blocks = {name: _hints(hint) for name, hint in _hints(ExperimentConfig).items() if _is_block(hint)}
+    home = blocks.get(section, _hints(ExperimentConfig))
+    elsewhere = {name: block for block, keys in blocks.items() for name in keys if block != section}
+    owners = [block for block, keys in blocks.items() if key in keys]
+    if owners:
+        return f"unknown key here, it belongs to {listed([f'`{owner}:`' for owner in owners])}; move it there"
+    if near := nearest(key, home):
+        return f"unknown key; did you mean {_join(section, near)}?"
+    if near := nearest(key, elsewhere):
+        return f"unknown key; did you mean {_join(elsewhere[near], near)}?"
+    return f"unknown key, need one of {', '.join(home)}"
+
+
+def _join(section: str, key: str) -> str:
+    return f"{section}.{key}" if section else key

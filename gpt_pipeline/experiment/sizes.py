@@ -1,0 +1,58 @@
+"""How large an experiment is, from its config and the facts of its shards alone: no torch, no data read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt_pipeline.errors import DataError
+from gpt_pipeline.experiment.config import ExperimentConfig
+from gpt_pipeline.model.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSize:
+    """The length of a training."""
+
+    tokens_per_step: int
+    """Tokens in one optimizer update."""
+
+    steps_per_epoch: int
+    """Updates in one pass over the training tokens; what does not fill a whole update is left out of the pass."""
+
+    max_steps: int
+    """Updates in the whole training."""
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Tokens trained on in one pass."""
+        return self.steps_per_epoch * self.tokens_per_step
+
+
+def training_size(config: ExperimentConfig, *, train_tokens: int) -> TrainingSize:
+    """Return the length of the training that `config` asks for on `train_tokens` tokens.
+
+    Raises:
+        DataError: the tokens do not fill one update.
+    """
+    # As `BatchSampler` cuts them: a sequence's targets reach one token into the next one.
+    sequences = max(0, train_tokens - 1) // config.data.max_length
+    steps_per_epoch = sequences // config.sequences_per_step
+    if steps_per_epoch == 0:
+        raise DataError(
+            f"found {train_tokens} training tokens, need at least {config.tokens_per_step + 1} for one update of "
+            f"{config.sequences_per_step} sequences of {config.data.max_length} tokens; "
+            "raise data.num_samples, or lower training.batch_size or data.max_length"
+        )
+    max_steps = config.training.max_steps or config.training.num_epochs * steps_per_epoch
+    return TrainingSize(tokens_per_step=config.tokens_per_step, steps_per_epoch=steps_per_epoch, max_steps=max_steps)
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """Return the parameters of a GPT-2 of this shape, without the vocabulary's padding; a tied matrix counts once."""
+    C = model.n_embd
+    embeddings = (model.vocab_size + model.context_length) * C
+    attention = C * 3 * C + (3 * C if model.qkv_bias else 0) + C * C + C
+    mlp = C * 4 * C + 4 * C + 4 * C * C + C
+    norms = 2 * 2 * C
+    head = 0 if model.tie_weights else model.vocab_size * C
+    return embeddings + model.n_layer * (attention + mlp + norms) + 2 * C + head
