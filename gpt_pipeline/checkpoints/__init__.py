@@ -1,1 +1,10 @@
-"""Checkpoints on disk: written so that a crash at any moment leaves a valid one, verified before they are loaded."""
+"""Checkpoints on disk: written so that a crash never leaves a bad one, verified before they are read, kept by rule.
+
+manifest.py   what is known of a checkpoint without reading it (no torch)
+snapshot.py   the state of a training that a checkpoint holds
+save.py       `checkpoint_step_<N>.pt` and `best_model.pt`, each with its manifest
+load.py       verified reading, and the model of a checkpoint
+leases.py     `hold` a checkpoint while it is being used (no torch)
+retention.py  which checkpoints stay, and `announce_evaluator` (no torch)
+room.py       free space
+"""

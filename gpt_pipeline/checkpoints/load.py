@@ -1,0 +1,76 @@
+"""Reading checkpoints: the hash first, then tensors and plain values only, never code."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, manifest_path, possible_infos, read_info
+from gpt_pipeline.checkpoints.snapshot import Snapshot
+from gpt_pipeline.errors import DamagedFileError, UserError
+from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.storage.atomic import sha256_of
+
+
+def verify_checkpoint(path: Path) -> CheckpointInfo:
+    """Return the manifest of the checkpoint `path` if the file is what it says.
+
+    Raises:
+        UserError: there is no such checkpoint.
+        DamagedFileError: the content is not what was written.
+    """
+    infos = possible_infos(path)
+    if not infos:
+        raise _not_a_checkpoint(path)
+    found = sha256_of(path)
+    # Read again: a `best_model.pt` may have been replaced while it was hashed.
+    for info in [*infos, *possible_infos(path)]:
+        if info.sha256 == found:
+            return info
+    raise DamagedFileError(f"{path} is damaged: found sha256 {found}, need {infos[0].sha256} as it was written")
+
+
+def load_checkpoint(path: Path, *, verify: bool = True) -> Snapshot:
+    """Return the state in the checkpoint `path`, on the CPU.
+
+    Raises:
+        UserError: there is no such checkpoint.
+        DamagedFileError: the content is not what was written, or holds more than tensors and plain values.
+    """
+    if verify:
+        verify_checkpoint(path)
+    elif read_info(path) is None:
+        raise _not_a_checkpoint(path)
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DamagedFileError(
+            f"{path} is refused: a checkpoint holds tensors and plain values only, and reading it as such failed "
+            f"({reason})"
+        ) from error
+    return Snapshot.from_payload(payload, source=path)
+
+
+def load_model(path: Path, *, device: str | torch.device = "cpu") -> tuple[GPT, CheckpointInfo]:
+    """Return the model of the checkpoint `path`, in eval mode on `device`, and the checkpoint's info.
+
+    Raises:
+        UserError: as `load_checkpoint`.
+    """
+    info = verify_checkpoint(path)
+    snapshot = load_checkpoint(path, verify=False)
+    with torch.device("meta"):  # no time spent on initial weights, no random numbers used
+        model = GPT(snapshot.model_config)
+    model.load_state_dict(dict(snapshot.model), assign=True)
+    return model.requires_grad_(False).to(device).eval(), info
+
+
+def _not_a_checkpoint(path: Path) -> UserError:
+    if not path.is_file():
+        return UserError(f"{path}: no such checkpoint")
+    if manifest_path(path).is_file():
+        return DamagedFileError(f"{path} is damaged: it has {path.stat().st_size} bytes, not what its manifest says")
+    return UserError(f"{path} is no finished checkpoint: its manifest {manifest_path(path).name} is missing")

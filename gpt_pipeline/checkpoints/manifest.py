@@ -1,0 +1,174 @@
+"""What is known of a checkpoint without reading it. Imports no torch, so that listing is quick anywhere.
+
+A checkpoint is a `.pt` file with a `.json` manifest of the same stem, written last: without it the file is a leftover.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.storage.atomic import fsync_folder, read_json, sha256_of, write_json
+
+_logger = logging.getLogger(__name__)
+
+BEST_NAME = "best_model.pt"
+_PENDING_BEST = "best_model.next.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """One finished checkpoint."""
+
+    path: Path
+    step: int
+    """Optimizer updates done."""
+
+    sha256: str
+    """Of the file, hex; computed from the bytes as they were written."""
+
+    weights_sha256: str
+    """Of the model's tensors alone (see `snapshot.weights_sha256`): the identity of what is evaluated."""
+
+    size: int
+    """Bytes of the file."""
+
+    fingerprint: str
+    """Of the training."""
+
+    shards_fingerprint: str
+    """Of the token shards it was trained on."""
+
+    tokens_seen: int
+    metrics: Mapping[str, float | None]
+    """`train_loss` of the last update and the newest `val_loss`, nats per token."""
+
+    model: ModelConfig
+    created_at: str
+    """UTC, ISO 8601."""
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of gpt_pipeline, torch and python."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the info as JSON values, `path` in full."""
+        return {**dataclasses.asdict(self), "path": str(self.path)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> CheckpointInfo:
+        """Return what `to_json` gave; raises KeyError, TypeError or ConfigError for anything else."""
+        return cls(**{**value, "path": Path(value["path"]), "model": ModelConfig(**value["model"])})
+
+
+def checkpoint_key(step: int) -> str:
+    """Return the name of a checkpoint in partitions and evaluations; the zeros keep names in the order of steps."""
+    return f"step_{step:08d}"
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of `step` lies in the `checkpoints` folder."""
+    return folder / f"checkpoint_step_{step}.pt"
+
+
+def manifest_path(path: Path) -> Path:
+    """Return where the manifest of the checkpoint `path` lies."""
+    return path.with_suffix(".json")
+
+
+def write_manifest(info: CheckpointInfo, *, at: Path | None = None) -> None:
+    """Write the manifest of `info`, atomically; the path in it is the file's name, so that a moved folder works."""
+    write_json(at or manifest_path(info.path), {**info.to_json(), "path": info.path.name})
+
+
+def read_info(path: Path) -> CheckpointInfo | None:
+    """Return the manifest of the checkpoint `path`, or None when it has none or its file is missing or cut short.
+
+    The file is not read: that it is what the manifest says, `load.verify_checkpoint` finds out.
+    """
+    return next(iter(possible_infos(path)), None)
+
+
+def possible_infos(path: Path) -> list[CheckpointInfo]:
+    """Return the manifests that may describe `path`: one, or two for a `best_model.pt` that is being replaced."""
+    manifests = [manifest_path(path), *([path.with_name(_PENDING_BEST)] if path.name == BEST_NAME else [])]
+    infos = [_read(manifest, path) for manifest in manifests]
+    size = path.stat().st_size if path.is_file() else -1
+    return [info for info in infos if info is not None and info.size == size]
+
+
+def list_checkpoints(folder: Path) -> list[CheckpointInfo]:
+    """Return the checkpoints `checkpoint_step_<N>.pt` in `folder`, oldest step first."""
+    found = [read_info(manifest.with_suffix(".pt")) for manifest in folder.glob("checkpoint_step_*.json")]
+    return sorted((info for info in found if info is not None), key=lambda info: info.step)
+
+
+def best_checkpoint(folder: Path) -> CheckpointInfo | None:
+    """Return `best_model.pt`, the one with the lowest validation loss so far, if there is one."""
+    return read_info(folder / BEST_NAME)
+
+
+def find_checkpoint(folder: Path, step: int) -> CheckpointInfo | None:
+    """Return the checkpoint of `step`, be it under its own name or as `best_model.pt`."""
+    info = read_info(checkpoint_path(folder, step))
+    if info is not None:
+        return info
+    best = best_checkpoint(folder)
+    return best if best is not None and best.step == step else None
+
+
+def announce_best(info: CheckpointInfo) -> None:
+    """Write the manifest of the `best_model.pt` to come beside that of the present one."""
+    write_manifest(info, at=info.path.with_name(_PENDING_BEST))
+
+
+def settle_best(folder: Path) -> None:
+    """Finish or forget a replacement of `best_model.pt` that was cut short; needs the lock of the experiment.
+
+    The new manifest stands before the file is renamed and takes the old one's place afterwards, so at each moment one
+    of the two describes the file.
+    """
+    pending = folder / _PENDING_BEST
+    if not pending.is_file():
+        return
+    path = folder / BEST_NAME
+    announced = _read(pending, path)
+    # Sizes are often equal, so only the content tells which manifest is meant.
+    if announced is not None and path.is_file() and sha256_of(path) == announced.sha256:
+        pending.replace(manifest_path(path))
+    else:
+        pending.unlink()
+    fsync_folder(folder)
+
+
+def set_aside(path: Path, *, why: str) -> Path:
+    """Rename a checkpoint and its manifest to `<name>.<why>` (numbered if taken); return the file's new path."""
+    number = 1
+    while True:
+        suffix = f".{why}" if number == 1 else f".{why}-{number}"
+        aside = path.with_name(path.name + suffix)
+        if not aside.exists():
+            break
+        number += 1
+    manifest = manifest_path(path)
+    if manifest.exists():  # first, so that what is left is no checkpoint
+        manifest.replace(manifest.with_name(manifest.name + suffix))
+    path.replace(aside)
+    fsync_folder(path.parent)
+    return aside
+
+
+def _read(manifest: Path, path: Path) -> CheckpointInfo | None:
+    try:
+        return CheckpointInfo.from_json({**read_json(manifest), "path": path})
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ConfigError) as error:
+        _logger.warning("%s is not a readable manifest (%s); its checkpoint does not count", manifest, error)
+        return None

@@ -1,0 +1,73 @@
+"""Which checkpoints stay: the newest, the best, those in use, and those that an evaluator has yet to see.
+
+Imports no torch: evaluators announce themselves from light processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from gpt_pipeline.checkpoints.leases import leases_frozen
+from gpt_pipeline.checkpoints.manifest import (
+    CheckpointInfo,
+    best_checkpoint,
+    checkpoint_key,
+    list_checkpoints,
+    manifest_path,
+)
+from gpt_pipeline.checkpoints.room import free_bytes
+from gpt_pipeline.storage.layout import ExperimentFolder
+
+_logger = logging.getLogger(__name__)
+
+_EVALUATOR_NAME = "evaluator.json"
+_HEARTBEAT_SECONDS = 600.0  # an evaluator that has not touched its file for so long is gone
+_SPARE_CHECKPOINTS = 2  # with less room than this, waiting for an evaluator would stop the training
+
+
+def prune(folder: ExperimentFolder, *, keep_last: int) -> list[CheckpointInfo]:
+    """Remove the checkpoints that need not stay; return them. `best_model.pt` is never touched."""
+    checkpoints = list_checkpoints(folder.checkpoints)
+    best = best_checkpoint(folder.checkpoints)
+    candidates = [info for info in checkpoints[:-keep_last] if best is None or info.step != best.step]
+    if not candidates:
+        return []
+    awaited = _awaited_steps(folder, candidates)
+    with leases_frozen(folder.checkpoints) as held:
+        removable = [info for info in candidates if info.path.name not in held and info.step not in awaited]
+        return [info for info in removable if _remove(info)]
+
+
+def announce_evaluator(root: Path) -> None:
+    """Say that an evaluator watches the experiment in `root`; its checkpoints stay until they are evaluated.
+
+    Call it at least every ten minutes.
+    """
+    (root / _EVALUATOR_NAME).write_text("{}\n", encoding="utf-8")
+
+
+def _awaited_steps(folder: ExperimentFolder, candidates: list[CheckpointInfo]) -> set[int]:
+    heartbeat = folder.root / _EVALUATOR_NAME
+    if not heartbeat.is_file() or time.time() - heartbeat.stat().st_mtime > _HEARTBEAT_SECONDS:
+        return set()
+    awaited = {info.step for info in candidates if not _is_evaluated(folder, info.step)}
+    if awaited and free_bytes(folder.checkpoints) < _SPARE_CHECKPOINTS * candidates[-1].size:
+        _logger.warning("the disk is nearly full: checkpoints are removed before they are evaluated")
+        return set()
+    return awaited
+
+
+def _is_evaluated(folder: ExperimentFolder, step: int) -> bool:
+    return any(folder.evaluations.glob(f"{checkpoint_key(step)}-*.json"))
+
+
+def _remove(info: CheckpointInfo) -> bool:
+    try:
+        info.path.unlink()  # first: a manifest without its file is no checkpoint
+    except PermissionError:  # Windows refuses to remove a file that someone reads
+        _logger.warning("%s is in use and stays for now", info.path)
+        return False
+    manifest_path(info.path).unlink(missing_ok=True)
+    return True

@@ -1,0 +1,170 @@
+"""Writing checkpoints so that a process killed at any moment leaves the ones before untouched.
+
+Temporary name, fsync, rename, fsync of the folder, and then the manifest with the sha256 of the bytes as they left
+this process: what a disk or a crash did to them afterwards shows when the file is verified.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from gpt_pipeline import __version__
+from gpt_pipeline.checkpoints.manifest import (
+    BEST_NAME,
+    CheckpointInfo,
+    announce_best,
+    checkpoint_path,
+    possible_infos,
+    set_aside,
+    settle_best,
+    write_manifest,
+)
+from gpt_pipeline.checkpoints.room import free_bytes
+from gpt_pipeline.checkpoints.snapshot import Snapshot, tensor_bytes, weights_sha256
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.storage.atomic import atomic_path
+from gpt_pipeline.storage.manifest import utc_now
+
+# What a file holds besides tensor bytes: names, shapes, alignment, the random number generators' states.
+_OVERHEAD_BYTES = 1 << 20
+
+
+class DiskFullError(UserError):
+    """A checkpoint does not fit on the disk."""
+
+
+def save_checkpoint(folder: Path, snapshot: Snapshot) -> CheckpointInfo:
+    """Write `checkpoint_step_<N>.pt` and its manifest into `folder`; return its info.
+
+    Anything else that has this name is kept, set aside as `*.leftover`.
+
+    Raises:
+        DiskFullError: no room; names the GB needed. Older checkpoints are untouched.
+    """
+    path = checkpoint_path(folder, snapshot.step)
+    _keep_leftover(path)
+    with _room_for(snapshot, folder), atomic_path(path) as temporary:
+        info = _write(temporary, path, snapshot)
+    write_manifest(info)
+    return info
+
+
+def save_best(folder: Path, snapshot: Snapshot) -> CheckpointInfo:
+    """Write `best_model.pt` in place of the one before, so that at each moment one of the two is there and valid.
+
+    Raises:
+        DiskFullError: as `save_checkpoint`.
+    """
+    path = _settled_best(folder)
+    with _room_for(snapshot, folder), atomic_path(path) as temporary:
+        info = _write(temporary, path, snapshot)
+        announce_best(info)
+    settle_best(folder)
+    return info
+
+
+def link_best(folder: Path, checkpoint: CheckpointInfo) -> CheckpointInfo:
+    """Make `best_model.pt` the same file as `checkpoint`; a copy where the file system has no hard links."""
+    path = _settled_best(folder)
+    info = CheckpointInfo.from_json({**checkpoint.to_json(), "path": path})
+    with atomic_path(path) as temporary:
+        try:
+            os.link(checkpoint.path, temporary)
+        except OSError:
+            shutil.copyfile(checkpoint.path, temporary)
+        announce_best(info)
+    settle_best(folder)
+    return info
+
+
+def checkpoint_bytes(snapshot: Snapshot) -> int:
+    """Return about how many bytes the checkpoint file of `snapshot` has."""
+    return tensor_bytes(snapshot.model) + tensor_bytes(snapshot.optimizer) + _OVERHEAD_BYTES
+
+
+def _settled_best(folder: Path) -> Path:
+    path = folder / BEST_NAME
+    settle_best(folder)
+    if not possible_infos(path):
+        _keep_leftover(path)
+    return path
+
+
+def _keep_leftover(path: Path) -> None:
+    if path.exists():
+        set_aside(path, why="leftover")
+
+
+def _write(temporary: Path, path: Path, snapshot: Snapshot) -> CheckpointInfo:
+    with temporary.open("wb") as file:
+        hashing = _HashingFile(file)
+        try:
+            torch.save(snapshot.payload(), hashing)
+        except Exception as error:
+            # torch wraps what a failing write raises; the disk's own word is the useful one.
+            raise hashing.error or error from error
+    return CheckpointInfo(
+        path=path,
+        step=snapshot.step,
+        sha256=hashing.digest.hexdigest(),
+        weights_sha256=weights_sha256(snapshot.model),
+        size=hashing.size,
+        fingerprint=snapshot.fingerprint,
+        shards_fingerprint=snapshot.shards_fingerprint,
+        tokens_seen=snapshot.tokens_seen,
+        metrics={"train_loss": snapshot.train_loss, "val_loss": snapshot.val_loss},
+        model=snapshot.model_config,
+        created_at=utc_now(),
+        versions={"gpt_pipeline": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
+    )
+
+
+class _HashingFile:
+    """The part of a file that `torch.save` needs; hashes and counts what passes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            written = self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        self.size += written
+        return written
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+class _room_for:  # noqa: N801  # reads as a function in a with statement
+    """Turns a write that failed for lack of room into a `DiskFullError`."""
+
+    def __init__(self, snapshot: Snapshot, folder: Path) -> None:
+        self._snapshot = snapshot
+        self._folder = folder
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        no_room = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+        if isinstance(error, OSError) and error.errno in no_room:
+            needed, free = checkpoint_bytes(self._snapshot) / 1e9, free_bytes(self._folder) / 1e9
+            raise DiskFullError(
+                f"no room for the checkpoint of step {self._snapshot.step} in {self._folder}: found {free:.3g} GB free "
+                f"({error.strerror}), need {needed:.3g} GB; the checkpoints before it are untouched. Free some space, "
+                "or lower evaluation.keep_last, and run again"
+            ) from error

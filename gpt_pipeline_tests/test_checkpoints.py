@@ -1,0 +1,406 @@
+"""Checkpoints: what survives, what is refused, what is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_pipeline.checkpoints.leases import hold
+from gpt_pipeline.checkpoints.load import load_checkpoint, load_model, verify_checkpoint
+from gpt_pipeline.checkpoints.manifest import (
+    CheckpointInfo,
+    best_checkpoint,
+    checkpoint_key,
+    find_checkpoint,
+    list_checkpoints,
+    settle_best,
+)
+from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
+from gpt_pipeline.checkpoints.save import DiskFullError, checkpoint_bytes, link_best, save_best, save_checkpoint
+from gpt_pipeline.checkpoints.snapshot import Snapshot, weights_sha256
+from gpt_pipeline.errors import DamagedFileError, UserError
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.storage.atomic import sha256_of
+from gpt_pipeline.storage.layout import ExperimentFolder
+
+_CONFIG = ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=8)
+
+
+def snapshot(step: int, **changes) -> Snapshot:
+    torch.manual_seed(step)
+    values = {
+        "model": GPT(_CONFIG).state_dict(),
+        "model_config": _CONFIG,
+        "optimizer": {"name": "adamw", "states": [{"state": {0: {"exp_avg": torch.randn(3)}}, "param_groups": []}]},
+        "random": {"torch": torch.get_rng_state(), "python": (3, (1, 2), None)},
+        "step": step,
+        "tokens_seen": 8 * step,
+        "seconds": 1.5,
+        "train_loss": 9.0,
+        "val_loss": 8.5,
+        "validated_step": step,
+        "best_val_loss": 8.5,
+        "best_step": step,
+        "fingerprint": "f" * 64,
+        "shards_fingerprint": "e" * 64,
+    }
+    return Snapshot(**{**values, **changes})
+
+
+def _flip_byte(path: Path) -> None:
+    with path.open("rb+") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_checkpoint_saved_and_loaded_is_the_same_state(tmp_path):
+    saved = snapshot(7)
+    info = save_checkpoint(tmp_path, saved)
+    loaded = load_checkpoint(info.path)
+    assert (loaded.step, loaded.random["python"]) == (7, (3, (1, 2), None))
+    assert torch.equal(loaded.random["torch"], saved.random["torch"])
+    assert weights_sha256(loaded.model) == weights_sha256(saved.model) == info.weights_sha256
+    assert list_checkpoints(tmp_path) == [info]
+    assert info.sha256 == sha256_of(info.path)
+    assert info.size == info.path.stat().st_size <= checkpoint_bytes(saved)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_checkpoint_info_in_a_moved_folder_still_points_to_the_file(tmp_path):
+    save_checkpoint(tmp_path / "a", snapshot(7))
+    (tmp_path / "a").rename(tmp_path / "b")
+    (info,) = list_checkpoints(tmp_path / "b")
+    assert info.path == tmp_path / "b" / "checkpoint_step_7.pt"
+    assert CheckpointInfo.from_json(json.loads(json.dumps(info.to_json()))) == info
+
+
+def test_checkpoints_are_listed_by_step_and_keys_sort_alike(tmp_path):
+    for step in (1000, 20, 300):
+        save_checkpoint(tmp_path, snapshot(step))
+    steps = [info.step for info in list_checkpoints(tmp_path)]
+    assert steps == [20, 300, 1000]
+    assert sorted(map(checkpoint_key, steps)) == ["step_00000020", "step_00000300", "step_00001000"]
+
+
+def test_weights_sha256_sees_names_dtypes_shapes_and_bytes():
+    base = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(0.0)}
+    variants = [
+        base,
+        {"a": torch.tensor([1.0, 2.0]), "c": torch.tensor(0.0)},
+        {"a": torch.tensor([[1.0, 2.0]]), "b": torch.tensor(0.0)},
+        {"a": torch.tensor([1.0, 2.0], dtype=torch.bfloat16), "b": torch.tensor(0.0)},
+        {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(-0.0)},
+    ]
+    assert len({weights_sha256(variant) for variant in variants}) == len(variants)
+    assert weights_sha256(dict(reversed(base.items()))) == weights_sha256(base)
+
+
+def test_load_model_gives_the_saved_logits(tmp_path):
+    torch.manual_seed(7)
+    model = GPT(_CONFIG).eval()
+    info = save_checkpoint(tmp_path, snapshot(7, model=model.state_dict()))
+    loaded, found = load_model(info.path)
+    ids = torch.arange(8)[None]
+    assert torch.equal(loaded(ids), model(ids))
+    assert found == info
+    assert not loaded.training
+
+
+def test_damaged_checkpoint_is_found_by_its_hash(tmp_path):
+    info = save_checkpoint(tmp_path, snapshot(7))
+    _flip_byte(info.path)
+    with pytest.raises(DamagedFileError, match=r"checkpoint_step_7\.pt is damaged: found sha256"):
+        load_checkpoint(info.path)
+
+
+def test_truncated_checkpoint_is_no_checkpoint(tmp_path):
+    info = save_checkpoint(tmp_path, snapshot(7))
+    os.truncate(info.path, info.size // 2)
+    assert list_checkpoints(tmp_path) == []
+    with pytest.raises(DamagedFileError, match="is damaged: it has"):
+        load_model(info.path)
+
+
+def test_checkpoint_without_manifest_is_a_leftover(tmp_path):
+    info = save_checkpoint(tmp_path, snapshot(7))
+    info.path.with_suffix(".json").unlink()
+    assert list_checkpoints(tmp_path) == []
+    with pytest.raises(UserError, match=r"its manifest checkpoint_step_7\.json is missing"):
+        load_checkpoint(info.path)
+    content = info.path.read_bytes()
+    save_checkpoint(tmp_path, snapshot(7, seconds=2.0))
+    assert (tmp_path / "checkpoint_step_7.pt.leftover").read_bytes() == content
+    assert load_checkpoint(info.path).seconds == 2.0
+
+
+def test_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "checkpoint_step_3.pt")
+
+
+class _Malicious:
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self._target),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("legacy", [False, True])
+def test_malicious_checkpoint_with_a_right_hash_is_refused_not_executed(tmp_path, legacy):
+    info = save_checkpoint(tmp_path, snapshot(7))
+    target = tmp_path / "executed"
+    if legacy:
+        info.path.write_bytes(pickle.dumps(_Malicious(target)))
+    else:
+        torch.save({"format": 1, "model": _Malicious(target)}, info.path)
+    manifest = info.path.with_suffix(".json")
+    value = json.loads(manifest.read_text())
+    value |= {"sha256": sha256_of(info.path), "size": info.path.stat().st_size}
+    manifest.write_text(json.dumps(value))
+    with pytest.raises(DamagedFileError, match="tensors and plain values only"):
+        load_checkpoint(info.path)
+    assert not target.exists()
+
+
+def test_foreign_payload_is_refused(tmp_path):
+    info = save_checkpoint(tmp_path, snapshot(7))
+    torch.save([1, 2], info.path)
+    with pytest.raises(DamagedFileError, match="found format 'list', need 1"):
+        Snapshot.from_payload(torch.load(info.path, weights_only=True), source=info.path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of processes are POSIX")
+def test_checkpoint_without_room_names_the_gigabytes_and_keeps_the_older(tmp_path):
+    old = save_checkpoint(tmp_path, snapshot(1))
+    code = f"""
+        import resource, signal, sys
+        from pathlib import Path
+        from gpt_pipeline.checkpoints.save import DiskFullError, save_best, save_checkpoint
+        from gpt_pipeline_tests.test_checkpoints import snapshot
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+        for save in (save_checkpoint, save_best):
+            try:
+                save(Path({str(tmp_path)!r}), snapshot(2))
+            except DiskFullError as error:
+                print(error)
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2, result.stderr
+    assert "no room for the checkpoint of step 2" in lines[0]
+    assert "need 0.0" in lines[0]
+    assert list_checkpoints(tmp_path) == [old]
+    verify_checkpoint(old.path)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint_step_1.pt", "checkpoint_step_1.json"}
+
+
+def test_disk_full_error_is_for_users():
+    assert issubclass(DiskFullError, UserError)
+
+
+# Best
+
+
+def test_best_model_replaces_the_one_before(tmp_path):
+    save_best(tmp_path, snapshot(1))
+    best = save_best(tmp_path, snapshot(2))
+    assert best_checkpoint(tmp_path) == best
+    assert load_checkpoint(best.path).step == 2
+    assert find_checkpoint(tmp_path, 2) == best
+    assert find_checkpoint(tmp_path, 1) is None
+    assert {path.name for path in tmp_path.iterdir()} == {"best_model.pt", "best_model.json"}
+
+
+def test_best_model_linked_to_a_checkpoint_outlives_it(tmp_path):
+    info = save_checkpoint(tmp_path, snapshot(3))
+    best = link_best(tmp_path, info)
+    assert best.path.stat().st_ino == info.path.stat().st_ino
+    info.path.unlink()
+    assert load_checkpoint(best.path).step == 3
+
+
+def test_best_model_on_a_file_system_without_links_is_a_copy(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    info = save_checkpoint(tmp_path, snapshot(3))
+    best = link_best(tmp_path, info)
+    assert best.path.stat().st_ino != info.path.stat().st_ino
+    assert load_checkpoint(best.path).step == 3
+
+
+_KILL_AT = """
+    import os, signal, sys
+    from pathlib import Path
+    import gpt_pipeline.checkpoints.save
+    from gpt_pipeline_tests.test_checkpoints import snapshot
+
+    remaining = int(sys.argv[2])
+    WATCHED = {"open", "os.rename", "os.link", "os.remove", "os.truncate", "shutil.copyfile"}
+
+    def die_later(event, args):
+        global remaining
+        if event in WATCHED and any(str(sys.argv[1]) in str(arg) for arg in args):
+            remaining -= 1
+            if remaining == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    fsync = os.fsync
+    def watched_fsync(descriptor):
+        die_later("open", [sys.argv[1]])
+        fsync(descriptor)
+    os.fsync = watched_fsync
+
+    new = snapshot(2)
+    sys.addaudithook(die_later)
+    gpt_pipeline.checkpoints.save.save_best(Path(sys.argv[1]), new)
+    print("done")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+def test_best_model_killed_at_every_file_operation_leaves_a_valid_one(tmp_path):
+    seen = set()
+    for count in range(1, 60):
+        folder = tmp_path / str(count)
+        save_best(folder, snapshot(1))
+        command = [sys.executable, "-c", textwrap.dedent(_KILL_AT), str(folder), str(count)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode in (0, -signal.SIGKILL), result.stderr
+        step = verify_checkpoint(folder / "best_model.pt").step
+        settle_best(folder)
+        assert verify_checkpoint(folder / "best_model.pt").step == step
+        assert not (folder / "best_model.next.json").exists()
+        seen.add(step)
+        if result.returncode == 0:
+            break
+    assert result.stdout == "done\n"
+    assert seen == {1, 2}
+
+
+def test_best_model_caught_between_file_and_manifest_is_valid(tmp_path):
+    save_best(tmp_path, snapshot(1))
+    old_file = (tmp_path / "best_model.pt").read_bytes()
+    old_manifest = (tmp_path / "best_model.json").read_text()
+    save_best(tmp_path, snapshot(2))
+    new_manifest = (tmp_path / "best_model.json").read_text()
+
+    # The new file stands, its manifest is announced, the old manifest is still in place.
+    (tmp_path / "best_model.json").write_text(old_manifest)
+    (tmp_path / "best_model.next.json").write_text(new_manifest)
+    assert verify_checkpoint(tmp_path / "best_model.pt").step == 2
+    settle_best(tmp_path)
+    assert best_checkpoint(tmp_path).step == 2
+
+    # Announced, but the file was not replaced any more.
+    (tmp_path / "best_model.pt").write_bytes(old_file)
+    (tmp_path / "best_model.json").write_text(old_manifest)
+    (tmp_path / "best_model.next.json").write_text(new_manifest)
+    assert verify_checkpoint(tmp_path / "best_model.pt").step == 1
+    settle_best(tmp_path)
+    assert best_checkpoint(tmp_path).step == 1
+
+
+# Retention
+
+
+@pytest.fixture
+def folder(tmp_path) -> ExperimentFolder:
+    folder = ExperimentFolder(root=tmp_path)
+    for step in range(1, 6):
+        save_checkpoint(folder.checkpoints, snapshot(step))
+    return folder
+
+
+def _steps(folder: ExperimentFolder) -> list[int]:
+    return [info.step for info in list_checkpoints(folder.checkpoints)]
+
+
+def test_prune_keeps_the_newest(folder):
+    assert [info.step for info in prune(folder, keep_last=2)] == [1, 2, 3]
+    assert _steps(folder) == [4, 5]
+    assert prune(folder, keep_last=2) == []
+    assert sorted(path.suffix for path in folder.checkpoints.glob("checkpoint*")) == [".json", ".json", ".pt", ".pt"]
+
+
+def test_prune_keeps_the_best(folder):
+    link_best(folder.checkpoints, list_checkpoints(folder.checkpoints)[0])
+    prune(folder, keep_last=1)
+    assert _steps(folder) == [1, 5]
+    assert best_checkpoint(folder.checkpoints).step == 1
+
+
+def test_prune_keeps_what_is_held(folder):
+    with hold(folder.checkpoints / "checkpoint_step_2.pt"):
+        with hold(folder.checkpoints / "checkpoint_step_2.pt"):
+            prune(folder, keep_last=1)
+        prune(folder, keep_last=1)
+        assert _steps(folder) == [2, 5]
+    prune(folder, keep_last=1)
+    assert _steps(folder) == [5]
+
+
+def test_hold_of_a_removed_checkpoint_is_refused(folder):
+    with pytest.raises(UserError, match="no such checkpoint"), hold(folder.checkpoints / "checkpoint_step_9.pt"):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+def test_lease_of_a_killed_process_does_not_last(folder):
+    code = """
+        import sys, time
+        from pathlib import Path
+        from gpt_pipeline.checkpoints.leases import hold
+        with hold(Path(sys.argv[1])):
+            print("held", flush=True)
+            time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(folder.checkpoints / "checkpoint_step_2.pt")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "held\n"
+        prune(folder, keep_last=1)
+        assert _steps(folder) == [2, 5]
+        child.kill()
+    prune(folder, keep_last=1)
+    assert _steps(folder) == [5]
+    assert not list((folder.checkpoints / ".leases").glob("*.lease"))
+
+
+def test_prune_keeps_what_a_live_evaluator_has_not_seen(folder):
+    folder.evaluations.mkdir()
+    (folder.evaluations / "step_00000002-abcdef.json").write_text("{}")
+    announce_evaluator(folder.root)
+    prune(folder, keep_last=1)
+    assert _steps(folder) == [1, 3, 4, 5]
+
+    long_ago = time.time() - 601
+    os.utime(folder.root / "evaluator.json", (long_ago, long_ago))
+    prune(folder, keep_last=1)
+    assert _steps(folder) == [5]
+
+
+def test_snapshot_payload_round_trip_keeps_every_field():
+    original = snapshot(4, best_val_loss=None)
+    restored = Snapshot.from_payload(original.payload(), source="test")
+    for field in dataclasses.fields(Snapshot):
+        assert getattr(restored, field.name) is getattr(original, field.name) or field.name == "model_config"
+    assert restored.model_config == _CONFIG
