@@ -97,7 +97,6 @@ def _start(place: int, prompt: Sequence[int], *, max_prompt: int, max_new: int, 
     return _Sequence(tokens=tokens, n_prompt=len(tokens), limit=limit, prompt_truncated=too_long)
 
 
-@torch.inference_mode()
 def _advance(model: GPT, batch: list[_Sequence], pick: Pick) -> None:
     """Write on until half of the batch is finished or the longest row fills the model's context.
 
@@ -114,7 +113,8 @@ def _advance(model: GPT, batch: list[_Sequence], pick: Pick) -> None:
     ids = torch.tensor([_padded(sequence.tokens, longest) for sequence in batch], device=device)
     unfinished = len(batch)
     while cache.length + ids.size(1) <= capacity and unfinished > len(batch) // 2:
-        chosen = pick(model.forward_cached(ids, cache))
+        with torch.inference_mode():
+            chosen = pick(model.forward_cached(ids, cache))
         for sequence, token in zip(batch, chosen.tolist(), strict=True):
             _append(sequence, token)
         unfinished = sum(not sequence.finished for sequence in batch)

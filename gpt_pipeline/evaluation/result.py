@@ -72,7 +72,7 @@ def evaluation_identity(config: EvaluationConfig, *, max_length: int) -> dict[st
 
 
 def evaluation_fingerprint(
-    *, weights_sha256: str, shards_fingerprint: str, config: EvaluationConfig, max_length: int
+    config: EvaluationConfig, *, weights_sha256: str, shards_fingerprint: str, max_length: int
 ) -> str:
     """Return the identity of an evaluation.
 
@@ -106,6 +106,11 @@ def find_evaluation(folder: Path, identity: str) -> EvaluationResult | None:
         if result is not None and result.fingerprint == identity:
             return result
     return None
+
+
+def evaluated_weights(folder: Path, weights_sha256: str) -> bool:
+    """Whether `folder` holds any evaluation of these weights, be it from other questions, settings or code."""
+    return any(result.checkpoint["weights_sha256"] == weights_sha256 for result in read_evaluations(folder))
 
 
 def read_evaluations(folder: Path) -> list[EvaluationResult]:

@@ -86,11 +86,11 @@ def validation_loss(
     return ValidationLoss(val_loss=nats / n_tokens, n_tokens=n_tokens, n_bytes=n_bytes)
 
 
-@torch.inference_mode()
 def token_losses(model: GPT, ids: Tensor) -> Tensor:
     """Return the nats of each token of `ids` [B, T + 1] but the first, given those before it: [B, T], float32."""
-    logits = model(ids[:, :-1])
-    return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(ids.size(0), -1)
+    with torch.inference_mode():
+        logits = model(ids[:, :-1]).float().flatten(0, 1)
+        return F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none").view(ids.size(0), -1)
 
 
 @cache

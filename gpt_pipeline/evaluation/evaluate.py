@@ -1,0 +1,242 @@
+"""One checkpoint, judged once: validation loss and answers to held-out questions.
+
+What is heavy (torch, the model) is imported when something has to be computed, so that a finished evaluation is found
+again in milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from gpt_pipeline import __version__
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key, read_info
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.errors import DamagedFileError, UserError
+from gpt_pipeline.evaluation.config import EvaluationConfig
+from gpt_pipeline.evaluation.result import (
+    EvaluationResult,
+    evaluated_weights,
+    evaluation_fingerprint,
+    evaluation_identity,
+    evaluation_path,
+    find_evaluation,
+    write_evaluation,
+)
+from gpt_pipeline.storage.fingerprint import SHORT
+from gpt_pipeline.storage.manifest import StageResult, utc_now
+
+if TYPE_CHECKING:
+    from gpt_pipeline.model.gpt import GPT
+
+__all__ = [
+    "CheckpointGoneError",
+    "EvaluationResult",
+    "UnusableCheckpointError",
+    "evaluate_checkpoint",
+    "evaluated_weights",
+    "evaluation_fingerprint",
+    "find_evaluation",
+]
+
+
+class CheckpointGoneError(UserError):
+    """The checkpoint was removed before it could be evaluated: nothing to mend, later ones are evaluated."""
+
+
+class UnusableCheckpointError(UserError):
+    """The checkpoint can be read, but its weights predict nothing: NaN or infinity among them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """All that decides an evaluation, and where it runs."""
+
+    checkpoint: CheckpointInfo
+    shards: StageResult
+    english: StageResult
+    data: DataConfig
+    config: EvaluationConfig
+    max_length: int
+    device: str
+    folder: Path
+
+    @property
+    def fingerprint(self) -> str:
+        return evaluation_fingerprint(
+            self.config,
+            weights_sha256=self.checkpoint.weights_sha256,
+            shards_fingerprint=self.shards.fingerprint,
+            max_length=self.max_length,
+        )
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    *,
+    shards: StageResult,
+    english: StageResult,
+    data: DataConfig,
+    config: EvaluationConfig,
+    max_length: int,
+    device: str,
+    folder: Path,
+    force: bool = False,
+) -> EvaluationResult:
+    """Judge the weights in `checkpoint` and keep the result in `folder`, or return the result already kept there.
+
+    Runs in float32 on `device` (`auto`, `cuda` or `cpu`). While it runs, retention spares the checkpoint; a second
+    process that wants the same evaluation waits for the first and takes its result. `force` judges again.
+
+    Raises:
+        CheckpointGoneError: there is no such checkpoint, or no more.
+        DamagedFileError: the file is not what its manifest says.
+        UnusableCheckpointError: its loss is not a number.
+    """
+    task = _Task(
+        checkpoint=_described(checkpoint),
+        shards=shards,
+        english=english,
+        data=data,
+        config=config,
+        max_length=max_length,
+        device=device,
+        folder=folder,
+    )
+    if not force and (kept := find_evaluation(folder, task.fingerprint)) is not None:
+        return kept
+    with _one_at_a_time(folder, task.fingerprint):
+        if not force and (kept := find_evaluation(folder, task.fingerprint)) is not None:
+            return kept
+        result = _evaluate(task)
+        write_evaluation(result)
+    return result
+
+
+def _described(checkpoint: Path) -> CheckpointInfo:
+    info = read_info(checkpoint)
+    if info is not None:
+        return info
+    if not checkpoint.is_file():
+        raise _gone(checkpoint)
+    raise DamagedFileError(f"{checkpoint} has no manifest beside it, or not the size that it says; remove it")
+
+
+def _gone(checkpoint: Path) -> CheckpointGoneError:
+    return CheckpointGoneError(f"{checkpoint} is not there (any more); only the last checkpoints are kept")
+
+
+@contextmanager
+def _one_at_a_time(folder: Path, fingerprint: str) -> Iterator[None]:
+    """Hold this evaluation's lock, waiting for another process that does the same."""
+    locks = folder / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{fingerprint[:SHORT]}.lock"):
+        yield
+
+
+def _evaluate(task: _Task) -> EvaluationResult:
+    started_at, start = utc_now(), time.monotonic()
+    model, device = _load(task)
+    metrics, answers = _measure(task, model)
+    key = checkpoint_key(task.checkpoint.step)
+    return EvaluationResult(
+        fingerprint=task.fingerprint,
+        key=key,
+        checkpoint=_checkpoint_record(task.checkpoint),
+        config=evaluation_identity(task.config, max_length=task.max_length),
+        upstream={"shards": task.shards.fingerprint, "english": task.english.fingerprint},
+        metrics=metrics,
+        answers=tuple(answers),
+        started_at=started_at,
+        created_at=utc_now(),
+        seconds=round(time.monotonic() - start, 3),
+        device=device,
+        versions=_versions(),
+        path=evaluation_path(task.folder, key, task.fingerprint),
+        reused=False,
+    )
+
+
+def _load(task: _Task) -> tuple[GPT, str]:
+    """Return the checkpoint's model, verified, and the name of the device it is on."""
+    import torch
+
+    from gpt_pipeline.checkpoints.leases import hold
+    from gpt_pipeline.checkpoints.load import load_model
+
+    device = task.device if task.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    path = task.checkpoint.path
+    try:
+        with hold(path):
+            model, found = load_model(path, device=device)
+    except (UserError, FileNotFoundError) as error:
+        if path.is_file():
+            raise
+        raise _gone(path) from error
+    if found.weights_sha256 != task.checkpoint.weights_sha256:  # best_model.pt was replaced in between
+        raise CheckpointGoneError(f"{path} now holds step {found.step}, not step {task.checkpoint.step} any more")
+    return model, torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
+def _measure(task: _Task, model: GPT) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Return the metrics by name and the answers as records."""
+    from gpt_pipeline.data.token_stream import open_shards
+    from gpt_pipeline.evaluation.answers import answer_metrics, answer_questions, as_record, reference_answer_loss
+    from gpt_pipeline.evaluation.questions import cached_questions
+    from gpt_pipeline.evaluation.validation import validation_loss
+
+    loss = validation_loss(
+        model,
+        open_shards(task.shards.folder).validation,
+        sequence_length=task.max_length,
+        max_tokens=task.config.max_validation_tokens,
+    )
+    if not math.isfinite(loss.val_loss):
+        raise UnusableCheckpointError(
+            f"{task.checkpoint.path}: found a validation loss of {loss.val_loss}, need a finite number; "
+            "go back to an earlier checkpoint and lower training.learning_rate"
+        )
+    questions = cached_questions(
+        task.folder / "questions", task.english, task.data, count=task.config.num_questions, seed=task.config.seed
+    )
+    # Beyond the length it was trained at, a model's position embeddings are still random.
+    context = min(task.max_length, model.config.context_length)
+    answers = answer_questions(model, questions, max_new_tokens=task.config.max_new_tokens, context_length=context)
+    answer_loss = reference_answer_loss(model, questions, context_length=context)
+    metrics = {
+        "val_loss": loss.val_loss,
+        "perplexity": loss.perplexity,
+        "val_bpb": loss.val_bpb,
+        "validation_tokens": float(loss.n_tokens),
+        **({} if answer_loss is None else {"answer_loss": answer_loss}),
+        **answer_metrics(answers),
+    }
+    return metrics, [as_record(answer) for answer in answers]
+
+
+def _checkpoint_record(info: CheckpointInfo) -> dict[str, Any]:
+    return {
+        "file": info.path.name,
+        "step": info.step,
+        "tokens_seen": info.tokens_seen,
+        "sha256": info.sha256,
+        "weights_sha256": info.weights_sha256,
+        "training_fingerprint": info.fingerprint,
+        "created_at": info.created_at,
+        "metrics": dict(info.metrics),
+    }
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    return {"gpt_pipeline": __version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -1,0 +1,40 @@
+"""Questions and answers as files that people and MLflow can read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_COLUMNS = ("exercise", "question", "expected", "reasoning", "answer", "well_formed", "correct", "token_f1")
+
+
+def answers_as_table(answers: Sequence[Mapping[str, Any]]) -> str:
+    """Return the answers in the JSON that MLflow's `log_table` writes and its pages show as a table."""
+    rows = [[answer[column] for column in _COLUMNS] for answer in answers]
+    return json.dumps({"columns": list(_COLUMNS), "data": rows}, ensure_ascii=False)
+
+
+def answers_as_markdown(answers: Sequence[Mapping[str, Any]], *, title: str) -> str:
+    """Return the answers as markdown to read from top to bottom; what the model wrote cannot end its block."""
+    if not answers:
+        return f"# {title}\n\nNo questions were asked.\n"
+    return "\n".join([f"# {title}\n", *(_answer(number, answer) for number, answer in enumerate(answers, start=1))])
+
+
+def _answer(number: int, answer: Mapping[str, Any]) -> str:
+    verdict = "correct" if answer["correct"] else "not correct"
+    form = "well-formed" if answer["well_formed"] else "not well-formed"
+    return "\n".join(
+        [
+            f"## {number}. {answer['exercise']}: {verdict}, {form}\n",
+            f"**Question**\n\n{_block(answer['question'])}\n",
+            f"**Expected**\n\n{_block(answer['expected'])}\n",
+            f"**Written by the model**\n\n{_block(answer['generated'])}\n",
+        ]
+    )
+
+
+def _block(text: str) -> str:
+    """Return `text` as an indented code block."""
+    return "\n".join(f"    {line}" for line in text.splitlines() or [""])

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import pytest
+
+from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, find_evaluation, write_evaluation
+from gpt_pipeline.tracking import mlflow_tracker
+from gpt_pipeline.tracking.mlflow_tracker import (
+    FINGERPRINT_TAG,
+    MARKDOWN_FILE,
+    TABLE_FILE,
+    LoggedRun,
+    TrackingError,
+    default_tracking_uri,
+    flatten,
+    log_evaluation,
+)
+
+PARAMETERS = {"training": {"learning_rate": 3e-4, "max_steps": None}, "data": {"num_samples": 100}}
+ANSWER = {
+    "synth_id": "a1",
+    "exercise": "math exercise",
+    "question": "What is six times seven?\n```\n<script>",
+    "expected": "42",
+    "reference_reasoning": "6*7=42",
+    "reference_answer": "42",
+    "reasoning": "Six sevens.",
+    "answer": "It is 42.",
+    "generated": "Six sevens.\n\nA: It is 42.",
+    "ended": True,
+    "well_formed": True,
+    "correct": True,
+    "exact_match": False,
+    "numeric_match": True,
+    "token_f1": 0.5,
+    "distinct_2": 1.0,
+    "new_tokens": 9,
+    "prompt_truncated": False,
+}
+
+
+def make_result(folder: Path, *, step: int = 50_000, fingerprint: str = "f" * 64) -> EvaluationResult:
+    key = f"step_{step:08d}"
+    result = EvaluationResult(
+        fingerprint=fingerprint,
+        key=key,
+        checkpoint={
+            "file": f"checkpoint_step_{step}.pt",
+            "step": step,
+            "tokens_seen": step * 100,
+            "sha256": "a" * 64,
+            "weights_sha256": "b" * 64,
+            "training_fingerprint": "c" * 64,
+            "created_at": "2026-11-01T09:00:00Z",
+            "metrics": {"train_loss": 3.5, "val_loss": None},
+        },
+        config={"num_questions": 1},
+        upstream={"shards": "d" * 64, "english": "e" * 64},
+        metrics={"val_loss": 3.25, "well_formed": 1.0},
+        answers=(ANSWER,),
+        started_at="2026-11-01T10:00:00Z",
+        created_at="2026-11-01T10:01:00Z",
+        seconds=60.0,
+        device="cpu",
+        versions={"torch": "2.13.0"},
+        path=evaluation_path(folder / "evaluations", key, fingerprint),
+        reused=False,
+    )
+    write_evaluation(result)
+    return result
+
+
+def log(result: EvaluationResult, store: Path, **changes: Any) -> LoggedRun:
+    settings = {"experiment_name": "My GPT", "parameters": PARAMETERS, "tags": {"dagster_run_id": "r1"}, **changes}
+    return log_evaluation(result, tracking_uri=default_tracking_uri(store), **settings)
+
+
+def client(store: Path) -> Any:
+    return mlflow_tracker._client(default_tracking_uri(store))
+
+
+def runs(store: Path) -> list[Any]:
+    ids = [experiment.experiment_id for experiment in client(store).search_experiments()]
+    return list(client(store).search_runs(ids))
+
+
+def metric_rows(store: Path) -> int:
+    with sqlite3.connect(store / "mlflow.db") as connection:
+        return int(connection.execute("select count(*) from metrics").fetchone()[0])
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A new store's bytes: MLflow takes seconds to create one."""
+    folder = tmp_path_factory.mktemp("empty")
+    mlflow_tracker._configure_mlflow()
+    client(folder).search_experiments()
+    return (folder / "mlflow.db").read_bytes()
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_store: bytes) -> Path:
+    folder = tmp_path / "a store"
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(empty_store)
+    return folder
+
+
+def test_log_evaluation_makes_one_finished_run_with_all_of_the_result(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "cwd"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    logged = log(make_result(tmp_path), store)
+    (run,) = runs(store)
+    assert logged == LoggedRun(run_id=run.info.run_id, experiment_id=run.info.experiment_id, new=True)
+    assert (run.info.run_name, run.info.status) == ("step_50000", "FINISHED")
+    assert run.data.params == {
+        "training.learning_rate": "0.0003",
+        "training.max_steps": "null",
+        "data.num_samples": "100",
+    }
+    assert run.data.metrics == {
+        "val_loss": 3.25,
+        "well_formed": 1.0,
+        "trainer_train_loss": 3.5,
+        "evaluation_seconds": 60.0,
+    }
+    assert run.data.tags["step"] == "50000"
+    assert run.data.tags["weights_sha256"] == "b" * 64
+    assert run.data.tags["dagster_run_id"] == "r1"
+    assert client(store).get_experiment(run.info.experiment_id).name == "My GPT"
+    artifacts = Path(url2pathname(urlparse(run.info.artifact_uri).path))
+    assert artifacts.is_relative_to(store)
+    table = json.loads((artifacts / TABLE_FILE).read_text(encoding="utf-8"))
+    assert dict(zip(table["columns"], table["data"][0], strict=True))["answer"] == "It is 42."
+    assert "It is 42." in (artifacts / MARKDOWN_FILE).read_text(encoding="utf-8")
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_log_evaluation_again_changes_nothing(tmp_path: Path, store: Path) -> None:
+    first = log(make_result(tmp_path), store)
+    rows = metric_rows(store)
+    again = log(make_result(tmp_path), store, parameters={"training": {"learning_rate": 1.0}})
+    assert again == dataclasses.replace(first, new=False)
+    assert len(runs(store)) == 1
+    assert metric_rows(store) == rows
+
+
+@pytest.mark.parametrize("reached", ["log_batch", "log_text", "set_terminated"])
+def test_log_evaluation_after_a_killed_attempt_completes_its_run(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, reached: str
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    result = make_result(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, reached, killed)
+        with pytest.raises(KeyboardInterrupt):
+            log(result, store)
+    (half,) = runs(store)
+    assert half.info.status == "RUNNING"
+    completed = log(result, store, parameters={"training": {"learning_rate": 1.0, "seed": 3}})
+    (run,) = runs(store)
+    assert completed == LoggedRun(run_id=half.info.run_id, experiment_id=half.info.experiment_id, new=True)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.seed"] == "3"
+    assert metric_rows(store) == 4
+
+
+def test_log_evaluation_into_a_wiped_store_logs_again_from_the_disk(
+    tmp_path: Path, store: Path, empty_store: bytes
+) -> None:
+    result = make_result(tmp_path)
+    first = log(result, store)
+    wiped = tmp_path / "wiped"
+    wiped.mkdir()
+    (wiped / "mlflow.db").write_bytes(empty_store)
+    kept = find_evaluation(result.path.parent, result.fingerprint)
+    assert kept is not None
+    second = log(kept, wiped)
+    assert second.new
+    assert second.run_id != first.run_id
+    (before,), (after,) = runs(store), runs(wiped)
+    assert (before.data.metrics, before.info.end_time) == (after.data.metrics, after.info.end_time)
+
+
+def test_log_evaluation_restores_an_experiment_from_the_trash(tmp_path: Path, store: Path) -> None:
+    first = log(make_result(tmp_path), store)
+    client(store).delete_experiment(first.experiment_id)
+    second = log(make_result(tmp_path, step=60_000, fingerprint="9" * 64), store)
+    assert second.experiment_id == first.experiment_id
+    assert len(runs(store)) == 2
+
+
+@pytest.mark.parametrize("name", ["../../x", "<script>alert(1)</script>", "a/b", "Ünïcode ✓ name's"])
+def test_log_evaluation_with_a_hostile_name_stays_inside_the_store(tmp_path: Path, store: Path, name: str) -> None:
+    result = make_result(tmp_path)
+    if ".." in name:
+        with pytest.raises(ValueError, match="stays inside"):
+            log(result, store, experiment_name=name)
+        return
+    logged = log(result, store, experiment_name=name)
+    experiment = client(store).get_experiment(logged.experiment_id)
+    assert not set('<>"/\\') & set(experiment.name)
+    files = list((store / "mlflow_artifacts").rglob(TABLE_FILE))
+    assert len(files) == 1
+
+
+def test_log_evaluation_with_a_damaged_store_says_so_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(TrackingError, match="kept on disk") as raised:
+        log(make_result(tmp_path), tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_log_evaluation_cuts_values_that_mlflow_refuses(tmp_path: Path, store: Path) -> None:
+    many = {f"key_{number}": "x" for number in range(250)} | {"long": "y" * 20_000}
+    log(make_result(tmp_path), store, parameters=many, tags={"long": "z" * 20_000})
+    (run,) = runs(store)
+    assert len(run.data.params) == 251
+    assert run.data.params["long"].startswith("yyy")
+    assert run.data.tags[FINGERPRINT_TAG] == "f" * 64
+
+
+def test_log_evaluation_from_processes_at_once_into_no_store_yet_ends_with_one_run(tmp_path: Path) -> None:
+    result = make_result(tmp_path)
+    code = f"""
+from pathlib import Path
+from gpt_pipeline.evaluation.result import find_evaluation
+from gpt_pipeline.tracking.mlflow_tracker import default_tracking_uri, log_evaluation
+result = find_evaluation(Path({str(result.path.parent)!r}), {result.fingerprint!r})
+uri = default_tracking_uri(Path({str(tmp_path)!r}))
+print(log_evaluation(result, tracking_uri=uri, experiment_name="x", parameters={{}}, tags={{}}).run_id)
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    ended = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], ended
+    assert len({output for output, _ in ended}) == 1
+    (run,) = runs(tmp_path)
+    assert run.info.status == "FINISHED"
+    assert metric_rows(tmp_path) == 4
+
+
+def test_flatten_names_nested_settings_by_their_path() -> None:
+    assert flatten({"a": {"b": {"c": 1}}, "d": None, "e": [1, 2]}) == {"a.b.c": "1", "d": "null", "e": "[1, 2]"}
