@@ -1,0 +1,244 @@
+"""Which rows of SYNTH become documents, decided column by column in Arrow; the rules of `documents` in bulk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gpt_pipeline.data.documents import (
+    ANSWER_MARK,
+    ENGLISH,
+    FAILED_CONSTRAINT,
+    MAX_DOCUMENT_BYTES,
+    QUERY_MARK,
+    REASONING_MARK,
+)
+from gpt_pipeline.errors import DataError
+
+RULE_VERSION = "1"
+"""Raised when the same rows would give other documents."""
+
+BATCH_ROWS = 2_000
+"""Rows decoded at a time: some 15 MB of SYNTH."""
+
+COLUMNS = (
+    "synth_id",
+    "language",
+    "exercise",
+    "query",
+    "query_seed_url",
+    "constraints",
+    "synthetic_reasoning",
+    "synthetic_answer",
+)
+"""The columns that decide a document; the others are never decompressed."""
+
+_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The rows of one batch that become documents, and why the others do not."""
+
+    rows: pa.RecordBatch
+    """The kept rows, all of `COLUMNS`."""
+
+    positions: pa.Array
+    """Where they stood in the batch, ascending."""
+
+    dropped: Counter[str]
+    """Rows by the first reason that applies."""
+
+
+def open_synth(path: Path) -> pq.ParquetFile:
+    """Return a file of SYNTH, ready to be read in bounded memory.
+
+    Raises:
+        DataError: the file is missing, is not parquet, is truncated, or lacks a column.
+    """
+    try:
+        # Buffering ahead would hold the whole row group, and a file of SYNTH is one row group.
+        file = pq.ParquetFile(path, pre_buffer=False)
+    except (FileNotFoundError, PermissionError) as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable parquet file ({_first_line(error)}); {_beginning(path)}") from error
+    _check_columns(path, file.schema_arrow)
+    return file
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    missing = [name for name in COLUMNS if name not in schema.names]
+    if missing:
+        raise DataError(f"{path}: lacks the columns {', '.join(missing)}; found {', '.join(schema.names)}")
+    wrong = [f"{name} is {schema.field(name).type}" for name in COLUMNS if not _is_text(schema.field(name).type)]
+    if wrong:
+        raise DataError(f"{path}: need text columns, but {', '.join(wrong)}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+
+
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        beginning = file.read(40)
+    return f"it begins with {beginning!r} and has {path.stat().st_size} bytes; download it again"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+
+
+def read_batches(path: Path, *, batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file of SYNTH in order, only `COLUMNS`, at most `batch_rows` at a time.
+
+    Raises:
+        DataError: the file cannot be read to its end.
+    """
+    with open_synth(path) as file:
+        try:
+            for batch in file.iter_batches(batch_size=batch_rows, columns=list(COLUMNS)):
+                yield batch.select(list(COLUMNS)).cast(_SCHEMA)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: damaged ({_first_line(error)}); {_beginning(path)}") from error
+
+
+def count_documents(path: Path) -> tuple[int, int]:
+    """Return how many rows a file of SYNTH has, and how many of them become documents.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    rows = documents = 0
+    for batch in read_batches(path):
+        rows += batch.num_rows
+        documents += select(batch).rows.num_rows
+    return rows, documents
+
+
+def select(batch: pa.RecordBatch) -> Selection:
+    """Return the rows of `batch` that become documents."""
+    dropped: Counter[str] = Counter()
+    positions = pa.array(np.arange(batch.num_rows))
+    rows = batch
+    for reason, keep in _RULES.items():
+        mask = keep(rows)
+        kept = pc.filter(positions, mask)
+        if lost := len(positions) - len(kept):
+            dropped[reason] += lost
+            rows, positions = rows.filter(mask), kept
+    return Selection(rows=rows, positions=positions, dropped=dropped)
+
+
+def _is_english(rows: pa.RecordBatch) -> pa.Array:
+    return pc.fill_null(pc.equal(rows["language"], ENGLISH), False)
+
+
+def _is_valid_utf8(rows: pa.RecordBatch) -> pa.Array:
+    valid = [True] * rows.num_rows
+    for index in _invalid_rows(rows, 0):
+        valid[index] = False
+    return pa.array(valid, pa.bool_())
+
+
+def _invalid_rows(rows: pa.RecordBatch, offset: int) -> Iterator[int]:
+    """Yield the numbers of the rows that are not UTF-8, found by halving: parquet readers do not check it."""
+    try:
+        rows.validate(full=True)
+    except pa.ArrowInvalid:
+        if rows.num_rows == 1:
+            yield offset
+            return
+        middle = rows.num_rows // 2
+        yield from _invalid_rows(rows.slice(0, middle), offset)
+        yield from _invalid_rows(rows.slice(middle), offset + middle)
+
+
+def _is_not_blank(column: pa.Array) -> pa.Array:
+    return pc.greater(pc.binary_length(pc.utf8_trim_whitespace(pc.fill_null(column, ""))), 0)
+
+
+def _has_query(rows: pa.RecordBatch) -> pa.Array:
+    return _is_not_blank(rows["query"])
+
+
+def _has_answer(rows: pa.RecordBatch) -> pa.Array:
+    return _is_not_blank(rows["synthetic_answer"])
+
+
+def _is_not_failed(rows: pa.RecordBatch) -> pa.Array:
+    return pc.invert(pc.fill_null(pc.match_substring(rows["constraints"], FAILED_CONSTRAINT), False))
+
+
+def _is_short_enough(rows: pa.RecordBatch) -> pa.Array:
+    lengths = [pc.binary_length(pc.fill_null(rows[name], "")) for name in _PARTS]
+    marks = len(QUERY_MARK) + len(REASONING_MARK) + len(ANSWER_MARK)
+    return pc.less_equal(pc.add(pc.add(pc.add(lengths[0], lengths[1]), lengths[2]), marks), MAX_DOCUMENT_BYTES)
+
+
+_PARTS = ("query", "synthetic_reasoning", "synthetic_answer")
+_RULES = {
+    "language": _is_english,
+    "invalid_utf8": _is_valid_utf8,
+    "no_query": _has_query,
+    "no_answer": _has_answer,
+    "failed_constraint": _is_not_failed,
+    "too_long": _is_short_enough,
+}
+
+
+def documents_of(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the documents of selected rows: `DOCUMENT_SCHEMA`, one for each row."""
+    query, answer = rows["query"], rows["synthetic_answer"]
+    reasoned = _is_not_blank(rows["synthetic_reasoning"])
+    reasoning = pc.if_else(reasoned, rows["synthetic_reasoning"], pa.scalar(None, pa.string()))
+    part = pc.fill_null(pc.binary_join_element_wise(REASONING_MARK, reasoning, ""), "")
+    query_end = pc.add(pc.utf8_length(query), len(QUERY_MARK))
+    reasoning_start = pc.if_else(reasoned, pc.add(query_end, len(REASONING_MARK)), pa.scalar(None, pa.int32()))
+    columns = {
+        "synth_id": rows["synth_id"],
+        "exercise": rows["exercise"],
+        "article": _articles(rows),
+        "constraints": rows["constraints"],
+        "text": pc.binary_join_element_wise(QUERY_MARK, query, part, ANSWER_MARK, answer, ""),
+        "query_start": pa.repeat(pa.scalar(len(QUERY_MARK), pa.int32()), len(rows)),
+        "query_end": query_end,
+        "reasoning_start": reasoning_start,
+        "reasoning_end": pc.add(reasoning_start, pc.utf8_length(reasoning)),
+        "answer_start": pc.add(pc.add(query_end, pc.utf8_length(part)), len(ANSWER_MARK)),
+    }
+    return pa.record_batch(
+        [column.cast(DOCUMENT_SCHEMA.field(name).type) for name, column in columns.items()], schema=DOCUMENT_SCHEMA
+    )
+
+
+def _articles(rows: pa.RecordBatch) -> pa.Array:
+    own = pc.fill_null(rows["synth_id"], "")
+    return pc.if_else(_is_not_blank(rows["query_seed_url"]), rows["query_seed_url"], own)
+
+
+DOCUMENT_SCHEMA = pa.schema(
+    [
+        ("synth_id", pa.string()),
+        ("exercise", pa.string()),
+        ("article", pa.string()),
+        ("constraints", pa.string()),
+        ("text", pa.string()),
+        ("query_start", pa.int32()),
+        ("query_end", pa.int32()),
+        ("reasoning_start", pa.int32()),
+        ("reasoning_end", pa.int32()),
+        ("answer_start", pa.int32()),
+    ]
+)
+"""The English parquet: a text and where its parts begin and end in it, counted in characters; null where absent."""

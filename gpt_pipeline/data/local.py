@@ -1,0 +1,84 @@
+"""Raw files in a folder that the user already has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.storage.names import resolve_folder
+
+_KEY = "data.local_dataset_path"
+_SYNTH_NAME = re.compile(r"synth_\d+\.parquet")
+
+
+def parquet_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the files of a dataset in order: its `synth_<number>.parquet`, or else all its parquet files."""
+    candidates = sorted(name for name in names if name.endswith(".parquet") and not name.startswith("."))
+    numbered = tuple(name for name in candidates if _SYNTH_NAME.fullmatch(name))
+    return numbered or tuple(candidates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalFolder:
+    """A folder with SYNTH's files."""
+
+    folder: Path
+    names: tuple[str, ...]
+
+    @property
+    def description(self) -> str:
+        return str(self.folder)
+
+    @property
+    def revision(self) -> None:
+        """A folder has no revision: its files' checksums are its identity."""
+        return None
+
+    def record_key(self, name: str) -> str:
+        return name
+
+    def sha256(self, name: str) -> None:
+        """Nobody says what a local file should be."""
+        return None
+
+    def find(self, name: str) -> Path | None:
+        """Return the file's path if it is there."""
+        path = self.folder / name
+        return path if path.is_file() else None
+
+    def fetch(self, name: str, *, again: bool = False) -> Path:
+        """Return the file's path."""
+        return self.folder / name
+
+
+def local_path(text: str) -> Path:
+    """Return the absolute folder that `data.local_dataset_path` names.
+
+    Raises:
+        ConfigError: it is a Windows path and this is not Windows.
+    """
+    return resolve_folder(text, relative_to=Path.cwd(), key=_KEY)
+
+
+def open_folder(folder: Path) -> LocalFolder:
+    """Return the dataset in `folder`.
+
+    Raises:
+        ConfigError: there is no such folder, or no parquet file in it.
+    """
+    if not folder.is_dir():
+        raise ConfigError(_KEY, found=str(folder), need="a folder that exists", remedy="correct or remove the key")
+    entries = sorted(entry.name for entry in folder.iterdir())
+    names = parquet_names(entries)
+    if not names:
+        seen = ", ".join(entries[:5]) or "nothing"
+        raise ConfigError(
+            _KEY,
+            found=str(folder),
+            need=f"a folder with SYNTH's files synth_001.parquet, ... (it holds {seen})",
+            remedy="name the folder itself, not one above it, or remove the key to download them",
+        )
+    return LocalFolder(folder=folder, names=names)
