@@ -1,0 +1,181 @@
+"""Names, atomic writes, fingerprints, manifests and locks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_pipeline.errors import ConfigError, DamagedFileError, LockedError
+from gpt_pipeline.storage.atomic import atomic_path, read_json, remove_leftovers, write_json
+from gpt_pipeline.storage.fingerprint import fingerprint
+from gpt_pipeline.storage.lock import folder_lock, is_locked
+from gpt_pipeline.storage.manifest import MANIFEST_NAME, Manifest, finished, read_manifest, record_file, verify
+from gpt_pipeline.storage.names import folder_name, resolve_folder, slug
+
+
+def test_folder_name_ordinary_text_is_kept() -> None:
+    name = "Traditional Small GPT 2 - Samples 2M"
+    assert folder_name(name, key="experiment_name") == name
+
+
+@pytest.mark.parametrize("text", ["../../x", "..", "a/../b", "", "   ", "///", "..\\x"])
+def test_folder_name_that_escapes_or_names_nothing_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="experiment_name"):
+        folder_name(text, key="experiment_name")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a:b", "a_b"), ("what?", "what_"), ("con", "_con"), ("NUL.txt", "_NUL.txt"), ("dot. ", "dot"), ("a/b", "a_b")],
+)
+def test_folder_name_windows_would_refuse_is_made_safe(text: str, expected: str) -> None:
+    assert folder_name(text, key="experiment_name") == expected
+
+
+@given(st.text())
+def test_folder_name_any_text_stays_one_folder_inside_its_parent(text: str) -> None:
+    try:
+        name = folder_name(text, key="experiment_name")
+    except ConfigError:
+        return
+    assert Path("base", name).parent == Path("base")
+    assert not set(name) & set('<>:"/\\|?*\0')
+    assert name == name.rstrip(". ")
+    assert len(name) <= 120
+
+
+def test_slug_any_name_is_lower_case_letters_digits_and_underscores() -> None:
+    assert slug("SmallGPT2-Samples2M") == "smallgpt2_samples2m"
+    assert slug("é!") == "experiment"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a Windows path is fine on Windows")
+@pytest.mark.parametrize("text", [r"E:\GPT_SANDBOX_STORAGE", "C:/x", r"\\host\share"])
+def test_resolve_folder_windows_path_elsewhere_names_key_and_remedy(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        resolve_folder(text, relative_to=tmp_path, key="storage.base_folder")
+    assert "storage.base_folder" in str(error.value)
+    assert "set storage.base_folder to" in str(error.value)
+
+
+def test_resolve_folder_relative_starts_at_the_given_folder(tmp_path: Path) -> None:
+    assert resolve_folder("../storage", relative_to=tmp_path / "experiments", key="k") == tmp_path / "storage"
+
+
+def test_atomic_path_block_that_raises_leaves_the_old_file_and_no_leftover(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_atomic_path_killed_inside_the_block_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    code = (
+        "import os, sys, pathlib; from gpt_pipeline.storage.atomic import atomic_path\n"
+        "with atomic_path(pathlib.Path(sys.argv[1])) as t: t.write_text('new'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    assert target.read_text() == "old"
+    assert len(remove_leftovers(tmp_path)) == 1
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_write_json_nan_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fingerprint_each_part_changes_it_and_key_order_does_not() -> None:
+    base = fingerprint("stage", config={"a": 1, "b": [2]}, upstream=["u"], code_version="1")
+    assert base == fingerprint("stage", config={"b": [2], "a": 1}, upstream=["u"], code_version="1")
+    others = [
+        fingerprint("other", config={"a": 1, "b": [2]}, upstream=["u"], code_version="1"),
+        fingerprint("stage", config={"a": 2, "b": [2]}, upstream=["u"], code_version="1"),
+        fingerprint("stage", config={"a": 1, "b": [2]}, upstream=["v"], code_version="1"),
+        fingerprint("stage", config={"a": 1, "b": [2]}, upstream=["u"], code_version="2"),
+    ]
+    assert len({base, *others}) == 5
+
+
+def _finished_stage(folder: Path) -> Manifest:
+    folder.mkdir()
+    (folder / "part.bin").write_bytes(b"content")
+    manifest = Manifest(
+        stage="s", fingerprint="f" * 64, config={}, files={"part.bin": record_file(folder / "part.bin")}
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def test_finished_stage_is_found_by_its_fingerprint_only(tmp_path: Path) -> None:
+    manifest = _finished_stage(tmp_path / "s")
+    found = finished(tmp_path / "s", "f" * 64)
+    assert found is not None
+    assert found.manifest == manifest
+    assert found.reused
+    assert finished(tmp_path / "s", "e" * 64) is None
+    assert finished(tmp_path / "absent", "f" * 64) is None
+
+
+def test_finished_file_cut_short_or_missing_counts_as_unfinished(tmp_path: Path) -> None:
+    _finished_stage(tmp_path / "s")
+    (tmp_path / "s" / "part.bin").write_bytes(b"conten")
+    assert finished(tmp_path / "s", "f" * 64) is None
+    (tmp_path / "s" / "part.bin").unlink()
+    assert finished(tmp_path / "s", "f" * 64) is None
+
+
+def test_verify_flipped_byte_names_the_file(tmp_path: Path) -> None:
+    _finished_stage(tmp_path / "s")
+    stage = finished(tmp_path / "s", "f" * 64)
+    assert stage is not None
+    verify(stage)
+    (tmp_path / "s" / "part.bin").write_bytes(b"Content")
+    with pytest.raises(DamagedFileError, match=r"part\.bin"):
+        verify(stage)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": {}}', b"\xff\xfe", b'{"files": {"a": 1}}'])
+def test_read_manifest_unreadable_is_kept_aside_and_counts_as_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_NAME).write_bytes(content)
+    assert read_manifest(tmp_path) is None
+    kept = list(tmp_path.glob(f"{MANIFEST_NAME}.damaged-*"))
+    assert [path.read_bytes() for path in kept] == [content]
+
+
+def test_folder_lock_second_process_is_refused_and_told_the_holder(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from gpt_pipeline.storage.lock import folder_lock\n"
+        "with folder_lock(pathlib.Path(sys.argv[1]), purpose='training'): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    assert is_locked(tmp_path)
+    with pytest.raises(LockedError, match=rf"process {holder.pid} .*training"), folder_lock(tmp_path, purpose="other"):
+        pass
+    holder.kill()
+    holder.communicate()
+    with folder_lock(tmp_path, purpose="other"):  # a dead holder holds nothing
+        assert read_json(tmp_path / ".lock.json")["pid"] == os.getpid()
+    assert not is_locked(tmp_path)
+
+
+def test_manifest_on_disk_holds_no_absolute_path(tmp_path: Path) -> None:
+    _finished_stage(tmp_path / "s")
+    text = (tmp_path / "s" / MANIFEST_NAME).read_text()
+    assert str(tmp_path) not in text
+    assert json.loads(text)["files"]["part.bin"]["size"] == 7
