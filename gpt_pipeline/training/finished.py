@@ -1,0 +1,73 @@
+"""`training.json`: the manifest of a training that reached its last step. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, find_checkpoint
+from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.layout import ExperimentFolder
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedTraining:
+    """What a finished training came to."""
+
+    fingerprint: str
+    experiment_name: str
+    step: int
+    """Optimizer updates done: all of them."""
+
+    tokens_seen: int
+    train_loss: float
+    """Of the last update, mean nats per token."""
+
+    val_loss: float
+    """After the last update, mean nats per token."""
+
+    best_val_loss: float
+    best_step: int
+    seconds: float
+    """Training time over all runs, validation and checkpoints included."""
+
+    parameters: int
+    checkpoint: str
+    """File name of the last checkpoint."""
+
+    weights_sha256: str
+    """Of the last checkpoint."""
+
+    versions: Mapping[str, str]
+    created_at: str
+    """UTC, ISO 8601."""
+
+    def write(self, folder: ExperimentFolder) -> None:
+        """Write the manifest, atomically."""
+        write_json(folder.training, dataclasses.asdict(self))
+
+
+def find_finished_training(folder: ExperimentFolder, fingerprint: str) -> FinishedTraining | None:
+    """Return the finished training in `folder` if it bears `fingerprint` and its last checkpoint is there; else None.
+
+    The checkpoint's size is checked, not its content.
+    """
+    try:
+        finished = FinishedTraining(**read_json(folder.training))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        _logger.warning("%s is not readable (%s); the training does not count as finished", folder.training, error)
+        return None
+    return finished if finished.fingerprint == fingerprint and last_checkpoint(folder, finished) else None
+
+
+def last_checkpoint(folder: ExperimentFolder, finished: FinishedTraining) -> CheckpointInfo | None:
+    """Return the checkpoint that the finished training ended with, if it is still there."""
+    info = find_checkpoint(folder.checkpoints, finished.step)
+    return info if info is not None and info.weights_sha256 == finished.weights_sha256 else None
