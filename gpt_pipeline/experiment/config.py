@@ -93,7 +93,7 @@ def _batch(config: ExperimentConfig) -> Iterator[ConfigError]:
         return
     size, share = config.micro_batch_size, sequences // gpus
     if share % size:
-        need = f"a divisor of the {share} sequences that each GPU has of one update"
+        need = f"a divisor of the {share} sequences of one update on each GPU"
         use = _either(_divisors_near(size, share))
         yield ConfigError("training.micro_batch_size", found=size, need=need, remedy=use)
 

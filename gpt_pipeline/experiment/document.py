@@ -20,7 +20,10 @@ from gpt_pipeline.experiment.problems import ExperimentFileError, Problem, neare
 BYTE_ORDER_MARK = "\ufeff"
 SUFFIXES = (".yaml", ".yml")
 _MAX_BYTES = 1_000_000  # an experiment file has some hundred; more is another kind of file
-_CORE_TAGS = "tag:yaml.org,2002:"
+_TAG = "tag:yaml.org,2002:"
+_CORE_TAGS = {
+    _TAG + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "merge", "value")
+}
 _HINTS = {
     "found character '\\t'": "indent with spaces, not with tabs",
     "found character": "put text that starts with this character in single quotes",
@@ -29,7 +32,7 @@ _HINTS = {
     "mapping values are not allowed": "check the indentation and the space after each colon, and quote text with `: `",
     "expected ':'": "write `key: value`, with a space after the colon",
     "expected <block end>": "give the keys of one block the same indentation",
-    "expected a single document": "keep one experiment in a file; remove the second `---`",
+    "another document": "keep one experiment in a file; remove the second `---`",
     "end of stream": "close the quote",
     "stream end": "close the bracket",
     "undefined alias": "put text that starts with `*` in single quotes",
@@ -120,7 +123,9 @@ def compose(path: Path, text: str) -> Node | None:
         node: Node | None = YAML(typ="rt", pure=True).compose(text.removeprefix(BYTE_ORDER_MARK))
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise _broken(path, f"character {error.character!r} is not allowed in YAML; remove it", line=line) from None
+        raise _broken(
+            path, f"character {chr(error.character)!r} is not allowed in YAML; remove it", line=line
+        ) from None
     except MarkedYAMLError as error:
         raise _syntax_error(path, error) from None
     except (YAMLError, RecursionError, ValueError) as error:  # ValueError: ruamel on, say, an escape beyond Unicode
@@ -139,7 +144,7 @@ def _entry(path: Path, key: Node, value: Node, *, depth: int) -> Entry:
 
 
 def _written(path: Path, node: Node) -> Written:
-    if not str(node.tag).startswith(_CORE_TAGS):
+    if str(node.tag) not in _CORE_TAGS:
         raise _broken(path, f"found the tag {quoted(str(node.tag))}; remove it, or quote the value", line=_line(node))
     if not isinstance(node, ScalarNode):
         return Written(kind=Kind.BLOCK if isinstance(node, MappingNode) else Kind.LIST)
@@ -162,9 +167,10 @@ def _decode(path: Path, content: bytes) -> str:
 
 
 def _syntax_error(path: Path, error: MarkedYAMLError) -> ExperimentFileError:
-    mark = error.context_mark if "stream" in (error.problem or "") and error.context_mark else error.problem_mark
+    problem = " ".join(str(error.problem or error.context).split()).removeprefix("but ")
+    unclosed = "end of stream" in problem or "stream end" in problem  # seen at the end, to be mended where it opened
+    mark = error.context_mark if unclosed and error.context_mark else error.problem_mark
     line = mark.line + 1 if isinstance(mark, StringMark) else None
-    problem = " ".join(str(error.problem or error.context).split())
     hint = next((hint for part, hint in _HINTS.items() if part in problem), "")
     return _broken(path, "; ".join(filter(None, [f"not valid YAML: {problem}", hint])), line=line)
 

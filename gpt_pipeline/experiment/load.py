@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_type_hints
 
 from gpt_pipeline.data.config import DataConfig
@@ -15,7 +16,7 @@ from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.experiment.config import DATA_FOLDER, ExperimentConfig, contradictions
 from gpt_pipeline.experiment.document import Entry, Kind, Written, read_document, read_text
 from gpt_pipeline.experiment.identity import TRAINING_CODE_VERSION, training_identity
-from gpt_pipeline.experiment.problems import ExperimentFileError, Problem, listed, nearest
+from gpt_pipeline.experiment.problems import ExperimentFileError, Problem, listed, nearest, one_line
 from gpt_pipeline.experiment.values import UNFIT, choices, need_of, read_value, remedy_for
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -148,21 +149,21 @@ class _Reading:
             elif entry.key in hints or path == RUNTIME:
                 given[entry.key] = self.entries[path] = entry
             else:
-                self.problems.append(Problem(line=entry.line, key=path, text=f"{path}: {_unknown(entry.key, section)}"))
+                text = f"{one_line(path)}: {_unknown(entry.key, section)}"
+                self.problems.append(Problem(line=entry.line, key=path, text=text))
         return given
 
     def _value(self, entry: Entry, hint: Any, *, path: str) -> Any:
         if not _is_block(hint):
             return read_value(entry.value, hint)
-        empty = entry.value.kind is Kind.PLAIN and not entry.value.text
-        if entry.value.kind is not Kind.BLOCK and not empty:
+        if entry.value.kind is not Kind.BLOCK and read_value(entry.value, NoneType) is UNFIT:
             return UNFIT
         count = len(self.problems)
         values = self.block(hint, entry.block, section=path, line=entry.line)
         return hint(**values) if len(self.problems) == count else UNFIT
 
     def _note_missing(self, config: Any, given: Mapping[str, Entry], *, section: str, line: int | None) -> None:
-        for key in _required(config) - given.keys():
+        for key in (name for name in _required(config) if name not in given):
             path = _join(section, key)
             hint = _hints(config)[key]
             if _is_block(hint):
@@ -226,10 +227,10 @@ def _hints(config: Any) -> dict[str, Any]:
 
 
 @cache
-def _required(config: type) -> frozenset[str]:
+def _required(config: type) -> tuple[str, ...]:
     fields = dataclasses.fields(config)
     missing = dataclasses.MISSING
-    return frozenset(each.name for each in fields if each.default is missing and each.default_factory is missing)
+    return tuple(each.name for each in fields if each.default is missing and each.default_factory is missing)
 
 
 def _stand_in(config: Any, key: str) -> Any:

@@ -40,10 +40,15 @@ class ExperimentFileError(UserError, ValueError):
         return f"{place}: {problem.text}"
 
 
-def quoted(text: str) -> str:
-    """Return `text` in single quotes on one line, cut to a readable length; backslashes stay single."""
+def one_line(text: str) -> str:
+    """Return `text` with what does not print escaped, cut to a readable length; backslashes stay single."""
     shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-    return f"'{shown}'" if len(shown) <= 80 else f"'{shown[:77]}...'"
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def quoted(text: str) -> str:
+    """Return `one_line(text)` in single quotes."""
+    return f"'{one_line(text)}'"
 
 
 def listed(words: Sequence[str]) -> str:
