@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo
+from gpt_pipeline.checkpoints.save import link_best, save_checkpoint
+from gpt_pipeline.checkpoints.snapshot import Snapshot
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.english import prepare_english
+from gpt_pipeline.data.raw import prepare_raw
+from gpt_pipeline.data.shards import prepare_shards
+from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.evaluation import evaluate as evaluate_module
+from gpt_pipeline.evaluation.config import EvaluationConfig
+from gpt_pipeline.evaluation.evaluate import (
+    CheckpointGoneError,
+    EvaluationResult,
+    UnusableCheckpointError,
+    evaluate_checkpoint,
+    evaluated_weights,
+    evaluation_fingerprint,
+    find_evaluation,
+)
+from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.storage.manifest import StageResult
+
+MODEL = ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=64)
+DATA = DataConfig(num_samples=200, max_length=48, source="sample", validation_fraction=0.2)
+CONFIG = EvaluationConfig(num_questions=4, max_new_tokens=8, max_validation_tokens=400)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    english: StageResult
+    shards: StageResult
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    folder = tmp_path_factory.mktemp("data")
+    english = prepare_english(DATA, prepare_raw(DATA, folder), folder)
+    return Stages(english=english, shards=prepare_shards(DATA, english, folder))
+
+
+def save(folder: Path, step: int, *, seed: int = 0, nan: bool = False) -> CheckpointInfo:
+    torch.manual_seed(seed)
+    model = GPT(MODEL)
+    if nan:
+        torch.nn.init.constant_(model.transformer.ln_f.weight, math.nan)
+    snapshot = Snapshot(
+        model=model.state_dict(),
+        model_config=MODEL,
+        optimizer={},
+        random={},
+        step=step,
+        tokens_seen=step * 10,
+        seconds=1.0,
+        train_loss=3.0,
+        val_loss=None,
+        validated_step=-1,
+        best_val_loss=None,
+        best_step=-1,
+        fingerprint="t" * 64,
+        shards_fingerprint="s" * 64,
+    )
+    folder.mkdir(exist_ok=True)
+    return save_checkpoint(folder, snapshot)
+
+
+def evaluate(
+    path: Path, stages: Stages, folder: Path, config: EvaluationConfig = CONFIG, **changes: Any
+) -> EvaluationResult:
+    return evaluate_checkpoint(
+        path,
+        shards=stages.shards,
+        english=stages.english,
+        data=DATA,
+        config=config,
+        max_length=DATA.max_length,
+        device="cpu",
+        folder=folder / "evaluations",
+        **changes,
+    )
+
+
+def test_evaluate_checkpoint_measures_and_keeps_the_result(tmp_path: Path, stages: Stages) -> None:
+    checkpoint = save(tmp_path / "checkpoints", 50)
+    result = evaluate(checkpoint.path, stages, tmp_path)
+    assert not result.reused
+    assert result.path.name == f"step_00000050-{result.fingerprint[:12]}.json"
+    assert result.metrics["val_loss"] == pytest.approx(math.log(50257), abs=0.2)
+    assert result.metrics["answer_loss"] == pytest.approx(math.log(50257), abs=0.3)
+    assert result.metrics["validation_tokens"] == 400
+    assert result.metrics["well_formed"] == 0
+    assert len(result.answers) == result.metrics["num_questions"] == 4
+    kept = find_evaluation(result.path.parent, result.fingerprint)
+    assert kept == dataclasses.replace(result, reused=True)
+    assert evaluated_weights(result.path.parent, checkpoint.weights_sha256)
+
+
+def test_evaluate_checkpoint_again_does_no_work(tmp_path: Path, stages: Stages) -> None:
+    checkpoint = save(tmp_path / "checkpoints", 50)
+    first = evaluate(checkpoint.path, stages, tmp_path)
+    written = first.path.stat().st_mtime_ns
+    again = evaluate(checkpoint.path, stages, tmp_path)
+    assert again == dataclasses.replace(first, reused=True)
+    assert first.path.stat().st_mtime_ns == written
+    forced = evaluate(checkpoint.path, stages, tmp_path, force=True)
+    assert not forced.reused
+    assert (forced.metrics, forced.answers) == (first.metrics, first.answers)
+
+
+def test_evaluate_checkpoint_that_equals_the_best_is_one_evaluation(tmp_path: Path, stages: Stages) -> None:
+    checkpoint = save(tmp_path / "checkpoints", 50)
+    best = link_best(tmp_path / "checkpoints", checkpoint)
+    first = evaluate(best.path, stages, tmp_path)
+    second = evaluate(checkpoint.path, stages, tmp_path)
+    assert second.reused
+    assert first.key == second.key == "step_00000050"
+    assert len(read_evaluations(tmp_path / "evaluations")) == 1
+
+
+def test_evaluate_checkpoint_with_other_settings_is_another_evaluation(tmp_path: Path, stages: Stages) -> None:
+    checkpoint = save(tmp_path / "checkpoints", 50)
+    evaluate(checkpoint.path, stages, tmp_path)
+    fewer = dataclasses.replace(CONFIG, num_questions=2)
+    assert len(evaluate(checkpoint.path, stages, tmp_path, fewer).answers) == 2
+    assert len(read_evaluations(tmp_path / "evaluations")) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"eval_freq": 7, "save_every_n_iterations": 9, "keep_last": 99, "eval_iters": 3}, True),
+        ({"num_questions": 6}, False),
+        ({"max_new_tokens": 9}, False),
+        ({"max_validation_tokens": 5}, False),
+        ({"seed": 4}, False),
+    ],
+)
+def test_evaluation_fingerprint_covers_what_changes_the_result(changes: dict[str, int], same: bool) -> None:
+    upstream = {"weights_sha256": "a", "shards_fingerprint": "b", "max_length": 48}
+    before = evaluation_fingerprint(CONFIG, **upstream)
+    assert (evaluation_fingerprint(dataclasses.replace(CONFIG, **changes), **upstream) == before) is same
+    assert evaluation_fingerprint(CONFIG, **{**upstream, "weights_sha256": "c"}) != before
+    assert evaluation_fingerprint(CONFIG, **{**upstream, "shards_fingerprint": "c"}) != before
+
+
+def test_evaluate_checkpoint_that_is_missing_says_it_is_gone(tmp_path: Path, stages: Stages) -> None:
+    with pytest.raises(CheckpointGoneError, match="only the last checkpoints are kept"):
+        evaluate(tmp_path / "checkpoints" / "checkpoint_step_5.pt", stages, tmp_path)
+
+
+def test_evaluate_checkpoint_that_vanishes_before_it_is_read_says_it_is_gone(
+    tmp_path: Path, stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save(tmp_path / "checkpoints", 50)
+    monkeypatch.setattr(evaluate_module, "read_info", lambda _: checkpoint)
+    checkpoint.path.unlink()
+    with pytest.raises(CheckpointGoneError):
+        evaluate(checkpoint.path, stages, tmp_path)
+    assert read_evaluations(tmp_path / "evaluations") == []
+
+
+def test_evaluate_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path, stages: Stages) -> None:
+    checkpoint = save(tmp_path / "checkpoints", 50)
+    content = bytearray(checkpoint.path.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match="sha256"):
+        evaluate(checkpoint.path, stages, tmp_path)
+
+
+def test_evaluate_checkpoint_without_manifest_is_refused(tmp_path: Path, stages: Stages) -> None:
+    checkpoint = save(tmp_path / "checkpoints", 50)
+    checkpoint.path.with_suffix(".json").unlink()
+    with pytest.raises(DamagedFileError, match="no manifest"):
+        evaluate(checkpoint.path, stages, tmp_path)
+
+
+def test_evaluate_checkpoint_of_nan_weights_is_refused_with_the_reason(tmp_path: Path, stages: Stages) -> None:
+    checkpoint = save(tmp_path / "checkpoints", 50, nan=True)
+    with pytest.raises(UnusableCheckpointError, match="nan"):
+        evaluate(checkpoint.path, stages, tmp_path)
+
+
+def test_read_evaluations_of_a_damaged_file_leaves_the_others(tmp_path: Path, stages: Stages) -> None:
+    for step in (200, 30):
+        evaluate(save(tmp_path / "checkpoints", step, seed=step).path, stages, tmp_path)
+    (tmp_path / "evaluations" / "step_00000040-abc.json").write_text('{"fingerprint": ', encoding="utf-8")
+    (tmp_path / "evaluations" / "notes.json").write_text("[]", encoding="utf-8")
+    assert [result.step for result in read_evaluations(tmp_path / "evaluations")] == [30, 200]
+
+
+def test_evaluate_checkpoint_without_questions_still_has_a_loss(tmp_path: Path, stages: Stages) -> None:
+    checkpoint = save(tmp_path / "checkpoints", 50)
+    result = evaluate(checkpoint.path, stages, tmp_path, dataclasses.replace(CONFIG, num_questions=0))
+    assert result.answers == ()
+    assert set(result.metrics) == {"val_loss", "perplexity", "val_bpb", "validation_tokens"}
+
+
+def test_evaluate_checkpoint_from_two_processes_at_once_computes_once(tmp_path: Path, stages: Stages) -> None:
+    checkpoint = save(tmp_path / "checkpoints", 50)
+    code = f"""
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from gpt_pipeline_tests.test_evaluate import DATA, Stages, evaluate
+from gpt_pipeline.storage.manifest import StageResult, read_manifest
+found = [StageResult(folder=Path(f), manifest=read_manifest(Path(f)), reused=True)
+         for f in ({str(stages.english.folder)!r}, {str(stages.shards.folder)!r})]
+print(evaluate(Path({str(checkpoint.path)!r}), Stages(*found), Path({str(tmp_path)!r})).reused)
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    ended = [process.communicate(timeout=120) for process in processes]
+    assert sorted(output.strip() for output, _ in ended) == ["False", "True"], ended
+
+
+def test_find_evaluation_imports_neither_torch_nor_pyarrow() -> None:
+    code = (
+        "import sys, gpt_pipeline.evaluation.evaluate;"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'pyarrow', 'mlflow')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
