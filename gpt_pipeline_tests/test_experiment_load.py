@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment import load as loading
-from gpt_pipeline.experiment.config import ExperimentConfig
+from gpt_pipeline.experiment.config import ExperimentConfig, contradictions
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.problems import ExperimentFileError
+from gpt_pipeline.storage.config import StorageConfig
+from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
 
 ORIGINAL = r"""experiment_name: Traditional Small GPT 2 - Samples 2M
 data:       {num_samples: 2000000, max_length: 512}
@@ -116,10 +119,12 @@ def test_sizes_of_an_update_are_derived(write):
     text = SMALL + "training: {tokens_per_step: 8192, micro_batch_size: 2}\nhardware: {num_gpus: 4}\n"
     config = load_experiment(write(text)).config
     assert (config.tokens_per_step, config.sequences_per_step) == (8192, 16)
-    assert (config.micro_batch_size, config.grad_accum_steps) == (2, 2)
+    assert config.grad_accum_steps == 2
     plain = load_experiment(write(SMALL)).config
     assert (plain.tokens_per_step, plain.sequences_per_step) == (4096, 8)
-    assert (plain.micro_batch_size, plain.grad_accum_steps) == (8, 1)
+    assert plain.grad_accum_steps == 1
+    large = load_experiment(write(SMALL + "training: {micro_batch_size: 100}\n")).config
+    assert large.grad_accum_steps == 1
 
 
 @pytest.mark.parametrize("block", ["training:\n", "training: {}\n", "training: ~\n", "training: # later\n", ""])
@@ -442,11 +447,6 @@ def test_stand_ins_for_required_values_pass_every_check(section, config):
             "use 4 or 6",
         ),
         (
-            "training: {micro_batch_size: 16}",
-            "6: training.micro_batch_size: found 16, need a divisor of the 8 sequences of one update on each GPU; "
-            "use 8",
-        ),
-        (
             "hardware: {num_gpus: 3}",
             "6: hardware.num_gpus: found 3, need a divisor of the 8 sequences in one update; use 2 or 4",
         ),
@@ -476,6 +476,31 @@ def test_contradiction_is_found_in_a_config_made_by_hand(write):
 def test_divisors_of_an_absurd_update_are_not_searched_for_ever(problems):
     text = SMALL + f"training: {{tokens_per_step: {512 * (2**40 + 15)}, micro_batch_size: 2}}\n"
     assert "training.micro_batch_size: found 2" in problems(text)[0]
+
+
+@given(
+    tokens=st.none() | st.integers(1, 40).map(lambda count: count * 64),
+    batch=st.integers(1, 24),
+    micro=st.none() | st.integers(1, 24),
+    gpus=st.integers(1, 8),
+)
+def test_config_without_contradiction_is_one_that_the_trainer_can_plan(tokens, batch, micro, gpus):
+    training = TrainingConfig(batch_size=batch, tokens_per_step=tokens, micro_batch_size=micro)
+    config = ExperimentConfig(
+        experiment_name="A",
+        data=DataConfig(num_samples=1, max_length=128),
+        storage=StorageConfig(base_folder="x"),
+        training=training,
+        hardware=HardwareConfig(num_gpus=gpus),
+    )
+    found = list(contradictions(config))
+    if not found:
+        plan = config.step_plan(steps_per_epoch=10)
+        assert plan.batch_size * 128 == config.tokens_per_step == (tokens or batch * 128)
+        assert plan.grad_accum_steps * plan.micro_batch_size * gpus == plan.batch_size
+    else:
+        with pytest.raises(ConfigError):
+            config.step_plan(steps_per_epoch=10)
 
 
 # Files that cannot be read.

@@ -13,6 +13,7 @@ from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.config import StorageConfig
 from gpt_pipeline.storage.names import folder_name
 from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
+from gpt_pipeline.training.plan import StepPlan, plan_steps, sequences_per_step
 
 DATA_FOLDER = "data"  # <base_folder>/data holds what experiments share, so that no experiment may bear the name
 
@@ -32,24 +33,28 @@ class ExperimentConfig:
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
     @property
-    def tokens_per_step(self) -> int:
-        """Tokens in one optimizer update, all GPUs and micro-batches together."""
-        return self.training.tokens_per_step or self.training.batch_size * self.data.max_length
-
-    @property
     def sequences_per_step(self) -> int:
         """Sequences in one optimizer update, all GPUs and micro-batches together."""
-        return self.tokens_per_step // self.data.max_length
+        return sequences_per_step(self.training, max_length=self.data.max_length)
 
     @property
-    def micro_batch_size(self) -> int:
-        """Sequences in one forward pass of one GPU."""
-        return self.training.micro_batch_size or self.sequences_per_step // self.hardware.num_gpus
+    def tokens_per_step(self) -> int:
+        """Tokens in one optimizer update, all GPUs and micro-batches together."""
+        return self.sequences_per_step * self.data.max_length
 
     @property
     def grad_accum_steps(self) -> int:
         """Forward passes of one GPU in one optimizer update."""
-        return self.sequences_per_step // (self.hardware.num_gpus * self.micro_batch_size)
+        return self.step_plan(steps_per_epoch=1).grad_accum_steps  # which depends on no epoch
+
+    def step_plan(self, *, steps_per_epoch: int) -> StepPlan:
+        """Return how the trainer will cut its updates on the hardware that the file names."""
+        return plan_steps(
+            self.training,
+            max_length=self.data.max_length,
+            steps_per_epoch=steps_per_epoch,
+            world_size=self.hardware.num_gpus,
+        )
 
 
 def contradictions(config: ExperimentConfig) -> Iterator[ConfigError]:
@@ -80,8 +85,8 @@ def _sequence_length(config: ExperimentConfig) -> Iterator[ConfigError]:
 
 
 def _batch(config: ExperimentConfig) -> Iterator[ConfigError]:
-    tokens, length = config.tokens_per_step, config.data.max_length
-    if tokens % length:
+    tokens, length = config.training.tokens_per_step, config.data.max_length
+    if tokens is not None and tokens % length:
         use = _either([tokens // length * length, (tokens // length + 1) * length])
         need = f"a multiple of data.max_length={length}"
         yield ConfigError("training.tokens_per_step", found=tokens, need=need, remedy=use)
@@ -91,8 +96,8 @@ def _batch(config: ExperimentConfig) -> Iterator[ConfigError]:
         need = f"a divisor of the {sequences} sequences in one update"
         yield ConfigError("hardware.num_gpus", found=gpus, need=need, remedy=_either(_divisors_near(gpus, sequences)))
         return
-    size, share = config.micro_batch_size, sequences // gpus
-    if share % size:
+    size, share = config.training.micro_batch_size, sequences // gpus
+    if size is not None and size < share and share % size:  # above the share, the trainer takes the share at once
         need = f"a divisor of the {share} sequences of one update on each GPU"
         use = _either(_divisors_near(size, share))
         yield ConfigError("training.micro_batch_size", found=size, need=need, remedy=use)

@@ -7,25 +7,22 @@ from dataclasses import dataclass
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.config import ExperimentConfig
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.training.plan import StepPlan
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSize:
     """The length of a training."""
 
-    tokens_per_step: int
-    """Tokens in one optimizer update."""
-
     steps_per_epoch: int
     """Updates in one pass over the training tokens; what does not fill a whole update is left out of the pass."""
 
-    max_steps: int
-    """Updates in the whole training."""
+    plan: StepPlan
 
     @property
     def tokens_per_epoch(self) -> int:
         """Tokens trained on in one pass."""
-        return self.steps_per_epoch * self.tokens_per_step
+        return self.steps_per_epoch * self.plan.tokens_per_step
 
 
 def training_size(config: ExperimentConfig, *, train_tokens: int) -> TrainingSize:
@@ -43,8 +40,7 @@ def training_size(config: ExperimentConfig, *, train_tokens: int) -> TrainingSiz
             f"{config.sequences_per_step} sequences of {config.data.max_length} tokens; "
             "raise data.num_samples, or lower training.batch_size or data.max_length"
         )
-    max_steps = config.training.max_steps or config.training.num_epochs * steps_per_epoch
-    return TrainingSize(tokens_per_step=config.tokens_per_step, steps_per_epoch=steps_per_epoch, max_steps=max_steps)
+    return TrainingSize(steps_per_epoch=steps_per_epoch, plan=config.step_plan(steps_per_epoch=steps_per_epoch))
 
 
 def parameter_count(model: ModelConfig) -> int:

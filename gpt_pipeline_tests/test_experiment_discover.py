@@ -1,0 +1,76 @@
+"""The experiment files of a folder, each on its own."""
+
+import pytest
+
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.discover import find_experiments
+from gpt_pipeline_tests.test_experiment_load import ORIGINAL, SMALL
+
+
+def named(name: str) -> str:
+    return SMALL.replace("Small", name)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def writer(**contents: str) -> None:
+        for name, content in contents.items():
+            (tmp_path / f"{name}.yaml").write_text(content)
+
+    return writer
+
+
+def test_broken_file_is_reported_and_the_others_are_found(write, tmp_path):
+    write(b=named("B"), a="data: [", c=named("C"), d="", e=ORIGINAL)
+    (tmp_path / "f.yaml").mkdir()
+    (tmp_path / "g.yaml").symlink_to("nowhere")
+    found = find_experiments(tmp_path)
+    assert [entry.name for entry in found] == ["a", "b", "c", "d", "e", "f", "g"]
+    assert [entry.name for entry in found if entry.experiment] == ["b", "c"]
+    assert all((entry.problem is None) == (entry.experiment is not None) for entry in found)
+    assert "not valid YAML" in found[0].problem
+    assert "storage.base_folder: found 'E:" in found[4].problem
+    assert "this is a folder" in found[5].problem
+
+
+def test_order_is_that_of_the_names_and_other_files_are_left_out(write, tmp_path):
+    write(**{"Zoo": named("Z"), "ant": named("A"), ".hidden": named("H")})
+    (tmp_path / "Bee.yml").write_text(named("B"))
+    (tmp_path / "notes.txt").write_text("x")
+    assert [entry.name for entry in find_experiments(tmp_path)] == ["ant", "bee", "zoo"]
+
+
+def test_second_file_with_the_same_name_is_refused_and_names_the_first(write, tmp_path):
+    write(**{"my-idea": named("A"), "my_idea": named("B"), "my idea": named("C")})
+    found = find_experiments(tmp_path)
+    assert [entry.file.name for entry in found] == ["my idea.yaml", "my-idea.yaml", "my_idea.yaml"]
+    assert [entry.name for entry in found] == ["my_idea", "my_idea_2", "my_idea_3"]
+    assert [entry.experiment is not None for entry in found] == [True, False, False]
+    assert str(tmp_path / "my idea.yaml") in found[2].problem
+    assert "rename one of the files" in found[2].problem
+
+
+def test_numbered_name_never_takes_the_name_of_another_file(write, tmp_path):
+    write(**{"x": "", "X ": "", "x_2": named("A")})
+    found = {entry.file.stem: entry.name for entry in find_experiments(tmp_path)}
+    assert sorted(found.values()) == ["x", "x_2", "x_3"]
+    assert found["x_2"] == "x_2"
+
+
+@pytest.mark.parametrize("other", ["Same", "SAME", "Same. "])
+def test_second_file_with_the_same_folder_is_refused_and_names_the_first(write, tmp_path, other):
+    write(a=named("Same"), b=named(f"'{other}'"), c=named("Same").replace("../storage", "../elsewhere"))
+    first, second, third = find_experiments(tmp_path)
+    assert first.problem is None
+    assert f"would write into the same folder as {tmp_path / 'a.yaml'}" in second.problem
+    assert third.problem is None
+
+
+def test_file_that_is_refused_takes_nothing(write, tmp_path):
+    write(a=named("Same"), a_=named("Other"), b=named("Other"))
+    assert [entry.file.stem for entry in find_experiments(tmp_path) if entry.experiment] == ["a", "b"]
+
+
+def test_missing_folder_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        find_experiments(tmp_path / "nowhere")
