@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_pipeline.data.config import DataConfig
@@ -105,6 +105,13 @@ def test_folders_of_an_experiment_start_at_its_file(write, tmp_path):
     assert experiment.data == dataclasses.replace(experiment.config.data, local_dataset_path=str(tmp_path / "raw"))
 
 
+def test_folders_stay_where_they_are_when_the_working_directory_changes(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(write(SMALL).parent)
+    experiment = load_experiment(Path("small.yaml"))
+    monkeypatch.chdir("/")
+    assert experiment.base_folder == tmp_path.parent / "storage"
+
+
 def test_cadence_is_what_the_evaluation_block_says(write):
     cadence = load_experiment(write(SMALL + "evaluation: {eval_freq: 7, keep_last: 2}\n")).cadence
     assert dataclasses.asdict(cadence) == {
@@ -168,7 +175,7 @@ def test_boolean_or_word_is_read_as_what_it_is(write, written, value):
 
 
 def test_anchors_and_flow_style_mean_what_yaml_says(write):
-    text = "{experiment_name: A, data: {num_samples: &n 64, max_length: *n}, storage: {base_folder: x}}"
+    text = "{experiment_name: &n A, data: {num_samples: &n 64, max_length: *n}, storage: {base_folder: x}}"
     data = load_experiment(write(text)).config.data
     assert (data.num_samples, data.max_length) == (64, 64)
 
@@ -478,6 +485,7 @@ def test_divisors_of_an_absurd_update_are_not_searched_for_ever(problems):
     assert "training.micro_batch_size: found 2" in problems(text)[0]
 
 
+@settings(deadline=None)
 @given(
     tokens=st.none() | st.integers(1, 40).map(lambda count: count * 64),
     batch=st.integers(1, 24),
@@ -594,6 +602,7 @@ def mutated_files(draw: st.DrawFn) -> bytes:
     return draw(st.sampled_from([content, content, content[:cut] + draw(st.binary(max_size=3)) + content[cut:]]))
 
 
+@settings(deadline=None)
 @given(content=mutated_files())
 def test_mutated_file_loads_or_raises_user_error_and_nothing_else(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "mutated.yaml"

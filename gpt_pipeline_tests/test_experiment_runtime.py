@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_pipeline.data.batches import BatchSampler
@@ -172,6 +172,7 @@ def valid_files(draw: st.DrawFn) -> str:
     return draw(st.sampled_from(["", "\ufeff", "# first\n"])) + text
 
 
+@settings(deadline=None)
 @given(text=valid_files(), numbers=st.dictionaries(st.sampled_from(["a", "b_2", "parameters"]), st.integers()))
 def test_text_outside_the_block_is_untouched_in_any_file(text, numbers):
     changed = with_runtime(FILE, text, numbers)

@@ -119,8 +119,10 @@ def compose(path: Path, text: str) -> Node | None:
     Raises:
         ExperimentFileError: not YAML; says where and, for the usual slips, what to do.
     """
+    yaml = YAML(typ="rt", pure=True)
+    yaml.composer.warn_double_anchors = False  # YAML 1.2 allows it; a Python warning would tell the user nothing
     try:
-        node: Node | None = YAML(typ="rt", pure=True).compose(text.removeprefix(BYTE_ORDER_MARK))
+        node: Node | None = yaml.compose(text.removeprefix(BYTE_ORDER_MARK))
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise _broken(

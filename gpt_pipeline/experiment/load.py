@@ -32,6 +32,8 @@ class Experiment:
     """One experiment file, valid as a whole. Folders are resolved when asked for, on the machine that asks."""
 
     file: Path
+    """Absolute, so that relative folders in it mean the same from any working directory."""
+
     config: ExperimentConfig
 
     lines: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
@@ -109,7 +111,8 @@ def load_experiment(path: Path) -> Experiment:
     problems = [reading.problem_of(error) for error in contradictions(config)]
     if problems:
         raise ExperimentFileError(path, problems)
-    return Experiment(file=path, config=config, lines={key: entry.line for key, entry in reading.entries.items()})
+    lines = {key: entry.line for key, entry in reading.entries.items()}
+    return Experiment(file=path.absolute(), config=config, lines=lines)
 
 
 class _Reading:
