@@ -245,7 +245,7 @@ def _facts(train: SplitWriter, validation: SplitWriter) -> dict[str, Any]:
         facts[f"{writer.split}_text_bytes"] = writer.text_bytes
         facts[f"{writer.split}_shards"] = len(writer.files) // 2
     documents = train.documents + validation.documents
-    return {**facts, "tokens_per_document": round((train.tokens + validation.tokens) / documents, 3)}
+    return {**facts, "tokens_per_document": (train.tokens + validation.tokens) / documents}
 
 
 def _require_documents(config: DataConfig, train: SplitWriter, validation: SplitWriter) -> None:

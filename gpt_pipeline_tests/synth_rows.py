@@ -1,0 +1,56 @@
+"""Rows and files with SYNTH's columns for the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gpt_pipeline.data.documents import SYNTH_COLUMNS
+
+SCHEMA = pa.schema([(name, pa.int64() if name == "words" else pa.string()) for name in SYNTH_COLUMNS])
+
+
+def row(number: int, **changed: Any) -> dict[str, Any]:
+    """A row that becomes a document, unless `changed` says otherwise; seven rows share a seed article."""
+    return {
+        "synth_id": f"id_{number}",
+        "language": "en",
+        "exercise": "memorization",
+        "model": "none",
+        "query": f"What is number {number}?",
+        "query_seed_url": f"https://en.wikipedia.org/wiki/Article_{number // 7}",
+        "query_seed_text": "not read " * 5,
+        "additional_seed_url": None,
+        "seed_license": None,
+        "constraints": None,
+        "script": None,
+        "synthetic_reasoning": f"Count to {number}.",
+        "synthetic_answer": f"It is {number}.",
+        "words": 12,
+        **changed,
+    }
+
+
+def rows(count: int, *, first: int = 0) -> list[dict[str, Any]]:
+    """`count` rows of which every fifth, beginning with the first, is German."""
+    return [row(i, language="de" if i % 5 == 0 else "en") for i in range(first, first + count)]
+
+
+def write_synth(path: Path, values: Sequence[Mapping[str, Any]]) -> Path:
+    """Write `values` as one file of SYNTH: one row group."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(values), schema=SCHEMA), path, row_group_size=1_000_000)
+    return path
+
+
+def write_folder(folder: Path, *counts: int) -> Path:
+    """Write files synth_001.parquet ... of so many `rows` each, numbered through."""
+    first = 0
+    for number, count in enumerate(counts, start=1):
+        write_synth(folder / f"synth_{number:03d}.parquet", rows(count, first=first))
+        first += count
+    return folder

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents import document_text
+from gpt_pipeline.data.eligibility import DOCUMENT_SCHEMA
+from gpt_pipeline.data.english import Tally, english_documents, english_file, find_english, prepare_english
+from gpt_pipeline.data.raw import prepare_raw
+from gpt_pipeline.errors import DataError
+from gpt_pipeline.storage.manifest import StageResult, verify
+from gpt_pipeline_tests.synth_rows import row, rows, write_folder, write_synth
+
+
+def config_of(folder: Path, num_samples: int) -> DataConfig:
+    return DataConfig(num_samples=num_samples, local_dataset_path=str(folder))
+
+
+def prepared(config: DataConfig, data_folder: Path, *, force: bool = False) -> StageResult:
+    return prepare_english(config, prepare_raw(config, data_folder), data_folder, force=force)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "synth", 10, 20, 30)
+
+
+@pytest.mark.parametrize("num_samples", [1, 7, 8, 9, 30, 48])
+def test_english_file_has_the_first_documents_in_file_order(tmp_path: Path, folder: Path, num_samples: int) -> None:
+    stage = prepared(config_of(folder, num_samples), tmp_path / "data")
+    expected = [value for value in rows(60) if value["language"] == "en"][:num_samples]
+    table = pq.read_table(english_file(stage))
+    assert english_file(stage).name == f"synth_en_samples_{num_samples}.parquet"
+    assert table.schema.equals(DOCUMENT_SCHEMA)
+    assert table["synth_id"].to_pylist() == [value["synth_id"] for value in expected]
+    assert table["text"].to_pylist() == [
+        document_text(value["query"], value["synthetic_reasoning"], value["synthetic_answer"]) for value in expected
+    ]
+
+
+def test_english_facts_count_what_was_read_kept_and_dropped(tmp_path: Path) -> None:
+    values = [
+        row(0, language="de"),
+        row(1, language=None),
+        row(2, exercise="editing", synthetic_reasoning=""),
+        row(3, query=None),
+        row(4, synthetic_answer=" "),
+        row(5, constraints="result:Failed after maximum attempts", query_seed_url=None),
+        row(6, exercise=None),
+        row(7, language="de"),  # beyond the last document
+    ]
+    write_synth(tmp_path / "synth" / "synth_001.parquet", values)
+    facts = prepared(config_of(tmp_path / "synth", 2), tmp_path / "data").manifest.facts
+    texts = ["Q: What is number 2?\n\nA: It is 2.", "Q: What is number 6?\n\nReasoning:\nCount to 6.\n\nA: It is 6."]
+    assert facts["rows_read"] == 7
+    assert facts["documents"] == 2
+    assert facts["dropped"] == {"language": 2, "no_query": 1, "no_answer": 1, "failed_constraint": 1}
+    assert facts["languages"] == {"en": 5, "de": 1, "null": 1}
+    assert facts["exercises"] == {"editing": 1, "null": 1}
+    assert facts["examples"] == texts
+    assert facts["text_bytes"] == sum(len(text) for text in texts)
+    assert facts["rows_read"] == facts["documents"] + sum(facts["dropped"].values())
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 10, 1000])
+def test_english_documents_and_counts_do_not_depend_on_the_batch_size(folder: Path, batch_rows: int) -> None:
+    def run(size: int) -> tuple[list[dict[str, object]], dict[str, object]]:
+        tally = Tally()
+        files = sorted(folder.iterdir())
+        batches = english_documents(files, 21, tally, say=lambda line: None, batch_rows=size)
+        return [value for batch in batches for value in batch.to_pylist()], tally.facts()
+
+    assert run(batch_rows) == run(7)
+
+
+def test_english_bytes_are_the_same_each_time(tmp_path: Path, folder: Path) -> None:
+    stages = [prepared(config_of(folder, 30), tmp_path / name) for name in ("a", "b")]
+    assert stages[0].manifest.files == stages[1].manifest.files
+    verify(stages[0])
+
+
+def test_english_row_groups_are_bounded(tmp_path: Path) -> None:
+    write_synth(tmp_path / "synth" / "synth_001.parquet", [row(i) for i in range(4500)])
+    stage = prepared(config_of(tmp_path / "synth", 4500), tmp_path / "data")
+    metadata = pq.read_metadata(english_file(stage))
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [2000, 2000, 500]
+    assert metadata.row_group(0).column(4).compression == "ZSTD"
+
+
+def test_english_second_time_does_no_work_even_without_the_raw_files(tmp_path: Path, folder: Path) -> None:
+    config = config_of(folder, 20)
+    raw = prepare_raw(config, tmp_path / "data")
+    first = prepare_english(config, raw, tmp_path / "data")
+    folder.rename(tmp_path / "unplugged")
+    again, found = prepare_english(config, raw, tmp_path / "data"), find_english(config, tmp_path / "data")
+    assert found is not None
+    assert (first.reused, again.reused, found.reused) == (False, True, True)
+    assert again.manifest == found.manifest == first.manifest
+
+
+def test_english_other_number_of_samples_is_another_stage(tmp_path: Path, folder: Path) -> None:
+    first = prepared(config_of(folder, 5), tmp_path / "data")
+    second = prepared(config_of(folder, 6), tmp_path / "data")
+    assert first.manifest.upstream == second.manifest.upstream  # both need one raw file
+    assert first.fingerprint != second.fingerprint
+    assert find_english(config_of(folder, 5), tmp_path / "data") is not None
+
+
+def test_english_lost_file_is_made_again_and_force_makes_it_anyway(tmp_path: Path, folder: Path) -> None:
+    config = config_of(folder, 20)
+    stage = prepared(config, tmp_path / "data")
+    english_file(stage).unlink()
+    assert find_english(config, tmp_path / "data") is None
+    assert not prepared(config, tmp_path / "data").reused
+    assert not prepared(config, tmp_path / "data", force=True).reused
+    assert prepared(config, tmp_path / "data").reused
+
+
+def test_english_failure_half_way_leaves_no_file_and_no_manifest(tmp_path: Path, folder: Path) -> None:
+    config = config_of(folder, 20)
+    raw = prepare_raw(config, tmp_path / "data")
+    second = folder / "synth_002.parquet"
+    content, stat = second.read_bytes(), second.stat()
+    second.write_bytes(b"x" * stat.st_size)
+    os.utime(second, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(DataError, match=r"synth_002\.parquet"):
+        prepare_english(config, raw, tmp_path / "data")
+    (made,) = (tmp_path / "data").glob("english_parquet-*")
+    assert [path.name for path in made.iterdir() if not path.name.startswith(".lock")] == []
+    second.write_bytes(content)
+    os.utime(second, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert pq.read_metadata(english_file(prepare_english(config, raw, tmp_path / "data"))).num_rows == 20

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.data import record
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.local import parquet_names
+from gpt_pipeline.data.raw import find_raw, prepare_raw, raw_files, raw_fingerprint
+from gpt_pipeline.errors import ConfigError, DataError
+from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline_tests.synth_rows import write_folder, write_synth
+
+
+def local(folder: Path, num_samples: int) -> DataConfig:
+    return DataConfig(num_samples=num_samples, local_dataset_path=str(folder))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three files with 8, 16 and 24 documents."""
+    return write_folder(tmp_path / "synth", 10, 20, 30)
+
+
+def names(config: DataConfig, stage: StageResult) -> list[str]:
+    return [path.name for path in raw_files(config, stage)]
+
+
+@pytest.mark.parametrize(("num_samples", "files"), [(1, 1), (8, 1), (9, 2), (24, 2), (25, 3), (48, 3)])
+def test_raw_local_folder_takes_exactly_the_files_that_are_needed(
+    tmp_path: Path, folder: Path, num_samples: int, files: int
+) -> None:
+    config = local(folder, num_samples)
+    stage = prepare_raw(config, tmp_path / "data")
+    assert names(config, stage) == ["synth_001.parquet", "synth_002.parquet", "synth_003.parquet"][:files]
+
+
+def test_raw_local_folder_with_too_few_documents_says_how_many_there_are(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.num_samples: found 49, need at most 48"):
+        prepare_raw(local(folder, 49), tmp_path / "data")
+
+
+def test_raw_second_time_does_no_work_and_needs_no_reading(tmp_path: Path, folder: Path) -> None:
+    config = local(folder, 20)
+    first = prepare_raw(config, tmp_path / "data")
+    for path in folder.iterdir():  # same size and time, other content: only a reader would notice
+        stat = path.stat()
+        path.write_bytes(b"x" * stat.st_size)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    again, found = prepare_raw(config, tmp_path / "data"), find_raw(config, tmp_path / "data")
+    assert not first.reused
+    assert found is not None
+    assert again.reused
+    assert again.manifest == found.manifest == first.manifest
+
+
+def test_raw_growing_reads_only_the_files_that_are_new(tmp_path: Path, folder: Path) -> None:
+    prepare_raw(local(folder, 8), tmp_path / "data")
+    first = folder / "synth_001.parquet"
+    stat = first.stat()
+    first.write_bytes(b"x" * stat.st_size)
+    os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    grown = prepare_raw(local(folder, 9), tmp_path / "data")
+    assert [file["documents"] for file in grown.manifest.facts["files"]] == [8, 16]
+
+
+def test_raw_identity_is_the_content_and_not_the_place(tmp_path: Path, folder: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "elsewhere")
+    first = prepare_raw(local(folder, 20), tmp_path / "data")
+    second = prepare_raw(local(copy, 20), tmp_path / "other data")
+    assert first.fingerprint == second.fingerprint
+    write_synth(copy / "synth_002.parquet", [])
+    changed = prepare_raw(local(copy, 20), tmp_path / "other data")
+    assert changed.fingerprint != first.fingerprint
+
+
+def test_raw_changed_file_is_noticed_by_its_time(tmp_path: Path, folder: Path) -> None:
+    config = local(folder, 20)
+    prepare_raw(config, tmp_path / "data")
+    os.utime(folder / "synth_001.parquet", ns=(1, 1))
+    assert find_raw(config, tmp_path / "data") is None
+    assert prepare_raw(config, tmp_path / "data").reused  # the content was the same after all
+
+
+def test_raw_folder_that_is_away_keeps_the_identity_of_what_was_made(tmp_path: Path, folder: Path) -> None:
+    config = local(folder, 20)
+    stage = prepare_raw(config, tmp_path / "data")
+    folder.rename(tmp_path / "unplugged")
+    assert raw_fingerprint(config, tmp_path / "data") == stage.fingerprint
+    assert find_raw(config, tmp_path / "data") is None
+    with pytest.raises(DataError, match="missing or have changed"):
+        raw_files(config, stage)
+    with pytest.raises(ConfigError, match=r"data\.local_dataset_path: .*need a folder that exists"):
+        prepare_raw(config, tmp_path / "data")
+
+
+def test_raw_never_prepared_is_not_found(tmp_path: Path, folder: Path) -> None:
+    assert find_raw(local(folder, 20), tmp_path / "data") is None
+    assert raw_fingerprint(DataConfig(num_samples=5), tmp_path / "data") is None
+
+
+def test_raw_folder_without_parquet_is_refused_with_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "SYNTH").mkdir()
+    with pytest.raises(ConfigError, match="it holds SYNTH"):
+        prepare_raw(local(tmp_path, 5), tmp_path / "data")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a Windows path is fine on Windows")
+def test_raw_windows_path_elsewhere_is_refused_with_the_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.local_dataset_path"):
+        prepare_raw(DataConfig(num_samples=5, local_dataset_path="E:\\SYNTH"), tmp_path / "data")
+
+
+def test_raw_damaged_file_fails_by_name_and_keeps_what_was_checked(tmp_path: Path, folder: Path) -> None:
+    damaged = folder / "synth_002.parquet"
+    damaged.write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"synth_002\.parquet"):
+        prepare_raw(local(folder, 20), tmp_path / "data")
+    (known,) = (tmp_path / "data" / "sources").glob("*/source.json")
+    assert list(json.loads(known.read_text())["files"]) == ["synth_001.parquet"]
+
+
+def test_raw_force_checks_every_file_again(tmp_path: Path, folder: Path) -> None:
+    config = local(folder, 8)
+    prepare_raw(config, tmp_path / "data")
+    path = folder / "synth_001.parquet"
+    stat = path.stat()
+    path.write_bytes(b"x" * stat.st_size)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(DataError, match="not a readable parquet"):
+        prepare_raw(config, tmp_path / "data", force=True)
+
+
+def test_raw_two_at_once_do_the_work_once(tmp_path: Path, folder: Path) -> None:
+    config = local(folder, 48)
+    stages: list[StageResult] = []
+    threads = [threading.Thread(target=lambda: stages.append(prepare_raw(config, tmp_path / "data"))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(stage.reused for stage in stages) == [False, True, True]
+
+
+def test_raw_unreadable_record_is_named_with_the_remedy(tmp_path: Path, folder: Path) -> None:
+    config = local(folder, 8)
+    prepare_raw(config, tmp_path / "data")
+    (known,) = (tmp_path / "data" / "sources").glob("*/source.json")
+    known.write_text("{")
+    with pytest.raises(DataError, match=r"source\.json is not readable .*delete it"):
+        find_raw(config, tmp_path / "data")
+
+
+def test_raw_documents_counted_by_an_older_rule_are_counted_again(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = local(folder, 8)
+    prepare_raw(config, tmp_path / "data")
+    (known,) = (tmp_path / "data" / "sources").glob("*/source.json")
+    known.write_text(known.read_text().replace(f'"rule": "{record.RULE_VERSION}"', '"rule": "0"'))
+    assert find_raw(config, tmp_path / "data") is None
+    prepare_raw(config, tmp_path / "data")
+    assert find_raw(config, tmp_path / "data") is not None
+
+
+@pytest.mark.parametrize(
+    ("listing", "chosen"),
+    [
+        (["synth_002.parquet", "synth_001.parquet", "README.md"], ["synth_001.parquet", "synth_002.parquet"]),
+        (["synth_001.parquet", "synth_en_samples_9.parquet", "b.parquet"], ["synth_001.parquet"]),
+        (["b.parquet", "a.parquet", ".hidden.parquet", "a.txt"], ["a.parquet", "b.parquet"]),
+        (["data/b.parquet", "data/a.parquet"], ["data/a.parquet", "data/b.parquet"]),
+        ([], []),
+    ],
+)
+def test_parquet_names_prefer_the_numbered_files_in_order(listing: list[str], chosen: list[str]) -> None:
+    assert list(parquet_names(listing)) == chosen

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from gpt_pipeline.data import shards as shards_module
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents import is_held_out
+from gpt_pipeline.data.english import english_file, prepare_english
+from gpt_pipeline.data.raw import prepare_raw
+from gpt_pipeline.data.shards import Document, encoded_documents, find_shards, open_shards, prepare_shards, write_splits
+from gpt_pipeline.data.token_stream import TokenStream
+from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.errors import ConfigError, DamagedFileError
+from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline_tests.synth_rows import row, write_synth
+
+_HOSTILE = "before <|endoftext|> after \u200d\U0001f469 \r\n" + "a" * 5000
+
+
+def config_of(folder: Path, **changed: object) -> DataConfig:
+    values = {"num_samples": 400, "validation_fraction": 0.2, "max_length": 64, **changed}
+    return DataConfig(local_dataset_path=str(folder), **values)  # type: ignore[arg-type]
+
+
+def english_of(config: DataConfig, data_folder: Path) -> StageResult:
+    return prepare_english(config, prepare_raw(config, data_folder), data_folder)
+
+
+def prepared(config: DataConfig, data_folder: Path) -> StageResult:
+    return prepare_shards(config, english_of(config, data_folder), data_folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    values = [row(i, synthetic_answer=_HOSTILE if i == 17 else f"It is {i}.") for i in range(400)]
+    return write_synth(tmp_path_factory.mktemp("raw") / "synth_001.parquet", values).parent
+
+
+def documents_in(stream: TokenStream) -> list[str]:
+    """The texts of a stream's documents, each checked to begin with the end-of-text token and to have no other."""
+    ends = [*stream.document_starts.tolist()[1:], stream.n_tokens]
+    texts = []
+    for start, end in zip(stream.document_starts.tolist(), ends, strict=True):
+        ids = stream.read(start, end - start).tolist()
+        assert ids[0] == EOT_TOKEN
+        assert EOT_TOKEN not in ids[1:]
+        texts.append(gpt2().decode(ids[1:]))
+    return texts
+
+
+def test_shards_hold_every_document_once_on_the_side_of_its_article(tmp_path: Path, folder: Path) -> None:
+    config = config_of(folder)
+    english = english_of(config, tmp_path)
+    opened = open_shards(prepare_shards(config, english, tmp_path).folder)
+    table = pq.read_table(english_file(english)).to_pylist()
+    sides = [is_held_out(value["article"], seed=0, fraction=0.2) for value in table]
+    assert documents_in(opened.validation) == [v["text"] for v, side in zip(table, sides, strict=True) if side]
+    assert documents_in(opened.train) == [v["text"] for v, side in zip(table, sides, strict=True) if not side]
+    assert 0 < sum(sides) < len(sides)
+
+
+def test_shards_facts_add_up(tmp_path: Path, folder: Path) -> None:
+    stage = prepared(config_of(folder), tmp_path)
+    facts, opened = stage.manifest.facts, open_shards(stage.folder)
+    english = english_facts(config_of(folder), tmp_path)
+    assert facts["train_documents"] + facts["validation_documents"] == english["documents"] == 400
+    assert facts["train_text_bytes"] + facts["validation_text_bytes"] == english["text_bytes"]
+    assert facts["train_tokens"] == opened.train.n_tokens
+    assert facts["validation_tokens"] == opened.validation.n_tokens
+    assert facts["train_documents"] == len(opened.train.document_starts)
+    assert facts["tokens_per_document"] == pytest.approx((facts["train_tokens"] + facts["validation_tokens"]) / 400)
+
+
+def english_facts(config: DataConfig, data_folder: Path) -> dict[str, object]:
+    return dict(english_of(config, data_folder).manifest.facts)
+
+
+def test_shards_document_keeps_its_side_when_samples_grow(tmp_path: Path, folder: Path) -> None:
+    small, large = (
+        open_shards(prepared(config_of(folder, num_samples=n, max_length=16), tmp_path).folder) for n in (150, 400)
+    )
+    assert documents_in(large.validation)[: len(small.validation.document_starts)] == documents_in(small.validation)
+    assert documents_in(large.train)[: len(small.train.document_starts)] == documents_in(small.train)
+
+
+def test_shards_bytes_do_not_depend_on_threads_or_batches(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(folder)
+    english = english_of(config, tmp_path)
+    first = prepare_shards(config, english, tmp_path)
+    monkeypatch.setattr(shards_module, "_BATCH_BYTES", 300)
+    monkeypatch.setattr(shards_module, "_BATCH_ROWS", 7)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    second = prepare_shards(config, english, tmp_path / "second")
+    assert first.manifest.files == second.manifest.files
+
+
+def test_shards_are_cut_between_documents(tmp_path: Path, folder: Path) -> None:
+    config = config_of(folder)
+    path = english_file(english_of(config, tmp_path))
+    whole = write_splits(encoded_documents(path, threads=2), tmp_path / "whole", config)[0]
+    cut = write_splits(encoded_documents(path, threads=2), tmp_path / "cut", config, max_shard_tokens=2500)[0]
+    one, many = (TokenStream(w.folder, tuple(f.name for f in w.files if f.suffix == ".bin")) for w in (whole, cut))
+    assert len(cut.files) > 2 * 3
+    assert (many.read(0, many.n_tokens) == one.read(0, one.n_tokens)).all()
+    assert many.document_starts.tolist() == one.document_starts.tolist()
+    for file in cut.files[::2]:
+        assert file.stat().st_size <= 1024 + 2 * 2500
+        assert np.fromfile(file, dtype="<u2", offset=1024, count=1)[0] == EOT_TOKEN
+
+
+def test_shards_interrupted_leave_no_manifest_and_no_half_file(tmp_path: Path) -> None:
+    def documents():  # type: ignore[no-untyped-def]
+        yield Document(article="a", tokens=np.array([EOT_TOKEN, 1], dtype=np.uint16), text_bytes=1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_splits(documents(), tmp_path, DataConfig(num_samples=1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_second_time_does_no_work(tmp_path: Path, folder: Path) -> None:
+    config = config_of(folder)
+    first, again, found = prepared(config, tmp_path), prepared(config, tmp_path), find_shards(config, tmp_path)
+    assert found is not None
+    assert (first.reused, again.reused) == (False, True)
+    assert found.manifest == again.manifest == first.manifest
+
+
+def test_shards_identity_knows_the_split_but_not_the_sequence_length(tmp_path: Path, folder: Path) -> None:
+    first = prepared(config_of(folder), tmp_path)
+    assert prepared(config_of(folder, max_length=128), tmp_path).reused
+    for changed in ({"seed": 1}, {"validation_fraction": 0.1}):
+        assert prepared(config_of(folder, **changed), tmp_path).fingerprint != first.fingerprint
+
+
+def test_shards_without_a_held_out_document_are_refused(tmp_path: Path, folder: Path) -> None:
+    config = config_of(folder, num_samples=5, validation_fraction=1e-9, max_length=16)
+    with pytest.raises(ConfigError, match=r"data\.validation_fraction: found 1e-09, .*validation.*raise"):
+        prepared(config, tmp_path)
+    assert find_shards(config, tmp_path) is None
+
+
+def test_shards_shorter_than_one_sequence_are_refused_each_time(tmp_path: Path, folder: Path) -> None:
+    config = config_of(folder, max_length=1_000_000)
+    english = english_of(config, tmp_path)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"data\.num_samples: found 400, .*max_length=1000000"):
+            prepare_shards(config, english, tmp_path)
+
+
+def test_shards_damaged_english_file_is_noticed_before_use(tmp_path: Path, folder: Path) -> None:
+    config = config_of(folder)
+    english = english_of(config, tmp_path)
+    path = english_file(english)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(DamagedFileError, match="synth_en_samples_400"):
+        prepare_shards(config, english, tmp_path)
+
+
+def test_open_shards_lost_shard_or_manifest_is_refused(tmp_path: Path, folder: Path) -> None:
+    stage = prepared(config_of(folder), tmp_path)
+    (stage.folder / "train_000001.bin").unlink()
+    with pytest.raises(DamagedFileError, match=r"train_000001\.bin is missing"):
+        open_shards(stage.folder)
+    (stage.folder / "manifest.json").unlink()
+    with pytest.raises(DamagedFileError, match="no finished token shards"):
+        open_shards(stage.folder)
