@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.hub import Hub
+from gpt_pipeline.data.raw import find_raw, prepare_raw, raw_files, raw_fingerprint
+from gpt_pipeline.errors import ConfigError, DamagedFileError, DataError
+from gpt_pipeline_tests.hub_server import FakeHub, running_hub
+from gpt_pipeline_tests.synth_rows import write_folder
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub whose dataset has three files with 8, 16 and 24 documents."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with running_hub() as server:
+        folder = write_folder(tmp_path / "published", 10, 20, 30)
+        (folder / "README.md").write_text("the card")
+        server.publish(folder)
+        yield server
+
+
+@pytest.fixture
+def hub(server: FakeHub, tmp_path: Path) -> Hub:
+    return Hub(endpoint=server.endpoint, cache_folder=tmp_path / "cache")
+
+
+def test_hub_downloads_only_the_files_that_are_needed_at_the_newest_commit(
+    tmp_path: Path, server: FakeHub, hub: Hub
+) -> None:
+    config = DataConfig(num_samples=9)
+    stage = prepare_raw(config, tmp_path / "data", hub=hub)
+    paths = raw_files(config, stage, hub=hub)
+    assert [path.name for path in paths] == ["synth_001.parquet", "synth_002.parquet"]
+    assert [path.read_bytes() for path in paths] == [
+        (tmp_path / "published" / path.name).read_bytes() for path in paths
+    ]
+    assert all(path.is_relative_to(tmp_path / "cache") for path in paths)
+    assert stage.manifest.facts["revision"] == next(iter(server.commits))
+    assert set(server.downloads()) == {"synth_001.parquet", "synth_002.parquet"}
+
+
+def test_hub_finished_asks_the_network_nothing(tmp_path: Path, server: FakeHub, hub: Hub) -> None:
+    config = DataConfig(num_samples=9)
+    first = prepare_raw(config, tmp_path / "data", hub=hub)
+    server.requests.clear()
+    again, found = prepare_raw(config, tmp_path / "data", hub=hub), find_raw(config, tmp_path / "data", hub=hub)
+    assert found is not None
+    assert again.reused
+    assert again.manifest == found.manifest == first.manifest
+    assert len(raw_files(config, found, hub=hub)) == 2
+    assert server.requests == []
+
+
+def test_hub_files_have_the_identity_of_the_same_files_in_a_folder(tmp_path: Path, hub: Hub) -> None:
+    from_hub = prepare_raw(DataConfig(num_samples=9), tmp_path / "data", hub=hub)
+    folder = str(tmp_path / "published")
+    from_folder = prepare_raw(DataConfig(num_samples=9, local_dataset_path=folder), tmp_path / "data")
+    assert from_folder.fingerprint == from_hub.fingerprint
+    assert from_folder.reused
+
+
+def test_hub_newest_commit_stays_pinned_until_a_revision_is_set(tmp_path: Path, server: FakeHub, hub: Hub) -> None:
+    first = prepare_raw(DataConfig(num_samples=9), tmp_path / "data", hub=hub)
+    old = first.manifest.facts["revision"]
+    new = server.publish(write_folder(tmp_path / "republished", 40, 40))
+    grown = prepare_raw(DataConfig(num_samples=25), tmp_path / "data", hub=hub)
+    forced = prepare_raw(DataConfig(num_samples=9), tmp_path / "data", force=True, hub=hub)
+    moved = prepare_raw(DataConfig(num_samples=9, revision=new), tmp_path / "data", hub=hub)
+    back = prepare_raw(DataConfig(num_samples=9), tmp_path / "data", hub=hub)
+    revisions = [stage.manifest.facts["revision"] for stage in (grown, forced, moved, back)]
+    assert revisions == [old, old, new, old]
+    assert moved.fingerprint != first.fingerprint == back.fingerprint == forced.fingerprint
+    assert back.reused
+
+
+def test_hub_growing_downloads_only_what_is_new(tmp_path: Path, server: FakeHub, hub: Hub) -> None:
+    prepare_raw(DataConfig(num_samples=9), tmp_path / "data", hub=hub)
+    server.requests.clear()
+    prepare_raw(DataConfig(num_samples=25), tmp_path / "data", hub=hub)
+    assert server.downloads() == ["synth_003.parquet"]
+    assert not [line for line in server.requests if "/api/" in line]
+
+
+def test_hub_too_few_documents_says_how_many_there_are(tmp_path: Path, hub: Hub) -> None:
+    with pytest.raises(ConfigError, match=r"data\.num_samples: found 49, need at most 48.*PleIAs/SYNTH"):
+        prepare_raw(DataConfig(num_samples=49), tmp_path / "data", hub=hub)
+
+
+def test_hub_deleted_cache_is_downloaded_again_at_the_same_commit(tmp_path: Path, server: FakeHub, hub: Hub) -> None:
+    config = DataConfig(num_samples=5)
+    first = prepare_raw(config, tmp_path / "data", hub=hub)
+    elsewhere = Hub(endpoint=server.endpoint, cache_folder=tmp_path / "empty")
+    server.publish(write_folder(tmp_path / "republished", 40))
+    assert find_raw(config, tmp_path / "data", hub=elsewhere) is None
+    assert raw_fingerprint(config, tmp_path / "data", hub=elsewhere) == first.fingerprint
+    assert prepare_raw(config, tmp_path / "data", hub=elsewhere).fingerprint == first.fingerprint
+    assert find_raw(config, tmp_path / "data", hub=elsewhere) is not None
+
+
+def test_hub_damaged_download_is_refused_by_its_checksum(tmp_path: Path, server: FakeHub, hub: Hub) -> None:
+    server.corrupt = True
+    with pytest.raises(DamagedFileError, match=r"synth_001\.parquet: found sha256"):
+        prepare_raw(DataConfig(num_samples=5), tmp_path / "data", hub=hub)
+    server.corrupt = False
+    assert not prepare_raw(DataConfig(num_samples=5), tmp_path / "data", hub=hub).reused
+
+
+def test_hub_cached_file_cut_short_is_downloaded_again(tmp_path: Path, server: FakeHub, hub: Hub) -> None:
+    config = DataConfig(num_samples=5)
+    (path,) = raw_files(config, prepare_raw(config, tmp_path / "data", hub=hub), hub=hub)
+    path.resolve().write_bytes(b"cut")
+    assert find_raw(config, tmp_path / "data", hub=hub) is None
+    prepare_raw(config, tmp_path / "data", hub=hub)
+    assert path.read_bytes() == (tmp_path / "published" / "synth_001.parquet").read_bytes()
+
+
+def test_hub_private_dataset_needs_the_token_and_takes_it(
+    tmp_path: Path, server: FakeHub, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.token = "hf_secret"
+    with pytest.raises(DataError, match=r"HTTP 401.*HF_TOKEN.*data\.local_dataset_path"):
+        prepare_raw(DataConfig(num_samples=5), tmp_path / "data", hub=hub)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    prepare_raw(DataConfig(num_samples=5), tmp_path / "data", hub=hub)
+    kept = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    assert kept
+    assert not any(b"hf_secret" in path.read_bytes() for path in kept)
+
+
+def test_hub_gated_dataset_says_what_to_accept(tmp_path: Path, server: FakeHub, hub: Hub) -> None:
+    server.gated = True
+    with pytest.raises(DataError, match="is gated: accept its conditions"):
+        prepare_raw(DataConfig(num_samples=5), tmp_path / "data", hub=hub)
+
+
+def test_hub_unknown_dataset_or_revision_is_named(tmp_path: Path, hub: Hub) -> None:
+    with pytest.raises(DataError, match=r"PleIAs/NOTHING on http.*HTTP 404.*data\.source"):
+        prepare_raw(DataConfig(num_samples=5, source="PleIAs/NOTHING"), tmp_path / "data", hub=hub)
+    with pytest.raises(ConfigError, match=r"data\.revision: found 'v9'"):
+        prepare_raw(DataConfig(num_samples=5, revision="v9"), tmp_path / "data", hub=hub)
+
+
+def test_hub_refusal_without_reason_names_the_status(tmp_path: Path, server: FakeHub, hub: Hub) -> None:
+    server.failing = 403
+    with pytest.raises(DataError, match=r"HTTP 403.*HF_TOKEN"):
+        prepare_raw(DataConfig(num_samples=5), tmp_path / "data", hub=hub)
+    server.failing = 418
+    with pytest.raises(DataError, match="answered HTTP 418; run again later"):
+        prepare_raw(DataConfig(num_samples=5), tmp_path / "data", hub=hub)
+
+
+def test_hub_dataset_without_parquet_is_refused(tmp_path: Path, server: FakeHub, hub: Hub) -> None:
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / "README.md").write_text("nothing yet")
+    server.publish(tmp_path / "card")
+    with pytest.raises(DataError, match="has no parquet file"):
+        prepare_raw(DataConfig(num_samples=5), tmp_path / "data", hub=hub)
+
+
+def test_hub_out_of_reach_says_so_in_one_line(tmp_path: Path) -> None:
+    nowhere = Hub(endpoint="http://127.0.0.1:9", cache_folder=tmp_path / "cache")
+    with pytest.raises(
+        DataError, match=r"cannot reach PleIAs/SYNTH on http://127\.0\.0\.1:9.*local_dataset_path"
+    ) as caught:
+        prepare_raw(DataConfig(num_samples=5), tmp_path / "data", hub=nowhere)
+    assert "\n" not in str(caught.value)
+
+
+_ALL_STAGES = """
+import json, sys
+from pathlib import Path
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.english import prepare_english
+from gpt_pipeline.data.raw import prepare_raw
+from gpt_pipeline.data.shards import prepare_shards
+config = DataConfig(num_samples=20, max_length=16, validation_fraction=0.5, seed=1)
+data_folder = Path(sys.argv[1])
+raw = prepare_raw(config, data_folder)
+english = prepare_english(config, raw, data_folder)
+shards = prepare_shards(config, english, data_folder)
+print(json.dumps([[stage.fingerprint, stage.reused] for stage in (raw, english, shards)]))
+"""
+
+
+def test_hub_environment_names_the_hub_and_a_finished_pipeline_works_offline(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+    def run(**changed: str) -> list[tuple[str, bool]]:
+        command = [sys.executable, "-c", _ALL_STAGES, str(tmp_path / "data")]
+        done = subprocess.run(
+            command, check=False, env=environment | changed, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return [tuple(pair) for pair in json.loads(done.stdout)]
+
+    with running_hub() as server:
+        server.publish(write_folder(tmp_path / "published", 10, 20, 30))
+        first = run(HF_ENDPOINT=server.endpoint)
+        assert set(server.downloads()) == {"synth_001.parquet", "synth_002.parquet"}
+    offline = run(HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert [reused for _, reused in first] == [False, False, False]
+    assert offline == [(name, True) for name, _ in first]
+    assert list((tmp_path / "home").rglob("synth_002.parquet"))
+
+
+def test_hub_lost_between_two_files_says_so_and_goes_on_later(tmp_path: Path, server: FakeHub, hub: Hub) -> None:
+    prepare_raw(DataConfig(num_samples=9), tmp_path / "data", hub=hub)
+    server.failing = 500
+    with pytest.raises(DataError, match=r"PleIAs/SYNTH on http.*500.*run again"):
+        prepare_raw(DataConfig(num_samples=25), tmp_path / "data", hub=hub)
+    lost = Hub(endpoint="http://127.0.0.1:9", cache_folder=hub.cache_folder)
+    with pytest.raises(DataError, match=r"cannot reach PleIAs/SYNTH.*ConnectError"):
+        prepare_raw(DataConfig(num_samples=25), tmp_path / "data", hub=lost)
+    server.failing = None
+    server.requests.clear()
+    prepare_raw(DataConfig(num_samples=25), tmp_path / "data", hub=hub)
+    assert server.downloads() == ["synth_003.parquet"]
