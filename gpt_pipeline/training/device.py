@@ -1,0 +1,127 @@
+"""How a step runs on the device that is there: where, in which precision, compiled or not."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
+from gpt_pipeline.training.ranks import Ranks
+
+# Dense bf16 FLOP/s on tensor cores, without sparsity, from NVIDIA's data sheets.
+_PEAK_BF16_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How this process computes."""
+
+    device: torch.device
+    bf16: bool
+    """Whether matrix products run in bfloat16 (autocast); weights and optimizer stay in float32."""
+
+    compile: bool
+    peak_flops: float | None
+    """Of the device in this precision; None where unknown."""
+
+    @property
+    def is_cuda(self) -> bool:
+        return bool(self.device.type == "cuda")
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context in which the model runs forward."""
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)  # type: ignore[no-any-return]
+
+    def describe(self) -> str:
+        """Return the choice in words."""
+        name = torch.cuda.get_device_name(self.device) if self.is_cuda else f"CPU, {torch.get_num_threads()} threads"
+        return f"{name}, {'bf16' if self.bf16 else 'fp32'}, {'compiled' if self.compile else 'eager'}"
+
+
+def choose_compute(
+    hardware: HardwareConfig, training: TrainingConfig, *, ranks: Ranks, say: Callable[[str], None]
+) -> Compute:
+    """Return how to compute what is asked for on what is there.
+
+    Raises:
+        ConfigError: CUDA is asked for and torch has none, or compilation and nothing to compile with.
+    """
+    device = _choose_device(hardware, ranks)
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 where products remain in float32
+    bf16 = cuda if training.precision == "auto" else training.precision == "bf16"
+    peak = _peak_flops(torch.cuda.get_device_name(device)) if cuda and bf16 else None
+    return Compute(device=device, bf16=bf16, compile=_choose_compile(training, cuda=cuda, say=say), peak_flops=peak)
+
+
+def flops_per_token(config: ModelConfig, *, num_parameters: int, max_length: int) -> float:
+    """Return the FLOPs of one training token, forward and backward, without recomputation.
+
+    6 for each weight of a matrix product and 12 * n_layer * n_embd * T for attention (PaLM, Chowdhery et al. 2022,
+    appendix B). Position embeddings take part in no product, nor does an untied token embedding.
+    """
+    looked_up = config.context_length + (0 if config.tie_weights else config.vocab_size)
+    products = num_parameters - looked_up * config.n_embd
+    return 6.0 * products + 12.0 * config.n_layer * config.n_embd * max_length
+
+
+def _choose_device(hardware: HardwareConfig, ranks: Ranks) -> torch.device:
+    available = torch.cuda.is_available()
+    if hardware.device == "cuda" and not available:
+        raise ConfigError(
+            "hardware.device",
+            found="cuda",
+            need=f"a GPU that torch can use; torch {torch.__version__} sees none",
+            remedy="install a CUDA build of torch (https://pytorch.org/get-started/locally), or set hardware.device: "
+            "auto or cpu",
+        )
+    if hardware.device == "cpu" or not available:
+        return torch.device("cpu")
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            "hardware.num_gpus", found=ranks.local_rank + 1, need=f"at most {torch.cuda.device_count()}, the GPUs here"
+        )
+    return torch.device("cuda", ranks.local_rank)
+
+
+def _choose_compile(training: TrainingConfig, *, cuda: bool, say: Callable[[str], None]) -> bool:
+    if training.compile is False or (training.compile == "auto" and not cuda):
+        return False
+    missing = _missing_for_compile(cuda=cuda)
+    if missing is None:
+        return True
+    if training.compile is True:
+        raise ConfigError("training.compile", found=True, need=f"{missing}, which is missing here", remedy="use auto")
+    say(f"The model is not compiled, so training is slower: {missing} is missing here.")
+    return False
+
+
+def _missing_for_compile(*, cuda: bool) -> str | None:
+    if cuda and importlib.util.find_spec("triton") is None:
+        return "Triton"
+    compilers = ("cc", "gcc", "clang", "cl")
+    return None if any(shutil.which(name) for name in compilers) else "a C compiler"
+
+
+def _peak_flops(name: str) -> float | None:
+    return next((flops for part, flops in _PEAK_BF16_FLOPS.items() if part in name.replace("NVL", "")), None)

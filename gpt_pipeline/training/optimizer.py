@@ -1,0 +1,91 @@
+"""The optimizers: AdamW, or Muon for the blocks' matrices with AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt_pipeline.errors import ConfigError, UserError
+from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.training.config import TrainingConfig
+
+_BETAS = (0.9, 0.95)  # GPT-3 (Brown et al. 2020), appendix B
+_EPS = 1e-8
+
+
+class Optimizer:
+    """One or two torch optimizers that step together at one learning rate."""
+
+    def __init__(self, model: GPT, config: TrainingConfig) -> None:
+        """Sort the parameters of `model`, which must be on its device already, into groups."""
+        self.name = config.optimizer
+        hidden, matrices, others = _sort_parameters(model, muon=config.optimizer == "muon")
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=_BETAS, eps=_EPS, fused=True)
+        self._optimizers = [adamw, *([_muon(hidden, config)] if hidden else [])]
+        # AdamW keeps two numbers for each parameter, Muon one.
+        self.state_bytes = sum(4 * 2 * p.numel() for p in (*matrices, *others)) + sum(4 * p.numel() for p in hidden)
+
+    def step(self, learning_rate: float) -> None:
+        """Update the parameters from their gradients and forget the gradients."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state as tensors and plain values."""
+        return {"name": self.name, "states": [optimizer.state_dict() for optimizer in self._optimizers]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned; the hyperparameters stay those of the present configuration.
+
+        Raises:
+            UserError: the state is that of another optimizer.
+        """
+        if state["name"] != self.name:
+            raise UserError(
+                f"training.optimizer: found {self.name} and a checkpoint made with {state['name']}; "
+                "set it to that, or start with checkpoint_to_resume: scratch"
+            )
+        for optimizer, saved in zip(self._optimizers, state["states"], strict=True):
+            groups = [
+                {**present, "params": group["params"]}
+                for present, group in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
+            ]
+            optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+
+
+def _sort_parameters(model: GPT, *, muon: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return the matrices for Muon, the other matrices (decayed), and vectors (never decayed)."""
+    hidden, matrices, others = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            others.append(parameter)
+        elif muon and ".h." in name:
+            hidden.append(parameter)
+        else:
+            matrices.append(parameter)
+    return hidden, matrices, others
+
+
+def _muon(hidden: list[Tensor], config: TrainingConfig) -> torch.optim.Optimizer:
+    if not hasattr(torch.optim, "Muon"):
+        raise ConfigError(
+            "training.optimizer",
+            found="muon",
+            need=f"torch 2.9 or newer (here: {torch.__version__})",
+            remedy="update torch, or use adamw",
+        )
+    # "match_rms_adamw" (Liu et al. 2025, "Muon is scalable for LLM training") scales updates to the size of AdamW's,
+    # so that both parts share one learning rate and one decay.
+    return torch.optim.Muon(
+        hidden, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )

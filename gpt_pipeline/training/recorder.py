@@ -1,0 +1,109 @@
+"""What is written to `metrics.jsonl` and told to the observer, by the first process only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo
+from gpt_pipeline.storage.manifest import utc_now
+from gpt_pipeline.training.metrics import MetricsLog
+from gpt_pipeline.training.observer import Observer
+from gpt_pipeline.training.plan import StepPlan
+from gpt_pipeline.training.state import Progress
+from gpt_pipeline.training.update import UpdateResult
+
+Clock = Callable[[], float]
+
+
+class Recorder:
+    """Gathers updates and writes them as lines."""
+
+    def __init__(
+        self,
+        progress: Progress,
+        *,
+        log: MetricsLog | None,
+        observer: Observer,
+        plan: StepPlan,
+        flops_per_token: float,
+        peak_flops: float | None,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        """`log` is None in the processes besides the first; `peak_flops` is that of all processes together."""
+        self._progress = progress
+        self._log = log
+        self._observer = observer
+        self._plan = plan
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops
+        self._clock = clock
+        self._updates: list[UpdateResult] = []
+        self._update_seconds = 0.0
+        self._last_tick = clock()
+
+    def tick(self) -> float:
+        """Add the time since the last call to the training time; return it in seconds."""
+        now = self._clock()
+        elapsed, self._last_tick = now - self._last_tick, now
+        self._progress.seconds += elapsed
+        return elapsed
+
+    def update(self, result: UpdateResult) -> None:
+        """Take note of an update that has just been made; write a line when it is time."""
+        self._updates.append(result)
+        self._update_seconds += self.tick()
+        if self._progress.step % self._plan.log_every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the updates since the last line as one line."""
+        if not self._updates:
+            return
+        last = self._updates[-1]
+        speed = len(self._updates) * self._plan.tokens_per_step / max(self._update_seconds, 1e-9)
+        self._write(
+            "train",
+            train_loss=sum(update.train_loss for update in self._updates) / len(self._updates),
+            updates=len(self._updates),
+            learning_rate=last.learning_rate,
+            gradient_norm=last.gradient_norm,
+            tokens_per_second=speed,
+            mfu=None if self._peak_flops is None else speed * self._flops_per_token / self._peak_flops,
+            peak_flops=self._peak_flops,
+            eta_seconds=(self._plan.max_steps - self._progress.step) * self._plan.tokens_per_step / speed,
+        )
+        self._updates.clear()
+        self._update_seconds = 0.0
+
+    def validation(self, val_loss: float, *, is_best: bool) -> None:
+        """Write an estimate of the validation loss."""
+        self.tick()
+        self._write("validation", val_loss=val_loss, is_best=is_best)
+
+    def checkpoint(self, info: CheckpointInfo) -> None:
+        """Write that a checkpoint was saved."""
+        self.tick()
+        self._write("checkpoint", file=info.path.name, sha256=info.sha256, size=info.size)
+
+    def event(self, event: str, message: str) -> None:
+        """Write that something happened, and tell the user."""
+        self.tick()
+        self._write("event", event=event, message=message)
+        self._observer.message(message)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._log is not None:
+            self._log.close()
+
+    def _write(self, kind: str, **values: Any) -> None:
+        if self._log is None:
+            return
+        progress = self._progress
+        record = {"kind": kind, "step": progress.step, "tokens_seen": progress.tokens_seen, **values}
+        record |= {"seconds": round(progress.seconds, 3), "time": utc_now()}
+        self._log.write({key: value for key, value in record.items() if key != "eta_seconds"})
+        if kind in ("train", "validation"):
+            self._observer.progress({"eta_seconds": None, **record, "max_steps": self._plan.max_steps})

@@ -1,0 +1,253 @@
+"""One training from its job to its outcome: lock, start or continue, train, and say what came of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpt_pipeline import __version__
+from gpt_pipeline.checkpoints.load import load_checkpoint
+from gpt_pipeline.checkpoints.manifest import BEST_NAME, CheckpointInfo
+from gpt_pipeline.checkpoints.save import checkpoint_bytes
+from gpt_pipeline.data.batches import BatchSampler
+from gpt_pipeline.data.token_stream import TokenShards, open_shards
+from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.storage.manifest import utc_now
+from gpt_pipeline.training.device import Compute, choose_compute, flops_per_token
+from gpt_pipeline.training.feed import BatchFeed
+from gpt_pipeline.training.finished import FinishedTraining
+from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.metrics import MetricsLog
+from gpt_pipeline.training.observer import Observer, SilentObserver
+from gpt_pipeline.training.plan import StepPlan, plan_steps, sequences_per_step
+from gpt_pipeline.training.ranks import Ranks, process_group
+from gpt_pipeline.training.recorder import Recorder
+from gpt_pipeline.training.saver import Saver
+from gpt_pipeline.training.signals import StopFlag, stop_on_signals
+from gpt_pipeline.training.start import Start, decide_start
+from gpt_pipeline.training.state import Progress, restore, take_snapshot
+from gpt_pipeline.training.trainer import Trainer
+from gpt_pipeline.training.update import Updater
+from gpt_pipeline.training.validate import require_validation_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOutcome:
+    """How a training ended without an error."""
+
+    finished: bool
+    """Whether the last step was reached; otherwise it was stopped."""
+
+    reused: bool
+    """Whether it had been finished before and no work was done."""
+
+    step: int
+    """Optimizer updates done."""
+
+    checkpoint: CheckpointInfo | None
+    """The newest checkpoint; None when stopped before the first update."""
+
+    exit_code: int
+    """0 when finished; 130 or 143 when a signal stopped it."""
+
+
+def run_job(
+    job: TrainingJob,
+    observer: Observer,
+    *,
+    stop: StopFlag | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> TrainingOutcome:
+    """Train what `job` says, to its last step or until a signal or `stop` asks to stop; return what came of it.
+
+    A stop request is heeded at the next step boundary, after a checkpoint. Started by torchrun (seen in
+    `environment`), this is one of several processes; the first one writes and reports.
+
+    Raises:
+        UserError: the job cannot be done, with the remedy.
+    """
+    stop = stop or StopFlag()
+    ranks = Ranks.from_environment(environment)
+    watcher = observer if ranks.is_first else SilentObserver()
+    with stop_on_signals(stop), process_group(ranks), _locked(job, ranks):
+        outcome = _run(job, watcher, stop=stop, ranks=ranks)
+    return outcome
+
+
+def _run(job: TrainingJob, observer: Observer, *, stop: StopFlag, ranks: Ranks) -> TrainingOutcome:
+    shards = _open_shards(job)
+    sampler = _sampler(job, shards)
+    plan = plan_steps(
+        job.training, max_length=job.max_length, steps_per_epoch=sampler.steps_per_epoch, world_size=ranks.world_size
+    )
+    compute = choose_compute(job.hardware, job.training, ranks=ranks, say=observer.message)
+    start = _agree_on_start(job, plan, observer, ranks)
+    if start.finished is not None:
+        return TrainingOutcome(
+            finished=True, reused=True, step=start.finished.step, checkpoint=start.checkpoint, exit_code=0
+        )
+    with _trainer(
+        job, observer, start=start, shards=shards, sampler=sampler, plan=plan, compute=compute, ranks=ranks, stop=stop
+    ) as trainer:
+        return _train(trainer)
+
+
+def _train(trainer: Trainer) -> TrainingOutcome:
+    plan, progress = trainer.plan, trainer.progress
+    begun = "resumed" if progress.step else "started"
+    warmup = trainer.job.training.warmup_steps
+    if warmup >= plan.max_steps:
+        trainer.recorder.event(
+            "short",
+            f"training.warmup_steps={warmup} is not below the {plan.max_steps} steps of this training: the learning "
+            "rate never reaches its peak.",
+        )
+    trainer.recorder.event(
+        begun,
+        f"Training {'continues after' if progress.step else 'starts at'} step {progress.step} of {plan.max_steps}: "
+        f"{trainer.updater.model.num_parameters:,} parameters, {plan.tokens_per_step:,} tokens a step in "
+        f"{plan.grad_accum_steps} x {plan.micro_batch_size} sequences, {trainer.compute.describe()}.",
+    )
+    finished = trainer.train()
+    if finished and trainer.ranks.is_first:
+        _finished_training(trainer).write(trainer.job.folder)
+        trainer.recorder.event("finished", f"Training reached its last step, {progress.step}.")
+    elif not finished:
+        saved = f"{trainer.saved.path.name} is saved" if trainer.saved else "nothing was trained yet"
+        trainer.recorder.event("stopped", f"Training stopped after step {progress.step} as asked; {saved}.")
+    return TrainingOutcome(
+        finished=finished,
+        reused=False,
+        step=progress.step,
+        checkpoint=trainer.saved,
+        exit_code=0 if finished else trainer.stop.exit_code,
+    )
+
+
+def _open_shards(job: TrainingJob) -> TokenShards:
+    shards = open_shards(Path(job.shards_folder))
+    found = shards.manifest.fingerprint
+    if found != job.shards_fingerprint:
+        raise ConfigError(
+            "shards_folder", found=f"{job.shards_folder} with fingerprint {found}", need=job.shards_fingerprint
+        )
+    require_validation_tokens(shards.validation)
+    if job.max_length > job.model.context_length:
+        raise ConfigError(
+            "data.max_length", found=job.max_length, need=f"at most model.context_length={job.model.context_length}"
+        )
+    return shards
+
+
+def _sampler(job: TrainingJob, shards: TokenShards) -> BatchSampler:
+    return BatchSampler(
+        stream=shards.train,
+        sequence_length=job.max_length,
+        batch_size=sequences_per_step(job.training, max_length=job.max_length),
+        seed=job.training.seed,
+    )
+
+
+def _agree_on_start(job: TrainingJob, plan: StepPlan, observer: Observer, ranks: Ranks) -> Start:
+    """Return the start that the first process decides on; the others read the same checkpoint."""
+    if ranks.world_size == 1:
+        return decide_start(job, max_steps=plan.max_steps, say=observer.message)
+    start = decide_start(job, max_steps=plan.max_steps, say=observer.message) if ranks.is_first else Start()
+    told = ranks.from_first((start.checkpoint.to_json() if start.checkpoint else None, start.finished))
+    if ranks.is_first:
+        return start
+    info = CheckpointInfo.from_json(told[0]) if told[0] else None
+    snapshot = load_checkpoint(info.path, verify=False) if info and told[1] is None else None
+    return Start(checkpoint=info, snapshot=snapshot, finished=told[1])
+
+
+@contextmanager
+def _trainer(
+    job: TrainingJob,
+    observer: Observer,
+    *,
+    start: Start,
+    shards: TokenShards,
+    sampler: BatchSampler,
+    plan: StepPlan,
+    compute: Compute,
+    ranks: Ranks,
+    stop: StopFlag,
+) -> Iterator[Trainer]:
+    """Yield the training, in the state that it starts from."""
+    torch.manual_seed(job.training.seed)
+    model = GPT(job.model).to(compute.device)
+    updater = Updater(model, job.training, plan=plan, compute=compute, ranks=ranks)
+    progress = restore(start.snapshot, updater) if start.snapshot else Progress()
+    saver = Saver(job, observer)
+    if ranks.is_first:
+        size = checkpoint_bytes(take_snapshot(job, progress, updater))
+        saver.require_room(size if start.snapshot else size + updater.optimizer.state_bytes)
+        saver.restore_best(progress)
+    recorder = Recorder(
+        progress,
+        log=MetricsLog(job.folder.metrics) if ranks.is_first else None,
+        observer=observer,
+        plan=plan,
+        flops_per_token=flops_per_token(job.model, num_parameters=model.num_parameters, max_length=job.max_length),
+        peak_flops=compute.peak_flops * ranks.world_size if compute.peak_flops else None,
+    )
+    feed = BatchFeed(sampler, ranks=ranks, device=compute.device)
+    # best_model.pt does not stand in for the checkpoint that is due at its step.
+    saved = start.checkpoint if start.checkpoint and start.checkpoint.path.name != BEST_NAME else None
+    try:
+        yield Trainer(
+            job=job,
+            plan=plan,
+            compute=compute,
+            ranks=ranks,
+            updater=updater,
+            feed=feed,
+            validation=shards.validation,
+            progress=progress,
+            saver=saver,
+            recorder=recorder,
+            stop=stop,
+            saved=saved,
+        )
+    finally:
+        feed.close()
+        recorder.close()
+
+
+def _finished_training(trainer: Trainer) -> FinishedTraining:
+    progress, saved = trainer.progress, trainer.saved
+    assert saved is not None
+    assert progress.train_loss is not None
+    assert progress.val_loss is not None
+    assert progress.best_val_loss is not None
+    return FinishedTraining(
+        fingerprint=trainer.job.fingerprint,
+        experiment_name=trainer.job.experiment_name,
+        step=progress.step,
+        tokens_seen=progress.tokens_seen,
+        train_loss=progress.train_loss,
+        val_loss=progress.val_loss,
+        best_val_loss=progress.best_val_loss,
+        best_step=progress.best_step,
+        seconds=progress.seconds,
+        parameters=trainer.updater.model.num_parameters,
+        checkpoint=saved.path.name,
+        weights_sha256=saved.weights_sha256,
+        versions={"gpt_pipeline": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
+        created_at=utc_now(),
+    )
+
+
+def _locked(job: TrainingJob, ranks: Ranks) -> AbstractContextManager[None]:
+    if not ranks.is_first:
+        return nullcontext()
+    return folder_lock(job.folder.root, purpose=f"training {job.experiment_name}")
