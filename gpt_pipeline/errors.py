@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 
@@ -23,6 +24,10 @@ class ConfigError(UserError, ValueError):
         remedy = f"; {self.remedy}" if self.remedy else ""
         return f"{self.key}: found {self.found!r}, need {self.need}{remedy}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are rebuilt from positional arguments; this one must survive the way back from another process.
+        return partial(ConfigError, self.key, found=self.found, need=self.need, remedy=self.remedy), ()
+
     def within(self, section: str) -> ConfigError:
         """The same error with its key placed inside `section`."""
         return ConfigError(f"{section}.{self.key}", found=self.found, need=self.need, remedy=self.remedy)
@@ -38,6 +43,10 @@ class DamagedFileError(UserError):
 
 class LockedError(UserError):
     """Another live process holds the folder; names it."""
+
+
+class StoppedError(Exception):
+    """The user asked to stop, and what was done is saved. Nothing went wrong."""
 
 
 def require(condition: bool, key: str, *, found: Any, need: str, remedy: str = "") -> None:

@@ -1,0 +1,38 @@
+# The two commands: `make demo`, `make test`. README.md gives both without make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+
+.PHONY: demo test test-slow check format ui clean
+
+demo: $(READY)  ## materialize the whole pipeline for experiments/demo.yaml
+	@$(BIN)/gpt-pipeline run experiments/demo.yaml
+
+test: $(READY)  ## the default test suite
+	@$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## what takes longer: fault loops, the daemon, the browser
+	@$(BIN)/python -m pytest -m "slow or browser"
+
+check: $(READY)  ## format, lint, types, import layers
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+ui: $(READY)  ## Dagster's web UI with its daemon, on http://127.0.0.1:3000
+	@$(BIN)/dagster dev
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "found Python %d.%d, need 3.11 or newer; set PYTHON=/path/to/python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+clean:  ## remove the environment; data, checkpoints and history stay
+	rm -rf $(VENV)

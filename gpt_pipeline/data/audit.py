@@ -1,0 +1,135 @@
+"""Checks of finished data stages against what they promise, made from the files themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from gpt_pipeline.data.documents import is_held_out
+from gpt_pipeline.data.token_stream import TokenShards, TokenStream
+from gpt_pipeline.data.tokenizer import gpt2
+
+_BATCH_ROWS = 4096
+_PURITY_SAMPLE = 2000  # documents, evenly spread over the file
+_SPLIT_SAMPLE = 200  # documents of each split that are decoded and looked up
+_MIN_FOREIGN_WORDS = 3  # fewer function words of another language prove nothing: "die" and "a" are in several
+
+# The commonest function words that tell these languages apart; the languages are SYNTH's most frequent ones.
+_FUNCTION_WORDS = {
+    "en": "the of and to in is that for with are was it as how what from this by be",
+    "de": "der die und das ist nicht ein eine mit für auf den von zu wie sich dem",
+    "fr": "le les des et est une dans pour que pas qui du sur au avec il",
+    "es": "el los las y es una para que no por con del se cómo qué un",
+    "it": "il lo gli di e è una per che non con del della sono come un",
+    "pl": "i w na jest nie się do to z że jak o po ile od",
+    "nl": "het een en van is dat niet met voor op zijn aan hoe te er",
+    "la": "et est non quod cum ad ab sunt quae ut qui sed ex",
+}
+_WORDS_OF = {language: frozenset(words.split()) for language, words in _FUNCTION_WORDS.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The outcome of one check."""
+
+    passed: bool
+    text: str
+    """One line: what was found and, where it is wrong, what to do."""
+
+    facts: Mapping[str, float]
+
+
+def looks_foreign(text: str) -> bool:
+    """Whether the function words of `text` are rather those of another language than English."""
+    words = re.findall(r"\w+", text.lower())
+    counts = {language: sum(word in known for word in words) for language, known in _WORDS_OF.items()}
+    strongest = max(counts.values())
+    return strongest >= _MIN_FOREIGN_WORDS and strongest > counts["en"]
+
+
+def check_language_purity(english_file: Path, *, max_foreign_share: float = 0.02) -> Finding:
+    """Look for documents in other languages among some 2,000 spread over the file; one column, in batches."""
+    file = pq.ParquetFile(english_file, pre_buffer=False)
+    every = max(1, file.metadata.num_rows // _PURITY_SAMPLE)
+    sampled = [text for index, text in enumerate(_column(file, "text")) if index % every == 0]
+    foreign = sum(looks_foreign(text) for text in sampled)
+    share = foreign / max(1, len(sampled))
+    return Finding(
+        passed=share <= max_foreign_share,
+        text=f"{foreign} of {len(sampled)} sampled documents look like another language than English "
+        f"({share:.2%}; at most {max_foreign_share:.0%} is fine)",
+        facts={"sampled": len(sampled), "foreign": foreign, "foreign_share": share},
+    )
+
+
+def check_articles_kept_apart(english_file: Path, shards: TokenShards, *, seed: int, fraction: float) -> Finding:
+    """Find no seed article on both sides of the split, from what the shards really hold.
+
+    Some documents of each split are decoded and looked up in the parquet file by the hash of their text.
+    """
+    wanted = {
+        split: {_digest(text) for text in _sample_documents(stream)}
+        for split, stream in (("train", shards.train), ("validation", shards.validation))
+    }
+    articles: dict[str, set[str]] = {"train": set(), "validation": set()}
+    file = pq.ParquetFile(english_file, pre_buffer=False)
+    for text, article in zip(_column(file, "text"), _column(file, "article"), strict=True):
+        digest = _digest(text)
+        for split, digests in wanted.items():
+            if digest in digests:
+                articles[split].add(article)
+    both = articles["train"] & articles["validation"]
+    misplaced = [a for a in articles["train"] if is_held_out(a, seed=seed, fraction=fraction)]
+    misplaced += [a for a in articles["validation"] if not is_held_out(a, seed=seed, fraction=fraction)]
+    checked = len(articles["train"]) + len(articles["validation"])
+    return Finding(
+        passed=checked > 0 and not both and not misplaced,
+        text=f"{len(both)} articles in both splits and {len(misplaced)} on the wrong side, of {checked} looked up",
+        facts={"articles": checked, "in_both_splits": len(both), "misplaced": len(misplaced)},
+    )
+
+
+def check_token_counts(shards: TokenShards, *, documents: int) -> Finding:
+    """Find that the shards' tokens and documents are those of the manifest, and that every document is in a split."""
+    facts = shards.manifest.facts
+    found = {
+        "train_tokens": shards.train.n_tokens,
+        "validation_tokens": shards.validation.n_tokens,
+        "train_documents": len(shards.train.document_starts),
+        "validation_documents": len(shards.validation.document_starts),
+    }
+    wrong = [
+        f"{name} is {count}, the manifest says {facts[name]}" for name, count in found.items() if count != facts[name]
+    ]
+    total = found["train_documents"] + found["validation_documents"]
+    if total != documents:
+        wrong.append(f"{total} documents in the splits, {documents} in the English parquet")
+    return Finding(
+        passed=not wrong,
+        text="; ".join(wrong) or f"{sum(list(found.values())[:2]):,} tokens and {total:,} documents, all accounted for",
+        facts=found,
+    )
+
+
+def _column(file: pq.ParquetFile, name: str) -> Iterator[str]:
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[name]):
+        yield from batch.column(0).to_pylist()
+
+
+def _sample_documents(stream: TokenStream) -> Iterator[str]:
+    starts = stream.document_starts
+    chosen = np.linspace(0, len(starts) - 1, num=min(_SPLIT_SAMPLE, len(starts)), dtype=np.int64)
+    for index in chosen:
+        start = int(starts[index]) + 1  # past the <|endoftext|> that precedes the document
+        end = int(starts[index + 1]) if index + 1 < len(starts) else stream.n_tokens
+        yield gpt2().decode(stream.read(start, end - start).tolist())
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

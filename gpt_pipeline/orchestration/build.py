@@ -1,0 +1,76 @@
+"""The project's Dagster definitions: a factory over the experiment files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from gpt_pipeline.experiment.discover import find_experiments
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.broken import broken_experiment_asset
+from gpt_pipeline.orchestration.checks import data_checks, training_checks
+from gpt_pipeline.orchestration.console import plain_console
+from gpt_pipeline.orchestration.data_assets import data_assets
+from gpt_pipeline.orchestration.experiment_assets import experiment_assets
+from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.orchestration.sensors import new_checkpoints_sensor, reevaluation_schedule
+from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+
+def build_definitions(project: Project) -> dg.Definitions:
+    """Return the assets, checks, jobs, sensor and schedule of all experiments of `project`."""
+    found = find_experiments(project.experiments) if project.experiments.is_dir() else []
+    experiments = [entry.experiment for entry in found if entry.experiment is not None]
+    groups = keys.data_groups(experiments)
+    owners = {groups[experiment.name]: experiment for experiment in reversed(experiments)}
+    automation = [_automation(experiment, groups[experiment.name]) for experiment in experiments]
+    return dg.Definitions(
+        assets=[
+            *(asset for group, experiment in owners.items() for asset in data_assets(group, experiment)),
+            *(asset for experiment in experiments for asset in experiment_assets(experiment, groups[experiment.name])),
+            *(broken_experiment_asset(entry) for entry in found if entry.problem is not None),
+        ],
+        asset_checks=[
+            *(check for group, experiment in owners.items() for check in data_checks(group, experiment)),
+            *(check for experiment in experiments for check in training_checks(experiment)),
+        ],
+        jobs=[job for part in automation for job in part.jobs],
+        sensors=[part.sensor for part in automation],
+        schedules=[part.schedule for part in automation],
+        resources={"mlflow": MlflowTracking(tracking_uri=project.tracking_uri)},
+        loggers={"console": dg.colored_console_logger, "plain": plain_console},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Automation:
+    jobs: Sequence["UnresolvedAssetJobDefinition"]
+    sensor: dg.SensorDefinition
+    schedule: dg.ScheduleDefinition
+
+
+def _automation(experiment: Experiment, group: str) -> _Automation:
+    """Return the experiment's jobs and what starts them."""
+    training = keys.asset_key(experiment, "training")
+    evaluation = keys.asset_key(experiment, "evaluation")
+    report = keys.asset_key(experiment, "report")
+    name = experiment.display_name
+
+    def job(job_name: str, selection: dg.AssetSelection, does: str) -> "UnresolvedAssetJobDefinition":
+        tags = {keys.EXPERIMENT_TAG: experiment.name}
+        return dg.define_asset_job(job_name, selection, tags=tags, description=f"{name}: {does}")
+
+    everything = dg.AssetSelection.groups(group) | dg.AssetSelection.assets(training, report)
+    run = job(keys.run_job(experiment), everything, "data, training and report.")
+    evaluate = job(keys.evaluate_job(experiment), dg.AssetSelection.assets(evaluation), "evaluate one checkpoint.")
+    write = job(keys.report_job(experiment), dg.AssetSelection.assets(report), "write the report anew.")
+    return _Automation(
+        jobs=[run, evaluate, write],
+        sensor=new_checkpoints_sensor(experiment, evaluate=evaluate, report=write),
+        schedule=reevaluation_schedule(experiment, evaluate=evaluate),
+    )

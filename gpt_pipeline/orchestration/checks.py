@@ -1,0 +1,92 @@
+"""Asset checks: what must be true of a stage's output, and what to do when it is not."""
+
+import math
+from collections.abc import Sequence
+
+import dagster as dg
+
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.failures import explained
+from gpt_pipeline.orchestration.stages import finished_english, finished_shards, finished_training
+
+# SYNTH is 80.8 % English; a source far from that is probably not what the user meant.
+_ENGLISH_SHARE = (0.7, 0.9)
+
+
+def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDefinition]:
+    """Return the checks of the data stages in `group`."""
+    english_key = dg.AssetKey([group, "english_parquet"])
+    shards_key = dg.AssetKey([group, "token_shards"])
+
+    @dg.asset_check(asset=english_key, description="The share of English rows is about SYNTH's 80.8 %.")
+    def english_share() -> dg.AssetCheckResult:
+        with explained():
+            languages = finished_english(experiment).manifest.facts["languages"]
+        share = languages.get("en", 0) / max(1, sum(languages.values()))
+        low, high = _ENGLISH_SHARE
+        return dg.AssetCheckResult(
+            passed=low <= share <= high,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=f"{share:.1%} of the rows read are English; SYNTH has 80.8 %. "
+            "Another share is fine if the source is meant to differ.",
+            metadata={"english_share": share},
+        )
+
+    @dg.asset_check(asset=english_key, description="The documents kept read as English.")
+    def language_purity() -> dg.AssetCheckResult:
+        from gpt_pipeline.data.audit import check_language_purity
+        from gpt_pipeline.data.english import english_file
+
+        with explained():
+            finding = check_language_purity(english_file(finished_english(experiment)))
+        return dg.AssetCheckResult(passed=finding.passed, description=finding.text, metadata=dict(finding.facts))
+
+    @dg.asset_check(asset=shards_key, description="No seed article has documents in both splits.")
+    def articles_kept_apart() -> dg.AssetCheckResult:
+        from gpt_pipeline.data.audit import check_articles_kept_apart
+        from gpt_pipeline.data.english import english_file
+        from gpt_pipeline.data.token_stream import open_shards
+
+        data = experiment.data
+        with explained():
+            finding = check_articles_kept_apart(
+                english_file(finished_english(experiment)),
+                open_shards(finished_shards(experiment).folder),
+                seed=data.seed,
+                fraction=data.validation_fraction,
+            )
+        return dg.AssetCheckResult(passed=finding.passed, description=finding.text, metadata=dict(finding.facts))
+
+    @dg.asset_check(asset=shards_key, description="Tokens and documents of the shards are those of the manifests.")
+    def token_counts_add_up() -> dg.AssetCheckResult:
+        from gpt_pipeline.data.audit import check_token_counts
+        from gpt_pipeline.data.token_stream import open_shards
+
+        with explained():
+            documents = finished_english(experiment).manifest.facts["documents"]
+            finding = check_token_counts(open_shards(finished_shards(experiment).folder), documents=documents)
+        return dg.AssetCheckResult(passed=finding.passed, description=finding.text, metadata=dict(finding.facts))
+
+    return [english_share, language_purity, articles_kept_apart, token_counts_add_up]
+
+
+def training_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefinition]:
+    """Return the checks of the experiment's training."""
+    uniform = math.log(experiment.config.model.vocab_size)
+
+    @dg.asset_check(
+        asset=keys.asset_key(experiment, "training"),
+        description="The validation loss at the end is finite and below that of guessing every token alike.",
+    )
+    def loss_below_uniform() -> dg.AssetCheckResult:
+        with explained():
+            loss = finished_training(experiment).val_loss
+        return dg.AssetCheckResult(
+            passed=math.isfinite(loss) and loss < uniform,
+            description=f"validation loss {loss:.4f}, guessing alike gives ln({experiment.config.model.vocab_size}) = "
+            f"{uniform:.4f}. If it is not below, lower training.learning_rate or train longer.",
+            metadata={"val_loss": loss, "uniform_loss": uniform},
+        )
+
+    return [loss_below_uniform]

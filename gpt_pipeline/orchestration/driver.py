@@ -1,0 +1,204 @@
+"""One experiment from the command line, through the same Dagster definitions and history that the UI shows.
+
+Dagster alone cannot do this in one run: a partitioned evaluation beside an unpartitioned training needs the
+checkpoints' names before they exist. So the run of data, training and report is accompanied by a second process
+that evaluates each checkpoint while the next one is trained.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dagster as dg
+
+from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.errors import StoppedError, UserError
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.plan import training_fingerprint
+from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.orchestration.pending import WantedEvaluation, pending_evaluations, wanted_evaluations
+from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.orchestration.report_step import report_is_outdated
+from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR
+from gpt_pipeline.training.finished import find_finished_training
+
+_FOLLOWER = "gpt_pipeline.orchestration.follower"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A project's definitions and history, opened to run one experiment."""
+
+    project: Project
+    experiment: Experiment
+    definitions: dg.Definitions
+    instance: dg.DagsterInstance
+
+    @classmethod
+    @contextmanager
+    def open(cls, project: Project, experiment: Experiment) -> Iterator[Session]:
+        """Open the session for the block; the process works in the project's folder from here on."""
+        project.enter()
+        with project.instance() as instance:
+            definitions = build_definitions(project)
+            yield cls(project=project, experiment=experiment, definitions=definitions, instance=instance)
+
+    def execute(
+        self,
+        job: str,
+        *,
+        partition: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Execute a job in this process; `options` are the assets' run options by the asset's last name.
+
+        Raises:
+            UserError: a step failed; in the step's own words where it has any.
+            StoppedError: the run was interrupted.
+        """
+        ops = {f"{self.experiment.name}__{asset}": {"config": config} for asset, config in (options or {}).items()}
+        run_config = {"loggers": {"plain": {"config": {}}}, "ops": ops}
+        try:
+            result = self.definitions.resolve_job_def(job).execute_in_process(
+                run_config=run_config,
+                instance=self.instance,
+                partition_key=partition,
+                raise_on_error=False,
+                tags=dict(tags or {}),
+            )
+        except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
+            raise StoppedError from None
+        if not result.success:
+            raise UserError(_failure_text(result))
+
+    def evaluate(self, pending: WantedEvaluation, *, questions: int | None = None, force: bool = False) -> None:
+        """Evaluate one checkpoint; see `execute` for what it raises."""
+        name = keys.checkpoint_partitions(self.experiment).name
+        self.instance.add_dynamic_partitions(name or "", [pending.partition])
+        options = {"force": force} if questions is None else {"force": force, "num_questions": questions}
+        self.execute(
+            keys.evaluate_job(self.experiment),
+            partition=pending.partition,
+            tags={keys.EVALUATION_TAG: pending.fingerprint},
+            options={"evaluation": options},
+        )
+
+
+def is_complete(experiment: Experiment) -> bool:
+    """Whether data, training, evaluations and report are all finished, as the folders tell."""
+    shards = find_shards(experiment.data, experiment.data_folder)
+    if shards is None:
+        return False
+    training = training_fingerprint(experiment.config, shards.fingerprint)
+    return (
+        find_finished_training(experiment.folder, training) is not None
+        and not pending_evaluations(experiment)
+        and not report_is_outdated(experiment)
+    )
+
+
+def is_recorded(session: Session) -> bool:
+    """Whether Dagster's history knows the experiment's training and report; not so after it was deleted."""
+    wanted = [keys.asset_key(session.experiment, name) for name in ("training", "report")]
+    return all(session.instance.get_latest_materialization_event(key) is not None for key in wanted)
+
+
+def run_experiment(session: Session, *, force: bool, say: Callable[[str], None]) -> bool:
+    """Materialize everything for the session's experiment; False if there was nothing to do.
+
+    Raises:
+        UserError: a stage failed.
+        StoppedError: the user stopped it.
+    """
+    experiment = session.experiment
+    if not force and is_complete(experiment) and is_recorded(session):
+        return False
+    with _progress_on_terminal(), _follower(session, say):
+        session.execute(keys.run_job(experiment), options={"training": {"force": force}})
+    evaluate_experiment(session, say=say)
+    return True
+
+
+def evaluate_experiment(
+    session: Session, *, questions: int | None = None, force: bool = False, say: Callable[[str], None]
+) -> int:
+    """Evaluate the checkpoints that have no such evaluation (all, with `force`), then the report; return how many.
+
+    A checkpoint that cannot be evaluated does not keep the others from it: the problems are raised at the end.
+
+    Raises:
+        UserError: what kept some from being evaluated, or the report from being written.
+        StoppedError: the user stopped it.
+    """
+    experiment = session.experiment
+    settings = experiment.config.evaluation
+    if questions is not None:
+        settings = replace(settings, num_questions=questions)
+    wanted = wanted_evaluations(experiment, settings)
+    chosen = [each for each in wanted if force or each.state != "done"]
+    problems = []
+    for each in chosen:
+        say(f"evaluating {each.checkpoint.path.name}")
+        try:
+            session.evaluate(each, questions=questions, force=force)
+        except UserError as error:
+            problems.append(f"{each.checkpoint.path.name}: {error}")
+    if report_is_outdated(experiment):
+        session.execute(keys.report_job(experiment))
+    if problems:
+        raise UserError("\n".join(problems))
+    return len(chosen)
+
+
+@contextmanager
+def _progress_on_terminal() -> Iterator[None]:
+    """Let the trainer draw its progress bar on this terminal, past Dagster's capture of the output."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    descriptor = os.dup(sys.stderr.fileno())
+    os.environ[PROGRESS_DESCRIPTOR] = str(descriptor)
+    try:
+        yield
+    finally:
+        del os.environ[PROGRESS_DESCRIPTOR]
+        os.close(descriptor)
+
+
+@contextmanager
+def _follower(session: Session, say: Callable[[str], None]) -> Iterator[None]:
+    """Evaluate checkpoints in a second process while the block trains; afterwards wait until all are evaluated."""
+    command = [sys.executable, "-m", _FOLLOWER, str(session.experiment.file)]
+    # Half the cores: the training beside it has the better use for them.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=os.name != "nt")
+    try:
+        yield
+    except BaseException:
+        child.send_signal(signal.SIGTERM)
+        child.wait()
+        raise
+    say("waiting for the last evaluations")
+    with suppress(BrokenPipeError):
+        child.communicate()  # closes its standard input, which tells it that no checkpoint follows
+
+
+def _failure_text(result: dg.ExecuteInProcessResult) -> str:
+    """Return what the failed steps say: their own description, or the last line of an unforeseen error."""
+    texts = []
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            described = data.user_failure_data.description if data.user_failure_data else None
+            error = data.error.cause or data.error if data.error else None
+            texts.append(f"{event.step_key}: {described or (error.to_string() if error else 'failed')}")
+    return "\n".join(texts) or "the run failed before its first step; its log is in the Dagster UI"

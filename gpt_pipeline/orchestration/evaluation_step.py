@@ -1,0 +1,102 @@
+"""One materialization of `evaluation`: judge one checkpoint and log it to MLflow once."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key, list_checkpoints
+from gpt_pipeline.evaluation.config import EvaluationConfig
+from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, evaluate_checkpoint
+from gpt_pipeline.evaluation.result import EvaluationResult
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.orchestration.pending import mark_logged
+from gpt_pipeline.orchestration.stages import finished_english, finished_shards
+from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
+from gpt_pipeline.tracking.tables import answers_as_markdown
+
+if TYPE_CHECKING:
+    from gpt_pipeline.tracking.mlflow_tracker import LoggedRun
+
+_ANSWERS_SHOWN = 5
+
+
+def evaluate_partition(
+    context: dg.AssetExecutionContext,
+    experiment: Experiment,
+    mlflow: MlflowTracking,
+    *,
+    settings: EvaluationConfig,
+    force: bool,
+) -> dg.MaterializeResult | None:
+    """Evaluate the partition's checkpoint, or find that done; None, with the reason said, if it is gone."""
+    try:
+        checkpoint = _find_checkpoint(experiment, context.partition_key)
+        result = evaluate_checkpoint(
+            checkpoint.path,
+            shards=finished_shards(experiment),
+            english=finished_english(experiment),
+            data=experiment.data,
+            config=settings,
+            max_length=experiment.config.data.max_length,
+            device=experiment.config.hardware.device,
+            folder=experiment.folder.evaluations,
+            force=force,
+        )
+    except CheckpointGoneError as gone:
+        context.log.warning(f"Skipped: {gone}")
+        return None
+    if result.reused:
+        context.log.info(f"Nothing to do: {checkpoint.path.name} was evaluated before with the same questions.")
+    run = _log(context, experiment, mlflow.tracking_uri, result)
+    return dg.MaterializeResult(
+        metadata={**_links(run, mlflow.tracking_uri, result), **_findings(result)},
+        data_version=dg.DataVersion(result.fingerprint),
+    )
+
+
+def _find_checkpoint(experiment: Experiment, partition: str) -> CheckpointInfo:
+    folder = experiment.folder.checkpoints
+    for checkpoint in list_checkpoints(folder):
+        if checkpoint_key(checkpoint.step) == partition:
+            return checkpoint
+    raise CheckpointGoneError(f"there is no checkpoint of {partition} in {folder}; only the last ones are kept")
+
+
+def _log(
+    context: dg.AssetExecutionContext, experiment: Experiment, tracking_uri: str, result: EvaluationResult
+) -> LoggedRun:
+    from gpt_pipeline.tracking.mlflow_tracker import log_evaluation
+
+    run = log_evaluation(
+        result,
+        tracking_uri=tracking_uri,
+        experiment_name=experiment.display_name,
+        parameters=dataclasses.asdict(experiment.config),
+        tags={"dagster_run_id": context.run_id, "experiment_file": experiment.file.name},
+    )
+    mark_logged(experiment.folder, result, run_id=run.run_id, tracking_uri=tracking_uri)
+    context.log.info(f"{result.key}: MLflow run {run.run_id}" + ("" if run.new else ", logged before"))
+    return run
+
+
+def _links(run: LoggedRun, tracking_uri: str, result: EvaluationResult) -> dict[str, Any]:
+    # A database has no pages; `mlflow ui` serves it here unless told otherwise.
+    server = tracking_uri.rstrip("/") if tracking_uri.startswith("http") else "http://127.0.0.1:5000"
+    return {
+        "mlflow_run": dg.MetadataValue.url(f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}"),
+        "result": dg.MetadataValue.path(str(result.path)),
+        "already_finished": result.reused,
+    }
+
+
+def _findings(result: EvaluationResult) -> dict[str, Any]:
+    """Return step and metrics as numbers, so that the UI plots them, and some answers to read."""
+    metadata: dict[str, Any] = {"step": result.step, **result.metrics, "seconds": result.seconds}
+    if result.answers:
+        metadata["answers"] = dg.MetadataValue.md(
+            answers_as_markdown(result.answers[:_ANSWERS_SHOWN], title=result.key)
+        )
+    return metadata

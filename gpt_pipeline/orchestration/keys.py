@@ -1,0 +1,75 @@
+"""Names in Dagster: asset keys, groups, jobs, partitions, pools, tags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import dagster as dg
+
+from gpt_pipeline.data.config import SAMPLE, DataConfig
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.storage.fingerprint import fingerprint
+from gpt_pipeline.storage.names import slug
+
+TRAINING_POOL = "training"
+EVALUATION_POOL = "evaluation"
+EVALUATION_TAG = "gpt_pipeline/evaluation"
+EXPERIMENT_TAG = "gpt_pipeline/experiment"
+
+
+def data_group(data: DataConfig) -> str:
+    """Return a readable name that two `data:` blocks share exactly if they describe the same documents."""
+    name = "local" if data.local_dataset_path else "sample" if data.source == SAMPLE else data.source.split("/")[1]
+    identity = {
+        "source": data.source,
+        "revision": data.revision,
+        "local_dataset_path": Path(data.local_dataset_path).as_posix() if data.local_dataset_path else None,
+        "num_samples": data.num_samples,
+        "validation_fraction": data.validation_fraction,
+        "seed": data.seed,
+    }
+    digest = fingerprint("data_group", config=identity, code_version="1")
+    return f"data_{slug(name)}_{data.num_samples}_{digest[:6]}"
+
+
+def data_groups(experiments: Sequence[Experiment]) -> Mapping[str, str]:
+    """Return the data group of each experiment by the experiment's name.
+
+    Experiments with the same documents share a group, unless they keep them in different base folders: then the
+    second group bears the first experiment's name too.
+    """
+    owners: dict[str, str] = {}
+    groups: dict[str, str] = {}
+    for experiment in experiments:
+        group = data_group(experiment.config.data)
+        folder = experiment.config.storage.base_folder
+        if owners.setdefault(group, folder) != folder:
+            group = f"{group}_{experiment.name}"
+        groups[experiment.name] = group
+    return groups
+
+
+def asset_key(experiment: Experiment, name: str) -> dg.AssetKey:
+    """Return the key of one of the experiment's own assets."""
+    return dg.AssetKey([experiment.name, name])
+
+
+def run_job(experiment: Experiment) -> str:
+    """Name of the job that makes data, training and report."""
+    return f"run_{experiment.name}"
+
+
+def evaluate_job(experiment: Experiment) -> str:
+    """Name of the job that evaluates one checkpoint."""
+    return f"evaluate_{experiment.name}"
+
+
+def report_job(experiment: Experiment) -> str:
+    """Name of the job that writes the report anew."""
+    return f"report_{experiment.name}"
+
+
+def checkpoint_partitions(experiment: Experiment) -> dg.DynamicPartitionsDefinition:
+    """Return the experiment's checkpoints as partitions; a key is `step_00001000`."""
+    return dg.DynamicPartitionsDefinition(name=f"{experiment.name}_checkpoints")

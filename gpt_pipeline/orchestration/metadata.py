@@ -1,0 +1,52 @@
+"""What the Dagster UI shows of a materialization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from gpt_pipeline.storage.manifest import StageResult
+
+_EXAMPLE_CHARACTERS = 600
+
+
+def stage_metadata(stage: StageResult) -> dict[str, Any]:
+    """Return a data stage's facts: numbers, which the UI plots; counts as tables; examples as text."""
+    size = sum(record.size for record in stage.manifest.files.values())
+    metadata: dict[str, Any] = {
+        "folder": dg.MetadataValue.path(str(stage.folder)),
+        "fingerprint": stage.fingerprint,
+        "already_finished": stage.reused,
+        "files": len(stage.manifest.files),
+        "megabytes": round(size / 1e6, 3),
+    }
+    for name, value in stage.manifest.facts.items():
+        metadata[name] = fact(value)
+    return metadata
+
+
+def fact(value: Any) -> Any:
+    """Return one JSON value as the metadata that reads best."""
+    if isinstance(value, Mapping) and value and all(isinstance(count, int | float) for count in value.values()):
+        return counts_table(value)
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        return dg.MetadataValue.md("\n\n---\n\n".join(quoted(text) for text in value))
+    if isinstance(value, Mapping | list):
+        return dg.MetadataValue.json(value)
+    return value
+
+
+def counts_table(counts: Mapping[str, float]) -> dg.MarkdownMetadataValue:
+    """Return counts by name as a table, the largest first, with shares of the sum."""
+    total = sum(counts.values()) or 1
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    rows = [f"| {name} | {count:,} | {count / total:.2%} |" for name, count in ordered]
+    return dg.MetadataValue.md("\n".join(["| | count | share |", "|---|---:|---:|", *rows]))
+
+
+def quoted(text: str) -> str:
+    """Return the start of `text` as a markdown code block that the text itself cannot end."""
+    shown = text if len(text) <= _EXAMPLE_CHARACTERS else text[:_EXAMPLE_CHARACTERS] + " …"
+    return "\n".join(["    " + line for line in shown.splitlines()])

@@ -1,0 +1,74 @@
+"""Which checkpoints still want an evaluation: read from the folders alone, so that it holds without any history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key, list_checkpoints
+from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.evaluation.config import EvaluationConfig
+from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_fingerprint, read_evaluations
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.storage.atomic import write_json
+from gpt_pipeline.storage.layout import ExperimentFolder
+
+State = Literal["missing", "outdated", "done"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedEvaluation:
+    """The evaluation that one checkpoint should have."""
+
+    checkpoint: CheckpointInfo
+    fingerprint: str
+    state: State
+    """`outdated`: there is one of these weights, by other questions, settings or code. `done`: and in MLflow too."""
+
+    @property
+    def partition(self) -> str:
+        return checkpoint_key(self.checkpoint.step)
+
+
+def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None = None) -> list[WantedEvaluation]:
+    """Return one entry per checkpoint in the experiment's folder, oldest first; `settings` in place of the file's.
+
+    Empty as long as the token shards are not finished. Only manifests are read: no weights, no torch.
+    """
+    shards = find_shards(experiment.data, experiment.data_folder)
+    if shards is None:
+        return []
+    done = {result.fingerprint: result for result in read_evaluations(experiment.folder.evaluations)}
+    wanted = []
+    for checkpoint in list_checkpoints(experiment.folder.checkpoints):
+        fingerprint = evaluation_fingerprint(
+            settings or experiment.config.evaluation,
+            weights_sha256=checkpoint.weights_sha256,
+            shards_fingerprint=shards.fingerprint,
+            max_length=experiment.config.data.max_length,
+        )
+        state = _state(experiment.folder, done, fingerprint, checkpoint.weights_sha256)
+        wanted.append(WantedEvaluation(checkpoint=checkpoint, fingerprint=fingerprint, state=state))
+    return wanted
+
+
+def pending_evaluations(experiment: Experiment, settings: EvaluationConfig | None = None) -> list[WantedEvaluation]:
+    """Return those of `wanted_evaluations` that are not done."""
+    return [wanted for wanted in wanted_evaluations(experiment, settings) if wanted.state != "done"]
+
+
+def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: str, tracking_uri: str) -> None:
+    """Note beside the results that this one is in MLflow; until then it stays pending, and is logged when it can be."""
+    write_json(_log_mark(folder, result), {"run_id": run_id, "tracking_uri": tracking_uri})
+
+
+def _state(folder: ExperimentFolder, done: dict[str, EvaluationResult], fingerprint: str, weights_sha256: str) -> State:
+    if fingerprint in done:
+        return "done" if _log_mark(folder, done[fingerprint]).is_file() else "missing"
+    evaluated = {result.checkpoint["weights_sha256"] for result in done.values()}
+    return "outdated" if weights_sha256 in evaluated else "missing"
+
+
+def _log_mark(folder: ExperimentFolder, result: EvaluationResult) -> Path:
+    return folder.evaluations / "logged" / result.path.name

@@ -1,0 +1,78 @@
+"""Where a project lies: its experiment files, Dagster's history and MLflow's store."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+EXPERIMENTS_VARIABLE = "GPT_PIPELINE_EXPERIMENTS"
+DAGSTER_CONFIG = "dagster.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """A folder with `experiments/` and `dagster.yaml`; everything the pipeline keeps for itself lies below it."""
+
+    root: Path
+    experiments: Path
+
+    @classmethod
+    def here(cls) -> Project:
+        """Return the project of the working directory, or of the folder in `GPT_PIPELINE_EXPERIMENTS`."""
+        folder = os.environ.get(EXPERIMENTS_VARIABLE)
+        return cls.of_experiments(Path(folder).absolute()) if folder else cls._at(Path.cwd())
+
+    @classmethod
+    def of_experiments(cls, experiments: Path) -> Project:
+        """Return the project whose experiment files lie in the folder `experiments`."""
+        for root in (experiments, *experiments.parents):
+            if (root / DAGSTER_CONFIG).is_file():
+                return cls(root=root, experiments=experiments)
+        root = experiments.parent if experiments.name == "experiments" else experiments
+        return cls(root=root, experiments=experiments)
+
+    @classmethod
+    def _at(cls, root: Path) -> Project:
+        return cls(root=root, experiments=root / "experiments")
+
+    @property
+    def tracking_uri(self) -> str:
+        """`MLFLOW_TRACKING_URI` if it is set, else a SQLite file in the project's folder."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(self.root / 'mlflow.db').as_posix()}"
+
+    @property
+    def history(self) -> Path:
+        """The folder in which Dagster keeps its history; `DAGSTER_HOME` if it is set."""
+        home = os.environ.get("DAGSTER_HOME")
+        return Path(home) if home else self.root / ".dagster"
+
+    def enter(self) -> None:
+        """Make this process, and those it starts, work in the project: working directory and environment.
+
+        Dagster reads `dagster.yaml` from the working directory when `DAGSTER_HOME` is not set, and the folders it
+        names are relative to it: so every command shares one history without anyone setting anything.
+        """
+        if not (self.root / DAGSTER_CONFIG).is_file():
+            with as_file(files("gpt_pipeline.orchestration") / DAGSTER_CONFIG) as template:
+                shutil.copyfile(template, self.root / DAGSTER_CONFIG)
+        os.chdir(self.root)
+        os.environ[EXPERIMENTS_VARIABLE] = str(self.experiments)
+
+    def instance(self) -> dg.DagsterInstance:
+        """Return Dagster's instance for this project; call `enter` first."""
+        import dagster as dg
+
+        if "DAGSTER_HOME" in os.environ:
+            return dg.DagsterInstance.get()
+        os.environ["DAGSTER_HOME"] = str(self.root)
+        try:
+            return dg.DagsterInstance.get()
+        finally:
+            del os.environ["DAGSTER_HOME"]

@@ -1,0 +1,104 @@
+"""One materialization of `report`: write the page when what it shows has changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.fingerprint import fingerprint
+from gpt_pipeline.storage.manifest import utc_now
+
+REPORT_VERSION = "1"
+"""Raised by hand when the page shows the same results differently."""
+
+
+def report_fingerprint(experiment: Experiment) -> str:
+    """Return the identity of what the report would show now: config, training, evaluations."""
+    folder = experiment.folder
+    training = read_json(folder.training) if folder.training.is_file() else None
+    return fingerprint(
+        "report",
+        config={"experiment": _shown_config(experiment), "training": training},
+        upstream=sorted(result.fingerprint for result in read_evaluations(folder.evaluations)),
+        code_version=REPORT_VERSION,
+    )
+
+
+def report_is_outdated(experiment: Experiment) -> bool:
+    """Whether there is something to report that the page on disk does not show."""
+    folder = experiment.folder
+    if not folder.metrics.is_file():
+        return False
+    return not folder.report.is_file() or _shown(folder.root) != report_fingerprint(experiment)
+
+
+def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, force: bool) -> dg.MaterializeResult:
+    """Write the experiment's report, or find it up to date; return what the UI shows of it."""
+    from gpt_pipeline.report.build import build_report
+    from gpt_pipeline.report.charts import loss_curve_svg
+    from gpt_pipeline.training.metrics import read_metrics
+
+    folder = experiment.folder
+    identity = report_fingerprint(experiment)
+    reused = not force and folder.report.is_file() and _shown(folder.root) == identity
+    if reused:
+        context.log.info("Nothing to do: the report shows the newest results.")
+    else:
+        build_report(
+            folder,
+            title=experiment.display_name,
+            config=dataclasses.asdict(experiment.config),
+            facts=_data_facts(experiment),
+        )
+        write_json(_record(folder.root), {"fingerprint": identity, "created_at": utc_now()})
+    curve = loss_curve_svg(read_metrics(folder.metrics))
+    return dg.MaterializeResult(
+        metadata={
+            "report": dg.MetadataValue.url(folder.report.as_uri()),
+            "path": dg.MetadataValue.path(str(folder.report)),
+            "evaluations": len(read_evaluations(folder.evaluations)),
+            "loss": dg.MetadataValue.md(f"![Loss against step]({_data_uri(curve)})"),
+            "already_finished": reused,
+        },
+        data_version=dg.DataVersion(identity),
+    )
+
+
+def _shown_config(experiment: Experiment) -> dict[str, Any]:
+    """Return the config without what says where and on what it runs."""
+    config = dataclasses.asdict(experiment.config)
+    del config["storage"], config["hardware"], config["data"]["local_dataset_path"]
+    return config
+
+
+def _data_facts(experiment: Experiment) -> dict[str, Any]:
+    from gpt_pipeline.orchestration.stages import finished_english, finished_shards
+
+    return {
+        "english_parquet": dict(finished_english(experiment).manifest.facts),
+        "token_shards": dict(finished_shards(experiment).manifest.facts),
+    }
+
+
+def _record(root: Path) -> Path:
+    return root / "report.json"
+
+
+def _shown(root: Path) -> str | None:
+    try:
+        return str(read_json(_record(root))["fingerprint"])
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        return None
+
+
+def _data_uri(svg: str) -> str:
+    import base64
+
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

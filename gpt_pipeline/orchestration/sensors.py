@@ -1,0 +1,110 @@
+"""What acts by itself: a sensor for checkpoints without an evaluation, a schedule for outdated evaluations.
+
+Both look at the folders anew each time and keep no cursor, so a lost cursor, a restarted daemon or a changed clock
+means nothing to them; what is requested twice is still evaluated once.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from gpt_pipeline.checkpoints.retention import announce_evaluator
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.pending import WantedEvaluation, pending_evaluations
+from gpt_pipeline.orchestration.report_step import report_is_outdated
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+
+_SENSOR_SECONDS = 15
+_MAX_ATTEMPTS = 3
+_ATTEMPTS_WITHIN = timedelta(hours=6)  # an evaluation that failed too often is tried again after so long
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def new_checkpoints_sensor(
+    experiment: Experiment, *, evaluate: "UnresolvedAssetJobDefinition", report: "UnresolvedAssetJobDefinition"
+) -> dg.SensorDefinition:
+    """Return the sensor that requests the evaluation of each new checkpoint and, when all are done, a new report."""
+
+    @dg.sensor(
+        name=f"new_checkpoints_{experiment.name}",
+        jobs=[evaluate, report],
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=_SENSOR_SECONDS,
+        description=f"{experiment.display_name}: evaluates each new checkpoint in the folder, however it came there.",
+    )
+    def new_checkpoints(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        if not experiment.folder.root.is_dir():
+            return dg.SkipReason("Training has not started.")
+        announce_evaluator(experiment.folder.root)
+        pending = pending_evaluations(experiment)
+        new = [evaluation for evaluation in pending if evaluation.state == "missing"]
+        requests = list(_evaluation_requests(context.instance, experiment, new))
+        if (
+            not pending
+            and report_is_outdated(experiment)
+            and not _is_running(context.instance, keys.report_job(experiment))
+        ):
+            requests.append(dg.RunRequest(job_name=keys.report_job(experiment)))
+        if not requests:
+            return dg.SkipReason(f"No new checkpoint; {len(new)} under evaluation or given up.")
+        return _with_partitions(experiment, new, requests)
+
+    return new_checkpoints
+
+
+def reevaluation_schedule(experiment: Experiment, *, evaluate: "UnresolvedAssetJobDefinition") -> dg.ScheduleDefinition:
+    """Return the nightly schedule that evaluates again where questions, settings or code of the evaluation changed."""
+
+    @dg.schedule(
+        name=f"reevaluate_{experiment.name}",
+        cron_schedule="0 3 * * *",
+        job=evaluate,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"{experiment.display_name}: evaluates checkpoints again whose evaluation is out of date.",
+    )
+    def reevaluate(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        outdated = [evaluation for evaluation in pending_evaluations(experiment) if evaluation.state == "outdated"]
+        requests = list(_evaluation_requests(context.instance, experiment, outdated))
+        return requests or dg.SkipReason("Every evaluation is up to date.")
+
+    return reevaluate
+
+
+def _evaluation_requests(
+    instance: dg.DagsterInstance, experiment: Experiment, pending: Iterable[WantedEvaluation]
+) -> Iterable[dg.RunRequest]:
+    """Yield a request for each evaluation that is neither under way nor has failed too often."""
+    for evaluation in pending:
+        tags = {keys.EVALUATION_TAG: evaluation.fingerprint}
+        under_way = instance.get_runs_count(dg.RunsFilter(tags=tags, statuses=_UNFINISHED))
+        since = datetime.now(UTC) - _ATTEMPTS_WITHIN
+        failures = instance.get_runs_count(
+            dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.FAILURE], created_after=since)
+        )
+        if not under_way and failures < _MAX_ATTEMPTS:
+            yield dg.RunRequest(job_name=keys.evaluate_job(experiment), partition_key=evaluation.partition, tags=tags)
+
+
+def _is_running(instance: dg.DagsterInstance, job_name: str) -> bool:
+    return instance.get_runs_count(dg.RunsFilter(job_name=job_name, statuses=_UNFINISHED)) > 0
+
+
+def _with_partitions(
+    experiment: Experiment, pending: Iterable[WantedEvaluation], requests: list[dg.RunRequest]
+) -> dg.SensorResult:
+    """Return the requests together with the partitions that they need; one that exists already is left as it is."""
+    partitions = [evaluation.partition for evaluation in pending]
+    add = keys.checkpoint_partitions(experiment).build_add_request(partitions)
+    return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=[add])

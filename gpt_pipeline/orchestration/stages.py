@@ -1,0 +1,65 @@
+"""The finished stages that a later one needs, or a clear word about the one that is missing."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from gpt_pipeline.errors import DataError
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.plan import training_fingerprint
+from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline.training.finished import FinishedTraining, find_finished_training
+
+_Stage = TypeVar("_Stage", StageResult, FinishedTraining)
+
+
+def finished_raw(experiment: Experiment) -> StageResult:
+    """Return the finished raw_synth stage.
+
+    Raises:
+        DataError: it is not finished.
+    """
+    from gpt_pipeline.data.raw import find_raw
+
+    return _required(find_raw(experiment.data, experiment.data_folder), "raw_synth", experiment)
+
+
+def finished_english(experiment: Experiment) -> StageResult:
+    """Return the finished english_parquet stage.
+
+    Raises:
+        DataError: it is not finished.
+    """
+    from gpt_pipeline.data.english import find_english
+
+    return _required(find_english(experiment.data, experiment.data_folder), "english_parquet", experiment)
+
+
+def finished_shards(experiment: Experiment) -> StageResult:
+    """Return the finished token_shards stage.
+
+    Raises:
+        DataError: it is not finished.
+    """
+    from gpt_pipeline.data.shards import find_shards
+
+    return _required(find_shards(experiment.data, experiment.data_folder), "token_shards", experiment)
+
+
+def finished_training(experiment: Experiment) -> FinishedTraining:
+    """Return the finished training.
+
+    Raises:
+        DataError: it is not finished.
+    """
+    wanted = training_fingerprint(experiment.config, finished_shards(experiment).fingerprint)
+    return _required(find_finished_training(experiment.folder, wanted), "training", experiment)
+
+
+def _required(stage: _Stage | None, name: str, experiment: Experiment) -> _Stage:
+    if stage is None:
+        raise DataError(
+            f"{name} of {experiment.display_name!r} is not finished in {experiment.data_folder}; "
+            f"materialize {name} first, or run `gpt-pipeline run {experiment.file.name}`"
+        )
+    return stage

@@ -1,0 +1,129 @@
+"""Start the trainer as its own process, pass on what it reports, and stop it so that it can save."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from gpt_pipeline.orchestration.trainer_pipes import DIE_WITH_PARENT
+from gpt_pipeline.training.signals import StopFlag, stop_on_signals
+
+PROGRESS_DESCRIPTOR = "GPT_PIPELINE_PROGRESS_FD"
+# More than the 30 s after which torchrun kills its workers, so that it is never we who cut a save short.
+_GRACE_SECONDS = 120.0
+_POLL_SECONDS = 0.2
+_STOPPED = (130, 143)  # stopped by SIGINT or SIGTERM, with a checkpoint saved
+_TRAINER = "gpt_pipeline.orchestration.trainer_pipes"
+
+Message = Mapping[str, Any]
+
+
+def train_in_child(
+    context: dg.AssetExecutionContext, job_file: Path, *, processes: int, receive: Callable[[Message], None]
+) -> None:
+    """Run the trainer on `job_file` until it ends: at its last step, or stopped by a signal of its own.
+
+    `receive` gets each message as it arrives. A stop request (a terminated run, Ctrl+C) reaches the trainer as one
+    signal; it saves and leaves. Dagster raises its own interrupt out of whatever line is running, twice within
+    milliseconds when a terminal and a parent process both pass Ctrl+C on; here it only sets a flag.
+
+    Raises:
+        DagsterExecutionInterruptedError: the run was asked to stop; the trainer has left.
+        dagster.Failure: the trainer failed; its own words if it left any.
+    """
+    stop = StopFlag()
+    with (
+        stop_on_signals(stop),
+        dg.open_pipes_session(
+            context=context,
+            context_injector=dg.PipesTempFileContextInjector(),
+            message_reader=dg.PipesTempFileMessageReader(),
+        ) as session,
+    ):
+        child = _start(job_file, processes=processes, environment=session.get_bootstrap_env_vars())
+        context.log.info(f"The trainer is process {child.pid}.")
+        received = 0
+        kill_at: float | None = None
+        while child.poll() is None:
+            received = _pass_on(session.get_custom_messages(), received, receive)
+            if stop.requested and kill_at is None:
+                context.log.info("Stopping: the trainer saves a checkpoint at the next step and leaves.")
+                _ask_to_stop(child)
+                kill_at = time.monotonic() + _GRACE_SECONDS
+            if kill_at is not None and time.monotonic() > kill_at:
+                context.log.error(f"The trainer did not leave within {_GRACE_SECONDS:.0f} s and is killed.")
+                _kill(child)
+            time.sleep(_POLL_SECONDS)
+        stopped = stop.requested
+    messages = session.get_custom_messages()
+    _pass_on(messages, received, receive)
+    _check_end(child.returncode, messages, stopped=stopped)
+
+
+def _start(job_file: Path, *, processes: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(torchrun if processes > 1 else []), "-m", _TRAINER, str(job_file)]
+    descriptor = os.environ.get(PROGRESS_DESCRIPTOR)
+    terminal = int(descriptor) if descriptor else None
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **environment, DIE_WITH_PARENT: "1"},
+        stdout=terminal,
+        stderr=terminal,
+        **_own_group(),
+    )
+
+
+def _own_group() -> dict[str, Any]:
+    """Return what gives a child a process group of its own: Ctrl+C in a terminal then reaches it once, through us."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+def _ask_to_stop(child: subprocess.Popen[bytes]) -> None:
+    if sys.platform == "win32":
+        child.send_signal(signal.CTRL_BREAK_EVENT)
+    else:
+        _signal_group(child, signal.SIGTERM)
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    if sys.platform == "win32":
+        child.kill()
+    else:
+        _signal_group(child, signal.SIGKILL)
+
+
+def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
+    try:
+        os.killpg(child.pid, number)
+    except ProcessLookupError:
+        return  # it left by itself between our look and our signal
+
+
+def _pass_on(messages: Any, received: int, receive: Callable[[Message], None]) -> int:
+    for message in messages[received:]:
+        receive(message)
+    return len(messages)
+
+
+def _check_end(exit_code: int, messages: Sequence[Message], *, stopped: bool) -> None:
+    if stopped:
+        raise dg.DagsterExecutionInterruptedError
+    errors = [message["text"] for message in messages if message["kind"] == "error"]
+    if errors:
+        raise dg.Failure(description=str(errors[-1]), allow_retries=False)
+    if exit_code not in (0, *_STOPPED):
+        raise dg.Failure(
+            description=f"The trainer ended with exit code {exit_code}; what it wrote last is under stderr. "
+            "Materialize training again: it continues from the last checkpoint."
+        )

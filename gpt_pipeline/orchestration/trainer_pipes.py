@@ -1,0 +1,100 @@
+"""The trainer under Dagster: `python -m gpt_pipeline.orchestration.trainer_pipes JOB.json`.
+
+Runs the same trainer as `python -m gpt_pipeline.training` and reports through Dagster Pipes. Imports no Dagster but
+`dagster_pipes`, which needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.training.console import console_observer, describe
+from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.observer import Observer, SilentObserver
+from gpt_pipeline.training.signals import stop_when_parent_dies
+
+if TYPE_CHECKING:
+    from dagster_pipes import PipesContext
+
+    from gpt_pipeline.checkpoints.manifest import CheckpointInfo
+
+_EXIT_MISUSE = 2
+DIE_WITH_PARENT = "GPT_PIPELINE_DIE_WITH_PARENT"
+"""Environment variable: stop when the process that started the trainer is gone."""
+
+_PROGRESS_SECONDS = 10.0  # between two lines of progress in Dagster's log
+
+
+class PipesObserver:
+    """Tells the Dagster step, and the terminal if there is one, what happens in the training."""
+
+    def __init__(self, pipes: PipesContext, terminal: Observer, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pipes = pipes
+        self._terminal = terminal
+        self._clock = clock
+        self._next_line = 0.0
+
+    def progress(self, record: Mapping[str, Any]) -> None:
+        """Pass on a validation at once, other progress every few seconds."""
+        self._terminal.progress(record)
+        if record["kind"] == "train":
+            if self._clock() < self._next_line:
+                return
+            self._next_line = self._clock() + _PROGRESS_SECONDS
+        self._send(kind="message", text=f"step {record['step']}/{record['max_steps']}  {describe(record)}")
+
+    def checkpoint(self, info: CheckpointInfo) -> None:
+        """Pass on a finished checkpoint."""
+        self._terminal.checkpoint(info)
+        self._send(kind="checkpoint", checkpoint=info.to_json())
+
+    def message(self, text: str) -> None:
+        """Pass on a sentence."""
+        self._terminal.message(text)
+        self._send(kind="message", text=text)
+
+    def error(self, text: str) -> None:
+        """Pass on why the trainer gives up."""
+        self._send(kind="error", text=text)
+
+    def _send(self, **message: Any) -> None:
+        self._pipes.report_custom_message(message)
+
+
+def main(arguments: list[str]) -> int:
+    """Train the job in the file that is the only argument; return the exit code."""
+    from dagster_pipes import open_dagster_pipes
+
+    if os.environ.get(DIE_WITH_PARENT):
+        stop_when_parent_dies()
+    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun only the first process reports
+        return _train(Path(arguments[0]), SilentObserver(), complain=lambda text: print(text, file=sys.stderr))
+    with open_dagster_pipes() as pipes, _terminal() as terminal:
+        observer = PipesObserver(pipes, terminal)
+        return _train(Path(arguments[0]), observer, complain=observer.error)
+
+
+def _train(job_file: Path, observer: Observer, *, complain: Callable[[str], None]) -> int:
+    from gpt_pipeline.training.run import run_job  # torch
+
+    try:
+        return run_job(TrainingJob.read(job_file), observer).exit_code
+    except UserError as error:
+        complain(str(error))
+        return _EXIT_MISUSE
+
+
+def _terminal() -> AbstractContextManager[Observer]:
+    """Return an observer with a progress bar; a silent one where nobody watches, since Dagster's log has the lines."""
+    return console_observer(sys.stdout) if sys.stdout.isatty() else nullcontext(SilentObserver())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

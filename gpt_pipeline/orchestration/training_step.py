@@ -1,0 +1,131 @@
+"""One materialization of `training`: start or continue the trainer, show what it reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key, list_checkpoints
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.plan import training_job
+from gpt_pipeline.experiment.problems import ExperimentFileError
+from gpt_pipeline.experiment.runtime import runtime_values, write_runtime
+from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.stages import finished_shards
+from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR, train_in_child
+from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline.training.finished import FinishedTraining, find_finished_training
+from gpt_pipeline.training.job import SCRATCH
+
+
+def train_experiment(context: dg.AssetExecutionContext, experiment: Experiment, *, force: bool) -> dg.MaterializeResult:
+    """Train to the last step, or find that done; return what the UI shows of it."""
+    shards = finished_shards(experiment)
+    job = training_job(experiment, shards)
+    if force:
+        job = dataclasses.replace(job, resume=SCRATCH, request=context.run_id)
+    _write_runtime(context, experiment, shards)
+    folder = experiment.folder
+    finished = None if force else find_finished_training(folder, job.fingerprint)
+    if finished is not None:
+        context.log.info(f"Nothing to do: the training in {folder.root} reached its last step, {finished.step}.")
+    else:
+        job.write(folder.job)
+        reporter = TrainerReporter(context, experiment)
+        train_in_child(context, folder.job, processes=experiment.config.hardware.num_gpus, receive=reporter.receive)
+        finished = find_finished_training(folder, job.fingerprint)
+        if finished is None:
+            raise dg.Failure(
+                description="The trainer was stopped before its last step and has saved a checkpoint; "
+                "materialize training again to continue from it.",
+                allow_retries=False,
+            )
+    report_checkpoints(context, experiment)
+    return dg.MaterializeResult(
+        metadata=_training_metadata(experiment, finished), data_version=dg.DataVersion(finished.fingerprint)
+    )
+
+
+def _write_runtime(context: dg.AssetExecutionContext, experiment: Experiment, shards: StageResult) -> None:
+    try:
+        write_runtime(experiment.file, runtime_values(experiment.config, shards.manifest.facts))
+    except ExperimentFileError:
+        raise
+    except UserError as error:  # a read-only file, say: its block is for reading, the training does without
+        context.log.warning(str(error))
+
+
+class TrainerReporter:
+    """Passes the trainer's messages on to Dagster: lines to the log, checkpoints as materializations."""
+
+    def __init__(self, context: dg.AssetExecutionContext, experiment: Experiment) -> None:
+        self._context = context
+        self._experiment = experiment
+        # The trainer's progress bar says the same on the terminal already.
+        self._log = context.log.debug if PROGRESS_DESCRIPTOR in os.environ else context.log.info
+
+    def receive(self, message: Mapping[str, Any]) -> None:
+        """Take one message of the trainer."""
+        match message["kind"]:
+            case "checkpoint":
+                report_checkpoint(self._context, self._experiment, CheckpointInfo.from_json(message["checkpoint"]))
+            case "message":
+                self._log(message["text"])
+
+
+def report_checkpoints(context: dg.AssetExecutionContext, experiment: Experiment) -> None:
+    """Report those checkpoints on disk that Dagster's history does not know, as after it was deleted."""
+    for checkpoint in list_checkpoints(experiment.folder.checkpoints):
+        if not _is_known(context.instance, experiment, checkpoint):
+            report_checkpoint(context, experiment, checkpoint)
+
+
+def report_checkpoint(context: dg.AssetExecutionContext, experiment: Experiment, checkpoint: CheckpointInfo) -> None:
+    """Make a partition of the checkpoint and materialize it, with the weights' hash as its data version."""
+    key = checkpoint_key(checkpoint.step)
+    context.instance.add_dynamic_partitions(keys.checkpoint_partitions(experiment).name or "", [key])
+    context.log_event(
+        dg.AssetMaterialization(
+            asset_key=keys.asset_key(experiment, "checkpoint"),
+            partition=key,
+            description=f"{checkpoint.path.name} at step {checkpoint.step}",
+            metadata={
+                "step": checkpoint.step,
+                "path": dg.MetadataValue.path(str(checkpoint.path)),
+                "megabytes": round(checkpoint.size / 1e6, 3),
+                "weights_sha256": checkpoint.weights_sha256,
+                **{name: value for name, value in checkpoint.metrics.items() if value is not None},
+            },
+            tags={"dagster/data_version": checkpoint.weights_sha256},
+        )
+    )
+
+
+def _is_known(instance: dg.DagsterInstance, experiment: Experiment, checkpoint: CheckpointInfo) -> bool:
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(
+            asset_key=keys.asset_key(experiment, "checkpoint"), asset_partitions=[checkpoint_key(checkpoint.step)]
+        ),
+        limit=1,
+    ).records
+    if not records or records[0].asset_materialization is None:
+        return False
+    tags = records[0].asset_materialization.tags or {}
+    return tags.get("dagster/data_version") == checkpoint.weights_sha256
+
+
+def _training_metadata(experiment: Experiment, finished: FinishedTraining) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "folder": dg.MetadataValue.path(str(experiment.folder.root)),
+        "fingerprint": finished.fingerprint,
+        "step": finished.step,
+        "final_val_loss": finished.val_loss,
+        "uniform_loss": round(math.log(experiment.config.model.vocab_size), 4),
+    }
+    return metadata

@@ -1,0 +1,71 @@
+"""Small projects for tests that run the product as a user does: in a folder of their own, by its commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints
+from gpt_pipeline.experiment.load import Experiment, load_experiment
+
+TINY = """\
+experiment_name: {name}
+data: {{source: sample, num_samples: {num_samples}, max_length: 32, validation_fraction: 0.1}}
+model: {{n_layer: 1, n_head: 2, n_embd: 16, context_length: 64}}
+training: {{batch_size: 4, max_steps: {max_steps}, learning_rate: {learning_rate}, warmup_steps: 2}}
+evaluation: {{eval_freq: 4, eval_iters: 1, save_every_n_iterations: 4, keep_last: 3, num_questions: 2,
+  max_new_tokens: 4, max_validation_tokens: 512}}
+storage: {{base_folder: ../storage}}
+hardware: {{device: cpu}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyProject:
+    """A project folder with `experiments/`; commands run in it with no settings of the tester's own."""
+
+    root: Path
+
+    def write_experiment(self, stem: str, **changes: Any) -> Path:
+        """Write `experiments/<stem>.yaml`, twelve steps long unless changed; return its path."""
+        values = {"name": stem, "num_samples": 300, "max_steps": 12, "learning_rate": 0.001, **changes}
+        path = self.root / "experiments" / f"{stem}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(TINY.format(**values), encoding="utf-8")
+        return path
+
+    def experiment(self, stem: str) -> Experiment:
+        return load_experiment(self.root / "experiments" / f"{stem}.yaml")
+
+    def checkpoints(self, stem: str) -> list[CheckpointInfo]:
+        return list_checkpoints(self.experiment(stem).folder.checkpoints)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the tester, without what would lead a command elsewhere."""
+        unwanted = ("DAGSTER_HOME", "GPT_PIPELINE_EXPERIMENTS", "MLFLOW_TRACKING_URI")
+        kept = {name: value for name, value in os.environ.items() if name not in unwanted}
+        return {**kept, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+    def start(self, *arguments: str, module: str = "gpt_pipeline", **options: Any) -> subprocess.Popen[str]:
+        """Start `python -m <module> <arguments>` in the project's folder."""
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=self.root,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            **options,
+        )
+
+    def run(self, *arguments: str, module: str = "gpt_pipeline", expect: int | None = 0) -> str:
+        """Run `python -m <module> <arguments>` to its end; return what it printed."""
+        process = self.start(*arguments, module=module)
+        output, _ = process.communicate()
+        assert expect is None or process.returncode == expect, output
+        return output

@@ -1,0 +1,122 @@
+"""What Dagster loads from the experiment files."""
+
+import json
+import os
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.orchestration.project import DAGSTER_CONFIG, Project
+from gpt_pipeline_tests.projects import TinyProject
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> TinyProject:
+    return TinyProject(root=tmp_path)
+
+
+def _definitions(project: TinyProject) -> dg.Definitions:
+    return build_definitions(Project(root=project.root, experiments=project.root / "experiments"))
+
+
+def _keys(project: TinyProject) -> set[str]:
+    return {key.to_user_string() for key in _definitions(project).resolve_all_asset_keys()}
+
+
+def test_definitions_one_experiment_has_its_stages_jobs_sensor_and_schedule(project: TinyProject) -> None:
+    project.write_experiment("tiny")
+    definitions = _definitions(project)
+    own = {key for key in _keys(project) if key.startswith("tiny/")}
+    shared = {key.split("/")[1] for key in _keys(project) - own}
+    assert own == {"tiny/training", "tiny/checkpoint", "tiny/evaluation", "tiny/report"}
+    assert shared == {"raw_synth", "english_parquet", "token_shards"}
+    for name in ("run_tiny", "evaluate_tiny", "report_tiny"):
+        assert definitions.resolve_job_def(name)
+    sensor = definitions.resolve_sensor_def("new_checkpoints_tiny")
+    assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+    assert definitions.resolve_schedule_def("reevaluate_tiny")
+
+
+def test_definitions_same_documents_share_their_assets_whatever_else_differs(project: TinyProject) -> None:
+    project.write_experiment("one")
+    project.write_experiment("two", learning_rate=0.01, max_steps=8)
+    assert len({key.split("/")[0] for key in _keys(project)} - {"one", "two"}) == 1
+
+
+def test_definitions_other_documents_have_their_own_assets(project: TinyProject) -> None:
+    project.write_experiment("one")
+    project.write_experiment("two", num_samples=301)
+    assert len({key.split("/")[0] for key in _keys(project)} - {"one", "two"}) == 2
+
+
+def test_definitions_same_documents_in_other_base_folder_have_their_own_assets(project: TinyProject) -> None:
+    project.write_experiment("one")
+    path = project.write_experiment("two")
+    path.write_text(path.read_text().replace("../storage", "../elsewhere"))
+    assert len({key.split("/")[0] for key in _keys(project)} - {"one", "two"}) == 2
+
+
+def test_definitions_broken_file_shows_its_error_and_the_others_load(project: TinyProject) -> None:
+    project.write_experiment("good")
+    (project.root / "experiments" / "bad.yaml").write_text("experiment_name: [")
+    definitions = _definitions(project)
+    broken = [spec for spec in definitions.resolve_all_asset_specs() if spec.group_name == "bad"]
+    assert len(broken) == 1
+    assert "bad.yaml" in (broken[0].description or "")
+    assert definitions.resolve_job_def("run_good")
+    result = dg.materialize(
+        [definitions.resolve_assets_def(broken[0].key)], instance=dg.DagsterInstance.ephemeral(), raise_on_error=False
+    )
+    failure = next(event for event in result.all_events if event.is_step_failure).step_failure_data
+    assert failure.user_failure_data is not None
+    assert "bad.yaml" in (failure.user_failure_data.description or "")
+
+
+def test_definitions_two_broken_files_with_one_slug_both_show(project: TinyProject) -> None:
+    folder = project.root / "experiments"
+    folder.mkdir()
+    (folder / "a-b.yaml").write_text("[]")
+    (folder / "a_b.yaml").write_text("[]")
+    assert len(_keys(project)) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a Windows folder is fine on Windows")
+def test_definitions_windows_folder_elsewhere_is_a_broken_file_that_names_the_key(project: TinyProject) -> None:
+    path = project.write_experiment("original")
+    path.write_text(path.read_text().replace("../storage", r"'E:\GPT_SANDBOX_STORAGE'"))
+    specs = list(_definitions(project).resolve_all_asset_specs())
+    assert len(specs) == 1
+    assert "storage.base_folder" in (specs[0].description or "")
+
+
+def test_definitions_no_experiments_folder_is_empty(project: TinyProject) -> None:
+    assert _keys(project) == set()
+
+
+def test_definitions_loading_imports_nothing_heavy(project: TinyProject) -> None:
+    project.write_experiment("tiny")
+    code = (
+        "import json, sys, gpt_pipeline.definitions as d; d.defs.resolve_all_job_defs();"
+        "print(json.dumps([n for n in ('torch', 'mlflow', 'datasets', 'transformers', 'pyarrow', 'tiktoken')"
+        " if n in sys.modules]))"
+    )
+    import subprocess
+    import sys
+
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project.root,
+        env=project.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert json.loads(output) == []
+
+
+def test_packaged_dagster_yaml_is_the_projects_own() -> None:
+    root = Path(__file__).parents[1]
+    packaged = root / "gpt_pipeline" / "orchestration" / DAGSTER_CONFIG
+    assert packaged.read_text() == (root / DAGSTER_CONFIG).read_text()
