@@ -1,0 +1,309 @@
+"""The report: one self-contained HTML file that opens with a double click and needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from gpt_pipeline import __version__
+from gpt_pipeline.report import wording
+from gpt_pipeline.report.charts import Chart, Point, Series, draw, from_x, loss_chart, points_of, smoothed
+from gpt_pipeline.report.contents import CheckpointRow, Contents, Record, read_contents
+from gpt_pipeline.storage.atomic import write_text
+from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.storage.manifest import utc_now
+
+_TABLE_ROWS = 12  # of a figure's numbers, for readers who cannot see the curves
+_DETAIL_FROM = 0.2  # of the steps; the steep beginning flattens all that follows
+_SMALL_WIDTH, _SMALL_HEIGHT = 460, 230
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A chart as the page shows it."""
+
+    name: str
+    svg: Markup
+    chart: Chart
+    table: tuple[tuple[str, ...], ...]
+    """The header, then some of the numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyFigure:
+    """One of the large numbers at the top."""
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A column of the table of checkpoints."""
+
+    key: str
+    label: str
+    meaning: str
+    share: bool = False
+    higher_is_better: bool = True
+    places: int = 3
+
+
+METRICS = (
+    Metric(key="val_loss", label="val loss", meaning="nats per held-out token", higher_is_better=False),
+    Metric(key="perplexity", label="perplexity", meaning="e to the loss", higher_is_better=False, places=1),
+    Metric(key="val_bpb", label="bpb", meaning="bits per UTF-8 byte of held-out text", higher_is_better=False),
+    Metric(
+        key="answer_loss",
+        label="answer loss",
+        meaning="nats per token of the reference answers, given question and reference reasoning",
+        higher_is_better=False,
+    ),
+    Metric(key="well_formed", label="well-formed", meaning="ends by itself with all its parts", share=True),
+    Metric(key="correct", label="right", meaning="the expected number, else the expected text", share=True),
+    Metric(key="token_f1", label="word F1", meaning="overlap with the expected words"),
+    Metric(key="distinct_2", label="distinct", meaning="share of word pairs that differ; low is repetitive"),
+    Metric(
+        key="new_tokens",
+        label="tokens",
+        meaning="mean length of an answer",
+        places=0,
+        higher_is_better=False,
+    ),
+)
+_NOT_RANKED = {"new_tokens", "distinct_2"}  # neither longer nor more varied is better by itself
+
+
+def build_report(
+    folder: ExperimentFolder, *, title: str, config: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]]
+) -> Path:
+    """Write the report of the experiment in `folder`; return its path.
+
+    `config` is the experiment's configuration by section; `facts` what the data stages say of themselves, by stage.
+    Everything else is read from the folder, and what is not there yet is said to be missing.
+    """
+    contents = read_contents(folder)
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            contents=contents,
+            key_figures=_key_figures(contents),
+            loss_figures=_loss_figures(contents),
+            progress_figures=_progress_figures(contents),
+            answer_figures=_answer_figures(contents),
+            metrics=[metric for metric in METRICS if _is_measured(metric, contents)],
+            best_values=_best_values(contents),
+            config=config,
+            facts=facts,
+            versions=_versions(contents),
+            fingerprints=_fingerprints(contents),
+            generated_at=utc_now(),
+            program_version=__version__,
+        )
+    )
+    write_text(folder.report, page)
+    return folder.report
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gpt_pipeline.report", package_path="templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    for name in ("number", "count", "decimal", "percent", "duration", "size", "words"):
+        environment.filters[name] = getattr(wording, name)
+    environment.globals["fact_text"] = wording.fact
+    environment.tests["counts"] = _is_counts
+    return environment
+
+
+def _is_counts(value: Any) -> bool:
+    """Whether a fact is a table of numbers by name."""
+    return isinstance(value, Mapping) and all(isinstance(each, int | float) for each in value.values())
+
+
+def _key_figures(contents: Contents) -> list[KeyFigure]:
+    newest = contents.last("train") or {}
+    figures = [*_quality_figures(contents)]
+    figures.append(
+        KeyFigure(
+            label="Tokens seen",
+            value=wording.count(newest.get("tokens_seen")),
+            note=f"in {wording.duration(newest.get('seconds'))} of training" if newest else "no training yet",
+        )
+    )
+    speeds = [y for _, y in points_of(contents.records, "train", "step", "tokens_per_second")]
+    figures.append(
+        KeyFigure(
+            label="Speed",
+            value=wording.count(sorted(speeds)[len(speeds) // 2] if speeds else None),
+            note="tokens per second, median",
+        )
+    )
+    return figures
+
+
+def _quality_figures(contents: Contents) -> list[KeyFigure]:
+    best, newest = contents.best, contents.newest
+    if best is None or newest is None or best.evaluation is None or newest.evaluation is None:
+        return [_training_loss_figure(contents)]
+    loss, answers = best.evaluation.metrics, newest.evaluation.metrics
+    figures = [
+        KeyFigure(
+            label="Best validation loss",
+            value=wording.decimal(loss["val_loss"]),
+            note=f"step {best.step:,} · {wording.decimal(loss['val_bpb'], 2)} bits per byte",
+        )
+    ]
+    if "correct" in answers:
+        asked = f"of {answers['num_questions']:.0f} held-out questions at step {newest.step:,}"
+        figures.append(KeyFigure(label="Right answers", value=wording.percent(answers["correct"]), note=asked))
+        figures.append(KeyFigure(label="Well-formed", value=wording.percent(answers["well_formed"]), note=asked))
+    return figures
+
+
+def _training_loss_figure(contents: Contents) -> KeyFigure:
+    validation = contents.last("validation")
+    if validation is not None:
+        note = f"while training, at step {validation['step']:,}; no checkpoint is evaluated yet"
+        return KeyFigure(label="Validation loss", value=wording.decimal(validation.get("val_loss")), note=note)
+    return KeyFigure(label="Validation loss", value=wording.NOTHING, note="not measured yet")
+
+
+def _loss_figures(contents: Contents) -> list[Figure]:
+    """Return the loss against steps, tokens and time, and the end of training in detail."""
+    records = contents.records
+    by_step = loss_chart(records, x_key="step", x_label="step", evaluations=_by_step(contents))
+    by_tokens = loss_chart(records, x_key="tokens_seen", x_label="training tokens", evaluations=_by_tokens(contents))
+    by_time = loss_chart(records, x_key="seconds", x_label="training time", x_format=_clock)
+    charts = [("by steps", by_step), ("by tokens", by_tokens), ("by time", by_time)]
+    last_step = max((x for series in by_step.series for x, _ in series.points), default=0)
+    detail = from_x(by_step, last_step * _DETAIL_FROM, title="Loss in nats per token over the later part of training")
+    if any(len(series.points) > 1 for series in detail.series):
+        charts.append(("later part, in detail", detail))
+    return [_figure(name, chart) for name, chart in charts if not chart.is_empty]
+
+
+def _clock(seconds: float) -> str:
+    return wording.duration(seconds) if seconds else "0"
+
+
+def _by_step(contents: Contents) -> list[Point]:
+    return [(float(row.step), _metric(row, "val_loss")) for row in contents.evaluated]
+
+
+def _by_tokens(contents: Contents) -> list[Point]:
+    rows = [row for row in contents.evaluated if row.tokens_seen is not None]
+    return [(float(row.tokens_seen or 0), _metric(row, "val_loss")) for row in rows]
+
+
+def _metric(row: CheckpointRow, key: str) -> float:
+    assert row.evaluation is not None  # only evaluated rows come here
+    return row.evaluation.metrics[key]
+
+
+def _progress_figures(contents: Contents) -> list[Figure]:
+    wanted = (
+        ("Learning rate", "learning_rate", "learning rate", 3),
+        ("Speed", "tokens_per_second", "tokens per second", 1),
+        ("Gradient norm", "gradient_norm", "norm before clipping", 4),
+    )
+    charts = []
+    for name, key, label, colour in wanted:
+        points = smoothed(points_of(contents.records, "train", "step", key))
+        series = (Series(name=name, points=points, colour=colour),)
+        chart = Chart(
+            title=f"{name} against step",
+            x_label="step",
+            y_label=label,
+            series=series,
+            y_from_zero=True,
+            width=_SMALL_WIDTH,
+            height=_SMALL_HEIGHT,
+        )
+        charts.append((name, chart))
+    return [_figure(name, chart) for name, chart in charts if not chart.is_empty]
+
+
+def _answer_figures(contents: Contents) -> list[Figure]:
+    """Return the shares of well-formed and right answers against the step, once two checkpoints can be compared."""
+    rows = [row for row in contents.evaluated if row.evaluation is not None and "correct" in row.evaluation.metrics]
+    if len(rows) < 2:
+        return []
+    wanted = (("well-formed", "well_formed", 3), ("right", "correct", 2), ("word F1", "token_f1", 1))
+    series = tuple(
+        Series(name=name, points=tuple((float(row.step), _metric(row, key)) for row in rows), colour=colour)
+        for name, key, colour in wanted
+    )
+    chart = Chart(
+        title="Answers to held-out questions against step",
+        x_label="step",
+        y_label="share of answers",
+        series=series,
+        y_from_zero=True,
+        width=_SMALL_WIDTH,
+        height=_SMALL_HEIGHT,
+    )
+    return [_figure("Answers", chart)]
+
+
+def _figure(name: str, chart: Chart) -> Figure:
+    return Figure(name=name, svg=Markup(draw(chart)), chart=chart, table=_table(chart))
+
+
+def _table(chart: Chart) -> tuple[tuple[str, ...], ...]:
+    """Return some points of each curve as rows (curve, x, y)."""
+    rows: list[tuple[str, ...]] = [("curve", chart.x_label, chart.y_label)]
+    for series in chart.series:
+        if series.look in ("faint", "dashed"):
+            continue
+        every = max(1, -(-len(series.points) // _TABLE_ROWS))
+        shown = sorted({*range(0, len(series.points), every), len(series.points) - 1})
+        rows.extend((series.name, f"{series.points[i][0]:,.10g}", f"{series.points[i][1]:.6g}") for i in shown)
+    return tuple(rows)
+
+
+def _is_measured(metric: Metric, contents: Contents) -> bool:
+    return any(row.evaluation is not None and metric.key in row.evaluation.metrics for row in contents.rows)
+
+
+def _best_values(contents: Contents) -> dict[str, float]:
+    """Return the best value of each ranked metric among comparable evaluations; none while there is only one."""
+    best: dict[str, float] = {}
+    for metric in METRICS:
+        values = [row.evaluation.metrics.get(metric.key) for row in contents.evaluated if row.evaluation is not None]
+        present = [value for value in values if value is not None]
+        if metric.key not in _NOT_RANKED and len(set(present)) > 1:
+            best[metric.key] = max(present) if metric.higher_is_better else min(present)
+    return best
+
+
+def _versions(contents: Contents) -> dict[str, str]:
+    """Return what the training and the newest evaluation ran with."""
+    training: Record = (contents.training or {}).get("versions") or {}
+    versions = {f"training · {name}": str(version) for name, version in training.items()}
+    newest = contents.newest.evaluation if contents.newest else None
+    if newest is not None:
+        versions |= {f"evaluation · {name}": version for name, version in newest.versions.items()}
+        versions["evaluation · device"] = newest.device
+    return versions
+
+
+def _fingerprints(contents: Contents) -> dict[str, str]:
+    found = {"training": (contents.training or contents.job or {}).get("fingerprint")}
+    newest = contents.newest.evaluation if contents.newest else None
+    if newest is not None:
+        found["training"] = found["training"] or newest.checkpoint.get("training_fingerprint")
+        found |= {"token shards": newest.upstream.get("shards"), "English documents": newest.upstream.get("english")}
+    return {name: value for name, value in found.items() if value}

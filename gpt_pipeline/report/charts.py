@@ -1,0 +1,298 @@
+"""Line charts as SVG, drawn by hand: no script, no network, and the same picture in the report and in Dagster."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, Literal
+
+Point = tuple[float, float]
+Look = Literal["line", "faint", "dots", "dashed"]
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 24.0, 14.0, 46.0
+_LEGEND_ROW = 20.0
+_LETTER = 6.5  # width of a letter of the legend, on average
+_RAW_POINTS = 900  # more than a screen shows
+_SMOOTH_POINTS = 360
+_SMOOTH_SHARE = 60  # the moving average covers this part of all points
+_UNIFORM_LOSS = math.log(50257)  # of a model that knows nothing
+
+# The colours of a picture that stands alone; the report's page defines the same classes from its own palette.
+_STANDALONE_STYLE = """
+svg{background:#fff;font-family:system-ui,sans-serif;--ink:#1d2430;--muted:#5d6675;--grid:#e3e6eb;
+--c1:#2f6fb5;--c2:#c8501e;--c3:#2b7f62;--c4:#7a4fa3}
+@media(prefers-color-scheme:dark){svg{background:#14181f;--ink:#e8ebf0;--muted:#9aa4b2;--grid:#2a313c;
+--c1:#6ea8e6;--c2:#f08a57;--c3:#5fc39b;--c4:#b794dd}}
+.grid{stroke:var(--grid)}.axis{stroke:var(--muted)}text{fill:var(--muted);font-size:12px}.label{fill:var(--ink)}
+.line,.faint,.dashed{fill:none;stroke-linejoin:round}.line{stroke-width:2}.faint{stroke-width:1;opacity:.45}
+.dashed{stroke-dasharray:5 5}.dots{stroke:none}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One curve."""
+
+    name: str
+    points: tuple[Point, ...]
+    """By ascending x, finite."""
+
+    colour: int
+    """1 to 4, of the palette."""
+
+    look: Look = "line"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Curves on common axes."""
+
+    title: str
+    """What a reader who does not see it is told."""
+
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    width: float = 960
+    height: float = 400
+    y_from_zero: bool = False
+    x_format: Callable[[float], str] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(each.points for each in self.series)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frame:
+    """Where values lie in the picture."""
+
+    x_ticks: Sequence[float]
+    y_ticks: Sequence[float]
+    x_range: Point
+    y_range: Point
+    top: float
+    width: float
+    height: float
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return _LEFT + (value - low) / (high - low) * (self.width - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return self.height - _BOTTOM - (value - low) / (high - low) * (self.height - self.top - _BOTTOM)
+
+
+def draw(chart: Chart) -> str:
+    """Return the chart as an `<svg>` element that takes its colours from the page around it; "" if it is empty."""
+    return "" if chart.is_empty else _svg(chart, style="")
+
+
+def draw_standalone(chart: Chart) -> str:
+    """Return the chart as an SVG document with its own colours, light and dark."""
+    return _svg(chart, style=f"<style>{_STANDALONE_STYLE}</style>")
+
+
+def loss_curve_svg(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return training and validation loss against the step as an SVG document; `records` as `read_metrics` gives."""
+    return draw_standalone(loss_chart(records, x_key="step", x_label="step"))
+
+
+def loss_chart(
+    records: Sequence[Mapping[str, Any]],
+    *,
+    x_key: str,
+    x_label: str,
+    x_format: Callable[[float], str] | None = None,
+    evaluations: Sequence[Point] = (),
+) -> Chart:
+    """Return the chart of training loss (raw and smoothed), validation loss and the evaluations' loss against a key."""
+    train = points_of(records, "train", x_key, "train_loss")
+    validation = points_of(records, "validation", x_key, "val_loss")
+    series = [
+        Series(name="train, each record", points=thinned_to_extremes(train, _RAW_POINTS), colour=1, look="faint"),
+        Series(name="train, smoothed", points=smoothed(train), colour=1),
+        Series(name="validation, while training", points=thinned_to_extremes(validation, _RAW_POINTS), colour=2),
+        Series(name="validation, each checkpoint", points=tuple(evaluations), colour=3, look="dots"),
+    ]
+    every = [point for each in series for point in each.points]
+    if every and max(y for _, y in every) > _UNIFORM_LOSS - 2:
+        ends = (min(x for x, _ in every), _UNIFORM_LOSS), (max(x for x, _ in every), _UNIFORM_LOSS)
+        series.append(Series(name="knows nothing: ln 50,257", points=ends, colour=4, look="dashed"))
+    return Chart(
+        title=f"Loss in nats per token against {x_label}",
+        x_label=x_label,
+        y_label="nats per token",
+        series=tuple(each for each in series if each.points),
+        x_format=x_format,
+    )
+
+
+def from_x(chart: Chart, x: float, *, title: str) -> Chart:
+    """Return the part of a chart from `x` on, so that its own range fills the height."""
+    series = (
+        replace(each, points=tuple(point for point in each.points if point[0] >= x))
+        for each in chart.series
+        if each.look != "dashed"
+    )
+    return replace(chart, title=title, series=tuple(each for each in series if each.points))
+
+
+def points_of(records: Iterable[Mapping[str, Any]], kind: str, x_key: str, y_key: str) -> tuple[Point, ...]:
+    """Return (x, y) of the records of a kind that have both as finite numbers, by ascending x."""
+    found = []
+    for record in records:
+        x, y = _number(record.get(x_key)), _number(record.get(y_key))
+        if record.get("kind") == kind and x is not None and y is not None:
+            found.append((x, y))
+    return tuple(sorted(found))
+
+
+def smoothed(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Return a centred moving average over a sixtieth of the points, thinned to what a screen shows."""
+    reach = len(points) // _SMOOTH_SHARE // 2
+    sums = [0.0, *accumulate(y for _, y in points)]
+    every = max(1, len(points) // _SMOOTH_POINTS)
+    kept = sorted({*range(0, len(points), every), *range(max(len(points) - 1, 0), len(points))})
+    result = []
+    for i in kept:
+        low, high = max(0, i - reach), min(len(points), i + reach + 1)
+        result.append((points[i][0], (sums[high] - sums[low]) / (high - low)))
+    return tuple(result)
+
+
+def thinned_to_extremes(points: Sequence[Point], limit: int) -> tuple[Point, ...]:
+    """Return at most about `limit` points: the lowest and the highest of each stretch, so that no spike is lost."""
+    if len(points) <= limit:
+        return tuple(points)
+    size = math.ceil(len(points) / (limit // 2))
+    kept: list[Point] = []
+    for start in range(0, len(points), size):
+        stretch = points[start : start + size]
+        kept.extend(sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])}))
+    return tuple(kept)
+
+
+def nice_ticks(low: float, high: float, count: int) -> list[float]:
+    """Return about `count` round values that enclose [low, high]: steps of 1, 2 or 5 times a power of ten."""
+    if high <= low:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    rough = (high - low) / max(count - 1, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def short_number(value: float) -> str:
+    """Return a number for an axis: 0.0003, 12.5, 50 k, 1.6 B."""
+    for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e4, " k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if size == 1e4 else size):.4g}{unit}"
+    if value and abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:,.10g}" if value == int(value) else f"{value:.4g}"
+
+
+def _svg(chart: Chart, *, style: str) -> str:
+    frame = _frame(chart)
+    title = html.escape(chart.title)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {chart.width:g} {chart.height:g}" role="img" '
+        f'aria-label="{title}" class="chart">',
+        style,
+        f"<title>{title}</title>",
+        *_axes(chart, frame),
+        *(_curve(series, frame) for series in chart.series),
+        *_legend(chart),
+        "</svg>",
+    ]
+    return "".join(parts)
+
+
+def _frame(chart: Chart) -> _Frame:
+    xs = [x for series in chart.series for x, _ in series.points] or [0, 1]
+    ys = [y for series in chart.series for _, y in series.points] or [0, 1]
+    low = 0.0 if chart.y_from_zero else min(ys)
+    y_ticks = nice_ticks(low, max(ys), max(3, round(chart.height / 70)))
+    x_low, x_high = min(xs), max(xs)
+    if x_low == x_high:
+        x_low, x_high = min(0.0, x_low), (x_high or 1) * 1.25
+    x_low = 0.0 if 0 < x_low < 0.15 * x_high else x_low
+    x_ticks = [tick for tick in nice_ticks(x_low, x_high, max(4, round(chart.width / 130))) if x_low <= tick <= x_high]
+    return _Frame(
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
+        x_range=(x_low, x_high),
+        y_range=(y_ticks[0], y_ticks[-1]),
+        top=_TOP + _LEGEND_ROW * (1 + max((row for row, _, _ in _legend_places(chart)), default=-1)),
+        width=chart.width,
+        height=chart.height,
+    )
+
+
+def _axes(chart: Chart, frame: _Frame) -> Iterable[str]:
+    right, bottom = chart.width - _RIGHT, chart.height - _BOTTOM
+    for tick in frame.y_ticks:
+        y = frame.y(tick)
+        yield f'<line class="grid" x1="{_LEFT}" x2="{right:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short_number(tick)}</text>'
+    yield f'<line class="axis" x1="{_LEFT}" x2="{right:g}" y1="{bottom:g}" y2="{bottom:g}"/>'
+    for tick in frame.x_ticks:
+        x, text = frame.x(tick), (chart.x_format or short_number)(tick)
+        yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom:g}" y2="{bottom + 5:g}"/>'
+        yield f'<text x="{x:.1f}" y="{bottom + 18:g}" text-anchor="middle">{html.escape(text)}</text>'
+    yield (
+        f'<text class="label" x="{(_LEFT + right) / 2:g}" y="{chart.height - 8:g}" text-anchor="middle">'
+        f"{html.escape(chart.x_label)}</text>"
+    )
+    middle = (frame.top + bottom) / 2
+    yield (
+        f'<text class="label" x="14" y="{middle:g}" text-anchor="middle" transform="rotate(-90 14 {middle:g})">'
+        f"{html.escape(chart.y_label)}</text>"
+    )
+
+
+def _curve(series: Series, frame: _Frame) -> str:
+    colour = f"var(--c{series.colour})"
+    places = [(frame.x(x), frame.y(y)) for x, y in series.points]
+    if series.look == "dots" or len(places) == 1:
+        return "".join(f'<circle class="dots" cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in places)
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    return f'<polyline class="{series.look}" stroke="{colour}" points="{path}"/>'
+
+
+def _legend_places(chart: Chart) -> list[tuple[int, float, Series]]:
+    """Return the row and the left edge of each curve's name above the plot; a chart of one curve needs no names."""
+    places: list[tuple[int, float, Series]] = []
+    row, left = 0, _LEFT
+    for series in chart.series if len(chart.series) > 1 else ():
+        width = 30 + len(series.name) * _LETTER
+        if left > _LEFT and left + width > chart.width - _RIGHT:
+            row, left = row + 1, _LEFT
+        places.append((row, left, series))
+        left += width + 18
+    return places
+
+
+def _legend(chart: Chart) -> Iterable[str]:
+    for row, left, series in _legend_places(chart):
+        y, colour = 16 + row * _LEGEND_ROW, f"var(--c{series.colour})"
+        if series.look == "dots":
+            yield f'<circle class="dots" cx="{left + 11:g}" cy="{y - 4:g}" r="4" fill="{colour}"/>'
+        else:
+            yield (
+                f'<line class="{series.look}" stroke="{colour}" x1="{left:g}" x2="{left + 22:g}" '
+                f'y1="{y - 4:g}" y2="{y - 4:g}"/>'
+            )
+        yield f'<text class="label" x="{left + 28:g}" y="{y:g}">{html.escape(series.name)}</text>'
+
+
+def _number(value: Any) -> float | None:
+    """Return `value` if it is a finite number, else None."""
+    finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if finite else None

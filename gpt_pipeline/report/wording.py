@@ -1,0 +1,82 @@
+"""Numbers as people read them. The template's filters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+NOTHING = "–"  # stands where there is no value
+
+
+def number(value: Any) -> str:
+    """1234567 -> `1,234,567`."""
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def count(value: Any) -> str:
+    """1612345678 -> `1.61 B`; below 100,000 in full."""
+    if value is None:
+        return NOTHING
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e5, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if unit == 'k' else size):.3g} {unit}"
+    return f"{value:,.0f}"
+
+
+def decimal(value: Any, places: int = 3) -> str:
+    """3.14159 -> `3.142`; large values with fewer places."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return f"{value:,.{places}f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def percent(value: Any) -> str:
+    """0.125 -> `12.5 %`; 1 -> `100 %`."""
+    if value is None:
+        return NOTHING
+    text = f"{100 * value:.1f}"
+    return f"{text.removesuffix('.0')} %"
+
+
+def duration(seconds: Any) -> str:
+    """5025 -> `1 h 24 min`."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min")]
+    shown = [f"{amount} {unit}" for amount, unit in parts if amount]
+    return " ".join(shown[:2])
+
+
+def size(value: Any) -> str:
+    """1234567 -> `1.23 MB`."""
+    if value is None:
+        return NOTHING
+    for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value:.0f} bytes"
+
+
+def words(key: str) -> str:
+    """`train_tokens` -> `train tokens`; a unit at the end is left to the value."""
+    return "time" if key == "seconds" else key.removesuffix("_bytes").replace("_", " ")
+
+
+def fact(key: str, value: Any) -> str:
+    """Return one fact's value in the unit that its name tells."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float):
+        return str(value)
+    if key.endswith("bytes"):
+        return size(value)
+    if key.endswith("seconds"):
+        return duration(value)
+    return number(value) if float(value).is_integer() else f"{value:,.4g}"
