@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.data.stage import exclusive, prepare_stage
+from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file
+
+
+class Maker:
+    """Makes a stage of one file, and counts how often it had to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made = 0
+
+    def __call__(self) -> Manifest:
+        self.made += 1
+        path = self.folder / "file.bin"
+        path.write_bytes(b"content")
+        return Manifest(stage="test", fingerprint="f" * 64, config={}, files={path.name: record_file(path)})
+
+    def prepare(self, *, force: bool = False) -> StageResult:
+        return prepare_stage(self.folder, "f" * 64, force=force, say=lambda line: None, make=self)
+
+
+def test_stage_is_made_once_unless_forced_or_damaged(tmp_path: Path) -> None:
+    maker = Maker(tmp_path / "stage")
+    assert [maker.prepare().reused for _ in range(3)] == [False, True, True]
+    assert not maker.prepare(force=True).reused
+    (tmp_path / "stage" / "file.bin").write_bytes(b"short")
+    assert not maker.prepare().reused
+    assert maker.made == 3
+
+
+def test_stage_wanted_by_many_at_once_is_made_once(tmp_path: Path) -> None:
+    maker = Maker(tmp_path / "stage")
+    threads = [threading.Thread(target=maker.prepare) for _ in range(4)]
+    with exclusive(tmp_path / "stage", purpose="holding the others up", say=lambda line: None):
+        for thread in threads:
+            thread.start()
+        assert maker.made == 0
+    for thread in threads:
+        thread.join()
+    assert maker.made == 1
+
+
+def test_stage_waiting_for_another_process_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    with exclusive(tmp_path, purpose="first", say=said.append):
+        assert said == []
+        waiting = threading.Thread(target=_hold, args=(tmp_path, said))
+        waiting.start()
+        while not said:
+            time.sleep(0.001)
+    waiting.join()
+    assert said == [f"{tmp_path} is in use by another process; waiting for it to end", "held"]
+
+
+def _hold(folder: Path, said: list[str]) -> None:
+    with exclusive(folder, purpose="second", say=said.append):
+        said.append("held")
+
+
+def test_stage_failure_is_not_finished_even_if_it_was_before(tmp_path: Path) -> None:
+    maker = Maker(tmp_path / "stage")
+    maker.prepare()
+
+    def fail() -> Manifest:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_stage(maker.folder, "f" * 64, force=True, say=lambda line: None, make=fail)
+    assert finished(maker.folder, "f" * 64) is None
+    assert not maker.prepare().reused
+
+
+def test_stage_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    maker = Maker(tmp_path / "stage")
+    maker.folder.mkdir()
+    leftover = maker.folder / ".file.bin.4711.tmp"
+    leftover.write_bytes(b"half")
+    maker.prepare()
+    assert not leftover.exists()
