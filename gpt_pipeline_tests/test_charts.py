@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import itertools
+import math
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from gpt_pipeline.report.charts import (
+    Chart,
+    Series,
+    draw,
+    from_x,
+    loss_chart,
+    loss_curve_svg,
+    nice_ticks,
+    points_of,
+    short_number,
+    smoothed,
+    thinned_to_extremes,
+)
+
+SVG = "{http://www.w3.org/2000/svg}"
+FINITE = st.floats(-1e9, 1e9)
+
+
+def records(steps: int) -> list[dict[str, object]]:
+    train = [{"kind": "train", "step": s, "tokens_seen": s * 64, "train_loss": 11 / s**0.1} for s in range(1, steps)]
+    validation = [{"kind": "validation", "step": s, "val_loss": 11 / s**0.1} for s in range(10, steps, 10)]
+    return [*train, *validation]
+
+
+@given(FINITE, FINITE, st.integers(2, 12))
+def test_nice_ticks_enclose_the_range_in_equal_steps(low: float, high: float, count: int) -> None:
+    assume(high - low > 1e-3 * max(abs(low), abs(high), 1e-3))
+    ticks = nice_ticks(low, high, count)
+    step = ticks[1] - ticks[0]
+    assert ticks[0] <= low + 1e-6 * step
+    assert ticks[-1] >= high - 1e-6 * step
+    assert all(math.isclose(b - a, step, rel_tol=1e-4) for a, b in itertools.pairwise(ticks))
+    assert len(ticks) <= 2 * count + 2
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, -3.0])
+def test_nice_ticks_of_one_value_still_make_a_range(value: float) -> None:
+    ticks = nice_ticks(value, value, 4)
+    assert ticks[0] < value < ticks[-1]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (3e-4, "3e-4"), (0.25, "0.25"), (1500, "1,500"), (50_000, "50 k"), (1.6e9, "1.6 B"), (-2e6, "-2 M")],
+)
+def test_short_number_fits_an_axis(value: float, text: str) -> None:
+    assert short_number(value) == text
+
+
+@given(st.lists(st.tuples(FINITE, FINITE), max_size=3000), st.integers(10, 200))
+def test_thinned_to_extremes_keeps_lowest_highest_and_order(points: list[tuple[float, float]], limit: int) -> None:
+    points.sort()
+    thin = thinned_to_extremes(points, limit)
+    assert len(thin) <= max(limit, 2)
+    assert set(thin) <= set(points)
+    assert list(thin) == sorted(thin)
+    if points:
+        ys = [y for _, y in points]
+        assert {min(ys), max(ys)} <= {y for _, y in thin}
+
+
+@given(st.integers(0, 5000), st.floats(-100, 100))
+def test_smoothed_of_a_constant_is_the_constant_from_end_to_end(number: int, value: float) -> None:
+    smooth = smoothed([(float(i), value) for i in range(number)])
+    assert all(math.isclose(y, value, abs_tol=1e-9) for _, y in smooth)
+    assert [x for x, _ in smooth][:1] == [0.0][:number]
+    assert [x for x, _ in smooth][-1:] == [number - 1.0][:number]
+
+
+def test_smoothed_of_few_points_leaves_them() -> None:
+    points = ((1.0, 5.0), (2.0, 1.0), (3.0, 4.0))
+    assert smoothed(points) == points
+
+
+def test_points_of_leaves_out_what_is_no_number() -> None:
+    mixed = [
+        {"kind": "train", "step": 3, "train_loss": 1},
+        {"kind": "train", "step": 1, "train_loss": 2.5},
+        {"kind": "train", "step": 2, "train_loss": float("nan")},
+        {"kind": "train", "step": 4, "train_loss": None},
+        {"kind": "train", "step": 5},
+        {"kind": "validation", "step": 6, "train_loss": 3.0},
+    ]
+    assert points_of(mixed, "train", "step", "train_loss") == ((1.0, 2.5), (3.0, 1.0))
+
+
+@pytest.mark.parametrize("steps", [0, 2, 3, 50, 5000])
+def test_loss_curve_svg_is_a_small_picture_of_any_training(steps: int) -> None:
+    svg = loss_curve_svg(records(steps))
+    root = ElementTree.fromstring(svg)
+    assert root.tag == f"{SVG}svg"
+    assert len(svg) < 60_000
+    for line in root.iter(f"{SVG}polyline"):
+        for pair in (line.get("points") or "").split():
+            x, y = map(float, pair.split(","))
+            assert 0 <= x <= 960
+            assert 0 <= y <= 400
+
+
+def test_draw_escapes_names() -> None:
+    series = Series(name="<b>&", points=((0, 0), (1, 1)), colour=1)
+    other = Series(name="b", points=((0, 1), (1, 0)), colour=2)
+    svg = draw(Chart(title='"<script>', x_label="<i>", y_label="&", series=(series, other)))
+    assert "<script>" not in svg
+    assert ElementTree.fromstring(svg).get("aria-label") == '"<script>'
+
+
+def test_draw_of_no_points_is_empty() -> None:
+    assert draw(loss_chart([], x_key="step", x_label="step")) == ""
+
+
+def test_from_x_shows_the_later_part_only() -> None:
+    late = from_x(loss_chart(records(100), x_key="step", x_label="step"), 50, title="late")
+    assert late.title == "late"
+    assert min(x for series in late.series for x, _ in series.points) == 50

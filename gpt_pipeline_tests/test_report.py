@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, write_evaluation
+from gpt_pipeline.report.build import build_report
+from gpt_pipeline.report.contents import Contents, read_contents
+from gpt_pipeline.report.wording import count, decimal, duration, number, percent, size
+from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.storage.lock import folder_lock
+
+CONFIG = {"experiment_name": "x", "training": {"learning_rate": 3e-4, "max_steps": None}}
+FACTS = {
+    "english_parquet": {
+        "documents": 12_345,
+        "text_bytes": 7_100_000_000,
+        "languages": {"en": 5, "de": 2},
+        "dropped": {},
+        "examples": ["Q: <img src=x onerror=alert(1)>"],
+    }
+}
+VOID = {"meta", "input", "br", "img", "link"}
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order; collects text, elements and what they would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def folder(tmp_path: Path) -> ExperimentFolder:
+    root = tmp_path / "experiment"
+    root.mkdir()
+    return ExperimentFolder(root=root)
+
+
+def write_metrics(target: ExperimentFolder, steps: int) -> None:
+    lines = []
+    for step in range(1, steps + 1):
+        common = {"step": step, "tokens_seen": step * 64, "seconds": step * 2.0}
+        lines.append(
+            {"kind": "train", "train_loss": 10 / step, "learning_rate": 1e-3, "tokens_per_second": 32, **common}
+        )
+        if step % 10 == 0:
+            lines.append({"kind": "validation", "val_loss": 11 / step, **common})
+            lines.append({"kind": "checkpoint", "train_loss": 10 / step, "val_loss": 11 / step, **common})
+    target.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def write_result(target: ExperimentFolder, step: int, *, val_loss: float, questions: int = 2, **answer: Any) -> None:
+    key, fingerprint = f"step_{step:08d}", f"{step}-{questions}".ljust(64, "0")
+    answers = [
+        {
+            "synth_id": f"s{n}",
+            "exercise": "math exercise",
+            "question": f"Question {n} <script>alert(1)</script>?",
+            "expected": "42",
+            "reasoning": f"thought at {step}",
+            "answer": f"answer at {step}",
+            "ended": True,
+            "well_formed": True,
+            "correct": step > 20,
+            **answer,
+        }
+        for n in range(questions)
+    ]
+    shares = {"well_formed": 1.0, "correct": float(step > 20), "token_f1": 0.5, "num_questions": float(questions)}
+    write_evaluation(
+        EvaluationResult(
+            fingerprint=fingerprint,
+            key=key,
+            checkpoint={
+                "file": f"checkpoint_step_{step}.pt",
+                "step": step,
+                "tokens_seen": step * 64,
+                "sha256": "a" * 64,
+                "weights_sha256": "b" * 64,
+                "training_fingerprint": "c" * 64,
+                "created_at": "2026-11-01T09:00:00Z",
+                "metrics": {"train_loss": 1.5, "val_loss": None},
+            },
+            config={"num_questions": questions},
+            upstream={"shards": "d" * 64, "english": "e" * 64},
+            metrics={"val_loss": val_loss, "perplexity": 2.0, "val_bpb": 1.0, **(shares if questions else {})},
+            answers=tuple(answers),
+            started_at="2026-11-01T10:00:00Z",
+            created_at=f"2026-11-01T10:00:{step % 60:02d}Z",
+            seconds=1.0,
+            device="cpu",
+            versions={"torch": "2.13.0"},
+            path=evaluation_path(target.evaluations, key, fingerprint),
+            reused=False,
+        )
+    )
+
+
+def build(target: ExperimentFolder, **changes: Any) -> Page:
+    path = build_report(target, **{"title": "My <GPT> & me", "config": CONFIG, "facts": FACTS, **changes})
+    assert path == target.report
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def contents_of_steps(target: ExperimentFolder, losses: dict[int, float]) -> Contents:
+    for step, val_loss in losses.items():
+        write_result(target, step, val_loss=val_loss)
+    return read_contents(target)
+
+
+def test_report_of_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
+    page = build(ExperimentFolder(root=tmp_path / "none"), config={}, facts={})
+    assert "svg" not in page.tags
+    for missing in ("not started", "No loss yet", "No checkpoint yet", "No evaluation yet", "No configuration"):
+        assert missing in page.text
+
+
+def test_report_of_a_training_without_evaluations_shows_curves_and_checkpoints(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    write_metrics(target, 60)
+    page = build(target)
+    assert page.tags.count("svg") == 6  # loss by steps, tokens, time and in detail; learning rate, speed
+    assert "None is evaluated yet" in page.text
+    assert "stopped" in page.text
+
+
+def test_report_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    write_metrics(target, 60)
+    write_result(target, 30, val_loss=2.0, answer="<script>alert(2)</script><img src=//evil>")
+    page = build(target)
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert "<script>alert(2)</script>" in page.text
+    assert "@import" not in target.report.read_text(encoding="utf-8")
+    assert "url(" not in target.report.read_text(encoding="utf-8")
+
+
+def test_report_of_a_finished_training_shows_facts_and_figures(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    write_metrics(target, 60)
+    for step, val_loss in ((10, 4.0), (30, 2.125), (60, 2.5)):
+        write_result(target, step, val_loss=val_loss)
+    target.training.write_text(json.dumps({"step": 60, "fingerprint": "c" * 64, "versions": {"torch": "9.9"}}))
+    page = build(target)
+    for shown in ("finished", "My <GPT> & me", "2.125", "7.1 GB", "12,345", "9.9", "c" * 64, "answer at 60", "0.0003"):
+        assert shown in page.text
+
+
+def test_report_written_again_replaces_the_page(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    build(target)
+    build(target, title="Second")
+    assert "Second" in target.report.read_text(encoding="utf-8")
+    assert [path.name for path in target.root.iterdir() if "report" in path.name] == ["report.html"]
+
+
+def test_contents_mark_the_lowest_validation_loss_as_best(tmp_path: Path) -> None:
+    contents = contents_of_steps(folder(tmp_path), {10: 4.0, 30: 2.0, 50: 2.5})
+    assert [(row.step, row.best) for row in contents.rows] == [(10, False), (30, True), (50, False)]
+    assert contents.newest is not None
+    assert contents.newest.step == 50
+
+
+def test_contents_do_not_compare_evaluations_of_other_settings(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    write_result(target, 10, val_loss=0.5, questions=1)
+    contents = contents_of_steps(target, {20: 4.0, 30: 3.0})
+    assert [(row.step, row.comparable, row.best) for row in contents.rows] == [
+        (10, False, False),
+        (20, True, False),
+        (30, True, True),
+    ]
+    assert {column.step for question in contents.questions for column in question.columns} == {20, 30}
+
+
+@pytest.mark.parametrize("best", range(1, 12))
+def test_contents_put_first_best_and_last_side_by_side(tmp_path: Path, best: int) -> None:
+    losses = {step: 1.0 if step == best else 2.0 + step for step in range(1, 12)}
+    contents = contents_of_steps(folder(tmp_path), losses)
+    steps = [column.step for column in contents.questions[0].columns]
+    assert len(steps) == 4
+    assert steps == sorted(steps)
+    assert {1, best, 11} <= set(steps)
+    answers = [column.answer["answer"] for column in contents.questions[0].columns if column.answer]
+    assert answers == [f"answer at {step}" for step in steps]
+
+
+def test_contents_of_a_locked_folder_are_running(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    write_metrics(target, 30)
+    with folder_lock(target.root, purpose="training"):
+        assert read_contents(target).status.word == "running"
+    assert read_contents(target).status.word == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        (number(1234567), "1,234,567"),
+        (number(None), "–"),
+        (count(1_612_345_678), "1.61 B"),
+        (count(99_999), "99,999"),
+        (decimal(3.14159), "3.142"),
+        (decimal(float("inf")), "–"),
+        (decimal(50257.0), "50,257"),
+        (percent(0.125), "12.5 %"),
+        (percent(1.0), "100 %"),
+        (duration(59), "59 s"),
+        (duration(5025), "1 h 24 min"),
+        (duration(90_000), "1 d 1 h"),
+        (size(1_234_567), "1.23 MB"),
+        (size(12), "12 bytes"),
+    ],
+)
+def test_wording_reads_as_people_write(found: str, wanted: str) -> None:
+    assert found == wanted
