@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
@@ -48,7 +48,9 @@ class PlainObserver:
         self.message(f"saved {info.path.name} ({info.size / 1e6:.1f} MB)")
 
     def message(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        # A closed terminal or a dead reader of the pipe is no reason to stop training: metrics.jsonl has it all.
+        with suppress(OSError):
+            print(text, file=self._stream, flush=True)
 
 
 class BarObserver:

@@ -11,6 +11,13 @@ import numpy as np
 import torch
 
 
+def seed_all(seed: int) -> None:
+    """Seed every generator, for the initial weights and for whatever else draws numbers."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch for one update, so that its dropout masks depend on nothing but these three numbers."""
     digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()

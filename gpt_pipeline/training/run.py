@@ -28,6 +28,7 @@ from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import MetricsLog
 from gpt_pipeline.training.observer import Observer, SilentObserver
 from gpt_pipeline.training.plan import StepPlan, plan_steps, sequences_per_step
+from gpt_pipeline.training.randomness import seed_all
 from gpt_pipeline.training.ranks import Ranks, process_group
 from gpt_pipeline.training.recorder import Recorder
 from gpt_pipeline.training.saver import Saver
@@ -183,7 +184,7 @@ def _trainer(
     stop: StopFlag,
 ) -> Iterator[Trainer]:
     """Yield the training, in the state that it starts from."""
-    torch.manual_seed(job.training.seed)
+    seed_all(job.training.seed)
     model = GPT(job.model).to(compute.device)
     updater = Updater(model, job.training, plan=plan, compute=compute, ranks=ranks)
     progress = restore(start.snapshot, updater) if start.snapshot else Progress()

