@@ -418,6 +418,17 @@ def test_training_speed_and_tokens_are_counted(tmp_path):
     )
 
 
+def test_training_outlives_an_observer_that_fails(tmp_path, uninterrupted):
+    def fail(step: int) -> None:
+        raise BrokenPipeError("nobody listens")
+
+    job = make_job(tmp_path)
+    listener = Listener(fail)
+    assert run_job(job, listener).finished
+    assert [record["step"] for record in listener.records if record["kind"] == "train"] == [1]
+    _assert_same_end(job, uninterrupted)
+
+
 # What is refused
 
 

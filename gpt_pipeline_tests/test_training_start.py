@@ -222,7 +222,7 @@ def test_named_checkpoint_of_another_configuration_is_taken_over_if_its_shape_fi
 def test_named_checkpoint_killed_before_its_first_successor_is_resumed_again(finished):
     job = dataclasses.replace(finished, resume="checkpoint_step_8.pt", fingerprint=OTHER)
 
-    class KilledError(Exception):
+    class KilledError(BaseException):
         pass
 
     def die(step: int) -> None:

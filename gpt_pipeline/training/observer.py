@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
+
+_logger = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
@@ -29,3 +32,32 @@ class SilentObserver:
     def checkpoint(self, info: CheckpointInfo) -> None: ...
 
     def message(self, text: str) -> None: ...
+
+
+class ShieldedObserver:
+    """Passes on to another observer and outlives it: a watcher that fails is no reason to lose a training.
+
+    The first failure is logged, and the watcher hears nothing more.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._failed = False
+
+    def progress(self, record: Mapping[str, Any]) -> None:
+        self._pass_on(lambda: self._observer.progress(record))
+
+    def checkpoint(self, info: CheckpointInfo) -> None:
+        self._pass_on(lambda: self._observer.checkpoint(info))
+
+    def message(self, text: str) -> None:
+        self._pass_on(lambda: self._observer.message(text))
+
+    def _pass_on(self, tell: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            tell()
+        except Exception:
+            self._failed = True
+            _logger.exception("the training's observer failed and is told nothing more; training goes on")

@@ -26,7 +26,7 @@ from gpt_pipeline.training.feed import BatchFeed
 from gpt_pipeline.training.finished import FinishedTraining
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import MetricsLog
-from gpt_pipeline.training.observer import Observer, SilentObserver
+from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver
 from gpt_pipeline.training.plan import StepPlan, plan_steps, sequences_per_step
 from gpt_pipeline.training.randomness import seed_all
 from gpt_pipeline.training.ranks import Ranks, process_group
@@ -69,15 +69,16 @@ def run_job(
 ) -> TrainingOutcome:
     """Train what `job` says, to its last step or until a signal or `stop` asks to stop; return what came of it.
 
-    A stop request is heeded at the next step boundary, after a checkpoint. Started by torchrun (seen in
-    `environment`), this is one of several processes; the first one writes and reports.
+    A stop request is heeded at the next step boundary, after a checkpoint. An observer that raises is told nothing
+    more; training goes on. Started by torchrun (seen in `environment`), this is one of several processes; the first
+    one writes and reports.
 
     Raises:
         UserError: the job cannot be done, with the remedy.
     """
     stop = stop or StopFlag()
     ranks = Ranks.from_environment(environment)
-    watcher = observer if ranks.is_first else SilentObserver()
+    watcher = ShieldedObserver(observer) if ranks.is_first else SilentObserver()
     with stop_on_signals(stop), process_group(ranks), _locked(job, ranks):
         outcome = _run(job, watcher, stop=stop, ranks=ranks)
     return outcome
