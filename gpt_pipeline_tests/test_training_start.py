@@ -13,6 +13,7 @@ import pytest
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
 from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.errors import DamagedFileError, UserError
+from gpt_pipeline.training.demand import find_finished_work
 from gpt_pipeline.training.finished import find_finished_training
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
@@ -166,6 +167,17 @@ def test_forced_request_trains_a_finished_training_again_once(finished):
     _, listener = _run(dataclasses.replace(finished, request="run-2"))
     assert _first_step(listener) == 1
     assert len(_previous(job)) == 2
+
+
+@pytest.mark.parametrize("demand", [{"resume": SCRATCH}, {"resume": "checkpoint_step_8.pt"}, {"request": "run-1"}])
+def test_finished_work_is_none_until_the_demand_is_carried_out(finished, demand):
+    assert find_finished_work(finished).step == 12
+    job = dataclasses.replace(finished, **demand)
+    assert find_finished_work(job) is None
+    _run(job, stop_at=9)
+    assert find_finished_work(job) is None
+    _run(job)
+    assert find_finished_work(job).step == 12
 
 
 # a file name

@@ -6,7 +6,6 @@ All of it needs the lock of the experiment's folder.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable
@@ -27,16 +26,15 @@ from gpt_pipeline.checkpoints.manifest import (
 from gpt_pipeline.checkpoints.snapshot import Snapshot
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.storage.atomic import fsync_folder, read_json, remove_leftovers, write_json
+from gpt_pipeline.storage.atomic import fsync_folder, remove_leftovers
 from gpt_pipeline.storage.layout import ExperimentFolder
-from gpt_pipeline.storage.manifest import utc_now
+from gpt_pipeline.training.demand import MARKER_NAME, Demand
 from gpt_pipeline.training.finished import FinishedTraining, find_finished_training, last_checkpoint
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
 from gpt_pipeline.training.metrics import write_metrics_up_to
 
 Say = Callable[[str], None]
 
-_MARKER_NAME = "start.json"
 _PREVIOUS_NAME = "previous"
 _NOT_SHAPE = ("dropout",)  # of a model's configuration: may differ between a checkpoint and what continues it
 
@@ -68,8 +66,8 @@ def decide_start(job: TrainingJob, *, max_steps: int, say: Say) -> Start:
     remove_leftovers(folder.root)
     remove_leftovers(folder.checkpoints)
     settle_best(folder.checkpoints)
-    demand = _Demand.of(job)
-    before = _Demand.read(folder)
+    demand = Demand.of(job)
+    before = Demand.read(folder)
     if demand.is_for_something and demand == before:
         start = _go_on(job, say) if demand.resume in (None, SCRATCH) else _go_on_from_file(job, max_steps, say)
     elif demand.request or job.resume == SCRATCH:
@@ -81,34 +79,6 @@ def decide_start(job: TrainingJob, *, max_steps: int, say: Say) -> Start:
         start = _go_on(job, say)
     demand.write(folder)
     return start
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Demand:
-    """What was asked for when a training was last started, kept so that a restarted job does not ask again."""
-
-    fingerprint: str
-    resume: str | None
-    request: str
-
-    @classmethod
-    def of(cls, job: TrainingJob) -> _Demand:
-        return cls(fingerprint=job.fingerprint, resume=job.resume, request=job.request)
-
-    @classmethod
-    def read(cls, folder: ExperimentFolder) -> _Demand | None:
-        try:
-            value = read_json(folder.root / _MARKER_NAME)
-            return cls(fingerprint=value["fingerprint"], resume=value["resume"], request=value["request"])
-        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
-            return None  # not knowing, a demand is carried out (again), which loses nothing
-
-    @property
-    def is_for_something(self) -> bool:
-        return self.resume is not None or bool(self.request)
-
-    def write(self, folder: ExperimentFolder) -> None:
-        write_json(folder.root / _MARKER_NAME, {**dataclasses.asdict(self), "time": utc_now()})
 
 
 def _go_on(job: TrainingJob, say: Say) -> Start:
@@ -124,7 +94,7 @@ def _go_on(job: TrainingJob, say: Say) -> Start:
             return Start(checkpoint=info, snapshot=snapshot)
         say(f"Nothing to do: this training reached its last step, {finished.step}, at {finished.created_at}.")
         return Start(checkpoint=info, finished=finished)
-    before = _Demand.read(folder)
+    before = Demand.read(folder)
     if before is None or before.fingerprint != job.fingerprint or _has_checkpoints(folder):
         _move_aside(folder, "no valid checkpoint of this configuration and data is in the folder", say)
     return Start()
@@ -241,7 +211,7 @@ def _rewind(folder: ExperimentFolder, to: CheckpointInfo, say: Say) -> None:
 def _move_aside(folder: ExperimentFolder, why: str, say: Say) -> None:
     """Move what an earlier training left to a new folder in `previous`."""
     names = (folder.training, folder.checkpoints, folder.metrics, folder.evaluations, folder.report)
-    present = [path for path in (*names, folder.root / _MARKER_NAME) if path.exists()]
+    present = [path for path in (*names, folder.root / MARKER_NAME) if path.exists()]
     if not any(path.is_file() or any(path.iterdir()) for path in present):
         return
     aside = _new_previous(folder)
