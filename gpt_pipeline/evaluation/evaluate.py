@@ -37,6 +37,8 @@ from gpt_pipeline.storage.manifest import StageResult, utc_now
 if TYPE_CHECKING:
     from gpt_pipeline.model.gpt import GPT
 
+_TOKENS_AT_ONCE = 4096  # their logits take 0.8 GB in float32, and as much again while the loss is computed
+
 __all__ = [
     "CheckpointGoneError",
     "EvaluationResult",
@@ -199,6 +201,7 @@ def _measure(task: _Task, model: GPT) -> tuple[dict[str, float], list[dict[str, 
         open_shards(task.shards.folder).validation,
         sequence_length=task.max_length,
         max_tokens=task.config.max_validation_tokens,
+        batch_size=max(1, _TOKENS_AT_ONCE // task.max_length),
     )
     if not math.isfinite(loss.val_loss):
         raise UnusableCheckpointError(
