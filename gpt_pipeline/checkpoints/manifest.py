@@ -72,6 +72,14 @@ def checkpoint_key(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def checkpoint_step(key: str) -> int:
+    """Return the step that `checkpoint_key` made `key` of; raises ValueError for another text."""
+    prefix, _, digits = key.partition("_")
+    if prefix != "step":
+        raise ValueError(f"found {key!r}, need a key such as {checkpoint_key(1000)}")
+    return int(digits)
+
+
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Return where the checkpoint of `step` lies in the `checkpoints` folder."""
     return folder / f"checkpoint_step_{step}.pt"

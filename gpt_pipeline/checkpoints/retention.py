@@ -65,7 +65,7 @@ def _is_evaluated(folder: ExperimentFolder, step: int) -> bool:
 
 def _remove(info: CheckpointInfo) -> bool:
     try:
-        info.path.unlink()  # first: a manifest without its file is no checkpoint
+        info.path.unlink(missing_ok=True)  # first: a manifest without its file is no checkpoint
     except PermissionError:  # Windows refuses to remove a file that someone reads
         _logger.warning("%s is in use and stays for now", info.path)
         return False

@@ -35,7 +35,7 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
 
         with explained():
             stage = prepare_raw(data, experiment.data_folder, force=config.force, say=context.log.info)
-        return _materialized(context, stage)
+        return _materialized(stage)
 
     @dg.asset(
         key=[group, "english_parquet"],
@@ -51,7 +51,7 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
         with explained():
             raw = finished_raw(experiment)
             stage = prepare_english(data, raw, experiment.data_folder, force=config.force, say=context.log.info)
-        return _materialized(context, stage)
+        return _materialized(stage)
 
     @dg.asset(
         key=[group, "token_shards"],
@@ -67,12 +67,10 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
         with explained():
             documents = finished_english(experiment)
             stage = prepare_shards(data, documents, experiment.data_folder, force=config.force, say=context.log.info)
-        return _materialized(context, stage)
+        return _materialized(stage)
 
     return [raw_synth, english_parquet, token_shards]
 
 
-def _materialized(context: dg.AssetExecutionContext, stage: StageResult) -> dg.MaterializeResult:
-    if stage.reused:
-        context.log.info(f"Nothing to do: {stage.folder} is finished and bears the wanted fingerprint.")
+def _materialized(stage: StageResult) -> dg.MaterializeResult:
     return dg.MaterializeResult(metadata=stage_metadata(stage), data_version=dg.DataVersion(stage.fingerprint))

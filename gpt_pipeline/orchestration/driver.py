@@ -8,7 +8,6 @@ that evaluates each checkpoint while the next one is trained.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 import dagster as dg
 
+from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
 from gpt_pipeline.data.shards import find_shards
 from gpt_pipeline.errors import StoppedError, UserError
 from gpt_pipeline.experiment.load import Experiment
@@ -78,7 +78,7 @@ class Session:
         except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
             raise StoppedError from None
         if not result.success:
-            raise UserError(_failure_text(result))
+            raise _problem(result)
 
     def evaluate(self, pending: WantedEvaluation, *, questions: int | None = None, force: bool = False) -> None:
         """Evaluate one checkpoint; see `execute` for what it raises."""
@@ -122,9 +122,12 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
     experiment = session.experiment
     if not force and is_complete(experiment) and is_recorded(session):
         return False
+    experiment.folder.root.mkdir(parents=True, exist_ok=True)
+    announce_evaluator(experiment.folder.root)  # the follower takes seconds to start, the first checkpoints need not
     with _progress_on_terminal(), _follower(session, say):
         session.execute(keys.run_job(experiment), options={"training": {"force": force}})
     evaluate_experiment(session, say=say)
+    prune(experiment.folder, keep_last=experiment.cadence.keep_last)  # those that stayed only to be evaluated
     return True
 
 
@@ -133,7 +136,8 @@ def evaluate_experiment(
 ) -> int:
     """Evaluate the checkpoints that have no such evaluation (all, with `force`), then the report; return how many.
 
-    A checkpoint that cannot be evaluated does not keep the others from it: the problems are raised at the end.
+    One that has it, but is unknown to Dagster's history, is only reported again. A checkpoint that cannot be evaluated
+    does not keep the others from it: the problems are raised at the end.
 
     Raises:
         UserError: what kept some from being evaluated, or the report from being written.
@@ -144,7 +148,8 @@ def evaluate_experiment(
     if questions is not None:
         settings = replace(settings, num_questions=questions)
     wanted = wanted_evaluations(experiment, settings)
-    chosen = [each for each in wanted if force or each.state != "done"]
+    recorded = session.instance.get_materialized_partitions(keys.asset_key(experiment, "evaluation"))
+    chosen = [each for each in wanted if force or each.state != "done" or each.partition not in recorded]
     problems = []
     for each in chosen:
         say(f"evaluating {each.checkpoint.path.name}")
@@ -184,21 +189,30 @@ def _follower(session: Session, say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        child.send_signal(signal.SIGTERM)
-        child.wait()
+        _end(child, order=b"stop")
         raise
     say("waiting for the last evaluations")
-    with suppress(BrokenPipeError):
-        child.communicate()  # closes its standard input, which tells it that no checkpoint follows
+    _end(child)
 
 
-def _failure_text(result: dg.ExecuteInProcessResult) -> str:
-    """Return what the failed steps say: their own description, or the last line of an unforeseen error."""
+def _end(child: subprocess.Popen[bytes], *, order: bytes = b"") -> None:
+    """Close the follower's standard input, which is its last call, after writing `order` to it; wait until it ends."""
+    with suppress(BrokenPipeError):  # it is gone already
+        child.communicate(order)
+
+
+def _problem(result: dg.ExecuteInProcessResult) -> Exception:
+    """Return what ended a run: a stop request, or what the failed steps say.
+
+    A failure in our own words is shown as it is; an unforeseen error by its last line, the rest is in the Dagster UI.
+    """
     texts = []
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
-            described = data.user_failure_data.description if data.user_failure_data else None
             error = data.error.cause or data.error if data.error else None
-            texts.append(f"{event.step_key}: {described or (error.to_string() if error else 'failed')}")
-    return "\n".join(texts) or "the run failed before its first step; its log is in the Dagster UI"
+            if error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+                return StoppedError()
+            described = data.user_failure_data.description if data.user_failure_data else None
+            texts.append(f"{event.step_key}: {described or (error.message.strip() if error else 'failed')}")
+    return UserError("\n".join(texts) or "the run failed before its first step; its log is in the Dagster UI")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key, list_checkpoints
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_step, find_checkpoint
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, evaluate_checkpoint
 from gpt_pipeline.evaluation.result import EvaluationResult
@@ -59,10 +59,10 @@ def evaluate_partition(
 
 def _find_checkpoint(experiment: Experiment, partition: str) -> CheckpointInfo:
     folder = experiment.folder.checkpoints
-    for checkpoint in list_checkpoints(folder):
-        if checkpoint_key(checkpoint.step) == partition:
-            return checkpoint
-    raise CheckpointGoneError(f"there is no checkpoint of {partition} in {folder}; only the last ones are kept")
+    checkpoint = find_checkpoint(folder, checkpoint_step(partition))
+    if checkpoint is None:
+        raise CheckpointGoneError(f"there is no checkpoint of {partition} in {folder}; only the last ones are kept")
+    return checkpoint
 
 
 def _log(

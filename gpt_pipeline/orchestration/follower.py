@@ -1,13 +1,14 @@
 """Evaluates an experiment's checkpoints as they appear: `python -m gpt_pipeline.orchestration.follower FILE`.
 
-Ends when its standard input ends and every checkpoint has been evaluated, or after the current evaluation on SIGTERM.
+Ends when its standard input ends and every checkpoint has been evaluated, or after the evaluation under way when
+anything is written to its standard input. Not by signals: Dagster puts handlers of its own in place while it works.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
-import time
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.retention import announce_evaluator
@@ -16,7 +17,6 @@ from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.orchestration.driver import Session
 from gpt_pipeline.orchestration.pending import pending_evaluations
 from gpt_pipeline.orchestration.project import Project
-from gpt_pipeline.training.signals import StopFlag, stop_on_signals
 
 _LOOK_SECONDS = 1.0
 _ATTEMPTS = 2
@@ -25,24 +25,38 @@ _ATTEMPTS = 2
 def main() -> int:
     """Follow the experiment file named on the command line."""
     experiment = load_experiment(Path(sys.argv[1]))
-    last_call = threading.Event()
-    threading.Thread(target=_wait_for_end_of_input, args=[last_call], daemon=True).start()
-    stop = StopFlag()
-    with Session.open(Project.here(), experiment) as session, stop_on_signals(stop):
-        follow(session, last_call=last_call, stop=stop)
+    orders = Orders()
+    threading.Thread(target=orders.listen, args=[sys.stdin.fileno()], daemon=True).start()
+    with Session.open(Project.here(), experiment) as session:
+        follow(session, orders)
     return 0
 
 
-def follow(session: Session, *, last_call: threading.Event, stop: StopFlag) -> None:
-    """Evaluate checkpoints one after the other until `last_call` is set and none is left, or a stop is requested."""
+class Orders:
+    """What the process that started this one wants of it."""
+
+    def __init__(self) -> None:
+        self.last_call = threading.Event()
+        """No further checkpoint will come."""
+
+        self.stop = threading.Event()
+        """Leave the rest undone."""
+
+    def listen(self, descriptor: int) -> None:
+        """Wait for a byte, which means to stop, or for the end of the input, which is the last call."""
+        (self.stop if os.read(descriptor, 1) else self.last_call).set()
+
+
+def follow(session: Session, orders: Orders) -> None:
+    """Evaluate checkpoints one after the other until the last call came and none is left, or `orders` say to stop."""
     attempts: dict[str, int] = {}
-    while not stop.requested:
+    while not orders.stop.is_set():
         # Asked before looking: a checkpoint written between the two is then seen in one more round.
-        was_last = last_call.is_set()
+        was_last = orders.last_call.is_set()
         if not _evaluate_oldest(session, attempts):
             if was_last:
                 return
-            time.sleep(_LOOK_SECONDS)
+            orders.stop.wait(_LOOK_SECONDS)
 
 
 def _evaluate_oldest(session: Session, attempts: dict[str, int]) -> bool:
@@ -59,11 +73,6 @@ def _evaluate_oldest(session: Session, attempts: dict[str, int]) -> bool:
                 print(f"evaluation of {pending.checkpoint.path.name}: {error}", file=sys.stderr)
             return True
     return False
-
-
-def _wait_for_end_of_input(last_call: threading.Event) -> None:
-    sys.stdin.buffer.read()
-    last_call.set()
 
 
 if __name__ == "__main__":

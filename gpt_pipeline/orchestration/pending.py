@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key, list_checkpoints
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, checkpoint_key, list_checkpoints
 from gpt_pipeline.data.shards import find_shards
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_fingerprint, read_evaluations
@@ -34,6 +34,7 @@ class WantedEvaluation:
 def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None = None) -> list[WantedEvaluation]:
     """Return one entry per checkpoint in the experiment's folder, oldest first; `settings` in place of the file's.
 
+    The best one of a finished training counts too where it has no `checkpoint_step_<N>.pt` of its own.
     Empty as long as the token shards are not finished. Only manifests are read: no weights, no torch.
     """
     shards = find_shards(experiment.data, experiment.data_folder)
@@ -41,7 +42,7 @@ def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None
         return []
     done = {result.fingerprint: result for result in read_evaluations(experiment.folder.evaluations)}
     wanted = []
-    for checkpoint in list_checkpoints(experiment.folder.checkpoints):
+    for checkpoint in _checkpoints(experiment.folder):
         fingerprint = evaluation_fingerprint(
             settings or experiment.config.evaluation,
             weights_sha256=checkpoint.weights_sha256,
@@ -61,6 +62,15 @@ def pending_evaluations(experiment: Experiment, settings: EvaluationConfig | Non
 def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: str, tracking_uri: str) -> None:
     """Note beside the results that this one is in MLflow; until then it stays pending, and is logged when it can be."""
     write_json(_log_mark(folder, result), {"run_id": run_id, "tracking_uri": tracking_uri})
+
+
+def _checkpoints(folder: ExperimentFolder) -> list[CheckpointInfo]:
+    checkpoints = list_checkpoints(folder.checkpoints)
+    # While it trains, the best is replaced every few steps; evaluating each would only slow the training down.
+    best = best_checkpoint(folder.checkpoints) if folder.training.is_file() else None
+    if best is not None and best.step not in {checkpoint.step for checkpoint in checkpoints}:
+        checkpoints.append(best)
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
 def _state(folder: ExperimentFolder, done: dict[str, EvaluationResult], fingerprint: str, weights_sha256: str) -> State:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 EXPERIMENTS_VARIABLE = "GPT_PIPELINE_EXPERIMENTS"
 DAGSTER_CONFIG = "dagster.yaml"
+_WITHOUT_CAPTURE = {
+    "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +69,13 @@ class Project:
         os.environ[EXPERIMENTS_VARIABLE] = str(self.experiments)
 
     def instance(self) -> dg.DagsterInstance:
-        """Return Dagster's instance for this project; call `enter` first."""
-        import dagster as dg
+        """Return Dagster's instance for runs in this very process; call `enter` first.
 
-        if "DAGSTER_HOME" in os.environ:
-            return dg.DagsterInstance.get()
-        os.environ["DAGSTER_HOME"] = str(self.root)
-        try:
-            return dg.DagsterInstance.get()
-        finally:
-            del os.environ["DAGSTER_HOME"]
+        It is the one that `dagster dev` uses, but for the capture of stdout and stderr: that would hide the terminal
+        from the trainer, and its helper processes print tracebacks at Ctrl+C.
+        """
+        import dagster as dg
+        from dagster._core.instance.ref import InstanceRef
+
+        home = os.environ.get("DAGSTER_HOME", str(self.root))
+        return dg.DagsterInstance.from_ref(InstanceRef.from_dir(home, overrides=_WITHOUT_CAPTURE))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,17 @@ Message = Mapping[str, Any]
 
 
 def train_in_child(
-    context: dg.AssetExecutionContext, job_file: Path, *, processes: int, receive: Callable[[Message], None]
+    context: dg.AssetExecutionContext,
+    job_file: Path,
+    log_file: Path,
+    *,
+    processes: int,
+    receive: Callable[[Message], None],
 ) -> None:
     """Run the trainer on `job_file` until it ends: at its last step, or stopped by a signal of its own.
 
-    `receive` gets each message as it arrives. A stop request (a terminated run, Ctrl+C) reaches the trainer as one
+    `receive` gets each message as it arrives. What the trainer prints goes to the terminal if a person watches there,
+    else to the end of `log_file`. A stop request (a terminated run, Ctrl+C) reaches the trainer as one
     signal; it saves and leaves. Dagster raises its own interrupt out of whatever line is running, twice within
     milliseconds when a terminal and a parent process both pass Ctrl+C on; here it only sets a flag.
 
@@ -42,44 +49,42 @@ def train_in_child(
     stop = StopFlag()
     with (
         stop_on_signals(stop),
+        warnings.catch_warnings(action="ignore", category=dg.PreviewWarning),  # of a detail inside the session
         dg.open_pipes_session(
             context=context,
             context_injector=dg.PipesTempFileContextInjector(),
             message_reader=dg.PipesTempFileMessageReader(),
         ) as session,
     ):
-        child = _start(job_file, processes=processes, environment=session.get_bootstrap_env_vars())
+        child = _start(job_file, log_file, processes=processes, environment=session.get_bootstrap_env_vars())
         context.log.info(f"The trainer is process {child.pid}.")
         received = 0
-        kill_at: float | None = None
-        while child.poll() is None:
-            received = _pass_on(session.get_custom_messages(), received, receive)
-            if stop.requested and kill_at is None:
-                context.log.info("Stopping: the trainer saves a checkpoint at the next step and leaves.")
-                _ask_to_stop(child)
-                kill_at = time.monotonic() + _GRACE_SECONDS
-            if kill_at is not None and time.monotonic() > kill_at:
-                context.log.error(f"The trainer did not leave within {_GRACE_SECONDS:.0f} s and is killed.")
-                _kill(child)
-            time.sleep(_POLL_SECONDS)
-        stopped = stop.requested
+        try:
+            while child.poll() is None and not stop.requested:
+                time.sleep(_POLL_SECONDS)
+                received = _pass_on(session.get_custom_messages(), received, receive)
+        finally:  # also when a message could not be passed on: no trainer is left behind
+            _stop(child, context.log.info)
     messages = session.get_custom_messages()
     _pass_on(messages, received, receive)
-    _check_end(child.returncode, messages, stopped=stopped)
+    _check_end(child.returncode, messages, log_file, stopped=stop.requested)
 
 
-def _start(job_file: Path, *, processes: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(
+    job_file: Path, log_file: Path, *, processes: int, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(torchrun if processes > 1 else []), "-m", _TRAINER, str(job_file)]
-    descriptor = os.environ.get(PROGRESS_DESCRIPTOR)
-    terminal = int(descriptor) if descriptor else None
-    return subprocess.Popen(
-        command,
-        env={**os.environ, **environment, DIE_WITH_PARENT: "1"},
-        stdout=terminal,
-        stderr=terminal,
-        **_own_group(),
-    )
+    terminal = os.environ.get(PROGRESS_DESCRIPTOR)
+    with log_file.open("ab") as log:
+        output = int(terminal) if terminal else log
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **environment, DIE_WITH_PARENT: "1"},
+            stdout=output,
+            stderr=output,
+            **_own_group(),
+        )
 
 
 def _own_group() -> dict[str, Any]:
@@ -87,6 +92,20 @@ def _own_group() -> dict[str, Any]:
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}
+
+
+def _stop(child: subprocess.Popen[bytes], say: Callable[[str], None]) -> None:
+    """Have the trainer save and leave, unless it left already; kill it only if it does not."""
+    if child.poll() is not None:
+        return
+    say("Stopping: the trainer saves a checkpoint at the next step and leaves.")
+    _ask_to_stop(child)
+    try:
+        child.wait(timeout=_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        say(f"The trainer did not leave within {_GRACE_SECONDS:.0f} s and is killed.")
+        _kill(child)
+        child.wait()
 
 
 def _ask_to_stop(child: subprocess.Popen[bytes]) -> None:
@@ -116,7 +135,7 @@ def _pass_on(messages: Any, received: int, receive: Callable[[Message], None]) -
     return len(messages)
 
 
-def _check_end(exit_code: int, messages: Sequence[Message], *, stopped: bool) -> None:
+def _check_end(exit_code: int, messages: Sequence[Message], log_file: Path, *, stopped: bool) -> None:
     if stopped:
         raise dg.DagsterExecutionInterruptedError
     errors = [message["text"] for message in messages if message["kind"] == "error"]
@@ -124,6 +143,6 @@ def _check_end(exit_code: int, messages: Sequence[Message], *, stopped: bool) ->
         raise dg.Failure(description=str(errors[-1]), allow_retries=False)
     if exit_code not in (0, *_STOPPED):
         raise dg.Failure(
-            description=f"The trainer ended with exit code {exit_code}; what it wrote last is under stderr. "
+            description=f"The trainer ended with exit code {exit_code}; what it printed last is in {log_file}. "
             "Materialize training again: it continues from the last checkpoint."
         )

@@ -20,8 +20,9 @@ from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.stages import finished_shards
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR, train_in_child
 from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline.training.demand import find_finished_work
 from gpt_pipeline.training.finished import FinishedTraining, find_finished_training
-from gpt_pipeline.training.job import SCRATCH
+from gpt_pipeline.training.job import SCRATCH, TrainingJob
 
 
 def train_experiment(context: dg.AssetExecutionContext, experiment: Experiment, *, force: bool) -> dg.MaterializeResult:
@@ -29,27 +30,38 @@ def train_experiment(context: dg.AssetExecutionContext, experiment: Experiment, 
     shards = finished_shards(experiment)
     job = training_job(experiment, shards)
     if force:
-        job = dataclasses.replace(job, resume=SCRATCH, request=context.run_id)
+        # A retry of the run asks for the same once more, and goes on with what the first attempt began.
+        job = dataclasses.replace(job, resume=SCRATCH, request=context.run.root_run_id or context.run_id)
     _write_runtime(context, experiment, shards)
-    folder = experiment.folder
-    finished = None if force else find_finished_training(folder, job.fingerprint)
-    if finished is not None:
-        context.log.info(f"Nothing to do: the training in {folder.root} reached its last step, {finished.step}.")
+    finished = find_finished_work(job)
+    if finished is None:
+        finished = _train(context, experiment, job)
     else:
-        job.write(folder.job)
-        reporter = TrainerReporter(context, experiment)
-        train_in_child(context, folder.job, processes=experiment.config.hardware.num_gpus, receive=reporter.receive)
-        finished = find_finished_training(folder, job.fingerprint)
-        if finished is None:
-            raise dg.Failure(
-                description="The trainer was stopped before its last step and has saved a checkpoint; "
-                "materialize training again to continue from it.",
-                allow_retries=False,
-            )
+        context.log.info(f"Nothing to do: the training in {job.folder.root} reached its last step, {finished.step}.")
     report_checkpoints(context, experiment)
     return dg.MaterializeResult(
         metadata=_training_metadata(experiment, finished), data_version=dg.DataVersion(finished.fingerprint)
     )
+
+
+def _train(context: dg.AssetExecutionContext, experiment: Experiment, job: TrainingJob) -> FinishedTraining:
+    folder = job.folder
+    job.write(folder.job)
+    train_in_child(
+        context,
+        folder.job,
+        folder.root / "trainer.log",
+        processes=job.hardware.num_gpus,
+        receive=TrainerReporter(context, experiment).receive,
+    )
+    finished = find_finished_training(folder, job.fingerprint)
+    if finished is None:
+        raise dg.Failure(
+            description="The trainer was stopped before its last step and has saved a checkpoint; "
+            "materialize training again to continue from it.",
+            allow_retries=False,
+        )
+    return finished
 
 
 def _write_runtime(context: dg.AssetExecutionContext, experiment: Experiment, shards: StageResult) -> None:

@@ -39,6 +39,8 @@ from gpt_pipeline.training.trainer import Trainer
 from gpt_pipeline.training.update import Updater
 from gpt_pipeline.training.validate import require_validation_tokens
 
+_LOCK_SECONDS = 2.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOutcome:
@@ -252,4 +254,5 @@ def _finished_training(trainer: Trainer) -> FinishedTraining:
 def _locked(job: TrainingJob, ranks: Ranks) -> AbstractContextManager[None]:
     if not ranks.is_first:
         return nullcontext()
-    return folder_lock(job.folder.root, purpose=f"training {job.experiment_name}")
+    # Waits for those who hold the lock for an instant, to see whether a trainer does.
+    return folder_lock(job.folder.root, purpose=f"training {job.experiment_name}", wait_seconds=_LOCK_SECONDS)

@@ -1,0 +1,207 @@
+"""The whole pipeline as a user runs it: by its commands, in a project folder, on the embedded sample."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.checkpoints.manifest import best_checkpoint
+from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline_tests.projects import TinyProject
+
+_MATERIALIZE = ("asset", "materialize", "-m", "gpt_pipeline.definitions", "--select")
+
+
+def _weights(project: TinyProject, stem: str) -> dict[int, str]:
+    return {info.step: info.weights_sha256 for info in project.checkpoints(stem)}
+
+
+def _states(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of every artifact below `folder`."""
+    artifacts = [path for suffix in ("pt", "bin", "parquet") for path in folder.rglob(f"*.{suffix}")]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in artifacts}
+
+
+def _mlflow_runs(project: TinyProject) -> dict[str, list[str]]:
+    """The names of all MLflow runs, by experiment; every one must be finished."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{project.root / 'mlflow.db'}")
+    runs = {each.name: client.search_runs([each.experiment_id]) for each in client.search_experiments()}
+    assert all(run.info.status == "FINISHED" for found in runs.values() for run in found)
+    return {name: sorted(run.info.run_name for run in found) for name, found in runs.items() if found}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
+    """A project whose experiment `tiny` was run to the end. Tests must not change it."""
+    project = TinyProject(root=tmp_path_factory.mktemp("finished"))
+    project.write_experiment("tiny")
+    project.run("run", "experiments/tiny.yaml")
+    return project
+
+
+@pytest.fixture
+def copy(finished: TinyProject, tmp_path: Path) -> Iterator[TinyProject]:
+    """The finished project, moved to another folder: what is in it must not depend on where it lies."""
+    project = TinyProject(root=tmp_path / "moved")
+    shutil.copytree(finished.root, project.root)
+    yield project
+    shutil.rmtree(project.root)
+
+
+def test_run_from_nothing_makes_every_artifact_and_evaluates_every_checkpoint(finished: TinyProject) -> None:
+    folder = finished.experiment("tiny").folder
+    assert list(_weights(finished, "tiny")) == [4, 8, 12]
+    assert best_checkpoint(folder.checkpoints) is not None
+    assert [result.step for result in read_evaluations(folder.evaluations)] == [4, 8, 12]
+    assert _mlflow_runs(finished) == {"tiny": ["step_12", "step_4", "step_8"]}
+    assert "tiny" in folder.report.read_text(encoding="utf-8")
+    assert "runtime:" in (finished.root / "experiments" / "tiny.yaml").read_text()
+    assert len(list(finished.root.rglob("synth_en_samples_300.parquet"))) == 1
+
+
+def test_run_again_does_nothing_and_says_so(finished: TinyProject) -> None:
+    before = _states(finished.root)
+    assert "Nothing to do" in finished.run("run", "experiments/tiny.yaml")
+    assert _states(finished.root) == before
+    assert _mlflow_runs(finished) == {"tiny": ["step_12", "step_4", "step_8"]}
+
+
+def test_run_after_history_was_deleted_finds_everything_and_tells_dagster(copy: TinyProject) -> None:
+    import dagster as dg
+
+    from gpt_pipeline.orchestration.project import Project
+
+    before = _states(copy.root)
+    shutil.rmtree(copy.root / ".dagster")
+    copy.run("run", "experiments/tiny.yaml")
+    assert _states(copy.root) == before
+    assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8"]}
+    code = os.getcwd()
+    os.chdir(copy.root)
+    try:
+        with Project.here().instance() as instance:
+            keys = ["step_00000004", "step_00000008", "step_00000012"]
+            assert sorted(instance.get_materialized_partitions(dg.AssetKey(["tiny", "evaluation"]))) == keys
+            assert sorted(instance.get_materialized_partitions(dg.AssetKey(["tiny", "checkpoint"]))) == keys
+    finally:
+        os.chdir(code)
+
+
+def test_materialize_by_dagsters_own_command_twice_does_no_work(copy: TinyProject) -> None:
+    before = _states(copy.root)
+    output = copy.run(*_MATERIALIZE, '+key:"tiny/training"', module="dagster")
+    assert "Nothing to do" in output
+    partition = ("--partition", "step_00000008")
+    assert "Nothing to do" in copy.run(*_MATERIALIZE, "tiny/evaluation", *partition, module="dagster")
+    assert _states(copy.root) == before
+    assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8"]}
+
+
+def test_run_with_another_learning_rate_trains_anew_on_the_same_data_and_overwrites_nothing(copy: TinyProject) -> None:
+    data = _states(copy.root / "storage" / "data")
+    old = _weights(copy, "tiny")
+    copy.write_experiment("tiny", learning_rate=0.002)
+    copy.run("run", "experiments/tiny.yaml")
+    assert _states(copy.root / "storage" / "data") == data
+    assert set(_weights(copy, "tiny").values()).isdisjoint(old.values())
+    kept = list(copy.experiment("tiny").folder.root.glob("previous/*/checkpoints/checkpoint_step_12.pt"))
+    assert len(kept) == 1
+    assert len(_mlflow_runs(copy)["tiny"]) == 6
+
+
+def test_run_of_second_experiment_with_the_same_data_shares_it(copy: TinyProject) -> None:
+    data = _states(copy.root / "storage" / "data")
+    copy.write_experiment("other", learning_rate=0.002)
+    copy.run("run", "experiments/other.yaml")
+    assert _states(copy.root / "storage" / "data") == data
+    assert sorted(_weights(copy, "other")) == [4, 8, 12]
+
+
+def test_evaluate_with_more_questions_adds_one_run_per_checkpoint_once(copy: TinyProject) -> None:
+    assert "3 evaluated" in copy.run("evaluate", "experiments/tiny.yaml", "--questions", "3")
+    assert "Nothing to do" in copy.run("evaluate", "experiments/tiny.yaml", "--questions", "3")
+    assert len(_mlflow_runs(copy)["tiny"]) == 6
+
+
+def test_run_after_mlflow_was_wiped_and_results_marked_unlogged_logs_them_again(copy: TinyProject) -> None:
+    (copy.root / "mlflow.db").unlink()
+    shutil.rmtree(copy.experiment("tiny").folder.evaluations / "logged")
+    copy.run("run", "experiments/tiny.yaml")
+    assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8"]}
+
+
+LONG = {"max_steps": 40}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    """The weights of a forty-step training that nobody disturbed."""
+    project = TinyProject(root=tmp_path_factory.mktemp("uninterrupted"))
+    project.write_experiment("long", **LONG)
+    project.run("run", "experiments/long.yaml")
+    return _weights(project, "long")
+
+
+def _wait_for_step(project: TinyProject, stem: str, step: int) -> None:
+    deadline = time.monotonic() + 120
+    folder = project.experiment(stem).folder
+    while not (folder.checkpoints / f"checkpoint_step_{step}.json").is_file():
+        assert time.monotonic() < deadline, f"no checkpoint of step {step} in time"
+        time.sleep(0.02)
+
+
+def _trainer_pids(project: TinyProject) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().decode()
+        except OSError:
+            continue
+        if "trainer_pipes" in line and str(project.root) in line:
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals and /proc")
+def test_run_whose_trainer_is_killed_continues_to_the_same_weights(
+    uninterrupted: dict[int, str], tmp_path: Path
+) -> None:
+    project = TinyProject(root=tmp_path)
+    project.write_experiment("long", **LONG)
+    process = project.start("run", "experiments/long.yaml")
+    _wait_for_step(project, "long", 8)
+    for pid in _trainer_pids(project):
+        os.kill(pid, signal.SIGKILL)
+    output, _ = process.communicate()
+    assert process.returncode == 1
+    assert "continues from the last checkpoint" in output
+    project.run("run", "experiments/long.yaml")
+    assert _weights(project, "long")[40] == uninterrupted[40]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals and /proc")
+def test_run_stopped_by_two_ctrl_c_saves_leaves_no_process_and_continues_to_the_same_weights(
+    uninterrupted: dict[int, str], tmp_path: Path
+) -> None:
+    project = TinyProject(root=tmp_path)
+    project.write_experiment("long", **LONG)
+    process = project.start("run", "experiments/long.yaml", start_new_session=True)
+    _wait_for_step(project, "long", 8)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+    time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Stopped" in output
+    assert "Traceback" not in output
+    assert _trainer_pids(project) == []
+    assert 8 <= max(_weights(project, "long")) < 40
+    project.run("run", "experiments/long.yaml")
+    assert _weights(project, "long")[40] == uninterrupted[40]
