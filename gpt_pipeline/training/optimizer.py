@@ -32,6 +32,11 @@ class Optimizer:
         # AdamW keeps two numbers for each parameter, Muon one.
         self.state_bytes = sum(4 * 2 * p.numel() for p in (*matrices, *others)) + sum(4 * p.numel() for p in hidden)
 
+    @property
+    def parameters(self) -> list[list[Tensor]]:
+        """The parameters of each torch optimizer, in the order in which its state numbers them."""
+        return [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in self._optimizers]
+
     def step(self, learning_rate: float) -> None:
         """Update the parameters from their gradients and forget the gradients."""
         for optimizer in self._optimizers:
