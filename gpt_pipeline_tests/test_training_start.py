@@ -13,6 +13,7 @@ import pytest
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
 from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.errors import DamagedFileError, UserError
+from gpt_pipeline.training.changes import Change, find_changes, settings_of
 from gpt_pipeline.training.demand import find_finished_work
 from gpt_pipeline.training.finished import find_finished_training
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
@@ -231,6 +232,78 @@ def test_named_checkpoint_of_another_configuration_is_taken_over_if_its_shape_fi
     assert (outcome.finished, _first_step(listener)) == (True, 10)
 
 
+def test_named_checkpoint_continued_with_other_settings_says_each_old_and_new_value(finished):
+    job = dataclasses.replace(
+        finished,
+        resume="checkpoint_step_8.pt",
+        fingerprint=OTHER,
+        training=dataclasses.replace(finished.training, learning_rate=5e-3, micro_batch_size=4),
+        model=dataclasses.replace(finished.model, dropout=0.0),
+        cadence=dataclasses.replace(finished.cadence, keep_last=5),
+    )
+    _, listener = _run(job)
+    warned = next(message for message in listener.messages if message.startswith("Warning"))
+    assert "training.learning_rate: 0.01 -> 0.005" in warned
+    assert "model.dropout: 0.2 -> 0.0" in warned
+    assert "micro_batch_size" not in warned
+    free = next(message for message in listener.messages if message.startswith("Changed to no effect"))
+    assert "training.micro_batch_size: 2 -> 4" in free
+    assert "evaluation.keep_last: 3 -> 5" in free
+
+
+def test_start_continues_with_free_keys_changed_and_says_which(finished):
+    (finished.folder.checkpoints / "checkpoint_step_12.pt").unlink()
+    training = dataclasses.replace(finished.training, micro_batch_size=1)
+    outcome, listener = _run(dataclasses.replace(finished, training=training))
+    assert outcome.finished
+    assert any("to no effect on the weights: training.micro_batch_size: 2 -> 1." in said for said in listener.messages)
+
+
+def test_start_anew_says_what_sets_the_old_checkpoints_apart(finished):
+    training = dataclasses.replace(finished.training, learning_rate=5e-3)
+    _, listener = _run(dataclasses.replace(finished, training=training, fingerprint=OTHER), stop_at=1)
+    assert any("checkpoint_step_12.pt has training.learning_rate: 0.01 -> 0.005)" in said for said in listener.messages)
+
+
+def test_checkpoint_with_a_manifest_from_before_settings_were_kept_is_continued(finished):
+    manifest = finished.folder.checkpoints / "checkpoint_step_8.json"
+    value = json.loads(manifest.read_text())
+    assert value.pop("settings")["training.learning_rate"] == 0.01
+    manifest.write_text(json.dumps(value))
+    job = dataclasses.replace(finished, resume="checkpoint_step_8.pt")
+    outcome, listener = _run(job)
+    assert (outcome.finished, _first_step(listener)) == (True, 9)
+
+
+@pytest.mark.parametrize(
+    ("key", "effect"),
+    [
+        ("model.n_head", "refused"),
+        ("model.tie_weights", "refused"),
+        ("model.dropout", "warned"),
+        ("training.optimizer", "refused"),
+        ("training.seed", "warned"),
+        ("training.precision", "warned"),
+        ("training.compile", "free"),
+        ("data.max_length", "warned"),
+        ("token shards", "warned"),
+        ("hardware.device", "free"),
+        ("evaluation.eval_freq", "free"),
+    ],
+)
+def test_change_of_a_key_is_free_warned_about_or_refused(key, effect):
+    assert Change(key=key, before=1, after=2).effect == effect
+
+
+def test_changes_know_every_setting_of_a_job(tmp_path):
+    job = make_job(tmp_path)
+    settings = settings_of(job)
+    assert find_changes(settings, job) == []
+    assert json.loads(json.dumps(settings)) == settings
+    changes = find_changes(dict.fromkeys(settings, "old"), job)
+    assert [change.key for change in changes] == list(settings)
+
+
 def test_named_checkpoint_killed_before_its_first_successor_is_resumed_again(finished):
     job = dataclasses.replace(finished, resume="checkpoint_step_8.pt", fingerprint=OTHER)
 
@@ -248,7 +321,7 @@ def test_named_checkpoint_killed_before_its_first_successor_is_resumed_again(fin
 
 def test_named_checkpoint_of_another_shape_is_refused_with_the_difference(finished):
     model = dataclasses.replace(finished.model, n_layer=2, qkv_bias=True)
-    with pytest.raises(UserError, match=r"n_layer: 1 in the checkpoint, 2 in the experiment; qkv_bias: False"):
+    with pytest.raises(UserError, match=r"\(model\.n_layer: 1 -> 2; model\.qkv_bias: False -> True\)"):
         run_job(
             dataclasses.replace(finished, resume="checkpoint_step_8.pt", fingerprint=OTHER, model=model), Listener()
         )
@@ -257,7 +330,7 @@ def test_named_checkpoint_of_another_shape_is_refused_with_the_difference(finish
 
 def test_named_checkpoint_of_another_optimizer_is_refused(finished):
     training = dataclasses.replace(finished.training, optimizer="muon")
-    with pytest.raises(UserError, match=r"made with training\.optimizer: adamw"):
+    with pytest.raises(UserError, match=r"training\.optimizer: adamw -> muon"):
         run_job(
             dataclasses.replace(finished, resume="checkpoint_step_8.pt", fingerprint=OTHER, training=training),
             Listener(),

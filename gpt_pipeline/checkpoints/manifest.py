@@ -57,6 +57,9 @@ class CheckpointInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of gpt_pipeline, torch and python."""
 
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the training that made it was told, by key of the experiment file; empty in manifests from before this."""
+
     def to_json(self) -> dict[str, Any]:
         """Return the info as JSON values, `path` in full."""
         return {**dataclasses.asdict(self), "path": str(self.path)}

@@ -124,6 +124,7 @@ def _write(temporary: Path, path: Path, snapshot: Snapshot) -> CheckpointInfo:
         model=snapshot.model_config,
         created_at=utc_now(),
         versions={"gpt_pipeline": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
+        settings=snapshot.settings,
     )
 
 

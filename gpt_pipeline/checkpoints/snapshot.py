@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,6 +53,9 @@ class Snapshot:
     """Of the training."""
 
     shards_fingerprint: str
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the training was told, by key of the experiment file: plain values."""
 
     def payload(self) -> dict[str, Any]:
         """Return what is written: plain values and tensors."""

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from gpt_pipeline import __version__
-from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import BEST_NAME, CheckpointInfo
 from gpt_pipeline.checkpoints.save import checkpoint_bytes
 from gpt_pipeline.data.batches import BatchSampler
@@ -33,7 +32,7 @@ from gpt_pipeline.training.ranks import Ranks, process_group
 from gpt_pipeline.training.recorder import Recorder
 from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.signals import StopFlag, stop_on_signals
-from gpt_pipeline.training.start import Start, decide_start
+from gpt_pipeline.training.start import Start, decide_start, read_start
 from gpt_pipeline.training.state import Progress, restore, take_snapshot
 from gpt_pipeline.training.trainer import Trainer
 from gpt_pipeline.training.update import Updater
@@ -169,7 +168,7 @@ def _agree_on_start(job: TrainingJob, plan: StepPlan, observer: Observer, ranks:
     if ranks.is_first:
         return start
     info = CheckpointInfo.from_json(told[0]) if told[0] else None
-    snapshot = load_checkpoint(info.path, verify=False) if info and told[1] is None else None
+    snapshot = read_start(job, info) if info and told[1] is None else None
     return Start(checkpoint=info, snapshot=snapshot, finished=told[1])
 
 

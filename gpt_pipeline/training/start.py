@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,20 +23,23 @@ from gpt_pipeline.checkpoints.manifest import (
     set_aside,
     settle_best,
 )
-from gpt_pipeline.checkpoints.snapshot import Snapshot
+from gpt_pipeline.checkpoints.snapshot import Snapshot, weights_sha256
 from gpt_pipeline.errors import DamagedFileError, UserError
-from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.storage.atomic import fsync_folder, remove_leftovers
+from gpt_pipeline.storage.atomic import fsync_folder, remove_leftovers, sha256_of
 from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.training.changes import Change, Settings, find_changes, listed
 from gpt_pipeline.training.demand import MARKER_NAME, Demand
 from gpt_pipeline.training.finished import FinishedTraining, find_finished_training, last_checkpoint
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
 from gpt_pipeline.training.metrics import write_metrics_up_to
+from gpt_pipeline.training.original import OPTIMIZER, OriginalCheckpoint, optimizer_state, read_original
+from gpt_pipeline.training.plan import sequences_per_step
+from gpt_pipeline.training.randomness import random_states, seed_all
 
 Say = Callable[[str], None]
 
 _PREVIOUS_NAME = "previous"
-_NOT_SHAPE = ("dropout",)  # of a model's configuration: may differ between a checkpoint and what continues it
+_OPTIMIZER_KEY = "training.optimizer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,76 +93,179 @@ def _go_on(job: TrainingJob, say: Say) -> Start:
     if newest is not None:
         info, snapshot = newest
         if finished is None or info != last_checkpoint(folder, finished):
+            _say_changes(info, find_changes(_settings_before(info), job), job, say)
             say(f"Continuing from {info.path.name}, step {info.step}.")
             return Start(checkpoint=info, snapshot=snapshot)
         say(f"Nothing to do: this training reached its last step, {finished.step}, at {finished.created_at}.")
         return Start(checkpoint=info, finished=finished)
     before = Demand.read(folder)
     if before is None or before.fingerprint != job.fingerprint or _has_checkpoints(folder):
-        _move_aside(folder, "no valid checkpoint of this configuration and data is in the folder", say)
+        why = "no valid checkpoint of this configuration and data is in the folder"
+        _move_aside(folder, why + _difference_to_newest(job), say)
     return Start()
+
+
+def _difference_to_newest(job: TrainingJob) -> str:
+    """Return what sets the newest checkpoint in the folder apart from `job`, to be read after "is in the folder"."""
+    checkpoints = [info for info in list_checkpoints(job.folder.checkpoints) if info.fingerprint != job.fingerprint]
+    changes = find_changes(_settings_before(checkpoints[-1]), job) if checkpoints else []
+    telling = [str(change) for change in changes if change.effect != "free"]
+    return f" ({checkpoints[-1].path.name} has {'; '.join(telling)})" if telling else ""
 
 
 def _go_on_from_file(job: TrainingJob, max_steps: int, say: Say) -> Start:
     """Continue what a named checkpoint began: with its newest successor, or with itself while there is none."""
     successors = [info for info in list_checkpoints(job.folder.checkpoints) if info.fingerprint == job.fingerprint]
-    named = read_info(job.folder.checkpoints / str(job.resume))
-    if named is None or any(info.step > named.step for info in successors):
+    path = job.folder.checkpoints / str(job.resume)
+    named = read_info(path)
+    # Without a manifest it is an original checkpoint, which stays where it lies; any successor is a later step.
+    is_pending = path.is_file() and not any(named is None or info.step > named.step for info in successors)
+    if not is_pending:
         say(f"{job.resume} was resumed before; continuing what came of it.")
         return _go_on(job, say)
     return _from_file(job, max_steps, say)
 
 
 def _from_file(job: TrainingJob, max_steps: int, say: Say) -> Start:
-    info = _named_checkpoint(job)
-    _require_same_shape(info, job.model)
-    if info.step > max_steps:
+    path = _named_file(job)
+    original = None if manifest_path(path).is_file() else read_original(path)
+    if original is None:
+        info = verify_checkpoint(path)
+        changes = find_changes(_settings_before(info), job)
+        _require_fit(info, changes)
+        _require_steps_left(info, max_steps, at_least=0)
+        snapshot = load_checkpoint(path, verify=False)
+        _require_fit(info, _optimizer_change(snapshot, job))
+    else:
+        info = _original_info(path, original, job)
+        changes = find_changes(_settings_of_original(original), job)
+        _require_fit(info, changes)
+        _require_steps_left(info, max_steps, at_least=1)
+        snapshot = snapshot_of_original(info, original, job)
+        _say_original(info, original, say)
+    _say_changes(info, changes, job, say)
+    _rewind(job.folder, info, say)
+    say(f"Continuing from {path.name}, step {info.step}, as asked.")
+    return Start(checkpoint=info, snapshot=snapshot)
+
+
+def read_start(job: TrainingJob, info: CheckpointInfo) -> Snapshot:
+    """Return what the checkpoint that the first process decided on holds: for the other processes of a training."""
+    original = None if manifest_path(info.path).is_file() else read_original(info.path)
+    return load_checkpoint(info.path, verify=False) if original is None else snapshot_of_original(info, original, job)
+
+
+def snapshot_of_original(info: CheckpointInfo, original: OriginalCheckpoint, job: TrainingJob) -> Snapshot:
+    """Return the state to continue an original checkpoint from; its losses, of other data, start no record here."""
+    seed_all(job.training.seed)
+    return Snapshot(
+        model=original.model,
+        model_config=job.model,
+        optimizer=optimizer_state(original, job.model, job.training),
+        random=random_states(),
+        step=info.step,
+        tokens_seen=info.tokens_seen,
+        seconds=0.0,
+        train_loss=None,
+        val_loss=None,
+        validated_step=-1,
+        best_val_loss=None,
+        best_step=-1,
+        fingerprint=info.fingerprint,
+        shards_fingerprint=info.shards_fingerprint,
+    )
+
+
+def _named_file(job: TrainingJob) -> Path:
+    path = job.folder.checkpoints / str(job.resume)
+    if path.is_file():
+        return path
+    known = list_checkpoints(path.parent)
+    best = best_checkpoint(path.parent)
+    names = [info.path.name for info in (*known, *([best] if best else []))]
+    raise UserError(
+        f"storage.checkpoint_to_resume: found {job.resume!r}, need one of those in {path.parent}: "
+        f"{', '.join(names) if names else 'there is none yet; set it to null'}"
+    )
+
+
+def _original_info(path: Path, original: OriginalCheckpoint, job: TrainingJob) -> CheckpointInfo:
+    sequences = sequences_per_step(job.training, max_length=job.max_length)
+    return CheckpointInfo(
+        path=path,
+        step=original.step,
+        sha256=sha256_of(path),
+        weights_sha256=weights_sha256(original.model),
+        size=path.stat().st_size,
+        fingerprint="",  # of no training that is known here
+        shards_fingerprint="",
+        tokens_seen=original.step * sequences * job.max_length,
+        metrics={},
+        model=job.model,
+        created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(path.stat().st_mtime)),
+    )
+
+
+def _settings_before(info: CheckpointInfo) -> Settings:
+    """Return what the training that made `info` was told; of a manifest from before it was kept, the model's shape."""
+    return info.settings or {f"model.{key}": value for key, value in dataclasses.asdict(info.model).items()}
+
+
+def _settings_of_original(original: OriginalCheckpoint) -> Settings:
+    return {**{f"model.{key}": value for key, value in original.shape.items()}, _OPTIMIZER_KEY: OPTIMIZER}
+
+
+def _optimizer_change(snapshot: Snapshot, job: TrainingJob) -> list[Change]:
+    return find_changes({_OPTIMIZER_KEY: snapshot.optimizer["name"]}, job)
+
+
+def _require_fit(info: CheckpointInfo, changes: Sequence[Change]) -> None:
+    refused = listed(changes, "refused")
+    if refused:
+        raise UserError(
+            f"storage.checkpoint_to_resume: {info.path.name} does not fit the experiment ({refused}); "
+            "set these keys as the checkpoint has them, or train from scratch"
+        )
+
+
+def _require_steps_left(info: CheckpointInfo, max_steps: int, *, at_least: int) -> None:
+    if info.step + at_least > max_steps:
         raise UserError(
             f"storage.checkpoint_to_resume: {info.path.name} is at step {info.step}, and this training ends at step "
             f"{max_steps}; raise training.max_steps or training.num_epochs, or resume an earlier one"
         )
-    snapshot = load_checkpoint(info.path, verify=False)
-    saved_with = snapshot.optimizer["name"]
-    if saved_with != job.training.optimizer:
-        raise UserError(
-            f"storage.checkpoint_to_resume: {info.path.name} was made with training.optimizer: {saved_with}, and the "
-            f"experiment says {job.training.optimizer}; set it to {saved_with}, or train from scratch"
-        )
-    if info.fingerprint != job.fingerprint:
+
+
+def _say_original(info: CheckpointInfo, original: OriginalCheckpoint, say: Say) -> None:
+    count = sum(tensor.numel() for tensor in original.model.values())
+    notes = ", ".join(f"{name} {value}" for name, value in original.notes.items() if value is not None)
+    optimizer = (
+        "AdamW's moments come along"
+        if original.moments is not None
+        else "its optimizer state is not AdamW's for these weights, in their order, so the moments start at zero"
+    )
+    say(
+        f"{info.path.name} is a checkpoint of the original scripts at global_step {info.step}"
+        f"{f' ({notes})' if notes else ''}: {count:,} parameters, {optimizer}. The file stays as it is; the best "
+        "validation loss is counted anew, on this experiment's validation documents."
+    )
+
+
+def _say_changes(info: CheckpointInfo, changes: Sequence[Change], job: TrainingJob, say: Say) -> None:
+    if info.fingerprint and info.fingerprint == job.fingerprint:
+        if changes:
+            say(f"Changed since {info.path.name}, to no effect on the weights: {'; '.join(map(str, changes))}.")
+        return
+    if info.fingerprint:
         say(
             f"{info.path.name} was made with another configuration or other data; its shape fits, so its weights, "
             f"optimizer and step {info.step} are taken over."
         )
-    _rewind(job.folder, info, say)
-    say(f"Continuing from {info.path.name}, step {info.step}, as asked.")
-    return Start(checkpoint=info, snapshot=snapshot)
-
-
-def _named_checkpoint(job: TrainingJob) -> CheckpointInfo:
-    path = job.folder.checkpoints / str(job.resume)
-    if not path.is_file():
-        known = list_checkpoints(path.parent)
-        best = best_checkpoint(path.parent)
-        names = [info.path.name for info in (*known, *([best] if best else []))]
-        raise UserError(
-            f"storage.checkpoint_to_resume: found {job.resume!r}, need one of those in {path.parent}: "
-            f"{', '.join(names) if names else 'there is none yet; set it to null'}"
-        )
-    return verify_checkpoint(path)
-
-
-def _require_same_shape(info: CheckpointInfo, model: ModelConfig) -> None:
-    found, needed = dataclasses.asdict(info.model), dataclasses.asdict(model)
-    differences = [
-        f"{key}: {found[key]} in the checkpoint, {needed[key]} in the experiment"
-        for key in needed
-        if key not in _NOT_SHAPE and found[key] != needed[key]
-    ]
-    if differences:
-        raise UserError(
-            f"storage.checkpoint_to_resume: {info.path.name} has another shape ({'; '.join(differences)}); "
-            "set model to the checkpoint's, or train from scratch"
-        )
+    warned, free = listed(changes, "warned"), listed(changes, "free")
+    if warned:
+        say(f"Warning: the weights from here on differ from those of either configuration alone, by {warned}.")
+    if free:
+        say(f"Changed to no effect on the weights: {free}.")
 
 
 def _newest_valid(checkpoints: Path, fingerprint: str, say: Say) -> tuple[CheckpointInfo, Snapshot] | None:

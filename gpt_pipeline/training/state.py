@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gpt_pipeline.checkpoints.snapshot import Snapshot
+from gpt_pipeline.training.changes import settings_of
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.randomness import random_states, restore_random_states
 from gpt_pipeline.training.update import Updater
@@ -58,6 +59,7 @@ def take_snapshot(job: TrainingJob, progress: Progress, updater: Updater) -> Sna
         best_step=progress.best_step,
         fingerprint=job.fingerprint,
         shards_fingerprint=job.shards_fingerprint,
+        settings=settings_of(job),
     )
 
 
