@@ -391,17 +391,6 @@ def _nan_gradient(loss):
     return Poison.apply(loss)
 
 
-def test_training_out_of_gpu_memory_names_the_micro_batch_to_try(tmp_path, monkeypatch):
-    def full(self, ids, targets=None):
-        if self.training:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return torch.tensor(1.0)
-
-    monkeypatch.setattr(GPT, "forward", full)
-    with pytest.raises(UserError, match=r"set training\.micro_batch_size: 1 \(an update keeps its 4 sequences"):
-        run_job(make_job(tmp_path), Listener())
-
-
 def test_training_speed_and_tokens_are_counted(tmp_path):
     job = make_job(tmp_path, training={"max_steps": 3})
     listener = Listener()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,10 +16,16 @@ from gpt_pipeline.errors import LockedError
 from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.manifest import utc_now
 
+_logger = logging.getLogger(__name__)
+
 
 @contextmanager
-def folder_lock(folder: Path, *, purpose: str, wait_seconds: float = 0) -> Iterator[None]:
+def folder_lock(
+    folder: Path, *, purpose: str, wait_seconds: float = 0, say: Callable[[str], None] = _logger.warning
+) -> Iterator[None]:
     """Hold the lock of `folder` for the block; `wait_seconds` of -1 waits for ever.
+
+    When the holder before died with it, `say` is told who that was.
 
     Raises:
         LockedError: another live process holds it; names that process, its host and what it does.
@@ -31,6 +38,11 @@ def folder_lock(folder: Path, *, purpose: str, wait_seconds: float = 0) -> Itera
     except Timeout:
         raise LockedError(f"{folder} is in use by {_describe(holder)}; wait for it to end, or stop it") from None
     try:
+        if holder.is_file():
+            say(
+                f"{folder} was last held by {_describe(holder)}, which ended without giving it back: it was killed, or "
+                "its machine went down. Its lock is taken over."
+            )
         write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": utc_now(), "purpose": purpose})
         yield
     finally:

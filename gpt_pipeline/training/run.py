@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,9 @@ from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.training.device import Compute, choose_compute, flops_per_token
 from gpt_pipeline.training.feed import BatchFeed
 from gpt_pipeline.training.finished import FinishedTraining
+from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat
 from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.memory import explained_out_of_memory
 from gpt_pipeline.training.metrics import MetricsLog
 from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver
 from gpt_pipeline.training.plan import StepPlan, plan_steps, sequences_per_step
@@ -37,6 +39,7 @@ from gpt_pipeline.training.state import Progress, restore, take_snapshot
 from gpt_pipeline.training.trainer import Trainer
 from gpt_pipeline.training.update import Updater
 from gpt_pipeline.training.validate import require_validation_tokens
+from gpt_pipeline.training.watchdog import PATIENCE_SECONDS, Watchdog
 
 _LOCK_SECONDS = 2.0
 
@@ -67,12 +70,13 @@ def run_job(
     *,
     stop: StopFlag | None = None,
     environment: Mapping[str, str] = os.environ,
+    patience: float = PATIENCE_SECONDS,
 ) -> TrainingOutcome:
     """Train what `job` says, to its last step or until a signal or `stop` asks to stop; return what came of it.
 
     A stop request is heeded at the next step boundary, after a checkpoint. An observer that raises is told nothing
     more; training goes on. Started by torchrun (seen in `environment`), this is one of several processes; the first
-    one writes and reports.
+    one writes and reports. Without progress for `patience` seconds (longer where steps are slow) the process ends.
 
     Raises:
         UserError: the job cannot be done, with the remedy.
@@ -80,12 +84,21 @@ def run_job(
     stop = stop or StopFlag()
     ranks = Ranks.from_environment(environment)
     watcher = ShieldedObserver(observer) if ranks.is_first else SilentObserver()
-    with stop_on_signals(stop), process_group(ranks), _locked(job, ranks):
-        outcome = _run(job, watcher, stop=stop, ranks=ranks)
+    watchdog = Watchdog(patience=patience, say=watcher.message)
+    with (
+        stop_on_signals(stop),
+        process_group(ranks),
+        _locked(job, ranks, watcher.message),
+        _heartbeat(job, ranks, watchdog, run=environment.get(RUN_VARIABLE, "")),
+        watchdog,
+    ):
+        outcome = _run(job, watcher, stop=stop, ranks=ranks, beat=watchdog.beat)
     return outcome
 
 
-def _run(job: TrainingJob, observer: Observer, *, stop: StopFlag, ranks: Ranks) -> TrainingOutcome:
+def _run(
+    job: TrainingJob, observer: Observer, *, stop: StopFlag, ranks: Ranks, beat: Callable[[int], None]
+) -> TrainingOutcome:
     shards = _open_shards(job)
     sampler = _sampler(job, shards)
     plan = plan_steps(
@@ -97,9 +110,21 @@ def _run(job: TrainingJob, observer: Observer, *, stop: StopFlag, ranks: Ranks) 
         return TrainingOutcome(
             finished=True, reused=True, step=start.finished.step, checkpoint=start.checkpoint, exit_code=0
         )
-    with _trainer(
-        job, observer, start=start, shards=shards, sampler=sampler, plan=plan, compute=compute, ranks=ranks, stop=stop
-    ) as trainer:
+    with (
+        explained_out_of_memory(plan),
+        _trainer(
+            job,
+            observer,
+            start=start,
+            shards=shards,
+            sampler=sampler,
+            plan=plan,
+            compute=compute,
+            ranks=ranks,
+            stop=stop,
+            beat=beat,
+        ) as trainer,
+    ):
         return _train(trainer)
 
 
@@ -184,6 +209,7 @@ def _trainer(
     compute: Compute,
     ranks: Ranks,
     stop: StopFlag,
+    beat: Callable[[int], None],
 ) -> Iterator[Trainer]:
     """Yield the training, in the state that it starts from."""
     seed_all(job.training.seed)
@@ -220,8 +246,10 @@ def _trainer(
             recorder=recorder,
             stop=stop,
             saved=saved,
+            beat=beat,
         )
     finally:
+        saver.close()
         feed.close()
         recorder.close()
 
@@ -250,8 +278,13 @@ def _finished_training(trainer: Trainer) -> FinishedTraining:
     )
 
 
-def _locked(job: TrainingJob, ranks: Ranks) -> AbstractContextManager[None]:
+def _locked(job: TrainingJob, ranks: Ranks, say: Callable[[str], None]) -> AbstractContextManager[None]:
     if not ranks.is_first:
         return nullcontext()
     # Waits for those who hold the lock for an instant, to see whether a trainer does.
-    return folder_lock(job.folder.root, purpose=f"training {job.experiment_name}", wait_seconds=_LOCK_SECONDS)
+    purpose = f"training {job.experiment_name}"
+    return folder_lock(job.folder.root, purpose=purpose, wait_seconds=_LOCK_SECONDS, say=say)
+
+
+def _heartbeat(job: TrainingJob, ranks: Ranks, watchdog: Watchdog, *, run: str) -> AbstractContextManager[None]:
+    return heartbeat(job.folder.root, run=run, step=lambda: watchdog.step) if ranks.is_first else nullcontext()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.checkpoints.snapshot import Snapshot
 from gpt_pipeline.data.token_stream import TokenStream
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import BatchFeed
 from gpt_pipeline.training.job import TrainingJob
@@ -39,6 +41,9 @@ class Trainer:
     saved: CheckpointInfo | None
     """The newest checkpoint of this training."""
 
+    beat: Callable[[int], None]
+    """Called with the steps done at each boundary and between the batches of an estimate: all is well."""
+
     def train(self) -> bool:
         """Train to the last step; return whether it was reached. False: stopped, with a checkpoint of where it was.
 
@@ -54,7 +59,7 @@ class Trainer:
                 break
             self._update()
         self.recorder.flush()
-        self._save()
+        self._save(checkpoint=True, best=False)
         return False
 
     def _update(self) -> None:
@@ -72,6 +77,7 @@ class Trainer:
 
     def _settle_boundary(self) -> bool:
         """Validate and save where this step wants it; return False if told to stop meanwhile."""
+        self._note_saved()
         is_best = False
         if self._is_due(self.job.cadence.eval_freq) and self.progress.validated_step != self.progress.step:
             self.recorder.flush()
@@ -80,11 +86,7 @@ class Trainer:
                 return False
             is_best = self.progress.note_validation(val_loss)
             self.recorder.validation(val_loss, is_best=is_best)
-        checkpoint = self._save() if self._is_due(self.job.cadence.save_every_n_iterations) else None
-        if is_best and self.ranks.is_first:
-            self.saver.save_best(self._snapshot(), checkpoint)
-        if (checkpoint is not None or is_best) and self.ranks.is_first:
-            self.saver.prune()
+        self._save(checkpoint=self._is_due(self.job.cadence.save_every_n_iterations), best=is_best)
         return True
 
     def _is_due(self, every: int) -> bool:
@@ -116,18 +118,38 @@ class Trainer:
         return error
 
     def _is_stopping(self) -> bool:
+        self.beat(self.progress.step)
         return self.ranks.any(self.stop.requested)
 
-    def _save(self) -> CheckpointInfo | None:
-        """Save this step unless it is saved or nothing has been trained; return the new checkpoint, if any."""
+    def _save(self, *, checkpoint: bool, best: bool) -> None:
+        """Begin to write this step as its checkpoint, unless that was done or nothing is trained, and as the best."""
         step = self.progress.step
-        if step == 0 or not self.ranks.is_first or (self.saved is not None and self.saved.step == step):
-            return None
+        done = max(self._begun_step, -1 if self.saved is None else self.saved.step)
+        checkpoint = checkpoint and step not in (0, done)
+        if not self.ranks.is_first or not (checkpoint or best):
+            return
         self.recorder.flush()
         self.recorder.tick()
-        self.saved = self.saver.save(self._snapshot())
-        self.recorder.checkpoint(self.saved)
-        return self.saved
+        since = time.perf_counter()
+        self._note_saved(wait=True)  # one at a time: it bounds the memory, and keeps the order of best models
+        self.saver.begin(self._snapshot(), checkpoint=checkpoint, best=best, since=since)
+        self._begun_step = step if checkpoint else self._begun_step
+
+    def _note_saved(self, *, wait: bool = False) -> None:
+        """Take note of checkpoints that have become durable; raise what has kept one from it."""
+        if wait:
+            self.saver.wait()
+        for saved in self.saver.durable():
+            self.saved = saved.info
+            self.recorder.checkpoint(saved.info, stall_seconds=saved.stall_seconds)
+        self.saver.raise_failure()
+
+    def _note_saved_after_failure(self) -> None:
+        """As `_note_saved`, while another error is on its way: that one is raised, this one is written down."""
+        try:
+            self._note_saved(wait=True)
+        except UserError as error:
+            self.recorder.event("save_failed", str(error))
 
     def _snapshot(self) -> Snapshot:
         return take_snapshot(self.job, self.progress, self.updater)

@@ -62,15 +62,11 @@ class Updater:
 
         Raises:
             NotFiniteError: NaN or infinity, before the weights are touched.
-            UserError: out of GPU memory; names the micro_batch_size to try.
         """
         seed_step(self._config.seed, step, self._ranks.rank)
         learning_rate = learning_rate_at(step, self._config, max_steps=self._plan.max_steps)
         self._runner.train()
-        try:
-            nats = self._accumulate(batch)
-        except torch.OutOfMemoryError as error:
-            raise UserError(self._out_of_memory()) from error
+        nats = self._accumulate(batch)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._config.gradient_clip)
         # One transfer from the device in an update; the check must come before the optimizer's step.
         total, gradient_norm = torch.stack([self._ranks.sum(nats), norm.to(nats.dtype)]).tolist()
@@ -99,14 +95,6 @@ class Updater:
         if last or not isinstance(self._runner, DistributedDataParallel):
             return nullcontext()
         return self._runner.no_sync()  # type: ignore[no-any-return]
-
-    def _out_of_memory(self) -> str:
-        micro = self._plan.micro_batch_size
-        advice = f"set training.micro_batch_size: {micro // 2}" if micro > 1 else "lower data.max_length"
-        return (
-            f"the GPU's memory does not hold a forward and backward pass of {micro} sequences of "
-            f"{self._plan.max_length} tokens; {advice} (an update keeps its {self._plan.batch_size} sequences)"
-        )
 
 
 def _spread(model: nn.Module, *, compute: Compute, ranks: Ranks) -> nn.Module:

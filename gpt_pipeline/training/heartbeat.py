@@ -1,0 +1,107 @@
+"""The trainer's sign of life: a small file, written every few seconds and removed when the trainer leaves in order.
+
+A file that stays behind says that the trainer was killed, hung, or went down with its machine. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gpt_pipeline.storage.atomic import read_json
+from gpt_pipeline.storage.lock import is_locked
+from gpt_pipeline.storage.process import ProcessId
+
+RUN_VARIABLE = "GPT_PIPELINE_RUN"
+"""Environment variable: the id of the run, in whatever started the trainer, that the training is part of."""
+
+OLD_SECONDS = 600.0
+"""Without a sign of life for so long, a trainer that holds no lock is gone, whatever was slow."""
+
+_NAME = "heartbeat.json"
+_BEAT_SECONDS = 15.0
+_FRESH_SECONDS = 120.0  # of a trainer on another machine, whose lock may not show here
+
+State = Literal["running", "died", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """What a trainer last said of itself."""
+
+    process: ProcessId
+    run: str
+    """As `RUN_VARIABLE` said; empty when the trainer was started by hand."""
+
+    step: int
+    age_seconds: float
+
+    @property
+    def is_old(self) -> bool:
+        return self.age_seconds > OLD_SECONDS
+
+
+@contextmanager
+def heartbeat(root: Path, *, run: str, step: Callable[[], int], every: float = _BEAT_SECONDS) -> Iterator[None]:
+    """Give signs of life in `root` for the length of the block, from a thread; `step` tells how far training is."""
+    ended = threading.Event()
+    process = ProcessId.here()
+
+    def live() -> None:
+        while True:
+            with suppress(OSError):  # a full disk, say: the training itself has to tell of it
+                _write(root, process=process, run=run, step=step())
+            if ended.wait(every):
+                return
+
+    thread = threading.Thread(target=live, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        (root / _NAME).unlink(missing_ok=True)
+
+
+def read_heartbeat(root: Path) -> Heartbeat | None:
+    """Return the sign of life in `root`; None where no trainer runs or all of them left in order."""
+    path = root / _NAME
+    try:
+        value, written = read_json(path), path.stat().st_mtime
+        return Heartbeat(
+            process=ProcessId.from_text(value["process"]),
+            run=str(value["run"]),
+            step=int(value["step"]),
+            age_seconds=max(0.0, time.time() - written),
+        )
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+        return None  # a machine that lost its power may leave it empty
+
+
+def trainer_state(root: Path) -> State:
+    """Return whether a trainer works in `root`, died there, or neither."""
+    if is_locked(root):
+        return "running"
+    last = read_heartbeat(root)
+    if last is None:
+        return "none"
+    elsewhere = last.process.host != socket.gethostname()
+    return "running" if elsewhere and last.age_seconds < _FRESH_SECONDS else "died"
+
+
+def _write(root: Path, *, process: ProcessId, run: str, step: int) -> None:
+    # Not made durable: a sign of life that a power cut swallows has done its work.
+    temporary = root / f".{_NAME}.{process.pid}.tmp"
+    value = {"process": dataclasses.asdict(process), "run": run, "step": step}
+    temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
+    os.replace(temporary, root / _NAME)

@@ -1,0 +1,110 @@
+"""Ends a training that hangs: a driver that does not answer, a lost process of the group, a disk that blocks.
+
+A hung process holds the GPU and the folder for ever; one that has ended is started again and resumes.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+
+PATIENCE_SECONDS = 600.0
+"""The least time without progress that counts as hung: compiling the model, or a checkpoint on a slow disk, is not."""
+
+EXIT_HUNG = 75
+"""Exit code of a training that hung: EX_TEMPFAIL of sysexits.h, trying again may help."""
+
+_STEPS = 20  # without progress for this many median steps, when that is longer
+_REMEMBERED = 101  # newest steps that the median is taken of
+_LOOKS = 20  # at the clock within the patience
+_STDERR = 2
+_SAY_SECONDS = 5.0
+
+
+class Watchdog:
+    """Ends the process when `beat` has not been called for too long; to be used as a context.
+
+    Only time in which this process was running counts: one that was suspended, or its machine with it, is not hung.
+    """
+
+    def __init__(
+        self,
+        *,
+        patience: float = PATIENCE_SECONDS,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        end: Callable[[int], object] = os._exit,
+    ) -> None:
+        """`say` tells the person who watches; it may fail or block without harm."""
+        self.step = 0
+        """Updates done at the last beat."""
+
+        self._patience = patience
+        self._say = say
+        self._clock = clock
+        self._end = end
+        self._idle = 0.0
+        self._beaten = False
+        self._step_began = clock()
+        self._durations: deque[float] = deque(maxlen=_REMEMBERED)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def beat(self, step: int) -> None:
+        """Note progress: `step` updates are done, or work goes on between two. The watch begins with the first call."""
+        if not self._beaten or step != self.step:
+            now = self._clock()
+            if self._beaten:
+                self._durations.append(now - self._step_began)
+            self.step, self._step_began, self._beaten = step, now, True
+        self._idle = 0.0
+
+    @property
+    def allowed_seconds(self) -> float:
+        """How long training may be without progress."""
+        durations = list(self._durations)
+        return max(self._patience, _STEPS * statistics.median(durations)) if durations else self._patience
+
+    def _watch(self) -> None:
+        pause = self._patience / _LOOKS
+        last = self._clock()
+        while not self._closed.wait(pause):
+            now = self._clock()
+            if self._beaten:
+                self._idle += min(now - last, 2 * pause)  # more has passed only while this process was suspended
+            last = now
+            if self._idle > self.allowed_seconds:
+                self._give_up()
+                return
+
+    def _give_up(self) -> None:
+        text = (
+            f"Training hangs: no progress for {self._idle:.0f} s after step {self.step}. What each thread was doing is "
+            f"written to the trainer's error output. The process ends with exit code {EXIT_HUNG}; the last checkpoint "
+            "stands, and the training started again continues from it."
+        )
+        with suppress(OSError):
+            os.write(_STDERR, f"error: {text}\n".encode())
+            faulthandler.dump_traceback(_STDERR, all_threads=True)
+        # In a thread of its own: whatever hangs may hold what telling someone needs.
+        telling = threading.Thread(target=self._say, args=[text], daemon=True)
+        telling.start()
+        telling.join(_SAY_SECONDS)
+        self._end(EXIT_HUNG)

@@ -1,0 +1,280 @@
+"""What happens to a training when something around it breaks: memory, hangs, deaths."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_pipeline.checkpoints.manifest import list_checkpoints
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.storage.lock import folder_lock, is_locked
+from gpt_pipeline.storage.process import ProcessId
+from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat, read_heartbeat, trainer_state
+from gpt_pipeline.training.memory import largest_proper_divisor
+from gpt_pipeline.training.metrics import read_metrics
+from gpt_pipeline.training.run import run_job
+from gpt_pipeline.training.signals import StopFlag
+from gpt_pipeline.training.watchdog import EXIT_HUNG, Watchdog
+from gpt_pipeline_tests.training_jobs import Listener, make_job, trainer_command
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+
+
+# Memory
+
+
+@pytest.mark.parametrize(("number", "divisor"), [(1, None), (2, 1), (7, 1), (8, 4), (9, 3), (12, 6), (35, 7)])
+def test_largest_proper_divisor_keeps_the_update_divisible(number, divisor):
+    assert largest_proper_divisor(number) == divisor
+
+
+@pytest.mark.parametrize("where", ["forward", "optimizer"])
+def test_training_out_of_gpu_memory_names_the_micro_batch_to_try(tmp_path, monkeypatch, where):
+    forward = GPT.forward
+
+    def full(self, ids, targets=None):
+        if self.training:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return forward(self, ids, targets)
+
+    def full_step(self, learning_rate):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    if where == "forward":
+        monkeypatch.setattr(GPT, "forward", full)
+    else:
+        monkeypatch.setattr("gpt_pipeline.training.optimizer.Optimizer.step", full_step)
+    job = make_job(tmp_path, training={"batch_size": 18, "micro_batch_size": 9})
+    with pytest.raises(UserError, match=r"set training\.micro_batch_size: 3 .*\(an update keeps its 18 sequences"):
+        run_job(job, Listener())
+
+
+def test_training_out_of_gpu_memory_with_one_sequence_says_what_else_to_lower(tmp_path, monkeypatch):
+    def full(self, ids, targets=None):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(GPT, "forward", full)
+    with pytest.raises(UserError, match=r"lower data\.max_length or the model's size"):
+        run_job(make_job(tmp_path, training={"micro_batch_size": 1}), Listener())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_training_loss_that_is_not_finite_leaves_the_best_and_the_last_checkpoint(tmp_path, monkeypatch, value):
+    job = make_job(tmp_path)
+    forward = GPT.forward
+    calls = []
+
+    def poisoned(self, ids, targets=None):
+        loss = forward(self, ids, targets)
+        calls.append(self.training)
+        return loss * value if calls.count(True) > 12 else loss  # from update 7 on, estimates included
+
+    monkeypatch.setattr(GPT, "forward", poisoned)
+    with pytest.raises(UserError, match=r"need finite numbers; the weights were not touched"):
+        run_job(job, Listener())
+    lines = read_metrics(job.folder.metrics)
+    assert [line["event"] for line in lines if line["kind"] == "event"] == ["started", "not_finite"]
+    assert max(line["step"] for line in lines) == 6
+    assert [info.step for info in list_checkpoints(job.folder.checkpoints)] == [4]
+
+
+# Hangs
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_watchdog_allows_twenty_median_steps_where_steps_are_slow():
+    clock = _Clock()
+    watchdog = Watchdog(patience=600, say=lambda text: None, clock=clock)
+    watchdog.beat(50_000)  # a resume: nothing is known of the steps before
+    assert watchdog.allowed_seconds == 600
+    for step in range(50_001, 50_006):
+        clock.now += 100 if step != 50_003 else 5000  # one step with a validation
+        watchdog.beat(step)
+    assert watchdog.allowed_seconds == 2000
+
+
+def test_watchdog_ends_a_hung_process_and_not_one_that_makes_progress():
+    ended = threading.Event()
+    codes, said = [], []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    with Watchdog(patience=0.4, say=said.append, end=end) as watchdog:
+        time.sleep(0.6)  # before the first step it watches nothing
+        for _ in range(6):
+            watchdog.beat(1)  # between the batches of an estimate
+            time.sleep(0.1)
+        assert codes == []
+        assert ended.wait(10)
+    assert codes == [EXIT_HUNG]
+    assert "after step 1" in said[0]
+
+
+def test_watchdog_does_not_count_the_time_of_a_suspended_machine():
+    clock = _Clock()
+    ended = threading.Event()
+    with Watchdog(patience=0.5, say=lambda text: None, clock=clock, end=lambda code: ended.set()) as watchdog:
+        watchdog.beat(1)
+        clock.now += 3600  # the lid was closed for an hour
+        assert not ended.wait(0.2)
+
+
+def test_watchdog_that_cannot_tell_anyone_ends_the_process_all_the_same(monkeypatch):
+    monkeypatch.setattr("gpt_pipeline.training.watchdog._SAY_SECONDS", 0.05)
+    ended = threading.Event()
+    block = threading.Event()
+    with Watchdog(patience=0.1, say=lambda text: block.wait(30), end=lambda code: ended.set()) as watchdog:
+        watchdog.beat(1)
+        assert ended.wait(10)
+    block.set()
+
+
+def test_trainer_process_that_hangs_shows_its_stacks_and_ends_for_a_restart(tmp_path):
+    job = make_job(tmp_path)
+    code = """
+        import sys, time
+        from pathlib import Path
+        from gpt_pipeline.training.job import TrainingJob
+        from gpt_pipeline.training.run import run_job
+        from gpt_pipeline_tests.training_jobs import Listener
+
+        def hang_in_this_function(step):
+            if step == 6:
+                time.sleep(600)
+
+        run_job(TrainingJob.read(Path(sys.argv[1])), Listener(hang_in_this_function), patience=1.0)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), trainer_command(job)[-1]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == EXIT_HUNG, result.stderr
+    assert "error: Training hangs: no progress for" in result.stderr
+    assert "in hang_in_this_function" in result.stderr
+    assert trainer_state(job.folder.root) == "died"
+    assert not is_locked(job.folder.root)
+    listener = Listener()
+    assert run_job(job, listener).finished
+    assert next(record["step"] for record in listener.records if record["kind"] == "train") in (5, 7)
+    assert trainer_state(job.folder.root) == "none"
+
+
+# Deaths
+
+
+def test_heartbeat_tells_of_a_running_trainer_and_ends_with_it(tmp_path):
+    job = make_job(tmp_path)
+    seen = []
+
+    def look(step: int) -> None:
+        if step == 3:
+            deadline = time.monotonic() + 10
+            while read_heartbeat(job.folder.root) is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            seen.append((trainer_state(job.folder.root), read_heartbeat(job.folder.root)))
+
+    run_job(job, Listener(look), environment={RUN_VARIABLE: "run-7"})
+    ((state, beat),) = seen
+    assert state == "running"
+    assert (beat.process, beat.run) == (ProcessId.here(), "run-7")
+    assert beat.age_seconds < 60
+    assert (trainer_state(job.folder.root), read_heartbeat(job.folder.root)) == ("none", None)
+
+
+def test_heartbeat_goes_on_with_the_step(tmp_path):
+    steps = iter(range(1000))
+    with heartbeat(tmp_path, run="", step=lambda: next(steps), every=0.01):
+        deadline = time.monotonic() + 10
+        while (beat := read_heartbeat(tmp_path)) is None or beat.step < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_heartbeat_of_another_machine_is_running_until_it_is_old(tmp_path):
+    with heartbeat(tmp_path, run="", step=lambda: 5):
+        while read_heartbeat(tmp_path) is None:
+            time.sleep(0.01)
+        text = (tmp_path / "heartbeat.json").read_text()
+    path = tmp_path / "heartbeat.json"
+    path.write_text(text.replace(ProcessId.here().host, "elsewhere"))
+    assert trainer_state(tmp_path) == "running"
+    long_ago = time.time() - 300
+    os.utime(path, (long_ago, long_ago))
+    assert trainer_state(tmp_path) == "died"
+    path.write_text("")  # what a power cut may leave
+    assert trainer_state(tmp_path) == "none"
+
+
+@posix_only
+def test_trainer_process_killed_is_seen_to_have_died_and_its_successor_says_who_it_was(tmp_path):
+    job = make_job(tmp_path, training={"max_steps": 100_000}, cadence={"save_every_n_iterations": 5})
+    with subprocess.Popen(trainer_command(job), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        deadline = time.monotonic() + 60
+        while not list_checkpoints(job.folder.checkpoints) or read_heartbeat(job.folder.root) is None:
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert trainer_state(job.folder.root) == "running"
+        process = read_heartbeat(job.folder.root).process
+        assert (process.pid, process.is_dead) == (child.pid, False)
+        child.kill()
+    assert process.is_dead
+    assert trainer_state(job.folder.root) == "died"
+
+    stop = StopFlag()
+    stop.request(signal.SIGTERM)
+    listener = Listener()
+    run_job(job, listener, stop=stop)
+    assert f"process {child.pid} on {process.host} (training test, since" in listener.messages[0]
+    assert "ended without giving it back" in listener.messages[0]
+    assert trainer_state(job.folder.root) == "none"
+    listener = Listener()
+    run_job(job, listener, stop=stop)
+    assert not any("giving it back" in message for message in listener.messages)
+
+
+def test_process_id_of_this_process_lives_and_others_are_told_apart():
+    here = ProcessId.here()
+    assert not here.is_dead
+    assert ProcessId.from_text(dataclasses.asdict(here)) == here
+    assert not dataclasses.replace(here, host="elsewhere", boot="other").is_dead  # nothing is known of it
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert dataclasses.replace(here, pid=child.pid, started="").is_dead
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="needs /proc")
+def test_process_id_of_another_boot_or_start_is_dead():
+    here = ProcessId.here()
+    assert dataclasses.replace(here, boot="another").is_dead
+    assert dataclasses.replace(here, started="1").is_dead
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert not dataclasses.replace(here, pid=child.pid, started="").is_dead
+
+
+def test_lock_taken_in_order_says_nothing(tmp_path):
+    said = []
+    for _ in range(2):
+        with folder_lock(tmp_path, purpose="x", say=said.append):
+            pass
+    assert said == []
