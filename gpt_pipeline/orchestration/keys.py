@@ -56,7 +56,7 @@ def asset_key(experiment: Experiment, name: str) -> dg.AssetKey:
 
 
 def run_job(experiment: Experiment) -> str:
-    """Name of the job that makes data, training and report."""
+    """Name of the job that makes data and training."""
     return f"run_{experiment.name}"
 
 

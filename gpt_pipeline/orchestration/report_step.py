@@ -32,9 +32,9 @@ def report_fingerprint(experiment: Experiment) -> str:
 
 
 def report_is_outdated(experiment: Experiment) -> bool:
-    """Whether there is something to report that the page on disk does not show."""
+    """Whether there is something to report (an evaluation, or a finished training) that the page does not show."""
     folder = experiment.folder
-    if not folder.metrics.is_file():
+    if not folder.training.is_file() and not read_evaluations(folder.evaluations):
         return False
     return not folder.report.is_file() or _shown(folder.root) != report_fingerprint(experiment)
 
