@@ -2,6 +2,7 @@
 
 manifest.py   what is known of a checkpoint without reading it (no torch)
 snapshot.py   the state of a training that a checkpoint holds
+host_copy.py  its copy in the computer's own memory, to be written while the training goes on
 save.py       `checkpoint_step_<N>.pt` and `best_model.pt`, each with its manifest
 load.py       verified reading, and the model of a checkpoint
 leases.py     `hold` a checkpoint while it is being used (no torch)

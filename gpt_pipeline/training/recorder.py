@@ -82,10 +82,18 @@ class Recorder:
         self.tick()
         self._write("validation", val_loss=val_loss, is_best=is_best)
 
-    def checkpoint(self, info: CheckpointInfo) -> None:
-        """Write that a checkpoint was saved."""
+    def checkpoint(self, info: CheckpointInfo, *, stall_seconds: float) -> None:
+        """Write that a checkpoint has become durable, maybe some steps after its own."""
         self.tick()
-        self._write("checkpoint", file=info.path.name, sha256=info.sha256, size=info.size)
+        self._write(
+            "checkpoint",
+            step=info.step,
+            tokens_seen=info.tokens_seen,
+            file=info.path.name,
+            sha256=info.sha256,
+            size=info.size,
+            stall_seconds=round(stall_seconds, 4),
+        )
 
     def event(self, event: str, message: str) -> None:
         """Write that something happened, and tell the user."""
@@ -102,7 +110,7 @@ class Recorder:
         if self._log is None:
             return
         progress = self._progress
-        record = {"kind": kind, "step": progress.step, "tokens_seen": progress.tokens_seen, **values}
+        record = {"kind": kind, "step": progress.step, "tokens_seen": progress.tokens_seen} | values
         record |= {"seconds": round(progress.seconds, 3), "time": utc_now()}
         self._log.write({key: value for key, value in record.items() if key != "eta_seconds"})
         if kind in ("train", "validation"):

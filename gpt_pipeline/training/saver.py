@@ -1,7 +1,13 @@
-"""Checkpoints of a training under way: written, made the best, reported, and the superseded ones removed."""
+"""Checkpoints of a training under way: written in the background, made the best, the superseded ones removed."""
 
 from __future__ import annotations
 
+import queue
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from gpt_pipeline.checkpoints.host_copy import HostCopy
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, find_checkpoint, list_checkpoints
 from gpt_pipeline.checkpoints.retention import prune
 from gpt_pipeline.checkpoints.room import free_bytes
@@ -14,13 +20,26 @@ from gpt_pipeline.training.state import Progress
 _BEST_AND_NEXT = 2  # besides the `keep_last` newest: the best one, and the one that is being written
 
 
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A checkpoint that is durable."""
+
+    info: CheckpointInfo
+    stall_seconds: float
+    """How long the training stood still for it: for the one before to be written, and for the copy of its tensors."""
+
+
 class Saver:
-    """Keeps the checkpoints of one training."""
+    """Keeps the checkpoints of one training. One thread writes; all methods are for the training's own thread."""
 
     def __init__(self, job: TrainingJob, observer: Observer) -> None:
         self._folder = job.folder
         self._keep_last = job.cadence.keep_last
         self._observer = observer
+        self._memory = HostCopy()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._writing: Future[None] | None = None
+        self._durable: queue.SimpleQueue[Saved] = queue.SimpleQueue()
 
     def require_room(self, checkpoint_size: int) -> None:
         """Raise `DiskFullError` unless the disk holds all the checkpoints that will be kept, of so many bytes each."""
@@ -35,20 +54,52 @@ class Saver:
                 "choose another base_folder, or lower keep_last"
             )
 
-    def save(self, snapshot: Snapshot) -> CheckpointInfo:
-        """Write the checkpoint of this step; report it."""
-        info = save_checkpoint(self._folder.checkpoints, snapshot)
-        self._observer.checkpoint(info)
-        return info
+    def begin(self, snapshot: Snapshot, *, checkpoint: bool, best: bool, since: float) -> None:
+        """Copy the state of this step and have it written: as its `checkpoint`, as the `best` model, or both.
 
-    def save_best(self, snapshot: Snapshot, checkpoint: CheckpointInfo | None) -> CheckpointInfo:
-        """Make this step's state the best; `checkpoint` holds the same if it was written already."""
-        if checkpoint is None:
-            return save_best(self._folder.checkpoints, snapshot)
-        return link_best(self._folder.checkpoints, checkpoint)
+        The one before must have been waited for. `since` is when the training stopped for it, by `perf_counter`.
+        """
+        assert self._writing is None
+        copy = self._memory.of(snapshot)
+        stall_seconds = time.perf_counter() - since
+        self._writing = self._thread.submit(
+            self._write, copy, checkpoint=checkpoint, best=best, stall_seconds=stall_seconds
+        )
 
-    def prune(self) -> None:
-        """Remove the checkpoints that need not stay."""
+    def wait(self) -> None:
+        """Wait until what was begun is written or has failed."""
+        if self._writing is not None:
+            wait([self._writing])
+
+    def durable(self) -> list[Saved]:
+        """Report the checkpoints that have become durable since the last call; return them, oldest first."""
+        saved = [self._durable.get() for _ in range(self._durable.qsize())]
+        for one in saved:
+            self._observer.checkpoint(one.info)
+        return saved
+
+    def raise_failure(self) -> None:
+        """Raise what the writing of the last state begun raised, once, if it has failed.
+
+        Raises:
+            DiskFullError: no room; names the GB needed. Older checkpoints are untouched.
+        """
+        if self._writing is not None and self._writing.done():
+            written, self._writing = self._writing, None
+            written.result()
+
+    def close(self) -> None:
+        """End the thread, after what was begun is written."""
+        self._thread.shutdown()
+
+    def _write(self, snapshot: Snapshot, *, checkpoint: bool, best: bool, stall_seconds: float) -> None:
+        info = save_checkpoint(self._folder.checkpoints, snapshot) if checkpoint else None
+        if info is not None:
+            self._durable.put(Saved(info=info, stall_seconds=stall_seconds))
+        if best and info is not None:
+            link_best(self._folder.checkpoints, info)
+        elif best:
+            save_best(self._folder.checkpoints, snapshot)
         prune(self._folder, keep_last=self._keep_last)
 
     def restore_best(self, progress: Progress) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from gpt_pipeline.checkpoints.snapshot import Snapshot
 from gpt_pipeline.training.changes import settings_of
 from gpt_pipeline.training.job import TrainingJob
@@ -43,9 +41,9 @@ class Progress:
 
 
 def take_snapshot(job: TrainingJob, progress: Progress, updater: Updater) -> Snapshot:
-    """Return the state of the training; its tensors are the living ones, to be written before the next update."""
+    """Return the state of the training; its tensors are the living ones, which the next update changes."""
     return Snapshot(
-        model=_on_cpu(updater.model.state_dict()),
+        model={name: tensor.detach() for name, tensor in updater.model.state_dict().items()},
         model_config=job.model,
         optimizer=updater.optimizer.state(),
         random=random_states(),
@@ -78,7 +76,3 @@ def restore(snapshot: Snapshot, updater: Updater) -> Progress:
         best_val_loss=snapshot.best_val_loss,
         best_step=snapshot.best_step,
     )
-
-
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}

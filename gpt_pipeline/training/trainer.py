@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.checkpoints.snapshot import Snapshot
@@ -39,19 +40,33 @@ class Trainer:
     recorder: Recorder
     stop: StopFlag
     saved: CheckpointInfo | None
-    """The newest checkpoint of this training."""
+    """The newest durable checkpoint of this training."""
 
     beat: Callable[[int], None]
     """Called with the steps done at each boundary and between the batches of an estimate: all is well."""
 
+    _begun_step: int = field(default=-1, init=False)
+    """Step of the newest checkpoint that was begun."""
+
     def train(self) -> bool:
         """Train to the last step; return whether it was reached. False: stopped, with a checkpoint of where it was.
 
-        The state at a step boundary is complete: whatever was due there and not yet done is done after a resume.
+        The state at a step boundary is complete: whatever was due there and not yet done is done after a resume. When
+        this returns or raises, nothing is being written any more.
 
         Raises:
             NotFiniteError: NaN or infinity; the last checkpoint stands.
+            DiskFullError: no room for a checkpoint; those before it stand.
         """
+        try:
+            finished = self._train()
+            self._note_saved(wait=True)
+        except BaseException:
+            self._note_saved_after_failure()
+            raise
+        return finished
+
+    def _train(self) -> bool:
         while self._settle_boundary():
             if self.progress.step >= self.plan.max_steps:
                 return True

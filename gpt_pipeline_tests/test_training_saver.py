@@ -1,0 +1,118 @@
+"""Checkpoints written while the training goes on."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from gpt_pipeline.checkpoints.host_copy import HostCopy
+from gpt_pipeline.checkpoints.load import load_checkpoint
+from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
+from gpt_pipeline.checkpoints.save import DiskFullError, save_checkpoint
+from gpt_pipeline.training.metrics import read_metrics
+from gpt_pipeline.training.run import run_job
+from gpt_pipeline_tests.test_checkpoints import snapshot
+from gpt_pipeline_tests.training_jobs import Listener, make_job
+
+SAVE = "gpt_pipeline.training.saver.save_checkpoint"
+KEEP_ALL = {"keep_last": 10}
+
+
+def _weights(job) -> dict[int, str]:
+    return {info.step: info.weights_sha256 for info in list_checkpoints(job.folder.checkpoints)}
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_changes_nothing_in_it(tmp_path, monkeypatch):
+    prompt = make_job(tmp_path, cadence=KEEP_ALL)
+    run_job(prompt, Listener())
+
+    slow = make_job(tmp_path, cadence=KEEP_ALL, experiment_folder=str(tmp_path / "slow"))
+    later = threading.Event()
+
+    def wait_for_later_updates(folder, state):
+        assert later.wait(60), "the training waits for the disk"
+        return save_checkpoint(folder, state)
+
+    monkeypatch.setattr(SAVE, wait_for_later_updates)
+    assert run_job(slow, Listener(lambda step: later.set() if step == 7 else None)).finished
+    assert _weights(slow) == _weights(prompt)
+    assert load_checkpoint(list_checkpoints(slow.folder.checkpoints)[0].path).step == 4
+    best = [best_checkpoint(job.folder.checkpoints).weights_sha256 for job in (slow, prompt)]
+    assert best[0] == best[1]
+
+
+def test_training_hears_of_a_checkpoint_only_when_it_is_durable(tmp_path):
+    job = make_job(tmp_path)
+
+    class Checking(Listener):
+        def checkpoint(self, info) -> None:
+            load_checkpoint(info.path)  # verifies manifest and hash
+            super().checkpoint(info)
+
+    listener = Checking()
+    run_job(job, listener)
+    assert [info.step for info in listener.checkpoints] == [4, 8, 12]
+    records = [line for line in read_metrics(job.folder.metrics) if line["kind"] == "checkpoint"]
+    assert [(line["step"], line["tokens_seen"]) for line in records] == [(4, 256), (8, 512), (12, 768)]
+    assert all(0 <= line["stall_seconds"] < 60 for line in records)
+
+
+@pytest.mark.parametrize(("fails_at", "durable"), [(8, [4]), (12, [4, 8])])
+def test_training_whose_disk_fills_up_in_the_background_stops_and_resumes(tmp_path, monkeypatch, fails_at, durable):
+    job = make_job(tmp_path)
+
+    def fail(folder, state):
+        if state.step == fails_at:
+            raise DiskFullError("no room: need 1 GB")
+        return save_checkpoint(folder, state)
+
+    monkeypatch.setattr(SAVE, fail)
+    listener = Listener()
+    with pytest.raises(DiskFullError, match="need 1 GB"):
+        run_job(job, listener)
+    assert [info.step for info in listener.checkpoints] == durable
+    assert list(_weights(job)) == durable
+    monkeypatch.undo()
+    assert run_job(job, Listener()).finished
+
+
+def test_training_that_fails_waits_for_the_checkpoint_being_written(tmp_path, monkeypatch):
+    job = make_job(tmp_path)
+    failed = threading.Event()
+
+    def wait_for_the_failure(folder, state):
+        assert failed.wait(60)
+        return save_checkpoint(folder, state)
+
+    def fail(self, step):
+        if step == 6:
+            failed.set()
+            raise RuntimeError("the data are gone")
+        return batch_at(self, step)
+
+    from gpt_pipeline.training.feed import BatchFeed
+
+    batch_at = BatchFeed.batch_at
+    monkeypatch.setattr(SAVE, wait_for_the_failure)
+    monkeypatch.setattr(BatchFeed, "batch_at", fail)
+    listener = Listener()
+    with pytest.raises(RuntimeError, match="the data are gone"):
+        run_job(job, listener)
+    assert [info.step for info in listener.checkpoints] == [4]
+
+
+def test_host_copy_outlives_changes_and_uses_its_memory_again():
+    weight = torch.arange(6.0).reshape(2, 3)
+    state = {"name": "adamw", "states": [{"state": {0: {"exp_avg": weight.t()}}, "param_groups": [{"lr": 1.0}]}]}
+    memory = HostCopy()
+    first = memory.of(snapshot(1, model={"w": weight}, optimizer=state))
+    weight.zero_()
+    state["states"][0]["param_groups"][0]["lr"] = 2.0
+    assert first.model["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert first.optimizer["states"][0]["state"][0]["exp_avg"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert first.optimizer["states"][0]["param_groups"] == [{"lr": 1.0}]
+    second = memory.of(snapshot(2, model={"w": weight}, optimizer=state))
+    assert second.model["w"].data_ptr() == first.model["w"].data_ptr()
+    assert not second.model["w"].any()
