@@ -13,17 +13,14 @@ from urllib.request import url2pathname
 import pytest
 
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, find_evaluation, write_evaluation
-from gpt_pipeline.tracking import mlflow_tracker
 from gpt_pipeline.tracking.mlflow_tracker import (
     FINGERPRINT_TAG,
     MARKDOWN_FILE,
     TABLE_FILE,
     LoggedRun,
-    TrackingError,
-    default_tracking_uri,
-    flatten,
     log_evaluation,
 )
+from gpt_pipeline.tracking.store import TrackingError, default_tracking_uri, flatten, open_client
 
 PARAMETERS = {"training": {"learning_rate": 3e-4, "max_steps": None}, "data": {"num_samples": 100}}
 ANSWER = {
@@ -85,7 +82,7 @@ def log(result: EvaluationResult, store: Path, **changes: Any) -> LoggedRun:
 
 
 def client(store: Path) -> Any:
-    return mlflow_tracker._client(default_tracking_uri(store))
+    return open_client(default_tracking_uri(store))
 
 
 def runs(store: Path) -> list[Any]:
@@ -96,23 +93,6 @@ def runs(store: Path) -> list[Any]:
 def metric_rows(store: Path) -> int:
     with sqlite3.connect(store / "mlflow.db") as connection:
         return int(connection.execute("select count(*) from metrics").fetchone()[0])
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A new store's bytes: MLflow takes seconds to create one."""
-    folder = tmp_path_factory.mktemp("empty")
-    mlflow_tracker._configure_mlflow()
-    client(folder).search_experiments()
-    return (folder / "mlflow.db").read_bytes()
-
-
-@pytest.fixture
-def store(tmp_path: Path, empty_store: bytes) -> Path:
-    folder = tmp_path / "a store"
-    folder.mkdir()
-    (folder / "mlflow.db").write_bytes(empty_store)
-    return folder
 
 
 def test_log_evaluation_makes_one_finished_run_with_all_of_the_result(
@@ -241,7 +221,8 @@ def test_log_evaluation_from_processes_at_once_into_no_store_yet_ends_with_one_r
     code = f"""
 from pathlib import Path
 from gpt_pipeline.evaluation.result import find_evaluation
-from gpt_pipeline.tracking.mlflow_tracker import default_tracking_uri, log_evaluation
+from gpt_pipeline.tracking.mlflow_tracker import log_evaluation
+from gpt_pipeline.tracking.store import default_tracking_uri
 result = find_evaluation(Path({str(result.path.parent)!r}), {result.fingerprint!r})
 uri = default_tracking_uri(Path({str(tmp_path)!r}))
 print(log_evaluation(result, tracking_uri=uri, experiment_name="x", parameters={{}}, tags={{}}).run_id)

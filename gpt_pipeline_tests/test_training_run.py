@@ -1,0 +1,265 @@
+"""A training in MLflow: one run, each line once, whatever MLflow or the training goes through."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt_pipeline.storage.atomic import write_json
+from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.tracking.store import TrackingError, default_tracking_uri, open_client
+from gpt_pipeline.tracking.training_run import SENT_NAME, TrainingRun, log_training, training_log_is_pending
+from gpt_pipeline.training.job import SCRATCH, TrainingJob
+from gpt_pipeline.training.metrics import read_metrics
+from gpt_pipeline.training.run import run_job
+from gpt_pipeline.training.signals import StopFlag
+from gpt_pipeline_tests.training_jobs import Listener, make_job
+
+OTHER = "b" * 64
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
+    """A job of 12 updates that ran to its end."""
+    job = make_job(tmp_path_factory.mktemp("template"))
+    run_job(job, Listener())
+    return job
+
+
+@pytest.fixture
+def finished(tmp_path: Path, template: TrainingJob) -> TrainingJob:
+    import shutil
+
+    shutil.copytree(template.experiment_folder, tmp_path / "experiment")
+    return dataclasses.replace(template, experiment_folder=str(tmp_path / "experiment"))
+
+
+def _log(job: TrainingJob, store: Path, **changes: Any) -> TrainingRun | None:
+    settings = {
+        "fingerprint": job.fingerprint,
+        "tracking_uri": default_tracking_uri(store),
+        "experiment_name": "My GPT",
+        "parameters": {"training": {"learning_rate": 1e-2}},
+        "tags": {"experiment_file": "x.yaml"},
+        **changes,
+    }
+    return log_training(job.folder, **settings)
+
+
+def _runs(store: Path) -> list[Any]:
+    client = open_client(default_tracking_uri(store))
+    return list(client.search_runs([each.experiment_id for each in client.search_experiments()]))
+
+
+def _rows(store: Path) -> list[tuple[str, int, float, int]]:
+    with sqlite3.connect(store / "mlflow.db") as connection:
+        return sorted(connection.execute("select key, step, value, timestamp from metrics").fetchall())
+
+
+def _steps(store: Path, key: str) -> list[int]:
+    return sorted(step for found, step, _, _ in _rows(store) if found == key)
+
+
+def _stop_at(job: TrainingJob, step: int) -> None:
+    stop = StopFlag()
+    run_job(job, Listener(lambda at: stop.request(signal.SIGTERM) if at == step else None), stop=stop)
+
+
+def test_log_training_makes_one_finished_run_with_every_line_of_metrics(finished: TrainingJob, store: Path) -> None:
+    logged = _log(finished, store)
+    (run,) = _runs(store)
+    assert logged is not None
+    assert (run.info.run_id, run.info.run_name, run.info.status) == (logged.run_id, "training", "FINISHED")
+    assert run.data.tags["gpt_pipeline.training"] == finished.fingerprint
+    assert run.data.params == {"training.learning_rate": "0.01"}
+    lines = [line for line in read_metrics(finished.folder.metrics) if line["kind"] in ("train", "validation")]
+    assert logged.lines == len(lines) == 17
+    wanted = {"train_loss", "learning_rate", "gradient_norm", "tokens_per_second", "val_loss", "tokens_seen"}
+    assert wanted | {"best_val_loss", "best_step"} <= set(run.data.metrics)
+    found = {(key, step): value for key, step, value, _ in _rows(store)}
+    for line in lines:
+        for key in wanted & set(line):
+            assert found[key, line["step"]] == line[key]
+    assert run.info.start_time == min(row[3] for row in _rows(store))
+    assert run.info.end_time >= run.info.start_time
+    assert not training_log_is_pending(finished.folder, finished.fingerprint)
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "note lost"])
+def test_log_training_again_adds_no_row(finished: TrainingJob, store: Path, noted: bool) -> None:
+    first = _log(finished, store)
+    rows = _rows(store)
+    if not noted:
+        (finished.folder.root / SENT_NAME).unlink()
+        assert training_log_is_pending(finished.folder, finished.fingerprint)
+    again = _log(finished, store, parameters={"training": {"learning_rate": 5.0}})
+    assert again is not None
+    assert first is not None
+    assert (again.run_id, again.lines) == (first.run_id, 0 if noted else 17)
+    assert _rows(store) == rows
+    assert len(_runs(store)) == 1
+
+
+def test_log_training_follows_a_running_one_and_goes_on_in_its_run_after_a_resume(tmp_path: Path, store: Path) -> None:
+    job = make_job(tmp_path)
+    assert _log(job, store) is None  # nothing is there yet
+    statuses = []
+
+    def follow(step: int) -> None:
+        if step in (3, 6):
+            _log(job, store)
+            statuses.append([run.info.status for run in _runs(store)])
+
+    stop = StopFlag()
+    run_job(job, Listener(lambda at: [follow(at), stop.request(signal.SIGTERM) if at == 7 else None]), stop=stop)
+    assert statuses == [["RUNNING"], ["RUNNING"]]
+    assert training_log_is_pending(job.folder, job.fingerprint)
+    _log(job, store)
+    (stopped,) = _runs(store)
+    assert stopped.info.status == "KILLED"
+    run_job(job, Listener(follow))
+    assert statuses[2:] == []  # both steps were before the resume
+    _log(job, store)
+    (run,) = _runs(store)
+    assert (run.info.run_id, run.info.status) == (stopped.info.run_id, "FINISHED")
+    assert _steps(store, "train_loss") == list(range(1, 13))
+    assert _steps(store, "val_loss") == [0, 3, 6, 9, 12]
+
+
+def test_log_training_sends_a_step_once_that_was_trained_twice_around_a_crash(tmp_path: Path, store: Path) -> None:
+    job = make_job(tmp_path)
+
+    class KilledError(BaseException):
+        pass
+
+    def die(step: int) -> None:
+        if step == 7:
+            _log(job, store)
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run_job(job, Listener(die))  # the checkpoint of step 4, or the best one of 6, is the last
+    run_job(job, Listener())
+    assert sum(1 for line in job.folder.metrics.read_text().splitlines() if '"step": 7' in line) > 1
+    _log(job, store)
+    assert _steps(store, "train_loss") == list(range(1, 13))
+
+
+def test_log_training_of_a_rewound_or_repeated_training_stays_one_run(finished: TrainingJob, store: Path) -> None:
+    _log(finished, store)
+    rows = [row for row in _rows(store) if row[0] == "train_loss"]
+    for resume in ("checkpoint_step_4.pt", SCRATCH):
+        job = dataclasses.replace(finished, resume=resume)
+        run_job(job, Listener())
+        _log(job, store)
+        (run,) = _runs(store)
+        assert run.info.status == "FINISHED"
+        assert [row for row in _rows(store) if row[0] == "train_loss"] == rows
+
+
+def test_log_training_with_another_configuration_is_another_run(finished: TrainingJob, store: Path) -> None:
+    _log(finished, store)
+    job = dataclasses.replace(finished, fingerprint=OTHER, training=dataclasses.replace(finished.training, seed=1))
+    assert not training_log_is_pending(job.folder, OTHER)
+    assert _log(job, store) is None  # the lines in the folder are still the other one's
+    run_job(job, Listener())
+    _log(job, store)
+    assert len(_runs(store)) == 2
+    assert _log(finished, store) is None
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "killed before the note"])
+def test_log_training_cut_short_between_batches_is_completed_without_loss(
+    finished: TrainingJob, store: Path, monkeypatch: pytest.MonkeyPatch, noted: bool
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    calls = []
+    log_batch = MlflowClient.log_batch
+
+    def dying(self: Any, run_id: str, metrics: Any = (), **others: Any) -> None:
+        calls.append(len(metrics))
+        if len(calls) == 4 and noted:
+            raise KeyboardInterrupt
+        log_batch(self, run_id, metrics=metrics, **others)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt_pipeline.tracking.training_run._BATCH", 12)
+        patch.setattr(MlflowClient, "log_batch", dying)
+        with pytest.raises(KeyboardInterrupt):
+            _log(finished, store)
+    assert max(calls) <= 12
+    assert 0 < len(_steps(store, "train_loss")) < 12
+    _log(finished, store)
+    assert _steps(store, "train_loss") == list(range(1, 13))
+    assert len(_runs(store)) == 1
+
+
+def test_log_training_to_nobody_says_so_in_one_line_and_is_caught_up_with_later(
+    finished: TrainingJob, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match=r"its lines are kept in metrics\.jsonl") as raised:
+        _log(finished, store, tracking_uri="http://127.0.0.1:9")
+    assert "\n" not in str(raised.value)
+    assert training_log_is_pending(finished.folder, finished.fingerprint)
+    _log(finished, store)
+    assert _steps(store, "train_loss") == list(range(1, 13))
+    assert not training_log_is_pending(finished.folder, finished.fingerprint)
+
+
+def test_log_training_while_another_process_logs_does_not_wait_for_ever(
+    finished: TrainingJob, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from filelock import FileLock
+
+    monkeypatch.setattr("gpt_pipeline.tracking.training_run._TURN_SECONDS", 0.1)
+    with FileLock(store / "mlflow.db.lock", is_singleton=False), pytest.raises(TrackingError, match="is busy"):
+        _log(finished, store)
+
+
+def test_log_training_into_a_wiped_store_fills_it_again(finished: TrainingJob, store: Path, empty_store: bytes) -> None:
+    _log(finished, store)
+    rows = _rows(store)
+    open_client(default_tracking_uri(store))._tracking_client.store.engine.dispose()
+    (store / "mlflow.db").write_bytes(empty_store)
+    _log(finished, store)
+    assert _rows(store) == rows
+
+
+def test_log_training_leaves_out_a_torn_line_until_it_is_whole(finished: TrainingJob, store: Path) -> None:
+    text = finished.folder.metrics.read_text()
+    finished.folder.metrics.write_text(text[:-150] if text[-151] != "\n" else text[:-140])
+    whole = finished.folder.metrics.read_text().count("\n")
+    _log(finished, store)
+    sent = json.loads((finished.folder.root / SENT_NAME).read_text())
+    assert sent["offset"] == len("".join(text.splitlines(keepends=True)[:whole]).encode())
+    finished.folder.metrics.write_text(text)
+    _log(finished, store)
+    assert _steps(store, "val_loss") == [0, 3, 6, 9, 12]
+
+
+def test_training_log_of_a_trainer_that_died_is_failed_until_it_goes_on(finished: TrainingJob, store: Path) -> None:
+    folder: ExperimentFolder = finished.folder
+    folder.training.unlink()
+    process = {"host": "elsewhere", "pid": 1}
+    write_json(folder.root / "heartbeat.json", {"process": process, "run": "", "step": 3})
+    import os
+
+    os.utime(folder.root / "heartbeat.json", (time.time() - 1000,) * 2)
+    _log(finished, store)
+    assert [run.info.status for run in _runs(store)] == ["FAILED"]
+    with folder_lock(folder.root, purpose="training"):
+        assert training_log_is_pending(folder, finished.fingerprint)
+        _log(finished, store)
+        assert [run.info.status for run in _runs(store)] == ["RUNNING"]
