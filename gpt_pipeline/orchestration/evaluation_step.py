@@ -94,7 +94,8 @@ def _links(run: LoggedRun, tracking_uri: str, result: EvaluationResult) -> dict[
 
 def _findings(result: EvaluationResult) -> dict[str, Any]:
     """Return step and metrics as numbers, so that the UI plots them, and some answers to read."""
-    metadata: dict[str, Any] = {"step": result.step, **result.metrics, "seconds": result.seconds}
+    metrics = {name: round(value, 4) for name, value in result.metrics.items()}
+    metadata: dict[str, Any] = {"step": result.step, **metrics, "seconds": result.seconds}
     if result.answers:
         metadata["answers"] = dg.MetadataValue.md(
             answers_as_markdown(result.answers[:_ANSWERS_SHOWN], title=result.key)

@@ -112,7 +112,7 @@ def report_checkpoint(context: dg.AssetExecutionContext, experiment: Experiment,
                 "path": dg.MetadataValue.path(str(checkpoint.path)),
                 "megabytes": round(checkpoint.size / 1e6, 3),
                 "weights_sha256": checkpoint.weights_sha256,
-                **{name: value for name, value in checkpoint.metrics.items() if value is not None},
+                **{name: round(value, 4) for name, value in checkpoint.metrics.items() if value is not None},
             },
             tags={"dagster/data_version": checkpoint.weights_sha256},
         )
