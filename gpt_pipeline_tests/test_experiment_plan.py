@@ -65,7 +65,7 @@ def test_training_fingerprint_of_the_original_experiment_stays_what_it_is(load):
             "length": {"epochs": 2},
         },
     }
-    assert training_fingerprint(config, SHARDS) == "e263459a927e45148bb7461f4c466d5a9c0e4ce2083adcae59dd6f42f0875203"
+    assert training_fingerprint(config, SHARDS) == "6a435124d70069f93cb824db6f03487c8e2b1aaab1e0a72d6ec03c1bf9becf0a"
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,11 @@ from typing import Any
 
 from gpt_pipeline.experiment.config import ExperimentConfig
 
-TRAINING_CODE_VERSION = "1"
-"""Raised by hand when the trainer's code changes the weights that a config gives."""
+TRAINING_CODE_VERSION = "2"
+"""Raised by hand when the trainer's code changes the weights that a config gives, be it by rounding only.
+
+2: gradients are clipped inside the optimizer's step; the loss is computed in pieces on CPUs.
+"""
 
 _HOW_NOT_WHAT = {"micro_batch_size", "compile"}
 _SAID_OTHERWISE = {"batch_size", "tokens_per_step", "num_epochs", "max_steps", "min_learning_rate"}

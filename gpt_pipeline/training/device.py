@@ -44,6 +44,11 @@ class Compute:
     def is_cuda(self) -> bool:
         return bool(self.device.type == "cuda")
 
+    @property
+    def updates_in_flight(self) -> int:
+        """How many updates may be under way on the device while the host prepares the next."""
+        return 1 if self.is_cuda else 0
+
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which the model runs forward."""
         if not self.bf16:

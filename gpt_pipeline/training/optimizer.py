@@ -37,12 +37,24 @@ class Optimizer:
         """The parameters of each torch optimizer, in the order in which its state numbers them."""
         return [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in self._optimizers]
 
-    def step(self, learning_rate: float) -> None:
-        """Update the parameters from their gradients and forget the gradients."""
-        for optimizer in self._optimizers:
+    def step(self, learning_rate: float, *, divisor: Tensor | None = None, skip: Tensor | None = None) -> None:
+        """Update the parameters from their gradients, divided by `divisor`, and forget the gradients.
+
+        Where `skip` is 1 nothing is updated, parameters and state alike. AdamW decides that on the device, with the
+        arguments that gradient scalers give its fused kernel, and divides in the same pass over memory. Muon has no
+        such arguments: with it the host waits for the decision.
+        """
+        adamw, *others = self._optimizers
+        adamw.grad_scale, adamw.found_inf = divisor, skip
+        skipped = bool(others) and skip is not None and bool(skip)
+        if others and divisor is not None and not skipped:
+            gradients = [p.grad for other in others for group in other.param_groups for p in group["params"]]
+            torch._foreach_mul_(gradients, divisor.reciprocal())
+        for optimizer in [] if skipped else self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             optimizer.step()
+        for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Recorder:
         """Take note of an update that has just been made; write a line when it is time."""
         self._updates.append(result)
         self._update_seconds += self.tick()
-        if self._progress.step % self._plan.log_every == 0:
+        if result.step % self._plan.log_every == 0:
             self.flush()
 
     def flush(self) -> None:
@@ -63,8 +63,11 @@ class Recorder:
             return
         last = self._updates[-1]
         speed = len(self._updates) * self._plan.tokens_per_step / max(self._update_seconds, 1e-9)
+        ahead = self._progress.step - last.step  # updates that the device is at
         self._write(
             "train",
+            step=last.step,
+            tokens_seen=self._progress.tokens_seen - ahead * self._plan.tokens_per_step,
             train_loss=sum(update.train_loss for update in self._updates) / len(self._updates),
             updates=len(self._updates),
             learning_rate=last.learning_rate,
@@ -72,7 +75,7 @@ class Recorder:
             tokens_per_second=speed,
             mfu=None if self._peak_flops is None else speed * self._flops_per_token / self._peak_flops,
             peak_flops=self._peak_flops,
-            eta_seconds=(self._plan.max_steps - self._progress.step) * self._plan.tokens_per_step / speed,
+            eta_seconds=(self._plan.max_steps - last.step) * self._plan.tokens_per_step / speed,
         )
         self._updates.clear()
         self._update_seconds = 0.0

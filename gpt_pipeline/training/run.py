@@ -214,7 +214,7 @@ def _trainer(
     """Yield the training, in the state that it starts from."""
     seed_all(job.training.seed)
     model = GPT(job.model).to(compute.device)
-    updater = Updater(model, job.training, plan=plan, compute=compute, ranks=ranks)
+    updater = Updater(model, job.training, plan=plan, compute=compute, ranks=ranks, say=observer.message)
     progress = restore(start.snapshot, updater) if start.snapshot else Progress()
     saver = Saver(job, observer)
     if ranks.is_first:

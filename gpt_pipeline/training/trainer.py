@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
@@ -20,8 +23,28 @@ from gpt_pipeline.training.recorder import Recorder
 from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.signals import StopFlag
 from gpt_pipeline.training.state import Progress, take_snapshot
-from gpt_pipeline.training.update import NotFiniteError, Updater
+from gpt_pipeline.training.update import NotFiniteError, PendingUpdate, Updater
 from gpt_pipeline.training.validate import estimate_val_loss
+
+_COLLECT_EVERY = 1000  # updates between two collections of garbage, at the most
+
+
+@contextmanager
+def quiet_garbage_collection() -> Iterator[None]:
+    """Leave it to the block when garbage is collected: a collection in the middle of an update makes the GPU wait.
+
+    What is there already lives to the end of the training and is not looked through again.
+    """
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
 
 
 @dataclass(kw_only=True)
@@ -48,6 +71,9 @@ class Trainer:
     _begun_step: int = field(default=-1, init=False)
     """Step of the newest checkpoint that was begun."""
 
+    _in_flight: deque[PendingUpdate] = field(default_factory=deque, init=False)
+    """Updates counted in `progress` whose results have not been looked at; none when something is due."""
+
     def train(self) -> bool:
         """Train to the last step; return whether it was reached. False: stopped, with a checkpoint of where it was.
 
@@ -59,7 +85,8 @@ class Trainer:
             DiskFullError: no room for a checkpoint; those before it stand.
         """
         try:
-            finished = self._train()
+            with quiet_garbage_collection():
+                finished = self._train()
             self._note_saved(wait=True)
         except BaseException:
             self._note_saved_after_failure()
@@ -73,6 +100,7 @@ class Trainer:
             if self._is_stopping():
                 break
             self._update()
+        self._look()
         self.recorder.flush()
         self._save(checkpoint=True, best=False)
         return False
@@ -81,27 +109,45 @@ class Trainer:
         progress = self.progress
         self.recorder.tick()  # what went before is no time of updates
         batch = self.feed.batch_at(progress.step)
-        try:
-            result = self.updater.update(progress.step, batch)
-        except NotFiniteError as error:
-            raise self._noted(error) from None
+        self._in_flight.append(self.updater.update(progress.step, batch))
         progress.step += 1
         progress.tokens_seen += self.plan.tokens_per_step
-        progress.train_loss = result.train_loss
-        self.recorder.update(result)
+        self._look(leave=self.compute.updates_in_flight)
+
+    def _look(self, *, leave: int = 0) -> None:
+        """Wait for the updates under way, all but the newest `leave`, and take note of what they came to."""
+        while len(self._in_flight) > leave:
+            pending = self._in_flight.popleft()
+            try:
+                result = pending.result()
+            except NotFiniteError as error:
+                self._take_back(self.progress.step - pending.step)
+                raise self._noted(error) from None
+            self.progress.train_loss = result.train_loss
+            self.recorder.update(result)
+
+    def _take_back(self, updates: int) -> None:
+        """Count the last `updates` as not made."""
+        self.progress.step -= updates
+        self.progress.tokens_seen -= updates * self.plan.tokens_per_step
 
     def _settle_boundary(self) -> bool:
         """Validate and save where this step wants it; return False if told to stop meanwhile."""
         self._note_saved()
+        cadence = self.job.cadence
+        if self._is_due(cadence.eval_freq) or self._is_due(cadence.save_every_n_iterations):
+            self._look()
+        if self._is_due(cadence.eval_freq) or self._is_due(_COLLECT_EVERY):
+            gc.collect()
         is_best = False
-        if self._is_due(self.job.cadence.eval_freq) and self.progress.validated_step != self.progress.step:
+        if self._is_due(cadence.eval_freq) and self.progress.validated_step != self.progress.step:
             self.recorder.flush()
             val_loss = self._estimate()
             if val_loss is None:
                 return False
             is_best = self.progress.note_validation(val_loss)
             self.recorder.validation(val_loss, is_best=is_best)
-        self._save(checkpoint=self._is_due(self.job.cadence.save_every_n_iterations), best=is_best)
+        self._save(checkpoint=self._is_due(cadence.save_every_n_iterations), best=is_best)
         return True
 
     def _is_due(self, every: int) -> bool:

@@ -5,7 +5,9 @@ Shapes: B sequences of this process, T tokens.
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.training.compiled import CompiledModel
 from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import Batch
@@ -23,6 +26,9 @@ from gpt_pipeline.training.plan import StepPlan
 from gpt_pipeline.training.randomness import seed_step
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.schedule import learning_rate_at
+
+_logger = logging.getLogger(__name__)
+_CLIP_EPS = 1e-6  # torch's
 
 
 class NotFiniteError(UserError):
@@ -33,6 +39,9 @@ class NotFiniteError(UserError):
 class UpdateResult:
     """What one update came to."""
 
+    step: int
+    """Updates done, this one included."""
+
     train_loss: float
     """Mean nats per token over the update's tokens, of all processes together, before the update."""
 
@@ -42,39 +51,94 @@ class UpdateResult:
     learning_rate: float
 
 
+class PendingUpdate:
+    """An update that the device may still be computing."""
+
+    def __init__(self, numbers: Tensor, *, step: int, learning_rate: float, tokens: int) -> None:
+        """`numbers`: the loss in nats, summed over `tokens`, and the gradient norm, float32 [2]."""
+        self.step = step
+        """Updates done before this one."""
+        self._learning_rate = learning_rate
+        self._tokens = tokens
+        self._event: torch.cuda.Event | None = None
+        self._numbers = numbers
+        if numbers.is_cuda:
+            self._numbers = torch.empty(2, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def result(self) -> UpdateResult:
+        """Wait for the update; return what it came to.
+
+        Raises:
+            NotFiniteError: NaN or infinity; neither this update nor any after it changed the weights.
+        """
+        if self._event is not None:
+            self._event.synchronize()
+        total, gradient_norm = self._numbers.tolist()
+        loss = total / self._tokens
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            raise NotFiniteError(_not_finite(self.step, loss, gradient_norm, self._learning_rate))
+        return UpdateResult(
+            step=self.step + 1, train_loss=loss, gradient_norm=gradient_norm, learning_rate=self._learning_rate
+        )
+
+
 class Updater:
     """Makes updates: forward, backward, clip, step. Owns what is wrapped around the model for speed."""
 
-    def __init__(self, model: GPT, config: TrainingConfig, *, plan: StepPlan, compute: Compute, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        config: TrainingConfig,
+        *,
+        plan: StepPlan,
+        compute: Compute,
+        ranks: Ranks,
+        say: Callable[[str], None] = _logger.warning,
+    ) -> None:
         self.model = model
         """The model itself, with GPT-2's names."""
         self.optimizer = Optimizer(model, config)
-        self.evaluator: nn.Module = torch.compile(model) if compute.compile else model
+        self.evaluator: nn.Module = CompiledModel(model, say=say) if compute.compile else model
         """The same model, compiled or itself, to be called without gradients."""
         self._runner = _spread(self.evaluator, compute=compute, ranks=ranks)
+        self._failed = torch.zeros((), device=compute.device)
+        """1 after a loss or gradient that was not finite: nothing is updated any more."""
         self._config = config
         self._plan = plan
         self._compute = compute
         self._ranks = ranks
 
-    def update(self, step: int, batch: Batch) -> UpdateResult:
-        """Make the update after `step` updates from this process's share of its batch.
+    def update(self, step: int, batch: Batch) -> PendingUpdate:
+        """Begin the update after `step` updates from this process's share of its batch.
 
-        Raises:
-            NotFiniteError: NaN or infinity, before the weights are touched.
+        On a GPU this does not wait for it: whether its numbers are finite, and so whether the weights may change, is
+        decided there, for this update and all after it. The host learns of it from the result.
         """
         seed_step(self._config.seed, step, self._ranks.rank)
         learning_rate = learning_rate_at(step, self._config, max_steps=self._plan.max_steps)
         self._runner.train()
-        nats = self._accumulate(batch)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._config.gradient_clip)
-        # One transfer from the device in an update; the check must come before the optimizer's step.
-        total, gradient_norm = torch.stack([self._ranks.sum(nats), norm.to(nats.dtype)]).tolist()
-        loss = total / self._plan.tokens_per_step
-        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            raise NotFiniteError(_not_finite(step, loss, gradient_norm, learning_rate))
-        self.optimizer.step(learning_rate)
-        return UpdateResult(train_loss=loss, gradient_norm=gradient_norm, learning_rate=learning_rate)
+        nats = self._accumulate_compiled_or_not(step, batch)
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        numbers = torch.stack([self._ranks.sum(nats), norm.to(nats.dtype)])
+        torch.maximum(self._failed, (~numbers.isfinite().all()).float(), out=self._failed)
+        # As torch's clip_grad_norm_ computes it; dividing is left to the optimizer, which reads the gradients anyway.
+        divisor = ((norm + _CLIP_EPS) / self._config.gradient_clip).clamp_min(1.0).float()
+        self.optimizer.step(learning_rate, divisor=divisor, skip=self._failed)
+        return PendingUpdate(numbers, step=step, learning_rate=learning_rate, tokens=self._plan.tokens_per_step)
+
+    def _accumulate_compiled_or_not(self, step: int, batch: Batch) -> Tensor:
+        """As `_accumulate`; once more, not compiled, if the backward pass turns out not to compile."""
+        if not isinstance(self.evaluator, CompiledModel):
+            return self._accumulate(batch)
+        try:
+            return self._accumulate(batch)
+        except CompiledModel.errors() as error:
+            self.evaluator.give_up(error)
+        self.model.zero_grad(set_to_none=True)
+        seed_step(self._config.seed, step, self._ranks.rank)
+        return self._accumulate(batch)
 
     def _accumulate(self, batch: Batch) -> Tensor:
         """Add up the gradients of the mean loss over the global batch; return this process's summed loss, in nats."""
