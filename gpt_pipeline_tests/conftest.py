@@ -1,10 +1,30 @@
 """Fixtures that several test files share."""
 
-from __future__ import annotations
-
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from gpt_pipeline_tests.projects import TinyProject
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
+    """A project whose experiment `tiny` was run to the end. Tests must not change it."""
+    project = TinyProject(root=tmp_path_factory.mktemp("finished"))
+    project.write_experiment("tiny")
+    project.run("run", "experiments/tiny.yaml")
+    return project
+
+
+@pytest.fixture
+def copy(finished: TinyProject, tmp_path: Path) -> Iterator[TinyProject]:
+    """The finished project, moved to another folder: what is in it must not depend on where it lies."""
+    project = TinyProject(root=tmp_path / "moved")
+    shutil.copytree(finished.root, project.root)
+    yield project
+    shutil.rmtree(project.root)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,24 +34,6 @@ def _mlflow_runs(project: TinyProject) -> dict[str, list[str]]:
     runs = {each.name: client.search_runs([each.experiment_id]) for each in client.search_experiments()}
     assert all(run.info.status == "FINISHED" for found in runs.values() for run in found)
     return {name: sorted(run.info.run_name for run in found) for name, found in runs.items() if found}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
-    """A project whose experiment `tiny` was run to the end. Tests must not change it."""
-    project = TinyProject(root=tmp_path_factory.mktemp("finished"))
-    project.write_experiment("tiny")
-    project.run("run", "experiments/tiny.yaml")
-    return project
-
-
-@pytest.fixture
-def copy(finished: TinyProject, tmp_path: Path) -> Iterator[TinyProject]:
-    """The finished project, moved to another folder: what is in it must not depend on where it lies."""
-    project = TinyProject(root=tmp_path / "moved")
-    shutil.copytree(finished.root, project.root)
-    yield project
-    shutil.rmtree(project.root)
 
 
 def test_run_from_nothing_makes_every_artifact_and_evaluates_every_checkpoint(finished: TinyProject) -> None:

@@ -77,7 +77,7 @@ def _log(
         parameters=dataclasses.asdict(experiment.config),
         tags={"dagster_run_id": context.run_id, "experiment_file": experiment.file.name},
     )
-    mark_logged(experiment.folder, result, run_id=run.run_id, tracking_uri=tracking_uri)
+    mark_logged(experiment.folder, result, run_id=run.run_id)
     context.log.info(f"{result.key}: MLflow run {run.run_id}" + ("" if run.new else ", logged before"))
     return run
 

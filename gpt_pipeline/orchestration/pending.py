@@ -59,9 +59,9 @@ def pending_evaluations(experiment: Experiment, settings: EvaluationConfig | Non
     return [wanted for wanted in wanted_evaluations(experiment, settings) if wanted.state != "done"]
 
 
-def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: str, tracking_uri: str) -> None:
+def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: str) -> None:
     """Note beside the results that this one is in MLflow; until then it stays pending, and is logged when it can be."""
-    write_json(_log_mark(folder, result), {"run_id": run_id, "tracking_uri": tracking_uri})
+    write_json(_log_mark(folder, result), {"run_id": run_id})
 
 
 def _checkpoints(folder: ExperimentFolder) -> list[CheckpointInfo]:

@@ -76,16 +76,26 @@ def reevaluation_schedule(experiment: Experiment, *, evaluate: "UnresolvedAssetJ
     )
     def reevaluate(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         outdated = [evaluation for evaluation in pending_evaluations(experiment) if evaluation.state == "outdated"]
-        requests = list(_evaluation_requests(context.instance, experiment, outdated))
+        partitions = [evaluation.partition for evaluation in outdated]
+        context.instance.add_dynamic_partitions(keys.checkpoint_partitions(experiment).name or "", partitions)
+        tick = context.scheduled_execution_time.isoformat()
+        requests = list(_evaluation_requests(context.instance, experiment, outdated, tick=tick))
         return requests or dg.SkipReason("Every evaluation is up to date.")
 
     return reevaluate
 
 
 def _evaluation_requests(
-    instance: dg.DagsterInstance, experiment: Experiment, pending: Iterable[WantedEvaluation]
+    instance: dg.DagsterInstance,
+    experiment: Experiment,
+    pending: Iterable[WantedEvaluation],
+    *,
+    tick: str | None = None,
 ) -> Iterable[dg.RunRequest]:
-    """Yield a request for each evaluation that is neither under way nor has failed too often."""
+    """Yield a request for each evaluation that is neither under way nor has failed too often.
+
+    A schedule gives its `tick`: Dagster wants a key of each of several runs, and launches a key once.
+    """
     for evaluation in pending:
         tags = {keys.EVALUATION_TAG: evaluation.fingerprint}
         under_way = instance.get_runs_count(dg.RunsFilter(tags=tags, statuses=_UNFINISHED))
@@ -94,7 +104,12 @@ def _evaluation_requests(
             dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.FAILURE], created_after=since)
         )
         if not under_way and failures < _MAX_ATTEMPTS:
-            yield dg.RunRequest(job_name=keys.evaluate_job(experiment), partition_key=evaluation.partition, tags=tags)
+            yield dg.RunRequest(
+                run_key=f"{evaluation.fingerprint}@{tick}" if tick else None,
+                job_name=keys.evaluate_job(experiment),
+                partition_key=evaluation.partition,
+                tags=tags,
+            )
 
 
 def _is_running(instance: dg.DagsterInstance, job_name: str) -> bool:

@@ -1,0 +1,166 @@
+"""The sensor and the schedule, asked as the daemon asks them, on a finished project."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.orchestration.keys import EVALUATION_TAG
+from gpt_pipeline.orchestration.pending import wanted_evaluations
+from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline_tests.projects import TinyProject
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    home = tmp_path / "home"
+    home.mkdir()
+    with dg.DagsterInstance.local_temp(str(home)) as temporary:
+        yield temporary
+
+
+def _definitions(project: TinyProject) -> dg.Definitions:
+    return build_definitions(Project(root=project.root, experiments=project.root / "experiments"))
+
+
+def _ask_sensor(project: TinyProject, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
+    answer = _definitions(project).resolve_sensor_def("new_checkpoints_tiny")(dg.build_sensor_context(instance))
+    return list(answer.run_requests or []) if isinstance(answer, dg.SensorResult) else []
+
+
+def _ask_schedule(project: TinyProject, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
+    schedule = _definitions(project).resolve_schedule_def("reevaluate_tiny")
+    context = dg.build_schedule_context(instance, scheduled_execution_time=datetime(2026, 1, 1, 3, tzinfo=UTC))
+    answer = schedule(context)
+    return answer if isinstance(answer, list) else []
+
+
+def _forget_evaluation(project: TinyProject, step: int) -> None:
+    for result in read_evaluations(project.experiment("tiny").folder.evaluations):
+        if result.step == step:
+            result.path.unlink()
+
+
+@contextmanager
+def _run(instance: dg.DagsterInstance, request: dg.RunRequest, status: dg.DagsterRunStatus) -> Iterator[None]:
+    """A run for `request` in Dagster's history, in the given state."""
+    run = dg.DagsterRun(job_name=request.job_name or "", status=status, tags=dict(request.tags))
+    instance.add_run(run)
+    yield
+    instance.delete_run(run.run_id)
+
+
+def test_sensor_nothing_new_asks_for_nothing(copy: TinyProject, instance: dg.DagsterInstance) -> None:
+    assert _ask_sensor(copy, instance) == []
+
+
+def test_sensor_before_any_training_asks_for_nothing(copy: TinyProject, instance: dg.DagsterInstance) -> None:
+    shutil.rmtree(copy.root / "storage")
+    assert _ask_sensor(copy, instance) == []
+
+
+def test_sensor_new_checkpoint_is_requested_once_while_its_run_lives(
+    copy: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    _forget_evaluation(copy, 8)
+    (request,) = _ask_sensor(copy, instance)
+    assert request.job_name == "evaluate_tiny"
+    assert request.partition_key == "step_00000008"
+    for status in (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED):
+        with _run(instance, request, status):
+            assert _ask_sensor(copy, instance) == []
+    assert len(_ask_sensor(copy, instance)) == 1
+
+
+def test_sensor_failed_evaluation_is_tried_three_times_and_does_not_block_the_others(
+    copy: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    for step in (4, 8):
+        _forget_evaluation(copy, step)
+    first, second = _ask_sensor(copy, instance)
+    for _ in range(3):
+        assert first.partition_key in [request.partition_key for request in _ask_sensor(copy, instance)]
+        instance.add_run(
+            dg.DagsterRun(
+                job_name="evaluate_tiny",
+                status=dg.DagsterRunStatus.FAILURE,
+                tags={EVALUATION_TAG: first.tags[EVALUATION_TAG]},
+            )
+        )
+    assert [request.partition_key for request in _ask_sensor(copy, instance)] == [second.partition_key]
+
+
+def test_sensor_checkpoint_copied_into_the_folder_by_hand_is_found(
+    copy: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    folder = copy.experiment("tiny").folder
+    away = copy.root / "away"
+    away.mkdir()
+    names = ("checkpoint_step_8.pt", "checkpoint_step_8.json")
+    _forget_evaluation(copy, 8)
+    for name in names:
+        shutil.move(folder.checkpoints / name, away / name)
+    assert [request.job_name for request in _ask_sensor(copy, instance)] == ["report_tiny"]
+    for name in names:
+        shutil.copy(away / name, folder.checkpoints / name)
+    assert [request.partition_key for request in _ask_sensor(copy, instance)] == ["step_00000008"]
+
+
+def test_sensor_damaged_manifest_does_not_block_the_others(copy: TinyProject, instance: dg.DagsterInstance) -> None:
+    folder = copy.experiment("tiny").folder
+    for step in (4, 8):
+        _forget_evaluation(copy, step)
+    (folder.checkpoints / "checkpoint_step_4.json").write_text("{")
+    assert [request.partition_key for request in _ask_sensor(copy, instance)] == ["step_00000008"]
+
+
+def test_sensor_outdated_report_is_requested_when_all_is_evaluated(
+    copy: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    copy.experiment("tiny").folder.report.unlink()
+    (request,) = _ask_sensor(copy, instance)
+    assert request.job_name == "report_tiny"
+    with _run(instance, request, dg.DagsterRunStatus.STARTED):
+        assert _ask_sensor(copy, instance) == []
+
+
+def test_schedule_acts_only_when_the_questions_changed(copy: TinyProject, instance: dg.DagsterInstance) -> None:
+    assert _ask_schedule(copy, instance) == []
+    path = copy.root / "experiments" / "tiny.yaml"
+    path.write_text(path.read_text().replace("num_questions: 2", "num_questions: 3"))
+    requested = {request.partition_key for request in _ask_schedule(copy, instance)}
+    assert requested == {"step_00000004", "step_00000008", "step_00000012"}
+    assert _ask_sensor(copy, instance) == []  # they were evaluated, only by other questions
+
+
+def test_wanted_evaluation_not_yet_in_mlflow_is_missing_not_outdated(copy: TinyProject) -> None:
+    shutil.rmtree(copy.experiment("tiny").folder.evaluations / "logged")
+    assert {wanted.state for wanted in wanted_evaluations(copy.experiment("tiny"))} == {"missing"}
+
+
+def test_evaluation_of_a_checkpoint_that_is_gone_is_skipped_with_the_reason(copy: TinyProject) -> None:
+    folder = copy.experiment("tiny").folder
+    _forget_evaluation(copy, 8)
+    for suffix in ("pt", "json"):
+        (folder.checkpoints / f"checkpoint_step_8.{suffix}").unlink()
+    output = copy.run(
+        *("asset", "materialize", "-m", "gpt_pipeline.definitions"),
+        *("--select", "tiny/evaluation", "--partition", "step_00000008"),
+        module="dagster",
+    )
+    assert "Skipped: there is no checkpoint of step_00000008" in output
+    assert "RUN_SUCCESS" in output
+    assert not [result for result in read_evaluations(folder.evaluations) if result.step == 8]
+
+
+def test_results_on_disk_hold_no_path_of_this_machine(finished: TinyProject) -> None:
+    for path in (finished.root / "storage").rglob("*.json"):
+        if path.name not in ("job.json",):
+            assert str(finished.root) not in json.dumps(json.loads(path.read_text())), path
