@@ -9,8 +9,8 @@ READY  := $(VENV)/.installed
 demo: $(READY)  ## materialize the whole pipeline for experiments/demo.yaml
 	@$(BIN)/gpt-pipeline run experiments/demo.yaml
 
-test: $(READY)  ## the default test suite
-	@$(BIN)/python -m pytest
+test: $(READY)  ## the default test suite, two files at a time
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)  ## what takes longer: fault loops, the daemon, the browser
 	@$(BIN)/python -m pytest -m "slow or browser"

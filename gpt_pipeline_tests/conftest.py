@@ -1,5 +1,10 @@
 """Fixtures that several test files share."""
 
+import os
+
+# The models of the tests are too small for two threads to help; files run side by side instead. Set before torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
