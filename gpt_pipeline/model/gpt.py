@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.linear import Linear, linear
+from gpt_pipeline.model.loss import summed_loss
 
 _LAYER_NORM_EPS = 1e-5  # GPT-2's
 _INIT_STD = 0.02  # GPT-2's
+_QUERIES = 128  # at a time, in attention with dropout on the CPU
 
 
 class KVCache:
@@ -78,8 +81,8 @@ class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by th
         self.layer = layer
         self.n_head = config.n_head
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
@@ -87,12 +90,29 @@ class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by th
         B, T, C = x.shape
         q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2))
         if cache is None:
-            dropout = self.dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+            y = _causal_attention(q, k, v, dropout=self.dropout if self.training else 0.0)
         else:
             k, v = cache.append(self.layer, k, v)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
+    """[B, H, T, D] each -> [B, H, T, D]: what each position sees of itself and those before it."""
+    T = q.size(2)
+    if q.is_cuda or dropout == 0 or T <= _QUERIES or torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    # The CPU has no fused kernel with dropout: it computes, drops and keeps all T * T scores, half of them hidden.
+    # Some queries at a time against the keys they can see is two thirds of that (T = 512: 84 ms for 123).
+    parts = []
+    for start in range(0, T, _QUERIES):
+        end = min(start + _QUERIES, T)
+        visible = torch.ones(end - start, end, dtype=torch.bool, device=q.device).tril(start)
+        some = q[:, :, start:end]
+        parts.append(
+            F.scaled_dot_product_attention(some, k[:, :, :end], v[:, :, :end], attn_mask=visible, dropout_p=dropout)
+        )
+    return torch.cat(parts, dim=2)
 
 
 class MLP(nn.Module):  # type: ignore[misc]
@@ -100,8 +120,8 @@ class MLP(nn.Module):  # type: ignore[misc]
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,8 +172,10 @@ class GPT(nn.Module):  # type: ignore[misc]
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.loss_piece: int | None = None
+        """Tokens whose logits are in memory together when a loss is computed; None: all."""
         self.transformer = Transformer(config)
-        self.lm_head = None if config.tie_weights else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = None if config.tie_weights else Linear(config.n_embd, config.vocab_size, bias=False)
         self._initialise()
 
     @property
@@ -178,7 +200,15 @@ class GPT(nn.Module):  # type: ignore[misc]
         if self.config.context_length < T:
             raise ValueError(f"found {T} tokens, need at most context_length={self.config.context_length}")
         x = self.transformer(ids)
-        return F.linear(x, self.head_weight) if targets is None else self._summed_loss(x, targets)
+        if targets is None:
+            return linear(x, self.head_weight)
+        return summed_loss(
+            x.flatten(0, 1),
+            self.head_weight,
+            targets.flatten(),
+            padded_vocab_size=self.config.padded_vocab_size,
+            piece=self.loss_piece,
+        )
 
     def forward_cached(self, ids: Tensor, cache: KVCache) -> Tensor:
         """Append `ids` [B, T] to the cached positions; return the logits [B, V] after the last of them.
@@ -189,15 +219,6 @@ class GPT(nn.Module):  # type: ignore[misc]
         x = self.transformer(ids, cache)
         cache.length += ids.size(1)
         return F.linear(x[:, -1], self.head_weight)
-
-    def _summed_loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        weight = self.head_weight
-        if x.is_cuda:
-            # Tensor cores want a multiple of 64 columns. The zero rows live inside this product only: no parameter,
-            # no gradient, no probability (their logits are cut off), nothing to keep out of checkpoints.
-            weight = F.pad(weight, (0, 0, 0, self.config.padded_vocab_size - self.config.vocab_size))
-        logits = F.linear(x, weight)[..., : self.config.vocab_size]
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
 
     def _initialise(self) -> None:
         """N(0, 0.02); matrices that write into the residual stream are scaled by 1/sqrt(2 * n_layer), as in GPT-2."""

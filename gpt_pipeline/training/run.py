@@ -20,7 +20,7 @@ from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.manifest import utc_now
-from gpt_pipeline.training.device import Compute, choose_compute, flops_per_token
+from gpt_pipeline.training.device import Compute, choose_compute, flops_per_token, prepare_process
 from gpt_pipeline.training.feed import BatchFeed
 from gpt_pipeline.training.finished import FinishedTraining
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat
@@ -105,6 +105,7 @@ def _run(
         job.training, max_length=job.max_length, steps_per_epoch=sampler.steps_per_epoch, world_size=ranks.world_size
     )
     compute = choose_compute(job.hardware, job.training, ranks=ranks, say=observer.message)
+    prepare_process(compute)
     start = _agree_on_start(job, plan, observer, ranks)
     if start.finished is not None:
         return TrainingOutcome(

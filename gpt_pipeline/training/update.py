@@ -99,6 +99,7 @@ class Updater:
     ) -> None:
         self.model = model
         """The model itself, with GPT-2's names."""
+        model.loss_piece = compute.loss_piece
         self.optimizer = Optimizer(model, config)
         self.evaluator: nn.Module = CompiledModel(model, say=say) if compute.compile else model
         """The same model, compiled or itself, to be called without gradients."""

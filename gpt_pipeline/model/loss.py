@@ -1,0 +1,77 @@
+"""The loss from hidden states, without the logits of all tokens in memory at once.
+
+The logits of GPT-2 are 50,257 numbers a token: in float32 more than all activations of the 12 layers together. Each
+piece of tokens is therefore taken to its loss and, while its logits are at hand, to the gradients of hidden states and
+head (as in Liger Kernel, Hsu et al. 2024): three matrix products, as many as with all logits kept, none done again.
+
+Shapes: N tokens, n tokens of a piece, C channels, V vocabulary, P vocabulary padded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F  # noqa: N812  # its usual name
+
+from gpt_pipeline.model.linear import linear
+
+
+def summed_loss(x: Tensor, weight: Tensor, targets: Tensor, *, padded_vocab_size: int, piece: int | None) -> Tensor:
+    """Return the cross entropy, in nats, summed over the tokens `targets` [N], of `x` [N, C] times `weight` [V, C].
+
+    `piece`: tokens whose logits are in memory together; None for all of them, which a compiler can fuse.
+    """
+    vocab_size = weight.size(0)
+    if x.is_cuda:
+        # Tensor cores want a multiple of 64 columns. The zero rows live inside this product only: no parameter,
+        # no gradient, no probability (their logits are cut off), nothing to keep out of checkpoints.
+        weight = F.pad(weight, (0, 0, 0, padded_vocab_size - vocab_size))
+    if piece is not None and len(x) > piece and torch.is_grad_enabled():
+        nats: Tensor = _LossInPieces.apply(x, weight, targets, (vocab_size, piece))
+        return nats
+    pieces = zip(x.split(piece or len(x)), targets.split(piece or len(x)), strict=True)
+    return sum((_plain(some, weight, wanted, vocab_size) for some, wanted in pieces), x.new_zeros(()).float())
+
+
+def _plain(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    logits = linear(x, weight)[..., :vocab_size]
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+class _LossInPieces(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by the type checker
+    """The summed loss; its forward pass computes the gradients already."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, sizes: tuple[int, int]) -> Tensor:
+        """[N, C], [P, C], [N] -> []; `sizes`: vocabulary, piece."""
+        vocab_size, piece = sizes
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        with torch.autocast(device, enabled=False):
+            inputs, head = x.to(dtype), weight.to(dtype)
+            grad_x, grad_head = torch.empty_like(inputs), torch.zeros_like(weight)
+            nats = torch.zeros((), device=x.device)
+            for start in range(0, len(x), piece):
+                part = slice(start, start + piece)
+                some, wanted = inputs[part], targets[part, None]
+                logits = linear(some, head).float()  # [n, P]
+                logits[:, vocab_size:] = -torch.inf
+                normaliser = logits.logsumexp(1, keepdim=True)
+                nats += (normaliser - logits.gather(1, wanted)).sum()
+                error = logits.sub_(normaliser).exp_()  # probabilities, and with the next line the loss's gradient
+                error.scatter_add_(1, wanted, error.new_full((1, 1), -1.0).expand_as(wanted))
+                error = error.to(dtype)
+                grad_x[part] = linear(error, head.t())
+                grad_head += linear(error.t(), some.t())  # summed in the precision of the weights
+        ctx.save_for_backward(grad_x.to(x.dtype), grad_head)
+        return nats
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Return the gradients of `factor` times the loss."""
+        grad_x, grad_head = ctx.saved_tensors
+        return grad_x * factor.to(grad_x.dtype), grad_head * factor, None, None
