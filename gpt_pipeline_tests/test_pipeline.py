@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -41,7 +43,7 @@ def test_run_from_nothing_makes_every_artifact_and_evaluates_every_checkpoint(fi
     assert list(_weights(finished, "tiny")) == [4, 8, 12]
     assert best_checkpoint(folder.checkpoints) is not None
     assert [result.step for result in read_evaluations(folder.evaluations)] == [4, 8, 12]
-    assert _mlflow_runs(finished) == {"tiny": ["step_12", "step_4", "step_8"]}
+    assert _mlflow_runs(finished) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
     assert "tiny" in folder.report.read_text(encoding="utf-8")
     assert "runtime:" in (finished.root / "experiments" / "tiny.yaml").read_text()
     assert len(list(finished.root.rglob("synth_en_samples_300.parquet"))) == 1
@@ -51,7 +53,7 @@ def test_run_again_does_nothing_and_says_so(finished: TinyProject) -> None:
     before = _states(finished.root)
     assert "Nothing to do" in finished.run("run", "experiments/tiny.yaml")
     assert _states(finished.root) == before
-    assert _mlflow_runs(finished) == {"tiny": ["step_12", "step_4", "step_8"]}
+    assert _mlflow_runs(finished) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
 
 
 def test_run_after_history_was_deleted_finds_everything_and_tells_dagster(copy: TinyProject) -> None:
@@ -63,7 +65,7 @@ def test_run_after_history_was_deleted_finds_everything_and_tells_dagster(copy: 
     shutil.rmtree(copy.root / ".dagster")
     copy.run("run", "experiments/tiny.yaml")
     assert _states(copy.root) == before
-    assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8"]}
+    assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
     code = os.getcwd()
     os.chdir(copy.root)
     try:
@@ -82,7 +84,7 @@ def test_materialize_by_dagsters_own_command_twice_does_no_work(copy: TinyProjec
     partition = ("--partition", "step_00000008")
     assert "Nothing to do" in copy.run(*_MATERIALIZE, "tiny/evaluation", *partition, module="dagster")
     assert _states(copy.root) == before
-    assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8"]}
+    assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
 
 
 def test_run_with_another_learning_rate_trains_anew_on_the_same_data_and_overwrites_nothing(copy: TinyProject) -> None:
@@ -94,7 +96,7 @@ def test_run_with_another_learning_rate_trains_anew_on_the_same_data_and_overwri
     assert set(_weights(copy, "tiny").values()).isdisjoint(old.values())
     kept = list(copy.experiment("tiny").folder.root.glob("previous/*/checkpoints/checkpoint_step_12.pt"))
     assert len(kept) == 1
-    assert len(_mlflow_runs(copy)["tiny"]) == 6
+    assert len(_mlflow_runs(copy)["tiny"]) == 8
 
 
 def test_run_of_second_experiment_with_the_same_data_shares_it(copy: TinyProject) -> None:
@@ -108,14 +110,15 @@ def test_run_of_second_experiment_with_the_same_data_shares_it(copy: TinyProject
 def test_evaluate_with_more_questions_adds_one_run_per_checkpoint_once(copy: TinyProject) -> None:
     assert "3 evaluated" in copy.run("evaluate", "experiments/tiny.yaml", "--questions", "3")
     assert "Nothing to do" in copy.run("evaluate", "experiments/tiny.yaml", "--questions", "3")
-    assert len(_mlflow_runs(copy)["tiny"]) == 6
+    assert len(_mlflow_runs(copy)["tiny"]) == 7
 
 
 def test_run_after_mlflow_was_wiped_and_results_marked_unlogged_logs_them_again(copy: TinyProject) -> None:
     (copy.root / "mlflow.db").unlink()
     shutil.rmtree(copy.experiment("tiny").folder.evaluations / "logged")
+    (copy.experiment("tiny").folder.root / "metrics.sent.json").unlink()
     copy.run("run", "experiments/tiny.yaml")
-    assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8"]}
+    assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
 
 
 LONG = {"max_steps": 40}
@@ -186,3 +189,48 @@ def test_run_stopped_by_two_ctrl_c_saves_leaves_no_process_and_continues_to_the_
     assert 8 <= max(_weights(project, "long")) < 40
     project.run("run", "experiments/long.yaml")
     assert _weights(project, "long")[40] == uninterrupted[40]
+
+
+@pytest.mark.slow
+def test_run_with_an_mlflow_that_is_down_trains_to_the_end_and_logs_it_later(tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    project.write_experiment("tiny")
+    down = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    command = [sys.executable, "-m", "gpt_pipeline", "run", "experiments/tiny.yaml"]
+    process = subprocess.run(
+        command, cwd=tmp_path, env={**project.environment, **down}, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 1
+    assert "MLflow at http://127.0.0.1:9 did not take" in process.stderr
+    assert project.experiment("tiny").folder.training.is_file(), process.stderr
+    assert list(_weights(project, "tiny")) == [4, 8, 12]
+    project.run("run", "experiments/tiny.yaml")
+    assert _mlflow_runs(project) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
+def test_run_killed_with_all_its_processes_is_shown_as_failed_by_the_next(tmp_path: Path) -> None:
+    import dagster as dg
+
+    from gpt_pipeline.orchestration.project import Project
+
+    project = TinyProject(root=tmp_path)
+    project.write_experiment("long", **LONG)
+    process = project.start("run", "experiments/long.yaml", start_new_session=True)
+    _wait_for_step(project, "long", 8)
+    process.kill()
+    for pid in _trainer_pids(project):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    output = project.run("run", "experiments/long.yaml")
+    assert "was killed earlier" in output
+    before = os.getcwd()
+    os.chdir(project.root)
+    try:
+        with Project.here().instance() as instance:
+            unfinished = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED]
+            assert instance.get_runs(dg.RunsFilter(statuses=unfinished)) == []
+    finally:
+        os.chdir(before)
+    assert "training" in _mlflow_runs(project)["long"]

@@ -88,7 +88,7 @@ def test_log_training_makes_one_finished_run_with_every_line_of_metrics(finished
     for line in lines:
         for key in wanted & set(line):
             assert found[key, line["step"]] == line[key]
-    assert run.info.start_time == min(row[3] for row in _rows(store))
+    assert 0 <= min(row[3] for row in _rows(store)) - run.info.start_time < 60_000
     assert run.info.end_time >= run.info.start_time
     assert not training_log_is_pending(finished.folder, finished.fingerprint)
 

@@ -28,7 +28,7 @@ def build_definitions(project: Project) -> dg.Definitions:
     experiments = [entry.experiment for entry in found if entry.experiment is not None]
     groups = keys.data_groups(experiments)
     owners = {groups[experiment.name]: experiment for experiment in reversed(experiments)}
-    automation = [_automation(experiment, groups[experiment.name]) for experiment in experiments]
+    automation = [_automation(experiment, groups[experiment.name], project.tracking_uri) for experiment in experiments]
     return dg.Definitions(
         assets=[
             *(asset for group, experiment in owners.items() for asset in data_assets(group, experiment)),
@@ -54,7 +54,7 @@ class _Automation:
     schedule: dg.ScheduleDefinition
 
 
-def _automation(experiment: Experiment, group: str) -> _Automation:
+def _automation(experiment: Experiment, group: str, tracking_uri: str) -> _Automation:
     """Return the experiment's jobs and what starts them."""
     training = keys.asset_key(experiment, "training")
     evaluation = keys.asset_key(experiment, "evaluation")
@@ -73,6 +73,6 @@ def _automation(experiment: Experiment, group: str) -> _Automation:
     write = job(keys.report_job(experiment), dg.AssetSelection.assets(report), "write the report anew.")
     return _Automation(
         jobs=[run, evaluate, write],
-        sensor=new_checkpoints_sensor(experiment, evaluate=evaluate, report=write),
+        sensor=new_checkpoints_sensor(experiment, evaluate=evaluate, report=write, tracking_uri=tracking_uri),
         schedule=reevaluation_schedule(experiment, evaluate=evaluate),
     )

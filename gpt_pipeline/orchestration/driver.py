@@ -24,10 +24,13 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_fingerprint
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
+from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
 from gpt_pipeline.orchestration.pending import WantedEvaluation, pending_evaluations, wanted_evaluations
 from gpt_pipeline.orchestration.project import Project
 from gpt_pipeline.orchestration.report_step import report_is_outdated
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR
+from gpt_pipeline.orchestration.training_log import is_log_pending
 from gpt_pipeline.training.finished import find_finished_training
 
 _FOLLOWER = "gpt_pipeline.orchestration.follower"
@@ -73,7 +76,7 @@ class Session:
                 instance=self.instance,
                 partition_key=partition,
                 raise_on_error=False,
-                tags=dict(tags or {}),
+                tags={**(tags or {}), **process_tag()},
             )
         except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
             raise StoppedError from None
@@ -82,8 +85,7 @@ class Session:
 
     def evaluate(self, pending: WantedEvaluation, *, questions: int | None = None, force: bool = False) -> None:
         """Evaluate one checkpoint; see `execute` for what it raises."""
-        name = keys.checkpoint_partitions(self.experiment).name
-        self.instance.add_dynamic_partitions(name or "", [pending.partition])
+        add_checkpoint_partitions(self.instance, self.experiment, [pending.partition])
         options = {"force": force} if questions is None else {"force": force, "num_questions": questions}
         self.execute(
             keys.evaluate_job(self.experiment),
@@ -102,6 +104,7 @@ def is_complete(experiment: Experiment) -> bool:
     return (
         find_finished_training(experiment.folder, training) is not None
         and not pending_evaluations(experiment)
+        and not is_log_pending(experiment)
         and not report_is_outdated(experiment)
     )
 
@@ -120,6 +123,7 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
         StoppedError: the user stopped it.
     """
     experiment = session.experiment
+    _close_dead_runs(session, say)
     if not force and is_complete(experiment) and is_recorded(session):
         return False
     experiment.folder.root.mkdir(parents=True, exist_ok=True)
@@ -144,6 +148,7 @@ def evaluate_experiment(
         StoppedError: the user stopped it.
     """
     experiment = session.experiment
+    _close_dead_runs(session, say)
     settings = experiment.config.evaluation
     if questions is not None:
         settings = replace(settings, num_questions=questions)
@@ -162,6 +167,11 @@ def evaluate_experiment(
     if problems:
         raise UserError("\n".join(problems))
     return len(chosen)
+
+
+def _close_dead_runs(session: Session, say: Callable[[str], None]) -> None:
+    for run_id in close_dead_runs(session.instance, session.experiment):
+        say(f"Run {run_id} of this experiment was killed earlier; Dagster's history now shows it as failed.")
 
 
 @contextmanager

@@ -15,7 +15,9 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.pending import mark_logged
 from gpt_pipeline.orchestration.stages import finished_english, finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
+from gpt_pipeline.orchestration.training_log import catch_up
 from gpt_pipeline.tracking.tables import answers_as_markdown
+from gpt_pipeline.training.heartbeat import trainer_state
 
 if TYPE_CHECKING:
     from gpt_pipeline.tracking.mlflow_tracker import LoggedRun
@@ -79,6 +81,9 @@ def _log(
     )
     mark_logged(experiment.folder, result, run_id=run.run_id)
     context.log.info(f"{result.key}: MLflow run {run.run_id}" + ("" if run.new else ", logged before"))
+    # MLflow works: a good moment for what it may lack of a training that is over.
+    if trainer_state(experiment.folder.root) != "running":
+        catch_up(experiment, tracking_uri, say=context.log.warning)
     return run
 
 

@@ -53,9 +53,11 @@ def experiment_assets(experiment: Experiment, group: str) -> Sequence[dg.AssetsD
         code_version=experiment.identity,
         description=f"{name}: the model, trained to its last step by a process of its own that can stop and resume.",
     )
-    def training(context: dg.AssetExecutionContext, config: TrainingOptions) -> dg.MaterializeResult:
+    def training(
+        context: dg.AssetExecutionContext, config: TrainingOptions, mlflow: MlflowTracking
+    ) -> dg.MaterializeResult:
         with explained():
-            return train_experiment(context, experiment, force=config.force)
+            return train_experiment(context, experiment, tracking_uri=mlflow.tracking_uri, force=config.force)
 
     checkpoint = dg.AssetSpec(
         key=keys.asset_key(experiment, "checkpoint"),

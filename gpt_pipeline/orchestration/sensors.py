@@ -4,6 +4,7 @@ Both look at the folders anew each time and keep no cursor, so a lost cursor, a 
 means nothing to them; what is requested twice is still evaluated once.
 """
 
+import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -13,12 +14,16 @@ import dagster as dg
 from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.dead_runs import close_dead_runs
+from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
 from gpt_pipeline.orchestration.pending import WantedEvaluation, pending_evaluations
 from gpt_pipeline.orchestration.report_step import report_is_outdated
+from gpt_pipeline.orchestration.training_log import BackgroundCatchUp
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+_logger = logging.getLogger(__name__)
 
 _SENSOR_SECONDS = 15
 _MAX_ATTEMPTS = 3
@@ -33,9 +38,18 @@ _UNFINISHED = [
 
 
 def new_checkpoints_sensor(
-    experiment: Experiment, *, evaluate: "UnresolvedAssetJobDefinition", report: "UnresolvedAssetJobDefinition"
+    experiment: Experiment,
+    *,
+    evaluate: "UnresolvedAssetJobDefinition",
+    report: "UnresolvedAssetJobDefinition",
+    tracking_uri: str,
 ) -> dg.SensorDefinition:
-    """Return the sensor that requests the evaluation of each new checkpoint and, when all are done, a new report."""
+    """Return the sensor that requests the evaluation of each new checkpoint and, when all are done, a new report.
+
+    It also looks after what nobody else does: runs whose process died, and lines that MLflow did not take.
+    """
+
+    training_log = BackgroundCatchUp(experiment)
 
     @dg.sensor(
         name=f"new_checkpoints_{experiment.name}",
@@ -47,6 +61,9 @@ def new_checkpoints_sensor(
     def new_checkpoints(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         if not experiment.folder.root.is_dir():
             return dg.SkipReason("Training has not started.")
+        for run_id in close_dead_runs(context.instance, experiment):
+            context.log.warning(f"Run {run_id} is marked as failed: its process is gone.")
+        training_log.start(tracking_uri, say=_logger.warning)
         announce_evaluator(experiment.folder.root)
         pending = pending_evaluations(experiment)
         new = [evaluation for evaluation in pending if evaluation.state == "missing"]
@@ -77,7 +94,7 @@ def reevaluation_schedule(experiment: Experiment, *, evaluate: "UnresolvedAssetJ
     def reevaluate(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         outdated = [evaluation for evaluation in pending_evaluations(experiment) if evaluation.state == "outdated"]
         partitions = [evaluation.partition for evaluation in outdated]
-        context.instance.add_dynamic_partitions(keys.checkpoint_partitions(experiment).name or "", partitions)
+        add_checkpoint_partitions(context.instance, experiment, partitions)
         tick = context.scheduled_execution_time.isoformat()
         requests = list(_evaluation_requests(context.instance, experiment, outdated, tick=tick))
         return requests or dg.SkipReason("Every evaluation is up to date.")

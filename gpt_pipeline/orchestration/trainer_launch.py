@@ -15,6 +15,7 @@ from typing import Any
 import dagster as dg
 
 from gpt_pipeline.orchestration.trainer_pipes import DIE_WITH_PARENT
+from gpt_pipeline.training.heartbeat import RUN_VARIABLE
 from gpt_pipeline.training.signals import StopFlag, stop_on_signals
 
 PROGRESS_DESCRIPTOR = "GPT_PIPELINE_PROGRESS_FD"
@@ -56,7 +57,12 @@ def train_in_child(
             message_reader=dg.PipesTempFileMessageReader(),
         ) as session,
     ):
-        child = _start(job_file, log_file, processes=processes, environment=session.get_bootstrap_env_vars())
+        child = _start(
+            job_file,
+            log_file,
+            processes=processes,
+            environment={**session.get_bootstrap_env_vars(), RUN_VARIABLE: context.run_id},
+        )
         context.log.info(f"The trainer is process {child.pid}.")
         received = 0
         try:

@@ -17,15 +17,19 @@ from gpt_pipeline.experiment.plan import training_job
 from gpt_pipeline.experiment.problems import ExperimentFileError
 from gpt_pipeline.experiment.runtime import runtime_values, write_runtime
 from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
 from gpt_pipeline.orchestration.stages import finished_shards
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR, train_in_child
+from gpt_pipeline.orchestration.training_log import LogSender, catch_up, send_log
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.training.demand import find_finished_work
 from gpt_pipeline.training.finished import FinishedTraining, find_finished_training
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
 
 
-def train_experiment(context: dg.AssetExecutionContext, experiment: Experiment, *, force: bool) -> dg.MaterializeResult:
+def train_experiment(
+    context: dg.AssetExecutionContext, experiment: Experiment, *, tracking_uri: str, force: bool
+) -> dg.MaterializeResult:
     """Train to the last step, or find that done; return what the UI shows of it."""
     shards = finished_shards(experiment)
     job = training_job(experiment, shards)
@@ -35,8 +39,9 @@ def train_experiment(context: dg.AssetExecutionContext, experiment: Experiment, 
     _write_runtime(context, experiment, shards)
     finished = find_finished_work(job)
     if finished is None:
-        finished = _train(context, experiment, job)
+        finished = _train(context, experiment, job, tracking_uri)
     else:
+        catch_up(experiment, tracking_uri, say=context.log.warning)
         context.log.info(f"Nothing to do: the training in {job.folder.root} reached its last step, {finished.step}.")
     report_checkpoints(context, experiment)
     return dg.MaterializeResult(
@@ -44,16 +49,25 @@ def train_experiment(context: dg.AssetExecutionContext, experiment: Experiment, 
     )
 
 
-def _train(context: dg.AssetExecutionContext, experiment: Experiment, job: TrainingJob) -> FinishedTraining:
+def _train(
+    context: dg.AssetExecutionContext, experiment: Experiment, job: TrainingJob, tracking_uri: str
+) -> FinishedTraining:
     folder = job.folder
     job.write(folder.job)
-    train_in_child(
-        context,
-        folder.job,
-        folder.root / "trainer.log",
-        processes=job.hardware.num_gpus,
-        receive=TrainerReporter(context, experiment).receive,
-    )
+    reporter = TrainerReporter(context, experiment)
+    with LogSender(lambda: send_log(experiment, tracking_uri), say=context.log.warning) as sender:
+
+        def receive(message: Mapping[str, Any]) -> None:
+            sender.tell()
+            reporter.receive(message)
+
+        train_in_child(
+            context,
+            folder.job,
+            folder.root / "trainer.log",
+            processes=job.hardware.num_gpus,
+            receive=receive,
+        )
     finished = find_finished_training(folder, job.fingerprint)
     if finished is None:
         raise dg.Failure(
@@ -101,7 +115,7 @@ def report_checkpoints(context: dg.AssetExecutionContext, experiment: Experiment
 def report_checkpoint(context: dg.AssetExecutionContext, experiment: Experiment, checkpoint: CheckpointInfo) -> None:
     """Make a partition of the checkpoint and materialize it, with the weights' hash as its data version."""
     key = checkpoint_key(checkpoint.step)
-    context.instance.add_dynamic_partitions(keys.checkpoint_partitions(experiment).name or "", [key])
+    add_checkpoint_partitions(context.instance, experiment, [key])
     context.log_event(
         dg.AssetMaterialization(
             asset_key=keys.asset_key(experiment, "checkpoint"),

@@ -12,7 +12,7 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, l
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.storage.layout import ExperimentFolder
-from gpt_pipeline.storage.lock import is_locked
+from gpt_pipeline.training.heartbeat import State, trainer_state
 from gpt_pipeline.training.metrics import read_metrics
 
 Record = Mapping[str, Any]
@@ -26,7 +26,7 @@ class Status:
     """Where the training stands."""
 
     word: str
-    """`finished`, `running`, `stopped` or `not started`."""
+    """`finished`, `running`, `stopped`, `died` or `not started`."""
 
     detail: str
 
@@ -114,7 +114,7 @@ def read_contents(folder: ExperimentFolder) -> Contents:
         records=records,
         training=training,
         job=job,
-        status=_status(records, training, running=is_locked(folder.root)),
+        status=_status(records, training, trainer_state(folder.root)),
         rows=rows,
         questions=questions[:_QUESTIONS_SHOWN],
         num_questions=len(questions),
@@ -129,12 +129,14 @@ def _json_or_none(path: Path) -> Record | None:
     return value if isinstance(value, dict) else None
 
 
-def _status(records: Sequence[Record], training: Record | None, *, running: bool) -> Status:
+def _status(records: Sequence[Record], training: Record | None, trainer: State) -> Status:
     step = max((int(record["step"]) for record in records), default=0)
-    if running:
+    if trainer == "running":
         return Status(word="running", detail=f"at step {step:,}")
     if training is not None:
         return Status(word="finished", detail=f"after {int(training.get('step', step)):,} steps")
+    if trainer == "died":
+        return Status(word="died", detail=f"after step {step:,}; its process is gone. Materialize training to go on")
     if not records:
         return Status(word="not started", detail="no metrics yet")
     return Status(word="stopped", detail=f"at step {step:,}; materialize training to go on")

@@ -65,7 +65,9 @@ class TrainingRun:
 class _Sent:
     """What MLflow has of a training: `metrics.sent.json`."""
 
-    tracking_uri: str
+    store: str
+    """Hash of the tracking URI, which may carry a password."""
+
     run_id: str
     fingerprint: str
     status: str = ""
@@ -128,9 +130,10 @@ def log_training(
         if run is None:
             run = _create_run(client, experiment, folder, fingerprint, tags)
         sent = _Sent.read(folder)
-        if sent is None or (sent.tracking_uri, sent.run_id) != (tracking_uri, run.info.run_id):
+        store = hashlib.sha256(tracking_uri.encode()).hexdigest()
+        if sent is None or (sent.store, sent.run_id) != (store, run.info.run_id):
             log_missing_parameters(client, run, parameters)
-            sent = _Sent(tracking_uri=tracking_uri, run_id=run.info.run_id, fingerprint=fingerprint)
+            sent = _Sent(store=store, run_id=run.info.run_id, fingerprint=fingerprint)
         lines = _send_lines(client, folder, sent)
         _send_status(client, run, folder, sent)
         return TrainingRun(run_id=run.info.run_id, experiment_id=experiment, lines=lines)

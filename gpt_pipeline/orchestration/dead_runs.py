@@ -1,0 +1,77 @@
+"""Runs that Dagster believes to be under way although their process is gone.
+
+Dagster's daemon ends runs that it started itself. A run that `gpt-pipeline` executes in its own process, and any run
+whose whole machine went down, stays "started" for ever, keeps its place in the pool and keeps the sensor from asking
+again. Such a run bears its process as a tag, or the trainer's heartbeat bears the run; both are proof enough to end it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+import dagster as dg
+
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.orchestration import keys
+from gpt_pipeline.storage.process import ProcessId
+from gpt_pipeline.training.heartbeat import read_heartbeat, trainer_state
+
+PROCESS_TAG = "gpt_pipeline/process"
+"""Bears, as JSON, the process in which a whole run is executed."""
+
+_UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def process_tag() -> Mapping[str, str]:
+    """Return the tag of a run that this very process executes."""
+    return {PROCESS_TAG: json.dumps(dataclasses.asdict(ProcessId.here()))}
+
+
+def close_dead_runs(instance: dg.DagsterInstance, experiment: Experiment) -> list[str]:
+    """Mark as failed those runs of the experiment's jobs whose process is certainly gone; return their ids."""
+    jobs = (keys.run_job(experiment), keys.evaluate_job(experiment), keys.report_job(experiment))
+    closed = []
+    for job in jobs:
+        for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=_UNFINISHED)):
+            why = _end_of_process(run) or _end_of_trainer(run, experiment)
+            if why is not None:
+                instance.report_run_failed(run, message=f"{why} What was done is kept; materialize again to go on.")
+                _free_its_place(instance, run)
+                closed.append(run.run_id)
+    return closed
+
+
+def _end_of_process(run: dg.DagsterRun) -> str | None:
+    try:
+        process = ProcessId.from_text(json.loads(run.tags[PROCESS_TAG]))
+    except (KeyError, TypeError, ValueError):
+        return None  # a run of the UI, say: of its process nothing is known
+    if not process.is_dead:
+        return None
+    return f"Process {process.pid} on {process.host} ended without a word: it was killed, or its machine went down."
+
+
+def _end_of_trainer(run: dg.DagsterRun, experiment: Experiment) -> str | None:
+    """Return what to say of a run whose trainer died so long ago that whoever waited for it must be gone too."""
+    root = experiment.folder.root
+    last = read_heartbeat(root)
+    if run.status != dg.DagsterRunStatus.STARTED or last is None or last.run != run.run_id or not last.is_old:
+        return None
+    if trainer_state(root) != "died":
+        return None
+    return (
+        f"The trainer, process {last.process.pid} on {last.process.host}, gave its last sign of life after step "
+        f"{last.step}, {last.age_seconds / 60:.0f} minutes ago, and nothing holds its folder any more."
+    )
+
+
+def _free_its_place(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    if instance.event_log_storage.supports_global_concurrency_limits:
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

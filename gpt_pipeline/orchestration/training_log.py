@@ -1,0 +1,152 @@
+"""The training's lines in MLflow: sent beside the training, never in its way."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+
+from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.plan import training_fingerprint
+from gpt_pipeline.tracking.training_run import log_training, training_log_is_pending
+from gpt_pipeline.training.heartbeat import trainer_state
+
+_EVERY_SECONDS = 15.0
+_AFTER_FAILURE_SECONDS = 60.0
+_LAST_WAIT_SECONDS = 30.0
+_INTERRUPTED_WAIT_SECONDS = 5.0  # when the training failed or was stopped: someone waits for the end
+_SENSOR_PAUSE_SECONDS = 300.0
+
+Say = Callable[[str], None]
+
+
+def is_log_pending(experiment: Experiment) -> bool:
+    """Whether MLflow lacks something of the experiment's training, as the folders tell."""
+    shards = find_shards(experiment.data, experiment.data_folder)
+    if shards is None:
+        return False
+    return training_log_is_pending(experiment.folder, training_fingerprint(experiment.config, shards.fingerprint))
+
+
+def send_log(experiment: Experiment, tracking_uri: str) -> None:
+    """Send what MLflow lacks of the experiment's training.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, is busy, or refuses; it can be sent later.
+    """
+    shards = find_shards(experiment.data, experiment.data_folder)
+    if shards is None:
+        return
+    fingerprint = training_fingerprint(experiment.config, shards.fingerprint)
+    log_training(
+        experiment.folder,
+        fingerprint=fingerprint,
+        tracking_uri=tracking_uri,
+        experiment_name=experiment.display_name,
+        parameters=dataclasses.asdict(experiment.config),
+        tags={"experiment_file": experiment.file.name, "shards_fingerprint": shards.fingerprint},
+    )
+
+
+def catch_up(experiment: Experiment, tracking_uri: str, *, say: Say) -> None:
+    """Send what earlier attempts could not, if there is anything; an MLflow that is still down is only mentioned."""
+    if not is_log_pending(experiment):
+        return
+    try:
+        send_log(experiment, tracking_uri)
+    except UserError as error:
+        say(str(error))
+
+
+class LogSender:
+    """Sends the lines of a running training every few seconds from a thread; to be used as a context.
+
+    Whatever MLflow does, the block is not held up; at its end the rest is waited for, but not for long. What there is
+    to tell is told by `tell`, in the thread of the block: Dagster's log is not for threads of ours.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[], None],
+        *,
+        say: Say,
+        every: float = _EVERY_SECONDS,
+        after_failure: float = _AFTER_FAILURE_SECONDS,
+        last_wait: float = _LAST_WAIT_SECONDS,
+    ) -> None:
+        self._send = send
+        self._say = say
+        self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._every = every
+        self._after_failure = after_failure
+        self._last_wait = last_wait
+        self._ended = threading.Event()
+        self._failing = False
+        # A daemon: one that hangs on a dead server must not keep the process from ending.
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+
+    def __enter__(self) -> LogSender:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join(self._last_wait if kind is None else min(self._last_wait, _INTERRUPTED_WAIT_SECONDS))
+        self.tell()
+        if self._thread.is_alive():
+            self._say("MLflow does not answer; what it lacks of the training is sent at the next opportunity.")
+
+    def tell(self) -> None:
+        """Tell what happened since the last call; the end of the block does it too."""
+        with suppress(queue.Empty):
+            while True:
+                self._say(self._notes.get_nowait())
+
+    def _work(self) -> None:
+        while not self._ended.wait(self._after_failure if self._failing else self._every):
+            self._attempt()
+        self._attempt()
+
+    def _attempt(self) -> None:
+        try:
+            self._send()
+        except Exception as error:
+            # Also what nobody foresaw: a training must not end, and this thread must not stop, over its log.
+            if not self._failing:
+                self._notes.put(str(error) or repr(error))
+            self._failing = True
+        else:
+            if self._failing:
+                self._notes.put("MLflow works again; the training's lines are sent.")
+            self._failing = False
+
+
+class BackgroundCatchUp:
+    """Catches up from a thread, one at a time and not too often: for a sensor, whose time is short."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._thread: threading.Thread | None = None
+
+    def start(self, tracking_uri: str, *, say: Say) -> bool:
+        """Begin to catch up, unless a trainer's own step does it, or nothing is lacking; return whether it began."""
+        if self._thread is not None and self._thread.is_alive():
+            return False
+        if trainer_state(self._experiment.folder.root) == "running" or not is_log_pending(self._experiment):
+            return False
+        self._thread = threading.Thread(target=self._work, args=[tracking_uri, say], daemon=True)
+        self._thread.start()
+        return True
+
+    def _work(self, tracking_uri: str, say: Say) -> None:
+        catch_up(self._experiment, tracking_uri, say=say)
+        if is_log_pending(self._experiment):
+            time.sleep(_SENSOR_PAUSE_SECONDS)  # alive, this thread keeps the next attempt from starting

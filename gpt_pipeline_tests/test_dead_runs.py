@@ -1,0 +1,95 @@
+"""Runs whose process is gone are ended in Dagster's history; those that may live are not."""
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG, close_dead_runs, process_tag
+from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.storage.atomic import write_json
+from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.storage.process import ProcessId
+from gpt_pipeline_tests.projects import TinyProject
+
+STARTED, FAILED = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.FAILURE
+DEAD = dataclasses.replace(ProcessId.here(), boot="an earlier boot")
+
+
+class _History:
+    """An experiment, and a Dagster history in which its jobs have runs."""
+
+    def __init__(self, root: Path) -> None:
+        project = TinyProject(root=root)
+        project.write_experiment("tiny")
+        self.experiment: Experiment = project.experiment("tiny")
+        self.experiment.folder.root.mkdir(parents=True)
+        self._definitions = build_definitions(Project(root=root, experiments=root / "experiments"))
+        self.instance = dg.DagsterInstance.ephemeral()
+
+    def add(self, job: str = "run_tiny", *, process: ProcessId | None = None, status: Any = STARTED) -> str:
+        """Add a run of `job`; return its id."""
+        tags = {} if process is None else {PROCESS_TAG: json.dumps(dataclasses.asdict(process))}
+        run = self.instance.create_run_for_job(self._definitions.resolve_job_def(job), status=status, tags=tags)
+        return str(run.run_id)
+
+    def close(self) -> list[str]:
+        return close_dead_runs(self.instance, self.experiment)
+
+    def status(self, run_id: str) -> dg.DagsterRunStatus:
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        return run.status
+
+    def leave_heartbeat(self, run_id: str, *, minutes: float) -> None:
+        path = self.experiment.folder.root / "heartbeat.json"
+        write_json(path, {"process": dataclasses.asdict(DEAD), "run": run_id, "step": 7})
+        os.utime(path, (time.time() - 60 * minutes,) * 2)
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> _History:
+    return _History(tmp_path)
+
+
+@pytest.mark.parametrize("job", ["run_tiny", "report_tiny"])
+def test_close_dead_runs_ends_a_run_whose_process_is_gone(history: _History, job: str) -> None:
+    run = history.add(job, process=DEAD)
+    assert history.close() == [run]
+    assert history.status(run) == FAILED
+    failures = [entry.message for entry in history.instance.all_logs(run) if "ended without a word" in entry.message]
+    assert len(failures) == 1
+    assert history.close() == []
+
+
+def test_close_dead_runs_leaves_the_living_the_unknown_and_the_ended(history: _History) -> None:
+    living = history.add(process=ProcessId.here())
+    elsewhere = history.add(process=dataclasses.replace(DEAD, host="elsewhere"))
+    of_the_ui = history.add()
+    ended = history.add(process=DEAD, status=dg.DagsterRunStatus.SUCCESS)
+    assert history.close() == []
+    for run in (living, elsewhere, of_the_ui):
+        assert history.status(run) == STARTED
+    assert history.status(ended) == dg.DagsterRunStatus.SUCCESS
+
+
+def test_close_dead_runs_ends_the_run_whose_trainer_gave_no_sign_for_long(history: _History) -> None:
+    run, other = history.add(), history.add()
+    history.leave_heartbeat(run, minutes=9)
+    assert history.close() == []
+    history.leave_heartbeat(run, minutes=11)
+    with folder_lock(history.experiment.folder.root, purpose="training"):  # it sleeps, or its disk does
+        assert history.close() == []
+    assert history.close() == [run]
+    assert (history.status(run), history.status(other)) == (FAILED, STARTED)
+
+
+def test_process_tag_names_this_process() -> None:
+    assert ProcessId.from_text(json.loads(process_tag()[PROCESS_TAG])) == ProcessId.here()

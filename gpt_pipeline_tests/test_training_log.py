@@ -1,0 +1,58 @@
+"""Sending a training's lines beside the training."""
+
+import threading
+import time
+
+import pytest
+
+from gpt_pipeline.orchestration.training_log import LogSender
+
+
+def _wait_for(condition: object) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_log_sender_sends_while_the_block_runs_and_once_more_at_its_end() -> None:
+    sent: list[str] = []
+    during: list[int] = []
+    with LogSender(lambda: sent.append("x"), say=sent.append, every=0.01):
+        _wait_for(lambda: len(sent) >= 2)
+        during.append(len(sent))
+    assert len(sent) > during[0]
+
+
+def test_log_sender_of_a_dead_mlflow_does_not_hold_up_the_block_or_its_end() -> None:
+    never = threading.Event()
+    said: list[str] = []
+    began = time.monotonic()
+    with LogSender(lambda: never.wait(60) and None, say=said.append, every=0.0, last_wait=0.1):
+        pass
+    assert time.monotonic() - began < 5
+    assert said == ["MLflow does not answer; what it lacks of the training is sent at the next opportunity."]
+    never.set()
+
+
+def test_log_sender_says_once_that_mlflow_fails_and_that_it_works_again() -> None:
+    said: list[str] = []
+    attempts: list[int] = []
+
+    def send() -> None:
+        attempts.append(1)
+        if len(attempts) < 4:
+            raise OSError("no route to host")
+
+    with LogSender(send, say=said.append, every=0.01, after_failure=0.01) as sender:
+        _wait_for(lambda: len(attempts) >= 4)
+        assert said == []  # told in the thread of the block only
+        sender.tell()
+    assert said == ["no route to host", "MLflow works again; the training's lines are sent."]
+
+
+def test_log_sender_lets_the_blocks_own_error_through() -> None:
+    sent: list[int] = []
+    with pytest.raises(KeyboardInterrupt), LogSender(lambda: sent.append(1), say=lambda text: None):
+        raise KeyboardInterrupt
+    assert sent == [1]
