@@ -1,0 +1,144 @@
+"""Muon against AdamW at equal tokens: `python -m benchmarks.optimizers`.
+
+A small GPT on the generated sample, or on SYNTH's parquet files in `--parquet FOLDER`. Each optimizer's learning rate
+is chosen on a grid with one seed; then both train with other seeds, and their last val_loss are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.contest import describe_machine
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo
+from gpt_pipeline.data.config import SAMPLE, DataConfig
+from gpt_pipeline.data.english import prepare_english
+from gpt_pipeline.data.raw import prepare_raw
+from gpt_pipeline.data.shards import prepare_shards
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig
+from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.run import run_job
+
+_GRIDS = {"adamw": (1e-3, 2e-3, 4e-3, 8e-3), "muon": (2e-3, 4e-3, 8e-3, 16e-3)}
+_TUNING_SEED = 0
+
+
+class _LastLoss:
+    """An observer that keeps the last val_loss."""
+
+    def __init__(self) -> None:
+        self.val_loss = math.nan
+
+    def progress(self, record: Mapping[str, Any]) -> None:
+        self.val_loss = record.get("val_loss", self.val_loss)
+
+    def checkpoint(self, info: CheckpointInfo) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+
+def main() -> None:
+    options = _options()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shards = _prepare_shards(options, folder)
+        tokens = options.steps * options.sequences * options.length
+        print(
+            f"{describe_machine()}; {tokens:,} training tokens a run, {shards.manifest.facts['train_tokens']:,} there"
+        )
+        finals = {optimizer: _tune_and_train(optimizer, options, shards, folder) for optimizer in _GRIDS}
+    adamw, muon = (statistics.mean(finals[name]) for name in ("adamw", "muon"))
+    print(f"RATIO of Muon's val_loss to AdamW's at equal tokens: {muon / adamw:.4f} (difference {muon - adamw:+.4f})")
+
+
+def _tune_and_train(optimizer: str, options: argparse.Namespace, shards: StageResult, folder: Path) -> list[float]:
+    grid = {}
+    for rate in _GRIDS[optimizer]:
+        grid[rate] = _train(optimizer, options, shards, folder, rate=rate, seed=_TUNING_SEED)
+        print(f"  {optimizer}, learning rate {rate:g}: val_loss {grid[rate]:.4f}", flush=True)
+    best = min(grid, key=lambda rate: grid[rate])
+    if best in (min(grid), max(grid)):
+        print(f"  {optimizer}: the best rate is at the edge of the grid; a wider one may do better")
+    seeds = range(_TUNING_SEED + 1, _TUNING_SEED + 1 + options.seeds)
+    finals = [_train(optimizer, options, shards, folder, rate=best, seed=seed) for seed in seeds]
+    spread = statistics.stdev(finals) if len(finals) > 1 else 0.0
+    print(f"{optimizer} at {best:g}: val_loss {statistics.mean(finals):.4f} (sd {spread:.4f}), by seed:", end=" ")
+    print(", ".join(f"{final:.4f}" for final in finals), flush=True)
+    return finals
+
+
+def _train(
+    optimizer: str, options: argparse.Namespace, shards: StageResult, folder: Path, *, rate: float, seed: int
+) -> float:
+    job = TrainingJob(
+        experiment_name="optimizers",
+        fingerprint="0" * 64,
+        shards_folder=str(shards.folder),
+        shards_fingerprint=shards.manifest.fingerprint,
+        experiment_folder=str(folder / f"{optimizer}-{rate:g}-{seed}"),
+        model=ModelConfig(
+            n_layer=options.layers,
+            n_head=options.width // 32,
+            n_embd=options.width,
+            context_length=options.length,
+            dropout=0.0,
+        ),
+        training=TrainingConfig(
+            batch_size=options.sequences,
+            max_steps=options.steps,
+            learning_rate=rate,
+            warmup_steps=options.steps // 10,
+            optimizer=optimizer,  # type: ignore[arg-type]
+            seed=seed,
+        ),
+        max_length=options.length,
+        cadence=CadenceConfig(
+            eval_freq=options.steps, eval_iters=50, save_every_n_iterations=options.steps, keep_last=1
+        ),
+        hardware=HardwareConfig(),
+    )
+    observer = _LastLoss()
+    run_job(job, observer)
+    return observer.val_loss
+
+
+def _prepare_shards(options: argparse.Namespace, folder: Path) -> StageResult:
+    config = DataConfig(
+        num_samples=options.samples,
+        max_length=options.length,
+        source=SAMPLE,
+        local_dataset_path=options.parquet,
+        validation_fraction=0.05,
+    )
+    raw = prepare_raw(config, folder, say=lambda text: None)
+    english = prepare_english(config, raw, folder, say=lambda text: None)
+    return prepare_shards(config, english, folder, say=lambda text: None)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.optimizers")
+    parser.add_argument("--parquet", help="a folder with SYNTH's files; default: the generated sample")
+    parser.add_argument("--samples", type=int, default=4000, help="English documents to use")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--sequences", type=int, default=16, help="in one update")
+    parser.add_argument("--steps", type=int, default=200, help="updates of one run")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each optimizer after its rate is chosen")
+    parser.add_argument("--threads", type=int)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
