@@ -49,7 +49,7 @@ def test_training_out_of_gpu_memory_names_the_micro_batch_to_try(tmp_path, monke
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return forward(self, ids, targets)
 
-    def full_step(self, learning_rate):
+    def full_step(self, learning_rate, **options):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     if where == "forward":
