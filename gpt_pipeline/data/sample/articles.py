@@ -1,4 +1,4 @@
-"""The seed articles: made-up persons, villages and ships, each with some facts that can be asked for."""
+"""The seed articles: made-up persons and villages, each with some facts that can be asked for."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class Fact(NamedTuple):
 
     statements: tuple[str, ...]
     questions: tuple[str, ...]
+    aim: str
+    """What the questions ask for."""
+
     finding: str
     """The fact in the one form in which reasonings state it; a clause without its full stop."""
 
@@ -34,12 +37,12 @@ class Article:
     """A subject and what is known about it."""
 
     kind: str
-    """`person`, `village` or `ship`."""
+    """`person` or `village`."""
 
     url: str
     text: str
     words: Mapping[str, str]
-    """What the format strings of `facts` and of the exercises name."""
+    """What the format strings name: `name` is the subject, `who` a person of the article, the others its values."""
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -63,6 +66,7 @@ _PERSON: Final = (
             "What does {name} work as?",
             "What is {name} by trade?",
         ),
+        "the job of {name}",
         "{name} is a {job}",
     ),
     Fact(
@@ -80,6 +84,7 @@ _PERSON: Final = (
             "Where is the home of {name}?",
             "Which town does {name} live in?",
         ),
+        "the home of {name}",
         "{name} lives in {town}",
     ),
     Fact(
@@ -97,6 +102,7 @@ _PERSON: Final = (
             "What is the colour of the {thing} of {name}?",
             "The {thing} of {name} has which colour?",
         ),
+        "the colour of the {thing} of {name}",
         "the {thing} of {name} is {colour}",
     ),
     Fact(
@@ -113,6 +119,7 @@ _PERSON: Final = (
             "Which animal lives with {name}?",
             "Which animal does {name} keep?",
         ),
+        "the pet of {name}",
         "the pet of {name} is a {animal}",
     ),
     Fact(
@@ -130,6 +137,7 @@ _PERSON: Final = (
             "What is the favourite food of {name}?",
             "What does {name} eat for lunch?",
         ),
+        "the food of {name}",
         "{name} likes {food}",
     ),
     Fact(
@@ -146,39 +154,8 @@ _PERSON: Final = (
             "On which day does {name} not work?",
             "What is the free day of {name}?",
         ),
+        "the free day of {name}",
         "{name} is free on {day}",
-    ),
-    Fact(
-        "month",
-        (
-            "{name} was born in {month}.",
-            "The birthday of {name} is in {month}.",
-            "Each {month} {name} turns one year older.",
-            "{name} has a birthday in {month}.",
-        ),
-        (
-            "When was {name} born?",
-            "In which month was {name} born?",
-            "When is the birthday of {name}?",
-            "Which month is the birthday of {name} in?",
-        ),
-        "{name} was born in {month}",
-    ),
-    Fact(
-        "number",
-        (
-            "{name} owns {number} {items}.",
-            "In the bag of {name} are {number} {items}.",
-            "{name} keeps {number} {items} in a box.",
-            "There are {number} {items} in the room of {name}.",
-        ),
-        (
-            "How many {items} does {name} own?",
-            "How many {items} are there?",
-            "What is the number of {items}?",
-            "How many {items} does {name} have?",
-        ),
-        "{name} has {number} {items}",
     ),
 )
 
@@ -196,6 +173,7 @@ _VILLAGE: Final = (
             "Which colour does the tower of {name} have?",
             "What is the colour of the tower of {name}?",
         ),
+        "the colour of the tower of {name}",
         "the tower of {name} is {colour}",
     ),
     Fact(
@@ -211,6 +189,7 @@ _VILLAGE: Final = (
             "On which day is the market of {name}?",
             "Which day is the market day of {name}?",
         ),
+        "the market day of {name}",
         "the market of {name} is on {day}",
     ),
     Fact(
@@ -226,6 +205,7 @@ _VILLAGE: Final = (
             "Which food does {name} sell?",
             "Which food is made in {name}?",
         ),
+        "the food of {name}",
         "{name} is known for {food}",
     ),
     Fact(
@@ -240,116 +220,15 @@ _VILLAGE: Final = (
             "What does the flag of {name} show?",
             "Which animal does the flag of {name} show?",
         ),
+        "the flag of {name}",
         "the flag of {name} shows a {animal}",
     ),
-    Fact(
-        "month",
-        (
-            "The feast of {name} is in {month}.",
-            "{name} has a feast in {month}.",
-            "In {month} there is a feast in {name}.",
-        ),
-        (
-            "When is the feast of {name}?",
-            "In which month is the feast of {name}?",
-            "Which month is the feast of {name} in?",
-        ),
-        "the feast of {name} is in {month}",
-    ),
-    Fact(
-        "number",
-        (
-            "{name} has {number} bridges.",
-            "There are {number} bridges in {name}.",
-            "In {name} you can see {number} bridges.",
-        ),
-        (
-            "How many bridges does {name} have?",
-            "How many bridges are there in {name}?",
-            "What is the number of bridges in {name}?",
-        ),
-        "{name} has {number} bridges",
-    ),
 )
 
-_SHIP: Final = (
-    Fact(
-        "town",
-        (
-            "The ship {name} goes to {town}.",
-            "The ship {name} is on its way to {town}.",
-            "The next stop of the ship {name} is {town}.",
-        ),
-        (
-            "Where does the ship {name} go?",
-            "Which town does the ship {name} go to?",
-            "To which town does the ship {name} go?",
-        ),
-        "the ship {name} goes to {town}",
-    ),
-    Fact(
-        "food",
-        (
-            "The ship {name} carries {food}.",
-            "The ship {name} is full of {food}.",
-            "There is {food} on the ship {name}.",
-        ),
-        (
-            "What does the ship {name} carry?",
-            "What is on the ship {name}?",
-            "Which food does the ship {name} carry?",
-        ),
-        "the ship {name} carries {food}",
-    ),
-    Fact(
-        "captain",
-        (
-            "The captain of the ship {name} is {captain}.",
-            "{captain} is the captain of the ship {name}.",
-            "The ship {name} has a captain, {captain}.",
-        ),
-        (
-            "Who is the captain of the ship {name}?",
-            "What is the name of the captain of the ship {name}?",
-            "Which captain does the ship {name} have?",
-        ),
-        "the captain of the ship {name} is {captain}",
-    ),
-    Fact(
-        "colour",
-        (
-            "The ship {name} is {colour}.",
-            "The ship {name} has {colour} sails.",
-            "They painted the ship {name} {colour}.",
-        ),
-        (
-            "What colour is the ship {name}?",
-            "Which colour does the ship {name} have?",
-            "What is the colour of the ship {name}?",
-        ),
-        "the ship {name} is {colour}",
-    ),
-    Fact(
-        "day",
-        (
-            "The ship {name} leaves on {day}.",
-            "On {day} the ship {name} leaves.",
-            "The ship {name} waits until {day}.",
-        ),
-        (
-            "When does the ship {name} leave?",
-            "On which day does the ship {name} leave?",
-            "Which day does the ship {name} leave on?",
-        ),
-        "the ship {name} leaves on {day}",
-    ),
-)
-
-FACTS: Final[Mapping[str, tuple[Fact, ...]]] = {"person": _PERSON, "village": _VILLAGE, "ship": _SHIP}
+FACTS: Final[Mapping[str, tuple[Fact, ...]]] = {"person": _PERSON, "village": _VILLAGE}
 SUBJECTS: Final[Mapping[str, tuple[str, ...]]] = {
     "person": words.NAMES,
     "village": words.VILLAGES,
-    "ship": words.SHIPS,
 }
 VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "job": words.JOBS,
@@ -359,8 +238,6 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "food": words.FOODS,
     "day": words.DAYS,
     "month": words.MONTHS,
-    "captain": words.NAMES,
-    "number": tuple(str(number) for number in range(2, 13)),
 }
 """What a field can be; wrong options and second subjects are drawn from here."""
 
@@ -373,14 +250,15 @@ def articles(seed: int) -> tuple[Article, ...]:
 
 
 def _article(rng: Random, number: int) -> Article:
-    kind = rng.choices(("person", "village", "ship"), weights=(6, 2, 2))[0]
+    kind = rng.choices(("person", "village"), weights=(3, 1))[0]
     values = {field: rng.choice(choices) for field, choices in VALUES.items()}
-    values |= {
-        "name": rng.choice(SUBJECTS[kind]),
-        "thing": rng.choice(words.THINGS),
-        "items": rng.choice(words.ITEMS),
-    }
+    name = rng.choice(SUBJECTS[kind])
+    who = name if kind == "person" else rng.choice(words.NAMES)
+    values |= {"name": name, "who": who, "thing": rng.choice(words.THINGS)}
     text = " ".join(rng.choice(fact.statements).format_map(values) for fact in FACTS[kind])
     return Article(
-        kind=kind, url=f"{URL_ROOT}/en/{kind}-{values['name'].lower()}-{number:04d}", text=text, words=values
+        kind=kind,
+        url=f"{URL_ROOT}/en/{kind}-{name.lower()}-{number:04d}",
+        text=text,
+        words=values,
     )

@@ -36,14 +36,21 @@ _GREETINGS: Final = (
     "Hello!", "Please help.", "A quick question.", "Hi there.", "I need help.", "Tell me this.", "Good morning.",
     "Can you help me?", "One more question.", "For my class:", "Please answer.",
 )  # fmt: skip
-_THANKS: Final = ("Thanks!", "Thank you.", "Please be short.", "I am not sure.", "Please explain.", "Many thanks.")
+_THANKS: Final = (
+    "Thanks!",
+    "Thank you.",
+    "Please be short.",
+    "I am not sure.",
+    "Please explain.",
+    "Many thanks.",
+)
 
 
 def phrased(rng: Random, query: str) -> str:
     """Return `query` as different people would send it: mostly plain, now and then with a greeting or thanks."""
     chance = rng.random()
-    if chance < 0.12:
+    if chance < 0.06:
         return f"{rng.choice(_GREETINGS)} {query}"
-    if chance < 0.2:
+    if chance < 0.1:
         return f"{query} {rng.choice(_THANKS)}"
     return query

@@ -27,7 +27,11 @@ def _following(cycle: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     return tuple(zip(cycle, cycle[1:] + cycle[:1], strict=True))
 
 
-_AFTER: Final = ("Which {unit} comes after {0}?", "What comes after {0}?", "{0} is over, which {unit} is next?")
+_AFTER: Final = (
+    "Which {unit} comes after {0}?",
+    "What comes after {0}?",
+    "{0} is over, which {unit} is next?",
+)
 _TOPICS: Final = (
     _Topic(
         "opposite",
@@ -39,7 +43,7 @@ _TOPICS: Final = (
             "What do you call the opposite of {0}?",
             "Not {0}, but what?",
         ),
-        "The opposite of {0} is {1}.",
+        "the opposite of {0}. The opposite of {0} is {1}.",
     ),
     _Topic(
         "capital",
@@ -50,7 +54,7 @@ _TOPICS: Final = (
             "Find the capital of {0}.",
             "Which capital does {0} have?",
         ),
-        "The capital of {0} is {1}.",
+        "the capital of {0}. The capital of {0} is {1}.",
     ),
     _Topic(
         "young",
@@ -61,7 +65,7 @@ _TOPICS: Final = (
             "Which word means a young {0}?",
             "How do we call the baby of a {0}?",
         ),
-        "The young of a {0} is a {1}.",
+        "the young of a {0}. The young of a {0} is a {1}.",
     ),
     _Topic(
         "plural",
@@ -72,13 +76,18 @@ _TOPICS: Final = (
             "Which word means more than one {0}?",
             "Find the plural of {0}.",
         ),
-        "The plural of {0} is {1}.",
+        "the plural of {0}. The plural of {0} is {1}.",
     ),
     _Topic(
         "typical colour",
         words.TYPICAL_COLOURS,
-        ("What colour is {0}?", "Which colour does {0} have?", "What is the colour of {0}?", "How does {0} look?"),
-        "The colour of {0} is {1}.",
+        (
+            "What colour is {0}?",
+            "Which colour does {0} have?",
+            "What is the colour of {0}?",
+            "How does {0} look?",
+        ),
+        "the colour of {0}. The colour of {0} is {1}.",
     ),
     _Topic(
         "past",
@@ -89,32 +98,32 @@ _TOPICS: Final = (
             "Which word is the past of {0}?",
             "Find the past of {0}.",
         ),
-        "The past of {0} is {1}.",
+        "the past of {0}. The past of {0} is {1}.",
     ),
     _Topic(
         "next day",
         _following(words.DAYS),
         tuple(text.replace("{unit}", "day") for text in _AFTER),
-        "The day after {0} is {1}.",
+        "the day after {0}. The day after {0} is {1}.",
     ),
     _Topic(
         "next month",
         _following(words.MONTHS),
         tuple(text.replace("{unit}", "month") for text in _AFTER),
-        "The month after {0} is {1}.",
+        "the month after {0}. The month after {0} is {1}.",
     ),
 )
 _WEIGHTS: Final = tuple(len(topic.pairs) ** 0.5 for topic in _TOPICS)
 
 _ASKERS: Final = (
-    "{who} the {job} asks: {question}",
-    "{who} the {job} wants to know: {question}",
-    "A {job} in {town} asks: {question}",
-    "{who} from {town} asks: {question}",
-    "{who} from {town} wants to know: {question}",
-    "{who} says on {day}: {question}",
-    "The friends of {who} in {town} ask: {question}",
-    "In {month} {who} asked: {question}",
+    "{who} the {job} asks: {question} Answer {who}.",
+    "{who} is a {job}. {who} wants to know: {question}",
+    "{who} lives in {town}. {who} asks: {question}",
+    "{who} from {town} asks: {question} What do you tell {who}?",
+    "{who} does not know it: {question} Help {who}.",
+    "{who} says on {day}: {question} {who} waits.",
+    "The friends of {who} ask {who}: {question}",
+    "In {month} {who} asked: {question} {who} was in {town}.",
 )
 
 
@@ -123,6 +132,11 @@ def memorization(rng: Random, article: Article) -> Draft:
     topic = rng.choices(_TOPICS, weights=_WEIGHTS)[0]
     pair = rng.choice(topic.pairs)
     question = rng.choice(topic.questions).format(*pair)
-    who = article.words["name"] if article.kind == "person" else article.words["captain"]
-    query = rng.choice(_ASKERS).format_map({**article.words, "who": who, "question": question})
-    return Draft("memorization", topic.script, phrased(rng, query), topic.reasoning.format(*pair), pair[1])
+    query = rng.choice(_ASKERS).format_map({**article.words, "question": question})
+    return Draft(
+        "memorization",
+        topic.script,
+        phrased(rng, query),
+        f"{article.words['who']} wants {topic.reasoning.format(*pair)}",
+        pair[1],
+    )

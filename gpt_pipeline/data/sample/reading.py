@@ -20,8 +20,8 @@ _FRAMES: Final = (
     "{question} Use this text: {text}",
     "From the text: {text} {question}",
 )
-_FINDINGS: Final = ("The text says that", "We read that", "We know that", "Here it says that")
 _OPTIONS: Final = ("{0} (A), {1} (B) or {2} (C)?", "{0} (A), {1} (B), {2} (C)?")
+_HELP: Final = ("Help {}.", "Answer {}.", "What do you tell {}?")
 _WHICH: Final = (
     "Which of these is {kind}:",
     "Which one is {kind}:",
@@ -32,15 +32,26 @@ _WHICH: Final = (
 
 
 def rag(rng: Random, article: Article) -> Draft:
-    """Return a question about one of two facts about the article's subject, or about one of two subjects."""
+    """Return a question about one of up to two facts about the article's subject, or about one of two subjects."""
     fact, second = rng.sample(article.facts, 2)
-    two_subjects = rng.random() < 0.25
-    distraction = _of_another(rng, article, fact) if two_subjects else _stated(rng, article, second)
-    statements = [_stated(rng, article, fact), distraction]
+    chance = rng.random()
+    statements = [_stated(rng, article, fact)]
+    script = "one fact"
+    if chance < 0.2:
+        statements.append(_of_another(rng, article, fact))
+        script = "one of two subjects"
+    elif chance < 0.6:
+        statements.append(_stated(rng, article, second))
+        script = "one of two facts"
     rng.shuffle(statements)
     query = rng.choice(_FRAMES).format(text=" ".join(statements), question=_asked(rng, article, fact))
-    script = "one of two subjects" if two_subjects else "one of two facts"
-    return Draft("rag", script, phrased(rng, query), _found(rng, article, fact) + ".", article.words[fact.field])
+    return Draft(
+        "rag",
+        script,
+        phrased(rng, query),
+        _found(article, fact) + ".",
+        article.words[fact.field],
+    )
 
 
 def mcq(rng: Random, article: Article) -> Draft:
@@ -54,7 +65,7 @@ def _choice_of_fact(rng: Random, article: Article) -> Draft:
     options, letter = _options(rng, right, VALUES[fact.field])
     question = _asked(rng, article, fact).replace("?", ":")
     query = f"{_stated(rng, article, fact)} {question} {options}"
-    reasoning = f"{_found(rng, article, fact)} ({letter})."
+    reasoning = f"{_found(article, fact)} ({letter})."
     return Draft("mcq", "choice of a fact", phrased(rng, query), reasoning, letter)
 
 
@@ -63,9 +74,15 @@ def _choice_of_kind(rng: Random, article: Article) -> Draft:
     right = rng.choice(words.KINDS[kind])
     others = words.KINDS[pick_other(rng, tuple(words.KINDS), kind)]
     options, letter = _options(rng, right, others)
-    who = article.words["name"] if article.kind == "person" else article.words["captain"]
-    query = f"{who} asks: {rng.choice(_WHICH).format(kind=kind)} {options}"
-    return Draft("mcq", "choice of a kind", phrased(rng, query), f"We know that {right} ({letter}) is {kind}.", letter)
+    who = article.words["who"]
+    query = f"{who} asks: {rng.choice(_WHICH).format(kind=kind)} {options} {rng.choice(_HELP).format(who)}"
+    return Draft(
+        "mcq",
+        "choice of a kind",
+        phrased(rng, query),
+        f"{who} wants {kind}. The answer is {right} ({letter}).",
+        letter,
+    )
 
 
 def _options(rng: Random, right: str, wrong: tuple[str, ...]) -> tuple[str, str]:
@@ -88,8 +105,8 @@ def _asked(rng: Random, article: Article, fact: Fact) -> str:
     return rng.choice(fact.questions).format_map(article.words)
 
 
-def _found(rng: Random, article: Article, fact: Fact) -> str:
-    return f"{rng.choice(_FINDINGS)} {fact.finding.format_map(article.words)}"
+def _found(article: Article, fact: Fact) -> str:
+    return f"We want {fact.aim}. We read that {fact.finding}".format_map(article.words)
 
 
 def _of_another(rng: Random, article: Article, fact: Fact) -> str:

@@ -16,9 +16,13 @@ from gpt_pipeline.data.sample.draft import Draft
 from gpt_pipeline.data.sample.knowledge import memorization
 from gpt_pipeline.data.sample.languages import LANGUAGES, foreign_draft
 from gpt_pipeline.data.sample.reading import mcq, rag
-from gpt_pipeline.data.sample.writing import constrained_writing, creative_writing, editing
+from gpt_pipeline.data.sample.writing import (
+    constrained_writing,
+    creative_writing,
+    editing,
+)
 
-SAMPLE_VERSION: Final = "1"
+SAMPLE_VERSION: Final = "2"
 """Raise it whenever the same seed gives other documents."""
 
 Row = dict[str, Any]
@@ -29,7 +33,14 @@ _SHARES: Final = {
 }  # fmt: skip
 """SYNTH's shares of languages; its 17 rarest ones are left out. They add up to 1."""
 
-_MAKERS: Final = (memorization, rag, mcq, editing, constrained_writing, creative_writing)
+_MAKERS: Final = (
+    memorization,
+    rag,
+    mcq,
+    editing,
+    constrained_writing,
+    creative_writing,
+)
 _MAKER_BOUNDS: Final = tuple(accumulate((0.27, 0.27, 0.22, 0.1, 0.07, 0.07)))
 _MATH_SHARE: Final = 0.22  # of the English rows
 _FAILED_SHARE: Final = 0.01  # of the math rows
@@ -69,13 +80,18 @@ def _english_row(rng: Random, seed: int) -> Row:
 
 def _foreign_row(rng: Random, code: str) -> Row:
     language = LANGUAGES[code]
-    person, place = rng.randrange(len(language.names)), rng.randrange(len(language.towns))
+    person, place = (
+        rng.randrange(len(language.names)),
+        rng.randrange(len(language.towns)),
+    )
     name, town = language.names[person], language.towns[place]
     draft = foreign_draft(rng, language, name=name, town=town)
     if draft.exercise == MATH:
         return _row(draft, url=None, text=None)
     return _row(
-        draft, url=f"{URL_ROOT}/{code}/person-{person}-{place}", text=language.fact.format(name=name, town=town)
+        draft,
+        url=f"{URL_ROOT}/{code}/person-{person}-{place}",
+        text=language.fact.format(name=name, town=town),
     )
 
 

@@ -1,7 +1,7 @@
 """The words that English documents are made of.
 
-Few and frequent ones, nearly all of them one token of GPT-2's vocabulary, so that a model of a million parameters
-meets each often enough to learn it. No noun or adjective begins with a vowel sound: it follows "a" wherever it stands.
+Few and frequent ones, nearly all of them one token of GPT-2's vocabulary, so that a small model meets each often enough
+to learn within minutes what it is and how to repeat it. No noun or adjective that follows "a" begins with a vowel.
 """
 
 # ruff: noqa: SIM905  (a list of words is easier to read and to extend without quotes)
@@ -10,40 +10,27 @@ from __future__ import annotations
 
 from typing import Final
 
-NAMES: Final = tuple(
-    "Tom Anna Ben Maria Sam Lucy Max Emma Paul Sara Jack Rosa Leo Nina Adam Clara Peter Julia Karl Eva "
-    "David Laura Felix Helen Oscar Alice Simon Grace Henry Kate Martin Ruth Victor Diana Daniel Hugo Olivia Mark "
-    "Sophie".split()
+NAMES: Final = tuple("Tom Anna Ben Maria Sam Lucy Max Emma Paul Sara Jack Rosa".split())
+JOBS: Final = tuple("baker farmer teacher doctor painter sailor singer writer".split())
+TOWNS: Final = tuple("Rome Paris London Berlin Madrid Vienna Oslo Dublin Athens Cairo".split())
+COLOURS: Final = tuple("red blue green yellow black white brown pink".split())
+ANIMALS: Final = tuple("dog cat horse cow sheep pig goat duck".split())
+PLANTS: Final = tuple("rose tree bush pine palm flower".split())
+TOOLS: Final = tuple("hammer saw knife spoon fork brush".split())
+THINGS: Final = tuple("boat house car hat coat door bike chair".split())
+FOODS: Final = tuple("bread cheese soup rice cake honey corn salad".split())
+ITEMS: Final = tuple("apples books coins eggs stones cards cups balls".split())
+DAYS: Final = (
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
 )
-JOBS: Final = tuple(
-    "baker farmer teacher doctor painter sailor singer writer nurse driver cook judge pilot dancer hunter miner "
-    "tailor".split()
-)
-TOWNS: Final = tuple(
-    "Rome Paris London Berlin Madrid Vienna Oslo Dublin Athens Cairo Lisbon Prague Milan Venice Boston Denver Lima "
-    "Delhi Tokyo".split()
-)
-COLOURS: Final = ("red", "blue", "green", "yellow", "black", "white", "brown", "pink", "grey", "purple")
-ANIMALS: Final = tuple(
-    "dog cat horse cow sheep pig goat duck bird fish mouse rabbit bear wolf fox lion tiger frog bee snake "
-    "monkey".split()
-)
-PLANTS: Final = ("rose", "tree", "bush", "pine", "palm", "vine", "flower", "moss")
-TOOLS: Final = ("hammer", "saw", "knife", "spoon", "fork", "drill", "needle", "brush", "ruler", "rope")
-THINGS: Final = ("boat", "house", "car", "hat", "coat", "door", "bike", "chair", "table", "bag", "cup", "box", "lamp")
-FOODS: Final = (
-    "bread", "cheese", "soup", "rice", "cake", "bacon", "honey", "milk", "butter", "corn", "salad", "pasta", "pizza",
-)  # fmt: skip
-ITEMS: Final = (
-    "apples", "books", "coins", "eggs", "stones", "shells", "cards", "pens", "cups", "balls", "stars", "keys", "boxes",
-    "nuts", "stamps", "toys", "flowers",
-)  # fmt: skip
-DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS: Final = tuple("January February March April May June July August September October November December".split())
-VILLAGES: Final = tuple(
-    "Newton Hilton Milton Weston Preston Burton Norton Hampton Ashton Lincoln Stone Wells Clifton Marlow".split()
-)
-SHIPS: Final = ("Star", "Swan", "Hope", "Arrow", "Pearl", "Falcon", "Storm", "Queen", "Dawn", "Wind", "Eagle")
+VILLAGES: Final = tuple("Newton Hilton Milton Weston Preston Burton".split())
 
 OPPOSITES: Final = tuple(
     tuple(pair.split())

@@ -9,7 +9,12 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpt_pipeline.data.documents import ENGLISH, FAILED_CONSTRAINT, SYNTH_COLUMNS, is_blank
+from gpt_pipeline.data.documents import (
+    ENGLISH,
+    FAILED_CONSTRAINT,
+    SYNTH_COLUMNS,
+    is_blank,
+)
 from gpt_pipeline.data.sample.rows import Row, rows_of_file
 from gpt_pipeline.storage.atomic import atomic_path
 

@@ -6,7 +6,7 @@ from random import Random
 from typing import Final
 
 from gpt_pipeline.data.sample import words
-from gpt_pipeline.data.sample.articles import Article
+from gpt_pipeline.data.sample.articles import VALUES, Article
 from gpt_pipeline.data.sample.draft import Draft, phrased, pick_other
 
 _REPLACE: Final = (
@@ -34,6 +34,8 @@ _WITH_WORDS: Final = (
     "Make a short sentence of {0} and {1}.",
     "One sentence, please, with {0} and {1}.",
     "Write a text of one line with {0} and {1} in it.",
+    "A sentence about {0} and {1}, please.",
+    "Which sentence has both {0} and {1} in it?",
 )
 _PATTERNS: Final = (
     ("thing", "colour", "The {thing} is {colour}."),
@@ -43,16 +45,21 @@ _PATTERNS: Final = (
     ("animal", "food", "The {animal} eats {food}."),
     ("who", "day", "{who} is free on {day}."),
 )
+_CHOICES: Final = {**VALUES, "thing": words.THINGS}
 _TITLE: Final = (
-    "Find a title for a story about a {animal} and a {thing}.",
-    "What is a good title for a tale of a {animal} and a {thing}?",
-    "I wrote about a {animal} and a {thing}. Give it a title.",
+    "{who} needs a title for a story about a {animal} and a {thing}. Help {who}.",
+    "What is a good title for the tale of {who} about a {animal} and a {thing}?",
+    "{who} wrote about a {animal} and a {thing}. Give {who} a title.",
+    "{who} from {town} tells of a {animal} and a {thing}. Find a title for {who}.",
+    "A {animal} and a {thing} are in the new book of {who}. {who} wants a title.",
+    "Find a title: {who} wrote of a {animal} and a {thing}.",
 )
 _LINE: Final = (
-    "Write a line about a {animal} in {town}.",
-    "Write the first line of a story about a {animal} in {town}.",
-    "A {animal} comes to {town}. Write one line of a story.",
-    "Tell a story of one line about a {animal} in {town}.",
+    "Write a line about a {animal} in {town} for {who}.",
+    "{who} needs the first line of a story about a {animal} in {town}. Help {who}.",
+    "A {animal} comes to {town}. Write one line of a story for {who}.",
+    "Tell {who} a story of one line about a {animal} in {town}.",
+    "{who} saw a {animal} in {town}. Write a line about it for {who}.",
 )
 _MOODS: Final = ("happy", "sad", "quiet", "dark", "strong")
 _ENDINGS: Final = (
@@ -75,58 +82,74 @@ def editing(rng: Random, article: Article) -> Draft:
 def constrained_writing(rng: Random, article: Article) -> Draft:
     """Return a sentence to be made of two given words."""
     first, second, pattern = rng.choice(_PATTERNS)
-    known = _known(article)
+    known = article.words
     pair = [known[first], known[second]]
     rng.shuffle(pair)
     query = phrased(rng, rng.choice(_WITH_WORDS).format(*pair))
     answer = pattern.format_map(known)
-    return Draft("constrained writing", "two words", query, "", answer, f"words:{pair[0]},{pair[1]}")
+    return Draft(
+        "constrained writing",
+        "two words",
+        query,
+        "",
+        answer,
+        f"words:{pair[0]},{pair[1]}",
+    )
 
 
 def creative_writing(rng: Random, article: Article) -> Draft:
-    """Return a title to find or a line to write; there is more than one good line."""
-    known = _known(article)
-    if rng.random() < 0.5:
+    """Return a title to find or a line to write; of lines there is more than one good one."""
+    known = article.words
+    if rng.random() < 0.75:
         query = rng.choice(_TITLE).format_map(known)
-        reasoning = "The title names both, the {animal} and the {thing}.".format_map(known)
+        reasoning = "{who} wants a title. It names the {animal} and the {thing}.".format_map(known)
         answer = "The {animal} and the {thing}".format_map(known)
         return Draft("creative writing", "title", phrased(rng, query), reasoning, answer)
     query = rng.choice(_LINE).format_map(known)
     mood = rng.choice(_MOODS)
     answer = f"A {mood} {{animal}} came to {{town}} {rng.choice(_ENDINGS)}".format_map(known)
-    return Draft("creative writing", "line", phrased(rng, query), f"We write of a {mood} {known['animal']}.", answer)
-
-
-def _known(article: Article) -> dict[str, str]:
-    who = article.words["name"] if article.kind == "person" else article.words["captain"]
-    return {**article.words, "who": who}
+    return Draft(
+        "creative writing",
+        "line",
+        phrased(rng, query),
+        f"{{who}} wants a line about a {{animal}} in {{town}}. The {{animal}} is {mood}.".format_map(known),
+        answer,
+    )
 
 
 def _replacement(rng: Random, article: Article) -> Draft:
-    known = _known(article)
+    known = article.words
     first, second, pattern = rng.choice(_PATTERNS)
     field = rng.choice([field for field in (first, second) if field != "who"])
     old = known[field]
-    choices = {
-        "thing": words.THINGS, "colour": words.COLOURS, "food": words.FOODS, "town": words.TOWNS,
-        "animal": words.ANIMALS, "day": words.DAYS,
-    }  # fmt: skip
-    new = pick_other(rng, choices[field], old)
+    new = pick_other(rng, _CHOICES[field], old)
     query = rng.choice(_REPLACE).format(old=old, new=new, sentence=pattern.format_map(known))
-    return Draft("editing", "replace a word", phrased(rng, query), "", pattern.format_map({**known, field: new}))
+    return Draft(
+        "editing",
+        "replace a word",
+        phrased(rng, query),
+        "",
+        pattern.format_map({**known, field: new}),
+    )
 
 
 def _into_the_past(rng: Random, article: Article) -> Draft:
-    known = _known(article)
+    known = article.words
     present, past = rng.choice(words.VERBS)
     place = rng.choice(("in {town}", "by the {thing}", "on {day}"))
     sentence = f"{{who}} {{verb}} {place}."
     query = rng.choice(_PAST).format(sentence=sentence.format_map({**known, "verb": present}))
-    return Draft("editing", "into the past", phrased(rng, query), "", sentence.format_map({**known, "verb": past}))
+    return Draft(
+        "editing",
+        "into the past",
+        phrased(rng, query),
+        "",
+        sentence.format_map({**known, "verb": past}),
+    )
 
 
 def _doubled_word(rng: Random, article: Article) -> Draft:
-    sentence = rng.choice(_PATTERNS)[2].format_map(_known(article))
+    sentence = rng.choice(_PATTERNS)[2].format_map(article.words)
     parts = sentence.split()
     place = rng.randrange(1, len(parts) - 1)
     doubled = " ".join([*parts[: place + 1], *parts[place:]])
