@@ -36,6 +36,7 @@ def main() -> None:
     settings = StepSettings(
         model=ModelConfig(n_layer=options.layers),
         sequences=options.sequences,
+        micro_batch_size=options.micro_batch_size,
         length=options.length,
         device=options.device,
     )
@@ -119,6 +120,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint_stall")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--sequences", type=int, default=8, help="in one update")
+    parser.add_argument("--micro-batch-size", type=int, help="sequences in one forward pass; default: all")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--saves", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="updates between two saves")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, Training
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.run import run_job
 
-_GRIDS = {"adamw": (1e-3, 2e-3, 4e-3, 8e-3), "muon": (2e-3, 4e-3, 8e-3, 16e-3)}
+_GRIDS = {"adamw": (4e-3, 8e-3, 16e-3, 32e-3), "muon": (8e-3, 16e-3, 32e-3, 64e-3)}
 _TUNING_SEED = 0
 
 
@@ -109,7 +110,9 @@ def _train(
         hardware=HardwareConfig(),
     )
     observer = _LastLoss()
-    run_job(job, observer)
+    outcome = run_job(job, observer)
+    if not outcome.finished:  # a signal asked this training to stop, and so means the whole
+        sys.exit(outcome.exit_code)
     return observer.val_loss
 
 

@@ -1,0 +1,32 @@
+"""The benchmarks' commands run, on models small enough for a test."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("cpu_step", "--layers 1 --length 32 --turns 1 --threads 1 --eager-only"),
+        ("cuda_step", "--tiny --turns 1 --steps 2"),
+        ("checkpoint_stall", "--layers 1 --length 16 --sequences 1 --saves 2 --steps 1 --device cpu"),
+        ("optimizers", "--layers 1 --width 32 --length 16 --sequences 2 --steps 3 --seeds 1 --samples 200"),
+    ],
+    ids=lambda value: value if " " not in value else "",
+)
+@pytest.mark.slow
+def test_benchmark_prints_a_ratio(module, arguments):
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"ratio|times as fast", result.stdout, re.IGNORECASE), result.stdout
