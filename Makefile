@@ -12,7 +12,7 @@ demo: $(READY)  ## materialize the whole pipeline for experiments/demo.yaml
 test: $(READY)  ## the default test suite, two files at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(READY)  ## what takes longer: fault loops, the daemon, the browser
+test-slow: $(READY)  ## what takes longer: fault loops, long waits, the benchmarks' commands
 	@$(BIN)/python -m pytest -m "slow or browser"
 
 check: $(READY)  ## format, lint, types, import layers
