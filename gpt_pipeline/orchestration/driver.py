@@ -1,8 +1,8 @@
 """One experiment from the command line, through the same Dagster definitions and history that the UI shows.
 
 Dagster alone cannot do this in one run: a partitioned evaluation beside an unpartitioned training needs the
-checkpoints' names before they exist. So the run of data, training and report is accompanied by a second process
-that evaluates each checkpoint while the next one is trained.
+checkpoints' names before they exist. So the run of data and training is accompanied by a second process that
+evaluates each checkpoint while the next one is trained; the report is a run of its own at the end.
 """
 
 from __future__ import annotations

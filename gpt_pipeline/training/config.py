@@ -15,7 +15,7 @@ Device = Literal["auto", "cuda", "cpu"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How the weights are updated. All of it is part of the training's fingerprint."""
+    """How the weights are updated. All but `micro_batch_size` and `compile` is part of the training's fingerprint."""
 
     batch_size: int = 8
     """Sequences of `data.max_length` tokens in one optimizer update."""
