@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.hub import Hub
 from gpt_pipeline.data.raw import find_raw, prepare_raw, raw_files, raw_fingerprint
+from gpt_pipeline.data.source.hub import Hub
 from gpt_pipeline.errors import ConfigError, DamagedFileError, DataError
 from gpt_pipeline_tests.hub_server import FakeHub, running_hub
 from gpt_pipeline_tests.synth_rows import write_folder

@@ -36,6 +36,7 @@ def document(
         "reasoning_start": begin if reasoning else None,
         "reasoning_end": begin + len(reasoning) if reasoning else None,
         "answer_start": len(text) - len(answer),
+        "answer_bytes": len(answer.encode()),
     }
 
 

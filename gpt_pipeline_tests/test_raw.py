@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pipeline.data import record
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.local import parquet_names
 from gpt_pipeline.data.raw import find_raw, prepare_raw, raw_files, raw_fingerprint
+from gpt_pipeline.data.source import record
+from gpt_pipeline.data.source.local import parquet_names
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline_tests.synth_rows import write_folder, write_synth

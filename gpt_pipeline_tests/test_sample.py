@@ -13,10 +13,10 @@ import pytest
 
 from gpt_pipeline.data.documents import FAILED_CONSTRAINT, SYNTH_COLUMNS, article_key, is_blank, is_held_out
 from gpt_pipeline.data.documents import document_text as text_of
-from gpt_pipeline.data.sample import write_sample
-from gpt_pipeline.data.sample.articles import FACTS, VALUES, articles
-from gpt_pipeline.data.sample.languages import LANGUAGES, foreign_draft, roman
-from gpt_pipeline.data.sample.reading import mcq
+from gpt_pipeline.data.source.sample import write_sample
+from gpt_pipeline.data.source.sample.articles import FACTS, VALUES, articles
+from gpt_pipeline.data.source.sample.languages import LANGUAGES, foreign_draft, roman
+from gpt_pipeline.data.source.sample.reading import mcq
 from gpt_pipeline.data.tokenizer import gpt2
 
 Row = dict[str, Any]

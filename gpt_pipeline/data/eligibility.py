@@ -22,7 +22,7 @@ from gpt_pipeline.data.documents import (
 )
 from gpt_pipeline.errors import DataError
 
-RULE_VERSION = "1"
+RULE_VERSION = "2"
 """Raised when the same rows would give other documents."""
 
 BATCH_ROWS = 2_000
@@ -216,6 +216,7 @@ def documents_of(rows: pa.RecordBatch) -> pa.RecordBatch:
         "reasoning_start": reasoning_start,
         "reasoning_end": pc.add(reasoning_start, pc.utf8_length(reasoning)),
         "answer_start": pc.add(pc.add(query_end, pc.utf8_length(part)), len(ANSWER_MARK)),
+        "answer_bytes": pc.binary_length(answer),
     }
     return pa.record_batch(
         [column.cast(DOCUMENT_SCHEMA.field(name).type) for name, column in columns.items()], schema=DOCUMENT_SCHEMA
@@ -239,6 +240,10 @@ DOCUMENT_SCHEMA = pa.schema(
         ("reasoning_start", pa.int32()),
         ("reasoning_end", pa.int32()),
         ("answer_start", pa.int32()),
+        ("answer_bytes", pa.int32()),
     ]
 )
-"""The English parquet: a text and where its parts begin and end in it, counted in characters; null where absent."""
+"""The English parquet: a text and where its parts begin and end in it, counted in characters; null where absent.
+
+The answer is the text's end; `answer_bytes` is its size in UTF-8, for those who count the text in bytes.
+"""

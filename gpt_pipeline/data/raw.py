@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from gpt_pipeline.data.config import SAMPLE, DataConfig
 from gpt_pipeline.data.eligibility import RULE_VERSION, count_documents
-from gpt_pipeline.data.hub import Hub, open_dataset, recorded_dataset
-from gpt_pipeline.data.local import LocalFolder, local_path, open_folder, parquet_names
-from gpt_pipeline.data.record import FileFacts, SourceRecord, read_record
+from gpt_pipeline.data.source.hub import Hub, open_dataset, recorded_dataset
+from gpt_pipeline.data.source.local import LocalFolder, local_path, open_folder, parquet_names
+from gpt_pipeline.data.source.record import FileFacts, SourceRecord, read_record
 from gpt_pipeline.data.stage import Say, exclusive, prepare_stage
 from gpt_pipeline.errors import ConfigError, DamagedFileError, DataError
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
@@ -240,7 +240,7 @@ def _facts(chosen: Mapping[str, FileFacts]) -> dict[str, Any]:
 
 
 def _sample_config(config: DataConfig) -> dict[str, Any]:
-    from gpt_pipeline.data.sample import SAMPLE_VERSION
+    from gpt_pipeline.data.source.sample import SAMPLE_VERSION
 
     return {"sample": SAMPLE_VERSION, "num_samples": config.num_samples}
 
@@ -256,7 +256,7 @@ def _prepare_sample(config: DataConfig, data_folder: Path, *, force: bool, say: 
 
 
 def _make_sample(config: DataConfig, folder: Path, wanted: str) -> Manifest:
-    from gpt_pipeline.data.sample import write_sample
+    from gpt_pipeline.data.source.sample import write_sample
 
     paths = write_sample(folder, num_english=config.num_samples)
     files = {path.name: record_file(path) for path in paths}

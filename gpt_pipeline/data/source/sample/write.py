@@ -15,7 +15,7 @@ from gpt_pipeline.data.documents import (
     SYNTH_COLUMNS,
     is_blank,
 )
-from gpt_pipeline.data.sample.rows import Row, rows_of_file
+from gpt_pipeline.data.source.sample.rows import Row, rows_of_file
 from gpt_pipeline.storage.atomic import atomic_path
 
 SCHEMA: Final = pa.schema([(name, pa.int64() if name == "words" else pa.string()) for name in SYNTH_COLUMNS])

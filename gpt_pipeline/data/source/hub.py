@@ -21,8 +21,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from gpt_pipeline.data.local import parquet_names
-from gpt_pipeline.data.record import HubFile, SourceRecord
+from gpt_pipeline.data.source.local import parquet_names
+from gpt_pipeline.data.source.record import HubFile, SourceRecord
 from gpt_pipeline.errors import ConfigError, DataError, UserError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -1,0 +1,1 @@
+"""Where raw files come from: the hub, a folder, or the sample that the project writes itself."""
