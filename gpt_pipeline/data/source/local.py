@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt_pipeline.data.eligibility import count_english_rows
 from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.storage.names import resolve_folder
 
@@ -49,7 +50,27 @@ class LocalFolder:
         path = self.folder / name
         return path if path.is_file() else None
 
-    def fetch(self, name: str, *, again: bool = False) -> Path:
+    def size(self, name: str) -> int:
+        """Return the file's size in bytes."""
+        return (self.folder / name).stat().st_size
+
+    def count_english(self, name: str) -> int:
+        """Return how many rows of the file are in English: at least as many as become documents.
+
+        Raises:
+            DataError: the file is not one of SYNTH.
+        """
+        return count_english_rows(self.folder / name)
+
+    def count_english_of(self, names: Iterable[str], *, say: Callable[[str], None]) -> Iterator[tuple[str, int]]:
+        """Yield each file's name and count, one file at a time, as long as the caller asks for more."""
+        for name in names:
+            yield name, self.count_english(name)
+
+    def require_room(self, names: Iterable[str]) -> None:
+        """Return: nothing is copied from a folder."""
+
+    def fetch(self, name: str, *, again: bool = False, say: Callable[[str], None]) -> Path:
         """Return the file's path."""
         return self.folder / name
 
