@@ -399,6 +399,8 @@ def test_training_speed_and_tokens_are_counted(tmp_path):
     assert [record["tokens_seen"] for record in train] == [64, 128, 192]
     assert all(record["tokens_per_second"] > 0 for record in train)
     assert train[-1]["mfu"] is None
+    assert 0.05 < train[0]["memory_gb"] <= train[-1]["memory_gb"] < 50
+    assert [record["eta_seconds"] for record in train][-1] == 0 < train[0]["eta_seconds"]
     assert train[-1]["max_steps"] == 3
     finished = find_finished_training(job.folder, job.fingerprint)
     assert (finished.step, finished.tokens_seen) == (3, 192)

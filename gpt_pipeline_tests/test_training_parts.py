@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
 
 import pytest
 
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.training.config import TrainingConfig
+from gpt_pipeline.training.console import describe
 from gpt_pipeline.training.device import flops_per_token
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import MetricsLog, read_metrics, write_metrics_up_to
@@ -181,6 +184,39 @@ def test_metrics_up_to_a_step_leave_out_the_rest(tmp_path):
 
 
 # Speed
+
+
+def test_line_of_training_names_speed_utilization_with_its_peak_memory_and_time_left():
+    record = {
+        "kind": "train",
+        "train_loss": 3.25,
+        "learning_rate": 6e-4,
+        "gradient_norm": 0.5,
+        "tokens_per_second": 480_000.0,
+        "mfu": 0.415,
+        "peak_flops": 989e12,
+        "memory_gb": 61.25,
+        "eta_seconds": 3723.0,
+    }
+    words = describe(record)
+    for expected in ("480,000 tokens/s", "mfu 41.5% of 989 TFLOP/s", "61.2 GB", "1:02:03 left"):
+        assert expected in words
+    unknown = describe({**record, "mfu": None, "peak_flops": None, "memory_gb": None})
+    assert "mfu" not in unknown
+    assert "GB" not in unknown
+
+
+def test_peak_memory_keeps_what_was_used_once():
+    code = """
+import torch
+from gpt_pipeline.training.memory import peak_memory_bytes
+before = peak_memory_bytes(torch.device("cpu"))
+torch.ones(100_000_000)
+print(before, peak_memory_bytes(torch.device("cpu")))
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, child.stdout.split())
+    assert 300e6 < after - before < 500e6
 
 
 def test_flops_per_token_of_gpt2_follow_palm():

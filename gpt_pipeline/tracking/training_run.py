@@ -43,7 +43,7 @@ RUN_NAME = "training"
 SENT_NAME = "metrics.sent.json"
 
 _KINDS = ("train", "validation")
-_NOT_METRICS = {"step", "updates", "seconds", "peak_flops"}
+_NOT_METRICS = {"step", "updates", "seconds"}
 _BATCH = 1000  # metrics that MLflow takes in one call
 _TAIL_BYTES = 4096
 _TURN_SECONDS = 30.0

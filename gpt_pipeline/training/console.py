@@ -86,7 +86,9 @@ def describe(record: Mapping[str, Any]) -> str:
         f"{record['tokens_per_second']:,.0f} tokens/s",
     ]
     if record["mfu"] is not None:
-        words.append(f"mfu {record['mfu']:.1%}")
+        words.append(f"mfu {record['mfu']:.1%} of {record['peak_flops'] / 1e12:,.0f} TFLOP/s")
+    if record["memory_gb"] is not None:
+        words.append(f"{record['memory_gb']:.1f} GB")
     return "  ".join([*words, f"{_duration(record['eta_seconds'])} left"])
 
 

@@ -1,7 +1,9 @@
-"""What to do when the GPU's memory is full."""
+"""How much memory a training takes, and what to do when the GPU's is full."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +11,50 @@ import torch
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.training.plan import StepPlan
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Return the most memory in use so far: tensors on a GPU, else the process's resident memory; None: unknown.
+
+    The host keeps count of both, so asking waits for no device.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return _peak_working_set()
+    if sys.platform == "linux":
+        return _peak_resident()
+    import resource
+
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # in bytes on macOS
+
+
+def _peak_resident() -> int | None:
+    """Return it as Linux counts it for this program; getrusage's figure begins with that of the process before exec."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        line = next((line for line in status if line.startswith("VmHWM:")), None)
+    return None if line is None else int(line.split()[1]) * 1024
+
+
+if sys.platform == "win32":
+
+    class _MemoryCounters(ctypes.Structure):
+        """PROCESS_MEMORY_COUNTERS of psapi.h."""
+
+        _fields_ = (
+            ("size", ctypes.c_uint32),
+            ("page_faults", ctypes.c_uint32),
+            ("peak_working_set", ctypes.c_size_t),
+            ("others", ctypes.c_size_t * 7),
+        )
+
+    def _peak_working_set() -> int | None:
+        kernel = ctypes.WinDLL("kernel32")
+        kernel.GetCurrentProcess.restype = ctypes.c_void_p
+        kernel.K32GetProcessMemoryInfo.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
+        counters = _MemoryCounters(size=ctypes.sizeof(_MemoryCounters))
+        known = kernel.K32GetProcessMemoryInfo(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.size)
+        return int(counters.peak_working_set) if known else None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ class Observer(Protocol):
     """Hears what happens while a training runs, in the trainer's own process."""
 
     def progress(self, record: Mapping[str, Any]) -> None:
-        """Hear a line of `metrics.jsonl`, with `max_steps` and `eta_seconds` (null: unknown) besides."""
+        """Hear a line of `metrics.jsonl`, with `max_steps` besides."""
 
     def checkpoint(self, info: CheckpointInfo) -> None:
         """Hear of a finished checkpoint."""

@@ -29,15 +29,20 @@ class Recorder:
         plan: StepPlan,
         flops_per_token: float,
         peak_flops: float | None,
+        peak_memory: Callable[[], int | None],
         clock: Clock = time.perf_counter,
     ) -> None:
-        """`log` is None in the processes besides the first; `peak_flops` is that of all processes together."""
+        """`log` is None in the processes besides the first.
+
+        `peak_flops` is that of all processes together, `peak_memory` (bytes; None: unknown) that of this one.
+        """
         self._progress = progress
         self._log = log
         self._observer = observer
         self._plan = plan
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
+        self._peak_memory = peak_memory
         self._clock = clock
         self._updates: list[UpdateResult] = []
         self._update_seconds = 0.0
@@ -63,6 +68,7 @@ class Recorder:
             return
         last = self._updates[-1]
         speed = len(self._updates) * self._plan.tokens_per_step / max(self._update_seconds, 1e-9)
+        memory = self._peak_memory()
         ahead = self._progress.step - last.step  # updates that the device is at
         self._write(
             "train",
@@ -75,6 +81,7 @@ class Recorder:
             tokens_per_second=speed,
             mfu=None if self._peak_flops is None else speed * self._flops_per_token / self._peak_flops,
             peak_flops=self._peak_flops,
+            memory_gb=None if memory is None else round(memory / 1e9, 3),
             eta_seconds=(self._plan.max_steps - last.step) * self._plan.tokens_per_step / speed,
         )
         self._updates.clear()
@@ -115,6 +122,6 @@ class Recorder:
         progress = self._progress
         record = {"kind": kind, "step": progress.step, "tokens_seen": progress.tokens_seen} | values
         record |= {"seconds": round(progress.seconds, 3), "time": utc_now()}
-        self._log.write({key: value for key, value in record.items() if key != "eta_seconds"})
+        self._log.write(record)
         if kind in ("train", "validation"):
-            self._observer.progress({"eta_seconds": None, **record, "max_steps": self._plan.max_steps})
+            self._observer.progress({**record, "max_steps": self._plan.max_steps})

@@ -25,7 +25,7 @@ from gpt_pipeline.training.feed import BatchFeed
 from gpt_pipeline.training.finished import FinishedTraining
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat
 from gpt_pipeline.training.job import TrainingJob
-from gpt_pipeline.training.memory import explained_out_of_memory
+from gpt_pipeline.training.memory import explained_out_of_memory, peak_memory_bytes
 from gpt_pipeline.training.metrics import MetricsLog
 from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver
 from gpt_pipeline.training.plan import StepPlan, plan_steps, sequences_per_step
@@ -229,6 +229,7 @@ def _trainer(
         plan=plan,
         flops_per_token=flops_per_token(job.model, num_parameters=model.num_parameters, max_length=job.max_length),
         peak_flops=compute.peak_flops * ranks.world_size if compute.peak_flops else None,
+        peak_memory=lambda: peak_memory_bytes(compute.device),
     )
     feed = BatchFeed(sampler, ranks=ranks, device=compute.device)
     # best_model.pt does not stand in for the checkpoint that is due at its step.
