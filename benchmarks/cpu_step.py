@@ -33,6 +33,9 @@ def main() -> None:
         Contestant(name=OURS, make=make_ours, settings=settings),
         Contestant(name="transformers, eager", make=make_transformers, settings=eager),
     ]
+    if options.ours_bf16:
+        bf16 = dataclasses.replace(settings, precision="bf16")
+        contestants.append(Contestant(name=f"{OURS}, bf16", make=make_ours, settings=bf16))
     has_compiler = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
     if has_compiler and not options.eager_only:
         contestants.append(Contestant(name="transformers, compiled", make=make_transformers, settings=compiled))
@@ -56,6 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--eager-only", action="store_true")
     parser.add_argument("--ours-compiled", action="store_true", help="ours compiled besides")
+    parser.add_argument("--ours-bf16", action="store_true", help="ours in bf16 besides")
     return parser.parse_args()
 
 

@@ -1,7 +1,8 @@
 """Muon against AdamW at equal tokens: `python -m benchmarks.optimizers`.
 
 A small GPT on the generated sample, or on SYNTH's parquet files in `--parquet FOLDER`. Each optimizer's learning rate
-is chosen on a grid with one seed; then both train with other seeds, and their last val_loss are compared.
+is chosen with one seed, on a grid of doublings that is widened until its best rate has a worse one on either side; then
+both train with other seeds, and their last val_loss are compared.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.run import run_job
+from gpt_pipeline.training.update import NotFiniteError
 
-_GRIDS = {"adamw": (4e-3, 8e-3, 16e-3, 32e-3), "muon": (8e-3, 16e-3, 32e-3, 64e-3)}
+_FIRST_RATES = {"adamw": (2e-3, 4e-3, 8e-3), "muon": (4e-3, 8e-3, 16e-3)}
+_MOST_RATES = 8  # tried of one optimizer
 _TUNING_SEED = 0
 
 
@@ -58,25 +61,39 @@ def main() -> None:
         print(
             f"{describe_machine()}; {tokens:,} training tokens a run, {shards.manifest.facts['train_tokens']:,} there"
         )
-        finals = {optimizer: _tune_and_train(optimizer, options, shards, folder) for optimizer in _GRIDS}
+        finals = {optimizer: _tune_and_train(optimizer, options, shards, folder) for optimizer in _FIRST_RATES}
     adamw, muon = (statistics.mean(finals[name]) for name in ("adamw", "muon"))
     print(f"RATIO of Muon's val_loss to AdamW's at equal tokens: {muon / adamw:.4f} (difference {muon - adamw:+.4f})")
 
 
 def _tune_and_train(optimizer: str, options: argparse.Namespace, shards: StageResult, folder: Path) -> list[float]:
-    grid = {}
-    for rate in _GRIDS[optimizer]:
-        grid[rate] = _train(optimizer, options, shards, folder, rate=rate, seed=_TUNING_SEED)
-        print(f"  {optimizer}, learning rate {rate:g}: val_loss {grid[rate]:.4f}", flush=True)
-    best = min(grid, key=lambda rate: grid[rate])
-    if best in (min(grid), max(grid)):
-        print(f"  {optimizer}: the best rate is at the edge of the grid; a wider one may do better")
-    seeds = range(_TUNING_SEED + 1, _TUNING_SEED + 1 + options.seeds)
-    finals = [_train(optimizer, options, shards, folder, rate=best, seed=seed) for seed in seeds]
+    """Return the last val_loss of each seed but the tuning's, at the best learning rate."""
+
+    def train(rate: float, seed: int) -> float:
+        return _train(optimizer, options, shards, folder, rate=rate, seed=seed)
+
+    losses: dict[float, float] = {}
+    rates: Sequence[float] = _FIRST_RATES[optimizer]
+    while rates and len(losses) < _MOST_RATES:
+        for rate in rates:
+            losses[rate] = train(rate, _TUNING_SEED)
+            print(f"  {optimizer}, learning rate {rate:g}: val_loss {losses[rate]:.4f}", flush=True)
+        rates = rates_beyond_edge(losses)
+    if rates:
+        print(f"  {optimizer}: the best rate is at the edge of {_MOST_RATES}; those further out may do better")
+    best = min(losses, key=losses.__getitem__)
+    finals = [train(best, _TUNING_SEED + 1 + number) for number in range(options.seeds)]
     spread = statistics.stdev(finals) if len(finals) > 1 else 0.0
     print(f"{optimizer} at {best:g}: val_loss {statistics.mean(finals):.4f} (sd {spread:.4f}), by seed:", end=" ")
     print(", ".join(f"{final:.4f}" for final in finals), flush=True)
     return finals
+
+
+def rates_beyond_edge(losses: Mapping[float, float]) -> list[float]:
+    """Return the learning rate to try next: beyond the best of those tried if it is the outermost; none otherwise."""
+    best = min(losses, key=losses.__getitem__)
+    beyond = {max(losses): best * 2, min(losses): best / 2}
+    return [beyond[best]] if best in beyond else []
 
 
 def _train(
@@ -110,7 +127,10 @@ def _train(
         hardware=HardwareConfig(),
     )
     observer = _LastLoss()
-    outcome = run_job(job, observer)
+    try:
+        outcome = run_job(job, observer)
+    except NotFiniteError:  # that rate is too high
+        return math.inf
     if not outcome.finished:  # a signal asked this training to stop, and so means the whole
         sys.exit(outcome.exit_code)
     return observer.val_loss
