@@ -6,11 +6,14 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.training.plan import StepPlan
+
+_STATUS = Path("/proc/self/status")  # Linux
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
@@ -22,7 +25,7 @@ def peak_memory_bytes(device: torch.device) -> int | None:
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":
         return _peak_working_set()
-    if sys.platform == "linux":
+    if _STATUS.is_file():
         return _peak_resident()
     import resource
 
@@ -31,7 +34,7 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
 def _peak_resident() -> int | None:
     """Return it as Linux counts it for this program; getrusage's figure begins with that of the process before exec."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+    with _STATUS.open(encoding="ascii", errors="replace") as status:
         line = next((line for line in status if line.startswith("VmHWM:")), None)
     return None if line is None else int(line.split()[1]) * 1024
 
