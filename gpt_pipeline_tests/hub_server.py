@@ -1,18 +1,52 @@
-"""A server on this machine that speaks the part of the hub's interface that huggingface_hub uses for a dataset."""
+"""A server on this machine that speaks the part of the hub's interface that is used for a dataset.
+
+It can send readers on to a second host, as the hub does for large files, and misbehave as networks do.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 REPOSITORY = "PleIAs/SYNTH"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What happens to one request for a file's content."""
+
+    name: str | None = None
+    """Only to a request for this file."""
+
+    status: int | None = None
+    """Answer with this status instead."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    cut_after: int | None = None
+    """Close the connection after so many bytes."""
+
+    stall_after: int | None = None
+    """Send no more after so many bytes, and keep the connection open."""
+
+    ignores_range: bool = False
+    """Answer with the whole file."""
+
+
+class Sent(NamedTuple):
+    """Bytes of a file's content that were sent in one answer."""
+
+    name: str
+    first: int
+    count: int
 
 
 @dataclass
@@ -32,10 +66,25 @@ class FakeHub:
     corrupt: bool = False
     """Send files whose bytes are not those of their checksum."""
 
+    has_cdn: bool = False
+    """Send readers of a file's content on to another host."""
+
+    faults: list[Fault] = field(default_factory=list)
+    """What happens to the next requests for content: each takes the first that is for it."""
+
     requests: list[str] = field(default_factory=list)
-    """Method and path of each request, in order."""
+    """Method and path of each request, in order; for a part of a file that was asked for, also which."""
+
+    sent: list[Sent] = field(default_factory=list)
+    """Of files' content, in the order of the answers."""
+
+    authorizations: dict[str, set[str | None]] = field(default_factory=lambda: {"hub": set(), "cdn": set()})
+    """The Authorization headers that each host was shown."""
 
     endpoint: str = ""
+    cdn_endpoint: str = ""
+    released: threading.Event = field(default_factory=threading.Event)
+    """Set when stalled answers may end."""
 
     def publish(self, folder: Path) -> str:
         """Make the files of `folder` the newest commit, and return it."""
@@ -45,23 +94,42 @@ class FakeHub:
         return commit
 
     def downloads(self) -> list[str]:
-        """Return the names of the files whose content was asked for."""
-        return [line.rsplit("/", 1)[1] for line in self.requests if line.startswith("GET /datasets/")]
+        """Return the names of the files whose content was asked for, from some byte to the end."""
+        paths = [line.split(" ") for line in self.requests if line.startswith("GET /datasets/")]
+        return [words[1].rsplit("/", 1)[1] for words in paths if len(words) == 2]
+
+    def bytes_sent(self, name: str) -> int:
+        return sum(sent.count for sent in self.sent if sent.name == name)
+
+    def take_fault(self, name: str) -> Fault:
+        fault = next((fault for fault in self.faults if fault.name in (None, name)), None)
+        if fault is None:
+            return Fault()
+        self.faults.remove(fault)
+        return fault
 
 
 @contextmanager
 def running_hub() -> Iterator[FakeHub]:
     hub = FakeHub()
+    with ExitStack() as stack:
+        hub.endpoint = stack.enter_context(_serving("hub", hub))
+        hub.cdn_endpoint = stack.enter_context(_serving("cdn", hub))
+        stack.callback(hub.released.set)
+        yield hub
 
+
+@contextmanager
+def _serving(role: str, hub: FakeHub) -> Iterator[str]:
     class Handler(_Handler):
         state = hub
+        host = role
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield hub
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
@@ -70,6 +138,7 @@ def running_hub() -> Iterator[FakeHub]:
 
 class _Handler(BaseHTTPRequestHandler):
     state: FakeHub
+    host: str
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:
@@ -82,10 +151,18 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.state.requests.append(f"{self.command} {path}")
+        url = urlsplit(self.path)
+        path = unquote(url.path)
+        asked = self.headers.get("Range", "")
+        self.state.requests.append(f"{self.command} {path}{'' if asked.endswith('-') or not asked else f' {asked}'}")
+        self.state.authorizations[self.host].add(self.headers.get("Authorization"))
+        if self.host == "cdn":
+            return self._send_content(*path.removeprefix("/cdn/").split("/", 1))
         if self.state.failing is not None:
             return self._send(self.state.failing, b"{}")
+        self._answer_as_hub(path, has_blobs="blobs=" in url.query)
+
+    def _answer_as_hub(self, path: str, *, has_blobs: bool) -> None:
         api, resolve = f"/api/datasets/{REPOSITORY}", f"/datasets/{REPOSITORY}/resolve/"
         if not path.startswith((api, resolve)):
             return self._refuse(404, "RepoNotFound")
@@ -97,30 +174,35 @@ class _Handler(BaseHTTPRequestHandler):
             revision, name = path.removeprefix(resolve).split("/", 1)
             return self._send_file(revision, name)
         parts = path.removeprefix(api).strip("/").split("/")
-        return self._send_json(parts[0], parts[1] if len(parts) > 1 else None)
+        return self._send_json(parts[0], parts[1] if len(parts) > 1 else None, has_blobs=has_blobs)
 
     def _commit(self, revision: str | None) -> str | None:
         if revision in (None, "main"):
             return list(self.state.commits)[-1]
         return revision if revision in self.state.commits else None
 
-    def _send_json(self, what: str, revision: str | None) -> None:
+    def _send_json(self, what: str, revision: str | None, *, has_blobs: bool) -> None:
         commit = self._commit(revision)
         if commit is None:
             return self._refuse(404, "RevisionNotFound")
+        files = self.state.commits[commit]
         if what == "tree":
-            return self._send(
-                200, json.dumps([self._entry(*file) for file in self.state.commits[commit].items()]).encode()
-            )
-        siblings = [{"rfilename": name} for name in self.state.commits[commit]]
+            return self._send(200, json.dumps([self._entry(*file) for file in files.items()]).encode())
+        siblings = [self._sibling(*file) if has_blobs else {"rfilename": file[0]} for file in files.items()]
         return self._send(200, json.dumps({"id": REPOSITORY, "sha": commit, "siblings": siblings}).encode())
 
     @staticmethod
     def _entry(name: str, content: bytes) -> dict[str, object]:
         entry: dict[str, object] = {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
         if name.endswith(".parquet"):
-            digest = hashlib.sha256(content).hexdigest()
-            entry["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 130}
+            entry["lfs"] = {"oid": _digest(content), "size": len(content), "pointerSize": 130}
+        return entry
+
+    @staticmethod
+    def _sibling(name: str, content: bytes) -> dict[str, object]:
+        entry: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": "0" * 40}
+        if name.endswith(".parquet"):
+            entry["lfs"] = {"sha256": _digest(content), "size": len(content), "pointerSize": 130}
         return entry
 
     def _send_file(self, revision: str, name: str) -> None:
@@ -130,26 +212,57 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.state.commits[commit].get(name)
         if content is None:
             return self._refuse(404, "EntryNotFound")
-        digest = hashlib.sha256(content).hexdigest()
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{digest}"'}
-        headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content)), "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{_digest(content)}"'}
+        headers |= {"X-Linked-Size": str(len(content)), "Accept-Ranges": "bytes"}
+        if self.state.has_cdn:
+            place = f"{self.state.cdn_endpoint}/cdn/{commit}/{name}?X-Signature=signed"
+            return self._send(302, b"", {**headers, "Location": place})
+        return self._send_content(commit, name, headers)
+
+    def _send_content(self, commit: str, name: str, headers: Mapping[str, str] | None = None) -> None:
+        content = self.state.commits[commit][name]
+        all_headers = {"ETag": f'"{_digest(content)}"', **(headers or {})}
+        fault = self.state.take_fault(name) if self.command == "GET" else Fault()
+        if fault.status is not None:
+            return self._send(fault.status, b'{"error": "busy"}', fault.headers)
         if self.state.corrupt:
             content = content[:-1] + bytes([content[-1] ^ 1])
+        status, first, last = 200, 0, len(content) - 1
         asked = self.headers.get("Range", "")
-        if self.command == "GET" and asked.startswith("bytes="):
-            first, last = asked.removeprefix("bytes=").split("-")
-            start, end = int(first), int(last) if last else len(content) - 1
-            headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
-            return self._send(206, content[start : end + 1], headers)
-        return self._send(200, content, headers)
+        if self.command == "GET" and asked.startswith("bytes=") and not fault.ignores_range:
+            start, end = asked.removeprefix("bytes=").split("-")
+            status, first, last = 206, int(start), min(int(end), last) if end else last
+            all_headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        self._send(status, content[first : last + 1], all_headers, fault=fault, sent=Sent(name, first, 0))
 
     def _refuse(self, status: int, code: str) -> None:
         self._send(status, b'{"error": "refused"}', {"X-Error-Code": code, "X-Error-Message": code})
 
-    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+    def _send(
+        self,
+        status: int,
+        content: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        fault: Fault | None = None,
+        sent: Sent | None = None,
+    ) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+        if self.command == "HEAD":
+            return
+        fault = fault or Fault()
+        stop = fault.cut_after if fault.cut_after is not None else fault.stall_after
+        if sent is not None:  # before the bytes: whoever has read them finds this
+            self.state.sent.append(sent._replace(count=len(content[:stop])))
+        self.wfile.write(content[:stop])
+        if fault.stall_after is not None:
+            self.state.released.wait()
+        if stop is not None:
+            self.close_connection = True
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-import errno
+import dataclasses
+import logging
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
+from gpt_pipeline.data.eligibility import count_english_rows
+from gpt_pipeline.data.source.at_once import Stop, all_of, in_order
+from gpt_pipeline.data.source.download import CacheEntry, download, etag_of
+from gpt_pipeline.data.source.explain import NO_HUB, Question, explained
+from gpt_pipeline.data.source.language_count import count_remote_english
 from gpt_pipeline.data.source.local import parquet_names
+from gpt_pipeline.data.source.patience import Patience, persist
+from gpt_pipeline.data.source.progress import Observer, amounts, shown
 from gpt_pipeline.data.source.record import HubFile, SourceRecord
-from gpt_pipeline.errors import ConfigError, DataError, UserError
+from gpt_pipeline.data.source.remote import RangeReader, RemoteFile
+from gpt_pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from gpt_pipeline.data.stage import Say
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-_NO_HUB = "or download the dataset elsewhere and set data.local_dataset_path to its folder"
-# httpx or httpx2, whichever this release of huggingface_hub is built on
-_TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
+_COUNT_THREADS = 8
+_LISTING_ATTEMPTS = 3
+_LISTING_SECONDS = 60.0  # for the list of all files, which takes the hub longer than the first byte of one
+_SPARE = 10**9  # bytes to leave free on the disk of the cache
+_GB = 10**9
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +44,15 @@ class Hub:
 
     endpoint: str | None = None
     cache_folder: Path | None = None
+    patience: Patience = field(default_factory=Patience)
 
     @property
     def address(self) -> str:
         return self.endpoint or str(constants.ENDPOINT)
+
+    @property
+    def cache(self) -> Path:
+        return self.cache_folder or Path(constants.HF_HUB_CACHE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +78,10 @@ class HubDataset:
     def record_key(self, name: str) -> str:
         return f"{self.revision}/{name}"
 
+    def size(self, name: str) -> int:
+        """Return the file's size in bytes."""
+        return self.files[name].size
+
     def sha256(self, name: str) -> str | None:
         """Return the checksum that the hub gives, if it gives one."""
         return self.files[name].sha256
@@ -78,25 +93,122 @@ class HubDataset:
         )
         if not isinstance(path, str) or not Path(path).is_file():
             return None
-        return Path(path) if Path(path).stat().st_size == self.files[name].size else None
+        return Path(path) if Path(path).stat().st_size == self.size(name) else None
 
-    def fetch(self, name: str, *, again: bool = False) -> Path:
-        """Return the file's path in the cache, downloading it if it is not there; `again` downloads it anyway.
+    def count_english(self, name: str, *, say: Say = _logger.info) -> int:
+        """Return the file's English rows, an upper bound of its documents; what is not in the cache is not downloaded.
+
+        Reads the file's footer and its `language` column in the cache, or else from the hub by range requests.
 
         Raises:
-            UserError: the hub cannot be reached or refuses.
+            UserError: the hub cannot be reached or refuses, or the file is not one of SYNTH.
         """
-        with _explained(self.hub, self.repository, self.revision):
-            path = hf_hub_download(
-                self.repository,
-                name,
-                repo_type="dataset",
-                revision=self.revision,
-                cache_dir=self.hub.cache_folder,
-                endpoint=self.hub.endpoint,
-                force_download=again,
+        if (path := self.find(name)) is not None:
+            return count_english_rows(path)
+        question, patience = self._question(name), self.hub.patience
+        with RangeReader(self._remote(name), question=question, patience=patience, say=say) as reader:
+            return count_remote_english(reader, name)
+
+    def count_english_of(self, names: Iterable[str], *, say: Say = _logger.info) -> Iterator[tuple[str, int]]:
+        """Yield each name with its `count_english`, in order; stops asking when the caller stops taking."""
+        return in_order(lambda name: self.count_english(name, say=say), names, threads=_COUNT_THREADS)
+
+    def require_room(self, names: Iterable[str]) -> None:
+        """Refuse files that do not fit on the disk of the cache, before the first of them is downloaded.
+
+        Raises:
+            DataError: names the space needed and found, in GB.
+        """
+        needed = sum(self._missing_bytes(name) for name in names)
+        free = shutil.disk_usage(_existing(self.hub.cache)).free
+        if needed and needed + _SPARE > free:
+            raise DataError(
+                f"{self.description}: found {free / _GB:.1f} GB free on the disk of {self.hub.cache}, need "
+                f"{(needed + _SPARE) / _GB:.1f} GB ({needed / _GB:.1f} to download, {_SPARE / _GB:.0f} to spare); free "
+                f"space there, move the hub's cache to another disk by HF_HOME, {NO_HUB}"
             )
-        return Path(path)
+
+    def fetch(
+        self, name: str, *, again: bool = False, say: Say = _logger.info, observer: Observer | None = None
+    ) -> Path:
+        """Return the file's path in the cache, downloading it if it is not there; `again` downloads it anyway.
+
+        What is downloaded has the hub's checksum; what was in the cache is not read. Without `observer` the progress
+        is shown on the terminal, or else by `say`.
+
+        Raises:
+            UserError: the hub cannot be reached or refuses, the disk is full, or what came is damaged.
+        """
+        if not again and (path := self.find(name)) is not None:
+            return path
+        with ExitStack() as stack:
+            stack.enter_context(explained(self._question(name)))
+            observer = observer or stack.enter_context(shown({name: self.size(name)}, say=say))
+            return self._download(name, again, say, observer)
+
+    def download_all(self, names: Sequence[str], *, say: Say = _logger.info, workers: int = 4) -> list[Path]:
+        """Return the files' paths in the cache, in order, downloading several at a time in this process.
+
+        Raises:
+            UserError: as `fetch`, after the others were finished; names what failed.
+        """
+        missing = [name for name in names if self.find(name) is None]
+        if missing:
+            self.require_room(missing)
+            stop = Stop()
+            with shown({name: self.size(name) for name in missing}, say=say) as show:
+
+                def observe(name: str, here: int) -> None:
+                    stop.check()
+                    show(name, here)
+
+                all_of(lambda name: self.fetch(name, say=say, observer=observe), missing, threads=workers, stop=stop)
+        return [self.fetch(name, say=say) for name in names]
+
+    def _download(self, name: str, again: bool, say: Say, observer: Observer) -> Path:
+        remote, patience = self._remote(name), self.hub.patience
+        entry = self._entry(name, self.sha256(name) or etag_of(remote, patience=patience, say=say))
+        return download(
+            remote, entry, sha256=self.sha256(name), again=again, patience=patience, say=say, observer=observer
+        )
+
+    def _remote(self, name: str) -> RemoteFile:
+        return RemoteFile(
+            endpoint=self.hub.endpoint,
+            repository=self.repository,
+            revision=self.revision,
+            name=name,
+            size=self.size(name),
+        )
+
+    def _entry(self, name: str, etag: str) -> CacheEntry:
+        return CacheEntry(
+            cache_folder=self.hub.cache, repository=self.repository, revision=self.revision, name=name, etag=etag
+        )
+
+    def _question(self, name: str) -> Question:
+        return Question(
+            repository=self.repository,
+            address=self.hub.address,
+            revision=self.revision,
+            name=name,
+            kept=lambda: f"finished files are kept, and {amounts(self._kept_bytes(name), self.size(name))} of this one",
+        )
+
+    def _kept_bytes(self, name: str) -> int:
+        """Return how many of a file's first bytes an earlier attempt left."""
+        sha256 = self.sha256(name)
+        partial = None if sha256 is None else self._entry(name, sha256).partial
+        return partial.stat().st_size if partial is not None and partial.is_file() else 0
+
+    def _missing_bytes(self, name: str) -> int:
+        return 0 if self.find(name) is not None else max(self.size(name) - self._kept_bytes(name), 0)
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
 def open_dataset(
@@ -111,19 +223,29 @@ def open_dataset(
     """
     if (known := recorded_dataset(hub, repository, revision, record)) is not None:
         return known
-    api = HfApi(endpoint=hub.endpoint)
-    with _explained(hub, repository, revision):
-        commit = record.commits.get(revision or "") or api.dataset_info(repository, revision=revision).sha
-        tree = list(api.list_repo_tree(repository, repo_type="dataset", revision=commit, recursive=True))
-    files = {entry.path: _hub_file(entry) for entry in tree if isinstance(entry, RepoFile)}
+    with explained(Question(repository=repository, address=hub.address, revision=revision)):
+        commit, files = _listing(hub, repository, record.commits.get(revision or "") or revision, say)
     names = parquet_names(files)
     if not names:
-        raise DataError(f"{repository} at {commit} has no parquet file; correct data.source, {_NO_HUB}")
+        raise DataError(f"{repository} at {commit} has no parquet file; correct data.source, {NO_HUB}")
     record.commits[revision or ""] = commit
     record.listings[commit] = [files[name] for name in names]
     record.save()
     say(f"{repository}: using commit {commit} from now on ({len(names)} files)")
     return HubDataset(hub=hub, repository=repository, revision=commit, files={name: files[name] for name in names})
+
+
+def _listing(hub: Hub, repository: str, revision: str | None, say: Say) -> tuple[str, dict[str, HubFile]]:
+    """Return the commit at `revision` and its files, in one answer of the hub."""
+    api = HfApi(endpoint=hub.endpoint)
+
+    def ask() -> Any:
+        return api.dataset_info(repository, revision=revision, files_metadata=True, timeout=_LISTING_SECONDS)
+
+    # Nothing is begun yet: that there is no network is better said soon.
+    patience = dataclasses.replace(hub.patience, attempts=min(hub.patience.attempts, _LISTING_ATTEMPTS))
+    info = persist(ask, what=repository, patience=patience, say=say)
+    return info.sha, {entry.rfilename: _hub_file(entry) for entry in info.siblings}
 
 
 def recorded_dataset(hub: Hub, repository: str, revision: str | None, record: SourceRecord) -> HubDataset | None:
@@ -136,51 +258,5 @@ def recorded_dataset(hub: Hub, repository: str, revision: str | None, record: So
     return HubDataset(hub=hub, repository=repository, revision=commit, files=files)
 
 
-def _hub_file(entry: RepoFile) -> HubFile:
-    return HubFile(name=entry.path, size=entry.size, sha256=entry.lfs.sha256 if entry.lfs else None)
-
-
-@contextmanager
-def _explained(hub: Hub, repository: str, revision: str | None) -> Iterator[None]:
-    """Turn the hub's errors into one line with the remedy."""
-    try:
-        yield
-    except (HfHubHTTPError, _TransportError, EntryNotFoundError, OSError) as error:
-        raise _explanation(error, hub, repository, revision) from error
-
-
-def _explanation(error: Exception, hub: Hub, repository: str, revision: str | None) -> UserError:
-    place = f"{repository} on {hub.address}"
-    if isinstance(error, HfHubHTTPError):
-        return _refusal(error, place, revision)
-    if isinstance(error, OfflineModeIsEnabled):
-        return DataError(f"{place} is needed, but HF_HUB_OFFLINE is set; unset it for the download, {_NO_HUB}")
-    if isinstance(error, LocalEntryNotFoundError):  # huggingface_hub's word for a file it could not ask the hub about
-        return _unreachable(place, error.__cause__ or error)
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return DataError(f"{repository} cannot be kept in the hub's cache ({error}); free space, or move it by HF_HOME")
-    return _unreachable(place, error)
-
-
-def _refusal(error: HfHubHTTPError, place: str, revision: str | None) -> UserError:
-    status = error.response.status_code
-    if isinstance(error, GatedRepoError):
-        return DataError(f"{place} is gated: accept its conditions there and set HF_TOKEN, {_NO_HUB}")
-    if isinstance(error, RepositoryNotFoundError):
-        return DataError(
-            f"{place} does not exist or is not for you (HTTP {status}); "
-            f"correct data.source, set HF_TOKEN if it is private, {_NO_HUB}"
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return ConfigError("data.revision", found=revision, need=f"a commit, branch or tag of {place}")
-    if status in (401, 403):
-        return DataError(f"{place} refused the request (HTTP {status}); set HF_TOKEN to a valid token, {_NO_HUB}")
-    return DataError(f"{place} answered HTTP {status}; run again later (finished files are kept), {_NO_HUB}")
-
-
-def _unreachable(place: str, cause: BaseException) -> UserError:
-    said = (str(cause).splitlines() or [""])[0]
-    return DataError(
-        f"cannot reach {place} ({type(cause).__name__}: {said}); "
-        f"check the network, the proxy and HF_ENDPOINT, and run again, {_NO_HUB}"
-    )
+def _hub_file(entry: Any) -> HubFile:
+    return HubFile(name=entry.rfilename, size=entry.size, sha256=entry.lfs.sha256 if entry.lfs else None)

@@ -1,0 +1,97 @@
+"""Several files at once in threads: results in order, asked for no further ahead than is worth it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from gpt_pipeline.errors import DataError, StoppedError, UserError
+
+_MANY_FAILURES = 3  # after so many, the rest would most likely fail as well
+
+T = TypeVar("T")
+
+
+def in_order(work: Callable[[str], T], names: Iterable[str], *, threads: int) -> Iterator[tuple[str, T]]:
+    """Yield each name with what `work` returns for it, in order.
+
+    Begins with two at once and takes one more with each result, up to `threads`: who stops early has asked for little
+    more than was needed.
+    """
+    waiting: deque[tuple[str, Future[T]]] = deque()
+    left = iter(names)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="hub")
+    try:
+        ahead = 2
+        while True:
+            while len(waiting) < min(ahead, threads) and (name := next(left, None)) is not None:
+                waiting.append((name, pool.submit(work, name)))
+            if not waiting:
+                return
+            name, future = waiting.popleft()
+            yield name, future.result()
+            ahead += 1
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Stop:
+    """Tells threads that their work is no longer wanted."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def check(self) -> None:
+        """Raise `StoppedError` if the work is no longer wanted."""
+        if self._event.is_set():
+            raise StoppedError("the download was stopped; what is here is kept")
+
+
+def all_of(work: Callable[[str], T], names: Sequence[str], *, threads: int, stop: Stop) -> list[T]:
+    """Return what `work` returns for each name, in order; one failure lets the others finish.
+
+    After several failures nothing more is begun. `stop` is set when this thread is interrupted.
+
+    Raises:
+        UserError: the only failure.
+        DataError: names the files that failed, and the first failure.
+    """
+    failed: dict[str, UserError] = {}
+    results: dict[str, T] = {}
+
+    def one(name: str) -> None:
+        if len(failed) >= _MANY_FAILURES:
+            return
+        try:
+            results[name] = work(name)
+        except UserError as error:
+            failed[name] = error
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="hub") as pool:
+        try:
+            for future in [pool.submit(one, name) for name in names]:
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    if failed:
+        raise _failure(failed, done=len(results), total=len(names))
+    return [results[name] for name in names]
+
+
+def _failure(failed: dict[str, UserError], *, done: int, total: int) -> UserError:
+    name, error = next(iter(failed.items()))
+    if total == 1:
+        return error
+    said = str(error) if name in str(error) else f"{name}: {error}"
+    others = f" (also {', '.join(list(failed)[1:])})" if len(failed) > 1 else ""
+    failure = DataError(f"{done} of {total} files are here; failed: {said}{others}")
+    failure.__cause__ = error
+    return failure

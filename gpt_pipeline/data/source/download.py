@@ -1,0 +1,232 @@
+"""Downloads into the hub's own cache that go on where the last attempt, or the last process, was cut off.
+
+huggingface_hub reads a file into a temporary file of its own name and removes it when it fails, so 400 of 470 MB are
+lost with the connection; it does not ask again after a 5xx either. So the bytes are fetched here, and only the layout
+is the library's: `blobs/<etag>`, to which `snapshots/<commit>/<name>` links, and a lock that both sides keep to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import Timeout
+from huggingface_hub import get_hf_file_metadata
+from huggingface_hub.file_download import are_symlinks_supported, repo_folder_name
+from huggingface_hub.utils import WeakFileLock
+
+from gpt_pipeline.data.source.patience import CutShortError, Patience, persist
+from gpt_pipeline.data.source.progress import Observer
+from gpt_pipeline.data.source.remote import RemoteFile
+from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.storage.atomic import fsync_file, fsync_folder
+
+if TYPE_CHECKING:
+    from gpt_pipeline.data.stage import Say
+
+_READ_BYTES = 1 << 20
+_LOCK_SECONDS = 0.2  # of waiting silently
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheEntry:
+    """Where a file lies in the hub's cache."""
+
+    cache_folder: Path
+    repository: str
+    revision: str
+    name: str
+
+    etag: str
+    """The name of its content: sha256 of a large file, git's hash of a small one."""
+
+    @property
+    def _folder(self) -> Path:
+        return self.cache_folder / str(repo_folder_name(repo_id=self.repository, repo_type="dataset"))
+
+    @property
+    def blob(self) -> Path:
+        return self._folder / "blobs" / self.etag
+
+    @property
+    def partial(self) -> Path:
+        """The file's first bytes, while it is not complete. The name is that of huggingface_hub before 1.0."""
+        return self.blob.with_name(f"{self.etag}.incomplete")
+
+    @property
+    def snapshot(self) -> Path:
+        return self._folder.joinpath("snapshots", self.revision, *self.name.split("/"))
+
+    @property
+    def lock(self) -> Path:
+        return self.cache_folder / ".locks" / self._folder.name / f"{self.etag}.lock"
+
+
+def etag_of(file: RemoteFile, *, patience: Patience, say: Say) -> str:
+    """Return the hub's name for the file's content, asked from the hub.
+
+    Raises:
+        HfHubHTTPError: the hub refuses.
+        TransportError: the hub cannot be reached.
+    """
+
+    def ask() -> str:
+        return str(get_hf_file_metadata(file.url, timeout=patience.silence).etag)
+
+    return persist(ask, what=file.name, patience=patience, say=say)
+
+
+def download(
+    file: RemoteFile,
+    entry: CacheEntry,
+    *,
+    sha256: str | None,
+    again: bool,
+    patience: Patience,
+    say: Say,
+    observer: Observer,
+) -> Path:
+    """Return the file's path in the cache, complete and of the right checksum.
+
+    What an earlier attempt left is used, unless `again`; then a complete file is replaced, too.
+
+    Raises:
+        DamagedFileError: what came from the hub, all in one process, does not have the checksum.
+        HfHubHTTPError: the hub refuses.
+        TransportError: the hub cannot be reached, or not for long enough.
+        OSError: the disk is full, or not writable.
+    """
+    with _held(entry, say):
+        if again:
+            entry.partial.unlink(missing_ok=True)
+        elif _is_complete(entry.blob, file.size):
+            entry.partial.unlink(missing_ok=True)  # another program was faster
+            return _link(entry)
+        partial = _Partial(entry.partial)
+        was_resumed = partial.size > 0
+        _complete(partial, file, patience=patience, say=say, observer=observer)
+        if was_resumed and partial.damage(file.size, sha256):
+            say(f"{file.name}: what an earlier run left of it is damaged; downloading all of it")
+            partial.discard()
+            _complete(partial, file, patience=patience, say=say, observer=observer)
+        if damage := partial.damage(file.size, sha256):
+            partial.discard()
+            raise DamagedFileError(
+                f"{file.name}: {damage}; it was removed. Run again; if it happens again, something on the way from "
+                "the hub changes files, such as a proxy"
+            )
+        fsync_file(entry.partial)
+        os.replace(entry.partial, entry.blob)
+        return _link(entry)
+
+
+class _Partial:
+    """The first bytes of a file, and their checksum.
+
+    Bytes are written at their place in the file, never appended: where a shared disk's locks do not hold, two
+    processes write the same bytes to the same places.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.size = 0
+        self._digest = hashlib.sha256()
+        if path.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        with self._path.open("rb") as file:
+            while piece := file.read(_READ_BYTES):
+                self._digest.update(piece)
+                self.size += len(piece)
+
+    def write(self, first: int, pieces: Iterable[bytes], moved: Callable[[int], None]) -> None:
+        """Write the pieces, the first of which is from byte `first` of the file: its beginning, or where this ends."""
+        if first not in (0, self.size):
+            raise CutShortError(f"asked for bytes from {self.size}, found bytes from {first}")
+        if first == 0:
+            self._digest, self.size = hashlib.sha256(), 0
+        self._path.touch()
+        with self._path.open("rb+") as file:
+            file.seek(self.size)
+            for piece in pieces:
+                file.write(piece)
+                self._digest.update(piece)
+                self.size += len(piece)
+                moved(self.size)
+
+    def damage(self, size: int, sha256: str | None) -> str:
+        """Return what is wrong with the complete file; nothing if it is right."""
+        if self.size != size:
+            return f"found {self.size} bytes, need {size}"
+        found = self._digest.hexdigest()
+        return f"found sha256 {found}, need {sha256}" if sha256 is not None and found != sha256 else ""
+
+    def discard(self) -> None:
+        self._path.unlink(missing_ok=True)
+        self._digest, self.size = hashlib.sha256(), 0
+
+
+def _complete(partial: _Partial, file: RemoteFile, *, patience: Patience, say: Say, observer: Observer) -> None:
+    """Get the bytes that are missing."""
+
+    def moved(size: int) -> None:
+        observer(file.name, size)
+
+    def attempt() -> None:
+        if partial.size >= file.size:
+            return
+        with file.stream(partial.size, None, silence=patience.silence) as (first, pieces):
+            partial.write(first, pieces, moved)
+        if partial.size < file.size:
+            raise CutShortError(f"{partial.size} of {file.size} bytes")
+
+    moved(partial.size)
+    persist(
+        attempt,
+        what=file.name,
+        patience=patience,
+        say=say,
+        gained=lambda: partial.size,
+        still_wanted=lambda: moved(partial.size),
+    )
+
+
+def _is_complete(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _link(entry: CacheEntry) -> Path:
+    """Make the snapshot's file of the blob: a relative link, or the blob itself where there are no links."""
+    blob, snapshot = entry.blob, entry.snapshot
+    snapshot.parent.mkdir(parents=True, exist_ok=True)
+    if snapshot.exists() and blob.exists() and snapshot.samefile(blob):
+        return snapshot
+    if are_symlinks_supported(entry.cache_folder):
+        temporary = snapshot.with_name(f".{snapshot.name}.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(blob, snapshot.parent))
+        os.replace(temporary, snapshot)
+    else:
+        os.replace(blob, snapshot)
+    fsync_folder(snapshot.parent)
+    return snapshot
+
+
+@contextmanager
+def _held(entry: CacheEntry, say: Say) -> Iterator[None]:
+    """Hold the lock of the file's content, which huggingface_hub takes, too."""
+    entry.lock.parent.mkdir(parents=True, exist_ok=True)
+    entry.blob.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(entry.lock, timeout=_LOCK_SECONDS))
+        except Timeout:
+            say(f"{entry.name} is being downloaded by another process; waiting for it to end")
+            stack.enter_context(WeakFileLock(entry.lock))
+        yield

@@ -1,0 +1,110 @@
+"""The hub's errors as one line with the remedy."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from huggingface_hub import get_token
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from gpt_pipeline.data.source.patience import CutShortError, TransportError, is_transient
+from gpt_pipeline.errors import ConfigError, DataError, UserError
+
+NO_HUB = "or download the dataset elsewhere and set data.local_dataset_path to its folder"
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO)
+_TOKEN = re.compile(r"[!-~]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked of the hub, in words for errors."""
+
+    repository: str
+    address: str
+    revision: str | None
+
+    name: str = ""
+    """The file, if it is about one."""
+
+    kept: Callable[[], str] = lambda: "finished files are kept"
+    """Says what a further run need not do again."""
+
+    @property
+    def place(self) -> str:
+        file = f"{self.name} of " if self.name else ""
+        return f"{file}{self.repository} on {self.address}"
+
+
+@contextmanager
+def explained(question: Question) -> Iterator[None]:
+    """Turn the hub's errors into errors for a person."""
+    _require_clean_token()
+    try:
+        yield
+    except (HfHubHTTPError, TransportError, CutShortError, EntryNotFoundError, OSError) as error:
+        raise _explanation(error, question) from error
+
+
+def _require_clean_token() -> None:
+    """Refuse a token that cannot be sent: the HTTP library's own error would show it."""
+    token = get_token()
+    if token is not None and not _TOKEN.fullmatch(token):
+        raise DataError(
+            f"HF_TOKEN (or the token of `hf auth login`) holds a blank or a character that no token has, among its "
+            f"{len(token)}; set it again, without quotes or line breaks"
+        )
+
+
+def _explanation(error: Exception, question: Question) -> UserError:
+    if isinstance(error, HfHubHTTPError):
+        return _refusal(error, question)
+    if isinstance(error, OfflineModeIsEnabled):
+        return DataError(f"{question.place} is needed, but HF_HUB_OFFLINE is set; unset it for the download, {NO_HUB}")
+    if isinstance(error, LocalEntryNotFoundError):  # huggingface_hub's word for a file it could not ask the hub about
+        return _unreachable(error.__cause__ or error, question)
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return DataError(
+            f"{question.repository} cannot be kept in the hub's cache ({error}); "
+            f"free space, or move it by HF_HOME ({question.kept()})"
+        )
+    return _unreachable(error, question)
+
+
+def _refusal(error: HfHubHTTPError, question: Question) -> UserError:
+    status, place = error.response.status_code, question.place
+    if isinstance(error, GatedRepoError):
+        return DataError(f"{place} is gated: accept its conditions there and set HF_TOKEN, {NO_HUB}")
+    if isinstance(error, RepositoryNotFoundError):
+        return DataError(
+            f"{place} does not exist or is not for you (HTTP {status}); "
+            f"correct data.source, set HF_TOKEN if it is private, {NO_HUB}"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return ConfigError("data.revision", found=question.revision, need=f"a commit, branch or tag of {place}")
+    if status in (401, 403):
+        return DataError(f"{place} refused the request (HTTP {status}); set HF_TOKEN to a valid token, {NO_HUB}")
+    return DataError(f"{place} answered HTTP {status}{_tried(error)}; run again later ({question.kept()}), {NO_HUB}")
+
+
+def _tried(error: Exception) -> str:
+    return " until the last attempt" if is_transient(error) else ""
+
+
+def _unreachable(cause: BaseException, question: Question) -> UserError:
+    said = (str(cause).splitlines() or [""])[0]
+    return DataError(
+        f"cannot reach {question.place} ({type(cause).__name__}: {said}); "
+        f"check the network, the proxy and HF_ENDPOINT, and run again ({question.kept()}), {NO_HUB}"
+    )

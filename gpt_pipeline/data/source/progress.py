@@ -1,0 +1,126 @@
+"""Progress of downloads: a bar on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from gpt_pipeline.data.stage import Say
+
+Observer = Callable[[str, int], None]
+"""Takes a file's name and how many of its bytes are here; called with each piece, and once before the first."""
+
+_LINE_SECONDS = 5.0
+_WINDOW_SECONDS = 20.0  # the rate is that of the last so many
+_SAMPLE_SECONDS = 0.5
+_MB, _GB = 10**6, 10**9
+
+
+class Meter:
+    """Bytes, rate and time left of several files at once; several threads may report to it."""
+
+    def __init__(self, sizes: Mapping[str, int], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total = sum(sizes.values())
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._first: dict[str, int] = {}  # bytes that were here already, by file: they came at no rate
+        self._here: dict[str, int] = {}
+        self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
+
+    def moved(self, name: str, here: int) -> None:
+        """Note that `here` bytes of the file are here."""
+        with self._lock:
+            self._first.setdefault(name, here)
+            self._here[name] = here
+            self._sample()
+
+    @property
+    def here(self) -> int:
+        return sum(self._here.values())
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second, lately."""
+        (then, before), now = self._samples[0], self._clock()
+        return max(self._arrived() - before, 0) / (now - then) if now > then else 0.0
+
+    def describe(self) -> str:
+        """Return such as `120 of 470 MB, 38 MB/s, 9 s left`."""
+        with self._lock:
+            rate, here = self.rate, self.here
+        left = f", {_duration((self.total - here) / rate)} left" if rate > 0 else ""
+        return f"{amounts(here, self.total)}, {rate / _MB:.{0 if rate >= 10 * _MB else 1}f} MB/s{left}"
+
+    def _arrived(self) -> int:
+        return self.here - sum(self._first.values())
+
+    def _sample(self) -> None:
+        now = self._clock()
+        if now - self._samples[-1][0] >= _SAMPLE_SECONDS:
+            self._samples.append((now, self._arrived()))
+        while len(self._samples) > 1 and now - self._samples[0][0] > _WINDOW_SECONDS:
+            self._samples.popleft()
+
+
+@contextmanager
+def shown(sizes: Mapping[str, int], *, say: Say, stream: TextIO | None = None) -> Iterator[Observer]:
+    """Yield an observer of the download of these files that shows them on `stream` (stderr), or else by `say`."""
+    title = next(iter(sizes)) if len(sizes) == 1 else f"{len(sizes)} files"
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        yield lines(title, Meter(sizes), say=say)
+        return
+    with _bar(title, Meter(sizes), stream) as observer:
+        yield observer
+
+
+def lines(title: str, meter: Meter, *, say: Say, clock: Callable[[], float] = time.monotonic) -> Observer:
+    """Return an observer that says a line every five seconds, and none of what takes less."""
+    last, lock = clock(), threading.Lock()
+
+    def observe(name: str, here: int) -> None:
+        nonlocal last
+        meter.moved(name, here)
+        with lock:
+            if clock() - last < _LINE_SECONDS:
+                return
+            last = clock()
+        say(f"{title}: {meter.describe()}")
+
+    return observe
+
+
+@contextmanager
+def _bar(title: str, meter: Meter, stream: TextIO) -> Iterator[Observer]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.fields[title]}"), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(file=stream)) as bar:
+        task = bar.add_task("", total=max(meter.total, 1), title=title)
+
+        def observe(name: str, here: int) -> None:
+            meter.moved(name, here)
+            bar.update(task, completed=meter.here, description=meter.describe())
+
+        yield observe
+
+
+def amounts(here: int, total: int) -> str:
+    """Return such as `120 of 470 MB`."""
+    if total >= 10 * _GB:
+        return f"{here / _GB:.1f} of {total / _GB:.1f} GB"
+    return f"{here / _MB:.0f} of {total / _MB:.0f} MB" if total >= 10 * _MB else f"{here:,} of {total:,} bytes"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

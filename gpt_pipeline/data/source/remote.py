@@ -1,0 +1,140 @@
+"""One file of the hub, read over HTTP: as a stream from some byte on, or as a file that fetches only what is read."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import get_session, hf_hub_url
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+from gpt_pipeline.data.source.explain import Question, explained
+from gpt_pipeline.data.source.patience import CutShortError, Patience, persist
+from gpt_pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from gpt_pipeline.data.stage import Say
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """A file at one commit."""
+
+    endpoint: str | None
+    repository: str
+    revision: str
+    name: str
+
+    size: int
+    """Bytes."""
+
+    @property
+    def url(self) -> str:
+        return str(
+            hf_hub_url(self.repository, self.name, repo_type="dataset", revision=self.revision, endpoint=self.endpoint)
+        )
+
+    @contextmanager
+    def stream(self, first: int, last: int | None, *, silence: float) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """Yield the position of the answer's first byte and its pieces, from byte `first` to and with `last` if given.
+
+        The position is `first`, or 0 where the answer is the whole file all the same. The token goes to the hub only:
+        the HTTP library takes it out when the hub sends the request on to another host.
+
+        Raises:
+            HfHubHTTPError: the hub refuses.
+            TransportError: the hub cannot be reached, or no byte came for `silence` seconds.
+        """
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        if first or last is not None:
+            headers["Range"] = f"bytes={first}-{'' if last is None else last}"
+        request = partial(get_session().stream, "GET", self.url, headers=headers, timeout=silence)
+        with request(follow_redirects=True) as response:
+            hf_raise_for_status(response)
+            yield _first_byte(response, self.name), response.iter_bytes()
+
+
+def _first_byte(response: Any, name: str) -> int:
+    """Return where an answer begins in its file: `Content-Range: bytes 100-199/470` begins at 100."""
+    if response.status_code != 206:
+        return 0
+    said = response.headers.get("Content-Range", "")
+    unit, _, span = said.partition(" ")
+    start = span.split("-")[0]
+    if unit != "bytes" or not start.isdigit():
+        raise DataError(f"{name}: the hub answered with Content-Range {said!r}, need bytes; is a proxy on the way?")
+    return int(start)
+
+
+class RangeReader(io.RawIOBase):
+    """A file of the hub for a library that wants a file: reads only the ranges asked for, and each only once."""
+
+    def __init__(self, file: RemoteFile, *, question: Question, patience: Patience, say: Say) -> None:
+        self._file = file
+        self._question = question
+        self._patience = patience
+        self._say = say
+        self._position = 0
+        self._ranges: list[tuple[int, bytes]] = []
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._file.size if size < 0 else min(self._position + size, self._file.size)
+        if self._position >= end:
+            return b""
+        content = self._known(self._position, end) or self._fetched(self._position, end)
+        self._position = end
+        return content
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def _known(self, start: int, end: int) -> bytes | None:
+        for first, content in self._ranges:
+            if first <= start and end <= first + len(content):
+                return content[start - first : end - first]
+        return None
+
+    def _fetched(self, start: int, end: int) -> bytes:
+        attempt = partial(self._request, start, end)
+        with explained(self._question):  # here: what a library makes of the hub's errors on their way is unknown
+            content = persist(attempt, what=self._file.name, patience=self._patience, say=self._say)
+        self._ranges.append((start, content))
+        return content
+
+    def _request(self, start: int, end: int) -> bytes:
+        name = self._file.name
+        with self._file.stream(start, end - 1, silence=self._patience.silence) as (first, pieces):
+            if first != start:
+                raise DataError(
+                    f"{name}: asked for bytes from {start}, found bytes from {first}; is a proxy on the way?"
+                )
+            content = bytearray()
+            for piece in pieces:
+                content += piece
+                if len(content) >= end - start:
+                    return bytes(content[: end - start])
+        raise CutShortError(f"{len(content)} of {end - start} bytes")
