@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents import document_text
 from gpt_pipeline.data.eligibility import DOCUMENT_SCHEMA
-from gpt_pipeline.data.english import Tally, english_documents, english_file, find_english, prepare_english
+from gpt_pipeline.data.english import Tally, english_documents, english_files, find_english, prepare_english
 from gpt_pipeline.data.raw import prepare_raw
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.manifest import StageResult, verify
@@ -33,8 +36,7 @@ def folder(tmp_path: Path) -> Path:
 def test_english_file_has_the_first_documents_in_file_order(tmp_path: Path, folder: Path, num_samples: int) -> None:
     stage = prepared(config_of(folder, num_samples), tmp_path / "data")
     expected = [value for value in rows(60) if value["language"] == "en"][:num_samples]
-    table = pq.read_table(english_file(stage))
-    assert english_file(stage).name == f"synth_en_samples_{num_samples}.parquet"
+    table = pa.concat_tables(pq.read_table(path) for path in english_files(stage))
     assert table.schema.equals(DOCUMENT_SCHEMA)
     assert table["synth_id"].to_pylist() == [value["synth_id"] for value in expected]
     assert table["text"].to_pylist() == [
@@ -70,8 +72,7 @@ def test_english_facts_count_what_was_read_kept_and_dropped(tmp_path: Path) -> N
 def test_english_documents_and_counts_do_not_depend_on_the_batch_size(folder: Path, batch_rows: int) -> None:
     def run(size: int) -> tuple[list[dict[str, object]], dict[str, object]]:
         tally = Tally()
-        files = sorted(folder.iterdir())
-        batches = english_documents(files, 21, tally, say=lambda line: None, batch_rows=size)
+        batches = english_documents(folder / "synth_003.parquet", 21, np.array([2, 7]), tally, batch_rows=size)
         return [value for batch in batches for value in batch.to_pylist()], tally.facts()
 
     assert run(batch_rows) == run(7)
@@ -86,7 +87,7 @@ def test_english_bytes_are_the_same_each_time(tmp_path: Path, folder: Path) -> N
 def test_english_row_groups_are_bounded(tmp_path: Path) -> None:
     write_synth(tmp_path / "synth" / "synth_001.parquet", [row(i) for i in range(4500)])
     stage = prepared(config_of(tmp_path / "synth", 4500), tmp_path / "data")
-    metadata = pq.read_metadata(english_file(stage))
+    metadata = pq.read_metadata(english_files(stage)[0])
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [2000, 2000, 500]
     assert metadata.row_group(0).column(4).compression == "ZSTD"
 
@@ -113,14 +114,14 @@ def test_english_other_number_of_samples_is_another_stage(tmp_path: Path, folder
 def test_english_lost_file_is_made_again_and_force_makes_it_anyway(tmp_path: Path, folder: Path) -> None:
     config = config_of(folder, 20)
     stage = prepared(config, tmp_path / "data")
-    english_file(stage).unlink()
+    english_files(stage)[0].unlink()
     assert find_english(config, tmp_path / "data") is None
     assert not prepared(config, tmp_path / "data").reused
     assert not prepared(config, tmp_path / "data", force=True).reused
     assert prepared(config, tmp_path / "data").reused
 
 
-def test_english_failure_half_way_leaves_no_file_and_no_manifest(tmp_path: Path, folder: Path) -> None:
+def test_english_damaged_file_fails_by_name_and_the_finished_ones_are_kept(tmp_path: Path, folder: Path) -> None:
     config = config_of(folder, 20)
     raw = prepare_raw(config, tmp_path / "data")
     second = folder / "synth_002.parquet"
@@ -129,8 +130,11 @@ def test_english_failure_half_way_leaves_no_file_and_no_manifest(tmp_path: Path,
     os.utime(second, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(DataError, match=r"synth_002\.parquet"):
         prepare_english(config, raw, tmp_path / "data")
-    (made,) = (tmp_path / "data").glob("english_parquet-*")
-    assert [path.name for path in made.iterdir() if not path.name.startswith(".lock")] == []
+    (made,) = (tmp_path / "data" / "parts").glob("english_documents-*/manifest.json")
+    assert json.loads(made.read_text())["facts"]["documents"] == 8  # the first file's are kept
+    assert list((tmp_path / "data").glob("english_parquet-*")) == []
     second.write_bytes(content)
     os.utime(second, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert pq.read_metadata(english_file(prepare_english(config, raw, tmp_path / "data"))).num_rows == 20
+    before = made.stat().st_mtime_ns
+    assert prepare_english(config, raw, tmp_path / "data").manifest.facts["documents"] == 20
+    assert made.stat().st_mtime_ns == before

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -9,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.raw import find_raw, prepare_raw, raw_files, raw_fingerprint
-from gpt_pipeline.data.source import record
+from gpt_pipeline.data.eligibility import RULE_VERSION
+from gpt_pipeline.data.raw import RawStage, files_of, find_raw, known_raw, prepare_raw, raw_files, repeats_of
 from gpt_pipeline.data.source.local import parquet_names
+from gpt_pipeline.data.source.record import read_record
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.manifest import StageResult
-from gpt_pipeline_tests.synth_rows import write_folder, write_synth
+from gpt_pipeline_tests.synth_rows import row, write_folder, write_synth
 
 
 def local(folder: Path, num_samples: int) -> DataConfig:
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(config: DataConfig, stage: StageResult) -> list[str]:
-    return [path.name for path in raw_files(config, stage)]
+    return [path.name for path in raw_files(config, stage).values()]
 
 
 @pytest.mark.parametrize(("num_samples", "files"), [(1, 1), (8, 1), (9, 2), (24, 2), (25, 3), (48, 3)])
@@ -91,7 +91,9 @@ def test_raw_folder_that_is_away_keeps_the_identity_of_what_was_made(tmp_path: P
     config = local(folder, 20)
     stage = prepare_raw(config, tmp_path / "data")
     folder.rename(tmp_path / "unplugged")
-    assert raw_fingerprint(config, tmp_path / "data") == stage.fingerprint
+    known = known_raw(config, tmp_path / "data")
+    assert known is not None
+    assert known.fingerprint == stage.fingerprint
     assert find_raw(config, tmp_path / "data") is None
     with pytest.raises(DataError, match="missing or have changed"):
         raw_files(config, stage)
@@ -101,7 +103,7 @@ def test_raw_folder_that_is_away_keeps_the_identity_of_what_was_made(tmp_path: P
 
 def test_raw_never_prepared_is_not_found(tmp_path: Path, folder: Path) -> None:
     assert find_raw(local(folder, 20), tmp_path / "data") is None
-    assert raw_fingerprint(DataConfig(num_samples=5), tmp_path / "data") is None
+    assert known_raw(DataConfig(num_samples=5), tmp_path / "data") is None
 
 
 def test_raw_folder_without_parquet_is_refused_with_what_it_holds(tmp_path: Path) -> None:
@@ -121,8 +123,8 @@ def test_raw_damaged_file_fails_by_name_and_keeps_what_was_checked(tmp_path: Pat
     damaged.write_bytes(b"<html>")
     with pytest.raises(DataError, match=r"synth_002\.parquet"):
         prepare_raw(local(folder, 20), tmp_path / "data")
-    (known,) = (tmp_path / "data" / "sources").glob("*/source.json")
-    assert list(json.loads(known.read_text())["files"]) == ["synth_001.parquet"]
+    (record,) = (tmp_path / "data" / "sources").iterdir()
+    assert read_record(record).known_keys() == ["synth_001.parquet"]
 
 
 def test_raw_force_checks_every_file_again(tmp_path: Path, folder: Path) -> None:
@@ -156,16 +158,52 @@ def test_raw_unreadable_record_is_named_with_the_remedy(tmp_path: Path, folder: 
         find_raw(config, tmp_path / "data")
 
 
-def test_raw_documents_counted_by_an_older_rule_are_counted_again(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_raw_documents_counted_by_an_older_rule_are_counted_again(tmp_path: Path, folder: Path) -> None:
     config = local(folder, 8)
     prepare_raw(config, tmp_path / "data")
-    (known,) = (tmp_path / "data" / "sources").glob("*/source.json")
-    known.write_text(known.read_text().replace(f'"rule": "{record.RULE_VERSION}"', '"rule": "0"'))
+    (known,) = (tmp_path / "data" / "sources").glob("*/files/*.json")
+    known.write_text(known.read_text().replace(f'"rule": "{RULE_VERSION}"', '"rule": "0"'))
     assert find_raw(config, tmp_path / "data") is None
     prepare_raw(config, tmp_path / "data")
     assert find_raw(config, tmp_path / "data") is not None
+
+
+def test_raw_repeated_documents_do_not_count_and_one_more_file_is_taken_for_them(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "synth", 10, 20, 30)
+    again = [row(i) for i in (1, 2, 3)]
+    write_synth(folder / "synth_002.parquet", [*again, row(500), row(500), row(501)])
+    config = local(folder, 11)
+    stage = prepare_raw(config, tmp_path / "data")  # 8 + 6 English rows, of which 8 + 2 say something new
+    assert names(config, stage) == ["synth_001.parquet", "synth_002.parquet", "synth_003.parquet"]
+    assert [(file["documents"], file["repeated"]) for file in stage.manifest.facts["files"]] == [
+        (8, 0),
+        (2, 4),
+        (24, 0),
+    ]
+    repeats = [repeats_of(stage, file).tolist() for file in files_of(stage)]
+    assert repeats == [[], [0, 1, 2, 4], []]
+    assert find_raw(config, tmp_path / "data") is not None
+
+
+def test_raw_repeats_of_a_file_do_not_depend_on_the_files_after_it(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "synth", 10, 20)
+    write_synth(folder / "synth_003.parquet", [row(i) for i in range(40)])
+    small, large = (prepare_raw(local(folder, number), tmp_path / "data") for number in (9, 30))
+    assert [file["documents"] for file in small.manifest.facts["files"]] == [8, 16]
+    assert [file["documents"] for file in large.manifest.facts["files"]] == [8, 16, 16]
+
+
+def test_raw_finished_or_not_the_groups_are_those_still_missing(tmp_path: Path, folder: Path) -> None:
+    stage = RawStage(config=local(folder, 30), data_folder=tmp_path / "data")
+    quiet: list[str] = []
+    assert stage.plan(force=False, say=quiet.append) == [
+        ["synth_001.parquet", "synth_002.parquet", "synth_003.parquet"]
+    ]
+    stage.make(["synth_002.parquet"], say=quiet.append)
+    assert stage.plan(force=False, say=quiet.append) == [["synth_001.parquet", "synth_003.parquet"]]
+    assert stage.finish(say=quiet.append).manifest.facts["documents"] == 48
+    assert stage.plan(force=False, say=quiet.append) == []
+    assert stage.plan(force=True, say=quiet.append) == [["synth_001.parquet", "synth_002.parquet", "synth_003.parquet"]]
 
 
 @pytest.mark.parametrize(

@@ -4,27 +4,28 @@ from pathlib import Path
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.english import find_english, prepare_english
-from gpt_pipeline.data.raw import find_raw, prepare_raw, raw_files, raw_fingerprint
+from gpt_pipeline.data.raw import find_raw, prepare_raw, raw_files
 from gpt_pipeline.data.shards import find_shards, prepare_shards
 from gpt_pipeline_tests.synth_rows import write_folder
 
 CONFIG = DataConfig(num_samples=300, source="sample", max_length=64, validation_fraction=0.2)
 
 
-def test_sample_is_written_into_the_stage_and_holds_enough_documents(tmp_path: Path) -> None:
+def test_sample_is_written_and_holds_enough_documents(tmp_path: Path) -> None:
     assert find_raw(CONFIG, tmp_path) is None
     stage = prepare_raw(CONFIG, tmp_path)
-    assert all(path.parent == stage.folder and path.is_file() for path in raw_files(CONFIG, stage))
+    assert all(path.is_file() for path in raw_files(CONFIG, stage).values())
     assert stage.manifest.facts["documents"] >= 300
-    assert stage.fingerprint == raw_fingerprint(CONFIG, tmp_path / "anywhere")
+    assert stage.fingerprint == prepare_raw(CONFIG, tmp_path / "anywhere").fingerprint
 
 
 def test_sample_second_time_does_no_work_and_a_lost_file_is_written_again(tmp_path: Path) -> None:
     first, again = prepare_raw(CONFIG, tmp_path), prepare_raw(CONFIG, tmp_path)
     assert (first.reused, again.reused) == (False, True)
-    raw_files(CONFIG, first)[0].unlink()
+    next(iter(raw_files(CONFIG, first).values())).unlink()
     assert find_raw(CONFIG, tmp_path) is None
-    assert prepare_raw(CONFIG, tmp_path).manifest.files == first.manifest.files
+    assert prepare_raw(CONFIG, tmp_path).manifest == first.manifest
+    assert find_raw(CONFIG, tmp_path) is not None
 
 
 def test_sample_goes_through_all_stages_and_each_is_found_again(tmp_path: Path) -> None:
@@ -40,4 +41,5 @@ def test_sample_goes_through_all_stages_and_each_is_found_again(tmp_path: Path) 
 def test_sample_named_together_with_a_folder_gives_way_to_the_folder(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "synth", 10)
     config = DataConfig(num_samples=5, source="sample", local_dataset_path=str(folder))
-    assert raw_files(config, prepare_raw(config, tmp_path / "data")) == [folder / "synth_001.parquet"]
+    files = raw_files(config, prepare_raw(config, tmp_path / "data"))
+    assert files == {"synth_001.parquet": folder / "synth_001.parquet"}

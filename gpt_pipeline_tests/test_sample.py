@@ -13,7 +13,7 @@ import pytest
 
 from gpt_pipeline.data.documents import FAILED_CONSTRAINT, SYNTH_COLUMNS, article_key, is_blank, is_held_out
 from gpt_pipeline.data.documents import document_text as text_of
-from gpt_pipeline.data.source.sample import write_sample
+from gpt_pipeline.data.source.sample import file_name, write_file
 from gpt_pipeline.data.source.sample.articles import FACTS, VALUES, articles
 from gpt_pipeline.data.source.sample.languages import LANGUAGES, foreign_draft, roman
 from gpt_pipeline.data.source.sample.reading import mcq
@@ -37,6 +37,17 @@ def english(rows: list[Row]) -> list[Row]:
 def _is_usable(row: Row) -> bool:
     blank = is_blank(row["query"]) or is_blank(row["synthetic_answer"])
     return row["language"] == "en" and not blank and row["constraints"] != FAILED_CONSTRAINT
+
+
+def write_sample(folder: Path, *, num_english: int, seed: int = 0, rows_per_file: int = 10_000) -> list[Path]:
+    """Write the sample's first files until they hold `num_english` usable rows."""
+    files: list[Path] = []
+    usable = 0
+    while usable < num_english:
+        number = len(files) + 1
+        files.append(write_file(folder / file_name(number), number, seed=seed, n_rows=rows_per_file))
+        usable += sum(map(_is_usable, pq.read_table(files[-1]).to_pylist()))
+    return files
 
 
 def _share(rows: list[Row], column: str, value: str | None) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +53,10 @@ def looks_foreign(text: str) -> bool:
     return strongest >= _MIN_FOREIGN_WORDS and strongest > counts["en"]
 
 
-def check_language_purity(english_file: Path, *, max_foreign_share: float = 0.02) -> Finding:
-    """Look for documents in other languages among some 2,000 spread over the file; one column, in batches."""
-    file = pq.ParquetFile(english_file, pre_buffer=False)
-    every = max(1, file.metadata.num_rows // _PURITY_SAMPLE)
-    sampled = [text for index, text in enumerate(_column(file, "text")) if index % every == 0]
+def check_language_purity(english_files: Sequence[Path], *, max_foreign_share: float = 0.02) -> Finding:
+    """Look for documents in other languages among some 2,000 spread over the files; one column, in batches."""
+    every = max(1, sum(pq.read_metadata(path).num_rows for path in english_files) // _PURITY_SAMPLE)
+    sampled = [text for index, text in enumerate(_column(english_files, "text")) if index % every == 0]
     foreign = sum(looks_foreign(text) for text in sampled)
     share = foreign / max(1, len(sampled))
     return Finding(
@@ -68,18 +67,20 @@ def check_language_purity(english_file: Path, *, max_foreign_share: float = 0.02
     )
 
 
-def check_articles_kept_apart(english_file: Path, shards: TokenShards, *, seed: int, fraction: float) -> Finding:
+def check_articles_kept_apart(
+    english_files: Sequence[Path], shards: TokenShards, *, seed: int, fraction: float
+) -> Finding:
     """Find no seed article on both sides of the split, from what the shards really hold.
 
-    Some documents of each split are decoded and looked up in the parquet file by the hash of their text.
+    Some documents of each split are decoded and looked up in the parquet files by the hash of their text.
     """
     wanted = {
         split: {_digest(text) for text in _sample_documents(stream)}
         for split, stream in (("train", shards.train), ("validation", shards.validation))
     }
     articles: dict[str, set[str]] = {"train": set(), "validation": set()}
-    file = pq.ParquetFile(english_file, pre_buffer=False)
-    for text, article in zip(_column(file, "text"), _column(file, "article"), strict=True):
+    columns = (_column(english_files, name) for name in ("text", "article"))
+    for text, article in zip(*columns, strict=True):
         digest = _digest(text)
         for split, digests in wanted.items():
             if digest in digests:
@@ -117,9 +118,11 @@ def check_token_counts(shards: TokenShards, *, documents: int) -> Finding:
     )
 
 
-def _column(file: pq.ParquetFile, name: str) -> Iterator[str]:
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[name]):
-        yield from batch.column(0).to_pylist()
+def _column(paths: Sequence[Path], name: str) -> Iterator[str]:
+    for path in paths:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[name]):
+                yield from batch.column(0).to_pylist()
 
 
 def _sample_documents(stream: TokenStream) -> Iterator[str]:

@@ -1,31 +1,36 @@
-"""The English documents as one parquet file: text, the article it grew from, and where its parts lie."""
+"""The English documents as parquet: text, the article it grew from, and where its parts lie."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.document_index import Rows
 from gpt_pipeline.data.eligibility import BATCH_ROWS, DOCUMENT_SCHEMA, RULE_VERSION, documents_of, read_batches, select
-from gpt_pipeline.data.raw import raw_files, raw_fingerprint
-from gpt_pipeline.data.stage import Say, prepare_stage
-from gpt_pipeline.errors import ConfigError
-from gpt_pipeline.storage.atomic import atomic_path
+from gpt_pipeline.data.overlap import ahead
+from gpt_pipeline.data.raw import RawFile, files_of, known_raw, raw_files, repeats_of
+from gpt_pipeline.data.stage import Part, Say, grouped, prepare, prepare_stage
+from gpt_pipeline.errors import DataError
+from gpt_pipeline.storage.atomic import atomic_path, link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file, stage_folder, utc_now
+from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, forget, record_file, stage_folder
 
 STAGE = "english_parquet"
-CODE_VERSION = f"1.{RULE_VERSION}"
+CODE_VERSION = f"2.{RULE_VERSION}"
 ROW_GROUP_ROWS = 2_000  # documents; with MAX_DOCUMENT_BYTES a group's text stays below Arrow's 2 GiB
+_KIND = "english_documents"
+_FILE = "documents.parquet"
 _EXAMPLES = 3
 _EXAMPLE_CHARACTERS = 1_000
 _logger = logging.getLogger(__name__)
@@ -34,29 +39,170 @@ _logger = logging.getLogger(__name__)
 def prepare_english(
     config: DataConfig, raw: StageResult, data_folder: Path, *, force: bool = False, say: Say = _logger.info
 ) -> StageResult:
-    """Return the finished stage: the first `num_samples` English documents of `raw`, in file order.
+    """Return the finished stage: the first `num_samples` different English documents of `raw`, in file order.
 
     Raises:
-        ConfigError: there are fewer.
         DataError: a raw file cannot be read.
     """
-    wanted = _fingerprint(config, raw.fingerprint)
-    folder = stage_folder(data_folder, STAGE, wanted)
-    return prepare_stage(folder, wanted, force=force, say=say, make=lambda: _make(config, raw, folder, wanted, say))
+    return prepare(EnglishStage(config=config, data_folder=data_folder, given_raw=raw), force=force, say=say)
 
 
 def find_english(config: DataConfig, data_folder: Path) -> StageResult | None:
     """Return the finished stage, or None; does no work."""
-    upstream = raw_fingerprint(config, data_folder)
-    if upstream is None:
-        return None
-    wanted = _fingerprint(config, upstream)
-    return finished(stage_folder(data_folder, STAGE, wanted), wanted)
+    return EnglishStage(config=config, data_folder=data_folder).find()
 
 
-def english_file(stage: StageResult) -> Path:
-    """Return the path of the stage's parquet file (`eligibility.DOCUMENT_SCHEMA`)."""
-    return stage.folder / next(iter(stage.manifest.files))
+def english_files(stage: StageResult) -> list[Path]:
+    """Return the paths of the stage's parquet files (`eligibility.DOCUMENT_SCHEMA`), in order."""
+    return [stage.folder / name for name in stage.manifest.files]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnglishPart:
+    """What the stage takes of one raw file."""
+
+    raw: RawFile
+
+    take: int
+    """Documents, from the file's first on."""
+
+    file: str
+    """Name of the parquet file in the stage's folder."""
+
+    part: Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnglishStage:
+    """The stage english_parquet; a part is the documents of one raw file."""
+
+    config: DataConfig
+    data_folder: Path
+    given_raw: StageResult | None = None
+    """The finished raw_synth; null: the one that the configuration names."""
+
+    @property
+    def name(self) -> str:
+        return STAGE
+
+    @cached_property
+    def raw(self) -> StageResult:
+        """The raw files' stage.
+
+        Raises:
+            DataError: it is not finished.
+        """
+        raw = self.given_raw or known_raw(self.config, self.data_folder)
+        if raw is None:
+            raise DataError(f"raw_synth is not finished in {self.data_folder}; materialize raw_synth first")
+        return raw
+
+    def find(self) -> StageResult | None:
+        """Return the finished stage, or None; does no work."""
+        raw = self.given_raw or known_raw(self.config, self.data_folder)
+        if raw is None:
+            return None
+        wanted = _fingerprint(self.config, raw.fingerprint)
+        return finished(stage_folder(self.data_folder, STAGE, wanted), wanted)
+
+    def plan(self, *, force: bool, say: Say) -> list[list[str]]:
+        """Return the raw files whose documents are missing, in groups; see `PartedStage`."""
+        stage = self.find()
+        if stage is not None and not force:
+            say(f"{stage.folder} is finished already; nothing to do")
+            return []
+        if force:
+            for folder in [*(each.part.folder for each in self.parts()), *([stage.folder] if stage else [])]:
+                forget(folder)
+        missing = [each for each in self.parts() if each.part.find() is None]
+        return grouped({each.raw.name: each.raw.size for each in missing})
+
+    def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:
+        """Write the documents of the raw files; see `PartedStage`.
+
+        Raises:
+            DataError: a raw file cannot be read, or is not there any more.
+        """
+        wanted = set(names)
+        made = [self._made(each, say) for each in self.parts() if each.raw.name in wanted]
+        return {
+            "rows_read": sum(part.manifest.facts["rows_read"] for part in made),
+            "documents": sum(part.manifest.facts["documents"] for part in made),
+            "text_megabytes": sum(part.manifest.facts["text_bytes"] for part in made) / 1e6,
+        }
+
+    def finish(self, *, say: Say) -> StageResult:
+        """Put the parts together; see `PartedStage`."""
+        if stage := self.find():
+            return stage
+        wanted = _fingerprint(self.config, self.raw.fingerprint)
+        folder = stage_folder(self.data_folder, STAGE, wanted)
+        return prepare_stage(folder, wanted, force=False, say=say, make=lambda: self._together(folder, wanted, say))
+
+    def parts(self) -> list[EnglishPart]:
+        """Return what the stage takes of each raw file, in order; files of which it takes nothing are left out."""
+        parts: list[EnglishPart] = []
+        missing = self.config.num_samples
+        for raw in files_of(self.raw):
+            take = min(missing, raw.documents)
+            missing -= take
+            if take:
+                file = f"{raw.name.removesuffix('.parquet').replace('/', '__')}.parquet"
+                parts.append(EnglishPart(raw=raw, take=take, file=file, part=self._part(raw, take)))
+        return parts
+
+    def _part(self, raw: RawFile, take: int) -> Part:
+        repeats = self.raw.manifest.files[raw.repeats].sha256 if raw.repeats else None
+        config = {"raw": raw.sha256, "repeats": repeats, "take": take}
+        identity = fingerprint(_KIND, config=config, code_version=CODE_VERSION)
+        return Part(kind=_KIND, fingerprint=identity, data_folder=self.data_folder)
+
+    def _made(self, each: EnglishPart, say: Say) -> StageResult:
+        folder, identity = each.part.folder, each.part.fingerprint
+        return prepare_stage(folder, identity, force=False, say=say, make=lambda: self._write(each, say))
+
+    def _write(self, each: EnglishPart, say: Say) -> Manifest:
+        source = raw_files(self.config, self.raw)[each.raw.name]
+        path = each.part.folder / _FILE
+        tally = Tally()
+        with atomic_path(path) as temporary:
+            write_documents(
+                temporary, ahead(english_documents(source, each.take, repeats_of(self.raw, each.raw), tally))
+            )
+        if tally.documents < each.take:
+            raise DataError(
+                f"{source}: found {tally.documents} documents, need {each.take}: it has changed; "
+                "materialize raw_synth again"
+            )
+        say(f"{each.raw.name}: {tally.documents:,} documents of {tally.rows_read:,} rows written")
+        return Manifest(
+            stage=_KIND,
+            fingerprint=each.part.fingerprint,
+            config={"raw": each.raw.sha256, "take": each.take},
+            files={_FILE: record_file(path)},
+            facts=tally.facts(),
+        )
+
+    def _together(self, folder: Path, wanted: str, say: Say) -> Manifest:
+        """Link the parts' files into the stage's folder and return its manifest."""
+        tally = Tally()
+        files, listed, linked = {}, [], True
+        for each in self.parts():
+            part = each.part.intact(say=say) or self._made(each, say)
+            linked = link_or_copy(part.folder / _FILE, folder / each.file) and linked
+            files[each.file] = part.manifest.files[_FILE]
+            tally.add(Tally.of(part.manifest.facts))
+            listed.append({"file": each.file, "documents": each.take, "fingerprint": part.fingerprint})
+        if not linked:
+            say(f"{folder}: this disk knows no hard links; the parts were copied, which takes twice the room")
+        return Manifest(
+            stage=STAGE,
+            fingerprint=wanted,
+            config=_identity(self.config),
+            upstream=(self.raw.fingerprint,),
+            files=files,
+            facts={**tally.facts(), "parts": listed},
+        )
 
 
 def _fingerprint(config: DataConfig, upstream: str) -> str:
@@ -78,6 +224,29 @@ class Tally:
     exercises: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Tally:
+        """Return the tally whose `facts` these are."""
+        return cls(
+            rows_read=facts["rows_read"],
+            documents=facts["documents"],
+            text_bytes=facts["text_bytes"],
+            languages=Counter(facts["languages"]),
+            exercises=Counter(facts["exercises"]),
+            dropped=Counter(facts["dropped"]),
+            examples=list(facts["examples"]),
+        )
+
+    def add(self, other: Tally) -> None:
+        """Count in what another file gave."""
+        self.rows_read += other.rows_read
+        self.documents += other.documents
+        self.text_bytes += other.text_bytes
+        self.languages.update(other.languages)
+        self.exercises.update(other.exercises)
+        self.dropped.update(other.dropped)
+        self.examples += other.examples[: max(0, _EXAMPLES - len(self.examples))]
 
     def add_rows(self, batch: pa.RecordBatch, dropped: Counter[str]) -> None:
         self.rows_read += batch.num_rows
@@ -105,69 +274,48 @@ def _counts(column: pa.Array) -> dict[str, int]:
     return {name: pair["counts"] for name, pair in zip(names, counts, strict=True)}
 
 
-def _make(config: DataConfig, raw: StageResult, folder: Path, wanted: str, say: Say) -> Manifest:
-    started = time.monotonic()
-    path = folder / f"synth_en_samples_{config.num_samples}.parquet"
-    tally = Tally()
-    with atomic_path(path) as temporary:
-        _write(temporary, english_documents(raw_files(config, raw), config.num_samples, tally, say=say))
-        if tally.documents < config.num_samples:
-            raise _too_few(config.num_samples, tally.documents)
-    return Manifest(
-        stage=STAGE,
-        fingerprint=wanted,
-        config=_identity(config),
-        upstream=(raw.fingerprint,),
-        files={path.name: record_file(path)},
-        facts={**tally.facts(), "seconds": round(time.monotonic() - started, 3)},
-        created_at=utc_now(),
-    )
-
-
-def _too_few(num_samples: int, documents: int) -> ConfigError:
-    return ConfigError(
-        "data.num_samples",
-        found=num_samples,
-        need=f"at most {documents}, the English documents in the raw files",
-        remedy=f"set it to {documents} or fewer",
-    )
-
-
 def english_documents(
-    files: Iterable[Path], limit: int, tally: Tally, *, say: Say, batch_rows: int = BATCH_ROWS
+    path: Path, limit: int, repeats: Rows, tally: Tally, *, batch_rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the first `limit` documents of `files` in order, counting into `tally`; reads no row beyond the last."""
-    for path in files:
-        if tally.documents >= limit:
-            return
-        yield from _documents_of_file(path, limit, tally, batch_rows)
-        say(f"{path.name}: {tally.documents:,} of {limit:,} documents after {tally.rows_read:,} rows")
+    """Yield the first `limit` documents of a file in order, counting into `tally`; reads no row beyond the last.
 
-
-def _documents_of_file(path: Path, limit: int, tally: Tally, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    `repeats` are the documents, counted from 0 without them being taken out, that are left out.
+    """
+    seen = 0
     for whole in read_batches(path, batch_rows=batch_rows):
         batch, selection = whole, select(whole)
+        kept = _new_ones(seen, selection.rows.num_rows, repeats)
         wanted = limit - tally.documents
-        if selection.rows.num_rows >= wanted:  # end at the last document, so that the counts know no batch size
-            batch = whole.slice(0, selection.positions[wanted - 1].as_py() + 1)
+        if len(kept) >= wanted:  # end at the last document, so that the counts know no batch size
+            batch = whole.slice(0, selection.positions[int(kept[wanted - 1])].as_py() + 1)
             selection = select(batch)
-        documents = documents_of(selection.rows)
-        tally.add_rows(batch, selection.dropped)
+            kept = kept[:wanted]
+        repeated = selection.rows.num_rows - len(kept)
+        seen += selection.rows.num_rows
+        documents = documents_of(selection.rows.take(pa.array(kept)) if repeated else selection.rows)
+        tally.add_rows(batch, selection.dropped + Counter(repeated=repeated))
         tally.add_documents(documents)
         yield documents
         if tally.documents >= limit:
             return
 
 
-def _write(path: Path, documents: Iterable[pa.RecordBatch]) -> None:
+def _new_ones(first: int, count: int, repeats: Rows) -> Rows:
+    """Return which of `count` documents, of which the first has the number `first`, are not among `repeats`."""
+    numbers = np.arange(first, first + count)
+    return np.flatnonzero(~np.isin(numbers, repeats, assume_unique=True))
+
+
+def write_documents(path: Path, documents: Iterable[pa.RecordBatch]) -> None:
+    """Write documents as parquet, in row groups of `ROW_GROUP_ROWS`."""
     with pq.ParquetWriter(
         path, DOCUMENT_SCHEMA, compression="zstd", compression_level=1, use_dictionary=["exercise", "article"]
     ) as writer:
-        for group in _grouped(documents, ROW_GROUP_ROWS):
+        for group in _regrouped(documents, ROW_GROUP_ROWS):
             writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
 
 
-def _grouped(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+def _regrouped(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
     """Yield the same rows as tables of `rows` rows, the last maybe smaller, whatever the size of the batches."""
     waiting: list[pa.RecordBatch] = []
     for batch in batches:

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from gpt_pipeline.data.config import SAMPLE, DataConfig
-from gpt_pipeline.data.eligibility import RULE_VERSION, count_documents
+from gpt_pipeline.data.document_index import Rows, index_part, prepare_index, repeated_documents
+from gpt_pipeline.data.eligibility import RULE_VERSION
 from gpt_pipeline.data.source.hub import Hub, open_dataset, recorded_dataset
 from gpt_pipeline.data.source.local import LocalFolder, local_path, open_folder, parquet_names
 from gpt_pipeline.data.source.record import FileFacts, SourceRecord, read_record
-from gpt_pipeline.data.stage import Say, exclusive, prepare_stage
-from gpt_pipeline.errors import ConfigError, DamagedFileError, DataError
+from gpt_pipeline.data.source.sample.source import SampleFolder
+from gpt_pipeline.data.stage import Say, exclusive, grouped, prepare, prepare_stage
+from gpt_pipeline.errors import ConfigError, DataError
+from gpt_pipeline.storage.atomic import atomic_path, sha256_of
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file, stage_folder, utc_now
+from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, forget, record_file, stage_folder
 from gpt_pipeline.storage.names import slug
 
 STAGE = "raw_synth"
-CODE_VERSION = "1"
+CODE_VERSION = f"2.{RULE_VERSION}"
 _SOURCES = "sources"  # folder of the records, one folder a source
 _logger = logging.getLogger(__name__)
 _HUB = Hub()
 
 
 class Source(Protocol):
-    """Where raw files come from, other than the sample."""
+    """Where raw files come from."""
 
     @property
-    def names(self) -> tuple[str, ...]: ...
+    def names(self) -> tuple[str, ...]:
+        """The files, in order."""
+        ...
 
     @property
     def description(self) -> str: ...
@@ -40,238 +49,451 @@ class Source(Protocol):
 
     def record_key(self, name: str) -> str: ...
 
-    def sha256(self, name: str) -> str | None: ...
+    def size(self, name: str) -> int: ...
 
-    def find(self, name: str) -> Path | None: ...
+    def sha256(self, name: str) -> str | None:
+        """Return the checksum that the source gives, if it gives one."""
+        ...
 
-    def fetch(self, name: str, *, again: bool = False) -> Path: ...
+    def find(self, name: str) -> Path | None:
+        """Return the file's path if it is here; no network."""
+        ...
+
+    def count_english_of(self, names: Sequence[str], *, say: Say) -> Iterator[tuple[str, int]]:
+        """Yield the English rows of each file, which need not be here, while the caller asks for more."""
+        ...
+
+    def require_room(self, names: Sequence[str]) -> None:
+        """Raise `DataError` unless the disk has room for these files."""
+        ...
+
+    def fetch(self, name: str, *, again: bool = False, say: Say) -> Path:
+        """Return the file's path, after bringing it here if it is not, or in any case if `again`."""
+        ...
 
 
 def prepare_raw(
     config: DataConfig, data_folder: Path, *, force: bool = False, say: Say = _logger.info, hub: Hub = _HUB
 ) -> StageResult:
-    """Return the finished stage: the source's first files that hold `num_samples` documents, checked.
+    """Return the finished stage: the source's first files that hold `num_samples` different documents, checked.
 
-    Files of the hub lie in its cache, those of a folder stay where they are; only the sample is written into the
-    stage. `force` checks the files anew (and writes the sample anew); it does not move to a newer revision.
+    Files of the hub lie in its cache, those of a folder stay where they are. `force` checks the files anew (and writes
+    the sample anew); it does not move to a newer revision.
 
     Raises:
         ConfigError: the source does not hold `num_samples` documents, or is no dataset.
         UserError: a file is damaged, or the hub cannot be reached or refuses.
     """
-    if _is_sample(config):
-        return _prepare_sample(config, data_folder, force=force, say=say)
-    if not force and (stage := find_raw(config, data_folder, hub=hub)):
-        say(f"{stage.folder} is finished already; nothing to do")
-        return stage
-    record_folder = _record_folder(config, data_folder)
-    with exclusive(record_folder, purpose=f"checking the files of {_origin(config)}", say=say):
-        if not force and (stage := find_raw(config, data_folder, hub=hub)):
-            say(f"{stage.folder} was finished by another process; nothing left to do")
-            return stage
-        record = read_record(record_folder)
-        if force:
-            record.files.clear()
-        source = _open_source(config, record, hub, say)
-        chosen = _choose(source, config.num_samples, record, say)
-    return _prepare_pointer(source, chosen, data_folder, force=force, say=say)
+    return prepare(RawStage(config=config, data_folder=data_folder, hub=hub), force=force, say=say)
 
 
 def find_raw(config: DataConfig, data_folder: Path, *, hub: Hub = _HUB) -> StageResult | None:
     """Return the finished stage, or None; reads no file's content and asks no network."""
-    if _is_sample(config):
-        wanted = _sample_fingerprint(config)
-        return finished(stage_folder(data_folder, STAGE, wanted), wanted)
-    known = _known(config, data_folder, hub)
-    if known is None:
-        return None
-    source, chosen = known
-    wanted = _files_fingerprint(chosen)
-    is_there = all(source.find(name) is not None for name in chosen)
-    return finished(stage_folder(data_folder, STAGE, wanted), wanted) if is_there else None
+    return RawStage(config=config, data_folder=data_folder, hub=hub).find()
 
 
-def raw_fingerprint(config: DataConfig, data_folder: Path, *, hub: Hub = _HUB) -> str | None:
-    """Return the stage's fingerprint if its files were once checked, also when they have been deleted since."""
-    if _is_sample(config):
-        return _sample_fingerprint(config)
-    known = _known(config, data_folder, hub)
-    return None if known is None else _files_fingerprint(known[1])
+def known_raw(config: DataConfig, data_folder: Path, *, hub: Hub = _HUB) -> StageResult | None:
+    """Return the stage if it was finished once, also when its files have been deleted or unplugged since."""
+    return RawStage(config=config, data_folder=data_folder, hub=hub).known()
 
 
-def raw_files(config: DataConfig, raw: StageResult, *, hub: Hub = _HUB) -> list[Path]:
-    """Return the paths of the stage's files, in order.
+def raw_files(config: DataConfig, raw: StageResult, *, hub: Hub = _HUB) -> dict[str, Path]:
+    """Return the paths of the stage's files by name, in order.
 
     Raises:
         DataError: a file is no longer there.
     """
-    if raw.manifest.files:
-        return [raw.folder / name for name in raw.manifest.files]
-    known = _known(config, raw.folder.parent, hub)
-    paths = [] if known is None else [known[0].find(name) for name, _ in raw.manifest.config["files"]]
-    found = [path for path in paths if path is not None]
-    if not found or len(found) < len(paths):
-        raise DataError(f"files of {_origin(config)} are missing or have changed; materialize {STAGE} again")
-    return found
+    return RawStage(config=config, data_folder=raw.folder.parent, hub=hub).paths(raw)
 
 
-def _is_sample(config: DataConfig) -> bool:
-    return config.local_dataset_path is None and config.source == SAMPLE
+@dataclass(frozen=True, kw_only=True)
+class RawFile:
+    """A file of the finished stage."""
+
+    name: str
+    sha256: str
+
+    size: int
+    """Bytes."""
+
+    documents: int
+    """Those that repeat none before them."""
+
+    repeats: str | None
+    """Name of the file in the stage's folder that says which of its documents repeat an earlier one; int64 .npy."""
 
 
-def _origin(config: DataConfig) -> str:
-    return config.local_dataset_path or config.source
+def files_of(raw: StageResult) -> list[RawFile]:
+    """Return the files of a finished stage, in order."""
+    checksums = dict(raw.manifest.config["files"])
+    return [
+        RawFile(
+            name=entry["name"],
+            sha256=checksums[entry["name"]],
+            size=entry["size"],
+            documents=entry["documents"],
+            repeats=_repeats_name(number) if entry["repeated"] else None,
+        )
+        for number, entry in enumerate(raw.manifest.facts["files"], start=1)
+    ]
 
 
-def _record_folder(config: DataConfig, data_folder: Path) -> Path:
-    origin = config.source if config.local_dataset_path is None else str(local_path(config.local_dataset_path))
-    kind = "hub" if config.local_dataset_path is None else "folder"
-    digest = hashlib.sha256(origin.encode("utf-8", "surrogateescape")).hexdigest()[:SHORT]
-    return data_folder / _SOURCES / f"{kind}-{slug(origin)[-40:]}-{digest}"
+def repeats_of(raw: StageResult, file: RawFile) -> Rows:
+    """Return which documents of the file, counted from 0, repeat an earlier one: int64, ascending."""
+    return np.empty(0, np.int64) if file.repeats is None else np.load(raw.folder / file.repeats)
 
 
-def _open_source(config: DataConfig, record: SourceRecord, hub: Hub, say: Say) -> Source:
-    if config.local_dataset_path is not None:
-        return open_folder(local_path(config.local_dataset_path))
-    return open_dataset(hub, config.source, config.revision, record, say=say)
+def _repeats_name(number: int) -> str:
+    return f"repeats_{number:06d}.npy"
 
 
-def _choose(source: Source, num_samples: int, record: SourceRecord, say: Say) -> dict[str, FileFacts]:
-    """Return the first files that hold `num_samples` documents together, by name in order."""
-    chosen: dict[str, FileFacts] = {}
-    documents = 0
-    for name in source.names:
-        if source.find(name) is None:
-            say(f"downloading {name} of {source.description}")
-        chosen[name] = _checked(source, name, record)
-        documents += chosen[name].documents
-        say(f"{name}: {chosen[name].documents:,} documents; {documents:,} of {num_samples:,} needed")
-        if documents >= num_samples:
-            return chosen
-    raise _too_few(num_samples, documents, source.description)
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """One file of the stage, looked at."""
+
+    name: str
+    facts: FileFacts
+    new_documents: int
+    repeats: Rows | None = None
 
 
-def _checked(source: Source, name: str, record: SourceRecord) -> FileFacts:
-    key, sha256 = source.record_key(name), source.sha256(name)
-    try:
-        return record.facts_of(key, source.fetch(name), sha256=sha256)
-    except DamagedFileError as error:
-        _logger.warning("%s; downloading it again", error)
-        return record.facts_of(key, source.fetch(name, again=True), sha256=sha256)
+@dataclass(frozen=True, kw_only=True)
+class RawStage:
+    """The stage raw_synth; a part is one file brought here, checked, and its documents' hashes."""
 
+    config: DataConfig
+    data_folder: Path
+    hub: Hub = _HUB
 
-def _too_few(num_samples: int, documents: int, where: str) -> ConfigError:
-    return ConfigError(
-        "data.num_samples",
-        found=num_samples,
-        need=f"at most {documents}, the English documents in {where}",
-        remedy=f"set it to {documents} or fewer, or add files",
-    )
+    @property
+    def name(self) -> str:
+        return STAGE
 
+    def find(self) -> StageResult | None:
+        """Return the finished stage, or None; reads no file's content and asks no network."""
+        stage = self.known()
+        return stage if stage is not None and self._is_here(stage) else None
 
-def _known(config: DataConfig, data_folder: Path, hub: Hub) -> tuple[Source, dict[str, FileFacts]] | None:
-    """Return the source and its first files that hold `num_samples` documents, if the record knows them all."""
-    record = read_record(_record_folder(config, data_folder))
-    source = _known_source(config, record, hub)
-    if source is None:
-        return None
-    chosen: dict[str, FileFacts] = {}
-    for name in source.names:
-        facts = _known_facts(source, name, record)
-        if facts is None:
+    def known(self) -> StageResult | None:
+        """Return the stage if it was finished once, also when its files have been deleted or unplugged since."""
+        record = read_record(self._record_folder)
+        source = self._recorded_source(record)
+        chosen = None if source is None else self._recorded_choice(source, record)
+        if chosen is None:
             return None
-        chosen[name] = facts
-        if sum(known.documents for known in chosen.values()) >= config.num_samples:
-            return source, chosen
-    return None
+        wanted = _fingerprint(chosen)
+        return finished(stage_folder(self.data_folder, STAGE, wanted), wanted)
+
+    def paths(self, raw: StageResult) -> dict[str, Path]:
+        """Return the paths of the stage's files by name, in order.
+
+        Raises:
+            DataError: a file is no longer there.
+        """
+        source = self._recorded_source(read_record(self._record_folder))
+        found = {name: source.find(name) if source else None for name, _ in raw.manifest.config["files"]}
+        missing = [name for name, path in found.items() if path is None]
+        if missing or self.known() is None:
+            raise DataError(
+                f"files of {self._origin} are missing or have changed"
+                f"{': ' if missing else ''}{', '.join(missing[:3])}; materialize {STAGE} again"
+            )
+        return {name: path for name, path in found.items() if path is not None}
+
+    def plan(self, *, force: bool, say: Say) -> list[list[str]]:
+        """Return the files that are not here or not looked at yet, in groups; see `PartedStage`."""
+        stage = self.find()
+        if stage is not None and not force:
+            say(f"{stage.folder} is finished already; nothing to do")
+            return []
+        if stage is not None:
+            forget(stage.folder)
+        with self._recording(say) as record:
+            source = self._open_source(record, say)
+            names = self._enough(source, record, say)
+            if force:
+                self._forget(source, names, record, say)
+        missing = [name for name in names if not self._is_ready(source, name, record)]
+        source.require_room(missing)
+        return grouped({name: source.size(name) for name in missing})
+
+    def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:
+        """Bring the files here and look at them; see `PartedStage`.
+
+        Raises:
+            UserError: a file is damaged, or the hub cannot be reached or refuses.
+        """
+        record = read_record(self._record_folder)
+        source = self._open_source(record, say)
+        looked = {name: self._looked_at(source, name, record, say) for name in names}
+        return {
+            "rows": sum(facts.rows for facts in looked.values()),
+            "documents": sum(facts.documents for facts in looked.values()),
+            "megabytes": sum(facts.size for facts in looked.values()) / 1e6,
+            "files": list(looked),
+        }
+
+    def finish(self, *, say: Say) -> StageResult:
+        """Choose the files and write down which documents repeat others; see `PartedStage`."""
+        if stage := self.find():
+            return stage
+        with self._recording(say) as record:
+            source = self._open_source(record, say)
+            chosen = self._choose(source, record, say)
+        wanted = _fingerprint(chosen)
+        folder = stage_folder(self.data_folder, STAGE, wanted)
+        return prepare_stage(
+            folder, wanted, force=False, say=say, make=lambda: _manifest(source, chosen, folder, wanted)
+        )
+
+    @property
+    def _origin(self) -> str:
+        return self.config.local_dataset_path or self.config.source
+
+    @property
+    def _is_sample(self) -> bool:
+        return self.config.local_dataset_path is None and self.config.source == SAMPLE
+
+    @property
+    def _record_folder(self) -> Path:
+        origin = self._origin
+        if self.config.local_dataset_path is not None:
+            origin = local_path(origin).as_posix()
+        kind = "sample" if self._is_sample else "hub" if self.config.local_dataset_path is None else "folder"
+        digest = hashlib.sha256(origin.encode("utf-8", "surrogateescape")).hexdigest()[:SHORT]
+        return self.data_folder / _SOURCES / f"{kind}-{slug(origin)[-40:]}-{digest}"
+
+    @contextmanager
+    def _recording(self, say: Say) -> Iterator[SourceRecord]:
+        with exclusive(self._record_folder, purpose=f"choosing files of {self._origin}", say=say):
+            yield read_record(self._record_folder)
+
+    def _open_source(self, record: SourceRecord, say: Say) -> Source:
+        if self._is_sample:
+            return self._sample
+        if self.config.local_dataset_path is not None:
+            return open_folder(local_path(self.config.local_dataset_path))
+        return open_dataset(self.hub, self.config.source, self.config.revision, record, say=say)
+
+    @property
+    def _sample(self) -> SampleFolder:
+        return SampleFolder(folder=self._record_folder / "rows")
+
+    def _recorded_source(self, record: SourceRecord) -> Source | None:
+        if self._is_sample:
+            return self._sample
+        if self.config.local_dataset_path is None:
+            return recorded_dataset(self.hub, self.config.source, self.config.revision, record)
+        folder = local_path(self.config.local_dataset_path)
+        # A folder that is away, such as on a disk not plugged in, cannot have changed: what was made of it stands.
+        names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else record.known_keys()
+        return LocalFolder(folder=folder, names=parquet_names(names))
+
+    def _recorded_choice(self, source: Source, record: SourceRecord) -> list[_Chosen] | None:
+        """Return the source's first files that hold `num_samples` documents, if the record knows them all."""
+        chosen: list[_Chosen] = []
+        for name in source.names:
+            facts = _recorded_facts(source, name, record)
+            if facts is None:
+                return None
+            new = record.new_documents.get(_identity_of_all([*(each.facts for each in chosen), facts]))
+            if new is None:
+                return None
+            chosen.append(_Chosen(name=name, facts=facts, new_documents=new))
+            if sum(each.new_documents for each in chosen) >= self.config.num_samples:
+                return chosen
+        return None
+
+    def _is_here(self, stage: StageResult) -> bool:
+        source = self._recorded_source(read_record(self._record_folder))
+        return source is not None and all(source.find(name) for name, _ in stage.manifest.config["files"])
+
+    def _is_ready(self, source: Source, name: str, record: SourceRecord) -> bool:
+        facts = _recorded_facts(source, name, record)
+        is_indexed = facts is not None and index_part(facts.sha256, self.data_folder).find() is not None
+        return is_indexed and source.find(name) is not None
+
+    def _forget(self, source: Source, names: Iterable[str], record: SourceRecord, say: Say) -> None:
+        for name in names:
+            key = source.record_key(name)
+            if facts := record.facts(key):
+                forget(index_part(facts.sha256, self.data_folder).folder)
+            record.forget_facts(key)
+        if self._is_sample:
+            for name in names:
+                source.fetch(name, again=True, say=say)
+
+    def _enough(self, source: Source, record: SourceRecord, say: Say) -> list[str]:
+        """Return the source's first files that could hold `num_samples` documents, judged by their English rows.
+
+        A file that turns out not to be readable ends them: its own part will say what is wrong with it.
+        """
+        names: list[str] = []
+        total = 0
+        for name, count in self._counts(source, record, say):
+            names.append(name)
+            total += count
+            if total >= self.config.num_samples:
+                break
+        record.save()
+        return names
+
+    def _counts(self, source: Source, record: SourceRecord, say: Say) -> Iterator[tuple[str, int]]:
+        """Yield each file with the documents, or at least the English rows, that it has."""
+        known: dict[str, int] = {}
+        for name in source.names:
+            facts = _recorded_facts(source, name, record)
+            count = facts.documents if facts else record.english_rows.get(source.record_key(name))
+            if count is None:
+                break
+            known[name] = count
+            yield name, count
+        rest = [name for name in source.names if name not in known]
+        counts = source.count_english_of(rest, say=say)
+        for name in rest:
+            try:
+                _, count = next(counts)
+            except DataError as error:
+                say(f"{error}")
+                yield name, self.config.num_samples
+                return
+            if source.revision is not None:  # what stands at a commit cannot change
+                record.english_rows[source.record_key(name)] = count
+            yield name, count
+
+    def _looked_at(self, source: Source, name: str, record: SourceRecord, say: Say) -> FileFacts:
+        """Return what is in a file, after bringing it here and reading it if that was not done before."""
+        if self._is_ready(source, name, record) and (facts := _recorded_facts(source, name, record)):
+            return facts
+        path = source.fetch(name, say=say)
+        stat = path.stat()  # before reading: a file that changes meanwhile is looked at again
+        sha256 = sha256_of(path)
+        if (needed := source.sha256(name)) is not None and sha256 != needed:
+            say(f"{path}: found sha256 {sha256}, need {needed}; downloading it again")
+            path = source.fetch(name, again=True, say=say)
+            stat, sha256 = path.stat(), _checked(path, needed)
+        index = prepare_index(path, sha256, self.data_folder, say=say)
+        facts = FileFacts(
+            key=source.record_key(name),
+            size=stat.st_size,
+            mtime_ns=stat.st_mtime_ns,
+            sha256=sha256,
+            rows=index.manifest.facts["rows"],
+            documents=index.manifest.facts["documents"],
+            rule=RULE_VERSION,
+        )
+        record.write_facts(facts)
+        say(f"{name}: {facts.documents:,} documents in {facts.rows:,} rows")
+        return facts
+
+    def _choose(self, source: Source, record: SourceRecord, say: Say) -> list[_Chosen]:
+        """Return the first files that hold `num_samples` different documents, by name in order.
+
+        English rows are more than documents, so the last file may have to be added here.
+        """
+        names = self._enough(source, record, say)
+        while True:
+            chosen = self._compared(source, names, record, say)
+            total = 0
+            for count, each in enumerate(chosen, start=1):
+                total += each.new_documents
+                if total >= self.config.num_samples:
+                    record.save()
+                    return chosen[:count]
+            rest = source.names[len(names) :]
+            if not rest:
+                raise _too_few(self.config.num_samples, total, source.description)
+            say(f"{total:,} different documents of {self.config.num_samples:,} in {len(names)} files; taking one more")
+            source.require_room([name for name in rest[:1] if source.find(name) is None])
+            names = [*names, rest[0]]
+
+    def _compared(self, source: Source, names: Sequence[str], record: SourceRecord, say: Say) -> list[_Chosen]:
+        """Return the files with what each has that none before it has, and keep these counts in the record."""
+        facts = [self._looked_at(source, name, record, say) for name in names]
+        indexes = [index_part(each.sha256, self.data_folder).find() for each in facts]
+        repeats = repeated_documents([index for index in indexes if index is not None])
+        chosen = [
+            _Chosen(name=name, facts=each, new_documents=each.documents - len(own), repeats=own)
+            for name, each, own in zip(names, facts, repeats, strict=True)
+        ]
+        for count, own in enumerate(chosen, start=1):
+            record.new_documents[_identity_of_all(facts[:count])] = own.new_documents
+        return chosen
 
 
-def _known_source(config: DataConfig, record: SourceRecord, hub: Hub) -> Source | None:
-    if config.local_dataset_path is None:
-        return recorded_dataset(hub, config.source, config.revision, record)
-    folder = local_path(config.local_dataset_path)
-    # A folder that is away, such as on a disk not plugged in, cannot have changed: what was made from it stands.
-    names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else record.files
-    return LocalFolder(folder=folder, names=parquet_names(names))
-
-
-def _known_facts(source: Source, name: str, record: SourceRecord) -> FileFacts | None:
-    facts = record.files.get(source.record_key(name))
+def _recorded_facts(source: Source, name: str, record: SourceRecord) -> FileFacts | None:
+    facts = record.facts(source.record_key(name))
     path = source.find(name)
     if facts is None or facts.rule != RULE_VERSION or (path is not None and not facts.is_of(path)):
         return None
     return facts
 
 
-def _prepare_pointer(
-    source: Source, chosen: Mapping[str, FileFacts], data_folder: Path, *, force: bool, say: Say
-) -> StageResult:
-    """Return the stage of files that lie elsewhere: a manifest and nothing else."""
-    wanted = _files_fingerprint(chosen)
-    manifest = Manifest(
+def _identity_of_all(files: Iterable[FileFacts]) -> str:
+    checksums = "\n".join(file.sha256 for file in files)
+    return hashlib.sha256(f"{CODE_VERSION}\n{checksums}".encode()).hexdigest()
+
+
+def _checked(path: Path, sha256: str) -> str:
+    found = sha256_of(path)
+    if found != sha256:
+        raise DataError(f"{path}: found sha256 {found}, need {sha256}; delete it and run again")
+    return found
+
+
+def _too_few(num_samples: int, documents: int, where: str) -> ConfigError:
+    return ConfigError(
+        "data.num_samples",
+        found=num_samples,
+        need=f"at most {documents}, the different English documents in {where}",
+        remedy=f"set it to {documents} or fewer, or add files",
+    )
+
+
+def _identity(chosen: Iterable[_Chosen]) -> dict[str, Any]:
+    return {"files": [[each.name, each.facts.sha256] for each in chosen]}
+
+
+def _fingerprint(chosen: Iterable[_Chosen]) -> str:
+    return fingerprint(STAGE, config=_identity(chosen), code_version=CODE_VERSION)
+
+
+def _manifest(source: Source, chosen: Sequence[_Chosen], folder: Path, wanted: str) -> Manifest:
+    """Return the stage's manifest, after writing which documents repeat others into its folder."""
+    written = [
+        _write_repeats(folder / _repeats_name(number), each.repeats)
+        for number, each in enumerate(chosen, start=1)
+        if each.repeats is not None and len(each.repeats)
+    ]
+    return Manifest(
         stage=STAGE,
         fingerprint=wanted,
-        config=_files_config(chosen),
+        config=_identity(chosen),
+        files={path.name: record_file(path) for path in written},
         facts={"source": source.description, "revision": source.revision, **_facts(chosen)},
-        created_at=utc_now(),
     )
-    folder = stage_folder(data_folder, STAGE, wanted)
-    return prepare_stage(folder, wanted, force=force, say=say, make=lambda: manifest)
 
 
-def _files_config(chosen: Mapping[str, FileFacts]) -> dict[str, Any]:
-    return {"files": [[name, facts.sha256] for name, facts in chosen.items()]}
+def _write_repeats(path: Path, repeats: Rows) -> Path:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, repeats)
+    return path
 
 
-def _files_fingerprint(chosen: Mapping[str, FileFacts]) -> str:
-    return fingerprint(STAGE, config=_files_config(chosen), code_version=CODE_VERSION)
-
-
-def _facts(chosen: Mapping[str, FileFacts]) -> dict[str, Any]:
+def _facts(chosen: Sequence[_Chosen]) -> Mapping[str, Any]:
     return {
-        "rows": sum(facts.rows for facts in chosen.values()),
-        "documents": sum(facts.documents for facts in chosen.values()),
-        "bytes": sum(facts.size for facts in chosen.values()),
+        "rows": sum(each.facts.rows for each in chosen),
+        "documents": sum(each.new_documents for each in chosen),
+        "repeated": sum(each.facts.documents - each.new_documents for each in chosen),
+        "bytes": sum(each.facts.size for each in chosen),
         "files": [
-            {"name": name, "size": facts.size, "rows": facts.rows, "documents": facts.documents}
-            for name, facts in chosen.items()
+            {
+                "name": each.name,
+                "size": each.facts.size,
+                "rows": each.facts.rows,
+                "documents": each.new_documents,
+                "repeated": each.facts.documents - each.new_documents,
+            }
+            for each in chosen
         ],
     }
-
-
-def _sample_config(config: DataConfig) -> dict[str, Any]:
-    from gpt_pipeline.data.source.sample import SAMPLE_VERSION
-
-    return {"sample": SAMPLE_VERSION, "num_samples": config.num_samples}
-
-
-def _sample_fingerprint(config: DataConfig) -> str:
-    return fingerprint(STAGE, config=_sample_config(config), code_version=CODE_VERSION)
-
-
-def _prepare_sample(config: DataConfig, data_folder: Path, *, force: bool, say: Say) -> StageResult:
-    wanted = _sample_fingerprint(config)
-    folder = stage_folder(data_folder, STAGE, wanted)
-    return prepare_stage(folder, wanted, force=force, say=say, make=lambda: _make_sample(config, folder, wanted))
-
-
-def _make_sample(config: DataConfig, folder: Path, wanted: str) -> Manifest:
-    from gpt_pipeline.data.source.sample import write_sample
-
-    paths = write_sample(folder, num_english=config.num_samples)
-    files = {path.name: record_file(path) for path in paths}
-    counts = {path.name: count_documents(path) for path in paths}
-    facts = {
-        "source": "the sample that the project writes itself",
-        "revision": None,
-        "rows": sum(rows for rows, _ in counts.values()),
-        "documents": sum(documents for _, documents in counts.values()),
-        "bytes": sum(record.size for record in files.values()),
-        "files": [
-            {"name": name, "size": files[name].size, "rows": rows, "documents": documents}
-            for name, (rows, documents) in counts.items()
-        ],
-    }
-    return Manifest(
-        stage=STAGE, fingerprint=wanted, config=_sample_config(config), files=files, facts=facts, created_at=utc_now()
-    )

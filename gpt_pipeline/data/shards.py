@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents import is_held_out
-from gpt_pipeline.data.stage import Say, prepare_stage
-from gpt_pipeline.data.token_stream import (
-    TRAIN,
-    VALIDATION,
-    ShardFile,
-    Tokens,
-    TokenShards,
-    TokenStream,
-    new_shard,
-    open_shards,
-    shard_name,
-    starts_name,
-)
-from gpt_pipeline.errors import ConfigError
-from gpt_pipeline.storage.atomic import atomic_path
+from gpt_pipeline.data.stage import Part, Say, grouped, prepare, prepare_stage
+from gpt_pipeline.data.token_stream import TRAIN, VALIDATION, TokenShards, TokenStream, open_shards, shard_name
+from gpt_pipeline.errors import ConfigError, DataError
+from gpt_pipeline.storage.atomic import link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file, stage_folder, utc_now, verify
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, forget, record_file, stage_folder, verify
 
 __all__ = ["TokenShards", "TokenStream", "find_shards", "open_shards", "prepare_shards"]
 
 STAGE = "token_shards"
-CODE_VERSION = "1"
-MAX_SHARD_TOKENS = 100_000_000  # 200 MB; as in modded-nanogpt, and far below the format's 2^31
-_BATCH_ROWS = 2_000
-_BATCH_BYTES = 4 << 20  # of text encoded at a time; some 1 M tokens, 40 MB as Python integers
+CODE_VERSION = "2"
+_KIND = "document_tokens"
+_SPLITS = (TRAIN, VALIDATION)
 _logger = logging.getLogger(__name__)
 
 
@@ -55,26 +35,163 @@ def prepare_shards(
 
     Raises:
         ConfigError: no document is held out, or the rest is shorter than one sequence of `max_length` tokens.
-        DamagedFileError: the English file is not the one that its manifest describes.
+        DamagedFileError: an English file is not the one that its manifest describes.
     """
-    wanted = _fingerprint(config, english.fingerprint)
-    folder = stage_folder(data_folder, STAGE, wanted)
-    stage = prepare_stage(
-        folder, wanted, force=force, say=say, make=lambda: _make(config, english, folder, wanted, say)
-    )
-    _require_a_sequence(config, stage.manifest.facts)
-    return stage
+    return prepare(ShardsStage(config=config, data_folder=data_folder, given_english=english), force=force, say=say)
 
 
 def find_shards(config: DataConfig, data_folder: Path) -> StageResult | None:
     """Return the finished stage, or None; does no work."""
-    from gpt_pipeline.data.english import find_english
+    return ShardsStage(config=config, data_folder=data_folder).find()
 
-    english = find_english(config, data_folder)
-    if english is None:
-        return None
-    wanted = _fingerprint(config, english.fingerprint)
-    return finished(stage_folder(data_folder, STAGE, wanted), wanted)
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedFile:
+    """One English file and the part that holds its tokens."""
+
+    file: str
+    """Name in the English stage's folder."""
+
+    size: int
+    """Bytes."""
+
+    part: Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsStage:
+    """The stage token_shards; a part is the tokens of one English file."""
+
+    config: DataConfig
+    data_folder: Path
+    given_english: StageResult | None = None
+    """The finished english_parquet; null: the one that the configuration names."""
+
+    @property
+    def name(self) -> str:
+        return STAGE
+
+    @cached_property
+    def english(self) -> StageResult:
+        """The English documents' stage.
+
+        Raises:
+            DataError: it is not finished.
+        """
+        english = self._finished_english()
+        if english is None:
+            raise DataError(f"english_parquet is not finished in {self.data_folder}; materialize english_parquet first")
+        return english
+
+    def find(self) -> StageResult | None:
+        """Return the finished stage, or None; does no work."""
+        english = self._finished_english()
+        if english is None:
+            return None
+        wanted = _fingerprint(self.config, english.fingerprint)
+        return finished(stage_folder(self.data_folder, STAGE, wanted), wanted)
+
+    def plan(self, *, force: bool, say: Say) -> list[list[str]]:
+        """Return the English files whose tokens are missing, in groups; see `PartedStage`."""
+        stage = self.find()
+        if stage is not None and not force:
+            _require_a_sequence(self.config, stage.manifest.facts)
+            say(f"{stage.folder} is finished already; nothing to do")
+            return []
+        if force:
+            for folder in [*(each.part.folder for each in self.parts()), *([stage.folder] if stage else [])]:
+                forget(folder)
+        return grouped({each.file: each.size for each in self.parts() if each.part.find() is None})
+
+    def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:
+        """Write the tokens of the English files; see `PartedStage`.
+
+        Raises:
+            DamagedFileError: a file is not the one that the manifest describes.
+        """
+        wanted = set(names)
+        made = [self._made(each, say) for each in self.parts() if each.file in wanted]
+        return _added([part.manifest.facts for part in made])
+
+    def finish(self, *, say: Say) -> StageResult:
+        """Put the parts together; see `PartedStage`.
+
+        Raises:
+            ConfigError: no document is held out, or the rest is shorter than one sequence of `max_length` tokens.
+        """
+        stage = self.find()
+        if stage is None:
+            wanted = _fingerprint(self.config, self.english.fingerprint)
+            folder = stage_folder(self.data_folder, STAGE, wanted)
+            stage = prepare_stage(
+                folder, wanted, force=False, say=say, make=lambda: self._together(folder, wanted, say)
+            )
+        _require_a_sequence(self.config, stage.manifest.facts)
+        return stage
+
+    def parts(self) -> list[TokenizedFile]:
+        """Return the English files with the parts that hold their tokens, in order."""
+        return [
+            TokenizedFile(
+                file=entry["file"],
+                size=self.english.manifest.files[entry["file"]].size,
+                part=self._part(entry["fingerprint"]),
+            )
+            for entry in self.english.manifest.facts["parts"]
+        ]
+
+    def _finished_english(self) -> StageResult | None:
+        from gpt_pipeline.data.english import find_english
+
+        return self.given_english or find_english(self.config, self.data_folder)
+
+    def _part(self, documents: str) -> Part:
+        identity = fingerprint(_KIND, config=_identity(self.config), upstream=[documents], code_version=CODE_VERSION)
+        return Part(kind=_KIND, fingerprint=identity, data_folder=self.data_folder)
+
+    def _made(self, each: TokenizedFile, say: Say) -> StageResult:
+        folder, identity = each.part.folder, each.part.fingerprint
+        return prepare_stage(folder, identity, force=False, say=say, make=lambda: self._write(each, say))
+
+    def _write(self, each: TokenizedFile, say: Say) -> Manifest:
+        from gpt_pipeline.data.token_part import write_token_part
+
+        verify(self.english, [each.file])
+        tokens = write_token_part(
+            self.english.folder / each.file,
+            each.part.folder,
+            seed=self.config.seed,
+            fraction=self.config.validation_fraction,
+            threads=os.cpu_count() or 1,
+            say=say,
+        )
+        return Manifest(
+            stage=_KIND,
+            fingerprint=each.part.fingerprint,
+            config=_identity(self.config),
+            files={path.name: record_file(path) for path in tokens.files},
+            facts=tokens.facts,
+        )
+
+    def _together(self, folder: Path, wanted: str, say: Say) -> Manifest:
+        """Link the parts' shards into the stage's folder, numbered through, and return its manifest."""
+        parts = [each.part.intact(say=say) or self._made(each, say) for each in self.parts()]
+        facts = _added([part.manifest.facts for part in parts])
+        _require_documents(self.config, facts)
+        files = {}
+        for name, part, own in _numbered_through(parts):
+            link_or_copy(part.folder / own, folder / name)
+            files[name] = part.manifest.files[own]
+        documents = facts["train_documents"] + facts["validation_documents"]
+        tokens = facts["train_tokens"] + facts["validation_tokens"]
+        return Manifest(
+            stage=STAGE,
+            fingerprint=wanted,
+            config=_identity(self.config),
+            upstream=(self.english.fingerprint,),
+            files=files,
+            facts={**facts, "tokens_per_document": tokens / documents},
+        )
 
 
 def _fingerprint(config: DataConfig, upstream: str) -> str:
@@ -87,174 +204,42 @@ def _identity(config: DataConfig) -> dict[str, Any]:
     return {"validation_fraction": config.validation_fraction, "seed": config.seed, "tokenizer": TOKENIZER_ID}
 
 
-def _make(config: DataConfig, english: StageResult, folder: Path, wanted: str, say: Say) -> Manifest:
-    from gpt_pipeline.data.english import english_file
-
-    started = time.monotonic()
-    verify(english)
-    progress = _Progress(say=say, total=english.manifest.facts["documents"])
-    documents = progress.over(encoded_documents(english_file(english), threads=os.cpu_count() or 1))
-    train, validation = write_splits(documents, folder, config)
-    _require_documents(config, train, validation)
-    return Manifest(
-        stage=STAGE,
-        fingerprint=wanted,
-        config=_identity(config),
-        upstream=(english.fingerprint,),
-        files={path.name: record_file(path) for path in [*train.files, *validation.files]},
-        facts={**_facts(train, validation), "seconds": round(time.monotonic() - started, 3)},
-        created_at=utc_now(),
-    )
+def _numbered_through(parts: Sequence[StageResult]) -> Iterator[tuple[str, StageResult, str]]:
+    """Yield each file of the parts as its name in the stage, its part, and its name there."""
+    for split in _SPLITS:
+        number = 0
+        for part in parts:
+            for shard in sorted(name for name in part.manifest.files if _is_shard(name, split)):
+                number += 1
+                stem, own_stem = shard_name(split, number).removesuffix(".bin"), shard.removesuffix(".bin")
+                for own in part.manifest.files:
+                    if own.startswith(f"{own_stem}."):
+                        yield stem + own.removeprefix(own_stem), part, own
 
 
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """A document as tokens."""
-
-    article: str
-
-    tokens: Tokens
-    """`<|endoftext|>` first."""
-
-    text_bytes: int
-    """Of its text in UTF-8."""
+def _is_shard(name: str, split: str) -> bool:
+    return name.startswith(f"{split}_") and name.endswith(".bin")
 
 
-def encoded_documents(path: Path, *, threads: int) -> Iterator[Document]:
-    """Yield the documents of an English parquet file in order; memory does not grow with the file."""
-    import pyarrow.parquet as pq
-
-    from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
-
-    encoding = gpt2()
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=["article", "text"]):
-            for part in _cut_by_bytes(batch):
-                articles, texts = part["article"].to_pylist(), part["text"].to_pylist()
-                ids = encoding.encode_ordinary_batch(texts, num_threads=threads)
-                for article, text, own in zip(articles, texts, ids, strict=True):
-                    tokens = np.array([EOT_TOKEN, *own], dtype=np.uint16)
-                    yield Document(article=article, tokens=tokens, text_bytes=len(text.encode()))
+def _added(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the sums of counts by name, and of counts within counts."""
+    total: dict[str, Any] = {}
+    for own in facts:
+        for name, value in own.items():
+            if isinstance(value, Mapping):
+                total[name] = dict(Counter(total.get(name, {})) + Counter(value))
+            else:
+                total[name] = total.get(name, 0) + value
+    return total
 
 
-def _cut_by_bytes(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Yield `batch` in slices of about `_BATCH_BYTES` of text each, a longer text alone."""
-    import pyarrow.compute as pc
-
-    ends = np.cumsum(pc.binary_length(batch["text"]).to_numpy(zero_copy_only=False))
-    cuts = np.flatnonzero(np.diff(ends // _BATCH_BYTES)) + 1
-    bounds = [0, *cuts.tolist(), batch.num_rows]
-    for first, last in itertools.pairwise(bounds):
-        yield batch.slice(first, last - first)
-
-
-@dataclass(kw_only=True)
-class SplitWriter:
-    """Writes the shards of one split in the order in which documents arrive; no document is cut by a shard's end."""
-
-    folder: Path
-    split: str
-    max_shard_tokens: int = MAX_SHARD_TOKENS
-    files: list[Path] = field(default_factory=list)
-    tokens: int = 0
-    documents: int = 0
-    text_bytes: int = 0
-    _shard: ShardFile | None = None
-    _starts: list[int] = field(default_factory=list)
-    _shard_tokens: int = 0
-    _unfinished: ExitStack = field(default_factory=ExitStack)
-
-    def __enter__(self) -> SplitWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self._finish_shard()
-        else:
-            self._unfinished.__exit__(kind, error, trace)
-
-    def add(self, document: Document) -> None:
-        """Append a document, to a new shard if it would not fit into this one."""
-        n_tokens = len(document.tokens)
-        if self._shard is None or self._shard_tokens + n_tokens > self.max_shard_tokens:
-            self._finish_shard()
-            self._shard = self._begin_shard()
-        self._shard.append(document.tokens)
-        self._starts.append(self._shard_tokens)
-        self._shard_tokens += n_tokens
-        self.tokens += n_tokens
-        self.documents += 1
-        self.text_bytes += document.text_bytes
-
-    def _begin_shard(self) -> ShardFile:
-        path = self.folder / shard_name(self.split, len(self.files) // 2 + 1)
-        self.files += [path, path.with_name(starts_name(path.name))]
-        self._starts, self._shard_tokens = [], 0
-        return self._unfinished.enter_context(new_shard(path))
-
-    def _finish_shard(self) -> None:
-        if self._shard is None:
-            return
-        self._unfinished.close()
-        self._shard = None
-        with atomic_path(self.files[-1]) as temporary, temporary.open("wb") as file:
-            np.save(file, np.array(self._starts, dtype="<i8"))
-
-
-def write_splits(
-    documents: Iterable[Document], folder: Path, config: DataConfig, *, max_shard_tokens: int = MAX_SHARD_TOKENS
-) -> tuple[SplitWriter, SplitWriter]:
-    """Write training and validation shards into `folder`; returns both writers, finished, in this order."""
-    train = SplitWriter(folder=folder, split=TRAIN, max_shard_tokens=max_shard_tokens)
-    validation = SplitWriter(folder=folder, split=VALIDATION, max_shard_tokens=max_shard_tokens)
-    with train, validation:
-        for document in documents:
-            held_out = is_held_out(document.article, seed=config.seed, fraction=config.validation_fraction)
-            (validation if held_out else train).add(document)
-    return train, validation
-
-
-@dataclass(kw_only=True)
-class _Progress:
-    """Says now and then how far the documents are."""
-
-    say: Say
-    total: int
-    every_seconds: float = 10.0
-
-    def over(self, documents: Iterable[Document]) -> Iterator[Document]:
-        started = last = time.monotonic()
-        text_bytes = 0
-        for done, document in enumerate(documents, start=1):
-            yield document
-            text_bytes += document.text_bytes
-            now = time.monotonic()
-            if done == self.total or now - last >= self.every_seconds:
-                rate = text_bytes / 1e6 / max(now - started, 1e-9)
-                self.say(f"{done:,} of {self.total:,} documents encoded, {rate:.1f} MB/s")
-                last = now
-
-
-def _facts(train: SplitWriter, validation: SplitWriter) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    for writer in (train, validation):
-        facts[f"{writer.split}_tokens"] = writer.tokens
-        facts[f"{writer.split}_documents"] = writer.documents
-        facts[f"{writer.split}_text_bytes"] = writer.text_bytes
-        facts[f"{writer.split}_shards"] = len(writer.files) // 2
-    documents = train.documents + validation.documents
-    return {**facts, "tokens_per_document": (train.tokens + validation.tokens) / documents}
-
-
-def _require_documents(config: DataConfig, train: SplitWriter, validation: SplitWriter) -> None:
-    for writer, remedy in ((validation, "raise"), (train, "lower")):
-        if writer.documents == 0:
+def _require_documents(config: DataConfig, facts: Mapping[str, Any]) -> None:
+    for split, remedy in ((VALIDATION, "raise"), (TRAIN, "lower")):
+        if facts[f"{split}_documents"] == 0:
             raise ConfigError(
                 "data.validation_fraction",
                 found=config.validation_fraction,
-                need=f"a share that leaves the {writer.split} split some of the {config.num_samples} documents",
+                need=f"a share that leaves the {split} split some of the {config.num_samples} documents",
                 remedy=f"{remedy} data.validation_fraction, or raise data.num_samples",
             )
 

@@ -1,17 +1,109 @@
-"""Making a stage once: found finished, or made by the one process that holds its folder."""
+"""How a data stage is made: of parts, one for each source file, that any number of processes may make at once.
+
+A part is made into a folder of its own, with a manifest, and is found again by whoever needs the same part: the same
+stage after a crash, or a larger one. The stage's own folder is put together from its parts at the end.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
+from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.storage.atomic import remove_leftovers
+from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.lock import folder_lock, is_locked
-from gpt_pipeline.storage.manifest import MANIFEST_NAME, Manifest, StageResult, finished
+from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, forget, verify
 
 Say = Callable[[str], None]
 """Takes one line of progress for a person."""
+
+UNIT_BYTES = 64 << 20
+"""Source files are done in groups of about this size: below it, starting a process costs more than its work."""
+
+_PARTS = "parts"
+_logger = logging.getLogger(__name__)
+
+
+class PartedStage(Protocol):
+    """A data stage as its three moves; each reads from the disk what the others left there."""
+
+    @property
+    def name(self) -> str: ...
+
+    def find(self) -> StageResult | None:
+        """Return the finished stage, or None; does no work."""
+        ...
+
+    def plan(self, *, force: bool, say: Say) -> Sequence[Sequence[str]]:
+        """Return the source files whose parts are missing, in groups that are done one at a time; none if finished.
+
+        `force` forgets the stage and its parts first.
+        """
+        ...
+
+    def make(self, names: Iterable[str], *, say: Say) -> Mapping[str, Any]:
+        """Make the parts of the source files `names`, and return what there is to say of them, as JSON values."""
+        ...
+
+    def finish(self, *, say: Say) -> StageResult:
+        """Return the stage, put together from its parts; one that is missing or damaged is made first."""
+        ...
+
+
+def prepare(stage: PartedStage, *, force: bool = False, say: Say) -> StageResult:
+    """Return the finished stage, making what is missing of it in this process, one part after the other."""
+    for group in stage.plan(force=force, say=say):
+        stage.make(group, say=say)
+    return stage.finish(say=say)
+
+
+def grouped(sizes: Mapping[str, int], *, unit_bytes: int = UNIT_BYTES) -> list[list[str]]:
+    """Return the names of files with these sizes in bytes, in order, in groups that reach `unit_bytes` each."""
+    groups: list[list[str]] = []
+    size = unit_bytes
+    for name, own in sizes.items():
+        if size >= unit_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += own
+    return groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What is made of one source file, and where."""
+
+    kind: str
+    fingerprint: str
+    data_folder: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.data_folder / _PARTS / f"{self.kind}-{self.fingerprint[:SHORT]}"
+
+    def find(self) -> StageResult | None:
+        """Return the part if it is made; sizes are looked at, not contents."""
+        return finished(self.folder, self.fingerprint)
+
+    def intact(self, *, say: Say) -> StageResult | None:
+        """Return the part if it is made and every byte is what its manifest says; forgets it otherwise."""
+        part = self.find()
+        if part is None:
+            return None
+        try:
+            verify(part)
+        except DamagedFileError as error:
+            say(f"{error}; it is made again now")
+            forget(self.folder)
+            return None
+        return part
 
 
 @contextmanager
@@ -37,8 +129,9 @@ def prepare_stage(
         if not force and (stage := finished(folder, fingerprint)):
             say(f"{folder} was finished by another process; nothing left to do")
             return stage
-        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        forget(folder)
         remove_leftovers(folder)
+        started = time.monotonic()
         manifest = make()
-        manifest.write(folder)
+        manifest.write(folder, seconds=time.monotonic() - started)
     return StageResult(folder=folder, manifest=manifest, reused=False)

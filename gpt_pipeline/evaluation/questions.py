@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents import ANSWER_MARK, is_held_out
-from gpt_pipeline.data.english import english_file
+from gpt_pipeline.data.english import english_files
 from gpt_pipeline.evaluation.score import constraint_result
 from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
@@ -107,14 +107,14 @@ def held_out_questions(
     Fewer come back if the held-out documents do not give more. A query that word for word stands in a training
     document too is left out, and so is a second document with the same query. The choice depends on the documents and
     the seed alone: not on their order nor on `batch_rows`, and hardly on how many documents there are. Memory is
-    bounded by `count`, however many documents there are; the file is read twice.
+    bounded by `count`, however many documents there are; the files are read twice.
     """
     if count == 0:
         return []
-    file = english_file(english)
-    candidates = _candidates(file, data, per_exercise=_SPARE * count, seed=seed, batch_rows=batch_rows)
+    files = english_files(english)
+    candidates = _candidates(files, data, per_exercise=_SPARE * count, seed=seed, batch_rows=batch_rows)
     known = {candidate.query_hash for group in candidates.values() for candidate in group}
-    leaked = _queries_in_training(file, data, known, batch_rows=batch_rows)
+    leaked = _queries_in_training(files, data, known, batch_rows=batch_rows)
     if leaked:
         _logger.info("%d held-out questions stand in training documents too; they are not asked", len(leaked))
     clean = {
@@ -125,11 +125,11 @@ def held_out_questions(
 
 
 def _candidates(
-    file: Path, data: DataConfig, *, per_exercise: int, seed: int, batch_rows: int
+    files: Sequence[Path], data: DataConfig, *, per_exercise: int, seed: int, batch_rows: int
 ) -> dict[str, list[_Candidate]]:
     """Return, for each exercise, the first `per_exercise` held-out documents by rank, in order, one per query."""
     kept: dict[str, dict[bytes, _Candidate]] = defaultdict(dict)
-    for row in _rows(file, data, held_out=True, batch_rows=batch_rows):
+    for row in _rows(files, data, held_out=True, batch_rows=batch_rows):
         candidate = _candidate(row, seed)
         group = kept[candidate.question.exercise]
         same = group.get(candidate.query_hash)
@@ -150,27 +150,28 @@ def _first(group: Mapping[bytes, _Candidate], number: int) -> dict[bytes, _Candi
     return {candidate.query_hash: candidate for candidate in first}
 
 
-def _queries_in_training(file: Path, data: DataConfig, known: set[bytes], *, batch_rows: int) -> set[bytes]:
+def _queries_in_training(files: Sequence[Path], data: DataConfig, known: set[bytes], *, batch_rows: int) -> set[bytes]:
     """Return those of the hashes `known` whose query stands in a training document."""
     found: set[bytes] = set()
-    for row in _rows(file, data, held_out=False, batch_rows=batch_rows):
+    for row in _rows(files, data, held_out=False, batch_rows=batch_rows):
         query_hash = _hash(_query(row))
         if query_hash in known:
             found.add(query_hash)
     return found
 
 
-def _rows(file: Path, data: DataConfig, *, held_out: bool, batch_rows: int) -> Iterator[dict[str, Any]]:
+def _rows(files: Sequence[Path], data: DataConfig, *, held_out: bool, batch_rows: int) -> Iterator[dict[str, Any]]:
     """Yield the held-out documents, or the others, reading a batch at a time."""
     columns = _COLUMNS if held_out else ("article", "text", "query_start", "query_end")
-    with pq.ParquetFile(file, pre_buffer=False) as parquet:
-        for batch in parquet.iter_batches(batch_size=batch_rows, columns=list(columns)):
-            wanted = [
-                is_held_out(article, seed=data.seed, fraction=data.validation_fraction) == held_out
-                for article in batch.column("article").to_pylist()
-            ]
-            if any(wanted):
-                yield from batch.filter(pa.array(wanted)).to_pylist()
+    for file in files:
+        with pq.ParquetFile(file, pre_buffer=False) as parquet:
+            for batch in parquet.iter_batches(batch_size=batch_rows, columns=list(columns)):
+                wanted = [
+                    is_held_out(article, seed=data.seed, fraction=data.validation_fraction) == held_out
+                    for article in batch.column("article").to_pylist()
+                ]
+                if any(wanted):
+                    yield from batch.filter(pa.array(wanted)).to_pylist()
 
 
 def _candidate(row: Mapping[str, Any], seed: int) -> _Candidate:

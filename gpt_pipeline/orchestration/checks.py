@@ -36,22 +36,22 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
     @dg.asset_check(asset=english_key, description="The documents kept read as English.")
     def language_purity() -> dg.AssetCheckResult:
         from gpt_pipeline.data.audit import check_language_purity
-        from gpt_pipeline.data.english import english_file
+        from gpt_pipeline.data.english import english_files
 
         with explained():
-            finding = check_language_purity(english_file(finished_english(experiment)))
+            finding = check_language_purity(english_files(finished_english(experiment)))
         return dg.AssetCheckResult(passed=finding.passed, description=finding.text, metadata=dict(finding.facts))
 
     @dg.asset_check(asset=shards_key, description="No seed article has documents in both splits.")
     def articles_kept_apart() -> dg.AssetCheckResult:
         from gpt_pipeline.data.audit import check_articles_kept_apart
-        from gpt_pipeline.data.english import english_file
+        from gpt_pipeline.data.english import english_files
         from gpt_pipeline.data.token_stream import open_shards
 
         data = experiment.data
         with explained():
             finding = check_articles_kept_apart(
-                english_file(finished_english(experiment)),
+                english_files(finished_english(experiment)),
                 open_shards(finished_shards(experiment).folder),
                 seed=data.seed,
                 fraction=data.validation_fraction,

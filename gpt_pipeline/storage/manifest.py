@@ -1,4 +1,8 @@
-"""The manifest of a finished stage: written last, it is what makes the stage's folder exist for others."""
+"""The manifest of a finished stage: written last, it is what makes the stage's folder exist for others.
+
+It holds nothing that depends on when or how fast the stage was made, so that two runs that made the same have the same
+bytes in `manifest.json`; times are in `made.json` beside it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from gpt_pipeline.storage.fingerprint import SHORT
 
 _logger = logging.getLogger(__name__)
 MANIFEST_NAME = "manifest.json"
+MADE_NAME = "made.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +54,25 @@ class Manifest:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Counts and other findings worth showing; JSON values."""
 
-    created_at: str = ""
+    def write(self, folder: Path, *, seconds: float = 0.0) -> None:
+        """Write the manifest into `folder`, atomically, after `made.json`, which tells that it took `seconds`."""
+        made = Made(at=utc_now(), seconds=round(seconds, 3), version=__version__)
+        write_json(folder / MADE_NAME, dataclasses.asdict(made))
+        write_json(folder / MANIFEST_NAME, dataclasses.asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """When a stage was made, and how long it took."""
+
+    at: str
     """UTC, ISO 8601."""
 
-    version: str = __version__
-    """Of gpt_pipeline."""
+    seconds: float
+    """Wall time of the process that made it."""
 
-    def write(self, folder: Path) -> None:
-        """Write the manifest into `folder`, atomically."""
-        write_json(folder / MANIFEST_NAME, dataclasses.asdict(self))
+    version: str
+    """Of gpt_pipeline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +88,14 @@ class StageResult:
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
 
+    @property
+    def made(self) -> Made | None:
+        """When and how fast it was made; None if that is not known."""
+        try:
+            return Made(**read_json(self.folder / MADE_NAME))
+        except FileNotFoundError:
+            return None
+
 
 def utc_now() -> str:
     """Return the time as ISO 8601 in UTC, to the second."""
@@ -87,6 +110,11 @@ def stage_folder(data_folder: Path, stage: str, fingerprint: str) -> Path:
 def record_file(path: Path) -> FileRecord:
     """Return the record of a file on disk, reading it once."""
     return FileRecord(size=path.stat().st_size, sha256=sha256_of(path))
+
+
+def forget(folder: Path) -> None:
+    """Make the stage in `folder` unfinished; its files stay until they are written anew."""
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

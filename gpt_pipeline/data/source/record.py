@@ -1,17 +1,24 @@
-"""What was found out about a source of raw files, kept so that it is found out once: pins, listings, checksums."""
+"""What was found out about a source of raw files, kept so that it is found out once: pins, listings, checksums.
+
+`source.json` is changed by one process at a time, which holds the folder. What was found in a file is a file of its own
+under `files/`, so that several processes can look at several files at once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
-from gpt_pipeline.data.eligibility import RULE_VERSION, count_documents
-from gpt_pipeline.errors import DamagedFileError, DataError
-from gpt_pipeline.storage.atomic import read_json, sha256_of, write_json
+from gpt_pipeline.errors import DataError
+from gpt_pipeline.storage.atomic import read_json, write_json
 
 _NAME = "source.json"
+_FILES = "files"
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,9 @@ class HubFile:
 class FileFacts:
     """What was found in a file when it had this size and this time."""
 
+    key: str
+    """The file's name, after the commit and `/` for files of the hub."""
+
     size: int
     """Bytes."""
 
@@ -40,7 +50,7 @@ class FileFacts:
     rows: int
 
     documents: int
-    """Rows that become documents."""
+    """Rows that become documents, repeated ones included."""
 
     rule: str
     """The `RULE_VERSION` that the documents were counted by."""
@@ -53,7 +63,7 @@ class FileFacts:
 
 @dataclass(kw_only=True)
 class SourceRecord:
-    """The memory of one source; change it only while holding its folder."""
+    """The memory of one source; change it only while holding its folder, but for `write_facts`."""
 
     folder: Path
 
@@ -63,43 +73,36 @@ class SourceRecord:
     listings: dict[str, list[HubFile]] = field(default_factory=dict)
     """The dataset's parquet files at each commit, in order."""
 
-    files: dict[str, FileFacts] = field(default_factory=dict)
-    """By file name, after the commit and `/` for files of the hub."""
+    english_rows: dict[str, int] = field(default_factory=dict)
+    """Rows in English by file, for files of the hub that need not have been downloaded."""
+
+    new_documents: dict[str, int] = field(default_factory=dict)
+    """Documents of a file that repeat none before them, by the identity of the file and of all files before it."""
 
     def save(self) -> None:
         value = dataclasses.asdict(self)
         del value["folder"]
         write_json(self.folder / _NAME, value)
 
-    def facts_of(self, key: str, path: Path, *, sha256: str | None = None) -> FileFacts:
-        """Return the facts of the file at `path`, reading it only if they are not known yet.
+    def facts(self, key: str) -> FileFacts | None:
+        """Return what was found in the file, if it was looked at."""
+        return _read(self._facts_path(key), lambda value: FileFacts(**value))
 
-        Raises:
-            DamagedFileError: its checksum is not `sha256`.
-            DataError: it is not a file of SYNTH.
-        """
-        known = self.files.get(key)
-        if known is None or known.rule != RULE_VERSION or not known.is_of(path):
-            known = _look_at(path, sha256)
-            self.files[key] = known
-            self.save()
-        return known
+    def write_facts(self, facts: FileFacts) -> None:
+        """Keep what was found in a file; needs no lock."""
+        write_json(self._facts_path(facts.key), dataclasses.asdict(facts))
 
+    def forget_facts(self, key: str) -> None:
+        """Let the file be looked at anew."""
+        self._facts_path(key).unlink(missing_ok=True)
 
-def _look_at(path: Path, sha256: str | None) -> FileFacts:
-    stat = path.stat()  # before reading: a file that changes meanwhile is looked at again
-    found = sha256_of(path)
-    if sha256 is not None and found != sha256:
-        raise DamagedFileError(f"{path}: found sha256 {found}, need {sha256}; delete it and run again")
-    rows, documents = count_documents(path)
-    return FileFacts(
-        size=stat.st_size,
-        mtime_ns=stat.st_mtime_ns,
-        sha256=found,
-        rows=rows,
-        documents=documents,
-        rule=RULE_VERSION,
-    )
+    def known_keys(self) -> list[str]:
+        """Return the keys of all files that were looked at, in order."""
+        found = (_read(path, lambda value: FileFacts(**value)) for path in self.folder.glob(f"{_FILES}/*.json"))
+        return sorted(facts.key for facts in found if facts is not None)
+
+    def _facts_path(self, key: str) -> Path:
+        return self.folder / _FILES / f"{key.replace('/', '__')}.json"
 
 
 def read_record(folder: Path) -> SourceRecord:
@@ -108,17 +111,19 @@ def read_record(folder: Path) -> SourceRecord:
     Raises:
         DataError: the record is not readable.
     """
-    path = folder / _NAME
+
+    def parse(value: Any) -> SourceRecord:
+        listings = {commit: [HubFile(**file) for file in files] for commit, files in value.pop("listings").items()}
+        return SourceRecord(folder=folder, listings=listings, **value)
+
+    return _read(folder / _NAME, parse) or SourceRecord(folder=folder)
+
+
+def _read(path: Path, parse: Callable[[Any], _Value]) -> _Value | None:
     try:
-        value = read_json(path)
-        return SourceRecord(
-            folder=folder,
-            commits=value["commits"],
-            listings={commit: [HubFile(**file) for file in files] for commit, files in value["listings"].items()},
-            files={name: FileFacts(**facts) for name, facts in value["files"].items()},
-        )
+        return parse(read_json(path))
     except FileNotFoundError:
-        return SourceRecord(folder=folder)
+        return None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is not readable ({error}); delete it: files are then checked again, and a revision that was "

@@ -1,0 +1,115 @@
+"""A data stage as an asset whose source files are steps of the run: each seen, retried and done again alone."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+import dagster as dg
+
+from gpt_pipeline.data.stage import PartedStage
+from gpt_pipeline.orchestration.failures import explained
+from gpt_pipeline.orchestration.metadata import fact, stage_metadata
+
+# For a worker that was killed, or a disk or network that failed for a moment; a user's mistake is not tried again.
+_RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
+
+
+class StageOptions(dg.Config):
+    """What a person may choose for one materialization of a data stage."""
+
+    force: bool = False
+    """Make the stage again even if it is finished."""
+
+
+StageFactory = Callable[[], PartedStage]
+
+
+def parted_asset(
+    stage: StageFactory,
+    *,
+    key: dg.AssetKey,
+    group: str,
+    upstream: dg.AssetKey | None,
+    part: str,
+    kinds: set[str],
+    description: str,
+) -> dg.AssetsDefinition:
+    """Return the asset `key` made by `stage`; `part` names the step that does one group of source files."""
+    # Aliases: in the run a step is called by what it does, while an op's own name must be its alone in the project.
+    plan = _plan_op(stage, key, waits=upstream is not None).alias("plan")
+    make = _part_op(stage, key, part).alias(part)
+    finish = _finish_op(stage, key).alias("finish")
+
+    def first_stage() -> object:
+        return finish(plan().map(make).collect())
+
+    def later_stage(upstream: object) -> object:
+        return finish(plan(upstream).map(make).collect())
+
+    decorate = dg.graph_asset(
+        key=key,
+        group_name=group,
+        ins={"upstream": dg.AssetIn(key=upstream, dagster_type=dg.Nothing)} if upstream else None,
+        config=dg.ConfigMapping(
+            config_fn=lambda chosen: {"plan": {"config": chosen}},
+            config_schema=StageOptions.to_config_schema().as_field(),
+        ),
+        kinds=kinds,
+        code_version=group,
+        description=description,
+    )
+    return decorate(later_stage if upstream else first_stage)
+
+
+def _plan_op(stage: StageFactory, key: dg.AssetKey, *, waits: bool) -> dg.OpDefinition:
+    @dg.op(
+        name=f"{'__'.join(key.path)}__plan",
+        ins={"upstream": dg.In(dg.Nothing)} if waits else {},
+        out=dg.DynamicOut(list),
+        description="Find out which source files are still to be done.",
+    )
+    def plan(context: dg.OpExecutionContext, config: StageOptions) -> Iterator[dg.DynamicOutput]:
+        with explained():
+            groups = stage().plan(force=config.force, say=context.log.info)
+        for label, names in zip(labels(groups), groups, strict=True):
+            yield dg.DynamicOutput(list(names), mapping_key=label)
+
+    return plan
+
+
+def _part_op(stage: StageFactory, key: dg.AssetKey, part: str) -> dg.OpDefinition:
+    @dg.op(
+        name=f"{'__'.join(key.path)}__{part}",
+        retry_policy=_RETRIES,
+        description="Do one source file, or a few small ones.",
+    )
+    def make(context: dg.OpExecutionContext, names: list) -> bool:
+        with explained():
+            facts = stage().make(names, say=context.log.info)
+        context.add_output_metadata({"files": ", ".join(names), **{name: fact(value) for name, value in facts.items()}})
+        return True
+
+    return make
+
+
+def _finish_op(stage: StageFactory, key: dg.AssetKey) -> dg.OpDefinition:
+    @dg.op(name=f"{'__'.join(key.path)}__finish", out=dg.Out(dg.Nothing), description="Put the parts together.")
+    def finish(context: dg.OpExecutionContext, made: list) -> dg.Output:
+        with explained():
+            result = stage().finish(say=context.log.info)
+        context.set_data_version(key, dg.DataVersion(result.fingerprint))
+        metadata = {**stage_metadata(result), "already_finished": result.reused and not made}
+        return dg.Output(None, metadata=metadata)
+
+    return finish
+
+
+def labels(groups: Sequence[Sequence[str]]) -> list[str]:
+    """Return a name in Dagster's letters for each group of files, all different."""
+    found: list[str] = []
+    for names in groups:
+        first, last = (
+            re.sub(r"\W", "_", name.removesuffix(".parquet"), flags=re.ASCII) for name in (names[0], names[-1])
+        )
+        label = first if len(names) == 1 else f"{first}_to_{last}"
+        found.append(label if label not in found else f"{label}_{len(found)}")
+    return found
