@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_pipeline.data.token_stream import TokenStream, map_shard, new_shard, shard_name, starts_name
+from gpt_pipeline.data.token_stream import TokenStream, answers_name, map_shard, new_shard, shard_name, starts_name
 from gpt_pipeline.errors import DamagedFileError
 
 
@@ -18,7 +18,8 @@ def make_stream(folder: Path, lengths: list[int]) -> TokenStream:
     for name, length in zip(names, lengths, strict=True):
         with new_shard(folder / name) as shard:
             shard.append(np.arange(base, base + length).astype(np.uint16))
-        np.save(folder / starts_name(name), np.array([0, length - 1], dtype=np.int64))
+        np.save(folder / starts_name(name), np.unique([0, length - 1]))
+        np.save(folder / answers_name(name), np.unique([length // 2, length - 1]))
         base += length
     return TokenStream(folder, names)
 
@@ -74,7 +75,48 @@ def test_stream_range_outside_is_refused(stream: TokenStream, start: int, length
 
 
 def test_stream_document_starts_are_positions_in_the_whole_stream(stream: TokenStream) -> None:
-    assert stream.document_starts.tolist() == [0, 99, 100, 102, 103, 103, 104, 353]
+    assert stream.document_starts.tolist() == [0, 99, 100, 102, 103, 104, 353]
+
+
+def test_stream_answer_starts_are_positions_in_the_whole_stream(stream: TokenStream) -> None:
+    assert stream.answer_starts.tolist() == [50, 99, 101, 102, 103, 229, 353]
+
+
+def test_stream_positions_of_no_shards_are_none(tmp_path: Path) -> None:
+    assert TokenStream(tmp_path, ()).answer_starts.tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("positions", "said"),
+    [
+        (np.array([0, 10], dtype=np.int64), "10 tokens"),
+        (np.array([-1, 3], dtype=np.int64), "10 tokens"),
+        (np.array([3, 3], dtype=np.int64), "ascending"),
+        (np.array([0, 1], dtype=np.int32), "int32"),
+        (np.array([[0, 1]], dtype=np.int64), "documents"),
+    ],
+)
+@pytest.mark.parametrize("sidecar", ["starts", "answers"])
+def test_stream_sidecar_of_other_content_is_refused_by_name(
+    tmp_path: Path, sidecar: str, positions: np.ndarray, said: str
+) -> None:
+    stream = make_stream(tmp_path, [10])
+    np.save(tmp_path / f"train_000001.{sidecar}.npy", positions)
+    with pytest.raises(DamagedFileError, match=rf"train_000001\.{sidecar}\.npy.*{said}"):
+        _ = stream.document_starts if sidecar == "starts" else stream.answer_starts
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "missing"), (b"", "not readable"), (b"<html>", "not readable")])
+def test_stream_sidecar_missing_or_not_numpys_is_refused_by_name(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    stream = make_stream(tmp_path, [10])
+    path = tmp_path / "train_000001.answers.npy"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match=rf"train_000001\.answers\.npy.*{said}"):
+        _ = stream.answer_starts
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Token shards as files, and a split of them as one array. Needs numpy only: the trainer reads its data through this.
 
 A shard is what llm.c and modded-nanogpt read: 256 little-endian int32 (magic, version, number of tokens, zeros), then
-the tokens as little-endian uint16. Beside each lies the position of its documents' first tokens, as int64.
+the tokens as little-endian uint16. Beside each lie, as int64, the positions of its documents' first tokens and of the
+tokens with which their answers begin.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def starts_name(shard: str) -> str:
     return f"{shard.removesuffix('.bin')}.starts.npy"
 
 
+def answers_name(shard: str) -> str:
+    """Return the file name of a shard's answer starts."""
+    return f"{shard.removesuffix('.bin')}.answers.npy"
+
+
 @dataclass(frozen=True)
 class ShardFile:
     """A shard that is being written."""
@@ -48,7 +54,7 @@ class ShardFile:
     file: BinaryIO
 
     def append(self, tokens: Tokens) -> None:
-        self.file.write(tokens.astype(TOKEN_DTYPE, copy=False).tobytes())
+        self.file.write(np.ascontiguousarray(tokens, dtype=TOKEN_DTYPE).data)
 
 
 @contextmanager
@@ -90,6 +96,24 @@ def map_shard(path: Path) -> Tokens:
     return np.asarray(np.memmap(path, dtype=TOKEN_DTYPE, mode="r", offset=HEADER_BYTES))
 
 
+def _load_positions(path: Path, *, n_tokens: int) -> Positions:
+    try:
+        positions: Positions = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DamagedFileError(f"{path} is missing; materialize token_shards again") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise DamagedFileError(f"{path}: not readable ({error}); delete its folder and run again") from error
+    if positions.dtype != np.int64 or positions.ndim != 1:
+        found = f"{positions.dtype} {list(positions.shape)}"
+        raise DamagedFileError(f"{path}: found {found}, need int64 [documents]; delete its folder and run again")
+    if len(positions) and not (positions[0] >= 0 and positions[-1] < n_tokens and (np.diff(positions) > 0).all()):
+        raise DamagedFileError(
+            f"{path}: found positions from {positions[0]} to {positions[-1]}, need ascending ones below the shard's "
+            f"{n_tokens} tokens; delete its folder and run again"
+        )
+    return positions
+
+
 class TokenStream:
     """The shards of one split as one array of token ids; nothing is read before it is asked for."""
 
@@ -111,8 +135,23 @@ class TokenStream:
     @cached_property
     def document_starts(self) -> Positions:
         """Position of each document's `<|endoftext|>` in the stream, ascending: int64 [documents]."""
-        starts = [np.load(self._folder / starts_name(name)) for name in self._names]
-        return np.concatenate([start + base for start, base in zip(starts, self._bounds, strict=False)])
+        return self._positions([starts_name(name) for name in self._names])
+
+    @cached_property
+    def answer_starts(self) -> Positions:
+        """Position of the token that holds the first byte of each document's answer: int64 [documents]."""
+        return self._positions([answers_name(name) for name in self._names])
+
+    def _positions(self, names: list[str]) -> Positions:
+        """Return the positions that the sidecars `names` hold, counted from the stream's beginning.
+
+        Raises:
+            DamagedFileError: a sidecar is missing, is not what numpy writes, or leaves its shard.
+        """
+        pieces = [np.empty(0, np.int64)]
+        for name, shard, base in zip(names, self._shards, self._bounds[:-1].tolist(), strict=True):
+            pieces.append(_load_positions(self._folder / name, n_tokens=len(shard)) + base)
+        return np.concatenate(pieces)
 
     def read(self, start: int, length: int) -> Tokens:
         """Return `length` tokens from `start` on: uint16 [length], a view into the file where it can be one.
