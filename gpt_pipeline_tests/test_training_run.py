@@ -15,6 +15,7 @@ import pytest
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.tracking.earlier_runs import earlier_logs_are_pending, log_earlier_trainings
 from gpt_pipeline.tracking.store import TrackingError, default_tracking_uri, open_client
 from gpt_pipeline.tracking.training_run import SENT_NAME, TrainingRun, log_training, training_log_is_pending
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
@@ -52,6 +53,33 @@ def _log(job: TrainingJob, store: Path, **changes: Any) -> TrainingRun | None:
         **changes,
     }
     return log_training(job.folder, **settings)
+
+
+def _log_earlier(job: TrainingJob, store: Path) -> None:
+    log_earlier_trainings(
+        job.folder,
+        fingerprint=job.fingerprint,
+        tracking_uri=default_tracking_uri(store),
+        experiment_name="My GPT",
+        tags={"experiment_file": "x.yaml"},
+    )
+
+
+def _other(job: TrainingJob, **changes: Any) -> TrainingJob:
+    """Return the job with another configuration."""
+    return dataclasses.replace(
+        job, fingerprint=OTHER, training=dataclasses.replace(job.training, seed=1, max_steps=6), **changes
+    )
+
+
+def _run_of(store: Path, fingerprint: str) -> Any:
+    (run,) = [run for run in _runs(store) if run.data.tags["gpt_pipeline.training"] == fingerprint]
+    return run
+
+
+def _steps_of(store: Path, run: Any, key: str) -> list[int]:
+    history = open_client(default_tracking_uri(store)).get_metric_history(run.info.run_id, key)
+    return sorted(metric.step for metric in history)
 
 
 def _runs(store: Path) -> list[Any]:
@@ -175,6 +203,60 @@ def test_log_training_with_another_configuration_is_another_run(finished: Traini
     _log(job, store)
     assert len(_runs(store)) == 2
     assert _log(finished, store) is None
+
+
+def test_log_of_a_stopped_training_that_was_moved_aside_is_completed_in_its_own_run(
+    tmp_path: Path, store: Path
+) -> None:
+    job = make_job(tmp_path)
+    stop = StopFlag()
+
+    def follow(step: int) -> None:
+        if step == 3:
+            _log(job, store)  # the last that MLflow hears of it
+        if step == 7:
+            stop.request(signal.SIGTERM)
+
+    run_job(job, Listener(follow), stop=stop)
+    run_job(_other(job), Listener())
+    assert earlier_logs_are_pending(job.folder, OTHER)
+    _log(_other(job), store)
+    assert _run_of(store, job.fingerprint).info.status == "RUNNING"
+    _log_earlier(_other(job), store)
+    first, second = _run_of(store, job.fingerprint), _run_of(store, OTHER)
+    assert (first.info.status, second.info.status) == ("KILLED", "FINISHED")
+    assert _steps_of(store, first, "train_loss") == list(range(1, 8))
+    assert _steps_of(store, second, "train_loss") == list(range(1, 7))
+    assert not earlier_logs_are_pending(job.folder, OTHER)
+
+
+@pytest.mark.parametrize("resume", [None, "checkpoint_step_4.pt"], ids=["moved aside", "rewound"])
+def test_log_of_an_earlier_training_that_mlflow_never_heard_of_is_sent_whole(
+    finished: TrainingJob, store: Path, resume: str | None
+) -> None:
+    assert earlier_logs_are_pending(finished.folder, OTHER)  # where it was trained, before the new one begins
+    other = _other(finished, resume=resume)
+    run_job(other, Listener())
+    _log_earlier(other, store)
+    (run,) = _runs(store)
+    assert run.data.tags["gpt_pipeline.training"] == finished.fingerprint
+    assert _steps_of(store, run, "train_loss") == list(range(1, 13))
+    assert run.data.params["training.seed"] == "0"
+    assert run.data.params["training.learning_rate"] == "0.01"
+    assert not earlier_logs_are_pending(finished.folder, OTHER)
+
+
+def test_log_of_a_training_begun_again_after_another_adds_no_row_to_its_run(finished: TrainingJob, store: Path) -> None:
+    _log(finished, store)
+    rows = [row for row in _rows(store) if row[0] == "train_loss"]
+    other = _other(finished)
+    run_job(other, Listener())
+    _log(other, store)
+    rows += [row for row in _rows(store) if row[0] == "train_loss" and row not in rows]
+    run_job(finished, Listener())
+    _log(finished, store)
+    assert [row for row in _rows(store) if row[0] == "train_loss"] == sorted(rows)
+    assert not earlier_logs_are_pending(finished.folder, finished.fingerprint)
 
 
 @pytest.mark.parametrize("noted", [True, False], ids=["noted", "killed before the note"])

@@ -14,6 +14,7 @@ from gpt_pipeline.data.shards import find_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_fingerprint
+from gpt_pipeline.tracking.earlier_runs import earlier_logs_are_pending, log_earlier_trainings
 from gpt_pipeline.tracking.training_run import log_training, training_log_is_pending
 from gpt_pipeline.training.heartbeat import trainer_state
 
@@ -27,15 +28,18 @@ Say = Callable[[str], None]
 
 
 def is_log_pending(experiment: Experiment) -> bool:
-    """Whether MLflow lacks something of the experiment's training, as the folders tell."""
+    """Whether MLflow lacks something of the experiment's training, or of one before it, as the folders tell."""
     shards = find_shards(experiment.data, experiment.data_folder)
     if shards is None:
         return False
-    return training_log_is_pending(experiment.folder, training_fingerprint(experiment.config, shards.fingerprint))
+    fingerprint = training_fingerprint(experiment.config, shards.fingerprint)
+    return training_log_is_pending(experiment.folder, fingerprint) or earlier_logs_are_pending(
+        experiment.folder, fingerprint
+    )
 
 
 def send_log(experiment: Experiment, tracking_uri: str) -> None:
-    """Send what MLflow lacks of the experiment's training.
+    """Send what MLflow lacks of the experiment's training, and of those before it that were moved aside.
 
     Raises:
         TrackingError: MLflow cannot be reached, is busy, or refuses; it can be sent later.
@@ -44,13 +48,21 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
     if shards is None:
         return
     fingerprint = training_fingerprint(experiment.config, shards.fingerprint)
+    tags = {"experiment_file": experiment.file.name}
     log_training(
         experiment.folder,
         fingerprint=fingerprint,
         tracking_uri=tracking_uri,
         experiment_name=experiment.display_name,
         parameters=dataclasses.asdict(experiment.config),
-        tags={"experiment_file": experiment.file.name, "shards_fingerprint": shards.fingerprint},
+        tags={**tags, "shards_fingerprint": shards.fingerprint},
+    )
+    log_earlier_trainings(
+        experiment.folder,
+        fingerprint=fingerprint,
+        tracking_uri=tracking_uri,
+        experiment_name=experiment.display_name,
+        tags=tags,
     )
 
 

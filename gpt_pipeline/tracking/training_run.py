@@ -1,7 +1,8 @@
 """One training as one MLflow run, fed from `metrics.jsonl`.
 
 The trainer never talks to MLflow: it appends to its file, and whoever watches it sends what is new from there. A run
-belongs to a training's fingerprint, which it bears as a tag, so a resumed training goes on in the run that it began.
+belongs to a training's fingerprint, which it bears as a tag, so a resumed training goes on in the run that it began,
+and one that was moved aside is completed from where it lies (`earlier_runs.py`).
 Times come from the lines, and each step is sent once; what was sent is noted in `metrics.sent.json`, and sending it
 once more writes the same rows. An MLflow that is down or locked is caught up with later.
 """
@@ -30,9 +31,10 @@ from gpt_pipeline.tracking.store import (
     shortened,
     turn,
 )
-from gpt_pipeline.training.demand import Demand
+from gpt_pipeline.training.demand import Demand, earlier_trainings
 from gpt_pipeline.training.finished import find_finished_training
 from gpt_pipeline.training.heartbeat import trainer_state
+from gpt_pipeline.training.metrics import SENT_NAME
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 FINGERPRINT_TAG = "gpt_pipeline.training"
 RUN_NAME = "training"
-SENT_NAME = "metrics.sent.json"
+ENDED = ("FINISHED", "FAILED", "KILLED")
 
 _KINDS = ("train", "validation")
 _NOT_METRICS = {"step", "updates", "seconds"}
@@ -98,7 +100,17 @@ def training_log_is_pending(folder: ExperimentFolder, fingerprint: str) -> bool:
     sent = _Sent.read(folder)
     if sent is None or sent.fingerprint != fingerprint or sent.status != _status(folder, fingerprint):
         return True
-    return any(True for _ in _new_lines(folder.metrics, _offset(folder.metrics, sent)))
+    return _has_new_lines(folder, sent)
+
+
+def lacks_lines_or_end(folder: ExperimentFolder, fingerprint: str) -> bool:
+    """As `training_log_is_pending`, of a training that is over: however MLflow was told that it ended stands."""
+    if not _belongs(folder, fingerprint):
+        return False
+    sent = _Sent.read(folder)
+    if sent is None or sent.fingerprint != fingerprint or sent.status not in ENDED:
+        return True
+    return _has_new_lines(folder, sent)
 
 
 def log_training(
@@ -133,16 +145,28 @@ def log_training(
         store = hashlib.sha256(tracking_uri.encode()).hexdigest()
         if sent is None or (sent.store, sent.run_id) != (store, run.info.run_id):
             log_missing_parameters(client, run, parameters)
-            sent = _Sent(store=store, run_id=run.info.run_id, fingerprint=fingerprint)
+            steps = _steps_sent_before(folder, store=store, run_id=run.info.run_id)
+            sent = _Sent(store=store, run_id=run.info.run_id, fingerprint=fingerprint, steps=steps)
         lines = _send_lines(client, folder, sent)
         _send_status(client, run, folder, sent)
         return TrainingRun(run_id=run.info.run_id, experiment_id=experiment, lines=lines)
+
+
+def _has_new_lines(folder: ExperimentFolder, sent: _Sent) -> bool:
+    return any(True for _ in _new_lines(folder.metrics, _offset(folder.metrics, sent)))
 
 
 def _belongs(folder: ExperimentFolder, fingerprint: str) -> bool:
     """Whether `metrics.jsonl` is of this training: not so before the trainer has moved an earlier one's aside."""
     demand = Demand.read(folder)
     return demand is not None and demand.fingerprint == fingerprint and folder.metrics.is_file()
+
+
+def _steps_sent_before(folder: ExperimentFolder, *, store: str, run_id: str) -> dict[str, int]:
+    """Return what an earlier training sent to the same run: this one repeats it, another configuration in between."""
+    notes = [_Sent.read(earlier) for earlier in earlier_trainings(folder)]
+    same = [note.steps for note in notes if note is not None and (note.store, note.run_id) == (store, run_id)]
+    return dict(same[-1]) if same else {}
 
 
 def _status(folder: ExperimentFolder, fingerprint: str) -> str:

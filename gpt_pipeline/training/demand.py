@@ -17,6 +17,8 @@ from gpt_pipeline.training.finished import FinishedTraining, find_finished_train
 from gpt_pipeline.training.job import TrainingJob
 
 MARKER_NAME = "start.json"
+PREVIOUS_NAME = "previous"
+"""Folder, in an experiment's, of trainings that were moved aside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,15 @@ class Demand:
     def write(self, folder: ExperimentFolder) -> None:
         """Note in `folder` that this was carried out."""
         write_json(folder.root / MARKER_NAME, {**dataclasses.asdict(self), "time": utc_now()})
+
+
+def earlier_trainings(folder: ExperimentFolder) -> list[ExperimentFolder]:
+    """Return the folders of the trainings that were moved aside, oldest first; each bears its own `start.json`."""
+    parent = folder.root / PREVIOUS_NAME
+    if not parent.is_dir():
+        return []
+    found = [path for path in parent.iterdir() if path.name.split("-")[0].isdigit()]
+    return [ExperimentFolder(root=path) for path in sorted(found, key=lambda path: int(path.name.split("-")[0]))]
 
 
 def find_finished_work(job: TrainingJob) -> FinishedTraining | None:

@@ -15,6 +15,9 @@ from typing import Any
 
 from gpt_pipeline.storage.atomic import write_text
 
+SENT_NAME = "metrics.sent.json"
+"""Beside `metrics.jsonl`: what a tracker noted of how much of it was sent. It moves with its training."""
+
 _logger = logging.getLogger(__name__)
 _BLOCK_BYTES = 4096
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,17 +29,16 @@ from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.storage.atomic import fsync_folder, remove_leftovers, sha256_of
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.changes import Change, Settings, find_changes, listed
-from gpt_pipeline.training.demand import MARKER_NAME, Demand
+from gpt_pipeline.training.demand import MARKER_NAME, PREVIOUS_NAME, Demand, earlier_trainings
 from gpt_pipeline.training.finished import FinishedTraining, find_finished_training, last_checkpoint
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
-from gpt_pipeline.training.metrics import write_metrics_up_to
+from gpt_pipeline.training.metrics import SENT_NAME, write_metrics_up_to
 from gpt_pipeline.training.original import OPTIMIZER, OriginalCheckpoint, optimizer_state, read_original
 from gpt_pipeline.training.plan import sequences_per_step
 from gpt_pipeline.training.randomness import random_states, seed_all
 
 Say = Callable[[str], None]
 
-_PREVIOUS_NAME = "previous"
 _OPTIMIZER_KEY = "training.optimizer"
 
 
@@ -328,12 +328,18 @@ def _move_aside(folder: ExperimentFolder, why: str, say: Say) -> None:
 
 
 def _new_previous(folder: ExperimentFolder) -> Path:
-    """Return a new folder `previous/<number>-<UTC time>`, numbered after those that are there."""
-    parent = folder.root / _PREVIOUS_NAME
-    parent.mkdir(parents=True, exist_ok=True)
-    numbers = [int(path.name.split("-")[0]) for path in parent.iterdir() if path.name.split("-")[0].isdigit()]
-    aside = parent / f"{max(numbers, default=0) + 1:03d}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-    aside.mkdir()
+    """Return a new folder `previous/<number>-<UTC time>`, numbered after those that are there.
+
+    It begins with copies of the notes of whose training this was and what a tracker has of its lines: with them the
+    rest can be sent from there.
+    """
+    numbers = [int(earlier.root.name.split("-")[0]) for earlier in earlier_trainings(folder)]
+    name = f"{max(numbers, default=0) + 1:03d}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    aside = folder.root / PREVIOUS_NAME / name
+    aside.mkdir(parents=True)
+    for note in (MARKER_NAME, SENT_NAME):
+        if (folder.root / note).is_file():
+            shutil.copyfile(folder.root / note, aside / note)
     return aside
 
 
