@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from gpt_pipeline.data.source.patience import CutShortError, TransportError, is_transient
+from gpt_pipeline.data.source.patience import CutShortError, TransportError, asked_wait, is_transient
 from gpt_pipeline.errors import ConfigError, DataError, UserError
 
 NO_HUB = "or download the dataset elsewhere and set data.local_dataset_path to its folder"
@@ -99,12 +99,16 @@ def _refusal(error: HfHubHTTPError, question: Question) -> UserError:
 
 
 def _tried(error: Exception) -> str:
+    if (asked := asked_wait(error)) is not None:
+        return f" and asks to wait for {asked:.0f} s"
     return " until the last attempt" if is_transient(error) else ""
 
 
 def _unreachable(cause: BaseException, question: Question) -> UserError:
     said = (str(cause).splitlines() or [""])[0]
+    broke_off = is_transient(cause) and not type(cause).__name__.startswith("Connect")
+    what = f"the connection to {question.place} broke off each time" if broke_off else f"cannot reach {question.place}"
     return DataError(
-        f"cannot reach {question.place} ({type(cause).__name__}: {said}); "
+        f"{what} ({type(cause).__name__}: {said}); "
         f"check the network, the proxy and HF_ENDPOINT, and run again ({question.kept()}), {NO_HUB}"
     )

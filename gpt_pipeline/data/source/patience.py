@@ -58,7 +58,7 @@ class Patience:
         """Return the seconds to wait after the last of so many failures, or None if one should not ask again."""
         if not is_transient(error) or failures >= self.attempts:
             return None
-        asked = _asked_wait(error)
+        asked = asked_wait(error)
         if asked is not None and asked > self.longest_asked:
             return None
         own = min(self.first_wait * 2 ** (failures - 1), self.longest_wait)
@@ -100,6 +100,19 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, CutShortError) or any(kind.__name__ in _TRANSIENT for kind in type(error).__mro__)
 
 
+def asked_wait(error: BaseException) -> float | None:
+    """Return the seconds that the answer asks to wait, if it does."""
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    headers: Mapping[str, str] = error.response.headers
+    if (after := headers.get("Retry-After", "").strip()).isdigit():
+        return float(after)
+    if after:
+        return _seconds_until(after)
+    reset = _RESET.search(headers.get("RateLimit", ""))
+    return float(reset[1]) if reset and error.response.status_code == 429 else None
+
+
 def _pause(seconds: float, patience: Patience, still_wanted: Callable[[], None]) -> None:
     left = seconds
     while left > 0:
@@ -116,19 +129,6 @@ def _reason(error: Exception) -> str:
 
 def _seconds(wait: float) -> str:
     return f"{wait:.0f} s" if wait >= 1 else f"{wait:.1f} s"
-
-
-def _asked_wait(error: Exception) -> float | None:
-    """Return the seconds that the answer asks to wait, if it does."""
-    if not isinstance(error, HfHubHTTPError):
-        return None
-    headers: Mapping[str, str] = error.response.headers
-    if (after := headers.get("Retry-After", "").strip()).isdigit():
-        return float(after)
-    if after:
-        return _seconds_until(after)
-    reset = _RESET.search(headers.get("RateLimit", ""))
-    return float(reset[1]) if reset and error.response.status_code == 429 else None
 
 
 def _seconds_until(date: str) -> float | None:

@@ -27,28 +27,27 @@ class Meter:
 
     def __init__(self, sizes: Mapping[str, int], *, clock: Callable[[], float] = time.monotonic) -> None:
         self.total = sum(sizes.values())
+        self.here = 0
         self._clock = clock
         self._lock = threading.Lock()
-        self._first: dict[str, int] = {}  # bytes that were here already, by file: they came at no rate
         self._here: dict[str, int] = {}
+        self._arrived = 0  # without what was here already: that came at no rate
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
     def moved(self, name: str, here: int) -> None:
         """Note that `here` bytes of the file are here."""
         with self._lock:
-            self._first.setdefault(name, here)
+            before = self._here.get(name)
+            self._arrived += 0 if before is None else here - before
+            self.here += here - (before or 0)
             self._here[name] = here
             self._sample()
-
-    @property
-    def here(self) -> int:
-        return sum(self._here.values())
 
     @property
     def rate(self) -> float:
         """Bytes a second, lately."""
         (then, before), now = self._samples[0], self._clock()
-        return max(self._arrived() - before, 0) / (now - then) if now > then else 0.0
+        return max(self._arrived - before, 0) / (now - then) if now > then else 0.0
 
     def describe(self) -> str:
         """Return such as `120 of 470 MB, 38 MB/s, 9 s left`."""
@@ -57,13 +56,10 @@ class Meter:
         left = f", {_duration((self.total - here) / rate)} left" if rate > 0 else ""
         return f"{amounts(here, self.total)}, {rate / _MB:.{0 if rate >= 10 * _MB else 1}f} MB/s{left}"
 
-    def _arrived(self) -> int:
-        return self.here - sum(self._first.values())
-
     def _sample(self) -> None:
         now = self._clock()
         if now - self._samples[-1][0] >= _SAMPLE_SECONDS:
-            self._samples.append((now, self._arrived()))
+            self._samples.append((now, self._arrived))
         while len(self._samples) > 1 and now - self._samples[0][0] > _WINDOW_SECONDS:
             self._samples.popleft()
 
