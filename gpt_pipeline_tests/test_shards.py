@@ -2,16 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from gpt_pipeline.data import shards as shards_module
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents import is_held_out
-from gpt_pipeline.data.english import english_file, prepare_english
+from gpt_pipeline.data.english import english_files, prepare_english
 from gpt_pipeline.data.raw import prepare_raw
-from gpt_pipeline.data.shards import Document, encoded_documents, find_shards, open_shards, prepare_shards, write_splits
+from gpt_pipeline.data.shards import find_shards, open_shards, prepare_shards
 from gpt_pipeline.data.token_stream import TokenStream
 from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import ConfigError, DamagedFileError
@@ -37,7 +35,10 @@ def prepared(config: DataConfig, data_folder: Path) -> StageResult:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = [row(i, synthetic_answer=_HOSTILE if i == 17 else f"It is {i}.") for i in range(400)]
-    return write_synth(tmp_path_factory.mktemp("raw") / "synth_001.parquet", values).parent
+    folder = tmp_path_factory.mktemp("raw")
+    for number, (first, last) in enumerate([(0, 130), (130, 140), (140, 400)], start=1):
+        write_synth(folder / f"synth_{number:03d}.parquet", values[first:last])
+    return folder
 
 
 def documents_in(stream: TokenStream) -> list[str]:
@@ -56,7 +57,7 @@ def test_shards_hold_every_document_once_on_the_side_of_its_article(tmp_path: Pa
     config = config_of(folder)
     english = english_of(config, tmp_path)
     opened = open_shards(prepare_shards(config, english, tmp_path).folder)
-    table = pq.read_table(english_file(english)).to_pylist()
+    table = [value for path in english_files(english) for value in pq.read_table(path).to_pylist()]
     sides = [is_held_out(value["article"], seed=0, fraction=0.2) for value in table]
     assert documents_in(opened.validation) == [v["text"] for v, side in zip(table, sides, strict=True) if side]
     assert documents_in(opened.train) == [v["text"] for v, side in zip(table, sides, strict=True) if not side]
@@ -85,43 +86,6 @@ def test_shards_document_keeps_its_side_when_samples_grow(tmp_path: Path, folder
     )
     assert documents_in(large.validation)[: len(small.validation.document_starts)] == documents_in(small.validation)
     assert documents_in(large.train)[: len(small.train.document_starts)] == documents_in(small.train)
-
-
-def test_shards_bytes_do_not_depend_on_threads_or_batches(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = config_of(folder)
-    english = english_of(config, tmp_path)
-    first = prepare_shards(config, english, tmp_path)
-    monkeypatch.setattr(shards_module, "_BATCH_BYTES", 300)
-    monkeypatch.setattr(shards_module, "_BATCH_ROWS", 7)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
-    second = prepare_shards(config, english, tmp_path / "second")
-    assert first.manifest.files == second.manifest.files
-
-
-def test_shards_are_cut_between_documents(tmp_path: Path, folder: Path) -> None:
-    config = config_of(folder)
-    path = english_file(english_of(config, tmp_path))
-    whole = write_splits(encoded_documents(path, threads=2), tmp_path / "whole", config)[0]
-    cut = write_splits(encoded_documents(path, threads=2), tmp_path / "cut", config, max_shard_tokens=2500)[0]
-    one, many = (TokenStream(w.folder, tuple(f.name for f in w.files if f.suffix == ".bin")) for w in (whole, cut))
-    assert len(cut.files) > 2 * 3
-    assert (many.read(0, many.n_tokens) == one.read(0, one.n_tokens)).all()
-    assert many.document_starts.tolist() == one.document_starts.tolist()
-    for file in cut.files[::2]:
-        assert file.stat().st_size <= 1024 + 2 * 2500
-        assert np.fromfile(file, dtype="<u2", offset=1024, count=1)[0] == EOT_TOKEN
-
-
-def test_shards_interrupted_leave_no_manifest_and_no_half_file(tmp_path: Path) -> None:
-    def documents():  # type: ignore[no-untyped-def]
-        yield Document(article="a", tokens=np.array([EOT_TOKEN, 1], dtype=np.uint16), text_bytes=1)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_splits(documents(), tmp_path, DataConfig(num_samples=1))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_shards_second_time_does_no_work(tmp_path: Path, folder: Path) -> None:
@@ -157,11 +121,11 @@ def test_shards_shorter_than_one_sequence_are_refused_each_time(tmp_path: Path, 
 def test_shards_damaged_english_file_is_noticed_before_use(tmp_path: Path, folder: Path) -> None:
     config = config_of(folder)
     english = english_of(config, tmp_path)
-    path = english_file(english)
+    path = english_files(english)[1]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(DamagedFileError, match="synth_en_samples_400"):
+    with pytest.raises(DamagedFileError, match="english_parquet-"):
         prepare_shards(config, english, tmp_path)
 
 

@@ -222,12 +222,14 @@ def _is_shard(name: str, split: str) -> bool:
 
 
 def _added(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the sums of counts by name, and of counts within counts."""
+    """Return the sums of counts by name, and within tables and histograms."""
     total: dict[str, Any] = {}
     for own in facts:
         for name, value in own.items():
             if isinstance(value, Mapping):
                 total[name] = dict(Counter(total.get(name, {})) + Counter(value))
+            elif isinstance(value, list):
+                total[name] = [sum(pair) for pair in zip(total.get(name, [0] * len(value)), value, strict=True)]
             else:
                 total[name] = total.get(name, 0) + value
     return total
