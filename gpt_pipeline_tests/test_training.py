@@ -7,6 +7,7 @@ import math
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -268,23 +269,70 @@ def test_second_trainer_on_a_folder_is_refused_and_told_who_holds_it(tmp_path):
     assert "training test" in result.stderr
 
 
-def test_two_processes_that_accumulate_gradients_train_as_one(tmp_path):
+def _one_and_two(tmp_path: Path) -> tuple[TrainingJob, TrainingJob]:
+    """Return the same job twice, in two folders; the first ran to its end in one process."""
     one = make_job(tmp_path, training={"micro_batch_size": 1})
     one = dataclasses.replace(one, model=dataclasses.replace(one.model, dropout=0.0))
-    two = dataclasses.replace(one, experiment_folder=str(tmp_path / "two"))
     run_job(one, Listener())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return one, dataclasses.replace(one, experiment_folder=str(tmp_path / "two"))
+
+
+def _torchrun(job: TrainingJob, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments, *trainer_command(job)[1:]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*command, *trainer_command(two)[1:]], capture_output=True, text=True, check=False, env=environment
-    )
-    assert result.returncode == 0, result.stderr
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def _assert_same_but_for_rounding(two: TrainingJob, one: TrainingJob) -> None:
     ours, theirs = _losses(two), _losses(one)
     assert [line[:2] for line in ours] == [line[:2] for line in theirs]
     assert [line[2] for line in ours] == pytest.approx([line[2] for line in theirs], rel=1e-5)
     weights = [load_checkpoint(find_checkpoint(job.folder.checkpoints, 12).path).model for job in (one, two)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_two_processes_that_accumulate_gradients_train_as_one(tmp_path):
+    one, two = _one_and_two(tmp_path)
+    trainer = _torchrun(two, "--standalone", "--nproc-per-node=2")
+    _, errors = trainer.communicate()
+    assert trainer.returncode == 0, errors
+    _assert_same_but_for_rounding(two, one)
+
+
+def _two_nodes(job: TrainingJob) -> list[subprocess.Popen[str]]:
+    """Start the job as docs/training.md does on two machines, here with one process on each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    return [_torchrun(job, *place, f"--node-rank={rank}") for rank in range(2)]
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_one_process(tmp_path):
+    one, two = _one_and_two(tmp_path)
+    nodes = _two_nodes(two)
+    errors = [node.communicate()[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], errors
+    _assert_same_but_for_rounding(two, one)
+
+
+@pytest.mark.slow
+@posix_only
+def test_two_nodes_of_which_one_is_told_to_stop_both_leave_a_checkpoint_saved(tmp_path):
+    job = make_job(tmp_path, training={"max_steps": 100_000}, cadence={"eval_freq": 100_000})
+    nodes = _two_nodes(job)
+    while not any(line["kind"] == "train" for line in read_metrics(job.folder.metrics)):
+        assert [node.poll() for node in nodes] == [None, None]
+        time.sleep(0.05)
+    nodes[1].terminate()
+    for node in nodes:
+        node.communicate()
+    newest = list_checkpoints(job.folder.checkpoints)[-1]
+    stopped = [line for line in read_metrics(job.folder.metrics) if line.get("event") == "stopped"]
+    assert [line["step"] for line in stopped] == [newest.step]
+    assert load_checkpoint(newest.path).step == newest.step < 100_000
 
 
 # What is computed
