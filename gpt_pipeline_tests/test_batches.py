@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from gpt_pipeline.data.batches import BatchSampler, sequential_windows, shuffled
 from gpt_pipeline.data.token_stream import TokenStream
@@ -100,6 +101,50 @@ def test_batches_new_sampler_at_a_later_step_gives_the_same_batch(stream: TokenS
     running = sampler(stream)
     batches = [running.batch_at(step)[0] for step in range(60)]
     assert (sampler(stream).batch_at(59)[0] == batches[59]).all()
+
+
+@settings(max_examples=30)
+@given(data=st.data(), batch_size=st.sampled_from([1, 8, 60]), world_size=st.sampled_from([1, 2]))
+def test_batches_any_order_of_steps_and_ranks_gives_the_rows_of_a_new_sampler(
+    stream: TokenStream, data: st.DataObject, batch_size: int, world_size: int
+) -> None:
+    batch_size *= world_size
+    running = sampler(stream, batch_size=batch_size)
+    steps = st.integers(0, 3 * running.steps_per_epoch)
+    for first in data.draw(st.lists(steps, min_size=1, max_size=5)):
+        rank = data.draw(st.integers(0, world_size - 1))
+        for step in range(first, first + data.draw(st.integers(1, 40))):
+            rows = running.rows_at(step, rank=rank, world_size=world_size)
+            windows = sampler(stream, batch_size=batch_size).windows_at(step, rank=rank, world_size=world_size)
+            assert rows.dtype == np.uint16
+            assert rows.tolist() == [list(range(10 * w, 10 * w + 11)) for w in windows.tolist()]
+
+
+class _Watched(TokenStream):
+    """Notes how many rows it is asked for at a time."""
+
+    def __init__(self, folder: Path, shards: tuple[str, ...]) -> None:
+        super().__init__(folder, shards)
+        self.asked: list[int] = []
+
+    def gather(self, starts: NDArray[np.int64], length: int) -> NDArray[np.uint16]:
+        self.asked.append(len(starts))
+        return super().gather(starts, length)
+
+
+def test_batches_first_batch_reads_itself_only_and_later_ones_ahead(tmp_path: Path) -> None:
+    make_stream(tmp_path, [2005])
+    stream = _Watched(tmp_path, ("train_000001.bin",))
+    running = sampler(stream, batch_size=8)  # 25 batches an epoch
+    for step in range(5, 27):
+        running.rows_at(step)
+    assert stream.asked == [8, 16, 32, 64, 40, 80]  # twice as many each time, but to the epoch's end
+
+
+def test_batches_rows_read_earlier_stay_as_they_were(stream: TokenStream) -> None:
+    running = sampler(stream)
+    rows = [running.rows_at(step) for step in range(50)]
+    assert all((row == sampler(stream).rows_at(step)).all() for step, row in enumerate(rows))
 
 
 def test_batches_uneven_share_of_the_ranks_is_refused(stream: TokenStream) -> None:

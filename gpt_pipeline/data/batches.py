@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_pipeline.data.token_stream import TokenStream
+from gpt_pipeline.data.token_stream import TOKEN_DTYPE, Tokens, TokenStream
 from gpt_pipeline.errors import ConfigError, require
 
 TokenIds = NDArray[np.int64]
+_AHEAD_BYTES = 4 << 20  # what is read in one go, at least a batch
 _ROUNDS = 6  # 4 rounds of a balanced Feistel network suffice in theory (Luby and Rackoff, 1988)
 
 
@@ -37,6 +38,9 @@ class BatchSampler:
 
     seed: int
     """Chooses the order of the windows."""
+
+    _ahead: list[_Ahead] = field(default_factory=list, init=False, repr=False, compare=False)
+    """What was read last; at most one."""
 
     def __post_init__(self) -> None:
         for name in ("sequence_length", "batch_size"):
@@ -68,11 +72,44 @@ class BatchSampler:
         Raises:
             ConfigError: the batch cannot be divided evenly among the ranks.
         """
-        windows = self.windows_at(step, rank=rank, world_size=world_size)
-        return _shifted(self.stream.gather(windows * self.sequence_length, self.sequence_length + 1))
+        return _shifted(self.rows_at(step, rank=rank, world_size=world_size))
+
+    def rows_at(self, step: int, *, rank: int = 0, world_size: int = 1) -> Tokens:
+        """Return the windows of the `step`-th batch as they are in the shards: uint16 [B / world_size, T + 1].
+
+        Those who ask for one step after the other get what was read ahead, which is not to be written to.
+
+        Raises:
+            ConfigError: the batch cannot be divided evenly among the ranks.
+        """
+        ahead = self._ahead[0] if self._ahead else None
+        if ahead is None or not ahead.holds(step, rank, world_size):
+            ahead = self._read(step, rank, world_size, previous=ahead)
+            self._ahead[:] = [ahead]
+        batch: Tokens = ahead.rows[step - ahead.step]
+        return batch
+
+    def _read(self, step: int, rank: int, world_size: int, *, previous: _Ahead | None) -> _Ahead:
+        """Read the batch of `step`, and twice as many as `previous` held if `step` is the one after those.
+
+        So a first batch waits for itself only, and later the work of a call is shared by many small batches.
+        """
+        steps = 1
+        if previous is not None and previous.holds(step - len(previous.rows), rank, world_size):
+            row_bytes = (self.sequence_length + 1) * TOKEN_DTYPE.itemsize
+            most = _AHEAD_BYTES // (row_bytes * (self.batch_size // world_size))
+            left_in_epoch = self.steps_per_epoch - step % self.steps_per_epoch
+            steps = max(1, min(2 * len(previous.rows), most, left_in_epoch))
+        windows = self._windows(step, steps, rank=rank, world_size=world_size)
+        rows = self.stream.gather(windows.ravel() * self.sequence_length, self.sequence_length + 1)
+        return _Ahead(step=step, rank=rank, world_size=world_size, rows=rows.reshape(*windows.shape, -1))
 
     def windows_at(self, step: int, *, rank: int = 0, world_size: int = 1) -> NDArray[np.int64]:
         """Return the numbers of the windows in that batch: int64 [B / world_size]."""
+        return self._windows(step, 1, rank=rank, world_size=world_size).ravel()
+
+    def _windows(self, step: int, steps: int, *, rank: int, world_size: int) -> NDArray[np.int64]:
+        """Return the windows of `steps` batches of one epoch: int64 [steps, B / world_size]."""
         require(
             self.batch_size % world_size == 0,
             "batch_size",
@@ -81,9 +118,27 @@ class BatchSampler:
         )
         share = self.batch_size // world_size
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        first = step_in_epoch * self.batch_size + rank * share
-        positions = np.arange(first, first + share, dtype=np.uint64)
-        return shuffled(positions, n=self.sequences_per_epoch, key=f"{self.seed}/{epoch}").astype(np.int64)
+        firsts = (step_in_epoch + np.arange(steps)) * self.batch_size + rank * share
+        positions = (firsts[:, None] + np.arange(share)).astype(np.uint64).ravel()
+        places = shuffled(positions, n=self.sequences_per_epoch, key=f"{self.seed}/{epoch}")
+        return places.astype(np.int64).reshape(steps, share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ahead:
+    """Consecutive batches of one rank."""
+
+    step: int
+    """Of the first."""
+
+    rank: int
+    world_size: int
+
+    rows: Tokens
+    """uint16 [steps, B / world_size, T + 1]."""
+
+    def holds(self, step: int, rank: int, world_size: int) -> bool:
+        return (self.rank, self.world_size) == (rank, world_size) and 0 <= step - self.step < len(self.rows)
 
 
 def sequential_windows(

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from gpt_pipeline.data.documents import is_held_out
@@ -54,7 +55,8 @@ CHECKED_DOCUMENTS = 200
 
 _COLUMNS = ("synth_id", "exercise", "article", "text", "answer_bytes")
 _BATCH_ROWS = 2_000
-_PIECE_BYTES = 4 << 20  # of text; long enough that a call costs nothing, short enough to stay near the caches
+_PIECE_BYTES = 2 << 20  # of text; long enough that a call costs nothing, short enough to stay near the caches
+_BLOCK = 32  # tokens
 _SAY_SECONDS = 10.0
 
 
@@ -227,6 +229,8 @@ def _cut_by_bytes(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 def _encode(job: _Job, rows: pa.RecordBatch, first_row: int, sampled: Positions, encoder: Encoder) -> _Piece:
     encoded = encoder.encode(rows["text"])
+    if len(encoded.starts) != rows.num_rows:
+        raise _not_tiktokens(job, rows["synth_id"][0].as_py())
     sizes = pc.binary_length(rows["text"]).to_numpy().astype(np.int64)
     answers = _answer_tokens(job, rows, encoded, sizes)
     lengths = np.diff(encoded.starts, append=len(encoded.tokens))
@@ -248,14 +252,12 @@ def _answer_tokens(job: _Job, rows: pa.RecordBatch, encoded: EncodedTexts, sizes
     """Return which token holds the first byte of each document's answer: int64 [documents].
 
     Raises:
-        DataError: the tokens of a document stand for another number of bytes than its text has, or its
-            `answer_bytes` are not some of them.
+        DataError: a document's tokens stand for more or fewer bytes than its text has, or its `answer_bytes` do.
     """
-    text_ends = np.cumsum(sizes)
-    token_ends = np.cumsum(token_lengths()[encoded.tokens], dtype=np.int64)
-    document_ends = token_ends[np.append(encoded.starts[1:] - 1, len(encoded.tokens) - 1)]
-    if len(encoded.starts) != len(sizes) or (wrong := np.flatnonzero(document_ends != text_ends)).size:
-        raise _not_tiktokens(job, rows["synth_id"][int(wrong[0]) if len(encoded.starts) == len(sizes) else 0].as_py())
+    token_sizes = np.take(token_lengths(), encoded.tokens)
+    spelled = np.add.reduceat(token_sizes, encoded.starts, dtype=np.int64)
+    if (wrong := np.flatnonzero(spelled != sizes)).size:
+        raise _not_tiktokens(job, rows["synth_id"][int(wrong[0])].as_py())
     answer_sizes = pc.fill_null(rows["answer_bytes"], 0).to_numpy().astype(np.int64)
     if (wrong := np.flatnonzero((answer_sizes <= 0) | (answer_sizes > sizes))).size:
         row = int(wrong[0])
@@ -263,7 +265,21 @@ def _answer_tokens(job: _Job, rows: pa.RecordBatch, encoded: EncodedTexts, sizes
             f"{job.path}: document {rows['synth_id'][row].as_py()} has answer_bytes={answer_sizes[row]}, need 1 to its "
             f"text's {sizes[row]}; materialize the English text again"
         )
-    positions: Positions = np.searchsorted(token_ends, text_ends - answer_sizes, side="right")
+    return tokens_at_bytes(token_sizes, np.cumsum(sizes) - answer_sizes)
+
+
+def tokens_at_bytes(token_sizes: NDArray[np.uint8], offsets: Positions) -> Positions:
+    """Return which tokens hold the bytes at `offsets`, each below the sum of `token_sizes`: int64 [offsets].
+
+    Sums of blocks lead to the right block, and only there are single tokens summed: a third of the time of one sum
+    over all tokens.
+    """
+    block_ends = np.cumsum(np.add.reduceat(token_sizes, np.arange(0, len(token_sizes), _BLOCK), dtype=np.int64))
+    blocks = np.searchsorted(block_ends, offsets, side="right")
+    inside = offsets - np.append(0, block_ends)[blocks]
+    padded = np.append(token_sizes, np.zeros(_BLOCK, np.uint8))
+    windows = sliding_window_view(padded, _BLOCK)[blocks * _BLOCK]
+    positions: Positions = blocks * _BLOCK + (np.cumsum(windows, axis=1, dtype=np.int64) <= inside[:, None]).sum(axis=1)
     return positions
 
 

@@ -178,16 +178,28 @@ class TokenStream:
         starts = np.asarray(starts, dtype=np.int64)
         if len(starts) and (starts.min() < 0 or starts.max() + length > self.n_tokens):
             raise IndexError(f"rows of {length} tokens leave the stream of {self.n_tokens}")
-        rows = np.empty((len(starts), length), dtype=np.uint16)
         first = np.searchsorted(self._bounds, starts, side="right") - 1
         inside = starts + length <= self._bounds[first + 1]
-        for shard in np.unique(first[inside]):
+        shards = np.unique(first)
+        if len(shards) == 1 and inside.all():
+            return _rows(self._shards[shards[0]], starts - self._bounds[shards[0]], length)
+        rows = np.empty((len(starts), length), dtype=np.uint16)
+        for shard in shards:
             chosen = np.flatnonzero(inside & (first == shard))
-            windows = sliding_window_view(self._shards[shard], length)
-            rows[chosen] = windows[starts[chosen] - self._bounds[shard]]
+            rows[chosen] = _rows(self._shards[shard], starts[chosen] - self._bounds[shard], length)
         for row in np.flatnonzero(~inside):
             rows[row] = self.read(int(starts[row]), length)
         return rows
+
+
+def _rows(shard: Tokens, starts: Positions, length: int) -> Tokens:
+    """Return one row of `length` tokens from each of `starts`: uint16 [len(starts), length]."""
+    if len(starts) == 0:
+        return np.empty((0, length), np.uint16)
+    # Each window as one item, which numpy copies in one go.
+    windows = sliding_window_view(shard, length).view(np.dtype((np.void, length * shard.itemsize)))[:, 0]
+    rows: Tokens = windows[starts].view(shard.dtype).reshape(-1, length)
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)
