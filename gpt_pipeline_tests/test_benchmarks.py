@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks.optimizers import rates_beyond_edge
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,7 +24,7 @@ ROOT = Path(__file__).parents[1]
         ("checkpoint_stall", "--layers 1 --length 16 --sequences 1 --saves 2 --steps 1 --device cpu"),
         ("optimizers", "--layers 1 --width 32 --length 16 --sequences 2 --steps 3 --seeds 1 --samples 200"),
     ],
-    ids=lambda value: value if " " not in value else "",
+    ids=["cpu_step", "cuda_step", "checkpoint_stall", "optimizers"],
 )
 @pytest.mark.slow
 def test_benchmark_prints_a_ratio(module, arguments):
@@ -30,3 +33,16 @@ def test_benchmark_prints_a_ratio(module, arguments):
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stderr
     assert re.search(r"ratio|times as fast", result.stdout, re.IGNORECASE), result.stdout
+
+
+@pytest.mark.parametrize(
+    ("losses", "further"),
+    [
+        ({2.0: 3.0, 4.0: 2.0, 8.0: 2.5}, []),
+        ({2.0: 1.0, 4.0: 2.0, 8.0: 2.5}, [1.0]),
+        ({2.0: 3.0, 4.0: 2.0, 8.0: 1.5}, [16.0]),
+        ({1.0: 1.5, 2.0: 1.0, 4.0: 2.0, 8.0: math.inf}, []),
+    ],
+)
+def test_grid_of_learning_rates_is_widened_until_its_best_is_inside(losses, further):
+    assert rates_beyond_edge(losses) == further
