@@ -275,7 +275,10 @@ def test_fetch_file_that_huggingface_hub_downloaded_is_not_downloaded_again(worl
 def test_fetch_without_symbolic_links_keeps_one_copy(
     world: World, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_SYMLINKS", True)
+    def refuse(*paths: object, **options: object) -> None:
+        raise OSError("this disk has no symbolic links")
+
+    monkeypatch.setattr("os.symlink", refuse)
     path = world.fetch(_LARGE)
     assert not path.is_symlink()
     assert path.read_bytes() == (published / _LARGE).read_bytes()
@@ -455,6 +458,25 @@ def test_count_english_of_many_is_in_order_and_little_ahead_of_the_caller(tmp_pa
     assert list(dataset.count_english_of(dataset.names)) == [
         (f"synth_{number:03d}.parquet", 4 * number) for number in range(1, 21)
     ]
+
+
+def test_count_english_of_many_closed_early_waits_for_nobody(tmp_path: Path, server: FakeHub) -> None:
+    server.publish(write_folder(tmp_path / "many", 5, 10, 15))
+    server.faults = [Fault(name=_SECOND, status=429, headers={"Retry-After": "600"})]
+    world = World(server, tmp_path / "world")
+    is_waiting = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        is_waiting.set()
+        time.sleep(seconds)
+
+    world.patience = dataclasses.replace(world.patience, sleep=sleep)
+    counts = world.dataset().count_english_of([_FIRST, _SECOND], say=world.said.append)
+    assert next(counts) == (_FIRST, 4)
+    assert is_waiting.wait(10)
+    began = time.monotonic()
+    counts.close()
+    assert time.monotonic() - began < 5
 
 
 # Several at once

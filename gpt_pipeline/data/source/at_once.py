@@ -15,11 +15,26 @@ _MANY_FAILURES = 3  # after so many, the rest would most likely fail as well
 T = TypeVar("T")
 
 
-def in_order(work: Callable[[str], T], names: Iterable[str], *, threads: int) -> Iterator[tuple[str, T]]:
+class Stop:
+    """Tells threads that their work is no longer wanted."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def check(self) -> None:
+        """Raise `StoppedError` if the work is no longer wanted."""
+        if self._event.is_set():
+            raise StoppedError("stopped; what is here is kept")
+
+
+def in_order(work: Callable[[str], T], names: Iterable[str], *, threads: int, stop: Stop) -> Iterator[tuple[str, T]]:
     """Yield each name with what `work` returns for it, in order.
 
     Begins with two at once and takes one more with each result, up to `threads`: who stops early has asked for little
-    more than was needed.
+    more than was needed. `stop` is set at the end, also an early one.
     """
     waiting: deque[tuple[str, Future[T]]] = deque()
     left = iter(names)
@@ -35,22 +50,8 @@ def in_order(work: Callable[[str], T], names: Iterable[str], *, threads: int) ->
             yield name, future.result()
             ahead += 1
     finally:
+        stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-class Stop:
-    """Tells threads that their work is no longer wanted."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def set(self) -> None:
-        self._event.set()
-
-    def check(self) -> None:
-        """Raise `StoppedError` if the work is no longer wanted."""
-        if self._event.is_set():
-            raise StoppedError("the download was stopped; what is here is kept")
 
 
 def all_of(work: Callable[[str], T], names: Sequence[str], *, threads: int, stop: Stop) -> list[T]:

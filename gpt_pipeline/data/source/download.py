@@ -96,7 +96,7 @@ def download(
     What an earlier attempt left is used, unless `again`; then a complete file is replaced, too.
 
     Raises:
-        DamagedFileError: what came from the hub, all in one process, does not have the checksum.
+        DamagedFileError: what came from the hub does not have the checksum, twice.
         HfHubHTTPError: the hub refuses.
         TransportError: the hub cannot be reached, or not for long enough.
         OSError: the disk is full, or not writable.
@@ -108,10 +108,9 @@ def download(
             entry.partial.unlink(missing_ok=True)  # another program was faster
             return _link(entry)
         partial = _Partial(entry.partial)
-        was_resumed = partial.size > 0
         _complete(partial, file, patience=patience, say=say, observer=observer)
-        if was_resumed and partial.damage(file.size, sha256):
-            say(f"{file.name}: what an earlier run left of it is damaged; downloading all of it")
+        if damage := partial.damage(file.size, sha256):
+            say(f"{file.name}: {damage}; downloading all of it again")
             partial.discard()
             _complete(partial, file, patience=patience, say=say, observer=observer)
         if damage := partial.damage(file.size, sha256):

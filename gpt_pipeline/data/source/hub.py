@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,15 +104,13 @@ class HubDataset:
         Raises:
             UserError: the hub cannot be reached or refuses, or the file is not one of SYNTH.
         """
-        if (path := self.find(name)) is not None:
-            return count_english_rows(path)
-        question, patience = self._question(name), self.hub.patience
-        with RangeReader(self._remote(name), question=question, patience=patience, say=say) as reader:
-            return count_remote_english(reader, name)
+        return self._count_english(name, say, still_wanted=lambda: None)
 
     def count_english_of(self, names: Iterable[str], *, say: Say = _logger.info) -> Iterator[tuple[str, int]]:
         """Yield each name with its `count_english`, in order; stops asking when the caller stops taking."""
-        return in_order(lambda name: self.count_english(name, say=say), names, threads=_COUNT_THREADS)
+        stop = Stop()
+        count = partial(self._count_english, say=say, still_wanted=stop.check)
+        return in_order(count, names, threads=_COUNT_THREADS, stop=stop)
 
     def require_room(self, names: Iterable[str]) -> None:
         """Refuse files that do not fit on the disk of the cache, before the first of them is downloaded.
@@ -165,6 +164,19 @@ class HubDataset:
                 all_of(lambda name: self.fetch(name, say=say, observer=observe), missing, threads=workers, stop=stop)
         return [self.fetch(name, say=say) for name in names]
 
+    def _count_english(self, name: str, say: Say, still_wanted: Callable[[], None]) -> int:
+        if (path := self.find(name)) is not None:
+            return count_english_rows(path)
+        reader = RangeReader(
+            self._remote(name),
+            question=self._question(name),
+            patience=self.hub.patience,
+            say=say,
+            still_wanted=still_wanted,
+        )
+        with reader:
+            return count_remote_english(reader, name)
+
     def _download(self, name: str, again: bool, say: Say, observer: Observer) -> Path:
         remote, patience = self._remote(name), self.hub.patience
         entry = self._entry(name, self.sha256(name) or etag_of(remote, patience=patience, say=say))
@@ -198,8 +210,8 @@ class HubDataset:
     def _kept_bytes(self, name: str) -> int:
         """Return how many of a file's first bytes an earlier attempt left."""
         sha256 = self.sha256(name)
-        partial = None if sha256 is None else self._entry(name, sha256).partial
-        return partial.stat().st_size if partial is not None and partial.is_file() else 0
+        path = None if sha256 is None else self._entry(name, sha256).partial
+        return path.stat().st_size if path is not None and path.is_file() else 0
 
     def _missing_bytes(self, name: str) -> int:
         return 0 if self.find(name) is not None else max(self.size(name) - self._kept_bytes(name), 0)

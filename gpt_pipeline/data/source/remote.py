@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -74,11 +74,20 @@ def _first_byte(response: Any, name: str) -> int:
 class RangeReader(io.RawIOBase):
     """A file of the hub for a library that wants a file: reads only the ranges asked for, and each only once."""
 
-    def __init__(self, file: RemoteFile, *, question: Question, patience: Patience, say: Say) -> None:
+    def __init__(
+        self,
+        file: RemoteFile,
+        *,
+        question: Question,
+        patience: Patience,
+        say: Say,
+        still_wanted: Callable[[], None],
+    ) -> None:
         self._file = file
         self._question = question
         self._patience = patience
         self._say = say
+        self._still_wanted = still_wanted
         self._position = 0
         self._ranges: list[tuple[int, bytes]] = []
 
@@ -121,7 +130,13 @@ class RangeReader(io.RawIOBase):
     def _fetched(self, start: int, end: int) -> bytes:
         attempt = partial(self._request, start, end)
         with explained(self._question):  # here: what a library makes of the hub's errors on their way is unknown
-            content = persist(attempt, what=self._file.name, patience=self._patience, say=self._say)
+            content = persist(
+                attempt,
+                what=self._file.name,
+                patience=self._patience,
+                say=self._say,
+                still_wanted=self._still_wanted,
+            )
         self._ranges.append((start, content))
         return content
 
