@@ -157,11 +157,6 @@ def _wait_for_device() -> None:
 def _peak_memory() -> int:
     import torch
 
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    if sys.platform == "win32":
-        return 0  # unknown
-    import resource
+    from gpt_pipeline.training.memory import peak_memory_bytes
 
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes * (1 if sys.platform == "darwin" else 1024)
+    return peak_memory_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu")) or 0

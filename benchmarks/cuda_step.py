@@ -132,8 +132,8 @@ def _print_speed(times: dict[str, Times], settings: StepSettings) -> None:
     speed = settings.tokens / times[OURS].median
     training = settings.training()
     peak = choose_compute(HardwareConfig(device=settings.device), training, ranks=Ranks(), say=print).peak_flops  # type: ignore[arg-type]
-    used = "unknown: the chip's peak is not" if peak is None else f"{speed * flops / peak:.1%} of {peak / 1e12:.0f}"
-    print(f"\n{speed:,.0f} tokens/s; {speed * flops / 1e12:.1f} TFLOP/s, {used} TFLOP/s (target: {TARGET})")
+    used = "peak of the chip unknown" if peak is None else f"{speed * flops / peak:.1%} of {peak / 1e12:.0f} TFLOP/s"
+    print(f"\n{speed:,.0f} tokens/s; {speed * flops / 1e12:.3g} TFLOP/s, {used} (target: {TARGET})")
 
 
 def _print_techniques(settings: StepSettings, folder: Path, options: argparse.Namespace) -> None:
