@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import builtins
+import itertools
+import sys
+import unicodedata
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gpt_pipeline.data.encoder import SEPARATOR, Encoder, FastEncoder, ReferenceEncoder, new_encoders, token_lengths
+from gpt_pipeline.data.tokenizer import EOT, EOT_TOKEN, VOCAB_SIZE, gpt2
+
+pytest.importorskip("gigatoken", reason="has no wheel for this machine")
+
+YOUNG = "\U000323b0"  # CJK Extension J, of Unicode 17: a letter for gigatoken 0.10, not yet for tiktoken 0.14
+CATEGORIES = ("L", "M", "N", "P", "S", "Z", "C")
+
+
+@cache
+def fast() -> FastEncoder:
+    return FastEncoder()
+
+
+def ids(encoder: Encoder, texts: list[str]) -> list[list[int]]:
+    encoded = encoder.encode(pa.array(texts, pa.string()))
+    assert encoded.tokens.dtype == np.uint16
+    assert (encoded.tokens[encoded.starts] == EOT_TOKEN).all()
+    bounds = [*encoded.starts.tolist(), len(encoded.tokens)]
+    return [encoded.tokens[start + 1 : end].tolist() for start, end in itertools.pairwise(bounds)]
+
+
+def tiktoken_ids(texts: list[str]) -> list[list[int]]:
+    return [gpt2().encode_ordinary(text) for text in texts]
+
+
+def of_kind(kind: str) -> st.SearchStrategy[str]:
+    return st.characters(codec="utf-8", categories=(kind,))  # type: ignore[arg-type]
+
+
+PIECES = st.one_of(
+    st.text(max_size=20),
+    *[of_kind(kind) for kind in ("L", "M", "N", "P", "S", "Z", "Cc", "Cf", "Co", "Cn")],
+    st.sampled_from(
+        [EOT, "<|", "|>", "endoftext", "'s", "'LL", "'ve", "\u2019s", " ", "  ", "\n", "\n\n", "\r\n", "\t", "\xa0"]
+    ),
+    st.sampled_from(["\u3000", "\x85", "\x1c", "\u180e", "\u200b", "\ufeff", "\u2028", "\x00", "\x7f", "\x80"]),
+    st.sampled_from(
+        ["e\u0301", "\u0301", "한국어", "中文。", "ก็", "٣", "²", "Ⅷ", "½", "🇩🇪", "👨\u200d👩\u200d👧\u200d👦", YOUNG]
+    ),
+    st.sampled_from(["Q: ", "\n\nReasoning:\n", "\n\nA: ", "→", "—", "1234567890", "3.14", "don't", "ABC", SEPARATOR]),
+    st.builds(
+        lambda unit, times: unit * times, st.sampled_from(["a", " ", "\n", "0", "!", "é", "\x00"]), st.integers(2, 300)
+    ),
+)
+TEXTS = st.lists(PIECES, max_size=12).map("".join)
+
+
+@settings(max_examples=400, deadline=None)
+@given(texts=st.lists(TEXTS, max_size=5))
+@example(texts=[f"{YOUNG}'d"])
+@example(texts=["", "", ""])
+@example(texts=[f"a {EOT} b", EOT, f"{EOT}{EOT}"])
+@example(texts=[SEPARATOR, f"a{SEPARATOR}b"])
+def test_encoder_hostile_texts_have_tiktokens_ids(texts: list[str]) -> None:
+    assert ids(fast(), texts) == tiktoken_ids(texts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts=st.lists(TEXTS, max_size=4))
+def test_reference_encoder_hostile_texts_have_tiktokens_ids(texts: list[str]) -> None:
+    assert ids(ReferenceEncoder(), texts) == tiktoken_ids(texts)
+
+
+@pytest.mark.parametrize("kind", CATEGORIES)
+def test_encoder_every_character_between_others_has_tiktokens_ids(kind: str) -> None:
+    characters = [chr(code) for code in range(0x3500) if unicodedata.category(chr(code))[0] == kind]
+    characters = [character for character in characters if unicodedata.category(character) != "Cs"]
+    texts = [f"a{one}'d {one}1{one}{one} {one}.{one}\n{one}" for one in characters]
+    assert ids(fast(), texts) == tiktoken_ids(texts)
+
+
+@pytest.mark.parametrize(
+    "unit", ["a", " ", "\n", "0", "é", "中", "👍", "-", "ab ", "\r\n", "'s", "\u0301", "\x00", "A1!"]
+)
+def test_encoder_very_long_runs_have_tiktokens_ids(unit: str) -> None:
+    texts = [unit * 20_000, "x" + unit * 999 + "y"]
+    assert ids(fast(), texts) == tiktoken_ids(texts)
+
+
+def test_encoder_characters_the_libraries_dispute_are_left_to_tiktoken() -> None:
+    encoder = FastEncoder()
+    text = f"{YOUNG}'d"
+    libraries_differ = encoder._fast.tokens(text.encode())[1:].tolist() != gpt2().encode_ordinary(text)
+    assert encoder._is_disputed(text.encode()) == libraries_differ
+    assert not encoder._is_disputed("naïve — “quoted” → 中文 👍".encode())
+
+
+def test_encoder_new_instances_in_between_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["a few words", "and some more of them"] * 20
+    monkeypatch.setattr("gpt_pipeline.data.encoder._MAX_INSTANCE_BYTES", 100)
+    encoder = FastEncoder()
+    first = encoder._fast._tokenizer
+    assert ids(encoder, texts) == ids(encoder, texts) == tiktoken_ids(texts)
+    assert encoder._fast._tokenizer is not first
+
+
+def test_encoder_slice_of_a_column_is_encoded_alone() -> None:
+    column = pa.array(["one", "two", "three", "four"])
+    encoded = fast().encode(column.slice(1, 2))
+    assert encoded.tokens.tolist() == [EOT_TOKEN, *gpt2().encode("two"), EOT_TOKEN, *gpt2().encode("three")]
+
+
+def test_encoder_null_text_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 nulls"):
+        fast().encode(pa.array(["a", None]))
+
+
+def test_encoder_without_gigatoken_is_tiktoken_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    importing = builtins.__import__
+
+    def refuse(name: str, *arguments: object) -> object:
+        if name.startswith("gigatoken"):
+            raise ImportError("DLL load failed")
+        return importing(name, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.delitem(sys.modules, "gigatoken", raising=False)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    said: list[str] = []
+    encoders = new_encoders(2, said.append)
+    assert [type(encoder) for encoder in encoders] == [ReferenceEncoder, ReferenceEncoder]
+    assert len(said) == 1
+
+
+def test_token_lengths_are_those_of_the_bytes() -> None:
+    lengths = token_lengths()
+    assert lengths.shape == (VOCAB_SIZE,)
+    assert lengths[EOT_TOKEN] == 0
+    assert all(
+        lengths[token] == len(gpt2().decode_single_token_bytes(token)) for token in (0, 220, 198, 30_000, 50_255)
+    )
+    assert int(lengths.max()) == 128  # the longest token, a row of 64 two-byte letters
