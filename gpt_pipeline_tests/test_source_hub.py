@@ -272,6 +272,7 @@ def test_fetch_file_that_huggingface_hub_downloaded_is_not_downloaded_again(worl
     assert world.server.requests == []
 
 
+@pytest.mark.filterwarnings("ignore:`huggingface_hub` cache-system uses symlinks")
 def test_fetch_without_symbolic_links_keeps_one_copy(
     world: World, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +397,13 @@ def test_count_english_reads_little_of_the_file(world: World) -> None:
     assert world.server.bytes_sent(_LARGE) < 70_000 < dataset.size(_LARGE)
     assert len(world.server.sent) == 2
     assert world.blobs() == []
+
+
+def test_count_english_asks_for_no_byte_twice(world: World) -> None:
+    dataset = world.dataset()
+    assert dataset.count_english(_FIRST) == 8
+    assert world.server.bytes_sent(_FIRST) == dataset.size(_FIRST)
+    assert len(world.server.sent) == 1
 
 
 def test_count_english_of_a_cached_file_asks_nothing(world: World) -> None:

@@ -27,7 +27,7 @@ def count_remote_english(file: RangeReader, name: str) -> int:
         UserError: the hub cannot be reached or refuses.
     """
     try:
-        # No reading ahead: it would join neighbouring columns into one request.
+        # No reading ahead: that is done by other threads, and the file has one position.
         with pq.ParquetFile(file, pre_buffer=False) as parquet:
             _require_column(parquet, name)
             batches = parquet.iter_batches(columns=[_COLUMN], use_threads=False)
