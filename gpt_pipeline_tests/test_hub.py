@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.raw import find_raw, prepare_raw, raw_files, raw_fingerprint
+from gpt_pipeline.data.raw import find_raw, known_raw, prepare_raw, raw_files
 from gpt_pipeline.data.source.hub import Hub
 from gpt_pipeline.errors import ConfigError, DamagedFileError, DataError
 from gpt_pipeline_tests.hub_server import FakeHub, running_hub
@@ -38,7 +38,7 @@ def test_hub_downloads_only_the_files_that_are_needed_at_the_newest_commit(
 ) -> None:
     config = DataConfig(num_samples=9)
     stage = prepare_raw(config, tmp_path / "data", hub=hub)
-    paths = raw_files(config, stage, hub=hub)
+    paths = list(raw_files(config, stage, hub=hub).values())
     assert [path.name for path in paths] == ["synth_001.parquet", "synth_002.parquet"]
     assert [path.read_bytes() for path in paths] == [
         (tmp_path / "published" / path.name).read_bytes() for path in paths
@@ -101,7 +101,9 @@ def test_hub_deleted_cache_is_downloaded_again_at_the_same_commit(tmp_path: Path
     elsewhere = Hub(endpoint=server.endpoint, cache_folder=tmp_path / "empty")
     server.publish(write_folder(tmp_path / "republished", 40))
     assert find_raw(config, tmp_path / "data", hub=elsewhere) is None
-    assert raw_fingerprint(config, tmp_path / "data", hub=elsewhere) == first.fingerprint
+    known = known_raw(config, tmp_path / "data", hub=elsewhere)
+    assert known is not None
+    assert known.fingerprint == first.fingerprint
     assert prepare_raw(config, tmp_path / "data", hub=elsewhere).fingerprint == first.fingerprint
     assert find_raw(config, tmp_path / "data", hub=elsewhere) is not None
 
@@ -116,7 +118,7 @@ def test_hub_damaged_download_is_refused_by_its_checksum(tmp_path: Path, server:
 
 def test_hub_cached_file_cut_short_is_downloaded_again(tmp_path: Path, server: FakeHub, hub: Hub) -> None:
     config = DataConfig(num_samples=5)
-    (path,) = raw_files(config, prepare_raw(config, tmp_path / "data", hub=hub), hub=hub)
+    (path,) = raw_files(config, prepare_raw(config, tmp_path / "data", hub=hub), hub=hub).values()
     path.resolve().write_bytes(b"cut")
     assert find_raw(config, tmp_path / "data", hub=hub) is None
     prepare_raw(config, tmp_path / "data", hub=hub)

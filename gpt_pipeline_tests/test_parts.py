@@ -213,6 +213,8 @@ def test_parts_found_by_all_stages_after_the_run(tmp_path: Path, folder: Path) -
         ({"a": 30, "b": 30, "c": 1, "d": 1}, [["a"], ["b"], ["c", "d"]]),
     ],
 )
-def test_grouped_files_reach_the_unit_size(sizes: dict[str, int], groups: list[list[str]]) -> None:
-    assert grouped(sizes, unit_bytes=10) == groups
-    assert stage_module.UNIT_BYTES == 64 << 20
+def test_grouped_files_reach_the_unit_size(
+    monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int], groups: list[list[str]]
+) -> None:
+    monkeypatch.setattr(stage_module, "UNIT_BYTES", 10)
+    assert grouped(sizes) == groups

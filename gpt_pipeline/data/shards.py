@@ -24,6 +24,7 @@ __all__ = ["TokenShards", "TokenStream", "find_shards", "open_shards", "prepare_
 STAGE = "token_shards"
 CODE_VERSION = "2"
 _KIND = "document_tokens"
+_THREADS = 2  # that encode one file: more would wait for its reading, and other files are done beside it
 _SPLITS = (TRAIN, VALIDATION)
 _logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class ShardsStage:
             each.part.folder,
             seed=self.config.seed,
             fraction=self.config.validation_fraction,
-            threads=os.cpu_count() or 1,
+            threads=min(_THREADS, os.cpu_count() or 1),
             say=say,
         )
         return Manifest(

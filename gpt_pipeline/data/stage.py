@@ -63,12 +63,12 @@ def prepare(stage: PartedStage, *, force: bool = False, say: Say) -> StageResult
     return stage.finish(say=say)
 
 
-def grouped(sizes: Mapping[str, int], *, unit_bytes: int = UNIT_BYTES) -> list[list[str]]:
-    """Return the names of files with these sizes in bytes, in order, in groups that reach `unit_bytes` each."""
+def grouped(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Return the names of files with these sizes in bytes, in order, in groups that reach `UNIT_BYTES` each."""
     groups: list[list[str]] = []
-    size = unit_bytes
+    size = UNIT_BYTES
     for name, own in sizes.items():
-        if size >= unit_bytes:
+        if size >= UNIT_BYTES:
             groups.append([])
             size = 0
         groups[-1].append(name)

@@ -68,11 +68,12 @@ def _automation(experiment: Experiment, group: str, tracking_uri: str) -> _Autom
     # Without the report: beside evaluations that do not exist yet, the UI would warn that it may fail. The sensor
     # requests it when the evaluations are done.
     stages = dg.AssetSelection.groups(group) | dg.AssetSelection.assets(training)
+    data = job(keys.data_job(experiment), dg.AssetSelection.groups(group), "the data alone, one step a source file.")
     run = job(keys.run_job(experiment), stages, "data and training; evaluations and report follow by the sensor.")
     evaluate = job(keys.evaluate_job(experiment), dg.AssetSelection.assets(evaluation), "evaluate one checkpoint.")
     write = job(keys.report_job(experiment), dg.AssetSelection.assets(report), "write the report anew.")
     return _Automation(
-        jobs=[run, evaluate, write],
+        jobs=[run, data, evaluate, write],
         sensor=new_checkpoints_sensor(experiment, evaluate=evaluate, report=write, tracking_uri=tracking_uri),
         schedule=reevaluation_schedule(experiment, evaluate=evaluate),
     )

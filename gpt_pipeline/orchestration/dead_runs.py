@@ -36,7 +36,8 @@ def process_tag() -> Mapping[str, str]:
 
 def close_dead_runs(instance: dg.DagsterInstance, experiment: Experiment) -> list[str]:
     """Mark as failed those runs of the experiment's jobs whose process is certainly gone; return their ids."""
-    jobs = (keys.run_job(experiment), keys.evaluate_job(experiment), keys.report_job(experiment))
+    names = (keys.run_job, keys.data_job, keys.evaluate_job, keys.report_job)
+    jobs = [name(experiment) for name in names]
     closed = []
     for job in jobs:
         for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=_UNFINISHED)):

@@ -28,12 +28,14 @@ from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
 from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
 from gpt_pipeline.orchestration.pending import WantedEvaluation, pending_evaluations, wanted_evaluations
 from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.orchestration.rebuild import reconstructable_job
 from gpt_pipeline.orchestration.report_step import report_is_outdated
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR
 from gpt_pipeline.orchestration.training_log import is_log_pending
 from gpt_pipeline.training.finished import find_finished_training
 
 _FOLLOWER = "gpt_pipeline.orchestration.follower"
+_DOCUMENTS_PER_FILE = 120_000  # of SYNTH, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,21 @@ class Session:
         if not result.success:
             raise _problem(result)
 
+    def execute_in_workers(self, job: str) -> None:
+        """Execute a job with a process for each step, as many at a time as there are processors; raises as `execute`.
+
+        What the steps leave lies on disk and in the history; this process keeps nothing of it.
+        """
+        run_config: dict[str, Any] = {"loggers": {"plain": {"config": {}}}}
+        try:
+            with dg.execute_job(
+                reconstructable_job(job), self.instance, run_config=run_config, tags=dict(process_tag())
+            ) as result:
+                if not result.success:
+                    raise _problem(result)
+        except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
+            raise StoppedError from None
+
     def evaluate(self, pending: WantedEvaluation, *, questions: int | None = None, force: bool = False) -> None:
         """Evaluate one checkpoint; see `execute` for what it raises."""
         add_checkpoint_partitions(self.instance, self.experiment, [pending.partition])
@@ -128,11 +145,19 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
         return False
     experiment.folder.root.mkdir(parents=True, exist_ok=True)
     announce_evaluator(experiment.folder.root)  # the follower takes seconds to start, the first checkpoints need not
+    if _has_work_for_several(experiment):
+        session.execute_in_workers(keys.data_job(experiment))
     with _progress_on_terminal(), _follower(session, say):
         session.execute(keys.run_job(experiment), options={"training": {"force": force}})
     evaluate_experiment(session, say=say)
     prune(experiment.folder, keep_last=experiment.cadence.keep_last)  # those that stayed only to be evaluated
     return True
+
+
+def _has_work_for_several(experiment: Experiment) -> bool:
+    """Whether the data is still to be made and is of several of SYNTH's files: then each gets a process of its own."""
+    several = experiment.data.num_samples > _DOCUMENTS_PER_FILE and (os.cpu_count() or 1) > 1
+    return several and find_shards(experiment.data, experiment.data_folder) is None
 
 
 def evaluate_experiment(
@@ -211,7 +236,7 @@ def _end(child: subprocess.Popen[bytes], *, order: bytes = b"") -> None:
         child.communicate(order)
 
 
-def _problem(result: dg.ExecuteInProcessResult) -> Exception:
+def _problem(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> Exception:
     """Return what ended a run: a stop request, or what the failed steps say.
 
     A failure in our own words is shown as it is; an unforeseen error by its last line, the rest is in the Dagster UI.

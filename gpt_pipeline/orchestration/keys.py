@@ -60,6 +60,11 @@ def run_job(experiment: Experiment) -> str:
     return f"run_{experiment.name}"
 
 
+def data_job(experiment: Experiment) -> str:
+    """Name of the job that makes the data alone."""
+    return f"data_{experiment.name}"
+
+
 def evaluate_job(experiment: Experiment) -> str:
     """Name of the job that evaluates one checkpoint."""
     return f"evaluate_{experiment.name}"

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 EXPERIMENTS_VARIABLE = "GPT_PIPELINE_EXPERIMENTS"
 DAGSTER_CONFIG = "dagster.yaml"
-_WITHOUT_CAPTURE = {
+_ON_TERMINAL = {
+    "python_logs": {"python_log_level": "INFO"},  # its own console would print the engine's events between ours
     "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
 }
 
@@ -78,4 +79,4 @@ class Project:
         from dagster._core.instance.ref import InstanceRef
 
         home = os.environ.get("DAGSTER_HOME", str(self.root))
-        return dg.DagsterInstance.from_ref(InstanceRef.from_dir(home, overrides=_WITHOUT_CAPTURE))
+        return dg.DagsterInstance.from_ref(InstanceRef.from_dir(home, overrides=_ON_TERMINAL))
