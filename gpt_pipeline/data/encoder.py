@@ -98,10 +98,13 @@ class FastEncoder:
         if len(texts) == 0:
             return EncodedTexts(tokens=np.empty(0, np.uint16), starts=np.empty(0, np.int64))
         joined = _joined(texts)
-        if joined.count(SEPARATOR.encode()) != len(texts) - 1 or self._is_disputed(joined):
+        if self._is_disputed(joined):
             return self._reference.encode(texts)
         tokens = self._fast.tokens(joined)
-        return EncodedTexts(tokens=tokens, starts=np.flatnonzero(tokens == EOT_TOKEN))
+        starts = np.flatnonzero(tokens == EOT_TOKEN)
+        if len(starts) != len(texts):  # one of them holds the separator
+            return self._reference.encode(texts)
+        return EncodedTexts(tokens=tokens, starts=starts)
 
     def _is_disputed(self, text: bytes) -> bool:
         """Whether `text` holds a character that the libraries take for different kinds."""
