@@ -9,15 +9,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.training.config import TrainingConfig
+from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
 from gpt_pipeline.training.console import describe
-from gpt_pipeline.training.device import flops_per_token
+from gpt_pipeline.training.device import choose_compute, flops_per_token
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import MetricsLog, read_metrics, write_metrics_up_to
 from gpt_pipeline.training.plan import plan_steps, sequences_per_step, total_steps
+from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.schedule import learning_rate_at
 from gpt_pipeline_tests.training_jobs import make_job
 
@@ -204,6 +206,28 @@ def test_line_of_training_names_speed_utilization_with_its_peak_memory_and_time_
     unknown = describe({**record, "mfu": None, "peak_flops": None, "memory_gb": None})
     assert "mfu" not in unknown
     assert "GB" not in unknown
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision", "advised"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "auto", True),
+        ({"avx512_bf16": False, "amx_bf16": True}, "auto", True),
+        ({"avx512_bf16": True}, "fp32", False),
+        ({"avx512_bf16": True}, "bf16", False),
+        ({"avx512_bf16": False, "amx_bf16": False}, "auto", False),
+        ({}, "auto", False),  # not x86
+    ],
+)
+def test_cpu_computes_in_fp32_unless_asked_and_is_told_where_bf16_would_be_faster(
+    monkeypatch, capabilities, precision, advised
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    said: list[str] = []
+    training = TrainingConfig(precision=precision)
+    compute = choose_compute(HardwareConfig(device="cpu"), training, ranks=Ranks(), say=said.append)
+    assert compute.bf16 == (precision == "bf16")
+    assert ["training.precision: bf16" in text for text in said] == [True] * advised
 
 
 def test_peak_memory_keeps_what_was_used_once():

@@ -108,8 +108,19 @@ def choose_compute(
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 where products remain in float32
     bf16 = cuda if training.precision == "auto" else training.precision == "bf16"
+    if training.precision == "auto" and not cuda and cpu_has_bf16():
+        say(
+            "This processor has bf16 instructions: with training.precision: bf16 an update takes about two thirds of "
+            "the time (docs/benchmarks.md). `auto` computes in fp32 on every processor."
+        )
     peak = _peak_flops(torch.cuda.get_device_name(device)) if cuda and bf16 else None
     return Compute(device=device, bf16=bf16, compile=_choose_compile(training, cuda=cuda, say=say), peak_flops=peak)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies in bfloat16; others have to emulate it."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def flops_per_token(config: ModelConfig, *, num_parameters: int, max_length: int) -> float:
