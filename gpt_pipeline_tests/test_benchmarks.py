@@ -23,8 +23,10 @@ ROOT = Path(__file__).parents[1]
         ("cuda_step", "--tiny --turns 1 --steps 2"),
         ("checkpoint_stall", "--layers 1 --length 16 --sequences 1 --saves 2 --steps 1 --device cpu"),
         ("optimizers", "--layers 1 --width 32 --length 16 --sequences 2 --steps 3 --seeds 1 --samples 200"),
+        ("tokens", "--rows 2000 --turns 1"),
+        ("batches", "--tokens 3000000 --read-bytes 1e6 --turns 1"),
     ],
-    ids=["cpu_step", "cuda_step", "checkpoint_stall", "optimizers"],
+    ids=["cpu_step", "cuda_step", "checkpoint_stall", "optimizers", "tokens", "batches"],
 )
 @pytest.mark.slow
 def test_benchmark_prints_a_ratio(module, arguments):
