@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_pipeline.data.documents import MAX_DOCUMENT_BYTES, article_key, document_text, is_blank
-from gpt_pipeline.data.eligibility import COLUMNS, DOCUMENT_SCHEMA, count_documents, documents_of, read_batches, select
+from gpt_pipeline.data.eligibility import (
+    COLUMNS,
+    DOCUMENT_SCHEMA,
+    count_english_rows,
+    documents_of,
+    read_batches,
+    select,
+)
 from gpt_pipeline.errors import DataError
 from gpt_pipeline_tests.synth_rows import row, write_synth
 
@@ -96,9 +103,12 @@ def test_documents_have_the_text_article_and_offsets_of_the_rules(values: list[t
             assert text[document["reasoning_start"] : document["reasoning_end"]] == reasoning
 
 
-def test_count_documents_counts_rows_and_documents(tmp_path: Path) -> None:
-    path = write_synth(tmp_path / "a.parquet", [row(0), row(1, language="pl"), row(2)])
-    assert count_documents(path) == (3, 2)
+def test_count_english_rows_reads_the_language_alone(tmp_path: Path) -> None:
+    path = write_synth(
+        tmp_path / "a.parquet", [row(0), row(1, language="pl"), row(2, query=None), row(3, language=None)]
+    )
+    assert count_english_rows(path) == 2
+    assert count_english_rows(path, batch_rows=1) == 2
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])

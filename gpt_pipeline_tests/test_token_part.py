@@ -17,8 +17,8 @@ from gpt_pipeline.data import encoder, token_part
 from gpt_pipeline.data.documents import is_held_out
 from gpt_pipeline.data.eligibility import DOCUMENT_SCHEMA
 from gpt_pipeline.data.encoder import EncodedTexts, FastEncoder, token_lengths
+from gpt_pipeline.data.lengths import LENGTH_EDGES
 from gpt_pipeline.data.token_part import (
-    LENGTH_EDGES,
     Documents,
     SplitWriter,
     TokenPart,

@@ -128,7 +128,7 @@ class EnglishStage:
         return {
             "rows_read": sum(part.manifest.facts["rows_read"] for part in made),
             "documents": sum(part.manifest.facts["documents"] for part in made),
-            "text_megabytes": sum(part.manifest.facts["text_bytes"] for part in made) / 1e6,
+            "megabytes": sum(part.manifest.facts["text_bytes"] for part in made) / 1e6,
         }
 
     def finish(self, *, say: Say) -> StageResult:

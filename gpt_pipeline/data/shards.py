@@ -112,7 +112,8 @@ class ShardsStage:
         """
         wanted = set(names)
         made = [self._made(each, say) for each in self.parts() if each.file in wanted]
-        return _added([part.manifest.facts for part in made])
+        facts = _added([part.manifest.facts for part in made])
+        return {**facts, "megabytes": sum(facts[f"{split}_text_bytes"] for split in _SPLITS) / 1e6}
 
     def finish(self, *, say: Say) -> StageResult:
         """Put the parts together; see `PartedStage`.

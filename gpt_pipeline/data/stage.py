@@ -48,7 +48,10 @@ class PartedStage(Protocol):
         ...
 
     def make(self, names: Iterable[str], *, say: Say) -> Mapping[str, Any]:
-        """Make the parts of the source files `names`, and return what there is to say of them, as JSON values."""
+        """Make the parts of the source files `names`, and return what there is to say of them, as JSON values.
+
+        Among it `megabytes`: what was read, of files or of text.
+        """
         ...
 
     def finish(self, *, say: Say) -> StageResult:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from gpt_pipeline.data.documents import is_held_out
 from gpt_pipeline.data.encoder import EncodedTexts, Encoder, new_encoders, token_lengths
+from gpt_pipeline.data.lengths import LENGTH_EDGES
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.token_stream import (
     TRAIN,
@@ -46,9 +47,6 @@ from gpt_pipeline.storage.atomic import atomic_path
 
 MAX_SHARD_TOKENS = 500_000_000
 """1 GB; the format ends at 2^31."""
-
-LENGTH_EDGES = (1, *(round(2 ** (half / 2)) for half in range(6, 41)), 1 << 21)
-"""Edges of the bins of `document_lengths`, tokens: powers of the square root of 2 from 8 to 2^20; the last is open."""
 
 CHECKED_DOCUMENTS = 200
 """Of each file, compared with tiktoken; and the longest."""

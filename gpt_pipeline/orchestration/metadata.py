@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -22,9 +23,26 @@ def stage_metadata(stage: StageResult) -> dict[str, Any]:
         "files": len(stage.manifest.files),
         "megabytes": round(size / 1e6, 3),
     }
+    if (made := stage.made) is not None:
+        metadata["made_at"] = made.at
     for name, value in stage.manifest.facts.items():
-        metadata[name] = fact(value)
+        metadata[name] = _lengths(value) if name == "document_lengths" else fact(value)
     return metadata
+
+
+def _lengths(counts: Sequence[int]) -> dg.MarkdownMetadataValue:
+    """Return the histogram of the documents' lengths as a picture, and where the middle of them lies."""
+    from gpt_pipeline.data.lengths import LENGTH_EDGES, quantile
+    from gpt_pipeline.report.histogram import histogram_svg
+
+    picture = picture_markdown("documents by length", histogram_svg(counts, LENGTH_EDGES, title="documents by tokens"))
+    spread = " · ".join(f"{share:.0%}: {quantile(counts, share):,}" for share in (0.05, 0.25, 0.5, 0.75, 0.95, 0.99))
+    return dg.MetadataValue.md(f"{picture}\n\nTokens of a document that so many do not exceed, about: {spread}")
+
+
+def picture_markdown(name: str, svg: str) -> str:
+    """Return an SVG document as markdown that the UI shows without a network."""
+    return f"![{name}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
 def fact(value: Any) -> Any:

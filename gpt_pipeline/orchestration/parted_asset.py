@@ -1,7 +1,8 @@
 """A data stage as an asset whose source files are steps of the run: each seen, retried and done again alone."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import dagster as dg
 
@@ -82,11 +83,14 @@ def _part_op(stage: StageFactory, key: dg.AssetKey, part: str) -> dg.OpDefinitio
         retry_policy=_RETRIES,
         description="Do one source file, or a few small ones.",
     )
-    def make(context: dg.OpExecutionContext, names: list) -> bool:
+    def make(context: dg.OpExecutionContext, names: list) -> dict:
+        started = time.monotonic()
         with explained():
             facts = stage().make(names, say=context.log.info)
-        context.add_output_metadata({"files": ", ".join(names), **{name: fact(value) for name, value in facts.items()}})
-        return True
+        seconds = max(0.001, round(time.monotonic() - started, 3))
+        own = {"files": ", ".join(names), "seconds": seconds, "megabytes_per_second": facts["megabytes"] / seconds}
+        context.add_output_metadata({**own, **{name: fact(value) for name, value in facts.items()}})
+        return {"seconds": seconds, "megabytes": facts["megabytes"]}
 
     return make
 
@@ -97,10 +101,22 @@ def _finish_op(stage: StageFactory, key: dg.AssetKey) -> dg.OpDefinition:
         with explained():
             result = stage().finish(say=context.log.info)
         context.set_data_version(key, dg.DataVersion(result.fingerprint))
-        metadata = {**stage_metadata(result), "already_finished": result.reused and not made}
+        metadata = {**stage_metadata(result), **_work(made), "already_finished": result.reused and not made}
         return dg.Output(None, metadata=metadata)
 
     return finish
+
+
+def _work(made: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what this run did, all its workers together; nothing if it found everything done."""
+    if not made:
+        return {}
+    seconds, megabytes = (sum(each[name] for each in made) for name in ("seconds", "megabytes"))
+    return {
+        "worker_seconds": round(seconds, 3),
+        "megabytes_done": round(megabytes, 3),
+        "megabytes_per_worker_second": megabytes / seconds,
+    }
 
 
 def labels(groups: Sequence[Sequence[str]]) -> list[str]:

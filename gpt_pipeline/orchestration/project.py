@@ -16,7 +16,7 @@ EXPERIMENTS_VARIABLE = "GPT_PIPELINE_EXPERIMENTS"
 DAGSTER_CONFIG = "dagster.yaml"
 _ON_TERMINAL = {
     "python_logs": {"python_log_level": "INFO"},  # its own console would print the engine's events between ours
-    "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+    "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"},
 }
 
 
