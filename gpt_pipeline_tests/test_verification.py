@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt_pipeline.data import verification
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.english import english_files, find_english
+from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.data.verification import verify_data
+from gpt_pipeline.storage.atomic import write_json
+from gpt_pipeline.storage.manifest import read_manifest, record_file
+from gpt_pipeline_tests.synth_rows import write_folder
+from gpt_pipeline_tests.test_parts import config_of, prepared
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DataConfig:
+    """Of finished data of two files in `tmp_path`."""
+    config = config_of(write_folder(tmp_path / "synth", 50, 50), 60)
+    prepared(config, tmp_path / "data")
+    return config
+
+
+def problems(config: DataConfig, tmp_path: Path) -> dict[str, str]:
+    found = verify_data(config, tmp_path / "data")
+    return {each.stage: each.problem for each in found if each.problem is not None}
+
+
+def flip_a_bit(path: Path) -> None:
+    content, stat = bytearray(path.read_bytes()), path.stat()
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a failing disk does it: unseen
+
+
+def test_verify_finds_nothing_wrong_with_finished_data(config: DataConfig, tmp_path: Path) -> None:
+    assert problems(config, tmp_path) == {}
+
+
+def test_verify_reads_large_shards_in_pieces(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "_CHUNK", 7)
+    assert problems(config, tmp_path) == {}
+
+
+def test_verify_names_the_file_that_differs(config: DataConfig, tmp_path: Path) -> None:
+    english, shards = find_english(config, tmp_path / "data"), find_shards(config, tmp_path / "data")
+    assert english is not None
+    assert shards is not None
+    flip_a_bit(english_files(english)[1])
+    flip_a_bit(shards.folder / "train_000001.bin")
+    flip_a_bit(tmp_path / "synth" / "synth_001.parquet")
+    found = problems(config, tmp_path)
+    assert "synth_002.parquet" in found["english_parquet"]
+    assert "train_000001.bin" in found["token_shards"]
+    assert "synth_001.parquet: found sha256" in found["raw_synth"]
+
+
+def test_verify_unfinished_stages_are_said_to_be_so(tmp_path: Path) -> None:
+    config = config_of(write_folder(tmp_path / "synth", 50), 10)
+    assert set(problems(config, tmp_path)) == {"raw_synth", "english_parquet", "token_shards"}
+
+
+@pytest.mark.parametrize("sidecar", ["starts", "answers"])
+def test_verify_sidecar_that_does_not_fit_the_tokens_is_found(config: DataConfig, tmp_path: Path, sidecar: str) -> None:
+    shards = find_shards(config, tmp_path / "data")
+    assert shards is not None
+    path = shards.folder / f"train_000001.{sidecar}.npy"
+    positions = np.load(path)
+    positions[1] = positions[1] + 1 if sidecar == "starts" else positions[2] + 1000
+    np.save(path, np.sort(positions))
+    manifest = read_manifest(shards.folder)
+    assert manifest is not None
+    files = {**manifest.files, path.name: record_file(path)}  # as if it had been written so
+    value = {
+        "stage": manifest.stage,
+        "fingerprint": manifest.fingerprint,
+        "config": manifest.config,
+        "upstream": list(manifest.upstream),
+        "files": {name: {"size": record.size, "sha256": record.sha256} for name, record in files.items()},
+        "facts": manifest.facts,
+    }
+    write_json(shards.folder / "manifest.json", value)
+    assert set(problems(config, tmp_path)) == {"token_shards"}
