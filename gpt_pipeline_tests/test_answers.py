@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
 
 from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.evaluation.answers import (
@@ -11,7 +12,6 @@ from gpt_pipeline.evaluation.answers import (
     answer_questions,
     as_record,
     encode_prompt,
-    reference_answer_loss,
 )
 from gpt_pipeline.evaluation.generate import Generation
 from gpt_pipeline.evaluation.questions import Question
@@ -44,7 +44,9 @@ def question(number: int, *, reasoning: str = "We add.", answer: str = "12", exp
 
 def answered(asked: Question, text: str, *, ended: bool = True) -> ScoredAnswer:
     tokens = tuple(gpt2().encode_ordinary(text))
-    score = score_answer(text, expected=asked.expected, ended=ended, with_reasoning=asked.with_reasoning)
+    score = score_answer(
+        text, query=asked.query, expected=asked.expected, ended=ended, with_reasoning=asked.with_reasoning
+    )
     generation = Generation(tokens=tokens, ended=ended, prompt_truncated=not ended)
     return ScoredAnswer(question=asked, generation=generation, text=text, score=score)
 
@@ -79,10 +81,27 @@ def test_answer_metrics_are_means_over_the_answers_they_apply_to() -> None:
     assert metrics["exact_match"] == 1 / 4
     assert metrics["num_questions"] == 4
     assert metrics["prompts_truncated"] == 1
+    assert metrics["ended"] == 3 / 4
+    assert metrics["correct/math_exercise"] == 2 / 4
+
+
+def test_answer_metrics_of_choices_count_the_right_option_however_it_is_named() -> None:
+    asked = [
+        dataclasses.replace(question(n, answer="B"), query="Which is a colour: oak (A), red (B)?", exercise="mcq")
+        for n in range(4)
+    ]
+    written = ("It is red.\n\nA: B", "Hm.\n\nA: It is red.", "Hm.\n\nA: A", "Hm.\n\nA: blue")
+    answers = [answered(each, text) for each, text in zip(asked, written, strict=True)]
+    metrics = answer_metrics([*answers, answered(question(9, answer="red"), "Hm.\n\nA: red")])
+    assert metrics["choice_match"] == 2 / 4
+    assert metrics["correct"] == 3 / 5
+    assert metrics["correct/mcq"] == 2 / 4
+    assert as_record(answers[1])["choice_match"] is True
 
 
 def test_answer_metrics_without_numbers_have_no_numeric_match() -> None:
-    assert "numeric_match" not in answer_metrics([answered(question(1, answer="blue"), "We look.\n\nA: blue")])
+    metrics = answer_metrics([answered(question(1, answer="blue"), "We look.\n\nA: blue")])
+    assert not {"numeric_match", "choice_match"} & metrics.keys()
     assert answer_metrics([]) == {}
 
 
@@ -90,21 +109,4 @@ def test_as_record_of_an_answer_without_answer_part_keeps_what_was_written() -> 
     record = as_record(answered(question(1), "I wonder", ended=False))
     assert (record["reasoning"], record["answer"], record["generated"]) == ("I wonder", "", "I wonder")
     assert (record["expected"], record["correct"], record["ended"]) == ("12", False, False)
-
-
-def test_reference_answer_loss_is_the_mean_over_answer_tokens_alone(model: GPT) -> None:
-    asked = [question(1, answer="twelve or so"), question(2, reasoning="", answer="9")]
-    nats, n_tokens = 0.0, 0
-    for each in asked:
-        prompt, answer = encode_prompt(each.answer_prompt), gpt2().encode_ordinary(f" {each.answer}")
-        logits = model(torch.tensor([[*prompt, *answer]]))[0, len(prompt) - 1 : -1]
-        nats += F.cross_entropy(logits, torch.tensor(answer), reduction="sum").item()
-        n_tokens += len(answer)
-    found = reference_answer_loss(model, asked, context_length=CONTEXT)
-    assert found == pytest.approx(nats / n_tokens, rel=1e-5)
-
-
-def test_reference_answer_loss_of_a_long_document_fits_the_context(model: GPT) -> None:
-    long = question(1, reasoning="word " * 300, answer="x " * 100)
-    assert reference_answer_loss(model, [long], context_length=CONTEXT) == pytest.approx(10.8, abs=1)
-    assert reference_answer_loss(model, [], context_length=CONTEXT) is None
+    assert record["reference_tokens"] == len(gpt2().encode_ordinary("We add.\n\nA: 12"))

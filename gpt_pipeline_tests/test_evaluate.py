@@ -36,7 +36,7 @@ from gpt_pipeline.storage.manifest import StageResult
 
 MODEL = ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=64)
 DATA = DataConfig(num_samples=200, max_length=48, source="sample", validation_fraction=0.2)
-CONFIG = EvaluationConfig(num_questions=4, max_new_tokens=8, max_validation_tokens=400)
+CONFIG = EvaluationConfig(num_questions=4, num_documents=8, max_new_tokens=8, max_validation_tokens=400)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +101,10 @@ def test_evaluate_checkpoint_measures_and_keeps_the_result(tmp_path: Path, stage
     assert result.metrics["val_loss"] == pytest.approx(math.log(50257), abs=0.2)
     assert result.metrics["answer_loss"] == pytest.approx(math.log(50257), abs=0.3)
     assert result.metrics["validation_tokens"] == 400
+    assert result.metrics["documents"] == 8
+    assert result.metrics["val_loss/mcq"] == pytest.approx(math.log(50257), abs=0.3)
+    kinds = {name.replace(" ", "_") for name in stages.english.manifest.facts["exercises"]}
+    assert {name.partition("/")[2] for name in result.metrics if name.startswith("answer_loss/")} == kinds
     assert result.metrics["well_formed"] == 0
     assert len(result.answers) == result.metrics["num_questions"] == 4
     kept = find_evaluation(result.path.parent, result.fingerprint)
@@ -143,6 +147,7 @@ def test_evaluate_checkpoint_with_other_settings_is_another_evaluation(tmp_path:
     [
         ({"eval_freq": 7, "save_every_n_iterations": 9, "keep_last": 99, "eval_iters": 3}, True),
         ({"num_questions": 6}, False),
+        ({"num_documents": 6}, False),
         ({"max_new_tokens": 9}, False),
         ({"max_validation_tokens": 5}, False),
         ({"seed": 4}, False),
@@ -202,9 +207,10 @@ def test_read_evaluations_of_a_damaged_file_leaves_the_others(tmp_path: Path, st
     assert [result.step for result in read_evaluations(tmp_path / "evaluations")] == [30, 200]
 
 
-def test_evaluate_checkpoint_without_questions_still_has_a_loss(tmp_path: Path, stages: Stages) -> None:
+def test_evaluate_checkpoint_without_questions_and_documents_still_has_a_loss(tmp_path: Path, stages: Stages) -> None:
     checkpoint = save(tmp_path / "checkpoints", 50)
-    result = evaluate(checkpoint.path, stages, tmp_path, dataclasses.replace(CONFIG, num_questions=0))
+    neither = dataclasses.replace(CONFIG, num_questions=0, num_documents=0)
+    result = evaluate(checkpoint.path, stages, tmp_path, neither)
     assert result.answers == ()
     assert set(result.metrics) == {"val_loss", "perplexity", "val_bpb", "validation_tokens"}
 

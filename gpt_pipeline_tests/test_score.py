@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_pipeline.data.documents import document_text
+from gpt_pipeline.evaluation.normalise import normalise
 from gpt_pipeline.evaluation.score import (
     as_number,
     constraint_result,
     distinct_n,
     exact_match,
     last_number,
-    normalise,
     numeric_match,
     score_answer,
     split_answer,
@@ -39,7 +39,7 @@ def test_split_answer_of_a_document_without_reasoning_returns_all_of_it(query: s
 @given(WORDS, WORDS)
 def test_score_answer_of_the_reference_is_right_in_every_respect(reasoning: str, answer: str) -> None:
     generated = f"{reasoning}\n\nA: {answer}"
-    score = score_answer(generated, expected=answer, ended=True, with_reasoning=True)
+    score = score_answer(generated, query="Well?", expected=answer, ended=True, with_reasoning=True)
     assert score.well_formed
     assert score.exact_match
     assert score.correct
@@ -61,23 +61,27 @@ def test_score_answer_of_the_reference_is_right_in_every_respect(reasoning: str,
 def test_score_answer_lacking_a_part_or_an_end_is_not_well_formed(
     generated: str, ended: bool, with_reasoning: bool
 ) -> None:
-    assert not score_answer(generated, expected="4", ended=ended, with_reasoning=with_reasoning).well_formed
+    assert not score_answer(
+        generated, query="Well?", expected="4", ended=ended, with_reasoning=with_reasoning
+    ).well_formed
 
 
 def test_score_answer_counts_no_number_of_the_reasoning() -> None:
-    score = score_answer("It is 42.", expected="42", ended=True, with_reasoning=True)
+    score = score_answer("It is 42.", query="Well?", expected="42", ended=True, with_reasoning=True)
     assert score.numeric_match is False
     assert not score.correct
 
 
 def test_score_answer_with_a_number_expected_goes_by_the_number_alone() -> None:
-    score = score_answer("6*7\n\nA: The answer is 42.", expected="42", ended=True, with_reasoning=True)
+    score = score_answer("6*7\n\nA: The answer is 42.", query="Well?", expected="42", ended=True, with_reasoning=True)
     assert score.correct
     assert not score.exact_match
 
 
 def test_score_answer_with_a_text_expected_goes_by_the_text() -> None:
-    score = score_answer("It flows there.\n\nA: the Danube!", expected="The Danube", ended=True, with_reasoning=True)
+    score = score_answer(
+        "It flows there.\n\nA: the Danube!", query="Well?", expected="The Danube", ended=True, with_reasoning=True
+    )
     assert score.numeric_match is None
     assert score.correct
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.evaluation.generate import Generation, generate
 from gpt_pipeline.evaluation.questions import Question
+from gpt_pipeline.evaluation.result import of_exercise
 from gpt_pipeline.evaluation.score import Score, score_answer, split_answer
-from gpt_pipeline.evaluation.validation import token_losses
 from gpt_pipeline.model.gpt import GPT
 
 
@@ -44,21 +43,6 @@ def encode_prompt(text: str) -> list[int]:
     return [EOT_TOKEN, *gpt2().encode_ordinary(text)]
 
 
-def reference_answer_loss(model: GPT, questions: Iterable[Question], *, context_length: int) -> float | None:
-    """Return the mean nats per token of the documents' own answers, given question and own reasoning.
-
-    A document beyond the context keeps its end. None without questions.
-    """
-    nats, n_tokens = 0.0, 0
-    for question in questions:
-        prompt, answer = encode_prompt(question.answer_prompt), gpt2().encode_ordinary(f" {question.answer}")
-        ids = torch.tensor([[*prompt, *answer][-context_length - 1 :]], device=model.head_weight.device)
-        losses = token_losses(model, ids)[0, -len(answer) :]
-        nats += float(losses.double().sum())
-        n_tokens += losses.numel()
-    return nats / n_tokens if n_tokens else None
-
-
 def answer_metrics(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
     """Return the metrics of all answers together; shares and F1 in [0, 1], empty without answers."""
     if not answers:
@@ -69,13 +53,23 @@ def answer_metrics(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
         "correct": _mean(score.correct for score in scores),
         "exact_match": _mean(score.exact_match for score in scores),
         "numeric_match": _mean(score.numeric_match for score in scores),
+        "choice_match": _mean(score.choice_match for score in scores),
         "token_f1": _mean(score.token_f1 for score in scores),
         "distinct_2": _mean(score.distinct_2 for score in scores),
+        "ended": _mean(each.generation.ended for each in answers),
         "new_tokens": _mean(len(each.generation.tokens) for each in answers),
         "num_questions": float(len(answers)),
         "prompts_truncated": float(sum(each.generation.prompt_truncated for each in answers)),
     }
-    return {name: value for name, value in means.items() if value is not None}
+    present = {name: value for name, value in means.items() if value is not None}
+    return {**present, **_correct_by_exercise(answers)}
+
+
+def _correct_by_exercise(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for each in answers:
+        groups[of_exercise("correct", each.question.exercise)].append(each.score.correct)
+    return {name: sum(group) / len(group) for name, group in sorted(groups.items())}
 
 
 def as_record(answer: ScoredAnswer) -> dict[str, Any]:
@@ -89,6 +83,7 @@ def as_record(answer: ScoredAnswer) -> dict[str, Any]:
         "expected": question.expected,
         "reference_reasoning": question.reasoning,
         "reference_answer": question.answer,
+        "reference_tokens": len(gpt2().encode_ordinary(_reference(question))),
         "reasoning": parts.reasoning,
         "answer": parts.answer,
         "generated": answer.text,
@@ -97,6 +92,7 @@ def as_record(answer: ScoredAnswer) -> dict[str, Any]:
         "correct": score.correct,
         "exact_match": score.exact_match,
         "numeric_match": score.numeric_match,
+        "choice_match": score.choice_match,
         "token_f1": score.token_f1,
         "distinct_2": score.distinct_2,
         "new_tokens": len(generation.tokens),
@@ -107,9 +103,18 @@ def as_record(answer: ScoredAnswer) -> dict[str, Any]:
 def _scored(question: Question, generation: Generation) -> ScoredAnswer:
     text = gpt2().decode(list(generation.tokens), errors="replace")
     score = score_answer(
-        text, expected=question.expected, ended=generation.ended, with_reasoning=question.with_reasoning
+        text,
+        query=question.query,
+        expected=question.expected,
+        ended=generation.ended,
+        with_reasoning=question.with_reasoning,
     )
     return ScoredAnswer(question=question, generation=generation, text=text, score=score)
+
+
+def _reference(question: Question) -> str:
+    """Return what the document says after the prompt."""
+    return f"{question.answer_prompt} {question.answer}".removeprefix(question.prompt)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -26,6 +26,9 @@ class EvaluationConfig:
     num_questions: int = 5
     """Questions from held-out articles that each checkpoint answers."""
 
+    num_documents: int = 256
+    """Held-out documents whose loss is measured one by one: by kind of exercise, and of their answers alone."""
+
     max_new_tokens: int = 256
     """Tokens after which an answer is cut off."""
 
@@ -33,7 +36,7 @@ class EvaluationConfig:
     """Held-out tokens that the validation loss of a checkpoint is computed on, from the first on."""
 
     seed: int = 0
-    """Chooses the questions among the held-out documents."""
+    """Chooses questions and documents among the held-out ones."""
 
     def __post_init__(self) -> None:
         for key in (
@@ -45,5 +48,5 @@ class EvaluationConfig:
             "max_validation_tokens",
         ):
             require(getattr(self, key) > 0, key, found=getattr(self, key), need="a whole number above 0")
-        for key in ("num_questions", "seed"):
+        for key in ("num_questions", "num_documents", "seed"):
             require(getattr(self, key) >= 0, key, found=getattr(self, key), need="a whole number, 0 or above")

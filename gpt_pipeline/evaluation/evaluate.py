@@ -1,4 +1,4 @@
-"""One checkpoint, judged once: validation loss and answers to held-out questions.
+"""One checkpoint, judged once: losses on held-out documents and answers to held-out questions.
 
 What is heavy (torch, the model) is imported when something has to be computed, so that a finished evaluation is found
 again in milliseconds.
@@ -192,15 +192,18 @@ def _load(task: _Task) -> tuple[GPT, str]:
 def _measure(task: _Task, model: GPT) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return the metrics by name and the answers as records."""
     from gpt_pipeline.data.token_stream import open_shards
-    from gpt_pipeline.evaluation.answers import answer_metrics, answer_questions, as_record, reference_answer_loss
+    from gpt_pipeline.evaluation.answers import answer_metrics, answer_questions, as_record
+    from gpt_pipeline.evaluation.document_loss import document_losses, loss_metrics
+    from gpt_pipeline.evaluation.held_out import cached_choice
     from gpt_pipeline.evaluation.questions import cached_questions
     from gpt_pipeline.evaluation.validation import validation_loss
 
+    stream, config = open_shards(task.shards.folder).validation, task.config
     loss = validation_loss(
         model,
-        open_shards(task.shards.folder).validation,
+        stream,
         sequence_length=task.max_length,
-        max_tokens=task.config.max_validation_tokens,
+        max_tokens=config.max_validation_tokens,
         batch_size=max(1, _TOKENS_AT_ONCE // task.max_length),
     )
     if not math.isfinite(loss.val_loss):
@@ -208,19 +211,21 @@ def _measure(task: _Task, model: GPT) -> tuple[dict[str, float], list[dict[str, 
             f"{task.checkpoint.path}: found a validation loss of {loss.val_loss}, need a finite number; "
             "go back to an earlier checkpoint and lower training.learning_rate"
         )
-    questions = cached_questions(
-        task.folder / "questions", task.english, task.data, count=task.config.num_questions, seed=task.config.seed
-    )
     # Beyond the length it was trained at, a model's position embeddings are still random.
     context = min(task.max_length, model.config.context_length)
-    answers = answer_questions(model, questions, max_new_tokens=task.config.max_new_tokens, context_length=context)
-    answer_loss = reference_answer_loss(model, questions, context_length=context)
+    documents = cached_choice(
+        task.folder / "documents", task.english, task.data, count=config.num_documents, seed=config.seed
+    )
+    questions = cached_questions(
+        task.folder / "questions", task.english, task.data, count=config.num_questions, seed=config.seed
+    )
+    answers = answer_questions(model, questions, max_new_tokens=config.max_new_tokens, context_length=context)
     metrics = {
         "val_loss": loss.val_loss,
         "perplexity": loss.perplexity,
         "val_bpb": loss.val_bpb,
         "validation_tokens": float(loss.n_tokens),
-        **({} if answer_loss is None else {"answer_loss": answer_loss}),
+        **loss_metrics(document_losses(model, stream, documents, context_length=context)),
         **answer_metrics(answers),
     }
     return metrics, [as_record(answer) for answer in answers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,11 @@ from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 
 _logger = logging.getLogger(__name__)
 
-EVALUATION_VERSION = "1"
-"""Raise it when the same weights, data and configuration give another result: every checkpoint is judged again."""
+EVALUATION_VERSION = "2"
+"""Raise it when the same weights, data and configuration give another result: every checkpoint is judged again.
+
+2: losses by kind of exercise; the answers' loss on documents of its own choice; multiple choice.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ def evaluation_identity(config: EvaluationConfig, *, max_length: int) -> dict[st
     """Return what of the configuration decides the result of an evaluation."""
     return {
         "num_questions": config.num_questions,
+        "num_documents": config.num_documents,
         "max_new_tokens": config.max_new_tokens,
         "max_validation_tokens": config.max_validation_tokens,
         "seed": config.seed,
@@ -85,6 +90,12 @@ def evaluation_fingerprint(
         upstream=[weights_sha256, shards_fingerprint],
         code_version=EVALUATION_VERSION,
     )
+
+
+def of_exercise(metric: str, exercise: str) -> str:
+    """Return the name of `metric` for one kind of exercise: `val_loss/math_exercise`."""
+    name = re.sub(r"[^\w.-]+", "_", exercise.lower()).strip("_") or "unknown"  # what MLflow takes in a name
+    return f"{metric}/{name}"
 
 
 def write_evaluation(result: EvaluationResult) -> None:

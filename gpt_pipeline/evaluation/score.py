@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpt_pipeline.data.documents import ANSWER_MARK
+from gpt_pipeline.evaluation.choice import choice_match
+from gpt_pipeline.evaluation.normalise import normalise
 
 _ANSWER_MARK = ANSWER_MARK.rstrip(" ")  # the blank belongs to the answer's first token, and an answer may begin a line
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+")
 _CONSTRAINT_RESULT = re.compile(r"(?:^|[\s,;{\"'])result\"?\s*:\s*\"?\s*([^\s,;}\"']+(?:,\d{3})*)", re.IGNORECASE)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _RELATIVE_TOLERANCE = 1e-6  # 0.3333333 for a third is right, 0.33 is not
 
 
@@ -43,6 +42,9 @@ class Score:
     numeric_match: bool | None
     """The last number of the answer is the expected number; None where no number is expected."""
 
+    choice_match: bool | None
+    """The answer takes the right option; None where the question offers no options or the right one is not clear."""
+
     token_f1: float
     """Harmonic mean of precision and recall over words."""
 
@@ -51,8 +53,9 @@ class Score:
 
     @property
     def correct(self) -> bool:
-        """The numeric match where a number is expected, else the exact match."""
-        return self.exact_match if self.numeric_match is None else self.numeric_match
+        """The right option where there are options, else the right number where one is expected, else the text."""
+        verdicts = (self.choice_match, self.numeric_match, self.exact_match)
+        return next(verdict for verdict in verdicts if verdict is not None)
 
 
 def split_answer(generated: str, *, with_reasoning: bool) -> Answer:
@@ -67,7 +70,7 @@ def split_answer(generated: str, *, with_reasoning: bool) -> Answer:
     return Answer(reasoning=reasoning.strip(), answer=answer.strip())
 
 
-def score_answer(generated: str, *, expected: str, ended: bool, with_reasoning: bool) -> Score:
+def score_answer(generated: str, *, query: str, expected: str, ended: bool, with_reasoning: bool) -> Score:
     """Score one continuation against the expected answer; `ended` says that the model stopped by itself."""
     parts = split_answer(generated, with_reasoning=with_reasoning)
     well_formed = ended and bool(parts.answer) and (bool(parts.reasoning) or not with_reasoning)
@@ -75,19 +78,10 @@ def score_answer(generated: str, *, expected: str, ended: bool, with_reasoning: 
         well_formed=well_formed,
         exact_match=exact_match(parts.answer, expected),
         numeric_match=numeric_match(parts.answer, expected),
+        choice_match=choice_match(parts.answer, query=query, expected=expected),
         token_f1=token_f1(parts.answer, expected),
         distinct_2=distinct_n(generated.split(), 2),
     )
-
-
-def normalise(text: str) -> str:
-    """Return `text` in lower case without punctuation and articles, words separated by one space.
-
-    The normalisation of SQuAD (Rajpurkar et al. 2016). A text of nothing but those keeps them, so that two different
-    formulas are not both "".
-    """
-    plain = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
-    return " ".join(plain) if plain else " ".join(text.lower().split())
 
 
 def exact_match(answer: str, expected: str) -> bool:

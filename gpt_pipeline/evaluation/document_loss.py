@@ -1,0 +1,177 @@
+"""The loss on single held-out documents, each in a context of its own: of the whole text, and of its answer alone.
+
+Shapes: B batch, T tokens of the longest document of a batch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gpt_pipeline.data.tokenizer import EOT_TOKEN
+from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.evaluation.held_out import HeldOutChoice, HeldOutDocument
+from gpt_pipeline.evaluation.result import of_exercise
+from gpt_pipeline.evaluation.validation import Stream, token_losses
+from gpt_pipeline.model.gpt import GPT
+
+_TOKENS_AT_ONCE = 4096  # padding included; their logits take 0.8 GB in float32
+
+
+class DocumentStream(Stream, Protocol):
+    """Tokens of which it is known where documents and answers begin, such as `data.shards.TokenStream`."""
+
+    @property
+    def document_starts(self) -> NDArray[np.int64]: ...
+
+    @property
+    def answer_starts(self) -> NDArray[np.int64]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentLoss:
+    """What one document cost."""
+
+    exercise: str
+    nats: float
+    """Spent on the text and on the `<|endoftext|>` that ends it."""
+
+    n_tokens: int
+    answer_nats: float
+    """Spent on the answer's tokens, given question and the document's own reasoning."""
+
+    n_answer_tokens: int
+    truncated: bool
+    """Whether the document lost its beginning so that it fits the context."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """One document as the model is given it."""
+
+    place: int
+    """Among the documents asked for."""
+
+    exercise: str
+    ids: NDArray[np.int64]
+    """From `<|endoftext|>`, or where it was cut, to the `<|endoftext|>` that ends it."""
+
+    answer: int
+    """Place in `ids` at which the answer begins, at least 1."""
+
+    truncated: bool
+
+
+def document_losses(
+    model: GPT,
+    stream: DocumentStream,
+    choice: HeldOutChoice,
+    *,
+    context_length: int,
+    tokens_at_once: int = _TOKENS_AT_ONCE,
+) -> list[DocumentLoss]:
+    """Return what each of the chosen documents costs, in their order.
+
+    A document of more than `context_length` tokens keeps its end, and of an answer that is longer by itself the end is
+    scored. Documents of like length share a batch, padded behind their end, where causal attention sees nothing of it:
+    `tokens_at_once` changes the result by rounding in the model alone.
+
+    Raises:
+        DamagedFileError: the stream has not as many documents as the choice was made among.
+    """
+    _require_same_documents(stream, choice)
+    model.eval()
+    losses: dict[int, DocumentLoss] = {}
+    rows = [_row(stream, place, each, context_length) for place, each in enumerate(choice.documents)]
+    for batch in _batches(sorted(rows, key=lambda row: len(row.ids)), tokens_at_once):
+        for row, nats in zip(batch, _nats(model, batch), strict=True):
+            losses[row.place] = _loss(row, nats)
+    return [losses[place] for place in range(len(rows))]
+
+
+def loss_metrics(losses: Sequence[DocumentLoss]) -> dict[str, float]:
+    """Return the means in nats per token, of all documents and by exercise; empty without documents."""
+    if not losses:
+        return {}
+    groups: dict[str, list[DocumentLoss]] = defaultdict(list)
+    for loss in losses:
+        groups[loss.exercise].append(loss)
+    metrics = {
+        "answer_loss": _answer_mean(losses),
+        "documents": float(len(losses)),
+        "documents_truncated": float(sum(loss.truncated for loss in losses)),
+    }
+    for exercise, group in sorted(groups.items()):
+        tokens = sum(loss.n_tokens for loss in group)
+        metrics[of_exercise("val_loss", exercise)] = sum(loss.nats for loss in group) / tokens
+        metrics[of_exercise("answer_loss", exercise)] = _answer_mean(group)
+    return metrics
+
+
+def _require_same_documents(stream: DocumentStream, choice: HeldOutChoice) -> None:
+    found = len(stream.document_starts)
+    if found != choice.available:
+        raise DamagedFileError(
+            f"found {found} documents in the validation shards, need the {choice.available} held-out ones of the "
+            "English documents; materialize token_shards again with force"
+        )
+
+
+def _row(stream: DocumentStream, place: int, document: HeldOutDocument, context_length: int) -> _Row:
+    starts, number = stream.document_starts, document.number
+    start = int(starts[number])
+    end = int(starts[number + 1]) if number + 1 < len(starts) else stream.n_tokens
+    ids = np.append(stream.read(start, end - start).astype(np.int64), EOT_TOKEN)
+    cut = max(0, len(ids) - (context_length + 1))
+    return _Row(
+        place=place,
+        exercise=document.exercise,
+        ids=ids[cut:],
+        answer=max(1, int(stream.answer_starts[number]) - start - cut),
+        truncated=cut > 0,
+    )
+
+
+def _batches(rows: Iterable[_Row], tokens_at_once: int) -> Iterator[list[_Row]]:
+    """Yield `rows`, ascending in length, in batches of at most `tokens_at_once` tokens, at least one row each."""
+    batch: list[_Row] = []
+    for row in rows:
+        if batch and (len(batch) + 1) * len(row.ids) > tokens_at_once:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _nats(model: GPT, batch: Sequence[_Row]) -> list[NDArray[np.float64]]:
+    """Return the nats of each row's tokens but the first."""
+    T = max(len(row.ids) for row in batch)
+    padded = np.full((len(batch), T), EOT_TOKEN, dtype=np.int64)
+    for place, row in enumerate(batch):
+        padded[place, : len(row.ids)] = row.ids
+    losses = token_losses(model, torch.from_numpy(padded).to(model.head_weight.device)).double().cpu().numpy()
+    return [losses[place, : len(row.ids) - 1] for place, row in enumerate(batch)]
+
+
+def _loss(row: _Row, nats: NDArray[np.float64]) -> DocumentLoss:
+    answer = nats[row.answer - 1 : -1]  # without the <|endoftext|> after it
+    return DocumentLoss(
+        exercise=row.exercise,
+        nats=float(nats.sum()),
+        n_tokens=len(nats),
+        answer_nats=float(answer.sum()),
+        n_answer_tokens=len(answer),
+        truncated=row.truncated,
+    )
+
+
+def _answer_mean(losses: Iterable[DocumentLoss]) -> float:
+    parts = list(losses)
+    return sum(loss.answer_nats for loss in parts) / sum(loss.n_answer_tokens for loss in parts)

@@ -1,0 +1,19 @@
+"""Texts in the form in which two writings of one answer are equal."""
+
+from __future__ import annotations
+
+import re
+import string
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(text: str) -> str:
+    """Return `text` in lower case without punctuation and articles, words separated by one space.
+
+    The normalisation of SQuAD (Rajpurkar et al. 2016). A text of nothing but those keeps them, so that two different
+    formulas are not both "".
+    """
+    plain = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    return " ".join(plain) if plain else " ".join(text.lower().split())
