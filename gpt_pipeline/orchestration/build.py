@@ -13,6 +13,7 @@ from gpt_pipeline.orchestration.broken import broken_experiment_asset
 from gpt_pipeline.orchestration.checks import data_checks, training_checks
 from gpt_pipeline.orchestration.console import plain_console
 from gpt_pipeline.orchestration.data_assets import data_assets
+from gpt_pipeline.orchestration.executors import project_executor
 from gpt_pipeline.orchestration.experiment_assets import experiment_assets
 from gpt_pipeline.orchestration.project import Project
 from gpt_pipeline.orchestration.sensors import new_checkpoints_sensor, reevaluation_schedule
@@ -42,6 +43,7 @@ def build_definitions(project: Project) -> dg.Definitions:
         jobs=[job for part in automation for job in part.jobs],
         sensors=[part.sensor for part in automation],
         schedules=[part.schedule for part in automation],
+        executor=project_executor(project.root),
         resources={"mlflow": MlflowTracking(tracking_uri=project.tracking_uri)},
         loggers={"console": dg.colored_console_logger, "plain": plain_console},
     )

@@ -1,0 +1,71 @@
+"""Where the steps of a run are executed, chosen by a file of the project: `executor.yaml`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster._config import validate_config  # `configured` itself checks only when a run begins
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from gpt_pipeline.errors import ConfigError, UserError
+
+FILE = "executor.yaml"
+
+_EXECUTORS = {
+    "in_process": ("dagster", "in_process_executor"),
+    "multiprocess": ("dagster", "multiprocess_executor"),
+    "k8s": ("dagster_k8s", "k8s_job_executor"),
+    "celery": ("dagster_celery", "celery_executor"),
+    "celery_k8s": ("dagster_celery_k8s", "celery_k8s_job_executor"),
+    "dask": ("dagster_dask", "dask_executor"),
+}
+
+
+def project_executor(root: Path) -> dg.ExecutorDefinition | None:
+    """Return the executor that `executor.yaml` in the folder `root` names, with its configuration; None without it.
+
+    Raises:
+        ConfigError: the file names no executor that is known, or configures it wrongly.
+        UserError: the file is not YAML, or the executor's package is not installed.
+    """
+    path = root / FILE
+    if not path.is_file():
+        return None
+    value = _read(path)
+    name, config = value.get("executor"), value.get("config", {})
+    if name not in _EXECUTORS:
+        raise ConfigError(f"{path}: executor", found=name, need=f"one of {', '.join(_EXECUTORS)}")
+    definition = _definition(name)
+    checked = validate_config(definition.config_schema.config_type, config)
+    if not checked.success:
+        problem = checked.errors[0].message if checked.errors else "another shape"
+        raise ConfigError(f"{path}: config", found=config, need=f"what {name} takes ({problem})")
+    return definition.configured(config, name=name)
+
+
+def _definition(name: str) -> dg.ExecutorDefinition:
+    package, attribute = _EXECUTORS[name]
+    try:
+        definition: dg.ExecutorDefinition = getattr(importlib.import_module(package), attribute)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{FILE} asks for the executor {name}, but {error.name} is not installed; "
+            f"run: pip install {package.replace('_', '-')}"
+        ) from error
+    return definition
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+    unknown = set(value) - {"executor", "config"} if isinstance(value, Mapping) else {value}
+    if unknown:
+        raise ConfigError(str(path), found=sorted(map(str, unknown)), need="the keys executor and config, nothing else")
+    return dict(value)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.errors import ConfigError, UserError
+from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.orchestration.executors import project_executor
+from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline_tests.projects import TinyProject
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "executor.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_executor_file_decides_for_every_job_of_the_project(tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    project.write_experiment("tiny")
+    write(tmp_path, "executor: multiprocess\nconfig: {max_concurrent: 3}\n")
+    definitions = build_definitions(Project(root=tmp_path, experiments=tmp_path / "experiments"))
+    for name in ("data_tiny", "run_tiny", "evaluate_tiny"):
+        assert definitions.resolve_job_def(name).executor_def.name == "multiprocess"
+
+
+def test_executor_without_file_is_dagsters_own(tmp_path: Path) -> None:
+    assert project_executor(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        ("executor: cluster", ConfigError, r"executor: found 'cluster', need one of in_process, multiprocess, k8s"),
+        ("config: {}", ConfigError, r"executor: found None"),
+        (
+            "executor: multiprocess\nconfig: {max_concurent: 3}",
+            ConfigError,
+            r"need what multiprocess takes .*max_concurent",
+        ),
+        ("executor: multiprocess\nworkers: 3", ConfigError, r"found \['workers'\], need the keys executor and config"),
+        ("multiprocess", ConfigError, r"need the keys executor and config"),
+        ("executor: [", UserError, r"is not YAML"),
+        ("executor: celery_k8s", UserError, r"pip install dagster-celery-k8s"),
+    ],
+)
+def test_executor_file_that_cannot_be_used_says_why(
+    tmp_path: Path, text: str, error: type[UserError], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        project_executor(write(tmp_path, text))
