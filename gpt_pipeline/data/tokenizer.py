@@ -36,12 +36,17 @@ def gpt2() -> tiktoken.Encoding:
         name="gpt2",
         explicit_n_vocab=VOCAB_SIZE,
         pat_str=r50k_pat_str,
-        mergeable_ranks=_ranks(_vocabulary()),
+        mergeable_ranks=_ranks(vocabulary()),
         special_tokens={EOT: EOT_TOKEN},
     )
 
 
-def _vocabulary() -> str:
+def vocabulary() -> str:
+    """Return OpenAI's `vocab.bpe` as text: a line with the version, then a merge a line.
+
+    Raises:
+        DamagedFileError: the installed file is missing or is not OpenAI's.
+    """
     # Located without importing the package, which would build an encoder of its own.
     try:
         path = Path(str(importlib.metadata.distribution(_CARRIER).locate_file(_FILE)))
@@ -60,8 +65,8 @@ def _remedy() -> str:
 
 def _ranks(vocabulary: str) -> dict[bytes, int]:
     """Return each token's bytes with its id: the 256 bytes in GPT-2's order, then one token per merge."""
-    order = _byte_order()
-    alphabet = {_letter(byte): byte for byte in order}
+    order = byte_order()
+    alphabet = {letter(byte): byte for byte in order}
     ranks = {bytes([byte]): rank for rank, byte in enumerate(order)}
     merges = vocabulary.split("\n")[1:-1]  # the first line is a version
     for rank, merge in enumerate(merges, start=len(ranks)):
@@ -69,13 +74,13 @@ def _ranks(vocabulary: str) -> dict[bytes, int]:
     return ranks
 
 
-def _byte_order() -> list[int]:
+def byte_order() -> list[int]:
     """Return all bytes in the order of their ids: those with a visible Latin-1 letter first."""
     return sorted(range(256), key=lambda byte: (not _is_visible(byte), byte))
 
 
 @functools.cache
-def _letter(byte: int) -> str:
+def letter(byte: int) -> str:
     """Return the letter that stands for `byte` in the vocabulary: itself, or the next free one from U+0100."""
     if _is_visible(byte):
         return chr(byte)
