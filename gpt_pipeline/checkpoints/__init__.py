@@ -5,6 +5,7 @@ snapshot.py   the state of a training that a checkpoint holds
 host_copy.py  its copy in the computer's own memory, to be written while the training goes on
 save.py       `checkpoint_step_<N>.pt` and `best_model.pt`, each with its manifest
 load.py       verified reading, and the model of a checkpoint
+choose.py     the one that a person means by `best`, `last`, a step or a file (no torch)
 leases.py     `hold` a checkpoint while it is being used (no torch)
 retention.py  which checkpoints stay, and `announce_evaluator` (no torch)
 room.py       free space

@@ -1,0 +1,78 @@
+"""The checkpoint that a person means by `best`, `last`, a step or a file. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gpt_pipeline.checkpoints.manifest import (
+    BEST_NAME,
+    CheckpointInfo,
+    best_checkpoint,
+    find_checkpoint,
+    list_checkpoints,
+    manifest_path,
+    read_info,
+)
+from gpt_pipeline.errors import DamagedFileError, UserError
+
+BEST = "best"
+LAST = "last"
+
+_STEP = re.compile(r"step_(\d+)")
+
+
+def choose_checkpoint(folder: Path, name: str) -> CheckpointInfo:
+    """Return the checkpoint that `name` means in the `checkpoints` folder; its content is not read.
+
+    `best` is the lowest validation loss while training, `last` the newest step, `step_70` or `step_00000070` that
+    step, anything else a file: in the folder, or wherever its path leads.
+
+    Raises:
+        UserError: there is none of that name; names those that are there.
+        DamagedFileError: its file is not as long as its manifest says, or has no manifest.
+    """
+    info = _meant(folder, name)
+    if info is not None:
+        return info
+    path = _file(folder, name)
+    if path is not None and path.is_file():
+        raise DamagedFileError(
+            f"{path}: found {path.stat().st_size:,} bytes, need a finished checkpoint: one that is as long as its "
+            f"manifest {manifest_path(path).name} says; take another, {_known(folder)}"
+        )
+    raise UserError(f"--checkpoint: found {name!r}, need best, last, step_<N> or a .pt file; {_known(folder)}")
+
+
+def _meant(folder: Path, name: str) -> CheckpointInfo | None:
+    if name == BEST:
+        return best_checkpoint(folder)
+    if name == LAST:
+        return max(_all(folder), key=lambda info: info.step, default=None)
+    step = _STEP.fullmatch(name)
+    if step:
+        return find_checkpoint(folder, int(step[1]))
+    path = _file(folder, name)
+    return read_info(path) if path is not None else None
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    """Return the file that `name` stands for, which need not be there; None if it is no name of a file."""
+    if name == BEST:
+        return folder / BEST_NAME
+    if not name.endswith(".pt"):
+        return None
+    inside = folder / name
+    return inside if inside.is_file() else Path(name).absolute()
+
+
+def _all(folder: Path) -> list[CheckpointInfo]:
+    best = best_checkpoint(folder)
+    return [*list_checkpoints(folder), *([best] if best else [])]  # of two at one step, first the one that stays
+
+
+def _known(folder: Path) -> str:
+    names = sorted({info.step: info.path.name for info in reversed(_all(folder))}.items())
+    if not names:
+        return f"there is no checkpoint in {folder} yet, so train first: gpt-pipeline run"
+    return f"in {folder} are {', '.join(name for _, name in names)}"
