@@ -93,6 +93,111 @@ def evaluate(experiment: Path, questions: int | None, force: bool) -> None:
     _where_to_look(project, loaded.folder.report)
 
 
+_CHECKPOINT = click.option(
+    "--checkpoint",
+    default="best",
+    show_default=True,
+    metavar="best|last|step_N|FILE.pt",
+    help="Which of the experiment's checkpoints.",
+)
+
+
+@command.command()
+@_EXPERIMENT
+@_CHECKPOINT
+@click.option("--prompt", help="The question; with --raw, the beginning of the text.")
+@click.option("--interactive", is_flag=True, help="Answer one line after the other, until Ctrl+D.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, not as a question.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: the likeliest.")
+@click.option("--top-k", type=click.IntRange(min=1), help="Draw among so many of the likeliest tokens.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Default: as the experiment file says.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: as the experiment file says.")
+def generate(
+    *,
+    experiment: Path,
+    checkpoint: str,
+    prompt: str | None,
+    interactive: bool,
+    raw: bool,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+    max_new_tokens: int | None,
+    device: str | None,
+) -> int | None:
+    """Let a checkpoint answer a question, word by word as it writes: its reasoning, then its answer.
+
+    What it writes goes to the standard output, everything else beside it.
+    """
+    if (prompt is None) != interactive:
+        raise click.UsageError("give either --prompt or --interactive", click.get_current_context())
+    if top_k is not None and temperature == 0:
+        raise click.UsageError("--top-k needs a --temperature above 0", click.get_current_context())
+    from gpt_pipeline.checkpoints.choose import choose_checkpoint
+    from gpt_pipeline.experiment.load import load_experiment
+    from gpt_pipeline.writing.console import converse, write_once
+    from gpt_pipeline.writing.sampling import picker
+    from gpt_pipeline.writing.stream import Manner, Writer
+
+    loaded = load_experiment(experiment)
+    config = loaded.config
+    chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
+    writer = Writer.of_checkpoint(
+        chosen.path, device=device or config.hardware.device, trained_length=config.data.max_length
+    )
+    manner = Manner(
+        pick=picker(temperature=temperature, top_k=top_k, seed=seed),
+        max_new_tokens=max_new_tokens or config.evaluation.max_new_tokens,
+        raw=raw,
+    )
+    _say(f"{writer.checkpoint.path.name}, step {writer.checkpoint.step:,}")
+    try:
+        if prompt is None:
+            converse(writer, manner, say=_say)
+        else:
+            write_once(writer, manner, prompt, say=_say)
+    except KeyboardInterrupt:
+        click.echo()
+        return _STOPPED
+    return None
+
+
+@command.command()
+@_EXPERIMENT
+@_CHECKPOINT
+@click.option("--to", "target", type=click.Path(path_type=Path), required=True, help="A new folder.")
+def export(experiment: Path, checkpoint: str, target: Path) -> None:
+    """Write a checkpoint as a folder that Hugging Face's transformers loads, with tokenizer and model card."""
+    from gpt_pipeline.checkpoints.choose import choose_checkpoint
+    from gpt_pipeline.exchange.export import export_checkpoint
+    from gpt_pipeline.experiment.load import load_experiment
+
+    loaded = load_experiment(experiment)
+    chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
+    exported = export_checkpoint(loaded, chosen.path, target)
+    _say(f"{chosen.path.name}, step {exported.checkpoint.step:,}: {exported.parameters:,} parameters")
+    click.echo(exported.folder)
+
+
+@command.command(name="import")
+@click.argument("folder", type=click.Path(path_type=Path), callback=lambda *given: given[2].absolute())
+@_EXPERIMENT
+def import_(folder: Path, experiment: Path) -> None:
+    """Make the GPT-2 in FOLDER, as transformers saves it, a checkpoint that a training can start from."""
+    from gpt_pipeline.exchange.take_in import import_folder
+    from gpt_pipeline.experiment.load import load_experiment
+
+    loaded = load_experiment(experiment)
+    taken = import_folder(folder, loaded)
+    _say("Imported." if taken.new else "Nothing to do: the experiment has this model already.")
+    _say(
+        f"To start a training from it, set storage.checkpoint_to_resume: {taken.checkpoint.path.name} in "
+        f"{experiment.name} and run: gpt-pipeline run"
+    )
+    click.echo(taken.checkpoint.path)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; the exit code is 0, 1 for a failure, 2 for misuse or a bad file, 130 when stopped."""
     sys.exit(_run(arguments))
@@ -102,7 +207,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     from gpt_pipeline.experiment.problems import ExperimentFileError
 
     try:
-        command.main(args=arguments, prog_name="gpt-pipeline", standalone_mode=False)
+        return command.main(args=arguments, prog_name="gpt-pipeline", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return _MISUSE
@@ -119,7 +224,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt, StoppedError):
         _say("Stopped; what was done is saved. The same command continues from here.")
         return _STOPPED
-    return 0
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,112 @@
+"""The model card: what the model is, what it was trained on and how well it does, for whoever gets the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+
+from gpt_pipeline import __version__
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo
+from gpt_pipeline.data.config import SAMPLE
+from gpt_pipeline.data.english import find_english
+from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.data.tokenizer import TOKENIZER_ID
+from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.sizes import parameter_count
+
+_METRICS = {
+    "val_loss": ("Validation loss", "nats per held-out token"),
+    "perplexity": ("Perplexity", "e to the loss"),
+    "val_bpb": ("Bits per byte", "bits per UTF-8 byte of held-out text"),
+    "answer_loss": ("Answer loss", "nats per token of the reference answers, given question and reference reasoning"),
+    "well_formed": ("Well-formed answers", "share that end by themselves with all their parts"),
+    "correct": ("Right answers", "share with the expected number, else the expected text"),
+    "token_f1": ("Word F1", "overlap with the expected words"),
+    "distinct_2": ("Distinct word pairs", "share; low is repetitive"),
+}
+
+
+def model_card(experiment: Experiment, info: CheckpointInfo, *, max_length: int) -> str:
+    """Return the card of a checkpoint as markdown; what is not known (no evaluation, data removed) is said so."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gpt_pipeline.exchange", package_path="templates"),
+        autoescape=False,  # it is markdown
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["count"] = lambda value: f"{value:,.0f}"
+    evaluation = _evaluation(experiment, info)
+    return environment.get_template("README.md.j2").render(
+        title=_one_line(experiment.display_name),
+        info=info,
+        model=info.model,
+        parameters=parameter_count(info.model),
+        max_length=max_length,
+        data=_data(experiment),
+        source=_source(experiment),
+        on_hub=_is_on_hub(experiment),
+        settings=_settings(info),
+        evaluation=evaluation,
+        metrics=_metrics(evaluation),
+        tokenizer=TOKENIZER_ID,
+        program_version=__version__,
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _evaluation(experiment: Experiment, info: CheckpointInfo) -> EvaluationResult | None:
+    """Return the newest evaluation of exactly these weights, if there is one."""
+    results = read_evaluations(experiment.folder.evaluations)
+    same = [result for result in results if result.checkpoint["weights_sha256"] == info.weights_sha256]
+    return max(same, key=lambda result: result.created_at, default=None)
+
+
+def _metrics(evaluation: EvaluationResult | None) -> list[tuple[str, str, str]]:
+    """Return (name, value, meaning) of each metric that was measured."""
+    values = evaluation.metrics if evaluation else {}
+    return [(label, f"{values[key]:.4g}", meaning) for key, (label, meaning) in _METRICS.items() if key in values]
+
+
+def _data(experiment: Experiment) -> dict[str, Any]:
+    """Return counts of the data stages by name; empty where the data is no longer there."""
+    facts: dict[str, Any] = {}
+    for stage in (
+        find_english(experiment.data, experiment.data_folder),
+        find_shards(experiment.data, experiment.data_folder),
+    ):
+        facts |= _counts(stage.manifest.facts) if stage else {}
+    return facts
+
+
+def _counts(facts: Mapping[str, Any]) -> dict[str, float]:
+    plain = {name: value for name, value in facts.items() if isinstance(value, int) and not isinstance(value, bool)}
+    return {name.replace("_", " "): value for name, value in plain.items()}
+
+
+def _source(experiment: Experiment) -> str:
+    data = experiment.config.data
+    if data.local_dataset_path is not None:
+        return "English documents from parquet files with the columns of PleIAs/SYNTH, in a local folder"
+    if data.source == SAMPLE:
+        return "English documents that gpt_pipeline generates itself, with the columns of PleIAs/SYNTH"
+    return f"English documents from [{data.source}](https://huggingface.co/datasets/{data.source})" + (
+        f" at commit `{data.revision}`" if data.revision else ""
+    )
+
+
+def _is_on_hub(experiment: Experiment) -> str | None:
+    data = experiment.config.data
+    return data.source if data.local_dataset_path is None and data.source != SAMPLE else None
+
+
+def _settings(info: CheckpointInfo) -> dict[str, Any]:
+    wanted = ("training.", "data.")
+    return {key: value for key, value in info.settings.items() if key.startswith(wanted) and value is not None}

@@ -1,0 +1,98 @@
+"""A checkpoint as a folder for `transformers`."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from gpt_pipeline.checkpoints.leases import hold
+from gpt_pipeline.checkpoints.load import load_checkpoint, verify_checkpoint
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo
+from gpt_pipeline.checkpoints.room import free_bytes
+from gpt_pipeline.checkpoints.snapshot import Snapshot, tensor_bytes
+from gpt_pipeline.data.tokenizer import EOT_TOKEN
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.exchange.card import model_card
+from gpt_pipeline.exchange.folder import new_folder, require_replaceable
+from gpt_pipeline.exchange.hugging_face import hugging_face_config, hugging_face_weights
+from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.storage.atomic import write_json, write_text
+
+WEIGHTS_NAME = "model.safetensors"
+_TOKENIZER_BYTES = 8 << 20  # of all files but the weights, about
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A folder that was written."""
+
+    folder: Path
+    checkpoint: CheckpointInfo
+    parameters: int
+
+
+def export_checkpoint(experiment: Experiment, checkpoint: Path, target: Path) -> Exported:
+    """Write the model in `checkpoint`, one of the experiment's, to the folder `target` as `transformers` reads it.
+
+    The same checkpoint, with the same evaluation, gives the same bytes.
+
+    Raises:
+        UserError: `target` holds something else than an earlier export, or there is no room, or no such checkpoint.
+        DamagedFileError: the checkpoint is not what was written.
+    """
+    target = target.absolute()
+    require_replaceable(target)
+    with hold(checkpoint):
+        info = verify_checkpoint(checkpoint)
+        snapshot = load_checkpoint(checkpoint, verify=False)
+    _require_room(target, snapshot)
+    with new_folder(target, _facts(experiment, info)) as folder:
+        _write_model(folder, snapshot)
+        max_length = trained_length(experiment, info)
+        write_json(folder / "generation_config.json", _generation(experiment))
+        write_tokenizer(folder, max_length=max_length)
+        write_text(folder / "README.md", model_card(experiment, info, max_length=max_length))
+    return Exported(folder=target, checkpoint=info, parameters=_parameters(snapshot))
+
+
+def trained_length(experiment: Experiment, info: CheckpointInfo) -> int:
+    """Return the tokens of a training sequence: beyond them, the model's positions are as random as at first."""
+    length = int(info.settings.get("data.max_length", experiment.config.data.max_length))
+    return min(length, info.model.context_length)
+
+
+def _write_model(folder: Path, snapshot: Snapshot) -> None:
+    write_json(folder / "config.json", hugging_face_config(snapshot.model_config))
+    weights = hugging_face_weights(snapshot.model, snapshot.model_config)
+    save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})  # without it transformers refuses the file
+    shutil.copymode(folder / "config.json", folder / WEIGHTS_NAME)  # safetensors lets nobody else read what it writes
+
+
+def _generation(experiment: Experiment) -> dict[str, Any]:
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), EOT_TOKEN)
+    return {**tokens, "do_sample": False, "max_new_tokens": experiment.config.evaluation.max_new_tokens}
+
+
+def _facts(experiment: Experiment, info: CheckpointInfo) -> dict[str, Any]:
+    return {
+        "experiment": experiment.display_name,
+        "step": info.step,
+        "weights_sha256": info.weights_sha256,
+        "training_fingerprint": info.fingerprint,
+        "shards_fingerprint": info.shards_fingerprint,
+    }
+
+
+def _parameters(snapshot: Snapshot) -> int:
+    return sum(tensor.numel() for tensor in snapshot.model.values())
+
+
+def _require_room(target: Path, snapshot: Snapshot) -> None:
+    needed, free = tensor_bytes(snapshot.model) + _TOKENIZER_BYTES, free_bytes(target.parent)
+    if free < needed:
+        raise UserError(f"--to {target}: found {free / 1e9:.3g} GB free, need {needed / 1e9:.3g} GB; free some space")

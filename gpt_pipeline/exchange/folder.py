@@ -1,0 +1,103 @@
+"""A folder that appears complete or not at all, and takes the place of nothing but an earlier export."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gpt_pipeline import __version__
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.storage.atomic import fsync_file, fsync_folder, read_json, sha256_of, write_json
+
+RECORD_NAME = "export.json"
+"""Written last: what the folder was exported from, and its files, by which it is known again."""
+
+
+@contextmanager
+def new_folder(target: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; what is written there becomes `target` when the block ends well.
+
+    An earlier export that nobody changed is replaced. `facts` go into `export.json`, with the sha256 of every file.
+
+    Raises:
+        UserError: `target` is something else; nothing of it is touched.
+    """
+    require_replaceable(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(target, "new")
+    temporary.mkdir()
+    try:
+        yield temporary
+        files = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+        write_json(temporary / RECORD_NAME, {"program": f"gpt_pipeline {__version__}", **facts, "files": files})
+        for path in temporary.iterdir():
+            fsync_file(path)
+        fsync_folder(temporary)
+        _put_in_place(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def require_replaceable(target: Path) -> None:
+    """Check that `target` is nothing yet, an empty folder, or an export of ours as it was written.
+
+    Raises:
+        UserError: it is something else; names what.
+    """
+    if not target.exists() and not target.is_symlink():
+        return
+    if not target.is_dir() or target.is_symlink():
+        raise _in_the_way(target, "a file" if target.is_file() else "a link")
+    if difference := _difference_to_export(target):
+        raise _in_the_way(target, difference)
+
+
+def _difference_to_export(folder: Path) -> str:
+    """Return what in `folder` is not from an export; empty if it holds one alone, or nothing."""
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        return ""
+    try:
+        files = read_json(folder / RECORD_NAME)["files"]
+    except FileNotFoundError:
+        return f"a folder with {sorted(names)[0]} and without {RECORD_NAME}, so nothing that was exported"
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return f"a folder with a {RECORD_NAME} that is not readable"
+    if strange := sorted(names - {RECORD_NAME, *files}):
+        return f"an export with another file in it, {strange[0]}"
+    changed = (name for name, digest in files.items() if name in names and sha256_of(folder / name) != digest)
+    name = next(changed, None)
+    return f"an export whose {name} was changed afterwards" if name else ""
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    old = _beside(target, "old")
+    try:
+        if target.exists():
+            os.replace(target, old)
+        os.replace(temporary, target)
+    except OSError as error:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        raise UserError(f"{target} cannot be replaced: {error.strerror}; close what uses it, run again") from error
+    fsync_folder(target.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _beside(target: Path, word: str) -> Path:
+    return target.with_name(f".{target.name}.{word}-{uuid.uuid4().hex[:8]}")
+
+
+def _in_the_way(target: Path, found: str) -> UserError:
+    return UserError(
+        f"--to {target}: found {found}, need a folder that is new, empty, or an unchanged earlier export; "
+        "nothing was touched; name another folder, or remove this one"
+    )

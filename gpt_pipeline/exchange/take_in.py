@@ -1,0 +1,154 @@
+"""A folder that `transformers` reads as the checkpoint from which an experiment's training starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gpt_pipeline.checkpoints.load import load_checkpoint
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_path, read_info
+from gpt_pipeline.checkpoints.save import save_checkpoint
+from gpt_pipeline.checkpoints.snapshot import Snapshot, weights_sha256
+from gpt_pipeline.errors import DamagedFileError, UserError
+from gpt_pipeline.exchange.export import WEIGHTS_NAME
+from gpt_pipeline.exchange.hugging_face import our_weights, read_hugging_face_config
+from gpt_pipeline.exchange.tokenizer_files import require_same_tokenizer
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.storage.atomic import read_json
+from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.training.config import TrainingConfig
+from gpt_pipeline.training.optimizer import Optimizer
+from gpt_pipeline.training.randomness import random_states, seed_all
+
+_INDEX_NAME = "model.safetensors.index.json"  # of weights in several files
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakenIn:
+    """A checkpoint that was made of a folder."""
+
+    checkpoint: CheckpointInfo
+    new: bool
+    """False when the experiment had it already."""
+
+
+def import_folder(source: Path, experiment: Experiment) -> TakenIn:
+    """Write the model in the folder `source` as the experiment's `checkpoint_step_0.pt`.
+
+    The optimizer starts afresh. Another checkpoint of that name is set aside, not overwritten.
+
+    Raises:
+        UserError: the folder holds no GPT-2 that fits the experiment; names each difference, with the keys to set.
+        LockedError: the experiment is being trained.
+        DiskFullError: there is no room.
+    """
+    model = _fitting_config(source, experiment)
+    weights = our_weights(_read_weights(source), model, source=source)
+    folder = experiment.folder
+    with folder_lock(folder.root, purpose="import"):
+        kept = read_info(checkpoint_path(folder.checkpoints, 0))
+        if kept is not None and _is_same_start(kept, weights, experiment.config.training):
+            return TakenIn(checkpoint=kept, new=False)
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        return TakenIn(checkpoint=save_checkpoint(folder.checkpoints, _snapshot(weights, model, experiment)), new=True)
+
+
+def _fitting_config(source: Path, experiment: Experiment) -> ModelConfig:
+    """Return the experiment's model, which the folder's fits; raises UserError with all differences otherwise."""
+    path = source / "config.json"
+    shape = read_hugging_face_config(_json_object(path), source=path)
+    require_same_tokenizer(source)
+    wanted = experiment.config.model
+    differences = [
+        f"model.{key}: found {value}, the experiment says {getattr(wanted, key)}"
+        for key, value in shape.items()
+        if value != getattr(wanted, key)
+    ]
+    if differences:
+        raise UserError(
+            f"{source} does not fit {experiment.file.name}: {'; '.join(differences)}; set these keys in the "
+            "experiment file as the folder has them"
+        )
+    return wanted
+
+
+def _json_object(path: Path) -> Mapping[str, Any]:
+    try:
+        value = read_json(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; need a folder with a GPT-2 as transformers saves it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedFileError(f"{path} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DamagedFileError(f"{path}: found a {type(value).__name__}, need an object")
+    return value
+
+
+def _read_weights(source: Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for path in _weight_files(source):
+        try:
+            weights |= load_file(path)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file, although {_INDEX_NAME} names it") from None
+        except SafetensorError as error:
+            raise DamagedFileError(f"{path} is damaged: it cannot be read as safetensors ({error})") from error
+    return weights
+
+
+def _weight_files(source: Path) -> list[Path]:
+    if (source / WEIGHTS_NAME).is_file():
+        return [source / WEIGHTS_NAME]
+    if (source / _INDEX_NAME).is_file():
+        names = set(_json_object(source / _INDEX_NAME).get("weight_map", {}).values())
+        return sorted(source / Path(name).name for name in names)  # none from elsewhere
+    raise UserError(
+        f"{source}: found no {WEIGHTS_NAME}, need the weights as safetensors; other files may run code when they are "
+        "read: save the model again with save_pretrained, in a recent version of transformers"
+    )
+
+
+def _is_same_start(kept: CheckpointInfo, weights: Mapping[str, Tensor], training: TrainingConfig) -> bool:
+    if kept.weights_sha256 != weights_sha256(weights):
+        return False
+    return bool(load_checkpoint(kept.path).optimizer["name"] == training.optimizer)
+
+
+def _snapshot(weights: Mapping[str, Tensor], model: ModelConfig, experiment: Experiment) -> Snapshot:
+    training = experiment.config.training
+    seed_all(training.seed)
+    return Snapshot(
+        model=weights,
+        model_config=model,
+        optimizer=_fresh_optimizer(weights, model, training),
+        random=random_states(),
+        step=0,
+        tokens_seen=0,
+        seconds=0.0,
+        train_loss=None,
+        val_loss=None,
+        validated_step=-1,
+        best_val_loss=None,
+        best_step=-1,
+        fingerprint="",  # of no training that is known here
+        shards_fingerprint="",
+        settings={f"model.{key}": value for key, value in dataclasses.asdict(model).items() if key != "dropout"},
+    )
+
+
+def _fresh_optimizer(weights: Mapping[str, Tensor], model: ModelConfig, training: TrainingConfig) -> dict[str, Any]:
+    with torch.device("meta"):
+        network = GPT(model)
+    network.load_state_dict(dict(weights), assign=True)
+    return Optimizer(network, training).state()

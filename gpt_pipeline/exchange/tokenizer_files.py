@@ -1,0 +1,103 @@
+"""GPT-2's tokenizer as the files that `transformers` and `tokenizers` read, made from the verified vocabulary."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt_pipeline.data.tokenizer import EOT, EOT_TOKEN, byte_order, letter, vocabulary
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.storage.atomic import read_json, write_json, write_text
+
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def write_tokenizer(folder: Path, *, max_length: int) -> None:
+    """Write tokenizer.json, vocab.json, merges.txt and the two configs; `max_length`: tokens trained at."""
+    merges = _merges()
+    write_text(folder / "vocab.json", _compact(token_ids()))
+    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
+    write_text(folder / "tokenizer.json", _compact(_fast_tokenizer(merges)))
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOT)
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "model_max_length": max_length,
+        "add_prefix_space": False,
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "errors": "replace",
+        **special,
+    }
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "special_tokens_map.json", special)
+
+
+@functools.cache
+def token_ids() -> Mapping[str, int]:
+    """Return every token's id by its text, in which a letter stands for a byte."""
+    texts = [*(letter(byte) for byte in byte_order()), *(merge.replace(" ", "") for merge in _merges()), EOT]
+    return {text: number for number, text in enumerate(texts)}
+
+
+def require_same_tokenizer(folder: Path) -> None:
+    """Check that a folder's tokenizer, where it has one, gives the ids that ours does.
+
+    Raises:
+        UserError: it has other tokens; names one.
+    """
+    for name, ids in _vocabularies(folder):
+        if ids != token_ids():
+            other = sorted(set(ids.items()) ^ set(token_ids().items()), key=lambda item: (item[1], item[0]))[0]
+            raise UserError(
+                f"{folder / name}: found {len(ids):,} tokens that are not GPT-2's (first difference: {other[0]!r}, id "
+                f"{other[1]}), need GPT-2's {len(token_ids()):,}, since the training data is encoded with them"
+            )
+
+
+def _vocabularies(folder: Path) -> list[tuple[str, dict[str, int]]]:
+    found = []
+    if (folder / "vocab.json").is_file():
+        found.append(("vocab.json", read_json(folder / "vocab.json")))
+    if (folder / "tokenizer.json").is_file():
+        value = read_json(folder / "tokenizer.json")
+        added = {token["content"]: token["id"] for token in value.get("added_tokens", ())}
+        found.append(("tokenizer.json", {**value["model"]["vocab"], **added}))
+    return found
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"  # a third of the indented size
+
+
+def _merges() -> list[str]:
+    return vocabulary().split("\n")[1:-1]  # the first line is a version
+
+
+def _fast_tokenizer(merges: list[str]) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": token_ids(),
+        "merges": [merge.split(" ") for merge in merges],
+    }
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": EOT_TOKEN, "content": EOT, **flags}],
+        "normalizer": None,
+        "pre_tokenizer": _BYTE_LEVEL,
+        "post_processor": {**_BYTE_LEVEL, "trim_offsets": False},
+        "decoder": _BYTE_LEVEL,
+        "model": model,
+    }

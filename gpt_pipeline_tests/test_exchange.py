@@ -1,0 +1,403 @@
+"""Models as folders for `transformers`, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from gpt_pipeline.checkpoints.load import load_checkpoint, load_model
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints
+from gpt_pipeline.checkpoints.save import save_checkpoint
+from gpt_pipeline.checkpoints.snapshot import Snapshot
+from gpt_pipeline.data.tokenizer import EOT, EOT_TOKEN, VOCAB_SIZE, gpt2
+from gpt_pipeline.errors import DamagedFileError, LockedError, UserError
+from gpt_pipeline.exchange.export import export_checkpoint
+from gpt_pipeline.exchange.folder import new_folder
+from gpt_pipeline.exchange.take_in import import_folder
+from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.training.randomness import random_states
+from gpt_pipeline_tests.projects import TinyProject
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+YAML = """\
+experiment_name: given away
+data: {{source: sample, num_samples: 300, max_length: 16}}
+model: {model}
+storage: {{base_folder: storage}}
+"""
+SHAPES = [{}, {"qkv_bias": True}, {"tie_weights": False}, {"qkv_bias": True, "tie_weights": False, "n_layer": 2}]
+
+
+def experiment(folder: Path, stem: str = "one", **model: Any) -> Experiment:
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 8, "context_length": 24, "dropout": 0.1, **model}
+    path = folder / f"{stem}.yaml"
+    path.write_text(YAML.format(model=json.dumps(shape)).replace("given away", f"given away {stem}"), encoding="utf-8")
+    return load_experiment(path)
+
+
+def checkpoint(of: Experiment, step: int = 3) -> CheckpointInfo:
+    """A checkpoint whose weights, biases and norms are all far from their initial values."""
+    torch.manual_seed(step)
+    model = GPT(of.config.model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    folder = of.folder.checkpoints
+    folder.mkdir(parents=True, exist_ok=True)
+    snapshot = Snapshot(
+        model={name: tensor.detach() for name, tensor in model.state_dict().items()},
+        model_config=of.config.model,
+        optimizer={"name": "adamw", "states": []},
+        random=random_states(),
+        step=step,
+        tokens_seen=step * 64,
+        seconds=1.0,
+        train_loss=2.5,
+        val_loss=None,
+        validated_step=-1,
+        best_val_loss=None,
+        best_step=-1,
+        fingerprint="f" * 64,
+        shards_fingerprint="5" * 64,
+        settings={"data.max_length": 16, "training.learning_rate": 0.001},
+    )
+    return save_checkpoint(folder, snapshot)
+
+
+def loaded(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("model", SHAPES, ids=str)
+def test_export_transformers_gives_the_same_log_probabilities(tmp_path: Path, model: dict[str, Any]) -> None:
+    one = experiment(tmp_path, **model)
+    info = checkpoint(one)
+    export_checkpoint(one, info.path, tmp_path / "hf")
+    theirs, (ours, _) = loaded(tmp_path / "hf"), load_model(info.path)
+    ids = torch.randint(0, VOCAB_SIZE, (2, 24))
+    with torch.inference_mode():
+        found, needed = theirs(ids).logits.log_softmax(-1), ours(ids).log_softmax(-1)
+        assert found.shape == (2, 24, VOCAB_SIZE)
+        assert (found - needed).abs().max() < 1e-5
+        exact = theirs.double()(ids).logits.log_softmax(-1) - ours.double()(ids).log_softmax(-1)
+    assert exact.abs().max() < 1e-11
+    assert theirs.get_input_embeddings().weight.shape[0] == 50257
+
+
+def test_export_transformers_generates_what_we_generate(tmp_path: Path) -> None:
+    from gpt_pipeline.evaluation.generate import generate
+
+    one = experiment(tmp_path)
+    info = checkpoint(one)
+    export_checkpoint(one, info.path, tmp_path / "hf")
+    prompt = [EOT_TOKEN, *gpt2().encode_ordinary("Q: What is it?")]
+    (ours,) = generate(load_model(info.path)[0], [prompt], max_new_tokens=6, context_length=24)
+    theirs = loaded(tmp_path / "hf").generate(torch.tensor([prompt]), max_new_tokens=6)[0, len(prompt) :].tolist()
+    assert tuple(theirs[: len(ours.tokens)]) == ours.tokens
+
+
+@pytest.fixture(scope="module")
+def given_away(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    one = experiment(folder)
+    export_checkpoint(one, checkpoint(one).path, folder / "hf")
+    return folder / "hf"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(given_away: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(given_away)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(max_size=60))
+def test_exported_tokenizer_gives_the_same_ids(tokenizer: Any, text: str) -> None:
+    ids = tokenizer(text, split_special_tokens=True)["input_ids"]
+    assert ids == gpt2().encode_ordinary(text)
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_exported_tokenizer_knows_its_special_token_and_length(tokenizer: Any) -> None:
+    assert tokenizer(f"{EOT}Q: it's")["input_ids"] == [EOT_TOKEN, *gpt2().encode_ordinary("Q: it's")]
+    assert (tokenizer.bos_token, tokenizer.eos_token) == (EOT, EOT)
+    assert tokenizer.model_max_length == 16  # trained at, though the model has 24 positions
+    assert len(tokenizer) == VOCAB_SIZE
+
+
+def test_exported_vocabulary_and_merges_load_without_the_fast_tokenizers_file(given_away: Path) -> None:
+    from tokenizers import ByteLevelBPETokenizer
+
+    slow = ByteLevelBPETokenizer(str(given_away / "vocab.json"), str(given_away / "merges.txt"))
+    for text in ("Hello world", "  naïve 日本語 🤷🏽\n\n\t x", "it's 1234 ..."):
+        assert slow.encode(text).ids == gpt2().encode_ordinary(text)
+
+
+def test_export_card_tells_of_model_training_and_missing_evaluation(given_away: Path) -> None:
+    card = (given_away / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlanguage: en\n")
+    for told in ("given away one", "Step 3".lower(), "0.001", "2.5000 nats", "f" * 64, "not evaluated", "first 16"):
+        assert told in card
+    assert "{{" not in card
+    assert "{%" not in card
+
+
+def test_export_card_shows_the_evaluation_of_exactly_these_weights(finished: TinyProject, tmp_path: Path) -> None:
+    from gpt_pipeline.evaluation.result import read_evaluations
+
+    of = finished.experiment("tiny")
+    result = read_evaluations(of.folder.evaluations)[0]
+    info = next(info for info in list_checkpoints(of.folder.checkpoints) if info.step == result.step)
+    export_checkpoint(of, info.path, tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+    assert f"{result.metrics['val_loss']:.4g}" in card
+    assert "train tokens" in card
+    assert "not evaluated" not in card
+
+
+def test_export_again_replaces_an_unchanged_export_with_the_same_bytes(tmp_path: Path) -> None:
+    one = experiment(tmp_path)
+    info = checkpoint(one)
+    export_checkpoint(one, info.path, tmp_path / "hf")
+    before = digests(tmp_path / "hf")
+    export_checkpoint(one, info.path, tmp_path / "hf")
+    assert digests(tmp_path / "hf") == before
+    export_checkpoint(one, checkpoint(one, step=4).path, tmp_path / "hf")
+    assert digests(tmp_path / "hf")["model.safetensors"] != before["model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("kind", ["a file", "notes of mine", "another file", "changed afterwards", "not readable"])
+def test_export_to_anything_else_touches_nothing(tmp_path: Path, kind: str) -> None:
+    one = experiment(tmp_path)
+    info, target = checkpoint(one), tmp_path / "hf"
+    if kind == "a file":
+        target.write_text("mine")
+    elif kind == "notes of mine":
+        target.mkdir()
+        (target / "notes of mine").write_text("mine")
+    else:
+        export_checkpoint(one, info.path, target)
+        name = {"another file": "own.txt", "changed afterwards": "README.md", "not readable": "export.json"}[kind]
+        (target / name).write_text("mine")
+    before = target.read_text() if target.is_file() else digests(target)
+    with pytest.raises(UserError, match=kind):
+        export_checkpoint(one, info.path, target)
+    assert (target.read_text() if target.is_file() else digests(target)) == before
+
+
+def test_export_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    one = experiment(tmp_path)
+    export_checkpoint(one, checkpoint(one).path, tmp_path / "hf")
+    before = digests(tmp_path / "hf")
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "hf", {}) as folder:
+        (folder / "half").write_text(str(1 / 0))
+    assert digests(tmp_path / "hf") == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_export_of_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    one = experiment(tmp_path)
+    info = checkpoint(one)
+    content = bytearray(info.path.read_bytes())
+    content[-2000] ^= 1
+    info.path.write_bytes(bytes(content))
+    with pytest.raises(DamagedFileError, match="sha256"):
+        export_checkpoint(one, info.path, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_export_needs_no_transformers(tmp_path: Path) -> None:
+    one = experiment(tmp_path)
+    info = checkpoint(one)
+    code = (
+        "import sys; sys.modules['transformers'] = None; sys.modules['tokenizers'] = None\n"
+        "from gpt_pipeline.cli import main\n"
+        f"main(['export', r'{one.file}', '--checkpoint', 'last', '--to', r'{tmp_path / 'hf'}'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "hf")
+    assert (tmp_path / "hf" / info.path.with_name("model.safetensors").name).is_file()
+
+
+@pytest.mark.parametrize("model", SHAPES, ids=str)
+def test_import_of_an_export_gives_the_same_weights(tmp_path: Path, model: dict[str, Any]) -> None:
+    one, two = experiment(tmp_path, **model), experiment(tmp_path, "two", **model)
+    info = checkpoint(one)
+    export_checkpoint(one, info.path, tmp_path / "hf")
+    taken = import_folder(tmp_path / "hf", two)
+    assert taken.new
+    assert (taken.checkpoint.step, taken.checkpoint.path.name) == (0, "checkpoint_step_0.pt")
+    assert taken.checkpoint.weights_sha256 == info.weights_sha256
+    assert load_checkpoint(taken.checkpoint.path).optimizer["name"] == "adamw"
+    assert not import_folder(tmp_path / "hf", two).new
+
+
+def test_import_of_what_transformers_saves_gives_the_same_function(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    theirs = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=24)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    theirs.save_pretrained(tmp_path / "hf")
+    taken = import_folder(tmp_path / "hf", experiment(tmp_path, n_layer=2, qkv_bias=True))
+    ids = torch.randint(0, VOCAB_SIZE, (2, 24))
+    with torch.inference_mode():
+        needed = theirs(ids).logits.log_softmax(-1)
+        assert (load_model(taken.checkpoint.path)[0](ids).log_softmax(-1) - needed).abs().max() < 1e-5
+
+
+def test_import_reads_old_names_masks_half_precision_and_several_files(tmp_path: Path) -> None:
+    one, two = experiment(tmp_path), experiment(tmp_path, "two")
+    export_checkpoint(one, checkpoint(one).path, tmp_path / "hf")
+    weights = load_file(tmp_path / "hf" / "model.safetensors")
+    old = {name.removeprefix("transformer."): tensor.half() for name, tensor in weights.items()}
+    old["h.0.attn.bias"], old["h.0.attn.masked_bias"] = torch.ones(1, 1, 24, 24), torch.tensor(-1e4)
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    names = sorted(old)
+    parts = {"model-1.safetensors": names[:5], "model-2.safetensors": names[5:]}
+    for file, own in parts.items():
+        save_file({name: old[name] for name in own}, tmp_path / "hf" / file)
+    index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
+    (tmp_path / "hf" / "model.safetensors.index.json").write_text(json.dumps(index))
+    taken = load_checkpoint(import_folder(tmp_path / "hf", two).checkpoint.path).model
+    expected = weights["transformer.h.0.mlp.c_fc.weight"].half().float().t()
+    assert torch.equal(taken["transformer.h.0.mlp.c_fc.weight"], expected)
+
+
+def _changed_config(hf: Path, **changes: Any) -> None:
+    value = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps({**value, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"n_layer": 2}, "model.n_layer: found 1, the experiment says 2"),
+        ({"n_embd": 16, "context_length": 32}, "model.context_length: found 24, the experiment says 32"),
+        ({"tie_weights": False}, "model.tie_weights: found True"),
+    ],
+)
+def test_import_of_another_shape_names_the_difference(tmp_path: Path, model: dict[str, Any], told: str) -> None:
+    one = experiment(tmp_path)
+    export_checkpoint(one, checkpoint(one).path, tmp_path / "hf")
+    two = experiment(tmp_path, "two", **model)
+    with pytest.raises(UserError, match=told):
+        import_folder(tmp_path / "hf", two)
+    assert not two.folder.checkpoints.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"activation_function": "relu"}, "activation_function: found 'relu'"),
+        ({"model_type": "llama"}, "model_type: found 'llama'"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
+        ({"n_inner": 8}, "n_inner"),
+        ({"n_layer": None}, "no config of a GPT-2"),
+    ],
+)
+def test_import_of_another_architecture_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    one = experiment(tmp_path)
+    export_checkpoint(one, checkpoint(one).path, tmp_path / "hf")
+    _changed_config(tmp_path / "hf", **change)
+    with pytest.raises(UserError, match=told):
+        import_folder(tmp_path / "hf", one)
+
+
+@pytest.mark.parametrize("kind", ["qkv_bias", "no such weight", "shape", "NaN", "tokens", "safetensors", "no model"])
+def test_import_of_unfit_files_is_refused(tmp_path: Path, kind: str) -> None:
+    one = experiment(tmp_path)
+    export_checkpoint(one, checkpoint(one).path, tmp_path / "hf")
+    hf, path = tmp_path / "hf", tmp_path / "hf" / "model.safetensors"
+    weights = load_file(path)
+    name = "transformer.h.0.ln_1.weight"
+    if kind == "qkv_bias":
+        weights["transformer.h.0.attn.c_attn.bias"][0] = 1.0
+    elif kind == "no such weight":
+        del weights[name]
+    elif kind == "shape":
+        weights[name] = torch.ones(9)
+    elif kind == "NaN":
+        weights[name][0] = float("nan")
+    save_file(weights, path)
+    if kind == "tokens":
+        vocabulary = json.loads((hf / "vocab.json").read_text(encoding="utf-8"))
+        vocabulary["!"], vocabulary["a"] = vocabulary["a"], vocabulary["!"]
+        (hf / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    elif kind == "safetensors":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif kind == "no model":
+        path.unlink()
+    with pytest.raises(UserError, match=kind):
+        import_folder(hf, one)
+    assert not (one.folder.checkpoints / "checkpoint_step_0.pt").exists()
+
+
+def test_import_while_the_experiment_trains_is_refused(tmp_path: Path) -> None:
+    one = experiment(tmp_path)
+    export_checkpoint(one, checkpoint(one).path, tmp_path / "hf")
+    with folder_lock(one.folder.root, purpose="training"), pytest.raises(LockedError, match="training"):
+        import_folder(tmp_path / "hf", one)
+
+
+def test_import_keeps_another_checkpoint_of_that_name(tmp_path: Path) -> None:
+    one, two = experiment(tmp_path), experiment(tmp_path, "two")
+    old = checkpoint(two, step=0)
+    export_checkpoint(one, checkpoint(one).path, tmp_path / "hf")
+    assert import_folder(tmp_path / "hf", two).new
+    aside = two.folder.checkpoints / "checkpoint_step_0.pt.leftover"
+    assert hashlib.sha256(aside.read_bytes()).hexdigest() == old.sha256
+
+
+def test_training_starts_from_an_imported_model(tmp_path: Path) -> None:
+    from gpt_pipeline.training.run import run_job
+    from gpt_pipeline_tests.training_jobs import Listener, make_job
+
+    job = make_job(tmp_path, training={"max_steps": 2}, resume="checkpoint_step_0.pt")
+    shape = dataclasses.asdict(job.model)
+    one = experiment(tmp_path, **{key: value for key, value in shape.items() if key != "vocab_size"})
+    two = dataclasses.replace(one, config=dataclasses.replace(one.config, experiment_name="experiment"))
+    export_checkpoint(one, checkpoint(one).path, tmp_path / "hf")
+    taken = import_folder(tmp_path / "hf", two).checkpoint
+    job = dataclasses.replace(job, experiment_folder=str(two.folder.root))
+    listener = Listener()
+    run_job(job, observer=listener)
+    assert any("checkpoint_step_0.pt, step 0" in message for message in listener.messages)
+    trained = list_checkpoints(job.folder.checkpoints)[-1]
+    before, after = load_checkpoint(taken.path).model, load_checkpoint(trained.path).model
+    assert trained.step == 2
+    change = max(float((after[name] - before[name]).abs().max()) for name in before)
+    assert 0 < change < 0.1  # two updates from there, not from weights drawn anew
+
+
+def test_model_config_of_every_field_is_exported() -> None:
+    """A new field of `ModelConfig` must be thought of here and in `hugging_face.py`."""
+    known = {"n_layer", "n_head", "n_embd", "context_length", "vocab_size", "dropout", "qkv_bias", "tie_weights"}
+    assert {field.name for field in dataclasses.fields(ModelConfig)} == known
