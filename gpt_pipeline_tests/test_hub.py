@@ -229,5 +229,5 @@ def test_hub_refusal_between_two_files_keeps_the_finished_one(tmp_path: Path, se
 def test_hub_lost_between_two_files_says_so_after_some_retries(tmp_path: Path, server: FakeHub, hub: Hub) -> None:
     prepare_raw(DataConfig(num_samples=9), tmp_path / "data", hub=hub)
     lost = Hub(endpoint="http://127.0.0.1:9", cache_folder=hub.cache_folder)
-    with pytest.raises(DataError, match=r"cannot reach PleIAs/SYNTH.*ConnectError"):
+    with pytest.raises(DataError, match=r"cannot reach synth_003\.parquet of PleIAs/SYNTH.*ConnectError"):
         prepare_raw(DataConfig(num_samples=25), tmp_path / "data", hub=lost)
