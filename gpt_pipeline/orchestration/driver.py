@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import dagster as dg
+from dagster_shared.error import SerializableErrorInfo
 
 from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
 from gpt_pipeline.data.shards import find_shards
@@ -243,11 +244,17 @@ def _problem(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> Excep
     """
     texts = []
     for event in result.all_events:
+        if event.is_job_failure and (error := event.job_failure_data.error) and _is_interruption(error):
+            return StoppedError()
         if event.is_step_failure:
             data = event.step_failure_data
             error = data.error.cause or data.error if data.error else None
-            if error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+            if error is not None and _is_interruption(error):
                 return StoppedError()
             described = data.user_failure_data.description if data.user_failure_data else None
             texts.append(f"{event.step_key}: {described or (error.message.strip() if error else 'failed')}")
     return UserError("\n".join(texts) or "the run failed before its first step; its log is in the Dagster UI")
+
+
+def _is_interruption(error: SerializableErrorInfo) -> bool:
+    return error.cls_name == dg.DagsterExecutionInterruptedError.__name__
