@@ -55,6 +55,21 @@ def validate(experiment: Path) -> None:
 
 @command.command()
 @_EXPERIMENT
+def verify(experiment: Path) -> None:
+    """Read every byte of an experiment's finished data and compare it with its manifests."""
+    from gpt_pipeline.data.verification import verify_data
+    from gpt_pipeline.experiment.load import load_experiment
+
+    loaded = load_experiment(experiment)
+    found = verify_data(loaded.data, loaded.data_folder, say=_say)
+    for each in found:
+        click.echo(f"{each.stage:16} {each.problem or 'as it was made'}")
+    if any(each.folder is not None and each.problem is not None for each in found):
+        sys.exit(_FAILED)
+
+
+@command.command()
+@_EXPERIMENT
 @click.option("--force", is_flag=True, help="Train again from the first step; the old training is moved aside.")
 def run(experiment: Path, force: bool) -> None:
     """Materialize everything for one experiment: data, training, evaluations, report.
@@ -196,6 +211,39 @@ def import_(folder: Path, experiment: Path) -> None:
         f"{experiment.name} and run: gpt-pipeline run"
     )
     click.echo(taken.checkpoint.path)
+
+
+@command.command()
+@click.argument(
+    "experiments",
+    type=click.Path(path_type=Path),
+    nargs=-1,
+    required=True,
+    metavar="A.yaml B.yaml ...",
+    callback=lambda *given: [path.absolute() for path in given[2]],
+)
+@click.option("--json", "as_values", is_flag=True, help="Print JSON, with every figure in full.")
+def compare(experiments: Sequence[Path], as_values: bool) -> None:
+    """Put experiments beside each other: quality, cost, and the keys of their files that differ.
+
+    They are ranked only if their losses are of the same held-out tokens.
+    """
+    import json
+
+    from rich.console import Console
+
+    from gpt_pipeline.comparison import table
+    from gpt_pipeline.comparison.compare import compare_experiments
+    from gpt_pipeline.experiment.load import load_experiment
+
+    comparison = compare_experiments([load_experiment(path) for path in experiments])
+    console = Console()
+    if as_values:
+        click.echo(json.dumps(table.as_json(comparison), indent=2, ensure_ascii=False))
+    elif console.is_terminal:
+        table.print_rich(comparison, console)
+    else:
+        click.echo(table.plain_text(comparison), nl=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

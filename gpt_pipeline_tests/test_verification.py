@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from gpt_pipeline.cli import command
 from gpt_pipeline.data import verification
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.english import english_files, find_english
@@ -13,6 +15,7 @@ from gpt_pipeline.data.shards import find_shards
 from gpt_pipeline.data.verification import verify_data
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.manifest import read_manifest, record_file
+from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.synth_rows import write_folder
 from gpt_pipeline_tests.test_parts import config_of, prepared
 
@@ -87,3 +90,24 @@ def test_verify_sidecar_that_does_not_fit_the_tokens_is_found(config: DataConfig
     }
     write_json(shards.folder / "manifest.json", value)
     assert set(problems(config, tmp_path)) == {"token_shards"}
+
+
+def test_verify_command_says_what_is_whole_and_fails_on_damage(tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    path = project.write_experiment("tiny", num_samples=60)
+    write_folder(tmp_path / "synth", 50, 50)
+    path.write_text(path.read_text().replace("source: sample", "local_dataset_path: ../synth"))
+    experiment = project.experiment("tiny")
+    unfinished = CliRunner().invoke(command, ["verify", str(path)])
+    assert unfinished.exit_code == 0
+    assert unfinished.output.count("not finished") == 3
+    prepared(experiment.data, experiment.data_folder)
+    whole = CliRunner().invoke(command, ["verify", str(path)])
+    assert whole.exit_code == 0
+    assert whole.output.count("as it was made") == 3
+    shards = find_shards(experiment.data, experiment.data_folder)
+    assert shards is not None
+    flip_a_bit(shards.folder / "train_000001.bin")
+    damaged = CliRunner().invoke(command, ["verify", str(path)])
+    assert damaged.exit_code == 1
+    assert "train_000001.bin: found sha256" in damaged.output
