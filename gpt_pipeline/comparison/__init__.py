@@ -2,4 +2,5 @@
 
 compare.py  the figures of several experiments, and whether they can be compared
 table.py    the same as a table: for a terminal, as plain columns, as markdown, as JSON
+picture.py  the loss curves of several in one
 """

@@ -36,7 +36,7 @@ def report_is_outdated(experiment: Experiment) -> bool:
     folder = experiment.folder
     if not folder.training.is_file() and not read_evaluations(folder.evaluations):
         return False
-    return not folder.report.is_file() or _shown(folder.root) != report_fingerprint(experiment)
+    return not folder.report.is_file() or shown_fingerprint(folder.root) != report_fingerprint(experiment)
 
 
 def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, force: bool) -> dg.MaterializeResult:
@@ -47,7 +47,7 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
 
     folder = experiment.folder
     identity = report_fingerprint(experiment)
-    reused = not force and folder.report.is_file() and _shown(folder.root) == identity
+    reused = not force and folder.report.is_file() and shown_fingerprint(folder.root) == identity
     if reused:
         context.log.info("Nothing to do: the report shows the newest results.")
     else:
@@ -64,7 +64,7 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
             "report": dg.MetadataValue.url(folder.report.as_uri()),
             "path": dg.MetadataValue.path(str(folder.report)),
             "evaluations": len(read_evaluations(folder.evaluations)),
-            "loss": dg.MetadataValue.md(f"![Loss against step]({_data_uri(curve)})"),
+            "loss": dg.MetadataValue.md(f"![Loss against step]({picture_uri(curve)})"),
             "already_finished": reused,
         },
         data_version=dg.DataVersion(identity),
@@ -91,14 +91,16 @@ def _record(root: Path) -> Path:
     return root / "report.json"
 
 
-def _shown(root: Path) -> str | None:
+def shown_fingerprint(root: Path) -> str | None:
+    """Return the identity of what the report in the experiment's folder shows; None if there is none."""
     try:
         return str(read_json(_record(root))["fingerprint"])
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return None
 
 
-def _data_uri(svg: str) -> str:
+def picture_uri(svg: str) -> str:
+    """Return an SVG document as a URI, for a picture inside markdown metadata."""
     import base64
 
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

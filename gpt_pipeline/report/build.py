@@ -14,6 +14,7 @@ from gpt_pipeline import __version__
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.charts import Chart, Point, Series, draw, from_x, loss_chart, points_of, smoothed
 from gpt_pipeline.report.contents import CheckpointRow, Contents, Record, read_contents
+from gpt_pipeline.report.metrics import METRICS, Metric
 from gpt_pipeline.storage.atomic import write_text
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import utc_now
@@ -41,43 +42,6 @@ class KeyFigure:
     label: str
     value: str
     note: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A column of the table of checkpoints."""
-
-    key: str
-    label: str
-    meaning: str
-    share: bool = False
-    higher_is_better: bool = True
-    places: int = 3
-
-
-METRICS = (
-    Metric(key="val_loss", label="val loss", meaning="nats per held-out token", higher_is_better=False),
-    Metric(key="perplexity", label="perplexity", meaning="e to the loss", higher_is_better=False, places=1),
-    Metric(key="val_bpb", label="bpb", meaning="bits per UTF-8 byte of held-out text", higher_is_better=False),
-    Metric(
-        key="answer_loss",
-        label="answer loss",
-        meaning="nats per token of the reference answers, given question and reference reasoning",
-        higher_is_better=False,
-    ),
-    Metric(key="well_formed", label="well-formed", meaning="ends by itself with all its parts", share=True),
-    Metric(key="correct", label="right", meaning="the expected number, else the expected text", share=True),
-    Metric(key="token_f1", label="word F1", meaning="overlap with the expected words"),
-    Metric(key="distinct_2", label="distinct", meaning="share of word pairs that differ; low is repetitive"),
-    Metric(
-        key="new_tokens",
-        label="tokens",
-        meaning="mean length of an answer",
-        places=0,
-        higher_is_better=False,
-    ),
-)
-_NOT_RANKED = {"new_tokens", "distinct_2"}  # neither longer nor more varied is better by itself
 
 
 def build_report(
@@ -284,7 +248,7 @@ def _best_values(contents: Contents) -> dict[str, float]:
     for metric in METRICS:
         values = [row.evaluation.metrics.get(metric.key) for row in contents.evaluated if row.evaluation is not None]
         present = [value for value in values if value is not None]
-        if metric.key not in _NOT_RANKED and len(set(present)) > 1:
+        if metric.ranked and len(set(present)) > 1:
             best[metric.key] = max(present) if metric.higher_is_better else min(present)
     return best
 

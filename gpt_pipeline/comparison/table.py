@@ -1,0 +1,184 @@
+"""A comparison to read: experiments as columns, figures as rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gpt_pipeline.comparison.compare import Comparison, Reached, Standing
+from gpt_pipeline.report import wording
+from gpt_pipeline.report.metrics import METRICS, Metric
+
+_COSTLY = "cost"
+_MARK = "*"  # before a value that is the best of its row, where there is no colour
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One figure of every experiment."""
+
+    section: str
+    label: str
+    cells: tuple[str, ...]
+    best: frozenset[int] = frozenset()
+    """Places of the best cells; empty where nothing is better, or nothing can be compared."""
+
+
+def rows_of(comparison: Comparison) -> list[Row]:
+    """Return the figures as rows; what no experiment has is left out."""
+    rows = [
+        _row(comparison, "", "status", lambda standing: standing.status),
+        _row(comparison, "", "rank", lambda standing: wording.number(standing.rank)),
+        *_reached_rows(comparison, "best", lambda standing: standing.best),
+        *_reached_rows(comparison, "last", lambda standing: standing.last),
+        *_cost_rows(comparison),
+        *(
+            Row(section="config", label=each.key, cells=tuple(_value(value) for value in each.values))
+            for each in comparison.differences
+        ),
+    ]
+    return [row for row in rows if any(cell != wording.NOTHING for cell in row.cells)]
+
+
+def notes_of(comparison: Comparison) -> list[str]:
+    """Return what a reader must know before comparing, one sentence each."""
+    notes = [f"Not comparable, so not ranked: {each}." for each in comparison.obstacles]
+    notes += [f"Answers are not comparable: {each}." for each in comparison.answer_obstacles]
+    if waiting := [standing.name for standing in comparison.standings if standing.best is None]:
+        notes.append(f"Without an evaluation, so not ranked: {', '.join(waiting)}.")
+    if any(standing.rank for standing in comparison.standings):
+        notes.append("Ranked by the lowest validation loss of any checkpoint.")
+    return notes
+
+
+def print_rich(comparison: Comparison, console: Console) -> None:
+    """Print the comparison as a table for a terminal."""
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("")
+    for standing in comparison.standings:
+        table.add_column(standing.name, justify="right", overflow="fold")
+    section = ""
+    for row in rows_of(comparison):
+        if row.section != section:
+            section = row.section
+            table.add_section()
+            table.add_row(f"[bold]{section}[/bold]")
+        cells = [f"[bold green]{cell}[/]" if place in row.best else cell for place, cell in enumerate(_safe(row))]
+        table.add_row(row.label, *cells)
+    console.print(table)
+    for note in notes_of(comparison):
+        console.print(note, style="yellow" if note.startswith(("Not", "Answers")) else "", markup=False)
+
+
+def plain_text(comparison: Comparison) -> str:
+    """Return the comparison as columns of plain text; the best of a row bears a `*`."""
+    lines = [("", "", *(standing.name for standing in comparison.standings))]
+    for row in rows_of(comparison):
+        cells = [f"{_MARK}{cell}" if place in row.best else cell for place, cell in enumerate(row.cells)]
+        lines.append((row.section, row.label, *cells))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*text, *notes_of(comparison)]) + "\n"
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return the comparison as a markdown table; the best of a row is bold."""
+    names = [_escaped(standing.name) for standing in comparison.standings]
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    for row in rows_of(comparison):
+        label = f"{row.section} · {row.label}" if row.section else row.label
+        cells = [
+            f"**{_escaped(cell)}**" if place in row.best else _escaped(cell) for place, cell in enumerate(row.cells)
+        ]
+        lines.append(f"| {_escaped(label)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"- {_escaped(note)}" for note in notes_of(comparison))])
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Return the comparison as JSON values, with figures in full."""
+    return {
+        "comparable": not comparison.obstacles,
+        "answers_comparable": not comparison.obstacles and not comparison.answer_obstacles,
+        "obstacles": list(comparison.obstacles),
+        "answer_obstacles": list(comparison.answer_obstacles),
+        "experiments": [dataclasses.asdict(standing) for standing in comparison.standings],
+        "differences": {each.key: list(each.values) for each in comparison.differences},
+    }
+
+
+def _reached_rows(comparison: Comparison, section: str, of: Callable[[Standing], Reached | None]) -> Iterable[Row]:
+    def cell(show: Callable[[Reached], str]) -> Callable[[Standing], str]:
+        return lambda standing: wording.NOTHING if (reached := of(standing)) is None else show(reached)
+
+    yield _row(comparison, section, "step", cell(lambda reached: wording.number(reached.step)))
+    yield _row(comparison, section, "tokens", cell(lambda reached: wording.count(reached.tokens_seen)))
+    yield _row(comparison, section, "time", cell(lambda reached: wording.duration(reached.seconds)))
+    for metric in METRICS:
+        values = [reached.metrics.get(metric.key) if (reached := of(each)) else None for each in comparison.standings]
+        yield Row(
+            section=section,
+            label=metric.label,
+            cells=tuple(_metric_text(metric, value) for value in values),
+            best=_best_places(metric, values) if _may_rank(comparison, metric) else frozenset(),
+        )
+
+
+def _cost_rows(comparison: Comparison) -> Iterable[Row]:
+    def row(label: str, show: Callable[[Standing], str]) -> Row:
+        return _row(comparison, _COSTLY, label, show)
+
+    yield row("parameters", lambda standing: wording.count(standing.parameters))
+    yield row("tokens", lambda standing: wording.count(standing.cost.tokens_seen))
+    yield row("time", lambda standing: wording.duration(standing.cost.seconds))
+    yield row("tokens/s", lambda standing: wording.count(standing.cost.tokens_per_second))
+    yield row("GPU hours", lambda standing: wording.decimal(standing.cost.gpu_hours, 2))
+    yield row("memory GB", lambda standing: wording.decimal(standing.cost.memory_gb, 2))
+
+
+def _row(comparison: Comparison, section: str, label: str, show: Callable[[Standing], str]) -> Row:
+    return Row(section=section, label=label, cells=tuple(show(standing) for standing in comparison.standings))
+
+
+def _metric_text(metric: Metric, value: float | None) -> str:
+    if value is None:
+        return wording.NOTHING
+    return wording.percent(value) if metric.share else wording.decimal(value, metric.places)
+
+
+def _may_rank(comparison: Comparison, metric: Metric) -> bool:
+    if comparison.obstacles or not metric.ranked:
+        return False
+    return not (metric.of_answers and comparison.answer_obstacles)
+
+
+def _best_places(metric: Metric, values: Sequence[float | None]) -> frozenset[int]:
+    present = [value for value in values if value is not None]
+    if len(set(present)) < 2:
+        return frozenset()
+    best = max(present) if metric.higher_is_better else min(present)
+    return frozenset(place for place, value in enumerate(values) if value == best)
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _safe(row: Row) -> list[str]:
+    return [cell.replace("[", r"\[") for cell in row.cells]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", r"\|").replace("\n", " ")

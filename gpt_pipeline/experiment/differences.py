@@ -1,0 +1,42 @@
+"""What sets the configurations of experiments apart, key by key."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpt_pipeline.experiment.config import ExperimentConfig
+
+_LEFT_OUT = ("experiment_name", "storage")  # what it is called and where it lies, not what it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A key of the experiment files that has not the same value in all of them."""
+
+    key: str
+    """Whole path, such as `training.learning_rate`."""
+
+    values: tuple[Any, ...]
+    """One per experiment, in their order; defaults count as written."""
+
+
+def config_differences(configs: Sequence[ExperimentConfig]) -> list[Difference]:
+    """Return the keys that differ between the configurations, in the order of the blocks."""
+    flat = [_flat(dataclasses.asdict(config)) for config in configs]
+    return [
+        Difference(key=key, values=tuple(values[key] for values in flat))
+        for key in (flat[0] if flat else {})
+        if any(values[key] != flat[0][key] for values in flat)
+    ]
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        f"{section}.{key}": value
+        for section, block in values.items()
+        if section not in _LEFT_OUT
+        for key, value in block.items()
+    }

@@ -1,0 +1,124 @@
+"""The project's experiments beside each other: the asset `comparison`, its job, and the sensor that keeps it new."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.failures import explained
+from gpt_pipeline.orchestration.report_step import picture_uri, shown_fingerprint
+from gpt_pipeline.storage.fingerprint import fingerprint
+from gpt_pipeline.training.heartbeat import trainer_state
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+COMPARISON = dg.AssetKey(["comparison"])
+COMPARISON_JOB = "compare_experiments"
+_VERSION = "1"  # raised by hand when the same reports give another comparison
+_SENSOR_SECONDS = 60
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonDefinitions:
+    """What a project of several experiments has besides them."""
+
+    asset: dg.AssetsDefinition
+    job: "UnresolvedAssetJobDefinition"
+    sensor: dg.SensorDefinition
+
+
+def comparison_definitions(experiments: Sequence[Experiment]) -> list[ComparisonDefinitions]:
+    """Return the comparison of the experiments; nothing while there are not two to compare."""
+    if len(experiments) < 2:
+        return []
+    asset = _asset(experiments)
+    job = dg.define_asset_job(
+        COMPARISON_JOB, dg.AssetSelection.assets(asset), description="Put all experiments of the project side by side."
+    )
+    return [ComparisonDefinitions(asset=asset, job=job, sensor=_sensor(experiments, job))]
+
+
+def comparison_fingerprint(experiments: Sequence[Experiment]) -> str:
+    """Return the identity of what a comparison would show now: what each experiment's report shows."""
+    shown = {experiment.name: shown_fingerprint(experiment.folder.root) or "" for experiment in experiments}
+    return fingerprint("comparison", config=shown, code_version=_VERSION)
+
+
+def _asset(experiments: Sequence[Experiment]) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=COMPARISON,
+        group_name="comparison",
+        deps=[keys.asset_key(experiment, "report") for experiment in experiments],
+        description="All experiments of the project side by side: quality, cost, and what sets their files apart.",
+    )
+    def comparison() -> dg.MaterializeResult:
+        with explained():
+            return _compare(experiments)
+
+    return comparison
+
+
+def _compare(experiments: Sequence[Experiment]) -> dg.MaterializeResult:
+    from gpt_pipeline.comparison.compare import compare_experiments
+    from gpt_pipeline.comparison.picture import losses_svg
+    from gpt_pipeline.comparison.table import as_json, markdown
+
+    identity = comparison_fingerprint(experiments)
+    found = compare_experiments(experiments)
+    by_name = {experiment.name: experiment for experiment in experiments}
+    ordered = [by_name[standing.name] for standing in found.standings]
+    best = next((standing for standing in found.standings if standing.rank == 1), None)
+    return dg.MaterializeResult(
+        metadata={
+            "table": dg.MetadataValue.md(markdown(found)),
+            "losses": dg.MetadataValue.md(f"![Validation losses]({picture_uri(losses_svg(ordered))})"),
+            "figures": dg.MetadataValue.json(as_json(found)),
+            "experiments": len(found.standings),
+            "comparable": not found.obstacles,
+            "best": best.name if best else "not ranked",
+        },
+        data_version=dg.DataVersion(identity),
+    )
+
+
+def _sensor(experiments: Sequence[Experiment], job: "UnresolvedAssetJobDefinition") -> dg.SensorDefinition:
+    @dg.sensor(
+        name="new_comparison",
+        job=job,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=_SENSOR_SECONDS,
+        description="Compares the experiments anew when a report has changed and no training is running.",
+    )
+    def new_comparison(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        reported = [each for each in experiments if shown_fingerprint(each.folder.root) is not None]
+        if len(reported) < 2:
+            return dg.SkipReason(f"{len(reported)} of {len(experiments)} experiments have a report.")
+        wanted, shown = comparison_fingerprint(experiments), _shown(context.instance)
+        if shown == wanted:
+            return dg.SkipReason("The comparison shows the newest reports.")
+        # Each checkpoint changes a report; a run for each would only take time from the training.
+        training = [each.name for each in experiments if trainer_state(each.folder.root) == "running"]
+        if training:
+            return dg.SkipReason(f"Waits for the training of {', '.join(training)} to end.")
+        if context.instance.get_runs_count(dg.RunsFilter(job_name=COMPARISON_JOB, statuses=_UNFINISHED)):
+            return dg.SkipReason("A comparison is under way.")
+        return dg.RunRequest(run_key=f"{wanted}@{shown}")  # one that fails is not requested again and again
+
+    return new_comparison
+
+
+def _shown(instance: dg.DagsterInstance) -> str | None:
+    """Return the identity of the newest comparison in Dagster's history."""
+    event = instance.get_latest_materialization_event(COMPARISON)
+    materialization = event.asset_materialization if event else None
+    return (materialization.tags or {}).get("dagster/data_version") if materialization else None

@@ -1,0 +1,62 @@
+"""The metrics of an evaluation as tables show them: by which name, in which unit, and which way is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A column of the table of checkpoints."""
+
+    key: str
+    label: str
+    meaning: str
+    share: bool = False
+    higher_is_better: bool = True
+    places: int = 3
+    ranked: bool = True
+    """False where neither more nor less is better by itself."""
+
+    of_answers: bool = True
+    """False for what is measured on the validation tokens."""
+
+
+METRICS = (
+    Metric(
+        key="val_loss", label="val loss", meaning="nats per held-out token", higher_is_better=False, of_answers=False
+    ),
+    Metric(
+        key="perplexity",
+        label="perplexity",
+        meaning="e to the loss",
+        higher_is_better=False,
+        places=1,
+        of_answers=False,
+    ),
+    Metric(
+        key="val_bpb",
+        label="bpb",
+        meaning="bits per UTF-8 byte of held-out text",
+        higher_is_better=False,
+        of_answers=False,
+    ),
+    Metric(
+        key="answer_loss",
+        label="answer loss",
+        meaning="nats per token of the reference answers, given question and reference reasoning",
+        higher_is_better=False,
+    ),
+    Metric(key="well_formed", label="well-formed", meaning="ends by itself with all its parts", share=True),
+    Metric(key="correct", label="right", meaning="the expected number, else the expected text", share=True),
+    Metric(key="numeric_match", label="right number", meaning="where a number is expected", share=True),
+    Metric(key="choice_match", label="right option", meaning="where the question gives options", share=True),
+    Metric(key="token_f1", label="word F1", meaning="overlap with the expected words"),
+    Metric(
+        key="distinct_2",
+        label="distinct",
+        meaning="share of word pairs that differ; low is repetitive",
+        ranked=False,
+    ),
+    Metric(key="new_tokens", label="tokens", meaning="mean length of an answer", places=0, ranked=False),
+)
