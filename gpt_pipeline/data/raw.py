@@ -15,7 +15,7 @@ import numpy as np
 from gpt_pipeline.data.config import SAMPLE, DataConfig
 from gpt_pipeline.data.document_index import Rows, index_part, prepare_index, repeated_documents
 from gpt_pipeline.data.eligibility import RULE_VERSION
-from gpt_pipeline.data.source.hub import Hub, open_dataset, recorded_dataset
+from gpt_pipeline.data.source.hub import Hub, HubDataset, open_dataset, recorded_dataset
 from gpt_pipeline.data.source.local import LocalFolder, local_path, open_folder, parquet_names
 from gpt_pipeline.data.source.record import FileFacts, SourceRecord, read_record
 from gpt_pipeline.data.source.sample.source import SampleFolder
@@ -223,8 +223,11 @@ class RawStage:
         Raises:
             UserError: a file is damaged, or the hub cannot be reached or refuses.
         """
+        names = list(names)
         record = read_record(self._record_folder)
         source = self._open_source(record, say)
+        if isinstance(source, HubDataset) and len(names) > 1:
+            source.download_all(names, say=say)  # several at a time; those that are here already are left alone
         looked = {name: self._looked_at(source, name, record, say) for name in names}
         return {
             "rows": sum(facts.rows for facts in looked.values()),
