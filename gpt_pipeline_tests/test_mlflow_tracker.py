@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from urllib.request import url2pathname
 import pytest
 
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, find_evaluation, write_evaluation
+from gpt_pipeline.tracking.lost_runs import lost_runs
 from gpt_pipeline.tracking.mlflow_tracker import (
+    ALIAS_TAG,
     FINGERPRINT_TAG,
     MARKDOWN_FILE,
     TABLE_FILE,
@@ -38,6 +41,8 @@ ANSWER = {
     "correct": True,
     "exact_match": False,
     "numeric_match": True,
+    "choice_match": None,
+    "reference_tokens": 6,
     "token_f1": 0.5,
     "distinct_2": 1.0,
     "new_tokens": 9,
@@ -45,7 +50,9 @@ ANSWER = {
 }
 
 
-def make_result(folder: Path, *, step: int = 50_000, fingerprint: str = "f" * 64) -> EvaluationResult:
+def make_result(
+    folder: Path, *, step: int = 50_000, fingerprint: str = "f" * 64, weights: str = "b" * 64
+) -> EvaluationResult:
     key = f"step_{step:08d}"
     result = EvaluationResult(
         fingerprint=fingerprint,
@@ -55,7 +62,7 @@ def make_result(folder: Path, *, step: int = 50_000, fingerprint: str = "f" * 64
             "step": step,
             "tokens_seen": step * 100,
             "sha256": "a" * 64,
-            "weights_sha256": "b" * 64,
+            "weights_sha256": weights,
             "training_fingerprint": "c" * 64,
             "created_at": "2026-11-01T09:00:00Z",
             "metrics": {"train_loss": 3.5, "val_loss": None},
@@ -159,6 +166,119 @@ def test_log_evaluation_after_a_killed_attempt_completes_its_run(
     assert run.info.status == "FINISHED"
     assert run.data.params["training.seed"] == "3"
     assert metric_rows(store) == 4
+
+
+# Where an attempt is killed by the system, as the name of a method, its how-manieth call, and before or after it.
+KILLED_AT = [
+    ("create_run", 1, "after"),
+    ("log_batch", 1, "after"),
+    ("log_batch", 2, "after"),
+    ("log_text", 1, "before"),
+    ("log_text", 1, "after"),
+    ("set_terminated", 1, "before"),
+    ("set_tag", 1, "before"),
+]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="fork and SIGKILL are POSIX")
+def test_log_evaluation_by_processes_killed_at_several_points_ends_with_one_complete_run_each(
+    tmp_path: Path, store: Path
+) -> None:
+    results = [
+        make_result(tmp_path, step=number, fingerprint=f"{number:064d}", weights=f"{number:064d}")
+        for number in range(1, len(KILLED_AT) + 1)
+    ]
+    code = f"""
+import os, signal
+from pathlib import Path
+from gpt_pipeline.tracking.store import configure_mlflow
+configure_mlflow()
+from mlflow.tracking import MlflowClient
+from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline_tests.test_mlflow_tracker import KILLED_AT, log
+
+def kill_at(name, number, when):
+    plain, calls = getattr(MlflowClient, name), []
+    def watched(*given, **options):
+        calls.append(name)
+        if when == "before" and len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer = plain(*given, **options)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+    setattr(MlflowClient, name, watched)
+
+for result, point in zip(read_evaluations(Path({str(results[0].path.parent)!r})), KILLED_AT, strict=True):
+    child = os.fork()
+    if child == 0:
+        kill_at(*point)
+        log(result, Path({str(store)!r}), best_weights=result.checkpoint["weights_sha256"])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, point
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert len(runs(store)) == len(results)
+    for result in results:
+        log(result, store, best_weights=result.checkpoint["weights_sha256"])
+    by_step = {run.data.tags["step"]: run for run in runs(store)}
+    assert len(runs(store)) == len(by_step) == len(results)
+    assert metric_rows(store) == 4 * len(results)
+    assert len(list(store.rglob(TABLE_FILE))) == len(list(store.rglob(MARKDOWN_FILE))) == len(results)
+    for run in by_step.values():
+        assert (run.info.status, len(run.data.params)) == ("FINISHED", 3)
+    assert [step for step, run in by_step.items() if ALIAS_TAG in run.data.tags] == [str(len(results))]
+
+
+def test_log_evaluation_of_the_best_bears_the_alias_until_another_is_the_best(tmp_path: Path, store: Path) -> None:
+    def aliases() -> dict[str, str | None]:
+        return {run.info.run_name: run.data.tags.get(ALIAS_TAG) for run in runs(store)}
+
+    first = make_result(tmp_path, step=1, fingerprint="1" * 64, weights="1" * 64)
+    second = make_result(tmp_path, step=2, fingerprint="2" * 64, weights="2" * 64)
+    log(first, store, best_weights="1" * 64)
+    assert aliases() == {"step_1": "best_model"}
+    log(second, store, best_weights="1" * 64)
+    assert aliases() == {"step_1": "best_model", "step_2": None}
+    log(second, store, best_weights="2" * 64)
+    assert aliases() == {"step_1": None, "step_2": "best_model"}
+    log(first, store, best_weights="3" * 64)  # a best between two checkpoints, not evaluated so far
+    assert aliases() == {"step_1": None, "step_2": None}
+    assert metric_rows(store) == 8
+
+
+def test_log_evaluation_into_a_store_locked_by_another_program_says_so_and_is_caught_up(
+    tmp_path: Path, store: Path
+) -> None:
+    result = make_result(tmp_path)
+    other = sqlite3.connect(store / "mlflow.db", isolation_level=None)
+    other.execute("begin exclusive")
+    with pytest.raises(TrackingError, match="locked"):
+        log(result, store)
+    other.execute("rollback")
+    other.close()
+    assert log(result, store).new
+    assert [run.info.status for run in runs(store)] == ["FINISHED"]
+    assert metric_rows(store) == 4
+
+
+def test_lost_runs_are_those_that_a_store_does_not_know(tmp_path: Path, store: Path, empty_store: bytes) -> None:
+    logged = log(make_result(tmp_path), store)
+    settings = {"tracking_uri": default_tracking_uri(store), "experiment_name": "My GPT"}
+    assert lost_runs([logged.run_id, "other"], **settings) == {"other"}
+    client(store).delete_run(logged.run_id)  # into the trash: someone wants it so
+    assert lost_runs([logged.run_id], **settings) == set()
+    (store / "mlflow.db").write_bytes(empty_store)
+    assert lost_runs([logged.run_id], **settings) == {logged.run_id}
+    (store / "mlflow.db").unlink()
+    assert lost_runs([logged.run_id], **settings) == {logged.run_id}
+    assert not (store / "mlflow.db").exists()
+
+
+def test_lost_runs_of_a_store_that_cannot_be_read_are_not_guessed(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(TrackingError, match="asked again later"):
+        lost_runs(["x"], tracking_uri=default_tracking_uri(tmp_path), experiment_name="My GPT")
 
 
 def test_log_evaluation_into_a_wiped_store_logs_again_from_the_disk(

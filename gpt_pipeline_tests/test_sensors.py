@@ -1,7 +1,11 @@
 """The sensor and the schedule, asked as the daemon asks them, on a finished project."""
 
+import dataclasses
 import json
+import os
 import shutil
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,6 +14,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from gpt_pipeline.checkpoints.manifest import best_checkpoint, checkpoint_path, read_info, write_manifest
+from gpt_pipeline.checkpoints.save import link_best
+from gpt_pipeline.evaluation.alias import alias_of
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.keys import EVALUATION_TAG
@@ -140,6 +147,100 @@ def test_schedule_acts_only_when_the_questions_changed(copy: TinyProject, instan
     assert _ask_sensor(copy, instance) == []  # they were evaluated, only by other questions
 
 
+def test_sensor_has_no_cursor_to_lose_and_no_clock_to_trust(copy: TinyProject, instance: dg.DagsterInstance) -> None:
+    _forget_evaluation(copy, 8)
+    (lost,) = _ask_sensor(copy, instance)
+    with _run(instance, lost, dg.DagsterRunStatus.STARTED):  # the history survives a daemon; nothing else is needed
+        for seconds in (0, 4_000_000_000):  # the files of a machine whose clock was wrong
+            for path in copy.experiment("tiny").folder.checkpoints.iterdir():
+                os.utime(path, (seconds, seconds))
+            assert _ask_sensor(copy, instance) == []
+    assert [request.tags for request in _ask_sensor(copy, instance)] == [lost.tags]
+
+
+def test_sensor_a_hundred_checkpoints_at_once_are_requested_once_each(
+    copy: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    folder = copy.experiment("tiny").folder.checkpoints
+    template = read_info(folder / "checkpoint_step_8.pt")
+    assert template is not None
+    for step in range(101, 201):
+        path = checkpoint_path(folder, step)
+        os.link(template.path, path)
+        write_manifest(dataclasses.replace(template, path=path, step=step, weights_sha256=f"{step:064d}"))
+    began = time.monotonic()
+    requests = _ask_sensor(copy, instance)
+    assert time.monotonic() - began < 20  # of the 60 seconds that the daemon gives a sensor
+    assert [request.partition_key for request in requests] == [f"step_{step:08d}" for step in range(101, 201)]
+    for request in requests:
+        instance.add_run(
+            dg.DagsterRun(job_name=request.job_name or "", status=dg.DagsterRunStatus.STARTING, tags=dict(request.tags))
+        )
+    assert _ask_sensor(copy, instance) == []
+
+
+def test_sensor_of_each_of_two_experiments_asks_for_its_own(copy: TinyProject, instance: dg.DagsterInstance) -> None:
+    path = copy.write_experiment("other")
+    shutil.copytree(copy.experiment("tiny").folder.root, copy.experiment("other").folder.root)
+    assert path.is_file()
+    for stem, step in (("tiny", 4), ("other", 12)):
+        for result in read_evaluations(copy.experiment(stem).folder.evaluations):
+            if result.step == step:
+                result.path.unlink()
+    answers = {}
+    for name in ("tiny", "other"):
+        answer = _definitions(copy).resolve_sensor_def(f"new_checkpoints_{name}")(dg.build_sensor_context(instance))
+        assert isinstance(answer, dg.SensorResult)
+        answers[name] = [(request.job_name, request.partition_key) for request in answer.run_requests or []]
+    # The same weights, each in an experiment of its own: both are evaluated, each once.
+    assert answers == {
+        "tiny": [("evaluate_tiny", "step_00000004")],
+        "other": [("evaluate_other", "step_00000012")],
+    }
+
+
+def test_sensor_asks_again_for_what_a_wiped_mlflow_has_lost(copy: TinyProject, instance: dg.DagsterInstance) -> None:
+    assert _ask_sensor(copy, instance) == []
+    (copy.root / "mlflow.db").unlink()
+    asked = {request.partition_key for request in _ask_sensor(copy, instance)}
+    assert asked == {"step_00000004", "step_00000008", "step_00000012"}
+
+
+def test_checkpoint_that_becomes_the_best_later_is_only_logged_again(
+    copy: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    folder = copy.experiment("tiny").folder
+    before = {result.path: result.path.stat().st_mtime_ns for result in read_evaluations(folder.evaluations)}
+    best = best_checkpoint(folder.checkpoints)
+    assert best is not None
+    other = next(info for info in copy.checkpoints("tiny") if info.step != best.step)
+    (result,) = (each for each in read_evaluations(folder.evaluations) if each.step == other.step)
+    assert alias_of(result, folder.checkpoints) is None
+    link_best(folder.checkpoints, other)
+    assert alias_of(result, folder.checkpoints) == "best_model"
+    (request,) = _ask_sensor(copy, instance)
+    assert request.partition_key == result.key
+    copy.run("evaluate", "experiments/tiny.yaml")
+    assert _aliases(copy) == {f"step_{other.step}"}
+    assert before == {each.path: each.path.stat().st_mtime_ns for each in read_evaluations(folder.evaluations)}
+    assert [request.job_name for request in _ask_sensor(copy, instance)] in ([], ["report_tiny"])
+
+
+def _aliases(project: TinyProject) -> set[str]:
+    """The names of the MLflow runs that bear an alias."""
+    with sqlite3.connect(project.root / "mlflow.db") as connection:
+        rows = connection.execute("select name from runs join tags using (run_uuid) where key = 'alias'").fetchall()
+    return {name for (name,) in rows}
+
+
+def test_best_model_that_equals_a_checkpoint_is_one_run_with_an_alias(finished: TinyProject) -> None:
+    folder = finished.experiment("tiny").folder
+    best = best_checkpoint(folder.checkpoints)
+    assert best is not None
+    assert _aliases(finished) == {f"step_{best.step}"}
+    assert len(read_evaluations(folder.evaluations)) == 3
+
+
 def test_wanted_evaluation_not_yet_in_mlflow_is_missing_not_outdated(copy: TinyProject) -> None:
     shutil.rmtree(copy.experiment("tiny").folder.evaluations / "logged")
     assert {wanted.state for wanted in wanted_evaluations(copy.experiment("tiny"))} == {"missing"}
@@ -157,7 +258,20 @@ def test_evaluation_of_a_checkpoint_that_is_gone_is_skipped_with_the_reason(copy
     )
     assert "Skipped: there is no checkpoint of step_00000008" in output
     assert "RUN_SUCCESS" in output
+    assert "ASSET_MATERIALIZATION" not in output
+    assert "Skipping step tiny_evaluation_checks" in output
     assert not [result for result in read_evaluations(folder.evaluations) if result.step == 8]
+
+
+def test_evaluation_of_a_checkpoint_is_judged_by_its_checks_in_the_same_run(copy: TinyProject) -> None:
+    output = copy.run(
+        *("asset", "materialize", "-m", "gpt_pipeline.definitions"),
+        *("--select", "tiny/evaluation", "--partition", "step_00000008"),
+        module="dagster",
+    )
+    assert "RUN_SUCCESS" in output
+    for check in ("val_loss_near_best", "output_not_degenerate", "questions_unseen"):
+        assert f"Asset check '{check}' on 'tiny/evaluation' passed. Description: '" in output, output
 
 
 def test_results_on_disk_hold_no_path_of_this_machine(finished: TinyProject) -> None:

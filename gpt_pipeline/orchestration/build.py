@@ -10,7 +10,7 @@ from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.broken import broken_experiment_asset
-from gpt_pipeline.orchestration.checks import data_checks, training_checks
+from gpt_pipeline.orchestration.checks import data_checks, evaluation_checks, training_checks
 from gpt_pipeline.orchestration.console import plain_console
 from gpt_pipeline.orchestration.data_assets import data_assets
 from gpt_pipeline.orchestration.executors import project_executor
@@ -39,6 +39,7 @@ def build_definitions(project: Project) -> dg.Definitions:
         asset_checks=[
             *(check for group, experiment in owners.items() for check in data_checks(group, experiment)),
             *(check for experiment in experiments for check in training_checks(experiment)),
+            *(check for experiment in experiments for check in evaluation_checks(experiment)),
         ],
         jobs=[job for part in automation for job in part.jobs],
         sensors=[part.sensor for part in automation],

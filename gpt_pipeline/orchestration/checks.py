@@ -1,14 +1,22 @@
 """Asset checks: what must be true of a stage's output, and what to do when it is not."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from gpt_pipeline.errors import DataError
+from gpt_pipeline.evaluation.result import EvaluationResult, find_evaluation, read_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.stages import finished_english, finished_shards, finished_training
+
+if TYPE_CHECKING:
+    from gpt_pipeline.data.audit import Finding
+
+_VERSION_TAG = "dagster/data_version"
 
 # SYNTH is 80.8 % English; a source far from that is probably not what the user meant.
 _ENGLISH_SHARE = (0.7, 0.9)
@@ -90,3 +98,77 @@ def training_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefinition
         )
 
     return [loss_below_uniform]
+
+
+def evaluation_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefinition]:
+    """Return the checks of the experiment's evaluations: one step for the three of them.
+
+    In the run of a partition they judge that partition; asked for by themselves, the evaluation made last. They warn
+    and stop nothing: a red one says something of the training, whose checkpoints are evaluated all the same.
+    """
+    key = keys.asset_key(experiment, "evaluation")
+    judges: dict[str, tuple[str, Callable[[Experiment, EvaluationResult], Finding]]] = {
+        "val_loss_near_best": ("The validation loss is not worse than the best so far.", _judge_loss),
+        "output_not_degenerate": ("Answers are not empty, do not go round in circles, and end.", _judge_output),
+        "questions_unseen": ("No training document has a question's article, text or query.", _judge_questions),
+    }
+    specs = [dg.AssetCheckSpec(name, asset=key, description=does) for name, (does, _) in judges.items()]
+
+    @dg.multi_asset_check(name=f"{experiment.name}_evaluation_checks", specs=specs, can_subset=True)
+    def judge_evaluation(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        with explained():
+            result = _evaluation_of_run(context, experiment)
+            for check in sorted(context.selected_asset_check_keys, key=lambda check: check.name):
+                finding = judges[check.name][1](experiment, result)
+                yield dg.AssetCheckResult(
+                    asset_key=check.asset_key,
+                    check_name=check.name,
+                    passed=finding.passed,
+                    severity=dg.AssetCheckSeverity.WARN,
+                    description=finding.text,
+                    metadata={"checkpoint": result.key, **finding.facts},
+                )
+
+    return [judge_evaluation]
+
+
+def _evaluation_of_run(context: dg.AssetCheckExecutionContext, experiment: Experiment) -> EvaluationResult:
+    """Return the evaluation that was materialized last, of the run's partition where it has one.
+
+    Raises:
+        DataError: there is none.
+    """
+    run = context.op_execution_context
+    partitions = [run.partition_key] if run.has_partition_key else None
+    wanted = dg.AssetRecordsFilter(keys.asset_key(experiment, "evaluation"), asset_partitions=partitions)
+    for record in context.instance.fetch_materializations(wanted, limit=1).records:
+        event = record.asset_materialization
+        identity = (event.tags or {}).get(_VERSION_TAG, "") if event else ""
+        if (result := find_evaluation(experiment.folder.evaluations, identity)) is not None:
+            return result
+    raise DataError(
+        f"no evaluation of {experiment.display_name!r} is recorded with its result in "
+        f"{experiment.folder.evaluations}; evaluate a checkpoint first"
+    )
+
+
+def _judge_loss(experiment: Experiment, result: EvaluationResult) -> "Finding":
+    from gpt_pipeline.evaluation.verdicts import loss_verdict
+
+    return loss_verdict(result, read_evaluations(experiment.folder.evaluations))
+
+
+def _judge_output(_: Experiment, result: EvaluationResult) -> "Finding":
+    from gpt_pipeline.evaluation.verdicts import output_verdict
+
+    return output_verdict(result)
+
+
+def _judge_questions(experiment: Experiment, result: EvaluationResult) -> "Finding":
+    from gpt_pipeline.evaluation.questions import cached_questions
+    from gpt_pipeline.evaluation.unseen import cached_proof
+
+    english, folder = finished_english(experiment), experiment.folder.evaluations / "questions"
+    count, seed = int(result.config["num_questions"]), int(result.config["seed"])
+    questions = cached_questions(folder, english, experiment.data, count=count, seed=seed)
+    return cached_proof(folder, questions, english, finished_shards(experiment))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_step, find_checkpoint
+from gpt_pipeline.evaluation.alias import BEST_ALIAS, alias_of, best_weights
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, evaluate_checkpoint
 from gpt_pipeline.evaluation.result import EvaluationResult
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.orchestration.pending import mark_logged
+from gpt_pipeline.orchestration.pending import forget_lost_runs, mark_logged
 from gpt_pipeline.orchestration.stages import finished_english, finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.training_log import catch_up
@@ -32,8 +34,8 @@ def evaluate_partition(
     *,
     settings: EvaluationConfig,
     force: bool,
-) -> dg.MaterializeResult | None:
-    """Evaluate the partition's checkpoint, or find that done; None, with the reason said, if it is gone."""
+) -> Iterator[dg.MaterializeResult]:
+    """Evaluate the partition's checkpoint, or find that done; yields nothing, with the reason said, if it is gone."""
     try:
         checkpoint = _find_checkpoint(experiment, context.partition_key)
         result = evaluate_checkpoint(
@@ -49,12 +51,16 @@ def evaluate_partition(
         )
     except CheckpointGoneError as gone:
         context.log.warning(f"Skipped: {gone}")
-        return None
+        return
     if result.reused:
         context.log.info(f"Nothing to do: {checkpoint.path.name} was evaluated before with the same questions.")
     run = _log(context, experiment, mlflow.tracking_uri, result)
-    return dg.MaterializeResult(
-        metadata={**_links(run, mlflow.tracking_uri, result), **_findings(result)},
+    yield dg.MaterializeResult(
+        metadata={
+            **_links(run, mlflow.tracking_uri, result),
+            **_findings(result),
+            "alias": alias_of(result, experiment.folder.checkpoints) or "",
+        },
         data_version=dg.DataVersion(result.fingerprint),
     )
 
@@ -72,16 +78,21 @@ def _log(
 ) -> LoggedRun:
     from gpt_pipeline.tracking.mlflow_tracker import log_evaluation
 
+    weights, training = (str(result.checkpoint[name]) for name in ("weights_sha256", "training_fingerprint"))
+    best = best_weights(experiment.folder.checkpoints, training_fingerprint=training)
     run = log_evaluation(
         result,
         tracking_uri=tracking_uri,
         experiment_name=experiment.display_name,
         parameters=dataclasses.asdict(experiment.config),
         tags={"dagster_run_id": context.run_id, "experiment_file": experiment.file.name},
+        best_weights=best,
     )
-    mark_logged(experiment.folder, result, run_id=run.run_id)
+    mark_logged(experiment.folder, result, run_id=run.run_id, alias=BEST_ALIAS if best == weights else None)
     context.log.info(f"{result.key}: MLflow run {run.run_id}" + ("" if run.new else ", logged before"))
-    # MLflow works: a good moment for what it may lack of a training that is over.
+    # MLflow works: a good moment to see whether it lost others, and for what it may lack of a training that is over.
+    if run.new and (lost := forget_lost_runs(experiment, tracking_uri)):
+        context.log.warning(f"{lost} evaluations are not in MLflow any more; they are logged again next.")
     if trainer_state(experiment.folder.root) != "running":
         catch_up(experiment, tracking_uri, say=context.log.warning)
     return run

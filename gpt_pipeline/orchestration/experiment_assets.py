@@ -1,6 +1,6 @@
 """The assets of one experiment: training, its checkpoints, their evaluations, the report."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
@@ -80,9 +80,10 @@ def experiment_assets(experiment: Experiment, group: str) -> Sequence[dg.AssetsD
     )
     def evaluation(
         context: dg.AssetExecutionContext, config: EvaluationOptions, mlflow: MlflowTracking
-    ) -> dg.MaterializeResult | None:
+    ) -> Iterator[dg.MaterializeResult]:
+        # Yielded, not returned: to Dagster a returned None is an evaluation too.
         with explained():
-            return evaluate_partition(
+            yield from evaluate_partition(
                 context, experiment, mlflow, force=config.force, settings=_settings(experiment, config)
             )
 

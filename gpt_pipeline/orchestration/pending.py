@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, checkpoint_key, list_checkpoints
 from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.evaluation.alias import alias_of
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_fingerprint, read_evaluations
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.storage.atomic import write_json
+from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 
 State = Literal["missing", "outdated", "done"]
@@ -24,7 +27,8 @@ class WantedEvaluation:
     checkpoint: CheckpointInfo
     fingerprint: str
     state: State
-    """`outdated`: there is one of these weights, by other questions, settings or code. `done`: and in MLflow too."""
+    """`outdated`: there is one of these weights, by other questions, settings or code. `done`: and in MLflow too,
+    with the alias `best_model` if these weights are the best."""
 
     @property
     def partition(self) -> str:
@@ -59,9 +63,40 @@ def pending_evaluations(experiment: Experiment, settings: EvaluationConfig | Non
     return [wanted for wanted in wanted_evaluations(experiment, settings) if wanted.state != "done"]
 
 
-def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: str) -> None:
-    """Note beside the results that this one is in MLflow; until then it stays pending, and is logged when it can be."""
-    write_json(_log_mark(folder, result), {"run_id": run_id})
+def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: str, alias: str | None) -> None:
+    """Note beside the results that this one is in MLflow; until then it stays pending, and is logged when it can be.
+
+    An `alias` is taken from the notes of other weights: there is one best.
+    """
+    if alias is not None:
+        for path, mark in _marks(folder).items():
+            if mark.get("alias") == alias and mark.get("weights_sha256") != result.checkpoint["weights_sha256"]:
+                write_json(path, {**mark, "alias": None})
+    mark = {"run_id": run_id, "alias": alias, "weights_sha256": result.checkpoint["weights_sha256"]}
+    write_json(_log_mark(folder, result), mark)
+
+
+def forget_lost_runs(experiment: Experiment, tracking_uri: str) -> int:
+    """Make those evaluations pending again whose runs MLflow has lost, if it is another store or was wiped.
+
+    Returns how many.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    from gpt_pipeline.tracking.lost_runs import lost_runs
+
+    folder = experiment.folder
+    marks = _marks(folder)
+    lost = lost_runs(
+        [str(mark.get("run_id")) for mark in marks.values()],
+        tracking_uri=tracking_uri,
+        experiment_name=experiment.display_name,
+    )
+    gone = [path for path, mark in marks.items() if str(mark.get("run_id")) in lost]
+    for path in gone:
+        path.unlink(missing_ok=True)
+    return len(gone)
 
 
 def _checkpoints(folder: ExperimentFolder) -> list[CheckpointInfo]:
@@ -75,9 +110,30 @@ def _checkpoints(folder: ExperimentFolder) -> list[CheckpointInfo]:
 
 def _state(folder: ExperimentFolder, done: dict[str, EvaluationResult], fingerprint: str, weights_sha256: str) -> State:
     if fingerprint in done:
-        return "done" if _log_mark(folder, done[fingerprint]).is_file() else "missing"
+        return "done" if _is_logged(folder, done[fingerprint]) else "missing"
     evaluated = {result.checkpoint["weights_sha256"] for result in done.values()}
     return "outdated" if weights_sha256 in evaluated else "missing"
+
+
+def _is_logged(folder: ExperimentFolder, result: EvaluationResult) -> bool:
+    mark = _read_mark(_log_mark(folder, result))
+    alias = alias_of(result, folder.checkpoints)
+    # An alias too many is taken away when the checkpoint it belongs to now is logged.
+    return mark is not None and (alias is None or mark.get("alias") == alias)
+
+
+def _marks(folder: ExperimentFolder) -> dict[Path, Mapping[str, Any]]:
+    """Return the notes of all results that are in MLflow."""
+    found = {path: _read_mark(path) for path in sorted((folder.evaluations / "logged").glob("*.json"))}
+    return {path: mark for path, mark in found.items() if mark is not None}
+
+
+def _read_mark(path: Path) -> Mapping[str, Any] | None:
+    try:
+        mark: Mapping[str, Any] = read_json(path)
+        return mark
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None  # logged again, which changes nothing in MLflow
 
 
 def _log_mark(folder: ExperimentFolder, result: EvaluationResult) -> Path:

@@ -15,6 +15,7 @@ from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs
+from gpt_pipeline.orchestration.lost_runs import LostRunWatch
 from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
 from gpt_pipeline.orchestration.pending import WantedEvaluation, pending_evaluations
 from gpt_pipeline.orchestration.report_step import report_is_outdated
@@ -46,10 +47,10 @@ def new_checkpoints_sensor(
 ) -> dg.SensorDefinition:
     """Return the sensor that requests the evaluation of each new checkpoint and, when all are done, a new report.
 
-    It also looks after what nobody else does: runs whose process died, and lines that MLflow did not take.
+    It also looks after what nobody else does: runs whose process died, and what MLflow did not take, or lost.
     """
 
-    training_log = BackgroundCatchUp(experiment)
+    training_log, lost_runs = BackgroundCatchUp(experiment), LostRunWatch(experiment)
 
     @dg.sensor(
         name=f"new_checkpoints_{experiment.name}",
@@ -64,6 +65,7 @@ def new_checkpoints_sensor(
         for run_id in close_dead_runs(context.instance, experiment):
             context.log.warning(f"Run {run_id} is marked as failed: its process is gone.")
         training_log.start(tracking_uri, say=_logger.warning)
+        lost_runs.look(tracking_uri, say=_logger.warning)
         announce_evaluator(experiment.folder.root)
         pending = pending_evaluations(experiment)
         new = [evaluation for evaluation in pending if evaluation.state == "missing"]

@@ -3,6 +3,9 @@
 A thin layer over `MlflowClient`. A run belongs to an evaluation's fingerprint, which it bears as a tag; everything
 logged comes from the result on disk, its times included, so that logging it again writes the same rows. An attempt
 that was killed is completed by the next one, and a store that was wiped is filled again from the results.
+
+`best_model.pt` is no evaluation of its own: the runs of its weights bear the tag `alias`, which moves on when another
+checkpoint becomes the best.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gpt_pipeline.evaluation.alias import BEST_ALIAS
 from gpt_pipeline.evaluation.result import EvaluationResult
 from gpt_pipeline.storage.names import folder_name
 from gpt_pipeline.tracking.store import (
@@ -31,8 +35,10 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 FINGERPRINT_TAG = "gpt_pipeline.evaluation"
+ALIAS_TAG = "alias"
 TABLE_FILE = "questions_and_answers.json"
 MARKDOWN_FILE = "questions_and_answers.md"
+_MAX_RUNS = 50_000  # of one training; MLflow returns no more at once
 _REMEDY = "the result is kept on disk: evaluate again once MLflow works, and it is logged without being computed again"
 
 
@@ -53,11 +59,14 @@ def log_evaluation(
     experiment_name: str,
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
+    best_weights: str | None = None,
 ) -> LoggedRun:
     """Log `result` as one finished MLflow run named `step_<N>`, or find that done.
 
     `parameters` is the experiment's configuration, nested as it may be; `tags` are added to those that identify the
-    evaluation. Attempts on this machine take turns, so repeated and parallel ones end with one run.
+    evaluation. `best_weights`, the hash of the weights in the training's `best_model.pt`, says which of its runs bear
+    that alias from now on; None leaves the aliases as they are. Attempts on this machine take turns, so repeated and
+    parallel ones end with one run.
 
     Raises:
         TrackingError: MLflow cannot be reached, or refuses.
@@ -73,6 +82,8 @@ def log_evaluation(
             run = _create_run(client, experiment, result, tags)
         if new:
             _complete_run(client, run, result, parameters, tags)
+        if best_weights is not None:
+            _move_alias(client, experiment, result, best_weights)
         return LoggedRun(run_id=run.info.run_id, experiment_id=experiment, new=new)
 
 
@@ -101,6 +112,21 @@ def _complete_run(
     client.log_text(run_id, answers_as_table(result.answers), TABLE_FILE)
     client.log_text(run_id, answers_as_markdown(result.answers, title=f"step {result.step:,}"), MARKDOWN_FILE)
     client.set_terminated(run_id, status="FINISHED", end_time=at)
+
+
+def _move_alias(client: MlflowClient, experiment: str, result: EvaluationResult, best_weights: str) -> None:
+    """Give the alias to the training's runs of the best weights, after taking it from the others."""
+    runs = client.search_runs(
+        [experiment],
+        filter_string=f"tags.training_fingerprint = '{result.checkpoint['training_fingerprint']}'",
+        max_results=_MAX_RUNS,
+    )
+    wanted = {run.info.run_id for run in runs if run.data.tags.get("weights_sha256") == best_weights}
+    bearing = {run.info.run_id for run in runs if run.data.tags.get(ALIAS_TAG) == BEST_ALIAS}
+    for run_id in bearing - wanted:
+        client.delete_tag(run_id, ALIAS_TAG)
+    for run_id in wanted - bearing:
+        client.set_tag(run_id, ALIAS_TAG, BEST_ALIAS)
 
 
 def _metrics(result: EvaluationResult) -> dict[str, float]:

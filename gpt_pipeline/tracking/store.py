@@ -47,7 +47,7 @@ def open_client(tracking_uri: str) -> MlflowClient:
     """Return a client of the store; the folder of a SQLite store is made if it is missing."""
     from mlflow.tracking import MlflowClient
 
-    if (database := _sqlite_file(tracking_uri)) is not None:
+    if (database := sqlite_file(tracking_uri)) is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=tracking_uri)
 
@@ -61,7 +61,7 @@ def turn(tracking_uri: str, *, otherwise: Path, wait_seconds: float = -1) -> Ite
     Raises:
         TrackingError: it is another's turn for longer than `wait_seconds`.
     """
-    database = _sqlite_file(tracking_uri)
+    database = sqlite_file(tracking_uri)
     lock = FileLock(database.with_name(f"{database.name}.lock") if database else otherwise, timeout=wait_seconds)
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -141,11 +141,11 @@ def _artifact_location(tracking_uri: str, name: str) -> str | None:
 
     MLflow's default for SQLite is `./mlruns` of whatever folder the process happens to run in.
     """
-    database = _sqlite_file(tracking_uri)
+    database = sqlite_file(tracking_uri)
     return None if database is None else (database.parent / _ARTIFACTS_FOLDER / name).as_uri()
 
 
-def _sqlite_file(tracking_uri: str) -> Path | None:
+def sqlite_file(tracking_uri: str) -> Path | None:
     """Return the absolute path of a SQLite store's file, or None for any other store."""
     if not tracking_uri.startswith(_SQLITE):
         return None

@@ -6,7 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_COLUMNS = ("exercise", "question", "expected", "reasoning", "answer", "well_formed", "correct", "token_f1")
+_COLUMNS = (
+    "exercise",
+    "question",
+    "expected",
+    "reasoning",
+    "answer",
+    "well_formed",
+    "correct",
+    "choice_match",
+    "token_f1",
+)
 
 
 def answers_as_table(answers: Sequence[Mapping[str, Any]]) -> str:

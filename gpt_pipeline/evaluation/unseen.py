@@ -1,0 +1,172 @@
+"""Proof that the questions were not trained on, from what the shards and the English documents really hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gpt_pipeline.data.audit import Finding
+from gpt_pipeline.data.encoder import Encoder, new_encoders
+from gpt_pipeline.data.english import english_files
+from gpt_pipeline.data.token_stream import TokenStream, open_shards
+from gpt_pipeline.data.tokenizer import EOT_TOKEN
+from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.evaluation.questions import Question
+from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
+from gpt_pipeline.storage.manifest import StageResult
+
+PROOF_VERSION = "1"
+"""Raise it when the check looks for something else."""
+
+_COLUMNS = ("article", "text", "query_start", "query_end")
+_BATCH_ROWS = 4096  # some 12 MB of text
+_REMEDY = (
+    "the model has seen what it is asked, so the answers say nothing: materialize token_shards with force, train "
+    "again, and report it as a bug if it stays"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kin:
+    """Hashes, over their tokens, of the English documents that no training split may hold."""
+
+    of_article: frozenset[bytes]
+    """Of the questions' own articles, whatever their text."""
+
+    of_query: frozenset[bytes]
+    """With a question's very query, whatever their article."""
+
+
+def cached_proof(folder: Path, questions: Sequence[Question], english: StageResult, shards: StageResult) -> Finding:
+    """Return `prove_unseen`, kept in `folder`: for the same questions and data it is looked for once."""
+    identity = fingerprint(
+        "questions_unseen",
+        config={"questions": [dataclasses.asdict(question) for question in questions]},
+        upstream=[english.fingerprint, shards.fingerprint],
+        code_version=PROOF_VERSION,
+    )
+    path = folder / f"{identity[:SHORT]}.unseen.json"
+    kept = _read_finding(path, identity)
+    if kept is not None:
+        return kept
+    finding = prove_unseen(questions, english, shards)
+    write_json(path, {"fingerprint": identity, **dataclasses.asdict(finding)})
+    return finding
+
+
+def prove_unseen(questions: Sequence[Question], english: StageResult, shards: StageResult) -> Finding:
+    """Find no training document of a question's article, text or query, comparing hashes.
+
+    The English files say which documents share an article (by the hash of its name) or a query with a question; their
+    texts are encoded as the shards' were. The hash of every training document's tokens, read from the shards, is then
+    looked for among theirs. So it does not matter how the split was meant. That the questions' own texts are found in
+    the validation split shows that such hashes do meet.
+    """
+    encoder = new_encoders(1, lambda _: None)[0]
+    texts = [f"{question.answer_prompt} {question.answer}" for question in questions]
+    own = set(_encoded(encoder, texts))
+    kin = _kin(questions, english, encoder)
+    streams = open_shards(shards.folder)
+    missing = own - set(_document_hashes(streams.validation))
+    seen_article = seen_query = seen_text = documents = 0
+    for digest in _document_hashes(streams.train):
+        documents += 1
+        seen_article += digest in kin.of_article
+        seen_query += digest in kin.of_query
+        seen_text += digest in own
+    passed = not (missing or seen_article or seen_query or seen_text)
+    text = (
+        f"{seen_article} of {documents:,} training documents grew from an article of the {len(questions)} questions, "
+        f"{seen_query} ask one of them, {seen_text} are one of their texts; "
+        f"{len(own) - len(missing)} of {len(own)} texts stand in the validation split"
+    )
+    facts = {
+        "questions": len(questions),
+        "training_documents": documents,
+        "same_article": seen_article,
+        "same_query": seen_query,
+        "same_text": seen_text,
+        "not_in_validation": len(missing),
+    }
+    return Finding(passed=passed, text=text if passed else f"{text}: {_REMEDY}", facts=facts)
+
+
+def _kin(questions: Sequence[Question], english: StageResult, encoder: Encoder) -> _Kin:
+    articles = {_hash(question.article.encode("utf-8", "surrogatepass")) for question in questions}
+    queries = {question.query for question in questions}
+    of_article: set[bytes] = set()
+    of_query: set[bytes] = set()
+    for batch in _batches(english_files(english)):
+        names = batch.column("article").dictionary_encode()
+        ours = [
+            _hash((name or "").encode("utf-8", "surrogatepass")) in articles for name in names.dictionary.to_pylist()
+        ]
+        same_article = pc.take(pa.array(ours, pa.bool_()), names.indices)
+        same_query = pa.array([query in queries for query in _queries(batch)], pa.bool_())
+        of_article.update(_encoded(encoder, batch.column("text").filter(same_article).to_pylist()))
+        of_query.update(_encoded(encoder, batch.column("text").filter(same_query).to_pylist()))
+    return _Kin(of_article=frozenset(of_article), of_query=frozenset(of_query))
+
+
+def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    for file in files:
+        with pq.ParquetFile(file, pre_buffer=False) as parquet:
+            yield from parquet.iter_batches(batch_size=_BATCH_ROWS, columns=list(_COLUMNS))
+
+
+def _queries(batch: pa.RecordBatch) -> Iterator[str]:
+    columns = (batch.column(name).to_pylist() for name in ("text", "query_start", "query_end"))
+    return (text[start:end] for text, start, end in zip(*columns, strict=True))
+
+
+def _encoded(encoder: Encoder, texts: Sequence[str]) -> list[bytes]:
+    """Return the hash of each text's tokens."""
+    encoded = encoder.encode(pa.array(texts, pa.string()))
+    ends = [*encoded.starts.tolist()[1:], len(encoded.tokens)]
+    return [
+        _hash(encoded.tokens[start + 1 : end].tobytes())
+        for start, end in zip(encoded.starts.tolist(), ends, strict=True)
+    ]
+
+
+def _document_hashes(stream: TokenStream) -> Iterator[bytes]:
+    """Yield the hash of each document's tokens, without the `<|endoftext|>` before it.
+
+    Raises:
+        DamagedFileError: a document does not begin where the shards say, so that its hash would meet no other.
+    """
+    bounds = [*stream.document_starts.tolist(), stream.n_tokens]
+    for start, end in itertools.pairwise(bounds):
+        tokens = stream.read(start, end - start)
+        if tokens[0] != EOT_TOKEN:
+            raise DamagedFileError(
+                f"found token {tokens[0]} where a document begins, need <|endoftext|>; "
+                "materialize token_shards with force"
+            )
+        yield _hash(tokens[1:].tobytes())
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _read_finding(path: Path, identity: str) -> Finding | None:
+    """Return the finding kept at `path`, or None if there is none that bears `identity` and can be read."""
+    try:
+        value: dict[str, Any] = read_json(path)
+        if value.pop("fingerprint") != identity:
+            return None
+        return Finding(**value)
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return None  # looked for again

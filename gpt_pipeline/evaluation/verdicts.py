@@ -1,0 +1,86 @@
+"""Whether an evaluation is what a healthy training gives: judged from results on disk alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from gpt_pipeline.data.audit import Finding
+from gpt_pipeline.evaluation.result import EvaluationResult
+
+LOSS_MARGIN = 0.05
+"""Nats per token by which a checkpoint may be worse than the best before it."""
+
+MAX_DEGENERATE_SHARE = 0.5
+"""Of the answers, for each kind of degeneration."""
+
+MIN_DISTINCT_2 = 0.3
+"""Share of different word pairs below which a text repeats itself; of SYNTH's own texts it is above 0.8."""
+
+_MIN_WORDS = 12  # a shorter text may repeat a word without going round in circles
+
+
+def loss_verdict(result: EvaluationResult, others: Iterable[EvaluationResult]) -> Finding:
+    """Judge the validation loss against the best of the same training's earlier checkpoints, measured alike."""
+    earlier = [other for other in others if _is_earlier(other, result)]
+    found = result.metrics["val_loss"]
+    if not earlier:
+        return Finding(
+            passed=True, text=f"{found:.4f}; no earlier checkpoint to compare with", facts={"step": result.step}
+        )
+    best = min(earlier, key=lambda other: other.metrics["val_loss"])
+    worse = found - best.metrics["val_loss"]
+    text = (
+        f"step {result.step:,}: {found:.4f} nats per token, {abs(worse):.4f} {'above' if worse > 0 else 'below'} the "
+        f"best so far ({best.metrics['val_loss']:.4f} at step {best.step:,}; up to {LOSS_MARGIN} above is fine)"
+    )
+    if worse > LOSS_MARGIN:
+        text += (
+            ". The training diverges or overfits: look at loss and gradient norm in the report; lower "
+            "training.learning_rate or training.num_epochs, or raise data.num_samples; best_model.pt keeps the best"
+        )
+    facts = {"step": result.step, "best_step": best.step, "above_best": worse, "margin": LOSS_MARGIN}
+    return Finding(passed=worse <= LOSS_MARGIN, text=text, facts=facts)
+
+
+def _is_earlier(other: EvaluationResult, result: EvaluationResult) -> bool:
+    same_training = other.checkpoint["training_fingerprint"] == result.checkpoint["training_fingerprint"]
+    same_test = (other.config, other.upstream) == (result.config, result.upstream)
+    return same_training and same_test and other.step < result.step
+
+
+def output_verdict(result: EvaluationResult) -> Finding:
+    """Judge the answers: too many empty, going round in circles, or never ending are a model that cannot write.
+
+    Never ending is said only of answers that were given the room in which the document's own would have ended.
+    """
+    answers = result.answers
+    endable = [answer for answer in answers if answer["reference_tokens"] < answer["new_tokens"] or answer["ended"]]
+    shares = {
+        "empty": _share(answers, _is_empty),
+        "repetitive": _share(answers, _is_repetitive),
+        "never_ending": _share(endable, lambda answer: not answer["ended"]),
+    }
+    wrong = [name for name, share in shares.items() if share > MAX_DEGENERATE_SHARE]
+    told = ", ".join(f"{share:.0%} {name.replace('_', ' ')}" for name, share in shares.items())
+    text = f"step {result.step:,}: of {len(answers)} answers {told} (up to {MAX_DEGENERATE_SHARE:.0%} each is fine)"
+    if wrong:
+        text += (
+            ". Usual in the first thousands of steps. Later: read the answers in the report, look whether the loss "
+            "still falls, and lower training.learning_rate if it does not"
+        )
+    return Finding(passed=not wrong, text=text, facts={"step": result.step, "answers": len(answers), **shares})
+
+
+def _share(answers: Iterable[Mapping[str, Any]], is_so: Callable[[Mapping[str, Any]], bool]) -> float:
+    flags = [is_so(answer) for answer in answers]
+    return sum(flags) / max(1, len(flags))
+
+
+def _is_empty(answer: Mapping[str, Any]) -> bool:
+    return not answer["generated"].strip()
+
+
+def _is_repetitive(answer: Mapping[str, Any]) -> bool:
+    distinct = answer["distinct_2"]
+    return len(answer["generated"].split()) >= _MIN_WORDS and distinct is not None and distinct < MIN_DISTINCT_2

@@ -1,0 +1,124 @@
+"""The proof that no question was trained on fails when the shards hold what they should not."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.english import prepare_english
+from gpt_pipeline.data.raw import prepare_raw
+from gpt_pipeline.data.shards import prepare_shards
+from gpt_pipeline.data.token_stream import HEADER_BYTES, open_shards, starts_name
+from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.evaluation.questions import Question, held_out_questions
+from gpt_pipeline.evaluation.unseen import cached_proof, prove_unseen
+from gpt_pipeline.storage.manifest import StageResult
+
+DATA = DataConfig(num_samples=400, max_length=48, source="sample", validation_fraction=0.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    english: StageResult
+    shards: StageResult
+    questions: list[Question]
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    folder = tmp_path_factory.mktemp("data")
+    english = prepare_english(DATA, prepare_raw(DATA, folder), folder)
+    questions = held_out_questions(english, DATA, count=12, seed=0)
+    return Stages(english=english, shards=prepare_shards(DATA, english, folder), questions=questions)
+
+
+def leaking(stages: Stages, folder: Path, number: int) -> StageResult:
+    """The shards with the held-out document `number` written over the first training documents."""
+    shutil.copytree(stages.shards.folder, folder)
+    stream = open_shards(folder).validation
+    start, end = (int(place) for place in stream.document_starts[number : number + 2])
+    document = np.append(stream.read(start, end - start), np.uint16(EOT_TOKEN))  # and the beginning of the next
+    name = next(name for name in sorted(stages.shards.manifest.files) if name.startswith("train") and ".bin" in name)
+    content = bytearray((folder / name).read_bytes())
+    content[HEADER_BYTES : HEADER_BYTES + document.nbytes] = document.tobytes()
+    starts = np.load(folder / starts_name(name))
+    starts = np.array([0, end - start, *starts[starts > end - start]], dtype=np.int64)
+    (folder / name).write_bytes(content)
+    np.save(folder / starts_name(name), starts)
+    return dataclasses.replace(stages.shards, folder=folder)
+
+
+def number_of(stages: Stages, text: str) -> int:
+    """The place of the document `text` in the validation split."""
+    stream = open_shards(stages.shards.folder).validation
+    wanted = [EOT_TOKEN, *gpt2().encode_ordinary(text)]
+    starts = stream.document_starts.tolist()
+    return next(n for n, start in enumerate(starts) if stream.read(start, len(wanted)).tolist() == wanted)
+
+
+def test_prove_unseen_of_an_honest_split_is_green(stages: Stages) -> None:
+    finding = prove_unseen(stages.questions, stages.english, stages.shards)
+    assert finding.passed, finding.text
+    assert finding.facts["questions"] == 12
+    assert finding.facts["training_documents"] == len(open_shards(stages.shards.folder).train.document_starts)
+    assert finding.facts["not_in_validation"] == 0
+
+
+def test_prove_unseen_finds_a_questions_text_in_the_training_shards(stages: Stages, tmp_path: Path) -> None:
+    asked = stages.questions[0]
+    number = number_of(stages, f"{asked.answer_prompt} {asked.answer}")
+    finding = prove_unseen(stages.questions, stages.english, leaking(stages, tmp_path / "s", number))
+    assert not finding.passed
+    assert finding.facts["same_text"] == 1
+    assert "materialize token_shards with force" in finding.text
+
+
+def test_prove_unseen_finds_another_document_of_a_questions_article(stages: Stages, tmp_path: Path) -> None:
+    own = {f"{each.answer_prompt} {each.answer}" for each in stages.questions}
+    articles = {each.article for each in stages.questions}
+    others = held_out_questions(stages.english, DATA, count=1000, seed=0)
+    texts = [f"{each.answer_prompt} {each.answer}" for each in others if each.article in articles]
+    sibling = next(text for text in texts if text not in own)
+    finding = prove_unseen(
+        stages.questions, stages.english, leaking(stages, tmp_path / "s", number_of(stages, sibling))
+    )
+    assert not finding.passed
+    assert (finding.facts["same_article"], finding.facts["same_text"]) == (1, 0)
+
+
+def test_prove_unseen_finds_a_query_that_a_training_document_asks_too(stages: Stages) -> None:
+    stream = open_shards(stages.shards.folder).train
+    first = gpt2().decode(stream.read(1, int(stream.document_starts[1]) - 1).tolist())
+    query = first.removeprefix("Q: ").split("\n\n")[0]
+    asked = dataclasses.replace(stages.questions[0], query=query)
+    finding = prove_unseen([asked], stages.english, stages.shards)
+    assert not finding.passed
+    assert finding.facts["same_query"] >= 1
+
+
+def test_prove_unseen_of_questions_that_are_in_no_split_is_red_since_nothing_was_proved(stages: Stages) -> None:
+    asked = dataclasses.replace(stages.questions[0], answer="Something else.")
+    finding = prove_unseen([asked], stages.english, stages.shards)
+    assert not finding.passed
+    assert finding.facts["not_in_validation"] == 1
+
+
+def test_prove_unseen_on_document_starts_that_are_none_is_refused(stages: Stages, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    shutil.copytree(stages.shards.folder, folder)
+    name = next(path for path in folder.glob("train_*.starts.npy"))
+    np.save(name, np.load(name)[1:] + 1)
+    with pytest.raises(DamagedFileError, match="where a document begins"):
+        prove_unseen(stages.questions, stages.english, dataclasses.replace(stages.shards, folder=folder))
+
+
+def test_cached_proof_is_looked_for_once(stages: Stages, tmp_path: Path) -> None:
+    first = cached_proof(tmp_path / "kept", stages.questions, stages.english, stages.shards)
+    gone = dataclasses.replace(stages.shards, folder=tmp_path / "nowhere")
+    assert cached_proof(tmp_path / "kept", stages.questions, stages.english, gone) == first

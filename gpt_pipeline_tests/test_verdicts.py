@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt_pipeline.evaluation.result import EvaluationResult
+from gpt_pipeline.evaluation.verdicts import LOSS_MARGIN, loss_verdict, output_verdict
+from gpt_pipeline_tests.test_mlflow_tracker import ANSWER, make_result
+
+
+def judged(folder: Path, step: int, loss: float, **checkpoint: Any) -> EvaluationResult:
+    result = make_result(folder, step=step)
+    return dataclasses.replace(result, metrics={"val_loss": loss}, checkpoint={**result.checkpoint, **checkpoint})
+
+
+def answering(folder: Path, *answers: dict[str, Any]) -> EvaluationResult:
+    return dataclasses.replace(make_result(folder), answers=tuple({**ANSWER, **answer} for answer in answers))
+
+
+@pytest.mark.parametrize(("loss", "passed"), [(1.5, True), (2 + LOSS_MARGIN - 1e-9, True), (2.2, False)])
+def test_loss_verdict_goes_by_the_margin_above_the_best_so_far(tmp_path: Path, loss: float, passed: bool) -> None:
+    others = [judged(tmp_path, 100, 3.0), judged(tmp_path, 200, 2.0)]
+    finding = loss_verdict(judged(tmp_path, 300, loss), others)
+    assert finding.passed is passed
+    assert ("lower training.learning_rate" in finding.text) is not passed
+    assert finding.facts["best_step"] == 200
+
+
+def test_loss_verdict_compares_with_earlier_checkpoints_of_the_same_training_and_test_only(tmp_path: Path) -> None:
+    early = judged(tmp_path, 100, 3.0)
+    later, elsewhere = judged(tmp_path, 200, 1.0), judged(tmp_path, 50, 1.0, training_fingerprint="x")
+    other_test = dataclasses.replace(judged(tmp_path, 50, 1.0), config={"num_questions": 9})
+    finding = loss_verdict(early, [early, later, elsewhere, other_test])
+    assert finding.passed
+    assert "no earlier" in finding.text
+
+
+GOOD: dict[str, Any] = {}
+EMPTY = {"generated": " \n", "distinct_2": None}
+CIRCLING = {"generated": "the same " * 20, "distinct_2": 0.05}
+ENDLESS = {"ended": False, "new_tokens": 50, "reference_tokens": 20}
+CUT_OFF = {"ended": False, "new_tokens": 50, "reference_tokens": 300}
+
+
+@pytest.mark.parametrize("bad", [EMPTY, CIRCLING, ENDLESS], ids=["empty", "circling", "endless"])
+def test_output_verdict_is_red_when_most_answers_are_degenerate(tmp_path: Path, bad: dict[str, Any]) -> None:
+    assert output_verdict(answering(tmp_path, GOOD, bad)).passed
+    red = output_verdict(answering(tmp_path, GOOD, bad, bad))
+    assert not red.passed
+    assert "read the answers" in red.text
+
+
+def test_output_verdict_blames_no_answer_that_had_no_room_to_end(tmp_path: Path) -> None:
+    assert output_verdict(answering(tmp_path, CUT_OFF, CUT_OFF, CUT_OFF)).passed
+
+
+def test_output_verdict_without_questions_is_green(tmp_path: Path) -> None:
+    assert output_verdict(answering(tmp_path)).passed
