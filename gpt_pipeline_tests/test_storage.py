@@ -184,3 +184,16 @@ def test_manifest_on_disk_holds_no_absolute_path(tmp_path: Path) -> None:
     text = (tmp_path / "s" / MANIFEST_NAME).read_text()
     assert str(tmp_path) not in text
     assert json.loads(text)["files"]["part.bin"]["size"] == 7
+
+
+@pytest.mark.skipif(os.name == "nt", reason="ranks are numbers on POSIX")
+def test_give_way_lowers_the_rank_once_and_never_raises_it() -> None:
+    program = (
+        "import os; from gpt_pipeline.storage.process import give_way\n"
+        "for start in (0, 0, 5): os.nice(start); give_way(); print(os.getpriority(os.PRIO_PROCESS, 0))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    first, second, third = map(int, done.stdout.split())
+    assert first == second == max(10, before)
+    assert third == min(19, first + 5)

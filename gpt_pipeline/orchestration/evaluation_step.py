@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, evaluate_checkpoint
 from gpt_pipeline.evaluation.result import EvaluationResult
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.orchestration.dead_runs import note_process
 from gpt_pipeline.orchestration.pending import forget_lost_runs, mark_logged
 from gpt_pipeline.orchestration.stages import finished_english, finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.training_log import catch_up
+from gpt_pipeline.storage.process import give_way
 from gpt_pipeline.tracking.tables import answers_as_markdown
 from gpt_pipeline.training.heartbeat import trainer_state
 
@@ -36,6 +39,7 @@ def evaluate_partition(
     force: bool,
 ) -> Iterator[dg.MaterializeResult]:
     """Evaluate the partition's checkpoint, or find that done; yields nothing, with the reason said, if it is gone."""
+    note_process(context.instance, context.run)
     try:
         checkpoint = _find_checkpoint(experiment, context.partition_key)
         result = evaluate_checkpoint(

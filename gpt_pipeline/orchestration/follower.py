@@ -17,6 +17,7 @@ from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.orchestration.driver import Session
 from gpt_pipeline.orchestration.pending import pending_evaluations
 from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.storage.process import give_way
 
 _LOOK_SECONDS = 1.0
 _ATTEMPTS = 2
@@ -24,6 +25,7 @@ _ATTEMPTS = 2
 
 def main() -> int:
     """Follow the experiment file named on the command line."""
+    give_way()  # the training beside it comes first
     experiment = load_experiment(Path(sys.argv[1]))
     orders = Orders()
     threading.Thread(target=orders.listen, args=[sys.stdin.fileno()], daemon=True).start()
