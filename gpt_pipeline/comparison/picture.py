@@ -16,7 +16,7 @@ def losses_svg(experiments: Sequence[Experiment]) -> str:
 
     Give them in the order of a comparison: the best stand first.
     """
-    curves = []
+    curves: list[Series] = []
     for experiment in experiments:
         points = points_of(read_metrics(experiment.folder.metrics), "validation", "tokens_seen", "val_loss")
         if points and len(curves) < _CURVES:

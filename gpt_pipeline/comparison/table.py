@@ -38,7 +38,7 @@ def rows_of(comparison: Comparison) -> list[Row]:
         *_reached_rows(comparison, "last", lambda standing: standing.last),
         *_cost_rows(comparison),
         *(
-            Row(section="config", label=each.key, cells=tuple(_value(value) for value in each.values))
+            Row(section="config", label=each.key, cells=tuple(wording.setting(value) for value in each.values))
             for each in comparison.differences
         ),
     ]
@@ -168,12 +168,6 @@ def _best_places(metric: Metric, values: Sequence[float | None]) -> frozenset[in
         return frozenset()
     best = max(present) if metric.higher_is_better else min(present)
     return frozenset(place for place, value in enumerate(values) if value == best)
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _safe(row: Row) -> list[str]:

@@ -11,6 +11,7 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.broken import broken_experiment_asset
 from gpt_pipeline.orchestration.checks import data_checks, evaluation_checks, training_checks
+from gpt_pipeline.orchestration.comparison_step import comparison_definitions
 from gpt_pipeline.orchestration.console import plain_console
 from gpt_pipeline.orchestration.data_assets import data_assets
 from gpt_pipeline.orchestration.executors import project_executor
@@ -29,11 +30,13 @@ def build_definitions(project: Project) -> dg.Definitions:
     experiments = [entry.experiment for entry in found if entry.experiment is not None]
     groups = keys.data_groups(experiments)
     owners = {groups[experiment.name]: experiment for experiment in reversed(experiments)}
+    comparison = comparison_definitions(experiments)
     automation = [_automation(experiment, groups[experiment.name], project.tracking_uri) for experiment in experiments]
     return dg.Definitions(
         assets=[
             *(asset for group, experiment in owners.items() for asset in data_assets(group, experiment)),
             *(asset for experiment in experiments for asset in experiment_assets(experiment, groups[experiment.name])),
+            *(each.asset for each in comparison),
             *(broken_experiment_asset(entry) for entry in found if entry.problem is not None),
         ],
         asset_checks=[
@@ -41,8 +44,8 @@ def build_definitions(project: Project) -> dg.Definitions:
             *(check for experiment in experiments for check in training_checks(experiment)),
             *(check for experiment in experiments for check in evaluation_checks(experiment)),
         ],
-        jobs=[job for part in automation for job in part.jobs],
-        sensors=[part.sensor for part in automation],
+        jobs=[*(job for part in automation for job in part.jobs), *(each.job for each in comparison)],
+        sensors=[*(part.sensor for part in automation), *(each.sensor for each in comparison)],
         schedules=[part.schedule for part in automation],
         executor=project_executor(project.root),
         resources={"mlflow": MlflowTracking(tracking_uri=project.tracking_uri)},

@@ -1,0 +1,318 @@
+"""Several experiments beside each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from gpt_pipeline.comparison.compare import Comparison, compare_experiments
+from gpt_pipeline.comparison.picture import losses_svg
+from gpt_pipeline.comparison.table import as_json, markdown, notes_of, plain_text, print_rich
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, write_evaluation
+from gpt_pipeline.experiment.differences import config_differences
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.orchestration.comparison_step import COMPARISON, COMPARISON_JOB, comparison_fingerprint
+from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.storage.atomic import write_json
+from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline_tests.projects import TinyProject
+
+CONFIG = {"num_questions": 1, "max_new_tokens": 4, "max_validation_tokens": 512, "seed": 0, "max_length": 32}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> TinyProject:
+    return TinyProject(root=tmp_path)
+
+
+def trained(project: TinyProject, stem: str, losses: dict[int, float], **changes: Any) -> Experiment:
+    """An experiment with the records of a training and an evaluation with `losses` by step."""
+    settings = {name: changes.pop(name) for name in ("config", "shards", "question", "seconds") if name in changes}
+    project.write_experiment(stem, **changes)
+    experiment = project.experiment(stem)
+    folder = experiment.folder
+    folder.root.mkdir(parents=True)
+    lines = []
+    for step, val_loss in losses.items():
+        common = {"step": step, "tokens_seen": step * 128, "seconds": step * settings.get("seconds", 1.0)}
+        lines.append({"kind": "train", "train_loss": 3.0, "tokens_per_second": 128.0, "memory_gb": step, **common})
+        lines.append({"kind": "validation", "val_loss": val_loss, **common})
+        evaluate(folder, step, val_loss, **{name: settings[name] for name in settings if name != "seconds"})
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return experiment
+
+
+def evaluate(
+    folder: ExperimentFolder,
+    step: int,
+    val_loss: float,
+    *,
+    config: dict[str, Any] | None = None,
+    shards: str = "d" * 64,
+    question: str = "Why?",
+) -> None:
+    key, identity = f"step_{step:08d}", f"{step}".ljust(64, "0")
+    write_evaluation(
+        EvaluationResult(
+            fingerprint=identity,
+            key=key,
+            checkpoint={"step": step, "tokens_seen": step * 128, "weights_sha256": f"{step}", "metrics": {}},
+            config={**CONFIG, **(config or {})},
+            upstream={"shards": shards, "english": shards},
+            metrics={"val_loss": val_loss, "val_bpb": val_loss / 2, "correct": 0.5, "distinct_2": step / 100},
+            answers=({"synth_id": "a", "question": question, "exercise": "x"},),
+            started_at="2026-11-01T10:00:00Z",
+            created_at=f"2026-11-01T10:{step // 60:02d}:{step % 60:02d}Z",
+            seconds=2.0,
+            device="cpu",
+            versions={},
+            path=evaluation_path(folder.evaluations, key, identity),
+            reused=False,
+        )
+    )
+
+
+def ranks(comparison: Comparison) -> list[tuple[str, int | None]]:
+    return [(standing.name, standing.rank) for standing in comparison.standings]
+
+
+def test_compare_same_test_ranks_by_the_lowest_validation_loss_of_any_checkpoint(project: TinyProject) -> None:
+    one = trained(project, "one", {4: 3.0, 8: 2.5, 12: 2.75})
+    two = trained(project, "two", {4: 2.25, 8: 9.0}, learning_rate=0.01)
+    found = compare_experiments([one, two])
+    assert ranks(found) == [("two", 1), ("one", 2)]
+    assert not found.obstacles
+    assert not found.answer_obstacles
+    best, last = found.standings[1].best, found.standings[1].last
+    assert best is not None
+    assert last is not None
+    assert (best.step, best.tokens_seen, best.seconds, best.metrics["val_loss"]) == (8, 1024, 8.0, 2.5)
+    assert (last.step, last.metrics["val_loss"]) == (12, 2.75)
+    assert found.standings[1].cost.memory_gb == 12
+    assert found.standings[1].cost.tokens_per_second == 128
+
+
+def test_compare_equal_losses_share_a_rank(project: TinyProject) -> None:
+    experiments = [trained(project, name, {4: loss}) for name, loss in (("a", 2.0), ("b", 2.0), ("c", 3.0))]
+    assert ranks(compare_experiments(experiments)) == [("a", 1), ("b", 1), ("c", 3)]
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"shards": "e" * 64}, "validation split of other documents (data.num_samples 300 and 300)"),
+        ({"config": {"max_length": 64}}, "data.max_length is 32 and 64"),
+        ({"config": {"max_validation_tokens": 9}}, "evaluation.max_validation_tokens is 512 and 9"),
+    ],
+)
+def test_compare_another_test_says_why_and_ranks_nothing(
+    project: TinyProject, other: dict[str, Any], told: str
+) -> None:
+    one, two = trained(project, "one", {4: 3.0}), trained(project, "two", {4: 2.0}, **other)
+    found = compare_experiments([one, two])
+    assert ranks(found) == [("one", None), ("two", None)]
+    assert found.obstacles == (f"one and two: {told}",)
+    for text in (plain_text(found), markdown(found)):
+        assert "Not comparable, so not ranked: one and two" in text
+        assert "rank" not in text.replace("ranked", "")
+        assert "**" not in text
+        assert "*2.0" not in text
+    assert as_json(found)["comparable"] is False
+
+
+@pytest.mark.parametrize("other", [{"config": {"num_questions": 7}}, {"question": "Who?"}])
+def test_compare_other_questions_rank_losses_and_not_answers(project: TinyProject, other: dict[str, Any]) -> None:
+    one, two = trained(project, "one", {4: 3.0}), trained(project, "two", {4: 2.0}, **other)
+    found = compare_experiments([one, two])
+    assert ranks(found) == [("two", 1), ("one", 2)]
+    assert len(found.answer_obstacles) == 1
+    assert any(note.startswith("Answers are not comparable") for note in notes_of(found))
+
+
+def test_compare_split_of_the_same_documents_names_tokenizer_seed_and_share(copy: TinyProject) -> None:
+    """As the manifests of real shards tell, which no evaluation says."""
+    from gpt_pipeline.comparison.compare import _Entry, _split_differences
+
+    one = copy.experiment("tiny")
+    entry = _entry_of(one)
+    other_stage = _shards_with(one, validation_fraction=0.2)
+    assert entry.evaluation is not None
+    evaluation = _with_shards(entry.evaluation, other_stage.fingerprint)
+    experiment = _experiment_with(one, validation_fraction=0.2)
+    other = _Entry(experiment=experiment, standing=entry.standing, evaluation=evaluation)
+    assert _split_differences(entry, other) == ["another share held out (0.1 and 0.2)"]
+
+
+def _entry_of(experiment: Experiment) -> Any:
+    from gpt_pipeline.comparison.compare import _entry
+
+    return _entry(experiment)
+
+
+def _experiment_with(experiment: Experiment, **data: Any) -> Experiment:
+    from dataclasses import replace
+
+    return replace(experiment, config=replace(experiment.config, data=replace(experiment.config.data, **data)))
+
+
+def _shards_with(experiment: Experiment, **data: Any) -> Any:
+    from gpt_pipeline.data.english import find_english
+    from gpt_pipeline.data.shards import prepare_shards
+
+    config: DataConfig = _experiment_with(experiment, **data).data
+    english = find_english(config, experiment.data_folder)
+    assert english is not None
+    return prepare_shards(config, english, experiment.data_folder)
+
+
+def _with_shards(result: EvaluationResult, fingerprint: str) -> EvaluationResult:
+    from dataclasses import replace
+
+    return replace(result, upstream={**result.upstream, "shards": fingerprint})
+
+
+def test_compare_without_evaluation_or_folder_is_shown_last(project: TinyProject) -> None:
+    project.write_experiment("new")
+    one = trained(project, "one", {4: 3.0})
+    found = compare_experiments([project.experiment("new"), one])
+    assert ranks(found) == [("one", None), ("new", None)]
+    assert found.standings[1].status == "not started"
+    assert "Without an evaluation, so not ranked: new." in plain_text(found)
+
+
+def test_config_differences_are_the_keys_that_differ_and_no_others(project: TinyProject) -> None:
+    project.write_experiment("one")
+    path = project.write_experiment("two", learning_rate=0.01)
+    path.write_text(path.read_text().replace("../storage", "../elsewhere").replace("n_layer: 1", "n_layer: 2"))
+    found = config_differences([project.experiment(stem).config for stem in ("one", "two", "one")])
+    assert [(each.key, each.values) for each in found] == [
+        ("model.n_layer", (1, 2, 1)),
+        ("training.learning_rate", (0.001, 0.01, 0.001)),
+    ]
+
+
+def test_plain_text_marks_the_best_of_each_row_that_has_one(project: TinyProject) -> None:
+    one = trained(project, "one", {4: 3.0})
+    two = trained(project, "two", {8: 2.0}, learning_rate=0.01)
+    lines = plain_text(compare_experiments([one, two])).splitlines()
+    assert [line.split() for line in lines if line.startswith("best    val loss")] == [
+        ["best", "val", "loss", "*2.000", "3.000"]
+    ]
+    assert any(line.split() == ["best", "distinct", "0.080", "0.040"] for line in lines)  # more is no better
+    assert any(line.split() == ["config", "training.learning_rate", "0.01", "0.001"] for line in lines)
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_rich_table_and_markdown_show_names_as_they_are(project: TinyProject) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    one, two = trained(project, "one", {4: 3.0}), trained(project, "two", {4: 2.0})
+    found = compare_experiments([one, two])
+    output = StringIO()
+    print_rich(found, Console(file=output, width=90, force_terminal=False))
+    assert "two" in output.getvalue()
+    assert "3.000" in output.getvalue()
+    assert "| best · val loss | **2.000** | 3.000 |" in markdown(found)
+
+
+def test_losses_picture_draws_four_experiments_at_most(project: TinyProject) -> None:
+    experiments = [trained(project, f"e{number}", {4: 3.0, 8: 2.0}) for number in range(5)]
+    picture = losses_svg(experiments)
+    assert picture.count("<polyline") == 4
+    assert "e0" in picture
+    assert "e4" not in picture
+
+
+def test_compare_command_prints_columns_json_and_clear_errors(project: TinyProject) -> None:
+    trained(project, "one", {4: 3.0})
+    trained(project, "two", {4: 2.0})
+    names = ("experiments/one.yaml", "experiments/two.yaml")
+    assert "*2.000" in project.run("compare", *names)
+    values = json.loads(project.run("compare", *names, "--json"))
+    assert [each["name"] for each in values["experiments"]] == ["two", "one"]
+    assert "no such file" in project.run("compare", "experiments/none.yaml", expect=2)
+    assert project.run("compare", expect=2)
+
+
+def _definitions(project: TinyProject) -> dg.Definitions:
+    return build_definitions(Project(root=project.root, experiments=project.root / "experiments"))
+
+
+def _reported(experiment: Experiment, identity: str) -> None:
+    write_json(experiment.folder.root / "report.json", {"fingerprint": identity})
+
+
+def test_comparison_asset_is_there_once_for_two_experiments_and_depends_on_their_reports(project: TinyProject) -> None:
+    project.write_experiment("one")
+    assert COMPARISON not in _definitions(project).resolve_all_asset_keys()
+    project.write_experiment("two")
+    asset = _definitions(project).resolve_assets_def(COMPARISON)
+    assert {key.to_user_string() for key in asset.dependency_keys} == {"one/report", "two/report"}
+    assert asset.group_names_by_key[COMPARISON] == "comparison"
+
+
+def test_comparison_asset_shows_table_picture_and_the_best(project: TinyProject) -> None:
+    experiments = [trained(project, "one", {4: 3.0, 8: 2.5}), trained(project, "two", {4: 2.0, 8: 1.5})]
+    definitions = _definitions(project)
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = definitions.resolve_job_def(COMPARISON_JOB)
+        assert job.execute_in_process(instance=instance).success
+        event = instance.get_latest_materialization_event(COMPARISON)
+    assert event is not None
+    shown = event.asset_materialization
+    assert shown is not None
+    assert shown.metadata["best"].value == "two"
+    assert "**1.500**" in str(shown.metadata["table"].value)
+    assert str(shown.metadata["losses"].value).startswith("![Validation losses](data:image/svg+xml;base64,")
+    assert shown.tags is not None
+    assert shown.tags["dagster/data_version"] == comparison_fingerprint(experiments)
+
+
+def test_comparison_sensor_acts_when_a_report_changed_and_nothing_trains(project: TinyProject) -> None:
+    one, two = trained(project, "one", {4: 3.0}), trained(project, "two", {4: 2.0})
+    definitions = _definitions(project)
+    sensor = definitions.resolve_sensor_def("new_comparison")
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def tick() -> Any:
+            return sensor(dg.build_sensor_context(instance=instance, definitions=definitions))
+
+        assert isinstance(tick(), dg.SkipReason)
+        _reported(one, "1")
+        assert isinstance(tick(), dg.SkipReason)
+        _reported(two, "1")
+        with folder_lock(two.folder.root, purpose="training"):
+            assert "two" in str(tick().skip_message)
+        assert isinstance(tick(), dg.RunRequest)
+        assert definitions.resolve_job_def(COMPARISON_JOB).execute_in_process(instance=instance).success
+        assert isinstance(tick(), dg.SkipReason)
+        _reported(two, "2")
+        assert isinstance(tick(), dg.RunRequest)
+
+
+def test_report_step_sets_an_experiment_apart_from_the_newest_other_that_was_started(copy: TinyProject) -> None:
+    from gpt_pipeline.orchestration.report_step import _newest_other
+    from gpt_pipeline.training.demand import MARKER_NAME
+
+    one = copy.experiment("tiny")
+    assert _newest_other(one) is None
+    for stem, time in (("old", "2020-01-01T00:00:00Z"), ("newer", "2021-01-01T00:00:00Z"), ("unstarted", None)):
+        copy.write_experiment(stem, learning_rate=0.5)
+        if time:
+            root = copy.experiment(stem).folder.root
+            root.mkdir()
+            write_json(root / MARKER_NAME, {"time": time})
+    (copy.root / "experiments" / "broken.yaml").write_text("[]")
+    other = _newest_other(one)
+    assert other is not None
+    assert other.display_name == "newer"
+    assert [(each.key, each.values) for each in other.differences] == [("training.learning_rate", (0.001, 0.5))]
