@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, write_evaluation
-from gpt_pipeline.report.build import build_report
+from gpt_pipeline.experiment.differences import Difference
+from gpt_pipeline.report.build import OtherExperiment, build_report
 from gpt_pipeline.report.contents import Contents, read_contents
+from gpt_pipeline.report.cost import cost_of, seconds_at
+from gpt_pipeline.report.exercises import exercise_table
 from gpt_pipeline.report.wording import count, decimal, duration, number, percent, size
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
@@ -243,3 +246,72 @@ def test_contents_of_a_locked_folder_are_running(tmp_path: Path) -> None:
 )
 def test_wording_reads_as_people_write(found: str, wanted: str) -> None:
     assert found == wanted
+
+
+def test_report_without_another_experiment_shows_no_difference(tmp_path: Path) -> None:
+    assert "sets it apart" not in build(folder(tmp_path)).text
+
+
+def test_report_beside_another_experiment_shows_the_keys_that_differ(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    differences = [Difference(key="training.max_steps", values=(None, 700))]
+    page = build(target, other=OtherExperiment(display_name="Other <one>", differences=differences))
+    for shown in ("sets it apart", "Other <one>", "training.max_steps", "700"):
+        assert shown in page.text
+    page = build(target, other=OtherExperiment(display_name="Twin", differences=[]))
+    assert "Twin, has the same configuration" in page.text
+
+
+def test_report_shows_speed_and_cost(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    write_metrics(target, 60)
+    write_result(target, 30, val_loss=2.0)
+    page = build(target)
+    for shown in ("2 min", "8 h 41 min", "32", "checkpoints written"):  # 120 s for 3,840 tokens
+        assert shown in page.text
+    assert "GPU hours" not in page.text
+    assert "Nothing was spent yet" in build(ExperimentFolder(root=tmp_path / "none")).text
+
+
+def test_cost_of_a_gpu_training_counts_each_gpu_and_each_file_once(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint_step_2.pt").write_bytes(b"x" * 100)
+    (tmp_path / "best_model.pt").hardlink_to(tmp_path / "checkpoint_step_2.pt")
+    line = {"kind": "train", "tokens_seen": 500, "tokens_per_second": 10.0, "mfu": 0.4, "peak_flops": 1e15}
+    records = [
+        {**line, "step": 1, "seconds": 1800.0, "memory_gb": 3.0},
+        {**line, "step": 2, "seconds": 3600.0, "memory_gb": 2.0, "tokens_seen": 1000, "mfu": 0.2},
+        {"kind": "checkpoint", "step": 2, "seconds": 3600.0, "tokens_seen": 1000, "stall_seconds": 0.5},
+    ]
+    cost = cost_of(records, checkpoints=tmp_path, hardware={"num_gpus": 4}, evaluation_seconds=7.0)
+    assert cost.gpu_hours == 4.0
+    assert (cost.memory_gb, cost.disk_bytes, cost.stall_seconds, cost.checkpoints) == (3.0, 100, 0.5, 1)
+    assert cost.mfu == pytest.approx(0.3)
+    assert cost.seconds_per_million_tokens == pytest.approx(3.6e6)
+    assert [seconds_at(records, step) for step in (1, 2, 3)] == [1800.0, 3600.0, None]
+
+
+def test_report_shows_losses_by_exercise_of_checkpoints_side_by_side(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    for step, val_loss in ((10, 4.0), (30, 2.0)):
+        write_result(target, step, val_loss=val_loss)
+        path = next(target.evaluations.glob(f"step_{step:08d}-*.json"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        value["metrics"] |= {"val_loss/math_exercise": val_loss + 0.125, "val_loss/rag": 1.0, "correct/rag": 0.25}
+        path.write_text(json.dumps(value), encoding="utf-8")
+    table = exercise_table(read_contents(target).evaluated)
+    assert table is not None
+    assert table.steps == (10, 30)
+    assert [name for name, _ in table.rows] == ["math exercise", "rag"]
+    page = build(target)
+    for shown in ("By kind of exercise", "math exercise", "4.125", "2.125", "25 % right"):
+        assert shown in page.text
+
+
+def test_report_draws_evaluations_against_time_too(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    write_metrics(target, 60)
+    write_result(target, 30, val_loss=2.0)
+    build(target)
+    figures = target.report.read_text(encoding="utf-8").split("<figure>")
+    by_time = next(figure for figure in figures if "against training time" in figure)
+    assert by_time.count('<circle class="dots"') == 2  # the point and its mark in the legend

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -14,8 +14,12 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import utc_now
+from gpt_pipeline.training.demand import MARKER_NAME
 
-REPORT_VERSION = "1"
+if TYPE_CHECKING:
+    from gpt_pipeline.report.build import OtherExperiment
+
+REPORT_VERSION = "2"
 """Raised by hand when the page shows the same results differently."""
 
 
@@ -56,6 +60,7 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
             title=experiment.display_name,
             config=dataclasses.asdict(experiment.config),
             facts=_data_facts(experiment),
+            other=_newest_other(experiment),
         )
         write_json(_record(folder.root), {"fingerprint": identity, "created_at": utc_now()})
     curve = loss_curve_svg(read_metrics(folder.metrics))
@@ -85,6 +90,32 @@ def _data_facts(experiment: Experiment) -> dict[str, Any]:
         "english_parquet": dict(finished_english(experiment).manifest.facts),
         "token_shards": dict(finished_shards(experiment).manifest.facts),
     }
+
+
+def _newest_other(experiment: Experiment) -> OtherExperiment | None:
+    """Return the other experiment of the project that was started last, or None.
+
+    It is no part of the report's identity: one that is started would have every report written anew.
+    """
+    from gpt_pipeline.experiment.differences import config_differences
+    from gpt_pipeline.experiment.discover import find_experiments
+    from gpt_pipeline.report.build import OtherExperiment
+
+    others = [each.experiment for each in find_experiments(experiment.file.parent) if each.experiment is not None]
+    started = [(_started_at(each), each) for each in others if each.file != experiment.file]
+    newest = max((pair for pair in started if pair[0]), key=lambda pair: pair[0], default=None)
+    if newest is None:
+        return None
+    differences = config_differences([experiment.config, newest[1].config])
+    return OtherExperiment(display_name=newest[1].display_name, differences=differences)
+
+
+def _started_at(experiment: Experiment) -> str:
+    """Return when the experiment's training was last asked for, ISO 8601; empty if it never was."""
+    try:
+        return str(read_json(experiment.folder.root / MARKER_NAME)["time"])
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return ""
 
 
 def _record(root: Path) -> Path:

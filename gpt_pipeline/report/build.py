@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,12 @@ import jinja2
 from markupsafe import Markup
 
 from gpt_pipeline import __version__
+from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.charts import Chart, Point, Series, draw, from_x, loss_chart, points_of, smoothed
 from gpt_pipeline.report.contents import CheckpointRow, Contents, Record, read_contents
+from gpt_pipeline.report.cost import Cost, cost_of, seconds_at
+from gpt_pipeline.report.exercises import exercise_table
 from gpt_pipeline.report.metrics import METRICS, Metric
 from gpt_pipeline.storage.atomic import write_text
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -44,13 +47,28 @@ class KeyFigure:
     note: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class OtherExperiment:
+    """An experiment of the same project that this one is set apart from."""
+
+    display_name: str
+    differences: Sequence[Difference]
+    """Values of this experiment, then of the other."""
+
+
 def build_report(
-    folder: ExperimentFolder, *, title: str, config: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]]
+    folder: ExperimentFolder,
+    *,
+    title: str,
+    config: Mapping[str, Any],
+    facts: Mapping[str, Mapping[str, Any]],
+    other: OtherExperiment | None = None,
 ) -> Path:
     """Write the report of the experiment in `folder`; return its path.
 
-    `config` is the experiment's configuration by section; `facts` what the data stages say of themselves, by stage.
-    Everything else is read from the folder, and what is not there yet is said to be missing.
+    `config` is the experiment's configuration by section; `facts` what the data stages say of themselves, by stage;
+    `other` one that it is set apart from. Everything else is read from the folder, and what is not there yet is said
+    to be missing.
     """
     contents = read_contents(folder)
     page = (
@@ -66,6 +84,9 @@ def build_report(
             metrics=[metric for metric in METRICS if _is_measured(metric, contents)],
             best_values=_best_values(contents),
             config=config,
+            other=other,
+            cost=_cost(folder, contents),
+            exercises=exercise_table(contents.evaluated),
             facts=facts,
             versions=_versions(contents),
             fingerprints=_fingerprints(contents),
@@ -85,7 +106,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    for name in ("number", "count", "decimal", "percent", "duration", "size", "words"):
+    for name in ("number", "count", "decimal", "percent", "duration", "size", "words", "setting"):
         environment.filters[name] = getattr(wording, name)
     environment.globals["fact_text"] = wording.fact
     environment.tests["counts"] = _is_counts
@@ -150,7 +171,9 @@ def _loss_figures(contents: Contents) -> list[Figure]:
     records = contents.records
     by_step = loss_chart(records, x_key="step", x_label="step", evaluations=_by_step(contents))
     by_tokens = loss_chart(records, x_key="tokens_seen", x_label="training tokens", evaluations=_by_tokens(contents))
-    by_time = loss_chart(records, x_key="seconds", x_label="training time", x_format=_clock)
+    by_time = loss_chart(
+        records, x_key="seconds", x_label="training time", x_format=_clock, evaluations=_by_time(contents)
+    )
     charts = [("by steps", by_step), ("by tokens", by_tokens), ("by time", by_time)]
     last_step = max((x for series in by_step.series for x, _ in series.points), default=0)
     detail = from_x(by_step, last_step * _DETAIL_FROM, title="Loss in nats per token over the later part of training")
@@ -170,6 +193,20 @@ def _by_step(contents: Contents) -> list[Point]:
 def _by_tokens(contents: Contents) -> list[Point]:
     rows = [row for row in contents.evaluated if row.tokens_seen is not None]
     return [(float(row.tokens_seen or 0), _metric(row, "val_loss")) for row in rows]
+
+
+def _by_time(contents: Contents) -> list[Point]:
+    reached = [(seconds_at(contents.records, row.step), row) for row in contents.evaluated]
+    return [(seconds, _metric(row, "val_loss")) for seconds, row in reached if seconds is not None]
+
+
+def _cost(folder: ExperimentFolder, contents: Contents) -> Cost:
+    return cost_of(
+        contents.records,
+        checkpoints=folder.checkpoints,
+        hardware=(contents.job or {}).get("hardware") or {},
+        evaluation_seconds=sum(row.evaluation.seconds for row in contents.rows if row.evaluation is not None),
+    )
 
 
 def _metric(row: CheckpointRow, key: str) -> float:

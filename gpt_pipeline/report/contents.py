@@ -201,7 +201,7 @@ def _questions(rows: Sequence[CheckpointRow]) -> tuple[QuestionRow, ...]:
     evaluated = [row for row in rows if row.evaluation is not None and row.comparable]
     if not evaluated or evaluated[-1].evaluation is None:
         return ()
-    chosen = _spread(evaluated)
+    chosen = spread(evaluated)
     result = []
     for number, question in enumerate(evaluated[-1].evaluation.answers, start=1):
         columns = tuple(
@@ -211,7 +211,7 @@ def _questions(rows: Sequence[CheckpointRow]) -> tuple[QuestionRow, ...]:
     return tuple(result)
 
 
-def _spread(rows: Sequence[CheckpointRow]) -> list[CheckpointRow]:
+def spread(rows: Sequence[CheckpointRow]) -> list[CheckpointRow]:
     """Return the first and the last row, the best, and others evenly between: as many as stand side by side."""
     count = min(len(rows), _COLUMNS_SIDE_BY_SIDE)
     places = {round(i * (len(rows) - 1) / max(count - 1, 1)) for i in range(count)}

@@ -49,8 +49,8 @@ METRICS = (
     ),
     Metric(key="well_formed", label="well-formed", meaning="ends by itself with all its parts", share=True),
     Metric(key="correct", label="right", meaning="the expected number, else the expected text", share=True),
-    Metric(key="numeric_match", label="right number", meaning="where a number is expected", share=True),
-    Metric(key="choice_match", label="right option", meaning="where the question gives options", share=True),
+    Metric(key="numeric_match", label="number", meaning="right where a number is expected", share=True),
+    Metric(key="choice_match", label="option", meaning="right where the question gives options", share=True),
     Metric(key="token_f1", label="word F1", meaning="overlap with the expected words"),
     Metric(
         key="distinct_2",

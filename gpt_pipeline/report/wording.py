@@ -62,6 +62,13 @@ def size(value: Any) -> str:
     return f"{value:.0f} bytes"
 
 
+def setting(value: Any) -> str:
+    """Return a configuration's value as the experiment file would have it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def words(key: str) -> str:
     """`train_tokens` -> `train tokens`; a unit at the end is left to the value."""
     return "time" if key == "seconds" else key.removesuffix("_bytes").replace("_", " ")
