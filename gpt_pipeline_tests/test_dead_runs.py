@@ -12,7 +12,7 @@ import pytest
 
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.build import build_definitions
-from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG, close_dead_runs, process_tag
+from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG, close_dead_runs, note_process, process_tag
 from gpt_pipeline.orchestration.project import Project
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.lock import folder_lock
@@ -93,3 +93,29 @@ def test_close_dead_runs_ends_the_run_whose_trainer_gave_no_sign_for_long(histor
 
 def test_process_tag_names_this_process() -> None:
     assert ProcessId.from_text(json.loads(process_tag()[PROCESS_TAG])) == ProcessId.here()
+
+
+def test_note_process_from_a_step_names_the_process_of_its_run() -> None:
+    @dg.op
+    def step(context: dg.OpExecutionContext) -> None:
+        note_process(context.instance, context.run)
+
+    @dg.job
+    def job() -> None:
+        step()
+
+    instance = dg.DagsterInstance.ephemeral()
+    run = instance.get_run_by_id(job.execute_in_process(instance=instance).run_id)
+    assert run is not None
+    assert ProcessId.from_text(json.loads(run.tags[PROCESS_TAG])) == ProcessId.here()
+
+
+def test_note_process_of_a_run_on_another_machine_says_nothing(history: _History) -> None:
+    run_id = history.add()
+    run = history.instance.get_run_by_id(run_id)
+    assert run is not None
+    history.instance.report_engine_event("elsewhere", run)  # no start of it is known here
+    note_process(history.instance, run)
+    again = history.instance.get_run_by_id(run_id)
+    assert again is not None
+    assert PROCESS_TAG not in again.tags

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +235,30 @@ print(evaluate(Path({str(checkpoint.path)!r}), Stages(*found), Path({str(tmp_pat
     ]
     ended = [process.communicate(timeout=120) for process in processes]
     assert sorted(output.strip() for output, _ in ended) == ["False", "True"], ended
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
+def test_evaluate_checkpoint_after_a_killed_attempt_starts_again_and_writes_once(
+    tmp_path: Path, stages: Stages
+) -> None:
+    checkpoint = save(tmp_path / "checkpoints", 50)
+    code = f"""
+import os, signal, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from gpt_pipeline.evaluation import evaluate as module
+from gpt_pipeline.storage.manifest import StageResult, read_manifest
+from gpt_pipeline_tests.test_evaluate import Stages, evaluate
+found = [StageResult(folder=Path(f), manifest=read_manifest(Path(f)), reused=True)
+         for f in ({str(stages.english.folder)!r}, {str(stages.shards.folder)!r})]
+module.write_evaluation = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+evaluate(Path({str(checkpoint.path)!r}), Stages(*found), Path({str(tmp_path)!r}))
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert read_evaluations(tmp_path / "evaluations") == []
+    assert not evaluate(checkpoint.path, stages, tmp_path).reused
+    assert len(read_evaluations(tmp_path / "evaluations")) == 1
 
 
 def test_find_evaluation_imports_neither_torch_nor_pyarrow() -> None:

@@ -3,12 +3,14 @@
 Dagster's daemon ends runs that it started itself. A run that `gpt-pipeline` executes in its own process, and any run
 whose whole machine went down, stays "started" for ever, keeps its place in the pool and keeps the sensor from asking
 again. Such a run bears its process as a tag, or the trainer's heartbeat bears the run; both are proof enough to end it.
+The runs that the daemon starts for evaluations get the tag from their step.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 
 import dagster as dg
@@ -32,6 +34,21 @@ _UNFINISHED = [
 def process_tag() -> Mapping[str, str]:
     """Return the tag of a run that this very process executes."""
     return {PROCESS_TAG: json.dumps(dataclasses.asdict(ProcessId.here()))}
+
+
+def note_process(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Tag a run, from within one of its steps, with the process that executes it, if that is of this machine.
+
+    Should the machine go down with Dagster and all, nobody else is left who knows.
+    """
+    if PROCESS_TAG in run.tags:
+        return
+    started = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.RUN_START, limit=1).records
+    event = started[0].event_log_entry.dagster_event if started else None
+    # A step is executed by the run's process or by a child of it; any other number is of another machine.
+    if event is not None and event.pid in (os.getpid(), os.getppid()):
+        tag = json.dumps(dataclasses.asdict(ProcessId.of(event.pid)))
+        instance.add_run_tags(run.run_id, {PROCESS_TAG: tag})
 
 
 def close_dead_runs(instance: dg.DagsterInstance, experiment: Experiment) -> list[str]:
