@@ -1,0 +1,196 @@
+"""lm-evaluation-harness on an exported checkpoint: public benchmarks, for whoever installs it.
+
+The package `lm_eval` is an extra, and its tasks fetch their documents from the hub or read a local copy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_pipeline.checkpoints.load import verify_checkpoint
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.exchange.export import export_checkpoint, trained_length
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
+from gpt_pipeline.storage.manifest import utc_now
+
+_logger = logging.getLogger(__name__)
+
+CODE_VERSION = "1"
+_FOLDER = "benchmarks"  # in the experiment's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One metric of one task."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkResult:
+    """What the harness found of one checkpoint."""
+
+    fingerprint: str
+    step: int
+    weights_sha256: str
+    scores: tuple[Score, ...]
+    samples: Mapping[str, int]
+    """Documents of each task that were scored."""
+
+    versions: Mapping[str, Any]
+    """Of lm_eval, and of each task as it says itself."""
+
+    created_at: str
+    path: Path
+    reused: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRequest:
+    """What to measure."""
+
+    tasks: Sequence[str]
+    """As the harness names them."""
+
+    limit: int | None = None
+    """Documents of each task; None: all."""
+
+    task_folder: Path | None = None
+    """With task files of one's own."""
+
+    device: str = "cpu"
+    batch_size: int = 16
+
+
+def benchmark_checkpoint(experiment: Experiment, checkpoint: Path, request: BenchmarkRequest) -> BenchmarkResult:
+    """Score the checkpoint, one of the experiment's, and keep the result; one that is there is not computed again.
+
+    Every text begins with `<|endoftext|>`, as in training, and no more than the length trained at is seen.
+
+    Raises:
+        UserError: lm_eval is not installed, knows no such task, or cannot get its documents.
+        DamagedFileError: the checkpoint is not what was written.
+    """
+    version = _harness_version()
+    info = verify_checkpoint(checkpoint)
+    identity = _fingerprint(request, info, version, max_length=trained_length(experiment, info))
+    path = experiment.folder.root / _FOLDER / f"{checkpoint_key(info.step)}-{identity[:SHORT]}.json"
+    if (kept := _read(path, identity)) is not None:
+        return kept
+    found = _run(experiment, info, request)
+    result = BenchmarkResult(
+        fingerprint=identity,
+        step=info.step,
+        weights_sha256=info.weights_sha256,
+        scores=tuple(_scores(found["results"])),
+        samples={task: counts["effective"] for task, counts in found["n-samples"].items()},
+        versions={"lm_eval": version, **found["versions"]},
+        created_at=utc_now(),
+        path=path,
+        reused=False,
+    )
+    write_json(path, {k: v for k, v in dataclasses.asdict(result).items() if k not in ("path", "reused")})
+    return result
+
+
+def _harness_version() -> str:
+    try:
+        return importlib.metadata.version("lm_eval")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            "benchmarks need lm-evaluation-harness, which is not installed; run: pip install 'gpt-pipeline[benchmarks]'"
+        ) from None
+
+
+def _fingerprint(request: BenchmarkRequest, info: CheckpointInfo, version: str, *, max_length: int) -> str:
+    own = sorted(request.task_folder.rglob("*")) if request.task_folder else []
+    config = {
+        "tasks": sorted(request.tasks),
+        "limit": request.limit,
+        "max_length": max_length,
+        "lm_eval": version,
+        "own": {path.name: path.read_text(encoding="utf-8") for path in own if path.suffix in (".yaml", ".yml", ".py")},
+    }
+    return fingerprint("benchmark", config=config, upstream=[info.weights_sha256], code_version=CODE_VERSION)
+
+
+def _run(experiment: Experiment, info: CheckpointInfo, request: BenchmarkRequest) -> dict[str, Any]:
+    """Return what the harness says of the checkpoint."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(request.task_folder) if request.task_folder else None)
+    _require_known(request.tasks, manager.all_tasks)
+    with tempfile.TemporaryDirectory(prefix="gpt-pipeline-") as temporary:
+        exported = export_checkpoint(experiment, info.path, Path(temporary) / "model")
+        model = HFLM(
+            pretrained=str(exported.folder),
+            device=request.device,
+            dtype="float32",
+            max_length=trained_length(experiment, info),
+            add_bos_token=True,
+            batch_size=request.batch_size,
+        )
+        try:
+            found = lm_eval.simple_evaluate(
+                model=model, tasks=list(request.tasks), limit=request.limit, task_manager=manager, log_samples=False
+            )
+        except OSError as error:  # what every failure of the hub is, and of a file that is not there
+            raise UserError(
+                f"the documents of {', '.join(request.tasks)} cannot be had ({error}); connect to the hub, or set "
+                "HF_HOME to where they are, or give task files that name local ones by --task-folder"
+            ) from error
+    return dict(found)
+
+
+def _require_known(tasks: Sequence[str], known: Sequence[str]) -> None:
+    from difflib import get_close_matches
+
+    for task in tasks:
+        if task not in known:
+            near = get_close_matches(task, known, n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else "; `lm-eval ls tasks` lists them"
+            raise UserError(f"--tasks: found {task!r}, need a task of lm-evaluation-harness{hint}")
+
+
+def _scores(results: Mapping[str, Mapping[str, Any]]) -> list[Score]:
+    """Return the metrics of each task; the harness names them `acc,none` and `acc_stderr,none`."""
+    scores = []
+    for task, values in results.items():
+        for key, value in values.items():
+            metric, _, filtered = key.partition(",")
+            if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            stderr = values.get(f"{metric}_stderr,{filtered}")
+            name = metric if filtered == "none" else f"{metric} ({filtered})"
+            known = stderr if isinstance(stderr, int | float) else None  # it says `N/A` where it has none
+            scores.append(Score(task=task, metric=name, value=float(value), stderr=known))
+    return scores
+
+
+def _read(path: Path, identity: str) -> BenchmarkResult | None:
+    try:
+        value = read_json(path)
+        scores = tuple(Score(**score) for score in value["scores"])
+        found = BenchmarkResult(**{**value, "scores": scores}, path=path, reused=True)
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        _logger.warning("%s is no readable result (%s); it is measured again", path, error)
+        return None
+    return found if found.fingerprint == identity else None

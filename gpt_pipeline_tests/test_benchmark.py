@@ -1,0 +1,110 @@
+"""lm-evaluation-harness on an exported checkpoint, on a task that lies beside the test."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_pipeline.checkpoints.load import load_model
+from gpt_pipeline.checkpoints.manifest import BEST_NAME
+from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.exchange.benchmark import BenchmarkRequest, benchmark_checkpoint
+from gpt_pipeline_tests.projects import TinyProject
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+INSTALLED = importlib.util.find_spec("lm_eval") is not None
+needs_harness = pytest.mark.skipif(not INSTALLED, reason="needs the extra `benchmarks`")
+
+DOCUMENTS = [
+    {
+        "text": f"Q: Which of them is number {number}?\n\nA:",
+        "choices": [" cat", " the", " 7 tall trees"],
+        "gold": number % 3,
+    }
+    for number in range(7)
+]
+TASK = """\
+task: own_choices
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{file}"}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{text}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: gold
+target_delimiter: ""
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 3}}
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS), encoding="utf-8")
+    (folder / "own.yaml").write_text(TASK.format(file=documents.as_posix()), encoding="utf-8")
+    return folder
+
+
+def accuracy(checkpoint: Path) -> float:
+    """Share of the documents whose right choice is the likeliest after the text, computed with our own model."""
+    model, _ = load_model(checkpoint)
+    right = 0
+    for document in DOCUMENTS:
+        sums = []
+        for choice in document["choices"]:
+            prompt, rest = [EOT_TOKEN, *gpt2().encode_ordinary(document["text"])], gpt2().encode_ordinary(choice)
+            with torch.inference_mode():
+                logs = model(torch.tensor([prompt + rest]))[0].log_softmax(-1)
+            sums.append(sum(float(logs[len(prompt) - 1 + i, token]) for i, token in enumerate(rest)))
+        right += sums.index(max(sums)) == document["gold"]
+    return right / len(DOCUMENTS)
+
+
+@needs_harness
+@pytest.mark.filterwarnings("ignore")
+def test_benchmark_scores_as_our_own_model_does_and_only_once(copy: TinyProject, tasks: Path) -> None:
+    of = copy.experiment("tiny")
+    checkpoint = of.folder.checkpoints / BEST_NAME
+    request = BenchmarkRequest(tasks=["own_choices"], task_folder=tasks)
+    result = benchmark_checkpoint(of, checkpoint, request)
+    assert [(score.task, score.metric) for score in result.scores] == [("own_choices", "acc")]
+    assert result.scores[0].value == pytest.approx(accuracy(checkpoint))
+    assert result.samples == {"own_choices": 7}
+    assert not result.reused
+    again = benchmark_checkpoint(of, checkpoint, request)
+    assert again.reused
+    assert again.scores == result.scores
+
+
+@needs_harness
+@pytest.mark.filterwarnings("ignore")
+def test_benchmark_command_prints_scores_and_unknown_tasks_name_the_nearest(copy: TinyProject, tasks: Path) -> None:
+    options = ("--task-folder", str(tasks), "--limit", "3")
+    output = copy.run("benchmark", "experiments/tiny.yaml", "--tasks", "own_choices", *options)
+    assert "own_choices  acc  " in output
+    assert "of 3" in output
+    output = copy.run("benchmark", "experiments/tiny.yaml", "--tasks", "own_choice", *options, expect=1)
+    assert "did you mean own_choices" in output
+    (tasks.parent / "documents.jsonl").unlink()
+    output = copy.run(
+        "benchmark", "experiments/tiny.yaml", "--tasks", "own_choices", "--task-folder", str(tasks), expect=1
+    )
+    assert "cannot be had" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.skipif(INSTALLED, reason="the extra `benchmarks` is installed")
+def test_benchmark_without_the_extra_says_what_to_install(finished: TinyProject) -> None:
+    of = finished.experiment("tiny")
+    with pytest.raises(UserError, match=r"gpt-pipeline\[benchmarks\]"):
+        benchmark_checkpoint(of, of.folder.checkpoints / BEST_NAME, BenchmarkRequest(tasks=["x"]))
