@@ -39,6 +39,8 @@ def evaluate_partition(
     force: bool,
 ) -> Iterator[dg.MaterializeResult]:
     """Evaluate the partition's checkpoint, or find that done; yields nothing, with the reason said, if it is gone."""
+    if multiprocessing.parent_process() is not None:  # a step with a process of its own: a training comes first
+        give_way()
     note_process(context.instance, context.run)
     try:
         checkpoint = _find_checkpoint(experiment, context.partition_key)
