@@ -25,8 +25,10 @@ ROOT = Path(__file__).parents[1]
         ("optimizers", "--layers 1 --width 32 --length 16 --sequences 2 --steps 3 --seeds 1 --samples 200"),
         ("tokens", "--rows 2000 --turns 1"),
         ("batches", "--tokens 3000000 --read-bytes 1e6 --turns 1"),
+        ("english", "--rows 3000 --turns 1 --workers 1"),
+        ("data_memory", "--small 1000 --large 2000"),
     ],
-    ids=["cpu_step", "cuda_step", "checkpoint_stall", "optimizers", "tokens", "batches"],
+    ids=["cpu_step", "cuda_step", "checkpoint_stall", "optimizers", "tokens", "batches", "english", "data_memory"],
 )
 @pytest.mark.slow
 def test_benchmark_prints_a_ratio(module, arguments):
