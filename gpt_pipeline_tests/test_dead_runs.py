@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.build import build_definitions
-from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG, close_dead_runs, note_process, process_tag
+from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG, REQUESTER_TAG, close_dead_runs, note_process, process_tag
 from gpt_pipeline.orchestration.project import Project
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.lock import folder_lock
@@ -93,6 +95,43 @@ def test_close_dead_runs_ends_the_run_whose_trainer_gave_no_sign_for_long(histor
 
 def test_process_tag_names_this_process() -> None:
     assert ProcessId.from_text(json.loads(process_tag()[PROCESS_TAG])) == ProcessId.here()
+
+
+def _of_the_daemon(history: _History, *, pid: int, requested_by: ProcessId) -> str:
+    """A run that began, as process `pid`, and whose step still waits for its place."""
+    run_id = history.add("evaluate_tiny")
+    history.instance.add_run_tags(run_id, {REQUESTER_TAG: json.dumps(dataclasses.asdict(requested_by))})
+    entry = dg.EventLogEntry(
+        error_info=None,
+        level="debug",
+        user_message="",
+        run_id=run_id,
+        timestamp=time.time(),
+        job_name="evaluate_tiny",
+        dagster_event=_run_start(pid),
+    )
+    history.instance.event_log_storage.store_event(entry)
+    return run_id
+
+
+def _run_start(pid: int) -> dg.DagsterEvent:
+    event = dg.DagsterEvent(event_type_value=dg.DagsterEventType.RUN_START.value, job_name="evaluate_tiny")
+    return event._replace(pid=pid)
+
+
+def test_close_dead_runs_ends_a_run_of_the_daemon_that_died_before_its_step(history: _History, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    history.instance = dg.DagsterInstance.local_temp(str(tmp_path / "home"))  # with the launcher that daemons use
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead = _of_the_daemon(history, pid=ended.pid, requested_by=ProcessId.here())
+    before_boot = _of_the_daemon(history, pid=os.getpid(), requested_by=DEAD)
+    alive = _of_the_daemon(history, pid=os.getpid(), requested_by=ProcessId.here())
+    elsewhere = _of_the_daemon(
+        history, pid=ended.pid, requested_by=dataclasses.replace(ProcessId.here(), host="elsewhere")
+    )
+    assert set(history.close()) == {dead, before_boot}
+    assert (history.status(alive), history.status(elsewhere)) == (STARTED, STARTED)
 
 
 def test_note_process_from_a_step_names_the_process_of_its_run() -> None:

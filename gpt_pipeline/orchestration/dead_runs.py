@@ -3,7 +3,8 @@
 Dagster's daemon ends runs that it started itself. A run that `gpt-pipeline` executes in its own process, and any run
 whose whole machine went down, stays "started" for ever, keeps its place in the pool and keeps the sensor from asking
 again. Such a run bears its process as a tag, or the trainer's heartbeat bears the run; both are proof enough to end it.
-The runs that the daemon starts for evaluations get the tag from their step.
+The runs that the daemon starts for evaluations get the tag from their step; until that begins (it may wait long for its
+place in the pool), they bear the machine from which they were requested, and their history has the process's number.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from gpt_pipeline.training.heartbeat import read_heartbeat, trainer_state
 PROCESS_TAG = "gpt_pipeline/process"
 """Bears, as JSON, the process in which a whole run is executed."""
 
+REQUESTER_TAG = "gpt_pipeline/requested_by"
+"""Bears, as JSON, the process that asked for a run: of the machine on which Dagster's own launcher starts it."""
+
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -36,6 +40,11 @@ def process_tag() -> Mapping[str, str]:
     return {PROCESS_TAG: json.dumps(dataclasses.asdict(ProcessId.here()))}
 
 
+def requester_tag() -> Mapping[str, str]:
+    """Return the tag of a run that a sensor or a schedule in this very process asks for."""
+    return {REQUESTER_TAG: json.dumps(dataclasses.asdict(ProcessId.here()))}
+
+
 def note_process(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Tag a run, from within one of its steps, with the process that executes it, if that is of this machine.
 
@@ -43,12 +52,10 @@ def note_process(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """
     if PROCESS_TAG in run.tags:
         return
-    started = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.RUN_START, limit=1).records
-    event = started[0].event_log_entry.dagster_event if started else None
+    pid = _pid_at_start(instance, run)
     # A step is executed by the run's process or by a child of it; any other number is of another machine.
-    if event is not None and event.pid in (os.getpid(), os.getppid()):
-        tag = json.dumps(dataclasses.asdict(ProcessId.of(event.pid)))
-        instance.add_run_tags(run.run_id, {PROCESS_TAG: tag})
+    if pid is not None and pid in (os.getpid(), os.getppid()):
+        instance.add_run_tags(run.run_id, {PROCESS_TAG: json.dumps(dataclasses.asdict(ProcessId.of(pid)))})
 
 
 def close_dead_runs(instance: dg.DagsterInstance, experiment: Experiment) -> list[str]:
@@ -58,7 +65,7 @@ def close_dead_runs(instance: dg.DagsterInstance, experiment: Experiment) -> lis
     closed = []
     for job in jobs:
         for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=_UNFINISHED)):
-            why = _end_of_process(run) or _end_of_trainer(run, experiment)
+            why = _end_of_process(instance, run) or _end_of_trainer(run, experiment)
             if why is not None:
                 instance.report_run_failed(run, message=f"{why} What was done is kept; materialize again to go on.")
                 _free_its_place(instance, run)
@@ -66,14 +73,34 @@ def close_dead_runs(instance: dg.DagsterInstance, experiment: Experiment) -> lis
     return closed
 
 
-def _end_of_process(run: dg.DagsterRun) -> str | None:
-    try:
-        process = ProcessId.from_text(json.loads(run.tags[PROCESS_TAG]))
-    except (KeyError, TypeError, ValueError):
-        return None  # a run of the UI, say: of its process nothing is known
-    if not process.is_dead:
+def _end_of_process(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
+    process = _tagged(run, PROCESS_TAG) or _process_launched(instance, run)
+    if process is None or not process.is_dead:  # of a run of the UI, say, nothing is known
         return None
     return f"Process {process.pid} on {process.host} ended without a word: it was killed, or its machine went down."
+
+
+def _tagged(run: dg.DagsterRun, tag: str) -> ProcessId | None:
+    try:
+        return ProcessId.from_text(json.loads(run.tags[tag]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _process_launched(instance: dg.DagsterInstance, run: dg.DagsterRun) -> ProcessId | None:
+    """Return the process of a requested run that has begun, where it was launched on the requester's machine."""
+    requester, pid = _tagged(run, REQUESTER_TAG), _pid_at_start(instance, run)
+    if requester is None or pid is None or not isinstance(instance.run_launcher, dg.DefaultRunLauncher):
+        return None
+    # When the process began is not known, so a later one of the same number is taken for it: that errs on waiting.
+    return dataclasses.replace(requester, pid=pid, started="")
+
+
+def _pid_at_start(instance: dg.DagsterInstance, run: dg.DagsterRun) -> int | None:
+    """Return the number of the process that began to execute `run`, on whichever machine."""
+    started = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.RUN_START, limit=1).records
+    event = started[0].event_log_entry.dagster_event if started else None
+    return event.pid if event is not None else None
 
 
 def _end_of_trainer(run: dg.DagsterRun, experiment: Experiment) -> str | None:

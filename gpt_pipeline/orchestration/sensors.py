@@ -14,7 +14,7 @@ import dagster as dg
 from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
-from gpt_pipeline.orchestration.dead_runs import close_dead_runs
+from gpt_pipeline.orchestration.dead_runs import close_dead_runs, requester_tag
 from gpt_pipeline.orchestration.lost_runs import LostRunWatch
 from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
 from gpt_pipeline.orchestration.pending import WantedEvaluation, pending_evaluations
@@ -127,7 +127,7 @@ def _evaluation_requests(
                 run_key=f"{evaluation.fingerprint}@{tick}" if tick else None,
                 job_name=keys.evaluate_job(experiment),
                 partition_key=evaluation.partition,
-                tags=tags,
+                tags={**tags, **requester_tag()},
             )
 
 
