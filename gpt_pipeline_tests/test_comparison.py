@@ -202,12 +202,21 @@ def test_plain_text_marks_the_best_of_each_row_that_has_one(project: TinyProject
     one = trained(project, "one", {4: 3.0})
     two = trained(project, "two", {8: 2.0}, learning_rate=0.01)
     lines = plain_text(compare_experiments([one, two])).splitlines()
-    assert [line.split() for line in lines if line.startswith("best    val loss")] == [
-        ["best", "val", "loss", "*2.000", "3.000"]
+    assert [line.split() for line in lines if line.startswith("best = last  val loss")] == [
+        ["best", "=", "last", "val", "loss", "*2.000", "3.000"]
     ]
-    assert any(line.split() == ["best", "distinct", "0.080", "0.040"] for line in lines)  # more is no better
+    assert any(
+        line.split() == ["best", "=", "last", "distinct", "0.080", "0.040"] for line in lines
+    )  # more is no better
     assert any(line.split() == ["config", "training.learning_rate", "0.01", "0.001"] for line in lines)
     assert all(line == line.rstrip() for line in lines)
+
+
+def test_plain_text_shows_best_and_last_apart_where_they_differ(project: TinyProject) -> None:
+    one, two = trained(project, "one", {4: 3.0, 8: 5.0}), trained(project, "two", {4: 2.0})
+    lines = [line.split() for line in plain_text(compare_experiments([one, two])).splitlines()]
+    assert ["best", "val", "loss", "*2.000", "3.000"] in lines
+    assert ["last", "val", "loss", "*2.000", "5.000"] in lines
 
 
 def test_rich_table_and_markdown_show_names_as_they_are(project: TinyProject) -> None:
@@ -221,7 +230,7 @@ def test_rich_table_and_markdown_show_names_as_they_are(project: TinyProject) ->
     print_rich(found, Console(file=output, width=90, force_terminal=False))
     assert "two" in output.getvalue()
     assert "3.000" in output.getvalue()
-    assert "| best · val loss | **2.000** | 3.000 |" in markdown(found)
+    assert "| best = last · val loss | **2.000** | 3.000 |" in markdown(found)
 
 
 def test_losses_picture_draws_four_experiments_at_most(project: TinyProject) -> None:

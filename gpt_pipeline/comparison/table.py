@@ -34,8 +34,7 @@ def rows_of(comparison: Comparison) -> list[Row]:
     rows = [
         _row(comparison, "", "status", lambda standing: standing.status),
         _row(comparison, "", "rank", lambda standing: wording.number(standing.rank)),
-        *_reached_rows(comparison, "best", lambda standing: standing.best),
-        *_reached_rows(comparison, "last", lambda standing: standing.last),
+        *_checkpoint_rows(comparison),
         *_cost_rows(comparison),
         *(
             Row(section="config", label=each.key, cells=tuple(wording.setting(value) for value in each.values))
@@ -115,6 +114,16 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "experiments": [dataclasses.asdict(standing) for standing in comparison.standings],
         "differences": {each.key: list(each.values) for each in comparison.differences},
     }
+
+
+def _checkpoint_rows(comparison: Comparison) -> Iterable[Row]:
+    """Return the rows of the best and of the last checkpoints, once where each experiment's last is its best."""
+    if all(standing.best == standing.last for standing in comparison.standings):
+        return _reached_rows(comparison, "best = last", lambda standing: standing.best)
+    return [
+        *_reached_rows(comparison, "best", lambda standing: standing.best),
+        *_reached_rows(comparison, "last", lambda standing: standing.last),
+    ]
 
 
 def _reached_rows(comparison: Comparison, section: str, of: Callable[[Standing], Reached | None]) -> Iterable[Row]:

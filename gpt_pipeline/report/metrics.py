@@ -58,5 +58,5 @@ METRICS = (
         meaning="share of word pairs that differ; low is repetitive",
         ranked=False,
     ),
-    Metric(key="new_tokens", label="tokens", meaning="mean length of an answer", places=0, ranked=False),
+    Metric(key="new_tokens", label="length", meaning="mean tokens of an answer", places=0, ranked=False),
 )
