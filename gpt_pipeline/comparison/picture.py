@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.report.charts import Chart, Series, draw_standalone, points_of
+from gpt_pipeline.report.charts import INSET_HEIGHT, INSET_WIDTH, Chart, Series, draw_standalone, points_of
 from gpt_pipeline.training.metrics import read_metrics
 
 _CURVES = 4  # as many colours as can be told apart
@@ -26,5 +26,7 @@ def losses_svg(experiments: Sequence[Experiment]) -> str:
         x_label="training tokens",
         y_label="nats per token",
         series=tuple(curves),
+        width=INSET_WIDTH,
+        height=INSET_HEIGHT,
     )
     return draw_standalone(chart)

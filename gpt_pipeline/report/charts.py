@@ -12,6 +12,9 @@ from typing import Any, Literal
 Point = tuple[float, float]
 Look = Literal["line", "faint", "dots", "dashed"]
 
+INSET_WIDTH, INSET_HEIGHT = 600, 340
+"""Of a picture in Dagster's or MLflow's pages, which show it small: the letters keep their size."""
+
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 24.0, 14.0, 46.0
 _LEGEND_ROW = 20.0
 _LETTER = 6.5  # width of a letter of the legend, on average
@@ -99,7 +102,8 @@ def draw_standalone(chart: Chart) -> str:
 
 def loss_curve_svg(records: Sequence[Mapping[str, Any]]) -> str:
     """Return training and validation loss against the step as an SVG document; `records` as `read_metrics` gives."""
-    return draw_standalone(loss_chart(records, x_key="step", x_label="step"))
+    chart = loss_chart(records, x_key="step", x_label="step")
+    return draw_standalone(replace(chart, width=INSET_WIDTH, height=INSET_HEIGHT))
 
 
 def loss_chart(
