@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import dagster as dg
 import pytest
 
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.orchestration import dead_runs
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG, REQUESTER_TAG, close_dead_runs, note_process, process_tag
 from gpt_pipeline.orchestration.project import Project
@@ -132,6 +134,21 @@ def test_close_dead_runs_ends_a_run_of_the_daemon_that_died_before_its_step(hist
     )
     assert set(history.close()) == {dead, before_boot}
     assert (history.status(alive), history.status(elsewhere)) == (STARTED, STARTED)
+
+
+def test_close_dead_runs_ends_a_run_whose_launcher_died_before_it_began(
+    history: _History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    history.instance = dg.DagsterInstance.local_temp(str(tmp_path / "home"))
+    run_ids = []
+    for requester in (DEAD, ProcessId.here()):
+        run_ids.append(history.add("evaluate_tiny", status=dg.DagsterRunStatus.STARTING))
+        tag = json.dumps(dataclasses.asdict(requester))
+        history.instance.add_run_tags(run_ids[-1], {REQUESTER_TAG: tag})
+    assert history.close() == []  # it may begin any moment
+    monkeypatch.setattr(dead_runs, "_TIME_TO_BEGIN", timedelta(0))
+    assert history.close() == run_ids[:1]
 
 
 def test_note_process_from_a_step_names_the_process_of_its_run() -> None:

@@ -104,6 +104,19 @@ def test_sensor_failed_evaluation_is_tried_three_times_and_does_not_block_the_ot
     assert [request.partition_key for request in _ask_sensor(copy, instance)] == [second.partition_key]
 
 
+def test_sensor_report_waits_for_evaluations_but_not_for_one_that_was_given_up(
+    copy: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    _forget_evaluation(copy, 8)
+    (request,) = _ask_sensor(copy, instance)
+    with _run(instance, request, dg.DagsterRunStatus.STARTED):
+        assert _ask_sensor(copy, instance) == []
+    for _ in range(3):
+        run = dg.DagsterRun(job_name="evaluate_tiny", status=dg.DagsterRunStatus.FAILURE, tags=dict(request.tags))
+        instance.add_run(run)
+    assert [request.job_name for request in _ask_sensor(copy, instance)] == ["report_tiny"]
+
+
 def test_sensor_checkpoint_copied_into_the_folder_by_hand_is_found(
     copy: TinyProject, instance: dg.DagsterInstance
 ) -> None:

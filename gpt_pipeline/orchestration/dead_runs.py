@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -26,6 +27,8 @@ PROCESS_TAG = "gpt_pipeline/process"
 
 REQUESTER_TAG = "gpt_pipeline/requested_by"
 """Bears, as JSON, the process that asked for a run: of the machine on which Dagster's own launcher starts it."""
+
+_TIME_TO_BEGIN = timedelta(seconds=60)  # a run's process begins within seconds of its launch
 
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
@@ -74,7 +77,7 @@ def close_dead_runs(instance: dg.DagsterInstance, experiment: Experiment) -> lis
 
 
 def _end_of_process(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
-    process = _tagged(run, PROCESS_TAG) or _process_launched(instance, run)
+    process = _tagged(run, PROCESS_TAG) or _process_launched(instance, run) or _launcher(instance, run)
     if process is None or not process.is_dead:  # of a run of the UI, say, nothing is known
         return None
     return f"Process {process.pid} on {process.host} ended without a word: it was killed, or its machine went down."
@@ -94,6 +97,16 @@ def _process_launched(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Proce
         return None
     # When the process began is not known, so a later one of the same number is taken for it: that errs on waiting.
     return dataclasses.replace(requester, pid=pid, started="")
+
+
+def _launcher(instance: dg.DagsterInstance, run: dg.DagsterRun) -> ProcessId | None:
+    """Return the process that was to launch a requested run, if nothing was heard of the run since long enough."""
+    requester, record = _tagged(run, REQUESTER_TAG), instance.get_run_record_by_id(run.run_id)
+    if record is None or run.status != dg.DagsterRunStatus.STARTING:
+        return None
+    changed = record.update_timestamp.replace(tzinfo=UTC)
+    waits = datetime.now(UTC) - changed >= _TIME_TO_BEGIN
+    return requester if waits and isinstance(instance.run_launcher, dg.DefaultRunLauncher) else None
 
 
 def _pid_at_start(instance: dg.DagsterInstance, run: dg.DagsterRun) -> int | None:

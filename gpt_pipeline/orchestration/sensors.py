@@ -70,11 +70,7 @@ def new_checkpoints_sensor(
         pending = pending_evaluations(experiment)
         new = [evaluation for evaluation in pending if evaluation.state == "missing"]
         requests = list(_evaluation_requests(context.instance, experiment, new))
-        if (
-            not pending
-            and report_is_outdated(experiment)
-            and not _is_running(context.instance, keys.report_job(experiment))
-        ):
+        if not requests and _wants_report(context.instance, experiment, pending):
             requests.append(dg.RunRequest(job_name=keys.report_job(experiment)))
         if not requests:
             return dg.SkipReason(f"No new checkpoint; {len(new)} under evaluation or given up.")
@@ -129,6 +125,16 @@ def _evaluation_requests(
                 partition_key=evaluation.partition,
                 tags={**tags, **requester_tag()},
             )
+
+
+def _wants_report(instance: dg.DagsterInstance, experiment: Experiment, pending: list[WantedEvaluation]) -> bool:
+    """Whether the report is to be written now, when nothing is requested: all is evaluated, or was given up.
+
+    What is out of date is not given up: it is evaluated again tonight, and the report follows.
+    """
+    given_up = all(evaluation.state == "missing" for evaluation in pending)
+    busy = any(_is_running(instance, job(experiment)) for job in (keys.evaluate_job, keys.report_job))
+    return given_up and not busy and report_is_outdated(experiment)
 
 
 def _is_running(instance: dg.DagsterInstance, job_name: str) -> bool:

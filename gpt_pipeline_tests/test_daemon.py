@@ -1,0 +1,165 @@
+"""The sensor in Dagster's own daemon: killed, restarted without its memory, with a damaged checkpoint among others."""
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG
+from gpt_pipeline_tests.projects import TinyProject
+
+EXPERIMENTS = ("tiny", "other")
+WANTED = {("tiny", 4), ("tiny", 12), ("other", 4), ("other", 8), ("other", 12)}
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(os.name == "nt", reason="process groups, signals and /proc are POSIX"),
+]
+
+
+@contextmanager
+def _dagster(project: TinyProject) -> Iterator[None]:
+    """`dagster dev` for the block; at its end every process that it started is killed, as by a power cut."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # A background job of a shell ignores SIGINT, and so would all that it starts: Dagster ends its servers by it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with (project.root / "dagster.log").open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dagster", "dev", "-m", "gpt_pipeline.definitions", "--port", str(port)],
+            cwd=project.root,
+            env=project.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    signal.signal(signal.SIGINT, before)
+    try:
+        yield
+    finally:
+        for pid in [*_descendants(process.pid), process.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def _descendants(pid: int) -> list[int]:
+    """Every process that `pid` or a child of it has started, whichever session it is in."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(folder.name))
+    found, waiting = [], [pid]
+    while waiting:
+        waiting += (own := children.get(waiting.pop(), []))
+        found += own
+    return found
+
+
+def _wait(until: Callable[[], bool], *, seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        time.sleep(0.2)
+
+
+def _query(database: Path, query: str) -> list[tuple[str, ...]]:
+    """The rows, or none as long as another process holds or makes the database."""
+    if not database.is_file():
+        return []
+    try:
+        with sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True) as connection:
+            return connection.execute(query).fetchall()
+    except sqlite3.OperationalError:
+        return []
+
+
+def _run_is_under_way(project: TinyProject) -> bool:
+    database = project.root / ".dagster" / "history" / "history" / "runs.db"
+    query = (
+        f"select runs.run_id from runs join run_tags using (run_id) where status = 'STARTED' and key = '{PROCESS_TAG}'"
+    )
+    return bool(_query(database, query))
+
+
+def _requests(project: TinyProject) -> int:
+    """Runs that Dagster has launched in all."""
+    return len(_query(project.root / ".dagster" / "history" / "history" / "runs.db", "select run_id from runs"))
+
+
+def _evaluated(project: TinyProject) -> set[tuple[str, int]]:
+    return {
+        (stem, result.step)
+        for stem in EXPERIMENTS
+        for result in read_evaluations(project.experiment(stem).folder.evaluations)
+        if (result.path.parent / "logged" / result.path.name).is_file()
+    }
+
+
+def _mlflow_runs(project: TinyProject) -> list[tuple[str, str, str]]:
+    """Experiment, name and status of every run of an evaluation, ordered."""
+    query = """select experiments.name, runs.name, runs.status from runs join experiments using (experiment_id)
+        where runs.name like 'step_%' order by 1, 2"""
+    return _query(project.root / "mlflow.db", query)
+
+
+def _unevaluated(project: TinyProject) -> None:
+    """Two experiments with three checkpoints each, one of them damaged; no evaluation, no MLflow, no history."""
+    project.write_experiment("other")
+    tiny, other = (project.experiment(stem).folder for stem in EXPERIMENTS)
+    shutil.copytree(tiny.root, other.root)
+    for folder in (tiny, other):
+        shutil.rmtree(folder.evaluations)
+        folder.report.unlink()
+    (project.root / "mlflow.db").unlink()
+    shutil.rmtree(project.root / ".dagster")
+    damaged = tiny.checkpoints / "checkpoint_step_8.pt"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.unlink()  # it may share its content with best_model.pt
+    damaged.write_bytes(content)
+
+
+def test_daemon_killed_and_restarted_without_memory_evaluates_each_checkpoint_of_two_experiments_once(
+    copy: TinyProject,
+) -> None:
+    _unevaluated(copy)
+    with _dagster(copy):
+        _wait(lambda: _run_is_under_way(copy), seconds=180, what="the first evaluation")
+    assert _evaluated(copy) != WANTED
+    for database in (copy.root / ".dagster" / "history").glob("schedules*"):  # the sensors' cursors and ticks
+        shutil.rmtree(database) if database.is_dir() else database.unlink()
+    with _dagster(copy):
+        _wait(lambda: _evaluated(copy) >= WANTED, seconds=420, what=f"all evaluations, only {_evaluated(copy)}")
+        _wait(
+            lambda: all(copy.experiment(stem).folder.report.is_file() for stem in EXPERIMENTS),
+            seconds=120,
+            what="reports",
+        )
+        _wait_for_quiet(copy)
+    assert _evaluated(copy) == WANTED
+    assert _mlflow_runs(copy) == sorted((stem, f"step_{step}", "FINISHED") for stem, step in WANTED)
+    assert [result.step for result in read_evaluations(copy.experiment("tiny").folder.evaluations)] == [4, 12]
+
+
+def _wait_for_quiet(project: TinyProject) -> None:
+    """Wait until two looks of the sensors in a row ask for nothing more."""
+    launched, since = _requests(project), time.monotonic()
+    deadline = since + 240
+    while time.monotonic() - since < 40:
+        assert time.monotonic() < deadline, "runs are requested without end"
+        time.sleep(1)
+        if (now := _requests(project)) != launched:
+            launched, since = now, time.monotonic()
