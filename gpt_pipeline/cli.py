@@ -141,9 +141,9 @@ def generate(
     max_new_tokens: int | None,
     device: str | None,
 ) -> int | None:
-    """Let a checkpoint answer a question, word by word as it writes: its reasoning, then its answer.
+    """Let a checkpoint answer a question.
 
-    What it writes goes to the standard output, everything else beside it.
+    It is seen as it writes: its reasoning, then its answer. The text goes to the standard output, all else beside it.
     """
     if (prompt is None) != interactive:
         raise click.UsageError("give either --prompt or --interactive", click.get_current_context())
@@ -183,7 +183,11 @@ def generate(
 @_CHECKPOINT
 @click.option("--to", "target", type=click.Path(path_type=Path), required=True, help="A new folder.")
 def export(experiment: Path, checkpoint: str, target: Path) -> None:
-    """Write a checkpoint as a folder that Hugging Face's transformers loads, with tokenizer and model card."""
+    """Write a checkpoint as a folder for transformers.
+
+    Weights, tokenizer and model card, as Hugging Face's library loads them. It replaces an earlier
+    export, and nothing else.
+    """
     from gpt_pipeline.checkpoints.choose import choose_checkpoint
     from gpt_pipeline.exchange.export import export_checkpoint
     from gpt_pipeline.experiment.load import load_experiment
@@ -199,7 +203,10 @@ def export(experiment: Path, checkpoint: str, target: Path) -> None:
 @click.argument("folder", type=click.Path(path_type=Path), callback=lambda *given: given[2].absolute())
 @_EXPERIMENT
 def import_(folder: Path, experiment: Path) -> None:
-    """Make the GPT-2 in FOLDER, as transformers saves it, a checkpoint that a training can start from."""
+    """Make a GPT-2 of transformers a checkpoint to start from.
+
+    FOLDER is what save_pretrained, or our export, wrote. Its shape must be that of the experiment.
+    """
     from gpt_pipeline.exchange.take_in import import_folder
     from gpt_pipeline.experiment.load import load_experiment
 
@@ -252,9 +259,10 @@ def benchmark(
 )
 @click.option("--json", "as_values", is_flag=True, help="Print JSON, with every figure in full.")
 def compare(experiments: Sequence[Path], as_values: bool) -> None:
-    """Put experiments beside each other: quality, cost, and the keys of their files that differ.
+    """Put experiments beside each other.
 
-    They are ranked only if their losses are of the same held-out tokens.
+    Quality, cost, and the keys of their files that differ. They are ranked only if their losses are of the same
+    held-out tokens.
     """
     import json
 
