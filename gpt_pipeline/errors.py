@@ -37,6 +37,10 @@ class DataError(UserError):
     """Input data that cannot be used; names the file and what is wrong with it."""
 
 
+class UnreadableFileError(DataError):
+    """A file that is not what it should be, so that reading it again would not help."""
+
+
 class DamagedFileError(UserError):
     """A file whose content is not what its manifest says."""
 

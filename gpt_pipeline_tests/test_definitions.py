@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.orchestration.parted_asset import labels
 from gpt_pipeline.orchestration.project import DAGSTER_CONFIG, Project
 from gpt_pipeline_tests.projects import TinyProject
 
@@ -120,3 +122,10 @@ def test_packaged_dagster_yaml_is_the_projects_own() -> None:
     root = Path(__file__).parents[1]
     packaged = root / "gpt_pipeline" / "orchestration" / DAGSTER_CONFIG
     assert packaged.read_text() == (root / DAGSTER_CONFIG).read_text()
+
+
+def test_labels_of_files_are_all_different_and_short() -> None:
+    groups = [["a b.parquet"], ["a b_2.parquet"], ["a-b.parquet"], ["x" * 200 + ".parquet", "y.parquet"]]
+    found = labels(groups)
+    assert len(set(found)) == len(groups)
+    assert all(re.fullmatch(r"\w{1,70}", label, flags=re.ASCII) for label in found)

@@ -41,6 +41,8 @@ def test_executor_without_file_is_dagsters_own(tmp_path: Path) -> None:
         ),
         ("executor: multiprocess\nworkers: 3", ConfigError, r"found \['workers'\], need the keys executor and config"),
         ("multiprocess", ConfigError, r"need the keys executor and config"),
+        ("- executor", ConfigError, r"need the keys executor and config"),
+        ("executor: [k8s]", ConfigError, r"executor: found \['k8s'\], need one of"),
         ("executor: [", UserError, r"is not YAML"),
         ("executor: celery_k8s", UserError, r"pip install dagster-celery-k8s"),
     ],

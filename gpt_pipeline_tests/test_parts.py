@@ -218,3 +218,40 @@ def test_grouped_files_reach_the_unit_size(
 ) -> None:
     monkeypatch.setattr(stage_module, "UNIT_BYTES", 10)
     assert grouped(sizes) == groups
+
+
+def test_parts_force_leaves_the_finished_stages_of_others_alone_until_it_has_made_them_again(
+    tmp_path: Path, folder: Path, undisturbed: dict[str, bytes]
+) -> None:
+    config, other = config_of(folder, 100), config_of(folder, 60)
+    prepared(config, tmp_path)
+    prepared(other, tmp_path)
+    for stage in stages_of(config, tmp_path):
+        groups = stage.plan(force=True, say=quiet)
+        assert groups
+        assert all(find(each, tmp_path) for find in (find_raw, find_english, find_shards) for each in (config, other))
+        for group in groups:
+            stage.make(group, say=quiet)
+        assert not stage.finish(say=quiet).reused
+        assert stage.finish(say=quiet).reused
+    kept = {name: content for name, content in bytes_of(tmp_path).items() if name in undisturbed}
+    assert kept == undisturbed
+
+
+@pytest.mark.parametrize("find", [find_english, find_shards])
+def test_parts_force_replaces_what_a_stage_has_linked(
+    tmp_path: Path, folder: Path, find: Callable[[DataConfig, Path], StageResult | None]
+) -> None:
+    config = config_of(folder, 100)
+    prepared(config, tmp_path)
+    stage = find(config, tmp_path)
+    assert stage is not None
+    path = stage.folder / next(iter(stage.manifest.files))
+    size = path.stat().st_size
+    with path.open("rb+") as file:
+        file.write(bytes(size))
+    for each in stages_of(config, tmp_path):
+        for group in each.plan(force=True, say=quiet):
+            each.make(group, say=quiet)
+        each.finish(say=quiet)
+    verify(stage)

@@ -5,13 +5,15 @@ import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.eligibility import RULE_VERSION
 from gpt_pipeline.data.raw import RawStage, files_of, find_raw, known_raw, prepare_raw, raw_files, repeats_of
 from gpt_pipeline.data.source.local import parquet_names
-from gpt_pipeline.data.source.record import read_record
+from gpt_pipeline.data.source.record import FileFacts, SourceRecord, read_record
+from gpt_pipeline.data.stage import prepare
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline_tests.synth_rows import row, write_folder, write_synth
@@ -123,8 +125,10 @@ def test_raw_damaged_file_fails_by_name_and_keeps_what_was_checked(tmp_path: Pat
     damaged.write_bytes(b"<html>")
     with pytest.raises(DataError, match=r"synth_002\.parquet"):
         prepare_raw(local(folder, 20), tmp_path / "data")
-    (record,) = (tmp_path / "data" / "sources").iterdir()
-    assert read_record(record).known_keys() == ["synth_001.parquet"]
+    (folder,) = (tmp_path / "data" / "sources").iterdir()
+    record = read_record(folder)
+    assert record.facts("synth_001.parquet") is not None
+    assert record.facts("synth_002.parquet") is None
 
 
 def test_raw_force_checks_every_file_again(tmp_path: Path, folder: Path) -> None:
@@ -204,6 +208,71 @@ def test_raw_finished_or_not_the_groups_are_those_still_missing(tmp_path: Path, 
     assert stage.finish(say=quiet.append).manifest.facts["documents"] == 48
     assert stage.plan(force=False, say=quiet.append) == []
     assert stage.plan(force=True, say=quiet.append) == [["synth_001.parquet", "synth_002.parquet", "synth_003.parquet"]]
+
+
+def test_raw_folder_that_is_away_is_remembered_as_it_was_last_and_not_before(tmp_path: Path, folder: Path) -> None:
+    config = local(folder, 20)
+    prepare_raw(config, tmp_path / "data")
+    (folder / "synth_001.parquet").unlink()
+    second = prepare_raw(config, tmp_path / "data")
+    folder.rename(tmp_path / "unplugged")
+    known = known_raw(config, tmp_path / "data")
+    assert known is not None
+    assert known.fingerprint == second.fingerprint
+    folder.mkdir()  # the empty place where a disk was mounted
+    assert known_raw(config, tmp_path / "data") == known
+
+
+def test_raw_files_that_are_away_are_not_missed_where_all_that_was_made_of_them_stands(
+    tmp_path: Path, folder: Path
+) -> None:
+    config = local(folder, 20)
+    stage = prepare_raw(config, tmp_path / "data")
+    folder.rename(tmp_path / "unplugged")
+    unneeded = RawStage(config=config, data_folder=tmp_path / "data", is_needed=lambda: False)
+    assert prepare(unneeded, say=lambda line: None).fingerprint == stage.fingerprint
+    with pytest.raises(ConfigError, match="need a folder that exists"):
+        prepare_raw(config, tmp_path / "data")
+
+
+def test_raw_damaged_index_is_made_again_before_it_decides_what_repeats(tmp_path: Path, folder: Path) -> None:
+    first = prepare_raw(local(folder, 20), tmp_path / "data")
+    for path in (tmp_path / "data" / "parts").glob("document_index-*/hashes.npy"):
+        hashes = np.load(path)
+        hashes[:, -1] = 2**64 - 1  # a text of one file would repeat one of another
+        np.save(path, hashes)
+    for path in first.folder.iterdir():
+        path.unlink()
+    assert prepare_raw(local(folder, 20), tmp_path / "data").manifest == first.manifest
+
+
+def test_raw_force_reads_the_files_that_were_added_for_repeated_documents(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "synth", 10, 20, 30)
+    shutil.copyfile(folder / "synth_001.parquet", folder / "synth_002.parquet")
+    config = local(folder, 10)
+    prepare_raw(config, tmp_path / "data")
+    path = folder / "synth_003.parquet"
+    stat = path.stat()
+    path.write_bytes(b"x" * stat.st_size)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(DataError, match=r"synth_003\.parquet"):
+        prepare_raw(config, tmp_path / "data", force=True)
+
+
+def test_raw_facts_of_names_that_differ_in_a_slash_are_kept_apart(tmp_path: Path) -> None:
+    record = SourceRecord(folder=tmp_path)
+    for rows, key in enumerate(("a/b.parquet", "a__b.parquet")):
+        record.write_facts(
+            FileFacts(key=key, size=1, mtime_ns=1, sha256="0" * 64, rows=rows, documents=0, rule=RULE_VERSION)
+        )
+    assert [facts.rows for key in ("a/b.parquet", "a__b.parquet") if (facts := record.facts(key))] == [0, 1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_raw_folder_with_a_link_to_nowhere_is_refused_with_its_name(tmp_path: Path, folder: Path) -> None:
+    (folder / "synth_004.parquet").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"synth_004\.parquet"):
+        prepare_raw(local(folder, 5), tmp_path / "data")
 
 
 @pytest.mark.parametrize(

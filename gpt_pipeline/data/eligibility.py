@@ -20,7 +20,7 @@ from gpt_pipeline.data.documents import (
     QUERY_MARK,
     REASONING_MARK,
 )
-from gpt_pipeline.errors import DataError
+from gpt_pipeline.errors import UnreadableFileError
 
 RULE_VERSION = "2"
 """Raised when the same rows would give other documents."""
@@ -67,9 +67,11 @@ def open_synth(path: Path) -> pq.ParquetFile:
         # Buffering ahead would hold the whole row group, and a file of SYNTH is one row group.
         file = pq.ParquetFile(path, pre_buffer=False)
     except (FileNotFoundError, PermissionError) as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from None
+        raise UnreadableFileError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from None
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file ({_first_line(error)}); {_beginning(path)}") from error
+        raise UnreadableFileError(
+            f"{path}: not a readable parquet file ({_first_line(error)}); {_beginning(path)}"
+        ) from error
     _check_columns(path, file.schema_arrow)
     return file
 
@@ -77,10 +79,10 @@ def open_synth(path: Path) -> pq.ParquetFile:
 def _check_columns(path: Path, schema: pa.Schema) -> None:
     missing = [name for name in COLUMNS if name not in schema.names]
     if missing:
-        raise DataError(f"{path}: lacks the columns {', '.join(missing)}; found {', '.join(schema.names)}")
+        raise UnreadableFileError(f"{path}: lacks the columns {', '.join(missing)}; found {', '.join(schema.names)}")
     wrong = [f"{name} is {schema.field(name).type}" for name in COLUMNS if not _is_text(schema.field(name).type)]
     if wrong:
-        raise DataError(f"{path}: need text columns, but {', '.join(wrong)}")
+        raise UnreadableFileError(f"{path}: need text columns, but {', '.join(wrong)}")
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -110,7 +112,7 @@ def read_batches(path: Path, *, batch_rows: int = BATCH_ROWS) -> Iterator[pa.Rec
             for batch in file.iter_batches(batch_size=batch_rows, columns=list(COLUMNS)):
                 yield batch.select(list(COLUMNS)).cast(_SCHEMA)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: damaged ({_first_line(error)}); {_beginning(path)}") from error
+            raise UnreadableFileError(f"{path}: damaged ({_first_line(error)}); {_beginning(path)}") from error
 
 
 def count_english_rows(path: Path, *, batch_rows: int = 10 * BATCH_ROWS) -> int:
@@ -125,7 +127,7 @@ def count_english_rows(path: Path, *, batch_rows: int = 10 * BATCH_ROWS) -> int:
             for batch in file.iter_batches(batch_size=batch_rows, columns=["language"]):
                 count += pc.sum(_is_english(batch)).as_py() or 0
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: damaged ({_first_line(error)}); {_beginning(path)}") from error
+            raise UnreadableFileError(f"{path}: damaged ({_first_line(error)}); {_beginning(path)}") from error
     return count
 
 

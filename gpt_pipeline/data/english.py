@@ -20,7 +20,7 @@ from gpt_pipeline.data.document_index import Rows
 from gpt_pipeline.data.eligibility import BATCH_ROWS, DOCUMENT_SCHEMA, RULE_VERSION, documents_of, read_batches, select
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.raw import RawFile, files_of, known_raw, raw_files, repeats_of
-from gpt_pipeline.data.stage import Part, Say, grouped, prepare, prepare_stage
+from gpt_pipeline.data.stage import Part, Say, ask_again, grouped, is_asked_again, prepare, prepare_stage
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.atomic import atomic_path, link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
@@ -112,8 +112,10 @@ class EnglishStage:
             say(f"{stage.folder} is finished already; nothing to do")
             return []
         if force:
-            for folder in [*(each.part.folder for each in self.parts()), *([stage.folder] if stage else [])]:
-                forget(folder)
+            for each in self.parts():
+                forget(each.part.folder)
+        if stage is not None:
+            ask_again(stage.folder)
         missing = [each for each in self.parts() if each.part.find() is None]
         return grouped({each.raw.name: each.raw.size for each in missing})
 
@@ -133,11 +135,12 @@ class EnglishStage:
 
     def finish(self, *, say: Say) -> StageResult:
         """Put the parts together; see `PartedStage`."""
-        if stage := self.find():
-            return stage
         wanted = _fingerprint(self.config, self.raw.fingerprint)
         folder = stage_folder(self.data_folder, STAGE, wanted)
-        return prepare_stage(folder, wanted, force=False, say=say, make=lambda: self._together(folder, wanted, say))
+        again = is_asked_again(folder)
+        if not again and (stage := self.find()):
+            return stage
+        return prepare_stage(folder, wanted, force=again, say=say, make=lambda: self._together(folder, wanted, say))
 
     def parts(self) -> list[EnglishPart]:
         """Return what the stage takes of each raw file, in order; files of which it takes nothing are left out."""
@@ -147,8 +150,7 @@ class EnglishStage:
             take = min(missing, raw.documents)
             missing -= take
             if take:
-                file = f"{raw.name.removesuffix('.parquet').replace('/', '__')}.parquet"
-                parts.append(EnglishPart(raw=raw, take=take, file=file, part=self._part(raw, take)))
+                parts.append(EnglishPart(raw=raw, take=take, file=_file_name(raw), part=self._part(raw, take)))
         return parts
 
     def _part(self, raw: RawFile, take: int) -> Part:
@@ -174,6 +176,7 @@ class EnglishStage:
                 f"{source}: found {tally.documents} documents, need {each.take}: it has changed; "
                 "materialize raw_synth again"
             )
+        raw_files(self.config, self.raw)  # raises if the file became another one while it was read
         say(f"{each.raw.name}: {tally.documents:,} documents of {tally.rows_read:,} rows written")
         return Manifest(
             stage=_KIND,
@@ -203,6 +206,12 @@ class EnglishStage:
             files=files,
             facts={**tally.facts(), "parts": listed},
         )
+
+
+def _file_name(raw: RawFile) -> str:
+    """Return the name of a raw file's documents in the stage's folder, which has no folders below it."""
+    stem = raw.name.removesuffix(".parquet")
+    return f"{stem}.parquet" if "/" not in stem else f"{stem.replace('/', '__')}-{raw.sha256[:6]}.parquet"
 
 
 def _fingerprint(config: DataConfig, upstream: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,8 @@ from gpt_pipeline.data.source.hub import Hub, HubDataset, open_dataset, recorded
 from gpt_pipeline.data.source.local import LocalFolder, local_path, open_folder, parquet_names
 from gpt_pipeline.data.source.record import FileFacts, SourceRecord, read_record
 from gpt_pipeline.data.source.sample.source import SampleFolder
-from gpt_pipeline.data.stage import Say, exclusive, grouped, prepare, prepare_stage
-from gpt_pipeline.errors import ConfigError, DataError
+from gpt_pipeline.data.stage import Say, ask_again, exclusive, grouped, is_asked_again, prepare, prepare_stage
+from gpt_pipeline.errors import ConfigError, DataError, UnreadableFileError
 from gpt_pipeline.storage.atomic import atomic_path, sha256_of
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, forget, record_file, stage_folder
@@ -157,6 +157,10 @@ class _Chosen:
     repeats: Rows | None = None
 
 
+def _always() -> bool:
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class RawStage:
     """The stage raw_synth; a part is one file brought here, checked, and its documents' hashes."""
@@ -164,6 +168,9 @@ class RawStage:
     config: DataConfig
     data_folder: Path
     hub: Hub = _HUB
+
+    is_needed: Callable[[], bool] = _always
+    """Whether somebody still has to read the files: what was finished stands where all that was made of it does."""
 
     @property
     def name(self) -> str:
@@ -193,7 +200,8 @@ class RawStage:
         source = self._recorded_source(read_record(self._record_folder))
         found = {name: source.find(name) if source else None for name, _ in raw.manifest.config["files"]}
         missing = [name for name, path in found.items() if path is None]
-        if missing or self.known() is None:
+        known = self.known()
+        if missing or known is None or known.fingerprint != raw.fingerprint:
             raise DataError(
                 f"files of {self._origin} are missing or have changed"
                 f"{': ' if missing else ''}{', '.join(missing[:3])}; materialize {STAGE} again"
@@ -202,15 +210,17 @@ class RawStage:
 
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return the files that are not here or not looked at yet, in groups; see `PartedStage`."""
-        stage = self.find()
+        stage = self._standing(say)
         if stage is not None and not force:
             say(f"{stage.folder} is finished already; nothing to do")
             return []
-        if stage is not None:
-            forget(stage.folder)
         with self._recording(say) as record:
             source = self._open_source(record, say)
             names = self._enough(source, record, say)
+            if stage is not None:  # which may have files that were added for repeated documents
+                before = [name for name, _ in stage.manifest.config["files"]]
+                names += [name for name in before if name in source.names and name not in names]
+                ask_again(stage.folder)
             if force:
                 self._forget(source, names, record, say)
         missing = [name for name in names if not self._is_ready(source, name, record)]
@@ -238,16 +248,26 @@ class RawStage:
 
     def finish(self, *, say: Say) -> StageResult:
         """Choose the files and write down which documents repeat others; see `PartedStage`."""
-        if stage := self.find():
+        stage = self._standing(say)
+        if stage is not None and not is_asked_again(stage.folder):
             return stage
         with self._recording(say) as record:
             source = self._open_source(record, say)
             chosen = self._choose(source, record, say)
         wanted = _fingerprint(chosen)
         folder = stage_folder(self.data_folder, STAGE, wanted)
+        again = is_asked_again(folder)
         return prepare_stage(
-            folder, wanted, force=False, say=say, make=lambda: _manifest(source, chosen, folder, wanted)
+            folder, wanted, force=again, say=say, make=lambda: _manifest(source, chosen, folder, wanted)
         )
+
+    def _standing(self, say: Say) -> StageResult | None:
+        """Return the finished stage, also if its files are away and nobody needs them."""
+        stage = self.find()
+        if stage is None and (known := self.known()) and not self.is_needed():
+            say(f"files of {self._origin} are away; what was made of them is finished, so they are not needed")
+            return known
+        return stage
 
     @property
     def _origin(self) -> str:
@@ -275,7 +295,9 @@ class RawStage:
         if self._is_sample:
             return self._sample
         if self.config.local_dataset_path is not None:
-            return open_folder(local_path(self.config.local_dataset_path))
+            folder = open_folder(local_path(self.config.local_dataset_path))
+            record.folder_names = list(folder.names)  # saved by those who hold the record
+            return folder
         return open_dataset(self.hub, self.config.source, self.config.revision, record, say=say)
 
     @property
@@ -289,8 +311,8 @@ class RawStage:
             return recorded_dataset(self.hub, self.config.source, self.config.revision, record)
         folder = local_path(self.config.local_dataset_path)
         # A folder that is away, such as on a disk not plugged in, cannot have changed: what was made of it stands.
-        names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else record.known_keys()
-        return LocalFolder(folder=folder, names=parquet_names(names))
+        names = parquet_names(entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
+        return LocalFolder(folder=folder, names=names or tuple(record.folder_names))
 
     def _recorded_choice(self, source: Source, record: SourceRecord) -> list[_Chosen] | None:
         """Return the source's first files that hold `num_samples` documents, if the record knows them all."""
@@ -321,7 +343,6 @@ class RawStage:
             key = source.record_key(name)
             if facts := record.facts(key):
                 forget(index_part(facts.sha256, self.data_folder).folder)
-            record.forget_facts(key)
         if self._is_sample:
             for name in names:
                 source.fetch(name, again=True, say=say)
@@ -356,7 +377,7 @@ class RawStage:
         for name in rest:
             try:
                 _, count = next(counts)
-            except DataError as error:
+            except UnreadableFileError as error:
                 say(f"{error}")
                 yield name, self.config.num_samples
                 return
@@ -395,6 +416,7 @@ class RawStage:
         English rows are more than documents, so the last file may have to be added here.
         """
         names = self._enough(source, record, say)
+        source.require_room([name for name in names if source.find(name) is None])
         while True:
             chosen = self._compared(source, names, record, say)
             total = 0
@@ -413,8 +435,8 @@ class RawStage:
     def _compared(self, source: Source, names: Sequence[str], record: SourceRecord, say: Say) -> list[_Chosen]:
         """Return the files with what each has that none before it has, and keep these counts in the record."""
         facts = [self._looked_at(source, name, record, say) for name in names]
-        indexes = [index_part(each.sha256, self.data_folder).find() for each in facts]
-        repeats = repeated_documents([index for index in indexes if index is not None])
+        indexes = [self._intact_index(source, name, each, say) for name, each in zip(names, facts, strict=True)]
+        repeats = repeated_documents(indexes)
         chosen = [
             _Chosen(name=name, facts=each, new_documents=each.documents - len(own), repeats=own)
             for name, each, own in zip(names, facts, repeats, strict=True)
@@ -422,6 +444,11 @@ class RawStage:
         for count, own in enumerate(chosen, start=1):
             record.new_documents[_identity_of_all(facts[:count])] = own.new_documents
         return chosen
+
+    def _intact_index(self, source: Source, name: str, facts: FileFacts, say: Say) -> StageResult:
+        """Return the file's index with every byte as it was written; one that is not is made again from the file."""
+        index = index_part(facts.sha256, self.data_folder).intact(say=say)
+        return index or prepare_index(source.fetch(name, say=say), facts.sha256, self.data_folder, say=say)
 
 
 def _recorded_facts(source: Source, name: str, record: SourceRecord) -> FileFacts | None:

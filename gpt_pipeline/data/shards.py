@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.stage import Part, Say, grouped, prepare, prepare_stage
+from gpt_pipeline.data.stage import Part, Say, ask_again, grouped, is_asked_again, prepare, prepare_stage
 from gpt_pipeline.data.token_stream import TRAIN, VALIDATION, TokenShards, TokenStream, open_shards, shard_name
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.atomic import link_or_copy
@@ -100,8 +100,10 @@ class ShardsStage:
             say(f"{stage.folder} is finished already; nothing to do")
             return []
         if force:
-            for folder in [*(each.part.folder for each in self.parts()), *([stage.folder] if stage else [])]:
-                forget(folder)
+            for each in self.parts():
+                forget(each.part.folder)
+        if stage is not None:
+            ask_again(stage.folder)
         return grouped({each.file: each.size for each in self.parts() if each.part.find() is None})
 
     def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:
@@ -121,12 +123,13 @@ class ShardsStage:
         Raises:
             ConfigError: no document is held out, or the rest is shorter than one sequence of `max_length` tokens.
         """
-        stage = self.find()
+        wanted = _fingerprint(self.config, self.english.fingerprint)
+        folder = stage_folder(self.data_folder, STAGE, wanted)
+        again = is_asked_again(folder)
+        stage = None if again else self.find()
         if stage is None:
-            wanted = _fingerprint(self.config, self.english.fingerprint)
-            folder = stage_folder(self.data_folder, STAGE, wanted)
             stage = prepare_stage(
-                folder, wanted, force=False, say=say, make=lambda: self._together(folder, wanted, say)
+                folder, wanted, force=again, say=say, make=lambda: self._together(folder, wanted, say)
             )
         _require_a_sequence(self.config, stage.manifest.facts)
         return stage

@@ -27,6 +27,7 @@ UNIT_BYTES = 64 << 20
 """Source files are done in groups of about this size: below it, starting a process costs more than its work."""
 
 _PARTS = "parts"
+_AGAIN = ".again"
 _logger = logging.getLogger(__name__)
 
 
@@ -43,7 +44,7 @@ class PartedStage(Protocol):
     def plan(self, *, force: bool, say: Say) -> Sequence[Sequence[str]]:
         """Return the source files whose parts are missing, in groups that are done one at a time; none if finished.
 
-        `force` forgets the stage and its parts first.
+        `force` forgets the parts first, and has `finish` put the stage together anew; until then it stands as it is.
         """
         ...
 
@@ -109,6 +110,17 @@ class Part:
         return part
 
 
+def ask_again(folder: Path) -> None:
+    """Have the stage in `folder`, which stands until then, put together anew when it is finished next."""
+    if folder.is_dir():
+        (folder / _AGAIN).touch()
+
+
+def is_asked_again(folder: Path) -> bool:
+    """Whether the stage in `folder` is to be put together anew."""
+    return (folder / _AGAIN).is_file()
+
+
 @contextmanager
 def exclusive(folder: Path, *, purpose: str, say: Say) -> Iterator[None]:
     """Hold `folder` for the block, after waiting for any process that holds it now."""
@@ -137,4 +149,5 @@ def prepare_stage(
         started = time.monotonic()
         manifest = make()
         manifest.write(folder, seconds=time.monotonic() - started)
+        (folder / _AGAIN).unlink(missing_ok=True)
     return StageResult(folder=folder, manifest=manifest, reused=False)

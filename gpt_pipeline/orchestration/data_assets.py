@@ -17,9 +17,10 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
     )
 
     def raw() -> PartedStage:
+        from gpt_pipeline.data.english import find_english
         from gpt_pipeline.data.raw import RawStage
 
-        return RawStage(config=data, data_folder=folder)
+        return RawStage(config=data, data_folder=folder, is_needed=lambda: find_english(data, folder) is None)
 
     def english() -> PartedStage:
         from gpt_pipeline.data.english import EnglishStage

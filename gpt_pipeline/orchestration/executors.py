@@ -38,7 +38,7 @@ def project_executor(root: Path) -> dg.ExecutorDefinition | None:
         return None
     value = _read(path)
     name, config = value.get("executor"), value.get("config", {})
-    if name not in _EXECUTORS:
+    if not isinstance(name, str) or name not in _EXECUTORS:
         raise ConfigError(f"{path}: executor", found=name, need=f"one of {', '.join(_EXECUTORS)}")
     definition = _definition(name)
     checked = validate_config(definition.config_schema.config_type, config)
@@ -65,7 +65,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}") from error
-    unknown = set(value) - {"executor", "config"} if isinstance(value, Mapping) else {value}
-    if unknown:
-        raise ConfigError(str(path), found=sorted(map(str, unknown)), need="the keys executor and config, nothing else")
+    unknown = set(value) - {"executor", "config"} if isinstance(value, Mapping) else None
+    if unknown is None or unknown:
+        found = value if unknown is None else sorted(map(str, unknown))
+        raise ConfigError(str(path), found=found, need="the keys executor and config, nothing else")
     return dict(value)

@@ -21,6 +21,7 @@ class StageOptions(dg.Config):
     """Make the stage again even if it is finished."""
 
 
+_LABEL_LENGTH = 60
 StageFactory = Callable[[], PartedStage]
 
 
@@ -127,5 +128,8 @@ def labels(groups: Sequence[Sequence[str]]) -> list[str]:
             re.sub(r"\W", "_", name.removesuffix(".parquet"), flags=re.ASCII) for name in (names[0], names[-1])
         )
         label = first if len(names) == 1 else f"{first}_to_{last}"
-        found.append(label if label not in found else f"{label}_{len(found)}")
+        label = label[-_LABEL_LENGTH:]
+        while label in found:
+            label = f"{label}_{len(found)}"
+        found.append(label)
     return found

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 _TEMPORARY_SUFFIX = ".tmp"
 _READ_BYTES = 1 << 20
+_PATIENCE_SECONDS = 5
 
 
 @contextmanager
@@ -27,11 +29,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         fsync_file(temporary)
-        os.replace(temporary, path)
+        _replace(temporary, path)
         fsync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Rename `source` to `target`. Windows refuses while somebody reads `target`, so there it is tried for a while."""
+    until = time.monotonic() + (_PATIENCE_SECONDS if os.name == "nt" else 0)
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.05)
 
 
 def link_or_copy(source: Path, target: Path) -> bool:

@@ -107,6 +107,8 @@ def download(
         elif _is_complete(entry.blob, file.size):
             entry.partial.unlink(missing_ok=True)  # another program was faster
             return _link(entry)
+        elif _is_complete(entry.snapshot, file.size):  # where a disk knows no links the file itself lies there
+            return entry.snapshot
         partial = _Partial(entry.partial)
         _complete(partial, file, patience=patience, say=say, observer=observer)
         if damage := partial.damage(file.size, sha256):

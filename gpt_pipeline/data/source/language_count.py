@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.documents import ENGLISH
-from gpt_pipeline.errors import DataError
+from gpt_pipeline.errors import UnreadableFileError
 
 if TYPE_CHECKING:
     from gpt_pipeline.data.source.remote import RangeReader
@@ -34,13 +34,17 @@ def count_remote_english(file: RangeReader, name: str) -> int:
             return sum(_english(batch.column(0)) for batch in batches)
     except (pa.ArrowException, OSError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise DataError(f"{name}: not a readable parquet file on the hub ({said}); correct data.source") from error
+        raise UnreadableFileError(
+            f"{name}: not a readable parquet file on the hub ({said}); correct data.source"
+        ) from error
 
 
 def _require_column(parquet: pq.ParquetFile, name: str) -> None:
     columns = parquet.schema_arrow.names
     if _COLUMN not in columns:
-        raise DataError(f"{name}: lacks the column {_COLUMN}; found {', '.join(columns)}; correct data.source")
+        raise UnreadableFileError(
+            f"{name}: lacks the column {_COLUMN}; found {', '.join(columns)}; correct data.source"
+        )
 
 
 def _english(languages: pa.Array) -> int:

@@ -84,6 +84,14 @@ def local_path(text: str) -> Path:
     return resolve_folder(text, relative_to=Path.cwd(), key=_KEY)
 
 
+def _is_usable(path: Path) -> bool:
+    try:
+        path.name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return path.is_file()
+
+
 def open_folder(folder: Path) -> LocalFolder:
     """Return the dataset in `folder`.
 
@@ -94,6 +102,13 @@ def open_folder(folder: Path) -> LocalFolder:
         raise ConfigError(_KEY, found=str(folder), need="a folder that exists", remedy="correct or remove the key")
     entries = sorted(entry.name for entry in folder.iterdir())
     names = parquet_names(entries)
+    if unusable := [name for name in names if not _is_usable(folder / name)]:
+        raise ConfigError(
+            _KEY,
+            found=", ".join(ascii(name) for name in unusable[:5]),
+            need="files with names in UTF-8 (these are folders, links that lead nowhere, or named otherwise)",
+            remedy=f"mend or remove them in {folder}",
+        )
     if not names:
         seen = ", ".join(entries[:5]) or "nothing"
         raise ConfigError(

@@ -7,6 +7,7 @@ under `files/`, so that several processes can look at several files at once.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.names import slug
 
 _NAME = "source.json"
 _FILES = "files"
@@ -73,6 +75,9 @@ class SourceRecord:
     listings: dict[str, list[HubFile]] = field(default_factory=dict)
     """The dataset's parquet files at each commit, in order."""
 
+    folder_names: list[str] = field(default_factory=list)
+    """The parquet files of a folder when it was last seen: it may be on a disk that is not plugged in."""
+
     english_rows: dict[str, int] = field(default_factory=dict)
     """Rows in English by file, for files of the hub that need not have been downloaded."""
 
@@ -96,13 +101,10 @@ class SourceRecord:
         """Let the file be looked at anew."""
         self._facts_path(key).unlink(missing_ok=True)
 
-    def known_keys(self) -> list[str]:
-        """Return the keys of all files that were looked at, in order."""
-        found = (_read(path, lambda value: FileFacts(**value)) for path in self.folder.glob(f"{_FILES}/*.json"))
-        return sorted(facts.key for facts in found if facts is not None)
-
     def _facts_path(self, key: str) -> Path:
-        return self.folder / _FILES / f"{key.replace('/', '__')}.json"
+        # The hash keeps names apart that differ only in what a file's name may not have.
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        return self.folder / _FILES / f"{slug(key)[-60:]}-{digest}.json"
 
 
 def read_record(folder: Path) -> SourceRecord:
