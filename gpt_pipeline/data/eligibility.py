@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from gpt_pipeline.data.documents import (
     ANSWER_MARK,
@@ -133,20 +134,40 @@ def count_english_rows(path: Path, *, batch_rows: int = 10 * BATCH_ROWS) -> int:
 
 def select(batch: pa.RecordBatch) -> Selection:
     """Return the rows of `batch` that become documents."""
-    dropped: Counter[str] = Counter()
     positions = pa.array(np.arange(batch.num_rows))
-    rows = batch
-    for rules in _RULES:  # the texts are copied once for each group of rules that drops something
-        kept = np.ones(rows.num_rows, dtype=np.bool_)
-        for reason, keep in rules.items():
-            passed = keep(rows).to_numpy(zero_copy_only=False)
-            if lost := int((kept & ~passed).sum()):
-                dropped[reason] += lost
-            kept &= passed
-        if not kept.all():
-            mask = pa.array(kept)
-            rows, positions = rows.filter(mask), positions.filter(mask)
+    if _is_all_valid(batch):  # nearly always: then the texts are copied once
+        return _selected(batch, positions, {"language": _is_english, **_TEXT_RULES}, Counter())
+    english = _selected(batch, positions, {"language": _is_english}, Counter())
+    valid = _selected(english.rows, english.positions, {"invalid_utf8": _is_valid_utf8}, english.dropped)
+    return _selected(valid.rows, valid.positions, _TEXT_RULES, valid.dropped)
+
+
+def _selected(
+    rows: pa.RecordBatch,
+    positions: pa.Array,
+    rules: Mapping[str, Callable[[pa.RecordBatch], pa.Array]],
+    dropped: Counter[str],
+) -> Selection:
+    """Return the rows that pass all rules; each other one is counted under the first that it fails."""
+    dropped = Counter(dropped)
+    kept = np.ones(rows.num_rows, dtype=np.bool_)
+    for reason, keep in rules.items():
+        passed = keep(rows).to_numpy(zero_copy_only=False)
+        if lost := int((kept & ~passed).sum()):
+            dropped[reason] += lost
+        kept &= passed
+    if not kept.all():
+        mask = pa.array(kept)
+        rows, positions = rows.filter(mask), positions.filter(mask)
     return Selection(rows=rows, positions=positions, dropped=dropped)
+
+
+def _is_all_valid(rows: pa.RecordBatch) -> bool:
+    try:
+        rows.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _is_english(rows: pa.RecordBatch) -> pa.Array:
@@ -174,7 +195,26 @@ def _invalid_rows(rows: pa.RecordBatch, offset: int) -> Iterator[int]:
 
 
 def _is_not_blank(column: pa.Array) -> pa.Array:
-    return pc.greater(pc.binary_length(pc.utf8_trim_whitespace(pc.fill_null(column, ""))), 0)
+    """Return which texts, valid UTF-8, have a character other than whitespace."""
+    lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+    shown = np.zeros(len(column), dtype=np.bool_)
+    filled = np.flatnonzero(lengths)
+    if len(filled):
+        first = _first_bytes(column)[filled]
+        shown[filled] = (first > ord(" ")) & (first < 0x7F)
+        # The others begin with a blank or beyond ASCII, where there are blanks too.
+        unsure = filled[~shown[filled]]
+        trimmed = pc.utf8_trim_whitespace(column.take(pa.array(unsure)))
+        shown[unsure] = pc.binary_length(trimmed).to_numpy(zero_copy_only=False) > 0
+    return pa.array(shown)
+
+
+def _first_bytes(column: pa.StringArray) -> NDArray[np.uint8]:
+    """Return each text's first byte: uint8 [rows]; of an empty text any byte."""
+    _, offsets, letters = column.buffers()
+    starts = np.frombuffer(offsets, np.int32)[column.offset :][: len(column)]
+    found = np.frombuffer(letters, np.uint8)
+    return found[np.minimum(starts, len(found) - 1)]
 
 
 def _has_query(rows: pa.RecordBatch) -> pa.Array:
@@ -196,43 +236,48 @@ def _is_short_enough(rows: pa.RecordBatch) -> pa.Array:
 
 
 _PARTS = ("query", "synthetic_reasoning", "synthetic_answer")
-_RULES = (
-    {"language": _is_english},
-    {"invalid_utf8": _is_valid_utf8},  # before those that look into the texts
-    {
-        "no_query": _has_query,
-        "no_answer": _has_answer,
-        "failed_constraint": _is_not_failed,
-        "too_long": _is_short_enough,
-    },
-)
-"""Why a row is left out: it is counted under the first reason, and rows that a group drops are gone for the next."""
+_TEXT_RULES = {
+    "no_query": _has_query,
+    "no_answer": _has_answer,
+    "failed_constraint": _is_not_failed,
+    "too_long": _is_short_enough,
+}
+"""After the language and the encoding: a row is counted under the first reason that applies."""
 
 
 def documents_of(rows: pa.RecordBatch) -> pa.RecordBatch:
     """Return the documents of selected rows: `DOCUMENT_SCHEMA`, one for each row."""
     query, answer = rows["query"], rows["synthetic_answer"]
     reasoned = _is_not_blank(rows["synthetic_reasoning"])
-    reasoning = pc.if_else(reasoned, rows["synthetic_reasoning"], pa.scalar(None, pa.string()))
-    part = pc.fill_null(pc.binary_join_element_wise(REASONING_MARK, reasoning, ""), "")
+    reasoning = _emptied_where_blank(rows["synthetic_reasoning"], reasoned)
+    mark = pc.if_else(reasoned, REASONING_MARK, "")
     query_end = pc.add(pc.utf8_length(query), len(QUERY_MARK))
     reasoning_start = pc.if_else(reasoned, pc.add(query_end, len(REASONING_MARK)), pa.scalar(None, pa.int32()))
+    reasoning_length = pc.utf8_length(reasoning)
+    before_answer = pc.add(pc.add(query_end, pc.utf8_length(mark)), reasoning_length)
     columns = {
         "synth_id": rows["synth_id"],
         "exercise": rows["exercise"],
         "article": _articles(rows),
         "constraints": rows["constraints"],
-        "text": pc.binary_join_element_wise(QUERY_MARK, query, part, ANSWER_MARK, answer, ""),
+        "text": pc.binary_join_element_wise(QUERY_MARK, query, mark, reasoning, ANSWER_MARK, answer, ""),
         "query_start": pa.repeat(pa.scalar(len(QUERY_MARK), pa.int32()), len(rows)),
         "query_end": query_end,
         "reasoning_start": reasoning_start,
-        "reasoning_end": pc.add(reasoning_start, pc.utf8_length(reasoning)),
-        "answer_start": pc.add(pc.add(query_end, pc.utf8_length(part)), len(ANSWER_MARK)),
+        "reasoning_end": pc.add(reasoning_start, reasoning_length),
+        "answer_start": pc.add(before_answer, len(ANSWER_MARK)),
         "answer_bytes": pc.binary_length(answer),
     }
     return pa.record_batch(
         [column.cast(DOCUMENT_SCHEMA.field(name).type) for name, column in columns.items()], schema=DOCUMENT_SCHEMA
     )
+
+
+def _emptied_where_blank(column: pa.Array, filled: pa.Array) -> pa.Array:
+    """Return the texts, "" for nulls and for those of whitespace alone, which are rare: copied only where there are."""
+    column = pc.fill_null(column, "")
+    blank = pc.and_(pc.invert(filled), pc.greater(pc.binary_length(column), 0))
+    return pc.if_else(filled, column, "") if pc.any(blank).as_py() else column
 
 
 def _articles(rows: pa.RecordBatch) -> pa.Array:
