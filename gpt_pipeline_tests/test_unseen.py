@@ -16,6 +16,7 @@ from gpt_pipeline.data.shards import prepare_shards
 from gpt_pipeline.data.token_stream import HEADER_BYTES, open_shards, starts_name
 from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.evaluation import unseen
 from gpt_pipeline.evaluation.questions import Question, held_out_questions
 from gpt_pipeline.evaluation.unseen import cached_proof, prove_unseen
 from gpt_pipeline.storage.manifest import StageResult
@@ -68,6 +69,12 @@ def test_prove_unseen_of_an_honest_split_is_green(stages: Stages) -> None:
     assert finding.facts["questions"] == 12
     assert finding.facts["training_documents"] == len(open_shards(stages.shards.folder).train.document_starts)
     assert finding.facts["not_in_validation"] == 0
+
+
+def test_prove_unseen_does_not_depend_on_the_batch_size(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = prove_unseen(stages.questions, stages.english, stages.shards)
+    monkeypatch.setattr(unseen, "_BATCH_ROWS", 3)  # most batches then hold nothing of a question's article
+    assert prove_unseen(stages.questions, stages.english, stages.shards) == whole
 
 
 def test_prove_unseen_finds_a_questions_text_in_the_training_shards(stages: Stages, tmp_path: Path) -> None:

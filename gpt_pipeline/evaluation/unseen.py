@@ -133,11 +133,8 @@ def _queries(batch: pa.RecordBatch) -> Iterator[str]:
 def _encoded(encoder: Encoder, texts: Sequence[str]) -> list[bytes]:
     """Return the hash of each text's tokens."""
     encoded = encoder.encode(pa.array(texts, pa.string()))
-    ends = [*encoded.starts.tolist()[1:], len(encoded.tokens)]
-    return [
-        _hash(encoded.tokens[start + 1 : end].tobytes())
-        for start, end in zip(encoded.starts.tolist(), ends, strict=True)
-    ]
+    bounds = [*encoded.starts.tolist(), len(encoded.tokens)]
+    return [_hash(encoded.tokens[start + 1 : end].tobytes()) for start, end in itertools.pairwise(bounds)]
 
 
 def _document_hashes(stream: TokenStream) -> Iterator[bytes]:
