@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,12 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.benchmark import BenchmarkRequest, benchmark_checkpoint
 from gpt_pipeline_tests.projects import TinyProject
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is loaded is here; nothing is asked of the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 needs_harness = pytest.mark.skipif(not INSTALLED, reason="needs the extra `benchmarks`")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +32,12 @@ from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.randomness import random_states
 from gpt_pipeline_tests.projects import TinyProject
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is loaded is here; nothing is asked of the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
 
 YAML = """\
 experiment_name: given away

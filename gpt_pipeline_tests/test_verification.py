@@ -59,7 +59,7 @@ def test_verify_names_the_file_that_differs(config: DataConfig, tmp_path: Path) 
     flip_a_bit(shards.folder / "train_000001.bin")
     flip_a_bit(tmp_path / "synth" / "synth_001.parquet")
     found = problems(config, tmp_path)
-    assert "synth_002.parquet" in found["english_parquet"]
+    assert "synth_en_samples_60-00002-of-00002.parquet" in found["english_parquet"]
     assert "train_000001.bin" in found["token_shards"]
     assert "synth_001.parquet: found sha256" in found["raw_synth"]
 

@@ -27,7 +27,7 @@ from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, forget, record_file, stage_folder
 
 STAGE = "english_parquet"
-CODE_VERSION = f"2.{RULE_VERSION}"
+CODE_VERSION = f"3.{RULE_VERSION}"
 ROW_GROUP_ROWS = 2_000  # documents; with MAX_DOCUMENT_BYTES a group's text stays below Arrow's 2 GiB
 _KIND = "english_documents"
 _FILE = "documents.parquet"
@@ -144,14 +144,18 @@ class EnglishStage:
 
     def parts(self) -> list[EnglishPart]:
         """Return what the stage takes of each raw file, in order; files of which it takes nothing are left out."""
-        parts: list[EnglishPart] = []
+        takes: list[tuple[RawFile, int]] = []
         missing = self.config.num_samples
         for raw in files_of(self.raw):
             take = min(missing, raw.documents)
             missing -= take
             if take:
-                parts.append(EnglishPart(raw=raw, take=take, file=_file_name(raw), part=self._part(raw, take)))
-        return parts
+                takes.append((raw, take))
+        names = [_file_name(self.config.num_samples, number, len(takes)) for number in range(1, len(takes) + 1)]
+        return [
+            EnglishPart(raw=raw, take=take, file=name, part=self._part(raw, take))
+            for (raw, take), name in zip(takes, names, strict=True)
+        ]
 
     def _part(self, raw: RawFile, take: int) -> Part:
         repeats = self.raw.manifest.files[raw.repeats].sha256 if raw.repeats else None
@@ -195,7 +199,9 @@ class EnglishStage:
             linked = link_or_copy(part.folder / _FILE, folder / each.file) and linked
             files[each.file] = part.manifest.files[_FILE]
             tally.add(Tally.of(part.manifest.facts))
-            listed.append({"file": each.file, "documents": each.take, "fingerprint": part.fingerprint})
+            listed.append(
+                {"name": each.raw.name, "file": each.file, "documents": each.take, "fingerprint": part.fingerprint}
+            )
         if not linked:
             say(f"{folder}: this disk knows no hard links; the parts were copied, which takes twice the room")
         return Manifest(
@@ -208,10 +214,10 @@ class EnglishStage:
         )
 
 
-def _file_name(raw: RawFile) -> str:
-    """Return the name of a raw file's documents in the stage's folder, which has no folders below it."""
-    stem = raw.name.removesuffix(".parquet")
-    return f"{stem}.parquet" if "/" not in stem else f"{stem.replace('/', '__')}-{raw.sha256[:6]}.parquet"
+def _file_name(num_samples: int, number: int, count: int) -> str:
+    """Return the name of the `number`-th of `count` files, from 1 on."""
+    place = "" if count == 1 else f"-{number:05d}-of-{count:05d}"
+    return f"synth_en_samples_{num_samples}{place}.parquet"
 
 
 def _fingerprint(config: DataConfig, upstream: str) -> str:

@@ -50,6 +50,9 @@ def find_shards(config: DataConfig, data_folder: Path) -> StageResult | None:
 class TokenizedFile:
     """One English file and the part that holds its tokens."""
 
+    name: str
+    """Of the raw file that its documents come from."""
+
     file: str
     """Name in the English stage's folder."""
 
@@ -93,7 +96,7 @@ class ShardsStage:
         return finished(stage_folder(self.data_folder, STAGE, wanted), wanted)
 
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
-        """Return the English files whose tokens are missing, in groups; see `PartedStage`."""
+        """Return the raw files whose documents' tokens are missing, in groups; see `PartedStage`."""
         stage = self.find()
         if stage is not None and not force:
             _require_a_sequence(self.config, stage.manifest.facts)
@@ -104,16 +107,16 @@ class ShardsStage:
                 forget(each.part.folder)
         if stage is not None:
             ask_again(stage.folder)
-        return grouped({each.file: each.size for each in self.parts() if each.part.find() is None})
+        return grouped({each.name: each.size for each in self.parts() if each.part.find() is None})
 
     def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:
-        """Write the tokens of the English files; see `PartedStage`.
+        """Write the tokens of the raw files' documents; see `PartedStage`.
 
         Raises:
             DamagedFileError: a file is not the one that the manifest describes.
         """
         wanted = set(names)
-        made = [self._made(each, say) for each in self.parts() if each.file in wanted]
+        made = [self._made(each, say) for each in self.parts() if each.name in wanted]
         facts = _added([part.manifest.facts for part in made])
         return {**facts, "megabytes": sum(facts[f"{split}_text_bytes"] for split in _SPLITS) / 1e6}
 
@@ -138,6 +141,7 @@ class ShardsStage:
         """Return the English files with the parts that hold their tokens, in order."""
         return [
             TokenizedFile(
+                name=entry["name"],
                 file=entry["file"],
                 size=self.english.manifest.files[entry["file"]].size,
                 part=self._part(entry["fingerprint"]),
