@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gpt_pipeline.data.eligibility import RULE_VERSION, documents_of, read_batches, select
-from gpt_pipeline.data.stage import Part, Say, prepare_stage
+from gpt_pipeline.data.stage import Part, Say
 from gpt_pipeline.storage.atomic import atomic_path
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import Manifest, StageResult, record_file
@@ -42,7 +42,7 @@ def prepare_index(path: Path, sha256: str, data_folder: Path, *, say: Say) -> St
         DataError: the file is not one of SYNTH, or is damaged.
     """
     part = index_part(sha256, data_folder)
-    return prepare_stage(part.folder, part.fingerprint, force=False, say=say, make=lambda: _make(path, sha256, part))
+    return part.prepare(say=say, make=lambda: _make(path, sha256, part))
 
 
 def _make(path: Path, sha256: str, part: Part) -> Manifest:

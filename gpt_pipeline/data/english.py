@@ -20,11 +20,11 @@ from gpt_pipeline.data.document_index import Rows
 from gpt_pipeline.data.eligibility import BATCH_ROWS, DOCUMENT_SCHEMA, RULE_VERSION, documents_of, read_batches, select
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.raw import RawFile, files_of, known_raw, raw_files, repeats_of
-from gpt_pipeline.data.stage import Part, Say, ask_again, grouped, is_asked_again, prepare, prepare_stage
+from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, prepare
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.atomic import atomic_path, link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, forget, record_file, stage_folder
+from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file, stage_folder
 
 STAGE = "english_parquet"
 CODE_VERSION = f"3.{RULE_VERSION}"
@@ -112,10 +112,7 @@ class EnglishStage:
             say(f"{stage.folder} is finished already; nothing to do")
             return []
         if force:
-            for each in self.parts():
-                forget(each.part.folder)
-        if stage is not None:
-            ask_again(stage.folder)
+            begin_again(stage, [each.part for each in self.parts()])
         missing = [each for each in self.parts() if each.part.find() is None]
         return grouped({each.raw.name: each.raw.size for each in missing})
 
@@ -137,10 +134,7 @@ class EnglishStage:
         """Put the parts together; see `PartedStage`."""
         wanted = _fingerprint(self.config, self.raw.fingerprint)
         folder = stage_folder(self.data_folder, STAGE, wanted)
-        again = is_asked_again(folder)
-        if not again and (stage := self.find()):
-            return stage
-        return prepare_stage(folder, wanted, force=again, say=say, make=lambda: self._together(folder, wanted, say))
+        return finish_stage(folder, wanted, say=say, make=lambda: self._together(folder, wanted, say))
 
     def parts(self) -> list[EnglishPart]:
         """Return what the stage takes of each raw file, in order; files of which it takes nothing are left out."""
@@ -164,8 +158,7 @@ class EnglishStage:
         return Part(kind=_KIND, fingerprint=identity, data_folder=self.data_folder)
 
     def _made(self, each: EnglishPart, say: Say) -> StageResult:
-        folder, identity = each.part.folder, each.part.fingerprint
-        return prepare_stage(folder, identity, force=False, say=say, make=lambda: self._write(each, say))
+        return each.part.prepare(say=say, make=lambda: self._write(each, say))
 
     def _write(self, each: EnglishPart, say: Say) -> Manifest:
         source = raw_files(self.config, self.raw)[each.raw.name]

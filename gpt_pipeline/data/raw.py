@@ -19,7 +19,7 @@ from gpt_pipeline.data.source.hub import Hub, HubDataset, open_dataset, recorded
 from gpt_pipeline.data.source.local import LocalFolder, local_path, open_folder, parquet_names
 from gpt_pipeline.data.source.record import FileFacts, SourceRecord, read_record
 from gpt_pipeline.data.source.sample.source import SampleFolder
-from gpt_pipeline.data.stage import Say, ask_again, exclusive, grouped, is_asked_again, prepare, prepare_stage
+from gpt_pipeline.data.stage import Say, ask_again, exclusive, finish_stage, grouped, is_asked_again, prepare
 from gpt_pipeline.errors import ConfigError, DataError, UnreadableFileError
 from gpt_pipeline.storage.atomic import atomic_path, sha256_of
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
@@ -256,10 +256,7 @@ class RawStage:
             chosen = self._choose(source, record, say)
         wanted = _fingerprint(chosen)
         folder = stage_folder(self.data_folder, STAGE, wanted)
-        again = is_asked_again(folder)
-        return prepare_stage(
-            folder, wanted, force=again, say=say, make=lambda: _manifest(source, chosen, folder, wanted)
-        )
+        return finish_stage(folder, wanted, say=say, make=lambda: _manifest(source, chosen, folder, wanted))
 
     def _standing(self, say: Say) -> StageResult | None:
         """Return the finished stage, also if its files are away and nobody needs them."""

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.stage import Part, Say, ask_again, grouped, is_asked_again, prepare, prepare_stage
+from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, prepare
 from gpt_pipeline.data.token_stream import TRAIN, VALIDATION, TokenShards, TokenStream, open_shards, shard_name
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.atomic import link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, forget, record_file, stage_folder, verify
+from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file, stage_folder, verify
 
 __all__ = ["TokenShards", "TokenStream", "find_shards", "open_shards", "prepare_shards"]
 
@@ -103,10 +103,7 @@ class ShardsStage:
             say(f"{stage.folder} is finished already; nothing to do")
             return []
         if force:
-            for each in self.parts():
-                forget(each.part.folder)
-        if stage is not None:
-            ask_again(stage.folder)
+            begin_again(stage, [each.part for each in self.parts()])
         return grouped({each.name: each.size for each in self.parts() if each.part.find() is None})
 
     def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:
@@ -128,12 +125,7 @@ class ShardsStage:
         """
         wanted = _fingerprint(self.config, self.english.fingerprint)
         folder = stage_folder(self.data_folder, STAGE, wanted)
-        again = is_asked_again(folder)
-        stage = None if again else self.find()
-        if stage is None:
-            stage = prepare_stage(
-                folder, wanted, force=again, say=say, make=lambda: self._together(folder, wanted, say)
-            )
+        stage = finish_stage(folder, wanted, say=say, make=lambda: self._together(folder, wanted, say))
         _require_a_sequence(self.config, stage.manifest.facts)
         return stage
 
@@ -159,8 +151,7 @@ class ShardsStage:
         return Part(kind=_KIND, fingerprint=identity, data_folder=self.data_folder)
 
     def _made(self, each: TokenizedFile, say: Say) -> StageResult:
-        folder, identity = each.part.folder, each.part.fingerprint
-        return prepare_stage(folder, identity, force=False, say=say, make=lambda: self._write(each, say))
+        return each.part.prepare(say=say, make=lambda: self._write(each, say))
 
     def _write(self, each: TokenizedFile, say: Say) -> Manifest:
         from gpt_pipeline.data.token_part import write_token_part

@@ -96,6 +96,10 @@ class Part:
         """Return the part if it is made; sizes are looked at, not contents."""
         return finished(self.folder, self.fingerprint)
 
+    def prepare(self, *, say: Say, make: Callable[[], Manifest]) -> StageResult:
+        """Return the part, calling `make` if it is not made; see `prepare_stage`."""
+        return prepare_stage(self.folder, self.fingerprint, force=False, say=say, make=make)
+
     def intact(self, *, say: Say) -> StageResult | None:
         """Return the part if it is made and every byte is what its manifest says; forgets it otherwise."""
         part = self.find()
@@ -119,6 +123,22 @@ def ask_again(folder: Path) -> None:
 def is_asked_again(folder: Path) -> bool:
     """Whether the stage in `folder` is to be put together anew."""
     return (folder / _AGAIN).is_file()
+
+
+def begin_again(stage: StageResult | None, parts: Iterable[Part]) -> None:
+    """Have the parts made anew, and the stage, if it is finished, put together anew from them."""
+    for part in parts:
+        forget(part.folder)
+    if stage is not None:
+        ask_again(stage.folder)
+
+
+def finish_stage(folder: Path, fingerprint: str, *, say: Say, make: Callable[[], Manifest]) -> StageResult:
+    """Return the stage in `folder`, put together by `make` if it is not finished or was asked for again."""
+    again = is_asked_again(folder)
+    if not again and (stage := finished(folder, fingerprint)):
+        return stage
+    return prepare_stage(folder, fingerprint, force=again, say=say, make=make)
 
 
 @contextmanager

@@ -97,10 +97,6 @@ class SourceRecord:
         """Keep what was found in a file; needs no lock."""
         write_json(self._facts_path(facts.key), dataclasses.asdict(facts))
 
-    def forget_facts(self, key: str) -> None:
-        """Let the file be looked at anew."""
-        self._facts_path(key).unlink(missing_ok=True)
-
     def _facts_path(self, key: str) -> Path:
         # The hash keeps names apart that differ only in what a file's name may not have.
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:8]
