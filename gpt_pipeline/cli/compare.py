@@ -1,0 +1,43 @@
+"""`gpt-pipeline compare`: experiments beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from gpt_pipeline.cli.arguments import JSON
+from gpt_pipeline.cli.output import print_json
+
+
+@click.command()
+@click.argument(
+    "experiments",
+    type=click.Path(path_type=Path),
+    nargs=-1,
+    required=True,
+    metavar="A.yaml B.yaml ...",
+    callback=lambda *given: [path.absolute() for path in given[2]],
+)
+@JSON
+def compare(experiments: Sequence[Path], as_json: bool) -> None:
+    """Put experiments beside each other.
+
+    Quality, cost, and the keys of their files that differ. They are ranked only if their losses are of the same
+    held-out tokens.
+    """
+    from rich.console import Console
+
+    from gpt_pipeline.comparison import table
+    from gpt_pipeline.comparison.compare import compare_experiments
+    from gpt_pipeline.experiment.load import load_experiment
+
+    comparison = compare_experiments([load_experiment(path) for path in experiments])
+    console = Console()
+    if as_json:
+        print_json(table.as_json(comparison))
+    elif console.is_terminal:
+        table.print_rich(comparison, console)
+    else:
+        click.echo(table.plain_text(comparison), nl=False)

@@ -1,0 +1,31 @@
+"""`gpt-pipeline evaluate`: the evaluations that are missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gpt_pipeline.cli.arguments import EXPERIMENT
+from gpt_pipeline.cli.output import say, where_to_look
+
+
+@click.command()
+@EXPERIMENT
+@click.option("--questions", type=click.IntRange(min=0), help="Questions to ask; default: as the file says.")
+@click.option("--force", is_flag=True, help="Evaluate again what has been evaluated.")
+def evaluate(experiment: Path, questions: int | None, force: bool) -> None:
+    """Evaluate the checkpoints that are not yet.
+
+    Then the report is written anew.
+    """
+    from gpt_pipeline.experiment.load import load_experiment
+    from gpt_pipeline.orchestration.driver import Session, evaluate_experiment
+    from gpt_pipeline.orchestration.project import Project
+
+    loaded = load_experiment(experiment)
+    project = Project.of_experiments(loaded.file.parent)
+    with Session.open(project, loaded) as session:
+        count = evaluate_experiment(session, questions=questions, force=force, say=say)
+    say(f"{count} evaluated." if count else "Nothing to do: every checkpoint is evaluated.")
+    where_to_look(project, loaded.folder.report)

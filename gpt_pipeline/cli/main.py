@@ -1,0 +1,69 @@
+"""The command with all its verbs; what an error is to the shell."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from gpt_pipeline import __version__
+from gpt_pipeline.cli.benchmark import benchmark
+from gpt_pipeline.cli.compare import compare
+from gpt_pipeline.cli.evaluate import evaluate
+from gpt_pipeline.cli.export import export
+from gpt_pipeline.cli.generate import generate
+from gpt_pipeline.cli.import_ import import_
+from gpt_pipeline.cli.output import FAILED, MISUSE, STOPPED, complain, say
+from gpt_pipeline.cli.run import run
+from gpt_pipeline.cli.validate import validate
+from gpt_pipeline.cli.verify import verify
+from gpt_pipeline.errors import ConfigError, StoppedError, UserError
+
+
+class _InOrder(click.Group):
+    """Lists its verbs in the order in which one needs them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="gpt-pipeline")
+def command() -> None:
+    """Pre-train GPT-2 from scratch on SYNTH: one YAML file to trained, evaluated, compared checkpoints.
+
+    Everything runs through the project's Dagster definitions and history, so its web pages show it.
+    """
+
+
+for verb in (validate, run, verify, evaluate, compare, generate, export, import_, benchmark):
+    command.add_command(verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; the exit code is 0, 1 for a failure, 2 for misuse or a bad file, 130 when stopped."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    from gpt_pipeline.experiment.problems import ExperimentFileError
+
+    try:
+        return command.main(args=arguments, prog_name="gpt-pipeline", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return MISUSE
+    except click.UsageError as error:
+        hint = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
+        complain(error.format_message().rstrip(".") + hint)
+        return MISUSE
+    except (ConfigError, ExperimentFileError) as error:
+        complain(str(error))
+        return MISUSE
+    except UserError as error:
+        complain(str(error))
+        return FAILED
+    except (click.Abort, KeyboardInterrupt, StoppedError):
+        say("Stopped; what was done is saved. The same command continues from here.")
+        return STOPPED
