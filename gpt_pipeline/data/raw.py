@@ -208,6 +208,12 @@ class RawStage:
             )
         return {name: path for name, path in found.items() if path is not None}
 
+    def ready(self) -> list[str]:
+        """Return the source's files that are here and looked at, be they needed or not; asks no network."""
+        record = read_record(self._record_folder)
+        source = self._recorded_source(record)
+        return [] if source is None else [name for name in source.names if self._is_ready(source, name, record)]
+
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return the files that are not here or not looked at yet, in groups; see `PartedStage`."""
         stage = self._standing(say)

@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dagster as dg
-
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.atomic import read_json, write_json
@@ -17,6 +15,8 @@ from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.training.demand import MARKER_NAME
 
 if TYPE_CHECKING:
+    import dagster as dg
+
     from gpt_pipeline.report.build import OtherExperiment
 
 REPORT_VERSION = "2"
@@ -45,6 +45,8 @@ def report_is_outdated(experiment: Experiment) -> bool:
 
 def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, force: bool) -> dg.MaterializeResult:
     """Write the experiment's report, or find it up to date; return what the UI shows of it."""
+    import dagster as dg  # here, so that asking whether a report is outdated takes no second
+
     from gpt_pipeline.report.build import build_report
     from gpt_pipeline.report.charts import loss_curve_svg
     from gpt_pipeline.training.metrics import read_metrics
