@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: demo test test-slow check format ui clean
+.PHONY: demo test test-slow check docs format ui clean
 
 demo: $(READY)  ## materialize the whole pipeline for experiments/demo.yaml
 	@$(BIN)/gpt-pipeline run experiments/demo.yaml
@@ -20,6 +20,9 @@ check: $(READY)  ## format, lint, types, import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+docs: $(READY)  ## write what docs/ and experiments/ take from the code
+	@$(BIN)/python docs/generate.py
 
 format: $(READY)
 	@$(BIN)/ruff format .

@@ -14,6 +14,7 @@ from gpt_pipeline.cli.evaluate import evaluate
 from gpt_pipeline.cli.export import export
 from gpt_pipeline.cli.generate import generate
 from gpt_pipeline.cli.import_ import import_
+from gpt_pipeline.cli.init import init
 from gpt_pipeline.cli.output import FAILED, MISUSE, STOPPED, complain, say
 from gpt_pipeline.cli.run import run
 from gpt_pipeline.cli.validate import validate
@@ -37,7 +38,7 @@ def command() -> None:
     """
 
 
-for verb in (validate, run, verify, evaluate, compare, generate, export, import_, benchmark):
+for verb in (init, validate, run, verify, evaluate, compare, generate, export, import_, benchmark):
     command.add_command(verb)
 
 

@@ -1,0 +1,44 @@
+"""`gpt-pipeline status`: how far the experiments are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from gpt_pipeline.cli.arguments import JSON
+from gpt_pipeline.cli.output import print_json, say
+
+
+@click.command()
+@click.argument(
+    "experiments",
+    type=click.Path(path_type=Path),
+    nargs=-1,
+    metavar="[EXPERIMENT.yaml ...]",
+    callback=lambda *given: [path.absolute() for path in given[2]],
+)
+@JSON
+def status(experiments: Sequence[Path], as_json: bool) -> None:
+    """Say how far experiments are.
+
+    What is made, where the training stands, what is to be evaluated, and the command that comes next. Without a file:
+    all experiments of the project. Only folders are read.
+    """
+    from rich.console import Console
+
+    from gpt_pipeline.orchestration.project import Project
+    from gpt_pipeline.planning import show_status
+    from gpt_pipeline.planning.status import statuses
+
+    found = statuses(experiments, experiments=Project.here().experiments)
+    console = Console(highlight=False)
+    if as_json:
+        print_json(show_status.as_json(found))
+    elif console.is_terminal:
+        show_status.print_rich(found, console)
+    else:
+        click.echo(show_status.plain_text(found), nl=False)
+    if not found:
+        say("There is no experiment yet; `gpt-pipeline init` writes one.")

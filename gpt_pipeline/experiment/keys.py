@@ -1,0 +1,116 @@
+"""Every key of an experiment file with its type, default and text, as the config classes have them.
+
+The text is the docstring below the field: written once, there, and read by the schema, by `gpt-pipeline init` and by
+the reference in docs/.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, get_type_hints
+
+from gpt_pipeline.experiment.config import ExperimentConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One key of a block, or of the file itself."""
+
+    name: str
+    block: str
+    """The block's name; empty for a key of the file itself."""
+
+    hint: Any
+    """The Python type that `values.read_value` takes."""
+
+    default: Any
+    """`dataclasses.MISSING` for a key that has to be given."""
+
+    text: str
+    """What it is, in sentences."""
+
+    owner: type
+    """The class that checks the value."""
+
+    @property
+    def path(self) -> str:
+        return f"{self.block}.{self.name}" if self.block else self.name
+
+    @property
+    def required(self) -> bool:
+        return self.default is dataclasses.MISSING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One block of the file, such as `training:`."""
+
+    name: str
+    text: str
+    keys: Sequence[Key]
+
+    @property
+    def required(self) -> bool:
+        """Whether the file cannot do without it."""
+        return any(key.required for key in self.keys)
+
+
+@cache
+def file_keys() -> tuple[Key, ...]:
+    """Return the keys of the file itself, without the blocks."""
+    return tuple(key for key in _keys(ExperimentConfig, "") if not dataclasses.is_dataclass(key.hint))
+
+
+@cache
+def blocks() -> tuple[Block, ...]:
+    """Return the blocks in the order in which one writes them."""
+    hints = get_type_hints(ExperimentConfig)
+    classes = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    order = ("data", "model", "training", "evaluation", "storage", "hardware")
+    return tuple(
+        Block(name=name, text=_first_line(classes[name]), keys=tuple(_keys(classes[name], name))) for name in order
+    )
+
+
+@cache
+def all_keys() -> Mapping[str, Key]:
+    """Return every key by its whole path."""
+    every = (*file_keys(), *(key for block in blocks() for key in block.keys))
+    return {key.path: key for key in every}
+
+
+def _keys(config: Any, block: str) -> list[Key]:
+    hints, texts = get_type_hints(config), _field_texts(config)
+    return [
+        Key(
+            name=each.name,
+            block=block,
+            hint=hints[each.name],
+            default=each.default,
+            text=texts.get(each.name, ""),
+            owner=config,
+        )
+        for each in dataclasses.fields(config)
+    ]
+
+
+def _field_texts(config: Any) -> dict[str, str]:
+    """Return the docstring below each field of a dataclass. Python keeps none of them, so the source is read."""
+    [definition] = ast.parse(inspect.getsource(config)).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for field, below in zip(definition.body, definition.body[1:], strict=False):
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
+            texts[field.target.id] = inspect.cleandoc(below.value.value)
+    return texts
+
+
+def _first_line(config: Any) -> str:
+    return (inspect.getdoc(config) or "").splitlines()[0]

@@ -1,0 +1,59 @@
+"""A new experiment file, from a recipe or from nothing but the defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.document import SUFFIXES
+from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.experiment.recipes import RECIPES, Recipe
+from gpt_pipeline.experiment.schema import place_schema
+from gpt_pipeline.experiment.template import render
+from gpt_pipeline.storage.atomic import atomic_path, fsync_file
+
+_NUM_SAMPLES = 100_000  # of SYNTH: one file, 470 MB; enough for a first look
+
+_FROM_DEFAULTS = Recipe(
+    title="",
+    about="""\
+An experiment of gpt_pipeline. Lines that begin with `# key:` show defaults; remove the # to change one.
+`gpt-pipeline plan` says what it will take, `gpt-pipeline run` does it.""",
+    values={
+        "data.num_samples": (_NUM_SAMPLES, "English documents of PleIAs/SYNTH, from the hub"),
+        "storage.base_folder": ("", "data and checkpoints; a relative folder starts at this file's own"),
+    },
+)
+
+
+def write_new_experiment(
+    file: Path, *, recipe: str | None = None, num_samples: int | None = None, base_folder: str | None = None
+) -> Experiment:
+    """Write `file` with every key and its text, and the schema beside it; return what it describes.
+
+    Raises:
+        UserError: there is such a file, its name does not end in .yaml, or the folder is none of this machine.
+    """
+    if file.suffix not in SUFFIXES:
+        raise UserError(f"{file}: found the ending {file.suffix!r}, need .yaml; use {file.with_suffix('.yaml')}")
+    if file.exists():
+        raise UserError(f"{file} is there already and stays as it is; choose another name")
+    start = RECIPES[recipe] if recipe else _FROM_DEFAULTS
+    base_folder = base_folder or ("../storage" if file.absolute().parent.name == "experiments" else "storage")
+    values = {**start.values, "storage.base_folder": (base_folder, start.values["storage.base_folder"][1])}
+    if num_samples is not None:
+        values["data.num_samples"] = (num_samples, "English documents")
+    text = render(dataclasses.replace(start, title=_title(file), values=values), every_key=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(file) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        fsync_file(temporary)
+    place_schema(file.parent)
+    return load_experiment(file)
+
+
+def _title(file: Path) -> str:
+    """Return the file's name as one would say it: `my-idea.yaml` is `My idea`."""
+    words = file.stem.replace("-", " ").replace("_", " ").strip() or "Experiment"
+    return words[0].upper() + words[1:]

@@ -1,0 +1,142 @@
+"""The JSON Schema of experiment files: what gives an editor completion, hints and a red line under a slip.
+
+Only the loader decides whether a file is right; the schema says the same as far as JSON Schema can: not what two keys
+must agree on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.experiment.keys import Block, Key, all_keys, blocks, file_keys
+from gpt_pipeline.experiment.load import RUNTIME
+from gpt_pipeline.experiment.values import choices
+from gpt_pipeline.storage.atomic import atomic_path, fsync_file
+
+SCHEMA_FILE = "experiment.schema.json"
+EDITOR_LINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"
+"""First line of an experiment file: where the editor finds the schema, beside the file."""
+
+_TYPES = {NoneType: "null", bool: "boolean", int: "integer", float: "number", str: "string"}
+_OTHER_KEY = re.compile(r"(\w+)=\S*\w")  # `n_head=12` in a need is that key's value of the moment
+_STAND_INS: Mapping[Any, Any] = {int: 1, str: "a/b"}
+
+
+def experiment_schema() -> dict[str, Any]:
+    """Return the schema, of draft 7, which editors know best."""
+    properties = {key.name: _property(key) for key in file_keys()}
+    properties |= {block.name: _block(block) for block in blocks()}
+    properties[RUNTIME] = {
+        "type": ["object", "null"],
+        "description": "Written by gpt-pipeline for you to read; changing it changes nothing.",
+    }
+    required = [key.name for key in file_keys() if key.required] + [block.name for block in blocks() if block.required]
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "gpt_pipeline experiment",
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def schema_text() -> str:
+    """Return the schema as the text of `experiment.schema.json`."""
+    return json.dumps(experiment_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def place_schema(folder: Path) -> Path:
+    """Write the schema of this version into `folder`, if it is not there already; return its path."""
+    path, text = folder / SCHEMA_FILE, schema_text()
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+            fsync_file(temporary)
+    return path
+
+
+def need_in_words(key: Key) -> str:
+    """Return what the key's class says it needs when it gets a number in no range; empty if it takes any."""
+    numeric = {int, float} & set(choices(key.hint))
+    error = _refusal(key, float("nan")) if numeric and key.block else None
+    return _OTHER_KEY.sub(r"`\1`", error.need) if error is not None else ""
+
+
+def _block(block: Block) -> dict[str, Any]:
+    return {
+        "type": "object" if block.required else ["object", "null"],
+        "description": block.text,
+        "properties": {key.name: _property(key) for key in block.keys},
+        "required": [key.name for key in block.keys if key.required],
+        "additionalProperties": False,
+    }
+
+
+def _property(key: Key) -> dict[str, Any]:
+    need = need_in_words(key)
+    described = {"description": f"{key.text} Takes {need}." if need else key.text}
+    default = {} if key.required else {"default": key.default}
+    return {**_values(key), **described, **default}
+
+
+def _values(key: Key) -> dict[str, Any]:
+    """Return the part of a property that says which values it takes."""
+    taken = choices(key.hint)
+    types = [_TYPES[choice] for choice in taken if choice in _TYPES]
+    words = [choice for choice in taken if choice not in _TYPES]
+    bounds = _bounds(key) if {int, float} & set(taken) else {}
+    if not words:
+        return {"type": types[0] if len(types) == 1 else types, **bounds}
+    if not types:
+        return {"enum": words}
+    return {"anyOf": [{"type": types, **bounds}, {"enum": words}]}
+
+
+def _bounds(key: Key) -> dict[str, Any]:
+    """Return the range of a number, asked of the key's class by giving it values."""
+    if not key.block:
+        return {}
+    if not key.required and key.default and all(_refuses(key, key.default * factor) for factor in (0.5, 2)):
+        return {"const": key.default}
+    whole = int in choices(key.hint)
+    return {**_lower(key, whole=whole), **({} if whole else _upper(key))}
+
+
+def _lower(key: Key, *, whole: bool) -> dict[str, Any]:
+    if not _refuses(key, -1):
+        return {}
+    if not _refuses(key, 0):
+        return {"minimum": 0}
+    if not whole:
+        return {"exclusiveMinimum": 0}
+    return {"minimum": next((value for value in (1, 2) if not _refuses(key, value)), 1)}
+
+
+def _upper(key: Key) -> dict[str, Any]:
+    for limit in (0.5, 1):
+        # Refused below the limit too, it is another key that bounds this one.
+        if _refuses(key, limit * 1.001) and not _refuses(key, limit * 0.999):
+            return {"exclusiveMaximum": limit} if _refuses(key, limit) else {"maximum": limit}
+    return {}
+
+
+def _refuses(key: Key, value: float) -> bool:
+    return _refusal(key, value) is not None
+
+
+def _refusal(key: Key, value: float) -> ConfigError | None:
+    """Return what the class says of the value, when the other keys have their defaults."""
+    required: Sequence[Key] = [other for other in all_keys().values() if other.owner is key.owner and other.required]
+    values = {**{other.name: _STAND_INS[other.hint] for other in required}, key.name: value}
+    try:
+        key.owner(**values)
+    except ConfigError as error:
+        return error if error.key == key.name else None
+    return None

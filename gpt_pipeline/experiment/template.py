@@ -1,0 +1,80 @@
+"""Experiment files as text: a recipe's values with their reasons; on request every other key too, as a comment."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gpt_pipeline.experiment.keys import Block, Key, blocks, file_keys
+from gpt_pipeline.experiment.recipes import Recipe, Scalar
+from gpt_pipeline.experiment.schema import EDITOR_LINE
+
+_WIDTH = 120
+_COMMENT_COLUMN = 34  # comments of one block stand below each other, at most here
+_PLAIN = re.compile(r"[A-Za-z./][A-Za-z0-9 ./_+-]*(?<! )")
+_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # to some readers of YAML, no texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    code: str
+    comment: str
+
+
+def render(recipe: Recipe, *, every_key: bool = False) -> str:
+    """Return the recipe as an experiment file.
+
+    With `every_key`, the keys that it leaves out stand there as comments, with their defaults and what they are.
+    """
+    [name] = file_keys()
+    head = [EDITOR_LINE, *(f"# {line}" for line in recipe.about.splitlines()), f"{name.name}: {written(recipe.title)}"]
+    parts = ["\n".join(head)]
+    for block in blocks():
+        lines = list(_lines(block, recipe, every_key=every_key))
+        if lines:
+            note = [f"# {block.text}"] if every_key else []
+            parts.append("\n".join([*note, f"{block.name}:", *_aligned(lines)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def written(value: Scalar) -> str:
+    """Return a value as it stands in YAML, quoted where a reader could take it for something else."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return str(value)
+    plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS
+    return value if plain else "'" + value.replace("'", "''") + "'"
+
+
+def _lines(block: Block, recipe: Recipe, *, every_key: bool) -> Iterator[_Line]:
+    chosen = [path for path in recipe.values if path.split(".")[0] == block.name]
+    keys = {key.path: key for key in block.keys}
+    for path in chosen:
+        value, reason = recipe.values[path]
+        text = reason or (keys[path].text if every_key else "")
+        yield _Line(code=f"  {keys[path].name}: {written(value)}", comment=text)
+    if every_key:
+        yield from (_default(key) for path, key in keys.items() if path not in recipe.values)
+
+
+def _default(key: Key) -> _Line:
+    return _Line(code=f"  # {key.name}: {written(key.default)}", comment=key.text)
+
+
+def _aligned(lines: Sequence[_Line]) -> Iterator[str]:
+    """Yield the lines with their comments in one column, and those that are too long for it above their line."""
+    column = min(_COMMENT_COLUMN, max(len(line.code) for line in lines) + 2)
+    for line in lines:
+        beside = f"{line.code.ljust(column - 2)}  # {line.comment}"
+        if not line.comment:
+            yield line.code
+        elif len(beside) <= _WIDTH:
+            yield beside
+        else:
+            yield from textwrap.wrap(line.comment, _WIDTH, initial_indent="  # ", subsequent_indent="  # ")
+            yield line.code

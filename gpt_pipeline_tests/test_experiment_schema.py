@@ -1,0 +1,161 @@
+"""The schema of experiment files, and the files that are written from the same texts."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.keys import all_keys, blocks
+from gpt_pipeline.experiment.load import load_experiment
+from gpt_pipeline.experiment.new import write_new_experiment
+from gpt_pipeline.experiment.recipes import RECIPES
+from gpt_pipeline.experiment.schema import SCHEMA_FILE, experiment_schema, schema_text
+from gpt_pipeline.experiment.template import written
+from gpt_pipeline.experiment.values import choices
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
+CHECK = jsonschema.Draft7Validator(experiment_schema())
+
+SCALARS = st.one_of(
+    st.integers(-3, 2000),
+    st.sampled_from([0.5, 0.501, 0.999, 1.0, 1e-4, -0.1]),
+    st.sampled_from(["x", "a/b", "sample", "auto", "muon", "model.pt", None, True, False]),
+)
+
+
+def document(path: str, value: object) -> dict[str, object]:
+    """Return the smallest file, with one key more or changed."""
+    whole: dict[str, object] = {
+        "experiment_name": "Mine",
+        "data": {"num_samples": 10},
+        "storage": {"base_folder": "storage"},
+    }
+    block, _, name = path.rpartition(".")
+    if block:
+        inner = dict(whole.get(block) or {})  # type: ignore[call-overload]
+        whole[block] = {**inner, name: value}
+    else:
+        whole[name] = value
+    return whole
+
+
+def loads(folder: Path, whole: dict[str, object]) -> bool:
+    file = folder / "mine.yaml"
+    lines = []
+    for key, value in whole.items():
+        if isinstance(value, dict):
+            lines += [f"{key}:", *(f"  {name}: {written(inner)}" for name, inner in value.items())]
+        else:
+            lines.append(f"{key}: {written(value)}")  # type: ignore[arg-type]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    try:
+        load_experiment(file)
+    except UserError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("path", list(all_keys()))
+def test_key_has_text_and_schema_of_its_own(path: str) -> None:
+    key = all_keys()[path]
+    assert key.text.endswith(".")
+    properties = experiment_schema()["properties"]
+    shown = properties[key.block]["properties"][key.name] if key.block else properties[key.name]
+    assert key.text in shown["description"]
+    assert shown.get("default", "none") == ("none" if key.required else key.default)
+
+
+@given(path=st.sampled_from(list(all_keys())), value=SCALARS)
+def test_schema_where_the_loader_takes_a_value_takes_it_too(
+    tmp_path_factory: pytest.TempPathFactory, path: str, value: object
+) -> None:
+    whole = document(path, value)
+    # A text key takes `2024` as the text it is; to an editor it is a number, and better quoted.
+    unquoted = str in choices(all_keys()[path].hint) and isinstance(value, int | float)
+    if loads(tmp_path_factory.getbasetemp(), whole) and not unquoted:
+        CHECK.validate(whole)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("data.num_samples", 0),
+        ("data.validation_fraction", 0.51),
+        ("data.num_sample", 10),
+        ("model.vocab_size", 50258),
+        ("model.dropout", 1.0),
+        ("training.optimizer", "sgd"),
+        ("training.learning_rate", "fast"),
+        ("training.compile", 3),
+        ("evaluation.keep_last", 0),
+        ("hardware.device", "gpu"),
+        ("unknown", 1),
+    ],
+)
+def test_schema_where_the_loader_refuses_a_value_refuses_it_too(tmp_path: Path, path: str, value: object) -> None:
+    whole = document(path, value)
+    assert not loads(tmp_path, whole)
+    assert not CHECK.is_valid(whole)
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+def test_shipped_experiment_loads_and_points_at_the_schema(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    pointer = re.fullmatch(r"# yaml-language-server: \$schema=(.+)", text.splitlines()[0])
+    assert pointer is not None
+    assert (file.parent / pointer[1]).read_text(encoding="utf-8") == schema_text()
+    CHECK.validate(YAML(typ="safe").load(text))
+    assert load_experiment(file).config.experiment_name
+
+
+def test_generated_files_of_the_repository_are_those_of_the_code() -> None:
+    found = subprocess.run(
+        [sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("recipe", [None, *RECIPES])
+def test_new_experiment_with_all_comments_turned_into_keys_means_the_same(tmp_path: Path, recipe: str | None) -> None:
+    made = write_new_experiment(tmp_path / "experiments" / "my-idea.yaml", recipe=recipe)
+    text = made.file.read_text(encoding="utf-8")
+    names = {key.name for block in blocks() for key in block.keys}
+    active = re.sub(r"^  # (\w+): ", lambda m: f"  {m[1]}: " if m[1] in names else m[0], text, flags=re.MULTILINE)
+    assert len(re.findall(r"^  \w+: ", active, flags=re.MULTILINE)) == len(all_keys()) - 1
+    made.file.write_text(active, encoding="utf-8")
+    assert load_experiment(made.file).config == made.config
+    assert made.config.experiment_name == "My idea"
+    assert made.base_folder == tmp_path / "storage"
+    CHECK.validate(YAML(typ="safe").load(text))
+    assert (made.file.parent / SCHEMA_FILE).is_file()
+
+
+def test_new_experiment_with_values_of_ones_own_has_them(tmp_path: Path) -> None:
+    made = write_new_experiment(tmp_path / "a b.yaml", num_samples=123, base_folder="it's: here")
+    assert made.config.data.num_samples == 123
+    assert made.base_folder == tmp_path / "it's: here"
+
+
+def test_new_experiment_where_a_file_is_leaves_it_alone(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("precious", encoding="utf-8")
+    with pytest.raises(UserError, match="is there already"):
+        write_new_experiment(file)
+    assert file.read_text(encoding="utf-8") == "precious"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_new_experiment_with_another_ending_names_the_right_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"mine\.yaml"):
+        write_new_experiment(tmp_path / "mine.txt")
+    assert not list(tmp_path.iterdir())
