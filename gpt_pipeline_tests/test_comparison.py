@@ -281,7 +281,7 @@ def test_comparison_asset_shows_table_picture_and_the_best(project: TinyProject)
     assert shown is not None
     assert shown.metadata["best"].value == "two"
     assert "**1.500**" in str(shown.metadata["table"].value)
-    assert str(shown.metadata["losses"].value).startswith("![Validation losses](data:image/svg+xml;base64,")
+    assert str(shown.metadata["losses"].value).startswith("![validation losses](data:image/svg+xml;base64,")
     assert shown.tags is not None
     assert shown.tags["dagster/data_version"] == comparison_fingerprint(experiments)
 

@@ -93,8 +93,10 @@ def test_definitions_windows_folder_elsewhere_is_a_broken_file_that_names_the_ke
     assert "storage.base_folder" in (specs[0].description or "")
 
 
-def test_definitions_no_experiments_folder_is_empty(project: TinyProject) -> None:
-    assert _keys(project) == set()
+def test_definitions_no_experiments_folder_says_how_to_begin(project: TinyProject) -> None:
+    (spec,) = _definitions(project).resolve_all_asset_specs()
+    assert spec.key == dg.AssetKey("start_here")
+    assert str(project.root / "experiments") in (spec.description or "")
 
 
 def test_definitions_loading_imports_nothing_heavy(project: TinyProject) -> None:

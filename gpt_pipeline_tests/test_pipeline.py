@@ -113,11 +113,11 @@ def test_evaluate_with_more_questions_adds_one_run_per_checkpoint_once(copy: Tin
     assert len(_mlflow_runs(copy)["tiny"]) == 7
 
 
-def test_run_after_mlflow_was_wiped_and_results_marked_unlogged_logs_them_again(copy: TinyProject) -> None:
+def test_run_after_mlflow_was_wiped_logs_everything_again(copy: TinyProject) -> None:
+    before = _states(copy.root)
     (copy.root / "mlflow.db").unlink()
-    shutil.rmtree(copy.experiment("tiny").folder.evaluations / "logged")
-    (copy.experiment("tiny").folder.root / "metrics.sent.json").unlink()
-    copy.run("run", "experiments/tiny.yaml")
+    assert "3 evaluations are not in MLflow any more" in copy.run("run", "experiments/tiny.yaml")
+    assert _states(copy.root) == before
     assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
 
 

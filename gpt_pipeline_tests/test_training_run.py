@@ -17,7 +17,13 @@ from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.tracking.earlier_runs import earlier_logs_are_pending, log_earlier_trainings
 from gpt_pipeline.tracking.store import TrackingError, default_tracking_uri, open_client
-from gpt_pipeline.tracking.training_run import SENT_NAME, TrainingRun, log_training, training_log_is_pending
+from gpt_pipeline.tracking.training_run import (
+    SENT_NAME,
+    TrainingRun,
+    log_training,
+    logged_run,
+    training_log_is_pending,
+)
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.run import run_job
@@ -50,6 +56,7 @@ def _log(job: TrainingJob, store: Path, **changes: Any) -> TrainingRun | None:
         "experiment_name": "My GPT",
         "parameters": {"training": {"learning_rate": 1e-2}},
         "tags": {"experiment_file": "x.yaml"},
+        "draw_losses": _draw,
         **changes,
     }
     return log_training(job.folder, **settings)
@@ -62,7 +69,18 @@ def _log_earlier(job: TrainingJob, store: Path) -> None:
         tracking_uri=default_tracking_uri(store),
         experiment_name="My GPT",
         tags={"experiment_file": "x.yaml"},
+        draw_losses=_draw,
     )
+
+
+def _draw(metrics: Path) -> str:
+    """A picture that says up to which step it was drawn."""
+    return f"<svg>{read_metrics(metrics)[-1]['step']}</svg>"
+
+
+def _picture(store: Path) -> str:
+    (path,) = store.glob("mlflow_artifacts/My GPT/*/artifacts/loss.svg")
+    return path.read_text()
 
 
 def _other(job: TrainingJob, **changes: Any) -> TrainingJob:
@@ -99,6 +117,33 @@ def _steps(store: Path, key: str) -> list[int]:
 def _stop_at(job: TrainingJob, step: int) -> None:
     stop = StopFlag()
     run_job(job, Listener(lambda at: stop.request(signal.SIGTERM) if at == step else None), stop=stop)
+
+
+def test_log_training_draws_the_losses_anew_at_checkpoints_and_at_the_end_only(
+    finished: TrainingJob, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    lines = finished.folder.metrics.read_text().splitlines(keepends=True)
+    checkpoints = [number for number, line in enumerate(lines) if json.loads(line)["kind"] == "checkpoint"]
+    finished.folder.training.rename(finished.folder.root / "later.json")
+    monkeypatch.setattr("gpt_pipeline.tracking.training_run.trainer_state", lambda _: "running")
+    for count in range(1, len(lines) + 1):
+        finished.folder.metrics.write_text("".join(lines[:count]))
+        _log(finished, store, draw_losses=lambda metrics: drawn.append(read_metrics(metrics)) or "<svg/>")
+    assert len(drawn) == len(checkpoints)
+    (finished.folder.root / "later.json").rename(finished.folder.training)
+    monkeypatch.undo()
+    _log(finished, store)
+    _log(finished, store, draw_losses=lambda _: "drawn once too often")
+    assert _picture(store) == "<svg>12</svg>"
+
+
+def test_logged_run_names_the_run_of_the_training_alone(finished: TrainingJob, store: Path) -> None:
+    assert logged_run(finished.folder, finished.fingerprint) is None
+    logged = _log(finished, store)
+    assert logged is not None
+    assert logged_run(finished.folder, finished.fingerprint) == dataclasses.replace(logged, lines=0)
+    assert logged_run(finished.folder, OTHER) is None
 
 
 def test_log_training_makes_one_finished_run_with_every_line_of_metrics(finished: TrainingJob, store: Path) -> None:

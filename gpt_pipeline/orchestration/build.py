@@ -9,7 +9,7 @@ import dagster as dg
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
-from gpt_pipeline.orchestration.broken import broken_experiment_asset
+from gpt_pipeline.orchestration.broken import broken_experiment_asset, no_experiments_asset
 from gpt_pipeline.orchestration.checks import data_checks, evaluation_checks, training_checks
 from gpt_pipeline.orchestration.comparison_step import comparison_definitions
 from gpt_pipeline.orchestration.console import plain_console
@@ -18,7 +18,7 @@ from gpt_pipeline.orchestration.executors import project_executor
 from gpt_pipeline.orchestration.experiment_assets import experiment_assets
 from gpt_pipeline.orchestration.project import Project
 from gpt_pipeline.orchestration.sensors import new_checkpoints_sensor, reevaluation_schedule
-from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
+from gpt_pipeline.orchestration.tracking_resource import mlflow_resource
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -38,6 +38,7 @@ def build_definitions(project: Project) -> dg.Definitions:
             *(asset for experiment in experiments for asset in experiment_assets(experiment, groups[experiment.name])),
             *(each.asset for each in comparison),
             *(broken_experiment_asset(entry) for entry in found if entry.problem is not None),
+            *([] if found else [no_experiments_asset(project.experiments)]),
         ],
         asset_checks=[
             *(check for group, experiment in owners.items() for check in data_checks(group, experiment)),
@@ -48,7 +49,7 @@ def build_definitions(project: Project) -> dg.Definitions:
         sensors=[*(part.sensor for part in automation), *(each.sensor for each in comparison)],
         schedules=[part.schedule for part in automation],
         executor=project_executor(project.root),
-        resources={"mlflow": MlflowTracking(tracking_uri=project.tracking_uri)},
+        resources={"mlflow": mlflow_resource(project.tracking_uri)},
         loggers={"console": dg.colored_console_logger, "plain": plain_console},
     )
 
@@ -68,8 +69,13 @@ def _automation(experiment: Experiment, group: str, tracking_uri: str) -> _Autom
     name = experiment.display_name
 
     def job(job_name: str, selection: dg.AssetSelection, does: str) -> "UnresolvedAssetJobDefinition":
-        tags = {keys.EXPERIMENT_TAG: experiment.name}
-        return dg.define_asset_job(job_name, selection, tags=tags, description=f"{name}: {does}")
+        return dg.define_asset_job(
+            job_name,
+            selection,
+            tags={keys.EXPERIMENT_TAG: experiment.name},
+            metadata={"experiment_file": dg.MetadataValue.path(str(experiment.file))},
+            description=f"{name}: {does}",
+        )
 
     # Without the report: beside evaluations that do not exist yet, the UI would warn that it may fail. The sensor
     # requests it when the evaluations are done.

@@ -21,6 +21,8 @@ _VERSION_TAG = "dagster/data_version"
 # SYNTH is 80.8 % English; a source far from that is probably not what the user meant.
 _ENGLISH_SHARE = (0.7, 0.9)
 
+_REMAKE = "materialize english_parquet and token_shards with force, then train anew; validation losses do not count"
+
 
 def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDefinition]:
     """Return the checks of the data stages in `group`."""
@@ -48,7 +50,7 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
 
         with explained():
             finding = check_language_purity(english_files(finished_english(experiment)))
-        return dg.AssetCheckResult(passed=finding.passed, description=finding.text, metadata=dict(finding.facts))
+        return _result(finding, remedy="a source of other languages: see data.source and the examples in the metadata")
 
     @dg.asset_check(asset=shards_key, description="No seed article has documents in both splits.")
     def articles_kept_apart() -> dg.AssetCheckResult:
@@ -64,7 +66,7 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
                 seed=data.seed,
                 fraction=data.validation_fraction,
             )
-        return dg.AssetCheckResult(passed=finding.passed, description=finding.text, metadata=dict(finding.facts))
+        return _result(finding, remedy=_REMAKE)
 
     @dg.asset_check(asset=shards_key, description="Tokens and documents of the shards are those of the manifests.")
     def token_counts_add_up() -> dg.AssetCheckResult:
@@ -74,9 +76,15 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
         with explained():
             documents = finished_english(experiment).manifest.facts["documents"]
             finding = check_token_counts(open_shards(finished_shards(experiment).folder), documents=documents)
-        return dg.AssetCheckResult(passed=finding.passed, description=finding.text, metadata=dict(finding.facts))
+        return _result(finding, remedy=_REMAKE)
 
     return [english_share, language_purity, articles_kept_apart, token_counts_add_up]
+
+
+def _result(finding: "Finding", *, remedy: str) -> dg.AssetCheckResult:
+    """Return the finding; a red one says what to do."""
+    text = finding.text if finding.passed else f"{finding.text}. To do: {remedy}."
+    return dg.AssetCheckResult(passed=finding.passed, description=text, metadata=dict(finding.facts))
 
 
 def training_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefinition]:
@@ -90,11 +98,14 @@ def training_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefinition
     def loss_below_uniform() -> dg.AssetCheckResult:
         with explained():
             loss = finished_training(experiment).val_loss
+        passed = math.isfinite(loss) and loss < uniform
+        text = f"{loss:.4f} nats per token; guessing every token alike gives {uniform:.4f}"
+        if not passed:
+            text += ". To do: lower training.learning_rate, raise training.warmup_steps, or train longer"
         return dg.AssetCheckResult(
-            passed=math.isfinite(loss) and loss < uniform,
-            description=f"validation loss {loss:.4f}, guessing alike gives ln({experiment.config.model.vocab_size}) = "
-            f"{uniform:.4f}. If it is not below, lower training.learning_rate or train longer.",
-            metadata={"val_loss": loss, "uniform_loss": uniform},
+            passed=passed,
+            description=text,
+            metadata={"val_loss": round(loss, 4), "uniform_loss": round(uniform, 4)},
         )
 
     return [loss_below_uniform]

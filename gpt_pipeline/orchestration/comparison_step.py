@@ -8,8 +8,11 @@ import dagster as dg
 
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.attributes import OWNERS, code_references, stage_tags
 from gpt_pipeline.orchestration.failures import explained
-from gpt_pipeline.orchestration.report_step import picture_uri, shown_fingerprint
+from gpt_pipeline.orchestration.metadata import picture_markdown
+from gpt_pipeline.orchestration.report_step import shown_fingerprint
+from gpt_pipeline.orchestration.run_states import is_under_way
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.training.heartbeat import trainer_state
 
@@ -20,12 +23,6 @@ COMPARISON = dg.AssetKey(["comparison"])
 COMPARISON_JOB = "compare_experiments"
 _VERSION = "1"  # raised by hand when the same reports give another comparison
 _SENSOR_SECONDS = 60
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +56,12 @@ def _asset(experiments: Sequence[Experiment]) -> dg.AssetsDefinition:
         key=COMPARISON,
         group_name="comparison",
         deps=[keys.asset_key(experiment, "report") for experiment in experiments],
-        description="All experiments of the project side by side: quality, cost, and what sets their files apart.",
+        kinds={"markdown"},
+        owners=OWNERS,
+        tags=stage_tags("comparison"),
+        metadata=code_references("comparison"),
+        description="All experiments of the project side by side: quality, cost, and what sets their files apart. "
+        "Made again by its sensor when a report has changed and nothing is training.",
     )
     def comparison() -> dg.MaterializeResult:
         with explained():
@@ -81,7 +83,7 @@ def _compare(experiments: Sequence[Experiment]) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         metadata={
             "table": dg.MetadataValue.md(markdown(found)),
-            "losses": dg.MetadataValue.md(f"![Validation losses]({picture_uri(losses_svg(ordered))})"),
+            "losses": dg.MetadataValue.md(picture_markdown("validation losses", losses_svg(ordered))),
             "figures": dg.MetadataValue.json(as_json(found)),
             "experiments": len(found.standings),
             "comparable": not found.obstacles,
@@ -110,7 +112,7 @@ def _sensor(experiments: Sequence[Experiment], job: "UnresolvedAssetJobDefinitio
         training = [each.name for each in experiments if trainer_state(each.folder.root) == "running"]
         if training:
             return dg.SkipReason(f"Waits for the training of {', '.join(training)} to end.")
-        if context.instance.get_runs_count(dg.RunsFilter(job_name=COMPARISON_JOB, statuses=_UNFINISHED)):
+        if is_under_way(context.instance, COMPARISON_JOB):
             return dg.SkipReason("A comparison is under way.")
         return dg.RunRequest(run_key=f"{wanted}@{shown}")  # one that fails is not requested again and again
 

@@ -6,6 +6,7 @@ import dagster as dg
 
 from gpt_pipeline.data.stage import PartedStage
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.orchestration.attributes import code_references
 from gpt_pipeline.orchestration.parted_asset import parted_asset
 
 
@@ -41,6 +42,7 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
             upstream=None,
             part="check_file",
             kinds={"parquet"},
+            metadata=code_references("raw_synth"),
             description=f"The parquet files of {origin} that hold the first {data.num_samples:,} English samples.",
         ),
         parted_asset(
@@ -50,6 +52,7 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
             upstream=raw_key,
             part="filter_file",
             kinds={"parquet"},
+            metadata=code_references("english_parquet"),
             description=f"{data.num_samples:,} different English documents with a query and an answer, one text each.",
         ),
         parted_asset(
@@ -59,6 +62,7 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
             upstream=english_key,
             part="tokenize_file",
             kinds={"numpy"},
+            metadata=code_references("token_shards"),
             description="The documents' GPT-2 tokens as uint16 shards, split into training and validation by article.",
         ),
     ]

@@ -19,23 +19,17 @@ import dagster as dg
 
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.run_states import UNFINISHED
 from gpt_pipeline.storage.process import ProcessId
 from gpt_pipeline.training.heartbeat import read_heartbeat, trainer_state
 
-PROCESS_TAG = "gpt_pipeline/process"
-"""Bears, as JSON, the process in which a whole run is executed."""
+PROCESS_TAG = ".dagster/gpt_pipeline_process"
+"""Bears, as JSON, the process in which a whole run is executed. Such tags are hidden on Dagster's pages."""
 
-REQUESTER_TAG = "gpt_pipeline/requested_by"
+REQUESTER_TAG = ".dagster/gpt_pipeline_requested_by"
 """Bears, as JSON, the process that asked for a run: of the machine on which Dagster's own launcher starts it."""
 
 _TIME_TO_BEGIN = timedelta(seconds=60)  # a run's process begins within seconds of its launch
-
-_UNFINISHED = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def process_tag() -> Mapping[str, str]:
@@ -67,7 +61,7 @@ def close_dead_runs(instance: dg.DagsterInstance, experiment: Experiment) -> lis
     jobs = [name(experiment) for name in names]
     closed = []
     for job in jobs:
-        for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=_UNFINISHED)):
+        for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=list(UNFINISHED))):
             why = _end_of_process(instance, run) or _end_of_trainer(run, experiment)
             if why is not None:
                 instance.report_run_failed(run, message=f"{why} What was done is kept; materialize again to go on.")

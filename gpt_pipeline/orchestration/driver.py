@@ -27,7 +27,12 @@ from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
 from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
-from gpt_pipeline.orchestration.pending import WantedEvaluation, pending_evaluations, wanted_evaluations
+from gpt_pipeline.orchestration.pending import (
+    WantedEvaluation,
+    forget_lost_runs,
+    pending_evaluations,
+    wanted_evaluations,
+)
 from gpt_pipeline.orchestration.project import Project
 from gpt_pipeline.orchestration.rebuild import reconstructable_job
 from gpt_pipeline.orchestration.report_step import report_is_outdated
@@ -142,6 +147,7 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
     """
     experiment = session.experiment
     _close_dead_runs(session, say)
+    _look_for_lost_runs(session, say)
     if not force and is_complete(experiment) and is_recorded(session):
         return False
     experiment.folder.root.mkdir(parents=True, exist_ok=True)
@@ -175,6 +181,7 @@ def evaluate_experiment(
     """
     experiment = session.experiment
     _close_dead_runs(session, say)
+    _look_for_lost_runs(session, say)
     settings = experiment.config.evaluation
     if questions is not None:
         settings = replace(settings, num_questions=questions)
@@ -198,6 +205,17 @@ def evaluate_experiment(
 def _close_dead_runs(session: Session, say: Callable[[str], None]) -> None:
     for run_id in close_dead_runs(session.instance, session.experiment):
         say(f"Run {run_id} of this experiment was killed earlier; Dagster's history now shows it as failed.")
+
+
+def _look_for_lost_runs(session: Session, say: Callable[[str], None]) -> None:
+    """Have logged again what a wiped MLflow, or another one, does not have; one that is down is only mentioned."""
+    try:
+        lost = forget_lost_runs(session.experiment, session.project.tracking_uri)
+    except UserError as error:
+        say(str(error))
+        return
+    if lost:
+        say(f"{lost} evaluations are not in MLflow any more; they are logged again from their results.")
 
 
 @contextmanager

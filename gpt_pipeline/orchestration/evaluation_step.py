@@ -21,7 +21,7 @@ from gpt_pipeline.orchestration.stages import finished_english, finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.training_log import catch_up
 from gpt_pipeline.storage.process import give_way
-from gpt_pipeline.tracking.tables import answers_as_markdown
+from gpt_pipeline.tracking.tables import answers_as_markdown, exercises_as_markdown
 from gpt_pipeline.training.heartbeat import trainer_state
 
 if TYPE_CHECKING:
@@ -63,9 +63,10 @@ def evaluate_partition(
     run = _log(context, experiment, mlflow.tracking_uri, result)
     yield dg.MaterializeResult(
         metadata={
-            **_links(run, mlflow.tracking_uri, result),
-            **_findings(result),
-            "alias": alias_of(result, experiment.folder.checkpoints) or "",
+            **_findings(result, alias=alias_of(result, experiment.folder.checkpoints)),
+            **mlflow.links(experiment_id=run.experiment_id, run_id=run.run_id),
+            "result": dg.MetadataValue.path(str(result.path)),
+            "already_finished": result.reused,
         },
         data_version=dg.DataVersion(result.fingerprint),
     )
@@ -104,22 +105,14 @@ def _log(
     return run
 
 
-def _links(run: LoggedRun, tracking_uri: str, result: EvaluationResult) -> dict[str, Any]:
-    # A database has no pages; `mlflow ui` serves it here unless told otherwise.
-    server = tracking_uri.rstrip("/") if tracking_uri.startswith("http") else "http://127.0.0.1:5000"
-    return {
-        "mlflow_run": dg.MetadataValue.url(f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}"),
-        "result": dg.MetadataValue.path(str(result.path)),
-        "already_finished": result.reused,
-    }
-
-
-def _findings(result: EvaluationResult) -> dict[str, Any]:
+def _findings(result: EvaluationResult, *, alias: str | None) -> dict[str, Any]:
     """Return step and metrics as numbers, so that the UI plots them, and some answers to read."""
-    metrics = {name: round(value, 4) for name, value in result.metrics.items()}
-    metadata: dict[str, Any] = {"step": result.step, **metrics, "seconds": result.seconds}
+    overall = {name: round(value, 4) for name, value in result.metrics.items() if "/" not in name}
+    metadata: dict[str, Any] = {"step": result.step, **({} if alias is None else {"alias": alias}), **overall}
     if result.answers:
-        metadata["answers"] = dg.MetadataValue.md(
-            answers_as_markdown(result.answers[:_ANSWERS_SHOWN], title=result.key)
-        )
-    return metadata
+        shown = result.answers[:_ANSWERS_SHOWN]
+        title = f"{len(shown)} of {len(result.answers)} answers at step {result.step:,}"
+        metadata["answers"] = dg.MetadataValue.md(answers_as_markdown(shown, title=title))
+    if (table := exercises_as_markdown(result.metrics)) is not None:
+        metadata["by_exercise"] = dg.MetadataValue.md(table)
+    return {**metadata, "seconds": result.seconds}

@@ -1,107 +1,149 @@
-"""The assets of one experiment: training, its checkpoints, their evaluations, the report."""
+"""The assets of one experiment: training, its checkpoints, their evaluations, the report.
+
+What a step does is imported when it runs: loading the definitions takes no longer for it.
+"""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import dagster as dg
+from pydantic import Field
 
-from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
-from gpt_pipeline.orchestration.evaluation_step import evaluate_partition
+from gpt_pipeline.orchestration.attributes import OWNERS, experiment_metadata, stage_tags, training_settings
 from gpt_pipeline.orchestration.failures import explained
-from gpt_pipeline.orchestration.report_step import write_report
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
-from gpt_pipeline.orchestration.training_step import train_experiment
+
+if TYPE_CHECKING:
+    from gpt_pipeline.evaluation.config import EvaluationConfig
 
 
 class TrainingOptions(dg.Config):
     """What a person may choose for one training."""
 
-    force: bool = False
-    """Train again from the first step; what is there is moved aside, not overwritten."""
+    force: bool = Field(
+        default=False,
+        description="Train again from the first step. What is there is moved aside, not overwritten. "
+        "Left at false, a training that was stopped continues, and a finished one is left as it is.",
+    )
 
 
 class EvaluationOptions(dg.Config):
     """What a person may choose for one evaluation."""
 
-    force: bool = False
-    """Evaluate again even if the result is there."""
-
-    num_questions: int | None = None
-    """Questions to ask; null: as many as the experiment file says."""
+    force: bool = Field(default=False, description="Evaluate again even if the result is there.")
+    num_questions: int | None = Field(
+        default=None,
+        description="Held-out questions to ask, 0 or more; left out, as many as the experiment file says.",
+    )
 
 
 class ReportOptions(dg.Config):
     """What a person may choose for one report."""
 
-    force: bool = False
-    """Write the report again even if nothing changed."""
+    force: bool = Field(default=False, description="Write the report again even if nothing changed.")
 
 
 def experiment_assets(experiment: Experiment, group: str) -> Sequence[dg.AssetsDefinition | dg.AssetSpec]:
     """Return the assets that belong to `experiment` alone; `group` holds the data they read."""
     shards = dg.AssetKey([group, "token_shards"])
-    partitions = keys.checkpoint_partitions(experiment)
-    name = experiment.display_name
+    training = _training(experiment, shards)
+    checkpoint = dg.AssetSpec(
+        key=keys.asset_key(experiment, "checkpoint"),
+        group_name=experiment.name,
+        deps=[training],
+        partitions_def=keys.checkpoint_partitions(experiment),
+        kinds={"pytorch"},
+        owners=OWNERS,
+        tags=stage_tags("checkpoint", experiment),
+        metadata=experiment_metadata("checkpoint", experiment),
+        description=f"**{experiment.display_name}**: one partition per checkpoint, reported by the trainer while it "
+        "runs. Not made by hand: materialize *training*. Only the last ones and the best stay on the disk.",
+    )
+    evaluation = _evaluation(experiment, shards, checkpoint)
+    return [training, checkpoint, evaluation, _report(experiment, training, evaluation)]
 
+
+def _training(experiment: Experiment, shards: dg.AssetKey) -> dg.AssetsDefinition:
     @dg.asset(
         key=keys.asset_key(experiment, "training"),
         group_name=experiment.name,
         deps=[shards],
         kinds={"pytorch"},
+        owners=OWNERS,
+        tags=stage_tags("training", experiment),
+        metadata={**experiment_metadata("training", experiment), **training_settings(experiment)},
         pool=keys.TRAINING_POOL,
         code_version=experiment.identity,
-        description=f"{name}: the model, trained to its last step by a process of its own that can stop and resume.",
+        description=f"**{experiment.display_name}**: the model, trained to its last step by a process of its own. "
+        "*Terminate* its run to stop: a checkpoint is saved; materialize again to continue from it.",
     )
     def training(
-        context: dg.AssetExecutionContext, config: TrainingOptions, mlflow: MlflowTracking
+        context: dg.AssetExecutionContext, config: TrainingOptions, mlflow: dg.ResourceParam[MlflowTracking]
     ) -> dg.MaterializeResult:
+        from gpt_pipeline.orchestration.training_step import train_experiment
+
         with explained():
-            return train_experiment(context, experiment, tracking_uri=mlflow.tracking_uri, force=config.force)
+            return train_experiment(context, experiment, mlflow, force=config.force)
 
-    checkpoint = dg.AssetSpec(
-        key=keys.asset_key(experiment, "checkpoint"),
-        group_name=experiment.name,
-        deps=[training],
-        partitions_def=partitions,
-        kinds={"pytorch"},
-        description=f"{name}: one partition per checkpoint, reported by the trainer while it runs.",
-    )
+    return training
 
+
+def _evaluation(experiment: Experiment, shards: dg.AssetKey, checkpoint: dg.AssetSpec) -> dg.AssetsDefinition:
     @dg.asset(
         key=keys.asset_key(experiment, "evaluation"),
         group_name=experiment.name,
         deps=[checkpoint, shards],
-        partitions_def=partitions,
+        partitions_def=keys.checkpoint_partitions(experiment),
         kinds={"mlflow"},
+        owners=OWNERS,
+        tags=stage_tags("evaluation", experiment),
+        metadata=experiment_metadata("evaluation", experiment),
         pool=keys.EVALUATION_POOL,
         output_required=False,
-        description=f"{name}: loss on held-out documents, answers to held-out questions; one MLflow run a checkpoint.",
+        description=f"**{experiment.display_name}**: loss on held-out documents and answers to held-out questions, "
+        "one partition and one MLflow run per checkpoint. Its sensor makes them while the training runs; "
+        "*Plots* shows each number from checkpoint to checkpoint.",
     )
     def evaluation(
-        context: dg.AssetExecutionContext, config: EvaluationOptions, mlflow: MlflowTracking
+        context: dg.AssetExecutionContext, config: EvaluationOptions, mlflow: dg.ResourceParam[MlflowTracking]
     ) -> Iterator[dg.MaterializeResult]:
+        from gpt_pipeline.orchestration.evaluation_step import evaluate_partition
+
         # Yielded, not returned: to Dagster a returned None is an evaluation too.
         with explained():
             yield from evaluate_partition(
                 context, experiment, mlflow, force=config.force, settings=_settings(experiment, config)
             )
 
+    return evaluation
+
+
+def _report(
+    experiment: Experiment, training: dg.AssetsDefinition, evaluation: dg.AssetsDefinition
+) -> dg.AssetsDefinition:
     @dg.asset(
         key=keys.asset_key(experiment, "report"),
         group_name=experiment.name,
         deps=[training, evaluation],
         kinds={"html"},
-        description=f"{name}: one self-contained page with curves, checkpoints and answers.",
+        owners=OWNERS,
+        tags=stage_tags("report", experiment),
+        metadata=experiment_metadata("report", experiment),
+        description=f"**{experiment.display_name}**: one self-contained page with curves, checkpoints and answers. "
+        "Written again by the sensor when there is something new.",
     )
     def report(context: dg.AssetExecutionContext, config: ReportOptions) -> dg.MaterializeResult:
+        from gpt_pipeline.orchestration.report_step import write_report
+
         with explained():
             return write_report(context, experiment, force=config.force)
 
-    return [training, checkpoint, evaluation, report]
+    return report
 
 
-def _settings(experiment: Experiment, options: EvaluationOptions) -> EvaluationConfig:
+def _settings(experiment: Experiment, options: EvaluationOptions) -> "EvaluationConfig":
     from dataclasses import replace
 
     settings = experiment.config.evaluation

@@ -14,8 +14,10 @@ from gpt_pipeline.storage.names import slug
 
 TRAINING_POOL = "training"
 EVALUATION_POOL = "evaluation"
-EVALUATION_TAG = "gpt_pipeline/evaluation"
 EXPERIMENT_TAG = "gpt_pipeline/experiment"
+STAGE_TAG = "gpt_pipeline/stage"
+EVALUATION_TAG = ".dagster/gpt_pipeline_evaluation"
+"""Bears an evaluation's fingerprint. Dagster's pages hide what begins with `.dagster/`: it says nothing to a person."""
 
 
 def data_group(data: DataConfig) -> str:

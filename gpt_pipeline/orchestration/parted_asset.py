@@ -3,10 +3,13 @@
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from gpt_pipeline.data.stage import PartedStage
+from gpt_pipeline.orchestration.attributes import OWNERS, stage_tags
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.metadata import fact, stage_metadata
 
@@ -17,8 +20,7 @@ _RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL
 class StageOptions(dg.Config):
     """What a person may choose for one materialization of a data stage."""
 
-    force: bool = False
-    """Make the stage again even if it is finished."""
+    force: bool = Field(default=False, description="Make the stage again even if it is finished.")
 
 
 _LABEL_LENGTH = 60
@@ -33,6 +35,7 @@ def parted_asset(
     upstream: dg.AssetKey | None,
     part: str,
     kinds: set[str],
+    metadata: Mapping[str, Any],
     description: str,
 ) -> dg.AssetsDefinition:
     """Return the asset `key` made by `stage`; `part` names the step that does one group of source files."""
@@ -56,6 +59,9 @@ def parted_asset(
             config_schema=StageOptions.to_config_schema().as_field(),
         ),
         kinds=kinds,
+        owners=OWNERS,
+        tags=stage_tags(key.path[-1]),
+        metadata=metadata,
         code_version=group,
         description=description,
     )

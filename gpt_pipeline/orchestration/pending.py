@@ -79,21 +79,24 @@ def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: s
 def forget_lost_runs(experiment: Experiment, tracking_uri: str) -> int:
     """Make those evaluations pending again whose runs MLflow has lost, if it is another store or was wiped.
 
-    Returns how many.
+    Returns how many. The log of a training whose run is lost becomes pending too.
 
     Raises:
         TrackingError: MLflow cannot be reached.
     """
     from gpt_pipeline.tracking.lost_runs import lost_runs
+    from gpt_pipeline.tracking.training_run import forget_sent, sent_runs
 
-    folder = experiment.folder
-    marks = _marks(folder)
+    marks = _marks(experiment.folder)
+    logged = {path: str(mark.get("run_id")) for path, mark in marks.items()}
+    trainings = sent_runs(experiment.folder)
     lost = lost_runs(
-        [str(mark.get("run_id")) for mark in marks.values()],
-        tracking_uri=tracking_uri,
-        experiment_name=experiment.display_name,
+        [*logged.values(), *trainings.values()], tracking_uri=tracking_uri, experiment_name=experiment.display_name
     )
-    gone = [path for path, mark in marks.items() if str(mark.get("run_id")) in lost]
+    for folder, run_id in trainings.items():
+        if run_id in lost:
+            forget_sent(folder)
+    gone = [path for path, run_id in logged.items() if run_id in lost]
     for path in gone:
         path.unlink(missing_ok=True)
     return len(gone)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.orchestration.metadata import picture_markdown
 from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import utc_now
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from gpt_pipeline.report.build import OtherExperiment
 
-REPORT_VERSION = "2"
+REPORT_VERSION = "3"
 """Raised by hand when the page shows the same results differently."""
 
 
@@ -49,6 +50,7 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
 
     from gpt_pipeline.report.build import build_report
     from gpt_pipeline.report.charts import loss_curve_svg
+    from gpt_pipeline.report.summary import checkpoints_as_markdown
     from gpt_pipeline.training.metrics import read_metrics
 
     folder = experiment.folder
@@ -68,10 +70,11 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
     curve = loss_curve_svg(read_metrics(folder.metrics))
     return dg.MaterializeResult(
         metadata={
-            "report": dg.MetadataValue.url(folder.report.as_uri()),
-            "path": dg.MetadataValue.path(str(folder.report)),
+            # No link: a browser opens no file from a page of a server. The path can be copied.
+            "report": dg.MetadataValue.path(str(folder.report)),
+            "checkpoints": dg.MetadataValue.md(checkpoints_as_markdown(folder)),
+            "loss_curve": dg.MetadataValue.md(picture_markdown("loss against step", curve)),
             "evaluations": len(read_evaluations(folder.evaluations)),
-            "loss": dg.MetadataValue.md(f"![Loss against step]({picture_uri(curve)})"),
             "already_finished": reused,
         },
         data_version=dg.DataVersion(identity),
@@ -130,10 +133,3 @@ def shown_fingerprint(root: Path) -> str | None:
         return str(read_json(_record(root))["fingerprint"])
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return None
-
-
-def picture_uri(svg: str) -> str:
-    """Return an SVG document as a URI, for a picture inside markdown metadata."""
-    import base64
-
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

@@ -19,6 +19,7 @@ from gpt_pipeline.orchestration.lost_runs import LostRunWatch
 from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
 from gpt_pipeline.orchestration.pending import WantedEvaluation, pending_evaluations
 from gpt_pipeline.orchestration.report_step import report_is_outdated
+from gpt_pipeline.orchestration.run_states import UNFINISHED, is_under_way
 from gpt_pipeline.orchestration.training_log import BackgroundCatchUp
 
 if TYPE_CHECKING:
@@ -29,13 +30,6 @@ _logger = logging.getLogger(__name__)
 _SENSOR_SECONDS = 15
 _MAX_ATTEMPTS = 3
 _ATTEMPTS_WITHIN = timedelta(hours=6)  # an evaluation that failed too often is tried again after so long
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def new_checkpoints_sensor(
@@ -113,7 +107,7 @@ def _evaluation_requests(
     """
     for evaluation in pending:
         tags = {keys.EVALUATION_TAG: evaluation.fingerprint}
-        under_way = instance.get_runs_count(dg.RunsFilter(tags=tags, statuses=_UNFINISHED))
+        under_way = instance.get_runs_count(dg.RunsFilter(tags=tags, statuses=list(UNFINISHED)))
         since = datetime.now(UTC) - _ATTEMPTS_WITHIN
         failures = instance.get_runs_count(
             dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.FAILURE], created_after=since)
@@ -133,12 +127,8 @@ def _wants_report(instance: dg.DagsterInstance, experiment: Experiment, pending:
     What is out of date is not given up: it is evaluated again tonight, and the report follows.
     """
     given_up = all(evaluation.state == "missing" for evaluation in pending)
-    busy = any(_is_running(instance, job(experiment)) for job in (keys.evaluate_job, keys.report_job))
+    busy = any(is_under_way(instance, job(experiment)) for job in (keys.evaluate_job, keys.report_job))
     return given_up and not busy and report_is_outdated(experiment)
-
-
-def _is_running(instance: dg.DagsterInstance, job_name: str) -> bool:
-    return instance.get_runs_count(dg.RunsFilter(job_name=job_name, statuses=_UNFINISHED)) > 0
 
 
 def _with_partitions(

@@ -40,20 +40,22 @@ class PipesObserver:
         self._terminal = terminal
         self._clock = clock
         self._next_line = 0.0
+        self._tokens_per_second: float | None = None
 
     def progress(self, record: Mapping[str, Any]) -> None:
         """Pass on a validation at once, other progress every few seconds."""
         self._terminal.progress(record)
         if record["kind"] == "train":
+            self._tokens_per_second = record.get("tokens_per_second")
             if self._clock() < self._next_line:
                 return
             self._next_line = self._clock() + _PROGRESS_SECONDS
         self._send(kind="message", text=f"step {record['step']}/{record['max_steps']}  {describe(record)}")
 
     def checkpoint(self, info: CheckpointInfo) -> None:
-        """Pass on a finished checkpoint."""
+        """Pass on a finished checkpoint, and how fast the training was at it."""
         self._terminal.checkpoint(info)
-        self._send(kind="checkpoint", checkpoint=info.to_json())
+        self._send(kind="checkpoint", checkpoint=info.to_json(), tokens_per_second=self._tokens_per_second)
 
     def message(self, text: str) -> None:
         """Pass on a sentence."""

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 
 from gpt_pipeline.data.shards import find_shards
@@ -17,6 +18,7 @@ from gpt_pipeline.experiment.plan import training_fingerprint
 from gpt_pipeline.tracking.earlier_runs import earlier_logs_are_pending, log_earlier_trainings
 from gpt_pipeline.tracking.training_run import log_training, training_log_is_pending
 from gpt_pipeline.training.heartbeat import trainer_state
+from gpt_pipeline.training.metrics import read_metrics
 
 _EVERY_SECONDS = 15.0
 _AFTER_FAILURE_SECONDS = 60.0
@@ -56,6 +58,7 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
         experiment_name=experiment.display_name,
         parameters=dataclasses.asdict(experiment.config),
         tags={**tags, "shards_fingerprint": shards.fingerprint},
+        draw_losses=_draw_losses,
     )
     log_earlier_trainings(
         experiment.folder,
@@ -63,7 +66,14 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
         tracking_uri=tracking_uri,
         experiment_name=experiment.display_name,
         tags=tags,
+        draw_losses=_draw_losses,
     )
+
+
+def _draw_losses(metrics: Path) -> str:
+    from gpt_pipeline.report.charts import loss_curve_svg
+
+    return loss_curve_svg(read_metrics(metrics))
 
 
 def catch_up(experiment: Experiment, tracking_uri: str, *, say: Say) -> None:

@@ -17,18 +17,22 @@ from gpt_pipeline.experiment.plan import training_job
 from gpt_pipeline.experiment.problems import ExperimentFileError
 from gpt_pipeline.experiment.runtime import runtime_values, write_runtime
 from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.metadata import picture_markdown
 from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
 from gpt_pipeline.orchestration.stages import finished_shards
+from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR, train_in_child
 from gpt_pipeline.orchestration.training_log import LogSender, catch_up, send_log
 from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline.tracking.training_run import logged_run
 from gpt_pipeline.training.demand import find_finished_work
 from gpt_pipeline.training.finished import FinishedTraining, find_finished_training
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
+from gpt_pipeline.training.metrics import read_metrics
 
 
 def train_experiment(
-    context: dg.AssetExecutionContext, experiment: Experiment, *, tracking_uri: str, force: bool
+    context: dg.AssetExecutionContext, experiment: Experiment, mlflow: MlflowTracking, *, force: bool
 ) -> dg.MaterializeResult:
     """Train to the last step, or find that done; return what the UI shows of it."""
     shards = finished_shards(experiment)
@@ -38,14 +42,20 @@ def train_experiment(
         job = dataclasses.replace(job, resume=SCRATCH, request=context.run.root_run_id or context.run_id)
     _write_runtime(context, experiment, shards)
     finished = find_finished_work(job)
+    reused = finished is not None
     if finished is None:
-        finished = _train(context, experiment, job, tracking_uri)
+        finished = _train(context, experiment, job, mlflow.tracking_uri)
     else:
-        catch_up(experiment, tracking_uri, say=context.log.warning)
+        catch_up(experiment, mlflow.tracking_uri, say=context.log.warning)
         context.log.info(f"Nothing to do: the training in {job.folder.root} reached its last step, {finished.step}.")
     report_checkpoints(context, experiment)
     return dg.MaterializeResult(
-        metadata=_training_metadata(experiment, finished), data_version=dg.DataVersion(finished.fingerprint)
+        metadata={
+            **_results(experiment, finished),
+            **_places(experiment, finished, mlflow),
+            "already_finished": reused,
+        },
+        data_version=dg.DataVersion(finished.fingerprint),
     )
 
 
@@ -100,7 +110,12 @@ class TrainerReporter:
         """Take one message of the trainer."""
         match message["kind"]:
             case "checkpoint":
-                report_checkpoint(self._context, self._experiment, CheckpointInfo.from_json(message["checkpoint"]))
+                report_checkpoint(
+                    self._context,
+                    self._experiment,
+                    CheckpointInfo.from_json(message["checkpoint"]),
+                    tokens_per_second=message["tokens_per_second"],
+                )
             case "message":
                 self._log(message["text"])
 
@@ -112,21 +127,32 @@ def report_checkpoints(context: dg.AssetExecutionContext, experiment: Experiment
             report_checkpoint(context, experiment, checkpoint)
 
 
-def report_checkpoint(context: dg.AssetExecutionContext, experiment: Experiment, checkpoint: CheckpointInfo) -> None:
-    """Make a partition of the checkpoint and materialize it, with the weights' hash as its data version."""
+def report_checkpoint(
+    context: dg.AssetExecutionContext,
+    experiment: Experiment,
+    checkpoint: CheckpointInfo,
+    *,
+    tokens_per_second: float | None = None,
+) -> None:
+    """Make a partition of the checkpoint and materialize it, with the weights' hash as its data version.
+
+    `tokens_per_second` is the training's speed at it, where the trainer itself reports it.
+    """
     key = checkpoint_key(checkpoint.step)
+    measured = {**checkpoint.metrics, "tokens_per_second": tokens_per_second}
     add_checkpoint_partitions(context.instance, experiment, [key])
     context.log_event(
         dg.AssetMaterialization(
             asset_key=keys.asset_key(experiment, "checkpoint"),
             partition=key,
-            description=f"{checkpoint.path.name} at step {checkpoint.step}",
+            description=f"{checkpoint.path.name} at step {checkpoint.step:,}",
             metadata={
                 "step": checkpoint.step,
-                "path": dg.MetadataValue.path(str(checkpoint.path)),
+                **{name: round(value, 4) for name, value in measured.items() if value is not None},
+                "tokens_seen": checkpoint.tokens_seen,
                 "megabytes": round(checkpoint.size / 1e6, 3),
+                "path": dg.MetadataValue.path(str(checkpoint.path)),
                 "weights_sha256": checkpoint.weights_sha256,
-                **{name: round(value, 4) for name, value in checkpoint.metrics.items() if value is not None},
             },
             tags={"dagster/data_version": checkpoint.weights_sha256},
         )
@@ -146,12 +172,34 @@ def _is_known(instance: dg.DagsterInstance, experiment: Experiment, checkpoint: 
     return tags.get("dagster/data_version") == checkpoint.weights_sha256
 
 
-def _training_metadata(experiment: Experiment, finished: FinishedTraining) -> dict[str, Any]:
-    metadata: dict[str, Any] = {
-        "folder": dg.MetadataValue.path(str(experiment.folder.root)),
-        "fingerprint": finished.fingerprint,
+def _results(experiment: Experiment, finished: FinishedTraining) -> dict[str, Any]:
+    """Return what the training came to: the curve, then numbers, which the UI plots from training to training."""
+    from gpt_pipeline.report.charts import loss_curve_svg
+
+    curve = loss_curve_svg(read_metrics(experiment.folder.metrics))
+    return {
+        "loss_curve": dg.MetadataValue.md(picture_markdown("loss against step", curve)),
         "step": finished.step,
-        "final_val_loss": finished.val_loss,
+        "final_val_loss": round(finished.val_loss, 4),
+        "best_val_loss": round(finished.best_val_loss, 4),
+        "best_step": finished.best_step,
+        "final_train_loss": round(finished.train_loss, 4),
         "uniform_loss": round(math.log(experiment.config.model.vocab_size), 4),
+        "tokens_seen": finished.tokens_seen,
+        "hours": round(finished.seconds / 3600, 4),
+        "tokens_per_second": round(finished.tokens_seen / max(finished.seconds, 1e-9), 1),
+        "parameters": finished.parameters,
     }
-    return metadata
+
+
+def _places(experiment: Experiment, finished: FinishedTraining, mlflow: MlflowTracking) -> dict[str, Any]:
+    """Return where to find what the training left."""
+    folder = experiment.folder
+    run = logged_run(folder, finished.fingerprint)
+    return {
+        "folder": dg.MetadataValue.path(str(folder.root)),
+        "last_checkpoint": dg.MetadataValue.path(str(folder.checkpoints / finished.checkpoint)),
+        "report": dg.MetadataValue.path(str(folder.report)),
+        **({} if run is None else mlflow.links(experiment_id=run.experiment_id, run_id=run.run_id)),
+        "fingerprint": finished.fingerprint,
+    }

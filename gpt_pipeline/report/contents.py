@@ -46,6 +46,9 @@ class CheckpointRow:
     best: bool
     """Lowest validation loss of all comparable evaluations."""
 
+    is_best_model: bool
+    """Its weights are those of `best_model.pt`: the lowest estimate of the trainer, on fewer tokens."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerColumn:
@@ -108,7 +111,7 @@ def read_contents(folder: ExperimentFolder) -> Contents:
     records = read_metrics(folder.metrics)
     training, job = _json_or_none(folder.training), _json_or_none(folder.job)
     evaluations = _newest_of_each_step(read_evaluations(folder.evaluations))
-    rows = _rows(_checkpoints(folder.checkpoints), evaluations, records)
+    rows = _rows(best_checkpoint(folder.checkpoints), list_checkpoints(folder.checkpoints), evaluations, records)
     questions = _questions(rows)
     return Contents(
         records=records,
@@ -142,19 +145,17 @@ def _status(records: Sequence[Record], training: Record | None, trainer: State) 
     return Status(word="stopped", detail=f"at step {step:,}; materialize training to go on")
 
 
-def _checkpoints(folder: Path) -> dict[int, CheckpointInfo]:
-    """Return the checkpoints on disk by step."""
-    best = best_checkpoint(folder)
-    return {info.step: info for info in (*([best] if best else []), *list_checkpoints(folder))}
-
-
 def _newest_of_each_step(evaluations: Sequence[EvaluationResult]) -> dict[int, EvaluationResult]:
     return {result.step: result for result in evaluations}  # sorted by step, then by time
 
 
 def _rows(
-    checkpoints: Mapping[int, CheckpointInfo], evaluations: Mapping[int, EvaluationResult], records: Sequence[Record]
+    best_model: CheckpointInfo | None,
+    kept: Sequence[CheckpointInfo],
+    evaluations: Mapping[int, EvaluationResult],
+    records: Sequence[Record],
 ) -> tuple[CheckpointRow, ...]:
+    checkpoints = {info.step: info for info in (*([best_model] if best_model else []), *kept)}
     said = {int(record["step"]): record for record in records if record["kind"] == "checkpoint"}
     newest = max(evaluations.values(), key=lambda result: result.created_at, default=None)
     comparable = {step for step, result in evaluations.items() if newest is not None and _same_test(result, newest)}
@@ -172,6 +173,7 @@ def _rows(
                 evaluation=result,
                 comparable=step in comparable,
                 best=step == best,
+                is_best_model=best_model is not None and best_model.step == step,
             )
         )
     return tuple(rows)

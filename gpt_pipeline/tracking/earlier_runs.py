@@ -6,7 +6,8 @@ itself while the new configuration has not begun. Each goes to its own run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -26,6 +27,7 @@ def log_earlier_trainings(
     tracking_uri: str,
     experiment_name: str,
     tags: Mapping[str, str],
+    draw_losses: Callable[[Path], str],
 ) -> None:
     """Send what MLflow lacks of the trainings in `folder` other than the one with `fingerprint`.
 
@@ -44,6 +46,7 @@ def log_earlier_trainings(
             experiment_name=experiment_name,
             parameters=dict(newest.settings) if newest else {},
             tags={**tags, **({"shards_fingerprint": newest.shards_fingerprint} if newest else {})},
+            draw_losses=draw_losses,
         )
 
 

@@ -32,6 +32,24 @@ def answers_as_markdown(answers: Sequence[Mapping[str, Any]], *, title: str) -> 
     return "\n".join([f"# {title}\n", *(_answer(number, answer) for number, answer in enumerate(answers, start=1))])
 
 
+def exercises_as_markdown(metrics: Mapping[str, float]) -> str | None:
+    """Return what was measured by kind of exercise (`val_loss/editing`) as a markdown table; None if nothing was."""
+    measured = [key.partition("/") for key in metrics if "/" in key]
+    if not measured:
+        return None
+    names = list(dict.fromkeys(name for name, _, _ in measured))
+    rows = [
+        "| " + " | ".join([kind.replace("_", " "), *(_cell(metrics.get(f"{name}/{kind}")) for name in names)]) + " |"
+        for kind in sorted({kind for _, _, kind in measured})
+    ]
+    heads = ["exercise", *(name.replace("_", " ") for name in names)]
+    return "\n".join(["| " + " | ".join(heads) + " |", "|---|" + "---:|" * len(names), *rows])
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
 def _answer(number: int, answer: Mapping[str, Any]) -> str:
     verdict = "correct" if answer["correct"] else "not correct"
     form = "well-formed" if answer["well_formed"] else "not well-formed"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 FINGERPRINT_TAG = "gpt_pipeline.training"
 RUN_NAME = "training"
+LOSS_FILE = "loss.svg"
 ENDED = ("FINISHED", "FAILED", "KILLED")
 
 _KINDS = ("train", "validation")
@@ -72,6 +73,7 @@ class _Sent:
 
     run_id: str
     fingerprint: str
+    experiment_id: str = ""
     status: str = ""
     offset: int = 0
     """Bytes of `metrics.jsonl` that have been gone through."""
@@ -121,10 +123,12 @@ def log_training(
     experiment_name: str,
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
+    draw_losses: Callable[[Path], str],
 ) -> TrainingRun | None:
     """Send what MLflow lacks of the training with `fingerprint`; None if the folder holds none of its lines yet.
 
-    `parameters` is the experiment's configuration, nested as it may be.
+    `parameters` is the experiment's configuration, nested as it may be. `draw_losses` makes an SVG document of
+    `metrics.jsonl`; it is sent with each new checkpoint and at the end, not with every line.
 
     Raises:
         TrackingError: MLflow cannot be reached, is busy, or refuses; what it took is noted, the rest is kept.
@@ -147,9 +151,32 @@ def log_training(
             log_missing_parameters(client, run, parameters)
             steps = _steps_sent_before(folder, store=store, run_id=run.info.run_id)
             sent = _Sent(store=store, run_id=run.info.run_id, fingerprint=fingerprint, steps=steps)
-        lines = _send_lines(client, folder, sent)
+        sent.experiment_id = experiment
+        lines, has_checkpoint = _send_lines(client, folder, sent)
+        # Before the status: what is drawn too little after a crash here is drawn again with it.
+        if has_checkpoint or _status(folder, fingerprint) not in ("RUNNING", sent.status):
+            client.log_text(sent.run_id, draw_losses(folder.metrics), LOSS_FILE)
         _send_status(client, run, folder, sent)
         return TrainingRun(run_id=run.info.run_id, experiment_id=experiment, lines=lines)
+
+
+def logged_run(folder: ExperimentFolder, fingerprint: str) -> TrainingRun | None:
+    """Return the run of the training with `fingerprint` as it was noted when it was sent last; None if it never was."""
+    sent = _Sent.read(folder)
+    if sent is None or sent.fingerprint != fingerprint or not sent.experiment_id:
+        return None
+    return TrainingRun(run_id=sent.run_id, experiment_id=sent.experiment_id, lines=0)
+
+
+def sent_runs(folder: ExperimentFolder) -> dict[ExperimentFolder, str]:
+    """Return the run that each training in `folder`, the earlier ones too, was sent to."""
+    notes = {each: _Sent.read(each) for each in (folder, *earlier_trainings(folder))}
+    return {each: note.run_id for each, note in notes.items() if note is not None}
+
+
+def forget_sent(folder: ExperimentFolder) -> None:
+    """Have the training in `folder` sent from its first line again."""
+    (folder.root / SENT_NAME).unlink(missing_ok=True)
 
 
 def _has_new_lines(folder: ExperimentFolder, sent: _Sent) -> bool:
@@ -185,10 +212,13 @@ def _create_run(
     return client.create_run(experiment, start_time=started, tags=own, run_name=RUN_NAME)
 
 
-def _send_lines(client: MlflowClient, folder: ExperimentFolder, sent: _Sent) -> int:
-    """Send the lines after those that were sent, whole lines in a call; note after each call what MLflow has."""
+def _send_lines(client: MlflowClient, folder: ExperimentFolder, sent: _Sent) -> tuple[int, bool]:
+    """Send the lines after those that were sent, whole lines in a call; note after each call what MLflow has.
+
+    Returns how many lines were new, and whether there is a checkpoint among them.
+    """
     batch: list[Metric] = []
-    count, offset = 0, _offset(folder.metrics, sent)
+    count, offset, has_checkpoint = 0, _offset(folder.metrics, sent), False
     steps = dict(sent.steps)
 
     def deliver() -> None:
@@ -200,6 +230,7 @@ def _send_lines(client: MlflowClient, folder: ExperimentFolder, sent: _Sent) -> 
 
     for end, record in _new_lines(folder.metrics, offset):
         kind = str(record.get("kind"))
+        has_checkpoint |= kind == "checkpoint"
         if kind in _KINDS and int(record["step"]) > steps.get(kind, -1):
             metrics = _metrics(record)
             if len(batch) + len(metrics) > _BATCH:
@@ -210,7 +241,7 @@ def _send_lines(client: MlflowClient, folder: ExperimentFolder, sent: _Sent) -> 
         offset = end
     if offset != sent.offset or batch or not sent.tail:
         deliver()
-    return count
+    return count, has_checkpoint
 
 
 def _metrics(record: Mapping[str, Any]) -> list[Metric]:

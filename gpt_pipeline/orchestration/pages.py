@@ -1,0 +1,238 @@
+"""A project's web pages: Dagster's server with its daemon, and MLflow's, started together and stopped together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.training.signals import StopFlag, stop_on_signals
+
+DAGSTER_PORT = 3000
+MLFLOW_PORT = 5000
+MLFLOW_PAGE = "GPT_PIPELINE_MLFLOW_PAGE"
+"""Environment variable with the address of MLflow's pages, for links to them where the store itself has none."""
+
+_HOST = "127.0.0.1"
+_PORTS_TRIED = 50
+_START_SECONDS = 180.0
+_STOP_SECONDS = 150.0  # a training that runs below Dagster's server gets 120 to save its checkpoint
+_POLL_SECONDS = 0.2
+_LOG_LINES = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """One server."""
+
+    name: str
+    address: str
+    """What to open in a browser."""
+
+    ready: str
+    """What answers as soon as it is up."""
+
+    command: Sequence[str]
+    """Empty for a server that runs elsewhere."""
+
+    log: Path
+
+
+def serve_pages(
+    project: Project, *, dagster_port: int | None, mlflow_port: int | None, opened: Callable[[Sequence[Page]], None]
+) -> None:
+    """Start both servers, call `opened` when they answer, and stop them when a signal asks for it.
+
+    A port of None is the usual one, or the next that is free. MLflow's server is only started for a store that is not
+    a server itself. Runs that are going on when it stops are asked to stop too, and a training saves a checkpoint.
+
+    Raises:
+        UserError: a port is taken, or a server ended by itself; quotes its log.
+        LockedError: the project's pages are open already; says where.
+    """
+    project.enter()
+    stop = StopFlag()
+    folder = project.history / "pages"
+    pages = _pages(project, folder, dagster_port=dagster_port, mlflow_port=mlflow_port)
+    purpose = "web pages at " + " and ".join(page.address for page in pages)
+    with stop_on_signals(stop), folder_lock(folder, purpose=purpose), ExitStack() as running:
+        environment = {**os.environ, MLFLOW_PAGE: pages[1].address, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        servers = [(page, running.enter_context(_server(page, environment))) for page in pages if page.command]
+        if _wait_until_ready(servers, stop):
+            opened(pages)
+        while not stop.requested:
+            _require_running(servers)
+            time.sleep(_POLL_SECONDS)
+        for _, server in servers:  # all at once; then each is waited for
+            _interrupt(server)
+
+
+def _pages(project: Project, folder: Path, *, dagster_port: int | None, mlflow_port: int | None) -> Sequence[Page]:
+    """Return Dagster's page and MLflow's."""
+    port = _port(dagster_port, usual=DAGSTER_PORT, option="--port")
+    dagster = Page(
+        name="Dagster",
+        address=f"http://{_HOST}:{port}",
+        ready=f"http://{_HOST}:{port}/server_info",
+        command=_module("dagster", "dev", "-m", "gpt_pipeline.definitions", "--host", _HOST, "--port", str(port)),
+        log=folder / "dagster.log",
+    )
+    store = project.tracking_uri
+    if store.startswith(("http://", "https://")):
+        return dagster, Page(name="MLflow", address=store, ready=store, command=(), log=folder / "mlflow.log")
+    port = _port(mlflow_port, usual=MLFLOW_PORT, option="--mlflow-port")
+    serve = ("ui", "--backend-store-uri", store, "--host", _HOST, "--port", str(port), "--workers", "1")
+    address = f"http://{_HOST}:{port}"
+    command = _module("mlflow", *serve)
+    return dagster, Page(
+        name="MLflow", address=address, ready=f"{address}/health", command=command, log=folder / "mlflow.log"
+    )
+
+
+def _module(name: str, *arguments: str) -> Sequence[str]:
+    return (sys.executable, "-m", name, *arguments)
+
+
+def _port(wanted: int | None, *, usual: int, option: str) -> int:
+    """Return a port of this machine that nobody listens on.
+
+    Raises:
+        UserError: the wanted one is taken, or all of those after the usual one.
+    """
+    candidates = range(usual, usual + _PORTS_TRIED) if wanted is None else (wanted,)
+    for port in candidates:
+        if _is_free(port):
+            return port
+    found = f"port {wanted}" if wanted is not None else f"ports {usual} to {usual + _PORTS_TRIED - 1}"
+    raise UserError(f"{option}: found {found} in use by another program, need a free one; name another")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        if os.name != "nt":  # there it would allow two programs one port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+@contextmanager
+def _server(page: Page, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server in a group of its own, which a terminal's Ctrl+C does not reach; end the group after the block."""
+    page.log.parent.mkdir(parents=True, exist_ok=True)
+    with page.log.open("wb") as log, _interruptible():
+        server = subprocess.Popen(
+            page.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=os.name != "nt",
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+    try:
+        yield server
+    except BaseException:
+        _interrupt(server)
+        raise
+    finally:
+        _end(server)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let what is started in the block heed SIGINT, which the background jobs of a shell are told to ignore."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """Wait until all of the server's group is gone, and kill what stays for too long."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    while _is_alive(server) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    _kill(server)
+    server.wait()
+
+
+def _interrupt(server: subprocess.Popen[bytes]) -> None:
+    if sys.platform == "win32":
+        if server.poll() is None:
+            server.send_signal(signal.CTRL_BREAK_EVENT)
+        return
+    with suppress(ProcessLookupError):  # all of it is gone
+        os.killpg(server.pid, signal.SIGINT)
+
+
+def _is_alive(server: subprocess.Popen[bytes]) -> bool:
+    """Whether the server, or anything in its group, is still there."""
+    running = server.poll() is None  # and takes note of one that has ended, which would else stay in its group
+    if sys.platform == "win32":
+        return running
+    try:
+        os.killpg(server.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _kill(server: subprocess.Popen[bytes]) -> None:
+    if sys.platform == "win32":
+        server.kill()
+        return
+    with suppress(ProcessLookupError):  # all of it is gone
+        os.killpg(server.pid, signal.SIGKILL)
+
+
+def _wait_until_ready(servers: Sequence[tuple[Page, subprocess.Popen[bytes]]], stop: StopFlag) -> bool:
+    """Return whether all answer; False if a signal came first.
+
+    Raises:
+        UserError: one of them ended, or does not answer in time.
+    """
+    deadline = time.monotonic() + _START_SECONDS
+    for page, _ in servers:
+        while not stop.requested and not _answers(page.ready):
+            _require_running(servers)
+            if time.monotonic() > deadline:
+                raise UserError(f"{page.name} does not answer on {page.address}; {_last_words(page)}")
+            time.sleep(_POLL_SECONDS)
+    return not stop.requested
+
+
+def _require_running(servers: Sequence[tuple[Page, subprocess.Popen[bytes]]]) -> None:
+    for page, server in servers:
+        if server.poll() is not None:
+            raise UserError(f"{page.name}'s server ended with exit code {server.returncode}; {_last_words(page)}")
+
+
+def _last_words(page: Page) -> str:
+    lines = page.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+    return "\n".join([f"the end of {page.log}:", *lines])
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urlopen(address, timeout=2):
+            return True
+    except (URLError, OSError):
+        return False
