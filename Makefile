@@ -28,8 +28,8 @@ format: $(READY)
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-ui: $(READY)  ## Dagster's web UI with its daemon, on http://127.0.0.1:3000
-	@$(BIN)/dagster dev
+ui: $(READY)  ## the web pages of Dagster and MLflow
+	@$(BIN)/gpt-pipeline ui
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "found Python %d.%d, need 3.11 or newer; set PYTHON=/path/to/python3.11" % sys.version_info[:2])'

@@ -10,6 +10,7 @@ import click
 from gpt_pipeline import __version__
 from gpt_pipeline.cli.benchmark import benchmark
 from gpt_pipeline.cli.compare import compare
+from gpt_pipeline.cli.completion import completion
 from gpt_pipeline.cli.evaluate import evaluate
 from gpt_pipeline.cli.export import export
 from gpt_pipeline.cli.generate import generate
@@ -17,6 +18,7 @@ from gpt_pipeline.cli.import_ import import_
 from gpt_pipeline.cli.init import init
 from gpt_pipeline.cli.output import FAILED, MISUSE, STOPPED, complain, say
 from gpt_pipeline.cli.run import run
+from gpt_pipeline.cli.ui import ui
 from gpt_pipeline.cli.validate import validate
 from gpt_pipeline.cli.verify import verify
 from gpt_pipeline.errors import ConfigError, StoppedError, UserError
@@ -38,7 +40,7 @@ def command() -> None:
     """
 
 
-for verb in (init, validate, run, verify, evaluate, compare, generate, export, import_, benchmark):
+for verb in (init, validate, run, verify, evaluate, compare, generate, export, import_, benchmark, ui, completion):
     command.add_command(verb)
 
 

@@ -51,9 +51,14 @@ class Page:
 
 
 def serve_pages(
-    project: Project, *, dagster_port: int | None, mlflow_port: int | None, opened: Callable[[Sequence[Page]], None]
+    project: Project,
+    *,
+    dagster_port: int | None,
+    mlflow_port: int | None,
+    opened: Callable[[Sequence[Page]], None],
+    stopping: Callable[[], None],
 ) -> None:
-    """Start both servers, call `opened` when they answer, and stop them when a signal asks for it.
+    """Start both servers, call `opened` when they answer, and, when a signal asks for it, `stopping`, and stop them.
 
     A port of None is the usual one, or the next that is free. MLflow's server is only started for a store that is not
     a server itself. Runs that are going on when it stops are asked to stop too, and a training saves a checkpoint.
@@ -75,6 +80,7 @@ def serve_pages(
         while not stop.requested:
             _require_running(servers)
             time.sleep(_POLL_SECONDS)
+        stopping()
         for _, server in servers:  # all at once; then each is waited for
             _interrupt(server)
 

@@ -1,0 +1,88 @@
+"""`gpt-pipeline ui`: both web pages from one command, and nothing left of them afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Ctrl+C cannot be sent to a process of a test there")
+
+COMMAND = [sys.executable, "-m", "gpt_pipeline", "ui"]
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    ours = ("DAGSTER_HOME", "GPT_PIPELINE_EXPERIMENTS", "MLFLOW_TRACKING_URI")
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with closing(socket.socket()) as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+def run(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+def group_is_gone(number: int) -> bool:
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_pages_in_an_empty_folder_answer_until_interrupted(tmp_path: Path, environment: dict[str, str]) -> None:
+    process = subprocess.Popen(
+        COMMAND, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        addresses = dict(process.stdout.readline().split() for _ in range(2))
+        assert set(addresses) == {"Dagster", "MLflow"}
+        for address in addresses.values():
+            with urlopen(address, timeout=30) as answer:
+                assert answer.status == 200
+        groups = [int(pid) for pid in children_of(process.pid)]
+        assert len(groups) == 2
+        second = run(tmp_path, environment)
+        assert second.returncode == 1
+        assert addresses["Dagster"] in second.stderr
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+        assert all(map(group_is_gone, groups))
+    finally:
+        process.kill()
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_pages_on_a_port_in_use_say_which(tmp_path: Path, environment: dict[str, str], taken: int) -> None:
+    found = run(tmp_path, environment, "--port", str(taken))
+    assert found.returncode == 1
+    assert f"--port: found port {taken} in use" in found.stderr
+
+
+def test_pages_whose_server_ends_by_itself_quote_its_log(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "dagster.yaml").write_text("storage: {no_such_storage: {}}\n")
+    found = run(tmp_path, environment)
+    assert found.returncode == 1
+    assert "no_such_storage" in found.stderr
