@@ -37,6 +37,7 @@ def test_order_is_that_of_the_names_and_other_files_are_left_out(write, tmp_path
     write(**{"Zoo": named("Z"), "ant": named("A"), ".hidden": named("H")})
     (tmp_path / "Bee.yml").write_text(named("B"))
     (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "dagster.yaml").write_text("storage: {}")
     assert [entry.name for entry in find_experiments(tmp_path)] == ["ant", "bee", "zoo"]
 
 

@@ -35,9 +35,10 @@ def print_json(value: object) -> None:
 
 def where_to_look(project: Project, report: Path) -> None:
     """Say where the report is and how to open the pages of Dagster and MLflow."""
-    folder = Path(sys.executable).parent
-    here = "" if project.root == Path.cwd() else f"   (in {project.root})"
-    say(f"\nReport:     {report}\nWeb pages:  {_shown(folder / 'gpt-pipeline')} ui{here}")
+    command = [_shown(Path(sys.executable).parent / "gpt-pipeline"), "ui"]
+    if project.experiments != Path.cwd() / "experiments":
+        command.append(f'"{project.experiments}"')
+    say(f"\nReport:     {report}\nWeb pages:  {' '.join(command)}")
 
 
 def _shown(path: Path) -> str:

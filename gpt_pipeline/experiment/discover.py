@@ -12,6 +12,8 @@ from gpt_pipeline.experiment.document import SUFFIXES
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.storage.names import slug
 
+_OTHERS = {"dagster.yaml", "workspace.yaml", "executor.yaml"}  # a project without experiments/ has them beside its own
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentFile:
@@ -27,7 +29,7 @@ class ExperimentFile:
 
 
 def find_experiments(folder: Path) -> list[ExperimentFile]:
-    """Return the YAML files of `folder` by name, hidden ones left out.
+    """Return the YAML files of `folder` by name, but for hidden ones and those that belong to Dagster.
 
     Of two files that would share a name or a folder for their results, the second has a problem that names the first.
 
@@ -36,8 +38,12 @@ def find_experiments(folder: Path) -> list[ExperimentFile]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; make it and put an experiment file in it")
-    files = [file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith(".")]
-    return list(_distinct(sorted(files, key=lambda file: (slug(file.stem), file.name))))
+    files = sorted(filter(_may_be_experiment, folder.iterdir()), key=lambda file: (slug(file.stem), file.name))
+    return list(_distinct(files))
+
+
+def _may_be_experiment(file: Path) -> bool:
+    return file.suffix in SUFFIXES and not file.name.startswith(".") and file.name not in _OTHERS
 
 
 def _distinct(files: list[Path]) -> Iterator[ExperimentFile]:
