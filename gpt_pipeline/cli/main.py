@@ -17,7 +17,9 @@ from gpt_pipeline.cli.generate import generate
 from gpt_pipeline.cli.import_ import import_
 from gpt_pipeline.cli.init import init
 from gpt_pipeline.cli.output import FAILED, MISUSE, STOPPED, complain, say
+from gpt_pipeline.cli.plan import plan
 from gpt_pipeline.cli.run import run
+from gpt_pipeline.cli.status import status
 from gpt_pipeline.cli.ui import ui
 from gpt_pipeline.cli.validate import validate
 from gpt_pipeline.cli.verify import verify
@@ -40,7 +42,10 @@ def command() -> None:
     """
 
 
-for verb in (init, validate, run, verify, evaluate, compare, generate, export, import_, benchmark, ui, completion):
+for verb in (
+    *(init, validate, plan, run, status, verify, evaluate, compare, generate, export, import_, benchmark),
+    *(ui, completion),
+):
     command.add_command(verb)
 
 

@@ -1,0 +1,63 @@
+"""What this machine would train on, and how: as the trainer will choose it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.planning.host import host_memory
+from gpt_pipeline.planning.memory import Precision
+from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
+from gpt_pipeline.training.device import Compute, choose_compute
+from gpt_pipeline.training.ranks import Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What one process of the training computes on."""
+
+    description: str
+    precision: Precision
+    memory_total: int | None
+    """Bytes; None where nobody tells."""
+
+    memory_free: int | None
+    """Of these, what no other program has now."""
+
+
+def choose_device(hardware: HardwareConfig, training: TrainingConfig) -> Device:
+    """Return what the trainer would choose here.
+
+    Raises:
+        ConfigError: CUDA is asked for and there is none, or too few GPUs, or a compiler that is missing.
+    """
+    compute = choose_compute(hardware, training, ranks=Ranks(), say=lambda _: None)
+    if compute.is_cuda and hardware.num_gpus > torch.cuda.device_count():
+        raise ConfigError(
+            "hardware.num_gpus",
+            found=hardware.num_gpus,
+            need=f"at most {torch.cuda.device_count()}, the GPUs here",
+            remedy="lower it, or run where there are as many",
+        )
+    return _gpu(compute) if compute.is_cuda else _cpu(compute)
+
+
+def _gpu(compute: Compute) -> Device:
+    free, total = torch.cuda.mem_get_info(compute.device)
+    return Device(description=compute.describe(), precision=_precision(compute), memory_total=total, memory_free=free)
+
+
+def _cpu(compute: Compute) -> Device:
+    memory = host_memory()
+    return Device(
+        description=compute.describe(),
+        precision=_precision(compute),
+        memory_total=None if memory is None else memory.total,
+        memory_free=None if memory is None else memory.available,
+    )
+
+
+def _precision(compute: Compute) -> Precision:
+    return Precision(cuda=compute.is_cuda, bf16=compute.bf16, compiled=compute.compile, loss_piece=compute.loss_piece)

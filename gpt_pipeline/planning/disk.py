@@ -1,0 +1,144 @@
+"""What an experiment will write where, against what is free there. Sizes are estimates but for what lies there already.
+
+Where the constants come from: 2,000,000 English documents of PleIAs/SYNTH are 16 files of the hub, 7.6 GB. Text in
+the English parquet takes 0.42 of its bytes (measured on GSM8K's solutions; 0.32 on the sample), at 4.5 bytes of English
+text a GPT-2 token. Shards are exact: 2 bytes a token and two int64 a document.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt_pipeline.checkpoints.manifest import list_checkpoints
+from gpt_pipeline.checkpoints.room import free_bytes
+from gpt_pipeline.data.config import SAMPLE
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.planning.memory import checkpoint_bytes
+from gpt_pipeline.planning.stages import StageProgress
+from gpt_pipeline.planning.tokens import TokenCount
+from gpt_pipeline.planning.training import UpcomingStart
+
+SYNTH_FILE_BYTES = 7.6e9 / 16
+SYNTH_DOCUMENTS_PER_FILE = 2_000_000 / 16
+_SAMPLE_FILE_BYTES, _SAMPLE_DOCUMENTS_PER_FILE = 403_000, 7_700  # of its first three files
+_ENGLISH_BYTES_PER_TOKEN = 0.42 * 4.5
+_SAMPLE_ENGLISH_BYTES_PER_TOKEN = 1.04  # of 16,000 documents of the sample
+_INDEX_BYTES_PER_DOCUMENT = 20  # a hash of 16 bytes and a place of 4
+_SHARD_BYTES_PER_TOKEN, _SHARD_BYTES_PER_DOCUMENT = 2, 16
+_HUB_SPARE = 10**9  # what `data.source.hub` wants to leave free on the disk of its cache
+_BEST_AND_NEXT = 2  # `training.saver`: besides the `keep_last` newest, the best and the one being written
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskNeed:
+    """One thing that will be written."""
+
+    what: str
+    folder: Path
+    size: int
+    """Bytes when it is complete."""
+
+    present: int
+    """Bytes of it that are there."""
+
+    @property
+    def to_write(self) -> int:
+        return max(0, self.size - self.present)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """One disk, with all that will be written on it."""
+
+    folder: Path
+    """The first of the folders on it that are written to."""
+
+    free: int
+    needs: tuple[DiskNeed, ...]
+
+    @property
+    def to_write(self) -> int:
+        return sum(need.to_write for need in self.needs)
+
+
+def disks(
+    experiment: Experiment, tokens: TokenCount, stages: Sequence[StageProgress], start: UpcomingStart
+) -> tuple[Disk, ...]:
+    """Return the disks that the experiment writes to, by the folders in the order in which they are written."""
+    needs = [*_data_needs(experiment, tokens, stages), _checkpoint_need(experiment, start)]
+    by_disk: dict[int, list[DiskNeed]] = {}
+    for need in needs:
+        by_disk.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
+    return tuple(
+        Disk(folder=own[0].folder, free=free_bytes(own[0].folder), needs=tuple(own)) for own in by_disk.values()
+    )
+
+
+def kept_checkpoints(keep_last: int) -> int:
+    """Return how many checkpoints are on the disk at the same time while a training runs."""
+    return keep_last + _BEST_AND_NEXT
+
+
+def _data_needs(experiment: Experiment, tokens: TokenCount, stages: Sequence[StageProgress]) -> list[DiskNeed]:
+    raw, english, shards = stages
+    folder = experiment.data_folder
+    sample = _is_sample(experiment)
+    per_token = _SAMPLE_ENGLISH_BYTES_PER_TOKEN if sample else _ENGLISH_BYTES_PER_TOKEN
+    sizes = {
+        "english_parquet": per_token * tokens.tokens,
+        "token_shards": _SHARD_BYTES_PER_TOKEN * tokens.tokens + _SHARD_BYTES_PER_DOCUMENT * tokens.documents,
+    }
+    index = _INDEX_BYTES_PER_DOCUMENT * tokens.documents
+    return [
+        *_raw_needs(experiment, raw),
+        DiskNeed(what="document index", folder=folder, size=index, present=index if raw.state == "finished" else 0),
+        *(_stage_need(stage, folder, round(sizes[stage.name])) for stage in (english, shards)),
+    ]
+
+
+def _raw_needs(experiment: Experiment, raw: StageProgress) -> list[DiskNeed]:
+    """Return the raw files, and on the hub's disk the room that its downloads want to leave; none for a folder."""
+    if raw.state == "finished" or experiment.data.local_dataset_path is not None:
+        return []
+    if _is_sample(experiment):
+        files = math.ceil(experiment.data.num_samples / _SAMPLE_DOCUMENTS_PER_FILE)
+        size, present = files * _SAMPLE_FILE_BYTES, raw.files_done * _SAMPLE_FILE_BYTES
+        return [DiskNeed(what="raw_synth (written)", folder=experiment.data_folder, size=size, present=present)]
+    from gpt_pipeline.data.source.hub import Hub
+
+    files = math.ceil(experiment.data.num_samples / SYNTH_DOCUMENTS_PER_FILE)
+    size, present = round(files * SYNTH_FILE_BYTES), round(raw.files_done * SYNTH_FILE_BYTES)
+    cache = Hub().cache
+    return [
+        DiskNeed(what="raw_synth (download)", folder=cache, size=size, present=present),
+        DiskNeed(what="left free by downloads", folder=cache, size=_HUB_SPARE, present=0),
+    ]
+
+
+def _stage_need(stage: StageProgress, folder: Path, estimate: int) -> DiskNeed:
+    finished = stage.state == "finished"
+    return DiskNeed(what=stage.name, folder=folder, size=stage.size if finished else estimate, present=stage.size)
+
+
+def _checkpoint_need(experiment: Experiment, start: UpcomingStart) -> DiskNeed:
+    """Return the checkpoints that lie there at the same time; those of an earlier training stay in `previous/`."""
+    config, folder = experiment.config, experiment.folder.checkpoints
+    each = checkpoint_bytes(config.model, config.training.optimizer)
+    present = 0 if start.kind == "anew" else len(list_checkpoints(folder))
+    if start.kind == "finished":
+        return DiskNeed(what="checkpoints", folder=folder, size=present * each, present=present * each)
+    kept = max(kept_checkpoints(config.evaluation.keep_last), present + 1)
+    return DiskNeed(what=f"{kept} checkpoints", folder=folder, size=kept * each, present=present * each)
+
+
+def _is_sample(experiment: Experiment) -> bool:
+    return experiment.data.local_dataset_path is None and experiment.data.source == SAMPLE
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder

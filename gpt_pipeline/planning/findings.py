@@ -1,0 +1,201 @@
+"""What a plan finds wrong, or worth a second thought. Only what is well founded: each says on what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gpt_pipeline.data.config import SAMPLE
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.sizes import TrainingSize
+from gpt_pipeline.planning.device import Device
+from gpt_pipeline.planning.disk import Disk
+from gpt_pipeline.planning.duration import Duration
+from gpt_pipeline.planning.memory import MemoryNeed, memory_need
+from gpt_pipeline.planning.stages import StageProgress
+from gpt_pipeline.planning.tokens import TokenCount
+from gpt_pipeline.report import wording
+
+_TOKEN_DEVIATION = 3.0  # nats: about the standard deviation of one token's loss under a trained language model
+_SURE = 0.03  # nats: differences between settings are often of this size
+_EPOCHS = 4  # up to which repeated data is worth almost as much as new: Muennighoff et al. 2023
+_LONG_INTERVAL = 3600.0  # seconds of work that a crash may cost
+_FULL = 0.95  # of a GPU's memory: what is estimated is not known to the last percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One remark on a plan."""
+
+    level: Literal["problem", "warning"]
+    """A problem would make the run fail."""
+
+    key: str
+    """What it is about: a key of the experiment file, `disk`, or `memory`."""
+
+    text: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}{f'; {self.remedy}' if self.remedy else ''}"
+
+
+def problem(key: str, text: str, remedy: str) -> Finding:
+    """Return what would make the run fail."""
+    return Finding(level="problem", key=key, text=text, remedy=remedy)
+
+
+def warning(key: str, text: str, remedy: str) -> Finding:
+    """Return what would not make the run fail, but is hardly wanted."""
+    return Finding(level="warning", key=key, text=text, remedy=remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What the findings go by; None where it could not be told."""
+
+    experiment: Experiment
+    tokens: TokenCount
+    size: TrainingSize | None
+    stages: tuple[StageProgress, ...]
+    disks: tuple[Disk, ...]
+    need: MemoryNeed | None
+    device: Device | None
+    is_measured: bool
+    """Whether real updates were made here just now: then memory was enough for them."""
+
+    duration: Duration | None
+
+
+def findings(known: Known) -> list[Finding]:
+    """Return the remarks, those that would make the run fail first."""
+    every = [
+        *_source(known),
+        *_disk(known),
+        *_memory(known),
+        *_validation(known),
+        *_schedule(known),
+        *_regularisation(known),
+        *_time(known),
+    ]
+    return sorted(every, key=lambda finding: finding.level != "problem")
+
+
+def _source(known: Known) -> Iterator[Finding]:
+    data, raw = known.experiment.data, known.stages[0]
+    if raw.state == "finished":
+        return
+    if data.local_dataset_path is not None:
+        if not Path(data.local_dataset_path).is_dir():
+            text = f"found no folder {data.local_dataset_path}"
+            yield problem("data.local_dataset_path", text, "plug in its disk, or correct the path")
+    elif data.source != SAMPLE and raw.state == "absent" and _hub_is_switched_off():
+        text = f"{data.source} is not here yet, and HF_HUB_OFFLINE forbids downloads"
+        yield problem("data.source", text, "unset HF_HUB_OFFLINE, or name a folder with its files: local_dataset_path")
+
+
+def _hub_is_switched_off() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _disk(known: Known) -> Iterator[Finding]:
+    for disk in known.disks:
+        if disk.to_write > disk.free:
+            text = f"found {wording.size(disk.free)} free for {disk.folder}, need {wording.size(disk.to_write)}"
+            yield problem("disk", text, "free some space, choose another storage.base_folder, or lower keep_last")
+        elif disk.to_write > 0.9 * disk.free:
+            text = f"{wording.size(disk.to_write)} of {wording.size(disk.free)} free for {disk.folder} will be used"
+            yield warning("disk", text, "sizes of data not made yet are estimates: leave some more room")
+
+
+def _memory(known: Known) -> Iterator[Finding]:
+    need, device = known.need, known.device
+    if need is None or device is None or device.memory_total is None:
+        return
+    total, free = device.memory_total, device.memory_free if device.memory_free is not None else device.memory_total
+    if need.state > total:
+        text = f"weights, gradients and optimizer take {wording.size(need.state)}, the device has {wording.size(total)}"
+        yield problem("memory", text, "choose a smaller model, or a device with more memory")
+    elif known.is_measured:
+        return
+    elif need.on_host and need.device > total:
+        text = f"about {wording.size(need.device)} are needed, this machine has {wording.size(total)}"
+        yield problem("memory", text, _smaller_batch(known, total))
+    elif need.device > (free if need.on_host else _FULL * free):
+        text = f"about {wording.size(need.device)} are needed, {wording.size(free)} are free"
+        yield warning("memory", text, f"{_smaller_batch(known, free)}, or end other programs")
+
+
+def _smaller_batch(known: Known, memory: int) -> str:
+    """Return the largest micro-batch that divides the update and fits."""
+    config, device = known.experiment.config, known.device
+    if known.size is None or device is None:
+        return "lower data.max_length or the model"
+    plan = known.size.plan
+    share = plan.batch_size // plan.world_size
+    for size in range(plan.micro_batch_size - 1, 0, -1):
+        need = memory_need(
+            config.model,
+            optimizer=config.training.optimizer,
+            micro_batch_size=size,
+            max_length=config.data.max_length,
+            precision=device.precision,
+        )
+        if share % size == 0 and need.device <= _FULL * memory:
+            return f"set training.micro_batch_size: {size} (an update stays the same)"
+    return "lower data.max_length or the model"
+
+
+def _validation(known: Known) -> Iterator[Finding]:
+    tokens, fraction = known.tokens, known.experiment.config.data.validation_fraction
+    raise_it = f"raise data.validation_fraction={fraction:g} or data.num_samples"
+    if tokens.validation_tokens < 2:
+        yield problem("data.validation_fraction", "no validation token is held out, need at least 2", raise_it)
+        return
+    seen = min(tokens.validation_tokens, known.experiment.config.evaluation.max_validation_tokens)
+    error = _TOKEN_DEVIATION / math.sqrt(seen)
+    if error > _SURE:
+        text = f"a loss on {seen:,} held-out tokens is known to about ±{error:.2f} nats"
+        yield warning("data.validation_fraction", text, f"{raise_it}, or evaluation.max_validation_tokens")
+
+
+def _schedule(known: Known) -> Iterator[Finding]:
+    if known.size is None:
+        return
+    steps, warmup = known.size.plan.max_steps, known.experiment.config.training.warmup_steps
+    if warmup >= steps:
+        text = f"{warmup:,} is not below the {steps:,} steps of the training: the learning rate never reaches its peak"
+        yield warning("training.warmup_steps", text, f"use {steps // 10}")
+    epochs = steps / known.size.steps_per_epoch
+    if epochs > _EPOCHS:
+        text = f"{epochs:.1f} passes: beyond {_EPOCHS}, repeated text teaches ever less (Muennighoff et al. 2023)"
+        yield warning("training.num_epochs", text, "raise data.num_samples instead")
+
+
+def _regularisation(known: Known) -> Iterator[Finding]:
+    dropout = known.experiment.config.model.dropout
+    if known.size is None or dropout == 0 or known.size.plan.max_steps > known.size.steps_per_epoch:
+        return
+    text = f"{dropout:g}, and no text is seen twice: there is nothing to overfit to (Liu et al. 2025, Drop Dropout)"
+    yield warning("model.dropout", text, "use 0.0, which is faster, too")
+
+
+def _time(known: Known) -> Iterator[Finding]:
+    time = known.duration
+    if time is None or time.training_seconds is None:
+        return
+    interval = time.checkpoint_interval_seconds or 0.0
+    if interval > _LONG_INTERVAL:
+        text = f"{wording.duration(interval)} between two checkpoints: so much work a crash can cost"
+        yield warning("evaluation.save_every_n_iterations", text, "lower it")
+    if time.evaluation_seconds is not None and time.evaluation_seconds > time.training_seconds > 0:
+        text = (
+            f"{time.evaluations} evaluations take about {wording.duration(time.evaluation_seconds)}, longer than the "
+            f"training, {wording.duration(time.training_seconds)}"
+        )
+        yield warning("evaluation", text, "raise save_every_n_iterations, or lower num_questions or max_new_tokens")

@@ -1,0 +1,300 @@
+"""A plan: all that is known of an experiment before anything is spent."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.errors import ConfigError, DataError, UserError
+from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.plan import training_job
+from gpt_pipeline.experiment.sizes import TrainingSize, parameter_count, training_size
+from gpt_pipeline.orchestration.pending import pending_evaluations
+from gpt_pipeline.planning.device import Device, choose_device
+from gpt_pipeline.planning.disk import Disk, disks
+from gpt_pipeline.planning.duration import Duration, Work, duration
+from gpt_pipeline.planning.findings import Finding, Known, findings, problem
+from gpt_pipeline.planning.memory import MemoryNeed, memory_need
+from gpt_pipeline.planning.probe import Request
+from gpt_pipeline.planning.speed import OutOfMemoryError, Speed, measure, speed_of_lines
+from gpt_pipeline.planning.stages import StageProgress, data_progress
+from gpt_pipeline.planning.tokens import TokenCount, count_tokens
+from gpt_pipeline.planning.training import UpcomingStart, upcoming_start
+from gpt_pipeline.training.device import flops_per_token
+from gpt_pipeline.training.heartbeat import trainer_state
+from gpt_pipeline.training.plan import StepPlan
+
+_ANEW = UpcomingStart(kind="anew", step=0, checkpoint=None, moves_aside=False)
+
+Say = Callable[[str], None]
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """How long the training is."""
+
+    steps: int
+    """Optimizer updates in all."""
+
+    steps_left: int
+    steps_per_epoch: int
+    tokens_per_step: int
+    sequences_per_step: int
+    micro_batch_size: int
+    grad_accum_steps: int
+    world_size: int
+    """Processes that share an update: one for each GPU."""
+
+    checkpoints: int
+    """That are still to be written, those that make room again included."""
+
+    flops_per_token: float
+    """Forward and backward, 6 for each weight of a matrix product and 12 * n_layer * n_embd * T for attention: PaLM
+    (Chowdhery et al. 2022, appendix B). The same as `mfu` is computed with; see `training.device.flops_per_token`."""
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training tokens."""
+        return self.steps / self.steps_per_epoch
+
+    @property
+    def tokens(self) -> int:
+        """Trained on in all, repeated ones included."""
+        return self.steps * self.tokens_per_step
+
+    @property
+    def flops(self) -> float:
+        """Of the whole training, validation left out."""
+        return self.tokens * self.flops_per_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an experiment will take; None where that cannot be told, and then a finding says why."""
+
+    file: Path
+    name: str
+    folder: Path
+    parameters: int
+    """All of them are trained."""
+
+    tokens: TokenCount
+    length: Length | None
+    stages: tuple[StageProgress, ...]
+    start: UpcomingStart
+    is_running: bool
+    """Whether its training runs now."""
+
+    disks: tuple[Disk, ...]
+    memory: MemoryNeed | None
+    device: Device | None
+    speed: Speed | None
+    duration: Duration | None
+    not_measured: str | None
+    """Why the speed is not known, or not from a measurement now."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def tokens_per_parameter(self) -> float | None:
+        return None if self.length is None else self.length.tokens / self.parameters
+
+    @property
+    def mfu(self) -> float | None:
+        """Share of the GPUs' peak FLOP/s in [0, 1]; None where the peak is unknown."""
+        if self.speed is None or self.speed.peak_flops is None or self.length is None:
+            return None
+        peak = self.speed.peak_flops * self.length.world_size
+        return self.speed.tokens_per_second * self.length.flops_per_token / peak
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        """What would make the run fail."""
+        return tuple(each for each in self.findings if each.level == "problem")
+
+
+def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
+    """Return the plan of `experiment`; unless `measured` is false, a child process makes a few real updates for it.
+
+    Raises:
+        ConfigError: the base folder is none of this machine.
+    """
+    found: list[Finding] = []
+    tokens, stages = count_tokens(experiment), data_progress(experiment)
+    config = experiment.config
+    size = _or_problem(found, "data.num_samples", lambda: training_size(config, train_tokens=tokens.train_tokens))
+    start = _or_problem(found, "storage.checkpoint_to_resume", lambda: _start(experiment)) or _ANEW
+    device = _or_problem(found, "hardware", lambda: choose_device(config.hardware, config.training))
+    length = None if size is None else _length(experiment, size, start)
+    need = None if device is None or length is None else _memory(experiment, length, device)
+    running = trainer_state(experiment.folder.root) == "running"
+    measuring = _Measuring(experiment=experiment, length=length, device=device, need=need, start=start, running=running)
+    speed, not_measured = measuring.speed(found, measured=measured, say=say)
+    known = Known(
+        experiment=experiment,
+        tokens=tokens,
+        size=size,
+        stages=stages,
+        disks=disks(experiment, tokens, stages, start),
+        need=need,
+        device=device,
+        is_measured=speed is not None and speed.source == "measured",
+        duration=None if length is None else _duration(experiment, tokens, length, start, speed),
+    )
+    return Plan(
+        file=experiment.file,
+        name=experiment.display_name,
+        folder=experiment.folder.root,
+        parameters=parameter_count(config.model),
+        tokens=tokens,
+        length=length,
+        stages=stages,
+        start=start,
+        is_running=running,
+        disks=known.disks,
+        memory=need,
+        device=device,
+        speed=speed,
+        duration=known.duration,
+        not_measured=not_measured,
+        findings=(*found, *findings(known)),
+    )
+
+
+def _or_problem(found: list[Finding], key: str, make: Callable[[], _Value]) -> _Value | None:
+    """Return what `make` returns; what it raises for the user to mend becomes a finding."""
+    try:
+        return make()
+    except ConfigError as error:
+        found.append(problem(error.key, f"found {error.found!r}, need {error.need}", error.remedy))
+    except DataError as error:
+        text, _, remedy = str(error).rpartition("; ")
+        found.append(problem(key, text, remedy))
+    except UserError as error:
+        text, _, remedy = str(error).removeprefix(f"{key}: ").rpartition("; ")
+        found.append(problem(key, text, remedy))
+    return None
+
+
+def _start(experiment: Experiment) -> UpcomingStart:
+    """Return from where the training would start; before the shards, whose identity is part of its own, from step 0."""
+    shards = find_shards(experiment.data, experiment.data_folder)
+    return _ANEW if shards is None else upcoming_start(training_job(experiment, shards))
+
+
+def _length(experiment: Experiment, size: TrainingSize, start: UpcomingStart) -> Length:
+    config, plan = experiment.config, size.plan
+    left = max(0, plan.max_steps - start.step)
+    every = config.evaluation.save_every_n_iterations
+    multiples = plan.max_steps // every - start.step // every
+    return Length(
+        steps=plan.max_steps,
+        steps_left=left,
+        steps_per_epoch=size.steps_per_epoch,
+        tokens_per_step=plan.tokens_per_step,
+        sequences_per_step=plan.batch_size,
+        micro_batch_size=plan.micro_batch_size,
+        grad_accum_steps=plan.grad_accum_steps,
+        world_size=plan.world_size,
+        checkpoints=multiples + (1 if left and plan.max_steps % every else 0),
+        flops_per_token=flops_per_token(
+            config.model, num_parameters=parameter_count(config.model), max_length=config.data.max_length
+        ),
+    )
+
+
+def _memory(experiment: Experiment, length: Length, device: Device) -> MemoryNeed:
+    config = experiment.config
+    return memory_need(
+        config.model,
+        optimizer=config.training.optimizer,
+        micro_batch_size=length.micro_batch_size,
+        max_length=config.data.max_length,
+        precision=device.precision,
+    )
+
+
+def _duration(
+    experiment: Experiment, tokens: TokenCount, length: Length, start: UpcomingStart, speed: Speed | None
+) -> Duration:
+    config = experiment.config
+    pending = 0 if start.moves_aside else len(pending_evaluations(experiment))
+    work = Work(
+        steps=length.steps_left,
+        tokens_per_step=length.tokens_per_step,
+        max_length=config.data.max_length,
+        batch_size=config.training.batch_size,
+        validation_tokens=tokens.validation_tokens,
+        tokens_per_document=tokens.tokens / tokens.documents,
+        evaluations=length.checkpoints + pending,
+    )
+    return duration(work, config.evaluation, speed, read_evaluations(experiment.folder.evaluations))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measuring:
+    """Whether to measure, and how."""
+
+    experiment: Experiment
+    length: Length | None
+    device: Device | None
+    need: MemoryNeed | None
+    start: UpcomingStart
+    running: bool
+
+    def speed(self, found: list[Finding], *, measured: bool, say: Say) -> tuple[Speed | None, str | None]:
+        """Return the speed, and why it was not measured; memory that does not suffice becomes a finding."""
+        metrics = self.experiment.folder.metrics
+        why_not = self._why_not(measured=measured)
+        if why_not is not None or self.length is None:
+            return speed_of_lines(metrics, running=self.running), why_not
+        try:
+            return measure(self._request(self.length), world_size=self.length.world_size, say=say), None
+        except OutOfMemoryError as error:
+            found.append(problem("memory", str(error), self._smaller(self.length)))
+            return None, str(error)
+        except UserError as error:
+            return speed_of_lines(metrics, running=False), str(error)
+
+    def _why_not(self, *, measured: bool) -> str | None:
+        if self.running:
+            return "its training runs now: its own figures"
+        if not measured:
+            return "not measured, as asked"
+        if self.start.kind == "finished":
+            return "the training is finished"
+        if self.length is None or self.device is None or self.need is None:
+            return "it cannot be started as it is"
+        free = self.device.memory_free
+        if not self.device.precision.cuda and free is not None and self.need.device > free:
+            return "not measured: this machine's memory might not hold it"
+        return None
+
+    def _request(self, length: Length) -> Request:
+        config = self.experiment.config
+        share = length.sequences_per_step // length.world_size
+        return Request(
+            model=config.model,
+            training=config.training,
+            hardware=dataclasses.replace(config.hardware, num_gpus=1),
+            plan=StepPlan(
+                batch_size=share,
+                micro_batch_size=length.micro_batch_size,
+                max_length=config.data.max_length,
+                world_size=1,
+                max_steps=length.steps,
+            ),
+            answers=min(16, config.evaluation.num_questions),  # as many as an evaluation writes side by side
+        )
+
+    def _smaller(self, length: Length) -> str:
+        from gpt_pipeline.training.memory import largest_proper_divisor
+
+        smaller = largest_proper_divisor(length.micro_batch_size)
+        return "lower data.max_length or the model" if smaller is None else f"set training.micro_batch_size: {smaller}"

@@ -1,0 +1,163 @@
+"""A few real updates in a process of their own: `python -m gpt_pipeline.planning.probe`, with a request on its input.
+
+The trainer's own updater, on random tokens: speed does not depend on them. It writes one JSON object a line: what it
+computes on, then each update as it is made, so that whoever started it may stop it at any time. Nothing is saved.
+
+Shapes: B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.gpt import GPT, KVCache
+from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
+from gpt_pipeline.training.device import choose_compute, prepare_process
+from gpt_pipeline.training.memory import peak_memory_bytes
+from gpt_pipeline.training.plan import StepPlan
+from gpt_pipeline.training.ranks import Ranks
+from gpt_pipeline.training.update import Updater
+
+_WHOLE = 4  # micro-batches up to which an update is made as a whole; beyond, one and this many tell the rest
+_ROUNDS = 3  # of each kind, at least
+_LEAST_SECONDS = 4.0  # of updates, so that short ones are made often
+_MOST_UPDATES = 200
+_WRITING_STEPS = 8  # tokens that are written one by one, as answers are
+
+Emit = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to try out."""
+
+    model: ModelConfig
+    training: TrainingConfig
+    hardware: HardwareConfig
+    plan: StepPlan
+    """Of one process: its share of an update."""
+
+    answers: int
+    """Rows of text written side by side; 0: none."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Request:
+        """Return the request whose fields `dataclasses.asdict` gave as `value`."""
+        return cls(
+            model=ModelConfig(**value["model"]),
+            training=TrainingConfig(**value["training"]),
+            hardware=HardwareConfig(**value["hardware"]),
+            plan=StepPlan(**value["plan"]),
+            answers=int(value["answers"]),
+        )
+
+
+def sizes_of(plan: StepPlan) -> tuple[int, ...]:
+    """Return the numbers of micro-batches to make updates of: all of them, or two numbers from which to go on."""
+    count = plan.grad_accum_steps
+    return (count,) if count <= _WHOLE else (1, _WHOLE)
+
+
+def probe(request: Request, emit: Emit) -> None:
+    """Make updates of each size in turn, then a pass without gradients, then a few tokens of an answer.
+
+    Raises:
+        UserError: the device or the compiler that is asked for is not there.
+    """
+    notes: list[str] = []
+    compute = choose_compute(request.hardware, request.training, ranks=Ranks(), say=notes.append)
+    prepare_process(compute)
+    torch.manual_seed(0)
+    model = GPT(request.model).to(compute.device)
+    updater = Updater(model, request.training, plan=request.plan, compute=compute, ranks=Ranks(), say=notes.append)
+    emit({"kind": "device", "text": compute.describe(), "peak_flops": compute.peak_flops})
+    batch = _batches(request, compute.device)
+    sizes = sizes_of(request.plan)
+    emit({"kind": "first", "micro_batches": sizes[0], "seconds": _update(updater, 0, batch, sizes[0])})
+    step, spent = 1, 0.0
+    while step < _MOST_UPDATES and (step <= _ROUNDS * len(sizes) or spent < _LEAST_SECONDS):
+        size = sizes[step % len(sizes)]
+        seconds = _update(updater, step, batch, size)
+        step, spent = step + 1, spent + seconds
+        emit({"kind": "update", "micro_batches": size, "seconds": seconds, "memory": peak_memory_bytes(compute.device)})
+    _probe_reading(updater, batch(1), emit, autocast=compute.autocast)
+    if request.answers:
+        _probe_writing(model, request.answers, emit)
+    for note in notes:
+        emit({"kind": "note", "text": note})
+
+
+def _batches(request: Request, device: torch.device) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Return what gives inputs and targets of so many micro-batches, int64 [B, T]."""
+    plan = request.plan
+    count = max(sizes_of(plan)) * plan.micro_batch_size
+    ids = torch.randint(0, request.model.vocab_size, (count, plan.max_length + 1)).to(device)
+
+    def batch(micro_batches: int) -> tuple[Tensor, Tensor]:
+        rows = ids[: micro_batches * plan.micro_batch_size]
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+    return batch
+
+
+def _update(updater: Updater, step: int, batch: Callable[[int], tuple[Tensor, Tensor]], micro_batches: int) -> float:
+    inputs = batch(micro_batches)
+    start = time.perf_counter()
+    updater.update(step, inputs).result()  # which waits for the device
+    return time.perf_counter() - start
+
+
+def _probe_reading(updater: Updater, batch: tuple[Tensor, Tensor], emit: Emit, *, autocast: Callable[[], Any]) -> None:
+    """Take the loss of a micro-batch as validation does: the second time, if the first compiled something."""
+    updater.evaluator.eval()
+    for _ in range(2):
+        start = time.perf_counter()
+        with torch.no_grad(), autocast():
+            float(updater.evaluator(*batch))
+    emit({"kind": "reading", "tokens": batch[0].numel(), "seconds": time.perf_counter() - start})
+
+
+def _probe_writing(model: GPT, rows: int, emit: Emit) -> None:
+    """Write some tokens after prompts of half the context, a row each."""
+    length = model.config.context_length // 2
+    ids = torch.zeros((rows, max(1, length)), dtype=torch.int64, device=model.head_weight.device)
+    cache = KVCache(model.config, capacity=min(model.config.context_length, length + 1 + _WRITING_STEPS))
+    steps = min(_WRITING_STEPS, cache.capacity - ids.size(1))
+    model.eval()
+    with torch.inference_mode():
+        ids = model.forward_cached(ids, cache).argmax(-1)[:, None]
+        start = time.perf_counter()
+        for _ in range(steps):
+            ids = model.forward_cached(ids, cache).argmax(-1)[:, None]
+        ids.tolist()  # waits for the device
+    if steps > 0:
+        emit({"kind": "writing", "tokens": rows * steps, "seconds": time.perf_counter() - start})
+
+
+def main() -> int:
+    """Do what the request on the standard input says; return the exit code."""
+
+    def emit(record: Mapping[str, Any]) -> None:
+        print(json.dumps(record), flush=True)
+
+    try:
+        probe(Request.from_json(json.load(sys.stdin)), emit)
+    except torch.OutOfMemoryError:
+        emit({"kind": "out_of_memory"})
+    except UserError as error:
+        emit({"kind": "refused", "text": str(error)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

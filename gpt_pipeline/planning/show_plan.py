@@ -1,0 +1,230 @@
+"""A plan to read: sections of lines, in colour on a terminal, and what is wrong at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from gpt_pipeline.planning.disk import Disk
+from gpt_pipeline.planning.findings import Finding
+from gpt_pipeline.planning.memory import MemoryNeed
+from gpt_pipeline.planning.plan import Length, Plan
+from gpt_pipeline.planning.speed import Speed
+from gpt_pipeline.planning.stages import StageProgress
+from gpt_pipeline.report import wording
+
+Row = tuple[str, str, str]
+"""Section, label, text; a section is named in its first row only."""
+
+_STYLES = {"problem": "bold red", "warning": "yellow"}
+_SECTION, _LABEL = 10, 22
+
+
+def rows_of(plan: Plan) -> list[Row]:
+    """Return the plan as rows."""
+    sections = {
+        "model": _model_rows(plan),
+        "data": _data_rows(plan),
+        "training": _training_rows(plan),
+        "disk": _disk_rows(plan),
+        "memory": _memory_rows(plan),
+        "time": _time_rows(plan),
+        "done": _done_rows(plan),
+    }
+    rows = [(name, label, text) for name, lines in sections.items() for label, text in lines]
+    return [("" if number and rows[number - 1][0] == row[0] else row[0], *row[1:]) for number, row in enumerate(rows)]
+
+
+def print_rich(plan: Plan, console: Console) -> None:
+    """Print the plan for a terminal."""
+    console.print(Text.assemble((plan.name, "bold"), f"  {plan.folder}"), soft_wrap=True)
+    for section, label, text in rows_of(plan):
+        line = Text.assemble((f"  {section:{_SECTION}}", "bold"), (f"{label:{_LABEL}}", "dim"), text)
+        console.print(line, soft_wrap=True)
+    for finding in plan.findings:
+        console.print(Text.assemble((f"{finding.level}  ", _STYLES[finding.level]), str(finding)), soft_wrap=True)
+    console.print(conclusion(plan), soft_wrap=True, style="green" if not plan.problems else "bold red")
+
+
+def plain_text(plan: Plan) -> str:
+    """Return the plan as plain lines."""
+    lines = [f"{plan.name}  {plan.folder}"]
+    lines += [f"  {section:{_SECTION}}{label:{_LABEL}}{text}".rstrip() for section, label, text in rows_of(plan)]
+    lines += [f"{finding.level}  {finding}" for finding in plan.findings]
+    return "\n".join([*lines, conclusion(plan)]) + "\n"
+
+
+def conclusion(plan: Plan) -> str:
+    """Return the last line: whether it can be run."""
+    if not plan.problems:
+        return (
+            "Nothing stands in its way." if plan.start.kind != "finished" else "Nothing of the training is left to do."
+        )
+    return f"{_count(plan.problems)} would make it fail."
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan as JSON values, with figures in full: the fields of `plan.Plan`, and what follows from them."""
+    value: dict[str, Any] = _plain(dataclasses.asdict(plan))
+    value["trainable_parameters"] = plan.parameters
+    value["tokens_per_parameter"] = plan.tokens_per_parameter
+    value["mfu"] = plan.mfu
+    value["tokens"]["tokens"] = plan.tokens.tokens
+    if plan.length is not None:
+        value["length"] |= {"epochs": plan.length.epochs, "tokens": plan.length.tokens, "flops": plan.length.flops}
+    if plan.memory is not None:
+        value["memory"] |= {"state": plan.memory.state, "device": plan.memory.device}
+    for disk, own in zip(plan.disks, value["disks"], strict=True):
+        own["to_write"] = disk.to_write
+    value["can_run"] = not plan.problems
+    return value
+
+
+def _count(problems: tuple[Finding, ...]) -> str:
+    return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _model_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield "parameters", f"{plan.parameters:,}, all trained"
+
+
+def _data_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    tokens = plan.tokens
+    about = "" if tokens.exact else "about "
+    yield "documents", f"{tokens.documents:,}"
+    yield (
+        "tokens",
+        f"{about}{wording.count(tokens.train_tokens)} to train on, {wording.count(tokens.validation_tokens)} held out",
+    )
+    yield "", tokens.source
+
+
+def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    length = plan.length
+    if length is None:
+        return
+    yield "tokens per step", f"{length.tokens_per_step:,} {_cut(length)}"
+    about = "" if plan.tokens.exact else "about "
+    yield "steps", f"{about}{length.steps:,}, {length.epochs:.2f} passes over the tokens"
+    each = f"{plan.tokens_per_parameter or 0:.1f} a parameter (best use of compute: about 20, Hoffmann et al. 2022)"
+    yield "tokens trained on", f"{wording.count(length.tokens)}, {each}"
+    yield "FLOPs", f"{length.flops:.2e}, {wording.count(length.flops_per_token)} a token"
+
+
+def _cut(length: Length) -> str:
+    gpus = f" on each of {length.world_size} GPUs" if length.world_size > 1 else ""
+    return (
+        f"({length.sequences_per_step:,} sequences, in {length.grad_accum_steps:,} x {length.micro_batch_size:,}{gpus})"
+    )
+
+
+def _disk_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    for disk in plan.disks:
+        yield from _rows_of_disk(disk)
+
+
+def _rows_of_disk(disk: Disk) -> Iterator[tuple[str, str]]:
+    for need in disk.needs:
+        there = "there" if need.to_write == 0 else f"{wording.size(need.present)} of it there" if need.present else ""
+        yield need.what, f"{wording.size(need.size):>8}{f'  {there}' if there else ''}"
+    yield "to be written", f"{wording.size(disk.to_write):>8}  of {wording.size(disk.free)} free for {disk.folder}"
+
+
+def _memory_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    if plan.device is not None:
+        yield "device", plan.device.description
+    if plan.memory is not None:
+        for label, size in _terms(plan.memory):
+            yield label, f"{wording.size(size):>8}"
+        has = "" if plan.device is None else _has(plan.device.memory_free, plan.device.memory_total)
+        yield "at the peak", f"{wording.size(plan.memory.device):>8}  {'estimated' if not has else f'estimated; {has}'}"
+    if plan.speed is not None and plan.speed.peak_memory is not None:
+        yield "", f"{wording.size(plan.speed.peak_memory):>8}  seen in {_of(plan.speed)}"
+
+
+def _terms(need: MemoryNeed) -> Iterator[tuple[str, int]]:
+    yield "weights", need.weights
+    yield "gradients", need.gradients
+    yield "optimizer", need.optimizer
+    yield "activations", need.activations
+    yield "loss", need.loss
+    yield "libraries, spare", need.runtime + need.spare
+    where = "copy for checkpoints" if need.on_host else "checkpoints, in RAM"
+    yield where, need.checkpoint_copy
+
+
+def _has(free: int | None, total: int | None) -> str:
+    if total is None:
+        return ""
+    return f"{wording.size(total)} here" + ("" if free is None else f", {wording.size(free)} free")
+
+
+def _of(speed: Speed) -> str:
+    texts = {"measured": "the measured updates", "running": "the training that runs", "earlier": "an earlier run"}
+    return texts[speed.source]
+
+
+def _time_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    speed, time = plan.speed, plan.duration
+    if speed is not None:
+        mfu = "" if plan.mfu is None else f", {wording.percent(plan.mfu)} of the peak FLOP/s"
+        count = f" ({speed.updates} updates)" if speed.updates else ""
+        yield "speed", f"{speed.tokens_per_second:,.0f} tokens/s{mfu}, of {_of(speed)}{count}"
+        for note in speed.notes:
+            yield "", note
+    if plan.not_measured is not None:
+        yield "" if speed else "speed", plan.not_measured
+    if time is None:
+        return
+    if time.training_seconds is not None and plan.length is not None:
+        steps = f"{plan.length.steps_left:,} steps, {wording.duration(time.validation_seconds)} of it validation"
+        yield "training", f"about {wording.duration(time.training_seconds)} ({steps})"
+    if time.evaluation_seconds is not None and time.evaluations:
+        each = wording.duration(time.evaluation_seconds / time.evaluations)
+        text = f"about {wording.duration(time.evaluation_seconds)}: {time.evaluations} of {each}, beside the training"
+        yield "evaluations", text
+    elif time.evaluations:
+        yield "evaluations", f"{time.evaluations}"
+
+
+def _done_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    for stage in plan.stages:
+        yield stage.name, _stage_text(stage)
+    yield "training", start_text(plan)
+
+
+def _stage_text(stage: StageProgress) -> str:
+    note = f" ({stage.note})" if stage.note else ""
+    if stage.state == "finished":
+        return f"finished, used again{note}"
+    if stage.state == "absent":
+        return f"to do{note}"
+    of = "" if stage.files is None else f" of {stage.files:,}"
+    return f"{stage.files_done:,}{of} source files done, used again{note}"
+
+
+def start_text(plan: Plan) -> str:
+    """Return from where the training starts."""
+    start = plan.start
+    if plan.is_running:
+        return "runs now"
+    if start.kind == "finished":
+        return f"finished at step {start.step:,}, used again"
+    if start.kind == "continue":
+        moved = "; newer checkpoints are moved to previous/" if start.moves_aside else ""
+        at = f", step {start.step:,}" if start.step else ""
+        return f"continues from {start.checkpoint}{at}{moved}"
+    return "starts at step 0" + ("; the checkpoints that are there are moved to previous/" if start.moves_aside else "")

@@ -1,0 +1,202 @@
+"""How fast this device trains this model: measured by a child process, or taken from the training's own lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
+
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.planning.training import newest_records
+
+if TYPE_CHECKING:
+    from gpt_pipeline.planning.probe import Request
+
+LIMIT_SECONDS = 120.0
+"""Of a measurement, from the start of its process on."""
+
+_PROBE = "gpt_pipeline.planning.probe"
+_LAST_LINES = 5  # of what a failed probe printed
+
+Say = Callable[[str], None]
+
+
+class OutOfMemoryError(UserError):
+    """The device's memory does not hold an update."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast it goes; None where that was not measured."""
+
+    tokens_per_second: float
+    """Of updates, on all GPUs together, without validation and checkpoints."""
+
+    source: Literal["measured", "running", "earlier"]
+    """By a few real updates now; from the last line of the training that runs now; of one that ended."""
+
+    device: str | None = None
+    """On what, in which precision, compiled or not."""
+
+    updates: int | None = None
+    """Measured, the first one left out."""
+
+    update_seconds: float | None = None
+    first_update_seconds: float | None = None
+    """With what has to be compiled or allocated first."""
+
+    peak_memory: int | None = None
+    """Bytes: of tensors on a GPU, else of the whole process."""
+
+    peak_flops: float | None = None
+    """Of one device in this precision; None where unknown."""
+
+    reading_tokens_per_second: float | None = None
+    """Of a pass without gradients, on one device."""
+
+    writing_tokens_per_second: float | None = None
+    """Of answers written side by side, on one device."""
+
+    notes: tuple[str, ...] = ()
+
+
+def speed_of_lines(metrics: Path, *, running: bool) -> Speed | None:
+    """Return the speed in the newest line of a training; None if there is none."""
+    train = newest_records(metrics).get("train")
+    if train is None:
+        return None
+    memory = train.get("memory_gb")
+    return Speed(
+        tokens_per_second=float(train["tokens_per_second"]),
+        source="running" if running else "earlier",
+        peak_memory=None if memory is None else round(memory * 1e9),
+    )
+
+
+def measure(request: Request, *, world_size: int, say: Say, limit_seconds: float = LIMIT_SECONDS) -> Speed:
+    """Return the speed of a few real updates, made by a child process that is gone when this returns.
+
+    Raises:
+        OutOfMemoryError: the GPU's memory does not hold them.
+        UserError: they could not be made, or not even one in `limit_seconds`.
+    """
+    records: list[Mapping[str, Any]] = []
+    with TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        with _probe(request, limit_seconds, cast(TextIO, errors)) as (child, is_late):
+            for line in child.stdout or ():
+                if line.endswith("\n"):  # not cut off with the process
+                    records.append(record := json.loads(line))
+                    _tell(record, say)
+        errors.seek(0)
+        _check(records, child.returncode, errors.read(), late=is_late(), limit_seconds=limit_seconds)
+    return _speed(request, records, world_size=world_size, late=is_late())
+
+
+@contextmanager
+def _probe(
+    request: Request, limit_seconds: float, errors: TextIO
+) -> Iterator[tuple[subprocess.Popen[str], Callable[[], bool]]]:
+    """Start the child for the block, with a limit to its life; it is never left behind."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", _PROBE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        encoding="utf-8",
+    )
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        child.kill()
+
+    timer = threading.Timer(limit_seconds, end)
+    timer.start()
+    try:
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(dataclasses.asdict(request)))
+        child.stdin.close()
+        yield child, late.is_set
+        child.wait()
+    finally:
+        timer.cancel()
+        child.kill()
+        child.wait()
+
+
+def _tell(record: Mapping[str, Any], say: Say) -> None:
+    if record["kind"] == "device":
+        say(f"measuring a few updates on {record['text']}")
+    elif record["kind"] == "first":
+        say(f"first update: {record['seconds']:.1f} s")
+
+
+def _check(records: list[Mapping[str, Any]], exit_code: int, errors: str, *, late: bool, limit_seconds: float) -> None:
+    kinds = {record["kind"] for record in records}
+    if "out_of_memory" in kinds:
+        raise OutOfMemoryError("an update does not fit into the GPU's memory")
+    for record in records:
+        if record["kind"] == "refused":
+            raise UserError(str(record["text"]))
+    if "first" in kinds and (late or "update" in kinds):
+        return
+    if late:
+        raise UserError(f"not one update was made in {limit_seconds:.0f} s")
+    last = "\n".join(errors.strip().splitlines()[-_LAST_LINES:])
+    killed = " (it was killed, most likely for want of memory)" if exit_code in (-9, 137) else ""
+    raise UserError(f"the process that makes them ended with exit code {exit_code}{killed}\n{last}".rstrip())
+
+
+def _speed(request: Request, records: list[Mapping[str, Any]], *, world_size: int, late: bool) -> Speed:
+    by_kind = {record["kind"]: record for record in records}
+    updates = [record for record in records if record["kind"] == "update"]
+    seconds = update_seconds(updates or [by_kind["first"]], micro_batches=request.plan.grad_accum_steps)
+    share = request.plan.batch_size * request.plan.max_length
+    notes = [str(record["text"]) for record in records if record["kind"] == "note"]
+    if late:
+        notes.append(f"cut off after {len(updates)} updates, so less certain")
+    if world_size > 1:
+        notes.append(f"measured on one GPU and multiplied by {world_size}: what they tell one another is not in it")
+    return Speed(
+        tokens_per_second=world_size * share / seconds,
+        source="measured",
+        device=by_kind["device"]["text"],
+        updates=len(updates),
+        update_seconds=seconds,
+        first_update_seconds=by_kind["first"]["seconds"],
+        peak_memory=max((record["memory"] for record in updates if record["memory"] is not None), default=None),
+        peak_flops=by_kind["device"]["peak_flops"],
+        reading_tokens_per_second=_rate(by_kind.get("reading")),
+        writing_tokens_per_second=_rate(by_kind.get("writing")),
+        notes=tuple(notes),
+    )
+
+
+def update_seconds(updates: list[Mapping[str, Any]], *, micro_batches: int) -> float:
+    """Return the seconds of an update of so many micro-batches, from the medians of updates of one or two sizes.
+
+    What an update costs beside its micro-batches, clipping and the optimizer, shows in the difference of two sizes.
+    """
+    by_size: dict[int, list[float]] = {}
+    for record in updates:
+        by_size.setdefault(int(record["micro_batches"]), []).append(float(record["seconds"]))
+    (small, first), *rest = sorted((size, median(seconds)) for size, seconds in by_size.items())
+    if not rest:
+        return first * micro_batches / small
+    large, second = rest[-1]
+    each = max(0.0, second - first) / (large - small)
+    return first + each * (micro_batches - small)
+
+
+def _rate(record: Mapping[str, Any] | None) -> float | None:
+    return None if record is None else record["tokens"] / record["seconds"]

@@ -1,0 +1,95 @@
+"""How far each stage of the data is, read from the folders alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gpt_pipeline.data.english import EnglishStage
+from gpt_pipeline.data.raw import RawStage
+from gpt_pipeline.data.shards import ShardsStage
+from gpt_pipeline.data.stage import Part
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.storage.lock import is_locked
+from gpt_pipeline.storage.manifest import StageResult
+
+State = Literal["finished", "partly", "absent"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageProgress:
+    """How far one stage of the data is."""
+
+    name: str
+    state: State
+    files_done: int
+    """Source files whose part is made."""
+
+    files: int | None
+    """Source files that the stage takes; None where that shows only on the way."""
+
+    size: int
+    """Bytes of what is made of it, in the experiment's data folder."""
+
+    folder: Path | None
+    """Where the finished stage lies."""
+
+    note: str = ""
+
+
+def data_progress(experiment: Experiment) -> tuple[StageProgress, ...]:
+    """Return the three stages of the data, in order; no network, and no file's content is read."""
+    data, folder = experiment.data, experiment.data_folder
+    shards = ShardsStage(config=data, data_folder=folder)
+    english = EnglishStage(config=data, data_folder=folder)
+    english_result = english.find()
+    raw = _raw_progress(RawStage(config=data, data_folder=folder), is_used_up=english_result is not None)
+    return (
+        raw,
+        _progress(english.name, english_result, lambda: [each.part for each in english.parts()], ready=raw),
+        _progress(
+            shards.name,
+            shards.find(),
+            lambda: [each.part for each in shards.parts()] if english_result is not None else [],
+            ready=raw,
+        ),
+    )
+
+
+def _raw_progress(stage: RawStage, *, is_used_up: bool) -> StageProgress:
+    found = stage.find()
+    known = found or stage.known()
+    if known is not None and (found is not None or is_used_up):
+        away = "" if found is not None else "files are away; what is made of them is finished, so they are not needed"
+        count = len(known.manifest.facts["files"])
+        return StageProgress(
+            name=stage.name, state="finished", files_done=count, files=count, size=0, folder=known.folder, note=away
+        )
+    ready = len(stage.ready())
+    return StageProgress(
+        name=stage.name, state="partly" if ready else "absent", files_done=ready, files=None, size=0, folder=None
+    )
+
+
+def _progress(
+    name: str, result: StageResult | None, parts: Callable[[], Sequence[Part]], *, ready: StageProgress
+) -> StageProgress:
+    if result is not None:
+        count = len(result.manifest.files)
+        size = sum(record.size for record in result.manifest.files.values())
+        return StageProgress(
+            name=name, state="finished", files_done=count, files=count, size=size, folder=result.folder
+        )
+    wanted = parts() if ready.folder is not None else []
+    made = [found for part in wanted if (found := part.find()) is not None]
+    return StageProgress(
+        name=name,
+        state="partly" if made else "absent",
+        files_done=len(made),
+        files=len(wanted) or None,
+        size=sum(record.size for part in made for record in part.manifest.files.values()),
+        folder=None,
+        note="being made now" if any(is_locked(part.folder) for part in wanted) else "",
+    )

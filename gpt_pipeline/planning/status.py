@@ -1,0 +1,240 @@
+"""How far an experiment is, and the command that comes next. Reads folders only; imports no torch and no Dagster."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
+from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.errors import DataError, UserError
+from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
+from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
+from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.experiment.plan import training_fingerprint
+from gpt_pipeline.experiment.sizes import training_size
+from gpt_pipeline.orchestration.pending import WantedEvaluation, wanted_evaluations
+from gpt_pipeline.orchestration.report_step import report_is_outdated
+from gpt_pipeline.planning.stages import StageProgress, data_progress
+from gpt_pipeline.planning.training import TrainingProgress, training_progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointStatus:
+    """A checkpoint on the disk."""
+
+    file: str
+    step: int
+    size: int
+    """Bytes."""
+
+    val_loss: float | None
+    """The newest estimate of the trainer when it was saved, nats per token."""
+
+    evaluation: str | None
+    """`done`, `missing` or `outdated`; None where none is wanted, as of a best model while training goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The lowest validation loss so far."""
+
+    step: int
+    val_loss: float
+    """Nats per token."""
+
+    evaluated: bool
+    """Whether an evaluation measured it; otherwise it is the trainer's own estimate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextStep:
+    """What a person would do now."""
+
+    command: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How far one experiment is."""
+
+    file: Path
+    name: str
+    """`experiment_name`; the file's own name where it cannot be read."""
+
+    folder: Path | None
+    problem: str | None
+    """What is wrong with the experiment file; the rest is empty then."""
+
+    stages: tuple[StageProgress, ...] = ()
+    training: TrainingProgress | None = None
+    checkpoints: tuple[CheckpointStatus, ...] = ()
+    checkpoint_bytes: int = 0
+    """On the disk; a best model that is a link to another checkpoint counts once."""
+
+    evaluations_done: int = 0
+    """Finished ones on the disk, also of checkpoints that have made room since."""
+
+    evaluations_pending: int = 0
+    """Checkpoints that lack one, or have one by other questions, settings or code."""
+
+    best: Best | None = None
+    report: Path | None = None
+    report_is_outdated: bool = False
+    next: NextStep
+
+
+def statuses(files: Sequence[Path], *, experiments: Path) -> list[Status]:
+    """Return the status of each of `files`, or of all experiment files in the folder `experiments` if none is given.
+
+    Raises:
+        UserError: one of `files` is no experiment, or there is no such folder.
+    """
+    if files:
+        return [experiment_status(load_experiment(file)) for file in files]
+    return [_status_of(found) for found in find_experiments(experiments)]
+
+
+def _status_of(found: ExperimentFile) -> Status:
+    if found.experiment is None:
+        return _broken(found.file, found.problem or "")
+    try:
+        return experiment_status(found.experiment)
+    except UserError as error:  # one that cannot be looked at, such as a folder of another system, hides no other
+        return _broken(found.file, str(error))
+
+
+def _broken(file: Path, problem: str) -> Status:
+    command = NextStep(command=f"gpt-pipeline validate {_shown(file)}", why="correct the experiment file")
+    return Status(file=file, name=file.name, folder=None, problem=problem, next=command)
+
+
+def experiment_status(experiment: Experiment) -> Status:
+    """Return how far the experiment is, by what lies in its folders.
+
+    Raises:
+        ConfigError: the base folder is none of this machine.
+    """
+    folder = experiment.folder
+    stages = data_progress(experiment)
+    training = _training(experiment)
+    wanted = wanted_evaluations(experiment)
+    checkpoints = _checkpoints(folder.checkpoints)
+    outdated = stages[-1].state == "finished" and report_is_outdated(experiment)
+    pending = sum(each.state != "done" for each in wanted)
+    results = read_evaluations(folder.evaluations)
+    return Status(
+        file=experiment.file,
+        name=experiment.display_name,
+        folder=folder.root,
+        problem=None,
+        stages=stages,
+        training=training,
+        checkpoints=tuple(_status_of_checkpoint(info, wanted) for info in checkpoints),
+        checkpoint_bytes=_bytes_on_disk(folder.checkpoints),
+        evaluations_done=len(results),
+        evaluations_pending=pending,
+        best=_best(results, best_checkpoint(folder.checkpoints)),
+        report=folder.report if folder.report.is_file() else None,
+        report_is_outdated=outdated,
+        next=next_step(experiment.file, stages, training, pending=pending, outdated=outdated),
+    )
+
+
+def _training(experiment: Experiment) -> TrainingProgress:
+    shards = find_shards(experiment.data, experiment.data_folder)
+    if shards is None:
+        return training_progress(experiment.folder, fingerprint=None, max_steps=experiment.config.training.max_steps)
+    return training_progress(
+        experiment.folder,
+        fingerprint=training_fingerprint(experiment.config, shards.fingerprint),
+        max_steps=_max_steps(experiment, shards.manifest.facts["train_tokens"]),
+    )
+
+
+def _max_steps(experiment: Experiment, train_tokens: int) -> int | None:
+    try:
+        return training_size(experiment.config, train_tokens=train_tokens).plan.max_steps
+    except DataError:  # too few tokens for one update: `plan` and `run` say so
+        return None
+
+
+def _checkpoints(folder: Path) -> list[CheckpointInfo]:
+    """Return the checkpoints by step; the best model only where it has no file of its own step."""
+    found = list_checkpoints(folder)
+    best = best_checkpoint(folder)
+    if best is not None and best.step not in {info.step for info in found}:
+        found.append(best)
+    return sorted(found, key=lambda info: info.step)
+
+
+def _status_of_checkpoint(info: CheckpointInfo, wanted: Sequence[WantedEvaluation]) -> CheckpointStatus:
+    states = {each.checkpoint.step: each.state for each in wanted}
+    return CheckpointStatus(
+        file=info.path.name,
+        step=info.step,
+        size=info.size,
+        val_loss=info.metrics.get("val_loss"),
+        evaluation=states.get(info.step),
+    )
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    stats = [path.stat() for path in folder.glob("*.pt*") if path.is_file()]
+    return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in stats}.values())
+
+
+def _best(results: Sequence[EvaluationResult], model: CheckpointInfo | None) -> Best | None:
+    """Return the best by the evaluations; before there is one, by the trainer's estimates."""
+    losses = [(float(result.metrics["val_loss"]), result.step) for result in results if "val_loss" in result.metrics]
+    if losses:
+        loss, step = min(losses)
+        return Best(step=step, val_loss=loss, evaluated=True)
+    loss_of_model = None if model is None else model.metrics.get("val_loss")
+    if model is None or loss_of_model is None:
+        return None
+    return Best(step=model.step, val_loss=loss_of_model, evaluated=False)
+
+
+def next_step(
+    file: Path, stages: Sequence[StageProgress], training: TrainingProgress, *, pending: int, outdated: bool
+) -> NextStep:
+    """Return the command that takes the experiment further, or uses what it came to."""
+    if training.state == "running":
+        return NextStep(
+            command="gpt-pipeline ui", why="watch it train; Ctrl+C where it runs stops it with a checkpoint"
+        )
+    if training.state == "finished":
+        return _after_training(_shown(file), pending=pending, outdated=outdated)
+    return _before_its_end(_shown(file), stages, training)
+
+
+def _after_training(name: str, *, pending: int, outdated: bool) -> NextStep:
+    if pending:
+        what = f"{pending} checkpoint{'s are' if pending > 1 else ' is'} to be evaluated"
+        return NextStep(command=f"gpt-pipeline evaluate {name}", why=what)
+    if outdated:
+        return NextStep(command=f"gpt-pipeline evaluate {name}", why="the report does not show the newest results")
+    return NextStep(
+        command=f'gpt-pipeline generate {name} --prompt "..."', why="everything is done: ask it, or compare it"
+    )
+
+
+def _before_its_end(name: str, stages: Sequence[StageProgress], training: TrainingProgress) -> NextStep:
+    plan, run = f"gpt-pipeline plan {name}", f"gpt-pipeline run {name}"
+    if training.of_other_settings:
+        return NextStep(command=plan, why="the file was changed since: see what is used again and what not")
+    if training.step and stages[-1].state == "finished":
+        return NextStep(command=run, why=f"continues training after step {training.step:,}")
+    if training.state == "absent" and all(stage.state == "absent" for stage in stages):
+        return NextStep(command=plan, why="nothing is made yet: see what it will take, then run")
+    return NextStep(command=run, why="makes what is missing, and goes on")
+
+
+def _shown(file: Path) -> str:
+    """Return the file as one would type it here."""
+    path = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    return shlex.quote(str(path))

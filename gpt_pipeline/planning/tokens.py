@@ -1,0 +1,109 @@
+"""How many documents and tokens an experiment trains on: counted where the shards are made, else estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gpt_pipeline.data.config import SAMPLE, SYNTH, DataConfig
+from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.storage.fingerprint import SHORT
+from gpt_pipeline.storage.manifest import Manifest, read_manifest
+
+SYNTH_TOKENS_PER_DOCUMENT = 1.6e9 / 2_000_000
+"""Of the first 2,000,000 English documents of PleIAs/SYNTH, `<|endoftext|>` included: some 1.6 billion GPT-2 tokens."""
+
+SAMPLE_TOKENS_PER_DOCUMENT = 46.3
+"""Of the sample that the project writes: 16,000 documents counted, 46.33."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCount:
+    """What the shards hold, or will hold."""
+
+    documents: int
+    train_tokens: int
+    validation_tokens: int
+    exact: bool
+    """Whether the shards are made and this is what is in them."""
+
+    source: str
+    """Where the numbers come from, in words."""
+
+    @property
+    def tokens(self) -> int:
+        return self.train_tokens + self.validation_tokens
+
+
+def count_tokens(experiment: Experiment) -> TokenCount:
+    """Return the tokens of the experiment's data."""
+    shards = find_shards(experiment.data, experiment.data_folder)
+    if shards is None:
+        return _estimated(experiment)
+    facts = shards.manifest.facts
+    return TokenCount(
+        documents=facts["train_documents"] + facts["validation_documents"],
+        train_tokens=facts["train_tokens"],
+        validation_tokens=facts["validation_tokens"],
+        exact=True,
+        source=f"counted in {shards.folder.name}",
+    )
+
+
+def _estimated(experiment: Experiment) -> TokenCount:
+    data = experiment.config.data
+    each, source = _tokens_per_document(experiment)
+    tokens = round(data.num_samples * each)
+    validation = round(tokens * data.validation_fraction)
+    return TokenCount(
+        documents=data.num_samples,
+        train_tokens=tokens - validation,
+        validation_tokens=validation,
+        exact=False,
+        source=source,
+    )
+
+
+def _tokens_per_document(experiment: Experiment) -> tuple[float, str]:
+    """Return the mean tokens of a document and where that is known from."""
+    data = experiment.data
+    counted = max(_counted(experiment), key=lambda pair: pair[0], default=None)
+    if counted is not None:
+        documents, each = counted
+        return each, f"estimated: {each:.1f} tokens a document, as counted in {documents:,} of the same source"
+    if data.local_dataset_path is None and data.source == SAMPLE:
+        each = SAMPLE_TOKENS_PER_DOCUMENT
+        return each, f"estimated: {each:.1f} tokens a document, as counted in 16,000 of the sample"
+    each = SYNTH_TOKENS_PER_DOCUMENT
+    which = "" if data.local_dataset_path is None and data.source == SYNTH else f"; if it is like {SYNTH}"
+    return each, f"estimated: {each:.0f} tokens a document, as in the first 2,000,000 of {SYNTH}{which}"
+
+
+def _counted(experiment: Experiment) -> Iterator[tuple[int, float]]:
+    """Yield documents, and tokens for each, of finished shards in the data folder that come from the same source."""
+    for folder in experiment.data_folder.glob("token_shards-*"):
+        shards = read_manifest(folder)
+        raw = None if shards is None else _raw_of(experiment, shards)
+        if shards is not None and raw is not None and _is_source(experiment.data, str(raw.facts["source"])):
+            facts = shards.facts
+            yield facts["train_documents"] + facts["validation_documents"], float(facts["tokens_per_document"])
+
+
+def _raw_of(experiment: Experiment, shards: Manifest) -> Manifest | None:
+    """Return the manifest of the raw files that the shards come from, if it is still there."""
+    found: Manifest | None = shards
+    for stage in ("english_parquet", "raw_synth"):
+        if found is None:
+            return None
+        found = read_manifest(experiment.data_folder / f"{stage}-{found.upstream[0][:SHORT]}")
+    return found
+
+
+def _is_source(data: DataConfig, description: str) -> bool:
+    """Whether raw files with this description come from where `data` says; see the sources' own `description`."""
+    if data.local_dataset_path is not None:
+        return description == data.local_dataset_path
+    if data.source == SAMPLE:
+        return description.startswith("the sample")
+    return description.startswith(f"{data.source} at ")
