@@ -73,7 +73,12 @@ def serve_pages(
     pages = _pages(project, folder, dagster_port=dagster_port, mlflow_port=mlflow_port)
     purpose = "web pages at " + " and ".join(page.address for page in pages)
     with stop_on_signals(stop), folder_lock(folder, purpose=purpose), ExitStack() as running:
-        environment = {**os.environ, MLFLOW_PAGE: pages[1].address, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = {
+            **os.environ,
+            MLFLOW_PAGE: pages[1].address,
+            "MLFLOW_BACKEND_STORE_URI": project.tracking_uri,  # no argument, which everybody on the machine could read
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
         servers = [(page, running.enter_context(_server(page, environment))) for page in pages if page.command]
         if _wait_until_ready(servers, stop):
             opened(pages)
@@ -99,9 +104,8 @@ def _pages(project: Project, folder: Path, *, dagster_port: int | None, mlflow_p
     if store.startswith(("http://", "https://")):
         return dagster, Page(name="MLflow", address=store, ready=store, command=(), log=folder / "mlflow.log")
     port = _port(mlflow_port, usual=MLFLOW_PORT, option="--mlflow-port")
-    serve = ("ui", "--backend-store-uri", store, "--host", _HOST, "--port", str(port), "--workers", "1")
     address = f"http://{_HOST}:{port}"
-    command = _module("mlflow", *serve)
+    command = _module("mlflow", "ui", "--host", _HOST, "--port", str(port), "--workers", "1")
     return dagster, Page(
         name="MLflow", address=address, ready=f"{address}/health", command=command, log=folder / "mlflow.log"
     )
