@@ -163,7 +163,7 @@ def _write_english(raw: list[Path], path: Path, *, repeat: int, typos: int) -> t
     with pq.ParquetWriter(path, DOCUMENT_SCHEMA, **settings) as writer:
         for source in raw * repeat:
             for batch in read_batches(source):
-                documents = documents_of(select(batch).rows)
+                documents = documents_of(select(batch))
                 text = _with_typos(rng, documents["text"], typos)
                 writer.write_batch(documents.set_column(DOCUMENT_SCHEMA.get_field_index("text"), "text", text))
                 rows += len(text)

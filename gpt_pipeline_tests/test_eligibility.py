@@ -57,29 +57,29 @@ def with_bytes(batch: pa.RecordBatch, name: str, values: list[bytes]) -> pa.Reco
 def test_select_row_without_what_a_document_needs_is_dropped_for_that(changed: dict[str, Any], reason: str) -> None:
     selection = select(batch_of(row(0), row(1, **changed), row(2)))
     assert selection.dropped == Counter({reason: 1})
-    assert selection.rows["synth_id"].to_pylist() == ["id_0", "id_2"]
-    assert selection.positions.to_pylist() == [0, 2]
+    assert documents_of(selection)["synth_id"].to_pylist() == ["id_0", "id_2"]
+    assert selection.positions.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize(
     "changed", [{"synthetic_reasoning": ""}, {"synthetic_reasoning": None}, {"constraints": "result:4"}]
 )
 def test_select_row_with_only_query_and_answer_is_kept(changed: dict[str, Any]) -> None:
-    assert select(batch_of(row(1, **changed))).positions.to_pylist() == [0]
+    assert select(batch_of(row(1, **changed))).positions.tolist() == [0]
 
 
 def test_select_rows_that_are_not_utf8_are_dropped_alone() -> None:
     good, bad = b"Why?", b"\xff\xfe"
     values = [good, bad, good, good, b"\xed\xa0\x80", good]  # the second bad one is a surrogate
     selection = select(with_bytes(batch_of(*(row(i) for i in range(6))), "query", values))
-    assert selection.positions.to_pylist() == [0, 2, 3, 5]
+    assert selection.positions.tolist() == [0, 2, 3, 5]
     assert selection.dropped == Counter(invalid_utf8=2)
 
 
 def test_select_nothing_kept_is_an_empty_batch() -> None:
     selection = select(batch_of(row(0, language="fr")))
-    assert selection.rows.num_rows == 0
-    assert documents_of(selection.rows).schema == DOCUMENT_SCHEMA
+    documents = documents_of(selection)
+    assert (documents.num_rows, documents.schema) == (0, DOCUMENT_SCHEMA)
 
 
 @settings(max_examples=60, deadline=None)
@@ -88,7 +88,7 @@ def test_documents_have_the_text_article_and_offsets_of_the_rules(values: list[t
     names = ("query", "synthetic_reasoning", "synthetic_answer", "query_seed_url", "synth_id")
     made = [row(i, **dict(zip(names, value, strict=True))) for i, value in enumerate(values)]
     kept = [value for value in made if not is_blank(value["query"]) and not is_blank(value["synthetic_answer"])]
-    documents = documents_of(select(batch_of(*made)).rows).to_pylist()
+    documents = documents_of(select(batch_of(*made))).to_pylist()
     assert len(documents) == len(kept)
     for document, value in zip(documents, kept, strict=True):
         query, reasoning, answer = value["query"], value["synthetic_reasoning"], value["synthetic_answer"]

@@ -15,7 +15,7 @@ from gpt_pipeline.data.eligibility import DOCUMENT_SCHEMA
 from gpt_pipeline.data.english import Tally, english_documents, english_files, find_english, prepare_english
 from gpt_pipeline.data.raw import prepare_raw
 from gpt_pipeline.errors import DataError
-from gpt_pipeline.storage.manifest import StageResult, verify
+from gpt_pipeline.storage.manifest import StageResult, record_file, verify
 from gpt_pipeline_tests.synth_rows import row, rows, write_folder, write_synth
 
 
@@ -90,6 +90,11 @@ def test_english_row_groups_are_bounded(tmp_path: Path) -> None:
     metadata = pq.read_metadata(english_files(stage)[0])
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [2000, 2000, 500]
     assert metadata.row_group(0).column(4).compression == "ZSTD"
+
+
+def test_english_manifest_records_what_lies_on_disk(tmp_path: Path, folder: Path) -> None:
+    stage = prepared(config_of(folder, 30), tmp_path / "data")
+    assert stage.manifest.files == {path.name: record_file(path) for path in english_files(stage)}
 
 
 def test_english_second_time_does_no_work_even_without_the_raw_files(tmp_path: Path, folder: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_pipeline.errors import ConfigError, DamagedFileError, LockedError
-from gpt_pipeline.storage.atomic import atomic_path, read_json, remove_leftovers, write_json
+from gpt_pipeline.storage.atomic import HashedFile, atomic_path, read_json, remove_leftovers, write_json
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.lock import folder_lock, is_locked
 from gpt_pipeline.storage.manifest import MANIFEST_NAME, Manifest, finished, read_manifest, record_file, verify
@@ -197,3 +197,13 @@ def test_give_way_lowers_the_rank_once_and_never_raises_it() -> None:
     first, second, third = map(int, done.stdout.split())
     assert first == second == max(10, before)
     assert third == min(19, first + 5)
+
+
+def test_hashed_file_knows_size_and_checksum_of_what_lies_on_disk(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    with HashedFile(path) as file:
+        file.write(b"one")
+        file.write(memoryview(b"two"))
+        assert file.tell() == 6
+    assert (file.size, file.sha256) == (record_file(path).size, record_file(path).sha256)
+    assert path.read_bytes() == b"onetwo"

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gpt_pipeline.data.eligibility import RULE_VERSION, documents_of, read_batches, select
+from gpt_pipeline.data.eligibility import RULE_VERSION, Selection, documents_of, read_batches, select
+from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.stage import Part, Say
 from gpt_pipeline.storage.atomic import atomic_path
 from gpt_pipeline.storage.fingerprint import fingerprint
@@ -48,11 +49,10 @@ def prepare_index(path: Path, sha256: str, data_folder: Path, *, say: Say) -> St
 def _make(path: Path, sha256: str, part: Part) -> Manifest:
     rows = english = 0
     found: list[Hashes] = []
-    for batch in read_batches(path):
-        selection = select(batch)
-        rows += batch.num_rows
-        english += batch.num_rows - selection.dropped["language"]
-        found.append(hashes_of(documents_of(selection.rows)["text"]))
+    for batch_rows, selection, texts in ahead(_documents(path)):
+        rows += batch_rows
+        english += batch_rows - selection.dropped["language"]
+        found.append(hashes_of(texts))
     hashes = np.concatenate([np.empty((2, 0), np.uint64), *found], axis=1)
     order = np.lexsort((hashes[1], hashes[0])).astype(np.uint32)
     _save(part.folder / _HASHES, hashes[:, order])
@@ -64,6 +64,13 @@ def _make(path: Path, sha256: str, part: Part) -> Manifest:
         files={name: record_file(part.folder / name) for name in (_HASHES, _ORDER)},
         facts={"rows": rows, "english_rows": english, "documents": hashes.shape[1]},
     )
+
+
+def _documents(path: Path) -> Iterator[tuple[int, Selection, pa.StringArray]]:
+    """Yield the number of rows of each batch of a file, which of them become documents, and these documents' texts."""
+    for batch in read_batches(path):
+        selection = select(batch)
+        yield batch.num_rows, selection, documents_of(selection)["text"]
 
 
 def _save(path: Path, array: NDArray[np.generic]) -> None:

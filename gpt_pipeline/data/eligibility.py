@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from gpt_pipeline.data.columns import (
+    Flags,
+    Indices,
+    flags,
+    int32s,
+    of_flags,
+    of_indices,
+    of_int32s,
+    text_bounds,
+    text_bytes,
+    text_sizes,
+    text_value,
+    without_nulls,
+)
 from gpt_pipeline.data.documents import (
     ANSWER_MARK,
     ENGLISH,
@@ -41,6 +54,8 @@ COLUMNS = (
 )
 """The columns that decide a document; the others are never decompressed."""
 
+_READ_BYTES = 1 << 20  # of each column at a time
+_FIRST_BYTES = 3  # of a text, that mostly tell that it is not blank
 _SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
 
 
@@ -49,13 +64,20 @@ class Selection:
     """The rows of one batch that become documents, and why the others do not."""
 
     rows: pa.RecordBatch
-    """The kept rows, all of `COLUMNS`."""
+    """All of `COLUMNS`, valid UTF-8; the rows that become documents, and others, which are not copied away."""
 
-    positions: pa.Array
-    """Where they stood in the batch, ascending."""
+    kept: Indices
+    """Which of `rows` become documents, ascending."""
+
+    positions: Indices
+    """Where these stood in the batch."""
 
     dropped: Counter[str]
     """Rows by the first reason that applies."""
+
+    def only(self, chosen: Indices) -> Selection:
+        """Return the selection without other documents than the `chosen`, counted from 0; ascending."""
+        return replace(self, kept=self.kept[chosen], positions=self.positions[chosen])
 
 
 def open_synth(path: Path) -> pq.ParquetFile:
@@ -65,8 +87,8 @@ def open_synth(path: Path) -> pq.ParquetFile:
         DataError: the file is missing, is not parquet, is truncated, or lacks a column.
     """
     try:
-        # Buffering ahead would hold the whole row group, and a file of SYNTH is one row group.
-        file = pq.ParquetFile(path, pre_buffer=False)
+        # Otherwise the whole row group would be held, or each column's whole chunk: and a file of SYNTH is one of them.
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES)
     except (FileNotFoundError, PermissionError) as error:
         raise UnreadableFileError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from None
     except (pa.ArrowException, OSError) as error:
@@ -110,7 +132,7 @@ def read_batches(path: Path, *, batch_rows: int = BATCH_ROWS) -> Iterator[pa.Rec
     """
     with open_synth(path) as file:
         try:
-            for batch in file.iter_batches(batch_size=batch_rows, columns=list(COLUMNS)):
+            for batch in file.iter_batches(batch_size=batch_rows, columns=list(COLUMNS), use_threads=False):
                 yield batch.select(list(COLUMNS)).cast(_SCHEMA)
         except (pa.ArrowException, OSError) as error:
             raise UnreadableFileError(f"{path}: damaged ({_first_line(error)}); {_beginning(path)}") from error
@@ -126,7 +148,7 @@ def count_english_rows(path: Path, *, batch_rows: int = 10 * BATCH_ROWS) -> int:
     with open_synth(path) as file:
         try:
             for batch in file.iter_batches(batch_size=batch_rows, columns=["language"]):
-                count += pc.sum(_is_english(batch)).as_py() or 0
+                count += int(_is_english(batch).sum())
         except (pa.ArrowException, OSError) as error:
             raise UnreadableFileError(f"{path}: damaged ({_first_line(error)}); {_beginning(path)}") from error
     return count
@@ -134,32 +156,31 @@ def count_english_rows(path: Path, *, batch_rows: int = 10 * BATCH_ROWS) -> int:
 
 def select(batch: pa.RecordBatch) -> Selection:
     """Return the rows of `batch` that become documents."""
-    positions = pa.array(np.arange(batch.num_rows))
-    if _is_all_valid(batch):  # nearly always: then the texts are copied once
-        return _selected(batch, positions, {"language": _is_english, **_TEXT_RULES}, Counter())
-    english = _selected(batch, positions, {"language": _is_english}, Counter())
-    valid = _selected(english.rows, english.positions, {"invalid_utf8": _is_valid_utf8}, english.dropped)
-    return _selected(valid.rows, valid.positions, _TEXT_RULES, valid.dropped)
+    if _is_all_valid(batch):  # nearly always
+        rules = {"language": _is_english, **_TEXT_RULES}
+        return _selected(batch, np.arange(batch.num_rows), rules, Counter())
+    english = np.flatnonzero(_is_english(batch))
+    rows = batch.take(of_indices(english))
+    valid = np.array(_valid_rows(rows, 0), np.int64)
+    dropped = Counter(language=batch.num_rows - len(english), invalid_utf8=len(english) - len(valid))
+    return _selected(rows.take(of_indices(valid)), english[valid], _TEXT_RULES, +dropped)
 
 
 def _selected(
     rows: pa.RecordBatch,
-    positions: pa.Array,
-    rules: Mapping[str, Callable[[pa.RecordBatch], pa.Array]],
+    positions: Indices,
+    rules: Mapping[str, Callable[[pa.RecordBatch], Flags]],
     dropped: Counter[str],
 ) -> Selection:
     """Return the rows that pass all rules; each other one is counted under the first that it fails."""
-    dropped = Counter(dropped)
-    kept = np.ones(rows.num_rows, dtype=np.bool_)
-    for reason, keep in rules.items():
-        passed = keep(rows).to_numpy(zero_copy_only=False)
-        if lost := int((kept & ~passed).sum()):
+    is_kept = np.ones(rows.num_rows, dtype=np.bool_)
+    for reason, passes in rules.items():
+        passed = passes(rows)
+        if lost := int((is_kept & ~passed).sum()):
             dropped[reason] += lost
-        kept &= passed
-    if not kept.all():
-        mask = pa.array(kept)
-        rows, positions = rows.filter(mask), positions.filter(mask)
-    return Selection(rows=rows, positions=positions, dropped=dropped)
+        is_kept &= passed
+    kept = np.flatnonzero(is_kept)
+    return Selection(rows=rows, kept=kept, positions=positions[kept], dropped=dropped)
 
 
 def _is_all_valid(rows: pa.RecordBatch) -> bool:
@@ -170,72 +191,53 @@ def _is_all_valid(rows: pa.RecordBatch) -> bool:
     return True
 
 
-def _is_english(rows: pa.RecordBatch) -> pa.Array:
-    return pc.fill_null(pc.equal(rows["language"], ENGLISH), False)
+def _valid_rows(rows: pa.RecordBatch, offset: int) -> list[int]:
+    """Return the numbers, from `offset` on, of the rows that are UTF-8, which parquet readers do not check."""
+    if _is_all_valid(rows):
+        return list(range(offset, offset + rows.num_rows))
+    if rows.num_rows == 1:
+        return []
+    middle = rows.num_rows // 2
+    return _valid_rows(rows.slice(0, middle), offset) + _valid_rows(rows.slice(middle), offset + middle)
 
 
-def _is_valid_utf8(rows: pa.RecordBatch) -> pa.Array:
-    valid = [True] * rows.num_rows
-    for index in _invalid_rows(rows, 0):
-        valid[index] = False
-    return pa.array(valid, pa.bool_())
+def _is_english(rows: pa.RecordBatch) -> Flags:
+    return flags(pc.equal(rows["language"], text_value(ENGLISH)))
 
 
-def _invalid_rows(rows: pa.RecordBatch, offset: int) -> Iterator[int]:
-    """Yield the numbers of the rows that are not UTF-8, found by halving: parquet readers do not check it."""
-    try:
-        rows.validate(full=True)
-    except pa.ArrowInvalid:
-        if rows.num_rows == 1:
-            yield offset
-            return
-        middle = rows.num_rows // 2
-        yield from _invalid_rows(rows.slice(0, middle), offset)
-        yield from _invalid_rows(rows.slice(middle), offset + middle)
-
-
-def _is_not_blank(column: pa.Array) -> pa.Array:
+def _is_not_blank(column: pa.StringArray) -> Flags:
     """Return which texts, valid UTF-8, have a character other than whitespace."""
-    lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+    bounds, letters, sizes = text_bounds(column), text_bytes(column), text_sizes(column)
     shown = np.zeros(len(column), dtype=np.bool_)
-    filled = np.flatnonzero(lengths)
-    if len(filled):
-        first = _first_bytes(column)[filled]
-        shown[filled] = (first > ord(" ")) & (first < 0x7F)
-        # The others begin with a blank or beyond ASCII, where there are blanks too.
-        unsure = filled[~shown[filled]]
-        trimmed = pc.utf8_trim_whitespace(column.take(pa.array(unsure)))
-        shown[unsure] = pc.binary_length(trimmed).to_numpy(zero_copy_only=False) > 0
-    return pa.array(shown)
+    unsure = np.flatnonzero(sizes)
+    for place in range(_FIRST_BYTES):
+        found = letters[np.minimum(bounds[unsure] + place, bounds[unsure + 1] - 1)]
+        is_visible = (found > ord(" ")) & (found < 0x7F)
+        shown[unsure[is_visible]] = True
+        unsure = unsure[~is_visible]
+    # The others begin with several blanks, or beyond ASCII, where there are blanks too.
+    shown[unsure] = text_sizes(pc.utf8_trim_whitespace(column.take(of_indices(unsure)))) > 0
+    return shown
 
 
-def _first_bytes(column: pa.StringArray) -> NDArray[np.uint8]:
-    """Return each text's first byte: uint8 [rows]; of an empty text any byte."""
-    _, offsets, letters = column.buffers()
-    starts = np.frombuffer(offsets, np.int32)[column.offset :][: len(column)]
-    found = np.frombuffer(letters, np.uint8)
-    return found[np.minimum(starts, len(found) - 1)]
-
-
-def _has_query(rows: pa.RecordBatch) -> pa.Array:
+def _has_query(rows: pa.RecordBatch) -> Flags:
     return _is_not_blank(rows["query"])
 
 
-def _has_answer(rows: pa.RecordBatch) -> pa.Array:
+def _has_answer(rows: pa.RecordBatch) -> Flags:
     return _is_not_blank(rows["synthetic_answer"])
 
 
-def _is_not_failed(rows: pa.RecordBatch) -> pa.Array:
-    return pc.invert(pc.fill_null(pc.match_substring(rows["constraints"], FAILED_CONSTRAINT), False))
+def _is_not_failed(rows: pa.RecordBatch) -> Flags:
+    return ~flags(pc.match_substring(rows["constraints"], FAILED_CONSTRAINT))
 
 
-def _is_short_enough(rows: pa.RecordBatch) -> pa.Array:
-    lengths = [pc.binary_length(pc.fill_null(rows[name], "")) for name in _PARTS]
+def _is_short_enough(rows: pa.RecordBatch) -> Flags:
     marks = len(QUERY_MARK) + len(REASONING_MARK) + len(ANSWER_MARK)
-    return pc.less_equal(pc.add(pc.add(pc.add(lengths[0], lengths[1]), lengths[2]), marks), MAX_DOCUMENT_BYTES)
+    sizes = [text_sizes(rows[name]) for name in ("query", "synthetic_reasoning", "synthetic_answer")]
+    return sizes[0] + sizes[1] + sizes[2] + marks <= MAX_DOCUMENT_BYTES
 
 
-_PARTS = ("query", "synthetic_reasoning", "synthetic_answer")
 _TEXT_RULES = {
     "no_query": _has_query,
     "no_answer": _has_answer,
@@ -245,44 +247,57 @@ _TEXT_RULES = {
 """After the language and the encoding: a row is counted under the first reason that applies."""
 
 
-def documents_of(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the documents of selected rows: `DOCUMENT_SCHEMA`, one for each row."""
-    query, answer = rows["query"], rows["synthetic_answer"]
-    reasoned = _is_not_blank(rows["synthetic_reasoning"])
-    reasoning = _emptied_where_blank(rows["synthetic_reasoning"], reasoned)
-    mark = pc.if_else(reasoned, REASONING_MARK, "")
-    query_end = pc.add(pc.utf8_length(query), len(QUERY_MARK))
-    reasoning_start = pc.if_else(reasoned, pc.add(query_end, len(REASONING_MARK)), pa.scalar(None, pa.int32()))
-    reasoning_length = pc.utf8_length(reasoning)
-    before_answer = pc.add(pc.add(query_end, pc.utf8_length(mark)), reasoning_length)
+def documents_of(selection: Selection) -> pa.RecordBatch:
+    """Return the documents of selected rows: `DOCUMENT_SCHEMA`, one for each."""
+    rows, kept = selection.rows, selection.kept
+    is_reasoned = _is_not_blank(rows["synthetic_reasoning"])
+    reasoning = _emptied_where_blank(rows["synthetic_reasoning"], is_reasoned)
+    reasoned = is_reasoned[kept]
+    query_end = len(QUERY_MARK) + int32s(pc.utf8_length(rows["query"]))[kept]
+    reasoning_start = query_end + np.int32(len(REASONING_MARK))
+    reasoning_end = reasoning_start + int32s(pc.utf8_length(reasoning))[kept]
     columns = {
-        "synth_id": rows["synth_id"],
-        "exercise": rows["exercise"],
-        "article": _articles(rows),
-        "constraints": rows["constraints"],
-        "text": pc.binary_join_element_wise(QUERY_MARK, query, mark, reasoning, ANSWER_MARK, answer, ""),
-        "query_start": pa.repeat(pa.scalar(len(QUERY_MARK), pa.int32()), len(rows)),
-        "query_end": query_end,
-        "reasoning_start": reasoning_start,
-        "reasoning_end": pc.add(reasoning_start, reasoning_length),
-        "answer_start": pc.add(before_answer, len(ANSWER_MARK)),
-        "answer_bytes": pc.binary_length(answer),
+        "synth_id": rows["synth_id"].take(of_indices(kept)),
+        "exercise": rows["exercise"].take(of_indices(kept)),
+        "article": _articles(rows).take(of_indices(kept)),
+        "constraints": rows["constraints"].take(of_indices(kept)),
+        "text": _texts(rows, kept, reasoning, is_reasoned),
+        "query_start": of_int32s(np.full(len(kept), len(QUERY_MARK), np.int32)),
+        "query_end": of_int32s(query_end),
+        "reasoning_start": of_int32s(reasoning_start, where=reasoned),
+        "reasoning_end": of_int32s(reasoning_end, where=reasoned),
+        "answer_start": of_int32s(np.where(reasoned, reasoning_end, query_end) + np.int32(len(ANSWER_MARK))),
+        "answer_bytes": of_int32s(text_sizes(rows["synthetic_answer"])[kept].astype(np.int32)),
     }
-    return pa.record_batch(
-        [column.cast(DOCUMENT_SCHEMA.field(name).type) for name, column in columns.items()], schema=DOCUMENT_SCHEMA
+    return pa.record_batch(list(columns.values()), schema=DOCUMENT_SCHEMA)
+
+
+def _texts(rows: pa.RecordBatch, kept: Indices, reasoning: pa.StringArray, is_reasoned: Flags) -> pa.StringArray:
+    """Return the texts of the kept rows, put together in one copy: those of the others are null, and take no room."""
+    is_kept = np.zeros(rows.num_rows, np.bool_)
+    is_kept[kept] = True
+    parts = (
+        pc.if_else(of_flags(is_kept), text_value(QUERY_MARK), text_value(None)),
+        rows["query"],
+        pc.if_else(of_flags(is_reasoned), text_value(REASONING_MARK), text_value("")),
+        reasoning,
+        text_value(ANSWER_MARK),
+        rows["synthetic_answer"],
     )
+    return without_nulls(pc.binary_join_element_wise(*parts, text_value("")))
 
 
-def _emptied_where_blank(column: pa.Array, filled: pa.Array) -> pa.Array:
+def _emptied_where_blank(column: pa.StringArray, is_shown: Flags) -> pa.StringArray:
     """Return the texts, "" for nulls and for those of whitespace alone, which are rare: copied only where there are."""
-    column = pc.fill_null(column, "")
-    blank = pc.and_(pc.invert(filled), pc.greater(pc.binary_length(column), 0))
-    return pc.if_else(filled, column, "") if pc.any(blank).as_py() else column
+    column = pc.fill_null(column, text_value(""))
+    if (text_sizes(column)[~is_shown] == 0).all():
+        return column
+    return pc.if_else(of_flags(is_shown), column, text_value(""))
 
 
-def _articles(rows: pa.RecordBatch) -> pa.Array:
-    own = pc.fill_null(rows["synth_id"], "")
-    return pc.if_else(_is_not_blank(rows["query_seed_url"]), rows["query_seed_url"], own)
+def _articles(rows: pa.RecordBatch) -> pa.StringArray:
+    own = pc.fill_null(rows["synth_id"], text_value(""))
+    return pc.if_else(of_flags(_is_not_blank(rows["query_seed_url"])), rows["query_seed_url"], own)
 
 
 DOCUMENT_SCHEMA = pa.schema(

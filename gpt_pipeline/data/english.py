@@ -20,15 +20,14 @@ from gpt_pipeline.data.document_index import Rows
 from gpt_pipeline.data.eligibility import BATCH_ROWS, DOCUMENT_SCHEMA, RULE_VERSION, documents_of, read_batches, select
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.raw import RawFile, files_of, known_raw, raw_files, repeats_of
-from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, prepare
+from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, intact_parts, prepare
 from gpt_pipeline.errors import DataError
-from gpt_pipeline.storage.atomic import atomic_path, link_or_copy
+from gpt_pipeline.storage.atomic import HashedFile, atomic_path, link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file, stage_folder
+from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult, finished, stage_folder
 
 STAGE = "english_parquet"
-CODE_VERSION = f"3.{RULE_VERSION}"
-ROW_GROUP_ROWS = 2_000  # documents; with MAX_DOCUMENT_BYTES a group's text stays below Arrow's 2 GiB
+CODE_VERSION = f"4.{RULE_VERSION}"
 _KIND = "english_documents"
 _FILE = "documents.parquet"
 _EXAMPLES = 3
@@ -164,10 +163,9 @@ class EnglishStage:
         source = raw_files(self.config, self.raw)[each.raw.name]
         path = each.part.folder / _FILE
         tally = Tally()
-        with atomic_path(path) as temporary:
-            write_documents(
-                temporary, ahead(english_documents(source, each.take, repeats_of(self.raw, each.raw), tally))
-            )
+        record = write_documents(
+            path, ahead(english_documents(source, each.take, repeats_of(self.raw, each.raw), tally))
+        )
         if tally.documents < each.take:
             raise DataError(
                 f"{source}: found {tally.documents} documents, need {each.take}: it has changed; "
@@ -179,7 +177,7 @@ class EnglishStage:
             stage=_KIND,
             fingerprint=each.part.fingerprint,
             config={"raw": each.raw.sha256, "take": each.take},
-            files={_FILE: record_file(path)},
+            files={_FILE: record},
             facts=tally.facts(),
         )
 
@@ -187,8 +185,9 @@ class EnglishStage:
         """Link the parts' files into the stage's folder and return its manifest."""
         tally = Tally()
         files, listed, linked = {}, [], True
-        for each in self.parts():
-            part = each.part.intact(say=say) or self._made(each, say)
+        parts = self.parts()
+        for each, found in zip(parts, intact_parts([each.part for each in parts], say=say), strict=True):
+            part = found or self._made(each, say)
             linked = link_or_copy(part.folder / _FILE, folder / each.file) and linked
             files[each.file] = part.manifest.files[_FILE]
             tally.add(Tally.of(part.manifest.facts))
@@ -292,16 +291,16 @@ def english_documents(
     seen = 0
     for whole in read_batches(path, batch_rows=batch_rows):
         batch, selection = whole, select(whole)
-        kept = _new_ones(seen, selection.rows.num_rows, repeats)
+        new = _new_ones(seen, len(selection.kept), repeats)
         wanted = limit - tally.documents
-        if len(kept) >= wanted:  # end at the last document, so that the counts know no batch size
-            batch = whole.slice(0, selection.positions[int(kept[wanted - 1])].as_py() + 1)
+        if len(new) >= wanted:  # end at the last document, so that the counts know no batch size
+            batch = whole.slice(0, int(selection.positions[new[wanted - 1]]) + 1)
             selection = select(batch)
-            kept = kept[:wanted]
-        repeated = selection.rows.num_rows - len(kept)
-        seen += selection.rows.num_rows
-        documents = documents_of(selection.rows.take(pa.array(kept)) if repeated else selection.rows)
-        tally.add_rows(batch, selection.dropped + Counter(repeated=repeated))
+            new = new[:wanted]
+        found = len(selection.kept)
+        seen += found
+        documents = documents_of(selection.only(new))
+        tally.add_rows(batch, selection.dropped + Counter(repeated=found - len(new)))
         tally.add_documents(documents)
         yield documents
         if tally.documents >= limit:
@@ -314,23 +313,12 @@ def _new_ones(first: int, count: int, repeats: Rows) -> Rows:
     return np.flatnonzero(~np.isin(numbers, repeats, assume_unique=True))
 
 
-def write_documents(path: Path, documents: Iterable[pa.RecordBatch]) -> None:
-    """Write documents as parquet, in row groups of `ROW_GROUP_ROWS`."""
-    with pq.ParquetWriter(
-        path, DOCUMENT_SCHEMA, compression="zstd", compression_level=1, use_dictionary=["exercise", "article"]
-    ) as writer:
-        for group in _regrouped(documents, ROW_GROUP_ROWS):
-            writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
-
-
-def _regrouped(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """Yield the same rows as tables of `rows` rows, the last maybe smaller, whatever the size of the batches."""
-    waiting: list[pa.RecordBatch] = []
-    for batch in batches:
-        waiting.append(batch)
-        while sum(part.num_rows for part in waiting) >= rows:
-            table = pa.Table.from_batches(waiting)
-            yield table.slice(0, rows).combine_chunks()
-            waiting = table.slice(rows).to_batches()
-    if any(part.num_rows for part in waiting):
-        yield pa.Table.from_batches(waiting).combine_chunks()
+def write_documents(path: Path, documents: Iterable[pa.RecordBatch]) -> FileRecord:
+    """Write documents as parquet, a row group a batch, and return what the file has to be; atomic."""
+    with atomic_path(path) as temporary, HashedFile(temporary) as file:
+        settings = {"compression": "zstd", "compression_level": 1, "use_dictionary": ["exercise", "article"]}
+        with pq.ParquetWriter(file, DOCUMENT_SCHEMA, **settings) as writer:
+            for batch in documents:
+                if batch.num_rows:
+                    writer.write_batch(batch)
+    return FileRecord(size=file.size, sha256=file.sha256)

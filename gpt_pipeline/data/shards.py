@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, prepare
+from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, intact_parts, prepare
 from gpt_pipeline.data.token_stream import TRAIN, VALIDATION, TokenShards, TokenStream, open_shards, shard_name
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.atomic import link_or_copy
@@ -175,7 +175,9 @@ class ShardsStage:
 
     def _together(self, folder: Path, wanted: str, say: Say) -> Manifest:
         """Link the parts' shards into the stage's folder, numbered through, and return its manifest."""
-        parts = [each.part.intact(say=say) or self._made(each, say) for each in self.parts()]
+        wanted_parts = self.parts()
+        found = intact_parts([each.part for each in wanted_parts], say=say)
+        parts = [part or self._made(each, say) for each, part in zip(wanted_parts, found, strict=True)]
         facts = _added([part.manifest.facts for part in parts])
         _require_documents(self.config, facts)
         files = {}

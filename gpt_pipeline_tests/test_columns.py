@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_pipeline.data import columns
+
+TEXTS = st.lists(st.none() | st.text(max_size=4), max_size=20)
+SLICES = st.integers(0, 20)
+
+
+@given(values=TEXTS, first=SLICES, last=SLICES)
+def test_columns_text_of_any_slice_has_its_bounds_and_sizes(values: list[str | None], first: int, last: int) -> None:
+    column, values = pa.array(values, pa.string())[first:last], values[first:last]
+    bounds, letters = columns.text_bounds(column), columns.text_bytes(column)
+    found = [bytes(letters[bounds[i] : bounds[i + 1]]).decode() for i in range(len(column))]
+    assert found == [value or "" for value in values]
+    assert columns.text_sizes(column).tolist() == [len((value or "").encode()) for value in values]
+
+
+@given(values=TEXTS, first=SLICES, last=SLICES)
+def test_columns_without_nulls_are_the_other_texts_in_order(values: list[str | None], first: int, last: int) -> None:
+    column = pa.array(values, pa.string())[first:last]
+    found = columns.without_nulls(column)
+    found.validate(full=True)
+    assert found.to_pylist() == [value for value in values[first:last] if value is not None]
+
+
+def test_columns_without_nulls_that_take_room_are_right_all_the_same() -> None:
+    whole = pa.array(["a", "hidden", "b"])
+    validity = pa.py_buffer(np.packbits(np.array([True, False, True]), bitorder="little"))
+    column = pa.Array.from_buffers(pa.string(), 3, [validity, *whole.buffers()[1:]])
+    assert columns.without_nulls(column).to_pylist() == ["a", "b"]
+    assert columns.text_sizes(column).tolist() == [1, 0, 1]
+
+
+@given(values=st.lists(st.none() | st.booleans(), max_size=30), first=SLICES, last=SLICES)
+def test_columns_flags_of_any_slice_are_its_truths(values: list[bool | None], first: int, last: int) -> None:
+    column = pa.array(values, pa.bool_())[first:last]
+    assert columns.flags(column).tolist() == [bool(value) for value in values[first:last]]
+
+
+@given(values=st.lists(st.booleans(), max_size=30))
+def test_columns_made_of_numbers_hold_them(values: list[bool]) -> None:
+    truths, numbers = np.array(values, np.bool_), np.arange(len(values))
+    assert columns.of_flags(truths).to_pylist() == values
+    assert columns.of_indices(numbers).to_pylist() == numbers.tolist()
+    assert columns.of_int32s(numbers, where=truths).to_pylist() == [
+        number if value else None for number, value in zip(numbers.tolist(), values, strict=True)
+    ]
+    assert columns.int32s(columns.of_int32s(numbers)).tolist() == numbers.tolist()
+
+
+def test_columns_text_value_is_arrows_own() -> None:
+    for text in ("", "\n\nA: ", "é", None):
+        assert columns.text_value(text).equals(pa.scalar(text, pa.string()))
+
+
+def test_documents_are_made_without_pandas() -> None:
+    program = (
+        "import sys, pyarrow as pa\n"
+        "from gpt_pipeline.data.eligibility import COLUMNS, documents_of, select\n"
+        "from gpt_pipeline.data.columns import text_value\n"
+        "row = pa.RecordBatch.from_arrays([pa.repeat(text_value('en'), 3)] * len(COLUMNS), names=list(COLUMNS))\n"
+        "assert documents_of(select(row)).num_rows == 3\n"
+        "assert 'pandas' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
