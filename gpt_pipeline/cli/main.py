@@ -11,6 +11,7 @@ from gpt_pipeline import __version__
 from gpt_pipeline.cli.benchmark import benchmark
 from gpt_pipeline.cli.compare import compare
 from gpt_pipeline.cli.completion import completion
+from gpt_pipeline.cli.doctor import doctor
 from gpt_pipeline.cli.evaluate import evaluate
 from gpt_pipeline.cli.export import export
 from gpt_pipeline.cli.generate import generate
@@ -44,7 +45,7 @@ def command() -> None:
 
 for verb in (
     *(init, validate, plan, run, status, verify, evaluate, compare, generate, export, import_, benchmark),
-    *(ui, completion),
+    *(ui, doctor, completion),
 ):
     command.add_command(verb)
 

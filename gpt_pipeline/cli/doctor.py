@@ -1,0 +1,42 @@
+"""`gpt-pipeline doctor`: whether this machine can do the work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from gpt_pipeline.cli.arguments import JSON
+from gpt_pipeline.cli.output import FAILED, print_json
+
+
+@click.command()
+@click.argument("experiment", type=click.Path(path_type=Path), required=False, metavar="[EXPERIMENT.yaml]")
+@JSON
+@click.option("--offline", is_flag=True, help="Do not ask the hub.")
+def doctor(experiment: Path | None, as_json: bool, offline: bool) -> None:
+    """Look whether this machine can do the work.
+
+    Python and libraries, torch and GPU, disk, memory, hub, ports, the stores of Dagster and MLflow; each with a remedy
+    where something is wrong. Without a file: for all experiments of the project. Exit code 1 if there is a problem.
+    """
+    from rich.console import Console
+
+    from gpt_pipeline.doctor import show
+    from gpt_pipeline.doctor.examination import examine
+    from gpt_pipeline.experiment.load import load_experiment
+    from gpt_pipeline.orchestration.project import Project
+
+    loaded = None if experiment is None else load_experiment(experiment.absolute())
+    project = Project.here() if loaded is None else Project.of_experiments(loaded.file.parent)
+    findings = examine(project, loaded, offline=offline)
+    console = Console(highlight=False)
+    if as_json:
+        print_json(show.as_json(findings))
+    elif console.is_terminal:
+        show.print_rich(findings, console)
+    else:
+        click.echo(show.plain_text(findings), nl=False)
+    if show.count(findings, "problem"):
+        sys.exit(FAILED)

@@ -1,0 +1,69 @@
+"""The ports of the web pages, and who has them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from gpt_pipeline.doctor.finding import Finding, note, ok
+
+_HOST = "127.0.0.1"
+_LISTENING = "0A"  # in /proc/net/tcp
+_SHOWN_LETTERS = 100
+
+
+def look_at_port(port: int, *, page: str) -> Iterator[Finding]:
+    """Look at whether `port` of this machine is free for `page`."""
+    if _is_free(port):
+        yield ok("ports", f"{port} is free for {page}")
+        return
+    holder = find_holder(port) or "another program"
+    yield note("ports", f"{port} is taken by {holder}", f"`gpt-pipeline ui` takes the next free one for {page}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as own:
+        if os.name != "nt":  # there it would let two programs share a port
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            own.bind((_HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def find_holder(port: int) -> str | None:
+    """Return the process that listens on `port`, as its number and command; None where the system does not tell.
+
+    Linux tells it of processes of the same user.
+    """
+    sockets = {f"socket:[{inode}]" for inode in _listening(port)}
+    for process in Path("/proc").glob("[0-9]*") if sockets else ():
+        try:
+            held = {os.readlink(handle) for handle in (process / "fd").iterdir()}
+        except OSError:  # it ended meanwhile, or is another user's
+            continue
+        if held & sockets:
+            return f"process {process.name} ({_command(process)})"
+    return None
+
+
+def _listening(port: int) -> Iterator[str]:
+    """Yield the inodes of the sockets that listen on `port`."""
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        if not table.is_file():
+            continue
+        for line in table.read_text(encoding="ascii").splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                yield fields[9]
+
+
+def _command(process: Path) -> str:
+    try:
+        words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return "which has ended"
+    return " ".join(filter(None, words))[:_SHOWN_LETTERS]

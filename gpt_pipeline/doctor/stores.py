@@ -1,0 +1,126 @@
+"""Dagster's history, `DAGSTER_HOME`, and MLflow's store."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import chdir, closing
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+from gpt_pipeline.doctor.finding import Finding, note, ok, problem
+from gpt_pipeline.orchestration.project import DAGSTER_CONFIG, Project
+from gpt_pipeline.tracking.store import sqlite_file
+
+_HOME = "DAGSTER_HOME"
+_SECONDS = 5.0
+_HISTORY = "Dagster history"
+
+
+def look_at_dagster_home(project: Project, environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Look at where Dagster keeps its history, and whether it can."""
+    home = environment.get(_HOME)
+    if not home:
+        yield ok(_HOME, f"not set: the project's own folder has the history ({project.root / '.dagster'})")
+        return
+    unset = f"unset it to use the project's own folder, {project.root / '.dagster'}"
+    folder = Path(home)
+    if not folder.is_absolute():
+        yield problem(
+            _HOME, f"found {home!r}, need an absolute path: Dagster refuses others", f"correct it, or {unset}"
+        )
+    elif not folder.is_dir():
+        yield problem(_HOME, f"found {home}, which is no folder", f"make it, or {unset}")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        yield problem(_HOME, f"found {home}, in which nothing can be written", f"make it writable, or {unset}")
+    elif not (folder / DAGSTER_CONFIG).is_file():
+        text = f"{home} has no {DAGSTER_CONFIG}: without its limits two trainings may run at once, and runs of killed "
+        yield note(_HOME, f"{text}processes stay", f"copy {project.root / DAGSTER_CONFIG} into it, or {unset}")
+    else:
+        yield ok(_HOME, home)
+
+
+def look_at_history(project: Project, environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Look at whether Dagster can read its history; makes none where there is none."""
+    home = Path(environment.get(_HOME) or project.root)
+    if not (home / DAGSTER_CONFIG).is_file() and not (home / "history").is_dir():
+        yield ok(_HISTORY, "none yet; the first run begins it")
+        return
+    if not environment.get(_HOME) and not (project.root / ".dagster").is_dir():
+        yield ok(_HISTORY, "none yet; the first run begins it")
+        return
+    from dagster import DagsterInstance
+    from dagster._core.instance.ref import InstanceRef
+
+    try:
+        with chdir(project.root), DagsterInstance.from_ref(InstanceRef.from_dir(str(home))) as instance:
+            count = instance.get_runs_count()
+    except Exception as error:
+        # Storages raise what they like: databases, configurations, plugins that are not installed.
+        text = f"the one of {home} cannot be read: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        remedy = (
+            f"move {project.root / '.dagster'} aside and run again: finished work is known by its files on the disk, "
+            "the history of runs begins anew"
+        )
+        yield problem(_HISTORY, text, remedy)
+    else:
+        yield ok(_HISTORY, f"{count:,} runs in {home}")
+
+
+def look_at_mlflow(tracking_uri: str) -> Iterator[Finding]:
+    """Look at whether MLflow's store can be reached and written."""
+    database = sqlite_file(tracking_uri)
+    if database is not None:
+        yield _look_at_database(database)
+    elif tracking_uri.startswith(("http://", "https://")):
+        yield _look_at_server(tracking_uri)
+    elif "://" not in tracking_uri or tracking_uri.startswith("file:"):
+        remedy = "use sqlite:////absolute/path/mlflow.db, or unset MLFLOW_TRACKING_URI for the project's own"
+        yield problem("MLflow", f"{tracking_uri} is a folder of files, which MLflow 3 does not take any more", remedy)
+    else:
+        yield note("MLflow", f"{tracking_uri.partition(':')[0]} store: is not looked at")
+
+
+def _look_at_database(database: Path) -> Finding:
+    unset = "or set MLFLOW_TRACKING_URI to a place that is"
+    if not database.exists():
+        folder = next(each for each in database.parents if each.exists())
+        if os.access(folder, os.W_OK):
+            return ok("MLflow", f"{database}: none yet; the first run makes it")
+        return problem("MLflow", f"{database} cannot be made: {folder} is not writable", f"make it writable, {unset}")
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=_SECONDS)) as connection:
+            connection.execute("BEGIN IMMEDIATE")  # takes the right to write, and changes nothing
+            count = connection.execute("SELECT count(*) FROM runs").fetchone()[0]
+            connection.rollback()
+    except sqlite3.Error as error:
+        return _finding_of(error, database)
+    return ok("MLflow", f"{count:,} runs in {database}")
+
+
+def _finding_of(error: sqlite3.Error, database: Path) -> Finding:
+    if "locked" in str(error):
+        return note("MLflow", f"{database} is being written by another program; results are sent when it is done")
+    if "no such table" in str(error):
+        return ok("MLflow", f"{database}: new, without runs")
+    remedy = (
+        f"if it is damaged, move {database.name} aside: results are kept in the experiments' folders and sent again; "
+        "if it is read-only, make it writable"
+    )
+    return problem("MLflow", f"{database}: {error}", remedy)
+
+
+def _look_at_server(address: str) -> Finding:
+    try:
+        with urlopen(f"{address.rstrip('/')}/health", timeout=_SECONDS) as answer:
+            status = answer.status
+    except HTTPError as error:
+        status = error.code
+    except (URLError, OSError) as error:
+        text = f"{address} does not answer ({getattr(error, 'reason', error)})"
+        return problem("MLflow", text, "start its server, or correct MLFLOW_TRACKING_URI; results wait on the disk")
+    if status == 200:
+        return ok("MLflow", f"{address} answers")
+    return note("MLflow", f"{address} answers {status} when asked for its health", "look at whether it wants a login")

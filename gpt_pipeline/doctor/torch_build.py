@@ -1,0 +1,167 @@
+"""torch, the GPU and its driver, and what compiling a model needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt_pipeline.doctor.finding import Finding, note, ok, problem
+from gpt_pipeline.training.config import HardwareConfig
+
+_LOCALLY = "https://pytorch.org/get-started/locally"
+_WHEELS = "https://download.pytorch.org/whl"
+_CUDA_OF_WHEELS = ((13, 0), (12, 8), (12, 6))  # that pytorch.org offers builds for, newest first
+_SECONDS = 20.0
+_OLDEST_FOR_TRITON = (7, 0)  # compute capability; older GPUs train without being compiled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nvidia:
+    """An NVIDIA GPU's driver."""
+
+    text: str
+    cuda: tuple[int, int] | None
+    """The newest CUDA that it can run; None where it does not tell."""
+
+
+def look_at_torch(hardware: HardwareConfig | None) -> Iterator[Finding]:
+    """Look at torch, the GPU, and whether they fit; `hardware` is what an experiment asks for."""
+    import torch
+
+    name = f"{torch.__version__} ({_build(torch.version.cuda, getattr(torch.version, 'hip', None))})"
+    if torch.cuda.is_available():
+        yield ok("torch", name)
+        yield from _look_at_gpus(hardware)
+        return
+    nvidia = find_nvidia()
+    wants_gpu = hardware is not None and hardware.device == "cuda"
+    if hardware is not None and hardware.device == "cpu":
+        yield ok("torch", f"{name}; the experiment trains on the CPU")
+    elif nvidia is not None and torch.version.cuda is None:
+        yield problem("torch", f"{name}, but this machine has {nvidia.text}", cuda_build(torch.__version__, nvidia))
+    elif nvidia is not None:
+        yield problem("torch", f"{name} cannot use {nvidia.text}: {_why_not()}", _newer_driver(torch.version.cuda))
+    elif wants_gpu:
+        remedy = "set hardware.device: auto or cpu, or run where there is one"
+        yield problem("torch", f"{name} finds no GPU, and the experiment asks for one", remedy)
+    else:
+        yield ok("torch", f"{name}; no GPU here, so training runs on the CPU")
+
+
+def look_at_compiler() -> Iterator[Finding]:
+    """Look at what compiling a model for the GPU needs; nothing where there is no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    missing = [text for text in (_triton(), _c_compiler(), _headers()) if text is not None]
+    if missing:
+        yield note("compiling", f"the model is not compiled, so training is slower: {'; '.join(missing)}")
+    elif torch.cuda.get_device_capability() < _OLDEST_FOR_TRITON:
+        yield note("compiling", "this GPU is older than Triton supports, so the model is not compiled")
+    else:
+        yield ok("compiling", "Triton, a C compiler and Python's headers are here")
+
+
+def find_nvidia() -> Nvidia | None:
+    """Return the driver of an NVIDIA GPU of this machine, or None if there is none."""
+    command = shutil.which("nvidia-smi")
+    if command is not None:
+        shown = subprocess.run([command], capture_output=True, text=True, timeout=_SECONDS, check=False)
+        listed = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=_SECONDS, check=False)
+        gpus = [
+            line.partition(":")[2].partition("(")[0].strip() for line in listed.stdout.splitlines() if "GPU" in line
+        ]
+        if shown.returncode == 0 and gpus:
+            return Nvidia(text=", ".join(gpus), cuda=_cuda_version(shown.stdout))
+    version = Path("/proc/driver/nvidia/version")
+    if version.is_file():
+        return Nvidia(text=version.read_text(encoding="ascii", errors="replace").splitlines()[0], cuda=None)
+    library = Path(os.environ.get("SYSTEMROOT", r"C:\Windows")) / "System32" / "nvcuda.dll"
+    return Nvidia(text=f"NVIDIA's driver ({library})", cuda=None) if library.is_file() else None
+
+
+def cuda_build(version: str, nvidia: Nvidia) -> str:
+    """Return how to install torch for the GPU: from the index that pytorch.org names for what its driver can run."""
+    fitting = [cuda for cuda in _CUDA_OF_WHEELS if nvidia.cuda is None or cuda <= nvidia.cuda]
+    if not fitting:
+        return f"update the GPU's driver, and then install a CUDA build: {_LOCALLY}"
+    index = f"{_WHEELS}/cu{fitting[0][0]}{fitting[0][1]}"
+    release = version.partition("+")[0]
+    return (
+        f"{sys.executable} -m pip install --force-reinstall torch=={release} --index-url {index} "
+        f"(if it has no such version, the index that {_LOCALLY} names)"
+    )
+
+
+def _cuda_version(text: str) -> tuple[int, int] | None:
+    found = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", text)
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def _build(cuda: str | None, hip: str | None) -> str:
+    if cuda is not None:
+        return f"CUDA {cuda} build"
+    return "CPU build" if hip is None else f"ROCm {hip} build"
+
+
+def _look_at_gpus(hardware: HardwareConfig | None) -> Iterator[Finding]:
+    import torch
+
+    count = torch.cuda.device_count()
+    for number in range(count):
+        name = torch.cuda.get_device_name(number)
+        free, total = torch.cuda.mem_get_info(number)
+        yield ok("gpu", f"{number}: {name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
+    if hardware is not None and hardware.device != "cpu" and hardware.num_gpus > count:
+        text = f"the experiment asks for {hardware.num_gpus} GPUs, here are {count}"
+        yield problem("gpu", text, f"set hardware.num_gpus: {count}, or run where there are as many")
+
+
+def _why_not() -> str:
+    """Return torch's own reason for not using the GPU."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return "it finds no device"
+
+
+def _newer_driver(cuda: str | None) -> str:
+    return (
+        f"update the GPU's driver to one for CUDA {cuda} (https://www.nvidia.com/drivers), or install a torch for an "
+        f"older CUDA ({_LOCALLY}); inside a container, start it with the GPU (--gpus all)"
+    )
+
+
+def _triton() -> str | None:
+    if importlib.util.find_spec("triton") is not None:
+        return None
+    return (
+        "Triton is missing (pip install triton-windows)"
+        if os.name == "nt"
+        else "Triton is missing (pip install triton)"
+    )
+
+
+def _c_compiler() -> str | None:
+    if any(shutil.which(name) for name in ("cc", "gcc", "clang", "cl")):
+        return None
+    return "no C compiler (install gcc; on Windows the Build Tools for Visual Studio)"
+
+
+def _headers() -> str | None:
+    """Python's own, which Triton compiles its launchers against."""
+    if Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return None
+    return "Python.h is missing (on Debian and Ubuntu: apt install python3-dev)"
