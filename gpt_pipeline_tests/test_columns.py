@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_pipeline.data import columns
@@ -14,6 +14,7 @@ TEXTS = st.lists(st.none() | st.text(max_size=4), max_size=20)
 SLICES = st.integers(0, 20)
 
 
+@settings(deadline=None)
 @given(values=TEXTS, first=SLICES, last=SLICES)
 def test_columns_text_of_any_slice_has_its_bounds_and_sizes(values: list[str | None], first: int, last: int) -> None:
     column, values = pa.array(values, pa.string())[first:last], values[first:last]
@@ -23,6 +24,7 @@ def test_columns_text_of_any_slice_has_its_bounds_and_sizes(values: list[str | N
     assert columns.text_sizes(column).tolist() == [len((value or "").encode()) for value in values]
 
 
+@settings(deadline=None)
 @given(values=TEXTS, first=SLICES, last=SLICES)
 def test_columns_without_nulls_are_the_other_texts_in_order(values: list[str | None], first: int, last: int) -> None:
     column = pa.array(values, pa.string())[first:last]
@@ -39,12 +41,14 @@ def test_columns_without_nulls_that_take_room_are_right_all_the_same() -> None:
     assert columns.text_sizes(column).tolist() == [1, 0, 1]
 
 
+@settings(deadline=None)
 @given(values=st.lists(st.none() | st.booleans(), max_size=30), first=SLICES, last=SLICES)
 def test_columns_flags_of_any_slice_are_its_truths(values: list[bool | None], first: int, last: int) -> None:
     column = pa.array(values, pa.bool_())[first:last]
     assert columns.flags(column).tolist() == [bool(value) for value in values[first:last]]
 
 
+@settings(deadline=None)
 @given(values=st.lists(st.booleans(), max_size=30))
 def test_columns_made_of_numbers_hold_them(values: list[bool]) -> None:
     truths, numbers = np.array(values, np.bool_), np.arange(len(values))
