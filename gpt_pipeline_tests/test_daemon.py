@@ -2,14 +2,8 @@
 
 import os
 import shutil
-import signal
-import socket
 import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +11,7 @@ import pytest
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG
 from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.servers import dagster_dev, wait
 
 EXPERIMENTS = ("tiny", "other")
 WANTED = {("tiny", 4), ("tiny", 12), ("other", 4), ("other", 8), ("other", 12)}
@@ -25,54 +20,6 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(os.name == "nt", reason="process groups, signals and /proc are POSIX"),
 ]
-
-
-@contextmanager
-def _dagster(project: TinyProject) -> Iterator[None]:
-    """`dagster dev` for the block; at its end every process that it started is killed, as by a power cut."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # A background job of a shell ignores SIGINT, and so would all that it starts: Dagster ends its servers by it.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with (project.root / "dagster.log").open("a") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dagster", "dev", "-m", "gpt_pipeline.definitions", "--port", str(port)],
-            cwd=project.root,
-            env=project.environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    signal.signal(signal.SIGINT, before)
-    try:
-        yield
-    finally:
-        for pid in [*_descendants(process.pid), process.pid]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-
-
-def _descendants(pid: int) -> list[int]:
-    """Every process that `pid` or a child of it has started, whichever session it is in."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(folder.name))
-    found, waiting = [], [pid]
-    while waiting:
-        waiting += (own := children.get(waiting.pop(), []))
-        found += own
-    return found
-
-
-def _wait(until: Callable[[], bool], *, seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.2)
 
 
 def _query(database: Path, query: str) -> list[tuple[str, ...]]:
@@ -136,14 +83,14 @@ def test_daemon_killed_and_restarted_without_memory_evaluates_each_checkpoint_of
     copy: TinyProject,
 ) -> None:
     _unevaluated(copy)
-    with _dagster(copy):
-        _wait(lambda: _run_is_under_way(copy), seconds=180, what="the first evaluation")
+    with dagster_dev(copy):
+        wait(lambda: _run_is_under_way(copy), seconds=180, what="the first evaluation")
     assert _evaluated(copy) != WANTED
     for database in (copy.root / ".dagster" / "history").glob("schedules*"):  # the sensors' cursors and ticks
         shutil.rmtree(database) if database.is_dir() else database.unlink()
-    with _dagster(copy):
-        _wait(lambda: _evaluated(copy) >= WANTED, seconds=420, what=f"all evaluations, only {_evaluated(copy)}")
-        _wait(
+    with dagster_dev(copy):
+        wait(lambda: _evaluated(copy) >= WANTED, seconds=420, what=f"all evaluations, only {_evaluated(copy)}")
+        wait(
             lambda: all(copy.experiment(stem).folder.report.is_file() for stem in EXPERIMENTS),
             seconds=120,
             what="reports",

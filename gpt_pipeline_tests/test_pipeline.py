@@ -12,7 +12,7 @@ import pytest
 
 from gpt_pipeline.checkpoints.manifest import best_checkpoint
 from gpt_pipeline.evaluation.result import read_evaluations
-from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.projects import TinyProject, trainer_pids
 
 _MATERIALIZE = ("asset", "materialize", "-m", "gpt_pipeline.definitions", "--select")
 
@@ -141,18 +141,6 @@ def _wait_for_step(project: TinyProject, stem: str, step: int) -> None:
         time.sleep(0.02)
 
 
-def _trainer_pids(project: TinyProject) -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (folder / "cmdline").read_bytes().decode()
-        except OSError:
-            continue
-        if "trainer_pipes" in line and str(project.root) in line:
-            found.append(int(folder.name))
-    return found
-
-
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals and /proc")
 def test_run_whose_trainer_is_killed_continues_to_the_same_weights(
     uninterrupted: dict[int, str], tmp_path: Path
@@ -161,7 +149,7 @@ def test_run_whose_trainer_is_killed_continues_to_the_same_weights(
     project.write_experiment("long", **LONG)
     process = project.start("run", "experiments/long.yaml")
     _wait_for_step(project, "long", 8)
-    for pid in _trainer_pids(project):
+    for pid in trainer_pids(project):
         os.kill(pid, signal.SIGKILL)
     output, _ = process.communicate()
     assert process.returncode == 1
@@ -185,7 +173,7 @@ def test_run_stopped_by_two_ctrl_c_saves_leaves_no_process_and_continues_to_the_
     assert process.returncode == 130, output
     assert "Stopped" in output
     assert "Traceback" not in output
-    assert _trainer_pids(project) == []
+    assert trainer_pids(project) == []
     assert 8 <= max(_weights(project, "long")) < 40
     project.run("run", "experiments/long.yaml")
     assert _weights(project, "long")[40] == uninterrupted[40]
@@ -220,7 +208,7 @@ def test_run_killed_with_all_its_processes_is_shown_as_failed_by_the_next(tmp_pa
     process = project.start("run", "experiments/long.yaml", start_new_session=True)
     _wait_for_step(project, "long", 8)
     process.kill()
-    for pid in _trainer_pids(project):
+    for pid in trainer_pids(project):
         os.kill(pid, signal.SIGKILL)
     process.communicate()
     output = project.run("run", "experiments/long.yaml")

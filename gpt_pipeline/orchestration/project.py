@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import dagster as dg
 
 EXPERIMENTS_VARIABLE = "GPT_PIPELINE_EXPERIMENTS"
+MLFLOW_PAGE_VARIABLE = "GPT_PIPELINE_MLFLOW_PAGE"
+"""The address at which MLflow's pages are served, for links to them where the store itself has none."""
+
 DAGSTER_CONFIG = "dagster.yaml"
 _ON_TERMINAL = {
     "python_logs": {"python_log_level": "INFO"},  # its own console would print the engine's events between ours

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-PAGES_VARIABLE = "GPT_PIPELINE_MLFLOW_PAGES"
-"""Environment variable: the address at which MLflow's pages are served, for links; `gpt-pipeline ui` sets it."""
+from gpt_pipeline.orchestration.project import MLFLOW_PAGE_VARIABLE
 
 _DEFAULT_PAGES = "http://127.0.0.1:5000"  # where `mlflow ui` serves unless told otherwise
 
@@ -30,7 +29,7 @@ class MlflowTracking:
     @property
     def pages(self) -> str:
         """Address of MLflow's pages. A database has none by itself."""
-        served = self.tracking_uri if self.has_server else os.environ.get(PAGES_VARIABLE, _DEFAULT_PAGES)
+        served = self.tracking_uri if self.has_server else os.environ.get(MLFLOW_PAGE_VARIABLE, _DEFAULT_PAGES)
         return served.rstrip("/")
 
     def links(self, *, experiment_id: str, run_id: str) -> dict[str, dg.MetadataValue]:

@@ -1,0 +1,107 @@
+"""The pages of Dagster and MLflow in a real browser, over a small project: what a person presses, and sees then."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline_tests.browser_project import (
+    FIRST_STEP,
+    LAST_STEP,
+    DagsterPages,
+    chromium,
+    window,
+    write_slow_experiment,
+)
+from gpt_pipeline_tests.projects import TinyProject, trainer_pids
+from gpt_pipeline_tests.servers import dagster_dev, free_port, mlflow_ui, wait
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(os.name == "nt", reason="process groups, signals and /proc are POSIX"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+def _last_step(project: TinyProject) -> int:
+    return max((info.step for info in project.checkpoints("slow")), default=0)
+
+
+def _is_evaluated(project: TinyProject, step: int) -> bool:
+    folder = project.experiment("slow").folder.evaluations
+    return any(
+        result.step == step and (folder / "logged" / result.path.name).is_file() for result in read_evaluations(folder)
+    )
+
+
+def test_browser_experiment_is_started_watched_stopped_resumed_and_followed_into_mlflow(
+    browser: Browser, tmp_path: Path
+) -> None:
+    project = TinyProject(root=tmp_path)
+    write_slow_experiment(project)
+    mlflow_port = free_port()
+    with dagster_dev(project, mlflow_port=mlflow_port) as address, window(browser, pictures=tmp_path) as page:
+        pages = DagsterPages(page, address)
+
+        pages.materialize_all("run_slow")
+        pages.wait_for_event(f"checkpoint_step_{FIRST_STEP}.pt")  # in the log, while the training goes on
+        assert trainer_pids(project)
+        pages.terminate()
+        pages.wait_for_status("Canceled")
+        assert trainer_pids(project) == []
+        stopped_at = _last_step(project)
+        assert FIRST_STEP <= stopped_at < LAST_STEP
+
+        pages.materialize_all("run_slow")
+        pages.wait_for_status("Success")
+        pages.wait_for_event(f"step {stopped_at}")
+        assert _last_step(project) == LAST_STEP
+
+        wait(lambda: _is_evaluated(project, LAST_STEP), seconds=300, what="the sensor's evaluation of the last step")
+        pages.open_asset("slow/evaluation", "partitions&partition=step_00000700")
+        page.get_by_text("val_bpb").first.wait_for()
+        with mlflow_ui(project, port=mlflow_port), page.context.expect_page() as opened:
+            page.get_by_role("link", name="experiments/").first.click()
+            run = opened.value
+            run.get_by_text("step_700").first.wait_for()
+            run.get_by_text("val_bpb").first.wait_for()
+
+
+def test_browser_broken_file_is_a_group_of_its_own_beside_the_others(browser: Browser, tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    project.write_experiment("good")
+    (tmp_path / "experiments" / "bad.yaml").write_text("experiment_name: Bad\ndata: {num_smaples: 5}\n")
+    with dagster_dev(project) as address, window(browser, pictures=tmp_path) as page:
+        pages = DagsterPages(page, address)
+        pages.open("/assets")
+        page.get_by_role("link", name="good / training").wait_for()
+        page.get_by_role("link", name="experiment_file").click()
+        page.get_by_text("did you mean").wait_for()
+        page.get_by_role("link", name="bad.yaml").first.wait_for()
+
+
+def test_browser_project_without_experiments_says_how_to_begin(browser: Browser, tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    with dagster_dev(project) as address, window(browser, pictures=tmp_path) as page:
+        pages = DagsterPages(page, address)
+        pages.open_asset("start_here")
+        page.get_by_text("There is no experiment yet").wait_for()
+        page.get_by_text("gpt-pipeline init").wait_for()
+        project.write_experiment("first")
+        pages.open("/assets")
+        page.get_by_role("button", name="Reload definitions").click()
+        page.get_by_role("link", name="first / training").wait_for()
