@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
+BENCH  ?= cpu_step checkpoint_stall optimizers english tokens batches data_memory generation startup
 
-.PHONY: demo test test-slow check docs format ui clean
+.PHONY: demo test test-slow test-browser check bench docs format ui clean
 
 demo: $(READY)  ## materialize the whole pipeline for experiments/demo.yaml
 	@$(BIN)/gpt-pipeline run experiments/demo.yaml
@@ -13,13 +14,21 @@ test: $(READY)  ## the default test suite, two files at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)  ## what takes longer: fault loops, long waits, the benchmarks' commands
-	@$(BIN)/python -m pytest -m "slow or browser"
+	@$(BIN)/python -m pytest -m slow
 
-check: $(READY)  ## format, lint, types, import layers
+test-browser: $(READY)  ## the web pages, driven by Chromium where it is found
+	@$(BIN)/python -m pytest -m browser
+
+check: $(READY)  ## format, lint, types, import layers, generated files, the tests of what has changed
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/python -m gpt_pipeline_tests.changed
+
+bench: $(READY)  ## measurements, one after the other; BENCH="english tokens" chooses
+	@for name in $(BENCH); do echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 docs: $(READY)  ## write what docs/ and experiments/ take from the code
 	@$(BIN)/python docs/generate.py
