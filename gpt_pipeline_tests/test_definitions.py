@@ -103,7 +103,7 @@ def test_definitions_loading_imports_nothing_heavy(project: TinyProject) -> None
     project.write_experiment("tiny")
     code = (
         "import json, sys, gpt_pipeline.definitions as d; d.defs.resolve_all_job_defs();"
-        "print(json.dumps([n for n in ('torch', 'mlflow', 'datasets', 'transformers', 'pyarrow', 'tiktoken')"
+        "print(json.dumps([n for n in ('numpy', 'torch', 'mlflow', 'datasets', 'transformers', 'pyarrow', 'tiktoken')"
         " if n in sys.modules]))"
     )
     import subprocess

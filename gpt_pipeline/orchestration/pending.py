@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, checkpoint_key, list_checkpoints
-from gpt_pipeline.data.shards import find_shards
 from gpt_pipeline.evaluation.alias import alias_of
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_fingerprint, read_evaluations
@@ -41,6 +40,8 @@ def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None
     The best one of a finished training counts too where it has no `checkpoint_step_<N>.pt` of its own.
     Empty as long as the token shards are not finished. Only manifests are read: no weights, no torch.
     """
+    from gpt_pipeline.data.shards import find_shards  # numpy
+
     shards = find_shards(experiment.data, experiment.data_folder)
     if shards is None:
         return []

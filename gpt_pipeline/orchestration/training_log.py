@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from gpt_pipeline.data.shards import find_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_fingerprint
+from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.tracking.earlier_runs import earlier_logs_are_pending, log_earlier_trainings
 from gpt_pipeline.tracking.training_run import log_training, training_log_is_pending
 from gpt_pipeline.training.heartbeat import trainer_state
@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 def is_log_pending(experiment: Experiment) -> bool:
     """Whether MLflow lacks something of the experiment's training, or of one before it, as the folders tell."""
-    shards = find_shards(experiment.data, experiment.data_folder)
+    shards = _shards(experiment)
     if shards is None:
         return False
     fingerprint = training_fingerprint(experiment.config, shards.fingerprint)
@@ -46,7 +46,7 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
     Raises:
         TrackingError: MLflow cannot be reached, is busy, or refuses; it can be sent later.
     """
-    shards = find_shards(experiment.data, experiment.data_folder)
+    shards = _shards(experiment)
     if shards is None:
         return
     fingerprint = training_fingerprint(experiment.config, shards.fingerprint)
@@ -68,6 +68,12 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
         tags=tags,
         draw_losses=_draw_losses,
     )
+
+
+def _shards(experiment: Experiment) -> StageResult | None:
+    from gpt_pipeline.data.shards import find_shards  # numpy, which would be half of the definitions' time to load
+
+    return find_shards(experiment.data, experiment.data_folder)
 
 
 def _draw_losses(metrics: Path) -> str:
