@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.orchestration.metadata import picture_markdown
 from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import utc_now
@@ -48,6 +47,7 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
     """Write the experiment's report, or find it up to date; return what the UI shows of it."""
     import dagster as dg  # here, so that asking whether a report is outdated takes no second
 
+    from gpt_pipeline.orchestration.metadata import picture_markdown
     from gpt_pipeline.report.build import build_report
     from gpt_pipeline.report.charts import loss_curve_svg
     from gpt_pipeline.report.summary import checkpoints_as_markdown
