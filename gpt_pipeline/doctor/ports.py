@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from gpt_pipeline.doctor.finding import Finding, note, ok
@@ -41,13 +42,20 @@ def find_holder(port: int) -> str | None:
     """
     sockets = {f"socket:[{inode}]" for inode in _listening(port)}
     for process in Path("/proc").glob("[0-9]*") if sockets else ():
-        try:
-            held = {os.readlink(handle) for handle in (process / "fd").iterdir()}
-        except OSError:  # it ended meanwhile, or is another user's
-            continue
-        if held & sockets:
+        if sockets.intersection(_handles(process)):
             return f"process {process.name} ({_command(process)})"
     return None
+
+
+def _handles(process: Path) -> Iterator[str]:
+    """Yield what the process has open; nothing of one that has ended or is another user's."""
+    try:
+        handles = list((process / "fd").iterdir())
+    except OSError:
+        return
+    for handle in handles:
+        with suppress(OSError):  # closed meanwhile
+            yield os.readlink(handle)
 
 
 def _listening(port: int) -> Iterator[str]:

@@ -139,8 +139,10 @@ def _block_bytes(model: ModelConfig, max_length: int, precision: Precision) -> i
     mlp = 2 * 4 * C * item  # before and after the GELU
     if model.dropout == 0 or precision.cuda:
         return norms + mlp + 4 * C * item + _FLOAT32 * H  # queries, keys, values, output; a normaliser a head
-    ends = [min(start + _QUERIES, max_length) for start in range(0, max_length, _QUERIES)]
-    keys = sum(end * min(_QUERIES, max_length) for end in ends) / max_length  # that a query sees, masked or not
+    starts = range(0, max_length, _QUERIES)
+    ends = [min(start + _QUERIES, max_length) for start in starts]
+    # The keys that each query is compared with, hidden ones of its own block included; the mean over queries.
+    keys = sum(end * (end - start) for start, end in zip(starts, ends, strict=True)) / max_length
     copies = _FLOAT32 * C * (1 + 2 * sum(ends) / max_length)  # of queries once, of keys and values for each block
     scores = 3 * _FLOAT32 * H * keys  # probabilities, what is dropped, what is left
     return norms + mlp + C * item + round(copies + scores)

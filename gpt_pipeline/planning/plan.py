@@ -264,13 +264,13 @@ class _Measuring:
 
     def _why_not(self, *, measured: bool) -> str | None:
         if self.running:
-            return "its training runs now: its own figures"
+            return "not measured: its training runs now"
         if not measured:
             return "not measured, as asked"
         if self.start.kind == "finished":
             return "the training is finished"
         if self.length is None or self.device is None or self.need is None:
-            return "it cannot be started as it is"
+            return "not measured: it cannot be started as it is"
         free = self.device.memory_free
         if not self.device.precision.cuda and free is not None and self.need.device > free:
             return "not measured: this machine's memory might not hold it"

@@ -163,8 +163,10 @@ def _speed(request: Request, records: list[Mapping[str, Any]], *, world_size: in
     seconds = update_seconds(updates or [by_kind["first"]], micro_batches=request.plan.grad_accum_steps)
     share = request.plan.batch_size * request.plan.max_length
     notes = [str(record["text"]) for record in records if record["kind"] == "note"]
-    if late:
-        notes.append(f"cut off after {len(updates)} updates, so less certain")
+    if late and updates:
+        notes.append(f"cut off by the time limit after {len(updates)} of them, so less certain")
+    elif late:
+        notes.append("the time limit left room for the first update only, which is slower than the others")
     if world_size > 1:
         notes.append(f"measured on one GPU and multiplied by {world_size}: what they tell one another is not in it")
     return Speed(

@@ -17,6 +17,7 @@ from gpt_pipeline.experiment.plan import training_fingerprint
 from gpt_pipeline.experiment.sizes import training_size
 from gpt_pipeline.orchestration.pending import WantedEvaluation, wanted_evaluations
 from gpt_pipeline.orchestration.report_step import report_is_outdated
+from gpt_pipeline.orchestration.training_log import is_log_pending
 from gpt_pipeline.planning.stages import StageProgress, data_progress
 from gpt_pipeline.planning.training import TrainingProgress, training_progress
 
@@ -81,6 +82,9 @@ class Status:
     evaluations_pending: int = 0
     """Checkpoints that lack one, or have one by other questions, settings or code."""
 
+    tracking_is_pending: bool = False
+    """Whether MLflow lacks something of the training."""
+
     best: Best | None = None
     report: Path | None = None
     report_is_outdated: bool = False
@@ -125,6 +129,7 @@ def experiment_status(experiment: Experiment) -> Status:
     checkpoints = _checkpoints(folder.checkpoints)
     outdated = stages[-1].state == "finished" and report_is_outdated(experiment)
     pending = sum(each.state != "done" for each in wanted)
+    untold = is_log_pending(experiment)
     results = read_evaluations(folder.evaluations)
     return Status(
         file=experiment.file,
@@ -137,10 +142,11 @@ def experiment_status(experiment: Experiment) -> Status:
         checkpoint_bytes=_bytes_on_disk(folder.checkpoints),
         evaluations_done=len(results),
         evaluations_pending=pending,
+        tracking_is_pending=untold,
         best=_best(results, best_checkpoint(folder.checkpoints)),
         report=folder.report if folder.report.is_file() else None,
         report_is_outdated=outdated,
-        next=next_step(experiment.file, stages, training, pending=pending, outdated=outdated),
+        next=next_step(experiment.file, stages, training, pending=pending, outdated=outdated, untold=untold),
     )
 
 
@@ -200,7 +206,13 @@ def _best(results: Sequence[EvaluationResult], model: CheckpointInfo | None) -> 
 
 
 def next_step(
-    file: Path, stages: Sequence[StageProgress], training: TrainingProgress, *, pending: int, outdated: bool
+    file: Path,
+    stages: Sequence[StageProgress],
+    training: TrainingProgress,
+    *,
+    pending: int,
+    outdated: bool,
+    untold: bool,
 ) -> NextStep:
     """Return the command that takes the experiment further, or uses what it came to."""
     if training.state == "running":
@@ -208,16 +220,18 @@ def next_step(
             command="gpt-pipeline ui", why="watch it train; Ctrl+C where it runs stops it with a checkpoint"
         )
     if training.state == "finished":
-        return _after_training(_shown(file), pending=pending, outdated=outdated)
+        return _after_training(_shown(file), pending=pending, outdated=outdated, untold=untold)
     return _before_its_end(_shown(file), stages, training)
 
 
-def _after_training(name: str, *, pending: int, outdated: bool) -> NextStep:
+def _after_training(name: str, *, pending: int, outdated: bool, untold: bool) -> NextStep:
     if pending:
         what = f"{pending} checkpoint{'s are' if pending > 1 else ' is'} to be evaluated"
         return NextStep(command=f"gpt-pipeline evaluate {name}", why=what)
     if outdated:
         return NextStep(command=f"gpt-pipeline evaluate {name}", why="the report does not show the newest results")
+    if untold:
+        return NextStep(command=f"gpt-pipeline run {name}", why="MLflow has not all of the training yet")
     return NextStep(
         command=f'gpt-pipeline generate {name} --prompt "..."', why="everything is done: ask it, or compare it"
     )

@@ -1,0 +1,315 @@
+"""Each look of the doctor, against what is really wrong or right on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_pipeline.cli import main
+from gpt_pipeline.doctor import show
+from gpt_pipeline.doctor.examination import examine
+from gpt_pipeline.doctor.files import look_at_files
+from gpt_pipeline.doctor.finding import Finding, findings_of, ok
+from gpt_pipeline.doctor.hub import look_at_hub, within
+from gpt_pipeline.doctor.machine import look_at_disk, look_at_memory, look_at_open_files
+from gpt_pipeline.doctor.ports import find_holder, look_at_port
+from gpt_pipeline.doctor.python import look_at_libraries, look_at_python, misfit
+from gpt_pipeline.doctor.stores import look_at_dagster_home, look_at_history, look_at_mlflow
+from gpt_pipeline.doctor.torch_build import Nvidia, cuda_build, find_nvidia, look_at_torch
+from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.planning.host import HostMemory
+from gpt_pipeline.training.config import HardwareConfig
+from gpt_pipeline_tests.hub_server import running_hub
+from gpt_pipeline_tests.projects import TinyProject
+
+_SMI = """#!/bin/sh
+if [ "$1" = "-L" ]; then echo "GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-1)"; exit 0; fi
+echo "| NVIDIA-SMI 570.1    Driver Version: 570.1    CUDA Version: 12.8 |"
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(root=tmp_path, experiments=tmp_path / "experiments")
+
+
+def _one(findings: Iterator[Finding]) -> Finding:
+    (found,) = findings
+    return found
+
+
+# Python, libraries, torch
+
+
+def test_python_too_old_is_a_problem_and_this_one_is_not() -> None:
+    assert _one(look_at_python((3, 10))).status == "problem"
+    assert _one(look_at_python()).status in ("ok", "note")
+
+
+def test_libraries_of_another_version_or_missing_are_named() -> None:
+    from packaging.requirements import Requirement
+
+    assert misfit(Requirement("click>=8.1")) is None
+    assert "found click" in misfit(Requirement("click>=999"))
+    assert "is missing" in misfit(Requirement("no-such-library-here>=1"))
+
+
+def test_libraries_of_a_package_that_is_not_installed_are_a_note() -> None:
+    assert _one(look_at_libraries("no-such-library-here")).status == "note"
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that says what NVIDIA's says."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "nvidia-smi").write_text(_SMI)
+    (folder / "nvidia-smi").chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+@pytest.mark.skipif(os.name == "nt" or torch.cuda.is_available(), reason="needs a shell script, and no real GPU")
+def test_torch_for_the_cpu_beside_a_gpu_is_a_problem_with_the_index_to_install_from(nvidia_smi: None) -> None:
+    assert find_nvidia() == Nvidia(text="NVIDIA GeForce RTX 4090", cuda=(12, 8))
+    found = _one(look_at_torch(None))
+    if torch.version.cuda is None:
+        assert found.status == "problem"
+        assert "https://download.pytorch.org/whl/cu128" in found.remedy
+        assert _one(look_at_torch(HardwareConfig(device="cpu"))).status == "ok"
+    else:
+        assert "driver" in found.remedy
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_torch_without_a_gpu_is_a_problem_only_for_an_experiment_that_wants_one() -> None:
+    assert _one(look_at_torch(HardwareConfig(device="cuda"))).status == "problem"
+
+
+def test_cuda_build_is_the_newest_that_the_driver_can_run() -> None:
+    assert "/cu130 " in cuda_build("2.13.0+cpu", Nvidia(text="", cuda=(13, 1)))
+    assert "torch==2.13.0 " in cuda_build("2.13.0+cpu", Nvidia(text="", cuda=(12, 7)))
+    assert "/cu126 " in cuda_build("2.13.0+cpu", Nvidia(text="", cuda=(12, 7)))
+    assert cuda_build("2.13.0+cpu", Nvidia(text="", cuda=(11, 8))).startswith("update the GPU's driver")
+
+
+# Machine and files
+
+
+def test_disk_and_memory_are_judged_by_their_size(tmp_path: Path) -> None:
+    assert _one(look_at_disk([tmp_path, tmp_path])).status in ("ok", "note", "problem")
+    assert _one(look_at_memory(HostMemory(total=8 * 10**9, available=10**8))).status == "problem"
+    assert _one(look_at_memory(HostMemory(total=64 * 10**9, available=32 * 10**9))).status == "ok"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_open_files_below_the_usual_are_a_note() -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, before[1]))
+    try:
+        assert _one(look_at_open_files()).status == "note"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_files_of_a_folder_to_come_are_tried_out_in_its_parent_and_nothing_stays(tmp_path: Path) -> None:
+    assert _one(look_at_files([tmp_path / "to" / "come"])).status == "ok"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that not even root can write in")
+def test_files_of_a_read_only_folder_are_a_problem_with_a_remedy() -> None:
+    found = _one(look_at_files([Path("/proc")]))
+    assert found.status == "problem"
+    assert "storage.base_folder" in found.remedy
+
+
+# Hub and ports
+
+
+def test_hub_that_answers_is_ok_and_the_token_is_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "synth_001.parquet").write_bytes(b"PAR1")
+    with running_hub() as hub:
+        hub.publish(tmp_path)
+        assert _one(look_at_hub(endpoint=hub.endpoint)).status == "ok"
+        hub.token = "hf_right"
+        assert _one(look_at_hub(endpoint=hub.endpoint, token="hf_right")).status == "ok"
+        wrong = _one(look_at_hub(endpoint=hub.endpoint, token="hf_wrong"))
+        assert wrong.status == "problem"
+        assert "hf_wrong" not in wrong.text + wrong.remedy
+        hub.failing = 503
+        assert _one(look_at_hub(endpoint=hub.endpoint)).status == "note"
+
+
+def test_hub_that_is_not_there_is_a_note() -> None:
+    found = _one(look_at_hub(endpoint="http://127.0.0.1:9"))
+    assert found.status == "note"
+    assert "does not answer" in found.text
+
+
+def test_within_gives_up_on_what_takes_too_long_and_passes_on_errors() -> None:
+    forever = threading.Event()
+    with pytest.raises(TimeoutError, match="no answer"):
+        within(0.05, forever.wait)
+    forever.set()
+    with pytest.raises(ZeroDivisionError):
+        within(5, lambda: 1 / 0)
+    assert within(5, lambda: 7) == 7
+
+
+@contextmanager
+def _server(status: int = 200) -> Iterator[int]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_port_that_is_taken_names_its_holder_and_is_free_afterwards() -> None:
+    with _server() as port:
+        found = _one(look_at_port(port, page="a page"))
+        assert found.status == "note"
+        if sys.platform == "linux":
+            assert find_holder(port).startswith(f"process {os.getpid()} (")
+            assert f"process {os.getpid()}" in found.text
+    assert _one(look_at_port(port, page="a page")).status == "ok"
+
+
+# Stores
+
+
+def test_dagster_home_unset_relative_missing_bare_and_right(project: Project, tmp_path: Path) -> None:
+    def look(home: str) -> Finding:
+        return _one(look_at_dagster_home(project, {"DAGSTER_HOME": home}))
+
+    assert look("").status == "ok"
+    assert look("some/folder").status == "problem"
+    assert "absolute" in look("some/folder").text
+    assert look(str(tmp_path / "gone")).status == "problem"
+    home = tmp_path / "home"
+    home.mkdir()
+    assert look(str(home)).status == "note"
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    assert look(str(home)).status == "ok"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_dagster_home_that_is_read_only_is_a_problem(project: Project, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o500)
+    assert _one(look_at_dagster_home(project, {"DAGSTER_HOME": str(home)})).status == "problem"
+
+
+def test_history_absent_readable_and_damaged(project: Project) -> None:
+    assert "none yet" in _one(look_at_history(project, {})).text
+    assert list(project.root.iterdir()) == []
+    where = Path.cwd()
+    project.enter()
+    try:
+        with project.instance() as instance:
+            assert instance.get_runs_count() == 0
+    finally:
+        os.chdir(where)
+        del os.environ["GPT_PIPELINE_EXPERIMENTS"]
+    assert _one(look_at_history(project, {})).text.startswith("0 runs")
+    assert Path.cwd() == where
+    database = next(project.root.glob(".dagster/history/**/runs.db"))
+    database.write_bytes(b"this is no database" * 500)
+    found = _one(look_at_history(project, {}))
+    assert found.status == "problem"
+    assert "move" in found.remedy
+
+
+def test_mlflow_database_new_filled_locked_and_damaged(tmp_path: Path, store: Path) -> None:
+    assert "none yet" in _one(look_at_mlflow(f"sqlite:///{tmp_path}/mlflow.db")).text
+    assert not (tmp_path / "mlflow.db").exists()
+    uri = f"sqlite:///{(store / 'mlflow.db').as_posix()}"
+    assert _one(look_at_mlflow(uri)).text.startswith("0 runs")
+    (store / "mlflow.db").write_bytes(b"this is no database" * 500)
+    assert _one(look_at_mlflow(uri)).status == "problem"
+
+
+def test_mlflow_database_that_another_program_writes_is_a_note(store: Path, monkeypatch) -> None:
+    monkeypatch.setattr("gpt_pipeline.doctor.stores._SECONDS", 0.1)
+    other = sqlite3.connect(store / "mlflow.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        found = _one(look_at_mlflow(f"sqlite:///{(store / 'mlflow.db').as_posix()}"))
+    finally:
+        other.close()
+    assert found.status == "note"
+
+
+def test_mlflow_server_up_down_and_a_folder_of_files() -> None:
+    with _server() as port:
+        assert _one(look_at_mlflow(f"http://127.0.0.1:{port}")).status == "ok"
+    with _server(status=401) as port:
+        assert _one(look_at_mlflow(f"http://127.0.0.1:{port}")).status == "note"
+    assert _one(look_at_mlflow(f"http://127.0.0.1:{port}")).status == "problem"
+    assert _one(look_at_mlflow("file:///tmp/mlruns")).status == "problem"
+    assert _one(look_at_mlflow("postgresql://user:secret@db/mlflow")).status == "note"
+    assert "secret" not in _one(look_at_mlflow("postgresql://user:secret@db/mlflow")).text
+
+
+# All together
+
+
+def test_a_look_that_fails_itself_is_a_problem_and_keeps_no_other_from_looking() -> None:
+    def broken() -> Iterator[Finding]:
+        raise RuntimeError("the disk controller said no")
+
+    found = findings_of({"first": broken, "second": lambda: [ok("second", "fine")]})
+    assert [finding.status for finding in found] == ["problem", "ok"]
+    assert "the disk controller said no" in found[0].text
+
+
+def test_examination_of_a_project_without_experiments_points_to_init(project: Project) -> None:
+    found = examine(project, None, offline=True)
+    assert any("gpt-pipeline init" in finding.remedy for finding in found)
+    assert list(project.root.iterdir()) == []
+
+
+def test_doctor_command_exits_with_1_and_shows_the_remedy(tmp_path: Path, capsys, monkeypatch) -> None:
+    tiny = TinyProject(root=tmp_path)
+    path = tiny.write_experiment("tiny")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///tmp/mlruns")
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", str(path), "--offline", "--json"])
+    value = json.loads(capsys.readouterr().out)
+    assert ended.value.code == 1
+    assert value["problems"] == 1
+    wrong = [finding for finding in value["findings"] if finding["status"] == "problem"]
+    assert wrong[0]["check"] == "MLflow"
+    assert "sqlite:" in wrong[0]["remedy"]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", str(path), "--offline"])
+    assert ended.value.code == 0
+    assert "\x1b[" not in capsys.readouterr().out
+    assert [each.name for each in tmp_path.iterdir()] == ["experiments"]
+
+
+def test_plain_text_has_each_finding_with_its_remedy() -> None:
+    finding = Finding(check="disk", status="problem", text="full", remedy="empty it")
+    assert show.plain_text([finding]).splitlines()[1].strip() == "-> empty it"
+    assert "1 problem to solve." in show.plain_text([finding])

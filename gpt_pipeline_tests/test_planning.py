@@ -1,0 +1,476 @@
+"""Plans against what is then really made: models, files, starts, updates."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from gpt_pipeline.checkpoints.room import free_bytes
+from gpt_pipeline.checkpoints.save import DiskFullError
+from gpt_pipeline.cli import main
+from gpt_pipeline.data.english import EnglishStage
+from gpt_pipeline.data.raw import prepare_raw
+from gpt_pipeline.data.shards import ShardsStage, find_shards
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.evaluation.config import EvaluationConfig
+from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.experiment.plan import training_job
+from gpt_pipeline.experiment.sizes import parameter_count
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.planning.disk import kept_checkpoints
+from gpt_pipeline.planning.duration import Work, duration
+from gpt_pipeline.planning.host import HostMemory, _limited, host_memory
+from gpt_pipeline.planning.memory import Precision, checkpoint_bytes, memory_need, optimizer_bytes, saved_bytes
+from gpt_pipeline.planning.plan import Plan, make_plan
+from gpt_pipeline.planning.probe import Request, sizes_of
+from gpt_pipeline.planning.speed import Speed, measure, update_seconds
+from gpt_pipeline.planning.stages import data_progress
+from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
+from gpt_pipeline.planning.training import upcoming_start
+from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
+from gpt_pipeline.training.device import flops_per_token
+from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.observer import SilentObserver
+from gpt_pipeline.training.optimizer import Optimizer
+from gpt_pipeline.training.plan import StepPlan
+from gpt_pipeline.training.run import run_job
+from gpt_pipeline.training.saver import Saver
+from gpt_pipeline.training.signals import StopFlag
+from gpt_pipeline.training.start import decide_start
+from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.training_jobs import Listener, make_job
+
+_TINY = ModelConfig(n_layer=2, n_head=4, n_embd=64, context_length=256, dropout=0.0)
+_EAGER = Precision(cuda=False, bf16=False, compiled=False, loss_piece=1024)
+
+
+def _quiet(text: str) -> None: ...
+
+
+def _make_data(experiment: Experiment) -> None:
+    raw = prepare_raw(experiment.data, experiment.data_folder, say=_quiet)
+    for stage in (
+        EnglishStage(config=experiment.data, data_folder=experiment.data_folder, given_raw=raw),
+        ShardsStage(config=experiment.data, data_folder=experiment.data_folder),
+    ):
+        for group in stage.plan(force=False, say=_quiet):
+            stage.make(group, say=_quiet)
+        stage.finish(say=_quiet)
+
+
+def _job(experiment: Experiment) -> TrainingJob:
+    shards = find_shards(experiment.data, experiment.data_folder)
+    assert shards is not None
+    return training_job(experiment, shards)
+
+
+def _plan(experiment: Experiment) -> Plan:
+    return make_plan(experiment, measured=False, say=_quiet)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> TinyProject:
+    project = TinyProject(root=tmp_path)
+    project.write_experiment("tiny")
+    return project
+
+
+@pytest.fixture
+def with_data(project: TinyProject) -> TinyProject:
+    _make_data(project.experiment("tiny"))
+    return project
+
+
+def _train(project: TinyProject, *, stop_at: int | None = None) -> TrainingJob:
+    """Train the experiment `tiny` in this process; with `stop_at`, to that step."""
+    job, stop = _job(project.experiment("tiny")), StopFlag()
+
+    def look(step: int) -> None:
+        if stop_at is not None and step >= stop_at:
+            stop.request(15)
+
+    run_job(job, Listener(look), stop=stop, environment={})
+    return job
+
+
+# Models and memory
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_weights": False, "qkv_bias": True}])
+def test_plan_flops_are_those_that_torch_counts(changes: dict) -> None:
+    config = dataclasses.replace(_TINY, **changes)
+    with torch.device("meta"):
+        model = GPT(config)
+        ids = torch.zeros((2, 128), dtype=torch.int64)
+    with FlopCounterMode(display=False) as counted:
+        model(ids, ids).backward()
+    planned = 256 * flops_per_token(config, num_parameters=parameter_count(config), max_length=128)
+    assert planned == pytest.approx(counted.get_total_flops(), rel=0.002)  # biases and norms count as matrices
+
+
+def _bytes_kept(model: GPT, ids: torch.Tensor, *, bf16: bool) -> int:
+    """What autograd keeps of a forward pass, without parameters and without the loss's logits."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    logits = (ids.numel(), model.config.vocab_size)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        pointer = tensor.untyped_storage().data_ptr()
+        if tensor.dim() and tensor.shape != logits and pointer not in own:
+            kept[pointer] = tensor
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        model(ids, ids)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(("dropout", "length"), [(0.0, 256), (0.1, 64), (0.1, 256), (0.1, 200)])
+def test_plan_activations_are_those_that_autograd_keeps(dropout: float, length: int, bf16: bool) -> None:
+    config = dataclasses.replace(_TINY, dropout=dropout)
+    model = GPT(config).train()
+    found = _bytes_kept(model, torch.zeros((3, length), dtype=torch.int64), bf16=bf16)
+    precision = dataclasses.replace(_EAGER, bf16=bf16)
+    assert saved_bytes(config, tokens=3 * length, max_length=length, precision=precision) == pytest.approx(
+        found, rel=0.03
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_plan_optimizer_state_is_that_of_torch_after_a_step(optimizer: str) -> None:
+    model = GPT(_TINY)
+    made = Optimizer(model, TrainingConfig(optimizer=optimizer))
+    assert optimizer_bytes(_TINY, optimizer) == made.state_bytes
+    model(torch.zeros((1, 8), dtype=torch.int64), torch.zeros((1, 8), dtype=torch.int64)).backward()
+    made.step(1e-3)
+    tensors = [
+        value
+        for state in made.state()["states"]
+        for entry in state["state"].values()
+        for value in entry.values()
+        if isinstance(value, torch.Tensor) and value.dim()
+    ]
+    assert optimizer_bytes(_TINY, optimizer) == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def test_plan_memory_grows_with_the_micro_batch_but_not_its_state() -> None:
+    small, large = (
+        memory_need(_TINY, optimizer="adamw", micro_batch_size=size, max_length=128, precision=_EAGER)
+        for size in (2, 8)
+    )
+    assert small.state == large.state == 16 * parameter_count(_TINY)
+    assert large.device > small.device
+
+
+def test_host_memory_of_this_machine_is_plausible_and_less_in_a_container(tmp_path: Path) -> None:
+    memory = host_memory()
+    assert memory is not None
+    assert memory.available is None or 0 < memory.available <= memory.total
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("400000\n")
+    (tmp_path / "memory.stat").write_text("anon 300000\ninactive_file 50000\nactive_file 50000\n")
+    limited = _limited(HostMemory(total=8_000_000, available=7_000_000), tmp_path)
+    assert limited == HostMemory(total=1_000_000, available=700_000)
+
+
+# Tokens, steps, disk
+
+
+def test_plan_tokens_of_finished_shards_are_counted_and_steps_are_the_trainers(with_data: TinyProject) -> None:
+    experiment = with_data.experiment("tiny")
+    facts = find_shards(experiment.data, experiment.data_folder).manifest.facts
+    plan = _plan(experiment)
+    assert plan.tokens.exact
+    assert (plan.tokens.train_tokens, plan.tokens.documents) == (facts["train_tokens"], 300)
+    assert plan.length.tokens_per_step == 128
+    assert plan.length.steps == 12
+    assert plan.length.steps_per_epoch == (facts["train_tokens"] - 1) // 32 // 4
+    assert plan.parameters == GPT(experiment.config.model).num_parameters
+
+
+def test_plan_tokens_of_synth_are_estimated_with_the_constants_source(project: TinyProject) -> None:
+    path = project.write_experiment("synth", num_samples=2_000_000)
+    path.write_text(path.read_text().replace("source: sample, ", ""))
+    tokens = count_tokens(load_experiment(path))
+    assert not tokens.exact
+    assert tokens.tokens == 2_000_000 * SYNTH_TOKENS_PER_DOCUMENT
+    assert "PleIAs/SYNTH" in tokens.source
+
+
+def test_plan_tokens_of_a_larger_set_go_by_what_was_counted_of_the_same_source(with_data: TinyProject) -> None:
+    with_data.write_experiment("more", num_samples=3000)
+    counted, estimated = (count_tokens(with_data.experiment(name)) for name in ("tiny", "more"))
+    assert not estimated.exact
+    assert "as counted in 300 of the same source" in estimated.source
+    assert estimated.tokens == pytest.approx(10 * counted.tokens, rel=0.001)
+
+
+def test_plan_sample_estimates_are_near_what_is_then_made(project: TinyProject) -> None:
+    project.write_experiment("sample", num_samples=8000)
+    experiment = project.experiment("sample")
+    before = _plan(experiment)
+    _make_data(experiment)
+    after = _plan(experiment)
+    assert before.tokens.tokens == pytest.approx(after.tokens.tokens, rel=0.1)
+    for planned, made in zip(before.disks[0].needs, after.disks[0].needs[-3:], strict=False):
+        if planned.what == made.what:
+            assert planned.size == pytest.approx(made.size, rel=0.25)
+    on_disk = sum(path.stat().st_size for path in _distinct_files(experiment.data_folder))
+    planned = sum(need.size for need in before.disks[0].needs if "checkpoints" not in need.what)
+    assert planned == pytest.approx(on_disk, rel=0.25)
+    assert after.disks[0].to_write == before.disks[0].needs[-1].size  # the checkpoints alone are left
+
+
+def _distinct_files(folder: Path) -> list[Path]:
+    files = {path.stat().st_ino: path for path in folder.rglob("*") if path.is_file()}
+    return list(files.values())
+
+
+def test_plan_checkpoint_size_is_that_of_the_file(with_data: TinyProject) -> None:
+    job = _train(with_data, stop_at=4)
+    saved = with_data.checkpoints("tiny")[-1]
+    assert checkpoint_bytes(job.model, "adamw") == pytest.approx(saved.size, rel=0.02)
+
+
+def test_plan_counts_as_many_checkpoints_as_the_trainer_wants_room_for(tmp_path: Path) -> None:
+    job = make_job(tmp_path, cadence={"keep_last": 7})
+    saver = Saver(job, SilentObserver())
+    share = free_bytes(tmp_path) // kept_checkpoints(7)
+    saver.require_room(int(0.9 * share))
+    with pytest.raises(DiskFullError):
+        saver.require_room(int(1.1 * share))
+    saver.close()
+
+
+# What is used again
+
+
+def test_data_progress_tells_absent_partly_and_finished(project: TinyProject) -> None:
+    project.write_experiment("two_files", num_samples=9000)
+    experiment = project.experiment("two_files")
+    assert [stage.state for stage in data_progress(experiment)] == ["absent", "absent", "absent"]
+    raw = prepare_raw(experiment.data, experiment.data_folder, say=_quiet)
+    english = EnglishStage(config=experiment.data, data_folder=experiment.data_folder, given_raw=raw)
+    english.make([english.parts()[0].raw.name], say=_quiet)
+    found = data_progress(experiment)
+    assert [stage.state for stage in found] == ["finished", "partly", "absent"]
+    assert (found[1].files_done, found[1].files) == (1, 2)
+    _make_data(experiment)
+    assert [stage.state for stage in data_progress(experiment)] == ["finished"] * 3
+
+
+def test_plan_start_before_during_and_after_a_training(with_data: TinyProject) -> None:
+    experiment = with_data.experiment("tiny")
+    assert (_plan(experiment).start.kind, _plan(experiment).length.steps_left) == ("anew", 12)
+    _train(with_data, stop_at=6)
+    stopped = _plan(experiment)
+    assert (stopped.start.kind, stopped.start.step, stopped.length.steps_left) == ("continue", 6, 6)
+    _train(with_data)
+    finished = _plan(experiment)
+    assert (finished.start.kind, finished.length.steps_left) == ("finished", 0)
+    assert finished.disks[0].to_write == 0
+    with_data.write_experiment("tiny", learning_rate=0.002)
+    changed = _plan(with_data.experiment("tiny"))
+    assert (changed.start.kind, changed.start.moves_aside) == ("anew", True)
+
+
+_RESUMES = ["null", "scratch", "checkpoint_step_4.pt", "checkpoint_step_8.pt", "best_model.pt"]
+
+
+@pytest.mark.parametrize("resume", _RESUMES)
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("learning_rate", [0.001, 0.002])
+def test_upcoming_start_is_what_the_trainer_then_decides(
+    with_data: TinyProject, resume: str, repeated: bool, learning_rate: float
+) -> None:
+    _train(with_data, stop_at=9)
+    path = with_data.write_experiment("tiny", learning_rate=learning_rate)
+    path.write_text(path.read_text().replace("../storage}", f"../storage, checkpoint_to_resume: {resume}}}"))
+    job = _job(with_data.experiment("tiny"))
+    if repeated:
+        decide_start(job, max_steps=12, say=_quiet)
+    before = len(list(job.folder.root.glob("previous/*")))
+    expected = upcoming_start(job)
+    start = decide_start(job, max_steps=12, say=_quiet)
+    assert expected.step == (0 if start.checkpoint is None else start.checkpoint.step)
+    assert expected.checkpoint == (None if start.checkpoint is None else start.checkpoint.path.name)
+    assert (expected.kind == "finished") == (start.finished is not None)
+    moved = [path for path in job.folder.root.glob("previous/*") if list(path.rglob("*.pt"))]
+    assert expected.moves_aside == (len(moved) > before)
+
+
+# Speed and hours
+
+
+def _request(**changes) -> Request:
+    plan = StepPlan(batch_size=4, micro_batch_size=2, max_length=32, world_size=1, max_steps=100)
+    values = {
+        "model": ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=64),
+        "training": TrainingConfig(batch_size=4, micro_batch_size=2, warmup_steps=2),
+        "hardware": HardwareConfig(device="cpu"),
+        "plan": plan,
+        "answers": 2,
+    }
+    return Request(**{**values, **changes})
+
+
+def test_measure_makes_real_updates_and_leaves_nothing_behind(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told: list[str] = []
+    speed = measure(_request(), world_size=1, say=told.append)
+    assert speed.updates >= 3
+    assert speed.tokens_per_second == pytest.approx(128 / speed.update_seconds)
+    assert speed.reading_tokens_per_second > 0
+    assert speed.writing_tokens_per_second > 0
+    assert "CPU" in speed.device
+    assert any("first update" in text for text in told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_measure_beyond_its_time_says_so_and_ends_its_process() -> None:
+    with pytest.raises(UserError, match="not one update was made in 0 s"):
+        measure(_request(), world_size=1, say=_quiet, limit_seconds=0.2)
+    assert all("planning.probe" not in _command_of(pid) for pid in _children())
+
+
+def _children() -> list[int]:
+    """The processes that this one has started and that are not ended; none where the system does not tell."""
+    tables = Path("/proc/self/task").glob("*/children")
+    return [int(pid) for table in tables for pid in table.read_text().split()]
+
+
+def _command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_measure_on_a_device_that_is_not_there_is_refused_in_the_trainers_words() -> None:
+    with pytest.raises(UserError, match=r"torch .* sees none"):
+        measure(_request(hardware=HardwareConfig(device="cuda")), world_size=1, say=_quiet)
+
+
+def test_update_seconds_of_many_micro_batches_follow_from_two_sizes() -> None:
+    def of(size: int, seconds: float) -> dict:
+        return {"micro_batches": size, "seconds": seconds}
+
+    # 0.5 s beside the micro-batches, 0.25 s for each; the slow one is an outlier.
+    updates = [of(1, 0.75), of(4, 1.5), of(1, 0.75), of(4, 1.5), of(1, 9.0), of(4, 1.5)]
+    assert update_seconds(updates, micro_batches=128) == pytest.approx(0.5 + 0.25 * 128)
+    assert update_seconds([of(2, 3.0)], micro_batches=2) == 3.0
+
+
+def test_probe_makes_whole_updates_where_they_are_short() -> None:
+    plan = StepPlan(batch_size=6, micro_batch_size=2, max_length=8, world_size=1, max_steps=1)
+    assert sizes_of(plan) == (3,)
+    assert sizes_of(dataclasses.replace(plan, batch_size=64)) == (1, 4)
+
+
+def test_duration_of_a_known_speed_is_arithmetic() -> None:
+    work = Work(
+        steps=1000,
+        tokens_per_step=4096,
+        max_length=512,
+        batch_size=8,
+        validation_tokens=10**6,
+        tokens_per_document=800,
+        evaluations=4,
+    )
+    speed = Speed(
+        tokens_per_second=1000.0,
+        source="measured",
+        reading_tokens_per_second=4000.0,
+        writing_tokens_per_second=100.0,
+    )
+    config = EvaluationConfig(
+        eval_freq=500, eval_iters=20, save_every_n_iterations=250, num_questions=5, max_new_tokens=100
+    )
+    found = duration(work, config, speed, [])
+    assert found.validation_seconds == pytest.approx(2 * 20 * 8 * 512 / 4000)
+    assert found.training_seconds == pytest.approx(1000 * 4.096 + found.validation_seconds)
+    assert found.evaluation_seconds == pytest.approx(4 * ((10**6 + 256 * 512) / 4000 + 5 * 100 / 100))
+
+
+# The command
+
+
+def _run(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return int(ended.value.code or 0), capsys.readouterr().out
+
+
+def test_plan_command_measures_and_prints_json_in_full(with_data: TinyProject, capsys) -> None:
+    path = str(with_data.root / "experiments" / "tiny.yaml")
+    code, output = _run(capsys, "plan", path, "--json")
+    plan = json.loads(output)
+    assert code == 0
+    assert plan["can_run"] is True
+    assert plan["length"]["tokens"] == 12 * 128
+    assert plan["length"]["flops"] == plan["length"]["tokens"] * plan["length"]["flops_per_token"]
+    assert plan["speed"]["source"] == "measured"
+    assert plan["duration"]["training_seconds"] > 0
+    assert not (with_data.root / "storage" / "tiny").exists()
+
+
+def test_plan_command_names_what_would_fail_and_exits_with_1(with_data: TinyProject, capsys) -> None:
+    path = with_data.root / "experiments" / "tiny.yaml"
+    path.write_text(path.read_text().replace("../storage}", "../storage, checkpoint_to_resume: gone.pt}"))
+    code, output = _run(capsys, "plan", str(path), "--no-measure")
+    assert code == 1
+    assert "storage.checkpoint_to_resume: found 'gone.pt'" in output
+    assert "1 problem would make it fail." in output
+
+
+def test_plan_of_too_little_data_is_a_problem_with_a_remedy(project: TinyProject) -> None:
+    path = project.write_experiment("few", num_samples=2)
+    path.write_text(path.read_text().replace("batch_size: 4", "batch_size: 400"))
+    plan = _plan(load_experiment(path))
+    assert plan.length is None
+    assert any(each.key == "data.num_samples" and "raise data.num_samples" in each.remedy for each in plan.problems)
+
+
+def test_plan_warns_of_what_is_hardly_wanted_and_can_still_be_run(project: TinyProject) -> None:
+    path = project.write_experiment("odd")
+    text = path.read_text().replace("max_steps: 12", "num_epochs: 9").replace("warmup_steps: 2", "warmup_steps: 5000")
+    path.write_text(text)
+    plan = _plan(load_experiment(path))
+    assert plan.problems == ()
+    keys = {finding.key for finding in plan.findings}
+    assert {"training.warmup_steps", "training.num_epochs", "data.validation_fraction"} <= keys
+
+
+def test_plan_of_one_pass_with_dropout_warns_and_without_does_not(project: TinyProject) -> None:
+    path = project.write_experiment("once")
+    assert "model.dropout" in {finding.key for finding in _plan(load_experiment(path)).findings}
+    path.write_text(path.read_text().replace("n_embd: 16", "n_embd: 16, dropout: 0.0"))
+    assert "model.dropout" not in {finding.key for finding in _plan(load_experiment(path)).findings}
+
+
+def test_plan_of_a_model_beyond_the_memory_is_not_tried_out(project: TinyProject) -> None:
+    path = project.write_experiment("huge")
+    text = path.read_text().replace("n_layer: 1, n_head: 2, n_embd: 16", "n_layer: 96, n_head: 96, n_embd: 12288")
+    path.write_text(text)
+    plan = make_plan(load_experiment(path), measured=True, say=_quiet)
+    assert plan.speed is None
+    assert any(problem.key == "memory" for problem in plan.problems)
+    assert any(problem.key == "disk" for problem in plan.problems)
+
+
+def test_plan_command_runs_as_a_program_without_a_terminal(project: TinyProject) -> None:
+    command = [sys.executable, "-m", "gpt_pipeline", "plan", "experiments/tiny.yaml", "--no-measure"]
+    done = subprocess.run(
+        command, cwd=project.root, capture_output=True, text=True, env=project.environment, check=True
+    )
+    assert "\x1b[" not in done.stdout
+    assert "Nothing stands in its way." in done.stdout

@@ -1,0 +1,172 @@
+"""What `gpt-pipeline status` tells, against experiments in all their states."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.cli import main
+from gpt_pipeline.data.english import prepare_english
+from gpt_pipeline.data.raw import prepare_raw
+from gpt_pipeline.data.shards import find_shards, prepare_shards
+from gpt_pipeline.experiment.plan import training_job
+from gpt_pipeline.planning.show_status import plain_text
+from gpt_pipeline.planning.status import Status, experiment_status, statuses
+from gpt_pipeline.planning.training import newest_records
+from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.training.heartbeat import heartbeat
+from gpt_pipeline.training.run import run_job
+from gpt_pipeline.training.signals import StopFlag
+from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.training_jobs import Listener
+
+
+def _quiet(text: str) -> None: ...
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> TinyProject:
+    project = TinyProject(root=tmp_path)
+    project.write_experiment("tiny")
+    return project
+
+
+def _status(project: TinyProject, stem: str = "tiny") -> Status:
+    return experiment_status(project.experiment(stem))
+
+
+def _train(project: TinyProject, *, stop_at: int | None = None) -> None:
+    experiment = project.experiment("tiny")
+    data, folder = experiment.data, experiment.data_folder
+    raw = prepare_raw(data, folder, say=_quiet)
+    prepare_shards(data, prepare_english(data, raw, folder, say=_quiet), folder, say=_quiet)
+    shards, stop = find_shards(data, folder), StopFlag()
+    assert shards is not None
+
+    def look(step: int) -> None:
+        if stop_at is not None and step >= stop_at:
+            stop.request(15)
+
+    run_job(training_job(experiment, shards), Listener(look), stop=stop, environment={})
+
+
+def test_status_of_a_new_experiment_leads_to_its_plan(project: TinyProject) -> None:
+    status = _status(project)
+    assert {stage.state for stage in status.stages} == {"absent"}
+    assert (status.training.state, status.checkpoints, status.best) == ("absent", (), None)
+    assert status.next.command.startswith("gpt-pipeline plan ")
+
+
+def test_status_of_a_stopped_training_has_its_step_and_leads_on(project: TinyProject) -> None:
+    _train(project, stop_at=6)
+    status = _status(project)
+    assert {stage.state for stage in status.stages} == {"finished"}
+    assert (status.training.state, status.training.step, status.training.max_steps) == ("stopped", 6, 12)
+    assert [each.step for each in status.checkpoints] == [4, 6]
+    assert [each.evaluation for each in status.checkpoints] == ["missing", "missing"]
+    assert status.best.step == 4
+    assert not status.best.evaluated
+    assert status.next.command.startswith("gpt-pipeline run ")
+
+
+def test_status_of_a_finished_training_leads_to_the_evaluations(project: TinyProject) -> None:
+    _train(project)
+    status = _status(project)
+    assert (status.training.state, status.training.step) == ("finished", 12)
+    assert (status.evaluations_done, status.evaluations_pending) == (0, 3)
+    files = {path.stat().st_ino: path.stat().st_size for path in status.folder.glob("checkpoints/*.pt")}
+    assert status.checkpoint_bytes == sum(files.values())
+    assert status.next.command.startswith("gpt-pipeline evaluate ")
+
+
+def test_status_of_a_running_training_has_its_process_and_step(project: TinyProject) -> None:
+    _train(project, stop_at=6)
+    root = project.experiment("tiny").folder.root
+    with folder_lock(root, purpose="training"), heartbeat(root, run="", step=lambda: 6):
+        deadline = time.monotonic() + 10
+        while not (root / "heartbeat.json").is_file() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        # Another process, as the lock of a folder is no obstacle to its own.
+        output = project.run("status", "experiments/tiny.yaml", "--json")
+    training = json.loads(output)[0]["training"]
+    assert (training["state"], training["step"]) == ("running", 6)
+    assert training["process"] > 0
+    assert training["tokens_per_second"] > 0
+    assert _status(project).training.state == "stopped"
+
+
+def test_status_of_a_killed_training_says_that_it_died(project: TinyProject) -> None:
+    _train(project, stop_at=6)
+    root = project.experiment("tiny").folder.root
+    process = {"host": "elsewhere", "pid": 1, "boot": "", "started": ""}
+    (root / "heartbeat.json").write_text(json.dumps({"process": process, "run": "", "step": 6}))
+    old = time.time() - 3600
+    os.utime(root / "heartbeat.json", (old, old))
+    assert _status(project).training.state == "died"
+
+
+def test_status_names_a_damaged_checkpoint(project: TinyProject) -> None:
+    _train(project, stop_at=6)
+    path = project.checkpoints("tiny")[-1].path
+    path.write_bytes(path.read_bytes()[:-10])
+    status = _status(project)
+    assert status.training.damaged == (path.name,)
+    assert status.training.step == 4
+    assert f"damaged: {path.name}" in plain_text([status])
+
+
+def test_status_of_a_changed_file_says_that_the_training_is_another(project: TinyProject) -> None:
+    _train(project, stop_at=6)
+    project.write_experiment("tiny", learning_rate=0.005)
+    status = _status(project)
+    assert status.training.of_other_settings
+    assert status.next.command.startswith("gpt-pipeline plan ")
+
+
+def test_status_of_all_experiments_shows_a_broken_file_beside_the_others(project: TinyProject) -> None:
+    (project.root / "experiments" / "broken.yaml").write_text("experiment_name: x\nnum_sample: 3\n")
+    found = statuses([], experiments=project.root / "experiments")
+    assert [status.problem is None for status in found] == [False, True]
+    assert found[0].next.command.startswith("gpt-pipeline validate ")
+
+
+def test_status_command_exits_with_2_for_a_file_that_is_no_experiment(project: TinyProject, capsys) -> None:
+    path = project.root / "experiments" / "broken.yaml"
+    path.write_text("experiment_name: x\nnum_sample: 3\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["status", str(path)])
+    assert ended.value.code == 2
+
+
+def test_status_is_quick_because_it_imports_nothing_heavy(project: TinyProject) -> None:
+    code = (
+        "import sys; from gpt_pipeline.cli import command\n"
+        "command.main(args=['status'], standalone_mode=False)\n"
+        "print(sorted({'torch', 'dagster', 'mlflow'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project.root,
+        env=project.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "\x1b[" not in done.stdout
+
+
+def test_newest_records_reads_the_end_of_a_long_file_and_skips_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"kind": "train", "step": step, "train_loss": 1.0}) for step in range(5000)]
+    path.write_text("\n".join([*lines, json.dumps({"kind": "validation", "step": 4999}), '{"kind": "train", "st']))
+    found = newest_records(path)
+    assert found["train"]["step"] == 4999
+    assert found["validation"]["step"] == 4999
+    assert newest_records(tmp_path / "absent.jsonl") == {}
