@@ -58,6 +58,7 @@ def test_columns_made_of_numbers_hold_them(values: list[bool]) -> None:
         number if value else None for number, value in zip(numbers.tolist(), values, strict=True)
     ]
     assert columns.int32s(columns.of_int32s(numbers)).tolist() == numbers.tolist()
+    assert columns.int32s(columns.of_int32s(numbers, where=truths)).tolist() == (numbers * truths).tolist()
 
 
 def test_columns_text_value_is_arrows_own() -> None:

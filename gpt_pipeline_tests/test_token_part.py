@@ -22,7 +22,6 @@ from gpt_pipeline.data.token_part import (
     Documents,
     SplitWriter,
     TokenPart,
-    tokens_at_bytes,
     write_token_part,
 )
 from gpt_pipeline.data.token_stream import TokenStream
@@ -259,17 +258,6 @@ def test_token_part_unusable_files_are_refused_by_name(tmp_path: Path, file: Pat
     ):
         with pytest.raises(DataError, match=rf"{name}\.parquet: {said}"):
             write(tmp_path / f"{name}.parquet", tmp_path / "part")
-
-
-@settings(max_examples=60)
-@given(sizes=st.lists(st.integers(0, 128), min_size=1, max_size=200), data=st.data())
-def test_tokens_at_bytes_are_those_of_a_plain_sum(sizes: list[int], data: st.DataObject) -> None:
-    owners = np.repeat(np.arange(len(sizes)), sizes)
-    if len(owners) == 0:
-        return
-    offsets = data.draw(st.lists(st.integers(0, len(owners) - 1), max_size=20))
-    found = tokens_at_bytes(np.array(sizes, np.uint8), np.array(offsets, np.int64))
-    assert found.tolist() == owners[offsets].tolist()
 
 
 @settings(max_examples=60, deadline=None)

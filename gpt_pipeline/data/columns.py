@@ -59,8 +59,9 @@ def _bits(buffer: pa.Buffer | None, column: pa.Array) -> Flags:
 
 
 def int32s(column: pa.Int32Array) -> NDArray[np.int32]:
-    """Return the numbers, a view; those in the place of nulls mean nothing."""
-    return _items(column, len(column))
+    """Return the numbers, 0 for nulls: a view, if there are none."""
+    numbers = _items(column, len(column))
+    return np.where(_bits(column.buffers()[0], column), numbers, np.int32(0)) if column.null_count else numbers
 
 
 def text_bounds(column: pa.StringArray) -> NDArray[np.int32]:
