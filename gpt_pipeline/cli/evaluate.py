@@ -15,7 +15,7 @@ from gpt_pipeline.cli.output import say, where_to_look
 @click.option("--questions", type=click.IntRange(min=0), help="Questions to ask; default: as the file says.")
 @click.option("--force", is_flag=True, help="Evaluate again what has been evaluated.")
 def evaluate(experiment: Path, questions: int | None, force: bool) -> None:
-    """Evaluate the checkpoints that are not yet.
+    """Evaluate what has not been evaluated.
 
     Then the report is written anew.
     """

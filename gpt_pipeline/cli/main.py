@@ -44,8 +44,9 @@ def command() -> None:
 
 
 for verb in (
-    *(init, validate, plan, run, status, verify, evaluate, compare, generate, export, import_, benchmark),
-    *(ui, doctor, completion),
+    *(init, validate, plan, run, status, ui),
+    *(evaluate, compare, generate, export, import_, benchmark),
+    *(verify, doctor, completion),
 ):
     command.add_command(verb)
 

@@ -30,7 +30,7 @@ def print_json(value: object) -> None:
     """Print the result of a `--json` command."""
     import json
 
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))  # str: of paths
 
 
 def where_to_look(project: Project, report: Path) -> None:
