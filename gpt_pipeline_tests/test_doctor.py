@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 import torch
@@ -280,6 +280,22 @@ def test_a_look_that_fails_itself_is_a_problem_and_keeps_no_other_from_looking()
     found = findings_of({"first": broken, "second": lambda: [ok("second", "fine")]})
     assert [finding.status for finding in found] == ["problem", "ok"]
     assert "the disk controller said no" in found[0].text
+
+
+def test_disk_that_is_not_there_is_a_problem_in_its_own_words() -> None:
+    gone = PureWindowsPath("Q:/storage")
+
+    class Gone(type(Path())):  # a drive that no machine of POSIX can lack
+        @property
+        def parents(self):
+            return ()
+
+        def exists(self) -> bool:
+            return False
+
+    found = findings_of({"disk": lambda: look_at_disk([Gone(gone.as_posix())])})
+    assert found[0].status == "problem"
+    assert "plug it in" in found[0].remedy
 
 
 def test_examination_of_a_project_without_experiments_points_to_init(project: Project) -> None:

@@ -5,9 +5,27 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from gpt_pipeline.errors import UserError
+
 
 def free_bytes(folder: Path) -> int:
-    """Return the bytes that are free on the disk of `folder`, which need not exist yet."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    """Return the bytes that are free on the disk of `folder`, which need not exist yet.
+
+    Raises:
+        UserError: as `existing_folder`.
+    """
+    return shutil.disk_usage(existing_folder(folder)).free
+
+
+def existing_folder(folder: Path) -> Path:
+    """Return `folder`, or the nearest one above it that exists.
+
+    Raises:
+        UserError: there is none: a drive that is not there.
+    """
+    for each in (folder, *folder.parents):
+        if each.exists():
+            return each
+    raise UserError(
+        f"{folder}: this machine has no {folder.anchor or 'such folder'}; plug it in, or choose another folder"
+    )

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from filelock import FileLock, Timeout
 
+from gpt_pipeline.checkpoints.room import existing_folder
 from gpt_pipeline.doctor.finding import Finding, note, ok, problem
 from gpt_pipeline.storage.atomic import fsync_file, fsync_folder
 
@@ -19,7 +20,7 @@ _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "lustre", "gluste
 
 def look_at_files(folders: Iterable[Path]) -> Iterator[Finding]:
     """Look at whether files in `folders` can be written safely; one that does not exist yet stands for its parent."""
-    for folder in dict.fromkeys(_existing(each) for each in folders):
+    for folder in dict.fromkeys(existing_folder(each) for each in folders):
         try:
             with TemporaryDirectory(prefix=".gpt-pipeline-doctor-", dir=folder) as name:
                 yield from _tried(folder, Path(name))
@@ -85,9 +86,3 @@ def _kind_of(folder: Path) -> str:
     points = {Path(point.replace("\\040", " ")): kind for _, point, kind, *_ in mounts}
     resolved = folder.resolve()
     return next((points[each] for each in (resolved, *resolved.parents) if each in points), "")
-
-
-def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder

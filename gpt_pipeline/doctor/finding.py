@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from gpt_pipeline.errors import UserError
+
 Status = Literal["ok", "note", "problem"]
 
 
@@ -47,6 +49,9 @@ def findings_of(looks: Mapping[str, Look]) -> list[Finding]:
     for name, look in looks.items():
         try:
             found += look()
+        except UserError as error:
+            text, _, remedy = str(error).rpartition("; ")
+            found.append(problem(name, text, remedy))
         except Exception as error:
             # Whatever keeps a look from looking is news, and must not keep the others from it.
             text = f"could not be looked at: {type(error).__name__}: {error}"

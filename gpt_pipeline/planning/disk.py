@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
-from gpt_pipeline.checkpoints.room import free_bytes
+from gpt_pipeline.checkpoints.room import existing_folder, free_bytes
 from gpt_pipeline.data.config import SAMPLE
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.planning.memory import checkpoint_bytes
@@ -67,11 +67,15 @@ class Disk:
 def disks(
     experiment: Experiment, tokens: TokenCount, stages: Sequence[StageProgress], start: UpcomingStart
 ) -> tuple[Disk, ...]:
-    """Return the disks that the experiment writes to, by the folders in the order in which they are written."""
+    """Return the disks that the experiment writes to, in the order in which they are written.
+
+    Raises:
+        UserError: one of them is not there.
+    """
     needs = [*_data_needs(experiment, tokens, stages), _checkpoint_need(experiment, start)]
     by_disk: dict[int, list[DiskNeed]] = {}
     for need in needs:
-        by_disk.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
+        by_disk.setdefault(existing_folder(need.folder).stat().st_dev, []).append(need)
     return tuple(
         Disk(folder=own[0].folder, free=free_bytes(own[0].folder), needs=tuple(own)) for own in by_disk.values()
     )
@@ -136,9 +140,3 @@ def _checkpoint_need(experiment: Experiment, start: UpcomingStart) -> DiskNeed:
 
 def _is_sample(experiment: Experiment) -> bool:
     return experiment.data.local_dataset_path is None and experiment.data.source == SAMPLE
-
-
-def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gpt_pipeline.checkpoints.room import existing_folder
 from gpt_pipeline.data.config import SAMPLE
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import TrainingSize
@@ -104,6 +106,11 @@ def _hub_is_switched_off() -> bool:
 
 
 def _disk(known: Known) -> Iterator[Finding]:
+    for folder in dict.fromkeys(existing_folder(need.folder) for disk in known.disks for need in disk.needs):
+        if not os.access(folder, os.W_OK):
+            yield problem(
+                "disk", f"nothing can be written in {folder}", "make it writable, or choose another base_folder"
+            )
     for disk in known.disks:
         if disk.to_write > disk.free:
             text = f"found {wording.size(disk.free)} free for {disk.folder}, need {wording.size(disk.to_write)}"

@@ -24,11 +24,12 @@ from gpt_pipeline.planning.probe import Request
 from gpt_pipeline.planning.speed import OutOfMemoryError, Speed, measure, speed_of_lines
 from gpt_pipeline.planning.stages import StageProgress, data_progress
 from gpt_pipeline.planning.tokens import TokenCount, count_tokens
-from gpt_pipeline.planning.training import UpcomingStart, upcoming_start
+from gpt_pipeline.planning.training import UpcomingStart, newest_records, upcoming_start
 from gpt_pipeline.training.device import flops_per_token
 from gpt_pipeline.training.heartbeat import trainer_state
 from gpt_pipeline.training.plan import StepPlan
 
+_RESUME = "storage.checkpoint_to_resume"
 _ANEW = UpcomingStart(kind="anew", step=0, checkpoint=None, moves_aside=False)
 
 Say = Callable[[str], None]
@@ -129,11 +130,11 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
     tokens, stages = count_tokens(experiment), data_progress(experiment)
     config = experiment.config
     size = _or_problem(found, "data.num_samples", lambda: training_size(config, train_tokens=tokens.train_tokens))
-    start = _or_problem(found, "storage.checkpoint_to_resume", lambda: _start(experiment)) or _ANEW
+    running = trainer_state(experiment.folder.root) == "running"
+    start = _running(experiment) if running else _or_problem(found, _RESUME, lambda: _start(experiment)) or _ANEW
     device = _or_problem(found, "hardware", lambda: choose_device(config.hardware, config.training))
     length = None if size is None else _length(experiment, size, start)
     need = None if device is None or length is None else _memory(experiment, length, device)
-    running = trainer_state(experiment.folder.root) == "running"
     measuring = _Measuring(experiment=experiment, length=length, device=device, need=need, start=start, running=running)
     speed, not_measured = measuring.speed(found, measured=measured, say=say)
     known = Known(
@@ -141,7 +142,7 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
         tokens=tokens,
         size=size,
         stages=stages,
-        disks=disks(experiment, tokens, stages, start),
+        disks=_or_problem(found, "disk", lambda: disks(experiment, tokens, stages, start)) or (),
         need=need,
         device=device,
         is_measured=speed is not None and speed.source == "measured",
@@ -186,6 +187,12 @@ def _start(experiment: Experiment) -> UpcomingStart:
     """Return from where the training would start; before the shards, whose identity is part of its own, from step 0."""
     shards = find_shards(experiment.data, experiment.data_folder)
     return _ANEW if shards is None else upcoming_start(training_job(experiment, shards))
+
+
+def _running(experiment: Experiment) -> UpcomingStart:
+    """Return where the training is that runs now."""
+    step = int(newest_records(experiment.folder.metrics).get("train", {}).get("step", 0))
+    return UpcomingStart(kind="continue", step=step, checkpoint=None, moves_aside=False)
 
 
 def _length(experiment: Experiment, size: TrainingSize, start: UpcomingStart) -> Length:

@@ -29,8 +29,8 @@ from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.update import Updater
 
 _WHOLE = 4  # micro-batches up to which an update is made as a whole; beyond, one and this many tell the rest
-_ROUNDS = 3  # of each kind, at least
-_LEAST_SECONDS = 4.0  # of updates, so that short ones are made often
+_ROUNDS = 4  # of each kind, at least
+_LEAST_SECONDS = 5.0  # of updates, so that short ones are made often
 _MOST_UPDATES = 200
 _WRITING_STEPS = 8  # tokens that are written one by one, as answers are
 

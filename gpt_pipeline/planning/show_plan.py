@@ -119,7 +119,7 @@ def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "tokens per step", f"{length.tokens_per_step:,} {_cut(length)}"
     about = "" if plan.tokens.exact else "about "
     yield "steps", f"{about}{length.steps:,}, {length.epochs:.2f} passes over the tokens"
-    each = f"{plan.tokens_per_parameter or 0:.1f} a parameter (best use of compute: about 20, Hoffmann et al. 2022)"
+    each = f"{plan.tokens_per_parameter or 0:.3g} a parameter (best use of compute: about 20, Hoffmann et al. 2022)"
     yield "tokens trained on", f"{wording.count(length.tokens)}, {each}"
     yield "FLOPs", f"{length.flops:.2e}, {wording.count(length.flops_per_token)} a token"
 
@@ -220,7 +220,7 @@ def start_text(plan: Plan) -> str:
     """Return from where the training starts."""
     start = plan.start
     if plan.is_running:
-        return "runs now"
+        return f"runs now, step {start.step:,}"
     if start.kind == "finished":
         return f"finished at step {start.step:,}, used again"
     if start.kind == "continue":
