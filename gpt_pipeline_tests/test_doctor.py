@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import stat
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -323,6 +324,26 @@ def test_doctor_command_exits_with_1_and_shows_the_remedy(tmp_path: Path, capsys
     assert ended.value.code == 0
     assert "\x1b[" not in capsys.readouterr().out
     assert [each.name for each in tmp_path.iterdir()] == ["experiments"]
+
+
+def test_doctor_command_survives_a_torch_that_cannot_be_loaded(tmp_path: Path) -> None:
+    broken = tmp_path / "broken" / "torch"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
+    tiny = TinyProject(root=tmp_path / "project")
+    tiny.root.mkdir()
+    tiny.write_experiment("tiny")
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt_pipeline", "doctor", "--offline"],
+        cwd=tiny.root,
+        env={**tiny.environment, "PYTHONPATH": str(broken.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("problem")]
+    assert "libcudart.so.13" in line
 
 
 def test_plain_text_has_each_finding_with_its_remedy() -> None:

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from gpt_pipeline.doctor.finding import Finding, note, ok
+from gpt_pipeline.storage.ports import is_free
 
-_HOST = "127.0.0.1"
 _LISTENING = "0A"  # in /proc/net/tcp
 _SHOWN_LETTERS = 100
 
 
 def look_at_port(port: int, *, page: str) -> Iterator[Finding]:
     """Look at whether `port` of this machine is free for `page`."""
-    if _is_free(port):
+    if is_free(port):
         yield ok("ports", f"{port} is free for {page}")
         return
     holder = find_holder(port) or "another program"
     yield note("ports", f"{port} is taken by {holder}", f"`gpt-pipeline ui` takes the next free one for {page}")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as own:
-        if os.name != "nt":  # there it would let two programs share a port
-            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            own.bind((_HOST, port))
-        except OSError:
-            return False
-    return True
 
 
 def find_holder(port: int) -> str | None:

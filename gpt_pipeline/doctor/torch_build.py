@@ -34,8 +34,12 @@ class Nvidia:
 
 def look_at_torch(hardware: HardwareConfig | None) -> Iterator[Finding]:
     """Look at torch, the GPU, and whether they fit; `hardware` is what an experiment asks for."""
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a library that it was built with is missing, or does not fit
+        text = f"cannot be loaded: {str(error).strip().splitlines()[0]}"
+        yield problem("torch", text, f"install it anew: {sys.executable} -m pip install --force-reinstall torch")
+        return
     name = f"{torch.__version__} ({_build(torch.version.cuda, getattr(torch.version, 'hip', None))})"
     if torch.cuda.is_available():
         yield ok("torch", name)
@@ -58,8 +62,10 @@ def look_at_torch(hardware: HardwareConfig | None) -> Iterator[Finding]:
 
 def look_at_compiler() -> Iterator[Finding]:
     """Look at what compiling a model for the GPU needs; nothing where there is no GPU."""
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError):  # which `look_at_torch` says
+        return
     if not torch.cuda.is_available():
         return
     missing = [text for text in (_triton(), _c_compiler(), _headers()) if text is not None]
