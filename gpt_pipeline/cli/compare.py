@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from gpt_pipeline.cli.arguments import JSON
-from gpt_pipeline.cli.output import print_json
+from gpt_pipeline.cli.output import show
 
 
 @click.command()
@@ -27,17 +27,9 @@ def compare(experiments: Sequence[Path], as_json: bool) -> None:
     Quality, cost, and the keys of their files that differ. They are ranked only if their losses are of the same
     held-out tokens.
     """
-    from rich.console import Console
-
     from gpt_pipeline.comparison import table
     from gpt_pipeline.comparison.compare import compare_experiments
     from gpt_pipeline.experiment.load import load_experiment
 
     comparison = compare_experiments([load_experiment(path) for path in experiments])
-    console = Console()
-    if as_json:
-        print_json(table.as_json(comparison))
-    elif console.is_terminal:
-        table.print_rich(comparison, console)
-    else:
-        click.echo(table.plain_text(comparison), nl=False)
+    show(comparison, table, as_json=as_json)

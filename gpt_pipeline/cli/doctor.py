@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from gpt_pipeline.cli.arguments import JSON
-from gpt_pipeline.cli.output import FAILED, print_json
+from gpt_pipeline.cli.output import FAILED, show
 
 
 @click.command()
@@ -21,9 +21,7 @@ def doctor(experiment: Path | None, as_json: bool, offline: bool) -> None:
     Python and libraries, torch and GPU, disk, memory, hub, ports, the stores of Dagster and MLflow; each with a remedy
     where something is wrong. Without a file: for all experiments of the project. Exit code 1 if there is a problem.
     """
-    from rich.console import Console
-
-    from gpt_pipeline.doctor import show
+    from gpt_pipeline.doctor import show as form
     from gpt_pipeline.doctor.examination import examine
     from gpt_pipeline.experiment.load import load_experiment
     from gpt_pipeline.orchestration.project import Project
@@ -31,12 +29,6 @@ def doctor(experiment: Path | None, as_json: bool, offline: bool) -> None:
     loaded = None if experiment is None else load_experiment(experiment.absolute())
     project = Project.here() if loaded is None else Project.of_experiments(loaded.file.parent)
     findings = examine(project, loaded, offline=offline)
-    console = Console(highlight=False)
-    if as_json:
-        print_json(show.as_json(findings))
-    elif console.is_terminal:
-        show.print_rich(findings, console)
-    else:
-        click.echo(show.plain_text(findings), nl=False)
-    if show.count(findings, "problem"):
+    show(findings, form, as_json=as_json)
+    if form.count(findings, "problem"):
         sys.exit(FAILED)

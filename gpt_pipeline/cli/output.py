@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from gpt_pipeline.orchestration.project import Project
+
+Result_contra = TypeVar("Result_contra", contravariant=True)
 
 FAILED = 1
 MISUSE = 2
@@ -31,6 +35,32 @@ def print_json(value: object) -> None:
     import json
 
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))  # str: of paths
+
+
+class Shown(Protocol[Result_contra]):
+    """A module that shows one kind of result in three ways."""
+
+    def as_json(self, result: Result_contra, /) -> object:
+        """Return what `--json` prints."""
+
+    def plain_text(self, result: Result_contra, /) -> str:
+        """Return lines without colours."""
+
+    def print_rich(self, result: Result_contra, console: Console, /) -> None:
+        """Print it in colour."""
+
+
+def show(result: Result_contra, form: Shown[Result_contra], *, as_json: bool) -> None:
+    """Print a result: as JSON where it is asked for, in colour on a terminal, as plain lines elsewhere."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if as_json:
+        print_json(form.as_json(result))
+    elif console.is_terminal:
+        form.print_rich(result, console)
+    else:
+        click.echo(form.plain_text(result), nl=False)
 
 
 def where_to_look(project: Project, report: Path) -> None:

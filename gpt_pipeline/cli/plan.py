@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from gpt_pipeline.cli.arguments import EXPERIMENT, JSON
-from gpt_pipeline.cli.output import FAILED, print_json, say
+from gpt_pipeline.cli.output import FAILED, say, show
 
 
 @click.command()
@@ -26,19 +26,11 @@ def plan(experiment: Path, as_json: bool, measure: bool) -> None:
     Tokens, steps, FLOPs, disk, memory, and the hours on this device, before anything is spent; what is done already
     and used again. Nothing is written. Exit code 1 if something would make the run fail.
     """
-    from rich.console import Console
-
     from gpt_pipeline.experiment.load import load_experiment
     from gpt_pipeline.planning import show_plan
     from gpt_pipeline.planning.plan import make_plan
 
     made = make_plan(load_experiment(experiment), measured=measure, say=say)
-    console = Console(highlight=False)
-    if as_json:
-        print_json(show_plan.as_json(made))
-    elif console.is_terminal:
-        show_plan.print_rich(made, console)
-    else:
-        click.echo(show_plan.plain_text(made), nl=False)
+    show(made, show_plan, as_json=as_json)
     if made.problems:
         sys.exit(FAILED)

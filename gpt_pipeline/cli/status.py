@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from gpt_pipeline.cli.arguments import JSON
-from gpt_pipeline.cli.output import print_json, say
+from gpt_pipeline.cli.output import say, show
 
 
 @click.command()
@@ -26,19 +26,11 @@ def status(experiments: Sequence[Path], as_json: bool) -> None:
     What is made, where the training stands, what is to be evaluated, and the command that comes next. Without a file:
     all experiments of the project. Only folders are read.
     """
-    from rich.console import Console
-
     from gpt_pipeline.orchestration.project import Project
     from gpt_pipeline.planning import show_status
     from gpt_pipeline.planning.status import statuses
 
     found = statuses(experiments, experiments=Project.here().experiments)
-    console = Console(highlight=False)
-    if as_json:
-        print_json(show_status.as_json(found))
-    elif console.is_terminal:
-        show_status.print_rich(found, console)
-    else:
-        click.echo(show_status.plain_text(found), nl=False)
+    show(found, show_status, as_json=as_json)
     if not found:
         say("There is no experiment yet; `gpt-pipeline init` writes one.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,16 +15,14 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.orchestration.project import MLFLOW_PAGE_VARIABLE, Project
 from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.storage.ports import HOST, is_free
 from gpt_pipeline.training.signals import StopFlag, stop_on_signals
 
 DAGSTER_PORT = 3000
 MLFLOW_PORT = 5000
-MLFLOW_PAGE = "GPT_PIPELINE_MLFLOW_PAGE"
-"""Environment variable with the address of MLflow's pages, for links to them where the store itself has none."""
 
-_HOST = "127.0.0.1"
 _PORTS_TRIED = 50
 _START_SECONDS = 180.0
 _STOP_SECONDS = 150.0  # a training that runs below Dagster's server gets 120 to save its checkpoint
@@ -75,7 +72,7 @@ def serve_pages(
     with stop_on_signals(stop), folder_lock(folder, purpose=purpose), ExitStack() as running:
         environment = {
             **os.environ,
-            MLFLOW_PAGE: pages[1].address,
+            MLFLOW_PAGE_VARIABLE: pages[1].address,
             "MLFLOW_BACKEND_STORE_URI": project.tracking_uri,  # no argument, which everybody on the machine could read
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
@@ -95,17 +92,17 @@ def _pages(project: Project, folder: Path, *, dagster_port: int | None, mlflow_p
     port = _port(dagster_port, usual=DAGSTER_PORT, option="--port")
     dagster = Page(
         name="Dagster",
-        address=f"http://{_HOST}:{port}",
-        ready=f"http://{_HOST}:{port}/server_info",
-        command=_module("dagster", "dev", "-m", "gpt_pipeline.definitions", "--host", _HOST, "--port", str(port)),
+        address=f"http://{HOST}:{port}",
+        ready=f"http://{HOST}:{port}/server_info",
+        command=_module("dagster", "dev", "-m", "gpt_pipeline.definitions", "--host", HOST, "--port", str(port)),
         log=folder / "dagster.log",
     )
     store = project.tracking_uri
     if store.startswith(("http://", "https://")):
         return dagster, Page(name="MLflow", address=store, ready=store, command=(), log=folder / "mlflow.log")
     port = _port(mlflow_port, usual=MLFLOW_PORT, option="--mlflow-port")
-    address = f"http://{_HOST}:{port}"
-    command = _module("mlflow", "ui", "--host", _HOST, "--port", str(port), "--workers", "1")
+    address = f"http://{HOST}:{port}"
+    command = _module("mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1")
     return dagster, Page(
         name="MLflow", address=address, ready=f"{address}/health", command=command, log=folder / "mlflow.log"
     )
@@ -123,21 +120,10 @@ def _port(wanted: int | None, *, usual: int, option: str) -> int:
     """
     candidates = range(usual, usual + _PORTS_TRIED) if wanted is None else (wanted,)
     for port in candidates:
-        if _is_free(port):
+        if is_free(port):
             return port
     found = f"port {wanted}" if wanted is not None else f"ports {usual} to {usual + _PORTS_TRIED - 1}"
     raise UserError(f"{option}: found {found} in use by another program, need a free one; name another")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        if os.name != "nt":  # there it would allow two programs one port
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except OSError:
-            return False
-        return True
 
 
 @contextmanager
