@@ -125,6 +125,17 @@ def test_hub_cached_file_cut_short_is_downloaded_again(tmp_path: Path, server: F
     assert path.read_bytes() == (tmp_path / "published" / "synth_001.parquet").read_bytes()
 
 
+def test_hub_wrong_bytes_that_were_in_the_cache_before_are_downloaded_again(tmp_path: Path, hub: Hub) -> None:
+    config = DataConfig(num_samples=5)
+    (path,) = raw_files(config, prepare_raw(config, tmp_path / "before", hub=hub), hub=hub).values()
+    right = path.read_bytes()
+    path.resolve().write_bytes(bytes(len(right)))
+    said: list[str] = []
+    prepare_raw(config, tmp_path / "data", hub=hub, say=said.append)
+    assert path.read_bytes() == right
+    assert any("downloading it again" in line for line in said)
+
+
 def test_hub_private_dataset_needs_the_token_and_takes_it(
     tmp_path: Path, server: FakeHub, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

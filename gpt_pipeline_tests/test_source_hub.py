@@ -296,6 +296,25 @@ def test_fetch_again_replaces_a_file_of_the_right_size_and_wrong_bytes(world: Wo
     assert world.fetch(_FIRST, again=True).read_bytes() == right
 
 
+def test_proven_sha256_is_that_of_the_bytes_downloaded_while_they_lie_there(world: World, published: Path) -> None:
+    dataset = world.dataset()
+    assert dataset.proven_sha256(_FIRST) is None
+    path = dataset.fetch(_FIRST, say=world.said.append)
+    right = path.read_bytes()
+    assert dataset.proven_sha256(_FIRST) == hashlib.sha256((published / _FIRST).read_bytes()).hexdigest()
+    path.resolve().write_bytes(right)  # who knows what was written
+    assert dataset.proven_sha256(_FIRST) is None
+    path.resolve().unlink()
+    assert dataset.proven_sha256(_FIRST) is None
+
+
+def test_proven_sha256_is_not_of_what_others_brought(world: World) -> None:
+    world.fetch(_FIRST)
+    dataset = world.dataset()
+    assert dataset.fetch(_FIRST, say=world.said.append).is_file()
+    assert dataset.proven_sha256(_FIRST) is None
+
+
 def test_fetch_same_content_at_another_commit_is_not_downloaded_again(
     world: World, published: Path, tmp_path: Path
 ) -> None:

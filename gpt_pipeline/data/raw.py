@@ -8,68 +8,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from gpt_pipeline.data.config import SAMPLE, DataConfig
-from gpt_pipeline.data.document_index import Rows, index_part, prepare_index, repeated_documents
-from gpt_pipeline.data.eligibility import RULE_VERSION
+from gpt_pipeline.data.document_index import Rows
+from gpt_pipeline.data.raw_check import FileCheck
+from gpt_pipeline.data.raw_choice import CODE_VERSION, ChosenFile, FileChoice
 from gpt_pipeline.data.source.hub import Hub, HubDataset, open_dataset, recorded_dataset
 from gpt_pipeline.data.source.local import LocalFolder, local_path, open_folder, parquet_names
-from gpt_pipeline.data.source.record import FileFacts, SourceRecord, read_record
+from gpt_pipeline.data.source.protocol import Source
+from gpt_pipeline.data.source.record import SourceRecord, read_record
 from gpt_pipeline.data.source.sample.source import SampleFolder
 from gpt_pipeline.data.stage import Say, ask_again, exclusive, finish_stage, grouped, is_asked_again, prepare
-from gpt_pipeline.errors import ConfigError, DataError, UnreadableFileError
-from gpt_pipeline.storage.atomic import atomic_path, sha256_of
+from gpt_pipeline.errors import DataError
+from gpt_pipeline.storage.atomic import atomic_path
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, forget, record_file, stage_folder
+from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file, stage_folder
 from gpt_pipeline.storage.names import slug
 
 STAGE = "raw_synth"
-CODE_VERSION = f"2.{RULE_VERSION}"
 _SOURCES = "sources"  # folder of the records, one folder a source
 _logger = logging.getLogger(__name__)
 _HUB = Hub()
-
-
-class Source(Protocol):
-    """Where raw files come from."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The files, in order."""
-        ...
-
-    @property
-    def description(self) -> str: ...
-
-    @property
-    def revision(self) -> str | None: ...
-
-    def record_key(self, name: str) -> str: ...
-
-    def size(self, name: str) -> int: ...
-
-    def sha256(self, name: str) -> str | None:
-        """Return the checksum that the source gives, if it gives one."""
-        ...
-
-    def find(self, name: str) -> Path | None:
-        """Return the file's path if it is here; no network."""
-        ...
-
-    def count_english_of(self, names: Sequence[str], *, say: Say) -> Iterator[tuple[str, int]]:
-        """Yield the English rows of each file, which need not be here, while the caller asks for more."""
-        ...
-
-    def require_room(self, names: Sequence[str]) -> None:
-        """Raise `DataError` unless the disk has room for these files."""
-        ...
-
-    def fetch(self, name: str, *, again: bool = False, say: Say) -> Path:
-        """Return the file's path, after bringing it here if it is not, or in any case if `again`."""
-        ...
 
 
 def prepare_raw(
@@ -147,16 +109,6 @@ def _repeats_name(number: int) -> str:
     return f"repeats_{number:06d}.npy"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Chosen:
-    """One file of the stage, looked at."""
-
-    name: str
-    facts: FileFacts
-    new_documents: int
-    repeats: Rows | None = None
-
-
 def _always() -> bool:
     return True
 
@@ -185,7 +137,7 @@ class RawStage:
         """Return the stage if it was finished once, also when its files have been deleted or unplugged since."""
         record = read_record(self._record_folder)
         source = self._recorded_source(record)
-        chosen = None if source is None else self._recorded_choice(source, record)
+        chosen = None if source is None else self._choice(source, record).recorded()
         if chosen is None:
             return None
         wanted = _fingerprint(chosen)
@@ -212,7 +164,7 @@ class RawStage:
         """Return the source's files that are here and looked at, be they needed or not; asks no network."""
         record = read_record(self._record_folder)
         source = self._recorded_source(record)
-        return [] if source is None else [name for name in source.names if self._is_ready(source, name, record)]
+        return [] if source is None else [name for name in source.names if self._check(source, record).is_ready(name)]
 
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return the files that are not here or not looked at yet, in groups; see `PartedStage`."""
@@ -222,14 +174,15 @@ class RawStage:
             return []
         with self._recording(say) as record:
             source = self._open_source(record, say)
-            names = self._enough(source, record, say)
+            names = self._choice(source, record).enough(say=say)
             if stage is not None:  # which may have files that were added for repeated documents
                 before = [name for name, _ in stage.manifest.config["files"]]
                 names += [name for name in before if name in source.names and name not in names]
                 ask_again(stage.folder)
             if force:
                 self._forget(source, names, record, say)
-        missing = [name for name in names if not self._is_ready(source, name, record)]
+        check = self._check(source, record)
+        missing = [name for name in names if not check.is_ready(name)]
         source.require_room(missing)
         return grouped({name: source.size(name) for name in missing})
 
@@ -244,7 +197,8 @@ class RawStage:
         source = self._open_source(record, say)
         if isinstance(source, HubDataset) and len(names) > 1:
             source.download_all(names, say=say)  # several at a time; those that are here already are left alone
-        looked = {name: self._looked_at(source, name, record, say) for name in names}
+        check = self._check(source, record)
+        looked = {name: check.look_at(name, say=say) for name in names}
         return {
             "rows": sum(facts.rows for facts in looked.values()),
             "documents": sum(facts.documents for facts in looked.values()),
@@ -259,10 +213,23 @@ class RawStage:
             return stage
         with self._recording(say) as record:
             source = self._open_source(record, say)
-            chosen = self._choose(source, record, say)
+            chosen = self._choice(source, record).choose(say=say)
         wanted = _fingerprint(chosen)
         folder = stage_folder(self.data_folder, STAGE, wanted)
         return finish_stage(folder, wanted, say=say, make=lambda: _manifest(source, chosen, folder, wanted))
+
+    def _check(self, source: Source, record: SourceRecord) -> FileCheck:
+        return FileCheck(source=source, record=record, data_folder=self.data_folder)
+
+    def _choice(self, source: Source, record: SourceRecord) -> FileChoice:
+        return FileChoice(check=self._check(source, record), num_samples=self.config.num_samples)
+
+    def _forget(self, source: Source, names: Iterable[str], record: SourceRecord, say: Say) -> None:
+        """Have the files looked at again, and those of the sample written anew."""
+        for name in names:
+            self._check(source, record).forget(name)
+            if self._is_sample:
+                source.fetch(name, again=True, say=say)
 
     def _standing(self, say: Say) -> StageResult | None:
         """Return the finished stage, also if its files are away and nobody needs them."""
@@ -317,181 +284,20 @@ class RawStage:
         names = parquet_names(entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
         return LocalFolder(folder=folder, names=names or tuple(record.folder_names))
 
-    def _recorded_choice(self, source: Source, record: SourceRecord) -> list[_Chosen] | None:
-        """Return the source's first files that hold `num_samples` documents, if the record knows them all."""
-        chosen: list[_Chosen] = []
-        for name in source.names:
-            facts = _recorded_facts(source, name, record)
-            if facts is None:
-                return None
-            new = record.new_documents.get(_identity_of_all([*(each.facts for each in chosen), facts]))
-            if new is None:
-                return None
-            chosen.append(_Chosen(name=name, facts=facts, new_documents=new))
-            if sum(each.new_documents for each in chosen) >= self.config.num_samples:
-                return chosen
-        return None
-
     def _is_here(self, stage: StageResult) -> bool:
         source = self._recorded_source(read_record(self._record_folder))
         return source is not None and all(source.find(name) for name, _ in stage.manifest.config["files"])
 
-    def _is_ready(self, source: Source, name: str, record: SourceRecord) -> bool:
-        facts = _recorded_facts(source, name, record)
-        is_indexed = facts is not None and index_part(facts.sha256, self.data_folder).find() is not None
-        return is_indexed and source.find(name) is not None
 
-    def _forget(self, source: Source, names: Iterable[str], record: SourceRecord, say: Say) -> None:
-        for name in names:
-            key = source.record_key(name)
-            if facts := record.facts(key):
-                forget(index_part(facts.sha256, self.data_folder).folder)
-        if self._is_sample:
-            for name in names:
-                source.fetch(name, again=True, say=say)
-
-    def _enough(self, source: Source, record: SourceRecord, say: Say) -> list[str]:
-        """Return the source's first files that could hold `num_samples` documents, judged by their English rows.
-
-        A file that turns out not to be readable ends them: its own part will say what is wrong with it.
-        """
-        names: list[str] = []
-        total = 0
-        for name, count in self._counts(source, record, say):
-            names.append(name)
-            total += count
-            if total >= self.config.num_samples:
-                break
-        record.save()
-        return names
-
-    def _counts(self, source: Source, record: SourceRecord, say: Say) -> Iterator[tuple[str, int]]:
-        """Yield each file with the documents, or at least the English rows, that it has."""
-        known: dict[str, int] = {}
-        for name in source.names:
-            facts = _recorded_facts(source, name, record)
-            count = facts.documents if facts else record.english_rows.get(source.record_key(name))
-            if count is None:
-                break
-            known[name] = count
-            yield name, count
-        rest = [name for name in source.names if name not in known]
-        counts = source.count_english_of(rest, say=say)
-        for name in rest:
-            try:
-                _, count = next(counts)
-            except UnreadableFileError as error:
-                say(f"{error}")
-                yield name, self.config.num_samples
-                return
-            if source.revision is not None:  # what stands at a commit cannot change
-                record.english_rows[source.record_key(name)] = count
-            yield name, count
-
-    def _looked_at(self, source: Source, name: str, record: SourceRecord, say: Say) -> FileFacts:
-        """Return what is in a file, after bringing it here and reading it if that was not done before."""
-        if self._is_ready(source, name, record) and (facts := _recorded_facts(source, name, record)):
-            return facts
-        path = source.fetch(name, say=say)
-        stat = path.stat()  # before reading: a file that changes meanwhile is looked at again
-        sha256 = sha256_of(path)
-        if (needed := source.sha256(name)) is not None and sha256 != needed:
-            say(f"{path}: found sha256 {sha256}, need {needed}; downloading it again")
-            path = source.fetch(name, again=True, say=say)
-            stat, sha256 = path.stat(), _checked(path, needed)
-        index = prepare_index(path, sha256, self.data_folder, say=say)
-        facts = FileFacts(
-            key=source.record_key(name),
-            size=stat.st_size,
-            mtime_ns=stat.st_mtime_ns,
-            sha256=sha256,
-            rows=index.manifest.facts["rows"],
-            documents=index.manifest.facts["documents"],
-            rule=RULE_VERSION,
-        )
-        record.write_facts(facts)
-        say(f"{name}: {facts.documents:,} documents in {facts.rows:,} rows")
-        return facts
-
-    def _choose(self, source: Source, record: SourceRecord, say: Say) -> list[_Chosen]:
-        """Return the first files that hold `num_samples` different documents, by name in order.
-
-        English rows are more than documents, so the last file may have to be added here.
-        """
-        names = self._enough(source, record, say)
-        source.require_room([name for name in names if source.find(name) is None])
-        while True:
-            chosen = self._compared(source, names, record, say)
-            total = 0
-            for count, each in enumerate(chosen, start=1):
-                total += each.new_documents
-                if total >= self.config.num_samples:
-                    record.save()
-                    return chosen[:count]
-            rest = source.names[len(names) :]
-            if not rest:
-                raise _too_few(self.config.num_samples, total, source.description)
-            say(f"{total:,} different documents of {self.config.num_samples:,} in {len(names)} files; taking one more")
-            source.require_room([name for name in rest[:1] if source.find(name) is None])
-            names = [*names, rest[0]]
-
-    def _compared(self, source: Source, names: Sequence[str], record: SourceRecord, say: Say) -> list[_Chosen]:
-        """Return the files with what each has that none before it has, and keep these counts in the record."""
-        facts = [self._looked_at(source, name, record, say) for name in names]
-        indexes = [self._intact_index(source, name, each, say) for name, each in zip(names, facts, strict=True)]
-        repeats = repeated_documents(indexes)
-        chosen = [
-            _Chosen(name=name, facts=each, new_documents=each.documents - len(own), repeats=own)
-            for name, each, own in zip(names, facts, repeats, strict=True)
-        ]
-        for count, own in enumerate(chosen, start=1):
-            record.new_documents[_identity_of_all(facts[:count])] = own.new_documents
-        return chosen
-
-    def _intact_index(self, source: Source, name: str, facts: FileFacts, say: Say) -> StageResult:
-        """Return the file's index with every byte as it was written; one that is not is made again from the file."""
-        index = index_part(facts.sha256, self.data_folder).intact(say=say)
-        return index or prepare_index(source.fetch(name, say=say), facts.sha256, self.data_folder, say=say)
-
-
-def _recorded_facts(source: Source, name: str, record: SourceRecord) -> FileFacts | None:
-    facts = record.facts(source.record_key(name))
-    path = source.find(name)
-    if facts is None or facts.rule != RULE_VERSION or (path is not None and not facts.is_of(path)):
-        return None
-    return facts
-
-
-def _identity_of_all(files: Iterable[FileFacts]) -> str:
-    checksums = "\n".join(file.sha256 for file in files)
-    return hashlib.sha256(f"{CODE_VERSION}\n{checksums}".encode()).hexdigest()
-
-
-def _checked(path: Path, sha256: str) -> str:
-    found = sha256_of(path)
-    if found != sha256:
-        raise DataError(f"{path}: found sha256 {found}, need {sha256}; delete it and run again")
-    return found
-
-
-def _too_few(num_samples: int, documents: int, where: str) -> ConfigError:
-    return ConfigError(
-        "data.num_samples",
-        found=num_samples,
-        need=f"at most {documents}, the different English documents in {where}",
-        remedy=f"set it to {documents} or fewer, or add files",
-    )
-
-
-def _identity(chosen: Iterable[_Chosen]) -> dict[str, Any]:
+def _identity(chosen: Iterable[ChosenFile]) -> dict[str, Any]:
     return {"files": [[each.name, each.facts.sha256] for each in chosen]}
 
 
-def _fingerprint(chosen: Iterable[_Chosen]) -> str:
+def _fingerprint(chosen: Iterable[ChosenFile]) -> str:
     return fingerprint(STAGE, config=_identity(chosen), code_version=CODE_VERSION)
 
 
-def _manifest(source: Source, chosen: Sequence[_Chosen], folder: Path, wanted: str) -> Manifest:
+def _manifest(source: Source, chosen: Sequence[ChosenFile], folder: Path, wanted: str) -> Manifest:
     """Return the stage's manifest, after writing which documents repeat others into its folder."""
     written = [
         _write_repeats(folder / _repeats_name(number), each.repeats)
@@ -513,7 +319,7 @@ def _write_repeats(path: Path, repeats: Rows) -> Path:
     return path
 
 
-def _facts(chosen: Sequence[_Chosen]) -> Mapping[str, Any]:
+def _facts(chosen: Sequence[ChosenFile]) -> Mapping[str, Any]:
     return {
         "rows": sum(each.facts.rows for each in chosen),
         "documents": sum(each.new_documents for each in chosen),

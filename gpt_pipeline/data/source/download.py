@@ -67,6 +67,16 @@ class CacheEntry:
         return self.cache_folder / ".locks" / self._folder.name / f"{self.etag}.lock"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Downloaded:
+    """A complete file in the cache."""
+
+    path: Path
+
+    sha256: str | None
+    """Of the bytes that were written here now, hex; null for a file that was there already, and was not read."""
+
+
 def etag_of(file: RemoteFile, *, patience: Patience, say: Say) -> str:
     """Return the hub's name for the file's content, asked from the hub.
 
@@ -90,8 +100,8 @@ def download(
     patience: Patience,
     say: Say,
     observer: Observer,
-) -> Path:
-    """Return the file's path in the cache, complete and of the right checksum.
+) -> Downloaded:
+    """Return the file in the cache, complete and, if it was downloaded now, of the right checksum.
 
     What an earlier attempt left is used, unless `again`; then a complete file is replaced, too.
 
@@ -106,9 +116,9 @@ def download(
             entry.partial.unlink(missing_ok=True)
         elif _is_complete(entry.blob, file.size):
             entry.partial.unlink(missing_ok=True)  # another program was faster
-            return _link(entry)
+            return Downloaded(path=_link(entry), sha256=None)
         elif _is_complete(entry.snapshot, file.size):  # where a disk knows no links the file itself lies there
-            return entry.snapshot
+            return Downloaded(path=entry.snapshot, sha256=None)
         partial = _Partial(entry.partial)
         _complete(partial, file, patience=patience, say=say, observer=observer)
         if damage := partial.damage(file.size, sha256):
@@ -123,7 +133,7 @@ def download(
             )
         fsync_file(entry.partial)
         os.replace(entry.partial, entry.blob)
-        return _link(entry)
+        return Downloaded(path=_link(entry), sha256=partial.sha256)
 
 
 class _Partial:
@@ -161,12 +171,17 @@ class _Partial:
                 self.size += len(piece)
                 moved(self.size)
 
+    @property
+    def sha256(self) -> str:
+        """Of what is here, hex."""
+        return self._digest.hexdigest()
+
     def damage(self, size: int, sha256: str | None) -> str:
         """Return what is wrong with the complete file; nothing if it is right."""
         if self.size != size:
             return f"found {self.size} bytes, need {size}"
-        found = self._digest.hexdigest()
-        return f"found sha256 {found}, need {sha256}" if sha256 is not None and found != sha256 else ""
+        is_wrong = sha256 is not None and self.sha256 != sha256
+        return f"found sha256 {self.sha256}, need {sha256}" if is_wrong else ""
 
     def discard(self) -> None:
         self._path.unlink(missing_ok=True)

@@ -57,6 +57,21 @@ class Hub:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Proof:
+    """That a file with this number, size and time has this checksum."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path, sha256: str) -> _Proof:
+        stat = path.stat()
+        return cls(inode=stat.st_ino, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256)
+
+
+@dataclass(frozen=True, kw_only=True)
 class HubDataset:
     """A dataset of the hub at one commit."""
 
@@ -67,6 +82,9 @@ class HubDataset:
 
     files: dict[str, HubFile]
     """By name, in order."""
+
+    _proofs: dict[str, _Proof] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Of the files that this object downloaded."""
 
     @property
     def description(self) -> str:
@@ -145,6 +163,13 @@ class HubDataset:
             observer = observer or stack.enter_context(shown({name: self.size(name)}, say=say))
             return self._download(name, again, say, observer)
 
+    def proven_sha256(self, name: str) -> str | None:
+        """Return the checksum that the file had when this object downloaded it, if it is still that file."""
+        proof, path = self._proofs.get(name), self.find(name)
+        if proof is None or path is None or _Proof.of(path, proof.sha256) != proof:
+            return None
+        return proof.sha256
+
     def download_all(self, names: Sequence[str], *, say: Say = _logger.info, workers: int = 4) -> list[Path]:
         """Return the files' paths in the cache, in order, downloading several at a time in this process.
 
@@ -180,9 +205,12 @@ class HubDataset:
     def _download(self, name: str, again: bool, say: Say, observer: Observer) -> Path:
         remote, patience = self._remote(name), self.hub.patience
         entry = self._entry(name, self.sha256(name) or etag_of(remote, patience=patience, say=say))
-        return download(
+        downloaded = download(
             remote, entry, sha256=self.sha256(name), again=again, patience=patience, say=say, observer=observer
         )
+        if downloaded.sha256 is not None:
+            self._proofs[name] = _Proof.of(downloaded.path, downloaded.sha256)
+        return downloaded.path
 
     def _remote(self, name: str) -> RemoteFile:
         return RemoteFile(

@@ -1,0 +1,93 @@
+"""One raw file: brought here, compared with the checksum its source gives, and read once for what is in it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt_pipeline.data.document_index import index_part, prepare_index
+from gpt_pipeline.data.eligibility import RULE_VERSION
+from gpt_pipeline.data.source.protocol import Source
+from gpt_pipeline.data.source.record import FileFacts, SourceRecord
+from gpt_pipeline.data.stage import Say
+from gpt_pipeline.errors import DataError
+from gpt_pipeline.storage.atomic import sha256_of
+from gpt_pipeline.storage.manifest import StageResult, forget
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileCheck:
+    """Looks at the files of one source, each once."""
+
+    source: Source
+    record: SourceRecord
+    """What was found before; `write_facts` adds to it."""
+
+    data_folder: Path
+
+    def recorded(self, name: str) -> FileFacts | None:
+        """Return what was found in a file, unless another file, or none that was looked at, lies there now."""
+        facts = self.record.facts(self.source.record_key(name))
+        path = self.source.find(name)
+        if facts is None or facts.rule != RULE_VERSION or (path is not None and not facts.is_of(path)):
+            return None
+        return facts
+
+    def is_ready(self, name: str) -> bool:
+        """Whether the file is here and looked at."""
+        facts = self.recorded(name)
+        is_indexed = facts is not None and index_part(facts.sha256, self.data_folder).find() is not None
+        return is_indexed and self.source.find(name) is not None
+
+    def look_at(self, name: str, *, say: Say) -> FileFacts:
+        """Return what is in a file, after bringing it here and reading it if that was not done before.
+
+        Raises:
+            UserError: the file is damaged, or the hub cannot be reached or refuses.
+        """
+        if self.is_ready(name) and (facts := self.recorded(name)):
+            return facts
+        path, stat, sha256 = self._brought(name, say)
+        index = prepare_index(path, sha256, self.data_folder, say=say)
+        facts = FileFacts(
+            key=self.source.record_key(name),
+            size=stat.st_size,
+            mtime_ns=stat.st_mtime_ns,
+            sha256=sha256,
+            rows=index.manifest.facts["rows"],
+            documents=index.manifest.facts["documents"],
+            rule=RULE_VERSION,
+        )
+        self.record.write_facts(facts)
+        say(f"{name}: {facts.documents:,} documents in {facts.rows:,} rows")
+        return facts
+
+    def index_of(self, name: str, facts: FileFacts, *, say: Say) -> StageResult:
+        """Return the file's index with every byte as it was written; one that is not is made again from the file."""
+        index = index_part(facts.sha256, self.data_folder).intact(say=say)
+        return index or prepare_index(self.source.fetch(name, say=say), facts.sha256, self.data_folder, say=say)
+
+    def forget(self, name: str) -> None:
+        """Have the file looked at again."""
+        if facts := self.record.facts(self.source.record_key(name)):
+            forget(index_part(facts.sha256, self.data_folder).folder)
+
+    def _brought(self, name: str, say: Say) -> tuple[Path, os.stat_result, str]:
+        """Return the file's path, what the disk says of it, and its checksum, which is the source's if that gives one.
+
+        Raises:
+            DataError: it has another checksum, also after it was downloaded again.
+        """
+        path = self.source.fetch(name, say=say)
+        stat = path.stat()  # before reading: a file that changes meanwhile is looked at again
+        sha256 = self.source.proven_sha256(name) or sha256_of(path)
+        needed = self.source.sha256(name)
+        if needed is None or sha256 == needed:
+            return path, stat, sha256
+        say(f"{path}: found sha256 {sha256}, need {needed}; downloading it again")
+        path = self.source.fetch(name, again=True, say=say)
+        stat, sha256 = path.stat(), sha256_of(path)
+        if sha256 != needed:
+            raise DataError(f"{path}: found sha256 {sha256}, need {needed}; delete it and run again")
+        return path, stat, sha256
