@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from gpt_pipeline.errors import ConfigError, UserError
@@ -26,7 +27,7 @@ def test_executor_file_decides_for_every_job_of_the_project(tmp_path: Path) -> N
 
 
 def test_executor_without_file_is_dagsters_own(tmp_path: Path) -> None:
-    assert project_executor(tmp_path) is None
+    assert project_executor(tmp_path).name == dg.multi_or_in_process_executor.name
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,10 @@ def training_settings(experiment: Experiment) -> dict[str, Any]:
     """Return the main numbers of the training to come, as words: the UI would plot numbers."""
     config = experiment.config
     model, training = config.model, config.training
-    length = f"{training.max_steps:,} steps" if training.max_steps else f"{training.num_epochs} epochs"
-    shape = f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd:,} wide, context {model.context_length:,}"
+    epochs = "1 epoch" if training.num_epochs == 1 else f"{training.num_epochs} epochs"
+    length = f"{training.max_steps:,} steps" if training.max_steps else epochs
+    layers = "1 layer" if model.n_layer == 1 else f"{model.n_layer} layers"
+    shape = f"{layers}, {model.n_head} heads, {model.n_embd:,} wide, context {model.context_length:,}"
     return {
         "model": f"{parameter_count(model):,} parameters: {shape}",
         "batch": f"{config.tokens_per_step:,} tokens a step: {config.sequences_per_step} x {config.data.max_length}",
@@ -73,7 +75,7 @@ def training_settings(experiment: Experiment) -> dict[str, Any]:
 
 def _references(places: Mapping[str, tuple[Path, int]]) -> dict[str, Any]:
     with warnings.catch_warnings(action="ignore", category=dg.BetaWarning):
-        references = [
+        references: list[dg.LocalFileCodeReference | dg.UrlCodeReference] = [
             dg.LocalFileCodeReference(file_path=str(file), line_number=line, label=label)
             for label, (file, line) in places.items()
         ]

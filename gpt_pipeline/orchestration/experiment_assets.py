@@ -4,7 +4,7 @@ What a step does is imported when it runs: loading the definitions takes no long
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import dagster as dg
 from pydantic import Field
@@ -15,9 +15,6 @@ from gpt_pipeline.orchestration.attributes import OWNERS, experiment_metadata, s
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 
-if TYPE_CHECKING:
-    from gpt_pipeline.evaluation.config import EvaluationConfig
-
 
 class TrainingOptions(dg.Config):
     """What a person may choose for one training."""
@@ -26,16 +23,6 @@ class TrainingOptions(dg.Config):
         default=False,
         description="Train again from the first step. What is there is moved aside, not overwritten. "
         "Left at false, a training that was stopped continues, and a finished one is left as it is.",
-    )
-
-
-class EvaluationOptions(dg.Config):
-    """What a person may choose for one evaluation."""
-
-    force: bool = Field(default=False, description="Evaluate again even if the result is there.")
-    num_questions: int | None = Field(
-        default=None,
-        description="Held-out questions to ask, 0 or more; left out, as many as the experiment file says.",
     )
 
 
@@ -91,6 +78,16 @@ def _training(experiment: Experiment, shards: dg.AssetKey) -> dg.AssetsDefinitio
 
 
 def _evaluation(experiment: Experiment, shards: dg.AssetKey, checkpoint: dg.AssetSpec) -> dg.AssetsDefinition:
+    class EvaluationOptions(dg.Config):
+        """What a person may choose for one evaluation. Here, so that the form shows the experiment's own number."""
+
+        force: bool = Field(default=False, description="Evaluate again even if the result is there.")
+        num_questions: int = Field(
+            default=experiment.config.evaluation.num_questions,
+            description="Held-out questions to ask, 0 or more; at first what the experiment file says. Another number "
+            "is another evaluation, kept beside the first.",
+        )
+
     @dg.asset(
         key=keys.asset_key(experiment, "evaluation"),
         group_name=experiment.name,
@@ -113,9 +110,8 @@ def _evaluation(experiment: Experiment, shards: dg.AssetKey, checkpoint: dg.Asse
 
         # Yielded, not returned: to Dagster a returned None is an evaluation too.
         with explained():
-            yield from evaluate_partition(
-                context, experiment, mlflow, force=config.force, settings=_settings(experiment, config)
-            )
+            settings = replace(experiment.config.evaluation, num_questions=config.num_questions)
+            yield from evaluate_partition(context, experiment, mlflow, force=config.force, settings=settings)
 
     return evaluation
 
@@ -141,12 +137,3 @@ def _report(
             return write_report(context, experiment, force=config.force)
 
     return report
-
-
-def _settings(experiment: Experiment, options: EvaluationOptions) -> "EvaluationConfig":
-    from dataclasses import replace
-
-    settings = experiment.config.evaluation
-    if options.num_questions is None:
-        return settings
-    return replace(settings, num_questions=options.num_questions)

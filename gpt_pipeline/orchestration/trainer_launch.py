@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -44,7 +45,8 @@ def train_in_child(
     milliseconds when a terminal and a parent process both pass Ctrl+C on; here it only sets a flag.
 
     Raises:
-        DagsterExecutionInterruptedError: the run was asked to stop; the trainer has left.
+        DagsterExecutionInterruptedError: the run was asked to stop; the trainer has left. In a step with a process of
+            its own, a dagster.Failure that says so.
         dagster.Failure: the trainer failed; its own words if it left any.
     """
     stop = StopFlag()
@@ -141,9 +143,24 @@ def _pass_on(messages: Any, received: int, receive: Callable[[Message], None]) -
     return len(messages)
 
 
+def _interruption() -> BaseException:
+    """Return what ends a step that was asked to stop.
+
+    In a process of its own, words: the run is canceled by the process that waits for the step. Else Dagster's own
+    interruption, by which the run is canceled.
+    """
+    if multiprocessing.parent_process() is None:
+        return dg.DagsterExecutionInterruptedError()
+    return dg.Failure(
+        description="Stopped as asked: the trainer has left, with a checkpoint saved. "
+        "Materialize training again to continue from it.",
+        allow_retries=False,
+    )
+
+
 def _check_end(exit_code: int, messages: Sequence[Message], log_file: Path, *, stopped: bool) -> None:
     if stopped:
-        raise dg.DagsterExecutionInterruptedError
+        raise _interruption()
     errors = [message["text"] for message in messages if message["kind"] == "error"]
     if errors:
         raise dg.Failure(description=str(errors[-1]), allow_retries=False)
