@@ -189,7 +189,7 @@ def _time_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "" if speed else "speed", plan.not_measured
     if time is None:
         return
-    if time.training_seconds is not None and plan.length is not None:
+    if time.training_seconds is not None and plan.length is not None and plan.length.steps_left:
         steps = f"{plan.length.steps_left:,} steps, {wording.duration(time.validation_seconds)} of it validation"
         yield "training", f"about {wording.duration(time.training_seconds)} ({steps})"
     if time.evaluation_seconds is not None and time.evaluations:
