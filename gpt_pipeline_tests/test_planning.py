@@ -22,19 +22,29 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.plan import training_job
-from gpt_pipeline.experiment.sizes import parameter_count
+from gpt_pipeline.experiment.sizes import parameter_count, training_size
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import kept_checkpoints
 from gpt_pipeline.planning.duration import Work, duration
+from gpt_pipeline.planning.findings import Known, findings
 from gpt_pipeline.planning.host import HostMemory, _limited, host_memory
-from gpt_pipeline.planning.memory import Precision, checkpoint_bytes, memory_need, optimizer_bytes, saved_bytes
+from gpt_pipeline.planning.memory import (
+    MemoryNeed,
+    Precision,
+    checkpoint_bytes,
+    memory_need,
+    optimizer_bytes,
+    saved_bytes,
+)
 from gpt_pipeline.planning.plan import Plan, make_plan
 from gpt_pipeline.planning.probe import Request, sizes_of
 from gpt_pipeline.planning.speed import Speed, measure, update_seconds
 from gpt_pipeline.planning.stages import data_progress
 from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
 from gpt_pipeline.planning.training import upcoming_start
+from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
 from gpt_pipeline.training.device import flops_per_token
 from gpt_pipeline.training.job import TrainingJob
@@ -285,6 +295,16 @@ def test_plan_start_before_during_and_after_a_training(with_data: TinyProject) -
     assert (changed.start.kind, changed.start.moves_aside) == ("anew", True)
 
 
+def test_plan_of_a_running_training_takes_its_own_figures_and_does_not_compete(with_data: TinyProject) -> None:
+    _train(with_data, stop_at=6)
+    experiment = with_data.experiment("tiny")
+    with folder_lock(experiment.folder.root, purpose="training"):
+        plan = make_plan(experiment, measured=True, say=_quiet)
+    assert plan.is_running
+    assert (plan.speed.source, plan.start.step, plan.length.steps_left) == ("running", 6, 6)
+    assert plan.duration.training_seconds > 0
+
+
 _RESUMES = ["null", "scratch", "checkpoint_step_4.pt", "checkpoint_step_8.pt", "best_model.pt"]
 
 
@@ -455,6 +475,59 @@ def test_plan_of_one_pass_with_dropout_warns_and_without_does_not(project: TinyP
     assert "model.dropout" in {finding.key for finding in _plan(load_experiment(path)).findings}
     path.write_text(path.read_text().replace("n_embd: 16", "n_embd: 16, dropout: 0.0"))
     assert "model.dropout" not in {finding.key for finding in _plan(load_experiment(path)).findings}
+
+
+def test_plan_of_a_folder_that_is_not_there_fails_and_one_that_is_there_is_not_copied(
+    project: TinyProject, capsys
+) -> None:
+    path = project.write_experiment("local")
+    text = path.read_text().replace("source: sample", "local_dataset_path: ../synth")
+    path.write_text(text)
+    code, output = _run(capsys, "plan", str(path), "--no-measure")
+    assert code == 1
+    assert "data.local_dataset_path: found no folder" in output
+    (project.root / "synth").mkdir()
+    plan = _plan(load_experiment(path))
+    assert plan.problems == ()
+    assert not any("raw_synth" in need.what for disk in plan.disks for need in disk.needs)
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_plan_of_too_large_a_micro_batch_names_one_that_fits(project: TinyProject, cuda: bool) -> None:
+    path = project.write_experiment("wide")
+    path.write_text(path.read_text().replace("batch_size: 4", "batch_size: 96"))
+    experiment = load_experiment(path)
+    precision = dataclasses.replace(_EAGER, cuda=cuda, loss_piece=None)
+
+    def need(size: int) -> MemoryNeed:
+        config = experiment.config
+        return memory_need(config.model, optimizer="adamw", micro_batch_size=size, max_length=32, precision=precision)
+
+    memory = round(need(32).device / 0.95) + 1
+    device = Device(description="", precision=precision, memory_total=memory, memory_free=memory)
+    known = Known(
+        experiment=experiment,
+        tokens=count_tokens(experiment),
+        size=training_size(experiment.config, train_tokens=100_000),
+        stages=data_progress(experiment),
+        disks=(),
+        need=need(96),
+        device=device,
+        is_measured=False,
+        duration=None,
+    )
+    (found,) = [finding for finding in findings(known) if finding.key == "memory"]
+    assert "training.micro_batch_size: 32 " in found.remedy
+    assert found.level == ("warning" if cuda else "problem")
+    assert not any(finding.key == "memory" for finding in findings(dataclasses.replace(known, need=need(32))))
+    assert not any(finding.key == "memory" for finding in findings(dataclasses.replace(known, is_measured=True)))
+
+
+def test_plan_for_two_processes_shares_the_update_between_them(with_data: TinyProject) -> None:
+    path = with_data.write_experiment("pair")
+    path.write_text(path.read_text().replace("device: cpu", "device: cpu, num_gpus: 2"))
+    length = _plan(load_experiment(path)).length
+    assert (length.world_size, length.sequences_per_step, length.micro_batch_size) == (2, 4, 2)
 
 
 def test_plan_of_a_model_beyond_the_memory_is_not_tried_out(project: TinyProject) -> None:

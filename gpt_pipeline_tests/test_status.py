@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -92,12 +93,12 @@ def test_status_of_a_running_training_has_its_process_and_step(project: TinyProj
         deadline = time.monotonic() + 10
         while not (root / "heartbeat.json").is_file() and time.monotonic() < deadline:
             time.sleep(0.01)
-        # Another process, as the lock of a folder is no obstacle to its own.
-        output = project.run("status", "experiments/tiny.yaml", "--json")
-    training = json.loads(output)[0]["training"]
-    assert (training["state"], training["step"]) == ("running", 6)
-    assert training["process"] > 0
-    assert training["tokens_per_second"] > 0
+        running = _status(project)
+    training = running.training
+    assert (training.state, training.step) == ("running", 6)
+    assert (training.process, training.host) == (os.getpid(), socket.gethostname())
+    assert training.tokens_per_second > 0
+    assert running.next.command == "gpt-pipeline ui"
     assert _status(project).training.state == "stopped"
 
 

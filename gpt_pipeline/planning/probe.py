@@ -9,6 +9,7 @@ Shapes: B sequences, T tokens.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -146,9 +147,11 @@ def _probe_writing(model: GPT, rows: int, emit: Emit) -> None:
 
 def main() -> int:
     """Do what the request on the standard input says; return the exit code."""
+    records = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what compilers and libraries print is no record
 
     def emit(record: Mapping[str, Any]) -> None:
-        print(json.dumps(record), flush=True)
+        print(json.dumps(record), file=records, flush=True)
 
     try:
         probe(Request.from_json(json.load(sys.stdin)), emit)
