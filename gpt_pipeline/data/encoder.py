@@ -131,6 +131,9 @@ class _Gigatoken:
     """gigatoken with `SEPARATOR` as its only special token, in bounded memory."""
 
     def __init__(self) -> None:
+        from gigatoken import BytesSource
+
+        self._source = BytesSource
         self._tokenizer = _new_tokenizer()
         self._bytes = 0
 
@@ -139,7 +142,8 @@ class _Gigatoken:
         if self._bytes > _MAX_INSTANCE_BYTES:
             self._tokenizer, self._bytes = _new_tokenizer(), 0
         self._bytes += len(text)
-        ids = self._tokenizer.encode(text)
+        # `encode` would hold Python's lock meanwhile, and plain lists of texts import awkward, which takes 0.2 s.
+        ids = self._tokenizer.encode_batch_padded(self._source([text]), 0, parallel=False)[0][0]
         tokens = np.empty(len(ids) + 1, dtype=np.uint16)
         tokens[0] = EOT_TOKEN
         tokens[1:] = ids
@@ -149,7 +153,9 @@ class _Gigatoken:
 class _Tokenizer(Protocol):
     """What is used of `gigatoken.Tokenizer`."""
 
-    def encode(self, input: bytes) -> NDArray[np.uint32]: ...
+    def encode_batch_padded(
+        self, inputs: object, pad_id: int, *, parallel: bool
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
 
 
 def _new_tokenizer() -> _Tokenizer:
