@@ -34,6 +34,7 @@ def test_executor_without_file_is_dagsters_own(tmp_path: Path) -> None:
     ("text", "error", "says"),
     [
         ("executor: cluster", ConfigError, r"executor: found 'cluster', need one of in_process, multiprocess, k8s"),
+        ("executor: dask", ConfigError, r"executor: found 'dask', need one of .*calls the run a success"),
         ("config: {}", ConfigError, r"executor: found None"),
         (
             "executor: multiprocess\nconfig: {max_concurent: 3}",

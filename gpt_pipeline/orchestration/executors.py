@@ -23,7 +23,11 @@ _EXECUTORS = {
     "k8s": ("dagster_k8s", "k8s_job_executor"),
     "celery": ("dagster_celery", "celery_executor"),
     "celery_k8s": ("dagster_celery_k8s", "celery_k8s_job_executor"),
-    "dask": ("dagster_dask", "dask_executor"),
+}
+
+_UNFIT = {
+    "dask": "dagster-dask (0.29) takes on the steps that are known when a run begins, never those of the source files, "
+    "which are found in it, and then calls the run a success; on several machines use celery or k8s"
 }
 
 
@@ -43,7 +47,8 @@ def project_executor(root: Path) -> dg.ExecutorDefinition:
     value = _read(path)
     name, config = value.get("executor"), value.get("config", {})
     if not isinstance(name, str) or name not in _EXECUTORS:
-        raise ConfigError(f"{path}: executor", found=name, need=f"one of {', '.join(_EXECUTORS)}")
+        need, remedy = f"one of {', '.join(_EXECUTORS)}", _UNFIT.get(str(name), "")
+        raise ConfigError(f"{path}: executor", found=name, need=need, remedy=remedy)
     definition = _definition(name)
     checked = validate_config(definition.config_schema.config_type, config)
     if not checked.success:
