@@ -101,8 +101,14 @@ def test_process_tag_names_this_process() -> None:
 
 def _of_the_daemon(history: _History, *, pid: int, requested_by: ProcessId) -> str:
     """A run that began, as process `pid`, and whose step still waits for its place."""
-    run_id = history.add("evaluate_tiny")
+    run_id = _of_the_ui(history, pid=pid)
     history.instance.add_run_tags(run_id, {REQUESTER_TAG: json.dumps(dataclasses.asdict(requested_by))})
+    return run_id
+
+
+def _of_the_ui(history: _History, *, pid: int) -> str:
+    """The same, asked for by a person on Dagster's pages."""
+    run_id = history.add("evaluate_tiny")
     entry = dg.EventLogEntry(
         error_info=None,
         level="debug",
@@ -134,6 +140,16 @@ def test_close_dead_runs_ends_a_run_of_the_daemon_that_died_before_its_step(hist
     )
     assert set(history.close()) == {dead, before_boot}
     assert (history.status(alive), history.status(elsewhere)) == (STARTED, STARTED)
+
+
+def test_close_dead_runs_ends_a_run_of_the_ui_that_died_before_its_step(history: _History, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    history.instance = dg.DagsterInstance.local_temp(str(tmp_path / "home"))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead, alive = _of_the_ui(history, pid=ended.pid), _of_the_ui(history, pid=os.getpid())
+    assert history.close() == [dead]
+    assert history.status(alive) == STARTED
 
 
 def test_close_dead_runs_ends_a_run_whose_launcher_died_before_it_began(

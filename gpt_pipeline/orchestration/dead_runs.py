@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+from dagster._core.storage.runs import SqliteRunStorage
 
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
@@ -89,8 +90,13 @@ def _tagged(run: dg.DagsterRun, tag: str) -> ProcessId | None:
 
 
 def _process_launched(instance: dg.DagsterInstance, run: dg.DagsterRun) -> ProcessId | None:
-    """Return the process of a requested run that has begun, where it was launched on the requester's machine."""
+    """Return the process of a run that has begun, where it was launched on the machine of whoever asked for it.
+
+    A person in the UI leaves no such note; where the history is a file, there is no other machine than this one.
+    """
     requester, pid = _tagged(run, REQUESTER_TAG), _pid_at_start(instance, run)
+    if requester is None and isinstance(instance.run_storage, SqliteRunStorage):
+        requester = ProcessId.here()
     if requester is None or pid is None or not isinstance(instance.run_launcher, dg.DefaultRunLauncher):
         return None
     # When the process began is not known, so a later one of the same number is taken for it: that errs on waiting.

@@ -92,12 +92,14 @@ class _Frame:
 
 def draw(chart: Chart) -> str:
     """Return the chart as an `<svg>` element that takes its colours from the page around it; "" if it is empty."""
-    return "" if chart.is_empty else _svg(chart, style="")
+    return "" if chart.is_empty else _svg(chart)
 
 
 def draw_standalone(chart: Chart) -> str:
     """Return the chart as an SVG document with its own colours, light and dark."""
-    return _svg(chart, style=f"<style>{_STANDALONE_STYLE}</style>")
+    # With a size: MLflow shows a picture without one as nothing.
+    size = f'width="{chart.width:g}" height="{chart.height:g}" '
+    return _svg(chart, size=size, style=f"<style>{_STANDALONE_STYLE}</style>")
 
 
 def loss_curve_svg(records: Sequence[Mapping[str, Any]]) -> str:
@@ -202,11 +204,11 @@ def short_number(value: float) -> str:
     return f"{value:,.10g}" if value == int(value) else f"{value:.4g}"
 
 
-def _svg(chart: Chart, *, style: str) -> str:
+def _svg(chart: Chart, *, size: str = "", style: str = "") -> str:
     frame = _frame(chart)
     title = html.escape(chart.title)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {chart.width:g} {chart.height:g}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {chart.width:g} {chart.height:g}" {size}role="img" '
         f'aria-label="{title}" class="chart">',
         style,
         f"<title>{title}</title>",
