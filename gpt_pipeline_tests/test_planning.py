@@ -523,6 +523,17 @@ def test_plan_of_too_large_a_micro_batch_names_one_that_fits(project: TinyProjec
     assert not any(finding.key == "memory" for finding in findings(dataclasses.replace(known, is_measured=True)))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_plan_for_a_gpu_that_is_not_here_fails_and_tells_its_memory_all_the_same(project: TinyProject) -> None:
+    path = project.write_experiment("elsewhere")
+    path.write_text(path.read_text().replace("device: cpu", "device: cuda"))
+    plan = make_plan(load_experiment(path), measured=True, say=_quiet)
+    assert [problem.key for problem in plan.problems] == ["hardware.device"]
+    assert plan.device is None
+    assert not plan.memory.on_host
+    assert plan.memory.device > plan.memory.state > 0
+
+
 def test_plan_for_two_processes_shares_the_update_between_them(with_data: TinyProject) -> None:
     path = with_data.write_experiment("pair")
     path.write_text(path.read_text().replace("device: cpu", "device: cpu, num_gpus: 2"))

@@ -44,6 +44,17 @@ def choose_device(hardware: HardwareConfig, training: TrainingConfig) -> Device:
     return _gpu(compute) if compute.is_cuda else _cpu(compute)
 
 
+def absent_gpu(training: TrainingConfig) -> Precision:
+    """Return how a GPU that is not here would compute; with Triton, as torch for CUDA brings it."""
+    compute = Compute(
+        device=torch.device("cuda"),
+        bf16=training.precision != "fp32",
+        compile=training.compile is not False,
+        peak_flops=None,
+    )
+    return _precision(compute)
+
+
 def _gpu(compute: Compute) -> Device:
     free, total = torch.cuda.mem_get_info(compute.device)
     return Device(description=compute.describe(), precision=_precision(compute), memory_total=total, memory_free=free)

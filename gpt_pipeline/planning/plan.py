@@ -15,11 +15,11 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_job
 from gpt_pipeline.experiment.sizes import TrainingSize, parameter_count, training_size
 from gpt_pipeline.orchestration.pending import pending_evaluations
-from gpt_pipeline.planning.device import Device, choose_device
+from gpt_pipeline.planning.device import Device, absent_gpu, choose_device
 from gpt_pipeline.planning.disk import Disk, disks
 from gpt_pipeline.planning.duration import Duration, Work, duration
 from gpt_pipeline.planning.findings import Finding, Known, findings, problem
-from gpt_pipeline.planning.memory import MemoryNeed, memory_need
+from gpt_pipeline.planning.memory import MemoryNeed, Precision, memory_need
 from gpt_pipeline.planning.probe import Request
 from gpt_pipeline.planning.speed import OutOfMemoryError, Speed, measure, speed_of_lines
 from gpt_pipeline.planning.stages import StageProgress, data_progress
@@ -95,6 +95,8 @@ class Plan:
     disks: tuple[Disk, ...]
     memory: MemoryNeed | None
     device: Device | None
+    """Null where what the file asks for is not here; `memory` is then that of a GPU."""
+
     speed: Speed | None
     duration: Duration | None
     not_measured: str | None
@@ -134,7 +136,8 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
     start = _running(experiment) if running else _or_problem(found, _RESUME, lambda: _start(experiment)) or _ANEW
     device = _or_problem(found, "hardware", lambda: choose_device(config.hardware, config.training))
     length = None if size is None else _length(experiment, size, start)
-    need = None if device is None or length is None else _memory(experiment, length, device)
+    precision = absent_gpu(config.training) if device is None else device.precision
+    need = None if length is None else _memory(experiment, length, precision)
     measuring = _Measuring(experiment=experiment, length=length, device=device, need=need, start=start, running=running)
     speed, not_measured = measuring.speed(found, measured=measured, say=say)
     known = Known(
@@ -216,14 +219,14 @@ def _length(experiment: Experiment, size: TrainingSize, start: UpcomingStart) ->
     )
 
 
-def _memory(experiment: Experiment, length: Length, device: Device) -> MemoryNeed:
+def _memory(experiment: Experiment, length: Length, precision: Precision) -> MemoryNeed:
     config = experiment.config
     return memory_need(
         config.model,
         optimizer=config.training.optimizer,
         micro_batch_size=length.micro_batch_size,
         max_length=config.data.max_length,
-        precision=device.precision,
+        precision=precision,
     )
 
 

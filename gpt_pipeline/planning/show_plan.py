@@ -144,8 +144,7 @@ def _rows_of_disk(disk: Disk) -> Iterator[tuple[str, str]]:
 
 
 def _memory_rows(plan: Plan) -> Iterator[tuple[str, str]]:
-    if plan.device is not None:
-        yield "device", plan.device.description
+    yield "device", "not here; estimated for a GPU" if plan.device is None else plan.device.description
     if plan.memory is not None:
         for label, size in _terms(plan.memory):
             yield label, f"{wording.size(size):>8}"
