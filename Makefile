@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 BENCH  ?= cpu_step checkpoint_stall optimizers english tokens batches data_memory generation startup
 
-.PHONY: demo test test-slow test-browser check bench docs format ui clean
+.PHONY: demo test test-slow test-browser check bench docs screenshots format ui clean
 
 demo: $(READY)  ## materialize the whole pipeline for experiments/demo.yaml
 	@$(BIN)/gpt-pipeline run experiments/demo.yaml
@@ -32,6 +32,9 @@ bench: $(READY)  ## measurements, one after the other; BENCH="english tokens" ch
 
 docs: $(READY)  ## write what docs/ and experiments/ take from the code
 	@$(BIN)/python docs/generate.py
+
+screenshots: $(READY)  ## the pictures of docs/images, from the running product in Chromium
+	@$(BIN)/python -m docs.screenshots
 
 format: $(READY)
 	@$(BIN)/ruff format .
