@@ -27,6 +27,7 @@ from gpt_pipeline.data.token_part import (
 from gpt_pipeline.data.token_stream import TokenStream
 from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import DataError
+from gpt_pipeline.storage.manifest import record_file
 
 WORDS = ["the", " sea", " rises", "\n\n", " → 3.14", " naïve", " 中文", " 👍🏽", " don't", "!" * 30, " <|endoftext|>"]
 
@@ -132,6 +133,10 @@ def test_token_part_tokens_by_exercise_are_those_of_its_documents(part: TokenPar
     for row in pq.read_table(file).to_pylist():
         wanted[row["exercise"]] += 1 + len(gpt2().encode_ordinary(row["text"]))
     assert part.facts["tokens_by_exercise"] == dict(sorted(wanted.items()))
+
+
+def test_token_part_records_are_what_lies_on_disk(part: TokenPart) -> None:
+    assert part.records == {file.name: record_file(file) for file in part.files}
 
 
 def contents(part: TokenPart) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ from gpt_pipeline.data.token_stream import TRAIN, VALIDATION, TokenShards, Token
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.atomic import link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file, stage_folder, verify
+from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, stage_folder, verify
 
 __all__ = ["TokenShards", "TokenStream", "find_shards", "open_shards", "prepare_shards"]
 
@@ -169,7 +169,7 @@ class ShardsStage:
             stage=_KIND,
             fingerprint=each.part.fingerprint,
             config=_identity(self.config),
-            files={path.name: record_file(path) for path in tokens.files},
+            files=tokens.records,
             facts=tokens.facts,
         )
 

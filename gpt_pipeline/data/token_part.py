@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -44,7 +44,8 @@ from gpt_pipeline.data.token_stream import (
 )
 from gpt_pipeline.data.tokenizer import gpt2
 from gpt_pipeline.errors import DataError
-from gpt_pipeline.storage.atomic import atomic_path
+from gpt_pipeline.storage.atomic import HashedFile, atomic_path
+from gpt_pipeline.storage.manifest import FileRecord
 
 MAX_SHARD_TOKENS = 500_000_000
 """1 GB; the format ends at 2^31."""
@@ -65,6 +66,9 @@ class TokenPart:
 
     files: tuple[Path, ...]
     """Each shard with its two sidecars, training first; a split without documents has none."""
+
+    records: Mapping[str, FileRecord]
+    """What each file has to be, by name."""
 
     facts: dict[str, Any]
     """Counts, the same for the same file, seed and fraction; JSON values."""
@@ -97,7 +101,8 @@ def write_token_part(
         _check_with_tiktoken(job, [tally.longest])
         tally.checked.add(tally.longest.row)
     files = tuple(file for writer in splits for file in writer.files)
-    return TokenPart(files=files, facts=_facts(splits, tally))
+    records = {name: record for writer in splits for name, record in writer.records.items()}
+    return TokenPart(files=files, records=records, facts=_facts(splits, tally))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,6 +394,7 @@ class SplitWriter:
     split: str
     max_shard_tokens: int = MAX_SHARD_TOKENS
     files: list[Path] = field(default_factory=list)
+    records: dict[str, FileRecord] = field(default_factory=dict)
     tokens: int = 0
     documents: int = 0
     text_bytes: int = 0
@@ -450,14 +456,18 @@ class SplitWriter:
         if self._shard is None:
             return
         self._unfinished.close()
+        shard, starts, answers = self.files[-3:]
+        assert self._shard.record is not None  # it is closed
+        self.records[shard.name] = self._shard.record
+        self.records[starts.name] = _write_positions(starts, self._starts)
+        self.records[answers.name] = _write_positions(answers, self._answers)
         self._shard = None
-        _write_positions(self.files[-2], self._starts)
-        _write_positions(self.files[-1], self._answers)
 
 
-def _write_positions(path: Path, pieces: list[Positions]) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+def _write_positions(path: Path, pieces: list[Positions]) -> FileRecord:
+    with atomic_path(path) as temporary, HashedFile(temporary) as file:
         np.save(file, np.concatenate(pieces).astype("<i8", copy=False))
+    return FileRecord(size=file.size, sha256=file.sha256)
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.storage.atomic import atomic_path
-from gpt_pipeline.storage.manifest import Manifest, read_manifest
+from gpt_pipeline.storage.manifest import FileRecord, Manifest, read_manifest, record_and_sync
 
 MAGIC = 20240520  # llm.c, dev/data/data_common.py: GPT-2 tokens
 VERSION = 1
@@ -47,11 +47,13 @@ def answers_name(shard: str) -> str:
     return f"{shard.removesuffix('.bin')}.answers.npy"
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class ShardFile:
     """A shard that is being written."""
 
     file: BinaryIO
+    record: FileRecord | None = None
+    """Known once it is written."""
 
     def append(self, tokens: Tokens) -> None:
         self.file.write(np.ascontiguousarray(tokens, dtype=TOKEN_DTYPE).data)
@@ -60,12 +62,15 @@ class ShardFile:
 @contextmanager
 def new_shard(path: Path) -> Iterator[ShardFile]:
     """Yield a shard to append tokens to; it becomes `path`, with its header, when the block ends well."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(bytes(HEADER_BYTES))
-        yield ShardFile(file)
-        n_tokens = (file.tell() - HEADER_BYTES) // TOKEN_DTYPE.itemsize
-        file.seek(0)
-        file.write(_header(n_tokens))
+    with atomic_path(path) as temporary:
+        with temporary.open("wb") as file:
+            shard = ShardFile(file=file)
+            file.write(bytes(HEADER_BYTES))
+            yield shard
+            n_tokens = (file.tell() - HEADER_BYTES) // TOKEN_DTYPE.itemsize
+            file.seek(0)
+            file.write(_header(n_tokens))
+        shard.record = record_and_sync(temporary)
 
 
 def _header(n_tokens: int) -> bytes:

@@ -51,8 +51,9 @@ class HashedFile(io.RawIOBase):
     def write(self, piece: Any) -> int:
         self._digest.update(piece)
         self._file.write(piece)
-        self.size += len(piece)
-        return len(piece)
+        count = memoryview(piece).nbytes
+        self.size += count
+        return count
 
     def tell(self) -> int:
         return self.size

@@ -11,13 +11,14 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpt_pipeline import __version__
 from gpt_pipeline.errors import DamagedFileError
-from gpt_pipeline.storage.atomic import read_json, sha256_of, write_json
+from gpt_pipeline.storage.atomic import fsync_file, read_json, sha256_of, write_json
 from gpt_pipeline.storage.fingerprint import SHORT
 
 _logger = logging.getLogger(__name__)
@@ -110,6 +111,15 @@ def stage_folder(data_folder: Path, stage: str, fingerprint: str) -> Path:
 def record_file(path: Path) -> FileRecord:
     """Return the record of a file on disk, reading it once."""
     return FileRecord(size=path.stat().st_size, sha256=sha256_of(path))
+
+
+def record_and_sync(path: Path) -> FileRecord:
+    """Return the record of a file that was just written, reading it while the system makes it durable."""
+    with ThreadPoolExecutor(1, thread_name_prefix="sync") as thread:
+        durable = thread.submit(fsync_file, path)
+        record = record_file(path)
+        durable.result()
+    return record
 
 
 def forget(folder: Path) -> None:
