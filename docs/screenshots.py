@@ -22,7 +22,7 @@ from gpt_pipeline_tests.servers import dagster_dev, free_port, mlflow_ui, wait
 
 _REPOSITORY = Path(__file__).parents[1]
 _IMAGES = Path(__file__).parent / "images"
-_COLOURS = 128  # pages have few; a picture is a third as large with a palette
+_COLOURS = 256  # pages have few; a picture is a third as large with a palette
 _PATIENCE_SECONDS = 900.0  # for the demo's training, and for its evaluations
 _SETTLE_MILLISECONDS = 3000  # pages move for a moment after what they show is there
 

@@ -156,7 +156,7 @@ def test_log_training_makes_one_finished_run_with_every_line_of_metrics(finished
     lines = [line for line in read_metrics(finished.folder.metrics) if line["kind"] in ("train", "validation")]
     assert logged.lines == len(lines) == 17
     wanted = {"train_loss", "learning_rate", "gradient_norm", "tokens_per_second", "val_loss", "tokens_seen"}
-    wanted |= {"memory_gb", "eta_seconds"}
+    wanted |= {"memory_gb"}
     assert wanted | {"best_val_loss", "best_step"} <= set(run.data.metrics)
     found = {(key, step): value for key, step, value, _ in _rows(store)}
     for line in lines:

@@ -27,7 +27,7 @@ from gpt_pipeline.training.heartbeat import trainer_state
 if TYPE_CHECKING:
     from gpt_pipeline.tracking.mlflow_tracker import LoggedRun
 
-_ANSWERS_SHOWN = 5
+_ANSWERS_SHOWN = 3  # Dagster shows them in a window that is no higher than the page
 
 
 def evaluate_partition(

@@ -46,7 +46,7 @@ LOSS_FILE = "loss.svg"
 ENDED = ("FINISHED", "FAILED", "KILLED")
 
 _KINDS = ("train", "validation")
-_NOT_METRICS = {"step", "updates", "seconds"}
+_NOT_METRICS = {"step", "updates", "seconds", "eta_seconds"}
 _BATCH = 1000  # metrics that MLflow takes in one call
 _TAIL_BYTES = 4096
 _TURN_SECONDS = 30.0
