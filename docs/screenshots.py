@@ -56,7 +56,7 @@ def _take_all(project: TinyProject) -> None:
         _take_when_finished(page, pages, project)
         page.goto(f"{mlflow}/#/experiments/1/runs")
         page.get_by_role("button", name="Close").first.click()  # MLflow's assistant, which takes a third of the page
-        _take(page, "mlflow-runs", page.get_by_text("step_735").first)
+        _take(page, "mlflow", page.get_by_text("step_735").first)
         page.get_by_role("link", name="training", exact=True).first.click()
         page.get_by_role("tab", name="Model metrics").click()
         _take(page, "mlflow-training", page.get_by_text("val_loss").first)
@@ -71,11 +71,11 @@ def _take_while_running(page: Page, pages: DagsterPages, project: TinyProject, r
     wait(lambda: bool(read_evaluations(folder.evaluations)), seconds=_PATIENCE_SECONDS, what="the first evaluation")
     pages.open("/assets/demo/report?view=lineage&lineageScope=upstream&lineageDepth=6")
     _take(page, "lineage", page.get_by_text("token_shards").first)
-    pages.open("/runs")
-    _take(page, "runs", page.get_by_text("evaluate_demo").first)
 
 
 def _take_when_finished(page: Page, pages: DagsterPages, project: TinyProject) -> None:
+    pages.open("/runs")
+    _take(page, "runs", page.get_by_text("evaluate_demo").first)
     pages.open_asset("demo/evaluation")
     page.get_by_role("button", name="Plots").click()
     _take(page, "evaluations", page.get_by_text("val_loss").first)
