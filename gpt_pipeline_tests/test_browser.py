@@ -62,7 +62,7 @@ def test_browser_experiment_is_started_watched_stopped_resumed_and_followed_into
         assert trainer_pids(project)
         pages.terminate()
         pages.wait_for_status("Canceled")
-        pages.wait_for_event("Stopped as asked")
+        pages.wait_for_event("is saved")
         assert trainer_pids(project) == []
         stopped_at = _last_step(project)
         assert FIRST_STEP <= stopped_at < LAST_STEP
