@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -450,6 +451,36 @@ def test_plan_command_names_what_would_fail_and_exits_with_1(with_data: TinyProj
     assert code == 1
     assert "storage.checkpoint_to_resume: found 'gone.pt'" in output
     assert "1 problem would make it fail." in output
+
+
+def _resume(path: Path, name: str) -> None:
+    path.write_text(path.read_text().replace("../storage}", f"../storage, checkpoint_to_resume: {name}}}"))
+
+
+def test_plan_names_a_checkpoint_to_resume_that_is_not_there_before_the_data_is_made(project: TinyProject) -> None:
+    path = project.root / "experiments" / "tiny.yaml"
+    _resume(path, "nosuch.pt")
+    plan = _plan(load_experiment(path))
+    assert [problem.key for problem in plan.problems] == ["storage.checkpoint_to_resume"]
+    assert "found 'nosuch.pt', need one of those in" in plan.problems[0].text
+    assert plan.problems[0].remedy == "set it to null"
+    folder = load_experiment(path).folder.checkpoints
+    folder.mkdir(parents=True)
+    (folder / "nosuch.pt").write_bytes(b"of other scripts, so without a manifest")
+    assert _plan(load_experiment(path)).problems == ()
+
+
+def test_plan_of_a_resumed_checkpoint_that_has_made_room_since_goes_on_as_the_trainer_does(
+    with_data: TinyProject,
+) -> None:
+    _train(with_data, stop_at=5)
+    _resume(with_data.root / "experiments" / "tiny.yaml", "checkpoint_step_4.pt")
+    job = _train(with_data, stop_at=9)
+    (job.folder.checkpoints / "checkpoint_step_4.pt").unlink()
+    expected = _plan(with_data.experiment("tiny"))
+    assert (expected.problems, expected.start.step) == ((), decide_start(job, max_steps=12, say=_quiet).checkpoint.step)
+    shutil.rmtree(with_data.experiment("tiny").data_folder)
+    assert _plan(with_data.experiment("tiny")).problems == ()
 
 
 def test_plan_of_too_little_data_is_a_problem_with_a_remedy(project: TinyProject) -> None:

@@ -1,4 +1,4 @@
-"""The checkpoint that a person means by `best`, `last`, a step or a file. Imports no torch."""
+"""The checkpoint that a person means: by `best`, `last`, a step or a file, or to resume from. Imports no torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,24 @@ def choose_checkpoint(folder: Path, name: str) -> CheckpointInfo:
             f"{path}: found {path.stat().st_size:,} bytes, need a finished checkpoint: one that is as long as its "
             f"manifest {manifest_path(path).name} says; take another, {_known(folder)}"
         )
+    if not _all(folder):
+        raise UserError(_known(folder))
     raise UserError(f"--checkpoint: found {name!r}, need best, last, step_<N> or a .pt file; {_known(folder)}")
+
+
+def checkpoint_to_resume(folder: Path, name: str) -> Path:
+    """Return the file that `storage.checkpoint_to_resume` names in the `checkpoints` folder, with a manifest or not.
+
+    Raises:
+        UserError: there is none of that name; names the finished checkpoints that are there.
+    """
+    path = folder / name
+    if path.is_file():
+        return path
+    known = [*list_checkpoints(folder), *([best] if (best := best_checkpoint(folder)) else [])]
+    names = ", ".join(info.path.name for info in known) or "there is none yet"
+    remedy = "correct it, or set it to null" if known else "set it to null"
+    raise UserError(f"storage.checkpoint_to_resume: found {name!r}, need one of those in {folder}: {names}; {remedy}")
 
 
 def _meant(folder: Path, name: str) -> CheckpointInfo | None:

@@ -13,6 +13,7 @@ from gpt_pipeline.errors import ConfigError, DataError, UserError
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_job
+from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
 from gpt_pipeline.experiment.sizes import TrainingSize, parameter_count, training_size
 from gpt_pipeline.orchestration.pending import pending_evaluations
 from gpt_pipeline.planning.device import Device, absent_gpu, choose_device
@@ -188,6 +189,7 @@ def _or_problem(found: list[Finding], key: str, make: Callable[[], _Value]) -> _
 
 def _start(experiment: Experiment) -> UpcomingStart:
     """Return from where the training would start; before the shards, whose identity is part of its own, from step 0."""
+    require_checkpoint_to_resume(experiment)
     shards = find_shards(experiment.data, experiment.data_folder)
     return _ANEW if shards is None else upcoming_start(training_job(experiment, shards))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gpt_pipeline.checkpoints.choose import checkpoint_to_resume
 from gpt_pipeline.checkpoints.manifest import (
     CheckpointInfo,
     best_checkpoint,
@@ -19,7 +20,6 @@ from gpt_pipeline.checkpoints.manifest import (
     manifest_path,
     read_info,
 )
-from gpt_pipeline.errors import UserError
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.demand import Demand
 from gpt_pipeline.training.finished import find_finished_training, last_checkpoint
@@ -54,7 +54,7 @@ def upcoming_start(job: TrainingJob) -> UpcomingStart:
     """
     demand = Demand.of(job)
     if demand.is_for_something and demand == Demand.read(job.folder):  # carried out already
-        return _from_file(job) if job.resume not in (None, SCRATCH) and not _successors(job) else _go_on(job)
+        return _from_file(job) if job.resume not in (None, SCRATCH) and _is_pending(job) else _go_on(job)
     if demand.request or job.resume == SCRATCH:
         return UpcomingStart(kind="anew", step=0, checkpoint=None, moves_aside=_has_checkpoints(job.folder))
     return _go_on(job) if job.resume is None else _from_file(job)
@@ -73,23 +73,18 @@ def _go_on(job: TrainingJob) -> UpcomingStart:
 
 
 def _from_file(job: TrainingJob) -> UpcomingStart:
-    path = job.folder.checkpoints / str(job.resume)
-    if not path.is_file():
-        names = ", ".join(info.path.name for info in list_checkpoints(path.parent)) or "there is none yet"
-        raise UserError(
-            f"storage.checkpoint_to_resume: found {job.resume!r}, need one of those in {path.parent}: {names}; "
-            "correct it, or set it to null"
-        )
+    path = checkpoint_to_resume(job.folder.checkpoints, str(job.resume))
     info = read_info(path)
     step = 0 if info is None else info.step
     newer = any(each.step > step for each in list_checkpoints(job.folder.checkpoints))
     return UpcomingStart(kind="continue", step=step, checkpoint=path.name, moves_aside=info is not None and newer)
 
 
-def _successors(job: TrainingJob) -> bool:
-    """Whether the named checkpoint was continued already: then its newest successor is."""
-    named = read_info(job.folder.checkpoints / str(job.resume))
-    return any(named is None or info.step > named.step for info in _own_checkpoints(job))
+def _is_pending(job: TrainingJob) -> bool:
+    """Whether the named checkpoint is there and has no successor yet; otherwise the newest successor is continued."""
+    path = job.folder.checkpoints / str(job.resume)
+    named = read_info(path)
+    return path.is_file() and not any(named is None or info.step > named.step for info in _own_checkpoints(job))
 
 
 def _own_checkpoints(job: TrainingJob) -> list[CheckpointInfo]:

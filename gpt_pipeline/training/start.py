@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt_pipeline.checkpoints.choose import checkpoint_to_resume
 from gpt_pipeline.checkpoints.load import load_checkpoint, verify_checkpoint
 from gpt_pipeline.checkpoints.manifest import (
     CheckpointInfo,
@@ -127,7 +128,7 @@ def _go_on_from_file(job: TrainingJob, max_steps: int, say: Say) -> Start:
 
 
 def _from_file(job: TrainingJob, max_steps: int, say: Say) -> Start:
-    path = _named_file(job)
+    path = checkpoint_to_resume(job.folder.checkpoints, str(job.resume))
     original = None if manifest_path(path).is_file() else read_original(path)
     if original is None:
         info = verify_checkpoint(path)
@@ -173,19 +174,6 @@ def snapshot_of_original(info: CheckpointInfo, original: OriginalCheckpoint, job
         best_step=-1,
         fingerprint=info.fingerprint,
         shards_fingerprint=info.shards_fingerprint,
-    )
-
-
-def _named_file(job: TrainingJob) -> Path:
-    path = job.folder.checkpoints / str(job.resume)
-    if path.is_file():
-        return path
-    known = list_checkpoints(path.parent)
-    best = best_checkpoint(path.parent)
-    names = [info.path.name for info in (*known, *([best] if best else []))]
-    raise UserError(
-        f"storage.checkpoint_to_resume: found {job.resume!r}, need one of those in {path.parent}: "
-        f"{', '.join(names) if names else 'there is none yet; set it to null'}"
     )
 
 
