@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt_pipeline_tests.projects import TinyProject
+
 
 def offered(folder: Path, *words: str) -> list[str]:
     """What bash would offer for the last of the words."""
@@ -42,3 +44,10 @@ def test_completion_script_is_one_that_bash_takes() -> None:
         ["bash", "-c", f"{made.stdout}\ncomplete -p gpt-pipeline"], capture_output=True, check=True
     )
     assert b"_gpt_pipeline_completion" in checked.stdout
+
+
+def test_completion_of_a_checkpoint_offers_the_steps_on_the_disk(tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    project.write_experiment("tiny", max_steps=8)
+    project.run("run", "experiments/tiny.yaml")
+    assert offered(tmp_path, "generate", "experiments/tiny.yaml", "--checkpoint", "step_") == ["step_4", "step_8"]

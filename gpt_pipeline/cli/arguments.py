@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import CompletionItem, split_arg_string
 
 EXPERIMENT = click.argument(
     "experiment",
@@ -17,19 +18,28 @@ EXPERIMENT = click.argument(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, with every figure in full.")
 
 
-def _checkpoints(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def _checkpoints(_context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return for the shell's completion what --checkpoint can be: words, and the steps that are on disk."""
     from gpt_pipeline.checkpoints.manifest import list_checkpoints
     from gpt_pipeline.errors import UserError
     from gpt_pipeline.experiment.load import load_experiment
 
     names = ["best", "last"]
-    try:
-        folder = load_experiment(Path(context.params["experiment"])).folder.checkpoints
+    for experiment in _experiments_on_the_line():
+        try:
+            folder = load_experiment(experiment).folder.checkpoints
+        except UserError:
+            continue  # the command itself will say what is wrong with it
         names += [f"step_{checkpoint.step}" for checkpoint in list_checkpoints(folder)]
-    except (KeyError, TypeError, UserError):
-        pass  # no experiment yet on the line, or none that can be read: the command itself will say so
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _experiments_on_the_line() -> list[Path]:
+    """Return the experiment files among the words so far. click does not give them: the option is not complete yet."""
+    from gpt_pipeline.experiment.document import SUFFIXES
+
+    words = split_arg_string(os.environ.get("COMP_WORDS", ""))
+    return [path for path in map(Path, words) if path.suffix in SUFFIXES and path.is_file()]
 
 
 CHECKPOINT = click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import click
 
 from gpt_pipeline.cli.arguments import JSON
 from gpt_pipeline.cli.output import show
+from gpt_pipeline.errors import UserError
 
 
 @click.command()
@@ -31,5 +33,7 @@ def compare(experiments: Sequence[Path], as_json: bool) -> None:
     from gpt_pipeline.comparison.compare import compare_experiments
     from gpt_pipeline.experiment.load import load_experiment
 
+    if twice := [path.name for path, count in Counter(experiments).items() if count > 1]:
+        raise UserError(f"found {', '.join(twice)} twice, need different experiments; name each once")
     comparison = compare_experiments([load_experiment(path) for path in experiments])
     show(comparison, table, as_json=as_json)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from gpt_pipeline.cli.arguments import EXPERIMENT
-from gpt_pipeline.cli.output import say, where_to_look
+from gpt_pipeline.cli.output import as_typed, say, where_to_look
 
 
 @click.command()
@@ -19,13 +19,18 @@ def evaluate(experiment: Path, questions: int | None, force: bool) -> None:
 
     Then the report is written anew.
     """
+    from gpt_pipeline.checkpoints.manifest import list_checkpoints
+    from gpt_pipeline.errors import UserError
     from gpt_pipeline.experiment.load import load_experiment
     from gpt_pipeline.orchestration.driver import Session, evaluate_experiment
     from gpt_pipeline.orchestration.project import Project
 
+    here = Path.cwd()  # the session works in the project's folder
     loaded = load_experiment(experiment)
     project = Project.of_experiments(loaded.file.parent)
     with Session.open(project, loaded) as session:
         count = evaluate_experiment(session, questions=questions, force=force, say=say)
+    if not count and not list_checkpoints(loaded.folder.checkpoints):
+        raise UserError(f"there is no checkpoint yet; train first: gpt-pipeline run {as_typed(experiment, here)}")
     say(f"{count} evaluated." if count else "Nothing to do: every checkpoint is evaluated.")
-    where_to_look(project, loaded.folder.report)
+    where_to_look(project, loaded.folder.report, here=here)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from gpt_pipeline.cli.arguments import EXPERIMENT
-from gpt_pipeline.cli.output import say
+from gpt_pipeline.cli.output import as_typed, say
 
 
 @click.command(name="import")
@@ -26,6 +26,6 @@ def import_(folder: Path, experiment: Path) -> None:
     say("Imported." if taken.new else "Nothing to do: the experiment has this model already.")
     say(
         f"To start a training from it, set storage.checkpoint_to_resume: {taken.checkpoint.path.name} in "
-        f"{experiment.name} and run: gpt-pipeline run"
+        f"{experiment.name} and run: gpt-pipeline run {as_typed(experiment, Path.cwd())}"
     )
     click.echo(taken.checkpoint.path)

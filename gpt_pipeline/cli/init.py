@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gpt_pipeline.cli.output import say
+from gpt_pipeline.cli.output import as_typed, say
 from gpt_pipeline.experiment.recipes import RECIPES
 
 
@@ -24,4 +24,5 @@ def init(experiment: Path, recipe: str | None, samples: int | None, folder: str 
 
     written = write_new_experiment(experiment, recipe=recipe, num_samples=samples, base_folder=folder)
     click.echo(written.file)
-    say(f"Next: gpt-pipeline plan {experiment}, then: gpt-pipeline run {experiment}")
+    name = as_typed(experiment, Path.cwd())
+    say(f"Next: gpt-pipeline plan {name}, then: gpt-pipeline run {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -60,20 +61,32 @@ def _run(arguments: Sequence[str] | None) -> int:
     from gpt_pipeline.experiment.problems import ExperimentFileError
 
     try:
-        return command.main(args=arguments, prog_name="gpt-pipeline", standalone_mode=False) or 0
+        code = command.main(args=arguments, prog_name="gpt-pipeline", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
-        return MISUSE
+        code = MISUSE
     except click.UsageError as error:
         hint = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
         complain(error.format_message().rstrip(".") + hint)
-        return MISUSE
+        code = MISUSE
     except (ConfigError, ExperimentFileError) as error:
         complain(str(error))
-        return MISUSE
+        code = MISUSE
     except UserError as error:
         complain(str(error))
-        return FAILED
-    except (click.Abort, KeyboardInterrupt, StoppedError):
+        code = FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough
+        code = FAILED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        complain(f"{error.filename}: {error.strerror}")
+        code = FAILED
+    except StoppedError:
         say("Stopped; what was done is saved. The same command continues from here.")
-        return STOPPED
+        code = STOPPED
+    except (click.Abort, KeyboardInterrupt):
+        say("Stopped.")
+        code = STOPPED
+    return int(code)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -63,14 +66,15 @@ def show(result: Result_contra, form: Shown[Result_contra], *, as_json: bool) ->
         click.echo(form.plain_text(result), nl=False)
 
 
-def where_to_look(project: Project, report: Path) -> None:
-    """Say where the report is and how to open the pages of Dagster and MLflow."""
-    command = [_shown(Path(sys.executable).parent / "gpt-pipeline"), "ui"]
-    if project.experiments != Path.cwd() / "experiments":
-        command.append(f'"{project.experiments}"')
+def where_to_look(project: Project, report: Path, *, here: Path) -> None:
+    """Say to who works in the folder `here` where the report is, and how to open the pages of Dagster and MLflow."""
+    command = [as_typed(Path(sys.executable).parent / "gpt-pipeline", here), "ui"]
+    if project.experiments != here / "experiments":
+        command.append(as_typed(project.experiments, here))
     say(f"\nReport:     {report}\nWeb pages:  {' '.join(command)}")
 
 
-def _shown(path: Path) -> str:
-    """Return the path relative to the working directory where it lies below it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+def as_typed(path: Path, here: Path) -> str:
+    """Return the path as one types it in `here`: relative if it lies below, in quotes where a shell needs them."""
+    shown = str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return subprocess.list2cmdline([shown]) if os.name == "nt" else shlex.quote(shown)

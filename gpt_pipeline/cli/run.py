@@ -22,9 +22,10 @@ def run(experiment: Path, force: bool) -> None:
     from gpt_pipeline.orchestration.driver import Session, run_experiment
     from gpt_pipeline.orchestration.project import Project
 
+    here = Path.cwd()  # the session works in the project's folder
     loaded = load_experiment(experiment)
     project = Project.of_experiments(loaded.file.parent)
     with Session.open(project, loaded) as session:
         worked = run_experiment(session, force=force, say=say)
     say("Everything is done." if worked else "Nothing to do: everything is finished, from the raw files to the report.")
-    where_to_look(project, loaded.folder.report)
+    where_to_look(project, loaded.folder.report, here=here)

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from gpt_pipeline.orchestration.pages import Page
 
 _PORT = click.IntRange(1, 65_535)
+_FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 
 
 @click.command()
-@click.argument("experiments", type=click.Path(path_type=Path, file_okay=False), required=False, metavar="[FOLDER]")
+@click.argument(
+    "experiments", type=click.Path(path_type=Path, file_okay=False, exists=True), required=False, metavar="[FOLDER]"
+)
 @click.option("--port", type=_PORT, help="Of Dagster's page; default: 3000, or the next that is free.")
 @click.option("--mlflow-port", type=_PORT, help="Of MLflow's page; default: 5000, or the next that is free.")
 @click.option("--open", "in_browser", is_flag=True, help="Show Dagster's page in the browser.")

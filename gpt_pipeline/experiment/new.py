@@ -12,6 +12,7 @@ from gpt_pipeline.experiment.recipes import RECIPES, Recipe
 from gpt_pipeline.experiment.schema import place_schema
 from gpt_pipeline.experiment.template import render
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file
+from gpt_pipeline.storage.names import resolve_folder
 
 _NUM_SAMPLES = 100_000  # of SYNTH: one file, 470 MB; enough for a first look
 
@@ -26,6 +27,10 @@ An experiment of gpt_pipeline. Lines that begin with `# key:` show defaults; rem
     },
 )
 
+_FROM_RECIPE = """\
+An experiment of gpt_pipeline, begun from its recipe {recipe}; reasons beside values are that recipe's.
+Lines that begin with `# key:` show defaults; remove the # to change one. `gpt-pipeline plan` says what it will take."""
+
 
 def write_new_experiment(
     file: Path, *, recipe: str | None = None, num_samples: int | None = None, base_folder: str | None = None
@@ -35,16 +40,20 @@ def write_new_experiment(
     Raises:
         UserError: there is such a file, its name does not end in .yaml, or the folder is none of this machine.
     """
+    if file.is_dir() or not file.name:
+        raise UserError(f"{file}: found a folder, need a file in it; use {file / 'my-idea.yaml'}")
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file}: found the ending {file.suffix!r}, need .yaml; use {file.with_suffix('.yaml')}")
     if file.exists():
         raise UserError(f"{file} is there already and stays as it is; choose another name")
     start = RECIPES[recipe] if recipe else _FROM_DEFAULTS
     base_folder = base_folder or ("../storage" if file.absolute().parent.name == "experiments" else "storage")
+    resolve_folder(base_folder, relative_to=file.absolute().parent, key="--folder")
     values = {**start.values, "storage.base_folder": (base_folder, start.values["storage.base_folder"][1])}
     if num_samples is not None:
         values["data.num_samples"] = (num_samples, "English documents")
-    text = render(dataclasses.replace(start, title=_title(file), values=values), every_key=True)
+    about = _FROM_RECIPE.format(recipe=recipe) if recipe else start.about
+    text = render(dataclasses.replace(start, title=_title(file), about=about, values=values), every_key=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")

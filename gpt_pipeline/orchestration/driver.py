@@ -8,6 +8,7 @@ evaluates each checkpoint while the next one is trained; the report is a run of 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -241,12 +242,33 @@ def _follower(session: Session, say: Callable[[str], None]) -> Iterator[None]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
     child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=os.name != "nt")
     try:
-        yield
+        with _told_of_signals(child):
+            yield
     except BaseException:
+        if child.poll() is None:
+            say("waiting for the evaluation under way, if there is one")
         _end(child, order=b"stop")
         raise
     say("waiting for the last evaluations")
     _end(child)
+
+
+@contextmanager
+def _told_of_signals(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Have the follower told at once when a signal arrives here, whoever handles it.
+
+    Else it would learn of a stop when the training has saved its last checkpoint, and begin to evaluate that.
+    """
+    if os.name == "nt":  # the system's function wants a socket there
+        yield
+        return
+    assert child.stdin is not None
+    os.set_blocking(child.stdin.fileno(), False)
+    before = signal.set_wakeup_fd(child.stdin.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
 
 
 def _end(child: subprocess.Popen[bytes], *, order: bytes = b"") -> None:

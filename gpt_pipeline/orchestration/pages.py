@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.orchestration.project import MLFLOW_PAGE_VARIABLE, Project
@@ -67,7 +67,8 @@ def serve_pages(
     project.enter()
     stop = StopFlag()
     folder = project.history / "pages"
-    pages = _pages(project, folder, dagster_port=dagster_port, mlflow_port=mlflow_port)
+    with folder_lock(folder, purpose="web pages"):  # first of all: the ports of pages that are open already are theirs
+        pages = _pages(project, folder, dagster_port=dagster_port, mlflow_port=mlflow_port)
     purpose = "web pages at " + " and ".join(page.address for page in pages)
     with stop_on_signals(stop), folder_lock(folder, purpose=purpose), ExitStack() as running:
         environment = {
@@ -227,8 +228,9 @@ def _last_words(page: Page) -> str:
 
 
 def _answers(address: str) -> bool:
+    """Whether the server is up. It is asked without the proxy that leads to other machines."""
     try:
-        with urlopen(address, timeout=2):
+        with build_opener(ProxyHandler({})).open(address, timeout=2):
             return True
-    except (URLError, OSError):
+    except (HTTPException, OSError):
         return False

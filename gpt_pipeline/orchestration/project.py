@@ -9,6 +9,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt_pipeline.errors import UserError
+
 if TYPE_CHECKING:
     import dagster as dg
 
@@ -34,7 +36,7 @@ class Project:
     def here(cls) -> Project:
         """Return the project of the working directory, or of the folder in `GPT_PIPELINE_EXPERIMENTS`."""
         folder = os.environ.get(EXPERIMENTS_VARIABLE)
-        return cls.of_experiments(Path(folder).absolute()) if folder else cls._at(Path.cwd())
+        return cls.of_experiments(Path(folder).absolute()) if folder else cls._around(Path.cwd())
 
     @classmethod
     def of_experiments(cls, experiments: Path) -> Project:
@@ -46,8 +48,14 @@ class Project:
         return cls(root=root, experiments=experiments)
 
     @classmethod
-    def _at(cls, root: Path) -> Project:
-        return cls(root=root, experiments=root / "experiments")
+    def _around(cls, here: Path) -> Project:
+        """Return the project that `here` lies in: of the nearest `dagster.yaml`, else one that begins here."""
+        if (here / "experiments").is_dir():
+            return cls(root=here, experiments=here / "experiments")
+        root = next((root for root in (here, *here.parents) if (root / DAGSTER_CONFIG).is_file()), here)
+        folder = root / "experiments"
+        beside = not folder.is_dir() and any(root.glob("*.yaml"))  # files without a folder of their own
+        return cls(root=root, experiments=root if beside else folder)
 
     @property
     def tracking_uri(self) -> str:
@@ -57,15 +65,18 @@ class Project:
     @property
     def history(self) -> Path:
         """The folder in which Dagster keeps its history; `DAGSTER_HOME` if it is set."""
-        home = os.environ.get("DAGSTER_HOME")
-        return Path(home) if home else self.root / ".dagster"
+        return dagster_home() or self.root / ".dagster"
 
     def enter(self) -> None:
         """Make this process, and those it starts, work in the project: working directory and environment.
 
         Dagster reads `dagster.yaml` from the working directory when `DAGSTER_HOME` is not set, and the folders it
         names are relative to it: so every command shares one history without anyone setting anything.
+
+        Raises:
+            UserError: `DAGSTER_HOME` is set to what Dagster cannot use.
         """
+        dagster_home()
         if not (self.root / DAGSTER_CONFIG).is_file():
             with as_file(files("gpt_pipeline.orchestration") / DAGSTER_CONFIG) as template:
                 shutil.copyfile(template, self.root / DAGSTER_CONFIG)
@@ -81,5 +92,23 @@ class Project:
         import dagster as dg
         from dagster._core.instance.ref import InstanceRef
 
-        home = os.environ.get("DAGSTER_HOME", str(self.root))
-        return dg.DagsterInstance.from_ref(InstanceRef.from_dir(home, overrides=_ON_TERMINAL))
+        home = dagster_home() or self.root
+        return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_ON_TERMINAL))
+
+
+def dagster_home() -> Path | None:
+    """Return the folder in `DAGSTER_HOME`; None where it is not set, or empty.
+
+    Raises:
+        UserError: Dagster cannot use it.
+    """
+    home = os.environ.get("DAGSTER_HOME")
+    if not home:
+        return None
+    folder = Path(home)
+    if not (folder.is_absolute() and folder.is_dir()):
+        raise UserError(
+            f"DAGSTER_HOME: found {home!r}, need the absolute path of a folder that is there; make it, or unset "
+            "DAGSTER_HOME, and the project's own folder has the history"
+        )
+    return folder

@@ -40,7 +40,8 @@ def configure_mlflow() -> None:
     """Set what MLflow reads when it is imported and the person has not set."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of 7, which keep an evaluation waiting for minutes
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # a line for each of 60 migrations of a new database
+    for name in ("alembic", "mlflow.store.db.utils"):  # a line for each of 60 migrations of a new database
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def open_client(tracking_uri: str) -> MlflowClient:

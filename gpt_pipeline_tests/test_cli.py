@@ -1,0 +1,118 @@
+"""What the command line says to wrong inputs and surroundings: a sentence and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.cli import main
+from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline_tests.projects import TinyProject
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyProject:
+    for name in ("DAGSTER_HOME", "GPT_PIPELINE_EXPERIMENTS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return TinyProject(root=tmp_path)
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Return the exit code of a command, and what it printed."""
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    return int(end.value.code or 0), printed.out + printed.err
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_init_of_a_folder_names_a_file_in_it(
+    project: TinyProject, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    code, text = said(capsys, "init", name)
+    assert (code, "my-idea.yaml" in text) == (1, True)
+
+
+def test_init_below_a_file_says_what_is_in_the_way(project: TinyProject, capsys: pytest.CaptureFixture[str]) -> None:
+    (project.root / "taken").write_text("")
+    code, text = said(capsys, "init", "taken/mine.yaml")
+    assert code == 1
+    assert "taken" in text
+
+
+def test_init_with_a_folder_of_another_system_writes_nothing(
+    project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = said(capsys, "init", "mine.yaml", "--folder", "E:\\data")
+    assert code == 2
+    assert "Windows path" in text
+    assert not list(project.root.iterdir())
+
+
+@pytest.mark.parametrize("home", ["missing", "/missing/folder"])
+@pytest.mark.parametrize("verb", [["run"], ["evaluate"]])
+def test_dagster_home_that_is_no_folder_is_named_and_not_made(
+    project: TinyProject,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    home: str,
+    verb: list[str],
+) -> None:
+    file = project.write_experiment("tiny")
+    monkeypatch.setenv("DAGSTER_HOME", home)
+    code, text = said(capsys, *verb, str(file))
+    assert code == 1
+    assert f"DAGSTER_HOME: found '{home}'" in text
+    assert not Path(home).exists()
+
+
+def test_ui_of_a_folder_that_is_not_there_is_misuse(project: TinyProject, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = said(capsys, "ui", "nowhere")
+    assert code == 2
+    assert "nowhere" in text
+
+
+def test_evaluate_before_any_training_says_to_train(project: TinyProject, capsys: pytest.CaptureFixture[str]) -> None:
+    file = project.write_experiment("tiny")
+    code, text = said(capsys, "evaluate", str(file))
+    assert code == 1
+    assert "gpt-pipeline run experiments/tiny.yaml" in text
+
+
+def test_compare_of_one_experiment_with_itself_is_refused(
+    project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(project.write_experiment("tiny"))
+    code, text = said(capsys, "compare", file, file)
+    assert code == 1
+    assert "tiny.yaml twice" in text
+
+
+def test_project_is_the_same_from_its_root_and_from_a_folder_in_it(
+    project: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write_experiment("tiny")
+    (project.root / "dagster.yaml").write_text("")
+    from_root = Project.here()
+    monkeypatch.chdir(project.root / "experiments")
+    assert Project.here() == from_root
+    assert from_root.experiments == project.root / "experiments"
+
+
+def test_project_without_a_folder_for_experiments_has_the_files_beside_it(project: TinyProject) -> None:
+    (project.root / "mine.yaml").write_text("")
+    assert Project.here().experiments == project.root
+
+
+def test_links_of_the_documentation_lead_to_files_that_are_there() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))]
+    missing = [(page.name, link) for page, link in links if "://" not in link and not (page.parent / link).exists()]
+    assert len(links) > 20
+    assert not missing
