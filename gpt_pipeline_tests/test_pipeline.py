@@ -174,7 +174,10 @@ def test_run_stopped_by_two_ctrl_c_saves_leaves_no_process_and_continues_to_the_
     assert "Stopped" in output
     assert "Traceback" not in output
     assert trainer_pids(project) == []
-    assert 8 <= max(_weights(project, "long")) < 40
+    last = max(_weights(project, "long"))
+    assert 8 <= last < 40
+    evaluated = {result.step for result in read_evaluations(project.experiment("long").folder.evaluations)}
+    assert last not in evaluated  # who presses Ctrl+C waits for no further evaluation
     project.run("run", "experiments/long.yaml")
     assert _weights(project, "long")[40] == uninterrupted[40]
 
