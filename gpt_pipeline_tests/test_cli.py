@@ -72,6 +72,20 @@ def test_dagster_home_that_is_no_folder_is_named_and_not_made(
     assert not Path(home).exists()
 
 
+def test_run_with_a_checkpoint_that_is_not_there_makes_no_data_first(
+    project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = project.write_experiment("tiny")
+    text = file.read_text().replace(
+        "{base_folder: ../storage}", "{base_folder: ../storage, checkpoint_to_resume: a.pt}"
+    )
+    file.write_text(text)
+    code, printed = said(capsys, "run", str(file))
+    assert code == 1
+    assert "found 'a.pt'" in printed
+    assert not (project.root / "storage" / "data").exists()
+
+
 def test_ui_of_a_folder_that_is_not_there_is_misuse(project: TinyProject, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = said(capsys, "ui", "nowhere")
     assert code == 2

@@ -6,9 +6,13 @@ import sys
 import dagster as dg
 
 
+_OF_THE_ENGINE = "Dependencies for step "  # what it says, without an event, of the steps after one that failed
+
+
 class _StageMessages(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        return getattr(record, "dagster_meta", {}).get("dagster_event") is None
+        meta = getattr(record, "dagster_meta", {})
+        return meta.get("dagster_event") is None and not str(meta.get("orig_message")).startswith(_OF_THE_ENGINE)
 
 
 class _Plain(logging.Formatter):

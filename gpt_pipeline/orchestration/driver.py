@@ -24,6 +24,7 @@ from gpt_pipeline.data.shards import find_shards
 from gpt_pipeline.errors import StoppedError, UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_fingerprint
+from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
@@ -151,6 +152,8 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
     _look_for_lost_runs(session, say)
     if not force and is_complete(experiment) and is_recorded(session):
         return False
+    if not force:
+        require_checkpoint_to_resume(experiment)  # before the hours that the data may take
     experiment.folder.root.mkdir(parents=True, exist_ok=True)
     announce_evaluator(experiment.folder.root)  # the follower takes seconds to start, the first checkpoints need not
     if _has_work_for_several(experiment):
