@@ -5,7 +5,6 @@ import sys
 
 import dagster as dg
 
-
 _OF_THE_ENGINE = "Dependencies for step "  # what it says, without an event, of the steps after one that failed
 
 
