@@ -105,6 +105,18 @@ def test_folders_of_an_experiment_start_at_its_file(write, tmp_path):
     assert experiment.data == dataclasses.replace(experiment.config.data, local_dataset_path=str(tmp_path / "raw"))
 
 
+@pytest.mark.parametrize("below", ["", "/in/it"])
+def test_base_folder_in_whose_place_a_file_lies_is_refused_with_place_and_remedy(write, tmp_path, below):
+    (tmp_path.parent / "taken").write_text("")
+    path = write(SMALL.replace("../storage", f"../taken{below}"))
+    with pytest.raises(ConfigError) as caught:
+        _ = load_experiment(path).folder
+    text = str(caught.value)
+    assert f"storage.base_folder: found '../taken{below}', need a folder" in text
+    assert f"{tmp_path.parent / 'taken'} is a file" in text
+    assert text.endswith("set storage.base_folder to another folder")
+
+
 def test_folders_stay_where_they_are_when_the_working_directory_changes(write, tmp_path, monkeypatch):
     monkeypatch.chdir(write(SMALL).parent)
     experiment = load_experiment(Path("small.yaml"))

@@ -137,6 +137,21 @@ def test_status_of_all_experiments_shows_a_broken_file_beside_the_others(project
     assert found[0].next.command.startswith("gpt-pipeline validate ")
 
 
+def test_status_of_all_experiments_shows_one_whose_folders_cannot_be_read_beside_the_others(
+    project: TinyProject,
+) -> None:
+    (project.root / "storage").mkdir()
+    (project.root / "storage" / "odd").write_text("")  # where its folder should be
+    (project.root / "taken").write_text("")
+    project.write_experiment("odd")
+    path = project.write_experiment("other")
+    path.write_text(path.read_text().replace("../storage", "../taken"))
+    odd, other, tiny = statuses([], experiments=project.root / "experiments")
+    assert "Not a directory" in odd.problem or os.name == "nt"
+    assert "taken is a file" in other.problem
+    assert tiny.problem is None
+
+
 def test_status_command_exits_with_2_for_a_file_that_is_no_experiment(project: TinyProject, capsys) -> None:
     path = project.root / "experiments" / "broken.yaml"
     path.write_text("experiment_name: x\nnum_sample: 3\n")

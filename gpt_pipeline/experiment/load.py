@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -54,8 +55,14 @@ class Experiment:
 
     @property
     def base_folder(self) -> Path:
-        """Absolute. Raises ConfigError for a Windows path on another system."""
-        return self._resolved("storage.base_folder", self.config.storage.base_folder)
+        """Absolute. Raises ConfigError for a Windows path on another system, and where a file is in its place."""
+        key, text = "storage.base_folder", self.config.storage.base_folder
+        folder = self._resolved(key, text)
+        there = next((each for each in (folder, *folder.parents) if os.path.exists(each)), None)
+        if there is not None and not there.is_dir():
+            need, remedy = f"a folder, or a place to make one in ({there} is a file)", f"set {key} to another folder"
+            raise self._unusable(key, text, need=need, remedy=remedy)
+        return folder
 
     @property
     def data_folder(self) -> Path:
@@ -91,9 +98,12 @@ class Experiment:
         try:
             return resolve_folder(text, relative_to=self.file.parent, key=key)
         except ConfigError as error:
-            place = ":".join(str(part) for part in (self.file, self.lines.get(key)) if part is not None)
-            found = Written(kind=Kind.QUOTED, text=text)
-            raise ConfigError(f"{place}: {key}", found=found, need=error.need, remedy=error.remedy) from None
+            raise self._unusable(key, text, need=error.need, remedy=error.remedy) from None
+
+    def _unusable(self, key: str, text: str, *, need: str, remedy: str) -> ConfigError:
+        """Return the error on the value `text` of `key`, with its place in the file."""
+        place = ":".join(str(part) for part in (self.file, self.lines.get(key)) if part is not None)
+        return ConfigError(f"{place}: {key}", found=Written(kind=Kind.QUOTED, text=text), need=need, remedy=remedy)
 
 
 def load_experiment(path: Path) -> Experiment:

@@ -107,7 +107,7 @@ def _status_of(found: ExperimentFile) -> Status:
         return _broken(found.file, found.problem or "")
     try:
         return experiment_status(found.experiment)
-    except UserError as error:  # one that cannot be looked at, such as a folder of another system, hides no other
+    except (UserError, OSError) as error:  # one that cannot be looked at hides no other
         return _broken(found.file, str(error))
 
 
