@@ -26,8 +26,8 @@ from gpt_pipeline.experiment.plan import training_job
 from gpt_pipeline.experiment.sizes import parameter_count, training_size
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
-from gpt_pipeline.planning.device import Device
-from gpt_pipeline.planning.disk import kept_checkpoints
+from gpt_pipeline.planning.device import Device, choose_device
+from gpt_pipeline.planning.disk import Disk, DiskNeed, kept_checkpoints
 from gpt_pipeline.planning.duration import Work, duration
 from gpt_pipeline.planning.findings import Known, findings
 from gpt_pipeline.planning.host import HostMemory, _limited, host_memory
@@ -264,6 +264,22 @@ def test_plan_counts_as_many_checkpoints_as_the_trainer_wants_room_for(tmp_path:
     saver.close()
 
 
+def test_plan_of_a_short_training_counts_no_more_checkpoints_than_it_writes(project: TinyProject) -> None:
+    path = project.root / "experiments" / "tiny.yaml"
+    path.write_text(path.read_text().replace("keep_last: 3", "keep_last: 9"))
+    need = _plan(load_experiment(path)).disks[0].needs[-1]
+    assert need.what == "4 checkpoints"  # of steps 4, 8, 12, and the best
+    path.write_text(path.read_text().replace("keep_last: 9", "keep_last: 1"))
+    assert _plan(load_experiment(path)).disks[0].needs[-1].what == "3 checkpoints"
+
+
+def test_disk_room_that_downloads_leave_free_is_needed_but_not_written(tmp_path: Path) -> None:
+    download = DiskNeed(what="download", folder=tmp_path, size=1000, present=100)
+    spare = DiskNeed(what="left free by downloads", folder=tmp_path, size=300, present=0, is_written=False)
+    disk = Disk(folder=tmp_path, free=1000, needs=(download, spare))
+    assert (disk.to_write, disk.needed) == (900, 1200)
+
+
 # What is used again
 
 
@@ -329,6 +345,16 @@ def test_upcoming_start_is_what_the_trainer_then_decides(
     assert (expected.kind == "finished") == (start.finished is not None)
     moved = [path for path in job.folder.root.glob("previous/*") if list(path.rglob("*.pt"))]
     assert expected.moves_aside == (len(moved) > before)
+
+
+def test_device_of_one_thread_is_told_in_the_singular() -> None:
+    before = torch.get_num_threads()
+    told = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        told.append(choose_device(HardwareConfig(device="cpu"), TrainingConfig()).description)
+    torch.set_num_threads(before)
+    assert told == ["CPU, 1 thread, fp32, eager", "CPU, 2 threads, fp32, eager"]
 
 
 # Speed and hours
@@ -498,7 +524,18 @@ def test_plan_warns_of_what_is_hardly_wanted_and_can_still_be_run(project: TinyP
     plan = _plan(load_experiment(path))
     assert plan.problems == ()
     keys = {finding.key for finding in plan.findings}
-    assert {"training.warmup_steps", "training.num_epochs", "data.validation_fraction"} <= keys
+    assert {"training.warmup_steps", "training.num_epochs", "evaluation.max_validation_tokens"} <= keys
+
+
+def test_plan_remedy_of_a_coarse_validation_raises_what_limits_it(project: TinyProject) -> None:
+    path = project.write_experiment("coarse")
+    limited = {finding.key: finding for finding in _plan(load_experiment(path)).findings}
+    assert "raise it from 512" in limited["evaluation.max_validation_tokens"].remedy
+    assert "data.validation_fraction" not in limited
+    path.write_text(path.read_text().replace("max_validation_tokens: 512", "max_validation_tokens: 9000000"))
+    few = {finding.key: finding for finding in _plan(load_experiment(path)).findings}
+    assert "data.num_samples" in few["data.validation_fraction"].remedy
+    assert "max_validation_tokens" not in few["data.validation_fraction"].remedy
 
 
 def test_plan_of_one_pass_with_dropout_warns_and_without_does_not(project: TinyProject) -> None:

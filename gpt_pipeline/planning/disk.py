@@ -34,7 +34,7 @@ _BEST_AND_NEXT = 2  # `training.saver`: besides the `keep_last` newest, the best
 
 @dataclass(frozen=True, kw_only=True)
 class DiskNeed:
-    """One thing that will be written."""
+    """One thing that takes room."""
 
     what: str
     folder: Path
@@ -44,9 +44,17 @@ class DiskNeed:
     present: int
     """Bytes of it that are there."""
 
+    is_written: bool = True
+    """False for room that only has to be free."""
+
+    @property
+    def room(self) -> int:
+        """Bytes that have to be free for it."""
+        return max(0, self.size - self.present)
+
     @property
     def to_write(self) -> int:
-        return max(0, self.size - self.present)
+        return self.room if self.is_written else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +71,28 @@ class Disk:
     def to_write(self) -> int:
         return sum(need.to_write for need in self.needs)
 
+    @property
+    def needed(self) -> int:
+        """Bytes that have to be free: what will be written, and what is to stay free beside it."""
+        return sum(need.room for need in self.needs)
+
 
 def disks(
-    experiment: Experiment, tokens: TokenCount, stages: Sequence[StageProgress], start: UpcomingStart
+    experiment: Experiment,
+    tokens: TokenCount,
+    stages: Sequence[StageProgress],
+    start: UpcomingStart,
+    *,
+    checkpoints: int | None,
 ) -> tuple[Disk, ...]:
     """Return the disks that the experiment writes to, in the order in which they are written.
+
+    `checkpoints` is how many the training has yet to write; None where that is not known.
 
     Raises:
         UserError: one of them is not there.
     """
-    needs = [*_data_needs(experiment, tokens, stages), _checkpoint_need(experiment, start)]
+    needs = [*_data_needs(experiment, tokens, stages), *_checkpoint_needs(experiment, start, checkpoints)]
     by_disk: dict[int, list[DiskNeed]] = {}
     for need in needs:
         by_disk.setdefault(existing_folder(need.folder).stat().st_dev, []).append(need)
@@ -118,7 +138,7 @@ def _raw_needs(experiment: Experiment, raw: StageProgress) -> list[DiskNeed]:
     cache = Hub().cache
     return [
         DiskNeed(what="raw_synth (download)", folder=cache, size=size, present=present),
-        DiskNeed(what="left free by downloads", folder=cache, size=_HUB_SPARE, present=0),
+        DiskNeed(what="left free by downloads", folder=cache, size=_HUB_SPARE, present=0, is_written=False),
     ]
 
 
@@ -127,15 +147,23 @@ def _stage_need(stage: StageProgress, folder: Path, estimate: int) -> DiskNeed:
     return DiskNeed(what=stage.name, folder=folder, size=stage.size if finished else estimate, present=stage.size)
 
 
-def _checkpoint_need(experiment: Experiment, start: UpcomingStart) -> DiskNeed:
-    """Return the checkpoints that lie there at the same time; those of an earlier training stay in `previous/`."""
+def _checkpoint_needs(experiment: Experiment, start: UpcomingStart, to_come: int | None) -> list[DiskNeed]:
+    """Return the checkpoints that lie there at the same time; those of an earlier training stay in `previous/`.
+
+    A training that writes fewer than it may keep wants room for those all the same when it starts.
+    """
     config, folder = experiment.config, experiment.folder.checkpoints
     each = checkpoint_bytes(config.model, config.training.optimizer)
     present = 0 if start.kind == "anew" else len(list_checkpoints(folder))
     if start.kind == "finished":
-        return DiskNeed(what="checkpoints", folder=folder, size=present * each, present=present * each)
-    kept = max(kept_checkpoints(config.evaluation.keep_last), present + 1)
-    return DiskNeed(what=f"{kept} checkpoints", folder=folder, size=kept * each, present=present * each)
+        return [DiskNeed(what="checkpoints", folder=folder, size=present * each, present=present * each)]
+    wanted = max(kept_checkpoints(config.evaluation.keep_last), present + 1)
+    kept = wanted if to_come is None else min(wanted, present + to_come + 1)  # one for the best
+    spare = DiskNeed(
+        what="left free by checkpoints", folder=folder, size=(wanted - kept) * each, present=0, is_written=False
+    )
+    written = DiskNeed(what=f"{kept} checkpoints", folder=folder, size=kept * each, present=present * each)
+    return [*([spare] if spare.size else []), written]
 
 
 def _is_sample(experiment: Experiment) -> bool:

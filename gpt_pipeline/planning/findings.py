@@ -112,11 +112,11 @@ def _disk(known: Known) -> Iterator[Finding]:
                 "disk", f"nothing can be written in {folder}", "make it writable, or choose another base_folder"
             )
     for disk in known.disks:
-        if disk.to_write > disk.free:
-            text = f"found {wording.size(disk.free)} free for {disk.folder}, need {wording.size(disk.to_write)}"
+        if disk.needed > disk.free:
+            text = f"found {wording.size(disk.free)} free for {disk.folder}, need {wording.size(disk.needed)}"
             yield problem("disk", text, "free some space, choose another storage.base_folder, or lower keep_last")
-        elif disk.to_write > 0.9 * disk.free:
-            text = f"{wording.size(disk.to_write)} of {wording.size(disk.free)} free for {disk.folder} will be used"
+        elif disk.needed > 0.9 * disk.free:
+            text = f"{wording.size(disk.needed)} of {wording.size(disk.free)} free for {disk.folder} will be needed"
             yield warning("disk", text, "sizes of data not made yet are estimates: leave some more room")
 
 
@@ -164,11 +164,15 @@ def _validation(known: Known) -> Iterator[Finding]:
     if tokens.validation_tokens < 2:
         yield problem("data.validation_fraction", "no validation token is held out, need at least 2", raise_it)
         return
-    seen = min(tokens.validation_tokens, known.experiment.config.evaluation.max_validation_tokens)
+    limit = known.experiment.config.evaluation.max_validation_tokens
+    seen = min(tokens.validation_tokens, limit)
     error = _TOKEN_DEVIATION / math.sqrt(seen)
     if error > _SURE:
         text = f"a loss on {seen:,} held-out tokens is known to about ±{error:.2f} nats"
-        yield warning("data.validation_fraction", text, f"{raise_it}, or evaluation.max_validation_tokens")
+        if limit < tokens.validation_tokens:
+            yield warning("evaluation.max_validation_tokens", text, f"raise it from {limit:,}")
+        else:
+            yield warning("data.validation_fraction", text, raise_it)
 
 
 def _schedule(known: Known) -> Iterator[Finding]:

@@ -141,12 +141,13 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
     need = None if length is None else _memory(experiment, length, precision)
     measuring = _Measuring(experiment=experiment, length=length, device=device, need=need, start=start, running=running)
     speed, not_measured = measuring.speed(found, measured=measured, say=say)
+    to_come = None if length is None else length.checkpoints
     known = Known(
         experiment=experiment,
         tokens=tokens,
         size=size,
         stages=stages,
-        disks=_or_problem(found, "disk", lambda: disks(experiment, tokens, stages, start)) or (),
+        disks=_or_problem(found, "disk", lambda: disks(experiment, tokens, stages, start, checkpoints=to_come)) or (),
         need=need,
         device=device,
         is_measured=speed is not None and speed.source == "measured",

@@ -75,8 +75,12 @@ class Compute:
 
     def describe(self) -> str:
         """Return the choice in words."""
-        name = torch.cuda.get_device_name(self.device) if self.is_cuda else f"CPU, {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(self.device) if self.is_cuda else f"CPU, {_threads(torch.get_num_threads())}"
         return f"{name}, {'bf16' if self.bf16 else 'fp32'}, {'compiled' if self.compile else 'eager'}"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"
 
 
 def prepare_process(compute: Compute) -> None:
