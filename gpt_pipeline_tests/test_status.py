@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -12,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from gpt_pipeline.checkpoints.manifest import write_manifest
+from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.cli import main
 from gpt_pipeline.data.english import prepare_english
 from gpt_pipeline.data.raw import prepare_raw
 from gpt_pipeline.data.shards import find_shards, prepare_shards
 from gpt_pipeline.experiment.plan import training_job
 from gpt_pipeline.planning.show_status import plain_text
-from gpt_pipeline.planning.status import Status, experiment_status, statuses
+from gpt_pipeline.planning.status import CheckpointStatus, NextStep, Status, experiment_status, statuses
 from gpt_pipeline.planning.training import newest_records
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.heartbeat import heartbeat
@@ -84,6 +87,48 @@ def test_status_of_a_finished_training_leads_to_the_evaluations(project: TinyPro
     files = {path.stat().st_ino: path.stat().st_size for path in status.folder.glob("checkpoints/*.pt")}
     assert status.checkpoint_bytes == sum(files.values())
     assert status.next.command.startswith("gpt-pipeline evaluate ")
+
+
+def test_status_while_an_evaluator_works_does_not_ask_for_another(project: TinyProject) -> None:
+    _train(project)
+    root = project.experiment("tiny").folder.root
+    announce_evaluator(root)
+    status = _status(project)
+    assert status.is_evaluating
+    assert not status.next.command.startswith("gpt-pipeline evaluate")
+    assert "3 under way" in plain_text([status])
+    (root / "evaluator.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 4_000_000, "started": "1"}))
+    assert _status(project).next.command.startswith("gpt-pipeline evaluate ")
+
+
+def test_status_of_an_imported_checkpoint_says_how_to_start_from_it(project: TinyProject) -> None:
+    _train(project, stop_at=4)
+    folder = project.experiment("tiny").folder
+    info = project.checkpoints("tiny")[-1]
+    first = folder.checkpoints / "checkpoint_step_0.pt"
+    for path in (info.path, *folder.checkpoints.glob("best_model.*")):
+        path.rename(first) if path == info.path else path.unlink()
+    info.path.with_suffix(".json").unlink()
+    write_manifest(dataclasses.replace(info, path=first, step=0, fingerprint="", shards_fingerprint="", metrics={}))
+    status = _status(project)
+    assert "storage.checkpoint_to_resume: checkpoint_step_0.pt" in status.next.command
+    assert not status.training.of_other_settings
+
+
+def test_status_shows_an_evaluated_loss_and_marks_an_estimate() -> None:
+    seen = CheckpointStatus(file="a.pt", step=4, size=1, val_loss=0.863, evaluated_loss=0.844, evaluation="done")
+    status = Status(
+        file=Path("x.yaml"),
+        name="x",
+        folder=None,
+        problem=None,
+        checkpoints=(seen, dataclasses.replace(seen, file="best_model.pt", step=1200, evaluated_loss=None)),
+        next=NextStep(command="", why=""),
+    )
+    text = plain_text([status])
+    assert "val loss 0.844" in text
+    assert "val loss about 0.863" in text
+    assert "best_model.pt (step 1,200)" in text
 
 
 def test_status_of_a_running_training_has_its_process_and_step(project: TinyProject) -> None:

@@ -5,7 +5,10 @@ Imports no torch: evaluators announce themselves from light processes.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
+import socket
 import time
 from pathlib import Path
 
@@ -18,7 +21,9 @@ from gpt_pipeline.checkpoints.manifest import (
     manifest_path,
 )
 from gpt_pipeline.checkpoints.room import free_bytes
+from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.storage.process import ProcessId
 
 _logger = logging.getLogger(__name__)
 
@@ -45,12 +50,27 @@ def announce_evaluator(root: Path) -> None:
 
     Call it at least every ten minutes.
     """
-    (root / _EVALUATOR_NAME).write_text("{}\n", encoding="utf-8")
+    text = json.dumps(dataclasses.asdict(ProcessId.here()))
+    (root / _EVALUATOR_NAME).write_text(f"{text}\n", encoding="utf-8")
+
+
+def evaluator_is_at_work(root: Path) -> bool:
+    """Whether an evaluator watches the experiment in `root`: one that announced itself, and has not ended since."""
+    try:
+        process = ProcessId.from_text(read_json(root / _EVALUATOR_NAME))
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, ValueError):
+        return False  # none, or its file is being written at this moment
+    # One evaluation may outlast the time in which another machine's evaluator counts as gone.
+    return not process.is_dead and (process.host == socket.gethostname() or _was_announced(root))
+
+
+def _was_announced(root: Path) -> bool:
+    path = root / _EVALUATOR_NAME
+    return path.is_file() and time.time() - path.stat().st_mtime <= _HEARTBEAT_SECONDS
 
 
 def _awaited_steps(folder: ExperimentFolder, candidates: list[CheckpointInfo]) -> set[int]:
-    heartbeat = folder.root / _EVALUATOR_NAME
-    if not heartbeat.is_file() or time.time() - heartbeat.stat().st_mtime > _HEARTBEAT_SECONDS:
+    if not _was_announced(folder.root):
         return set()
     awaited = {info.step for info in candidates if not _is_evaluated(folder, info.step)}
     if awaited and free_bytes(folder.checkpoints) < _SPARE_CHECKPOINTS * candidates[-1].size:

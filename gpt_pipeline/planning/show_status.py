@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from gpt_pipeline.checkpoints.manifest import BEST_NAME
 from gpt_pipeline.planning.stages import StageProgress
 from gpt_pipeline.planning.status import CheckpointStatus, Status
 from gpt_pipeline.planning.training import TrainingProgress
@@ -97,7 +98,7 @@ def training_text(training: TrainingProgress) -> str:
     of = "" if training.max_steps is None else f" of {training.max_steps:,}"
     if training.state == "absent":
         return f"to do{f': {training.max_steps:,} steps' if training.max_steps else ''}"
-    losses = [("train loss", training.train_loss), ("val loss", training.val_loss)]
+    losses = [("train loss", training.train_loss), ("val loss about", training.val_loss)]
     words = [f"{name} {value:.3f}" for name, value in losses if value is not None]
     if training.state == "finished":
         return ", ".join([f"finished at step {training.step:,}", *words])
@@ -127,15 +128,24 @@ def _checkpoint_texts(status: Status) -> list[str]:
 
 
 def _checkpoint_text(checkpoint: CheckpointStatus) -> str:
-    loss = "" if checkpoint.val_loss is None else f"  val loss {checkpoint.val_loss:.3f}"
+    loss = _loss_text(checkpoint)
     states = {"done": "evaluated", "missing": "to be evaluated", "outdated": "to be evaluated again"}
     state = "" if checkpoint.evaluation is None else f"  {states[checkpoint.evaluation]}"
-    return f"{checkpoint.file:28} {wording.size(checkpoint.size):>8}{loss}{state}"
+    name = f"{checkpoint.file} (step {checkpoint.step:,})" if checkpoint.file == BEST_NAME else checkpoint.file
+    return f"{name:28} {wording.size(checkpoint.size):>8}{loss}{state}"
+
+
+def _loss_text(checkpoint: CheckpointStatus) -> str:
+    """Return the loss that an evaluation measured, else what the trainer estimated, marked as such."""
+    if checkpoint.evaluated_loss is not None:
+        return f"  val loss {checkpoint.evaluated_loss:.3f}"
+    return "" if checkpoint.val_loss is None else f"  val loss about {checkpoint.val_loss:.3f}"
 
 
 def _result_lines(status: Status) -> Iterator[Line]:
     done, pending = status.evaluations_done, status.evaluations_pending
-    yield "evaluations", "stopped" if pending else "", f"{done} done" + (f", {pending} to do" if pending else "")
+    to_come = "under way" if status.is_evaluating else "to do"
+    yield "evaluations", "stopped" if pending else "", f"{done} done" + (f", {pending} {to_come}" if pending else "")
     if status.best is not None:
         how = "" if status.best.evaluated else " (the trainer's estimate)"
         yield "best so far", "", f"step {status.best.step:,}, val loss {status.best.val_loss:.3f}{how}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
+from gpt_pipeline.checkpoints.retention import evaluator_is_at_work
 from gpt_pipeline.data.shards import find_shards
 from gpt_pipeline.errors import DataError, UserError
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
@@ -33,6 +34,9 @@ class CheckpointStatus:
 
     val_loss: float | None
     """The newest estimate of the trainer when it was saved, nats per token."""
+
+    evaluated_loss: float | None
+    """As an evaluation measured it on the held-out documents, nats per token."""
 
     evaluation: str | None
     """`done`, `missing` or `outdated`; None where none is wanted, as of a best model while training goes on."""
@@ -81,6 +85,9 @@ class Status:
 
     evaluations_pending: int = 0
     """Checkpoints that lack one, or have one by other questions, settings or code."""
+
+    is_evaluating: bool = False
+    """Whether some are pending and an evaluator is at work on them."""
 
     tracking_is_pending: bool = False
     """Whether MLflow lacks something of the training."""
@@ -131,6 +138,7 @@ def experiment_status(experiment: Experiment) -> Status:
     pending = sum(each.state != "done" for each in wanted)
     untold = is_log_pending(experiment)
     results = read_evaluations(folder.evaluations)
+    evaluating = pending > 0 and evaluator_is_at_work(folder.root)
     return Status(
         file=experiment.file,
         name=experiment.display_name,
@@ -138,15 +146,25 @@ def experiment_status(experiment: Experiment) -> Status:
         problem=None,
         stages=stages,
         training=training,
-        checkpoints=tuple(_status_of_checkpoint(info, wanted) for info in checkpoints),
+        checkpoints=tuple(_status_of_checkpoint(info, wanted, results) for info in checkpoints),
         checkpoint_bytes=_bytes_on_disk(folder.checkpoints),
         evaluations_done=len(results),
         evaluations_pending=pending,
+        is_evaluating=evaluating,
         tracking_is_pending=untold,
         best=_best(results, best_checkpoint(folder.checkpoints)),
         report=folder.report if folder.report.is_file() else None,
         report_is_outdated=outdated,
-        next=next_step(experiment.file, stages, training, pending=pending, outdated=outdated, untold=untold),
+        next=(None if training.state == "running" else _import_step(experiment, checkpoints))
+        or next_step(
+            experiment.file,
+            stages,
+            training,
+            pending=pending,
+            evaluating=evaluating,
+            outdated=outdated,
+            untold=untold,
+        ),
     )
 
 
@@ -177,13 +195,18 @@ def _checkpoints(folder: Path) -> list[CheckpointInfo]:
     return sorted(found, key=lambda info: info.step)
 
 
-def _status_of_checkpoint(info: CheckpointInfo, wanted: Sequence[WantedEvaluation]) -> CheckpointStatus:
+def _status_of_checkpoint(
+    info: CheckpointInfo, wanted: Sequence[WantedEvaluation], results: Sequence[EvaluationResult]
+) -> CheckpointStatus:
     states = {each.checkpoint.step: each.state for each in wanted}
+    of_these = [each for each in results if each.checkpoint["weights_sha256"] == info.weights_sha256]
+    newest = max(of_these, key=lambda result: result.created_at, default=None)
     return CheckpointStatus(
         file=info.path.name,
         step=info.step,
         size=info.size,
         val_loss=info.metrics.get("val_loss"),
+        evaluated_loss=None if newest is None else newest.metrics.get("val_loss"),
         evaluation=states.get(info.step),
     )
 
@@ -205,12 +228,24 @@ def _best(results: Sequence[EvaluationResult], model: CheckpointInfo | None) -> 
     return Best(step=model.step, val_loss=loss_of_model, evaluated=False)
 
 
+def _import_step(experiment: Experiment, checkpoints: Sequence[CheckpointInfo]) -> NextStep | None:
+    """Return what is to do where the newest checkpoint is an imported one that the file does not name yet."""
+    newest = checkpoints[-1] if checkpoints else None
+    if newest is None or newest.step or newest.fingerprint or experiment.config.storage.checkpoint_to_resume:
+        return None
+    return NextStep(
+        command=f"set storage.checkpoint_to_resume: {newest.path.name} in {_shown(experiment.file)}",
+        why="it was imported; without this, training would start from new weights",
+    )
+
+
 def next_step(
     file: Path,
     stages: Sequence[StageProgress],
     training: TrainingProgress,
     *,
     pending: int,
+    evaluating: bool,
     outdated: bool,
     untold: bool,
 ) -> NextStep:
@@ -219,6 +254,9 @@ def next_step(
         return NextStep(
             command="gpt-pipeline ui", why="watch it train; Ctrl+C where it runs stops it with a checkpoint"
         )
+    if training.state == "finished" and evaluating:
+        what = f"{pending} evaluation{'s are' if pending > 1 else ' is'} under way: watch, or wait for the end"
+        return NextStep(command="gpt-pipeline ui", why=what)
     if training.state == "finished":
         return _after_training(_shown(file), pending=pending, outdated=outdated, untold=untold)
     return _before_its_end(_shown(file), stages, training)

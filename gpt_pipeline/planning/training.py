@@ -146,8 +146,13 @@ def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_
         tokens_per_second=train.get("tokens_per_second"),
         eta_seconds=train.get("eta_seconds") if running else None,
         damaged=tuple(_damaged(folder.checkpoints)),
-        of_other_settings=fingerprint is not None and any(info.fingerprint != fingerprint for info in checkpoints[-1:]),
+        of_other_settings=fingerprint is not None
+        and any(_is_of_another(info, fingerprint) for info in checkpoints[-1:]),
     )
+
+
+def _is_of_another(info: CheckpointInfo, fingerprint: str) -> bool:
+    return bool(info.fingerprint) and info.fingerprint != fingerprint  # an imported one is of no training at all
 
 
 def _state(folder: ExperimentFolder, trainer: str, *, saved: int, fingerprint: str | None) -> TrainingState:
