@@ -30,6 +30,7 @@ from gpt_pipeline.doctor.stores import look_at_dagster_home, look_at_history, lo
 from gpt_pipeline.doctor.torch_build import Nvidia, cuda_build, find_nvidia, look_at_torch
 from gpt_pipeline.orchestration.project import Project
 from gpt_pipeline.planning.host import HostMemory
+from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.config import HardwareConfig
 from gpt_pipeline_tests.hub_server import running_hub
 from gpt_pipeline_tests.projects import TinyProject
@@ -185,14 +186,24 @@ def _server(status: int = 200) -> Iterator[int]:
         server.shutdown()
 
 
-def test_port_that_is_taken_names_its_holder_and_is_free_afterwards() -> None:
+def test_port_that_is_taken_names_its_holder_and_is_free_afterwards(tmp_path: Path) -> None:
     with _server() as port:
-        found = _one(look_at_port(port, page="a page"))
+        found = _one(look_at_port(port, page="a page", pages=tmp_path))
         assert found.status == "note"
         if sys.platform == "linux":
             assert find_holder(port).startswith(f"process {os.getpid()} (")
             assert f"process {os.getpid()}" in found.text
-    assert _one(look_at_port(port, page="a page")).status == "ok"
+    assert _one(look_at_port(port, page="a page", pages=tmp_path)).status == "ok"
+
+
+def test_port_that_the_projects_own_pages_have_is_ok(tmp_path: Path) -> None:
+    with _server() as port:
+        with folder_lock(tmp_path, purpose=f"web pages at http://127.0.0.1:{port} and http://127.0.0.1:5000"):
+            found = _one(look_at_port(port, page="a page", pages=tmp_path))
+        assert found.status == "ok"
+        assert "open already" in found.text
+        with folder_lock(tmp_path, purpose=f"web pages at http://127.0.0.1:{port}1 and http://127.0.0.1:5000"):
+            assert _one(look_at_port(port, page="a page", pages=tmp_path)).status == "note"
 
 
 # Stores
@@ -211,6 +222,11 @@ def test_dagster_home_unset_relative_missing_bare_and_right(project: Project, tm
     assert look(str(home)).status == "note"
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     assert look(str(home)).status == "ok"
+
+
+@pytest.mark.parametrize("home", ["some/folder", "/no/such/folder"])
+def test_history_of_a_dagster_home_that_is_a_problem_is_not_said_to_be_fine(project: Project, home: str) -> None:
+    assert list(look_at_history(project, {"DAGSTER_HOME": home})) == []
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
@@ -269,6 +285,15 @@ def test_mlflow_server_up_down_and_a_folder_of_files() -> None:
     assert _one(look_at_mlflow("file:///tmp/mlruns")).status == "problem"
     assert _one(look_at_mlflow("postgresql://user:secret@db/mlflow")).status == "note"
     assert "secret" not in _one(look_at_mlflow("postgresql://user:secret@db/mlflow")).text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_mlflow_server_of_this_machine_is_asked_without_the_proxy(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with _server() as port:
+        assert _one(look_at_mlflow(f"http://{host}:{port}")).status == "ok"
 
 
 # All together

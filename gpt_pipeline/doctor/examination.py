@@ -26,6 +26,7 @@ def examine(project: Project, experiment: Experiment | None, *, offline: bool) -
     experiments = [experiment] if experiment is not None else _experiments(project)
     folders = [*_base_folders(experiments), project.root]
     downloads = [each for each in experiments if _downloads(each)] if experiments else [None]
+    pages = project.history / "pages"
     hardware = experiment.config.hardware if experiment is not None else None
     return findings_of(
         {
@@ -39,8 +40,8 @@ def examine(project: Project, experiment: Experiment | None, *, offline: bool) -
             "memory": look_at_memory,
             "open files": look_at_open_files,
             "hub": lambda: look_at_hub() if downloads and not offline else _not_asked(offline=offline),
-            "Dagster's port": lambda: look_at_port(DAGSTER_PORT, page="Dagster's page"),
-            "MLflow's port": lambda: look_at_port(MLFLOW_PORT, page="MLflow's page"),
+            "Dagster's port": lambda: look_at_port(DAGSTER_PORT, page="Dagster's page", pages=pages),
+            "MLflow's port": lambda: look_at_port(MLFLOW_PORT, page="MLflow's page", pages=pages),
             "DAGSTER_HOME": lambda: look_at_dagster_home(project),
             "Dagster history": lambda: look_at_history(project),
             "MLflow": lambda: look_at_mlflow(project.tracking_uri),

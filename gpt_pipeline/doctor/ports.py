@@ -8,16 +8,20 @@ from contextlib import suppress
 from pathlib import Path
 
 from gpt_pipeline.doctor.finding import Finding, note, ok
-from gpt_pipeline.storage.ports import is_free
+from gpt_pipeline.storage.lock import held_for
+from gpt_pipeline.storage.ports import HOST, is_free
 
 _LISTENING = "0A"  # in /proc/net/tcp
 _SHOWN_LETTERS = 100
 
 
-def look_at_port(port: int, *, page: str) -> Iterator[Finding]:
-    """Look at whether `port` of this machine is free for `page`."""
+def look_at_port(port: int, *, page: str, pages: Path) -> Iterator[Finding]:
+    """Look at whether `port` of this machine is free for `page`; `pages` is the folder that open pages hold locked."""
     if is_free(port):
         yield ok("ports", f"{port} is free for {page}")
+        return
+    if f"http://{HOST}:{port}" in (held_for(pages) or "").split():
+        yield ok("ports", f"{page} is open already, at http://{HOST}:{port}")
         return
     holder = find_holder(port) or "another program"
     yield note("ports", f"{port} is taken by {holder}", f"`gpt-pipeline ui` takes the next free one for {page}")

@@ -6,9 +6,11 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import chdir, closing
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import OpenerDirector, ProxyHandler, build_opener
 
 from gpt_pipeline.doctor.finding import Finding, note, ok, problem
 from gpt_pipeline.orchestration.project import DAGSTER_CONFIG, Project
@@ -43,7 +45,12 @@ def look_at_dagster_home(project: Project, environment: Mapping[str, str] = os.e
 
 
 def look_at_history(project: Project, environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Look at whether Dagster can read its history; makes none where there is none."""
+    """Look at whether Dagster can read its history; makes none where there is none.
+
+    Nothing is said where `look_at_dagster_home` has found a problem: there is no history that could be looked at.
+    """
+    if any(found.status == "problem" for found in look_at_dagster_home(project, environment)):
+        return
     home = Path(environment.get(_HOME) or project.root)
     if not (home / DAGSTER_CONFIG).is_file() and not (home / "history").is_dir():
         yield ok(_HISTORY, "none yet; the first run begins it")
@@ -112,13 +119,20 @@ def _finding_of(error: sqlite3.Error, database: Path) -> Finding:
     return problem("MLflow", f"{database}: {error}", remedy)
 
 
+def _opener(address: str) -> OpenerDirector:
+    """Return what asks a server: one of this machine without the proxy, which leads to other machines."""
+    host = urlsplit(address).hostname or ""
+    is_here = host in ("localhost", "::1") or host.startswith("127.")
+    return build_opener(ProxyHandler({})) if is_here else build_opener()
+
+
 def _look_at_server(address: str) -> Finding:
     try:
-        with urlopen(f"{address.rstrip('/')}/health", timeout=_SECONDS) as answer:
+        with _opener(address).open(f"{address.rstrip('/')}/health", timeout=_SECONDS) as answer:
             status = answer.status
     except HTTPError as error:
         status = error.code
-    except (URLError, OSError) as error:
+    except (HTTPException, OSError) as error:
         text = f"{address} does not answer ({getattr(error, 'reason', error)})"
         return problem("MLflow", text, "start its server, or correct MLFLOW_TRACKING_URI; results wait on the disk")
     if status == 200:

@@ -65,6 +65,16 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+def held_for(folder: Path) -> str | None:
+    """Return the purpose for which a live process holds the lock of `folder`; None if nobody does, or does not say."""
+    if not is_locked(folder):
+        return None
+    try:
+        return str(read_json(folder / ".lock.json")["purpose"])
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        return None
+
+
 def _describe(holder: Path) -> str:
     try:
         value = read_json(holder)
