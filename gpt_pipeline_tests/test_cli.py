@@ -86,6 +86,17 @@ def test_run_with_a_checkpoint_that_is_not_there_makes_no_data_first(
     assert not (project.root / "storage" / "data").exists()
 
 
+def test_doctor_with_a_dagster_home_that_is_no_folder_still_looks_at_the_rest(
+    project: TinyProject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = project.write_experiment("tiny")
+    monkeypatch.setenv("DAGSTER_HOME", "/missing/folder")
+    code, text = said(capsys, "doctor", str(file), "--offline")
+    assert code == 1
+    assert re.search(r"^problem +DAGSTER_HOME", text, re.MULTILINE)
+    assert re.search(r"^ok +python", text, re.MULTILINE)
+
+
 def test_ui_of_a_folder_that_is_not_there_is_misuse(project: TinyProject, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = said(capsys, "ui", "nowhere")
     assert code == 2

@@ -26,7 +26,7 @@ def examine(project: Project, experiment: Experiment | None, *, offline: bool) -
     experiments = [experiment] if experiment is not None else _experiments(project)
     folders = [*_base_folders(experiments), project.root]
     downloads = [each for each in experiments if _downloads(each)] if experiments else [None]
-    pages = project.history / "pages"
+    pages = project.pages
     hardware = experiment.config.hardware if experiment is not None else None
     return findings_of(
         {

@@ -194,6 +194,7 @@ def evaluate_experiment(
     chosen = [each for each in wanted if force or each.state != "done" or each.partition not in recorded]
     problems = []
     for each in chosen:
+        announce_evaluator(experiment.folder.root)
         say(f"evaluating {each.checkpoint.path.name}")
         try:
             session.evaluate(each, questions=questions, force=force)

@@ -66,7 +66,7 @@ def serve_pages(
     """
     project.enter()
     stop = StopFlag()
-    folder = project.history / "pages"
+    folder = project.pages
     with folder_lock(folder, purpose="web pages"):  # first of all: the ports of pages that are open already are theirs
         pages = _pages(project, folder, dagster_port=dagster_port, mlflow_port=mlflow_port)
     purpose = "web pages at " + " and ".join(page.address for page in pages)

@@ -65,7 +65,13 @@ class Project:
     @property
     def history(self) -> Path:
         """The folder in which Dagster keeps its history; `DAGSTER_HOME` if it is set."""
-        return dagster_home() or self.root / ".dagster"
+        home = os.environ.get("DAGSTER_HOME")
+        return Path(home) if home else self.root / ".dagster"
+
+    @property
+    def pages(self) -> Path:
+        """The folder whose lock the web pages hold while they are served, with their logs."""
+        return self.history / "pages"
 
     def enter(self) -> None:
         """Make this process, and those it starts, work in the project: working directory and environment.
