@@ -21,8 +21,10 @@ COMMAND = [sys.executable, "-m", "gpt_pipeline", "ui"]
 
 @pytest.fixture
 def environment() -> dict[str, str]:
-    ours = ("DAGSTER_HOME", "GPT_PIPELINE_EXPERIMENTS", "MLFLOW_TRACKING_URI")
-    return {name: value for name, value in os.environ.items() if name not in ours}
+    """Without what is set for the tester's own project, and with a proxy that leads nowhere."""
+    ours = ("DAGSTER_HOME", "GPT_PIPELINE_EXPERIMENTS", "MLFLOW_TRACKING_URI", "no_proxy", "NO_PROXY")
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    return {**kept, "http_proxy": "http://127.0.0.1:9"}
 
 
 @pytest.fixture
