@@ -14,7 +14,7 @@ test: $(READY)  ## the default test suite, two files at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)  ## what takes longer: fault loops, long waits, the benchmarks' commands
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 test-browser: $(READY)  ## the web pages, driven by Chromium where it is found
 	@$(BIN)/python -m pytest -m browser
