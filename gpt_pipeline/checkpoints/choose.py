@@ -55,7 +55,7 @@ def checkpoint_to_resume(folder: Path, name: str) -> Path:
     path = folder / name
     if path.is_file():
         return path
-    known = [*list_checkpoints(folder), *([best] if (best := best_checkpoint(folder)) else [])]
+    known = _all(folder)
     names = ", ".join(info.path.name for info in known) or "there is none yet"
     remedy = "correct it, or set it to null" if known else "set it to null"
     raise UserError(f"storage.checkpoint_to_resume: found {name!r}, need one of those in {folder}: {names}; {remedy}")

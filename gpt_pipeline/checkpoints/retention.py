@@ -20,10 +20,10 @@ from gpt_pipeline.checkpoints.manifest import (
     list_checkpoints,
     manifest_path,
 )
-from gpt_pipeline.checkpoints.room import free_bytes
 from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.process import ProcessId
+from gpt_pipeline.storage.room import free_bytes
 
 _logger = logging.getLogger(__name__)
 

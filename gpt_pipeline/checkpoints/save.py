@@ -27,11 +27,11 @@ from gpt_pipeline.checkpoints.manifest import (
     settle_best,
     write_manifest,
 )
-from gpt_pipeline.checkpoints.room import free_bytes
 from gpt_pipeline.checkpoints.snapshot import Snapshot, tensor_bytes, weights_sha256
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.storage.atomic import atomic_path
 from gpt_pipeline.storage.manifest import utc_now
+from gpt_pipeline.storage.room import free_bytes
 
 # What a file holds besides tensor bytes: names, shapes, alignment, the random number generators' states.
 _OVERHEAD_BYTES = 1 << 20

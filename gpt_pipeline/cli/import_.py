@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from gpt_pipeline.cli.arguments import EXPERIMENT
-from gpt_pipeline.cli.output import as_typed, say
+from gpt_pipeline.cli.output import say
+from gpt_pipeline.storage.names import as_typed
 
 
 @click.command(name="import")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from gpt_pipeline.cli.output import as_typed, say
+from gpt_pipeline.cli.output import say
 from gpt_pipeline.experiment.recipes import RECIPES
+from gpt_pipeline.storage.names import as_typed
 
 
 @click.command()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import click
+
+from gpt_pipeline.storage.names import as_typed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,9 +71,3 @@ def where_to_look(project: Project, report: Path, *, here: Path) -> None:
     if project.experiments != here / "experiments":
         command.append(as_typed(project.experiments, here))
     say(f"\nReport:     {report}\nWeb pages:  {' '.join(command)}")
-
-
-def as_typed(path: Path, here: Path) -> str:
-    """Return the path as one types it in `here`: relative if it lies below, in quotes where a shell needs them."""
-    shown = str(path.relative_to(here) if path.is_relative_to(here) else path)
-    return subprocess.list2cmdline([shown]) if os.name == "nt" else shlex.quote(shown)

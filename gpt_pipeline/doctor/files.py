@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 
 from filelock import FileLock, Timeout
 
-from gpt_pipeline.checkpoints.room import existing_folder
 from gpt_pipeline.doctor.finding import Finding, note, ok, problem
 from gpt_pipeline.storage.atomic import fsync_file, fsync_folder
+from gpt_pipeline.storage.room import existing_folder
 
 _MOUNTS = Path("/proc/mounts")  # Linux
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "lustre", "glusterfs")

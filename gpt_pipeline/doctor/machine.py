@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from gpt_pipeline.checkpoints.room import free_bytes
 from gpt_pipeline.doctor.finding import Finding, note, ok, problem
 from gpt_pipeline.planning.host import HostMemory, host_memory
 from gpt_pipeline.report.wording import size
+from gpt_pipeline.storage.room import free_bytes
 
 _LEAST_DISK, _AMPLE_DISK = 10**9, 20 * 10**9  # the second: what SYNTH's first files, data and checkpoints come to
 _LEAST_MEMORY, _AMPLE_MEMORY = 10**9, 6 * 10**9  # two worker processes of the data; GPT-2 124M on a CPU

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from gpt_pipeline.checkpoints.leases import hold
 from gpt_pipeline.checkpoints.load import load_checkpoint, verify_checkpoint
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
-from gpt_pipeline.checkpoints.room import free_bytes
 from gpt_pipeline.checkpoints.snapshot import Snapshot, tensor_bytes
 from gpt_pipeline.data.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import UserError
@@ -22,6 +21,7 @@ from gpt_pipeline.exchange.hugging_face import hugging_face_config, hugging_face
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.atomic import write_json, write_text
+from gpt_pipeline.storage.room import free_bytes
 
 WEIGHTS_NAME = "model.safetensors"
 _TOKENIZER_BYTES = 8 << 20  # of all files but the weights, about

@@ -53,9 +53,7 @@ def note_process(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
         return
     pid = _pid_at_start(instance, run)
     # A step is executed by the run's process or by a child of it; any other number is of another machine.
-    parent = (
-        multiprocessing.parent_process()
-    )  # which the system does not know as such, where a fork server stands between
+    parent = multiprocessing.parent_process()  # where a fork server stands between, the system knows another
     if pid is not None and pid in (os.getpid(), os.getppid(), parent.pid if parent else None):
         instance.add_run_tags(run.run_id, {PROCESS_TAG: json.dumps(dataclasses.asdict(ProcessId.of(pid)))})
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpt_pipeline.checkpoints.room import existing_folder
 from gpt_pipeline.data.config import SAMPLE
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import TrainingSize
@@ -20,6 +19,7 @@ from gpt_pipeline.planning.memory import MemoryNeed, memory_need
 from gpt_pipeline.planning.stages import StageProgress
 from gpt_pipeline.planning.tokens import TokenCount
 from gpt_pipeline.report import wording
+from gpt_pipeline.storage.room import existing_folder
 
 _TOKEN_DEVIATION = 3.0  # nats: about the standard deviation of one token's loss under a trained language model
 _SURE = 0.03  # nats: differences between settings are often of this size

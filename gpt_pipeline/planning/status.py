@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from gpt_pipeline.orchestration.report_step import report_is_outdated
 from gpt_pipeline.orchestration.training_log import is_log_pending
 from gpt_pipeline.planning.stages import StageProgress, data_progress
 from gpt_pipeline.planning.training import TrainingProgress, training_progress
+from gpt_pipeline.storage.names import as_typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +287,4 @@ def _before_its_end(name: str, stages: Sequence[StageProgress], training: Traini
 
 
 def _shown(file: Path) -> str:
-    """Return the file as one would type it here."""
-    path = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
-    return shlex.quote(str(path))
+    return as_typed(file, Path.cwd())

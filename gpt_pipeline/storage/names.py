@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 from gpt_pipeline.errors import ConfigError
@@ -53,3 +55,9 @@ def resolve_folder(text: str, *, relative_to: Path, key: str) -> Path:
             remedy=f"set {key} to a folder here, such as /data/gpt_storage",
         )
     return Path(os.path.abspath(relative_to / Path(text).expanduser()))
+
+
+def as_typed(path: Path, here: Path) -> str:
+    """Return the path as one types it in `here`: relative if it lies below, in quotes where a shell needs them."""
+    shown = str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return subprocess.list2cmdline([shown]) if os.name == "nt" else shlex.quote(shown)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from gpt_pipeline.data.source.progress import Observer, amounts, shown
 from gpt_pipeline.data.source.record import HubFile, SourceRecord
 from gpt_pipeline.data.source.remote import RangeReader, RemoteFile
 from gpt_pipeline.errors import DataError
+from gpt_pipeline.storage.room import free_bytes
 
 if TYPE_CHECKING:
     from gpt_pipeline.data.stage import Say
@@ -137,7 +137,7 @@ class HubDataset:
             DataError: names the space needed and found, in GB.
         """
         needed = sum(self._missing_bytes(name) for name in names)
-        free = shutil.disk_usage(_existing(self.hub.cache)).free
+        free = free_bytes(self.hub.cache)
         if needed and needed + _SPARE > free:
             raise DataError(
                 f"{self.description}: found {free / _GB:.1f} GB free on the disk of {self.hub.cache}, need "
@@ -243,12 +243,6 @@ class HubDataset:
 
     def _missing_bytes(self, name: str) -> int:
         return 0 if self.find(name) is not None else max(self.size(name) - self._kept_bytes(name), 0)
-
-
-def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder
 
 
 def open_dataset(
