@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt_pipeline.checkpoints.room import free_bytes
 from gpt_pipeline.checkpoints.save import DiskFullError
 from gpt_pipeline.cli import main
 from gpt_pipeline.data.english import EnglishStage
@@ -46,6 +45,7 @@ from gpt_pipeline.planning.stages import data_progress
 from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
 from gpt_pipeline.planning.training import upcoming_start
 from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.storage.room import free_bytes
 from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
 from gpt_pipeline.training.device import flops_per_token
 from gpt_pipeline.training.job import TrainingJob
