@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.orchestration.process_group import ask_to_stop, is_alive, kill, own_group
 from gpt_pipeline.orchestration.project import MLFLOW_PAGE_VARIABLE, Project
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.ports import HOST, is_free
@@ -85,7 +86,7 @@ def serve_pages(
             time.sleep(_POLL_SECONDS)
         stopping()
         for _, server in servers:  # all at once; then each is waited for
-            _interrupt(server)
+            ask_to_stop(server, signal.SIGINT)
 
 
 def _pages(project: Project, folder: Path, *, dagster_port: int | None, mlflow_port: int | None) -> Sequence[Page]:
@@ -138,13 +139,12 @@ def _server(page: Page, environment: Mapping[str, str]) -> Iterator[subprocess.P
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=os.name != "nt",
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            **own_group(),
         )
     try:
         yield server
     except BaseException:
-        _interrupt(server)
+        ask_to_stop(server, signal.SIGINT)
         raise
     finally:
         _end(server)
@@ -165,39 +165,10 @@ def _interruptible() -> Iterator[None]:
 def _end(server: subprocess.Popen[bytes]) -> None:
     """Wait until all of the server's group is gone, and kill what stays for too long."""
     deadline = time.monotonic() + _STOP_SECONDS
-    while _is_alive(server) and time.monotonic() < deadline:
+    while is_alive(server) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-    _kill(server)
+    kill(server)
     server.wait()
-
-
-def _interrupt(server: subprocess.Popen[bytes]) -> None:
-    if sys.platform == "win32":
-        if server.poll() is None:
-            server.send_signal(signal.CTRL_BREAK_EVENT)
-        return
-    with suppress(ProcessLookupError):  # all of it is gone
-        os.killpg(server.pid, signal.SIGINT)
-
-
-def _is_alive(server: subprocess.Popen[bytes]) -> bool:
-    """Whether the server, or anything in its group, is still there."""
-    running = server.poll() is None  # and takes note of one that has ended, which would else stay in its group
-    if sys.platform == "win32":
-        return running
-    try:
-        os.killpg(server.pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _kill(server: subprocess.Popen[bytes]) -> None:
-    if sys.platform == "win32":
-        server.kill()
-        return
-    with suppress(ProcessLookupError):  # all of it is gone
-        os.killpg(server.pid, signal.SIGKILL)
 
 
 def _wait_until_ready(servers: Sequence[tuple[Page, subprocess.Popen[bytes]]], stop: StopFlag) -> bool:

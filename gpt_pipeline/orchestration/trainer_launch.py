@@ -15,6 +15,7 @@ from typing import Any
 
 import dagster as dg
 
+from gpt_pipeline.orchestration.process_group import ask_to_stop, kill, own_group
 from gpt_pipeline.orchestration.trainer_pipes import DIE_WITH_PARENT
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE
 from gpt_pipeline.training.signals import StopFlag, stop_on_signals
@@ -91,15 +92,8 @@ def _start(
             env={**os.environ, **environment, DIE_WITH_PARENT: "1"},
             stdout=output,
             stderr=output,
-            **_own_group(),
+            **own_group(),
         )
-
-
-def _own_group() -> dict[str, Any]:
-    """Return what gives a child a process group of its own: Ctrl+C in a terminal then reaches it once, through us."""
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {"start_new_session": True}
 
 
 def _stop(child: subprocess.Popen[bytes], say: Callable[[str], None]) -> None:
@@ -107,34 +101,13 @@ def _stop(child: subprocess.Popen[bytes], say: Callable[[str], None]) -> None:
     if child.poll() is not None:
         return
     say("Stopping: the trainer saves a checkpoint at the next step and leaves.")
-    _ask_to_stop(child)
+    ask_to_stop(child, signal.SIGTERM)
     try:
         child.wait(timeout=_GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         say(f"The trainer did not leave within {_GRACE_SECONDS:.0f} s and is killed.")
-        _kill(child)
+        kill(child)
         child.wait()
-
-
-def _ask_to_stop(child: subprocess.Popen[bytes]) -> None:
-    if sys.platform == "win32":
-        child.send_signal(signal.CTRL_BREAK_EVENT)
-    else:
-        _signal_group(child, signal.SIGTERM)
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    if sys.platform == "win32":
-        child.kill()
-    else:
-        _signal_group(child, signal.SIGKILL)
-
-
-def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
-    try:
-        os.killpg(child.pid, number)
-    except ProcessLookupError:
-        return  # it left by itself between our look and our signal
 
 
 def _pass_on(messages: Any, received: int, receive: Callable[[Message], None]) -> int:
