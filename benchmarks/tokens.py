@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from benchmarks.contest import Contestant, Step, Times, compete, describe_machine
 from benchmarks.synth_set import write_set
 from gpt_pipeline.data.eligibility import DOCUMENT_SCHEMA, documents_of, read_batches, select
-from gpt_pipeline.data.encoder import new_encoders
+from gpt_pipeline.data.encoder import new_encoder
 from gpt_pipeline.data.token_part import write_token_part
 from gpt_pipeline.data.tokenizer import gpt2
 
@@ -90,11 +90,10 @@ def _alone(settings: _Settings) -> Step:
     texts = list(_texts(settings.english))
 
     def step() -> float:
-        encoders = new_encoders(settings.threads, print)
-
         def share(number: int) -> None:
+            encoder = new_encoder(print)
             for some in texts[number :: settings.threads]:
-                encoders[number].encode(some)
+                encoder.encode(some)
 
         with ThreadPoolExecutor(settings.threads) as pool:
             list(pool.map(share, range(settings.threads)))

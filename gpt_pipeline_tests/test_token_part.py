@@ -13,17 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_pipeline.data import encoder, token_part
+from gpt_pipeline.data import encoder, token_pieces
 from gpt_pipeline.data.documents import is_held_out
 from gpt_pipeline.data.eligibility import DOCUMENT_SCHEMA
-from gpt_pipeline.data.encoder import EncodedTexts, FastEncoder, token_lengths
+from gpt_pipeline.data.encoder import EncodedTexts, FastEncoder
 from gpt_pipeline.data.lengths import LENGTH_EDGES
-from gpt_pipeline.data.token_part import (
-    Documents,
-    SplitWriter,
-    TokenPart,
-    write_token_part,
-)
+from gpt_pipeline.data.split_writer import Documents, SplitWriter
+from gpt_pipeline.data.token_bytes import token_lengths
+from gpt_pipeline.data.token_part import TokenPart, write_token_part
 from gpt_pipeline.data.token_stream import TokenStream
 from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import DataError
@@ -144,14 +141,14 @@ def contents(part: TokenPart) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("threads", "rows", "piece_bytes"), [(1, 7, 300), (4, 64, 1), (1, 5000, 9000), (3, 7, 5000)])
-def test_token_part_threads_and_batch_sizes_change_no_byte(
+def test_token_part_threads_row_groups_and_pieces_change_no_byte(
     request: pytest.FixtureRequest, tmp_path: Path, threads: int, rows: int, piece_bytes: int
 ) -> None:
     part, file = request.getfixturevalue("part"), request.getfixturevalue("file")
+    pq.write_table(pq.read_table(file), tmp_path / "english.parquet", row_group_size=rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_part, "_BATCH_ROWS", rows)
-        patch.setattr(token_part, "_PIECE_BYTES", piece_bytes)
-        again = write(file, tmp_path, threads=threads)
+        patch.setattr(token_pieces, "_PIECE_BYTES", piece_bytes)
+        again = write(tmp_path / "english.parquet", tmp_path / "part", threads=threads)
     assert contents(again) == contents(part)
     assert again.facts == part.facts
 
@@ -163,9 +160,11 @@ def test_token_part_tiktoken_in_place_of_gigatoken_changes_no_byte(
         raise ImportError
 
     monkeypatch.setattr(encoder, "FastEncoder", missing)
-    again = write(file, tmp_path)
+    said: list[str] = []
+    again = write(file, tmp_path, say=said.append)
     assert contents(again) == contents(part)
     assert again.facts == part.facts
+    assert len([line for line in said if "tiktoken" in line]) == 1  # not once a thread
 
 
 def test_token_part_small_shards_hold_the_same_documents_uncut(part: TokenPart, file: Path, tmp_path: Path) -> None:

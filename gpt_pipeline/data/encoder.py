@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import itertools
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -54,14 +53,13 @@ class Encoder(Protocol):
         """Return the tokens of `texts`, below 1 GB together and none of them null."""
 
 
-def new_encoders(count: int, say: Say) -> list[Encoder]:
-    """Return `count` of the fastest exact encoder that is installed; `say` is told when that is tiktoken."""
+def new_encoder(say: Say) -> Encoder:
+    """Return the fastest exact encoder that is installed; `say` is told when that is tiktoken."""
     try:
-        with ThreadPoolExecutor(count) as threads:
-            return list(threads.map(lambda _: FastEncoder(), range(count)))
+        return FastEncoder()
     except ImportError as error:
         say(f"encoding with tiktoken, the same tokens at a twentieth of the speed: gigatoken cannot be used ({error})")
-        return [ReferenceEncoder() for _ in range(count)]
+        return ReferenceEncoder()
 
 
 class ReferenceEncoder:
@@ -172,12 +170,6 @@ def _new_tokenizer() -> _Tokenizer:
 def _tiktoken_file() -> bytes:
     """Return the vocabulary in tiktoken's format: a line for each token, its bytes in base64 and its id."""
     return b"".join(b"%s %d\n" % (base64.b64encode(token), id_) for id_, token in enumerate(token_bytes()))
-
-
-@cache
-def token_lengths() -> NDArray[np.uint8]:
-    """Return how many bytes of text each token stands for, none for `<|endoftext|>`: uint8 [50,257]."""
-    return np.array([*map(len, token_bytes()), 0], dtype=np.uint8)
 
 
 def _joined(texts: pa.StringArray) -> bytes:

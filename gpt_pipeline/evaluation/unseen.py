@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.audit import Finding
-from gpt_pipeline.data.encoder import Encoder, new_encoders
+from gpt_pipeline.data.encoder import Encoder, new_encoder
 from gpt_pipeline.data.english import english_files
 from gpt_pipeline.data.token_stream import TokenStream, open_shards
 from gpt_pipeline.data.tokenizer import EOT_TOKEN
@@ -73,7 +73,7 @@ def prove_unseen(questions: Sequence[Question], english: StageResult, shards: St
     looked for among theirs. So it does not matter how the split was meant. That the questions' own texts are found in
     the validation split shows that such hashes do meet.
     """
-    encoder = new_encoders(1, lambda _: None)[0]
+    encoder = new_encoder(lambda _: None)
     texts = [f"{question.answer_prompt} {question.answer}" for question in questions]
     own = set(_encoded(encoder, texts))
     kin = _kin(questions, english, encoder)

@@ -1,0 +1,126 @@
+"""The shards of one split, written in the order in which documents arrive."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from gpt_pipeline.data.token_stream import (
+    Positions,
+    ShardFile,
+    Tokens,
+    answers_name,
+    new_shard,
+    shard_name,
+    starts_name,
+)
+from gpt_pipeline.storage.atomic import HashedFile, atomic_path
+from gpt_pipeline.storage.manifest import FileRecord
+
+MAX_SHARD_TOKENS = 500_000_000
+"""1 GB; the format ends at 2^31."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Documents:
+    """Some documents as tokens."""
+
+    tokens: Tokens
+    """All documents one after the other, each behind its `<|endoftext|>`."""
+
+    lengths: Positions
+    """Tokens of each, that one included: int64 [documents]."""
+
+    answers: Positions
+    """Tokens of each before the one with its answer's first byte: int64 [documents]."""
+
+    text_bytes: int
+    """Of all texts in UTF-8."""
+
+
+@dataclass(kw_only=True)
+class SplitWriter:
+    """Writes the shards of one split in the order in which documents arrive; no document is cut by a shard's end."""
+
+    folder: Path
+    split: str
+    max_shard_tokens: int = MAX_SHARD_TOKENS
+    files: list[Path] = field(default_factory=list)
+    records: dict[str, FileRecord] = field(default_factory=dict)
+    tokens: int = 0
+    documents: int = 0
+    text_bytes: int = 0
+    shards: int = 0
+    _shard: ShardFile | None = None
+    _shard_tokens: int = 0
+    _starts: list[Positions] = field(default_factory=list)
+    _answers: list[Positions] = field(default_factory=list)
+    _unfinished: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> SplitWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._finish_shard()
+        else:
+            self._unfinished.__exit__(kind, error, trace)
+
+    def add(self, documents: Documents) -> None:
+        """Append `documents`, to a new shard from the first that does not fit into this one."""
+        ends = np.cumsum(documents.lengths)
+        first = 0
+        while first < len(ends):
+            if self._shard is None:
+                self._begin_shard()
+            room = self.max_shard_tokens - self._shard_tokens
+            last = int(np.searchsorted(ends, (ends[first - 1] if first else 0) + room, side="right"))
+            if self._shard_tokens == 0:
+                last = max(last, first + 1)  # one that is longer than a shard stands alone in one
+            if last > first:
+                self._append(documents, ends, first, last)
+            if last < len(ends):
+                self._finish_shard()
+            first = last
+        self.text_bytes += documents.text_bytes
+
+    def _append(self, documents: Documents, ends: Positions, first: int, last: int) -> None:
+        assert self._shard is not None  # `add` has begun it
+        begin, end = int(ends[first] - documents.lengths[first]), int(ends[last - 1])
+        self._shard.append(documents.tokens[begin:end])
+        starts = ends[first:last] - documents.lengths[first:last] - begin + self._shard_tokens
+        self._starts.append(starts)
+        self._answers.append(starts + documents.answers[first:last])
+        self._shard_tokens += end - begin
+        self.tokens += end - begin
+        self.documents += last - first
+
+    def _begin_shard(self) -> None:
+        self.shards += 1
+        path = self.folder / shard_name(self.split, self.shards)
+        self.files += [path, path.with_name(starts_name(path.name)), path.with_name(answers_name(path.name))]
+        self._starts, self._answers, self._shard_tokens = [], [], 0
+        self._shard = self._unfinished.enter_context(new_shard(path))
+
+    def _finish_shard(self) -> None:
+        if self._shard is None:
+            return
+        self._unfinished.close()
+        shard, starts, answers = self.files[-3:]
+        assert self._shard.record is not None  # it is closed
+        self.records[shard.name] = self._shard.record
+        self.records[starts.name] = _write_positions(starts, self._starts)
+        self.records[answers.name] = _write_positions(answers, self._answers)
+        self._shard = None
+
+
+def _write_positions(path: Path, pieces: list[Positions]) -> FileRecord:
+    with atomic_path(path) as temporary, HashedFile(temporary) as file:
+        np.save(file, np.concatenate(pieces).astype("<i8", copy=False))
+    return FileRecord(size=file.size, sha256=file.sha256)

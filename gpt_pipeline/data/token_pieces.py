@@ -1,0 +1,296 @@
+"""The documents of an English file as tokens, a piece at a time in the file's order, by several threads.
+
+A thread takes a row group, reads it and encodes it, while its bytes are still near. What is in memory at a time are a
+row group for each thread, and the tokens of a few.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache, partial
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from gpt_pipeline.data.columns import int32s, text_sizes, text_value
+from gpt_pipeline.data.documents import is_held_out
+from gpt_pipeline.data.encoder import EncodedTexts, Encoder, new_encoder
+from gpt_pipeline.data.split_writer import Documents
+from gpt_pipeline.data.stage import Say
+from gpt_pipeline.data.token_bytes import TokenBytes
+from gpt_pipeline.data.token_stream import Positions, Tokens
+from gpt_pipeline.data.tokenizer import gpt2
+from gpt_pipeline.errors import DataError
+
+CHECKED_DOCUMENTS = 200
+"""Of each file, compared with tiktoken; and the longest."""
+
+_COLUMNS = ("synth_id", "exercise", "article", "text", "answer_bytes")
+_PIECE_BYTES = 4 << 20  # of text; long enough that a call costs nothing, short enough to stay near the caches
+_KNOWN_ARTICLES = 1 << 16  # whose side of the split is remembered: some 10 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A document to be compared with tiktoken."""
+
+    row: int
+    """Of the file."""
+
+    synth_id: str
+    text: str
+    tokens: Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Some consecutive documents of the file, encoded."""
+
+    documents: Documents
+    sizes: Positions
+    """Bytes of each text."""
+
+    held_out: NDArray[np.bool_]
+    exercises: Counter[str]
+    """Tokens."""
+
+    samples: list[Sample]
+    longest: Sample
+
+    def of(self, chosen: NDArray[np.bool_]) -> Documents:
+        """Return the chosen documents."""
+        whole = self.documents
+        if chosen.all():
+            return whole
+        return Documents(
+            tokens=_runs_of(whole.tokens, np.cumsum(whole.lengths), chosen),
+            lengths=whole.lengths[chosen],
+            answers=whole.answers[chosen],
+            text_bytes=int(self.sizes[chosen].sum()),
+        )
+
+
+def _runs_of(tokens: Tokens, ends: Positions, chosen: NDArray[np.bool_]) -> Tokens:
+    """Return the tokens of the chosen documents, which end at `ends`; neighbours are copied together."""
+    changes = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
+    bounds = np.append(0, ends)[changes].tolist()
+    runs = [tokens[first:last] for first, last in zip(bounds[::2], bounds[1::2], strict=True)]
+    return np.concatenate(runs) if runs else tokens[:0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnglishFile:
+    """A file of the English stage, and how its documents are split."""
+
+    path: Path
+
+    seed: int
+    """Of the split."""
+
+    fraction: float
+    """Share of articles held out."""
+
+    @cached_property
+    def metadata(self) -> pq.FileMetaData:
+        """The file's footer.
+
+        Raises:
+            DataError: the file cannot be read, or lacks a column.
+        """
+        try:
+            metadata = pq.read_metadata(self.path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{self.path}: not a readable parquet file ({error}); materialize the English text again"
+            ) from error
+        names = metadata.schema.to_arrow_schema().names
+        if missing := [name for name in _COLUMNS if name not in names]:
+            raise DataError(f"{self.path}: lacks the columns {', '.join(missing)}; materialize the English text again")
+        return metadata
+
+    @property
+    def rows(self) -> int:
+        return int(self.metadata.num_rows)
+
+    @cached_property
+    def first_rows(self) -> list[int]:
+        """The number of the first row of each row group."""
+        sizes = [self.metadata.row_group(number).num_rows for number in range(self.metadata.num_row_groups)]
+        return list(itertools.accumulate(sizes, initial=0))[:-1]
+
+    @cached_property
+    def sampled(self) -> Positions:
+        """The rows to compare with tiktoken, spread evenly from where `seed` begins: int64, ascending."""
+        count = min(self.rows, CHECKED_DOCUMENTS)
+        digest = hashlib.blake2b(f"{self.seed}/checked".encode(), digest_size=8).digest()
+        begin = int.from_bytes(digest, "big") / 2.0**64
+        rows: Positions = np.floor((np.arange(count) + begin) * (self.rows / max(count, 1))).astype(np.int64)
+        return rows
+
+    @cached_property
+    def is_held_out(self) -> Callable[[str], bool]:
+        """`documents.is_held_out` of an article, which remembers the answers: neighbours often share one."""
+        return lru_cache(_KNOWN_ARTICLES)(partial(is_held_out, seed=self.seed, fraction=self.fraction))
+
+    def pieces(self, *, threads: int, say: Say) -> Iterator[Piece]:
+        """Yield all documents in order, encoded by `threads` threads, a few pieces ahead of the caller.
+
+        Raises:
+            DataError: the file is damaged, or a document was not encoded as tiktoken does.
+        """
+        waiting: deque[Future[list[Piece]]] = deque()
+        with ExitStack() as stack:
+            workers: SimpleQueue[_Worker] = SimpleQueue()
+            say_once = cache(say)
+            for _ in range(threads):
+                workers.put(_Worker(file=self, opened=stack.enter_context(self._open()), say=say_once))
+            pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="encode"))
+            try:
+                for number in range(self.metadata.num_row_groups):
+                    waiting.append(pool.submit(_done_by_one, workers, number))
+                    while len(waiting) > 2 * threads or (waiting and waiting[0].done()):
+                        yield from waiting.popleft().result()
+                while waiting:
+                    yield from waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _open(self) -> pq.ParquetFile:
+        # Otherwise all row groups would be read ahead.
+        return pq.ParquetFile(self.path, metadata=self.metadata, pre_buffer=False)
+
+    def check(self, samples: list[Sample]) -> None:
+        """Raise `DataError` unless the tokens of the samples are tiktoken's."""
+        for sample in samples:
+            if gpt2().encode_ordinary(sample.text) != sample.tokens.tolist():
+                raise self.unlike_tiktoken(sample.synth_id)
+
+    def unlike_tiktoken(self, synth_id: str) -> DataError:
+        return DataError(
+            f"{self.path}: document {synth_id} was not encoded as tiktoken does; run: pip uninstall gigatoken "
+            "(tiktoken then encodes alone), materialize token_shards again, and please report the document"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Worker:
+    """What one thread reads and encodes with."""
+
+    file: EnglishFile
+    opened: pq.ParquetFile
+    say: Say
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Made in the thread that needs it first, while others read."""
+        return new_encoder(self.say)
+
+    def pieces(self, row_group: int) -> list[Piece]:
+        """Return the documents of a row group, encoded."""
+        first_row = self.file.first_rows[row_group]
+        pieces = []
+        for rows in self._read(row_group):
+            for some in _cut_by_bytes(rows):
+                pieces.append(self._encoded(some, first_row))
+                first_row += some.num_rows
+        return pieces
+
+    def _read(self, row_group: int) -> list[pa.RecordBatch]:
+        try:
+            rows = self.opened.read_row_group(row_group, columns=list(_COLUMNS), use_threads=False)
+            batches: list[pa.RecordBatch] = rows.to_batches()
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.file.path}: damaged ({error}); materialize the English text again") from error
+        return batches
+
+    def _encoded(self, rows: pa.RecordBatch, first_row: int) -> Piece:
+        encoded = self.encoder.encode(rows["text"])
+        if len(encoded.starts) != rows.num_rows:
+            raise self.file.unlike_tiktoken(rows["synth_id"][0].as_py())
+        sizes = text_sizes(rows["text"])
+        answers = _answer_tokens(self.file, rows, encoded, sizes)
+        lengths = np.diff(encoded.starts, append=len(encoded.tokens))
+        sampled = self.file.sampled
+        sampled = sampled[(sampled >= first_row) & (sampled < first_row + rows.num_rows)] - first_row
+        return Piece(
+            documents=Documents(
+                tokens=encoded.tokens, lengths=lengths, answers=answers - encoded.starts, text_bytes=int(sizes.sum())
+            ),
+            sizes=sizes,
+            held_out=_held_out(self.file, rows["article"]),
+            exercises=_tokens_by_exercise(rows["exercise"], lengths),
+            samples=[_sample(rows, encoded, first_row, index) for index in sampled.tolist()],
+            longest=_sample(rows, encoded, first_row, int(lengths.argmax())),
+        )
+
+
+def _done_by_one(workers: SimpleQueue[_Worker], row_group: int) -> list[Piece]:
+    worker = workers.get()
+    try:
+        return worker.pieces(row_group)
+    finally:
+        workers.put(worker)
+
+
+def _cut_by_bytes(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Yield `batch` in slices of about `_PIECE_BYTES` of text each, a longer text alone."""
+    ends = np.cumsum(text_sizes(batch["text"]))
+    cuts = np.flatnonzero(np.diff(ends // _PIECE_BYTES)) + 1
+    for first, last in itertools.pairwise([0, *cuts.tolist(), batch.num_rows]):
+        yield batch.slice(first, last - first)
+
+
+def _answer_tokens(file: EnglishFile, rows: pa.RecordBatch, encoded: EncodedTexts, sizes: Positions) -> Positions:
+    """Return which token holds the first byte of each document's answer: int64 [documents].
+
+    Raises:
+        DataError: a document's tokens stand for more or fewer bytes than its text has, or its `answer_bytes` do.
+    """
+    text = TokenBytes(encoded.tokens)
+    spelled = np.diff(text.before(np.append(encoded.starts, len(encoded.tokens))))  # `<|endoftext|>` stands for none
+    if (wrong := np.flatnonzero(spelled != sizes)).size:
+        raise file.unlike_tiktoken(rows["synth_id"][int(wrong[0])].as_py())
+    answer_sizes = int32s(rows["answer_bytes"])
+    if (wrong := np.flatnonzero((answer_sizes <= 0) | (answer_sizes > sizes))).size:
+        row = int(wrong[0])
+        raise DataError(
+            f"{file.path}: document {rows['synth_id'][row].as_py()} has answer_bytes={answer_sizes[row]}, need 1 to "
+            f"its text's {sizes[row]}; materialize the English text again"
+        )
+    return text.token_at(np.cumsum(sizes) - answer_sizes)
+
+
+def _held_out(file: EnglishFile, articles: pa.StringArray) -> NDArray[np.bool_]:
+    """Return which documents are for validation; each article is asked for once."""
+    distinct = articles.dictionary_encode()
+    sides = [file.is_held_out(name) for name in distinct.dictionary.to_pylist()]
+    held_out: NDArray[np.bool_] = np.array(sides, dtype=np.bool_)[int32s(distinct.indices)]
+    return held_out
+
+
+def _tokens_by_exercise(exercises: pa.StringArray, lengths: Positions) -> Counter[str]:
+    kinds = pc.fill_null(exercises, text_value("unknown")).dictionary_encode()
+    sums = np.bincount(int32s(kinds.indices), weights=lengths, minlength=len(kinds.dictionary))
+    return Counter(dict(zip(kinds.dictionary.to_pylist(), sums.astype(np.int64).tolist(), strict=True)))
+
+
+def _sample(rows: pa.RecordBatch, encoded: EncodedTexts, first_row: int, index: int) -> Sample:
+    end = encoded.starts[index + 1] if index + 1 < len(encoded.starts) else len(encoded.tokens)
+    return Sample(
+        row=first_row + index,
+        synth_id=rows["synth_id"][index].as_py(),
+        text=rows["text"][index].as_py(),
+        tokens=encoded.tokens[encoded.starts[index] + 1 : end].copy(),
+    )
