@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpt_pipeline.data.columns import of_indices, text_sizes
 from gpt_pipeline.data.documents import is_held_out
 from gpt_pipeline.data.token_stream import TokenShards, TokenStream
 from gpt_pipeline.data.tokenizer import gpt2
@@ -54,9 +56,9 @@ def looks_foreign(text: str) -> bool:
 
 
 def check_language_purity(english_files: Sequence[Path], *, max_foreign_share: float = 0.02) -> Finding:
-    """Look for documents in other languages among some 2,000 spread over the files; one column, in batches."""
+    """Look for documents in other languages among some 2,000 spread over the files; only their row groups are read."""
     every = max(1, sum(pq.read_metadata(path).num_rows for path in english_files) // _PURITY_SAMPLE)
-    sampled = [text for index, text in enumerate(_column(english_files, "text")) if index % every == 0]
+    sampled = list(_every_text(english_files, every))
     foreign = sum(looks_foreign(text) for text in sampled)
     share = foreign / max(1, len(sampled))
     return Finding(
@@ -72,18 +74,16 @@ def check_articles_kept_apart(
 ) -> Finding:
     """Find no seed article on both sides of the split, from what the shards really hold.
 
-    Some documents of each split are decoded and looked up in the parquet files by the hash of their text.
+    Some documents of each split are decoded and looked up in the parquet files by their text.
     """
     wanted = {
-        split: {_digest(text) for text in _sample_documents(stream)}
+        split: set(_sample_documents(stream))
         for split, stream in (("train", shards.train), ("validation", shards.validation))
     }
     articles: dict[str, set[str]] = {"train": set(), "validation": set()}
-    columns = (_column(english_files, name) for name in ("text", "article"))
-    for text, article in zip(*columns, strict=True):
-        digest = _digest(text)
-        for split, digests in wanted.items():
-            if digest in digests:
+    for text, article in _articles_of(english_files, itertools.chain(*wanted.values())):
+        for split, texts in wanted.items():
+            if text in texts:
                 articles[split].add(article)
     both = articles["train"] & articles["validation"]
     misplaced = [a for a in articles["train"] if is_held_out(a, seed=seed, fraction=fraction)]
@@ -102,8 +102,8 @@ def check_token_counts(shards: TokenShards, *, documents: int) -> Finding:
     found = {
         "train_tokens": shards.train.n_tokens,
         "validation_tokens": shards.validation.n_tokens,
-        "train_documents": len(shards.train.document_starts),
-        "validation_documents": len(shards.validation.document_starts),
+        "train_documents": _count_documents(shards.train),
+        "validation_documents": _count_documents(shards.validation),
     }
     wrong = [
         f"{name} is {count}, the manifest says {facts[name]}" for name, count in found.items() if count != facts[name]
@@ -118,21 +118,43 @@ def check_token_counts(shards: TokenShards, *, documents: int) -> Finding:
     )
 
 
-def _column(paths: Sequence[Path], name: str) -> Iterator[str]:
+def _every_text(paths: Sequence[Path], every: int) -> Iterator[str]:
+    """Yield the texts of the rows 0, `every`, 2 * `every`, ... of all files together."""
+    first = 0
     for path in paths:
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[name]):
-                yield from batch.column(0).to_pylist()
+            for number in range(file.num_row_groups):
+                rows = file.metadata.row_group(number).num_rows
+                if len(chosen := np.arange(-first % every, rows, every)):
+                    group = file.read_row_group(number, columns=["text"], use_threads=False)
+                    yield from group["text"].take(of_indices(chosen)).to_pylist()
+                first += rows
 
 
-def _sample_documents(stream: TokenStream) -> Iterator[str]:
-    starts = stream.document_starts
-    chosen = np.linspace(0, len(starts) - 1, num=min(_SPLIT_SAMPLE, len(starts)), dtype=np.int64)
-    for index in chosen:
-        start = int(starts[index]) + 1  # past the <|endoftext|> that precedes the document
-        end = int(starts[index + 1]) if index + 1 < len(starts) else stream.n_tokens
-        yield gpt2().decode(stream.read(start, end - start).tolist())
+def _count_documents(stream: TokenStream) -> int:
+    return sum(len(bounds) - 1 for bounds in stream.documents_by_shard())
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+def _articles_of(paths: Sequence[Path], texts: Iterable[bytes]) -> Iterator[tuple[bytes, str]]:
+    """Yield each of `texts` that is found in the files with the article of each row that has it."""
+    wanted = set(texts)
+    sizes = np.array(sorted({len(text) for text in wanted}), np.int64)
+    for path in paths:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=["text", "article"], use_threads=False):
+                # Most rows have a size that no wanted text has, and need not be looked at.
+                rows = batch.take(of_indices(np.flatnonzero(np.isin(text_sizes(batch["text"]), sizes))))
+                pairs = zip(rows["text"].cast(pa.binary()).to_pylist(), rows["article"].to_pylist(), strict=True)
+                yield from ((text, article) for text, article in pairs if text in wanted)
+
+
+def _sample_documents(stream: TokenStream) -> Iterator[bytes]:
+    """Yield the texts of some documents, evenly spread over the stream."""
+    documents = _count_documents(stream)
+    chosen = np.linspace(0, documents - 1, num=min(_SPLIT_SAMPLE, documents), dtype=np.int64)
+    first = 0
+    for bounds in stream.documents_by_shard():
+        for index in chosen[(chosen >= first) & (chosen < first + len(bounds) - 1)] - first:
+            start, end = bounds[index] + 1, bounds[index + 1]  # past the <|endoftext|> that precedes the document
+            yield gpt2().decode_bytes(stream.read(int(start), int(end - start)).tolist())
+        first += len(bounds) - 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +24,14 @@ KIND = "document_index"
 CODE_VERSION = f"1.{RULE_VERSION}"
 _HASHES, _ORDER = "hashes.npy", "order.npy"
 _HASH_BYTES = 16  # two different texts with one hash: 1 in 10^23 among the 63 million English documents of SYNTH
-_BUCKET_DOCUMENTS = 250_000  # compared at a time, some 20 MB, however many there are
+_BUCKET_DOCUMENTS = 100_000  # compared at a time, some 10 MB, however many there are
 
 Hashes = NDArray[np.uint64]
 """[2, documents]: the hash of each document's text as its upper and its lower half."""
 
 Rows = NDArray[np.int64]
+
+_Number = TypeVar("_Number", np.uint32, np.uint64)
 
 
 def index_part(sha256: str, data_folder: Path) -> Part:
@@ -55,7 +59,7 @@ def _make(path: Path, sha256: str, part: Part) -> Manifest:
         found.append(hashes_of(texts))
     hashes = np.concatenate([np.empty((2, 0), np.uint64), *found], axis=1)
     order = np.lexsort((hashes[1], hashes[0])).astype(np.uint32)
-    _save(part.folder / _HASHES, hashes[:, order])
+    _save(part.folder / _HASHES, np.asfortranarray(hashes[:, order]))  # both halves of a hash side by side
     _save(part.folder / _ORDER, order)
     return Manifest(
         stage=KIND,
@@ -93,34 +97,76 @@ def repeated_documents(indexes: Sequence[StageResult]) -> list[Rows]:
     """Return, for each file in order, which of its documents (counted from 0) repeat an earlier one, ascending.
 
     Earlier is: in a file before it, or before it in the same file. Files after it change nothing, so the answer for a
-    file stays when others are added. Memory is bounded; the hashes are compared in buckets.
+    file stays when others are added. Memory is bounded, and so are the files open at a time: the hashes are compared in
+    buckets.
     """
     found: list[list[Rows]] = [[] for _ in indexes]
-    columns = [_open(index) for index in indexes]
-    for files, rows in _repeats_by_bucket(columns):
+    for files, rows in _repeats_by_bucket(indexes):
         for file in np.unique(files):
             found[file].append(rows[files == file])
     return [np.sort(np.concatenate([np.empty(0, np.int64), *parts])) for parts in found]
 
 
-def _open(index: StageResult) -> tuple[Hashes, NDArray[np.uint32]]:
-    if index.manifest.facts["documents"] == 0:  # nothing can be mapped
-        return np.empty((2, 0), np.uint64), np.empty(0, np.uint32)
-    return np.load(index.folder / _HASHES, mmap_mode="r"), np.load(index.folder / _ORDER, mmap_mode="r")
-
-
-def _repeats_by_bucket(columns: Sequence[tuple[Hashes, NDArray[np.uint32]]]) -> Iterator[tuple[Rows, Rows]]:
+def _repeats_by_bucket(indexes: Sequence[StageResult]) -> Iterator[tuple[Rows, Rows]]:
     """Yield file numbers and rows of the documents that repeat another, for one range of hashes after the other."""
-    total = sum(hashes.shape[1] for hashes, _ in columns)
+    stored = [_Stored.of(index) for index in indexes]
+    total = sum(each.documents for each in stored)
     count = total // _BUCKET_DOCUMENTS + 1
     bounds = np.array([(bucket << 64) // count for bucket in range(count)], np.uint64)
-    ends = [np.array([*np.searchsorted(hashes[0], bounds), hashes.shape[1]]) for hashes, _ in columns]
+    ends = np.array([each.ends(bounds) for each in stored]).reshape(-1, count + 1)
     for bucket in range(count):
-        slices = [slice(end[bucket], end[bucket + 1]) for end in ends]
-        hashes = np.concatenate([own[:, part] for (own, _), part in zip(columns, slices, strict=True)], axis=1)
-        rows = np.concatenate([order[part] for (_, order), part in zip(columns, slices, strict=True)]).astype(np.int64)
-        files = np.repeat(np.arange(len(slices)), [part.stop - part.start for part in slices])
+        firsts, lasts = ends[:, bucket], ends[:, bucket + 1]
+        parts = [each.read(*span) for each, *span in zip(stored, firsts.tolist(), lasts.tolist(), strict=True)]
+        hashes = np.concatenate([np.empty((2, 0), np.uint64), *(own for own, _ in parts)], axis=1)
+        rows = np.concatenate([np.empty(0, np.int64), *(own for _, own in parts)])
+        files = np.repeat(np.arange(len(stored)), lasts - firsts)
         order = np.lexsort((rows, files, hashes[1], hashes[0]))
         same = (hashes[:, order[1:]] == hashes[:, order[:-1]]).all(axis=0)
         repeats = order[1:][same]
         yield files[repeats], rows[repeats]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """The index of one file on the disk. What is read of it is let go of again: there may be hundreds of them."""
+
+    folder: Path
+    documents: int
+
+    hashes_at: int
+    """Where the first hash stands in its file, in bytes; each is its upper and its lower half."""
+
+    order_at: int
+    """Where the first row stands in its file, in bytes."""
+
+    @classmethod
+    def of(cls, index: StageResult) -> _Stored:
+        return cls(
+            folder=index.folder,
+            documents=index.manifest.facts["documents"],
+            hashes_at=_data_begins(index.folder / _HASHES),
+            order_at=_data_begins(index.folder / _ORDER),
+        )
+
+    def ends(self, bounds: NDArray[np.uint64]) -> list[int]:
+        """Return how many hashes lie below each bound, and how many there are."""
+        hashes = self.read(0, self.documents)[0] if self.documents else np.empty((2, 0), np.uint64)
+        return [*np.searchsorted(hashes[0], bounds).tolist(), self.documents]
+
+    def read(self, first: int, last: int) -> tuple[Hashes, Rows]:
+        """Return a range of hashes, and the rows of the documents that have them."""
+        hashes = _numbers(self.folder / _HASHES, np.uint64, self.hashes_at, 2 * first, 2 * last)
+        rows = _numbers(self.folder / _ORDER, np.uint32, self.order_at, first, last)
+        return hashes.reshape(-1, 2).T, rows.astype(np.int64)
+
+
+def _data_begins(path: Path) -> int:
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        return file.tell()
+
+
+def _numbers(path: Path, kind: type[_Number], begin: int, first: int, last: int) -> NDArray[_Number]:
+    """Return the numbers from the `first` to before the `last` of those that begin at byte `begin` of a file."""
+    return np.fromfile(path, kind, count=last - first, offset=begin + first * np.dtype(kind).itemsize)

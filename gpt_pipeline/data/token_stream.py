@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.storage.atomic import atomic_path
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, read_manifest, record_and_sync
+from gpt_pipeline.storage.open_files import allow_open_files
 
 MAGIC = 20240520  # llm.c, dev/data/data_common.py: GPT-2 tokens
 VERSION = 1
@@ -127,9 +128,11 @@ class TokenStream:
 
         Raises:
             DamagedFileError: a shard is missing or is not what its header says.
+        UserError: the system does not let the process open so many files.
         """
+        allow_open_files(len(shards))  # each map keeps its file open, and all of SYNTH are a thousand
         self._folder = folder
-        self._names = shards
+        self.names = shards
         self._shards = [map_shard(folder / name) for name in shards]
         self._bounds: Positions = np.cumsum([0, *(len(shard) for shard in self._shards)], dtype=np.int64)
 
@@ -140,12 +143,24 @@ class TokenStream:
     @cached_property
     def document_starts(self) -> Positions:
         """Position of each document's `<|endoftext|>` in the stream, ascending: int64 [documents]."""
-        return self._positions([starts_name(name) for name in self._names])
+        return self._positions([starts_name(name) for name in self.names])
+
+    def documents_by_shard(self) -> Iterator[Positions]:
+        """Yield, for one shard after the other, where its documents begin in the stream, and where the last one ends.
+
+        int64 [documents + 1]; for whole training splits, whose `document_starts` are gigabytes.
+
+        Raises:
+            DamagedFileError: as `_positions`.
+        """
+        for name, first, last in zip(self.names, *self._bounds_of_shards(), strict=True):
+            starts = _load_positions(self._folder / starts_name(name), n_tokens=last - first)
+            yield np.append(starts, last - first) + first
 
     @cached_property
     def answer_starts(self) -> Positions:
         """Position of the token that holds the first byte of each document's answer: int64 [documents]."""
-        return self._positions([answers_name(name) for name in self._names])
+        return self._positions([answers_name(name) for name in self.names])
 
     def _positions(self, names: list[str]) -> Positions:
         """Return the positions that the sidecars `names` hold, counted from the stream's beginning.
@@ -154,9 +169,13 @@ class TokenStream:
             DamagedFileError: a sidecar is missing, is not what numpy writes, or leaves its shard.
         """
         pieces = [np.empty(0, np.int64)]
-        for name, shard, base in zip(names, self._shards, self._bounds[:-1].tolist(), strict=True):
-            pieces.append(_load_positions(self._folder / name, n_tokens=len(shard)) + base)
+        for name, first, last in zip(names, *self._bounds_of_shards(), strict=True):
+            pieces.append(_load_positions(self._folder / name, n_tokens=last - first) + first)
         return np.concatenate(pieces)
+
+    def _bounds_of_shards(self) -> tuple[list[int], list[int]]:
+        """Return where each shard begins in the stream, and where it ends."""
+        return self._bounds[:-1].tolist(), self._bounds[1:].tolist()
 
     def read(self, start: int, length: int) -> Tokens:
         """Return `length` tokens from `start` on: uint16 [length], a view into the file where it can be one.

@@ -78,21 +78,23 @@ def _verify_shards(stage: StageResult) -> None:
     """Raise unless the shards are intact and their sidecars fit the tokens."""
     verify(stage)
     shards = open_shards(stage.folder)
-    for split, stream in (("train", shards.train), ("validation", shards.validation)):
-        _verify_stream(stage.folder, split, stream)
+    for stream in (shards.train, shards.validation):
+        for name in stream.names:
+            _verify_shard(stage.folder / name)
 
 
-def _verify_stream(folder: Path, split: str, stream: TokenStream) -> None:
-    starts, answers = stream.document_starts, stream.answer_starts
-    found = np.concatenate([np.empty(0, np.int64), *_positions_of_eot(stream)])
+def _verify_shard(path: Path) -> None:
+    shard = TokenStream(path.parent, (path.name,))
+    starts, answers = shard.document_starts, shard.answer_starts
+    found = np.concatenate([np.empty(0, np.int64), *_positions_of_eot(shard)])
     if not np.array_equal(found, starts):
         raise DataError(
-            f"{folder}: the {split} shards have {len(found)} documents, their sidecars {len(starts)}, or at other "
-            "places; delete the folder and run again"
+            f"{path}: found {len(found)} documents, in its sidecar {len(starts)}, or at other places; "
+            "delete its folder and run again"
         )
-    ends = np.append(starts[1:], stream.n_tokens)
+    ends = np.append(starts[1:], shard.n_tokens)
     if len(answers) != len(starts) or not ((starts < answers) & (answers < ends)).all():
-        raise DataError(f"{folder}: answers of the {split} split lie outside their documents; delete it and run again")
+        raise DataError(f"{path}: answers lie outside their documents; delete its folder and run again")
 
 
 def _positions_of_eot(stream: TokenStream) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:

@@ -143,8 +143,9 @@ def _document_hashes(stream: TokenStream) -> Iterator[bytes]:
     Raises:
         DamagedFileError: a document does not begin where the shards say, so that its hash would meet no other.
     """
-    bounds = [*stream.document_starts.tolist(), stream.n_tokens]
-    for start, end in itertools.pairwise(bounds):
+    for start, end in itertools.chain.from_iterable(
+        itertools.pairwise(bounds.tolist()) for bounds in stream.documents_by_shard()
+    ):
         tokens = stream.read(start, end - start)
         if tokens[0] != EOT_TOKEN:
             raise DamagedFileError(
