@@ -113,7 +113,7 @@ def _repeats_by_bucket(indexes: Sequence[StageResult]) -> Iterator[tuple[Rows, R
     total = sum(each.documents for each in stored)
     count = total // _BUCKET_DOCUMENTS + 1
     bounds = np.array([(bucket << 64) // count for bucket in range(count)], np.uint64)
-    ends = np.array([each.ends(bounds) for each in stored]).reshape(-1, count + 1)
+    ends = np.array([each.ends(bounds) for each in stored], np.int64).reshape(-1, count + 1)
     for bucket in range(count):
         firsts, lasts = ends[:, bucket], ends[:, bucket + 1]
         parts = [each.read(*span) for each, *span in zip(stored, firsts.tolist(), lasts.tolist(), strict=True)]

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_pipeline.data import document_index
+from gpt_pipeline.data.document_index import prepare_index, repeated_documents
+from gpt_pipeline.storage.atomic import sha256_of
+from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline_tests.synth_rows import row, write_synth
+
+
+def index_of(folder: Path, number: int, texts: list[int]) -> StageResult:
+    path = folder / f"synth_{number:03d}.parquet"
+    write_synth(
+        path,
+        [row(i, query="?", synthetic_reasoning="", synthetic_answer=f"It is {text}.") for i, text in enumerate(texts)],
+    )
+    return prepare_index(path, sha256_of(path), folder, say=lambda line: None)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    files=st.lists(st.lists(st.integers(0, 30), max_size=20), min_size=1, max_size=4),
+    bucket=st.sampled_from([1, 7, 100]),
+)
+def test_repeated_documents_are_those_that_stand_earlier(
+    tmp_path_factory: pytest.TempPathFactory, files: list[list[int]], bucket: int
+) -> None:
+    folder = tmp_path_factory.mktemp("index")
+    indexes = [index_of(folder, number, texts) for number, texts in enumerate(files)]
+    seen: set[int] = set()
+    wanted = []
+    for texts in files:
+        wanted.append([i for i, text in enumerate(texts) if text in seen or text in texts[:i]])
+        seen.update(texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(document_index, "_BUCKET_DOCUMENTS", bucket)
+        assert [rows.tolist() for rows in repeated_documents(indexes)] == wanted
+
+
+def test_repeated_documents_of_no_files_are_none() -> None:
+    assert repeated_documents([]) == []
