@@ -509,29 +509,29 @@ def test_count_english_of_many_closed_early_waits_for_nobody(tmp_path: Path, ser
 # Several at once
 
 
-def test_download_all_downloads_what_is_missing(world: World, published: Path) -> None:
+def test_fetch_all_downloads_what_is_missing(world: World, published: Path) -> None:
     world.fetch(_SECOND)
     world.server.requests.clear()
     dataset = world.dataset()
-    paths = dataset.download_all(dataset.names, say=world.said.append)
+    paths = dataset.fetch_all(dataset.names, say=world.said.append)
     assert [path.read_bytes() for path in paths] == [(published / name).read_bytes() for name in dataset.names]
     assert sorted(world.server.downloads()) == [_FIRST, _LARGE]
 
 
-def test_download_all_one_failure_lets_the_others_finish(world: World) -> None:
+def test_fetch_all_one_failure_lets_the_others_finish(world: World) -> None:
     world.server.faults = [Fault(name=_FIRST, status=418)]
     dataset = world.dataset()
     with pytest.raises(DataError, match=r"2 of 3 files are here; failed: synth_001\.parquet.*HTTP 418"):
-        dataset.download_all(dataset.names, say=world.said.append, workers=1)
+        dataset.fetch_all(dataset.names, say=world.said.append, workers=1)
     assert [dataset.find(name) is None for name in dataset.names] == [True, False, False]
 
 
-def test_download_all_hub_that_refuses_is_not_asked_for_every_file(tmp_path: Path, server: FakeHub) -> None:
+def test_fetch_all_hub_that_refuses_is_not_asked_for_every_file(tmp_path: Path, server: FakeHub) -> None:
     server.publish(write_folder(tmp_path / "many", *[5] * 20))
     server.faults = [Fault(status=403) for _ in range(20)]
     dataset = World(server, tmp_path / "world").dataset()
     with pytest.raises(DataError, match=r"0 of 20 files are here; failed: synth_001.*\(also synth_002"):
-        dataset.download_all(dataset.names, workers=1)
+        dataset.fetch_all(dataset.names, workers=1)
     assert len(server.faults) == 17
 
 
@@ -543,12 +543,12 @@ from gpt_pipeline.data.source.record import SourceRecord
 folder = Path(sys.argv[2])
 hub = Hub(endpoint=sys.argv[1], cache_folder=folder / "cache")
 dataset = open_dataset(hub, "PleIAs/SYNTH", None, SourceRecord(folder=folder), say=print)
-dataset.download_all(dataset.names, say=lambda line: print(line, flush=True))
+dataset.fetch_all(dataset.names, say=lambda line: print(line, flush=True))
 """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-def test_download_all_interrupted_ends_during_a_wait(world: World) -> None:
+def test_fetch_all_interrupted_ends_during_a_wait(world: World) -> None:
     world.server.faults = [Fault(status=429, headers={"Retry-After": "600"})]
     world.folder.mkdir()
     command = [sys.executable, "-c", _DOWNLOAD_ALL, world.server.endpoint, str(world.folder)]

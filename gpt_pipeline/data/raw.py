@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from gpt_pipeline.data.config import SAMPLE, DataConfig
 from gpt_pipeline.data.document_index import Rows
 from gpt_pipeline.data.raw_check import FileCheck
 from gpt_pipeline.data.raw_choice import CODE_VERSION, ChosenFile, FileChoice
-from gpt_pipeline.data.source.hub import Hub, HubDataset, open_dataset, recorded_dataset
 from gpt_pipeline.data.source.local import LocalFolder, local_path, open_folder, parquet_names
 from gpt_pipeline.data.source.protocol import Source
 from gpt_pipeline.data.source.record import SourceRecord, read_record
@@ -28,14 +27,16 @@ from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file, stage_folder
 from gpt_pipeline.storage.names import slug
 
+if TYPE_CHECKING:
+    from gpt_pipeline.data.source.hub import Hub  # imported where a hub is asked: it takes a third of a worker's start
+
 STAGE = "raw_synth"
 _SOURCES = "sources"  # folder of the records, one folder a source
 _logger = logging.getLogger(__name__)
-_HUB = Hub()
 
 
 def prepare_raw(
-    config: DataConfig, data_folder: Path, *, force: bool = False, say: Say = _logger.info, hub: Hub = _HUB
+    config: DataConfig, data_folder: Path, *, force: bool = False, say: Say = _logger.info, hub: Hub | None = None
 ) -> StageResult:
     """Return the finished stage: the source's first files that hold `num_samples` different documents, checked.
 
@@ -49,17 +50,17 @@ def prepare_raw(
     return prepare(RawStage(config=config, data_folder=data_folder, hub=hub), force=force, say=say)
 
 
-def find_raw(config: DataConfig, data_folder: Path, *, hub: Hub = _HUB) -> StageResult | None:
+def find_raw(config: DataConfig, data_folder: Path, *, hub: Hub | None = None) -> StageResult | None:
     """Return the finished stage, or None; reads no file's content and asks no network."""
     return RawStage(config=config, data_folder=data_folder, hub=hub).find()
 
 
-def known_raw(config: DataConfig, data_folder: Path, *, hub: Hub = _HUB) -> StageResult | None:
+def known_raw(config: DataConfig, data_folder: Path, *, hub: Hub | None = None) -> StageResult | None:
     """Return the stage if it was finished once, also when its files have been deleted or unplugged since."""
     return RawStage(config=config, data_folder=data_folder, hub=hub).known()
 
 
-def raw_files(config: DataConfig, raw: StageResult, *, hub: Hub = _HUB) -> dict[str, Path]:
+def raw_files(config: DataConfig, raw: StageResult, *, hub: Hub | None = None) -> dict[str, Path]:
     """Return the paths of the stage's files by name, in order.
 
     Raises:
@@ -119,7 +120,8 @@ class RawStage:
 
     config: DataConfig
     data_folder: Path
-    hub: Hub = _HUB
+    hub: Hub | None = None
+    """Null: as huggingface_hub's own settings say."""
 
     is_needed: Callable[[], bool] = _always
     """Whether somebody still has to read the files: what was finished stands where all that was made of it does."""
@@ -195,8 +197,7 @@ class RawStage:
         names = list(names)
         record = read_record(self._record_folder)
         source = self._open_source(record, say)
-        if isinstance(source, HubDataset) and len(names) > 1:
-            source.download_all(names, say=say)  # several at a time; those that are here already are left alone
+        source.fetch_all(names, say=say)
         check = self._check(source, record)
         looked = {name: check.look_at(name, say=say) for name in names}
         return {
@@ -268,7 +269,9 @@ class RawStage:
             folder = open_folder(local_path(self.config.local_dataset_path))
             record.folder_names = list(folder.names)  # saved by those who hold the record
             return folder
-        return open_dataset(self.hub, self.config.source, self.config.revision, record, say=say)
+        from gpt_pipeline.data.source.hub import Hub, open_dataset
+
+        return open_dataset(self.hub or Hub(), self.config.source, self.config.revision, record, say=say)
 
     @property
     def _sample(self) -> SampleFolder:
@@ -278,7 +281,9 @@ class RawStage:
         if self._is_sample:
             return self._sample
         if self.config.local_dataset_path is None:
-            return recorded_dataset(self.hub, self.config.source, self.config.revision, record)
+            from gpt_pipeline.data.source.hub import Hub, recorded_dataset
+
+            return recorded_dataset(self.hub or Hub(), self.config.source, self.config.revision, record)
         folder = local_path(self.config.local_dataset_path)
         # A folder that is away, such as on a disk not plugged in, cannot have changed: what was made of it stands.
         names = parquet_names(entry.name for entry in folder.iterdir()) if folder.is_dir() else ()

@@ -170,7 +170,7 @@ class HubDataset:
             return None
         return proof.sha256
 
-    def download_all(self, names: Sequence[str], *, say: Say = _logger.info, workers: int = 4) -> list[Path]:
+    def fetch_all(self, names: Sequence[str], *, say: Say = _logger.info, workers: int = 4) -> list[Path]:
         """Return the files' paths in the cache, in order, downloading several at a time in this process.
 
         Raises:

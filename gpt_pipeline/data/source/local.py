@@ -74,6 +74,10 @@ class LocalFolder:
         """Return the file's path."""
         return self.folder / name
 
+    def fetch_all(self, names: Iterable[str], *, say: Callable[[str], None]) -> list[Path]:
+        """Return the files' paths; see `fetch`."""
+        return [self.fetch(name, say=say) for name in names]
+
     def proven_sha256(self, name: str) -> None:
         """A folder's files were not hashed on their way."""
         return None

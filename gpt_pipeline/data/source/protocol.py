@@ -48,6 +48,10 @@ class Source(Protocol):
         """Return the file's path, after bringing it here if it is not, or in any case if `again`."""
         ...
 
+    def fetch_all(self, names: Sequence[str], *, say: Say) -> Sequence[Path]:
+        """Return the files' paths, after bringing those here that are not, several at a time where that is faster."""
+        ...
+
     def proven_sha256(self, name: str) -> str | None:
         """Return the checksum that the file had when this object brought it here, if it is still that file."""
         ...

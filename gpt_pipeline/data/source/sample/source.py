@@ -64,6 +64,10 @@ class SampleFolder:
             path = write_file(self._path(name), self.names.index(name) + 1)
         return path
 
+    def fetch_all(self, names: Iterable[str], *, say: Callable[[str], None]) -> list[Path]:
+        """Return the files' paths; see `fetch`."""
+        return [self.fetch(name, say=say) for name in names]
+
     def proven_sha256(self, name: str) -> None:
         """The sample's files are hashed once they are written."""
         return None
