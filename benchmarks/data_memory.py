@@ -1,13 +1,12 @@
 """Peak memory of each data stage at a small and at a large number of rows: `python -m benchmarks.data_memory`.
 
 Each part of each stage is made in this order in a process of its own, as Dagster's workers do it, and so is what comes
-before and after the parts. Memory is what the system says was the most of that process (`VmHWM`); Linux only.
+before and after the parts. Memory is what the system says was the most of that process.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -19,6 +18,7 @@ from gpt_pipeline.data.english import EnglishStage
 from gpt_pipeline.data.raw import RawStage
 from gpt_pipeline.data.shards import ShardsStage
 from gpt_pipeline.data.stage import PartedStage
+from gpt_pipeline.storage.resident import peak_resident_bytes
 
 _KINDS = {"raw_synth": RawStage, "english_parquet": EnglishStage, "token_shards": ShardsStage}
 
@@ -71,13 +71,7 @@ def _serve(connection: Connection, stage: PartedStage, move: str, names: list[st
         stage.make(names or [], say=_silent)
     else:
         stage.finish(say=_silent)
-    connection.send((result, _high_water_mark()))
-
-
-def _high_water_mark() -> float:
-    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    assert match is not None
-    return int(match[1]) * 1024 / 1e6
+    connection.send((result, (peak_resident_bytes() or 0) / 1e6))
 
 
 def _silent(line: str) -> None:

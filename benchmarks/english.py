@@ -30,6 +30,7 @@ from gpt_pipeline.data.eligibility import count_english_rows, read_batches
 from gpt_pipeline.data.english import EnglishStage
 from gpt_pipeline.data.raw import RawStage, prepare_raw
 from gpt_pipeline.data.stage import PartedStage, prepare
+from gpt_pipeline.storage.resident import peak_resident_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +150,10 @@ def _run_alone(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     _CONTESTANTS[options.alone](job)
     seconds = time.perf_counter() - started
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu = sum(each.ru_utime + each.ru_stime for each in used)
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak_mb": max(each.ru_maxrss for each in used) / 1e3}))
+    own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    cpu = sum(each.ru_utime + each.ru_stime for each in (own, workers))
+    peak = max(peak_resident_bytes() or 0, workers.ru_maxrss * 1024)  # own.ru_maxrss begins with that of our parent
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak_mb": peak / 1e6}))
 
 
 def _print_table(found: dict[str, list[dict[str, float]]], rows: int) -> None:
