@@ -26,6 +26,8 @@ _LANGUAGES = {"en": 0.808, "de": 0.032, "es": 0.032, "fr": 0.032, "pl": 0.032, "
 _EXERCISES = ("memorization", "mcq", "creative writing", "math exercise", "rag", "cooking", "editing")
 _MEAN_WORDS = {"query": 30, "query_seed_text": 330, "synthetic_reasoning": 330, "synthetic_answer": 270}
 _MARKS = (",", ".", ".", ":", "\n\n", " -", " 1", " 2", " 10", "?")
+_SYMBOLS = (" →", " ≈", "’s", " –", " ✓", " ●", " ∴", " “", "”", " é")  # SYNTH's reasonings are full of them
+_COMMON = 30  # words are more frequent than a symbol: each is about one word in 300
 
 
 @cache
@@ -34,6 +36,7 @@ def _words() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float64]]
     encoding = gpt2()
     tokens = [encoding.decode_single_token_bytes(token) for token in range(EOT_TOKEN)]
     words = [token for token in tokens if token[:1] == b" " and token[1:].isalpha() and token[1:].islower()]
+    words[_COMMON:_COMMON] = [symbol.encode() for symbol in _SYMBOLS]
     words[5:5] = [mark.encode() for mark in _MARKS]
     starts = np.cumsum([0, *map(len, words)])
     weights = 1 / np.arange(3, len(words) + 3)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt_pipeline.data.encoder import SEPARATOR, Encoder, FastEncoder, ReferenceEncoder, new_encoder
+from gpt_pipeline.data.encoder import SEPARATOR, Encoder, FastEncoder, ReferenceEncoder, _code_points, new_encoder
 from gpt_pipeline.data.tokenizer import EOT, EOT_TOKEN, gpt2
 
 pytest.importorskip("gigatoken", reason="has no wheel for this machine")
@@ -133,3 +133,9 @@ def test_encoder_without_gigatoken_is_tiktoken_and_says_so(monkeypatch: pytest.M
     said: list[str] = []
     assert isinstance(new_encoder(said.append), ReferenceEncoder)
     assert len(said) == 1
+
+
+@given(st.text(st.sampled_from("ab \n\x7f\x80é߿ࠀ→\uffff\U00010000👍🏽\U0010ffff"), max_size=60))
+def test_code_points_are_the_texts_characters_beyond_ascii(text: str) -> None:
+    found = _code_points(text.encode())
+    assert sorted(map(chr, found.tolist())) == sorted(character for character in text if not character.isascii())

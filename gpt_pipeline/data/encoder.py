@@ -32,6 +32,7 @@ SEPARATOR = "\x00<|document|>\x00"
 
 _MAX_INSTANCE_BYTES = 256 << 20  # of text; gigatoken keeps each word it meets, some 70 bytes, and is then begun anew
 _N_CODE_POINTS = 0x110000
+_HIGHEST = np.uint64(0x8080808080808080)  # bit of each byte: set in all but ASCII
 _PROBE_END = "'d"  # the token 'd begins after a letter, a digit or a space, not after another character
 
 
@@ -181,10 +182,28 @@ def _joined(texts: pa.StringArray) -> bytes:
 def _code_points(text: bytes) -> NDArray[np.uint32]:
     """Return the characters of `text`, valid UTF-8, that are not ASCII."""
     units = np.frombuffer(text, np.uint8)
-    first = np.flatnonzero(units >= 0xC0)
+    first = _first_units(units)
     size = 2 + (units[first] >= 0xE0) + (units[first] >= 0xF0)
     values = units[first].astype(np.uint32) & (0x7F >> size).astype(np.uint32)
     for place in (1, 2, 3):
         longer = size > place
         values[longer] = (values[longer] << np.uint32(6)) | (units[first[longer] + place] & 0x3F)
     return values
+
+
+def _first_units(units: NDArray[np.uint8]) -> Positions:
+    """Return where the characters that are not ASCII begin, in no order; eight bytes are looked at together.
+
+    The first byte of such a character, and no other, has both of its highest bits set.
+    """
+    whole = len(units) // 8 * 8
+    words = units[:whole].view("<u8")
+    blocks = np.flatnonzero((words & _HIGHEST) != 0)  # few
+    found = words[blocks] & (words[blocks] << np.uint64(1)) & _HIGHEST
+    places = [whole + np.flatnonzero(units[whole:] >= 0xC0)]
+    while len(blocks := blocks[found != 0]):
+        found = found[found != 0]
+        lowest = np.bitwise_count((found & (~found + np.uint64(1))) - np.uint64(1)) // 8
+        places.append(8 * blocks + lowest)
+        found &= found - np.uint64(1)
+    return np.concatenate(places)
