@@ -12,8 +12,9 @@ import pytest
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents import document_text
 from gpt_pipeline.data.eligibility import DOCUMENT_SCHEMA
-from gpt_pipeline.data.english import Tally, english_documents, english_files, find_english, prepare_english
+from gpt_pipeline.data.english import english_documents, english_files, find_english, prepare_english
 from gpt_pipeline.data.raw import prepare_raw
+from gpt_pipeline.data.tally import Tally
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.manifest import StageResult, record_file, verify
 from gpt_pipeline_tests.synth_rows import row, rows, write_folder, write_synth
@@ -62,6 +63,7 @@ def test_english_facts_count_what_was_read_kept_and_dropped(tmp_path: Path) -> N
     assert facts["documents"] == 2
     assert facts["dropped"] == {"language": 2, "no_query": 1, "no_answer": 1, "failed_constraint": 1}
     assert facts["languages"] == {"en": 5, "de": 1, "null": 1}
+    assert facts["exercises_read"] == {"memorization": 5, "editing": 1, "null": 1}
     assert facts["exercises"] == {"editing": 1, "null": 1}
     assert facts["examples"] == texts
     assert facts["text_bytes"] == sum(len(text) for text in texts)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
@@ -21,17 +20,16 @@ from gpt_pipeline.data.eligibility import BATCH_ROWS, DOCUMENT_SCHEMA, RULE_VERS
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.raw import RawFile, files_of, known_raw, raw_files, repeats_of
 from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, intact_parts, prepare
+from gpt_pipeline.data.tally import Tally
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path, link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult, finished, stage_folder
 
 STAGE = "english_parquet"
-CODE_VERSION = f"4.{RULE_VERSION}"
+CODE_VERSION = f"5.{RULE_VERSION}"
 _KIND = "english_documents"
 _FILE = "documents.parquet"
-_EXAMPLES = 3
-_EXAMPLE_CHARACTERS = 1_000
 _logger = logging.getLogger(__name__)
 
 
@@ -218,67 +216,6 @@ def _fingerprint(config: DataConfig, upstream: str) -> str:
 
 def _identity(config: DataConfig) -> dict[str, Any]:
     return {"num_samples": config.num_samples}
-
-
-@dataclass(kw_only=True)
-class Tally:
-    """What was read, kept and dropped so far."""
-
-    rows_read: int = 0
-    documents: int = 0
-    text_bytes: int = 0
-    languages: Counter[str] = field(default_factory=Counter)
-    exercises: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> Tally:
-        """Return the tally whose `facts` these are."""
-        return cls(
-            rows_read=facts["rows_read"],
-            documents=facts["documents"],
-            text_bytes=facts["text_bytes"],
-            languages=Counter(facts["languages"]),
-            exercises=Counter(facts["exercises"]),
-            dropped=Counter(facts["dropped"]),
-            examples=list(facts["examples"]),
-        )
-
-    def add(self, other: Tally) -> None:
-        """Count in what another file gave."""
-        self.rows_read += other.rows_read
-        self.documents += other.documents
-        self.text_bytes += other.text_bytes
-        self.languages.update(other.languages)
-        self.exercises.update(other.exercises)
-        self.dropped.update(other.dropped)
-        self.examples += other.examples[: max(0, _EXAMPLES - len(self.examples))]
-
-    def add_rows(self, batch: pa.RecordBatch, dropped: Counter[str]) -> None:
-        self.rows_read += batch.num_rows
-        self.languages.update(_counts(batch["language"]))
-        self.dropped.update(dropped)
-
-    def add_documents(self, documents: pa.RecordBatch) -> None:
-        self.documents += documents.num_rows
-        self.text_bytes += pc.sum(pc.binary_length(documents["text"])).as_py() or 0
-        self.exercises.update(_counts(documents["exercise"]))
-        for text in documents["text"][: max(0, _EXAMPLES - len(self.examples))].to_pylist():
-            self.examples.append(text[:_EXAMPLE_CHARACTERS])
-
-    def facts(self) -> dict[str, Any]:
-        """Return the counts as JSON values, the most frequent first."""
-        counters = {name: dict(getattr(self, name).most_common()) for name in ("dropped", "languages", "exercises")}
-        counts = {name: getattr(self, name) for name in ("rows_read", "documents", "text_bytes")}
-        return {**counts, **counters, "examples": self.examples}
-
-
-def _counts(column: pa.Array) -> dict[str, int]:
-    # As bytes: a name that is not UTF-8 must not stop the count of the others.
-    counts = pc.value_counts(column.cast(pa.binary())).to_pylist()
-    names = ["null" if pair["values"] is None else pair["values"].decode(errors="replace") for pair in counts]
-    return {name: pair["counts"] for name, pair in zip(names, counts, strict=True)}
 
 
 def english_documents(

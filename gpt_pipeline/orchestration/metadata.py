@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from gpt_pipeline.data.documents import ENGLISH
 from gpt_pipeline.storage.manifest import StageResult
 
 _EXAMPLE_CHARACTERS = 600
@@ -25,9 +26,24 @@ def stage_metadata(stage: StageResult) -> dict[str, Any]:
     }
     if (made := stage.made) is not None:
         metadata["made_at"] = made.at
-    for name, value in stage.manifest.facts.items():
+    facts = dict(stage.manifest.facts)
+    if (read := facts.pop("exercises_read", None)) is not None:
+        metadata["exercises"] = in_and_out(read, facts.pop("exercises"))
+        metadata["languages"] = in_and_out(facts.pop("languages"), {ENGLISH: facts["documents"]})
+    for name, value in facts.items():
         metadata[name] = _lengths(value) if name == "document_lengths" else fact(value)
     return metadata
+
+
+def in_and_out(rows: Mapping[str, int], documents: Mapping[str, int]) -> dg.MarkdownMetadataValue:
+    """Return the rows read and the documents made of them as a table by name, the most frequent first."""
+    total = {"": sum(rows.values())}, {"": sum(documents.values())}
+    lines = ["| | rows in | documents out | kept |", "|---|---:|---:|---:|"]
+    for found, made in (total, (rows, documents)):
+        for name, count in sorted(found.items(), key=lambda item: -item[1]):
+            out = made.get(name, 0)
+            lines.append(f"| {_cell(name) or 'all'} | {count:,} | {out:,} | {out / max(count, 1):.2%} |")
+    return dg.MetadataValue.md("\n".join(lines))
 
 
 def _lengths(counts: Sequence[int]) -> dg.MarkdownMetadataValue:
@@ -60,8 +76,12 @@ def counts_table(counts: Mapping[str, float]) -> dg.MarkdownMetadataValue:
     """Return counts by name as a table, the largest first, with shares of the sum."""
     total = sum(counts.values()) or 1
     ordered = sorted(counts.items(), key=lambda item: -item[1])
-    rows = [f"| {name} | {count:,} | {count / total:.2%} |" for name, count in ordered]
+    rows = [f"| {_cell(name)} | {count:,} | {count / total:.2%} |" for name, count in ordered]
     return dg.MetadataValue.md("\n".join(["| | count | share |", "|---|---:|---:|", *rows]))
+
+
+def _cell(name: str) -> str:
+    return name.replace("|", r"\|")  # which would begin another cell
 
 
 def quoted(text: str) -> str:
