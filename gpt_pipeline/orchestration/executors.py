@@ -25,6 +25,9 @@ _EXECUTORS = {
     "celery_k8s": ("dagster_celery_k8s", "celery_k8s_job_executor"),
 }
 
+_PRELOADED = ["gpt_pipeline.definitions", "gpt_pipeline.data.english", "gpt_pipeline.data.token_part"]
+"""What steps find imported when they begin: the definitions and what a source file needs. No torch: it has threads."""
+
 _UNFIT = {
     "dask": "dagster-dask (0.29) takes on the steps that are known when a run begins, never those of the source files, "
     "which are found in it, and then calls the run a success; on several machines use celery or k8s"
@@ -60,7 +63,7 @@ def project_executor(root: Path) -> dg.ExecutorDefinition:
 def _default() -> dg.ExecutorDefinition:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return dg.multi_or_in_process_executor
-    config: dict[str, Any] = {"multiprocess": {"start_method": {"forkserver": {}}}}
+    config: dict[str, Any] = {"multiprocess": {"start_method": {"forkserver": {"preload_modules": _PRELOADED}}}}
     return dg.multi_or_in_process_executor.configured(config, name="multi_or_in_process_executor")
 
 
