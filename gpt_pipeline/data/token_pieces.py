@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache, partial
+from functools import cache, cached_property
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gpt_pipeline.data.columns import int32s, text_sizes, text_value
-from gpt_pipeline.data.documents import is_held_out
+from gpt_pipeline.data.documents import hold_out
 from gpt_pipeline.data.encoder import EncodedTexts, Encoder, new_encoder
 from gpt_pipeline.data.split_writer import Documents
 from gpt_pipeline.data.stage import Say
@@ -38,7 +38,6 @@ CHECKED_DOCUMENTS = 200
 
 _COLUMNS = ("synth_id", "exercise", "article", "text", "answer_bytes")
 _PIECE_BYTES = 4 << 20  # of text; long enough that a call costs nothing, short enough to stay near the caches
-_KNOWN_ARTICLES = 1 << 16  # whose side of the split is remembered: some 10 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +139,8 @@ class EnglishFile:
 
     @cached_property
     def is_held_out(self) -> Callable[[str], bool]:
-        """`documents.is_held_out` of an article, which remembers the answers: neighbours often share one."""
-        return lru_cache(_KNOWN_ARTICLES)(partial(is_held_out, seed=self.seed, fraction=self.fraction))
+        """Whether an article is for validation."""
+        return hold_out(seed=self.seed, fraction=self.fraction)
 
     def pieces(self, *, threads: int, say: Say) -> Iterator[Piece]:
         """Yield all documents in order, encoded by `threads` threads, a few pieces ahead of the caller.

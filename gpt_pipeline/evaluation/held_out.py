@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents import is_held_out
+from gpt_pipeline.data.documents import hold_out
 from gpt_pipeline.data.english import english_files
 from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
@@ -90,14 +90,12 @@ def choose_documents(
 
 def _held_out_rows(files: Sequence[Path], data: DataConfig, *, batch_rows: int) -> Iterator[tuple[str, str | None]]:
     """Yield exercise and id of each held-out document, in order."""
+    is_held_out = hold_out(seed=data.seed, fraction=data.validation_fraction)
     for file in files:
         with pq.ParquetFile(file, pre_buffer=False) as parquet:
             for batch in parquet.iter_batches(batch_size=batch_rows, columns=list(_COLUMNS)):
                 articles = batch.column("article").dictionary_encode()
-                held_out = [
-                    is_held_out(article, seed=data.seed, fraction=data.validation_fraction)
-                    for article in articles.dictionary.to_pylist()
-                ]
+                held_out = [is_held_out(article) for article in articles.dictionary.to_pylist()]
                 rows = [row for row, article in enumerate(articles.indices.to_pylist()) if held_out[article]]
                 if rows:
                     chosen = batch.select(["exercise", "synth_id"]).take(rows)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents import ANSWER_MARK, is_held_out
+from gpt_pipeline.data.documents import ANSWER_MARK, hold_out
 from gpt_pipeline.data.english import english_files
 from gpt_pipeline.evaluation.score import constraint_result
 from gpt_pipeline.storage.atomic import read_json, write_json
@@ -163,13 +163,11 @@ def _queries_in_training(files: Sequence[Path], data: DataConfig, known: set[byt
 def _rows(files: Sequence[Path], data: DataConfig, *, held_out: bool, batch_rows: int) -> Iterator[dict[str, Any]]:
     """Yield the held-out documents, or the others, reading a batch at a time."""
     columns = _COLUMNS if held_out else ("article", "text", "query_start", "query_end")
+    is_held_out = hold_out(seed=data.seed, fraction=data.validation_fraction)
     for file in files:
         with pq.ParquetFile(file, pre_buffer=False) as parquet:
             for batch in parquet.iter_batches(batch_size=batch_rows, columns=list(columns)):
-                wanted = [
-                    is_held_out(article, seed=data.seed, fraction=data.validation_fraction) == held_out
-                    for article in batch.column("article").to_pylist()
-                ]
+                wanted = [is_held_out(article) == held_out for article in batch.column("article").to_pylist()]
                 if any(wanted):
                     yield from batch.filter(pa.array(wanted)).to_pylist()
 
