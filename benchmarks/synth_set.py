@@ -27,7 +27,7 @@ _EXERCISES = ("memorization", "mcq", "creative writing", "math exercise", "rag",
 _MEAN_WORDS = {"query": 30, "query_seed_text": 330, "synthetic_reasoning": 330, "synthetic_answer": 270}
 _MARKS = (",", ".", ".", ":", "\n\n", " -", " 1", " 2", " 10", "?")
 _SYMBOLS = (" →", " ≈", "’s", " –", " ✓", " ●", " ∴", " “", "”", " é")  # SYNTH's reasonings are full of them
-_COMMON = 30  # words are more frequent than a symbol: each is about one word in 300
+_COMMON = 30  # words are more frequent than a symbol: each is about one word in 400
 
 
 @cache

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import dagster as dg
@@ -7,7 +9,7 @@ import pytest
 
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.orchestration.build import build_definitions
-from gpt_pipeline.orchestration.executors import project_executor
+from gpt_pipeline.orchestration.executors import PRELOADED, project_executor
 from gpt_pipeline.orchestration.project import Project
 from gpt_pipeline_tests.projects import TinyProject
 
@@ -28,6 +30,18 @@ def test_executor_file_decides_for_every_job_of_the_project(tmp_path: Path) -> N
 
 def test_executor_without_file_is_dagsters_own(tmp_path: Path) -> None:
     assert project_executor(tmp_path).name == dg.multi_or_in_process_executor.name
+
+
+def test_executor_file_without_a_config_is_read(tmp_path: Path) -> None:
+    assert project_executor(write(tmp_path, "executor: in_process\nconfig:\n")).name == "in_process"
+
+
+def test_preloaded_modules_exist_and_bring_no_library_that_few_steps_need() -> None:
+    # Dagster says nothing of a module that is not there, and a step would begin without any.
+    code = f"import sys, {', '.join(PRELOADED)}; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"pyarrow.parquet", "tiktoken"} <= set(modules)
+    assert not {"torch", "pandas", "huggingface_hub", "mlflow", "datasets"} & set(modules)
 
 
 @pytest.mark.parametrize(

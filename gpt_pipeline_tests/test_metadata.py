@@ -9,7 +9,7 @@ FACTS = {
     "rows_read": 9,
     "documents": 4,
     "languages": {"en": 6, "de": 2, "null": 1},
-    "exercises_read": {"mcq": 6, "a|b": 3},
+    "exercises_read": {"mcq": 6, "a|b\n": 3},
     "exercises": {"mcq": 4},
     "dropped": {"language": 3, "no_answer": 2},
 }

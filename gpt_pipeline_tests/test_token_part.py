@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,12 @@ def test_token_part_tiktoken_in_place_of_gigatoken_changes_no_byte(
 
     monkeypatch.setattr(encoder, "FastEncoder", missing)
     said: list[str] = []
-    again = write(file, tmp_path, say=said.append)
+
+    def say(line: str) -> None:
+        time.sleep(0.05)  # so that other threads come by meanwhile
+        said.append(line)
+
+    again = write(file, tmp_path, say=say, threads=4)
     assert contents(again) == contents(part)
     assert again.facts == part.facts
     assert len([line for line in said if "tiktoken" in line]) == 1  # not once a thread

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gpt_pipeline.data.eligibility import RULE_VERSION, Selection, documents_of, read_batches, select
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.stage import Part, Say
+from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.storage.atomic import atomic_path
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import Manifest, StageResult, record_file
@@ -30,8 +31,6 @@ Hashes = NDArray[np.uint64]
 """[2, documents]: the hash of each document's text as its upper and its lower half."""
 
 Rows = NDArray[np.int64]
-
-_Number = TypeVar("_Number", np.uint32, np.uint64)
 
 
 def index_part(sha256: str, data_folder: Path) -> Part:
@@ -141,32 +140,45 @@ class _Stored:
 
     @classmethod
     def of(cls, index: StageResult) -> _Stored:
+        documents = index.manifest.facts["documents"]
         return cls(
             folder=index.folder,
-            documents=index.manifest.facts["documents"],
-            hashes_at=_data_begins(index.folder / _HASHES),
-            order_at=_data_begins(index.folder / _ORDER),
+            documents=documents,
+            hashes_at=_data_begins(index.folder / _HASHES, "<u8", 2, documents),
+            order_at=_data_begins(index.folder / _ORDER, "<u4", documents),
         )
 
     def ends(self, bounds: NDArray[np.uint64]) -> list[int]:
         """Return how many hashes lie below each bound, and how many there are."""
-        hashes = self.read(0, self.documents)[0] if self.documents else np.empty((2, 0), np.uint64)
+        hashes = self._hashes(0, self.documents)
         return [*np.searchsorted(hashes[0], bounds).tolist(), self.documents]
 
     def read(self, first: int, last: int) -> tuple[Hashes, Rows]:
         """Return a range of hashes, and the rows of the documents that have them."""
-        hashes = _numbers(self.folder / _HASHES, np.uint64, self.hashes_at, 2 * first, 2 * last)
-        rows = _numbers(self.folder / _ORDER, np.uint32, self.order_at, first, last)
-        return hashes.reshape(-1, 2).T, rows.astype(np.int64)
+        rows = _numbers(self.folder / _ORDER, "<u4", self.order_at, first, last)
+        return self._hashes(first, last), rows.astype(np.int64)
+
+    def _hashes(self, first: int, last: int) -> Hashes:
+        return _numbers(self.folder / _HASHES, "<u8", self.hashes_at, 2 * first, 2 * last).reshape(-1, 2).T
 
 
-def _data_begins(path: Path) -> int:
+def _data_begins(path: Path, kind: str, *shape: int) -> int:
+    """Return where the numbers of an array stand in its file, in bytes; those of a column side by side.
+
+    Raises:
+        DamagedFileError: the file holds another array.
+    """
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
-        np.lib.format.read_array_header_1_0(file)
+        found, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+        # What has one row or column is written as if by rows.
+        if found != shape or dtype != np.dtype(kind) or not (by_columns or len(shape) == 1 or shape[-1] <= 1):
+            raise DamagedFileError(
+                f"{path}: found {dtype} {list(found)}, need {kind} {list(shape)}; delete its folder and run again"
+            )
         return file.tell()
 
 
-def _numbers(path: Path, kind: type[_Number], begin: int, first: int, last: int) -> NDArray[_Number]:
+def _numbers(path: Path, kind: str, begin: int, first: int, last: int) -> NDArray[Any]:
     """Return the numbers from the `first` to before the `last` of those that begin at byte `begin` of a file."""
     return np.fromfile(path, kind, count=last - first, offset=begin + first * np.dtype(kind).itemsize)

@@ -1,6 +1,7 @@
 """The tokens of one English file as shards of both splits; the same bytes on any machine, with any number of threads.
 
-The caller's thread writes in the file's order, `threads` others read and encode.
+The caller's thread writes in the file's order, `threads` others read and encode, and one compares documents with
+tiktoken.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,12 +58,14 @@ def write_token_part(
     Raises:
         DataError: the file cannot be read, lacks a column, or has a document whose tokens are not tiktoken's.
     """
-    file = EnglishFile(path=documents, seed=seed, fraction=fraction)
-    progress, tally = _Progress(say=say, total=file.rows), _Tally()
+    english = EnglishFile(path=documents, seed=seed, fraction=fraction)
+    progress, tally = _Progress(say=say, total=english.rows), _Tally()
     splits = [SplitWriter(folder=folder, split=name, max_shard_tokens=max_shard_tokens) for name in (TRAIN, VALIDATION)]
-    with splits[0], splits[1], ThreadPoolExecutor(1, thread_name_prefix="check") as thread:
-        check = _Check(file=file, thread=thread)
-        for piece in file.pieces(threads=threads, say=say):
+    with ExitStack() as stack:
+        for writer in splits:
+            stack.enter_context(writer)
+        check = _Check(file=english, thread=stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="check")))
+        for piece in stack.enter_context(closing(english.pieces(threads=threads, say=say))):
             for writer, chosen in zip(splits, (~piece.held_out, piece.held_out), strict=True):
                 writer.add(piece.of(chosen))
             tally.add(piece)
@@ -84,6 +88,13 @@ class _Check:
     _begun: list[Future[None]] = field(default_factory=list)
 
     def add(self, samples: list[Sample]) -> None:
+        """Have the documents compared soon.
+
+        Raises:
+            DataError: one that was given before is not encoded as tiktoken does.
+        """
+        while self._begun and self._begun[0].done():
+            self._begun.pop(0).result()
         self._samples += samples
         if len(self._samples) >= _CHECKED_AT_ONCE:
             self._begin()

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -107,12 +108,8 @@ class EnglishFile:
         Raises:
             DataError: the file cannot be read, or lacks a column.
         """
-        try:
+        with self._explained("not a readable parquet file"):
             metadata = pq.read_metadata(self.path)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{self.path}: not a readable parquet file ({error}); materialize the English text again"
-            ) from error
         names = metadata.schema.to_arrow_schema().names
         if missing := [name for name in _COLUMNS if name not in names]:
             raise DataError(f"{self.path}: lacks the columns {', '.join(missing)}; materialize the English text again")
@@ -138,12 +135,12 @@ class EnglishFile:
         return rows
 
     @cached_property
-    def is_held_out(self) -> Callable[[str], bool]:
-        """Whether an article is for validation."""
+    def is_for_validation(self) -> Callable[[str], bool]:
+        """Tells of an article whether it is held out."""
         return hold_out(seed=self.seed, fraction=self.fraction)
 
-    def pieces(self, *, threads: int, say: Say) -> Iterator[Piece]:
-        """Yield all documents in order, encoded by `threads` threads, a few pieces ahead of the caller.
+    def pieces(self, *, threads: int, say: Say) -> Generator[Piece]:
+        """Yield all documents in order, encoded by `threads` threads, a few row groups ahead of the caller.
 
         Raises:
             DataError: the file is damaged, or a document was not encoded as tiktoken does.
@@ -151,7 +148,7 @@ class EnglishFile:
         waiting: deque[Future[list[Piece]]] = deque()
         with ExitStack() as stack:
             workers: SimpleQueue[_Worker] = SimpleQueue()
-            say_once = cache(say)
+            say_once = _once(say)
             for _ in range(threads):
                 workers.put(_Worker(file=self, opened=stack.enter_context(self._open()), say=say_once))
             pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="encode"))
@@ -167,8 +164,28 @@ class EnglishFile:
                     future.cancel()
 
     def _open(self) -> pq.ParquetFile:
-        # Otherwise all row groups would be read ahead.
-        return pq.ParquetFile(self.path, metadata=self.metadata, pre_buffer=False)
+        with self._explained("not a readable parquet file"):
+            # Otherwise all row groups would be read ahead.
+            return pq.ParquetFile(self.path, metadata=self.metadata, pre_buffer=False)
+
+    def read(self, opened: pq.ParquetFile, row_group: int) -> list[pa.RecordBatch]:
+        """Return a row group of the file.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        with self._explained("damaged"):
+            batches: list[pa.RecordBatch] = opened.read_row_group(
+                row_group, columns=list(_COLUMNS), use_threads=False
+            ).to_batches()
+            return batches
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path}: {what} ({error}); materialize the English text again") from error
 
     def check(self, samples: list[Sample]) -> None:
         """Raise `DataError` unless the tokens of the samples are tiktoken's."""
@@ -183,39 +200,45 @@ class EnglishFile:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+def _once(say: Say) -> Say:
+    """Return `say` for several threads that have the same line to say."""
+    said: set[str] = set()
+    lock = Lock()
+
+    def say_once(line: str) -> None:
+        with lock:
+            if line not in said:
+                said.add(line)
+                say(line)
+
+    return say_once
+
+
+@dataclass(kw_only=True)
 class _Worker:
-    """What one thread reads and encodes with."""
+    """What one thread at a time reads and encodes with."""
 
     file: EnglishFile
     opened: pq.ParquetFile
     say: Say
 
-    @cached_property
-    def encoder(self) -> Encoder:
-        """Made in the thread that needs it first, while others read."""
-        return new_encoder(self.say)
+    _encoder: Encoder | None = None
+    """Made in the thread that needs it first, while others read."""
 
     def pieces(self, row_group: int) -> list[Piece]:
         """Return the documents of a row group, encoded."""
         first_row = self.file.first_rows[row_group]
         pieces = []
-        for rows in self._read(row_group):
+        for rows in self.file.read(self.opened, row_group):
             for some in _cut_by_bytes(rows):
                 pieces.append(self._encoded(some, first_row))
                 first_row += some.num_rows
         return pieces
 
-    def _read(self, row_group: int) -> list[pa.RecordBatch]:
-        try:
-            rows = self.opened.read_row_group(row_group, columns=list(_COLUMNS), use_threads=False)
-            batches: list[pa.RecordBatch] = rows.to_batches()
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.file.path}: damaged ({error}); materialize the English text again") from error
-        return batches
-
     def _encoded(self, rows: pa.RecordBatch, first_row: int) -> Piece:
-        encoded = self.encoder.encode(rows["text"])
+        if self._encoder is None:
+            self._encoder = new_encoder(self.say)
+        encoded = self._encoder.encode(rows["text"])
         if len(encoded.starts) != rows.num_rows:
             raise self.file.unlike_tiktoken(rows["synth_id"][0].as_py())
         sizes = text_sizes(rows["text"])
@@ -244,7 +267,7 @@ def _done_by_one(workers: SimpleQueue[_Worker], row_group: int) -> list[Piece]:
 
 
 def _cut_by_bytes(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Yield `batch` in slices of about `_PIECE_BYTES` of text each, a longer text alone."""
+    """Yield `batch` in slices of about `_PIECE_BYTES` of text each; a longer text with those before it."""
     ends = np.cumsum(text_sizes(batch["text"]))
     cuts = np.flatnonzero(np.diff(ends // _PIECE_BYTES)) + 1
     for first, last in itertools.pairwise([0, *cuts.tolist(), batch.num_rows]):
@@ -274,7 +297,7 @@ def _answer_tokens(file: EnglishFile, rows: pa.RecordBatch, encoded: EncodedText
 def _held_out(file: EnglishFile, articles: pa.StringArray) -> NDArray[np.bool_]:
     """Return which documents are for validation; each article is asked for once."""
     distinct = articles.dictionary_encode()
-    sides = [file.is_held_out(name) for name in distinct.dictionary.to_pylist()]
+    sides = [file.is_for_validation(name) for name in distinct.dictionary.to_pylist()]
     held_out: NDArray[np.bool_] = np.array(sides, dtype=np.bool_)[int32s(distinct.indices)]
     return held_out
 

@@ -128,7 +128,7 @@ class TokenStream:
 
         Raises:
             DamagedFileError: a shard is missing or is not what its header says.
-        UserError: the system does not let the process open so many files.
+            UserError: the system does not let the process open so many files.
         """
         allow_open_files(len(shards))  # each map keeps its file open, and all of SYNTH are a thousand
         self._folder = folder

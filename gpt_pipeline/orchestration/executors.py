@@ -25,8 +25,11 @@ _EXECUTORS = {
     "celery_k8s": ("dagster_celery_k8s", "celery_k8s_job_executor"),
 }
 
-_PRELOADED = ["gpt_pipeline.definitions", "gpt_pipeline.data.english", "gpt_pipeline.data.token_part"]
-"""What steps find imported when they begin: the definitions and what a source file needs. No torch: it has threads."""
+PRELOADED = ["gpt_pipeline.definitions", "gpt_pipeline.data.english", "gpt_pipeline.data.token_part"]
+"""What steps find imported when they begin: the definitions, and what a source file needs.
+
+No torch, which most steps do without. The threads that numpy and Arrow start at their import are prepared for a fork.
+"""
 
 _UNFIT = {
     "dask": "dagster-dask (0.29) takes on the steps that are known when a run begins, never those of the source files, "
@@ -48,7 +51,7 @@ def project_executor(root: Path) -> dg.ExecutorDefinition:
     if not path.is_file():
         return _default()
     value = _read(path)
-    name, config = value.get("executor"), value.get("config", {})
+    name, config = value.get("executor"), value.get("config") or {}
     if not isinstance(name, str) or name not in _EXECUTORS:
         need, remedy = f"one of {', '.join(_EXECUTORS)}", _UNFIT.get(str(name), "")
         raise ConfigError(f"{path}: executor", found=name, need=need, remedy=remedy)
@@ -57,14 +60,20 @@ def project_executor(root: Path) -> dg.ExecutorDefinition:
     if not checked.success:
         problem = checked.errors[0].message if checked.errors else "another shape"
         raise ConfigError(f"{path}: config", found=config, need=f"what {name} takes ({problem})")
+    if name == "multiprocess":
+        config = {**_start_method(), **config}
     return definition.configured(config, name=name)
 
 
 def _default() -> dg.ExecutorDefinition:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return dg.multi_or_in_process_executor
-    config: dict[str, Any] = {"multiprocess": {"start_method": {"forkserver": {"preload_modules": _PRELOADED}}}}
+    config = {"multiprocess": _start_method()}
     return dg.multi_or_in_process_executor.configured(config, name="multi_or_in_process_executor")
+
+
+def _start_method() -> dict[str, Any]:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return {}
+    return {"start_method": {"forkserver": {"preload_modules": PRELOADED}}}
 
 
 def _definition(name: str) -> dg.ExecutorDefinition:

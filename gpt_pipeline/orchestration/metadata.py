@@ -37,12 +37,11 @@ def stage_metadata(stage: StageResult) -> dict[str, Any]:
 
 def in_and_out(rows: Mapping[str, int], documents: Mapping[str, int]) -> dg.MarkdownMetadataValue:
     """Return the rows read and the documents made of them as a table by name, the most frequent first."""
-    total = {"": sum(rows.values())}, {"": sum(documents.values())}
     lines = ["| | rows in | documents out | kept |", "|---|---:|---:|---:|"]
-    for found, made in (total, (rows, documents)):
-        for name, count in sorted(found.items(), key=lambda item: -item[1]):
-            out = made.get(name, 0)
-            lines.append(f"| {_cell(name) or 'all'} | {count:,} | {out:,} | {out / max(count, 1):.2%} |")
+    total = ("all", sum(rows.values()), sum(documents.values()))
+    each = [(_cell(name), count, documents.get(name, 0)) for name, count in rows.items()]
+    for name, count, out in [total, *sorted(each, key=lambda line: -line[1])]:
+        lines.append(f"| {name} | {count:,} | {out:,} | {out / max(count, 1):.2%} |")
     return dg.MetadataValue.md("\n".join(lines))
 
 
@@ -81,7 +80,7 @@ def counts_table(counts: Mapping[str, float]) -> dg.MarkdownMetadataValue:
 
 
 def _cell(name: str) -> str:
-    return name.replace("|", r"\|")  # which would begin another cell
+    return " ".join(name.replace("|", r"\|").split())  # either would begin another cell or line
 
 
 def quoted(text: str) -> str:

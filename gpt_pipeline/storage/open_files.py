@@ -8,6 +8,7 @@ from gpt_pipeline.errors import UserError
 
 _OTHERS = 256  # that the process may want to open beside: libraries, sockets, checkpoints
 _OPEN_NOW = "/dev/fd"  # a name for each: Linux, macOS
+_FEW = 64  # are open where the system does not tell
 
 
 def allow_open_files(count: int) -> None:
@@ -22,13 +23,25 @@ def allow_open_files(count: int) -> None:
         import resource
     except ImportError:
         return
-    needed = len(os.listdir(_OPEN_NOW)) + count + _OTHERS
+    needed = _open_now() + count
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
+    if soft == resource.RLIM_INFINITY or soft >= needed + _OTHERS:
         return
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    wanted = needed + _OTHERS if hard == resource.RLIM_INFINITY else min(needed + _OTHERS, hard)
+    try:
+        if wanted < needed:
+            raise ValueError
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (ValueError, OSError):  # macOS refuses what is above a limit of its kernel
         raise UserError(
-            f"this process may have {hard} files open, need {needed} for {count} files of tokens; "
-            f"raise the hard limit (ulimit -Hn, LimitNOFILE of systemd, nofile in /etc/security/limits.conf)"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+            f"this process may have {hard if wanted < needed else soft} files open, need {needed} for {count} files of "
+            "tokens; raise the limit (Linux: ulimit -Hn, LimitNOFILE of systemd, nofile in /etc/security/limits.conf; "
+            "macOS: launchctl limit maxfiles)"
+        ) from None
+
+
+def _open_now() -> int:
+    try:
+        return len(os.listdir(_OPEN_NOW))
+    except OSError:  # a container without it
+        return _FEW
