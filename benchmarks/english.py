@@ -152,7 +152,9 @@ def _run_alone(options: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     cpu = sum(each.ru_utime + each.ru_stime for each in (own, workers))
-    peak = max(peak_resident_bytes() or 0, workers.ru_maxrss * 1024)  # own.ru_maxrss begins with that of our parent
+    peak = max(
+        peak_resident_bytes() or 0, workers.ru_maxrss * 1024
+    )  # Linux's unit; own.ru_maxrss begins with our parent's
     print(json.dumps({"seconds": seconds, "cpu": cpu, "peak_mb": peak / 1e6}))
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from gpt_pipeline.data.columns import of_indices, text_sizes
 from gpt_pipeline.data.documents import is_held_out
-from gpt_pipeline.data.token_stream import TokenShards, TokenStream
+from gpt_pipeline.data.token_stream import TRAIN, VALIDATION, TokenShards, TokenStream
 from gpt_pipeline.data.tokenizer import gpt2
 
 _BATCH_ROWS = 4096
@@ -78,17 +78,17 @@ def check_articles_kept_apart(
     """
     wanted = {
         split: set(_sample_documents(stream))
-        for split, stream in (("train", shards.train), ("validation", shards.validation))
+        for split, stream in ((TRAIN, shards.train), (VALIDATION, shards.validation))
     }
-    articles: dict[str, set[str]] = {"train": set(), "validation": set()}
+    articles: dict[str, set[str]] = {TRAIN: set(), VALIDATION: set()}
     for text, article in _articles_of(english_files, itertools.chain(*wanted.values())):
         for split, texts in wanted.items():
             if text in texts:
                 articles[split].add(article)
-    both = articles["train"] & articles["validation"]
-    misplaced = [a for a in articles["train"] if is_held_out(a, seed=seed, fraction=fraction)]
-    misplaced += [a for a in articles["validation"] if not is_held_out(a, seed=seed, fraction=fraction)]
-    checked = len(articles["train"]) + len(articles["validation"])
+    both = articles[TRAIN] & articles[VALIDATION]
+    misplaced = [a for a in articles[TRAIN] if is_held_out(a, seed=seed, fraction=fraction)]
+    misplaced += [a for a in articles[VALIDATION] if not is_held_out(a, seed=seed, fraction=fraction)]
+    checked = len(articles[TRAIN]) + len(articles[VALIDATION])
     return Finding(
         passed=checked > 0 and not both and not misplaced,
         text=f"{len(both)} articles in both splits and {len(misplaced)} on the wrong side, of {checked} looked up",

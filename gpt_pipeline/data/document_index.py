@@ -13,13 +13,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from gpt_pipeline.data.arrays import save_array
+from gpt_pipeline.data.columns import text_bounds, text_bytes
 from gpt_pipeline.data.eligibility import RULE_VERSION, Selection, documents_of, read_batches, select
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.stage import Part, Say
 from gpt_pipeline.errors import DamagedFileError
-from gpt_pipeline.storage.atomic import atomic_path
 from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, record_file
+from gpt_pipeline.storage.manifest import Manifest, StageResult
 
 KIND = "document_index"
 CODE_VERSION = f"1.{RULE_VERSION}"
@@ -58,13 +59,13 @@ def _make(path: Path, sha256: str, part: Part) -> Manifest:
         found.append(hashes_of(texts))
     hashes = np.concatenate([np.empty((2, 0), np.uint64), *found], axis=1)
     order = np.lexsort((hashes[1], hashes[0])).astype(np.uint32)
-    _save(part.folder / _HASHES, np.asfortranarray(hashes[:, order]))  # both halves of a hash side by side
-    _save(part.folder / _ORDER, order)
+    by_hash = np.asfortranarray(hashes[:, order])  # both halves of a hash side by side
+    arrays: dict[str, NDArray[np.generic]] = {_HASHES: by_hash, _ORDER: order}
     return Manifest(
         stage=KIND,
         fingerprint=part.fingerprint,
         config={"raw": sha256},
-        files={name: record_file(part.folder / name) for name in (_HASHES, _ORDER)},
+        files={name: save_array(part.folder / name, array) for name, array in arrays.items()},
         facts={"rows": rows, "english_rows": english, "documents": hashes.shape[1]},
     )
 
@@ -76,18 +77,12 @@ def _documents(path: Path) -> Iterator[tuple[int, Selection, pa.StringArray]]:
         yield batch.num_rows, selection, documents_of(selection)["text"]
 
 
-def _save(path: Path, array: NDArray[np.generic]) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array)
-
-
 def hashes_of(texts: pa.StringArray) -> Hashes:
     """Return the BLAKE2b hash of each text's UTF-8 bytes."""
-    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset :][: len(texts) + 1].tolist()
-    letters = memoryview(texts.buffers()[2] or b"")
+    letters = text_bytes(texts).data
     digests = (
         hashlib.blake2b(letters[start:end], digest_size=_HASH_BYTES).digest()
-        for start, end in itertools.pairwise(offsets)
+        for start, end in itertools.pairwise(text_bounds(texts).tolist())
     )
     return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2).T
 

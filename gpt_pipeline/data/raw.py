@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpt_pipeline.data.arrays import save_array
 from gpt_pipeline.data.config import SAMPLE, DataConfig
 from gpt_pipeline.data.document_index import Rows
 from gpt_pipeline.data.raw_check import FileCheck
@@ -22,9 +23,8 @@ from gpt_pipeline.data.source.record import SourceRecord, read_record
 from gpt_pipeline.data.source.sample.source import SampleFolder
 from gpt_pipeline.data.stage import Say, ask_again, exclusive, finish_stage, grouped, is_asked_again, prepare
 from gpt_pipeline.errors import DataError
-from gpt_pipeline.storage.atomic import atomic_path
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file, stage_folder
+from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, stage_folder
 from gpt_pipeline.storage.names import slug
 
 if TYPE_CHECKING:
@@ -304,24 +304,18 @@ def _fingerprint(chosen: Iterable[ChosenFile]) -> str:
 
 def _manifest(source: Source, chosen: Sequence[ChosenFile], folder: Path, wanted: str) -> Manifest:
     """Return the stage's manifest, after writing which documents repeat others into its folder."""
-    written = [
-        _write_repeats(folder / _repeats_name(number), each.repeats)
+    written = {
+        (name := _repeats_name(number)): save_array(folder / name, each.repeats)
         for number, each in enumerate(chosen, start=1)
         if each.repeats is not None and len(each.repeats)
-    ]
+    }
     return Manifest(
         stage=STAGE,
         fingerprint=wanted,
         config=_identity(chosen),
-        files={path.name: record_file(path) for path in written},
+        files=written,
         facts={"source": source.description, "revision": source.revision, **_facts(chosen)},
     )
-
-
-def _write_repeats(path: Path, repeats: Rows) -> Path:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, repeats)
-    return path
 
 
 def _facts(chosen: Sequence[ChosenFile]) -> Mapping[str, Any]:

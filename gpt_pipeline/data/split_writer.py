@@ -9,6 +9,7 @@ from types import TracebackType
 
 import numpy as np
 
+from gpt_pipeline.data.arrays import save_array
 from gpt_pipeline.data.token_stream import (
     Positions,
     ShardFile,
@@ -18,7 +19,6 @@ from gpt_pipeline.data.token_stream import (
     shard_name,
     starts_name,
 )
-from gpt_pipeline.storage.atomic import HashedFile, atomic_path
 from gpt_pipeline.storage.manifest import FileRecord
 
 MAX_SHARD_TOKENS = 500_000_000
@@ -115,12 +115,6 @@ class SplitWriter:
         shard, starts, answers = self.files[-3:]
         assert self._shard.record is not None  # it is closed
         self.records[shard.name] = self._shard.record
-        self.records[starts.name] = _write_positions(starts, self._starts)
-        self.records[answers.name] = _write_positions(answers, self._answers)
+        for path, pieces in ((starts, self._starts), (answers, self._answers)):
+            self.records[path.name] = save_array(path, np.concatenate(pieces).astype("<i8", copy=False))
         self._shard = None
-
-
-def _write_positions(path: Path, pieces: list[Positions]) -> FileRecord:
-    with atomic_path(path) as temporary, HashedFile(temporary) as file:
-        np.save(file, np.concatenate(pieces).astype("<i8", copy=False))
-    return FileRecord(size=file.size, sha256=file.sha256)

@@ -15,7 +15,7 @@ from gpt_pipeline.data.english import find_english
 from gpt_pipeline.data.raw import files_of, find_raw, raw_files
 from gpt_pipeline.data.shards import find_shards
 from gpt_pipeline.data.stage import Say
-from gpt_pipeline.data.token_stream import TokenStream, open_shards
+from gpt_pipeline.data.token_stream import Positions, TokenStream, open_shards
 from gpt_pipeline.data.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import DamagedFileError, DataError, UserError
 from gpt_pipeline.storage.atomic import sha256_of
@@ -97,6 +97,6 @@ def _verify_shard(path: Path) -> None:
         raise DataError(f"{path}: answers lie outside their documents; delete its folder and run again")
 
 
-def _positions_of_eot(stream: TokenStream) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+def _positions_of_eot(stream: TokenStream) -> Iterator[Positions]:
     for first, last in itertools.pairwise([*range(0, stream.n_tokens, _CHUNK), stream.n_tokens]):
         yield first + np.flatnonzero(stream.read(first, last - first) == EOT_TOKEN)

@@ -9,6 +9,8 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+_GONE = (ProcessLookupError, PermissionError)  # the second: macOS, of a group whose processes have all ended
+
 
 def own_group() -> dict[str, Any]:
     """Return the options of Popen for it: Ctrl+C in a terminal then reaches the child once, through us."""
@@ -41,11 +43,11 @@ def is_alive(child: subprocess.Popen[bytes]) -> bool:
         return running
     try:
         os.killpg(child.pid, 0)
-    except ProcessLookupError:
+    except _GONE:
         return False
     return True
 
 
 def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
-    with suppress(ProcessLookupError):  # it left by itself between our look and our signal
+    with suppress(*_GONE):  # it left by itself between our look and our signal
         os.killpg(child.pid, number)
