@@ -165,7 +165,7 @@ class EnglishFile:
 
     def _open(self) -> pq.ParquetFile:
         with self._explained("not a readable parquet file"):
-            # Otherwise all row groups would be read ahead.
+            # Otherwise a row group's compressed bytes would be held beside what is decoded of them.
             return pq.ParquetFile(self.path, metadata=self.metadata, pre_buffer=False)
 
     def read(self, opened: pq.ParquetFile, row_group: int) -> list[pa.RecordBatch]:
