@@ -130,6 +130,11 @@ def read_evaluations(folder: Path) -> list[EvaluationResult]:
     return sorted(results, key=lambda result: (result.step, result.created_at))
 
 
+def same_test(one: EvaluationResult, other: EvaluationResult) -> bool:
+    """Whether both were measured on the same data with the same settings, so that their figures compare."""
+    return (one.config, one.upstream) == (other.config, other.upstream)
+
+
 def _read_evaluation(path: Path) -> EvaluationResult | None:
     """Return the evaluation at `path`; a file that is none is said in the log and counts as absent."""
     try:

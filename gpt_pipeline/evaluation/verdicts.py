@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gpt_pipeline.data.audit import Finding
-from gpt_pipeline.evaluation.result import EvaluationResult
+from gpt_pipeline.evaluation.result import EvaluationResult, same_test
 
 LOSS_MARGIN = 0.05
 """Nats per token by which a checkpoint may be worse than the best before it."""
@@ -45,8 +45,7 @@ def loss_verdict(result: EvaluationResult, others: Iterable[EvaluationResult]) -
 
 def _is_earlier(other: EvaluationResult, result: EvaluationResult) -> bool:
     same_training = other.checkpoint["training_fingerprint"] == result.checkpoint["training_fingerprint"]
-    same_test = (other.config, other.upstream) == (result.config, result.upstream)
-    return same_training and same_test and other.step < result.step
+    return same_training and same_test(other, result) and other.step < result.step
 
 
 def output_verdict(result: EvaluationResult) -> Finding:

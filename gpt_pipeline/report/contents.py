@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
-from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
+from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations, same_test
 from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.heartbeat import State, trainer_state
@@ -158,7 +158,7 @@ def _rows(
     checkpoints = {info.step: info for info in (*([best_model] if best_model else []), *kept)}
     said = {int(record["step"]): record for record in records if record["kind"] == "checkpoint"}
     newest = max(evaluations.values(), key=lambda result: result.created_at, default=None)
-    comparable = {step for step, result in evaluations.items() if newest is not None and _same_test(result, newest)}
+    comparable = {step for step, result in evaluations.items() if newest is not None and same_test(result, newest)}
     best = min(comparable, key=lambda step: evaluations[step].metrics["val_loss"], default=None)
     rows = []
     for step in sorted({*checkpoints, *evaluations, *said}):
@@ -177,10 +177,6 @@ def _rows(
             )
         )
     return tuple(rows)
-
-
-def _same_test(one: EvaluationResult, other: EvaluationResult) -> bool:
-    return one.config == other.config and one.upstream == other.upstream
 
 
 def _evaluated_metrics(result: EvaluationResult | None) -> Record:
