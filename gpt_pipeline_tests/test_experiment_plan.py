@@ -11,6 +11,7 @@ from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.experiment.identity import training_identity
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.experiment.plan import training_fingerprint, training_job
+from gpt_pipeline.storage.fingerprint import neutral_values
 from gpt_pipeline.storage.manifest import Manifest, StageResult
 from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.job import TrainingJob
@@ -129,8 +130,15 @@ def test_training_fingerprint_follows_length_and_data(load):
 
 def test_every_training_key_is_either_in_the_identity_or_left_out_on_purpose(load):
     left_out = {"micro_batch_size", "compile", "batch_size", "tokens_per_step", "num_epochs", "max_steps"}
-    names = {field.name for field in dataclasses.fields(TrainingConfig)}
+    names = {field.name for field in dataclasses.fields(TrainingConfig)} - neutral_values(TrainingConfig).keys()
     assert names - left_out == set(training_identity(load(SMALL).config)["training"]) - {"sequences_per_step", "length"}
+
+
+def test_training_identity_leaves_out_a_key_that_was_added_later_while_it_is_neutral(load):
+    config = load(SMALL).config
+    assert "objective" not in training_identity(config)["training"]
+    other = dataclasses.replace(config.training, objective="another")
+    assert training_identity(dataclasses.replace(config, training=other))["training"]["objective"] == "another"
 
 
 def test_training_job_has_what_the_trainer_needs_and_survives_json(load, tmp_path):

@@ -1,5 +1,6 @@
 """Names, atomic writes, fingerprints, manifests and locks."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from gpt_pipeline.errors import ConfigError, DamagedFileError, LockedError
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path, read_json, remove_leftovers, write_json
-from gpt_pipeline.storage.fingerprint import fingerprint
+from gpt_pipeline.storage.fingerprint import added_later, fingerprint, identity_of, neutral_values
 from gpt_pipeline.storage.lock import folder_lock, is_locked
 from gpt_pipeline.storage.manifest import MANIFEST_NAME, Manifest, finished, read_manifest, record_file, verify
 from gpt_pipeline.storage.names import folder_name, resolve_folder, slug
@@ -121,6 +122,38 @@ def _finished_stage(folder: Path) -> Manifest:
     )
     manifest.write(folder)
     return manifest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _First:
+    depth: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Second:
+    depth: int = 2
+    gate: bool = added_later(False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Outer:
+    inner: _First | _Second
+    several: tuple[_First | _Second, ...] = ()
+
+
+def test_identity_of_a_config_with_a_key_added_later_is_the_old_one_while_the_key_is_neutral() -> None:
+    assert identity_of(_Second()) == identity_of(_First()) == {"depth": 2}
+    assert identity_of(_Second(gate=True)) == {"depth": 2, "gate": True}
+    assert identity_of(_Second(), "depth", "gate") == {"depth": 2}
+    assert neutral_values(_Second) == {"gate": False}
+    assert neutral_values(_First) == {}
+
+
+def test_identity_of_a_config_leaves_neutral_keys_out_of_configs_inside_it_too() -> None:
+    first, second = (_Outer(inner=each, several=(each, each)) for each in (_First(), _Second()))
+    assert identity_of(first) == identity_of(second) == {"inner": {"depth": 2}, "several": [{"depth": 2}] * 2}
+    changed = _Outer(inner=_First(), several=(_Second(gate=True),))
+    assert identity_of(changed)["several"] == [{"depth": 2, "gate": True}]
 
 
 def test_finished_stage_is_found_by_its_fingerprint_only(tmp_path: Path) -> None:

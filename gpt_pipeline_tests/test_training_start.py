@@ -310,6 +310,25 @@ def test_changes_know_every_setting_of_a_job(tmp_path):
     assert [change.key for change in changes] == list(settings)
 
 
+def test_changes_leave_out_keys_that_only_one_of_two_versions_knows(tmp_path):
+    job = make_job(tmp_path)
+    settings = settings_of(job)
+    assert find_changes({**settings, "training.of_a_newer_version": 1}, job) == []
+    assert find_changes({key: value for key, value in settings.items() if key != "training.objective"}, job) == []
+
+
+def test_named_checkpoint_of_before_a_key_counts_as_made_with_its_neutral_value(finished):
+    manifest = finished.folder.checkpoints / "checkpoint_step_8.json"
+    value = json.loads(manifest.read_text())
+    del value["settings"]["training.objective"]
+    manifest.write_text(json.dumps(value))
+    training = dataclasses.replace(finished.training, objective="another")
+    _, listener = _run(
+        dataclasses.replace(finished, training=training, fingerprint=OTHER, resume="checkpoint_step_8.pt")
+    )
+    assert any("training.objective: pretrain -> another" in message for message in listener.messages)
+
+
 def test_named_checkpoint_killed_before_its_first_successor_is_resumed_again(finished):
     job = dataclasses.replace(finished, resume="checkpoint_step_8.pt", fingerprint=OTHER)
 

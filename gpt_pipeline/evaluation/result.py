@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.storage.atomic import read_json, write_json
-from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
+from gpt_pipeline.storage.fingerprint import SHORT, fingerprint, identity_of
 
 _logger = logging.getLogger(__name__)
 
@@ -66,14 +66,8 @@ class EvaluationResult:
 
 def evaluation_identity(config: EvaluationConfig, *, max_length: int) -> dict[str, Any]:
     """Return what of the configuration decides the result of an evaluation."""
-    return {
-        "num_questions": config.num_questions,
-        "num_documents": config.num_documents,
-        "max_new_tokens": config.max_new_tokens,
-        "max_validation_tokens": config.max_validation_tokens,
-        "seed": config.seed,
-        "max_length": max_length,
-    }
+    keys = ("num_questions", "num_documents", "max_new_tokens", "max_validation_tokens", "seed")
+    return {**identity_of(config, *keys), "max_length": max_length}
 
 
 def evaluation_fingerprint(

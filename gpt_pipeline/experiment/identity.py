@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from gpt_pipeline.experiment.config import ExperimentConfig
+from gpt_pipeline.storage.fingerprint import identity_of
 
 TRAINING_CODE_VERSION = "2"
 """Raised by hand when the trainer's code changes the weights that a config gives, be it by rounding only.
@@ -33,16 +33,17 @@ def training_identity(config: ExperimentConfig) -> dict[str, Any]:
         data, but for max_length: the fingerprint of the shards says more than the block.
     Kept although it is about hardware: training.precision, since bf16 trains visibly different weights. It counts as
     written: `auto` is an identity of its own, or else the device would be part of it.
+    A key that is `added_later` is left out while it is neutral.
     """
-    training = dataclasses.asdict(config.training)
+    training = identity_of(config.training)
     for name in _HOW_NOT_WHAT | _SAID_OTHERWISE:
-        del training[name]
+        training.pop(name, None)
     training["sequences_per_step"] = config.sequences_per_step
     training["min_learning_rate"] = config.training.final_learning_rate
     steps = config.training.max_steps
     training["length"] = {"epochs": config.training.num_epochs} if steps is None else {"steps": steps}
     return {
-        "model": dataclasses.asdict(config.model),
+        "model": identity_of(config.model),
         "training": training,
         "max_length": config.data.max_length,
     }

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt_pipeline.errors import require
+from gpt_pipeline.storage.fingerprint import added_later
 
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["cosine", "wsd", "constant"]
 OptimizerName = Literal["adamw", "muon"]
+Objective = Literal["pretrain"]
 Device = Literal["auto", "cuda", "cpu"]
 
 
@@ -61,6 +63,9 @@ class TrainingConfig:
 
     seed: int = 0
     """Chooses the initial weights, the order of the data and the dropout masks."""
+
+    objective: Objective = added_later("pretrain")
+    """What the targets are: `pretrain`, every next token of every document. More objectives follow."""
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "num_epochs"):

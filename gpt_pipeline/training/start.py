@@ -27,9 +27,12 @@ from gpt_pipeline.checkpoints.manifest import (
 )
 from gpt_pipeline.checkpoints.snapshot import Snapshot, weights_sha256
 from gpt_pipeline.errors import DamagedFileError, UserError
+from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.atomic import fsync_folder, remove_leftovers, sha256_of
+from gpt_pipeline.storage.fingerprint import neutral_values
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.changes import Change, Settings, find_changes, listed
+from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.demand import MARKER_NAME, PREVIOUS_NAME, Demand, earlier_trainings
 from gpt_pipeline.training.finished import FinishedTraining, find_finished_training, last_checkpoint
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
@@ -195,8 +198,14 @@ def _original_info(path: Path, original: OriginalCheckpoint, job: TrainingJob) -
 
 
 def _settings_before(info: CheckpointInfo) -> Settings:
-    """Return what the training that made `info` was told; of a manifest from before it was kept, the model's shape."""
-    return info.settings or {f"model.{key}": value for key, value in dataclasses.asdict(info.model).items()}
+    """Return what the training that made `info` was told; of a manifest from before it was kept, the model's shape.
+
+    A key that did not exist yet had its neutral value.
+    """
+    told = info.settings or {f"model.{key}": value for key, value in dataclasses.asdict(info.model).items()}
+    sections = {"model": ModelConfig, "training": TrainingConfig}
+    later = {f"{name}.{key}": value for name, each in sections.items() for key, value in neutral_values(each).items()}
+    return {**later, **told}
 
 
 def _settings_of_original(original: OriginalCheckpoint) -> Settings:
