@@ -16,8 +16,7 @@ import pytest
 
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, checkpoint_path, read_info, write_manifest
 from gpt_pipeline.checkpoints.save import link_best
-from gpt_pipeline.evaluation.alias import alias_of
-from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.evaluation.result import alias_of, read_evaluations
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.keys import EVALUATION_TAG
 from gpt_pipeline.orchestration.pending import wanted_evaluations

@@ -15,13 +15,15 @@ import pytest
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
-from gpt_pipeline.tracking.earlier_runs import earlier_logs_are_pending, log_earlier_trainings
 from gpt_pipeline.tracking.store import TrackingError, default_tracking_uri, open_client
 from gpt_pipeline.tracking.training_run import (
     SENT_NAME,
     TrainingRun,
+    earlier_logs_are_pending,
+    log_earlier_trainings,
     log_training,
     logged_run,
+    sent_runs,
     training_log_is_pending,
 )
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
@@ -160,7 +162,7 @@ def test_log_training_makes_one_finished_run_with_every_line_of_metrics(finished
     assert wanted | {"best_val_loss", "best_step"} <= set(run.data.metrics)
     found = {(key, step): value for key, step, value, _ in _rows(store)}
     for line in lines:
-        for key in wanted & set(line):
+        for key in wanted & set(line) - ({"tokens_seen"} if line["kind"] == "validation" else set()):
             assert found[key, line["step"]] == line[key]
     assert 0 <= min(row[3] for row in _rows(store)) - run.info.start_time < 60_000
     assert run.info.end_time >= run.info.start_time
@@ -322,11 +324,11 @@ def test_log_training_cut_short_between_batches_is_completed_without_loss(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("gpt_pipeline.tracking.training_run._BATCH", 12)
+        patch.setattr("gpt_pipeline.tracking.training_run._LINES_AT_ONCE", 2)
         patch.setattr(MlflowClient, "log_batch", dying)
         with pytest.raises(KeyboardInterrupt):
             _log(finished, store)
-    assert max(calls) <= 12
+    assert max(calls) <= 20
     assert 0 < len(_steps(store, "train_loss")) < 12
     _log(finished, store)
     assert _steps(store, "train_loss") == list(range(1, 13))
@@ -368,13 +370,27 @@ def test_log_training_into_a_wiped_store_fills_it_again(finished: TrainingJob, s
 def test_log_training_leaves_out_a_torn_line_until_it_is_whole(finished: TrainingJob, store: Path) -> None:
     text = finished.folder.metrics.read_text()
     finished.folder.metrics.write_text(text[:-150] if text[-151] != "\n" else text[:-140])
-    whole = finished.folder.metrics.read_text().count("\n")
     _log(finished, store)
-    sent = json.loads((finished.folder.root / SENT_NAME).read_text())
-    assert sent["offset"] == len("".join(text.splitlines(keepends=True)[:whole]).encode())
+    assert not training_log_is_pending(finished.folder, finished.fingerprint)
     finished.folder.metrics.write_text(text)
+    assert training_log_is_pending(finished.folder, finished.fingerprint)
     _log(finished, store)
     assert _steps(store, "val_loss") == [0, 3, 6, 9, 12]
+
+
+def test_log_training_with_a_note_of_an_earlier_or_later_version_sends_nothing_again(
+    finished: TrainingJob, store: Path
+) -> None:
+    _log(finished, store)
+    note = json.loads((finished.folder.root / SENT_NAME).read_text())
+    write_json(finished.folder.root / SENT_NAME, {**note, "tail": "0" * 64})
+    assert not training_log_is_pending(finished.folder, finished.fingerprint)
+    assert sent_runs(finished.folder) == {finished.folder: note["run_id"]}
+
+
+def test_log_training_counts_tokens_once_at_a_step_that_was_validated_too(finished: TrainingJob, store: Path) -> None:
+    _log(finished, store)
+    assert _steps(store, "tokens_seen") == list(range(1, 13))
 
 
 def test_training_log_of_a_trainer_that_died_is_failed_until_it_goes_on(finished: TrainingJob, store: Path) -> None:

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt_pipeline.checkpoints.manifest import BEST_NAME, best_checkpoint
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint, identity_of
 
 _logger = logging.getLogger(__name__)
+
+BEST_ALIAS = BEST_NAME.removesuffix(".pt")
+"""The second name of the evaluated checkpoint whose weights `best_model.pt` holds."""
 
 EVALUATION_VERSION = "2"
 """Raise it when the same weights, data and configuration give another result: every checkpoint is judged again.
@@ -122,6 +126,18 @@ def read_evaluations(folder: Path) -> list[EvaluationResult]:
     """Return every finished evaluation in `folder`, by step, then by time."""
     results = [result for path in sorted(folder.glob("*.json")) if (result := _read_evaluation(path)) is not None]
     return sorted(results, key=lambda result: (result.step, result.created_at))
+
+
+def alias_of(result: EvaluationResult, checkpoints: Path) -> str | None:
+    """Return `best_model` if the evaluated weights are those of `best_model.pt` in `checkpoints`, as it is now."""
+    best = best_weights(checkpoints, training_fingerprint=str(result.checkpoint["training_fingerprint"]))
+    return BEST_ALIAS if best == result.checkpoint["weights_sha256"] else None
+
+
+def best_weights(checkpoints: Path, *, training_fingerprint: str) -> str | None:
+    """Return the hash of the weights in `best_model.pt`, or None if there is none of this training."""
+    best = best_checkpoint(checkpoints)
+    return best.weights_sha256 if best is not None and best.fingerprint == training_fingerprint else None
 
 
 def same_test(one: EvaluationResult, other: EvaluationResult) -> bool:

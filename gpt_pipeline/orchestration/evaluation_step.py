@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_step, find_checkpoint
-from gpt_pipeline.evaluation.alias import BEST_ALIAS, alias_of, best_weights
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, evaluate_checkpoint
-from gpt_pipeline.evaluation.result import EvaluationResult
+from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult, alias_of, best_weights
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.dead_runs import note_process
 from gpt_pipeline.orchestration.pending import forget_lost_runs, mark_logged

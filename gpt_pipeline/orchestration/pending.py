@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, checkpoint_key, list_checkpoints
-from gpt_pipeline.evaluation.alias import alias_of
 from gpt_pipeline.evaluation.config import EvaluationConfig
-from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_fingerprint, read_evaluations
+from gpt_pipeline.evaluation.result import EvaluationResult, alias_of, evaluation_fingerprint, read_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder

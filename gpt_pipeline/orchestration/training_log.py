@@ -15,8 +15,12 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_fingerprint
 from gpt_pipeline.storage.manifest import StageResult
-from gpt_pipeline.tracking.earlier_runs import earlier_logs_are_pending, log_earlier_trainings
-from gpt_pipeline.tracking.training_run import log_training, training_log_is_pending
+from gpt_pipeline.tracking.training_run import (
+    earlier_logs_are_pending,
+    log_earlier_trainings,
+    log_training,
+    training_log_is_pending,
+)
 from gpt_pipeline.training.heartbeat import trainer_state
 from gpt_pipeline.training.metrics import read_metrics
 

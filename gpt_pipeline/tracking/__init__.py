@@ -1,1 +1,1 @@
-"""MLflow, and nothing else that talks to it."""
+"""The only package that talks to MLflow."""

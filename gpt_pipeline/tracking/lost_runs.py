@@ -1,4 +1,4 @@
-"""Which runs MLflow does not have any more: its store was wiped, or is another one by now."""
+"""Which runs MLflow has lost: its store was wiped, or another store is used now."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gpt_pipeline.tracking.store import TrackingError, as_tracking_error, config
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-_PATIENCE_SECONDS = 1.0  # with a database that another process writes to
+_BUSY_SECONDS = 1.0  # to wait for a database that another process writes to
 _ASK_LATER = "it is asked again later"
 
 
 def lost_runs(run_ids: Iterable[str], *, tracking_uri: str, experiment_name: str) -> set[str]:
-    """Return those of `run_ids` that the store does not know; a run in its trash is known: someone put it there.
+    """Return those of `run_ids` that the store does not have; a run in its trash counts as there: someone put it there.
 
-    A SQLite file is asked directly, in milliseconds and without importing MLflow.
+    A SQLite file is read directly, in milliseconds and without importing MLflow.
 
     Raises:
         TrackingError: the store cannot be reached, or is busy.
@@ -37,9 +37,7 @@ def _runs_of_file(database: Path) -> set[str]:
     if not database.is_file():
         return set()
     try:
-        with closing(
-            sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=_PATIENCE_SECONDS)
-        ) as connection:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)) as connection:
             if not connection.execute("select 1 from sqlite_master where name = 'runs'").fetchone():
                 return set()
             return {str(run_id) for (run_id,) in connection.execute("select run_uuid from runs")}
