@@ -18,7 +18,8 @@ import dagster as dg
 from gpt_pipeline.data import stage
 from gpt_pipeline.data.shards import ShardsStage
 from gpt_pipeline.orchestration import rebuild
-from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.orchestration.history import open_instance
+from gpt_pipeline.project import Project
 
 KILL_ONCE = "GPT_PIPELINE_TESTS_KILL_ONCE"
 """Names a file; the first worker that is to encode the second source file writes it and kills itself."""
@@ -48,7 +49,7 @@ def execute(name: str, after: str | None) -> str:
     project.enter()
     job = dg.build_reconstructable_job("gpt_pipeline_tests.fan_out_jobs", "job", reconstructable_args=(name,))
     run_config: dict[str, Any] = {"loggers": {"plain": {"config": {}}}}
-    with project.instance() as instance:
+    with open_instance(project) as instance:
         options = dg.ReexecutionOptions.from_failure(after, instance) if after else None
         with dg.execute_job(job, instance, run_config=run_config, reexecution_options=options) as result:
             return result.run_id

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
 
-from gpt_pipeline.orchestration.project import DAGSTER_CONFIG, MLFLOW_PAGE_VARIABLE
+from gpt_pipeline.project import DAGSTER_CONFIG, MLFLOW_PAGE_VARIABLE
 from gpt_pipeline_tests.projects import TinyProject
 
 _REPOSITORY = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pipeline.cli import main
-from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.project import Project
 from gpt_pipeline_tests.projects import TinyProject
 
 ROOT = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ from gpt_pipeline.experiment.differences import config_differences
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.comparison_step import COMPARISON, COMPARISON_JOB, comparison_fingerprint
-from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.project import Project
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock

@@ -17,7 +17,7 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import dead_runs
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG, REQUESTER_TAG, close_dead_runs, note_process, process_tag
-from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.project import Project
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.process import ProcessId

@@ -10,7 +10,7 @@ import pytest
 
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.parted_asset import labels
-from gpt_pipeline.orchestration.project import DAGSTER_CONFIG, Project
+from gpt_pipeline.project import DAGSTER_CONFIG, Project
 from gpt_pipeline_tests.projects import TinyProject
 
 

@@ -28,8 +28,9 @@ from gpt_pipeline.doctor.ports import find_holder, look_at_port
 from gpt_pipeline.doctor.python import look_at_libraries, look_at_python, misfit
 from gpt_pipeline.doctor.stores import look_at_dagster_home, look_at_history, look_at_mlflow
 from gpt_pipeline.doctor.torch_build import Nvidia, cuda_build, find_nvidia, look_at_torch
-from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.orchestration.history import count_runs, open_instance
 from gpt_pipeline.planning.host import HostMemory
+from gpt_pipeline.project import Project
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.config import HardwareConfig
 from gpt_pipeline_tests.hub_server import running_hub
@@ -226,7 +227,7 @@ def test_dagster_home_unset_relative_missing_bare_and_right(project: Project, tm
 
 @pytest.mark.parametrize("home", ["some/folder", "/no/such/folder"])
 def test_history_of_a_dagster_home_that_is_a_problem_is_not_said_to_be_fine(project: Project, home: str) -> None:
-    assert list(look_at_history(project, {"DAGSTER_HOME": home})) == []
+    assert list(look_at_history(project, count_runs, {"DAGSTER_HOME": home})) == []
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
@@ -237,21 +238,21 @@ def test_dagster_home_that_is_read_only_is_a_problem(project: Project, tmp_path:
 
 
 def test_history_absent_readable_and_damaged(project: Project) -> None:
-    assert "none yet" in _one(look_at_history(project, {})).text
+    assert "none yet" in _one(look_at_history(project, count_runs, {})).text
     assert list(project.root.iterdir()) == []
     where = Path.cwd()
     project.enter()
     try:
-        with project.instance() as instance:
+        with open_instance(project) as instance:
             assert instance.get_runs_count() == 0
     finally:
         os.chdir(where)
         del os.environ["GPT_PIPELINE_EXPERIMENTS"]
-    assert _one(look_at_history(project, {})).text.startswith("0 runs")
+    assert _one(look_at_history(project, count_runs, {})).text.startswith("0 runs")
     assert Path.cwd() == where
     database = next(project.root.glob(".dagster/history/**/runs.db"))
     database.write_bytes(b"this is no database" * 500)
-    found = _one(look_at_history(project, {}))
+    found = _one(look_at_history(project, count_runs, {}))
     assert found.status == "problem"
     assert "move" in found.remedy
 
@@ -325,7 +326,7 @@ def test_disk_that_is_not_there_is_a_problem_in_its_own_words() -> None:
 
 
 def test_examination_of_a_project_without_experiments_points_to_init(project: Project) -> None:
-    found = examine(project, None, offline=True)
+    found = examine(project, None, offline=True, count_runs=count_runs)
     assert any("gpt-pipeline init" in finding.remedy for finding in found)
     assert list(project.root.iterdir()) == []
 

@@ -10,7 +10,7 @@ import pytest
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.executors import PRELOADED, project_executor
-from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.project import Project
 from gpt_pipeline_tests.projects import TinyProject
 
 

@@ -17,7 +17,8 @@ from gpt_pipeline.data.english import prepare_english
 from gpt_pipeline.data.raw import prepare_raw
 from gpt_pipeline.data.shards import prepare_shards
 from gpt_pipeline.experiment.load import load_experiment
-from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.orchestration.history import open_instance
+from gpt_pipeline.project import Project
 from gpt_pipeline_tests import fan_out_jobs
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.synth_rows import write_folder
@@ -42,7 +43,7 @@ def instance(project: TinyProject) -> Iterator[dg.DagsterInstance]:
     shutil.copyfile(
         Path(gpt_pipeline.__file__).parent / "orchestration" / "dagster.yaml", project.root / "dagster.yaml"
     )
-    with here.instance() as instance:
+    with open_instance(here) as instance:
         yield instance
 
 

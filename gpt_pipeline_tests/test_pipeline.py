@@ -59,7 +59,8 @@ def test_run_again_does_nothing_and_says_so(finished: TinyProject) -> None:
 def test_run_after_history_was_deleted_finds_everything_and_tells_dagster(copy: TinyProject) -> None:
     import dagster as dg
 
-    from gpt_pipeline.orchestration.project import Project
+    from gpt_pipeline.orchestration.history import open_instance
+    from gpt_pipeline.project import Project
 
     before = _states(copy.root)
     shutil.rmtree(copy.root / ".dagster")
@@ -69,7 +70,7 @@ def test_run_after_history_was_deleted_finds_everything_and_tells_dagster(copy: 
     code = os.getcwd()
     os.chdir(copy.root)
     try:
-        with Project.here().instance() as instance:
+        with open_instance(Project.here()) as instance:
             keys = ["step_00000004", "step_00000008", "step_00000012"]
             assert sorted(instance.get_materialized_partitions(dg.AssetKey(["tiny", "evaluation"]))) == keys
             assert sorted(instance.get_materialized_partitions(dg.AssetKey(["tiny", "checkpoint"]))) == keys
@@ -204,7 +205,8 @@ def test_run_with_an_mlflow_that_is_down_trains_to_the_end_and_logs_it_later(tmp
 def test_run_killed_with_all_its_processes_is_shown_as_failed_by_the_next(tmp_path: Path) -> None:
     import dagster as dg
 
-    from gpt_pipeline.orchestration.project import Project
+    from gpt_pipeline.orchestration.history import open_instance
+    from gpt_pipeline.project import Project
 
     project = TinyProject(root=tmp_path)
     project.write_experiment("long", **LONG)
@@ -219,7 +221,7 @@ def test_run_killed_with_all_its_processes_is_shown_as_failed_by_the_next(tmp_pa
     before = os.getcwd()
     os.chdir(project.root)
     try:
-        with Project.here().instance() as instance:
+        with open_instance(Project.here()) as instance:
             unfinished = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED]
             assert instance.get_runs(dg.RunsFilter(statuses=unfinished)) == []
     finally:

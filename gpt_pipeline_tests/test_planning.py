@@ -41,9 +41,9 @@ from gpt_pipeline.planning.memory import (
 from gpt_pipeline.planning.plan import Plan, make_plan
 from gpt_pipeline.planning.probe import Request, sizes_of
 from gpt_pipeline.planning.speed import Speed, measure, update_seconds
-from gpt_pipeline.planning.stages import data_progress
 from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
-from gpt_pipeline.planning.training import upcoming_start
+from gpt_pipeline.progress.stages import data_progress
+from gpt_pipeline.progress.training import upcoming_start
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.room import free_bytes
 from gpt_pipeline.training.config import HardwareConfig, TrainingConfig

@@ -9,14 +9,14 @@ import pytest
 
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, write_evaluation
 from gpt_pipeline.experiment.differences import Difference
-from gpt_pipeline.report.build import OtherExperiment, build_report
+from gpt_pipeline.report.build import OtherExperiment, TrainingStatus, build_report
 from gpt_pipeline.report.contents import Contents, read_contents
 from gpt_pipeline.report.cost import cost_of, seconds_at
 from gpt_pipeline.report.exercises import exercise_table
 from gpt_pipeline.report.wording import count, decimal, duration, number, percent, size
 from gpt_pipeline.storage.layout import ExperimentFolder
-from gpt_pipeline.storage.lock import folder_lock
 
+STATUS = TrainingStatus(word="stopped", detail="at step 30")
 CONFIG = {"experiment_name": "x", "training": {"learning_rate": 3e-4, "max_steps": None}}
 FACTS = {
     "english_parquet": {
@@ -128,7 +128,9 @@ def write_result(target: ExperimentFolder, step: int, *, val_loss: float, questi
 
 
 def build(target: ExperimentFolder, **changes: Any) -> Page:
-    path = build_report(target, **{"title": "My <GPT> & me", "config": CONFIG, "facts": FACTS, **changes})
+    path = build_report(
+        target, **{"title": "My <GPT> & me", "status": STATUS, "config": CONFIG, "facts": FACTS, **changes}
+    )
     assert path == target.report
     return Page(path.read_text(encoding="utf-8"))
 
@@ -215,14 +217,6 @@ def test_contents_put_first_best_and_last_side_by_side(tmp_path: Path, best: int
     assert {1, best, 11} <= set(steps)
     answers = [column.answer["answer"] for column in contents.questions[0].columns if column.answer]
     assert answers == [f"answer at {step}" for step in steps]
-
-
-def test_contents_of_a_locked_folder_are_running(tmp_path: Path) -> None:
-    target = folder(tmp_path)
-    write_metrics(target, 30)
-    with folder_lock(target.root, purpose="training"):
-        assert read_contents(target).status.word == "running"
-    assert read_contents(target).status.word == "stopped"
 
 
 @pytest.mark.parametrize(

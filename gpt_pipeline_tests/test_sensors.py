@@ -19,8 +19,8 @@ from gpt_pipeline.checkpoints.save import link_best
 from gpt_pipeline.evaluation.result import alias_of, read_evaluations
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.keys import EVALUATION_TAG
-from gpt_pipeline.orchestration.pending import wanted_evaluations
-from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.progress.evaluations import wanted_evaluations
+from gpt_pipeline.project import Project
 from gpt_pipeline_tests.projects import TinyProject
 
 

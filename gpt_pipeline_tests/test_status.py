@@ -9,20 +9,24 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from gpt_pipeline.checkpoints.manifest import write_manifest
 from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.cli import main
+from gpt_pipeline.comparison.compare import compare_experiments
 from gpt_pipeline.data.english import prepare_english
 from gpt_pipeline.data.raw import prepare_raw
 from gpt_pipeline.data.shards import find_shards, prepare_shards
 from gpt_pipeline.experiment.plan import training_job
-from gpt_pipeline.planning.show_status import plain_text
-from gpt_pipeline.planning.status import CheckpointStatus, NextStep, Status, experiment_status, statuses
-from gpt_pipeline.planning.training import newest_records
+from gpt_pipeline.orchestration.report_step import write_report
+from gpt_pipeline.progress.show_status import plain_text
+from gpt_pipeline.progress.status import CheckpointStatus, NextStep, Status, experiment_status, statuses
+from gpt_pipeline.progress.training import newest_records
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.heartbeat import heartbeat
 from gpt_pipeline.training.run import run_job
@@ -150,11 +154,47 @@ def test_status_of_a_running_training_has_its_process_and_step(project: TinyProj
 def test_status_of_a_killed_training_says_that_it_died(project: TinyProject) -> None:
     _train(project, stop_at=6)
     root = project.experiment("tiny").folder.root
+    _killed(root)
+    assert _status(project).training.state == "died"
+
+
+def _killed(root: Path) -> None:
     process = {"host": "elsewhere", "pid": 1, "boot": "", "started": ""}
     (root / "heartbeat.json").write_text(json.dumps({"process": process, "run": "", "step": 6}))
     old = time.time() - 3600
     os.utime(root / "heartbeat.json", (old, old))
-    assert _status(project).training.state == "died"
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped", "died", "running", "finished with other settings"])
+def test_report_and_comparison_of_a_training_in_any_state_say_what_status_says(
+    project: TinyProject, state: str
+) -> None:
+    _train(project, stop_at=None if state.startswith("finished") else 6)
+    root = project.experiment("tiny").folder.root
+    if state == "died":
+        _killed(root)
+    if state == "finished with other settings":
+        project.write_experiment("tiny", learning_rate=0.005)
+    experiment = project.experiment("tiny")
+    with folder_lock(root, purpose="training") if state == "running" else nullcontext():
+        write_report(dg.build_asset_context(), experiment, force=True)
+        training = experiment_status(experiment).training
+        compared = compare_experiments([experiment]).standings[0].status
+    page = experiment.folder.report.read_text(encoding="utf-8")
+    assert training.state == ("stopped" if training.of_other_settings else state)
+    assert training.of_other_settings == (state == "finished with other settings")
+    assert f'<span class="pill {training.state}">{training.state}</span>' in page
+    assert (f"step {training.step:,}" in page) or f"after {training.step:,} steps" in page
+    assert ("other settings than the file has now" in page) == training.of_other_settings
+    assert compared == training.state
+
+
+def test_status_of_a_checkpoint_shows_no_estimate_of_an_earlier_step(project: TinyProject) -> None:
+    _train(project, stop_at=6)
+    assert project.checkpoints("tiny")[-1].metrics["val_loss"] is not None  # of step 4
+    at_four, at_six = _status(project).checkpoints
+    assert at_four.val_loss == pytest.approx(project.checkpoints("tiny")[0].metrics["val_loss"])
+    assert at_six.val_loss is None
 
 
 def test_status_names_a_damaged_checkpoint(project: TinyProject) -> None:

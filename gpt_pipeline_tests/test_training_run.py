@@ -128,7 +128,7 @@ def test_log_training_draws_the_losses_anew_at_checkpoints_and_at_the_end_only(
     lines = finished.folder.metrics.read_text().splitlines(keepends=True)
     checkpoints = [number for number, line in enumerate(lines) if json.loads(line)["kind"] == "checkpoint"]
     finished.folder.training.rename(finished.folder.root / "later.json")
-    monkeypatch.setattr("gpt_pipeline.tracking.training_run.trainer_state", lambda _: "running")
+    monkeypatch.setattr("gpt_pipeline.training.finished.trainer_state", lambda _: "running")
     for count in range(1, len(lines) + 1):
         finished.folder.metrics.write_text("".join(lines[:count]))
         _log(finished, store, draw_losses=lambda metrics: drawn.append(read_metrics(metrics)) or "<svg/>")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gpt_pipeline.cli.arguments import JSON
 from gpt_pipeline.cli.output import FAILED, show
+
+if TYPE_CHECKING:
+    from gpt_pipeline.project import Project
 
 
 @click.command()
@@ -24,11 +28,17 @@ def doctor(experiment: Path | None, as_json: bool, offline: bool) -> None:
     from gpt_pipeline.doctor import show as form
     from gpt_pipeline.doctor.examination import examine
     from gpt_pipeline.experiment.load import load_experiment
-    from gpt_pipeline.orchestration.project import Project
+    from gpt_pipeline.project import Project
 
     loaded = None if experiment is None else load_experiment(experiment.absolute())
     project = Project.here() if loaded is None else Project.of_experiments(loaded.file.parent)
-    findings = examine(project, loaded, offline=offline)
+    findings = examine(project, loaded, offline=offline, count_runs=_count_runs)
     show(findings, form, as_json=as_json)
     if form.count(findings, "problem"):
         sys.exit(FAILED)
+
+
+def _count_runs(project: Project) -> int:
+    from gpt_pipeline.orchestration.history import count_runs  # seconds, and not needed where there is no history
+
+    return count_runs(project)

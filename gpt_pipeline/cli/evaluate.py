@@ -24,7 +24,7 @@ def evaluate(experiment: Path, questions: int | None, force: bool) -> None:
     from gpt_pipeline.errors import UserError
     from gpt_pipeline.experiment.load import load_experiment
     from gpt_pipeline.orchestration.driver import Session, evaluate_experiment
-    from gpt_pipeline.orchestration.project import Project
+    from gpt_pipeline.project import Project
 
     here = Path.cwd()  # the session works in the project's folder
     loaded = load_experiment(experiment)

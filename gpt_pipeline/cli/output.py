@@ -13,7 +13,7 @@ from gpt_pipeline.storage.names import as_typed
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gpt_pipeline.orchestration.project import Project
+    from gpt_pipeline.project import Project
 
 Result_contra = TypeVar("Result_contra", contravariant=True)
 

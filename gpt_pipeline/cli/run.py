@@ -20,7 +20,7 @@ def run(experiment: Path, force: bool) -> None:
     """
     from gpt_pipeline.experiment.load import load_experiment
     from gpt_pipeline.orchestration.driver import Session, run_experiment
-    from gpt_pipeline.orchestration.project import Project
+    from gpt_pipeline.project import Project
 
     here = Path.cwd()  # the session works in the project's folder
     loaded = load_experiment(experiment)

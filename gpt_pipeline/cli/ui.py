@@ -31,7 +31,7 @@ def ui(experiments: Path | None, port: int | None, mlflow_port: int | None, in_b
     Ctrl+C stops both; a training that runs saves a checkpoint first.
     """
     from gpt_pipeline.orchestration.pages import serve_pages
-    from gpt_pipeline.orchestration.project import Project
+    from gpt_pipeline.project import Project
 
     project = Project.of_experiments(experiments.absolute()) if experiments else Project.here()
 

@@ -14,6 +14,7 @@ from gpt_pipeline.evaluation.result import EvaluationResult
 from gpt_pipeline.experiment.differences import Difference, config_differences
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import parameter_count
+from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.report.contents import CheckpointRow, Contents, read_contents
 from gpt_pipeline.report.cost import Cost, cost_of, seconds_at
 
@@ -106,7 +107,7 @@ def _entry(experiment: Experiment) -> _Entry:
     standing = Standing(
         name=experiment.name,
         display_name=experiment.display_name,
-        status=contents.status.word,
+        status=experiment_training(experiment).word,
         parameters=parameter_count(experiment.config.model),
         cost=cost_of(
             contents.records,

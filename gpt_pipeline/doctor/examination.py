@@ -12,16 +12,15 @@ from gpt_pipeline.doctor.hub import look_at_hub
 from gpt_pipeline.doctor.machine import look_at_disk, look_at_memory, look_at_open_files
 from gpt_pipeline.doctor.ports import look_at_port
 from gpt_pipeline.doctor.python import look_at_libraries, look_at_python
-from gpt_pipeline.doctor.stores import look_at_dagster_home, look_at_history, look_at_mlflow
+from gpt_pipeline.doctor.stores import CountRuns, look_at_dagster_home, look_at_history, look_at_mlflow
 from gpt_pipeline.doctor.torch_build import look_at_compiler, look_at_torch
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.orchestration.pages import DAGSTER_PORT, MLFLOW_PORT
-from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PORT, Project
 
 
-def examine(project: Project, experiment: Experiment | None, *, offline: bool) -> list[Finding]:
+def examine(project: Project, experiment: Experiment | None, *, offline: bool, count_runs: CountRuns) -> list[Finding]:
     """Return what is found on this machine: for `experiment`, or for all those of `project`; `offline` asks no hub."""
     experiments = [experiment] if experiment is not None else _experiments(project)
     folders = [*_base_folders(experiments), project.root]
@@ -43,7 +42,7 @@ def examine(project: Project, experiment: Experiment | None, *, offline: bool) -
             "Dagster's port": lambda: look_at_port(DAGSTER_PORT, page="Dagster's page", pages=pages),
             "MLflow's port": lambda: look_at_port(MLFLOW_PORT, page="MLflow's page", pages=pages),
             "DAGSTER_HOME": lambda: look_at_dagster_home(project),
-            "Dagster history": lambda: look_at_history(project),
+            "Dagster history": lambda: look_at_history(project, count_runs),
             "MLflow": lambda: look_at_mlflow(project.tracking_uri),
         }
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import chdir, closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
@@ -13,12 +13,15 @@ from urllib.parse import urlsplit
 from urllib.request import OpenerDirector, ProxyHandler, build_opener
 
 from gpt_pipeline.doctor.finding import Finding, note, ok, problem
-from gpt_pipeline.orchestration.project import DAGSTER_CONFIG, Project
+from gpt_pipeline.project import DAGSTER_CONFIG, Project
 from gpt_pipeline.tracking.store import sqlite_file
 
 _HOME = "DAGSTER_HOME"
 _SECONDS = 5.0
 _HISTORY = "Dagster history"
+
+CountRuns = Callable[[Project], int]
+"""Returns the number of runs in Dagster's history of a project, which only the orchestration can read."""
 
 
 def look_at_dagster_home(project: Project, environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
@@ -44,8 +47,10 @@ def look_at_dagster_home(project: Project, environment: Mapping[str, str] = os.e
         yield ok(_HOME, home)
 
 
-def look_at_history(project: Project, environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Look at whether Dagster can read its history; makes none where there is none.
+def look_at_history(
+    project: Project, count_runs: CountRuns, environment: Mapping[str, str] = os.environ
+) -> Iterator[Finding]:
+    """Check whether Dagster can read its history, by having its runs counted; makes none where there is none.
 
     Nothing is said where `look_at_dagster_home` has found a problem: there is no history that could be looked at.
     """
@@ -58,12 +63,8 @@ def look_at_history(project: Project, environment: Mapping[str, str] = os.enviro
     if not environment.get(_HOME) and not (project.root / ".dagster").is_dir():
         yield ok(_HISTORY, "none yet; the first run begins it")
         return
-    from dagster import DagsterInstance
-    from dagster._core.instance.ref import InstanceRef
-
     try:
-        with chdir(project.root), DagsterInstance.from_ref(InstanceRef.from_dir(str(home))) as instance:
-            count = instance.get_runs_count()
+        count = count_runs(project)
     except Exception as error:
         # Storages raise what they like: databases, configurations, plugins that are not installed.
         text = f"the one of {home} cannot be read: {type(error).__name__}: {str(error).strip().splitlines()[0]}"

@@ -16,9 +16,9 @@ from gpt_pipeline.orchestration.console import plain_console
 from gpt_pipeline.orchestration.data_assets import data_assets
 from gpt_pipeline.orchestration.executors import project_executor
 from gpt_pipeline.orchestration.experiment_assets import experiment_assets
-from gpt_pipeline.orchestration.project import Project
 from gpt_pipeline.orchestration.sensors import new_checkpoints_sensor, reevaluation_schedule
 from gpt_pipeline.orchestration.tracking_resource import mlflow_resource
+from gpt_pipeline.project import Project
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition

@@ -11,8 +11,8 @@ from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.attributes import OWNERS, code_references, stage_tags
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.metadata import picture_markdown
-from gpt_pipeline.orchestration.report_step import shown_fingerprint
 from gpt_pipeline.orchestration.run_states import is_under_way
+from gpt_pipeline.progress.report import shown_fingerprint
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.training.heartbeat import trainer_state
 

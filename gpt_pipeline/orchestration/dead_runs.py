@@ -22,8 +22,8 @@ from dagster._core.storage.runs import SqliteRunStorage
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.run_states import UNFINISHED
+from gpt_pipeline.progress.dead_runs import end_of_process, end_of_trainer
 from gpt_pipeline.storage.process import ProcessId
-from gpt_pipeline.training.heartbeat import read_heartbeat, trainer_state
 
 PROCESS_TAG = ".dagster/gpt_pipeline_process"
 """Bears, as JSON, the process in which a whole run is executed. Such tags are hidden on Dagster's pages."""
@@ -65,7 +65,7 @@ def close_dead_runs(instance: dg.DagsterInstance, experiment: Experiment) -> lis
     closed = []
     for job in jobs:
         for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=list(UNFINISHED))):
-            why = _end_of_process(instance, run) or _end_of_trainer(run, experiment)
+            why = _end(instance, run, experiment)
             if why is not None:
                 instance.report_run_failed(run, message=f"{why} What was done is kept; materialize again to go on.")
                 _free_its_place(instance, run)
@@ -73,11 +73,11 @@ def close_dead_runs(instance: dg.DagsterInstance, experiment: Experiment) -> lis
     return closed
 
 
-def _end_of_process(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
+def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, experiment: Experiment) -> str | None:
+    """Return how the process of a run ended; None if it may still live. Of a run of the UI, say, nothing is known."""
     process = _tagged(run, PROCESS_TAG) or _process_launched(instance, run) or _launcher(instance, run)
-    if process is None or not process.is_dead:  # of a run of the UI, say, nothing is known
-        return None
-    return f"Process {process.pid} on {process.host} ended without a word: it was killed, or its machine went down."
+    trainer = run.status == dg.DagsterRunStatus.STARTED
+    return end_of_process(process) or (end_of_trainer(experiment.folder.root, run.run_id) if trainer else None)
 
 
 def _tagged(run: dg.DagsterRun, tag: str) -> ProcessId | None:
@@ -116,20 +116,6 @@ def _pid_at_start(instance: dg.DagsterInstance, run: dg.DagsterRun) -> int | Non
     started = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.RUN_START, limit=1).records
     event = started[0].event_log_entry.dagster_event if started else None
     return event.pid if event is not None else None
-
-
-def _end_of_trainer(run: dg.DagsterRun, experiment: Experiment) -> str | None:
-    """Return what to say of a run whose trainer died so long ago that whoever waited for it must be gone too."""
-    root = experiment.folder.root
-    last = read_heartbeat(root)
-    if run.status != dg.DagsterRunStatus.STARTED or last is None or last.run != run.run_id or not last.is_old:
-        return None
-    if trainer_state(root) != "died":
-        return None
-    return (
-        f"The trainer, process {last.process.pid} on {last.process.host}, gave its last sign of life after step "
-        f"{last.step}, {last.age_seconds / 60:.0f} minutes ago, and nothing holds its folder any more."
-    )
 
 
 def _free_its_place(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:

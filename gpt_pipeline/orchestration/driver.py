@@ -23,24 +23,19 @@ from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
 from gpt_pipeline.data.shards import find_shards
 from gpt_pipeline.errors import StoppedError, UserError
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.plan import training_fingerprint
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
+from gpt_pipeline.orchestration.history import open_instance
 from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
-from gpt_pipeline.orchestration.pending import (
-    WantedEvaluation,
-    forget_lost_runs,
-    pending_evaluations,
-    wanted_evaluations,
-)
-from gpt_pipeline.orchestration.project import Project
 from gpt_pipeline.orchestration.rebuild import reconstructable_job
-from gpt_pipeline.orchestration.report_step import report_is_outdated
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR
-from gpt_pipeline.orchestration.training_log import is_log_pending
-from gpt_pipeline.training.finished import find_finished_training
+from gpt_pipeline.progress.evaluations import WantedEvaluation, pending_evaluations, wanted_evaluations
+from gpt_pipeline.progress.report import report_is_outdated
+from gpt_pipeline.progress.tracking import forget_lost_runs, is_log_pending
+from gpt_pipeline.progress.training import finished_training
+from gpt_pipeline.project import Project
 
 _FOLLOWER = "gpt_pipeline.orchestration.follower"
 _DOCUMENTS_PER_FILE = 120_000  # of SYNTH, about
@@ -60,7 +55,7 @@ class Session:
     def open(cls, project: Project, experiment: Experiment) -> Iterator[Session]:
         """Open the session for the block; the process works in the project's folder from here on."""
         project.enter()
-        with project.instance() as instance:
+        with open_instance(project) as instance:
             definitions = build_definitions(project)
             yield cls(project=project, experiment=experiment, definitions=definitions, instance=instance)
 
@@ -122,12 +117,8 @@ class Session:
 
 def is_complete(experiment: Experiment) -> bool:
     """Whether data, training, evaluations and report are all finished, as the folders tell."""
-    shards = find_shards(experiment.data, experiment.data_folder)
-    if shards is None:
-        return False
-    training = training_fingerprint(experiment.config, shards.fingerprint)
     return (
-        find_finished_training(experiment.folder, training) is not None
+        finished_training(experiment) is not None
         and not pending_evaluations(experiment)
         and not is_log_pending(experiment)
         and not report_is_outdated(experiment)

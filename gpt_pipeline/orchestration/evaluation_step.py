@@ -15,10 +15,11 @@ from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, evaluate_check
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult, alias_of, best_weights
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.dead_runs import note_process
-from gpt_pipeline.orchestration.pending import forget_lost_runs, mark_logged
 from gpt_pipeline.orchestration.stages import finished_english, finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.training_log import catch_up
+from gpt_pipeline.progress.evaluations import mark_logged
+from gpt_pipeline.progress.tracking import forget_lost_runs
 from gpt_pipeline.storage.process import give_way
 from gpt_pipeline.tracking.tables import answers_as_markdown, exercises_as_markdown
 from gpt_pipeline.training.heartbeat import trainer_state

@@ -15,8 +15,8 @@ from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.orchestration.driver import Session
-from gpt_pipeline.orchestration.pending import pending_evaluations
-from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.progress.evaluations import pending_evaluations
+from gpt_pipeline.project import Project
 from gpt_pipeline.storage.process import give_way
 
 _LOOK_SECONDS = 1.0

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.orchestration.pending import forget_lost_runs
+from gpt_pipeline.progress.tracking import forget_lost_runs
 from gpt_pipeline.tracking.store import sqlite_file
 
 _PAUSE_SECONDS = 600.0  # between two questions to a server

@@ -16,13 +16,10 @@ from urllib.request import ProxyHandler, build_opener
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.orchestration.process_group import ask_to_stop, is_alive, kill, own_group
-from gpt_pipeline.orchestration.project import MLFLOW_PAGE_VARIABLE, Project
+from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PAGE_VARIABLE, MLFLOW_PORT, Project
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.ports import HOST, is_free
 from gpt_pipeline.training.signals import StopFlag, stop_on_signals
-
-DAGSTER_PORT = 3000
-MLFLOW_PORT = 5000
 
 _PORTS_TRIED = 50
 _START_SECONDS = 180.0

@@ -4,7 +4,7 @@ import dagster as dg
 from dagster._core.definitions.reconstruct import ReconstructableJob
 
 from gpt_pipeline.orchestration.build import build_definitions
-from gpt_pipeline.orchestration.project import Project
+from gpt_pipeline.project import Project
 
 
 def job(name: str) -> dg.JobDefinition:

@@ -4,69 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import dagster as dg
 
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.storage.atomic import read_json, write_json
-from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import utc_now
+from gpt_pipeline.progress.report import note_report, report_fingerprint, report_shows
+from gpt_pipeline.progress.training import experiment_training
+from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.training.demand import MARKER_NAME
 
 if TYPE_CHECKING:
-    import dagster as dg
-
     from gpt_pipeline.report.build import OtherExperiment
-
-REPORT_VERSION = "3"
-"""Raised by hand when the page shows the same results differently."""
-
-
-def report_fingerprint(experiment: Experiment) -> str:
-    """Return the identity of what the report would show now: config, training, evaluations."""
-    folder = experiment.folder
-    training = read_json(folder.training) if folder.training.is_file() else None
-    return fingerprint(
-        "report",
-        config={"experiment": _shown_config(experiment), "training": training},
-        upstream=sorted(result.fingerprint for result in read_evaluations(folder.evaluations)),
-        code_version=REPORT_VERSION,
-    )
-
-
-def report_is_outdated(experiment: Experiment) -> bool:
-    """Whether there is something to report (an evaluation, or a finished training) that the page does not show."""
-    folder = experiment.folder
-    if not folder.training.is_file() and not read_evaluations(folder.evaluations):
-        return False
-    return not folder.report.is_file() or shown_fingerprint(folder.root) != report_fingerprint(experiment)
 
 
 def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, force: bool) -> dg.MaterializeResult:
     """Write the experiment's report, or find it up to date; return what the UI shows of it."""
-    import dagster as dg  # here, so that asking whether a report is outdated takes no second
-
     from gpt_pipeline.orchestration.metadata import picture_markdown
-    from gpt_pipeline.report.build import build_report
+    from gpt_pipeline.report.build import TrainingStatus, build_report
     from gpt_pipeline.report.charts import loss_curve_svg
     from gpt_pipeline.report.summary import checkpoints_as_markdown
     from gpt_pipeline.training.metrics import read_metrics
 
     folder = experiment.folder
     identity = report_fingerprint(experiment)
-    reused = not force and folder.report.is_file() and shown_fingerprint(folder.root) == identity
+    reused = not force and report_shows(experiment, identity)
     if reused:
         context.log.info("Nothing to do: the report shows the newest results.")
     else:
+        training = experiment_training(experiment)
         build_report(
             folder,
             title=experiment.display_name,
+            status=TrainingStatus(word=training.word, detail=training.detail),
             config=dataclasses.asdict(experiment.config),
             facts=_data_facts(experiment),
             other=_newest_other(experiment),
         )
-        write_json(_record(folder.root), {"fingerprint": identity, "created_at": utc_now()})
+        note_report(folder.root, identity)
     curve = loss_curve_svg(read_metrics(folder.metrics))
     return dg.MaterializeResult(
         metadata={
@@ -79,13 +55,6 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
         },
         data_version=dg.DataVersion(identity),
     )
-
-
-def _shown_config(experiment: Experiment) -> dict[str, Any]:
-    """Return the config without what says where and on what it runs."""
-    config = dataclasses.asdict(experiment.config)
-    del config["storage"], config["hardware"], config["data"]["local_dataset_path"]
-    return config
 
 
 def _data_facts(experiment: Experiment) -> dict[str, Any]:
@@ -121,15 +90,3 @@ def _started_at(experiment: Experiment) -> str:
         return str(read_json(experiment.folder.root / MARKER_NAME)["time"])
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         return ""
-
-
-def _record(root: Path) -> Path:
-    return root / "report.json"
-
-
-def shown_fingerprint(root: Path) -> str | None:
-    """Return the identity of what the report in the experiment's folder shows; None if there is none."""
-    try:
-        return str(read_json(_record(root))["fingerprint"])
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        return None

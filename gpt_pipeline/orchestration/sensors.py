@@ -17,10 +17,10 @@ from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, requester_tag
 from gpt_pipeline.orchestration.lost_runs import LostRunWatch
 from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
-from gpt_pipeline.orchestration.pending import WantedEvaluation, pending_evaluations
-from gpt_pipeline.orchestration.report_step import report_is_outdated
 from gpt_pipeline.orchestration.run_states import UNFINISHED, is_under_way
 from gpt_pipeline.orchestration.training_log import BackgroundCatchUp
+from gpt_pipeline.progress.evaluations import WantedEvaluation, pending_evaluations
+from gpt_pipeline.progress.report import report_is_outdated
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition

@@ -6,9 +6,9 @@ from typing import TypeVar
 
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.plan import training_fingerprint
+from gpt_pipeline.progress import training as progress
 from gpt_pipeline.storage.manifest import StageResult
-from gpt_pipeline.training.finished import FinishedTraining, find_finished_training
+from gpt_pipeline.training.finished import FinishedTraining
 
 _Stage = TypeVar("_Stage", StageResult, FinishedTraining)
 
@@ -52,8 +52,8 @@ def finished_training(experiment: Experiment) -> FinishedTraining:
     Raises:
         DataError: it is not finished.
     """
-    wanted = training_fingerprint(experiment.config, finished_shards(experiment).fingerprint)
-    return _required(find_finished_training(experiment.folder, wanted), "training", experiment)
+    finished_shards(experiment)  # names what comes first where that is missing
+    return _required(progress.finished_training(experiment), "training", experiment)
 
 
 def _required(stage: _Stage | None, name: str, experiment: Experiment) -> _Stage:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from gpt_pipeline.orchestration.project import MLFLOW_PAGE_VARIABLE
+from gpt_pipeline.project import MLFLOW_PAGE_VARIABLE
 
 _DEFAULT_PAGES = "http://127.0.0.1:5000"  # where `mlflow ui` serves unless told otherwise
 

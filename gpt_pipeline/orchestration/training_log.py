@@ -14,13 +14,8 @@ from types import TracebackType
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_fingerprint
-from gpt_pipeline.storage.manifest import StageResult
-from gpt_pipeline.tracking.training_run import (
-    earlier_logs_are_pending,
-    log_earlier_trainings,
-    log_training,
-    training_log_is_pending,
-)
+from gpt_pipeline.progress.tracking import is_log_pending
+from gpt_pipeline.tracking.training_run import log_earlier_trainings, log_training
 from gpt_pipeline.training.heartbeat import trainer_state
 from gpt_pipeline.training.metrics import read_metrics
 
@@ -33,24 +28,15 @@ _SENSOR_PAUSE_SECONDS = 300.0
 Say = Callable[[str], None]
 
 
-def is_log_pending(experiment: Experiment) -> bool:
-    """Whether MLflow lacks something of the experiment's training, or of one before it, as the folders tell."""
-    shards = _shards(experiment)
-    if shards is None:
-        return False
-    fingerprint = training_fingerprint(experiment.config, shards.fingerprint)
-    return training_log_is_pending(experiment.folder, fingerprint) or earlier_logs_are_pending(
-        experiment.folder, fingerprint
-    )
-
-
 def send_log(experiment: Experiment, tracking_uri: str) -> None:
     """Send what MLflow lacks of the experiment's training, and of those before it that were moved aside.
 
     Raises:
         TrackingError: MLflow cannot be reached, is busy, or refuses; it can be sent later.
     """
-    shards = _shards(experiment)
+    from gpt_pipeline.data.shards import find_shards  # numpy, which would be half of the definitions' time to load
+
+    shards = find_shards(experiment.data, experiment.data_folder)
     if shards is None:
         return
     fingerprint = training_fingerprint(experiment.config, shards.fingerprint)
@@ -72,12 +58,6 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
         tags=tags,
         draw_losses=_draw_losses,
     )
-
-
-def _shards(experiment: Experiment) -> StageResult | None:
-    from gpt_pipeline.data.shards import find_shards  # numpy, which would be half of the definitions' time to load
-
-    return find_shards(experiment.data, experiment.data_folder)
 
 
 def _draw_losses(metrics: Path) -> str:

@@ -16,8 +16,8 @@ from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import Disk
 from gpt_pipeline.planning.duration import Duration
 from gpt_pipeline.planning.memory import MemoryNeed, memory_need
-from gpt_pipeline.planning.stages import StageProgress
 from gpt_pipeline.planning.tokens import TokenCount
+from gpt_pipeline.progress.stages import StageProgress
 from gpt_pipeline.report import wording
 from gpt_pipeline.storage.room import existing_folder
 

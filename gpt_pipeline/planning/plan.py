@@ -15,7 +15,6 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_job
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
 from gpt_pipeline.experiment.sizes import TrainingSize, parameter_count, training_size
-from gpt_pipeline.orchestration.pending import pending_evaluations
 from gpt_pipeline.planning.device import Device, absent_gpu, choose_device
 from gpt_pipeline.planning.disk import Disk, disks
 from gpt_pipeline.planning.duration import Duration, Work, duration
@@ -23,9 +22,10 @@ from gpt_pipeline.planning.findings import Finding, Known, findings, problem
 from gpt_pipeline.planning.memory import MemoryNeed, Precision, memory_need
 from gpt_pipeline.planning.probe import Request
 from gpt_pipeline.planning.speed import OutOfMemoryError, Speed, measure, speed_of_lines
-from gpt_pipeline.planning.stages import StageProgress, data_progress
 from gpt_pipeline.planning.tokens import TokenCount, count_tokens
-from gpt_pipeline.planning.training import UpcomingStart, newest_records, upcoming_start
+from gpt_pipeline.progress.evaluations import pending_evaluations
+from gpt_pipeline.progress.stages import StageProgress, data_progress
+from gpt_pipeline.progress.training import UpcomingStart, newest_records, upcoming_start
 from gpt_pipeline.training.device import flops_per_token
 from gpt_pipeline.training.heartbeat import trainer_state
 from gpt_pipeline.training.plan import StepPlan

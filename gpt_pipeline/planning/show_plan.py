@@ -15,7 +15,7 @@ from gpt_pipeline.planning.findings import Finding
 from gpt_pipeline.planning.memory import MemoryNeed
 from gpt_pipeline.planning.plan import Length, Plan
 from gpt_pipeline.planning.speed import Speed
-from gpt_pipeline.planning.stages import StageProgress
+from gpt_pipeline.progress.stages import StageProgress
 from gpt_pipeline.report import wording
 
 Row = tuple[str, str, str]

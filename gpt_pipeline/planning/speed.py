@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.planning.training import newest_records
+from gpt_pipeline.progress.training import newest_records
 
 if TYPE_CHECKING:
     from gpt_pipeline.planning.probe import Request

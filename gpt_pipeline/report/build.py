@@ -56,10 +56,21 @@ class OtherExperiment:
     """Values of this experiment, then of the other."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingStatus:
+    """How far the training is, in words."""
+
+    word: str
+    """`finished`, `running`, `stopped`, `died` or `not started`."""
+
+    detail: str
+
+
 def build_report(
     folder: ExperimentFolder,
     *,
     title: str,
+    status: TrainingStatus,
     config: Mapping[str, Any],
     facts: Mapping[str, Mapping[str, Any]],
     other: OtherExperiment | None = None,
@@ -76,6 +87,7 @@ def build_report(
         .get_template("report.html.j2")
         .render(
             title=title,
+            status=status,
             contents=contents,
             key_figures=_key_figures(contents),
             loss_figures=_loss_figures(contents),

@@ -12,23 +12,12 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, l
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations, same_test
 from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.storage.layout import ExperimentFolder
-from gpt_pipeline.training.heartbeat import State, trainer_state
 from gpt_pipeline.training.metrics import read_metrics
 
 Record = Mapping[str, Any]
 
 _COLUMNS_SIDE_BY_SIDE = 4
 _QUESTIONS_SHOWN = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """Where the training stands."""
-
-    word: str
-    """`finished`, `running`, `stopped`, `died` or `not started`."""
-
-    detail: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +68,6 @@ class Contents:
     job: Record | None
     """What the trainer was asked to do."""
 
-    status: Status
     rows: tuple[CheckpointRow, ...]
     """By step."""
 
@@ -117,7 +105,6 @@ def read_contents(folder: ExperimentFolder) -> Contents:
         records=records,
         training=training,
         job=job,
-        status=_status(records, training, trainer_state(folder.root)),
         rows=rows,
         questions=questions[:_QUESTIONS_SHOWN],
         num_questions=len(questions),
@@ -130,19 +117,6 @@ def _json_or_none(path: Path) -> Record | None:
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _status(records: Sequence[Record], training: Record | None, trainer: State) -> Status:
-    step = max((int(record["step"]) for record in records), default=0)
-    if trainer == "running":
-        return Status(word="running", detail=f"at step {step:,}")
-    if training is not None:
-        return Status(word="finished", detail=f"after {int(training.get('step', step)):,} steps")
-    if trainer == "died":
-        return Status(word="died", detail=f"after step {step:,}; its process is gone. Materialize training to go on")
-    if not records:
-        return Status(word="not started", detail="no metrics yet")
-    return Status(word="stopped", detail=f"at step {step:,}; materialize training to go on")
 
 
 def _newest_of_each_step(evaluations: Sequence[EvaluationResult]) -> dict[int, EvaluationResult]:

@@ -23,8 +23,7 @@ from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.tracking.store import OpenStore, milliseconds, missing_parameters, open_store
 from gpt_pipeline.training.demand import Demand, earlier_trainings
-from gpt_pipeline.training.finished import find_finished_training
-from gpt_pipeline.training.heartbeat import trainer_state
+from gpt_pipeline.training.finished import find_finished_training, training_state
 from gpt_pipeline.training.metrics import SENT_NAME, read_metrics
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ _NOT_METRICS = {"step", "updates", "seconds", "eta_seconds"}
 _LINES_AT_ONCE = 100
 _TURN_SECONDS = 30.0
 _REMEDY = "training goes on and its lines are kept in metrics.jsonl; they are sent once MLflow works"
-_STATUS = {"running": "RUNNING", "died": "FAILED", "none": "KILLED"}
+_STATUS = {"running": "RUNNING", "finished": "FINISHED", "died": "FAILED", "stopped": "KILLED"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,10 +223,7 @@ def _belongs(folder: ExperimentFolder, fingerprint: str) -> bool:
 
 
 def _status(folder: ExperimentFolder, fingerprint: str) -> str:
-    state = trainer_state(folder.root)
-    if state != "running" and find_finished_training(folder, fingerprint) is not None:
-        return "FINISHED"
-    return _STATUS[state]
+    return _STATUS[training_state(folder, fingerprint)]
 
 
 def _sent_to(run: Run, store: OpenStore, folder: ExperimentFolder, fingerprint: str) -> _Sent:

@@ -7,10 +7,15 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, find_checkpoint
 from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.training.heartbeat import trainer_state
+
+TrainingState = Literal["running", "finished", "stopped", "died"]
+"""`stopped`: no trainer is at work, and none was killed there; there may be no training at all."""
 
 _logger = logging.getLogger(__name__)
 
@@ -65,6 +70,19 @@ def find_finished_training(folder: ExperimentFolder, fingerprint: str) -> Finish
         _logger.warning("%s is not readable (%s); the training does not count as finished", folder.training, error)
         return None
     return finished if finished.fingerprint == fingerprint and last_checkpoint(folder, finished) else None
+
+
+def training_state(folder: ExperimentFolder, fingerprint: str | None) -> TrainingState:
+    """Return the state of the training in `folder`; one that did what `fingerprint` asks for is finished.
+
+    Everyone who shows or acts on a state asks here. A None, where the data is not made yet, finds none finished.
+    """
+    trainer = trainer_state(folder.root)
+    if trainer == "running":
+        return "running"
+    if fingerprint is not None and find_finished_training(folder, fingerprint) is not None:
+        return "finished"
+    return "died" if trainer == "died" else "stopped"
 
 
 def last_checkpoint(folder: ExperimentFolder, finished: FinishedTraining) -> CheckpointInfo | None:

@@ -7,22 +7,16 @@ import shutil
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gpt_pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    import dagster as dg
 
 EXPERIMENTS_VARIABLE = "GPT_PIPELINE_EXPERIMENTS"
 MLFLOW_PAGE_VARIABLE = "GPT_PIPELINE_MLFLOW_PAGE"
 """The address at which MLflow's pages are served, for links to them where the store itself has none."""
 
 DAGSTER_CONFIG = "dagster.yaml"
-_ON_TERMINAL = {
-    "python_logs": {"python_log_level": "INFO"},  # its own console would print the engine's events between ours
-    "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"},
-}
+DAGSTER_PORT = 3000
+MLFLOW_PORT = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,18 +82,6 @@ class Project:
                 shutil.copyfile(template, self.root / DAGSTER_CONFIG)
         os.chdir(self.root)
         os.environ[EXPERIMENTS_VARIABLE] = str(self.experiments)
-
-    def instance(self) -> dg.DagsterInstance:
-        """Return Dagster's instance for runs in this very process; call `enter` first.
-
-        It is the one that `dagster dev` uses, but for the capture of stdout and stderr: that would hide the terminal
-        from the trainer, and its helper processes print tracebacks at Ctrl+C.
-        """
-        import dagster as dg
-        from dagster._core.instance.ref import InstanceRef
-
-        home = dagster_home() or self.root
-        return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_ON_TERMINAL))
 
 
 def dagster_home() -> Path | None:

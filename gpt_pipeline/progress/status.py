@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
 from gpt_pipeline.checkpoints.retention import evaluator_is_at_work
-from gpt_pipeline.data.shards import find_shards
-from gpt_pipeline.errors import DataError, UserError
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
 from gpt_pipeline.experiment.load import Experiment, load_experiment
-from gpt_pipeline.experiment.plan import training_fingerprint
-from gpt_pipeline.experiment.sizes import training_size
-from gpt_pipeline.orchestration.pending import WantedEvaluation, wanted_evaluations
-from gpt_pipeline.orchestration.report_step import report_is_outdated
-from gpt_pipeline.orchestration.training_log import is_log_pending
-from gpt_pipeline.planning.stages import StageProgress, data_progress
-from gpt_pipeline.planning.training import TrainingProgress, training_progress
+from gpt_pipeline.progress.evaluations import WantedEvaluation, wanted_evaluations
+from gpt_pipeline.progress.report import report_is_outdated
+from gpt_pipeline.progress.stages import StageProgress, data_progress
+from gpt_pipeline.progress.tracking import is_log_pending
+from gpt_pipeline.progress.training import TrainingProgress, experiment_training, validation_losses
 from gpt_pipeline.storage.names import as_typed
 
 
@@ -33,7 +30,7 @@ class CheckpointStatus:
     """Bytes."""
 
     val_loss: float | None
-    """The newest estimate of the trainer when it was saved, nats per token."""
+    """The trainer's estimate at this very step, nats per token; None where it made none there."""
 
     evaluated_loss: float | None
     """As an evaluation measured it on the held-out documents, nats per token."""
@@ -131,13 +128,14 @@ def experiment_status(experiment: Experiment) -> Status:
     """
     folder = experiment.folder
     stages = data_progress(experiment)
-    training = _training(experiment)
+    training = experiment_training(experiment)
     wanted = wanted_evaluations(experiment)
     checkpoints = _checkpoints(folder.checkpoints)
     outdated = stages[-1].state == "finished" and report_is_outdated(experiment)
     pending = sum(each.state != "done" for each in wanted)
     untold = is_log_pending(experiment)
     results = read_evaluations(folder.evaluations)
+    estimates = validation_losses(folder.metrics)
     evaluating = pending > 0 and evaluator_is_at_work(folder.root)
     return Status(
         file=experiment.file,
@@ -146,7 +144,7 @@ def experiment_status(experiment: Experiment) -> Status:
         problem=None,
         stages=stages,
         training=training,
-        checkpoints=tuple(_status_of_checkpoint(info, wanted, results) for info in checkpoints),
+        checkpoints=tuple(_status_of_checkpoint(info, wanted, results, estimates) for info in checkpoints),
         checkpoint_bytes=_bytes_on_disk(folder.checkpoints),
         evaluations_done=len(results),
         evaluations_pending=pending,
@@ -168,24 +166,6 @@ def experiment_status(experiment: Experiment) -> Status:
     )
 
 
-def _training(experiment: Experiment) -> TrainingProgress:
-    shards = find_shards(experiment.data, experiment.data_folder)
-    if shards is None:
-        return training_progress(experiment.folder, fingerprint=None, max_steps=experiment.config.training.max_steps)
-    return training_progress(
-        experiment.folder,
-        fingerprint=training_fingerprint(experiment.config, shards.fingerprint),
-        max_steps=_max_steps(experiment, shards.manifest.facts["train_tokens"]),
-    )
-
-
-def _max_steps(experiment: Experiment, train_tokens: int) -> int | None:
-    try:
-        return training_size(experiment.config, train_tokens=train_tokens).plan.max_steps
-    except DataError:  # too few tokens for one update: `plan` and `run` say so
-        return None
-
-
 def _checkpoints(folder: Path) -> list[CheckpointInfo]:
     """Return the checkpoints by step; the best model only where it has no file of its own step."""
     found = list_checkpoints(folder)
@@ -196,7 +176,10 @@ def _checkpoints(folder: Path) -> list[CheckpointInfo]:
 
 
 def _status_of_checkpoint(
-    info: CheckpointInfo, wanted: Sequence[WantedEvaluation], results: Sequence[EvaluationResult]
+    info: CheckpointInfo,
+    wanted: Sequence[WantedEvaluation],
+    results: Sequence[EvaluationResult],
+    estimates: Mapping[int, float],
 ) -> CheckpointStatus:
     states = {each.checkpoint.step: each.state for each in wanted}
     of_these = [each for each in results if each.checkpoint["weights_sha256"] == info.weights_sha256]
@@ -205,7 +188,7 @@ def _status_of_checkpoint(
         file=info.path.name,
         step=info.step,
         size=info.size,
-        val_loss=info.metrics.get("val_loss"),
+        val_loss=estimates.get(info.step),
         evaluated_loss=None if newest is None else newest.metrics.get("val_loss"),
         evaluation=states.get(info.step),
     )

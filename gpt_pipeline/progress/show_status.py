@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from gpt_pipeline.checkpoints.manifest import BEST_NAME
-from gpt_pipeline.planning.stages import StageProgress
-from gpt_pipeline.planning.status import CheckpointStatus, Status
-from gpt_pipeline.planning.training import TrainingProgress
+from gpt_pipeline.progress.stages import StageProgress
+from gpt_pipeline.progress.status import CheckpointStatus, Status
+from gpt_pipeline.progress.training import TrainingProgress
 from gpt_pipeline.report import wording
 
 Line = tuple[str, str, str]

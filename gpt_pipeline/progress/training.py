@@ -20,14 +20,23 @@ from gpt_pipeline.checkpoints.manifest import (
     manifest_path,
     read_info,
 )
+from gpt_pipeline.errors import DataError
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.plan import training_fingerprint
+from gpt_pipeline.experiment.sizes import training_size
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.demand import Demand
-from gpt_pipeline.training.finished import find_finished_training, last_checkpoint
-from gpt_pipeline.training.heartbeat import read_heartbeat, trainer_state
+from gpt_pipeline.training.finished import (
+    FinishedTraining,
+    find_finished_training,
+    last_checkpoint,
+    training_state,
+)
+from gpt_pipeline.training.heartbeat import read_heartbeat
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
 
 StartKind = Literal["finished", "continue", "anew"]
-TrainingState = Literal["running", "finished", "stopped", "died", "absent"]
+State = Literal["running", "finished", "stopped", "died", "absent"]
 _TAIL_BYTES = 64 << 10  # of metrics.jsonl; some 150 lines
 
 
@@ -101,7 +110,7 @@ def _has_checkpoints(folder: ExperimentFolder) -> bool:
 class TrainingProgress:
     """How far a training is; None where it is not known."""
 
-    state: TrainingState
+    state: State
     """`stopped`: it left in order and has steps to do. `died`: it was killed, or its machine went down."""
 
     step: int
@@ -124,16 +133,69 @@ class TrainingProgress:
     of_other_settings: bool
     """Whether what is in the folder was trained with other settings, or on other data, than the file says now."""
 
+    @property
+    def word(self) -> str:
+        """The state in a word, as the report and a comparison show it."""
+        return "not started" if self.state == "absent" else self.state
+
+    @property
+    def detail(self) -> str:
+        """What the report adds to the word."""
+        if self.state == "running":
+            return f"at step {self.step:,}"
+        if self.state == "finished":
+            return f"after {self.step:,} steps"
+        if self.state == "absent":
+            return "no checkpoint yet"
+        gone = "; its process is gone" if self.state == "died" else ""
+        other = "; with other settings than the file has now" if self.of_other_settings else ""
+        return f"at step {self.step:,}{gone}{other}. Materialize training to continue"
+
+
+def wanted_fingerprint(experiment: Experiment) -> str | None:
+    """Return the identity of the training that the experiment file asks for; None before its data is made."""
+    from gpt_pipeline.data.shards import find_shards  # numpy, which would be half of the definitions' time to load
+
+    shards = find_shards(experiment.data, experiment.data_folder)
+    return None if shards is None else training_fingerprint(experiment.config, shards.fingerprint)
+
+
+def finished_training(experiment: Experiment) -> FinishedTraining | None:
+    """Return the training that the experiment file asks for, if it is finished."""
+    fingerprint = wanted_fingerprint(experiment)
+    return None if fingerprint is None else find_finished_training(experiment.folder, fingerprint)
+
+
+def experiment_training(experiment: Experiment) -> TrainingProgress:
+    """Return how far the experiment's training is."""
+    from gpt_pipeline.data.shards import find_shards
+
+    shards = find_shards(experiment.data, experiment.data_folder)
+    if shards is None:
+        return training_progress(experiment.folder, fingerprint=None, max_steps=experiment.config.training.max_steps)
+    return training_progress(
+        experiment.folder,
+        fingerprint=training_fingerprint(experiment.config, shards.fingerprint),
+        max_steps=_max_steps(experiment, shards.manifest.facts["train_tokens"]),
+    )
+
+
+def _max_steps(experiment: Experiment, train_tokens: int) -> int | None:
+    try:
+        return training_size(experiment.config, train_tokens=train_tokens).plan.max_steps
+    except DataError:  # too few tokens for one update: `plan` and `run` say so
+        return None
+
 
 def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_steps: int | None) -> TrainingProgress:
     """Return how far the training in `folder` is; `fingerprint` is what the experiment file asks for, if known."""
     newest = newest_records(folder.metrics)
     train, validation = newest.get("train", {}), newest.get("validation", {})
-    trainer = trainer_state(folder.root)
     sign = read_heartbeat(folder.root)
     checkpoints = list_checkpoints(folder.checkpoints)
     saved = max((info.step for info in checkpoints), default=0)
-    state = _state(folder, trainer, saved=saved, fingerprint=fingerprint)
+    found = training_state(folder, fingerprint)
+    state: State = "absent" if found == "stopped" and not checkpoints else found
     running = state == "running"
     return TrainingProgress(
         state=state,
@@ -153,16 +215,6 @@ def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_
 
 def _is_of_another(info: CheckpointInfo, fingerprint: str) -> bool:
     return bool(info.fingerprint) and info.fingerprint != fingerprint  # an imported one is of no training at all
-
-
-def _state(folder: ExperimentFolder, trainer: str, *, saved: int, fingerprint: str | None) -> TrainingState:
-    if trainer == "running":
-        return "running"
-    if fingerprint is not None and find_finished_training(folder, fingerprint) is not None:
-        return "finished"
-    if trainer == "died":
-        return "died"
-    return "stopped" if saved else "absent"
 
 
 def _damaged(checkpoints: Path) -> Iterator[str]:
@@ -192,3 +244,16 @@ def _record(line: bytes) -> dict[str, Any] | None:
     except ValueError:  # the first line of the tail, or one that is being written
         return None
     return record if isinstance(record, dict) and "kind" in record else None
+
+
+def validation_losses(metrics: Path) -> dict[int, float]:
+    """Return the trainer's estimates of the validation loss by step, nats per token."""
+    if not metrics.is_file():
+        return {}
+    with metrics.open("rb") as file:
+        records = [_record(line) for line in file if b'"validation"' in line]
+    return {
+        int(record["step"]): float(record["val_loss"])
+        for record in records
+        if record is not None and record["kind"] == "validation"
+    }

@@ -1,4 +1,4 @@
-"""Which checkpoints still want an evaluation: read from the folders alone, so that it holds without any history."""
+"""Which checkpoints still need an evaluation, read from the folders alone, so that no history is needed."""
 
 from __future__ import annotations
 
@@ -69,37 +69,11 @@ def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: s
     An `alias` is taken from the notes of other weights: there is one best.
     """
     if alias is not None:
-        for path, mark in _marks(folder).items():
+        for path, mark in logged_marks(folder).items():
             if mark.get("alias") == alias and mark.get("weights_sha256") != result.checkpoint["weights_sha256"]:
                 write_json(path, {**mark, "alias": None})
     mark = {"run_id": run_id, "alias": alias, "weights_sha256": result.checkpoint["weights_sha256"]}
     write_json(_log_mark(folder, result), mark)
-
-
-def forget_lost_runs(experiment: Experiment, tracking_uri: str) -> int:
-    """Make those evaluations pending again whose runs MLflow has lost, if it is another store or was wiped.
-
-    Returns how many. The log of a training whose run is lost becomes pending too.
-
-    Raises:
-        TrackingError: MLflow cannot be reached.
-    """
-    from gpt_pipeline.tracking.lost_runs import lost_runs
-    from gpt_pipeline.tracking.training_run import forget_sent, sent_runs
-
-    marks = _marks(experiment.folder)
-    logged = {path: str(mark.get("run_id")) for path, mark in marks.items()}
-    trainings = sent_runs(experiment.folder)
-    lost = lost_runs(
-        [*logged.values(), *trainings.values()], tracking_uri=tracking_uri, experiment_name=experiment.display_name
-    )
-    for folder, run_id in trainings.items():
-        if run_id in lost:
-            forget_sent(folder)
-    gone = [path for path, run_id in logged.items() if run_id in lost]
-    for path in gone:
-        path.unlink(missing_ok=True)
-    return len(gone)
 
 
 def _checkpoints(folder: ExperimentFolder) -> list[CheckpointInfo]:
@@ -125,8 +99,8 @@ def _is_logged(folder: ExperimentFolder, result: EvaluationResult) -> bool:
     return mark is not None and (alias is None or mark.get("alias") == alias)
 
 
-def _marks(folder: ExperimentFolder) -> dict[Path, Mapping[str, Any]]:
-    """Return the notes of all results that are in MLflow."""
+def logged_marks(folder: ExperimentFolder) -> dict[Path, Mapping[str, Any]]:
+    """Return the notes of all results that are in MLflow, by the files that hold them."""
     found = {path: _read_mark(path) for path in sorted((folder.evaluations / "logged").glob("*.json"))}
     return {path: mark for path, mark in found.items() if mark is not None}
 

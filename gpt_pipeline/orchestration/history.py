@@ -1,0 +1,32 @@
+"""Dagster's history of a project's runs."""
+
+from __future__ import annotations
+
+from contextlib import chdir
+
+import dagster as dg
+from dagster._core.instance.ref import InstanceRef
+
+from gpt_pipeline.project import Project, dagster_home
+
+_ON_TERMINAL = {
+    "python_logs": {"python_log_level": "INFO"},  # its own console would print the engine's events between ours
+    "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"},
+}
+
+
+def open_instance(project: Project) -> dg.DagsterInstance:
+    """Return Dagster's instance for runs in this very process; call `project.enter` first.
+
+    It is the one that `dagster dev` uses, except for the capture of stdout and stderr: that would hide the terminal
+    from the trainer, and its helper processes print tracebacks at Ctrl+C.
+    """
+    home = dagster_home() or project.root
+    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_ON_TERMINAL))
+
+
+def count_runs(project: Project) -> int:
+    """Return the number of runs in the project's history; raises whatever its storage raises if it cannot be read."""
+    home = dagster_home() or project.root
+    with chdir(project.root), dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))) as instance:
+        return instance.get_runs_count()

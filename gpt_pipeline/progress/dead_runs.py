@@ -1,0 +1,29 @@
+"""Announced runs whose process is certainly gone. What is done about them is up to whoever keeps their history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gpt_pipeline.storage.process import ProcessId
+from gpt_pipeline.training.heartbeat import read_heartbeat, trainer_state
+
+
+def end_of_process(process: ProcessId | None) -> str | None:
+    """Return how the process that executed a run ended; None if it may still live, or nothing is known of it."""
+    if process is None or not process.is_dead:
+        return None
+    return f"Process {process.pid} on {process.host} ended without a word: it was killed, or its machine went down."
+
+
+def end_of_trainer(root: Path, run_id: str) -> str | None:
+    """Return how the trainer in the experiment's folder `root` ended, if it was part of the run `run_id` and died.
+
+    So long ago that whoever waited for it must be gone too.
+    """
+    last = read_heartbeat(root)
+    if last is None or last.run != run_id or not last.is_old or trainer_state(root) != "died":
+        return None
+    return (
+        f"The trainer, process {last.process.pid} on {last.process.host}, gave its last sign of life after step "
+        f"{last.step}, {last.age_seconds / 60:.0f} minutes ago, and nothing holds its folder any more."
+    )

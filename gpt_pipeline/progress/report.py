@@ -1,0 +1,59 @@
+"""Whether an experiment's report shows what there is to show."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.fingerprint import fingerprint
+from gpt_pipeline.storage.manifest import utc_now
+
+REPORT_VERSION = "3"
+"""Raised by hand when the page shows the same results differently."""
+
+_RECORD = "report.json"
+
+
+def report_fingerprint(experiment: Experiment) -> str:
+    """Return the identity of what the report would show now: config, training, evaluations."""
+    folder = experiment.folder
+    config = dataclasses.asdict(experiment.config)
+    del config["storage"], config["hardware"], config["data"]["local_dataset_path"]  # where and on what it runs
+    training = read_json(folder.training) if folder.training.is_file() else None
+    return fingerprint(
+        "report",
+        config={"experiment": config, "training": training},
+        upstream=sorted(result.fingerprint for result in read_evaluations(folder.evaluations)),
+        code_version=REPORT_VERSION,
+    )
+
+
+def report_is_outdated(experiment: Experiment) -> bool:
+    """Whether there is something to report (an evaluation, or a finished training) that the page does not show."""
+    folder = experiment.folder
+    if not folder.training.is_file() and not read_evaluations(folder.evaluations):
+        return False
+    return not report_shows(experiment, report_fingerprint(experiment))
+
+
+def report_shows(experiment: Experiment, identity: str) -> bool:
+    """Whether the page is there and shows what `report_fingerprint` identified."""
+    folder = experiment.folder
+    return folder.report.is_file() and shown_fingerprint(folder.root) == identity
+
+
+def note_report(root: Path, identity: str) -> None:
+    """Note what the page that was just written in the experiment's folder `root` shows."""
+    write_json(root / _RECORD, {"fingerprint": identity, "created_at": utc_now()})
+
+
+def shown_fingerprint(root: Path) -> str | None:
+    """Return the identity of what the report in the experiment's folder `root` shows; None if there is none."""
+    try:
+        return str(read_json(root / _RECORD)["fingerprint"])
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        return None
