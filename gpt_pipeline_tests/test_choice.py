@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_pipeline.data.source.sample.articles import articles
-from gpt_pipeline.data.source.sample.reading import mcq
+from gpt_pipeline.data.sources.sample.articles import articles
+from gpt_pipeline.data.sources.sample.reading import mcq
 from gpt_pipeline.evaluation.choice import choice_match, chosen_option, options_of
 
 RIVERS = {"A": "Rhine", "B": "Danube", "C": "Elbe"}

@@ -11,7 +11,7 @@ import pytest
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.raw import find_raw, known_raw, prepare_raw, raw_files
-from gpt_pipeline.data.source.hub import Hub
+from gpt_pipeline.data.sources.hub import Hub
 from gpt_pipeline.errors import ConfigError, DamagedFileError, DataError
 from gpt_pipeline_tests.hub_server import FakeHub, running_hub
 from gpt_pipeline_tests.synth_rows import write_folder

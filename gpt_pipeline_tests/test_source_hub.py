@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt_pipeline.data.source.hub import Hub, HubDataset, open_dataset
-from gpt_pipeline.data.source.patience import Patience
-from gpt_pipeline.data.source.record import SourceRecord
+from gpt_pipeline.data.sources.hub import Hub, HubDataset, open_dataset
+from gpt_pipeline.data.sources.hub.patience import Patience
+from gpt_pipeline.data.sources.record import SourceRecord
 from gpt_pipeline.errors import DamagedFileError, DataError
 from gpt_pipeline_tests.hub_server import REPOSITORY, FakeHub, Fault, running_hub
 from gpt_pipeline_tests.synth_rows import write_folder
@@ -109,8 +109,8 @@ def test_fetch_given_up_keeps_what_came_for_the_next_run(world: World, published
 _FETCH = f"""
 import sys
 from pathlib import Path
-from gpt_pipeline.data.source.hub import Hub, open_dataset
-from gpt_pipeline.data.source.record import SourceRecord
+from gpt_pipeline.data.sources.hub import Hub, open_dataset
+from gpt_pipeline.data.sources.record import SourceRecord
 folder = Path(sys.argv[2])
 hub = Hub(endpoint=sys.argv[1], cache_folder=folder / "cache")
 dataset = open_dataset(hub, "{REPOSITORY}", None, SourceRecord(folder=folder), say=print)
@@ -151,7 +151,7 @@ def test_fetch_hub_that_ignores_ranges_starts_over(world: World, published: Path
 def test_fetch_long_file_over_a_bad_line_may_be_cut_more_often_than_the_attempts(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpt_pipeline.data.source.patience._WORTHWHILE", 10_000)
+    monkeypatch.setattr("gpt_pipeline.data.sources.hub.patience._WORTHWHILE", 10_000)
     world.patience = dataclasses.replace(world.patience, attempts=2)
     world.server.faults = [Fault(cut_after=20_000) for _ in range(8)]
     assert world.fetch(_LARGE).stat().st_size == world.dataset().size(_LARGE)
@@ -538,8 +538,8 @@ def test_fetch_all_hub_that_refuses_is_not_asked_for_every_file(tmp_path: Path, 
 _DOWNLOAD_ALL = """
 import sys
 from pathlib import Path
-from gpt_pipeline.data.source.hub import Hub, open_dataset
-from gpt_pipeline.data.source.record import SourceRecord
+from gpt_pipeline.data.sources.hub import Hub, open_dataset
+from gpt_pipeline.data.sources.record import SourceRecord
 folder = Path(sys.argv[2])
 hub = Hub(endpoint=sys.argv[1], cache_folder=folder / "cache")
 dataset = open_dataset(hub, "PleIAs/SYNTH", None, SourceRecord(folder=folder), say=print)
@@ -639,7 +639,7 @@ def test_token_that_cannot_be_sent_is_refused_without_showing_it(
     world: World, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "\x00" in token:  # no environment holds it; a token file may
-        monkeypatch.setattr("gpt_pipeline.data.source.explain.get_token", lambda: token)
+        monkeypatch.setattr("gpt_pipeline.data.sources.hub.explain.get_token", lambda: token)
     else:
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(DataError, match=r"HF_TOKEN .*no token has") as caught:

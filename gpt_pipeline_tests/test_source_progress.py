@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from gpt_pipeline.data.source.progress import Meter, lines, shown
+from gpt_pipeline.data.sources.hub.progress import Meter, lines, shown
 
 _MB = 10**6
 

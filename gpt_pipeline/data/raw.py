@@ -17,10 +17,10 @@ from gpt_pipeline.data.config import SAMPLE, DataConfig
 from gpt_pipeline.data.document_index import Rows
 from gpt_pipeline.data.raw_check import FileCheck
 from gpt_pipeline.data.raw_choice import CODE_VERSION, ChosenFile, FileChoice
-from gpt_pipeline.data.source.local import LocalFolder, local_path, open_folder, parquet_names
-from gpt_pipeline.data.source.protocol import Source
-from gpt_pipeline.data.source.record import SourceRecord, read_record
-from gpt_pipeline.data.source.sample.source import SampleFolder
+from gpt_pipeline.data.sources.folder import LocalFolder, local_path, open_folder, parquet_names
+from gpt_pipeline.data.sources.protocol import Source
+from gpt_pipeline.data.sources.record import SourceRecord, read_record
+from gpt_pipeline.data.sources.sample.source import SampleFolder
 from gpt_pipeline.data.stage import Say, ask_again, exclusive, finish_stage, grouped, is_asked_again, prepare
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
@@ -28,7 +28,7 @@ from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, stage
 from gpt_pipeline.storage.names import slug
 
 if TYPE_CHECKING:
-    from gpt_pipeline.data.source.hub import Hub  # imported where a hub is asked: it takes a third of a worker's start
+    from gpt_pipeline.data.sources.hub import Hub  # imported where a hub is asked: it takes a third of a worker's start
 
 STAGE = "raw_synth"
 _SOURCES = "sources"  # folder of the records, one folder a source
@@ -269,7 +269,7 @@ class RawStage:
             folder = open_folder(local_path(self.config.local_dataset_path))
             record.folder_names = list(folder.names)  # saved by those who hold the record
             return folder
-        from gpt_pipeline.data.source.hub import Hub, open_dataset
+        from gpt_pipeline.data.sources.hub import Hub, open_dataset
 
         return open_dataset(self.hub or Hub(), self.config.source, self.config.revision, record, say=say)
 
@@ -281,7 +281,7 @@ class RawStage:
         if self._is_sample:
             return self._sample
         if self.config.local_dataset_path is None:
-            from gpt_pipeline.data.source.hub import Hub, recorded_dataset
+            from gpt_pipeline.data.sources.hub import Hub, recorded_dataset
 
             return recorded_dataset(self.hub or Hub(), self.config.source, self.config.revision, record)
         folder = local_path(self.config.local_dataset_path)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gpt_pipeline.data.document_index import index_part, prepare_index
 from gpt_pipeline.data.eligibility import RULE_VERSION
-from gpt_pipeline.data.source.protocol import Source
-from gpt_pipeline.data.source.record import FileFacts, SourceRecord
+from gpt_pipeline.data.sources.protocol import Source
+from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.atomic import sha256_of

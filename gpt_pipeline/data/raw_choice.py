@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from gpt_pipeline.data.document_index import Rows, repeated_documents
 from gpt_pipeline.data.eligibility import RULE_VERSION
 from gpt_pipeline.data.raw_check import FileCheck
-from gpt_pipeline.data.source.protocol import Source
-from gpt_pipeline.data.source.record import FileFacts, SourceRecord
+from gpt_pipeline.data.sources.protocol import Source
+from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.errors import ConfigError, UnreadableFileError
 

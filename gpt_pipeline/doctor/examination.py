@@ -77,7 +77,7 @@ def _downloads(experiment: Experiment) -> bool:
 
 
 def _cache() -> Path:
-    from gpt_pipeline.data.source.hub import Hub
+    from gpt_pipeline.data.sources.hub import Hub
 
     return Hub().cache
 

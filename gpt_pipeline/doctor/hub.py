@@ -75,7 +75,7 @@ def _ask(url: str, token: str | None) -> int:
 
 
 def _transport_error() -> type[Exception]:
-    from gpt_pipeline.data.source.patience import TransportError
+    from gpt_pipeline.data.sources.hub.patience import TransportError
 
     return TransportError
 

@@ -28,7 +28,7 @@ _ENGLISH_BYTES_PER_TOKEN = 0.42 * 4.5
 _SAMPLE_ENGLISH_BYTES_PER_TOKEN = 1.04  # of 16,000 documents of the sample
 _INDEX_BYTES_PER_DOCUMENT = 20  # a hash of 16 bytes and a place of 4
 _SHARD_BYTES_PER_TOKEN, _SHARD_BYTES_PER_DOCUMENT = 2, 16
-_HUB_SPARE = 10**9  # what `data.source.hub` wants to leave free on the disk of its cache
+_HUB_SPARE = 10**9  # what `data.sources.hub` wants to leave free on the disk of its cache
 _BEST_AND_NEXT = 2  # `training.saver`: besides the `keep_last` newest, the best and the one being written
 
 
@@ -131,7 +131,7 @@ def _raw_needs(experiment: Experiment, raw: StageProgress) -> list[DiskNeed]:
         files = math.ceil(experiment.data.num_samples / _SAMPLE_DOCUMENTS_PER_FILE)
         size, present = files * _SAMPLE_FILE_BYTES, raw.files_done * _SAMPLE_FILE_BYTES
         return [DiskNeed(what="raw_synth (written)", folder=experiment.data_folder, size=size, present=present)]
-    from gpt_pipeline.data.source.hub import Hub
+    from gpt_pipeline.data.sources.hub import Hub
 
     files = math.ceil(experiment.data.num_samples / SYNTH_DOCUMENTS_PER_FILE)
     size, present = round(files * SYNTH_FILE_BYTES), round(raw.files_done * SYNTH_FILE_BYTES)

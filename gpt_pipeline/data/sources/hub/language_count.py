@@ -12,7 +12,7 @@ from gpt_pipeline.data.documents import ENGLISH
 from gpt_pipeline.errors import UnreadableFileError
 
 if TYPE_CHECKING:
-    from gpt_pipeline.data.source.remote import RangeReader
+    from gpt_pipeline.data.sources.hub.remote import RangeReader
 
 _COLUMN = "language"
 

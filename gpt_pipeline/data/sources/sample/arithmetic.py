@@ -5,8 +5,8 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
-from gpt_pipeline.data.source.sample import words
-from gpt_pipeline.data.source.sample.draft import Draft, phrased, pick_other
+from gpt_pipeline.data.sources.sample import words
+from gpt_pipeline.data.sources.sample.draft import Draft, phrased, pick_other
 
 EXERCISE: Final = "math exercise"
 

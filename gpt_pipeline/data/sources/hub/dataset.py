@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
 from gpt_pipeline.data.eligibility import count_english_rows
-from gpt_pipeline.data.source.at_once import Stop, all_of, in_order
-from gpt_pipeline.data.source.download import CacheEntry, download, etag_of
-from gpt_pipeline.data.source.explain import NO_HUB, Question, explained
-from gpt_pipeline.data.source.language_count import count_remote_english
-from gpt_pipeline.data.source.local import parquet_names
-from gpt_pipeline.data.source.patience import Patience, persist
-from gpt_pipeline.data.source.progress import Observer, amounts, shown
-from gpt_pipeline.data.source.record import HubFile, SourceRecord
-from gpt_pipeline.data.source.remote import RangeReader, RemoteFile
+from gpt_pipeline.data.sources.folder import parquet_names
+from gpt_pipeline.data.sources.hub.at_once import Stop, all_of, in_order
+from gpt_pipeline.data.sources.hub.download import CacheEntry, download, etag_of
+from gpt_pipeline.data.sources.hub.explain import NO_HUB, Question, explained
+from gpt_pipeline.data.sources.hub.language_count import count_remote_english
+from gpt_pipeline.data.sources.hub.patience import Patience, persist
+from gpt_pipeline.data.sources.hub.progress import Observer, amounts, shown
+from gpt_pipeline.data.sources.hub.remote import RangeReader, RemoteFile
+from gpt_pipeline.data.sources.record import HubFile, SourceRecord
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.room import free_bytes
 

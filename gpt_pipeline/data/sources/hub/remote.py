@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import get_session, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-from gpt_pipeline.data.source.explain import Question, explained
-from gpt_pipeline.data.source.patience import CutShortError, Patience, persist
+from gpt_pipeline.data.sources.hub.explain import Question, explained
+from gpt_pipeline.data.sources.hub.patience import CutShortError, Patience, persist
 from gpt_pipeline.errors import DataError
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from huggingface_hub import get_hf_file_metadata
 from huggingface_hub.file_download import are_symlinks_supported, repo_folder_name
 from huggingface_hub.utils import WeakFileLock
 
-from gpt_pipeline.data.source.patience import CutShortError, Patience, persist
-from gpt_pipeline.data.source.progress import Observer
-from gpt_pipeline.data.source.remote import RemoteFile
+from gpt_pipeline.data.sources.hub.patience import CutShortError, Patience, persist
+from gpt_pipeline.data.sources.hub.progress import Observer
+from gpt_pipeline.data.sources.hub.remote import RemoteFile
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.storage.atomic import fsync_file, fsync_folder
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.documents import SYNTH_COLUMNS
-from gpt_pipeline.data.source.sample.rows import rows_of_file
+from gpt_pipeline.data.sources.sample.rows import rows_of_file
 from gpt_pipeline.storage.atomic import atomic_path
 
 SCHEMA: Final = pa.schema([(name, pa.int64() if name == "words" else pa.string()) for name in SYNTH_COLUMNS])

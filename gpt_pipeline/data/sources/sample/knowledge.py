@@ -5,9 +5,9 @@ from __future__ import annotations
 from random import Random
 from typing import Final, NamedTuple
 
-from gpt_pipeline.data.source.sample import words
-from gpt_pipeline.data.source.sample.articles import Article
-from gpt_pipeline.data.source.sample.draft import Draft, phrased
+from gpt_pipeline.data.sources.sample import words
+from gpt_pipeline.data.sources.sample.articles import Article
+from gpt_pipeline.data.sources.sample.draft import Draft, phrased
 
 
 class _Topic(NamedTuple):

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from gpt_pipeline.data.source.patience import CutShortError, TransportError, asked_wait, is_transient
+from gpt_pipeline.data.sources.hub.patience import CutShortError, TransportError, asked_wait, is_transient
 from gpt_pipeline.errors import ConfigError, DataError, UserError
 
 NO_HUB = "or download the dataset elsewhere and set data.local_dataset_path to its folder"

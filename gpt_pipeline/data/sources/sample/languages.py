@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from gpt_pipeline.data.source.sample.draft import Draft, pick_other
+from gpt_pipeline.data.sources.sample.draft import Draft, pick_other
 
 
 @dataclass(frozen=True, kw_only=True)

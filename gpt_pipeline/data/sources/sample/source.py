@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pipeline.data.eligibility import count_english_rows
-from gpt_pipeline.data.source.sample.rows import SAMPLE_VERSION
-from gpt_pipeline.data.source.sample.write import file_name, write_file
+from gpt_pipeline.data.sources.sample.rows import SAMPLE_VERSION
+from gpt_pipeline.data.sources.sample.write import file_name, write_file
 
 _MOST_FILES = 999
 

@@ -9,14 +9,14 @@ from random import Random
 from typing import Any, Final
 
 from gpt_pipeline.data.documents import FAILED_CONSTRAINT
-from gpt_pipeline.data.source.sample.arithmetic import EXERCISE as MATH
-from gpt_pipeline.data.source.sample.arithmetic import math_exercise
-from gpt_pipeline.data.source.sample.articles import URL_ROOT, Article, articles
-from gpt_pipeline.data.source.sample.draft import Draft
-from gpt_pipeline.data.source.sample.knowledge import memorization
-from gpt_pipeline.data.source.sample.languages import LANGUAGES, foreign_draft
-from gpt_pipeline.data.source.sample.reading import mcq, rag
-from gpt_pipeline.data.source.sample.writing import (
+from gpt_pipeline.data.sources.sample.arithmetic import EXERCISE as MATH
+from gpt_pipeline.data.sources.sample.arithmetic import math_exercise
+from gpt_pipeline.data.sources.sample.articles import URL_ROOT, Article, articles
+from gpt_pipeline.data.sources.sample.draft import Draft
+from gpt_pipeline.data.sources.sample.knowledge import memorization
+from gpt_pipeline.data.sources.sample.languages import LANGUAGES, foreign_draft
+from gpt_pipeline.data.sources.sample.reading import mcq, rag
+from gpt_pipeline.data.sources.sample.writing import (
     constrained_writing,
     creative_writing,
     editing,

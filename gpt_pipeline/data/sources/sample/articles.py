@@ -8,7 +8,7 @@ from functools import cache
 from random import Random
 from typing import Final, NamedTuple
 
-from gpt_pipeline.data.source.sample import words
+from gpt_pipeline.data.sources.sample import words
 
 N_ARTICLES: Final = 400
 """Articles that all English documents grow from; few enough that each is shared by many documents."""
