@@ -24,14 +24,15 @@ from gpt_pipeline.evaluation import evaluate as evaluate_module
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.evaluate import (
     CheckpointGoneError,
-    EvaluationResult,
     UnusableCheckpointError,
     evaluate_checkpoint,
-    evaluated_weights,
+)
+from gpt_pipeline.evaluation.result import (
+    EvaluationResult,
     evaluation_fingerprint,
     find_evaluation,
+    read_evaluations,
 )
-from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.manifest import StageResult
@@ -111,7 +112,6 @@ def test_evaluate_checkpoint_measures_and_keeps_the_result(tmp_path: Path, stage
     assert len(result.answers) == result.metrics["num_questions"] == 4
     kept = find_evaluation(result.path.parent, result.fingerprint)
     assert kept == dataclasses.replace(result, reused=True)
-    assert evaluated_weights(result.path.parent, checkpoint.weights_sha256)
 
 
 def test_evaluate_checkpoint_again_does_no_work(tmp_path: Path, stages: Stages) -> None:

@@ -123,5 +123,5 @@ def test_generate_from_a_long_prompt_keeps_its_end(model: GPT) -> None:
 
 
 def test_generate_from_an_empty_prompt_is_refused(model: GPT) -> None:
-    with pytest.raises(ValueError, match="prompt 1 is empty"):
+    with pytest.raises(ValueError, match="found an empty prompt"):
         generate(model, [[1], []], max_new_tokens=8, context_length=CONTEXT)

@@ -23,8 +23,7 @@ from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.evaluation.generate import generate, greedy
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
-from gpt_pipeline.writing.sampling import picker
-from gpt_pipeline.writing.stream import Manner, Writer, whole_characters
+from gpt_pipeline.writing import Manner, Writer, picker, whole_characters
 from gpt_pipeline_tests.projects import TinyProject
 
 GREEDY = Manner(pick=greedy, max_new_tokens=10, raw=False)
@@ -189,11 +188,11 @@ def test_generate_command_misused_says_how(finished: TinyProject, arguments: tup
 def test_generate_command_interactive_ctrl_c_stops_the_answer_only(copy: TinyProject, tmp_path: Path) -> None:
     slow = tmp_path / "slow.py"
     slow.write_text(
-        "import sys, time, gpt_pipeline.writing.stream as s, gpt_pipeline.evaluation.generate as g\n"
+        "import sys, time, gpt_pipeline.evaluation.generate as g\n"
         "real = g.greedy\n"
         "def greedy(logits):\n"
         "    time.sleep(0.3); return real(logits)\n"
-        "import gpt_pipeline.writing.sampling as w; w.greedy = greedy\n"
+        "import gpt_pipeline.writing as w; w.greedy = greedy\n"
         "from gpt_pipeline.cli import main; main(sys.argv[1:])\n"
     )
     arguments = ["generate", "experiments/tiny.yaml", "--interactive", "--max-new-tokens", "6"]

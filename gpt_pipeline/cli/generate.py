@@ -44,9 +44,7 @@ def generate(
         raise click.UsageError("--top-k needs a --temperature above 0", click.get_current_context())
     from gpt_pipeline.checkpoints.choose import choose_checkpoint
     from gpt_pipeline.experiment.load import load_experiment
-    from gpt_pipeline.writing.console import converse, write_once
-    from gpt_pipeline.writing.sampling import picker
-    from gpt_pipeline.writing.stream import Manner, Writer
+    from gpt_pipeline.writing import Manner, Writer, converse, picker, write_once
 
     loaded = load_experiment(experiment)
     config = loaded.config

@@ -1,7 +1,6 @@
-"""One checkpoint, judged once: losses on held-out documents and answers to held-out questions.
+"""Evaluate one checkpoint once: losses on held-out documents and answers to held-out questions.
 
-What is heavy (torch, the model) is imported when something has to be computed, so that a finished evaluation is found
-again in milliseconds.
+Torch and the model are imported only to compute, so that a finished evaluation is found in milliseconds.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.result import (
     EvaluationResult,
-    evaluated_weights,
     evaluation_fingerprint,
     evaluation_identity,
     evaluation_path,
@@ -39,19 +37,9 @@ if TYPE_CHECKING:
 
 _TOKENS_AT_ONCE = 4096  # their logits take 0.8 GB in float32, and as much again while the loss is computed
 
-__all__ = [
-    "CheckpointGoneError",
-    "EvaluationResult",
-    "UnusableCheckpointError",
-    "evaluate_checkpoint",
-    "evaluated_weights",
-    "evaluation_fingerprint",
-    "find_evaluation",
-]
-
 
 class CheckpointGoneError(UserError):
-    """The checkpoint was removed before it could be evaluated: nothing to mend, later ones are evaluated."""
+    """The checkpoint was removed before it could be evaluated. Nothing is wrong; later ones are evaluated."""
 
 
 class UnusableCheckpointError(UserError):
@@ -60,7 +48,7 @@ class UnusableCheckpointError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """All that decides an evaluation, and where it runs."""
+    """Everything that decides an evaluation, and where it runs."""
 
     checkpoint: CheckpointInfo
     shards: StageResult
@@ -93,13 +81,13 @@ def evaluate_checkpoint(
     folder: Path,
     force: bool = False,
 ) -> EvaluationResult:
-    """Judge the weights in `checkpoint` and keep the result in `folder`, or return the result already kept there.
+    """Evaluate the weights in `checkpoint` and keep the result in `folder`, or return the result already kept there.
 
-    Runs in float32 on `device` (`auto`, `cuda` or `cpu`). While it runs, retention spares the checkpoint; a second
-    process that wants the same evaluation waits for the first and takes its result. `force` judges again.
+    Runs in float32 on `device` (`auto`, `cuda` or `cpu`). Meanwhile retention spares the checkpoint, and a second
+    process that wants the same evaluation waits for the first and takes its result. `force` evaluates again.
 
     Raises:
-        CheckpointGoneError: there is no such checkpoint, or no more.
+        CheckpointGoneError: there is no such checkpoint, or no longer.
         DamagedFileError: the file is not what its manifest says.
         UnusableCheckpointError: its loss is not a number.
     """
@@ -129,11 +117,11 @@ def _described(checkpoint: Path) -> CheckpointInfo:
         return info
     if not checkpoint.is_file():
         raise _gone(checkpoint)
-    raise DamagedFileError(f"{checkpoint} has no manifest beside it, or not the size that it says; remove it")
+    raise DamagedFileError(f"{checkpoint} has no manifest beside it, or not the size its manifest gives; remove it")
 
 
 def _gone(checkpoint: Path) -> CheckpointGoneError:
-    return CheckpointGoneError(f"{checkpoint} is not there (any more); only the last checkpoints are kept")
+    return CheckpointGoneError(f"{checkpoint} does not exist (any more); only the last checkpoints are kept")
 
 
 @contextmanager
@@ -185,7 +173,7 @@ def _load(task: _Task) -> tuple[GPT, str]:
             raise
         raise _gone(path) from error
     if found.weights_sha256 != task.checkpoint.weights_sha256:  # best_model.pt was replaced in between
-        raise CheckpointGoneError(f"{path} now holds step {found.step}, not step {task.checkpoint.step} any more")
+        raise CheckpointGoneError(f"{path} now holds step {found.step}, no longer step {task.checkpoint.step}")
     return model, torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 

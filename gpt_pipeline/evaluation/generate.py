@@ -1,12 +1,12 @@
-"""Writing on from a prompt, many prompts at once, with the model's key-value cache.
+"""Generate text from prompts, many at once, with the model's key-value cache.
 
 Shapes: B batch, T tokens of the longest prompt, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ Pick = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What the model wrote after one prompt."""
+    """What the model generated after one prompt."""
 
     tokens: tuple[int, ...]
     """Without the prompt and without the `<|endoftext|>` that ended it."""
@@ -42,7 +42,7 @@ class _Sequence:
     """Tokens, prompt included, at which it is cut off."""
 
     prompt_truncated: bool
-    ended: bool = field(default=False)
+    ended: bool = False
 
     @property
     def finished(self) -> bool:
@@ -63,22 +63,17 @@ def generate(
     batch_size: int = 16,
     pick: Pick = greedy,
 ) -> list[Generation]:
-    """Return what `model` writes after each prompt, in the order of the prompts.
+    """Return what `model` generates after each prompt, in the order of the prompts.
 
     A text ends at `<|endoftext|>`, after `max_new_tokens`, or when prompt and answer fill `context_length`: at most
-    the model's, and no more than it was trained at. A prompt that would leave no room to answer (`max_new_tokens`, at
-    most half of the context) keeps `<|endoftext|>` and its end, and loses its beginning. None of this depends on the
-    other prompts of a batch, so with `greedy` neither does what is written.
+    the model's, and no more than it was trained at. Prompts are cut as in `fit_prompt`. None of this depends on the
+    other prompts of a batch, so with `greedy` neither does the text.
 
     Raises:
         ValueError: an empty prompt.
     """
     model.eval()
-    room = min(max_new_tokens, context_length // 2)
-    sequences = [
-        _start(place, prompt, max_prompt=context_length - room, max_new=max_new_tokens, context=context_length)
-        for place, prompt in enumerate(prompts)
-    ]
+    sequences = [_start(prompt, max_new_tokens, context_length) for prompt in prompts]
     # Prompts of like length share a batch: less padding, and rows that end at about the same time.
     waiting = sorted(sequences, key=lambda sequence: len(sequence.tokens))
     while waiting:
@@ -88,17 +83,41 @@ def generate(
     return [_finish(sequence) for sequence in sequences]
 
 
-def _start(place: int, prompt: Sequence[int], *, max_prompt: int, max_new: int, context: int) -> _Sequence:
+def fit_prompt(prompt: Sequence[int], *, max_new_tokens: int, context_length: int) -> list[int]:
+    """Return the prompt, without its beginning if it leaves no room to answer; `<|endoftext|>` in front is kept.
+
+    Room is `max_new_tokens`, at most half of the context.
+
+    Raises:
+        ValueError: the prompt is empty.
+    """
     if not prompt:
-        raise ValueError(f"prompt {place} is empty, need at least <|endoftext|>")
-    too_long = len(prompt) > max_prompt
-    tokens = [prompt[0], *prompt[len(prompt) - max_prompt + 1 :]] if too_long else list(prompt)
-    limit = min(len(tokens) + max_new, context)
-    return _Sequence(tokens=tokens, n_prompt=len(tokens), limit=limit, prompt_truncated=too_long)
+        raise ValueError("found an empty prompt, need at least <|endoftext|>")
+    longest = context_length - min(max_new_tokens, context_length // 2)
+    return list(prompt) if len(prompt) <= longest else [prompt[0], *prompt[len(prompt) - longest + 1 :]]
+
+
+def next_tokens(model: GPT, ids: Tensor, cache: KVCache, pick: Pick) -> Iterator[Tensor]:
+    """Yield the tokens [B] that follow the prompts `ids` [B, T], step by step, until `cache` is full."""
+    while cache.length + ids.size(1) <= cache.capacity:
+        with torch.inference_mode():
+            chosen = pick(model.forward_cached(ids, cache))
+        yield chosen
+        ids = chosen[:, None]
+
+
+def _start(prompt: Sequence[int], max_new_tokens: int, context_length: int) -> _Sequence:
+    tokens = fit_prompt(prompt, max_new_tokens=max_new_tokens, context_length=context_length)
+    return _Sequence(
+        tokens=tokens,
+        n_prompt=len(tokens),
+        limit=min(len(tokens) + max_new_tokens, context_length),
+        prompt_truncated=len(tokens) < len(prompt),
+    )
 
 
 def _advance(model: GPT, batch: list[_Sequence], pick: Pick) -> None:
-    """Write on until half of the batch is finished or the longest row fills the model's context.
+    """Generate until half of the batch is finished or the longest row fills the model's context.
 
     The rows that are left start again with what they have, in a fuller batch with less padding. At least one row
     finishes: the longest has the least room, and it is the first to meet either bound.
@@ -111,14 +130,11 @@ def _advance(model: GPT, batch: list[_Sequence], pick: Pick) -> None:
     padding = longest - lengths
     cache = KVCache(model.config, capacity=capacity, padding=padding if bool(padding.any()) else None)
     ids = torch.tensor([_padded(sequence.tokens, longest) for sequence in batch], device=device)
-    unfinished = len(batch)
-    while cache.length + ids.size(1) <= capacity and unfinished > len(batch) // 2:
-        with torch.inference_mode():
-            chosen = pick(model.forward_cached(ids, cache))
+    for chosen in next_tokens(model, ids, cache, pick):
         for sequence, token in zip(batch, chosen.tolist(), strict=True):
             _append(sequence, token)
-        unfinished = sum(not sequence.finished for sequence in batch)
-        ids = chosen[:, None]
+        if sum(not sequence.finished for sequence in batch) <= len(batch) // 2:
+            break
 
 
 def _append(sequence: _Sequence, token: int) -> None:

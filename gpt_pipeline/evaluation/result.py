@@ -1,4 +1,4 @@
-"""What an evaluation found, and the file that keeps it. Imports nothing heavy, so that asking is cheap."""
+"""The result of an evaluation and the file that keeps it. Imports nothing heavy, so that looking it up is cheap."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BEST_ALIAS = BEST_NAME.removesuffix(".pt")
 """The second name of the evaluated checkpoint whose weights `best_model.pt` holds."""
 
 EVALUATION_VERSION = "2"
-"""Raise it when the same weights, data and configuration give another result: every checkpoint is judged again.
+"""Raise it when the same weights, data and configuration give another result: every checkpoint is evaluated again.
 
 2: losses by kind of exercise; the answers' loss on documents of its own choice; multiple choice.
 """
@@ -30,7 +30,7 @@ EVALUATION_VERSION = "2"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """One checkpoint, judged once. Everything but `path` and `reused` is in the file."""
+    """The evaluation of one checkpoint. The file holds everything but `path` and `reused`."""
 
     fingerprint: str
     key: str
@@ -40,7 +40,7 @@ class EvaluationResult:
     """`file`, `step`, `sha256`, `weights_sha256`, `training_fingerprint`, and `metrics` as the trainer saw them."""
 
     config: Mapping[str, Any]
-    """What of the configuration decides the result."""
+    """The part of the configuration that decides the result."""
 
     upstream: Mapping[str, str]
     """Fingerprints of the data: `shards`, `english`."""
@@ -52,7 +52,7 @@ class EvaluationResult:
     """One per question, in the order of the question set."""
 
     started_at: str
-    """UTC, ISO 8601; with `created_at` the only times of this evaluation, so that it is logged the same every time."""
+    """UTC, ISO 8601. MLflow gets this and `created_at`, so that logging again writes the same."""
 
     created_at: str
     seconds: float
@@ -69,7 +69,7 @@ class EvaluationResult:
 
 
 def evaluation_identity(config: EvaluationConfig, *, max_length: int) -> dict[str, Any]:
-    """Return what of the configuration decides the result of an evaluation."""
+    """Return the part of the configuration that decides the result of an evaluation."""
     keys = ("num_questions", "num_documents", "max_new_tokens", "max_validation_tokens", "seed")
     return {**identity_of(config, *keys), "max_length": max_length}
 
@@ -79,8 +79,8 @@ def evaluation_fingerprint(
 ) -> str:
     """Return the identity of an evaluation.
 
-    It goes by the weights, not by the file: `best_model.pt` and the `checkpoint_step_<N>.pt` it equals are one. The
-    shards' fingerprint stands for the documents, the split and the tokenizer, and so for the questions too.
+    The weights count, not the file: `best_model.pt` and the `checkpoint_step_<N>.pt` it equals are one. The shards'
+    fingerprint stands for the documents, the split and the tokenizer, and so for the questions too.
     """
     return fingerprint(
         "evaluation",
@@ -117,11 +117,6 @@ def find_evaluation(folder: Path, identity: str) -> EvaluationResult | None:
     return None
 
 
-def evaluated_weights(folder: Path, weights_sha256: str) -> bool:
-    """Whether `folder` holds any evaluation of these weights, be it from other questions, settings or code."""
-    return any(result.checkpoint["weights_sha256"] == weights_sha256 for result in read_evaluations(folder))
-
-
 def read_evaluations(folder: Path) -> list[EvaluationResult]:
     """Return every finished evaluation in `folder`, by step, then by time."""
     results = [result for path in sorted(folder.glob("*.json")) if (result := _read_evaluation(path)) is not None]
@@ -146,7 +141,7 @@ def same_test(one: EvaluationResult, other: EvaluationResult) -> bool:
 
 
 def _read_evaluation(path: Path) -> EvaluationResult | None:
-    """Return the evaluation at `path`; a file that is none is said in the log and counts as absent."""
+    """Return the evaluation at `path`; None, with a warning, if the file cannot be read as one."""
     try:
         value = read_json(path)
         return EvaluationResult(**{**value, "answers": tuple(value["answers"])}, path=path, reused=True)

@@ -1,0 +1,185 @@
+"""Text from a checkpoint for someone who watches: one prompt, a piece at a time, on the terminal.
+
+Shapes: B batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gpt_pipeline.checkpoints.leases import hold
+from gpt_pipeline.checkpoints.load import load_model
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo
+from gpt_pipeline.data.documents import prompt_text
+from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.evaluation.answers import encode_prompt
+from gpt_pipeline.evaluation.generate import Pick, fit_prompt, greedy, next_tokens
+from gpt_pipeline.model.gpt import GPT, KVCache
+
+Say = Callable[[str], None]
+End = Literal["ended", "limit", "context"]
+"""Why a text is over: the model ended it, `max_new_tokens` were generated, or the context is full."""
+
+_ENDS = {
+    "limit": "stopped after {tokens} tokens: --max-new-tokens",
+    "context": "stopped: prompt and text fill the {context} tokens that the model was trained at",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How to generate."""
+
+    pick: Pick
+    max_new_tokens: int
+    raw: bool
+    """Whether a prompt is the beginning of a text as it is, rather than a question."""
+
+
+@dataclass(kw_only=True)
+class Writer:
+    """A checkpoint's model, ready to generate."""
+
+    model: GPT
+    checkpoint: CheckpointInfo
+    context_length: int
+    """Tokens of prompt and text together: no more than the model was trained at."""
+
+    end: End | None = None
+    """Why the last text ended; None while it is being generated, or when it was interrupted."""
+
+    prompt_truncated: bool = False
+    """Whether the last prompt lost its beginning so that it fits."""
+
+    @classmethod
+    def of_checkpoint(cls, path: Path, *, device: str, trained_length: int) -> Writer:
+        """Return the writer of the checkpoint `path`; `device` is `auto`, `cuda` or `cpu`.
+
+        Raises:
+            UserError: there is no such checkpoint, it is damaged, or there is no such device.
+        """
+        chosen = _device(device)
+        with hold(path):
+            model, info = load_model(path, device=chosen)
+        return cls(model=model, checkpoint=info, context_length=min(trained_length, model.config.context_length))
+
+    def write(self, prompt: str, manner: Manner) -> Iterator[str]:
+        """Yield what the model generates after a question, or after a raw text, in pieces of whole characters.
+
+        A question is put in the form of the training documents, so the text is its reasoning, then its answer. A
+        prompt that would leave no room is cut as in `fit_prompt`.
+        """
+        whole = encode_prompt(prompt if manner.raw else prompt_text(prompt))
+        tokens = fit_prompt(whole, max_new_tokens=manner.max_new_tokens, context_length=self.context_length)
+        self.prompt_truncated = len(tokens) < len(whole)
+        return whole_characters(self._tokens(tokens, manner))
+
+    def _tokens(self, prompt: Sequence[int], manner: Manner) -> Iterator[int]:
+        self.end = None
+        cache = KVCache(self.model.config, capacity=self.context_length)
+        ids = torch.tensor([prompt], device=self.model.head_weight.device)
+        following = next_tokens(self.model, ids, cache, manner.pick)
+        for _ in range(manner.max_new_tokens):
+            token = next(following, None)
+            if token is None or int(token) == EOT_TOKEN:
+                self.end = "context" if token is None else "ended"
+                return
+            yield int(token)
+        self.end = "limit"
+
+
+def picker(*, temperature: float, top_k: int | None, seed: int) -> Pick:
+    """Return a function that chooses a token for each row of logits, [B, V] -> [B].
+
+    `temperature` 0 is greedy. Above, tokens are drawn with softmax(logits / temperature), among the `top_k` likeliest
+    if that is given; the same seed draws the same.
+    """
+    if temperature == 0:
+        return greedy
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(logits: Tensor) -> Tensor:
+        # On the CPU in float64: the same draws on every device, but for the rounding of the logits themselves.
+        scaled = logits.double().cpu() / temperature
+        if top_k is not None and top_k < scaled.size(-1):
+            least = scaled.topk(top_k, dim=-1).values[:, -1:]
+            scaled = scaled.masked_fill(scaled < least, float("-inf"))
+        drawn = torch.multinomial(scaled.softmax(dim=-1), 1, generator=generator)[:, 0]
+        return drawn.to(logits.device)
+
+    return draw
+
+
+def whole_characters(tokens: Iterable[int]) -> Iterator[str]:
+    """Yield the text of the tokens; bytes of an incomplete character wait for the rest of it."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        if text := decoder.decode(gpt2().decode_single_token_bytes(token)):
+            yield text
+    if rest := decoder.decode(b"", final=True):
+        yield rest
+
+
+def write_once(writer: Writer, manner: Manner, prompt: str, *, say: Say) -> None:
+    """Stream the text after `prompt` to the standard output as it is generated; `say` gets remarks on it."""
+    for piece in writer.write(prompt, manner):
+        _put(piece)
+    _put("\n")
+    if writer.prompt_truncated:
+        say(f"[the prompt was too long for {writer.context_length} tokens: its beginning was left out]")
+    if writer.end in _ENDS:
+        text = _ENDS[writer.end].format(tokens=manner.max_new_tokens, context=writer.context_length)
+        say(f"[{text}]")
+
+
+def converse(writer: Writer, manner: Manner, *, say: Say) -> None:
+    """Answer the standard input line by line until it ends, each line without those before it.
+
+    Ctrl+C interrupts an answer; between two answers it leaves.
+    """
+    asking = sys.stdin.isatty()
+    if asking:
+        say("One question a line. Ctrl+C stops an answer, Ctrl+D (Windows: Ctrl+Z and Enter) leaves.")
+    while (line := _next_line("> " if asking else "")) is not None:
+        if not line.strip():
+            continue
+        try:
+            write_once(writer, manner, line, say=say)
+        except KeyboardInterrupt:
+            _put("\n")
+            say("[stopped]")
+
+
+def _next_line(prompt: str) -> str | None:
+    try:
+        return input(prompt)
+    except EOFError:
+        if prompt:
+            _put("\n")
+        return None
+
+
+def _put(text: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    # A console or a pipe on Windows may lack letters; a missing one must not end the text.
+    sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
+    sys.stdout.flush()
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "hardware.device", found=name, need="a device that is here: cpu", remedy="use --device cpu, or auto"
+        )
+    return name
