@@ -10,7 +10,7 @@ from gpt_pipeline.orchestration import attributes
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.project import MLFLOW_PAGE_VARIABLE, Project
-from gpt_pipeline.report.summary import checkpoints_as_markdown
+from gpt_pipeline.report.tables import checkpoints_as_markdown
 from gpt_pipeline.tracking.tables import exercises_as_markdown
 from gpt_pipeline_tests.projects import TinyProject
 

@@ -12,7 +12,7 @@ from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.report.build import OtherExperiment, TrainingStatus, build_report
 from gpt_pipeline.report.contents import Contents, read_contents
 from gpt_pipeline.report.cost import cost_of, seconds_at
-from gpt_pipeline.report.exercises import exercise_table
+from gpt_pipeline.report.tables import exercise_table
 from gpt_pipeline.report.wording import count, decimal, duration, number, percent, size
 from gpt_pipeline.storage.layout import ExperimentFolder
 

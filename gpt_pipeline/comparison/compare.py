@@ -16,7 +16,7 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import parameter_count
 from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.report.contents import CheckpointRow, Contents, read_contents
-from gpt_pipeline.report.cost import Cost, cost_of, seconds_at
+from gpt_pipeline.report.cost import Cost, seconds_at
 
 _RANKED_BY = "val_loss"
 _OF_ANSWERS = ("num_questions", "max_new_tokens", "num_documents", "seed")
@@ -103,18 +103,12 @@ def compare_experiments(experiments: Sequence[Experiment]) -> Comparison:
 
 def _entry(experiment: Experiment) -> _Entry:
     contents = read_contents(experiment.folder)
-    hardware = (contents.job or {}).get("hardware") or {}
     standing = Standing(
         name=experiment.name,
         display_name=experiment.display_name,
         status=experiment_training(experiment).word,
         parameters=parameter_count(experiment.config.model),
-        cost=cost_of(
-            contents.records,
-            checkpoints=experiment.folder.checkpoints,
-            hardware=hardware,
-            evaluation_seconds=sum(row.evaluation.seconds for row in contents.rows if row.evaluation),
-        ),
+        cost=contents.cost,
         best=_reached(contents, contents.best),
         last=_reached(contents, contents.newest),
     )

@@ -138,7 +138,7 @@ def _reached_rows(comparison: Comparison, section: str, of: Callable[[Standing],
         yield Row(
             section=section,
             label=metric.label,
-            cells=tuple(_metric_text(metric, value) for value in values),
+            cells=tuple(metric.text(value) for value in values),
             best=_best_places(metric, values) if _may_rank(comparison, metric) else frozenset(),
         )
 
@@ -159,12 +159,6 @@ def _row(comparison: Comparison, section: str, label: str, show: Callable[[Stand
     return Row(section=section, label=label, cells=tuple(show(standing) for standing in comparison.standings))
 
 
-def _metric_text(metric: Metric, value: float | None) -> str:
-    if value is None:
-        return wording.NOTHING
-    return wording.percent(value) if metric.share else wording.decimal(value, metric.places)
-
-
 def _may_rank(comparison: Comparison, metric: Metric) -> bool:
     if comparison.obstacles or not metric.ranked:
         return False
@@ -172,11 +166,8 @@ def _may_rank(comparison: Comparison, metric: Metric) -> bool:
 
 
 def _best_places(metric: Metric, values: Sequence[float | None]) -> frozenset[int]:
-    present = [value for value in values if value is not None]
-    if len(set(present)) < 2:
-        return frozenset()
-    best = max(present) if metric.higher_is_better else min(present)
-    return frozenset(place for place, value in enumerate(values) if value == best)
+    best = metric.best_of(values)
+    return frozenset(place for place, value in enumerate(values) if best is not None and value == best)
 
 
 def _safe(row: Row) -> list[str]:

@@ -48,7 +48,7 @@ def in_and_out(rows: Mapping[str, int], documents: Mapping[str, int]) -> dg.Mark
 def _lengths(counts: Sequence[int]) -> dg.MarkdownMetadataValue:
     """Return the histogram of the documents' lengths as a picture, and where the middle of them lies."""
     from gpt_pipeline.data.lengths import LENGTH_EDGES, quantile
-    from gpt_pipeline.report.histogram import histogram_svg
+    from gpt_pipeline.report.charts import histogram_svg
 
     picture = picture_markdown("documents by length", histogram_svg(counts, LENGTH_EDGES, title="documents by tokens"))
     spread = " · ".join(f"{share:.0%}: {quantile(counts, share):,}" for share in (0.05, 0.25, 0.5, 0.75, 0.95, 0.99))

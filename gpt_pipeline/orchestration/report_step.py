@@ -24,7 +24,7 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
     from gpt_pipeline.orchestration.metadata import picture_markdown
     from gpt_pipeline.report.build import TrainingStatus, build_report
     from gpt_pipeline.report.charts import loss_curve_svg
-    from gpt_pipeline.report.summary import checkpoints_as_markdown
+    from gpt_pipeline.report.tables import checkpoints_as_markdown
     from gpt_pipeline.training.metrics import read_metrics
 
     folder = experiment.folder

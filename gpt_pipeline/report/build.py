@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from gpt_pipeline import __version__
 from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.charts import Chart, Point, Series, draw, from_x, loss_chart, points_of, smoothed
-from gpt_pipeline.report.contents import CheckpointRow, Contents, Record, read_contents
-from gpt_pipeline.report.cost import Cost, cost_of, seconds_at
-from gpt_pipeline.report.exercises import exercise_table
-from gpt_pipeline.report.metrics import METRICS, Metric
+from gpt_pipeline.report.contents import CheckpointRow, Contents, read_contents
+from gpt_pipeline.report.cost import Record, seconds_at
+from gpt_pipeline.report.metrics import METRICS, measured
+from gpt_pipeline.report.tables import exercise_table
 from gpt_pipeline.storage.atomic import write_text
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import utc_now
@@ -49,7 +49,7 @@ class KeyFigure:
 
 @dataclass(frozen=True, kw_only=True)
 class OtherExperiment:
-    """An experiment of the same project that this one is set apart from."""
+    """An experiment of the same project that this one is compared with."""
 
     display_name: str
     differences: Sequence[Difference]
@@ -77,9 +77,8 @@ def build_report(
 ) -> Path:
     """Write the report of the experiment in `folder`; return its path.
 
-    `config` is the experiment's configuration by section; `facts` what the data stages say of themselves, by stage;
-    `other` one that it is set apart from. Everything else is read from the folder, and what is not there yet is said
-    to be missing.
+    `config` is the experiment's configuration by section, `facts` those of the data stages by stage, `other` an
+    experiment to compare it with. Everything else is read from the folder; the page says what does not exist yet.
     """
     contents = read_contents(folder)
     page = (
@@ -93,11 +92,11 @@ def build_report(
             loss_figures=_loss_figures(contents),
             progress_figures=_progress_figures(contents),
             answer_figures=_answer_figures(contents),
-            metrics=[metric for metric in METRICS if _is_measured(metric, contents)],
+            metrics=measured(row.metrics for row in contents.rows),
             best_values=_best_values(contents),
             config=config,
             other=other,
-            cost=_cost(folder, contents),
+            cost=contents.cost,
             exercises=exercise_table(contents.evaluated),
             facts=facts,
             versions=_versions(contents),
@@ -153,9 +152,9 @@ def _key_figures(contents: Contents) -> list[KeyFigure]:
 
 def _quality_figures(contents: Contents) -> list[KeyFigure]:
     best, newest = contents.best, contents.newest
-    if best is None or newest is None or best.evaluation is None or newest.evaluation is None:
+    if best is None or newest is None:
         return [_training_loss_figure(contents)]
-    loss, answers = best.evaluation.metrics, newest.evaluation.metrics
+    loss, answers = best.metrics, newest.metrics
     figures = [
         KeyFigure(
             label="Best validation loss",
@@ -181,11 +180,12 @@ def _training_loss_figure(contents: Contents) -> KeyFigure:
 def _loss_figures(contents: Contents) -> list[Figure]:
     """Return the loss against steps, tokens and time, and the end of training in detail."""
     records = contents.records
-    by_step = loss_chart(records, x_key="step", x_label="step", evaluations=_by_step(contents))
-    by_tokens = loss_chart(records, x_key="tokens_seen", x_label="training tokens", evaluations=_by_tokens(contents))
-    by_time = loss_chart(
-        records, x_key="seconds", x_label="training time", x_format=_clock, evaluations=_by_time(contents)
-    )
+    at_steps = _losses_at(contents, lambda row: row.step)
+    at_tokens = _losses_at(contents, lambda row: row.tokens_seen)
+    at_times = _losses_at(contents, lambda row: seconds_at(records, row.step))
+    by_step = loss_chart(records, x_key="step", x_label="step", evaluations=at_steps)
+    by_tokens = loss_chart(records, x_key="tokens_seen", x_label="training tokens", evaluations=at_tokens)
+    by_time = loss_chart(records, x_key="seconds", x_label="training time", x_format=_clock, evaluations=at_times)
     charts = [("by steps", by_step), ("by tokens", by_tokens), ("by time", by_time)]
     last_step = max((x for series in by_step.series for x, _ in series.points), default=0)
     detail = from_x(by_step, last_step * _DETAIL_FROM, title="Loss in nats per token over the later part of training")
@@ -198,32 +198,10 @@ def _clock(seconds: float) -> str:
     return wording.duration(seconds) if seconds else "0"
 
 
-def _by_step(contents: Contents) -> list[Point]:
-    return [(float(row.step), _metric(row, "val_loss")) for row in contents.evaluated]
-
-
-def _by_tokens(contents: Contents) -> list[Point]:
-    rows = [row for row in contents.evaluated if row.tokens_seen is not None]
-    return [(float(row.tokens_seen or 0), _metric(row, "val_loss")) for row in rows]
-
-
-def _by_time(contents: Contents) -> list[Point]:
-    reached = [(seconds_at(contents.records, row.step), row) for row in contents.evaluated]
-    return [(seconds, _metric(row, "val_loss")) for seconds, row in reached if seconds is not None]
-
-
-def _cost(folder: ExperimentFolder, contents: Contents) -> Cost:
-    return cost_of(
-        contents.records,
-        checkpoints=folder.checkpoints,
-        hardware=(contents.job or {}).get("hardware") or {},
-        evaluation_seconds=sum(row.evaluation.seconds for row in contents.rows if row.evaluation is not None),
-    )
-
-
-def _metric(row: CheckpointRow, key: str) -> float:
-    assert row.evaluation is not None  # only evaluated rows come here
-    return row.evaluation.metrics[key]
+def _losses_at(contents: Contents, place: Callable[[CheckpointRow], float | None]) -> list[Point]:
+    """Return the validation losses of the evaluations against what `place` gives, where it gives something."""
+    places = [(place(row), row.metrics["val_loss"]) for row in contents.evaluated]
+    return [(float(x), loss) for x, loss in places if x is not None]
 
 
 def _progress_figures(contents: Contents) -> list[Figure]:
@@ -235,39 +213,33 @@ def _progress_figures(contents: Contents) -> list[Figure]:
     charts = []
     for name, key, label, colour in wanted:
         points = smoothed(points_of(contents.records, "train", "step", key))
-        series = (Series(name=name, points=points, colour=colour),)
-        chart = Chart(
-            title=f"{name} against step",
-            x_label="step",
-            y_label=label,
-            series=series,
-            y_from_zero=True,
-            width=_SMALL_WIDTH,
-            height=_SMALL_HEIGHT,
-        )
-        charts.append((name, chart))
+        charts.append((name, _small_chart(name, label, (Series(name=name, points=points, colour=colour),))))
     return [_figure(name, chart) for name, chart in charts if not chart.is_empty]
 
 
-def _answer_figures(contents: Contents) -> list[Figure]:
-    """Return the shares of well-formed and right answers against the step, once two checkpoints can be compared."""
-    rows = [row for row in contents.evaluated if row.evaluation is not None and "correct" in row.evaluation.metrics]
-    if len(rows) < 2:
-        return []
-    wanted = (("well-formed", "well_formed", 3), ("right", "correct", 2), ("word F1", "token_f1", 1))
-    series = tuple(
-        Series(name=name, points=tuple((float(row.step), _metric(row, key)) for row in rows), colour=colour)
-        for name, key, colour in wanted
-    )
-    chart = Chart(
-        title="Answers to held-out questions against step",
+def _small_chart(name: str, y_label: str, series: tuple[Series, ...]) -> Chart:
+    return Chart(
+        title=f"{name} against step",
         x_label="step",
-        y_label="share of answers",
+        y_label=y_label,
         series=series,
         y_from_zero=True,
         width=_SMALL_WIDTH,
         height=_SMALL_HEIGHT,
     )
+
+
+def _answer_figures(contents: Contents) -> list[Figure]:
+    """Return the shares of well-formed and right answers against the step, once two checkpoints can be compared."""
+    rows = [row for row in contents.evaluated if "correct" in row.metrics]
+    if len(rows) < 2:
+        return []
+    wanted = (("well-formed", "well_formed", 3), ("right", "correct", 2), ("word F1", "token_f1", 1))
+    series = tuple(
+        Series(name=name, points=tuple((float(row.step), row.metrics[key]) for row in rows), colour=colour)
+        for name, key, colour in wanted
+    )
+    chart = _small_chart("Answers to held-out questions", "share of answers", series)
     return [_figure("Answers", chart)]
 
 
@@ -287,19 +259,10 @@ def _table(chart: Chart) -> tuple[tuple[str, ...], ...]:
     return tuple(rows)
 
 
-def _is_measured(metric: Metric, contents: Contents) -> bool:
-    return any(row.evaluation is not None and metric.key in row.evaluation.metrics for row in contents.rows)
-
-
 def _best_values(contents: Contents) -> dict[str, float]:
     """Return the best value of each ranked metric among comparable evaluations; none while there is only one."""
-    best: dict[str, float] = {}
-    for metric in METRICS:
-        values = [row.evaluation.metrics.get(metric.key) for row in contents.evaluated if row.evaluation is not None]
-        present = [value for value in values if value is not None]
-        if metric.ranked and len(set(present)) > 1:
-            best[metric.key] = max(present) if metric.higher_is_better else min(present)
-    return best
+    best = {metric.key: metric.best_of(row.metrics.get(metric.key) for row in contents.evaluated) for metric in METRICS}
+    return {key: value for key, value in best.items() if value is not None}
 
 
 def _versions(contents: Contents) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Line charts as SVG, drawn by hand: no script, no network, and the same picture in the report and in Dagster."""
+"""Line charts and a histogram as SVG, drawn by hand: no script, no network, the same in the report and in Dagster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LETTER = 6.5  # width of a letter of the legend, on average
 _RAW_POINTS = 900  # more than a screen shows
 _SMOOTH_POINTS = 360
 _SMOOTH_SHARE = 60  # the moving average covers this part of all points
-_UNIFORM_LOSS = math.log(50257)  # of a model that knows nothing
+_UNIFORM_LOSS = math.log(50257)  # of a model that guesses uniformly
 
 # The colours of a picture that stands alone; the report's page defines the same classes from its own palette.
 _STANDALONE_STYLE = """
@@ -33,6 +33,12 @@ svg{background:#fff;font-family:system-ui,sans-serif;--ink:#1d2430;--muted:#5d66
 .line,.faint,.dashed{fill:none;stroke-linejoin:round}.line{stroke-width:2}.faint{stroke-width:1;opacity:.45}
 .dashed{stroke-dasharray:5 5}.dots{stroke:none}
 """
+
+_BARS_WIDTH, _BARS_HEIGHT, _BARS_SIDE, _BARS_BOTTOM, _BARS_TOP = 760, 260, 8, 46, 30
+_BARS_STYLE = (
+    "text{font:12px system-ui,sans-serif;fill:#444}rect{fill:#3b6fb6}"
+    "@media(prefers-color-scheme:dark){text{fill:#ccc}rect{fill:#7aa7e0}}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +60,7 @@ class Chart:
     """Curves on common axes."""
 
     title: str
-    """What a reader who does not see it is told."""
+    """For readers who cannot see it."""
 
     x_label: str
     y_label: str
@@ -108,6 +114,34 @@ def loss_curve_svg(records: Sequence[Mapping[str, Any]]) -> str:
     return draw_standalone(replace(chart, width=INSET_WIDTH, height=INSET_HEIGHT))
 
 
+def histogram_svg(counts: Sequence[int], edges: Sequence[int], *, title: str) -> str:
+    """Return the counts as bars of equal width, without the empty bins at both ends; "" if there is nothing to show.
+
+    `edges` are the bins' limits: len(counts) + 1 of them, or as many as counts where the last bin is open.
+    """
+    filled = [index for index, count in enumerate(counts) if count]
+    if not filled:
+        return ""
+    first, last = filled[0], filled[-1]
+    shown = counts[first : last + 1]
+    step = (_BARS_WIDTH - 2 * _BARS_SIDE) / len(shown)
+    scale = (_BARS_HEIGHT - _BARS_TOP - _BARS_BOTTOM) / max(shown)
+    parts = [f'<text x="{_BARS_SIDE}" y="18">{html.escape(title)}</text>']
+    every = -(-len(shown) // 12)  # labels that do not run into each other
+    for place, count in enumerate(shown):
+        left, height = _BARS_SIDE + place * step, count * scale
+        label = f"{edges[first + place]:,} and more: {count:,}"
+        parts.append(
+            f'<rect x="{left + 1:.1f}" y="{_BARS_HEIGHT - _BARS_BOTTOM - height:.1f}" width="{step - 2:.1f}" '
+            f'height="{height:.1f}"><title>{label}</title></rect>'
+        )
+        if place % every == 0:
+            parts.append(f'<text x="{left:.1f}" y="{_BARS_HEIGHT - _BARS_BOTTOM + 18}">{edges[first + place]:,}</text>')
+    size = f'viewBox="0 0 {_BARS_WIDTH} {_BARS_HEIGHT}" width="{_BARS_WIDTH}" height="{_BARS_HEIGHT}"'
+    body = f"<style>{_BARS_STYLE}</style>{''.join(parts)}"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{html.escape(title)}">{body}</svg>'
+
+
 def loss_chart(
     records: Sequence[Mapping[str, Any]],
     *,
@@ -128,7 +162,7 @@ def loss_chart(
     every = [point for each in series for point in each.points]
     if every and max(y for _, y in every) > _UNIFORM_LOSS - 2:
         ends = (min(x for x, _ in every), _UNIFORM_LOSS), (max(x for x, _ in every), _UNIFORM_LOSS)
-        series.append(Series(name="knows nothing: ln 50,257", points=ends, colour=4, look="dashed"))
+        series.append(Series(name="uniform guess: ln 50,257", points=ends, colour=4, look="dashed"))
     return Chart(
         title=f"Loss in nats per token against {x_label}",
         x_label=x_label,

@@ -1,20 +1,19 @@
-"""What the report shows, read from an experiment's folder. Whatever is not there yet is simply absent."""
+"""What the report shows, read from an experiment's folder. Whatever does not exist yet is absent."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations, same_test
+from gpt_pipeline.report.cost import Cost, Record, cost_of
 from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.metrics import read_metrics
-
-Record = Mapping[str, Any]
 
 _COLUMNS_SIDE_BY_SIDE = 4
 _QUESTIONS_SHOWN = 12
@@ -22,7 +21,7 @@ _QUESTIONS_SHOWN = 12
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRow:
-    """One checkpoint: what is on disk and what was found of it."""
+    """One checkpoint: what is on disk and how it was evaluated."""
 
     step: int
     tokens_seen: int | None
@@ -37,6 +36,11 @@ class CheckpointRow:
 
     is_best_model: bool
     """Its weights are those of `best_model.pt`: the lowest estimate of the trainer, on fewer tokens."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Of its evaluation; empty if there is none."""
+        return {} if self.evaluation is None else self.evaluation.metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,7 @@ class QuestionRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """All that the page shows of an experiment."""
+    """Everything that the page shows of an experiment."""
 
     records: Sequence[Record]
     training: Record | None
@@ -67,6 +71,8 @@ class Contents:
 
     job: Record | None
     """What the trainer was asked to do."""
+
+    cost: Cost
 
     rows: tuple[CheckpointRow, ...]
     """By step."""
@@ -98,13 +104,19 @@ def read_contents(folder: ExperimentFolder) -> Contents:
     """Return what is in the experiment's folder now."""
     records = read_metrics(folder.metrics)
     training, job = _json_or_none(folder.training), _json_or_none(folder.job)
-    evaluations = _newest_of_each_step(read_evaluations(folder.evaluations))
+    evaluations = {result.step: result for result in read_evaluations(folder.evaluations)}  # the newest of each step
     rows = _rows(best_checkpoint(folder.checkpoints), list_checkpoints(folder.checkpoints), evaluations, records)
     questions = _questions(rows)
     return Contents(
         records=records,
         training=training,
         job=job,
+        cost=cost_of(
+            records,
+            checkpoints=folder.checkpoints,
+            hardware=(job or {}).get("hardware") or {},
+            evaluation_seconds=sum(row.evaluation.seconds for row in rows if row.evaluation is not None),
+        ),
         rows=rows,
         questions=questions[:_QUESTIONS_SHOWN],
         num_questions=len(questions),
@@ -117,10 +129,6 @@ def _json_or_none(path: Path) -> Record | None:
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _newest_of_each_step(evaluations: Sequence[EvaluationResult]) -> dict[int, EvaluationResult]:
-    return {result.step: result for result in evaluations}  # sorted by step, then by time
 
 
 def _rows(
@@ -137,12 +145,15 @@ def _rows(
     rows = []
     for step in sorted({*checkpoints, *evaluations, *said}):
         info, result, record = checkpoints.get(step), evaluations.get(step), said.get(step, {})
-        seen: Callable[[str], Any] = _first_of(info.metrics if info else {}, _evaluated_metrics(result), record)
+        evaluated = result.checkpoint if result else {}
+        train_losses = [
+            each.get("train_loss") for each in (info.metrics if info else {}, evaluated.get("metrics", {}), record)
+        ]
         rows.append(
             CheckpointRow(
                 step=step,
-                tokens_seen=info.tokens_seen if info else _tokens_seen(result, record),
-                train_loss=seen("train_loss"),
+                tokens_seen=info.tokens_seen if info else (evaluated or record).get("tokens_seen"),
+                train_loss=next((loss for loss in train_losses if loss is not None), None),
                 on_disk=info is not None,
                 evaluation=result,
                 comparable=step in comparable,
@@ -151,21 +162,6 @@ def _rows(
             )
         )
     return tuple(rows)
-
-
-def _evaluated_metrics(result: EvaluationResult | None) -> Record:
-    metrics: Record = result.checkpoint.get("metrics", {}) if result else {}
-    return metrics
-
-
-def _tokens_seen(result: EvaluationResult | None, record: Record) -> int | None:
-    tokens: int | None = (result.checkpoint if result else record).get("tokens_seen")
-    return tokens
-
-
-def _first_of(*sources: Record) -> Callable[[str], Any]:
-    """Return a function that gives a key's first value that is there."""
-    return lambda key: next((source[key] for source in sources if source.get(key) is not None), None)
 
 
 def _questions(rows: Sequence[CheckpointRow]) -> tuple[QuestionRow, ...]:

@@ -1,8 +1,11 @@
-"""The metrics of an evaluation as tables show them: by which name, in which unit, and which way is better."""
+"""The metrics of an evaluation as tables show them: their names, their units, and which way is better."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from gpt_pipeline.report import wording
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,17 @@ class Metric:
 
     of_answers: bool = True
     """False for what is measured on the validation tokens."""
+
+    def text(self, value: float | None) -> str:
+        """Return a value as a table shows it."""
+        return wording.percent(value) if self.share else wording.decimal(value, self.places)
+
+    def best_of(self, values: Iterable[float | None]) -> float | None:
+        """Return the best of the values; None where neither way is better, or fewer than two of them differ."""
+        present = {value for value in values if value is not None}
+        if not self.ranked or len(present) < 2:
+            return None
+        return max(present) if self.higher_is_better else min(present)
 
 
 METRICS = (
@@ -69,3 +83,9 @@ METRICS = (
     ),
     Metric(key="new_tokens", label="length", meaning="mean tokens of an answer", places=0, ranked=False),
 )
+
+
+def measured(found: Iterable[Mapping[str, float]]) -> list[Metric]:
+    """Return the metrics that any of the evaluations in `found` has, in the order of the table."""
+    names = {name for metrics in found for name in metrics}
+    return [metric for metric in METRICS if metric.key in names]

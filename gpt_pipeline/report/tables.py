@@ -1,0 +1,62 @@
+"""Tables of checkpoints: by kind of exercise for the report, and in a few columns of markdown for other pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpt_pipeline.report import wording
+from gpt_pipeline.report.contents import CheckpointRow, read_contents, spread
+from gpt_pipeline.report.metrics import Metric, measured
+from gpt_pipeline.storage.layout import ExperimentFolder
+
+_COLUMNS = ("val_loss", "val_bpb", "answer_loss", "well_formed", "correct", "choice_match", "token_f1")
+_LOSS, _RIGHT = "val_loss", "correct"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExerciseCell:
+    """One checkpoint at one kind of exercise."""
+
+    val_loss: float | None
+    correct: float | None
+    """Share of its questions answered right; None where none was asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExerciseTable:
+    """Kinds of exercise by name, each with a cell per checkpoint."""
+
+    steps: tuple[int, ...]
+    rows: tuple[tuple[str, tuple[ExerciseCell, ...]], ...]
+
+
+def exercise_table(evaluated: Sequence[CheckpointRow]) -> ExerciseTable | None:
+    """Return losses and right answers by kind of exercise for a few evaluated checkpoints; None if there are none."""
+    chosen = spread(evaluated)
+    names = sorted({key.partition("/")[2] for row in chosen for key in row.metrics if key.startswith(f"{_LOSS}/")})
+    if not names:
+        return None
+    rows = tuple((name.replace("_", " "), tuple(_exercise_cell(row, name) for row in chosen)) for name in names)
+    return ExerciseTable(steps=tuple(row.step for row in chosen), rows=rows)
+
+
+def checkpoints_as_markdown(folder: ExperimentFolder) -> str:
+    """Return the evaluated checkpoints of the experiment in `folder` by step, the best in bold."""
+    evaluated = read_contents(folder).evaluated
+    if not evaluated:
+        return "No checkpoint is evaluated yet."
+    metrics = [metric for metric in measured(row.metrics for row in evaluated) if metric.key in _COLUMNS]
+    heads = ["step", "tokens", *(metric.label for metric in metrics)]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---:|" * len(heads)]
+    return "\n".join([*lines, *(_line(row, metrics) for row in evaluated)])
+
+
+def _exercise_cell(row: CheckpointRow, name: str) -> ExerciseCell:
+    return ExerciseCell(val_loss=row.metrics.get(f"{_LOSS}/{name}"), correct=row.metrics.get(f"{_RIGHT}/{name}"))
+
+
+def _line(row: CheckpointRow, metrics: Sequence[Metric]) -> str:
+    step = f"{wording.number(row.step)} best_model" if row.is_best_model else wording.number(row.step)
+    cells = [step, wording.count(row.tokens_seen), *(metric.text(row.metrics.get(metric.key)) for metric in metrics)]
+    return "| " + " | ".join(f"**{cell}**" if row.best else cell for cell in cells) + " |"
