@@ -116,7 +116,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         raw = options.raw or Path(name) / "raw"
         paths = sorted(raw.glob("*.parquet")) if options.raw else write_set(raw, options.rows)
-        english = sum(count_english_rows(path) for path in paths)
+        english = sum(count_english_rows(path, path.name) for path in paths)
         config = DataConfig(num_samples=int(0.95 * english), local_dataset_path=str(raw))
         read = prepare_raw(config, Path(name) / "data", say=_silent).manifest.facts["rows"]
         size = sum(path.stat().st_size for path in paths)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,6 +66,9 @@ class FakeHub:
 
     corrupt: bool = False
     """Send files whose bytes are not those of their checksum."""
+
+    listed_size: Callable[[int], object] = int
+    """What the listing of files gives as a file's size."""
 
     has_cdn: bool = False
     """Send readers of a file's content on to another host."""
@@ -206,9 +209,9 @@ class _Handler(BaseHTTPRequestHandler):
             entry["lfs"] = {"oid": _digest(content), "size": len(content), "pointerSize": 130}
         return entry
 
-    @staticmethod
-    def _sibling(name: str, content: bytes) -> dict[str, object]:
-        entry: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": "0" * 40}
+    def _sibling(self, name: str, content: bytes) -> dict[str, object]:
+        size = self.state.listed_size(len(content))
+        entry: dict[str, object] = {"rfilename": name, "size": size, "blobId": "0" * 40}
         if name.endswith(".parquet"):
             entry["lfs"] = {"sha256": _digest(content), "size": len(content), "pointerSize": 130}
         return entry

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt_pipeline.data.sources.hub import Hub, HubDataset, open_dataset
+from gpt_pipeline.data.eligibility import count_english_rows
+from gpt_pipeline.data.sources.hub import Hub, HubDataset, open_dataset, recorded_dataset
 from gpt_pipeline.data.sources.hub.patience import Patience
 from gpt_pipeline.data.sources.record import SourceRecord
 from gpt_pipeline.errors import DamagedFileError, DataError
@@ -67,6 +68,10 @@ class World:
 
     def fetch(self, name: str, *, again: bool = False) -> Path:
         return self.dataset().fetch(name, again=again, say=self.said.append)
+
+    def count_english(self, name: str, dataset: HubDataset | None = None) -> int:
+        with (dataset or self.dataset()).open(name, say=self.said.append) as file:
+            return count_english_rows(file, name)
 
     def blobs(self) -> list[Path]:
         return sorted((self.folder / "cache").glob("datasets--*/blobs/*"))
@@ -412,7 +417,7 @@ def test_require_room_counts_only_what_is_still_to_come(world: World, monkeypatc
 def test_count_english_reads_little_of_the_file(world: World) -> None:
     world.server.has_cdn = True
     dataset = world.dataset()
-    assert dataset.count_english(_LARGE) == 8_000
+    assert world.count_english(_LARGE) == 8_000
     assert world.server.bytes_sent(_LARGE) < 70_000 < dataset.size(_LARGE)
     assert len(world.server.sent) == 2
     assert world.blobs() == []
@@ -420,7 +425,7 @@ def test_count_english_reads_little_of_the_file(world: World) -> None:
 
 def test_count_english_asks_for_no_byte_twice(world: World) -> None:
     dataset = world.dataset()
-    assert dataset.count_english(_FIRST) == 8
+    assert world.count_english(_FIRST) == 8
     assert world.server.bytes_sent(_FIRST) == dataset.size(_FIRST)
     assert len(world.server.sent) == 1
 
@@ -429,26 +434,26 @@ def test_count_english_of_a_cached_file_asks_nothing(world: World) -> None:
     world.fetch(_LARGE)
     dataset = world.dataset()
     world.server.requests.clear()
-    assert dataset.count_english(_LARGE) == 8_000
+    assert world.count_english(_LARGE, dataset) == 8_000
     assert world.server.requests == []
 
 
 def test_count_english_busy_hub_is_asked_again(world: World) -> None:
     world.server.faults = [Fault(status=503), Fault(cut_after=100), Fault(stall_after=9)]
-    assert world.dataset().count_english(_LARGE, say=world.said.append) == 8_000
+    assert world.count_english(_LARGE) == 8_000
     assert len(world.retries()) == 3
 
 
 def test_count_english_hub_that_stays_busy_is_explained(world: World) -> None:
     world.server.faults = [Fault(status=503) for _ in range(6)]
     with pytest.raises(DataError, match=r"synth_003.*HTTP 503 until the last attempt"):
-        world.dataset().count_english(_LARGE, say=world.said.append)
+        world.count_english(_LARGE)
 
 
 def test_count_english_hub_that_ignores_ranges_is_explained(world: World) -> None:
     world.server.faults = [Fault(ignores_range=True)]
     with pytest.raises(DataError, match=r"synth_003\.parquet: asked for bytes from \d+, found bytes from 0"):
-        world.dataset().count_english(_LARGE, say=world.said.append)
+        world.count_english(_LARGE)
 
 
 @pytest.mark.parametrize(
@@ -470,19 +475,19 @@ def test_count_english_of_a_foreign_file_names_it(
         (folder / _FIRST).write_bytes(content)
     server.publish(folder)
     with pytest.raises(DataError, match=rf"synth_001\.parquet: {told}"):
-        World(server, tmp_path / "world").dataset().count_english(_FIRST)
+        World(server, tmp_path / "world").count_english(_FIRST)
 
 
 def test_count_english_of_many_is_in_order_and_little_ahead_of_the_caller(tmp_path: Path, server: FakeHub) -> None:
     server.publish(write_folder(tmp_path / "many", *range(5, 105, 5)))
     dataset = World(server, tmp_path / "world").dataset()
-    counts = dataset.count_english_of(dataset.names)
+    counts = dataset.read_each(dataset.names, count_english_rows)
     first = next(counts)
     counts.close()
     asked = {sent.name for sent in server.sent}
     assert first == (_FIRST, 4)
     assert asked <= {_FIRST, _SECOND}
-    assert list(dataset.count_english_of(dataset.names)) == [
+    assert list(dataset.read_each(dataset.names, count_english_rows)) == [
         (f"synth_{number:03d}.parquet", 4 * number) for number in range(1, 21)
     ]
 
@@ -498,7 +503,7 @@ def test_count_english_of_many_closed_early_waits_for_nobody(tmp_path: Path, ser
         time.sleep(seconds)
 
     world.patience = dataclasses.replace(world.patience, sleep=sleep)
-    counts = world.dataset().count_english_of([_FIRST, _SECOND], say=world.said.append)
+    counts = world.dataset().read_each([_FIRST, _SECOND], count_english_rows, say=world.said.append)
     assert next(counts) == (_FIRST, 4)
     assert is_waiting.wait(10)
     began = time.monotonic()
@@ -569,7 +574,7 @@ def test_token_goes_to_the_hub_and_not_to_the_host_it_sends_on_to(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", _SECRET)
     world.server.has_cdn, world.server.token = True, _SECRET
-    world.dataset().count_english(_LARGE)
+    world.count_english(_LARGE)
     world.fetch(_LARGE)
     assert world.server.authorizations == {"hub": {f"Bearer {_SECRET}"}, "cdn": {None}}
 
@@ -605,8 +610,7 @@ def _failures(world: World) -> dict[str, Callable[[], object]]:
 
 
 @pytest.mark.parametrize(
-    "failure",
-    ["busy", "broken", "forbidden", "cut", "silent", "damaged", "gated", "unauthorized", "teapot", "gone"],
+    "failure", ["busy", "broken", "forbidden", "cut", "silent", "damaged", "gated", "unauthorized", "teapot", "gone"]
 )
 def test_token_is_in_no_text_whatever_fails(
     world: World,
@@ -653,10 +657,10 @@ def test_offline_works_with_what_is_here_and_says_what_is_not(world: World, monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     world.server.requests.clear()
     assert dataset.fetch(_FIRST, say=world.said.append).is_file()
-    assert dataset.count_english(_FIRST, say=world.said.append) == 8
-    for ask in (dataset.fetch, dataset.count_english):
+    assert world.count_english(_FIRST, dataset) == 8
+    for ask in (lambda: dataset.fetch(_LARGE), lambda: world.count_english(_LARGE, dataset)):
         with pytest.raises(DataError, match=r"synth_003.*needed, but HF_HUB_OFFLINE is set"):
-            ask(_LARGE, say=world.said.append)
+            ask()
     assert (world.slept, world.server.requests) == ([], [])
 
 
@@ -680,13 +684,33 @@ def test_listing_hub_that_is_gone_is_explained_soon(world: World) -> None:
     assert sum(world.slept) < 5
 
 
+@pytest.mark.parametrize(("listed", "found"), [(None, "None"), ("9123", "'9123'"), (-1, "-1")])
+def test_listing_without_right_sizes_is_refused_and_not_kept(world: World, listed: object, found: str) -> None:
+    record = SourceRecord(folder=world.folder)
+    hub = world.dataset().hub
+    world.server.listed_size = lambda size: listed
+    with pytest.raises(DataError, match=rf"lists synth_001\.parquet of PleIAs/SYNTH with the size {found}, need bytes"):
+        open_dataset(hub, REPOSITORY, None, record, say=world.said.append)
+    assert (record.commits, record.listings) == ({}, {})
+
+
+def test_listing_kept_without_sizes_is_asked_for_again(world: World) -> None:
+    record = SourceRecord(folder=world.folder)
+    dataset = world.dataset()
+    record.commits[""] = dataset.revision
+    without = [dataclasses.replace(file, size=None) for file in dataset.files.values()]  # type: ignore[arg-type]
+    record.listings[dataset.revision] = without
+    assert recorded_dataset(dataset.hub, REPOSITORY, None, record) is None
+    assert open_dataset(dataset.hub, REPOSITORY, None, record, say=world.said.append) == dataset
+
+
 def test_proxy_of_the_environment_is_used(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", world.server.endpoint)
     world.server.endpoint = "http://hub.invalid"
     huggingface_hub.close_session()  # the environment is read when a session begins
     try:
         world.fetch(_FIRST)
-        assert world.dataset().count_english(_LARGE) == 8_000
+        assert world.count_english(_LARGE) == 8_000
     finally:
         huggingface_hub.close_session()
 

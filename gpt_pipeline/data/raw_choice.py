@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gpt_pipeline.data.document_index import Rows, repeated_documents
-from gpt_pipeline.data.eligibility import RULE_VERSION
+from gpt_pipeline.data.eligibility import RULE_VERSION, count_english_rows
 from gpt_pipeline.data.raw_check import FileCheck
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
@@ -83,7 +83,7 @@ class FileChoice:
             known[name] = count
             yield name, count
         rest = [name for name in self._source.names if name not in known]
-        counts = self._source.count_english_of(rest, say=say)
+        counts = self._source.read_each(rest, count_english_rows, say=say)
         for name in rest:
             try:
                 _, count = next(counts)

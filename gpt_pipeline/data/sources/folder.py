@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from gpt_pipeline.data.eligibility import count_english_rows
 from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.storage.names import resolve_folder
 
+if TYPE_CHECKING:
+    from gpt_pipeline.data.stage import Say
+
 _KEY = "data.local_dataset_path"
+T = TypeVar("T")
 _SYNTH_NAME = re.compile(r"synth_\d+\.parquet")
 
 
@@ -24,7 +29,7 @@ def parquet_names(names: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalFolder:
-    """A folder with SYNTH's files."""
+    """A folder with raw files."""
 
     folder: Path
     names: tuple[str, ...]
@@ -41,45 +46,48 @@ class LocalFolder:
     def record_key(self, name: str) -> str:
         return name
 
+    def path(self, name: str) -> Path:
+        """Return where the file is, or will be."""
+        return self.folder / name
+
     def sha256(self, name: str) -> None:
-        """Nobody says what a local file should be."""
+        """Nothing says what a local file should be."""
         return None
 
     def find(self, name: str) -> Path | None:
-        """Return the file's path if it is there."""
-        path = self.folder / name
+        """Return the file's path if it exists."""
+        path = self.path(name)
         return path if path.is_file() else None
 
     def size(self, name: str) -> int:
-        """Return the file's size in bytes."""
-        return (self.folder / name).stat().st_size
+        """Return the file's size in bytes; 0 if it does not exist."""
+        path = self.find(name)
+        return 0 if path is None else path.stat().st_size
 
-    def count_english(self, name: str) -> int:
-        """Return how many rows of the file are in English: at least as many as become documents.
+    def open(self, name: str, *, say: Say) -> io.IOBase:
+        return self.fetch(name, say=say).open("rb")
 
-        Raises:
-            DataError: the file is not one of SYNTH.
-        """
-        return count_english_rows(self.folder / name)
-
-    def count_english_of(self, names: Iterable[str], *, say: Callable[[str], None]) -> Iterator[tuple[str, int]]:
-        """Yield each file's name and count, one file at a time, as long as the caller asks for more."""
+    def read_each(
+        self, names: Iterable[str], read: Callable[[io.IOBase, str], T], *, say: Say
+    ) -> Iterator[tuple[str, T]]:
+        """Yield each name with what `read` returns for it, one file at a time, while the caller asks for more."""
         for name in names:
-            yield name, self.count_english(name)
+            with self.open(name, say=say) as file:
+                yield name, read(file, name)
 
     def require_room(self, names: Iterable[str]) -> None:
-        """Return: nothing is copied from a folder."""
+        """Return: nothing is copied, and the sample's files are small."""
 
-    def fetch(self, name: str, *, again: bool = False, say: Callable[[str], None]) -> Path:
+    def fetch(self, name: str, *, again: bool = False, say: Say) -> Path:
         """Return the file's path."""
-        return self.folder / name
+        return self.path(name)
 
-    def fetch_all(self, names: Iterable[str], *, say: Callable[[str], None]) -> list[Path]:
+    def fetch_all(self, names: Iterable[str], *, say: Say) -> list[Path]:
         """Return the files' paths; see `fetch`."""
         return [self.fetch(name, say=say) for name in names]
 
     def proven_sha256(self, name: str) -> None:
-        """A folder's files were not hashed on their way."""
+        """Nothing is hashed before the stage reads it."""
         return None
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from gpt_pipeline.data.stage import Say
 
+T = TypeVar("T")
+
 
 class Source(Protocol):
-    """Where raw files come from."""
+    """Where raw files come from: it knows their names, sizes and bytes, and nothing of what is in them."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -26,7 +29,9 @@ class Source(Protocol):
 
     def record_key(self, name: str) -> str: ...
 
-    def size(self, name: str) -> int: ...
+    def size(self, name: str) -> int:
+        """Return the file's size in bytes; 0 for a local file that does not exist yet."""
+        ...
 
     def sha256(self, name: str) -> str | None:
         """Return the checksum that the source gives, if it gives one."""
@@ -36,8 +41,17 @@ class Source(Protocol):
         """Return the file's path if it is here; no network."""
         ...
 
-    def count_english_of(self, names: Sequence[str], *, say: Say) -> Iterator[tuple[str, int]]:
-        """Yield the English rows of each file, which need not be here, while the caller asks for more."""
+    def open(self, name: str, *, say: Say) -> io.IOBase:
+        """Open the file for reading; one that is not here is not downloaded: only the ranges read are transferred."""
+        ...
+
+    def read_each(
+        self, names: Sequence[str], read: Callable[[io.IOBase, str], T], *, say: Say
+    ) -> Iterator[tuple[str, T]]:
+        """Yield each name with what `read(file, name)` returns, in order, while the caller asks for more.
+
+        Files are opened as by `open`, several remote ones at a time.
+        """
         ...
 
     def require_room(self, names: Sequence[str]) -> None:
@@ -45,11 +59,11 @@ class Source(Protocol):
         ...
 
     def fetch(self, name: str, *, again: bool = False, say: Say) -> Path:
-        """Return the file's path, after bringing it here if it is not, or in any case if `again`."""
+        """Return the file's path, after bringing it here if it is missing, or in any case if `again`."""
         ...
 
     def fetch_all(self, names: Sequence[str], *, say: Say) -> Sequence[Path]:
-        """Return the files' paths, after bringing those here that are not, several at a time where that is faster."""
+        """Return the files' paths, after bringing the missing ones here, several at a time where that is faster."""
         ...
 
     def proven_sha256(self, name: str) -> str | None:

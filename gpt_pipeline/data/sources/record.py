@@ -37,6 +37,11 @@ class HubFile:
     """Hex; null for a small file, which the hub keeps in git and not in LFS."""
 
 
+def is_size(value: object) -> bool:
+    """Whether `value` is a number of bytes, which not every mirror of the hub gives."""
+    return type(value) is int and value >= 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
     """What was found in a file when it had this size and this time."""

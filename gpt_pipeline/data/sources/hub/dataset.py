@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
-from gpt_pipeline.data.eligibility import count_english_rows
 from gpt_pipeline.data.sources.folder import parquet_names
 from gpt_pipeline.data.sources.hub.at_once import Stop, all_of, in_order
 from gpt_pipeline.data.sources.hub.download import CacheEntry, download, etag_of
 from gpt_pipeline.data.sources.hub.explain import NO_HUB, Question, explained
-from gpt_pipeline.data.sources.hub.language_count import count_remote_english
 from gpt_pipeline.data.sources.hub.patience import Patience, persist
 from gpt_pipeline.data.sources.hub.progress import Observer, amounts, shown
 from gpt_pipeline.data.sources.hub.remote import RangeReader, RemoteFile
-from gpt_pipeline.data.sources.record import HubFile, SourceRecord
+from gpt_pipeline.data.sources.record import HubFile, SourceRecord, is_size
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.room import free_bytes
 
@@ -31,12 +29,14 @@ if TYPE_CHECKING:
     from gpt_pipeline.data.stage import Say
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_COUNT_THREADS = 8
+_READ_THREADS = 8
 _LISTING_ATTEMPTS = 3
 _LISTING_SECONDS = 60.0  # for the list of all files, which takes the hub longer than the first byte of one
 _SPARE = 10**9  # bytes to leave free on the disk of the cache
 _GB = 10**9
 _logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,21 +114,28 @@ class HubDataset:
             return None
         return Path(path) if Path(path).stat().st_size == self.size(name) else None
 
-    def count_english(self, name: str, *, say: Say = _logger.info) -> int:
-        """Return the file's English rows, an upper bound of its documents; what is not in the cache is not downloaded.
-
-        Reads the file's footer and its `language` column in the cache, or else from the hub by range requests.
+    def open(self, name: str, *, say: Say = _logger.info) -> io.IOBase:
+        """Open the file in the cache, or else on the hub: of that one only the ranges that are read are transferred.
 
         Raises:
-            UserError: the hub cannot be reached or refuses, or the file is not one of SYNTH.
+            UserError: the hub cannot be reached or refuses; also while reading.
         """
-        return self._count_english(name, say, still_wanted=lambda: None)
+        return self._open(name, say, still_wanted=lambda: None)
 
-    def count_english_of(self, names: Iterable[str], *, say: Say = _logger.info) -> Iterator[tuple[str, int]]:
-        """Yield each name with its `count_english`, in order; stops asking when the caller stops taking."""
+    def read_each(
+        self, names: Iterable[str], read: Callable[[io.IOBase, str], T], *, say: Say = _logger.info
+    ) -> Iterator[tuple[str, T]]:
+        """Yield each name with what `read` returns for it, in order, reading several files at a time.
+
+        Stops asking when the caller stops taking.
+        """
         stop = Stop()
-        count = partial(self._count_english, say=say, still_wanted=stop.check)
-        return in_order(count, names, threads=_COUNT_THREADS, stop=stop)
+
+        def read_one(name: str) -> T:
+            with self._open(name, say, still_wanted=stop.check) as file:
+                return read(file, name)
+
+        return in_order(read_one, names, threads=_READ_THREADS, stop=stop)
 
     def require_room(self, names: Iterable[str]) -> None:
         """Refuse files that do not fit on the disk of the cache, before the first of them is downloaded.
@@ -189,18 +196,16 @@ class HubDataset:
                 all_of(lambda name: self.fetch(name, say=say, observer=observe), missing, threads=workers, stop=stop)
         return [self.fetch(name, say=say) for name in names]
 
-    def _count_english(self, name: str, say: Say, still_wanted: Callable[[], None]) -> int:
+    def _open(self, name: str, say: Say, still_wanted: Callable[[], None]) -> io.IOBase:
         if (path := self.find(name)) is not None:
-            return count_english_rows(path)
-        reader = RangeReader(
+            return path.open("rb")
+        return RangeReader(
             self._remote(name),
             question=self._question(name),
             patience=self.hub.patience,
             say=say,
             still_wanted=still_wanted,
         )
-        with reader:
-            return count_remote_english(reader, name)
 
     def _download(self, name: str, again: bool, say: Say, observer: Observer) -> Path:
         remote, patience = self._remote(name), self.hub.patience
@@ -262,24 +267,25 @@ def open_dataset(
     names = parquet_names(files)
     if not names:
         raise DataError(f"{repository} at {commit} has no parquet file; correct data.source, {NO_HUB}")
+    listing = {name: _hub_file(files[name], repository, hub) for name in names}
     record.commits[revision or ""] = commit
-    record.listings[commit] = [files[name] for name in names]
+    record.listings[commit] = list(listing.values())
     record.save()
     say(f"{repository}: using commit {commit} from now on ({len(names)} files)")
-    return HubDataset(hub=hub, repository=repository, revision=commit, files={name: files[name] for name in names})
+    return HubDataset(hub=hub, repository=repository, revision=commit, files=listing)
 
 
-def _listing(hub: Hub, repository: str, revision: str | None, say: Say) -> tuple[str, dict[str, HubFile]]:
-    """Return the commit at `revision` and its files, in one answer of the hub."""
+def _listing(hub: Hub, repository: str, revision: str | None, say: Say) -> tuple[str, dict[str, Any]]:
+    """Return the commit at `revision` and the hub's entries of its files by name, in one answer of the hub."""
     api = HfApi(endpoint=hub.endpoint)
 
     def ask() -> Any:
         return api.dataset_info(repository, revision=revision, files_metadata=True, timeout=_LISTING_SECONDS)
 
-    # Nothing is begun yet: that there is no network is better said soon.
+    # Nothing has started, so fail fast without a network.
     patience = dataclasses.replace(hub.patience, attempts=min(hub.patience.attempts, _LISTING_ATTEMPTS))
     info = persist(ask, what=repository, patience=patience, say=say)
-    return info.sha, {entry.rfilename: _hub_file(entry) for entry in info.siblings}
+    return info.sha, {entry.rfilename: entry for entry in info.siblings or ()}
 
 
 def recorded_dataset(hub: Hub, repository: str, revision: str | None, record: SourceRecord) -> HubDataset | None:
@@ -288,9 +294,17 @@ def recorded_dataset(hub: Hub, repository: str, revision: str | None, record: So
     commit = revision if is_commit else record.commits.get(revision or "")
     if commit is None or commit not in record.listings:
         return None
+    if not all(is_size(file.size) for file in record.listings[commit]):
+        return None  # kept by a version that did not check the hub's answer: ask again
     files = {file.name: file for file in record.listings[commit]}
     return HubDataset(hub=hub, repository=repository, revision=commit, files=files)
 
 
-def _hub_file(entry: Any) -> HubFile:
-    return HubFile(name=entry.rfilename, size=entry.size, sha256=entry.lfs.sha256 if entry.lfs else None)
+def _hub_file(entry: Any, repository: str, hub: Hub) -> HubFile:
+    sha256 = entry.lfs.sha256 if entry.lfs else None
+    if not is_size(entry.size):
+        raise DataError(
+            f"{hub.address} lists {entry.rfilename} of {repository} with the size {entry.size!r}, need bytes as a "
+            f"whole number; is HF_ENDPOINT a mirror that lacks sizes? Use one that has them, {NO_HUB}"
+        )
+    return HubFile(name=entry.rfilename, size=entry.size, sha256=sha256)

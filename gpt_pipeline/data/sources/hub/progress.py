@@ -38,7 +38,7 @@ class Meter:
         """Note that `here` bytes of the file are here."""
         with self._lock:
             before = self._here.get(name)
-            self._arrived += 0 if before is None else here - before
+            self._arrived += 0 if before is None else max(here - before, 0)  # less: it starts over
             self.here += here - (before or 0)
             self._here[name] = here
             self._sample()

@@ -75,13 +75,7 @@ class RangeReader(io.RawIOBase):
     """A file of the hub for a library that wants a file: reads only the ranges asked for, and each only once."""
 
     def __init__(
-        self,
-        file: RemoteFile,
-        *,
-        question: Question,
-        patience: Patience,
-        say: Say,
-        still_wanted: Callable[[], None],
+        self, file: RemoteFile, *, question: Question, patience: Patience, say: Say, still_wanted: Callable[[], None]
     ) -> None:
         self._file = file
         self._question = question
@@ -131,11 +125,7 @@ class RangeReader(io.RawIOBase):
         attempt = partial(self._request, start, end)
         with explained(self._question):  # here: what a library makes of the hub's errors on their way is unknown
             content = persist(
-                attempt,
-                what=self._file.name,
-                patience=self._patience,
-                say=self._say,
-                still_wanted=self._still_wanted,
+                attempt, what=self._file.name, patience=self._patience, say=self._say, still_wanted=self._still_wanted
             )
         self._ranges.append((start, content))
         return content

@@ -76,16 +76,7 @@ def math_exercise(rng: Random) -> Draft:
     return _comparison(rng) if chance < 0.85 else _doubling(rng)
 
 
-def _problem(
-    rng: Random,
-    script: str,
-    template: str,
-    reasoning: str,
-    *,
-    a: int,
-    b: int,
-    result: int,
-) -> Draft:
+def _problem(rng: Random, script: str, template: str, reasoning: str, *, a: int, b: int, result: int) -> Draft:
     name = rng.choice(words.NAMES)
     values = {
         "name": name, "other": pick_other(rng, words.NAMES, name), "a": a, "b": b, "items": rng.choice(words.ITEMS),
@@ -117,15 +108,7 @@ def _comparison(rng: Random) -> Draft:
     wants_larger = rng.random() < 0.5
     question = rng.choice(_LARGER if wants_larger else _SMALLER)
     template = f"{rng.choice(_COMPARED)} {question}"
-    return _problem(
-        rng,
-        "comparison",
-        template,
-        reasoning,
-        a=a,
-        b=b,
-        result=larger if wants_larger else smaller,
-    )
+    return _problem(rng, "comparison", template, reasoning, a=a, b=b, result=larger if wants_larger else smaller)
 
 
 def _doubling(rng: Random) -> Draft:

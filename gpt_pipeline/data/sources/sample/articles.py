@@ -200,11 +200,7 @@ _VILLAGE: Final = (
             "The best {food} is made in {name}.",
             "{name} sells {food}.",
         ),
-        (
-            "What is {name} known for?",
-            "Which food does {name} sell?",
-            "Which food is made in {name}?",
-        ),
+        ("What is {name} known for?", "Which food does {name} sell?", "Which food is made in {name}?"),
         "the food of {name}",
         "{name} is known for {food}",
     ),
@@ -226,10 +222,7 @@ _VILLAGE: Final = (
 )
 
 FACTS: Final[Mapping[str, tuple[Fact, ...]]] = {"person": _PERSON, "village": _VILLAGE}
-SUBJECTS: Final[Mapping[str, tuple[str, ...]]] = {
-    "person": words.NAMES,
-    "village": words.VILLAGES,
-}
+SUBJECTS: Final[Mapping[str, tuple[str, ...]]] = {"person": words.NAMES, "village": words.VILLAGES}
 VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "job": words.JOBS,
     "town": words.TOWNS,
@@ -256,9 +249,4 @@ def _article(rng: Random, number: int) -> Article:
     who = name if kind == "person" else rng.choice(words.NAMES)
     values |= {"name": name, "who": who, "thing": rng.choice(words.THINGS)}
     text = " ".join(rng.choice(fact.statements).format_map(values) for fact in FACTS[kind])
-    return Article(
-        kind=kind,
-        url=f"{URL_ROOT}/en/{kind}-{name.lower()}-{number:04d}",
-        text=text,
-        words=values,
-    )
+    return Article(kind=kind, url=f"{URL_ROOT}/en/{kind}-{name.lower()}-{number:04d}", text=text, words=values)

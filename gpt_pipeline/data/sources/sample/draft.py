@@ -36,14 +36,7 @@ _GREETINGS: Final = (
     "Hello!", "Please help.", "A quick question.", "Hi there.", "I need help.", "Tell me this.", "Good morning.",
     "Can you help me?", "One more question.", "For my class:", "Please answer.",
 )  # fmt: skip
-_THANKS: Final = (
-    "Thanks!",
-    "Thank you.",
-    "Please be short.",
-    "I am not sure.",
-    "Please explain.",
-    "Many thanks.",
-)
+_THANKS: Final = ("Thanks!", "Thank you.", "Please be short.", "I am not sure.", "Please explain.", "Many thanks.")
 
 
 def phrased(rng: Random, query: str) -> str:

@@ -27,11 +27,7 @@ def _following(cycle: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     return tuple(zip(cycle, cycle[1:] + cycle[:1], strict=True))
 
 
-_AFTER: Final = (
-    "Which {unit} comes after {0}?",
-    "What comes after {0}?",
-    "{0} is over, which {unit} is next?",
-)
+_AFTER: Final = ("Which {unit} comes after {0}?", "What comes after {0}?", "{0} is over, which {unit} is next?")
 _TOPICS: Final = (
     _Topic(
         "opposite",
@@ -81,12 +77,7 @@ _TOPICS: Final = (
     _Topic(
         "typical colour",
         words.TYPICAL_COLOURS,
-        (
-            "What colour is {0}?",
-            "Which colour does {0} have?",
-            "What is the colour of {0}?",
-            "How does {0} look?",
-        ),
+        ("What colour is {0}?", "Which colour does {0} have?", "What is the colour of {0}?", "How does {0} look?"),
         "the colour of {0}. The colour of {0} is {1}.",
     ),
     _Topic(

@@ -254,39 +254,17 @@ def foreign_draft(rng: Random, language: Language, *, name: str, town: str) -> D
     if chance < 0.75:
         pair = rng.choice(language.opposites)
         query = f"{name} ({town}): {rng.choice(language.opposite_of).format(*pair)}"
-        return Draft(
-            "memorization",
-            "opposite",
-            query,
-            language.opposite_is.format(*pair),
-            pair[1],
-        )
+        return Draft("memorization", "opposite", query, language.opposite_is.format(*pair), pair[1])
     if chance < 0.9:
         new = pick_other(rng, language.towns, town)
         query = language.replace.format(old=town, new=new, sentence=fact)
-        return Draft(
-            "editing",
-            "replace a word",
-            query,
-            "",
-            language.fact.format(name=name, town=new),
-        )
+        return Draft("editing", "replace a word", query, "", language.fact.format(name=name, town=new))
     query = language.write_about.format(name=name, town=town)
     return Draft("constrained writing", "two words", query, "", fact, f"words:{name},{town}")
 
 
 def _sum(rng: Random, language: Language, name: str) -> Draft:
-    a, b = (
-        rng.randint(_SMALLEST, language.largest),
-        rng.randint(_SMALLEST, language.largest),
-    )
+    a, b = (rng.randint(_SMALLEST, language.largest), rng.randint(_SMALLEST, language.largest))
     left, right, total = (language.numeral(number) for number in (a, b, a + b))
     query = rng.choice(language.sums).format(name=name, a=left, b=right)
-    return Draft(
-        "math exercise",
-        "addition",
-        query,
-        f"{left} + {right} = {total}.",
-        total,
-        f"result:{a + b}",
-    )
+    return Draft("math exercise", "addition", query, f"{left} + {right} = {total}.", total, f"result:{a + b}")

@@ -45,13 +45,7 @@ def rag(rng: Random, article: Article) -> Draft:
         script = "one of two facts"
     rng.shuffle(statements)
     query = rng.choice(_FRAMES).format(text=" ".join(statements), question=_asked(rng, article, fact))
-    return Draft(
-        "rag",
-        script,
-        phrased(rng, query),
-        _found(article, fact) + ".",
-        article.words[fact.field],
-    )
+    return Draft("rag", script, phrased(rng, query), _found(article, fact) + ".", article.words[fact.field])
 
 
 def mcq(rng: Random, article: Article) -> Draft:
@@ -77,11 +71,7 @@ def _choice_of_kind(rng: Random, article: Article) -> Draft:
     who = article.words["who"]
     query = f"{who} asks: {rng.choice(_WHICH).format(kind=kind)} {options} {rng.choice(_HELP).format(who)}"
     return Draft(
-        "mcq",
-        "choice of a kind",
-        phrased(rng, query),
-        f"{who} wants {kind}. The answer is {right} ({letter}).",
-        letter,
+        "mcq", "choice of a kind", phrased(rng, query), f"{who} wants {kind}. The answer is {right} ({letter}).", letter
     )
 
 

@@ -1,14 +1,18 @@
-"""Rows with SYNTH's columns, in SYNTH's proportions as far as they are known."""
+"""The sample's rows, with SYNTH's columns in SYNTH's proportions as far as known, and the parquet files of them."""
 
 from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Iterator
 from itertools import accumulate
+from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from gpt_pipeline.data.documents import FAILED_CONSTRAINT
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gpt_pipeline.data.documents import FAILED_CONSTRAINT, SYNTH_COLUMNS
 from gpt_pipeline.data.sources.sample.arithmetic import EXERCISE as MATH
 from gpt_pipeline.data.sources.sample.arithmetic import math_exercise
 from gpt_pipeline.data.sources.sample.articles import URL_ROOT, Article, articles
@@ -16,11 +20,8 @@ from gpt_pipeline.data.sources.sample.draft import Draft
 from gpt_pipeline.data.sources.sample.knowledge import memorization
 from gpt_pipeline.data.sources.sample.languages import LANGUAGES, foreign_draft
 from gpt_pipeline.data.sources.sample.reading import mcq, rag
-from gpt_pipeline.data.sources.sample.writing import (
-    constrained_writing,
-    creative_writing,
-    editing,
-)
+from gpt_pipeline.data.sources.sample.writing import constrained_writing, creative_writing, editing
+from gpt_pipeline.storage.atomic import atomic_path
 
 SAMPLE_VERSION: Final = "2"
 """Raise it whenever the same seed gives other documents."""
@@ -33,14 +34,7 @@ _SHARES: Final = {
 }  # fmt: skip
 """SYNTH's shares of languages; its 17 rarest ones are left out. They add up to 1."""
 
-_MAKERS: Final = (
-    memorization,
-    rag,
-    mcq,
-    editing,
-    constrained_writing,
-    creative_writing,
-)
+_MAKERS: Final = (memorization, rag, mcq, editing, constrained_writing, creative_writing)
 _MAKER_BOUNDS: Final = tuple(accumulate((0.27, 0.27, 0.22, 0.1, 0.07, 0.07)))
 _MATH_SHARE: Final = 0.22  # of the English rows
 _FAILED_SHARE: Final = 0.01  # of the math rows
@@ -49,6 +43,23 @@ _BLANKS: Final = (None, "", " \n")
 
 _LANGUAGES: Final = tuple(_SHARES)
 _LANGUAGE_BOUNDS: Final = tuple(accumulate(_SHARES.values()))
+
+SCHEMA: Final = pa.schema([(name, pa.int64() if name == "words" else pa.string()) for name in SYNTH_COLUMNS])
+"""SYNTH's: 14 nullable columns."""
+
+
+def file_name(number: int) -> str:
+    """Return the name of the `number`-th file, from 1 on, in SYNTH's manner."""
+    return f"synth_{number:03d}.parquet"
+
+
+def write_file(path: Path, number: int, *, seed: int = 0, n_rows: int = 10_000) -> Path:
+    """Write the `number`-th file, from 1 on, to `path`, and return it; its content depends on the numbers alone."""
+    rows = list(rows_of_file(number, seed=seed, n_rows=n_rows))
+    table = pa.Table.from_pydict({name: [row[name] for row in rows] for name in SYNTH_COLUMNS}, schema=SCHEMA)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, row_group_size=len(rows), compression="zstd")
+    return path
 
 
 def rows_of_file(number: int, *, seed: int, n_rows: int) -> Iterator[Row]:
@@ -80,18 +91,13 @@ def _english_row(rng: Random, seed: int) -> Row:
 
 def _foreign_row(rng: Random, code: str) -> Row:
     language = LANGUAGES[code]
-    person, place = (
-        rng.randrange(len(language.names)),
-        rng.randrange(len(language.towns)),
-    )
+    person, place = (rng.randrange(len(language.names)), rng.randrange(len(language.towns)))
     name, town = language.names[person], language.towns[place]
     draft = foreign_draft(rng, language, name=name, town=town)
     if draft.exercise == MATH:
         return _row(draft, url=None, text=None)
     return _row(
-        draft,
-        url=f"{URL_ROOT}/{code}/person-{person}-{place}",
-        text=language.fact.format(name=name, town=town),
+        draft, url=f"{URL_ROOT}/{code}/person-{person}-{place}", text=language.fact.format(name=name, town=town)
     )
 
 

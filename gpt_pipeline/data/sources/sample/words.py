@@ -20,15 +20,7 @@ TOOLS: Final = tuple("hammer saw knife spoon fork brush".split())
 THINGS: Final = tuple("boat house car hat coat door bike chair".split())
 FOODS: Final = tuple("bread cheese soup rice cake honey corn salad".split())
 ITEMS: Final = tuple("apples books coins eggs stones cards cups balls".split())
-DAYS: Final = (
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-)
+DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS: Final = tuple("January February March April May June July August September October November December".split())
 VILLAGES: Final = tuple("Newton Hilton Milton Weston Preston Burton".split())
 

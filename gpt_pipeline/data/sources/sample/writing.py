@@ -87,14 +87,7 @@ def constrained_writing(rng: Random, article: Article) -> Draft:
     rng.shuffle(pair)
     query = phrased(rng, rng.choice(_WITH_WORDS).format(*pair))
     answer = pattern.format_map(known)
-    return Draft(
-        "constrained writing",
-        "two words",
-        query,
-        "",
-        answer,
-        f"words:{pair[0]},{pair[1]}",
-    )
+    return Draft("constrained writing", "two words", query, "", answer, f"words:{pair[0]},{pair[1]}")
 
 
 def creative_writing(rng: Random, article: Article) -> Draft:
@@ -124,13 +117,7 @@ def _replacement(rng: Random, article: Article) -> Draft:
     old = known[field]
     new = pick_other(rng, _CHOICES[field], old)
     query = rng.choice(_REPLACE).format(old=old, new=new, sentence=pattern.format_map(known))
-    return Draft(
-        "editing",
-        "replace a word",
-        phrased(rng, query),
-        "",
-        pattern.format_map({**known, field: new}),
-    )
+    return Draft("editing", "replace a word", phrased(rng, query), "", pattern.format_map({**known, field: new}))
 
 
 def _into_the_past(rng: Random, article: Article) -> Draft:
@@ -139,13 +126,7 @@ def _into_the_past(rng: Random, article: Article) -> Draft:
     place = rng.choice(("in {town}", "by the {thing}", "on {day}"))
     sentence = f"{{who}} {{verb}} {place}."
     query = rng.choice(_PAST).format(sentence=sentence.format_map({**known, "verb": present}))
-    return Draft(
-        "editing",
-        "into the past",
-        phrased(rng, query),
-        "",
-        sentence.format_map({**known, "verb": past}),
-    )
+    return Draft("editing", "into the past", phrased(rng, query), "", sentence.format_map({**known, "verb": past}))
 
 
 def _doubled_word(rng: Random, article: Article) -> Draft:
