@@ -102,9 +102,7 @@ def test_fetch_cut_connection_goes_on_where_it_was_cut(world: World, published: 
 
 def test_fetch_given_up_keeps_what_came_for_the_next_run(world: World, published: Path) -> None:
     world.server.faults = [Fault(cut_after=100_000), *[Fault(status=503)] * 5]
-    with pytest.raises(
-        DataError, match=r"synth_003.*HTTP 503 until the last attempt.*kept, and 100,000 of [\d,]+ bytes"
-    ):
+    with pytest.raises(DataError, match=r"synth_003.*HTTP 503 at every attempt.*kept, and 100,000 of [\d,]+ bytes"):
         world.fetch(_LARGE)
     assert world.dataset().find(_LARGE) is None
     assert world.fetch(_LARGE).read_bytes() == (published / _LARGE).read_bytes()
@@ -199,7 +197,7 @@ def test_fetch_429_that_asks_for_too_long_is_no_wait(world: World) -> None:
 
 def test_fetch_5xx_is_asked_again_with_doubled_waits_and_then_explained(world: World) -> None:
     world.server.faults = [Fault(status=500) for _ in range(9)]
-    with pytest.raises(DataError, match=r"HTTP 500 until the last attempt; run again later.*local_dataset_path"):
+    with pytest.raises(DataError, match=r"HTTP 500 at every attempt; run again later.*local_dataset_path"):
         world.fetch(_FIRST)
     assert len(world.server.faults) == 3
     assert 31 <= sum(world.slept) <= 35  # 1 + 2 + 4 + 8 + 16
@@ -374,7 +372,7 @@ def test_fetch_full_disk_names_the_cache(world: World, published: Path) -> None:
     blobs = world.folder / "cache" / "datasets--PleIAs--SYNTH" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / f"{digest}.incomplete").symlink_to("/dev/full")
-    with pytest.raises(DataError, match=r"cannot be kept in the hub's cache.*HF_HOME"):
+    with pytest.raises(DataError, match=r"cannot be written to the hub's cache.*HF_HOME"):
         world.fetch(_LARGE)
     assert world.slept == []
 
@@ -399,7 +397,7 @@ def test_require_room_counts_only_what_is_still_to_come(world: World, monkeypatc
     world.patience = dataclasses.replace(world.patience, attempts=1)
     world.fetch(_FIRST)
     world.server.faults = [Fault(cut_after=100_000)]
-    with pytest.raises(DataError, match="broke off each time"):
+    with pytest.raises(DataError, match="broke off at every attempt"):
         world.fetch(_LARGE)
     dataset = world.dataset()
     _free(monkeypatch, 10**9 + dataset.size(_LARGE) - 100_000)
@@ -446,7 +444,7 @@ def test_count_english_busy_hub_is_asked_again(world: World) -> None:
 
 def test_count_english_hub_that_stays_busy_is_explained(world: World) -> None:
     world.server.faults = [Fault(status=503) for _ in range(6)]
-    with pytest.raises(DataError, match=r"synth_003.*HTTP 503 until the last attempt"):
+    with pytest.raises(DataError, match=r"synth_003.*HTTP 503 at every attempt"):
         world.count_english(_LARGE)
 
 

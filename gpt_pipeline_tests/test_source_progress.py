@@ -43,6 +43,17 @@ def test_meter_resumed_file_counts_what_was_there_but_not_into_the_rate() -> Non
     assert meter.describe() == "320 of 400 MB, 2.0 MB/s, 40 s left"
 
 
+def test_meter_file_that_starts_over_does_not_count_backwards() -> None:
+    clock = Clock()
+    meter = Meter({"a": 400 * _MB}, clock=clock)
+    meter.moved("a", 0)
+    meter.moved("a", 400 * _MB)
+    meter.moved("a", 0)
+    clock.now = 10.0
+    meter.moved("a", 100 * _MB)
+    assert meter.describe() == "100 of 400 MB, 50 MB/s, 6 s left"
+
+
 def test_meter_rate_is_that_of_the_last_seconds() -> None:
     clock = Clock()
     meter = Meter({"a": 1000 * _MB}, clock=clock)

@@ -122,8 +122,8 @@ def open_folder(folder: Path) -> LocalFolder:
         raise ConfigError(
             _KEY,
             found=", ".join(ascii(name) for name in unusable[:5]),
-            need="files with names in UTF-8 (these are folders, links that lead nowhere, or named otherwise)",
-            remedy=f"mend or remove them in {folder}",
+            need="files with UTF-8 names (these are folders, broken links, or named otherwise)",
+            remedy=f"rename, repair or remove them in {folder}",
         )
     if not names:
         seen = ", ".join(entries[:5]) or "nothing"
@@ -131,6 +131,6 @@ def open_folder(folder: Path) -> LocalFolder:
             _KEY,
             found=str(folder),
             need=f"a folder with SYNTH's files synth_001.parquet, ... (it holds {seen})",
-            remedy="name the folder itself, not one above it, or remove the key to download them",
+            remedy="give the folder itself, not its parent, or remove the key to download them",
         )
     return LocalFolder(folder=folder, names=names)

@@ -1,7 +1,7 @@
-"""What was found out about a source of raw files, kept so that it is found out once: pins, listings, checksums.
+"""What is known about a source of raw files, kept so that it is found out once: pins, listings, checksums.
 
-`source.json` is changed by one process at a time, which holds the folder. What was found in a file is a file of its own
-under `files/`, so that several processes can look at several files at once.
+`source.json` is changed by one process at a time, which holds the folder. What was found in each raw file is a file of
+its own under `files/`, so that several processes can examine several files at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def is_size(value: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
-    """What was found in a file when it had this size and this time."""
+    """What was found in a file that had this size and time."""
 
     key: str
     """The file's name, after the commit and `/` for files of the hub."""
@@ -57,34 +57,34 @@ class FileFacts:
     rows: int
 
     documents: int
-    """Rows that become documents, repeated ones included."""
+    """Rows that become documents, including repeated ones."""
 
     rule: str
-    """The `RULE_VERSION` that the documents were counted by."""
+    """The `RULE_VERSION` by which the documents were counted."""
 
     def is_of(self, path: Path) -> bool:
-        """Whether `path` still is the file that was looked at, as far as its size and time tell."""
+        """Whether `path` is still the file that was examined, as far as its size and time tell."""
         stat = path.stat()
         return (self.size, self.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass(kw_only=True)
 class SourceRecord:
-    """The memory of one source; change it only while holding its folder, but for `write_facts`."""
+    """What is known about one source; except by `write_facts`, change it only while holding its folder."""
 
     folder: Path
 
     commits: dict[str, str] = field(default_factory=dict)
-    """The hub's commit for each revision asked for; the empty one is the newest, pinned at its first use."""
+    """The hub's commit for each revision requested; the empty one is the newest, pinned at its first use."""
 
     listings: dict[str, list[HubFile]] = field(default_factory=dict)
     """The dataset's parquet files at each commit, in order."""
 
     folder_names: list[str] = field(default_factory=list)
-    """The parquet files of a folder when it was last seen: it may be on a disk that is not plugged in."""
+    """The parquet files of a folder when it was last seen, since its disk may be unplugged."""
 
     english_rows: dict[str, int] = field(default_factory=dict)
-    """Rows in English by file, for files of the hub that need not have been downloaded."""
+    """English rows by file, for files of the hub, downloaded or not."""
 
     new_documents: dict[str, int] = field(default_factory=dict)
     """Documents of a file that repeat none before them, by the identity of the file and of all files before it."""
@@ -95,15 +95,15 @@ class SourceRecord:
         write_json(self.folder / _NAME, value)
 
     def facts(self, key: str) -> FileFacts | None:
-        """Return what was found in the file, if it was looked at."""
+        """Return what was found in the file, if it was examined."""
         return _read(self._facts_path(key), lambda value: FileFacts(**value))
 
     def write_facts(self, facts: FileFacts) -> None:
-        """Keep what was found in a file; needs no lock."""
+        """Record what was found in a file; needs no lock."""
         write_json(self._facts_path(facts.key), dataclasses.asdict(facts))
 
     def _facts_path(self, key: str) -> Path:
-        # The hash keeps names apart that differ only in what a file's name may not have.
+        # The hash tells names apart that differ only in characters that file names may not contain.
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:8]
         return self.folder / _FILES / f"{slug(key)[-60:]}-{digest}.json"
 

@@ -1,4 +1,4 @@
-"""Several files at once in threads: results in order, asked for no further ahead than is worth it."""
+"""Work on several files at once in threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from gpt_pipeline.errors import DataError, StoppedError, UserError
 
-_MANY_FAILURES = 3  # after so many, the rest would most likely fail as well
+_MANY_FAILURES = 3  # after these the rest would most likely fail as well
 
 T = TypeVar("T")
 
@@ -33,8 +33,8 @@ class Stop:
 def in_order(work: Callable[[str], T], names: Iterable[str], *, threads: int, stop: Stop) -> Iterator[tuple[str, T]]:
     """Yield each name with what `work` returns for it, in order.
 
-    Begins with two at once and takes one more with each result, up to `threads`: who stops early has asked for little
-    more than was needed. `stop` is set at the end, also an early one.
+    Starts with two at once and adds one with each result, up to `threads`: a caller that stops early has asked for
+    little more than it needed. `stop` is set at the end, also an early one.
     """
     waiting: deque[tuple[str, Future[T]]] = deque()
     left = iter(names)
@@ -54,23 +54,24 @@ def in_order(work: Callable[[str], T], names: Iterable[str], *, threads: int, st
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def all_of(work: Callable[[str], T], names: Sequence[str], *, threads: int, stop: Stop) -> list[T]:
-    """Return what `work` returns for each name, in order; one failure lets the others finish.
+def all_of(work: Callable[[str], object], names: Sequence[str], *, threads: int, stop: Stop) -> None:
+    """Do `work` for each name; one failure lets the others finish.
 
-    After several failures nothing more is begun. `stop` is set when this thread is interrupted.
+    After several failures nothing more is started. `stop` is set when this thread is interrupted.
 
     Raises:
         UserError: the only failure.
         DataError: names the files that failed, and the first failure.
     """
     failed: dict[str, UserError] = {}
-    results: dict[str, T] = {}
+    done: list[str] = []
 
     def one(name: str) -> None:
         if len(failed) >= _MANY_FAILURES:
             return
         try:
-            results[name] = work(name)
+            work(name)
+            done.append(name)
         except UserError as error:
             failed[name] = error
 
@@ -82,17 +83,11 @@ def all_of(work: Callable[[str], T], names: Sequence[str], *, threads: int, stop
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    if failed:
-        raise _failure(failed, done=len(results), total=len(names))
-    return [results[name] for name in names]
-
-
-def _failure(failed: dict[str, UserError], *, done: int, total: int) -> UserError:
+    if not failed:
+        return
     name, error = next(iter(failed.items()))
-    if total == 1:
-        return error
+    if len(names) == 1:
+        raise error
     said = str(error) if name in str(error) else f"{name}: {error}"
     others = f" (also {', '.join(list(failed)[1:])})" if len(failed) > 1 else ""
-    failure = DataError(f"{done} of {total} files are here; failed: {said}{others}")
-    failure.__cause__ = error
-    return failure
+    raise DataError(f"{len(done)} of {len(names)} files are here; failed: {said}{others}") from error

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, try_to_load_from_cache
 
 from gpt_pipeline.data.sources.folder import parquet_names
 from gpt_pipeline.data.sources.hub.at_once import Stop, all_of, in_order
 from gpt_pipeline.data.sources.hub.download import CacheEntry, download, etag_of
 from gpt_pipeline.data.sources.hub.explain import NO_HUB, Question, explained
-from gpt_pipeline.data.sources.hub.patience import Patience, persist
+from gpt_pipeline.data.sources.hub.patience import persist
 from gpt_pipeline.data.sources.hub.progress import Observer, amounts, shown
-from gpt_pipeline.data.sources.hub.remote import RangeReader, RemoteFile
+from gpt_pipeline.data.sources.hub.remote import Hub, RangeReader, RemoteFile
 from gpt_pipeline.data.sources.record import HubFile, SourceRecord, is_size
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.room import free_bytes
@@ -37,38 +37,7 @@ _GB = 10**9
 _logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hub:
-    """How to reach the hub; huggingface_hub's own settings (HF_ENDPOINT, HF_HOME, HF_TOKEN) where null."""
-
-    endpoint: str | None = None
-    cache_folder: Path | None = None
-    patience: Patience = field(default_factory=Patience)
-
-    @property
-    def address(self) -> str:
-        return self.endpoint or str(constants.ENDPOINT)
-
-    @property
-    def cache(self) -> Path:
-        return self.cache_folder or Path(constants.HF_HUB_CACHE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Proof:
-    """That a file with this number, size and time has this checksum."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path, sha256: str) -> _Proof:
-        stat = path.stat()
-        return cls(inode=stat.st_ino, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256)
+_Identity = tuple[int, int, int]  # a file's inode, size and time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +52,8 @@ class HubDataset:
     files: dict[str, HubFile]
     """By name, in order."""
 
-    _proofs: dict[str, _Proof] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Of the files that this object downloaded."""
+    _downloaded: dict[str, tuple[str, _Identity]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The sha256 of each file that this object downloaded, and which file that was."""
 
     @property
     def description(self) -> str:
@@ -172,10 +141,9 @@ class HubDataset:
 
     def proven_sha256(self, name: str) -> str | None:
         """Return the checksum that the file had when this object downloaded it, if it is still that file."""
-        proof, path = self._proofs.get(name), self.find(name)
-        if proof is None or path is None or _Proof.of(path, proof.sha256) != proof:
-            return None
-        return proof.sha256
+        sha256, downloaded = self._downloaded.get(name, (None, None))
+        path = self.find(name)
+        return sha256 if path is not None and _identity(path) == downloaded else None
 
     def fetch_all(self, names: Sequence[str], *, say: Say = _logger.info, workers: int = 4) -> list[Path]:
         """Return the files' paths in the cache, in order, downloading several at a time in this process.
@@ -199,36 +167,19 @@ class HubDataset:
     def _open(self, name: str, say: Say, still_wanted: Callable[[], None]) -> io.IOBase:
         if (path := self.find(name)) is not None:
             return path.open("rb")
-        return RangeReader(
-            self._remote(name),
-            question=self._question(name),
-            patience=self.hub.patience,
-            say=say,
-            still_wanted=still_wanted,
-        )
+        return RangeReader(self._remote(name), question=self._question(name), say=say, still_wanted=still_wanted)
 
     def _download(self, name: str, again: bool, say: Say, observer: Observer) -> Path:
-        remote, patience = self._remote(name), self.hub.patience
-        entry = self._entry(name, self.sha256(name) or etag_of(remote, patience=patience, say=say))
-        downloaded = download(
-            remote, entry, sha256=self.sha256(name), again=again, patience=patience, say=say, observer=observer
-        )
-        if downloaded.sha256 is not None:
-            self._proofs[name] = _Proof.of(downloaded.path, downloaded.sha256)
-        return downloaded.path
+        file, sha256 = self._remote(name), self.sha256(name)
+        etag = sha256 or etag_of(file, say=say)
+        path, downloaded = download(file, etag, sha256=sha256, again=again, say=say, observer=observer)
+        if downloaded is not None:
+            self._downloaded[name] = (downloaded, _identity(path))
+        return path
 
     def _remote(self, name: str) -> RemoteFile:
         return RemoteFile(
-            endpoint=self.hub.endpoint,
-            repository=self.repository,
-            revision=self.revision,
-            name=name,
-            size=self.size(name),
-        )
-
-    def _entry(self, name: str, etag: str) -> CacheEntry:
-        return CacheEntry(
-            cache_folder=self.hub.cache, repository=self.repository, revision=self.revision, name=name, etag=etag
+            hub=self.hub, repository=self.repository, revision=self.revision, name=name, size=self.size(name)
         )
 
     def _question(self, name: str) -> Question:
@@ -243,11 +194,16 @@ class HubDataset:
     def _kept_bytes(self, name: str) -> int:
         """Return how many of a file's first bytes an earlier attempt left."""
         sha256 = self.sha256(name)
-        path = None if sha256 is None else self._entry(name, sha256).partial
+        path = None if sha256 is None else CacheEntry(file=self._remote(name), etag=sha256).partial
         return path.stat().st_size if path is not None and path.is_file() else 0
 
     def _missing_bytes(self, name: str) -> int:
         return 0 if self.find(name) is not None else max(self.size(name) - self._kept_bytes(name), 0)
+
+
+def _identity(path: Path) -> _Identity:
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def open_dataset(

@@ -1,8 +1,8 @@
-"""Downloads into the hub's own cache that go on where the last attempt, or the last process, was cut off.
+"""Downloads into the hub's own cache that resume where the last attempt, or the last process, was cut off.
 
-huggingface_hub reads a file into a temporary file of its own name and removes it when it fails, so 400 of 470 MB are
-lost with the connection; it does not ask again after a 5xx either. So the bytes are fetched here, and only the layout
-is the library's: `blobs/<etag>`, to which `snapshots/<commit>/<name>` links, and a lock that both sides keep to.
+huggingface_hub (2.4.0) resumes within one call, but starts from the first byte after a kill or after a 5xx in the
+middle, and does not compare checksums. So the bytes are fetched here, in the library's layout: `blobs/<etag>`, to which
+`snapshots/<commit>/<name>` links, and a lock that both take.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from huggingface_hub import get_hf_file_metadata
 from huggingface_hub.file_download import are_symlinks_supported, repo_folder_name
 from huggingface_hub.utils import WeakFileLock
 
-from gpt_pipeline.data.sources.hub.patience import CutShortError, Patience, persist
+from gpt_pipeline.data.sources.hub.patience import CutShortError, persist
 from gpt_pipeline.data.sources.hub.progress import Observer
 from gpt_pipeline.data.sources.hub.remote import RemoteFile
 from gpt_pipeline.errors import DamagedFileError
@@ -30,24 +30,21 @@ if TYPE_CHECKING:
     from gpt_pipeline.data.stage import Say
 
 _READ_BYTES = 1 << 20
-_LOCK_SECONDS = 0.2  # of waiting silently
+_LOCK_SECONDS = 0.2  # wait so long for another process before saying so
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheEntry:
     """Where a file lies in the hub's cache."""
 
-    cache_folder: Path
-    repository: str
-    revision: str
-    name: str
+    file: RemoteFile
 
     etag: str
     """The name of its content: sha256 of a large file, git's hash of a small one."""
 
     @property
     def _folder(self) -> Path:
-        return self.cache_folder / str(repo_folder_name(repo_id=self.repository, repo_type="dataset"))
+        return self.file.hub.cache / str(repo_folder_name(repo_id=self.file.repository, repo_type="dataset"))
 
     @property
     def blob(self) -> Path:
@@ -60,30 +57,22 @@ class CacheEntry:
 
     @property
     def snapshot(self) -> Path:
-        return self._folder.joinpath("snapshots", self.revision, *self.name.split("/"))
+        return self._folder.joinpath("snapshots", self.file.revision, *self.file.name.split("/"))
 
     @property
     def lock(self) -> Path:
-        return self.cache_folder / ".locks" / self._folder.name / f"{self.etag}.lock"
+        return self.file.hub.cache / ".locks" / self._folder.name / f"{self.etag}.lock"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Downloaded:
-    """A complete file in the cache."""
-
-    path: Path
-
-    sha256: str | None
-    """Of the bytes that were written here now, hex; null for a file that was there already, and was not read."""
-
-
-def etag_of(file: RemoteFile, *, patience: Patience, say: Say) -> str:
-    """Return the hub's name for the file's content, asked from the hub.
+def etag_of(file: RemoteFile, *, say: Say) -> str:
+    """Ask the hub for its name of the file's content.
 
     Raises:
         HfHubHTTPError: the hub refuses.
         TransportError: the hub cannot be reached.
     """
+
+    patience = file.hub.patience
 
     def ask() -> str:
         return str(get_hf_file_metadata(file.url, timeout=patience.silence).etag)
@@ -92,55 +81,50 @@ def etag_of(file: RemoteFile, *, patience: Patience, say: Say) -> str:
 
 
 def download(
-    file: RemoteFile,
-    entry: CacheEntry,
-    *,
-    sha256: str | None,
-    again: bool,
-    patience: Patience,
-    say: Say,
-    observer: Observer,
-) -> Downloaded:
-    """Return the file in the cache, complete and, if it was downloaded now, of the right checksum.
+    file: RemoteFile, etag: str, *, sha256: str | None, again: bool, say: Say, observer: Observer
+) -> tuple[Path, str | None]:
+    """Return the complete file's path in the cache, and the sha256 of what was downloaded now; null if nothing was.
 
-    What an earlier attempt left is used, unless `again`; then a complete file is replaced, too.
+    What an earlier attempt left is used, unless `again`, which also replaces a complete file. What is downloaded is
+    compared with `sha256`, if the hub gives one.
 
     Raises:
-        DamagedFileError: what came from the hub does not have the checksum, twice.
+        DamagedFileError: the hub sent a file with another checksum, twice.
         HfHubHTTPError: the hub refuses.
-        TransportError: the hub cannot be reached, or not for long enough.
+        TransportError: the hub cannot be reached, or the connection broke off too often.
         OSError: the disk is full, or not writable.
     """
+    entry = CacheEntry(file=file, etag=etag)
     with _held(entry, say):
         if again:
             entry.partial.unlink(missing_ok=True)
         elif _is_complete(entry.blob, file.size):
             entry.partial.unlink(missing_ok=True)  # another program was faster
-            return Downloaded(path=_link(entry), sha256=None)
-        elif _is_complete(entry.snapshot, file.size):  # where a disk knows no links the file itself lies there
-            return Downloaded(path=entry.snapshot, sha256=None)
+            return _link(entry), None
+        elif _is_complete(entry.snapshot, file.size):  # on a disk without symbolic links the file itself is there
+            return entry.snapshot, None
         partial = _Partial(entry.partial)
-        _complete(partial, file, patience=patience, say=say, observer=observer)
+        _complete(partial, file, say=say, observer=observer)
         if damage := partial.damage(file.size, sha256):
             say(f"{file.name}: {damage}; downloading all of it again")
             partial.discard()
-            _complete(partial, file, patience=patience, say=say, observer=observer)
+            _complete(partial, file, say=say, observer=observer)
         if damage := partial.damage(file.size, sha256):
             partial.discard()
             raise DamagedFileError(
-                f"{file.name}: {damage}; it was removed. Run again; if it happens again, something on the way from "
+                f"{file.name}: {damage}; it was removed. Run again; if it happens again, something between here and "
                 "the hub changes files, such as a proxy"
             )
         fsync_file(entry.partial)
         os.replace(entry.partial, entry.blob)
-        return Downloaded(path=_link(entry), sha256=partial.sha256)
+        return _link(entry), partial.sha256
 
 
 class _Partial:
     """The first bytes of a file, and their checksum.
 
-    Bytes are written at their place in the file, never appended: where a shared disk's locks do not hold, two
-    processes write the same bytes to the same places.
+    Bytes are written at their place in the file, never appended: where a shared disk ignores locks, two processes then
+    write the same bytes to the same places.
     """
 
     def __init__(self, path: Path) -> None:
@@ -157,7 +141,7 @@ class _Partial:
                 self.size += len(piece)
 
     def write(self, first: int, pieces: Iterable[bytes], moved: Callable[[int], None]) -> None:
-        """Write the pieces, the first of which is from byte `first` of the file: its beginning, or where this ends."""
+        """Write the pieces, which begin at byte `first` of the file: its beginning, or where this one ends."""
         if first not in (0, self.size):
             raise CutShortError(f"asked for bytes from {self.size}, found bytes from {first}")
         if first == 0:
@@ -188,8 +172,8 @@ class _Partial:
         self._digest, self.size = hashlib.sha256(), 0
 
 
-def _complete(partial: _Partial, file: RemoteFile, *, patience: Patience, say: Say, observer: Observer) -> None:
-    """Get the bytes that are missing."""
+def _complete(partial: _Partial, file: RemoteFile, *, say: Say, observer: Observer) -> None:
+    """Download the bytes that are missing."""
 
     def moved(size: int) -> None:
         observer(file.name, size)
@@ -197,7 +181,7 @@ def _complete(partial: _Partial, file: RemoteFile, *, patience: Patience, say: S
     def attempt() -> None:
         if partial.size >= file.size:
             return
-        with file.stream(partial.size, None, silence=patience.silence) as (first, pieces):
+        with file.stream(partial.size) as (first, pieces):
             partial.write(first, pieces, moved)
         if partial.size < file.size:
             raise CutShortError(f"{partial.size} of {file.size} bytes")
@@ -206,7 +190,7 @@ def _complete(partial: _Partial, file: RemoteFile, *, patience: Patience, say: S
     persist(
         attempt,
         what=file.name,
-        patience=patience,
+        patience=file.hub.patience,
         say=say,
         gained=lambda: partial.size,
         still_wanted=lambda: moved(partial.size),
@@ -218,12 +202,12 @@ def _is_complete(path: Path, size: int) -> bool:
 
 
 def _link(entry: CacheEntry) -> Path:
-    """Make the snapshot's file of the blob: a relative link, or the blob itself where there are no links."""
+    """Make the snapshot's file from the blob: a relative link, or the blob itself where there are no links."""
     blob, snapshot = entry.blob, entry.snapshot
     snapshot.parent.mkdir(parents=True, exist_ok=True)
     if snapshot.exists() and blob.exists() and snapshot.samefile(blob):
         return snapshot
-    if are_symlinks_supported(entry.cache_folder):
+    if are_symlinks_supported(entry.file.hub.cache):
         temporary = snapshot.with_name(f".{snapshot.name}.{os.getpid()}.tmp")
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(os.path.relpath(blob, snapshot.parent))
@@ -236,13 +220,13 @@ def _link(entry: CacheEntry) -> Path:
 
 @contextmanager
 def _held(entry: CacheEntry, say: Say) -> Iterator[None]:
-    """Hold the lock of the file's content, which huggingface_hub takes, too."""
+    """Hold the lock of the file's content, which huggingface_hub takes too."""
     entry.lock.parent.mkdir(parents=True, exist_ok=True)
     entry.blob.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
             stack.enter_context(WeakFileLock(entry.lock, timeout=_LOCK_SECONDS))
         except Timeout:
-            say(f"{entry.name} is being downloaded by another process; waiting for it to end")
+            say(f"{entry.file.name} is being downloaded by another process; waiting for it to finish")
             stack.enter_context(WeakFileLock(entry.lock))
         yield

@@ -1,4 +1,4 @@
-"""The hub's errors as one line with the remedy."""
+"""The hub's errors, each explained in one line with its remedy."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _TOKEN = re.compile(r"[!-~]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked of the hub, in words for errors."""
+    """What is requested from the hub, in words for errors."""
 
     repository: str
     address: str
     revision: str | None
 
     name: str = ""
-    """The file, if it is about one."""
+    """The file, if the request is for one."""
 
     kept: Callable[[], str] = lambda: "finished files are kept"
-    """Says what a further run need not do again."""
+    """Returns what the next run does not have to do again."""
 
     @property
     def place(self) -> str:
@@ -49,7 +49,7 @@ class Question:
 
 @contextmanager
 def explained(question: Question) -> Iterator[None]:
-    """Turn the hub's errors into errors for a person."""
+    """Turn the hub's errors into errors that say what to do."""
     _require_clean_token()
     try:
         yield
@@ -62,8 +62,8 @@ def _require_clean_token() -> None:
     token = get_token()
     if token is not None and not _TOKEN.fullmatch(token):
         raise DataError(
-            f"HF_TOKEN (or the token of `hf auth login`) holds a blank or a character that no token has, among its "
-            f"{len(token)}; set it again, without quotes or line breaks"
+            f"HF_TOKEN (or the token of `hf auth login`), of {len(token)} characters, contains a blank or a character "
+            "that no token has; set it again, without quotes or line breaks"
         )
 
 
@@ -71,13 +71,13 @@ def _explanation(error: Exception, question: Question) -> UserError:
     if isinstance(error, HfHubHTTPError):
         return _refusal(error, question)
     if isinstance(error, OfflineModeIsEnabled):
-        return DataError(f"{question.place} is needed, but HF_HUB_OFFLINE is set; unset it for the download, {NO_HUB}")
-    if isinstance(error, LocalEntryNotFoundError):  # huggingface_hub's word for a file it could not ask the hub about
+        return DataError(f"{question.place} is needed, but HF_HUB_OFFLINE is set; unset it to download, {NO_HUB}")
+    if isinstance(error, LocalEntryNotFoundError):  # what huggingface_hub raises when it could not reach the hub
         return _unreachable(error.__cause__ or error, question)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return DataError(
-            f"{question.repository} cannot be kept in the hub's cache ({error}); "
-            f"free space, or move it by HF_HOME ({question.kept()})"
+            f"{question.repository} cannot be written to the hub's cache ({error}); "
+            f"free space, or move the cache with HF_HOME ({question.kept()})"
         )
     return _unreachable(error, question)
 
@@ -85,10 +85,10 @@ def _explanation(error: Exception, question: Question) -> UserError:
 def _refusal(error: HfHubHTTPError, question: Question) -> UserError:
     status, place = error.response.status_code, question.place
     if isinstance(error, GatedRepoError):
-        return DataError(f"{place} is gated: accept its conditions there and set HF_TOKEN, {NO_HUB}")
+        return DataError(f"{place} is gated: accept its terms there and set HF_TOKEN, {NO_HUB}")
     if isinstance(error, RepositoryNotFoundError):
         return DataError(
-            f"{place} does not exist or is not for you (HTTP {status}); "
+            f"{place} does not exist or you may not read it (HTTP {status}); "
             f"correct data.source, set HF_TOKEN if it is private, {NO_HUB}"
         )
     if isinstance(error, RevisionNotFoundError):
@@ -101,13 +101,17 @@ def _refusal(error: HfHubHTTPError, question: Question) -> UserError:
 def _tried(error: Exception) -> str:
     if (asked := asked_wait(error)) is not None:
         return f" and asks to wait for {asked:.0f} s"
-    return " until the last attempt" if is_transient(error) else ""
+    return " at every attempt" if is_transient(error) else ""
 
 
 def _unreachable(cause: BaseException, question: Question) -> UserError:
     said = (str(cause).splitlines() or [""])[0]
     broke_off = is_transient(cause) and not type(cause).__name__.startswith("Connect")
-    what = f"the connection to {question.place} broke off each time" if broke_off else f"cannot reach {question.place}"
+    what = (
+        f"the connection to {question.place} broke off at every attempt"
+        if broke_off
+        else f"cannot reach {question.place}"
+    )
     return DataError(
         f"{what} ({type(cause).__name__}: {said}); "
         f"check the network, the proxy and HF_ENDPOINT, and run again ({question.kept()}), {NO_HUB}"

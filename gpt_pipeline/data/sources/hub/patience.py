@@ -1,4 +1,7 @@
-"""Asking a busy hub again: bounded attempts, each wait said aloud."""
+"""Retries for a busy hub: bounded, as slow as the hub asks, and each wait is reported.
+
+huggingface_hub's own retries can neither be stopped during a wait nor continue a file that was cut.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 _BUSY = (408, 425, 429)
 _FAULTS = range(500, 600)
 _TRANSIENT = {"TimeoutException", "NetworkError", "RemoteProtocolError", "ProxyError"}  # names of httpx's classes
-_SLICE = 0.5  # seconds after which a wait looks whether it is still wanted
-_WORTHWHILE = 1 << 20  # bytes; an attempt that brought so many was no failure, only cut short
+_SLICE = 0.5  # seconds between checks, during a wait, of whether it is still wanted
+_WORTHWHILE = 1 << 20  # bytes; an attempt that fetched this much does not count as a failure
 _RESET = re.compile(r"(?:^|;)\s*t=(\d+)")  # seconds left, in the hub's own RateLimit header
 
 T = TypeVar("T")
@@ -35,34 +38,34 @@ class CutShortError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to go on asking."""
+    """How long to keep trying."""
 
     attempts: int = 6
-    """Requests for one thing that may fail one after the other without bringing anything."""
+    """Requests for one thing that may fail in a row without fetching anything."""
 
     first_wait: float = 1.0
     """Seconds before the second attempt; each further wait is twice as long."""
 
     longest_wait: float = 60.0
-    """Seconds, where the hub does not say how long."""
+    """Seconds, unless the hub says how long."""
 
     longest_asked: float = 900.0
-    """Seconds that the hub may ask for; its own windows are 300."""
+    """Seconds that the hub may ask for; its rate limits reset after 300."""
 
     silence: float = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
-    """Seconds without a connection, an answer or a further byte until an attempt counts as failed."""
+    """Seconds without a connection, an answer or another byte after which an attempt counts as failed."""
 
     sleep: Callable[[float], None] = time.sleep
 
     def wait_before_next(self, error: Exception, *, failures: int) -> float | None:
-        """Return the seconds to wait after the last of so many failures, or None if one should not ask again."""
+        """Return the seconds to wait after this many failures in a row, or None to give up."""
         if not is_transient(error) or failures >= self.attempts:
             return None
         asked = asked_wait(error)
         if asked is not None and asked > self.longest_asked:
             return None
         own = min(self.first_wait * 2 ** (failures - 1), self.longest_wait)
-        # Never sooner than asked, and not all workers at the same moment.
+        # Never sooner than asked, and not all workers at once.
         return (own if asked is None else asked) * (1 + random.random() / 8)
 
 
@@ -75,9 +78,9 @@ def persist(
     gained: Callable[[], int] = lambda: 0,
     still_wanted: Callable[[], None] = lambda: None,
 ) -> T:
-    """Return what `attempt` returns, making it again after failures that may pass; the last failure is raised.
+    """Return what `attempt` returns, retrying after failures that may pass; the last failure is raised.
 
-    `gained` counts the bytes that are here, `still_wanted` raises if nobody needs them any more.
+    `gained` returns how many bytes have been fetched; `still_wanted` raises if nobody needs them any more.
     """
     failures = 0
     while True:
@@ -101,7 +104,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def asked_wait(error: BaseException) -> float | None:
-    """Return the seconds that the answer asks to wait, if it does."""
+    """Return the seconds that the hub's answer asks to wait, if it does."""
     if not isinstance(error, HfHubHTTPError):
         return None
     headers: Mapping[str, str] = error.response.headers
@@ -134,5 +137,5 @@ def _seconds(wait: float) -> str:
 def _seconds_until(date: str) -> float | None:
     try:
         return max(0.0, parsedate_to_datetime(date).timestamp() - time.time())
-    except ValueError:  # neither a number nor a date: as good as not said
+    except ValueError:  # neither a number nor a date: treat it as absent
         return None

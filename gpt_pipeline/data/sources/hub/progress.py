@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from gpt_pipeline.data.stage import Say
 
 Observer = Callable[[str, int], None]
-"""Takes a file's name and how many of its bytes are here; called with each piece, and once before the first."""
+"""Receives a file's name and how many of its bytes are here, once before the first piece and after each."""
 
 _LINE_SECONDS = 5.0
-_WINDOW_SECONDS = 20.0  # the rate is that of the last so many
+_WINDOW_SECONDS = 20.0  # the rate is measured over these
 _SAMPLE_SECONDS = 0.5
 _MB, _GB = 10**6, 10**9
 
@@ -31,26 +31,26 @@ class Meter:
         self._clock = clock
         self._lock = threading.Lock()
         self._here: dict[str, int] = {}
-        self._arrived = 0  # without what was here already: that came at no rate
+        self._arrived = 0  # without what was here before, which would inflate the rate
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
     def moved(self, name: str, here: int) -> None:
         """Note that `here` bytes of the file are here."""
         with self._lock:
             before = self._here.get(name)
-            self._arrived += 0 if before is None else max(here - before, 0)  # less: it starts over
+            self._arrived += 0 if before is None else max(here - before, 0)  # fewer than before: it starts over
             self.here += here - (before or 0)
             self._here[name] = here
             self._sample()
 
     @property
     def rate(self) -> float:
-        """Bytes a second, lately."""
+        """Bytes per second, recently."""
         (then, before), now = self._samples[0], self._clock()
         return max(self._arrived - before, 0) / (now - then) if now > then else 0.0
 
     def describe(self) -> str:
-        """Return such as `120 of 470 MB, 38 MB/s, 9 s left`."""
+        """Return text such as `120 of 470 MB, 38 MB/s, 9 s left`."""
         with self._lock:
             rate, here = self.rate, self.here
         left = f", {_duration((self.total - here) / rate)} left" if rate > 0 else ""
@@ -66,7 +66,7 @@ class Meter:
 
 @contextmanager
 def shown(sizes: Mapping[str, int], *, say: Say, stream: TextIO | None = None) -> Iterator[Observer]:
-    """Yield an observer of the download of these files that shows them on `stream` (stderr), or else by `say`."""
+    """Yield an observer of these files' download: a bar if `stream` (stderr) is a terminal, else lines by `say`."""
     title = next(iter(sizes)) if len(sizes) == 1 else f"{len(sizes)} files"
     stream = stream or sys.stderr
     if not stream.isatty():
@@ -77,7 +77,7 @@ def shown(sizes: Mapping[str, int], *, say: Say, stream: TextIO | None = None) -
 
 
 def lines(title: str, meter: Meter, *, say: Say, clock: Callable[[], float] = time.monotonic) -> Observer:
-    """Return an observer that says a line every five seconds, and none of what takes less."""
+    """Return an observer that says a line every five seconds, and nothing about what takes less."""
     last, lock = clock(), threading.Lock()
 
     def observe(name: str, here: int) -> None:
@@ -109,7 +109,7 @@ def _bar(title: str, meter: Meter, stream: TextIO) -> Iterator[Observer]:
 
 
 def amounts(here: int, total: int) -> str:
-    """Return such as `120 of 470 MB`."""
+    """Return text such as `120 of 470 MB`."""
     if total >= 10 * _GB:
         return f"{here / _GB:.1f} of {total / _GB:.1f} GB"
     return f"{here / _MB:.0f} of {total / _MB:.0f} MB" if total >= 10 * _MB else f"{here:,} of {total:,} bytes"

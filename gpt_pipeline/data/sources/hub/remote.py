@@ -1,4 +1,4 @@
-"""One file of the hub, read over HTTP: as a stream from some byte on, or as a file that fetches only what is read."""
+"""One file of the hub over HTTP: as a stream from some byte on, or as a file that fetches only what is read."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import get_session, hf_hub_url
+from huggingface_hub import constants, get_session, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from gpt_pipeline.data.sources.hub.explain import Question, explained
@@ -22,10 +23,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hub:
+    """How to reach the hub; huggingface_hub's own settings (HF_ENDPOINT, HF_HOME, HF_TOKEN) where null."""
+
+    endpoint: str | None = None
+    cache_folder: Path | None = None
+    patience: Patience = field(default_factory=Patience)
+
+    @property
+    def address(self) -> str:
+        return self.endpoint or str(constants.ENDPOINT)
+
+    @property
+    def cache(self) -> Path:
+        return self.cache_folder or Path(constants.HF_HUB_CACHE)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RemoteFile:
     """A file at one commit."""
 
-    endpoint: str | None
+    hub: Hub
     repository: str
     revision: str
     name: str
@@ -35,12 +53,13 @@ class RemoteFile:
 
     @property
     def url(self) -> str:
-        return str(
-            hf_hub_url(self.repository, self.name, repo_type="dataset", revision=self.revision, endpoint=self.endpoint)
+        url = hf_hub_url(
+            self.repository, self.name, repo_type="dataset", revision=self.revision, endpoint=self.hub.endpoint
         )
+        return str(url)
 
     @contextmanager
-    def stream(self, first: int, last: int | None, *, silence: float) -> Iterator[tuple[int, Iterator[bytes]]]:
+    def stream(self, first: int, last: int | None = None) -> Iterator[tuple[int, Iterator[bytes]]]:
         """Yield the position of the answer's first byte and its pieces, from byte `first` to and with `last` if given.
 
         The position is `first`, or 0 where the answer is the whole file all the same. The token goes to the hub only:
@@ -48,38 +67,37 @@ class RemoteFile:
 
         Raises:
             HfHubHTTPError: the hub refuses.
-            TransportError: the hub cannot be reached, or no byte came for `silence` seconds.
+            TransportError: the hub cannot be reached, or no byte came for its patience's `silence`.
         """
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
         if first or last is not None:
             headers["Range"] = f"bytes={first}-{'' if last is None else last}"
-        request = partial(get_session().stream, "GET", self.url, headers=headers, timeout=silence)
+        request = partial(get_session().stream, "GET", self.url, headers=headers, timeout=self.hub.patience.silence)
         with request(follow_redirects=True) as response:
             hf_raise_for_status(response)
             yield _first_byte(response, self.name), response.iter_bytes()
 
 
 def _first_byte(response: Any, name: str) -> int:
-    """Return where an answer begins in its file: `Content-Range: bytes 100-199/470` begins at 100."""
+    """Return where an answer begins in its file: at 100 for `Content-Range: bytes 100-199/470`."""
     if response.status_code != 206:
         return 0
     said = response.headers.get("Content-Range", "")
     unit, _, span = said.partition(" ")
     start = span.split("-")[0]
     if unit != "bytes" or not start.isdigit():
-        raise DataError(f"{name}: the hub answered with Content-Range {said!r}, need bytes; is a proxy on the way?")
+        raise DataError(
+            f"{name}: the hub answered with Content-Range {said!r}, need bytes; does a proxy change ranges?"
+        )
     return int(start)
 
 
 class RangeReader(io.RawIOBase):
-    """A file of the hub for a library that wants a file: reads only the ranges asked for, and each only once."""
+    """A file of the hub for a library that reads files: requests only the ranges that are read, and each once."""
 
-    def __init__(
-        self, file: RemoteFile, *, question: Question, patience: Patience, say: Say, still_wanted: Callable[[], None]
-    ) -> None:
+    def __init__(self, file: RemoteFile, *, question: Question, say: Say, still_wanted: Callable[[], None]) -> None:
         self._file = file
         self._question = question
-        self._patience = patience
         self._say = say
         self._still_wanted = still_wanted
         self._position = 0
@@ -90,9 +108,6 @@ class RangeReader(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[whence]
@@ -123,19 +138,23 @@ class RangeReader(io.RawIOBase):
 
     def _fetched(self, start: int, end: int) -> bytes:
         attempt = partial(self._request, start, end)
-        with explained(self._question):  # here: what a library makes of the hub's errors on their way is unknown
+        with explained(self._question):  # here, before a library that reads the file can turn the error into its own
             content = persist(
-                attempt, what=self._file.name, patience=self._patience, say=self._say, still_wanted=self._still_wanted
+                attempt,
+                what=self._file.name,
+                patience=self._file.hub.patience,
+                say=self._say,
+                still_wanted=self._still_wanted,
             )
         self._ranges.append((start, content))
         return content
 
     def _request(self, start: int, end: int) -> bytes:
         name = self._file.name
-        with self._file.stream(start, end - 1, silence=self._patience.silence) as (first, pieces):
+        with self._file.stream(start, end - 1) as (first, pieces):
             if first != start:
                 raise DataError(
-                    f"{name}: asked for bytes from {start}, found bytes from {first}; is a proxy on the way?"
+                    f"{name}: asked for bytes from {start}, found bytes from {first}; does a proxy change ranges?"
                 )
             content = bytearray()
             for piece in pieces:
