@@ -19,18 +19,19 @@ import torch
 
 from gpt_pipeline.cli import main
 from gpt_pipeline.doctor import show
-from gpt_pipeline.doctor.examination import examine
+from gpt_pipeline.doctor.examination import examine, findings_of
 from gpt_pipeline.doctor.files import look_at_files
-from gpt_pipeline.doctor.finding import Finding, findings_of, ok
 from gpt_pipeline.doctor.hub import look_at_hub, within
 from gpt_pipeline.doctor.machine import look_at_disk, look_at_memory, look_at_open_files
 from gpt_pipeline.doctor.ports import find_holder, look_at_port
 from gpt_pipeline.doctor.python import look_at_libraries, look_at_python, misfit
 from gpt_pipeline.doctor.stores import look_at_dagster_home, look_at_history, look_at_mlflow
 from gpt_pipeline.doctor.torch_build import Nvidia, cuda_build, find_nvidia, look_at_torch
+from gpt_pipeline.findings import Finding, ok, problem
 from gpt_pipeline.orchestration.history import count_runs, open_instance
 from gpt_pipeline.planning.host import HostMemory
 from gpt_pipeline.project import Project
+from gpt_pipeline.sheet import plain_text
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.config import HardwareConfig
 from gpt_pipeline_tests.hub_server import running_hub
@@ -56,8 +57,8 @@ def _one(findings: Iterator[Finding]) -> Finding:
 
 
 def test_python_too_old_is_a_problem_and_this_one_is_not() -> None:
-    assert _one(look_at_python((3, 10))).status == "problem"
-    assert _one(look_at_python()).status in ("ok", "note")
+    assert _one(look_at_python((3, 10))).severity == "problem"
+    assert _one(look_at_python()).severity in ("ok", "note")
 
 
 def test_libraries_of_another_version_or_missing_are_named() -> None:
@@ -69,7 +70,7 @@ def test_libraries_of_another_version_or_missing_are_named() -> None:
 
 
 def test_libraries_of_a_package_that_is_not_installed_are_a_note() -> None:
-    assert _one(look_at_libraries("no-such-library-here")).status == "note"
+    assert _one(look_at_libraries("no-such-library-here")).severity == "note"
 
 
 @pytest.fixture
@@ -87,16 +88,16 @@ def test_torch_for_the_cpu_beside_a_gpu_is_a_problem_with_the_index_to_install_f
     assert find_nvidia() == Nvidia(text="NVIDIA GeForce RTX 4090", cuda=(12, 8))
     found = _one(look_at_torch(None))
     if torch.version.cuda is None:
-        assert found.status == "problem"
+        assert found.severity == "problem"
         assert "https://download.pytorch.org/whl/cu128" in found.remedy
-        assert _one(look_at_torch(HardwareConfig(device="cpu"))).status == "ok"
+        assert _one(look_at_torch(HardwareConfig(device="cpu"))).severity == "ok"
     else:
         assert "driver" in found.remedy
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_torch_without_a_gpu_is_a_problem_only_for_an_experiment_that_wants_one() -> None:
-    assert _one(look_at_torch(HardwareConfig(device="cuda"))).status == "problem"
+    assert _one(look_at_torch(HardwareConfig(device="cuda"))).severity == "problem"
 
 
 def test_cuda_build_is_the_newest_that_the_driver_can_run() -> None:
@@ -110,9 +111,9 @@ def test_cuda_build_is_the_newest_that_the_driver_can_run() -> None:
 
 
 def test_disk_and_memory_are_judged_by_their_size(tmp_path: Path) -> None:
-    assert _one(look_at_disk([tmp_path, tmp_path])).status in ("ok", "note", "problem")
-    assert _one(look_at_memory(HostMemory(total=8 * 10**9, available=10**8))).status == "problem"
-    assert _one(look_at_memory(HostMemory(total=64 * 10**9, available=32 * 10**9))).status == "ok"
+    assert _one(look_at_disk([tmp_path, tmp_path])).severity in ("ok", "note", "problem")
+    assert _one(look_at_memory(HostMemory(total=8 * 10**9, available=10**8))).severity == "problem"
+    assert _one(look_at_memory(HostMemory(total=64 * 10**9, available=32 * 10**9))).severity == "ok"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
@@ -122,20 +123,20 @@ def test_open_files_below_the_usual_are_a_note() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (500, before[1]))
     try:
-        assert _one(look_at_open_files()).status == "note"
+        assert _one(look_at_open_files()).severity == "note"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_files_of_a_folder_to_come_are_tried_out_in_its_parent_and_nothing_stays(tmp_path: Path) -> None:
-    assert _one(look_at_files([tmp_path / "to" / "come"])).status == "ok"
+    assert _one(look_at_files([tmp_path / "to" / "come"])).severity == "ok"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that not even root can write in")
 def test_files_of_a_read_only_folder_are_a_problem_with_a_remedy() -> None:
     found = _one(look_at_files([Path("/proc")]))
-    assert found.status == "problem"
+    assert found.severity == "problem"
     assert "storage.base_folder" in found.remedy
 
 
@@ -146,19 +147,19 @@ def test_hub_that_answers_is_ok_and_the_token_is_never_shown(tmp_path: Path) -> 
     (tmp_path / "synth_001.parquet").write_bytes(b"PAR1")
     with running_hub() as hub:
         hub.publish(tmp_path)
-        assert _one(look_at_hub(endpoint=hub.endpoint)).status == "ok"
+        assert _one(look_at_hub(endpoint=hub.endpoint)).severity == "ok"
         hub.token = "hf_right"
-        assert _one(look_at_hub(endpoint=hub.endpoint, token="hf_right")).status == "ok"
+        assert _one(look_at_hub(endpoint=hub.endpoint, token="hf_right")).severity == "ok"
         wrong = _one(look_at_hub(endpoint=hub.endpoint, token="hf_wrong"))
-        assert wrong.status == "problem"
+        assert wrong.severity == "problem"
         assert "hf_wrong" not in wrong.text + wrong.remedy
         hub.failing = 503
-        assert _one(look_at_hub(endpoint=hub.endpoint)).status == "note"
+        assert _one(look_at_hub(endpoint=hub.endpoint)).severity == "note"
 
 
 def test_hub_that_is_not_there_is_a_note() -> None:
     found = _one(look_at_hub(endpoint="http://127.0.0.1:9"))
-    assert found.status == "note"
+    assert found.severity == "note"
     assert "does not answer" in found.text
 
 
@@ -190,21 +191,21 @@ def _server(status: int = 200) -> Iterator[int]:
 def test_port_that_is_taken_names_its_holder_and_is_free_afterwards(tmp_path: Path) -> None:
     with _server() as port:
         found = _one(look_at_port(port, page="a page", pages=tmp_path))
-        assert found.status == "note"
+        assert found.severity == "note"
         if sys.platform == "linux":
             assert find_holder(port).startswith(f"process {os.getpid()} (")
             assert f"process {os.getpid()}" in found.text
-    assert _one(look_at_port(port, page="a page", pages=tmp_path)).status == "ok"
+    assert _one(look_at_port(port, page="a page", pages=tmp_path)).severity == "ok"
 
 
 def test_port_that_the_projects_own_pages_have_is_ok(tmp_path: Path) -> None:
     with _server() as port:
         with folder_lock(tmp_path, purpose=f"web pages at http://127.0.0.1:{port} and http://127.0.0.1:5000"):
             found = _one(look_at_port(port, page="a page", pages=tmp_path))
-        assert found.status == "ok"
+        assert found.severity == "ok"
         assert "open already" in found.text
         with folder_lock(tmp_path, purpose=f"web pages at http://127.0.0.1:{port}1 and http://127.0.0.1:5000"):
-            assert _one(look_at_port(port, page="a page", pages=tmp_path)).status == "note"
+            assert _one(look_at_port(port, page="a page", pages=tmp_path)).severity == "note"
 
 
 # Stores
@@ -214,15 +215,15 @@ def test_dagster_home_unset_relative_missing_bare_and_right(project: Project, tm
     def look(home: str) -> Finding:
         return _one(look_at_dagster_home(project, {"DAGSTER_HOME": home}))
 
-    assert look("").status == "ok"
-    assert look("some/folder").status == "problem"
+    assert look("").severity == "ok"
+    assert look("some/folder").severity == "problem"
     assert "absolute" in look("some/folder").text
-    assert look(str(tmp_path / "gone")).status == "problem"
+    assert look(str(tmp_path / "gone")).severity == "problem"
     home = tmp_path / "home"
     home.mkdir()
-    assert look(str(home)).status == "note"
+    assert look(str(home)).severity == "note"
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    assert look(str(home)).status == "ok"
+    assert look(str(home)).severity == "ok"
 
 
 @pytest.mark.parametrize("home", ["some/folder", "/no/such/folder"])
@@ -234,7 +235,7 @@ def test_history_of_a_dagster_home_that_is_a_problem_is_not_said_to_be_fine(proj
 def test_dagster_home_that_is_read_only_is_a_problem(project: Project, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o500)
-    assert _one(look_at_dagster_home(project, {"DAGSTER_HOME": str(home)})).status == "problem"
+    assert _one(look_at_dagster_home(project, {"DAGSTER_HOME": str(home)})).severity == "problem"
 
 
 def test_history_absent_readable_and_damaged(project: Project) -> None:
@@ -253,7 +254,7 @@ def test_history_absent_readable_and_damaged(project: Project) -> None:
     database = next(project.root.glob(".dagster/history/**/runs.db"))
     database.write_bytes(b"this is no database" * 500)
     found = _one(look_at_history(project, count_runs, {}))
-    assert found.status == "problem"
+    assert found.severity == "problem"
     assert "move" in found.remedy
 
 
@@ -263,7 +264,7 @@ def test_mlflow_database_new_filled_locked_and_damaged(tmp_path: Path, store: Pa
     uri = f"sqlite:///{(store / 'mlflow.db').as_posix()}"
     assert _one(look_at_mlflow(uri)).text.startswith("0 runs")
     (store / "mlflow.db").write_bytes(b"this is no database" * 500)
-    assert _one(look_at_mlflow(uri)).status == "problem"
+    assert _one(look_at_mlflow(uri)).severity == "problem"
 
 
 def test_mlflow_database_that_another_program_writes_is_a_note(store: Path, monkeypatch) -> None:
@@ -274,17 +275,17 @@ def test_mlflow_database_that_another_program_writes_is_a_note(store: Path, monk
         found = _one(look_at_mlflow(f"sqlite:///{(store / 'mlflow.db').as_posix()}"))
     finally:
         other.close()
-    assert found.status == "note"
+    assert found.severity == "note"
 
 
 def test_mlflow_server_up_down_and_a_folder_of_files() -> None:
     with _server() as port:
-        assert _one(look_at_mlflow(f"http://127.0.0.1:{port}")).status == "ok"
+        assert _one(look_at_mlflow(f"http://127.0.0.1:{port}")).severity == "ok"
     with _server(status=401) as port:
-        assert _one(look_at_mlflow(f"http://127.0.0.1:{port}")).status == "note"
-    assert _one(look_at_mlflow(f"http://127.0.0.1:{port}")).status == "problem"
-    assert _one(look_at_mlflow("file:///tmp/mlruns")).status == "problem"
-    assert _one(look_at_mlflow("postgresql://user:secret@db/mlflow")).status == "note"
+        assert _one(look_at_mlflow(f"http://127.0.0.1:{port}")).severity == "note"
+    assert _one(look_at_mlflow(f"http://127.0.0.1:{port}")).severity == "problem"
+    assert _one(look_at_mlflow("file:///tmp/mlruns")).severity == "problem"
+    assert _one(look_at_mlflow("postgresql://user:secret@db/mlflow")).severity == "note"
     assert "secret" not in _one(look_at_mlflow("postgresql://user:secret@db/mlflow")).text
 
 
@@ -294,7 +295,7 @@ def test_mlflow_server_of_this_machine_is_asked_without_the_proxy(monkeypatch: p
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     with _server() as port:
-        assert _one(look_at_mlflow(f"http://{host}:{port}")).status == "ok"
+        assert _one(look_at_mlflow(f"http://{host}:{port}")).severity == "ok"
 
 
 # All together
@@ -305,7 +306,7 @@ def test_a_look_that_fails_itself_is_a_problem_and_keeps_no_other_from_looking()
         raise RuntimeError("the disk controller said no")
 
     found = findings_of({"first": broken, "second": lambda: [ok("second", "fine")]})
-    assert [finding.status for finding in found] == ["problem", "ok"]
+    assert [finding.severity for finding in found] == ["problem", "ok"]
     assert "the disk controller said no" in found[0].text
 
 
@@ -321,7 +322,7 @@ def test_disk_that_is_not_there_is_a_problem_in_its_own_words() -> None:
             return False
 
     found = findings_of({"disk": lambda: look_at_disk([Gone(gone.as_posix())])})
-    assert found[0].status == "problem"
+    assert found[0].severity == "problem"
     assert "plug it in" in found[0].remedy
 
 
@@ -372,7 +373,7 @@ def test_doctor_command_survives_a_torch_that_cannot_be_loaded(tmp_path: Path) -
     assert "libcudart.so.13" in line
 
 
-def test_plain_text_has_each_finding_with_its_remedy() -> None:
-    finding = Finding(check="disk", status="problem", text="full", remedy="empty it")
-    assert show.plain_text([finding]).splitlines()[1].strip() == "-> empty it"
-    assert "1 problem to solve." in show.plain_text([finding])
+def test_sheets_have_each_finding_with_its_remedy() -> None:
+    text = plain_text(show.sheets([problem("disk", "full", "empty it")]))
+    assert text.splitlines()[1].strip() == "-> empty it"
+    assert "1 problem to solve." in text

@@ -475,8 +475,8 @@ def test_plan_command_names_what_would_fail_and_exits_with_1(with_data: TinyProj
     path.write_text(path.read_text().replace("../storage}", "../storage, checkpoint_to_resume: gone.pt}"))
     code, output = _run(capsys, "plan", str(path), "--no-measure")
     assert code == 1
-    assert "storage.checkpoint_to_resume: found 'gone.pt'" in output
-    assert "1 problem would make it fail." in output
+    assert "storage.checkpoint_to_resume found 'gone.pt'" in " ".join(output.split())
+    assert "1 problem to solve before it can run." in output
 
 
 def _resume(path: Path, name: str) -> None:
@@ -586,7 +586,7 @@ def test_plan_of_too_large_a_micro_batch_names_one_that_fits(project: TinyProjec
     )
     (found,) = [finding for finding in findings(known) if finding.key == "memory"]
     assert "training.micro_batch_size: 32 " in found.remedy
-    assert found.level == ("warning" if cuda else "problem")
+    assert found.severity == ("warning" if cuda else "problem")
     assert not any(finding.key == "memory" for finding in findings(dataclasses.replace(known, need=need(32))))
     assert not any(finding.key == "memory" for finding in findings(dataclasses.replace(known, is_measured=True)))
 
@@ -625,4 +625,4 @@ def test_plan_command_runs_as_a_program_without_a_terminal(project: TinyProject)
         command, cwd=project.root, capture_output=True, text=True, env=project.environment, check=True
     )
     assert "\x1b[" not in done.stdout
-    assert "Nothing stands in its way." in done.stdout
+    assert "Ready to run." in done.stdout

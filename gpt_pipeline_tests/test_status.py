@@ -24,9 +24,10 @@ from gpt_pipeline.data.raw import prepare_raw
 from gpt_pipeline.data.shards import find_shards, prepare_shards
 from gpt_pipeline.experiment.plan import training_job
 from gpt_pipeline.orchestration.report_step import write_report
-from gpt_pipeline.progress.show_status import plain_text
+from gpt_pipeline.progress.show import sheets
 from gpt_pipeline.progress.status import CheckpointStatus, NextStep, Status, experiment_status, statuses
 from gpt_pipeline.progress.training import newest_records
+from gpt_pipeline.sheet import plain_text
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.heartbeat import heartbeat
 from gpt_pipeline.training.run import run_job
@@ -100,7 +101,7 @@ def test_status_while_an_evaluator_works_does_not_ask_for_another(project: TinyP
     status = _status(project)
     assert status.is_evaluating
     assert not status.next.command.startswith("gpt-pipeline evaluate")
-    assert "3 under way" in plain_text([status])
+    assert "3 in progress" in plain_text(sheets([status]))
     (root / "evaluator.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 4_000_000, "started": "1"}))
     assert _status(project).next.command.startswith("gpt-pipeline evaluate ")
 
@@ -129,7 +130,7 @@ def test_status_shows_an_evaluated_loss_and_marks_an_estimate() -> None:
         checkpoints=(seen, dataclasses.replace(seen, file="best_model.pt", step=1200, evaluated_loss=None)),
         next=NextStep(command="", why=""),
     )
-    text = plain_text([status])
+    text = plain_text(sheets([status]))
     assert "val loss 0.844" in text
     assert "val loss about 0.863" in text
     assert "best_model.pt (step 1,200)" in text
@@ -204,7 +205,7 @@ def test_status_names_a_damaged_checkpoint(project: TinyProject) -> None:
     status = _status(project)
     assert status.training.damaged == (path.name,)
     assert status.training.step == 4
-    assert f"damaged: {path.name}" in plain_text([status])
+    assert f"damaged: {path.name}" in plain_text(sheets([status]))
 
 
 def test_status_of_a_changed_file_says_that_the_training_is_another(project: TinyProject) -> None:

@@ -34,7 +34,7 @@ def doctor(experiment: Path | None, as_json: bool, offline: bool) -> None:
     project = Project.here() if loaded is None else Project.of_experiments(loaded.file.parent)
     findings = examine(project, loaded, offline=offline, count_runs=_count_runs)
     show(findings, form, as_json=as_json)
-    if form.count(findings, "problem"):
+    if not all(finding.passed for finding in findings):
         sys.exit(FAILED)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -11,9 +12,8 @@ import click
 from gpt_pipeline.storage.names import as_typed
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from gpt_pipeline.project import Project
+    from gpt_pipeline.sheet import Sheet
 
 Result_contra = TypeVar("Result_contra", contravariant=True)
 
@@ -40,29 +40,25 @@ def print_json(value: object) -> None:
 
 
 class Shown(Protocol[Result_contra]):
-    """A module that shows one kind of result in three ways."""
+    """A module that shows one kind of result in two ways."""
 
     def as_json(self, result: Result_contra, /) -> object:
         """Return what `--json` prints."""
 
-    def plain_text(self, result: Result_contra, /) -> str:
-        """Return lines without colours."""
-
-    def print_rich(self, result: Result_contra, console: Console, /) -> None:
-        """Print it in colour."""
+    def sheets(self, result: Result_contra, /) -> Sequence[Sheet]:
+        """Return what is printed otherwise."""
 
 
 def show(result: Result_contra, form: Shown[Result_contra], *, as_json: bool) -> None:
-    """Print a result: as JSON where it is asked for, in colour on a terminal, as plain lines elsewhere."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    """Print a result: as JSON where it is asked for, else as lines, in colour on a terminal."""
     if as_json:
         print_json(form.as_json(result))
-    elif console.is_terminal:
-        form.print_rich(result, console)
-    else:
-        click.echo(form.plain_text(result), nl=False)
+        return
+    from rich.console import Console
+
+    from gpt_pipeline.sheet import print_sheets
+
+    print_sheets(form.sheets(result), Console(highlight=False))
 
 
 def where_to_look(project: Project, report: Path, *, here: Path) -> None:

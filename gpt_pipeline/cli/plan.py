@@ -27,10 +27,10 @@ def plan(experiment: Path, as_json: bool, measure: bool) -> None:
     and used again. Nothing is written. Exit code 1 if something would make the run fail.
     """
     from gpt_pipeline.experiment.load import load_experiment
-    from gpt_pipeline.planning import show_plan
+    from gpt_pipeline.planning import show as form
     from gpt_pipeline.planning.plan import make_plan
 
     made = make_plan(load_experiment(experiment), measured=measure, say=say)
-    show(made, show_plan, as_json=as_json)
+    show(made, form, as_json=as_json)
     if made.problems:
         sys.exit(FAILED)

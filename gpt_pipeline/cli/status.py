@@ -26,11 +26,11 @@ def status(experiments: Sequence[Path], as_json: bool) -> None:
     What is made, where the training stands, what is to be evaluated, and the command that comes next. Without a file:
     all experiments of the project. Only folders are read.
     """
-    from gpt_pipeline.progress import show_status
+    from gpt_pipeline.progress import show as form
     from gpt_pipeline.progress.status import statuses
     from gpt_pipeline.project import Project
 
     found = statuses(experiments, experiments=Project.here().experiments)
-    show(found, show_status, as_json=as_json)
+    show(found, form, as_json=as_json)
     if not found:
         say("There is no experiment yet; `gpt-pipeline init` writes one.")

@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from gpt_pipeline.comparison.compare import Comparison, Reached, Standing
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.metrics import METRICS, Metric
+from gpt_pipeline.sheet import Line, Sheet
 
 _COSTLY = "cost"
-_MARK = "*"  # before a value that is the best of its row, where there is no colour
+_MARK = "*"  # before a value that is the best of its row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,40 +53,15 @@ def notes_of(comparison: Comparison) -> list[str]:
     return notes
 
 
-def print_rich(comparison: Comparison, console: Console) -> None:
-    """Print the comparison as a table for a terminal."""
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("")
-    for standing in comparison.standings:
-        table.add_column(standing.name, justify="right", overflow="fold")
-    section = ""
+def sheets(comparison: Comparison) -> list[Sheet]:
+    """Return the comparison as columns; the best of a row is marked by a `*`, and by its colour."""
+    names = [(standing.name, "bold") for standing in comparison.standings]
+    rows: list[Line] = [("", "", *names)]
     for row in rows_of(comparison):
-        if row.section != section:
-            section = row.section
-            table.add_section()
-            table.add_row(f"[bold]{section}[/bold]")
-        cells = [f"[bold green]{cell}[/]" if place in row.best else cell for place, cell in enumerate(_safe(row))]
-        table.add_row(row.label, *cells)
-    console.print(table)
-    for note in notes_of(comparison):
-        console.print(note, style="yellow" if note.startswith(("Not", "Answers")) else "", markup=False)
-
-
-def plain_text(comparison: Comparison) -> str:
-    """Return the comparison as columns of plain text; the best of a row bears a `*`."""
-    lines = [("", "", *(standing.name for standing in comparison.standings))]
-    for row in rows_of(comparison):
-        cells = [f"{_MARK}{cell}" if place in row.best else cell for place, cell in enumerate(row.cells)]
-        lines.append((row.section, row.label, *cells))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = [
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([*text, *notes_of(comparison)]) + "\n"
+        cells = [(f"{_MARK}{cell}", "bold green") if n in row.best else cell for n, cell in enumerate(row.cells)]
+        rows.append(((row.section, "dim"), row.label, *cells))
+    notes = [[(note, "yellow" if note.startswith(("Not", "Answers")) else "")] for note in notes_of(comparison)]
+    return [Sheet(rows=rows, numbers_from=2, closing=notes)]
 
 
 def markdown(comparison: Comparison) -> str:
@@ -168,10 +141,6 @@ def _may_rank(comparison: Comparison, metric: Metric) -> bool:
 def _best_places(metric: Metric, values: Sequence[float | None]) -> frozenset[int]:
     best = metric.best_of(values)
     return frozenset(place for place, value in enumerate(values) if best is not None and value == best)
-
-
-def _safe(row: Row) -> list[str]:
-    return [cell.replace("[", r"\[") for cell in row.cells]
 
 
 def _escaped(text: str) -> str:

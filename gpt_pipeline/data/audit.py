@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from gpt_pipeline.data.columns import of_indices, text_sizes
 from gpt_pipeline.data.documents import is_held_out
 from gpt_pipeline.data.token_stream import TRAIN, VALIDATION, TokenShards, TokenStream
 from gpt_pipeline.data.tokenizer import gpt2
+from gpt_pipeline.findings import Finding, verdict
 
 _BATCH_ROWS = 4096
 _PURITY_SAMPLE = 2000  # documents, evenly spread over the file
@@ -36,17 +36,6 @@ _FUNCTION_WORDS = {
 _WORDS_OF = {language: frozenset(words.split()) for language, words in _FUNCTION_WORDS.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """The outcome of one check."""
-
-    passed: bool
-    text: str
-    """One line: what was found and, where it is wrong, what to do."""
-
-    facts: Mapping[str, float]
-
-
 def looks_foreign(text: str) -> bool:
     """Whether the function words of `text` are rather those of another language than English."""
     words = re.findall(r"\w+", text.lower())
@@ -61,7 +50,7 @@ def check_language_purity(english_files: Sequence[Path], *, max_foreign_share: f
     sampled = list(_every_text(english_files, every))
     foreign = sum(looks_foreign(text) for text in sampled)
     share = foreign / max(1, len(sampled))
-    return Finding(
+    return verdict(
         passed=share <= max_foreign_share,
         text=f"{foreign} of {len(sampled)} sampled documents look like another language than English "
         f"({share:.2%}; at most {max_foreign_share:.0%} is fine)",
@@ -89,7 +78,7 @@ def check_articles_kept_apart(
     misplaced = [a for a in articles[TRAIN] if is_held_out(a, seed=seed, fraction=fraction)]
     misplaced += [a for a in articles[VALIDATION] if not is_held_out(a, seed=seed, fraction=fraction)]
     checked = len(articles[TRAIN]) + len(articles[VALIDATION])
-    return Finding(
+    return verdict(
         passed=checked > 0 and not both and not misplaced,
         text=f"{len(both)} articles in both splits and {len(misplaced)} on the wrong side, of {checked} looked up",
         facts={"articles": checked, "in_both_splits": len(both), "misplaced": len(misplaced)},
@@ -111,7 +100,7 @@ def check_token_counts(shards: TokenShards, *, documents: int) -> Finding:
     total = found["train_documents"] + found["validation_documents"]
     if total != documents:
         wrong.append(f"{total} documents in the splits, {documents} in the English parquet")
-    return Finding(
+    return verdict(
         passed=not wrong,
         text="; ".join(wrong) or f"{sum(list(found.values())[:2]):,} tokens and {total:,} documents, all accounted for",
         facts=found,

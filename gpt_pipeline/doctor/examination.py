@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gpt_pipeline.data.config import SAMPLE
 from gpt_pipeline.doctor.files import look_at_files
-from gpt_pipeline.doctor.finding import Finding, findings_of, note
 from gpt_pipeline.doctor.hub import look_at_hub
 from gpt_pipeline.doctor.machine import look_at_disk, look_at_memory, look_at_open_files
 from gpt_pipeline.doctor.ports import look_at_port
@@ -17,7 +16,10 @@ from gpt_pipeline.doctor.torch_build import look_at_compiler, look_at_torch
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.findings import Finding, note, problem, problem_of
 from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PORT, Project
+
+Look = Callable[[], Iterable[Finding]]
 
 
 def examine(project: Project, experiment: Experiment | None, *, offline: bool, count_runs: CountRuns) -> list[Finding]:
@@ -46,6 +48,21 @@ def examine(project: Project, experiment: Experiment | None, *, offline: bool, c
             "MLflow": lambda: look_at_mlflow(project.tracking_uri),
         }
     )
+
+
+def findings_of(looks: Mapping[str, Look]) -> list[Finding]:
+    """Return the findings of the checks, by their names in order; one that fails itself is a problem, in its words."""
+    found: list[Finding] = []
+    for name, look in looks.items():
+        try:
+            found += look()
+        except UserError as error:
+            found.append(problem_of(error, name))
+        except Exception as error:
+            # Whatever keeps one check from running is worth knowing, and must not keep the others from running.
+            text = f"could not be checked: {type(error).__name__}: {error}"
+            found.append(problem(name, text, "this was not foreseen; the text says what the system refused"))
+    return found
 
 
 def _experiments(project: Project) -> list[Experiment]:

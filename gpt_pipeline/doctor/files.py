@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from filelock import FileLock, Timeout
 
-from gpt_pipeline.doctor.finding import Finding, note, ok, problem
+from gpt_pipeline.findings import Finding, note, ok, problem
 from gpt_pipeline.storage.atomic import fsync_file, fsync_folder
 from gpt_pipeline.storage.room import existing_folder
 

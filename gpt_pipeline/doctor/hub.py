@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from gpt_pipeline.data.config import SYNTH
-from gpt_pipeline.doctor.finding import Finding, note, ok, problem
+from gpt_pipeline.findings import Finding, note, ok, problem
 
 _SECONDS = 5.0  # for a connection, and for an answer
 _ALL_SECONDS = 12.0  # for everything, the name's address included, which knows no time limit of its own

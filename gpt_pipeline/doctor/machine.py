@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from gpt_pipeline.doctor.finding import Finding, note, ok, problem
+from gpt_pipeline.findings import Finding, note, ok, problem
 from gpt_pipeline.planning.host import HostMemory, host_memory
 from gpt_pipeline.report.wording import size
 from gpt_pipeline.storage.room import free_bytes

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from gpt_pipeline.doctor.finding import Finding, note, ok
+from gpt_pipeline.findings import Finding, note, ok
 from gpt_pipeline.storage.lock import held_for
 from gpt_pipeline.storage.ports import HOST, is_free
 

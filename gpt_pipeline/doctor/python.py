@@ -9,7 +9,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-from gpt_pipeline.doctor.finding import Finding, note, ok, problem
+from gpt_pipeline.findings import Finding, note, ok, problem
 
 DISTRIBUTION = "gpt-pipeline"
 _OLDEST = (3, 11)

@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import OpenerDirector, ProxyHandler, build_opener
 
-from gpt_pipeline.doctor.finding import Finding, note, ok, problem
+from gpt_pipeline.findings import Finding, note, ok, problem
 from gpt_pipeline.project import DAGSTER_CONFIG, Project
 from gpt_pipeline.tracking.store import sqlite_file
 
@@ -54,7 +54,7 @@ def look_at_history(
 
     Nothing is said where `look_at_dagster_home` has found a problem: there is no history that could be looked at.
     """
-    if any(found.status == "problem" for found in look_at_dagster_home(project, environment)):
+    if any(not found.passed for found in look_at_dagster_home(project, environment)):
         return
     home = Path(environment.get(_HOME) or project.root)
     if not (home / DAGSTER_CONFIG).is_file() and not (home / "history").is_dir():

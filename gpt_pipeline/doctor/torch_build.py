@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt_pipeline.doctor.finding import Finding, note, ok, problem
+from gpt_pipeline.findings import Finding, note, ok, problem
 from gpt_pipeline.training.config import HardwareConfig
 
 _LOCALLY = "https://pytorch.org/get-started/locally"

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gpt_pipeline.data.audit import Finding
 from gpt_pipeline.data.encoder import Encoder, new_encoder
 from gpt_pipeline.data.english import english_files
 from gpt_pipeline.data.token_stream import TokenStream, open_shards
 from gpt_pipeline.data.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation.questions import Question
+from gpt_pipeline.findings import Finding, verdict
 from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import StageResult
@@ -57,11 +57,11 @@ def cached_proof(folder: Path, questions: Sequence[Question], english: StageResu
         code_version=PROOF_VERSION,
     )
     path = folder / f"{identity[:SHORT]}.unseen.json"
-    kept = _read_finding(path, identity)
-    if kept is not None:
-        return kept
+    if (found := _read_finding(path, identity)) is not None:
+        return found
     finding = prove_unseen(questions, english, shards)
-    write_json(path, {"fingerprint": identity, **dataclasses.asdict(finding)})
+    kept = {"passed": finding.passed, "text": finding.text, "facts": dict(finding.facts)}
+    write_json(path, {"fingerprint": identity, **kept})
     return finding
 
 
@@ -99,7 +99,7 @@ def prove_unseen(questions: Sequence[Question], english: StageResult, shards: St
         "same_text": seen_text,
         "not_in_validation": len(missing),
     }
-    return Finding(passed=passed, text=text if passed else f"{text}: {_REMEDY}", facts=facts)
+    return verdict(passed=passed, text=text if passed else f"{text}: {_REMEDY}", facts=facts)
 
 
 def _kin(questions: Sequence[Question], english: StageResult, encoder: Encoder) -> _Kin:
@@ -165,6 +165,6 @@ def _read_finding(path: Path, identity: str) -> Finding | None:
         value: dict[str, Any] = read_json(path)
         if value.pop("fingerprint") != identity:
             return None
-        return Finding(**value)
+        return verdict(**value)
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         return None  # looked for again

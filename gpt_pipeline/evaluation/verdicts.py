@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from gpt_pipeline.data.audit import Finding
 from gpt_pipeline.evaluation.result import EvaluationResult, same_test
+from gpt_pipeline.findings import Finding, verdict
 
 LOSS_MARGIN = 0.05
 """Nats per token by which a checkpoint may be worse than the best before it."""
@@ -25,7 +25,7 @@ def loss_verdict(result: EvaluationResult, others: Iterable[EvaluationResult]) -
     earlier = [other for other in others if _is_earlier(other, result)]
     found = result.metrics["val_loss"]
     if not earlier:
-        return Finding(
+        return verdict(
             passed=True, text=f"{found:.4f}; no earlier checkpoint to compare with", facts={"step": result.step}
         )
     best = min(earlier, key=lambda other: other.metrics["val_loss"])
@@ -40,7 +40,7 @@ def loss_verdict(result: EvaluationResult, others: Iterable[EvaluationResult]) -
             "training.learning_rate or training.num_epochs, or raise data.num_samples; best_model.pt keeps the best"
         )
     facts = {"step": result.step, "best_step": best.step, "above_best": worse, "margin": LOSS_MARGIN}
-    return Finding(passed=worse <= LOSS_MARGIN, text=text, facts=facts)
+    return verdict(passed=worse <= LOSS_MARGIN, text=text, facts=facts)
 
 
 def _is_earlier(other: EvaluationResult, result: EvaluationResult) -> bool:
@@ -68,7 +68,7 @@ def output_verdict(result: EvaluationResult) -> Finding:
             ". Usual in the first thousands of steps. Later: read the answers in the report, look whether the loss "
             "still falls, and lower training.learning_rate if it does not"
         )
-    return Finding(passed=not wrong, text=text, facts={"step": result.step, "answers": len(answers), **shares})
+    return verdict(passed=not wrong, text=text, facts={"step": result.step, "answers": len(answers), **shares})
 
 
 def _share(answers: Iterable[Mapping[str, Any]], is_so: Callable[[Mapping[str, Any]], bool]) -> float:

@@ -14,7 +14,7 @@ from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.stages import finished_english, finished_shards, finished_training
 
 if TYPE_CHECKING:
-    from gpt_pipeline.data.audit import Finding
+    from gpt_pipeline.findings import Finding
 
 _VERSION_TAG = "dagster/data_version"
 

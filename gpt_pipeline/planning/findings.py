@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from gpt_pipeline.data.config import SAMPLE
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import TrainingSize
+from gpt_pipeline.findings import Finding, problem, warning
 from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import Disk
 from gpt_pipeline.planning.duration import Duration
@@ -26,33 +26,6 @@ _SURE = 0.03  # nats: differences between settings are often of this size
 _EPOCHS = 4  # up to which repeated data is worth almost as much as new: Muennighoff et al. 2023
 _LONG_INTERVAL = 3600.0  # seconds of work that a crash may cost
 _FULL = 0.95  # of a GPU's memory: what is estimated is not known to the last percent
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One remark on a plan."""
-
-    level: Literal["problem", "warning"]
-    """A problem would make the run fail."""
-
-    key: str
-    """What it is about: a key of the experiment file, `disk`, or `memory`."""
-
-    text: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.text}{f'; {self.remedy}' if self.remedy else ''}"
-
-
-def problem(key: str, text: str, remedy: str) -> Finding:
-    """Return what would make the run fail."""
-    return Finding(level="problem", key=key, text=text, remedy=remedy)
-
-
-def warning(key: str, text: str, remedy: str) -> Finding:
-    """Return what would not make the run fail, but is hardly wanted."""
-    return Finding(level="warning", key=key, text=text, remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +56,7 @@ def findings(known: Known) -> list[Finding]:
         *_regularisation(known),
         *_time(known),
     ]
-    return sorted(every, key=lambda finding: finding.level != "problem")
+    return sorted(every, key=lambda finding: finding.severity != "problem")
 
 
 def _source(known: Known) -> Iterator[Finding]:

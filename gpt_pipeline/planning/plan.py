@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from gpt_pipeline.data.shards import find_shards
-from gpt_pipeline.errors import ConfigError, DataError, UserError
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_job
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
 from gpt_pipeline.experiment.sizes import TrainingSize, parameter_count, training_size
+from gpt_pipeline.findings import Finding, problem, problem_of
 from gpt_pipeline.planning.device import Device, absent_gpu, choose_device
 from gpt_pipeline.planning.disk import Disk, disks
 from gpt_pipeline.planning.duration import Duration, Work, duration
-from gpt_pipeline.planning.findings import Finding, Known, findings, problem
+from gpt_pipeline.planning.findings import Known, findings
 from gpt_pipeline.planning.memory import MemoryNeed, Precision, memory_need
 from gpt_pipeline.planning.probe import Request
 from gpt_pipeline.planning.speed import OutOfMemoryError, Speed, measure, speed_of_lines
@@ -120,7 +121,7 @@ class Plan:
     @property
     def problems(self) -> tuple[Finding, ...]:
         """What would make the run fail."""
-        return tuple(each for each in self.findings if each.level == "problem")
+        return tuple(each for each in self.findings if each.severity == "problem")
 
 
 def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
@@ -177,14 +178,8 @@ def _or_problem(found: list[Finding], key: str, make: Callable[[], _Value]) -> _
     """Return what `make` returns; what it raises for the user to mend becomes a finding."""
     try:
         return make()
-    except ConfigError as error:
-        found.append(problem(error.key, f"found {error.found!r}, need {error.need}", error.remedy))
-    except DataError as error:
-        text, _, remedy = str(error).rpartition("; ")
-        found.append(problem(key, text, remedy))
     except UserError as error:
-        text, _, remedy = str(error).removeprefix(f"{key}: ").rpartition("; ")
-        found.append(problem(key, text, remedy))
+        found.append(problem_of(error, key))
     return None
 
 

@@ -1,33 +1,24 @@
-"""A plan to read: sections of lines, in colour on a terminal, and what is wrong at the end."""
+"""A plan to read: sections of lines, and what is wrong at the end."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
+from gpt_pipeline.findings import problems_in_words
 from gpt_pipeline.planning.disk import Disk
-from gpt_pipeline.planning.findings import Finding
 from gpt_pipeline.planning.memory import MemoryNeed
 from gpt_pipeline.planning.plan import Length, Plan
 from gpt_pipeline.planning.speed import Speed
-from gpt_pipeline.progress.stages import StageProgress
+from gpt_pipeline.progress.show import stage_text
 from gpt_pipeline.report import wording
-
-Row = tuple[str, str, str]
-"""Section, label, text; a section is named in its first row only."""
-
-_STYLES = {"problem": "bold red", "warning": "yellow"}
-_SECTION, _LABEL = 10, 22
+from gpt_pipeline.sheet import Sheet, findings_sheet
 
 
-def rows_of(plan: Plan) -> list[Row]:
-    """Return the plan as rows."""
-    sections = {
+def sheets(plan: Plan) -> list[Sheet]:
+    """Return the plan by sections, then what is wrong with it, and whether it can be run."""
+    sections: dict[str, Iterable[tuple[str, str]]] = {
         "model": _model_rows(plan),
         "data": _data_rows(plan),
         "training": _training_rows(plan),
@@ -36,41 +27,27 @@ def rows_of(plan: Plan) -> list[Row]:
         "time": _time_rows(plan),
         "done": _done_rows(plan),
     }
-    rows = [(name, label, text) for name, lines in sections.items() for label, text in lines]
-    return [("" if number and rows[number - 1][0] == row[0] else row[0], *row[1:]) for number, row in enumerate(rows)]
+    rows = [
+        (("" if number else section, "bold"), (label, "dim"), text)
+        for section, lines in sections.items()
+        for number, (label, text) in enumerate(lines)
+    ]
+    return [
+        Sheet(heading=((plan.name, "bold"), str(plan.folder)), rows=rows, indent=2),
+        findings_sheet(plan.findings, [conclusion(plan)]),
+    ]
 
 
-def print_rich(plan: Plan, console: Console) -> None:
-    """Print the plan for a terminal."""
-    console.print(Text.assemble((plan.name, "bold"), f"  {plan.folder}"), soft_wrap=True)
-    for section, label, text in rows_of(plan):
-        line = Text.assemble((f"  {section:{_SECTION}}", "bold"), (f"{label:{_LABEL}}", "dim"), text)
-        console.print(line, soft_wrap=True)
-    for finding in plan.findings:
-        console.print(Text.assemble((f"{finding.level}  ", _STYLES[finding.level]), str(finding)), soft_wrap=True)
-    console.print(conclusion(plan), soft_wrap=True, style="green" if not plan.problems else "bold red")
-
-
-def plain_text(plan: Plan) -> str:
-    """Return the plan as plain lines."""
-    lines = [f"{plan.name}  {plan.folder}"]
-    lines += [f"  {section:{_SECTION}}{label:{_LABEL}}{text}".rstrip() for section, label, text in rows_of(plan)]
-    lines += [f"{finding.level}  {finding}" for finding in plan.findings]
-    return "\n".join([*lines, conclusion(plan)]) + "\n"
-
-
-def conclusion(plan: Plan) -> str:
+def conclusion(plan: Plan) -> tuple[str, str]:
     """Return the last line: whether it can be run."""
-    if not plan.problems:
-        return (
-            "Nothing stands in its way." if plan.start.kind != "finished" else "Nothing of the training is left to do."
-        )
-    return f"{_count(plan.problems)} would make it fail."
+    if plan.problems:
+        return f"{problems_in_words(plan.findings)} before it can run.", "bold red"
+    return "The training is finished." if plan.start.kind == "finished" else "Ready to run.", "green"
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON values, with figures in full: the fields of `plan.Plan`, and what follows from them."""
-    value: dict[str, Any] = _plain(dataclasses.asdict(plan))
+    value = dataclasses.asdict(plan)
     value["trainable_parameters"] = plan.parameters
     value["tokens_per_parameter"] = plan.tokens_per_parameter
     value["mfu"] = plan.mfu
@@ -81,20 +58,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
         value["memory"] |= {"state": plan.memory.state, "device": plan.memory.device}
     for disk, own in zip(plan.disks, value["disks"], strict=True):
         own["to_write"] = disk.to_write
+    value["findings"] = [
+        {"level": each.severity, "key": each.key, "text": each.text, "remedy": each.remedy} for each in plan.findings
+    ]
     value["can_run"] = not plan.problems
     return value
-
-
-def _count(problems: tuple[Finding, ...]) -> str:
-    return "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _model_rows(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -201,18 +169,8 @@ def _time_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _done_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     for stage in plan.stages:
-        yield stage.name, _stage_text(stage)
+        yield stage.name, stage_text(stage, finished="finished, used again")
     yield "training", start_text(plan)
-
-
-def _stage_text(stage: StageProgress) -> str:
-    note = f" ({stage.note})" if stage.note else ""
-    if stage.state == "finished":
-        return f"finished, used again{note}"
-    if stage.state == "absent":
-        return f"to do{note}"
-    of = "" if stage.files is None else f" of {stage.files:,}"
-    return f"{stage.files_done:,}{of} source files done, used again{note}"
 
 
 def start_text(plan: Plan) -> str:

@@ -1,0 +1,129 @@
+"""A status to read: one block of lines for each experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gpt_pipeline.checkpoints.manifest import BEST_NAME
+from gpt_pipeline.progress.stages import StageProgress
+from gpt_pipeline.progress.status import CheckpointStatus, Status
+from gpt_pipeline.progress.training import TrainingProgress
+from gpt_pipeline.report import wording
+from gpt_pipeline.sheet import Line, Sheet
+
+_STYLES = {
+    "finished": "green",
+    "running": "cyan",
+    "partly": "yellow",
+    "stopped": "yellow",
+    "died": "red",
+    "absent": "dim",
+}
+
+
+def sheets(statuses: Sequence[Status]) -> list[Sheet]:
+    """Return the statuses as blocks of lines, an empty line between them."""
+    return [
+        Sheet(
+            heading=((status.name, "bold"), str(status.folder or status.file)),
+            rows=list(_rows(status)),
+            indent=2,
+            closing=[] if status is statuses[-1] else [("",)],
+        )
+        for status in statuses
+    ]
+
+
+def as_json(statuses: Sequence[Status]) -> list[dict[str, Any]]:
+    """Return the statuses as JSON values, with figures in full; the keys are the fields of `status.Status`."""
+    return [dataclasses.asdict(status) for status in statuses]
+
+
+def _rows(status: Status) -> Iterator[Line]:
+    if status.problem is not None:
+        yield _row("problem", status.problem, "red")
+    for stage in status.stages:
+        yield _row(stage.name, stage_text(stage), _STYLES[stage.state])
+    if status.training is not None:
+        yield _row("training", training_text(status.training), _STYLES[status.training.state])
+        for name in status.training.damaged:
+            yield _row("", f"damaged: {name}; the one before it is used", "red")
+    if status.problem is None:
+        for number, text in enumerate(_checkpoint_texts(status)):
+            yield _row("" if number else "checkpoints", text)
+        yield from _result_rows(status)
+    yield _row("next", f"{status.next.command}   # {status.next.why}")
+
+
+def _row(label: str, text: str, style: str = "") -> Line:
+    return (label, "dim"), (text, style)
+
+
+def stage_text(stage: StageProgress, *, finished: str = "finished") -> str:
+    """Return how far a stage of the data is, in a line."""
+    size = f", {wording.size(stage.size)}" if stage.size else ""
+    note = f" ({stage.note})" if stage.note else ""
+    if stage.state == "finished":
+        return f"{finished}{size}{note}"
+    if stage.state == "absent":
+        return f"to do{note}"
+    of = f" of {stage.files:,}" if stage.files else ""
+    return f"partly: {stage.files_done:,}{of} files{size}{note}"
+
+
+def training_text(training: TrainingProgress) -> str:
+    """Return how far the training is, in a line."""
+    of = "" if training.max_steps is None else f" of {training.max_steps:,}"
+    if training.state == "absent":
+        return f"to do{f': {training.max_steps:,} steps' if training.max_steps else ''}"
+    losses = [("train loss", training.train_loss), ("val loss about", training.val_loss)]
+    words = [f"{name} {value:.3f}" for name, value in losses if value is not None]
+    if training.state == "finished":
+        return ", ".join([f"finished at step {training.step:,}", *words])
+    if training.state == "running":
+        who = f" (process {training.process} on {training.host})" if training.process else ""
+        return ", ".join([f"running{who}", f"step {training.step:,}{of}", *words, *_speed_words(training)])
+    what = "stopped" if training.state == "stopped" else "was killed; saved"
+    other = "; with other settings than the file has now" if training.of_other_settings else ""
+    return ", ".join([f"{what} at step {training.step:,}{of}", *words]) + other
+
+
+def _speed_words(training: TrainingProgress) -> list[str]:
+    speed, left = training.tokens_per_second, training.eta_seconds
+    words = [] if speed is None else [f"{speed:,.0f} tokens/s"]
+    return words if left is None else [*words, f"{wording.duration(left)} left"]
+
+
+def _checkpoint_texts(status: Status) -> list[str]:
+    if not status.checkpoints:
+        return ["none"]
+    count = f"{len(status.checkpoints)}, {wording.size(status.checkpoint_bytes)}"
+    return [count, *(_checkpoint_text(each) for each in status.checkpoints)]
+
+
+def _checkpoint_text(checkpoint: CheckpointStatus) -> str:
+    states = {"done": "evaluated", "missing": "to be evaluated", "outdated": "to be evaluated again"}
+    state = "" if checkpoint.evaluation is None else f"  {states[checkpoint.evaluation]}"
+    name = f"{checkpoint.file} (step {checkpoint.step:,})" if checkpoint.file == BEST_NAME else checkpoint.file
+    return f"{name:28} {wording.size(checkpoint.size):>8}{_loss_text(checkpoint)}{state}"
+
+
+def _loss_text(checkpoint: CheckpointStatus) -> str:
+    """Return the loss that an evaluation measured, else what the trainer estimated, marked as such."""
+    if checkpoint.evaluated_loss is not None:
+        return f"  val loss {checkpoint.evaluated_loss:.3f}"
+    return "" if checkpoint.val_loss is None else f"  val loss about {checkpoint.val_loss:.3f}"
+
+
+def _result_rows(status: Status) -> Iterator[Line]:
+    done, pending = status.evaluations_done, status.evaluations_pending
+    to_come = "in progress" if status.is_evaluating else "to do"
+    text = f"{done} done" + (f", {pending} {to_come}" if pending else "")
+    yield _row("evaluations", text, "yellow" if pending else "")
+    if status.best is not None:
+        how = "" if status.best.evaluated else " (the trainer's estimate)"
+        yield _row("best so far", f"step {status.best.step:,}, val loss {status.best.val_loss:.3f}{how}")
+    if status.report is not None:
+        yield _row("report", f"{status.report}{' (outdated)' if status.report_is_outdated else ''}")
