@@ -20,9 +20,8 @@ from gpt_pipeline.checkpoints.load import load_model
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.documents import prompt_text
 from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
-from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.evaluation.answers import encode_prompt
-from gpt_pipeline.evaluation.generate import Pick, fit_prompt, greedy, next_tokens
+from gpt_pipeline.evaluation.generate import Pick, fit_prompt, greedy, inference_device, next_tokens
 from gpt_pipeline.model.gpt import GPT, KVCache
 
 Say = Callable[[str], None]
@@ -67,9 +66,8 @@ class Writer:
         Raises:
             UserError: there is no such checkpoint, it is damaged, or there is no such device.
         """
-        chosen = _device(device)
         with hold(path):
-            model, info = load_model(path, device=chosen)
+            model, info = load_model(path, device=inference_device(device))
         return cls(model=model, checkpoint=info, context_length=min(trained_length, model.config.context_length))
 
     def write(self, prompt: str, manner: Manner) -> Iterator[str]:
@@ -173,13 +171,3 @@ def _put(text: str) -> None:
     # A console or a pipe on Windows may lack letters; a missing one must not end the text.
     sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
     sys.stdout.flush()
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "hardware.device", found=name, need="a device that is here: cpu", remedy="use --device cpu, or auto"
-        )
-    return name

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import signal
@@ -19,7 +20,7 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.english import prepare_english
 from gpt_pipeline.data.raw import prepare_raw
 from gpt_pipeline.data.shards import prepare_shards
-from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.errors import ConfigError, DamagedFileError
 from gpt_pipeline.evaluation import evaluate as evaluate_module
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.evaluate import (
@@ -27,6 +28,7 @@ from gpt_pipeline.evaluation.evaluate import (
     UnusableCheckpointError,
     evaluate_checkpoint,
 )
+from gpt_pipeline.evaluation.generate import inference_device
 from gpt_pipeline.evaluation.result import (
     EvaluationResult,
     evaluation_fingerprint,
@@ -207,6 +209,22 @@ def test_read_evaluations_of_a_damaged_file_leaves_the_others(tmp_path: Path, st
     (tmp_path / "evaluations" / "step_00000040-abc.json").write_text('{"fingerprint": ', encoding="utf-8")
     (tmp_path / "evaluations" / "notes.json").write_text("[]", encoding="utf-8")
     assert [result.step for result in read_evaluations(tmp_path / "evaluations")] == [30, 200]
+
+
+def test_find_evaluation_of_a_newer_version_reads_it_without_the_fields_it_does_not_know(
+    tmp_path: Path, stages: Stages
+) -> None:
+    result = evaluate(save(tmp_path / "checkpoints", 50).path, stages, tmp_path)
+    value = {**json.loads(result.path.read_text(encoding="utf-8")), "judge": "a newer field"}
+    result.path.write_text(json.dumps(value), encoding="utf-8")
+    assert find_evaluation(result.path.parent, result.fingerprint) == dataclasses.replace(result, reused=True)
+
+
+def test_inference_device_on_a_machine_without_a_gpu_names_the_remedy() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match="use cpu or auto"):
+        inference_device("cuda")
 
 
 def test_evaluate_checkpoint_without_questions_and_documents_still_has_a_loss(tmp_path: Path, stages: Stages) -> None:

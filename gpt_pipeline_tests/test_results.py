@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gpt_pipeline.training.metrics import MetricsLog
 from gpt_pipeline_tests.projects import TinyProject
 
 READERS = (results.metrics, results.checkpoints, results.evaluations, results.kinds, results.answers)
+ARCHIVE = Path(__file__).parent / "fixtures" / "finished-775e92b.tar.xz"
 DOCUMENTATION = Path(__file__).parent.parent / "docs" / "results.md"
 
 
@@ -204,6 +206,24 @@ def test_results_of_an_experiment_named_twice_count_once(project: TinyProject) -
 def test_results_module_imports_pandas_only_when_asked() -> None:
     code = "import sys; from gpt_pipeline import results; assert not {'pandas', 'torch', 'dagster'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_results_of_a_project_that_an_earlier_version_finished_are_all_there(tmp_path: Path) -> None:
+    with tarfile.open(ARCHIVE) as archive:
+        wanted = [each for each in archive.getmembers() if each.name.startswith(("experiments", "storage/"))]
+        archive.extractall(tmp_path, [each for each in wanted if "/data/" not in each.name], filter="data")
+    given = tmp_path / "experiments" / "muon.yaml"
+    train = results.metrics(given).query("kind == 'train'")
+    assert train["step"].tolist() == list(range(1, 13))
+    assert train["train_loss"].notna().all()
+    assert results.checkpoints(given)["step"].tolist() == [4, 8, 12]
+    evaluated = results.evaluations(given)
+    assert evaluated["step"].tolist() == [0, 4, 8, 12]
+    assert evaluated["val_loss"].notna().all()
+    answers = results.answers(given)
+    assert len(answers) == evaluated["num_questions"].sum()
+    assert answers["question"].notna().all()
+    assert set(results.answers(tmp_path / "experiments")["experiment"]) >= {"muon", "adamw"}
 
 
 def test_results_documentation_example_runs_on_two_experiments(

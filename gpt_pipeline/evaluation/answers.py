@@ -1,7 +1,8 @@
-"""Putting questions to a model and judging what it writes."""
+"""Put questions to a model and score its answers."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from gpt_pipeline.evaluation.result import of_exercise
 from gpt_pipeline.evaluation.score import Score, score_answer, split_answer
 from gpt_pipeline.model.gpt import GPT
 
+_SCORES = tuple(each.name for each in dataclasses.fields(Score))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredAnswer:
-    """What the model wrote to one question, and how good it is."""
+    """The model's answer to one question, and how good it is."""
 
     question: Question
     generation: Generation
@@ -39,7 +42,7 @@ def answer_questions(
 
 
 def encode_prompt(text: str) -> list[int]:
-    """Return the tokens of the beginning of a document, `<|endoftext|>` first, as training saw it."""
+    """Return the tokens of the beginning of a document after `<|endoftext|>`, as in training."""
     return [EOT_TOKEN, *gpt2().encode_ordinary(text)]
 
 
@@ -47,15 +50,8 @@ def answer_metrics(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
     """Return the metrics of all answers together; shares and F1 in [0, 1], empty without answers."""
     if not answers:
         return {}
-    scores = [each.score for each in answers]
     means = {
-        "well_formed": _mean(score.well_formed for score in scores),
-        "correct": _mean(score.correct for score in scores),
-        "exact_match": _mean(score.exact_match for score in scores),
-        "numeric_match": _mean(score.numeric_match for score in scores),
-        "choice_match": _mean(score.choice_match for score in scores),
-        "token_f1": _mean(score.token_f1 for score in scores),
-        "distinct_2": _mean(score.distinct_2 for score in scores),
+        **{name: _mean(getattr(each.score, name) for each in answers) for name in ("correct", *_SCORES)},
         "ended": _mean(each.generation.ended for each in answers),
         "new_tokens": _mean(len(each.generation.tokens) for each in answers),
         "num_questions": float(len(answers)),
@@ -74,7 +70,7 @@ def _correct_by_exercise(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
 
 def as_record(answer: ScoredAnswer) -> dict[str, Any]:
     """Return an answer as JSON values, for the file, the tracker and the report."""
-    question, score, generation = answer.question, answer.score, answer.generation
+    question, generation = answer.question, answer.generation
     parts = split_answer(answer.text, with_reasoning=question.with_reasoning)
     return {
         "synth_id": question.synth_id,
@@ -88,13 +84,8 @@ def as_record(answer: ScoredAnswer) -> dict[str, Any]:
         "answer": parts.answer,
         "generated": answer.text,
         "ended": generation.ended,
-        "well_formed": score.well_formed,
-        "correct": score.correct,
-        "exact_match": score.exact_match,
-        "numeric_match": score.numeric_match,
-        "choice_match": score.choice_match,
-        "token_f1": score.token_f1,
-        "distinct_2": score.distinct_2,
+        "correct": answer.score.correct,
+        **{name: getattr(answer.score, name) for name in _SCORES},
         "new_tokens": len(generation.tokens),
         "prompt_truncated": generation.prompt_truncated,
     }
@@ -113,11 +104,11 @@ def _scored(question: Question, generation: Generation) -> ScoredAnswer:
 
 
 def _reference(question: Question) -> str:
-    """Return what the document says after the prompt."""
+    """Return the rest of the document after the prompt."""
     return f"{question.answer_prompt} {question.answer}".removeprefix(question.prompt)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are there, or None."""
+    """Return the mean of the values that are not None; None if there are none."""
     present = [float(value) for value in values if value is not None]
     return sum(present) / len(present) if present else None

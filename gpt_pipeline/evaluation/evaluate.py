@@ -162,8 +162,9 @@ def _load(task: _Task) -> tuple[GPT, str]:
 
     from gpt_pipeline.checkpoints.leases import hold
     from gpt_pipeline.checkpoints.load import load_model
+    from gpt_pipeline.evaluation.generate import inference_device
 
-    device = task.device if task.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = inference_device(task.device)
     path = task.checkpoint.path
     try:
         with hold(path):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt_pipeline.data.tokenizer import EOT_TOKEN
+from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.model.gpt import GPT, KVCache
 
 Pick = Callable[[Tensor], Tensor]
@@ -95,6 +96,19 @@ def fit_prompt(prompt: Sequence[int], *, max_new_tokens: int, context_length: in
         raise ValueError("found an empty prompt, need at least <|endoftext|>")
     longest = context_length - min(max_new_tokens, context_length // 2)
     return list(prompt) if len(prompt) <= longest else [prompt[0], *prompt[len(prompt) - longest + 1 :]]
+
+
+def inference_device(name: str) -> str:
+    """Return `cuda` or `cpu` for `auto`, `cuda` or `cpu`.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        need = "a device of this machine, which has no GPU that torch can use"
+        raise ConfigError("hardware.device", found=name, need=need, remedy="use cpu or auto")
+    return name if name != "auto" else "cuda" if available else "cpu"
 
 
 def next_tokens(model: GPT, ids: Tensor, cache: KVCache, pick: Pick) -> Iterator[Tensor]:

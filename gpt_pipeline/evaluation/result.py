@@ -141,10 +141,14 @@ def same_test(one: EvaluationResult, other: EvaluationResult) -> bool:
 
 
 def _read_evaluation(path: Path) -> EvaluationResult | None:
-    """Return the evaluation at `path`; None, with a warning, if the file cannot be read as one."""
+    """Return the evaluation at `path`; None, with a warning, if the file cannot be read as one.
+
+    Fields that this version does not know, since a newer one wrote the file, are left out.
+    """
     try:
         value = read_json(path)
-        return EvaluationResult(**{**value, "answers": tuple(value["answers"])}, path=path, reused=True)
+        known = {each.name: value[each.name] for each in dataclasses.fields(EvaluationResult) if each.name in value}
+        return EvaluationResult(**{**known, "answers": tuple(value["answers"]), "path": path, "reused": True})
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:

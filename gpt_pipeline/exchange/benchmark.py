@@ -5,13 +5,12 @@ The package `lm_eval` is an extra, and its tasks fetch their documents from the 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,7 @@ def benchmark_checkpoint(experiment: Experiment, checkpoint: Path, request: Benc
         path=path,
         reused=False,
     )
-    write_json(path, {k: v for k, v in dataclasses.asdict(result).items() if k not in ("path", "reused")})
+    write_json(path, {k: v for k, v in asdict(result).items() if k not in ("path", "reused")})
     return result
 
 
@@ -186,8 +185,9 @@ def _scores(results: Mapping[str, Mapping[str, Any]]) -> list[Score]:
 def _read(path: Path, identity: str) -> BenchmarkResult | None:
     try:
         value = read_json(path)
+        known = {each.name: value[each.name] for each in fields(BenchmarkResult) if each.name in value}
         scores = tuple(Score(**score) for score in value["scores"])
-        found = BenchmarkResult(**{**value, "scores": scores}, path=path, reused=True)
+        found = BenchmarkResult(**{**known, "scores": scores, "path": path, "reused": True})
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
