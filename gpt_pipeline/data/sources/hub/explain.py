@@ -85,7 +85,7 @@ def _explanation(error: Exception, question: Question) -> UserError:
 def _refusal(error: HfHubHTTPError, question: Question) -> UserError:
     status, place = error.response.status_code, question.place
     if isinstance(error, GatedRepoError):
-        return DataError(f"{place} is gated: accept its terms there and set HF_TOKEN, {NO_HUB}")
+        return DataError(f"{place} is gated: accept its conditions there and set HF_TOKEN, {NO_HUB}")
     if isinstance(error, RepositoryNotFoundError):
         return DataError(
             f"{place} does not exist or you may not read it (HTTP {status}); "
