@@ -24,42 +24,31 @@ DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday
 MONTHS: Final = tuple("January February March April May June July August September October November December".split())
 VILLAGES: Final = tuple("Newton Hilton Milton Weston Preston Burton".split())
 
-OPPOSITES: Final = tuple(
-    tuple(pair.split())
-    for pair in (
-        "hot cold,big small,old young,fast slow,high low,long short,wet dry,full empty,open closed,light dark,"
-        "day night,early late,good bad,hard soft,rich poor,strong weak,left right,happy sad,clean dirty,loud quiet,"
-        "near far,first last,black white,thick thin,north south,east west,true false,love hate,start stop,win lose"
-    ).split(",")
+
+def _pairs(text: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(pair.split()) for pair in text.split(","))
+
+
+OPPOSITES: Final = _pairs(
+    "hot cold,big small,old young,fast slow,high low,long short,wet dry,full empty,open closed,light dark,"
+    "day night,early late,good bad,hard soft,rich poor,strong weak,left right,happy sad,clean dirty,loud quiet,"
+    "near far,first last,black white,thick thin,north south,east west,true false,love hate,start stop,win lose"
 )
-CAPITALS: Final = tuple(
-    tuple(pair.split())
-    for pair in (
-        "France Paris,Spain Madrid,Italy Rome,Germany Berlin,Japan Tokyo,Russia Moscow,Egypt Cairo,Greece Athens,"
-        "Norway Oslo,Ireland Dublin,Peru Lima,Austria Vienna,China Beijing,Portugal Lisbon"
-    ).split(",")
+CAPITALS: Final = _pairs(
+    "France Paris,Spain Madrid,Italy Rome,Germany Berlin,Japan Tokyo,Russia Moscow,Egypt Cairo,Greece Athens,"
+    "Norway Oslo,Ireland Dublin,Peru Lima,Austria Vienna,China Beijing,Portugal Lisbon"
 )
-YOUNG: Final = tuple(
-    tuple(pair.split())
-    for pair in "dog puppy,cat kitten,cow calf,sheep lamb,pig piglet,goat kid,bear cub,horse foal,hen chick".split(",")
+YOUNG: Final = _pairs("dog puppy,cat kitten,cow calf,sheep lamb,pig piglet,goat kid,bear cub,horse foal,hen chick")
+PLURALS: Final = _pairs(
+    "man men,woman women,child children,foot feet,tooth teeth,mouse mice,leaf leaves,dog dogs,boat boats,"
+    "house houses,cup cups,box boxes,tree trees,knife knives,wolf wolves,bus buses"
 )
-PLURALS: Final = tuple(
-    tuple(pair.split())
-    for pair in (
-        "man men,woman women,child children,foot feet,tooth teeth,mouse mice,leaf leaves,dog dogs,boat boats,"
-        "house houses,cup cups,box boxes,tree trees,knife knives,wolf wolves,bus buses"
-    ).split(",")
+TYPICAL_COLOURS: Final = _pairs(
+    "grass green,snow white,blood red,coal black,milk white,corn yellow,sky blue,chocolate brown"
 )
-TYPICAL_COLOURS: Final = tuple(
-    tuple(pair.split())
-    for pair in "grass green,snow white,blood red,coal black,milk white,corn yellow,sky blue,chocolate brown".split(",")
-)
-VERBS: Final = tuple(
-    tuple(pair.split())
-    for pair in (
-        "walks walked,works worked,plays played,waits waited,sings sang,runs ran,sleeps slept,looks looked,"
-        "comes came,stays stayed,eats ate,reads read"
-    ).split(",")
+VERBS: Final = _pairs(
+    "walks walked,works worked,plays played,waits waited,sings sang,runs ran,sleeps slept,looks looked,"
+    "comes came,stays stayed,eats ate,reads read"
 )  # present and past, each followed by a place
 KINDS: Final = {
     "an animal": ANIMALS, "a plant": PLANTS, "a tool": TOOLS, "a town": TOWNS, "a colour": COLOURS, "a month": MONTHS,
