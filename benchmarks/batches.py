@@ -18,9 +18,17 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contest import describe_machine
-from gpt_pipeline.data.batches import BatchSampler
-from gpt_pipeline.data.token_stream import HEADER_BYTES, MAGIC, TOKEN_DTYPE, VERSION, TokenStream, new_shard, shard_name
-from gpt_pipeline.data.tokenizer import VOCAB_SIZE
+from gpt_pipeline.data.tokens.batches import BatchSampler
+from gpt_pipeline.data.tokens.stream import (
+    HEADER_BYTES,
+    MAGIC,
+    TOKEN_DTYPE,
+    VERSION,
+    TokenStream,
+    new_shard,
+    shard_name,
+)
+from gpt_pipeline.data.tokens.tokenizer import VOCAB_SIZE
 
 _SIZES = ((8, 512), (16, 512), (32, 512), (64, 512), (8, 1024), (16, 1024), (32, 1024), (64, 1024))
 _LARGE_TOKENS = 1_600_000_000

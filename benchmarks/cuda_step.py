@@ -25,8 +25,8 @@ from benchmarks.contest import Contestant, Step, Times, compete, describe_machin
 from benchmarks.nanogpt_style import make_nanogpt_style
 from benchmarks.peers import make_transformers
 from benchmarks.steps import StepSettings, make_updater
-from gpt_pipeline.data.batches import BatchSampler
-from gpt_pipeline.data.token_stream import TokenStream, new_shard
+from gpt_pipeline.data.tokens.batches import BatchSampler
+from gpt_pipeline.data.tokens.stream import TokenStream, new_shard
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.training.config import HardwareConfig

@@ -26,9 +26,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.eligibility import count_english_rows, read_batches
-from gpt_pipeline.data.english import EnglishStage
-from gpt_pipeline.data.raw import RawStage, prepare_raw
+from gpt_pipeline.data.documents.english import EnglishStage
+from gpt_pipeline.data.documents.raw import RawStage, prepare_raw
+from gpt_pipeline.data.formats.synth import count_english_rows, read_batches
 from gpt_pipeline.data.stage import PartedStage, prepare
 from gpt_pipeline.storage.resident import peak_resident_bytes
 

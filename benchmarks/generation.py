@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.contest import Contestant, Step, compete, describe_machine, print_table
-from gpt_pipeline.data.tokenizer import EOT_TOKEN
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.evaluation.generate import generate
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT

@@ -21,9 +21,9 @@ import torch
 from benchmarks.contest import describe_machine
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.config import SAMPLE, DataConfig
-from gpt_pipeline.data.english import prepare_english
-from gpt_pipeline.data.raw import prepare_raw
-from gpt_pipeline.data.shards import prepare_shards
+from gpt_pipeline.data.documents.english import prepare_english
+from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig

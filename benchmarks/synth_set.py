@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 
 ROWS_PER_FILE = 100_000
 _BATCH_ROWS = 5_000

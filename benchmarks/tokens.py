@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.contest import Contestant, Step, Times, compete, describe_machine
 from benchmarks.synth_set import write_set
-from gpt_pipeline.data.eligibility import DOCUMENT_SCHEMA, documents_of, read_batches, select
-from gpt_pipeline.data.encoder import new_encoder
-from gpt_pipeline.data.token_part import write_token_part
-from gpt_pipeline.data.tokenizer import gpt2
+from gpt_pipeline.data.formats.synth import DOCUMENT_SCHEMA, documents_of, read_batches, select
+from gpt_pipeline.data.tokens.encoder import new_encoder
+from gpt_pipeline.data.tokens.part import write_token_part
+from gpt_pipeline.data.tokens.tokenizer import gpt2
 
 _OURS = "gpt_pipeline: parquet to verified shards"
 _ALONE = "its tokenizer alone, an instance a thread"
@@ -118,7 +118,7 @@ def _own_threads(settings: _Settings) -> Step:
 
 
 def _write_vocabulary(path: Path) -> None:
-    from gpt_pipeline.data import encoder
+    from gpt_pipeline.data.tokens import encoder
 
     path.write_bytes(encoder._tiktoken_file())
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from gpt_pipeline.checkpoints.leases import hold
 from gpt_pipeline.checkpoints.load import load_model
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
-from gpt_pipeline.data.documents import prompt_text
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.formats.synth_text import prompt_text
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.evaluation.answers import encode_prompt
 from gpt_pipeline.evaluation.generate import Pick, fit_prompt, greedy, inference_device, next_tokens
 from gpt_pipeline.model.gpt import GPT, KVCache

@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 
 from gpt_pipeline.data import stage
-from gpt_pipeline.data.shards import ShardsStage
+from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.orchestration import rebuild
 from gpt_pipeline.orchestration.history import open_instance
 from gpt_pipeline.project import Project

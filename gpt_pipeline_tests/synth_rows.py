@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpt_pipeline.data.documents import SYNTH_COLUMNS
+from gpt_pipeline.data.formats.synth_text import SYNTH_COLUMNS
 
 SCHEMA = pa.schema([(name, pa.int64() if name == "words" else pa.string()) for name in SYNTH_COLUMNS])
 

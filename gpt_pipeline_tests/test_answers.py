@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.evaluation.answers import (
     ScoredAnswer,
     answer_metrics,

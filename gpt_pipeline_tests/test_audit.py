@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pipeline.data.audit import check_articles_kept_apart, check_language_purity, check_token_counts
-from gpt_pipeline.data.documents import is_held_out
-from gpt_pipeline.data.split_writer import Documents, SplitWriter
-from gpt_pipeline.data.token_stream import TokenShards, open_shards
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.documents.split import is_held_out
+from gpt_pipeline.data.tokens.stream import TokenShards, open_shards
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.tokens.writer import Documents, SplitWriter
 from gpt_pipeline.storage.manifest import Manifest, record_file
 
 SEED, FRACTION = 0, 0.5

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gpt_pipeline.data.batches import BatchSampler, sequential_windows, shuffled
-from gpt_pipeline.data.token_stream import TokenStream
+from gpt_pipeline.data.tokens.batches import BatchSampler, sequential_windows, shuffled
+from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import ConfigError
 from gpt_pipeline_tests.test_token_stream import make_stream
 

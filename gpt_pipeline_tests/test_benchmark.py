@@ -11,7 +11,7 @@ import torch
 
 from gpt_pipeline.checkpoints.load import load_model
 from gpt_pipeline.checkpoints.manifest import BEST_NAME
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.benchmark import BenchmarkRequest, benchmark_checkpoint
 from gpt_pipeline_tests.projects import TinyProject

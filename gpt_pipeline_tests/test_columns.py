@@ -69,7 +69,7 @@ def test_columns_text_value_is_arrows_own() -> None:
 def test_documents_are_made_without_pandas() -> None:
     program = (
         "import sys, pyarrow as pa\n"
-        "from gpt_pipeline.data.eligibility import COLUMNS, documents_of, select\n"
+        "from gpt_pipeline.data.formats.synth import COLUMNS, documents_of, select\n"
         "from gpt_pipeline.data.columns import text_value\n"
         "row = pa.RecordBatch.from_arrays([pa.repeat(text_value('en'), 3)] * len(COLUMNS), names=list(COLUMNS))\n"
         "assert documents_of(select(row)).num_rows == 3\n"

@@ -164,8 +164,8 @@ def _experiment_with(experiment: Experiment, **data: Any) -> Experiment:
 
 
 def _shards_with(experiment: Experiment, **data: Any) -> Any:
-    from gpt_pipeline.data.english import find_english
-    from gpt_pipeline.data.shards import prepare_shards
+    from gpt_pipeline.data.documents.english import find_english
+    from gpt_pipeline.data.tokens.shards import prepare_shards
 
     config: DataConfig = _experiment_with(experiment, **data).data
     english = find_english(config, experiment.data_folder)

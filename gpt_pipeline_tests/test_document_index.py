@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_pipeline.data import document_index
-from gpt_pipeline.data.document_index import prepare_index, repeated_documents
+from gpt_pipeline.data.documents import index as document_index
+from gpt_pipeline.data.documents.index import prepare_index, repeated_documents
 from gpt_pipeline.storage.atomic import sha256_of
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline_tests.synth_rows import row, write_synth

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from gpt_pipeline.data.tokenizer import EOT_TOKEN
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation.document_loss import DocumentLoss, document_losses, loss_metrics
 from gpt_pipeline.evaluation.held_out import HeldOutChoice, HeldOutDocument

@@ -4,13 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_pipeline.data.documents import (
-    SYNTH_COLUMNS,
-    article_key,
-    document_text,
-    is_held_out,
-    prompt_text,
-)
+from gpt_pipeline.data.documents.split import is_held_out
+from gpt_pipeline.data.formats.synth_text import SYNTH_COLUMNS, article_key, document_text, prompt_text
 
 
 def test_document_text_with_reasoning_has_three_parts() -> None:

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_pipeline.data.documents import MAX_DOCUMENT_BYTES, article_key, document_text, is_blank
-from gpt_pipeline.data.eligibility import (
+from gpt_pipeline.data.formats.synth import (
     COLUMNS,
     DOCUMENT_SCHEMA,
     count_english_rows,
@@ -19,6 +18,7 @@ from gpt_pipeline.data.eligibility import (
     read_batches,
     select,
 )
+from gpt_pipeline.data.formats.synth_text import MAX_DOCUMENT_BYTES, article_key, document_text, is_blank
 from gpt_pipeline.errors import DataError
 from gpt_pipeline_tests.synth_rows import row, write_synth
 

@@ -12,8 +12,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt_pipeline.data.encoder import SEPARATOR, Encoder, FastEncoder, ReferenceEncoder, _code_points, new_encoder
-from gpt_pipeline.data.tokenizer import EOT, EOT_TOKEN, gpt2
+from gpt_pipeline.data.tokens.encoder import (
+    SEPARATOR,
+    Encoder,
+    FastEncoder,
+    ReferenceEncoder,
+    _code_points,
+    new_encoder,
+)
+from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, gpt2
 
 pytest.importorskip("gigatoken", reason="has no wheel for this machine")
 
@@ -102,7 +109,7 @@ def test_encoder_characters_the_libraries_dispute_are_left_to_tiktoken() -> None
 
 def test_encoder_new_instances_in_between_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["a few words", "and some more of them"] * 20
-    monkeypatch.setattr("gpt_pipeline.data.encoder._MAX_INSTANCE_BYTES", 100)
+    monkeypatch.setattr("gpt_pipeline.data.tokens.encoder._MAX_INSTANCE_BYTES", 100)
     encoder = FastEncoder()
     first = encoder._fast._tokenizer
     assert ids(encoder, texts) == ids(encoder, texts) == tiktoken_ids(texts)

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents import document_text
-from gpt_pipeline.data.eligibility import DOCUMENT_SCHEMA
-from gpt_pipeline.data.english import english_documents, english_files, find_english, prepare_english
-from gpt_pipeline.data.raw import prepare_raw
-from gpt_pipeline.data.tally import Tally
+from gpt_pipeline.data.documents.english import english_documents, english_files, find_english, prepare_english
+from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.tally import Tally
+from gpt_pipeline.data.formats.synth import DOCUMENT_SCHEMA
+from gpt_pipeline.data.formats.synth_text import document_text
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.manifest import StageResult, record_file, verify
 from gpt_pipeline_tests.synth_rows import row, rows, write_folder, write_synth

@@ -17,9 +17,9 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.checkpoints.save import link_best, save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Snapshot
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.english import prepare_english
-from gpt_pipeline.data.raw import prepare_raw
-from gpt_pipeline.data.shards import prepare_shards
+from gpt_pipeline.data.documents.english import prepare_english
+from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.errors import ConfigError, DamagedFileError
 from gpt_pipeline.evaluation import evaluate as evaluate_module
 from gpt_pipeline.evaluation.config import EvaluationConfig

@@ -20,7 +20,7 @@ from gpt_pipeline.checkpoints.load import load_checkpoint, load_model
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints
 from gpt_pipeline.checkpoints.save import save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Snapshot
-from gpt_pipeline.data.tokenizer import EOT, EOT_TOKEN, VOCAB_SIZE, gpt2
+from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, VOCAB_SIZE, gpt2
 from gpt_pipeline.errors import DamagedFileError, LockedError, UserError
 from gpt_pipeline.exchange.export import export_checkpoint
 from gpt_pipeline.exchange.folder import new_folder

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_pipeline.data.batches import BatchSampler
+from gpt_pipeline.data.tokens.batches import BatchSampler
 from gpt_pipeline.errors import DataError, UserError
 from gpt_pipeline.experiment import runtime
 from gpt_pipeline.experiment.document import read_document

@@ -13,9 +13,9 @@ import dagster as dg
 import pytest
 
 import gpt_pipeline
-from gpt_pipeline.data.english import prepare_english
-from gpt_pipeline.data.raw import prepare_raw
-from gpt_pipeline.data.shards import prepare_shards
+from gpt_pipeline.data.documents.english import prepare_english
+from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.orchestration.history import open_instance
 from gpt_pipeline.project import Project

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from gpt_pipeline.data.batches import BatchSampler
-from gpt_pipeline.data.token_stream import TokenStream, new_shard
+from gpt_pipeline.data.tokens.batches import BatchSampler
+from gpt_pipeline.data.tokens.stream import TokenStream, new_shard
 from gpt_pipeline.training.feed import BatchFeed
 from gpt_pipeline.training.ranks import Ranks
 

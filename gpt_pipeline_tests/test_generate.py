@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt_pipeline.data.tokenizer import EOT_TOKEN
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.evaluation.generate import generate, greedy
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pipeline.data import english, raw, shards
-from gpt_pipeline.data.document_index import index_part
-from gpt_pipeline.data.raw_choice import ChosenFile
+from gpt_pipeline.data.documents import english, raw
+from gpt_pipeline.data.documents.choice import ChosenFile
+from gpt_pipeline.data.documents.index import index_part
 from gpt_pipeline.data.sources.record import FileFacts
+from gpt_pipeline.data.tokens import shards
 from gpt_pipeline.evaluation.questions import questions_fingerprint
 from gpt_pipeline.evaluation.result import evaluation_fingerprint
 from gpt_pipeline.experiment.load import Experiment, load_experiment

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents import is_held_out
-from gpt_pipeline.data.english import prepare_english
-from gpt_pipeline.data.raw import prepare_raw
-from gpt_pipeline.data.shards import prepare_shards
-from gpt_pipeline.data.token_stream import open_shards
-from gpt_pipeline.data.tokenizer import gpt2
+from gpt_pipeline.data.documents.english import prepare_english
+from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.split import is_held_out
+from gpt_pipeline.data.tokens.shards import prepare_shards
+from gpt_pipeline.data.tokens.stream import open_shards
+from gpt_pipeline.data.tokens.tokenizer import gpt2
 from gpt_pipeline.evaluation.held_out import cached_choice, choose_documents
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline_tests.test_questions import DATA, MIXED, stage
@@ -63,7 +63,7 @@ def test_cached_choice_is_not_read_from_the_documents_again(tmp_path: Path) -> N
 def test_chosen_documents_are_those_of_the_shards(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    from gpt_pipeline.data.english import english_files
+    from gpt_pipeline.data.documents.english import english_files
 
     data = DataConfig(num_samples=300, max_length=48, source="sample", validation_fraction=0.2)
     english = prepare_english(data, prepare_raw(data, tmp_path), tmp_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.raw import find_raw, known_raw, prepare_raw, raw_files
+from gpt_pipeline.data.documents.raw import find_raw, known_raw, prepare_raw, raw_files
 from gpt_pipeline.data.sources.hub import Hub
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline_tests.hub_server import FakeHub, running_hub
@@ -175,9 +175,9 @@ _ALL_STAGES = """
 import json, sys
 from pathlib import Path
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.english import prepare_english
-from gpt_pipeline.data.raw import prepare_raw
-from gpt_pipeline.data.shards import prepare_shards
+from gpt_pipeline.data.documents.english import prepare_english
+from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.tokens.shards import prepare_shards
 config = DataConfig(num_samples=20, max_length=16, validation_fraction=0.5, seed=1)
 data_folder = Path(sys.argv[1])
 raw = prepare_raw(config, data_folder)

@@ -20,9 +20,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gpt_pipeline.data.english import prepare_english
-from gpt_pipeline.data.raw import prepare_raw
-from gpt_pipeline.data.shards import find_shards, prepare_shards
+from gpt_pipeline.data.documents.english import prepare_english
+from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.experiment.plan import training_job
 from gpt_pipeline.training.run import TrainingOutcome, run_job

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt_pipeline.data.token_stream import new_shard, shard_name
+from gpt_pipeline.data.tokens.stream import new_shard, shard_name
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows does not count mapped files")
 
 _OPEN = """
 import resource, sys
 from pathlib import Path
-from gpt_pipeline.data.token_stream import TokenStream
+from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[2])))
 names = tuple(sorted(path.name for path in Path(sys.argv[1]).iterdir()))

@@ -14,10 +14,10 @@ import pytest
 
 from gpt_pipeline.data import stage as stage_module
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.english import EnglishStage, find_english, prepare_english
-from gpt_pipeline.data.raw import RawStage, find_raw, prepare_raw
-from gpt_pipeline.data.shards import ShardsStage, find_shards, prepare_shards
+from gpt_pipeline.data.documents.english import EnglishStage, find_english, prepare_english
+from gpt_pipeline.data.documents.raw import RawStage, find_raw, prepare_raw
 from gpt_pipeline.data.stage import PartedStage, grouped
+from gpt_pipeline.data.tokens.shards import ShardsStage, find_shards, prepare_shards
 from gpt_pipeline.storage.manifest import StageResult, verify
 from gpt_pipeline_tests.synth_rows import row, rows, write_synth
 
@@ -91,9 +91,9 @@ _WORKER = """
 import sys
 from pathlib import Path
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.english import EnglishStage
-from gpt_pipeline.data.raw import RawStage
-from gpt_pipeline.data.shards import ShardsStage
+from gpt_pipeline.data.documents.english import EnglishStage
+from gpt_pipeline.data.documents.raw import RawStage
+from gpt_pipeline.data.tokens.shards import ShardsStage
 import os, gpt_pipeline.storage.atomic as atomic
 left = int(sys.argv[4])
 real = os.replace

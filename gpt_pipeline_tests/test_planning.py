@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gpt_pipeline.checkpoints.save import DiskFullError
 from gpt_pipeline.cli import main
-from gpt_pipeline.data.english import EnglishStage
-from gpt_pipeline.data.raw import prepare_raw
-from gpt_pipeline.data.shards import ShardsStage, find_shards
+from gpt_pipeline.data.documents.english import EnglishStage
+from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.tokens.shards import ShardsStage, find_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.load import Experiment, load_experiment

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents import document_text, is_held_out, prompt_text
-from gpt_pipeline.data.eligibility import DOCUMENT_SCHEMA
+from gpt_pipeline.data.documents.split import is_held_out
+from gpt_pipeline.data.formats.synth import DOCUMENT_SCHEMA
+from gpt_pipeline.data.formats.synth_text import document_text, prompt_text
 from gpt_pipeline.evaluation.questions import Question, cached_questions, held_out_questions
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.eligibility import RULE_VERSION
-from gpt_pipeline.data.raw import RawStage, files_of, find_raw, known_raw, prepare_raw, raw_files, repeats_of
+from gpt_pipeline.data.documents.raw import RawStage, files_of, find_raw, known_raw, prepare_raw, raw_files, repeats_of
+from gpt_pipeline.data.formats.synth import RULE_VERSION
 from gpt_pipeline.data.sources.folder import parquet_names
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord, read_record
 from gpt_pipeline.data.stage import prepare

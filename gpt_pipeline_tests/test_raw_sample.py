@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.english import find_english, prepare_english
-from gpt_pipeline.data.raw import find_raw, prepare_raw, raw_files
-from gpt_pipeline.data.shards import find_shards, prepare_shards
+from gpt_pipeline.data.documents.english import find_english, prepare_english
+from gpt_pipeline.data.documents.raw import find_raw, prepare_raw, raw_files
+from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
 from gpt_pipeline_tests.synth_rows import write_folder
 
 CONFIG = DataConfig(num_samples=300, source="sample", max_length=64, validation_fraction=0.2)

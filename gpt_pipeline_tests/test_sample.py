@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt_pipeline.data.documents import FAILED_CONSTRAINT, SYNTH_COLUMNS, article_key, is_blank, is_held_out
-from gpt_pipeline.data.documents import document_text as text_of
+from gpt_pipeline.data.documents.split import is_held_out
+from gpt_pipeline.data.formats.synth_text import FAILED_CONSTRAINT, SYNTH_COLUMNS, article_key, is_blank
+from gpt_pipeline.data.formats.synth_text import document_text as text_of
 from gpt_pipeline.data.sources.sample import file_name, write_file
 from gpt_pipeline.data.sources.sample.articles import FACTS, VALUES, articles
 from gpt_pipeline.data.sources.sample.languages import LANGUAGES, foreign_draft, roman
 from gpt_pipeline.data.sources.sample.reading import mcq
-from gpt_pipeline.data.tokenizer import gpt2
+from gpt_pipeline.data.tokens.tokenizer import gpt2
 
 Row = dict[str, Any]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_pipeline.data.documents import document_text
+from gpt_pipeline.data.formats.synth_text import document_text
 from gpt_pipeline.evaluation.normalise import normalise
 from gpt_pipeline.evaluation.score import (
     as_number,

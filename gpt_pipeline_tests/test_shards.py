@@ -6,12 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents import is_held_out
-from gpt_pipeline.data.english import english_files, prepare_english
-from gpt_pipeline.data.raw import prepare_raw
-from gpt_pipeline.data.shards import find_shards, open_shards, prepare_shards
-from gpt_pipeline.data.token_stream import TokenStream
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.documents.english import english_files, prepare_english
+from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.split import is_held_out
+from gpt_pipeline.data.tokens.shards import find_shards, open_shards, prepare_shards
+from gpt_pipeline.data.tokens.stream import TokenStream
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import ConfigError, DamagedFileError
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline_tests.synth_rows import row, write_synth

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt_pipeline.data.eligibility import count_english_rows
+from gpt_pipeline.data.formats.synth import count_english_rows
 from gpt_pipeline.data.sources.hub import Hub, HubDataset, open_dataset, recorded_dataset
 from gpt_pipeline.data.sources.hub.patience import Patience
 from gpt_pipeline.data.sources.record import SourceRecord

@@ -19,9 +19,9 @@ from gpt_pipeline.checkpoints.manifest import write_manifest
 from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.cli import main
 from gpt_pipeline.comparison.compare import compare_experiments
-from gpt_pipeline.data.english import prepare_english
-from gpt_pipeline.data.raw import prepare_raw
-from gpt_pipeline.data.shards import find_shards, prepare_shards
+from gpt_pipeline.data.documents.english import prepare_english
+from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
 from gpt_pipeline.experiment.plan import training_job
 from gpt_pipeline.orchestration.report_step import write_report
 from gpt_pipeline.progress.show import sheets

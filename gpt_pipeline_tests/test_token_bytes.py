@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_pipeline.data.token_bytes import TokenBytes, token_lengths
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, VOCAB_SIZE, gpt2
+from gpt_pipeline.data.tokens.token_bytes import TokenBytes, token_lengths
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, VOCAB_SIZE, gpt2
 
 LONGEST = int(token_lengths().argmax())
 

@@ -14,16 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_pipeline.data import encoder, token_pieces
-from gpt_pipeline.data.documents import is_held_out
-from gpt_pipeline.data.eligibility import DOCUMENT_SCHEMA
-from gpt_pipeline.data.encoder import EncodedTexts, FastEncoder
-from gpt_pipeline.data.lengths import LENGTH_EDGES
-from gpt_pipeline.data.split_writer import Documents, SplitWriter
-from gpt_pipeline.data.token_bytes import token_lengths
-from gpt_pipeline.data.token_part import TokenPart, write_token_part
-from gpt_pipeline.data.token_stream import TokenStream
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.documents.split import is_held_out
+from gpt_pipeline.data.formats.synth import DOCUMENT_SCHEMA
+from gpt_pipeline.data.tokens import encoder
+from gpt_pipeline.data.tokens import pieces as token_pieces
+from gpt_pipeline.data.tokens.encoder import EncodedTexts, FastEncoder
+from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
+from gpt_pipeline.data.tokens.part import TokenPart, write_token_part
+from gpt_pipeline.data.tokens.stream import TokenStream
+from gpt_pipeline.data.tokens.token_bytes import token_lengths
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.tokens.writer import Documents, SplitWriter
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.manifest import record_file
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_pipeline.data.token_stream import TokenStream, answers_name, map_shard, new_shard, shard_name, starts_name
+from gpt_pipeline.data.tokens.stream import TokenStream, answers_name, map_shard, new_shard, shard_name, starts_name
 from gpt_pipeline.errors import DamagedFileError
 
 

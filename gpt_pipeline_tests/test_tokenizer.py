@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, VOCAB_SIZE, gpt2
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, VOCAB_SIZE, gpt2
 
 _PUBLISHED = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _HOSTILE = st.text(

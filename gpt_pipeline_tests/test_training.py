@@ -20,8 +20,8 @@ import torch
 
 from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, find_checkpoint, list_checkpoints
-from gpt_pipeline.data.batches import BatchSampler
-from gpt_pipeline.data.token_stream import open_shards
+from gpt_pipeline.data.tokens.batches import BatchSampler
+from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.errors import ConfigError, LockedError, UserError
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.lock import folder_lock

@@ -189,8 +189,8 @@ def test_original_moments_and_weights_continue_as_in_torchs_own_optimizer(tmp_pa
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-2, weight_decay=0.0, betas=(0.9, 0.95))
     state = {**original[1].state_dict(), "param_groups": optimizer.state_dict()["param_groups"]}
     optimizer.load_state_dict(state)
-    from gpt_pipeline.data.batches import BatchSampler
-    from gpt_pipeline.data.token_stream import open_shards
+    from gpt_pipeline.data.tokens.batches import BatchSampler
+    from gpt_pipeline.data.tokens.stream import open_shards
 
     stream = open_shards(Path(job.shards_folder)).train
     inputs, targets = BatchSampler(stream=stream, sequence_length=T, batch_size=4, seed=0).batch_at(STEP)

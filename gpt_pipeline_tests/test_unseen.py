@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.english import prepare_english
-from gpt_pipeline.data.raw import prepare_raw
-from gpt_pipeline.data.shards import prepare_shards
-from gpt_pipeline.data.token_stream import HEADER_BYTES, open_shards, starts_name
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.documents.english import prepare_english
+from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.tokens.shards import prepare_shards
+from gpt_pipeline.data.tokens.stream import HEADER_BYTES, open_shards, starts_name
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation import unseen
 from gpt_pipeline.evaluation.questions import Question, held_out_questions

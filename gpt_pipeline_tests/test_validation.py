@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.evaluation.validation import bytes_per_token, validation_loss
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT

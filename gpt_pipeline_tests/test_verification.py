@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from gpt_pipeline.cli import command
 from gpt_pipeline.data import verification
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.english import english_files, find_english
-from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.data.documents.english import english_files, find_english
+from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.data.verification import verify_data
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.manifest import read_manifest, record_file

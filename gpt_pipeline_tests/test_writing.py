@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from gpt_pipeline.checkpoints.choose import choose_checkpoint
 from gpt_pipeline.checkpoints.manifest import BEST_NAME, CheckpointInfo
-from gpt_pipeline.data.documents import prompt_text
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.formats.synth_text import prompt_text
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.evaluation.generate import generate, greedy
 from gpt_pipeline.model.config import ModelConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
-from gpt_pipeline.data.token_stream import new_shard, starts_name
+from gpt_pipeline.data.tokens.stream import new_shard, starts_name
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.manifest import Manifest, record_file
 from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig

@@ -205,7 +205,7 @@ def _split_differences(one: _Entry, other: _Entry) -> list[str]:
 
 def _split_settings(entry: _Entry) -> Mapping[str, Any]:
     """Return the settings of the shards that the evaluation read; empty if they are gone."""
-    from gpt_pipeline.data.shards import find_shards
+    from gpt_pipeline.data.tokens.shards import find_shards
 
     assert entry.evaluation is not None
     stage = find_shards(entry.experiment.data, entry.experiment.data_folder)

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.columns import of_indices, text_sizes
-from gpt_pipeline.data.documents import is_held_out
-from gpt_pipeline.data.token_stream import TRAIN, VALIDATION, TokenShards, TokenStream
-from gpt_pipeline.data.tokenizer import gpt2
+from gpt_pipeline.data.documents.split import is_held_out
+from gpt_pipeline.data.tokens.stream import TRAIN, VALIDATION, TokenShards, TokenStream
+from gpt_pipeline.data.tokens.tokenizer import gpt2
 from gpt_pipeline.findings import Finding, verdict
 
 _BATCH_ROWS = 4096

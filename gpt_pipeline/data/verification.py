@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.english import find_english
-from gpt_pipeline.data.raw import files_of, find_raw, raw_files
-from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.data.documents.english import find_english
+from gpt_pipeline.data.documents.raw import files_of, find_raw, raw_files
 from gpt_pipeline.data.stage import Say
-from gpt_pipeline.data.token_stream import Positions, TokenStream, open_shards
-from gpt_pipeline.data.tokenizer import EOT_TOKEN
+from gpt_pipeline.data.tokens.shards import find_shards
+from gpt_pipeline.data.tokens.stream import Positions, TokenStream, open_shards
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import DamagedFileError, DataError, UserError
 from gpt_pipeline.storage.atomic import sha256_of
 from gpt_pipeline.storage.manifest import StageResult, verify

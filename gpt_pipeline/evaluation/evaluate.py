@@ -180,7 +180,7 @@ def _load(task: _Task) -> tuple[GPT, str]:
 
 def _measure(task: _Task, model: GPT) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return the metrics by name and the answers as records."""
-    from gpt_pipeline.data.token_stream import open_shards
+    from gpt_pipeline.data.tokens.stream import open_shards
     from gpt_pipeline.evaluation.answers import answer_metrics, answer_questions, as_record
     from gpt_pipeline.evaluation.document_loss import document_losses, loss_metrics
     from gpt_pipeline.evaluation.held_out import cached_choice

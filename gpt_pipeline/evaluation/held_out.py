@@ -16,8 +16,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents import hold_out
-from gpt_pipeline.data.english import english_files
+from gpt_pipeline.data.documents.english import english_files
+from gpt_pipeline.data.documents.split import hold_out
 from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import StageResult

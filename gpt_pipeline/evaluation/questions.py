@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents import ANSWER_MARK, hold_out
-from gpt_pipeline.data.english import english_files
+from gpt_pipeline.data.documents.english import english_files
+from gpt_pipeline.data.documents.split import hold_out
+from gpt_pipeline.data.formats.synth_text import ANSWER_MARK
 from gpt_pipeline.evaluation.score import constraint_result
 from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint

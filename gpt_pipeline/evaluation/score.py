@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpt_pipeline.data.documents import ANSWER_MARK
+from gpt_pipeline.data.formats.synth_text import ANSWER_MARK
 from gpt_pipeline.evaluation.choice import choice_match
 from gpt_pipeline.evaluation.normalise import normalise
 

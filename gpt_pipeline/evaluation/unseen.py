@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gpt_pipeline.data.encoder import Encoder, new_encoder
-from gpt_pipeline.data.english import english_files
-from gpt_pipeline.data.token_stream import TokenStream, open_shards
-from gpt_pipeline.data.tokenizer import EOT_TOKEN
+from gpt_pipeline.data.documents.english import english_files
+from gpt_pipeline.data.tokens.encoder import Encoder, new_encoder
+from gpt_pipeline.data.tokens.stream import TokenStream, open_shards
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation.questions import Question
 from gpt_pipeline.findings import Finding, verdict

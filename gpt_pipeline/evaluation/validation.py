@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, VOCAB_SIZE, gpt2
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, VOCAB_SIZE, gpt2
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.model.linear import linear
 

@@ -10,9 +10,9 @@ import jinja2
 from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.config import SAMPLE
-from gpt_pipeline.data.english import find_english
-from gpt_pipeline.data.shards import find_shards
-from gpt_pipeline.data.tokenizer import TOKENIZER_ID
+from gpt_pipeline.data.documents.english import find_english
+from gpt_pipeline.data.tokens.shards import find_shards
+from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import parameter_count

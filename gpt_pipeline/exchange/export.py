@@ -13,7 +13,7 @@ from gpt_pipeline.checkpoints.leases import hold
 from gpt_pipeline.checkpoints.load import load_checkpoint, verify_checkpoint
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.checkpoints.snapshot import Snapshot, tensor_bytes
-from gpt_pipeline.data.tokenizer import EOT_TOKEN
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.card import model_card
 from gpt_pipeline.exchange.folder import new_folder, require_replaceable

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt_pipeline.data.tokenizer import EOT_TOKEN
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt_pipeline.data.tokenizer import EOT, EOT_TOKEN, byte_order, letter, vocabulary
+from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, byte_order, letter, vocabulary
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.storage.atomic import read_json, write_json, write_text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpt_pipeline.checkpoints.choose import checkpoint_to_resume
-from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_fingerprint
 from gpt_pipeline.training.demand import Demand

@@ -46,7 +46,7 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
     @dg.asset_check(asset=english_key, description="The documents kept read as English.")
     def language_purity() -> dg.AssetCheckResult:
         from gpt_pipeline.data.audit import check_language_purity
-        from gpt_pipeline.data.english import english_files
+        from gpt_pipeline.data.documents.english import english_files
 
         with explained():
             finding = check_language_purity(english_files(finished_english(experiment)))
@@ -55,8 +55,8 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
     @dg.asset_check(asset=shards_key, description="No seed article has documents in both splits.")
     def articles_kept_apart() -> dg.AssetCheckResult:
         from gpt_pipeline.data.audit import check_articles_kept_apart
-        from gpt_pipeline.data.english import english_files
-        from gpt_pipeline.data.token_stream import open_shards
+        from gpt_pipeline.data.documents.english import english_files
+        from gpt_pipeline.data.tokens.stream import open_shards
 
         data = experiment.data
         with explained():
@@ -71,7 +71,7 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
     @dg.asset_check(asset=shards_key, description="Tokens and documents of the shards are those of the manifests.")
     def token_counts_add_up() -> dg.AssetCheckResult:
         from gpt_pipeline.data.audit import check_token_counts
-        from gpt_pipeline.data.token_stream import open_shards
+        from gpt_pipeline.data.tokens.stream import open_shards
 
         with explained():
             documents = finished_english(experiment).manifest.facts["documents"]

@@ -18,18 +18,18 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
     )
 
     def raw() -> PartedStage:
-        from gpt_pipeline.data.english import find_english
-        from gpt_pipeline.data.raw import RawStage
+        from gpt_pipeline.data.documents.english import find_english
+        from gpt_pipeline.data.documents.raw import RawStage
 
         return RawStage(config=data, data_folder=folder, is_needed=lambda: find_english(data, folder) is None)
 
     def english() -> PartedStage:
-        from gpt_pipeline.data.english import EnglishStage
+        from gpt_pipeline.data.documents.english import EnglishStage
 
         return EnglishStage(config=data, data_folder=folder)
 
     def shards() -> PartedStage:
-        from gpt_pipeline.data.shards import ShardsStage
+        from gpt_pipeline.data.tokens.shards import ShardsStage
 
         return ShardsStage(config=data, data_folder=folder)
 

@@ -20,7 +20,7 @@ import dagster as dg
 from dagster_shared.error import SerializableErrorInfo
 
 from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
-from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.errors import StoppedError, UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume

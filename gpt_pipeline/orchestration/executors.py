@@ -25,7 +25,7 @@ _EXECUTORS = {
     "celery_k8s": ("dagster_celery_k8s", "celery_k8s_job_executor"),
 }
 
-PRELOADED = ["gpt_pipeline.definitions", "gpt_pipeline.data.english", "gpt_pipeline.data.token_part"]
+PRELOADED = ["gpt_pipeline.definitions", "gpt_pipeline.data.documents.english", "gpt_pipeline.data.tokens.part"]
 """What steps find imported when they begin: the definitions, and what a source file needs.
 
 No torch, which most steps do without. The threads that numpy and Arrow start at their import are prepared for a fork.

@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from gpt_pipeline.data.documents import ENGLISH
+from gpt_pipeline.data.formats.synth_text import ENGLISH
 from gpt_pipeline.storage.manifest import StageResult
 
 _EXAMPLE_CHARACTERS = 600
@@ -47,7 +47,7 @@ def in_and_out(rows: Mapping[str, int], documents: Mapping[str, int]) -> dg.Mark
 
 def _lengths(counts: Sequence[int]) -> dg.MarkdownMetadataValue:
     """Return the histogram of the documents' lengths as a picture, and where the middle of them lies."""
-    from gpt_pipeline.data.lengths import LENGTH_EDGES, quantile
+    from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES, quantile
     from gpt_pipeline.report.charts import histogram_svg
 
     picture = picture_markdown("documents by length", histogram_svg(counts, LENGTH_EDGES, title="documents by tokens"))

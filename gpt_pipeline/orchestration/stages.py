@@ -19,7 +19,7 @@ def finished_raw(experiment: Experiment) -> StageResult:
     Raises:
         DataError: it is not finished.
     """
-    from gpt_pipeline.data.raw import find_raw
+    from gpt_pipeline.data.documents.raw import find_raw
 
     return _required(find_raw(experiment.data, experiment.data_folder), "raw_synth", experiment)
 
@@ -30,7 +30,7 @@ def finished_english(experiment: Experiment) -> StageResult:
     Raises:
         DataError: it is not finished.
     """
-    from gpt_pipeline.data.english import find_english
+    from gpt_pipeline.data.documents.english import find_english
 
     return _required(find_english(experiment.data, experiment.data_folder), "english_parquet", experiment)
 
@@ -41,7 +41,7 @@ def finished_shards(experiment: Experiment) -> StageResult:
     Raises:
         DataError: it is not finished.
     """
-    from gpt_pipeline.data.shards import find_shards
+    from gpt_pipeline.data.tokens.shards import find_shards
 
     return _required(find_shards(experiment.data, experiment.data_folder), "token_shards", experiment)
 

@@ -34,7 +34,9 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
     Raises:
         TrackingError: MLflow cannot be reached, is busy, or refuses; it can be sent later.
     """
-    from gpt_pipeline.data.shards import find_shards  # numpy, which would be half of the definitions' time to load
+    from gpt_pipeline.data.tokens.shards import (
+        find_shards,  # numpy, which would be half of the definitions' time to load
+    )
 
     shards = find_shards(experiment.data, experiment.data_folder)
     if shards is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gpt_pipeline.data.config import SAMPLE, SYNTH, DataConfig
-from gpt_pipeline.data.shards import find_shards
+from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.manifest import Manifest, read_manifest

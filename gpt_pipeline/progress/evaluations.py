@@ -39,7 +39,7 @@ def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None
     The best one of a finished training counts too where it has no `checkpoint_step_<N>.pt` of its own.
     Empty as long as the token shards are not finished. Only manifests are read: no weights, no torch.
     """
-    from gpt_pipeline.data.shards import find_shards  # numpy
+    from gpt_pipeline.data.tokens.shards import find_shards  # numpy
 
     shards = find_shards(experiment.data, experiment.data_folder)
     if shards is None:

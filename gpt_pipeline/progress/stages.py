@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpt_pipeline.data.english import EnglishStage
-from gpt_pipeline.data.raw import RawStage
-from gpt_pipeline.data.shards import ShardsStage
+from gpt_pipeline.data.documents.english import EnglishStage
+from gpt_pipeline.data.documents.raw import RawStage
 from gpt_pipeline.data.stage import Part
+from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.lock import is_locked
 from gpt_pipeline.storage.manifest import StageResult

@@ -154,7 +154,9 @@ class TrainingProgress:
 
 def wanted_fingerprint(experiment: Experiment) -> str | None:
     """Return the identity of the training that the experiment file asks for; None before its data is made."""
-    from gpt_pipeline.data.shards import find_shards  # numpy, which would be half of the definitions' time to load
+    from gpt_pipeline.data.tokens.shards import (
+        find_shards,  # numpy, which would be half of the definitions' time to load
+    )
 
     shards = find_shards(experiment.data, experiment.data_folder)
     return None if shards is None else training_fingerprint(experiment.config, shards.fingerprint)
@@ -168,7 +170,7 @@ def finished_training(experiment: Experiment) -> FinishedTraining | None:
 
 def experiment_training(experiment: Experiment) -> TrainingProgress:
     """Return how far the experiment's training is."""
-    from gpt_pipeline.data.shards import find_shards
+    from gpt_pipeline.data.tokens.shards import find_shards
 
     shards = find_shards(experiment.data, experiment.data_folder)
     if shards is None:

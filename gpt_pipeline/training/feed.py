@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt_pipeline.data.batches import BatchSampler
+from gpt_pipeline.data.tokens.batches import BatchSampler
 from gpt_pipeline.training.ranks import Ranks
 
 Batch = tuple[Tensor, Tensor]

@@ -14,8 +14,8 @@ import torch
 from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import BEST_NAME, CheckpointInfo
 from gpt_pipeline.checkpoints.save import checkpoint_bytes
-from gpt_pipeline.data.batches import BatchSampler
-from gpt_pipeline.data.token_stream import TokenShards, open_shards
+from gpt_pipeline.data.tokens.batches import BatchSampler
+from gpt_pipeline.data.tokens.stream import TokenShards, open_shards
 from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.lock import folder_lock

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.checkpoints.snapshot import Snapshot
-from gpt_pipeline.data.token_stream import TokenStream
+from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import BatchFeed

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from gpt_pipeline.data.batches import sequential_windows
-from gpt_pipeline.data.token_stream import TokenStream
+from gpt_pipeline.data.tokens.batches import sequential_windows
+from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.plan import StepPlan

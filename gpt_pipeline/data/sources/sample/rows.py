@@ -12,7 +12,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpt_pipeline.data.documents import FAILED_CONSTRAINT, SYNTH_COLUMNS
+from gpt_pipeline.data.formats.synth_text import FAILED_CONSTRAINT, SYNTH_COLUMNS
 from gpt_pipeline.data.sources.sample.arithmetic import EXERCISE as MATH
 from gpt_pipeline.data.sources.sample.arithmetic import math_exercise
 from gpt_pipeline.data.sources.sample.articles import URL_ROOT, Article, articles

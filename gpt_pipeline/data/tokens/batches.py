@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_pipeline.data.token_stream import TOKEN_DTYPE, Tokens, TokenStream
+from gpt_pipeline.data.tokens.stream import TOKEN_DTYPE, Tokens, TokenStream
 from gpt_pipeline.errors import ConfigError, require
 
 TokenIds = NDArray[np.int64]

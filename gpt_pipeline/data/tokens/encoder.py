@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from gpt_pipeline.data.columns import text_bounds, text_bytes
 from gpt_pipeline.data.stage import Say
-from gpt_pipeline.data.token_stream import Positions, Tokens
-from gpt_pipeline.data.tokenizer import EOT_TOKEN, gpt2, token_bytes
+from gpt_pipeline.data.tokens.stream import Positions, Tokens
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2, token_bytes
 
 SEPARATOR = "\x00<|document|>\x00"
 """Stands between the texts that are encoded in one call; texts that hold it go to tiktoken."""

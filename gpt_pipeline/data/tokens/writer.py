@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from gpt_pipeline.data.arrays import save_array
-from gpt_pipeline.data.token_stream import (
+from gpt_pipeline.data.tokens.stream import (
     Positions,
     ShardFile,
     Tokens,

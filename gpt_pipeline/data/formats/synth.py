@@ -27,7 +27,7 @@ from gpt_pipeline.data.columns import (
     text_value,
     without_nulls,
 )
-from gpt_pipeline.data.documents import (
+from gpt_pipeline.data.formats.synth_text import (
     ANSWER_MARK,
     ENGLISH,
     FAILED_CONSTRAINT,

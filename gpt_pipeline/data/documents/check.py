@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt_pipeline.data.document_index import index_part, prepare_index
-from gpt_pipeline.data.eligibility import RULE_VERSION
+from gpt_pipeline.data.documents.index import index_part, prepare_index
+from gpt_pipeline.data.formats.synth import RULE_VERSION
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
 from gpt_pipeline.data.stage import Say

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, intact_parts, prepare
-from gpt_pipeline.data.token_stream import TRAIN, VALIDATION, TokenShards, TokenStream, open_shards, shard_name
+from gpt_pipeline.data.tokens.stream import TRAIN, VALIDATION, TokenShards, TokenStream, open_shards, shard_name
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.atomic import link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
@@ -142,7 +142,7 @@ class ShardsStage:
         ]
 
     def _finished_english(self) -> StageResult | None:
-        from gpt_pipeline.data.english import find_english
+        from gpt_pipeline.data.documents.english import find_english
 
         return self.given_english or find_english(self.config, self.data_folder)
 
@@ -154,7 +154,7 @@ class ShardsStage:
         return each.part.prepare(say=say, make=lambda: self._write(each, say))
 
     def _write(self, each: TokenizedFile, say: Say) -> Manifest:
-        from gpt_pipeline.data.token_part import write_token_part
+        from gpt_pipeline.data.tokens.part import write_token_part
 
         verify(self.english, [each.file])
         tokens = write_token_part(
@@ -201,7 +201,7 @@ def _fingerprint(config: DataConfig, upstream: str) -> str:
 
 
 def _identity(config: DataConfig) -> dict[str, Any]:
-    from gpt_pipeline.data.tokenizer import TOKENIZER_ID
+    from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID
 
     return {"validation_fraction": config.validation_fraction, "seed": config.seed, "tokenizer": TOKENIZER_ID}
 

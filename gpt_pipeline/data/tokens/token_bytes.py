@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from gpt_pipeline.data.token_stream import Positions, Tokens
-from gpt_pipeline.data.tokenizer import token_bytes
+from gpt_pipeline.data.tokens.stream import Positions, Tokens
+from gpt_pipeline.data.tokens.tokenizer import token_bytes
 
 _BLOCK = 8  # tokens
 _PAIRS = np.uint64(0x00FF00FF00FF00FF)  # every second byte

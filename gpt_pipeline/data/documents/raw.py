@@ -14,9 +14,9 @@ import numpy as np
 
 from gpt_pipeline.data.arrays import save_array
 from gpt_pipeline.data.config import SAMPLE, DataConfig
-from gpt_pipeline.data.document_index import Rows
-from gpt_pipeline.data.raw_check import FileCheck
-from gpt_pipeline.data.raw_choice import CODE_VERSION, ChosenFile, FileChoice
+from gpt_pipeline.data.documents.check import FileCheck
+from gpt_pipeline.data.documents.choice import CODE_VERSION, ChosenFile, FileChoice
+from gpt_pipeline.data.documents.index import Rows
 from gpt_pipeline.data.sources.folder import LocalFolder, local_path, open_folder, parquet_names
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import SourceRecord, read_record

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gpt_pipeline.data.arrays import save_array
 from gpt_pipeline.data.columns import text_bounds, text_bytes
-from gpt_pipeline.data.eligibility import RULE_VERSION, Selection, documents_of, read_batches, select
+from gpt_pipeline.data.formats.synth import RULE_VERSION, Selection, documents_of, read_batches, select
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.stage import Part, Say
 from gpt_pipeline.errors import DamagedFileError

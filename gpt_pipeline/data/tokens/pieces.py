@@ -25,13 +25,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gpt_pipeline.data.columns import int32s, text_sizes, text_value
-from gpt_pipeline.data.documents import hold_out
-from gpt_pipeline.data.encoder import EncodedTexts, Encoder, new_encoder
-from gpt_pipeline.data.split_writer import Documents
+from gpt_pipeline.data.documents.split import hold_out
 from gpt_pipeline.data.stage import Say
-from gpt_pipeline.data.token_bytes import TokenBytes
-from gpt_pipeline.data.token_stream import Positions, Tokens
-from gpt_pipeline.data.tokenizer import gpt2
+from gpt_pipeline.data.tokens.encoder import EncodedTexts, Encoder, new_encoder
+from gpt_pipeline.data.tokens.stream import Positions, Tokens
+from gpt_pipeline.data.tokens.token_bytes import TokenBytes
+from gpt_pipeline.data.tokens.tokenizer import gpt2
+from gpt_pipeline.data.tokens.writer import Documents
 from gpt_pipeline.errors import DataError
 
 CHECKED_DOCUMENTS = 200

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_pipeline.data.lengths import LENGTH_EDGES
-from gpt_pipeline.data.split_writer import MAX_SHARD_TOKENS, SplitWriter
 from gpt_pipeline.data.stage import Say
-from gpt_pipeline.data.token_pieces import EnglishFile, Piece, Sample
-from gpt_pipeline.data.token_stream import TRAIN, VALIDATION
+from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
+from gpt_pipeline.data.tokens.pieces import EnglishFile, Piece, Sample
+from gpt_pipeline.data.tokens.stream import TRAIN, VALIDATION
+from gpt_pipeline.data.tokens.writer import MAX_SHARD_TOKENS, SplitWriter
 from gpt_pipeline.storage.manifest import FileRecord
 
 _CHECKED_AT_ONCE = 25  # documents; tiktoken's tables have to come near the processor first

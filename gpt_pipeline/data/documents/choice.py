@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gpt_pipeline.data.document_index import Rows, repeated_documents
-from gpt_pipeline.data.eligibility import RULE_VERSION, count_english_rows
-from gpt_pipeline.data.raw_check import FileCheck
+from gpt_pipeline.data.documents.check import FileCheck
+from gpt_pipeline.data.documents.index import Rows, repeated_documents
+from gpt_pipeline.data.formats.synth import RULE_VERSION, count_english_rows
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
 from gpt_pipeline.data.stage import Say

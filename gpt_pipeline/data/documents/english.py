@@ -15,12 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.document_index import Rows
-from gpt_pipeline.data.eligibility import BATCH_ROWS, DOCUMENT_SCHEMA, RULE_VERSION, documents_of, read_batches, select
+from gpt_pipeline.data.documents.index import Rows
+from gpt_pipeline.data.documents.raw import RawFile, files_of, known_raw, raw_files, repeats_of
+from gpt_pipeline.data.documents.tally import Tally
+from gpt_pipeline.data.formats.synth import (
+    BATCH_ROWS,
+    DOCUMENT_SCHEMA,
+    RULE_VERSION,
+    documents_of,
+    read_batches,
+    select,
+)
 from gpt_pipeline.data.overlap import ahead
-from gpt_pipeline.data.raw import RawFile, files_of, known_raw, raw_files, repeats_of
 from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, intact_parts, prepare
-from gpt_pipeline.data.tally import Tally
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path, link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
@@ -50,7 +57,7 @@ def find_english(config: DataConfig, data_folder: Path) -> StageResult | None:
 
 
 def english_files(stage: StageResult) -> list[Path]:
-    """Return the paths of the stage's parquet files (`eligibility.DOCUMENT_SCHEMA`), in order."""
+    """Return the paths of the stage's parquet files (`formats.synth.DOCUMENT_SCHEMA`), in order."""
     return [stage.folder / name for name in stage.manifest.files]
 
 
