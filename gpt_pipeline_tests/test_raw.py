@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -151,6 +152,18 @@ def test_raw_two_at_once_do_the_work_once(tmp_path: Path, folder: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(stage.reused for stage in stages) == [False, True, True]
+
+
+def test_raw_record_of_a_newer_version_is_read_and_keeps_what_that_wrote(tmp_path: Path, folder: Path) -> None:
+    config = local(folder, 8)
+    first = prepare_raw(config, tmp_path / "data")
+    (known,) = (tmp_path / "data" / "sources").glob("*/source.json")
+    for file in (known, *known.parent.glob("files/*.json")):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "new": 1}))
+    assert prepare_raw(config, tmp_path / "data").reused
+    grown = prepare_raw(local(folder, 9), tmp_path / "data")  # which saves the record
+    assert grown.fingerprint != first.fingerprint
+    assert json.loads(known.read_text())["new"] == 1
 
 
 def test_raw_unreadable_record_is_named_with_the_remedy(tmp_path: Path, folder: Path) -> None:

@@ -89,14 +89,17 @@ class SourceRecord:
     new_documents: dict[str, int] = field(default_factory=dict)
     """Documents of a file that repeat none before them, by the identity of the file and of all files before it."""
 
+    unknown: dict[str, Any] = field(default_factory=dict)
+    """Keys that this version does not know, since a newer one wrote them; they are written back."""
+
     def save(self) -> None:
         value = dataclasses.asdict(self)
-        del value["folder"]
-        write_json(self.folder / _NAME, value)
+        del value["folder"], value["unknown"]
+        write_json(self.folder / _NAME, {**value, **self.unknown})
 
     def facts(self, key: str) -> FileFacts | None:
         """Return what was found in the file, if it was examined."""
-        return _read(self._facts_path(key), lambda value: FileFacts(**value))
+        return _read(self._facts_path(key), lambda value: FileFacts(**_known(FileFacts, value)))
 
     def write_facts(self, facts: FileFacts) -> None:
         """Record what was found in a file; needs no lock."""
@@ -116,10 +119,20 @@ def read_record(folder: Path) -> SourceRecord:
     """
 
     def parse(value: Any) -> SourceRecord:
-        listings = {commit: [HubFile(**file) for file in files] for commit, files in value.pop("listings").items()}
-        return SourceRecord(folder=folder, listings=listings, **value)
+        known = _known(SourceRecord, value)
+        unknown = {key: value[key] for key in value if key not in known}
+        listings = {
+            commit: [HubFile(**_known(HubFile, file)) for file in files]
+            for commit, files in known.pop("listings").items()
+        }
+        return SourceRecord(folder=folder, listings=listings, unknown=unknown, **known)
 
     return _read(folder / _NAME, parse) or SourceRecord(folder=folder)
+
+
+def _known(kind: type[Any], value: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of `value` that this version knows."""
+    return {each.name: value[each.name] for each in dataclasses.fields(kind) if each.name in value}
 
 
 def _read(path: Path, parse: Callable[[Any], _Value]) -> _Value | None:
