@@ -7,7 +7,6 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from gpt_pipeline.orchestration import keys
-from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
 from gpt_pipeline_tests.projects import TinyProject
 
 
@@ -33,10 +32,10 @@ def test_checkpoint_partition_that_another_process_adds_meanwhile_is_there(tmp_p
     experiment = project.experiment("tiny")
     name = keys.checkpoint_partitions(experiment).name or ""
     with dg.DagsterInstance.ephemeral() as instance:
-        add_checkpoint_partitions(instance, experiment, ["step_00000001"])
+        keys.add_checkpoint_partitions(instance, experiment, ["step_00000001"])
         late = _LateInstance(instance, also_adds=True)
-        add_checkpoint_partitions(late, experiment, ["step_00000001", "step_00000002"])  # type: ignore[arg-type]
+        keys.add_checkpoint_partitions(late, experiment, ["step_00000001", "step_00000002"])  # type: ignore[arg-type]
         assert list(instance.get_dynamic_partitions(name)) == ["step_00000001", "step_00000002"]
         refusing = _LateInstance(instance, also_adds=False)
         with pytest.raises(IntegrityError):
-            add_checkpoint_partitions(refusing, experiment, ["step_00000003"])  # type: ignore[arg-type]
+            keys.add_checkpoint_partitions(refusing, experiment, ["step_00000003"])  # type: ignore[arg-type]

@@ -28,7 +28,6 @@ from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
 from gpt_pipeline.orchestration.history import open_instance
-from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
 from gpt_pipeline.orchestration.rebuild import reconstructable_job
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR
 from gpt_pipeline.progress.evaluations import WantedEvaluation, pending_evaluations, wanted_evaluations
@@ -105,7 +104,7 @@ class Session:
 
     def evaluate(self, pending: WantedEvaluation, *, questions: int | None = None, force: bool = False) -> None:
         """Evaluate one checkpoint; see `execute` for what it raises."""
-        add_checkpoint_partitions(self.instance, self.experiment, [pending.partition])
+        keys.add_checkpoint_partitions(self.instance, self.experiment, [pending.partition])
         options = {"force": force} if questions is None else {"force": force, "num_questions": questions}
         self.execute(
             keys.evaluate_job(self.experiment),

@@ -1,4 +1,4 @@
-"""One materialization of `evaluation`: judge one checkpoint and log it to MLflow once."""
+"""One materialization of `evaluation`: evaluate one checkpoint and log it to MLflow once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gpt_pipeline.training.heartbeat import trainer_state
 if TYPE_CHECKING:
     from gpt_pipeline.tracking.mlflow_tracker import LoggedRun
 
-_ANSWERS_SHOWN = 3  # Dagster shows them in a window that is no higher than the page
+_ANSWERS_SHOWN = 3  # Dagster shows them in a window no higher than the page
 
 
 def evaluate_partition(
@@ -38,8 +38,8 @@ def evaluate_partition(
     settings: EvaluationConfig,
     force: bool,
 ) -> Iterator[dg.MaterializeResult]:
-    """Evaluate the partition's checkpoint, or find that done; yields nothing, with the reason said, if it is gone."""
-    if multiprocessing.parent_process() is not None:  # a step with a process of its own: a training comes first
+    """Evaluate the partition's checkpoint, or find that done; if it is gone, yield nothing and log the reason."""
+    if multiprocessing.parent_process() is not None:  # a step with its own process gives way to a training
         give_way()
     note_process(context.instance, context.run)
     try:
@@ -59,7 +59,7 @@ def evaluate_partition(
         context.log.warning(f"Skipped: {gone}")
         return
     if result.reused:
-        context.log.info(f"Nothing to do: {checkpoint.path.name} was evaluated before with the same questions.")
+        context.log.info(f"Nothing to do: {checkpoint.path.name} is already evaluated with the same questions.")
     run = _log(context, experiment, mlflow.tracking_uri, result)
     yield dg.MaterializeResult(
         metadata={
@@ -76,7 +76,9 @@ def _find_checkpoint(experiment: Experiment, partition: str) -> CheckpointInfo:
     folder = experiment.folder.checkpoints
     checkpoint = find_checkpoint(folder, checkpoint_step(partition))
     if checkpoint is None:
-        raise CheckpointGoneError(f"there is no checkpoint of {partition} in {folder}; only the last ones are kept")
+        raise CheckpointGoneError(
+            f"there is no checkpoint of {partition} in {folder}; only the last checkpoints are kept"
+        )
     return checkpoint
 
 
@@ -97,16 +99,16 @@ def _log(
     )
     mark_logged(experiment.folder, result, run_id=run.run_id, alias=BEST_ALIAS if best == weights else None)
     context.log.info(f"{result.key}: MLflow run {run.run_id}" + ("" if run.new else ", logged before"))
-    # MLflow works: a good moment to see whether it lost others, and for what it may lack of a training that is over.
+    # MLflow works now: check whether it lost other runs, and send what it lacks of a training that is over.
     if run.new and (lost := forget_lost_runs(experiment, tracking_uri)):
-        context.log.warning(f"{lost} evaluations are not in MLflow any more; they are logged again next.")
+        context.log.warning(f"{lost} evaluations are no longer in MLflow; they are logged again next.")
     if trainer_state(experiment.folder.root) != "running":
         catch_up(experiment, tracking_uri, say=context.log.warning)
     return run
 
 
 def _findings(result: EvaluationResult, *, alias: str | None) -> dict[str, Any]:
-    """Return step and metrics as numbers, so that the UI plots them, and some answers to read."""
+    """Return step and metrics as numbers, which the UI plots, and some answers to read."""
     overall = {name: round(value, 4) for name, value in result.metrics.items() if "/" not in name}
     metadata: dict[str, Any] = {"step": result.step, **({} if alias is None else {"alias": alias}), **overall}
     if result.answers:

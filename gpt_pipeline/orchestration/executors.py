@@ -1,4 +1,4 @@
-"""Where the steps of a run are executed, chosen by a file of the project: `executor.yaml`."""
+"""Which executor runs the steps of a run, chosen by a file of the project: `executor.yaml`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._config import validate_config  # `configured` itself checks only when a run begins
+from dagster._config import validate_config  # `configured` itself checks only when a run starts
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -26,25 +26,25 @@ _EXECUTORS = {
 }
 
 PRELOADED = ["gpt_pipeline.definitions", "gpt_pipeline.data.documents.english", "gpt_pipeline.data.tokens.part"]
-"""What steps find imported when they begin: the definitions, and what a source file needs.
+"""Modules that are already imported when a step starts: the definitions, and what a source file needs.
 
-No torch, which most steps do without. The threads that numpy and Arrow start at their import are prepared for a fork.
+Not torch, which most steps do not need. The threads that numpy and Arrow start on import survive a fork.
 """
 
 _UNFIT = {
-    "dask": "dagster-dask (0.29) takes on the steps that are known when a run begins, never those of the source files, "
-    "which are found in it, and then calls the run a success; on several machines use celery or k8s"
+    "dask": "dagster-dask (0.29) runs the steps that are known when a run starts, never those of the source files, "
+    "which are found during the run, and then calls the run a success; on several machines use celery or k8s"
 }
 
 
 def project_executor(root: Path) -> dg.ExecutorDefinition:
     """Return the executor that `executor.yaml` in the folder `root` names, with its configuration.
 
-    Without the file, Dagster's own: a process for each step, as many at a time as there are processors. Where the
-    system can fork, from a process that has loaded the definitions already: a step begins in a tenth of the time.
+    Without the file, Dagster's default: a process for each step, as many at a time as there are processors. Where the
+    system can fork, from a process that has already loaded the definitions: a step starts in a tenth of the time.
 
     Raises:
-        ConfigError: the file names no executor that is known, or configures it wrongly.
+        ConfigError: the file names no known executor, or configures it wrongly.
         UserError: the file is not YAML, or the executor's package is not installed.
     """
     path = root / FILE

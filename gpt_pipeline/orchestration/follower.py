@@ -1,7 +1,7 @@
-"""Evaluates an experiment's checkpoints as they appear: `python -m gpt_pipeline.orchestration.follower FILE`.
+"""Evaluate an experiment's checkpoints as they appear: `python -m gpt_pipeline.orchestration.follower FILE`.
 
-Ends when its standard input ends and every checkpoint has been evaluated, or after the evaluation under way when
-anything is written to its standard input. Not by signals: Dagster puts handlers of its own in place while it works.
+It ends when its standard input ends and every checkpoint is evaluated, or, when anything is written to its standard
+input, after the current evaluation. It does not listen to signals: Dagster installs its own handlers while it works.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ATTEMPTS = 2
 
 def main() -> int:
     """Follow the experiment file named on the command line."""
-    give_way()  # the training beside it comes first
+    give_way()  # to the training beside it
     experiment = load_experiment(Path(sys.argv[1]))
     orders = Orders()
     threading.Thread(target=orders.listen, args=[sys.stdin.fileno()], daemon=True).start()
@@ -35,14 +35,14 @@ def main() -> int:
 
 
 class Orders:
-    """What the process that started this one wants of it."""
+    """What the process that started this one asks for."""
 
     def __init__(self) -> None:
         self.last_call = threading.Event()
-        """No further checkpoint will come."""
+        """No more checkpoints will come."""
 
         self.stop = threading.Event()
-        """Leave the rest undone."""
+        """Stop after the current evaluation."""
 
     def listen(self, descriptor: int) -> None:
         """Wait for a byte, which means to stop, or for the end of the input, which is the last call."""
@@ -50,10 +50,10 @@ class Orders:
 
 
 def follow(session: Session, orders: Orders) -> None:
-    """Evaluate checkpoints one after the other until the last call came and none is left, or `orders` say to stop."""
+    """Evaluate checkpoints one after the other until no more will come and none is left, or `orders` say stop."""
     attempts: dict[str, int] = {}
     while not orders.stop.is_set():
-        # Asked before looking: a checkpoint written between the two is then seen in one more round.
+        # Read before looking for checkpoints: one written in between is then found in one more round.
         was_last = orders.last_call.is_set()
         if not _evaluate_oldest(session, attempts):
             if was_last:
@@ -62,7 +62,7 @@ def follow(session: Session, orders: Orders) -> None:
 
 
 def _evaluate_oldest(session: Session, attempts: dict[str, int]) -> bool:
-    """Evaluate the oldest checkpoint that wants it and has not failed too often; False if there is none."""
+    """Evaluate the oldest pending checkpoint that has not failed too often; return False if there is none."""
     experiment = session.experiment
     if experiment.folder.root.is_dir():
         announce_evaluator(experiment.folder.root)

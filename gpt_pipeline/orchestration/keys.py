@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -80,3 +80,20 @@ def report_job(experiment: Experiment) -> str:
 def checkpoint_partitions(experiment: Experiment) -> dg.DynamicPartitionsDefinition:
     """Return the experiment's checkpoints as partitions; a key is `step_00001000`."""
     return dg.DynamicPartitionsDefinition(name=f"{experiment.name}_checkpoints")
+
+
+def add_checkpoint_partitions(instance: dg.DagsterInstance, experiment: Experiment, partitions: Iterable[str]) -> None:
+    """Add those of `partitions` that do not exist yet.
+
+    Dagster checks first and inserts then, so two processes that add the same one (the training step and the evaluator
+    beside it) can collide in the database; the second one has what it wanted.
+    """
+    from sqlalchemy.exc import IntegrityError
+
+    name = checkpoint_partitions(experiment).name or ""
+    for partition in partitions:
+        try:
+            instance.add_dynamic_partitions(name, [partition])
+        except IntegrityError:
+            if not instance.has_dynamic_partition(name, partition):
+                raise

@@ -1,4 +1,4 @@
-"""A project's web pages: Dagster's server with its daemon, and MLflow's, started together and stopped together."""
+"""A project's web pages: Dagster's server with its daemon, and MLflow's, started and stopped together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gpt_pipeline.training.signals import StopFlag, stop_on_signals
 
 _PORTS_TRIED = 50
 _START_SECONDS = 180.0
-_STOP_SECONDS = 150.0  # a training that runs below Dagster's server gets 120 to save its checkpoint
+_STOP_SECONDS = 150.0  # a training below Dagster's server has 120 to save its checkpoint
 _POLL_SECONDS = 0.2
 _LOG_LINES = 15
 
@@ -37,7 +37,7 @@ class Page:
     """What to open in a browser."""
 
     ready: str
-    """What answers as soon as it is up."""
+    """An address that answers as soon as the server is up."""
 
     command: Sequence[str]
     """Empty for a server that runs elsewhere."""
@@ -53,26 +53,26 @@ def serve_pages(
     opened: Callable[[Sequence[Page]], None],
     stopping: Callable[[], None],
 ) -> None:
-    """Start both servers, call `opened` when they answer, and, when a signal asks for it, `stopping`, and stop them.
+    """Start both servers and call `opened` when they answer; on a signal, call `stopping` and stop them.
 
-    A port of None is the usual one, or the next that is free. MLflow's server is only started for a store that is not
-    a server itself. Runs that are going on when it stops are asked to stop too, and a training saves a checkpoint.
+    A port of None is the usual one, or the next free one. MLflow's server is only started for a store that is not a
+    server itself. Runs in progress are asked to stop too, and a training saves a checkpoint.
 
     Raises:
         UserError: a port is taken, or a server ended by itself; quotes its log.
-        LockedError: the project's pages are open already; says where.
+        LockedError: the project's pages are already open; says where.
     """
     project.enter()
     stop = StopFlag()
     folder = project.pages
-    with folder_lock(folder, purpose="web pages"):  # first of all: the ports of pages that are open already are theirs
+    with folder_lock(folder, purpose="web pages"):  # before ports are chosen: those of pages that are open are taken
         pages = _pages(project, folder, dagster_port=dagster_port, mlflow_port=mlflow_port)
     purpose = "web pages at " + " and ".join(page.address for page in pages)
     with stop_on_signals(stop), folder_lock(folder, purpose=purpose), ExitStack() as running:
         environment = {
             **os.environ,
             MLFLOW_PAGE_VARIABLE: pages[1].address,
-            "MLFLOW_BACKEND_STORE_URI": project.tracking_uri,  # no argument, which everybody on the machine could read
+            "MLFLOW_BACKEND_STORE_URI": project.tracking_uri,  # as an argument everybody here could read it
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
         servers = [(page, running.enter_context(_server(page, environment))) for page in pages if page.command]
@@ -82,7 +82,7 @@ def serve_pages(
             _require_running(servers)
             time.sleep(_POLL_SECONDS)
         stopping()
-        for _, server in servers:  # all at once; then each is waited for
+        for _, server in servers:  # all at once; the end of the block waits for each
             ask_to_stop(server, signal.SIGINT)
 
 
@@ -112,22 +112,22 @@ def _module(name: str, *arguments: str) -> Sequence[str]:
 
 
 def _port(wanted: int | None, *, usual: int, option: str) -> int:
-    """Return a port of this machine that nobody listens on.
+    """Return a free port of this machine: the wanted one, else the first from the usual one on.
 
     Raises:
-        UserError: the wanted one is taken, or all of those after the usual one.
+        UserError: there is none.
     """
     candidates = range(usual, usual + _PORTS_TRIED) if wanted is None else (wanted,)
     for port in candidates:
         if is_free(port):
             return port
     found = f"port {wanted}" if wanted is not None else f"ports {usual} to {usual + _PORTS_TRIED - 1}"
-    raise UserError(f"{option}: found {found} in use by another program, need a free one; name another")
+    raise UserError(f"{option}: found {found} in use by another program, need a free port; name another")
 
 
 @contextmanager
 def _server(page: Page, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in a group of its own, which a terminal's Ctrl+C does not reach; end the group after the block."""
+    """Run a server in its own process group, which a terminal's Ctrl+C does not reach; end the group with the block."""
     page.log.parent.mkdir(parents=True, exist_ok=True)
     with page.log.open("wb") as log, _interruptible():
         server = subprocess.Popen(
@@ -149,7 +149,7 @@ def _server(page: Page, environment: Mapping[str, str]) -> Iterator[subprocess.P
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let what is started in the block heed SIGINT, which the background jobs of a shell are told to ignore."""
+    """Let processes started in the block receive SIGINT, which a shell's background jobs ignore."""
     before = signal.getsignal(signal.SIGINT)
     if before == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -160,7 +160,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """Wait until all of the server's group is gone, and kill what stays for too long."""
+    """Wait until the server's whole group is gone, and kill what stays too long."""
     deadline = time.monotonic() + _STOP_SECONDS
     while is_alive(server) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
@@ -169,10 +169,10 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_until_ready(servers: Sequence[tuple[Page, subprocess.Popen[bytes]]], stop: StopFlag) -> bool:
-    """Return whether all answer; False if a signal came first.
+    """Return True when all answer, False if a signal came first.
 
     Raises:
-        UserError: one of them ended, or does not answer in time.
+        UserError: a server ended, or does not answer in time.
     """
     deadline = time.monotonic() + _START_SECONDS
     for page, _ in servers:
@@ -196,7 +196,7 @@ def _last_words(page: Page) -> str:
 
 
 def _answers(address: str) -> bool:
-    """Whether the server is up. It is asked without the proxy that leads to other machines."""
+    """Whether the server is up. The request does not go through a proxy, which leads to other machines."""
     try:
         with build_opener(ProxyHandler({})).open(address, timeout=2):
             return True

@@ -1,4 +1,4 @@
-"""A child process with a group of its own: asked to stop, and killed, together with all that it has started."""
+"""A child process in its own group, so that it is stopped and killed together with everything it has started."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-_GONE = (ProcessLookupError, PermissionError)  # the second: macOS, of a group whose processes have all ended
+_GONE = (ProcessLookupError, PermissionError)  # the second on macOS, for a group whose processes have all ended
 
 
 def own_group() -> dict[str, Any]:
-    """Return the options of Popen for it: Ctrl+C in a terminal then reaches the child once, through us."""
+    """Return options of Popen for a new group: Ctrl+C in a terminal then reaches the child once, through us."""
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}
 
 
 def ask_to_stop(child: subprocess.Popen[bytes], number: int) -> None:
-    """Send the signal to the group; on Windows, which knows no other for groups, CTRL_BREAK."""
+    """Send the signal to the group; on Windows CTRL_BREAK, the only one for groups."""
     if sys.platform == "win32":
         if child.poll() is None:
             child.send_signal(signal.CTRL_BREAK_EVENT)
@@ -37,8 +37,8 @@ def kill(child: subprocess.Popen[bytes]) -> None:
 
 
 def is_alive(child: subprocess.Popen[bytes]) -> bool:
-    """Whether anything of the group is still there; on Windows, whether the child is."""
-    running = child.poll() is None  # and takes note of one that has ended, which would else stay in its group
+    """Whether any process of the group still exists; on Windows, whether the child does."""
+    running = child.poll() is None  # also reaps a child that has ended, which would otherwise stay in its group
     if sys.platform == "win32":
         return running
     try:
@@ -49,5 +49,5 @@ def is_alive(child: subprocess.Popen[bytes]) -> bool:
 
 
 def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
-    with suppress(*_GONE):  # it left by itself between our look and our signal
+    with suppress(*_GONE):  # it ended by itself in between
         os.killpg(child.pid, number)

@@ -16,7 +16,6 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, requester_tag
 from gpt_pipeline.orchestration.lost_runs import LostRunWatch
-from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
 from gpt_pipeline.orchestration.run_states import UNFINISHED, is_under_way
 from gpt_pipeline.orchestration.training_log import BackgroundCatchUp
 from gpt_pipeline.progress.evaluations import WantedEvaluation, pending_evaluations
@@ -86,7 +85,7 @@ def reevaluation_schedule(experiment: Experiment, *, evaluate: "UnresolvedAssetJ
     def reevaluate(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         outdated = [evaluation for evaluation in pending_evaluations(experiment) if evaluation.state == "outdated"]
         partitions = [evaluation.partition for evaluation in outdated]
-        add_checkpoint_partitions(context.instance, experiment, partitions)
+        keys.add_checkpoint_partitions(context.instance, experiment, partitions)
         tick = context.scheduled_execution_time.isoformat()
         requests = list(_evaluation_requests(context.instance, experiment, outdated, tick=tick))
         return requests or dg.SkipReason("Every evaluation is up to date.")

@@ -12,11 +12,11 @@ _DEFAULT_PAGES = "http://127.0.0.1:5000"  # where `mlflow ui` serves unless told
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowTracking:
-    """Where MLflow keeps runs, and where a person sees them.
+    """Where MLflow keeps runs, and where they can be viewed.
 
-    A thin resource of ours rather than dagster-mlflow's: that one opens a run per Dagster run and ends it as FINISHED
-    even when the Dagster run failed, whereas an evaluation must be one MLflow run however often it is attempted.
-    It has no run config: a form to start a run is no place to send its log elsewhere, nor to show a store's password.
+    Not dagster-mlflow's resource: that one opens a run per Dagster run and ends it as FINISHED even if the Dagster run
+    failed, whereas an evaluation must be one MLflow run however often it is attempted. It has no run config: the form
+    that starts a run must neither redirect its log nor show a store's password.
     """
 
     tracking_uri: str
@@ -28,12 +28,12 @@ class MlflowTracking:
 
     @property
     def pages(self) -> str:
-        """Address of MLflow's pages. A database has none by itself."""
+        """Address of MLflow's pages. For a database, where `mlflow ui` serves them."""
         served = self.tracking_uri if self.has_server else os.environ.get(MLFLOW_PAGE_VARIABLE, _DEFAULT_PAGES)
         return served.rstrip("/")
 
     def links(self, *, experiment_id: str, run_id: str) -> dict[str, dg.MetadataValue]:
-        """Return the metadata that leads to a run: its address and, where nobody serves it by itself, what to start."""
+        """Return metadata that leads to a run: its address and, for a database, the command that serves it."""
         address = dg.MetadataValue.url(f"{self.pages}/#/experiments/{experiment_id}/runs/{run_id}")
         if self.has_server:
             return {"mlflow_run": address}
@@ -41,7 +41,7 @@ class MlflowTracking:
 
     @property
     def command(self) -> str:
-        """What serves the pages of a database."""
+        """The command that serves the pages of a database."""
         return f'mlflow ui --backend-store-uri "{self.tracking_uri}" --workers 1'
 
 

@@ -1,4 +1,4 @@
-"""Start the trainer as its own process, pass on what it reports, and stop it so that it can save."""
+"""Run the trainer as a child process: pass on its messages, and stop it in a way that lets it save."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gpt_pipeline.training.heartbeat import RUN_VARIABLE
 from gpt_pipeline.training.signals import StopFlag, stop_on_signals
 
 PROGRESS_DESCRIPTOR = "GPT_PIPELINE_PROGRESS_FD"
-# More than the 30 s after which torchrun kills its workers, so that it is never we who cut a save short.
+# More than the 30 s after which torchrun kills its workers, so that we never interrupt a save.
 _GRACE_SECONDS = 120.0
 _POLL_SECONDS = 0.2
 _STOPPED = (130, 143)  # stopped by SIGINT or SIGTERM, with a checkpoint saved
@@ -38,22 +38,22 @@ def train_in_child(
     processes: int,
     receive: Callable[[Message], None],
 ) -> None:
-    """Run the trainer on `job_file` until it ends: at its last step, or stopped by a signal of its own.
+    """Run the trainer on `job_file` until it ends, at its last step or stopped by a signal sent to it.
 
-    `receive` gets each message as it arrives. What the trainer prints goes to the terminal if a person watches there,
-    else to the end of `log_file`. A stop request (a terminated run, Ctrl+C) reaches the trainer as one
-    signal; it saves and leaves. Dagster raises its own interrupt out of whatever line is running, twice within
-    milliseconds when a terminal and a parent process both pass Ctrl+C on; here it only sets a flag.
+    `receive` gets each message as it arrives. The trainer's output goes to the terminal if someone watches there, else
+    to the end of `log_file`. A stop request (a terminated run, Ctrl+C) reaches the trainer as one signal; it saves and
+    exits. Dagster would raise its interrupt at any line, twice within milliseconds if a terminal and a parent process
+    both pass Ctrl+C on; here a signal only sets a flag.
 
     Raises:
-        DagsterExecutionInterruptedError: the run was asked to stop; the trainer has left. In a step with a process of
-            its own, a dagster.Failure that says so.
-        dagster.Failure: the trainer failed; its own words if it left any.
+        DagsterExecutionInterruptedError: the run was asked to stop; the trainer has exited. In a step with its own
+            process, a dagster.Failure that says so.
+        dagster.Failure: the trainer failed; with its own message if it left one.
     """
     stop = StopFlag()
     with (
         stop_on_signals(stop),
-        warnings.catch_warnings(action="ignore", category=dg.PreviewWarning),  # of a detail inside the session
+        warnings.catch_warnings(action="ignore", category=dg.PreviewWarning),  # about a detail inside the session
         dg.open_pipes_session(
             context=context,
             context_injector=dg.PipesTempFileContextInjector(),
@@ -72,7 +72,7 @@ def train_in_child(
             while child.poll() is None and not stop.requested:
                 time.sleep(_POLL_SECONDS)
                 received = _pass_on(session.get_custom_messages(), received, receive)
-        finally:  # also when a message could not be passed on: no trainer is left behind
+        finally:  # also if a message could not be passed on: no trainer is left behind
             _stop(child, context.log.info)
     messages = session.get_custom_messages()
     _pass_on(messages, received, receive)
@@ -97,15 +97,15 @@ def _start(
 
 
 def _stop(child: subprocess.Popen[bytes], say: Callable[[str], None]) -> None:
-    """Have the trainer save and leave, unless it left already; kill it only if it does not."""
+    """Ask the trainer, if it still runs, to save and exit; kill it only if it does not."""
     if child.poll() is not None:
         return
-    say("Stopping: the trainer saves a checkpoint at the next step and leaves.")
+    say("Stopping: the trainer saves a checkpoint at the next step and exits.")
     ask_to_stop(child, signal.SIGTERM)
     try:
         child.wait(timeout=_GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        say(f"The trainer did not leave within {_GRACE_SECONDS:.0f} s and is killed.")
+        say(f"The trainer did not exit within {_GRACE_SECONDS:.0f} s and is killed.")
         kill(child)
         child.wait()
 
@@ -117,15 +117,15 @@ def _pass_on(messages: Any, received: int, receive: Callable[[Message], None]) -
 
 
 def _interruption() -> BaseException:
-    """Return what ends a step that was asked to stop.
+    """Return the exception for a step that was asked to stop.
 
-    In a process of its own, words: the run is canceled by the process that waits for the step. Else Dagster's own
-    interruption, by which the run is canceled.
+    In a process of its own, a failure with a message: the process that waits for the step cancels the run. Else
+    Dagster's own interruption, which cancels the run.
     """
     if multiprocessing.parent_process() is None:
         return dg.DagsterExecutionInterruptedError()
     return dg.Failure(
-        description="Stopped as asked: the trainer has left, with a checkpoint saved. "
+        description="Stopped on request: the trainer saved a checkpoint and exited. "
         "Materialize training again to continue from it.",
         allow_retries=False,
     )
@@ -139,6 +139,6 @@ def _check_end(exit_code: int, messages: Sequence[Message], log_file: Path, *, s
         raise dg.Failure(description=str(errors[-1]), allow_retries=False)
     if exit_code not in (0, *_STOPPED):
         raise dg.Failure(
-            description=f"The trainer ended with exit code {exit_code}; what it printed last is in {log_file}. "
+            description=f"The trainer ended with exit code {exit_code}; its last output is in {log_file}. "
             "Materialize training again: it continues from the last checkpoint."
         )

@@ -1,7 +1,7 @@
 """The trainer under Dagster: `python -m gpt_pipeline.orchestration.trainer_pipes JOB.json`.
 
-Runs the same trainer as `python -m gpt_pipeline.training` and reports through Dagster Pipes. Imports no Dagster but
-`dagster_pipes`, which needs the standard library only.
+Runs the same trainer as `python -m gpt_pipeline.training` and reports through Dagster Pipes. Of Dagster, it imports
+only `dagster_pipes`, which needs nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 _EXIT_MISUSE = 2
 DIE_WITH_PARENT = "GPT_PIPELINE_DIE_WITH_PARENT"
-"""Environment variable: stop when the process that started the trainer is gone."""
+"""Environment variable: stop the trainer when the process that started it is gone."""
 
 _PROGRESS_SECONDS = 10.0  # between two lines of progress in Dagster's log
 
 
 class PipesObserver:
-    """Tells the Dagster step, and the terminal if there is one, what happens in the training."""
+    """Reports the training to the Dagster step, and to the terminal if there is one."""
 
     def __init__(self, pipes: PipesContext, terminal: Observer, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._pipes = pipes
@@ -43,7 +43,7 @@ class PipesObserver:
         self._tokens_per_second: float | None = None
 
     def progress(self, record: Mapping[str, Any]) -> None:
-        """Pass on a validation at once, other progress every few seconds."""
+        """Report a validation at once, other progress every few seconds."""
         self._terminal.progress(record)
         if record["kind"] == "train":
             self._tokens_per_second = record.get("tokens_per_second")
@@ -53,17 +53,17 @@ class PipesObserver:
         self._send(kind="message", text=f"step {record['step']}/{record['max_steps']}  {describe(record)}")
 
     def checkpoint(self, info: CheckpointInfo) -> None:
-        """Pass on a finished checkpoint, and how fast the training was at it."""
+        """Report a finished checkpoint and the training's speed at that point."""
         self._terminal.checkpoint(info)
         self._send(kind="checkpoint", checkpoint=info.to_json(), tokens_per_second=self._tokens_per_second)
 
     def message(self, text: str) -> None:
-        """Pass on a sentence."""
+        """Report a sentence."""
         self._terminal.message(text)
         self._send(kind="message", text=text)
 
     def error(self, text: str) -> None:
-        """Pass on why the trainer gives up."""
+        """Report why the trainer gives up."""
         self._send(kind="error", text=text)
 
     def _send(self, **message: Any) -> None:
@@ -71,7 +71,7 @@ class PipesObserver:
 
 
 def main(arguments: list[str]) -> int:
-    """Train the job in the file that is the only argument; return the exit code."""
+    """Run the job in the file that is the only argument; return the exit code."""
     from dagster_pipes import open_dagster_pipes
 
     if os.environ.get(DIE_WITH_PARENT):
@@ -94,7 +94,7 @@ def _train(job_file: Path, observer: Observer, *, complain: Callable[[str], None
 
 
 def _terminal() -> AbstractContextManager[Observer]:
-    """Return an observer with a progress bar; a silent one where nobody watches, since Dagster's log has the lines."""
+    """Return an observer with a progress bar; without a terminal a silent one, since Dagster's log has the lines."""
     return console_observer(sys.stdout) if sys.stdout.isatty() else nullcontext(SilentObserver())
 
 

@@ -18,7 +18,6 @@ from gpt_pipeline.experiment.problems import ExperimentFileError
 from gpt_pipeline.experiment.runtime import runtime_values, write_runtime
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.metadata import picture_markdown
-from gpt_pipeline.orchestration.partitions import add_checkpoint_partitions
 from gpt_pipeline.orchestration.stages import finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR, train_in_child
@@ -140,7 +139,7 @@ def report_checkpoint(
     """
     key = checkpoint_key(checkpoint.step)
     measured = {**checkpoint.metrics, "tokens_per_second": tokens_per_second}
-    add_checkpoint_partitions(context.instance, experiment, [key])
+    keys.add_checkpoint_partitions(context.instance, experiment, [key])
     context.log_event(
         dg.AssetMaterialization(
             asset_key=keys.asset_key(experiment, "checkpoint"),
