@@ -1,4 +1,4 @@
-"""The `gpt-pipeline` command: one module a verb, each of them thin; what they do lies in the packages they call."""
+"""The `gpt-pipeline` command. The verbs are thin; what they do is in the packages that they call."""
 
 from gpt_pipeline.cli.main import command, main
 

@@ -9,22 +9,10 @@ from collections.abc import Sequence
 import click
 
 from gpt_pipeline import __version__
-from gpt_pipeline.cli.benchmark import benchmark
-from gpt_pipeline.cli.compare import compare
-from gpt_pipeline.cli.completion import completion
-from gpt_pipeline.cli.doctor import doctor
-from gpt_pipeline.cli.evaluate import evaluate
-from gpt_pipeline.cli.export import export
-from gpt_pipeline.cli.generate import generate
-from gpt_pipeline.cli.import_ import import_
-from gpt_pipeline.cli.init import init
-from gpt_pipeline.cli.output import FAILED, MISUSE, STOPPED, complain, say
-from gpt_pipeline.cli.plan import plan
-from gpt_pipeline.cli.run import run
-from gpt_pipeline.cli.status import status
-from gpt_pipeline.cli.ui import ui
-from gpt_pipeline.cli.validate import validate
-from gpt_pipeline.cli.verify import verify
+from gpt_pipeline.cli.common import FAILED, MISUSE, STOPPED, say
+from gpt_pipeline.cli.experiments import compare, evaluate, init, plan, run, status, validate, verify
+from gpt_pipeline.cli.machine import completion, doctor, ui
+from gpt_pipeline.cli.models import benchmark, export, generate, import_
 from gpt_pipeline.errors import ConfigError, StoppedError, UserError
 
 
@@ -57,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(_run(arguments))
 
 
+def _complain(text: str) -> None:
+    say(f"gpt-pipeline: {text}")
+
+
 def _run(arguments: Sequence[str] | None) -> int:
     from gpt_pipeline.experiment.problems import ExperimentFileError
 
@@ -67,13 +59,13 @@ def _run(arguments: Sequence[str] | None) -> int:
         code = MISUSE
     except click.UsageError as error:
         hint = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
-        complain(error.format_message().rstrip(".") + hint)
+        _complain(error.format_message().rstrip(".") + hint)
         code = MISUSE
     except (ConfigError, ExperimentFileError) as error:
-        complain(str(error))
+        _complain(str(error))
         code = MISUSE
     except UserError as error:
-        complain(str(error))
+        _complain(str(error))
         code = FAILED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough
@@ -81,7 +73,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        complain(f"{error.filename}: {error.strerror}")
+        _complain(f"{error.filename}: {error.strerror}")
         code = FAILED
     except StoppedError:
         say("Stopped; what was done is saved. The same command continues from here.")

@@ -1,0 +1,191 @@
+"""The verbs of experiments: from a new file to trained, evaluated, compared checkpoints.
+
+What a verb needs is imported when it runs, so that the command starts at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from gpt_pipeline.cli.common import (
+    EXPERIMENT,
+    FAILED,
+    JSON,
+    experiments_argument,
+    print_json,
+    say,
+    say_where_to_look,
+    show,
+)
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.recipes import RECIPES
+from gpt_pipeline.storage.names import as_typed
+
+
+@click.command()
+@click.argument("experiment", type=click.Path(path_type=Path), metavar="EXPERIMENT.yaml")
+@click.option("--recipe", type=click.Choice(list(RECIPES)), help="Start from one of the project's experiments.")
+@click.option("--samples", type=click.IntRange(min=1), help="English documents to train on.")
+@click.option("--folder", help="For data and checkpoints; relative to the folder of the file.")
+def init(experiment: Path, recipe: str | None, samples: int | None, folder: str | None) -> None:
+    """Write a new, commented experiment file.
+
+    It holds every key with its meaning and default. Keys that you leave unchanged may be deleted.
+    """
+    from gpt_pipeline.experiment.new import write_new_experiment
+
+    written = write_new_experiment(experiment, recipe=recipe, num_samples=samples, base_folder=folder)
+    click.echo(written.file)
+    name = as_typed(experiment, Path.cwd())
+    say(f"Next: gpt-pipeline plan {name}, then: gpt-pipeline run {name}")
+
+
+@click.command()
+@EXPERIMENT
+def validate(experiment: Path) -> None:
+    """Check an experiment file."""
+    from gpt_pipeline.experiment.load import load_experiment
+
+    loaded = load_experiment(experiment)
+    folder = loaded.folder.root  # also checks that the base folder can be used on this machine
+    config = loaded.config
+    source = loaded.data.local_dataset_path or config.data.source
+    click.echo(f"{experiment} is valid.")
+    click.echo(f"  experiment  {config.experiment_name}")
+    click.echo(f"  data        {config.data.num_samples:,} samples of {source}")
+    click.echo(f"  folder      {folder}")
+
+
+@click.command()
+@EXPERIMENT
+@JSON
+@click.option(
+    "--measure/--no-measure",
+    default=True,
+    show_default=True,
+    help="Make a few real updates on this device, for at most two minutes.",
+)
+def plan(experiment: Path, as_json: bool, measure: bool) -> None:
+    """Estimate time, memory and disk of an experiment.
+
+    Tokens, steps, FLOPs and hours on this device too, and which finished work is used again. Nothing is written. Exit
+    code 1 if something would make the run fail.
+    """
+    from gpt_pipeline.experiment.load import load_experiment
+    from gpt_pipeline.planning import show as form
+    from gpt_pipeline.planning.plan import make_plan
+
+    made = make_plan(load_experiment(experiment), measured=measure, say=say)
+    show(made, form, as_json=as_json)
+    if made.problems:
+        sys.exit(FAILED)
+
+
+@click.command()
+@EXPERIMENT
+@click.option("--force", is_flag=True, help="Train again from the first step; the old training is moved aside.")
+def run(experiment: Path, force: bool) -> None:
+    """Do everything: data, training, evaluations, report.
+
+    Finished work is not done again. Ctrl+C saves a checkpoint; the same command continues from it.
+    """
+    from gpt_pipeline.experiment.load import load_experiment
+    from gpt_pipeline.orchestration.driver import Session, run_experiment
+    from gpt_pipeline.project import Project
+
+    here = Path.cwd()  # the session works in the project's folder
+    loaded = load_experiment(experiment)
+    project = Project.of_experiments(loaded.file.parent)
+    with Session.open(project, loaded) as session:
+        worked = run_experiment(session, force=force, say=say)
+    say("Everything is done." if worked else "Nothing to do: everything is finished, from the raw files to the report.")
+    say_where_to_look(project, loaded.folder.report, here=here)
+
+
+@click.command()
+@experiments_argument(required=False, metavar="[EXPERIMENT.yaml ...]")
+@JSON
+def status(experiments: Sequence[Path], as_json: bool) -> None:
+    """Show the progress of experiments.
+
+    Which data is ready, how far training is, what remains to be evaluated, and the command that comes next. Without a
+    file: all experiments of the project. Only folders are read.
+    """
+    from gpt_pipeline.progress import show as form
+    from gpt_pipeline.progress.status import statuses
+    from gpt_pipeline.project import Project
+
+    found = statuses(experiments, experiments=Project.here().experiments)
+    show(found, form, as_json=as_json)
+    if not found:
+        say("There is no experiment yet; `gpt-pipeline init` writes one.")
+
+
+@click.command()
+@EXPERIMENT
+@click.option("--questions", type=click.IntRange(min=0), help="Questions to ask; default: as the file says.")
+@click.option("--force", is_flag=True, help="Evaluate again what has been evaluated.")
+def evaluate(experiment: Path, questions: int | None, force: bool) -> None:
+    """Evaluate the checkpoints that have no evaluation yet.
+
+    Then the report is written anew.
+    """
+    from gpt_pipeline.checkpoints.manifest import list_checkpoints
+    from gpt_pipeline.experiment.load import load_experiment
+    from gpt_pipeline.orchestration.driver import Session, evaluate_experiment
+    from gpt_pipeline.project import Project
+
+    here = Path.cwd()  # the session works in the project's folder
+    loaded = load_experiment(experiment)
+    project = Project.of_experiments(loaded.file.parent)
+    with Session.open(project, loaded) as session:
+        count = evaluate_experiment(session, questions=questions, force=force, say=say)
+    if not count and not list_checkpoints(loaded.folder.checkpoints):
+        raise UserError(f"there is no checkpoint yet; train first: gpt-pipeline run {as_typed(experiment, here)}")
+    say(f"{count} evaluated." if count else "Nothing to do: every checkpoint is evaluated.")
+    say_where_to_look(project, loaded.folder.report, here=here)
+
+
+@click.command()
+@experiments_argument(required=True, metavar="A.yaml B.yaml ...")
+@JSON
+def compare(experiments: Sequence[Path], as_json: bool) -> None:
+    """Compare experiments.
+
+    Quality, cost, and the keys of their files that differ. They are ranked only if their losses are of the same
+    held-out tokens.
+    """
+    from gpt_pipeline.comparison import table
+    from gpt_pipeline.comparison.compare import compare_experiments
+    from gpt_pipeline.experiment.load import load_experiment
+
+    if twice := [path.name for path, count in Counter(experiments).items() if count > 1]:
+        raise UserError(f"found {', '.join(twice)} twice, need different experiments; name each once")
+    show(compare_experiments([load_experiment(path) for path in experiments]), table, as_json=as_json)
+
+
+@click.command()
+@EXPERIMENT
+@JSON
+def verify(experiment: Path, as_json: bool) -> None:
+    """Read all finished data again.
+
+    Every byte is compared with the manifests; exit code 1 if some of it has changed.
+    """
+    from gpt_pipeline.data.verification import verify_data
+    from gpt_pipeline.experiment.load import load_experiment
+
+    loaded = load_experiment(experiment)
+    found = verify_data(loaded.data, loaded.data_folder, say=say)
+    if as_json:
+        print_json([{"stage": each.stage, "folder": each.folder, "problem": each.problem} for each in found])
+    else:
+        for each in found:
+            click.echo(f"{each.stage:16} {each.problem or 'as it was made'}")
+    if any(each.folder is not None and each.problem is not None for each in found):
+        sys.exit(FAILED)

@@ -1,0 +1,100 @@
+"""The verbs of this machine: the web pages, its check, completion in the shell."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import get_completion_class
+
+from gpt_pipeline.cli.common import FAILED, JSON, say, show
+
+if TYPE_CHECKING:
+    from gpt_pipeline.orchestration.pages import Page
+    from gpt_pipeline.project import Project
+
+_PORT = click.IntRange(1, 65_535)
+_COMPLETION_VARIABLE = "_GPT_PIPELINE_COMPLETE"  # click's name for a program of this name
+
+
+@click.command()
+@click.argument(
+    "experiments", type=click.Path(path_type=Path, file_okay=False, exists=True), required=False, metavar="[FOLDER]"
+)
+@click.option("--port", type=_PORT, help="Of Dagster's page; default: 3000, or the next that is free.")
+@click.option("--mlflow-port", type=_PORT, help="Of MLflow's page; default: 5000, or the next that is free.")
+@click.option("--open", "in_browser", is_flag=True, help="Show Dagster's page in the browser.")
+def ui(experiments: Path | None, port: int | None, mlflow_port: int | None, in_browser: bool) -> None:
+    """Open the web pages of Dagster and MLflow.
+
+    FOLDER holds the experiment files; default: experiments/. Both pages are for this machine only (127.0.0.1).
+    Ctrl+C stops both; a running training saves a checkpoint first.
+    """
+    from gpt_pipeline.orchestration.pages import serve_pages
+    from gpt_pipeline.project import Project
+
+    project = Project.of_experiments(experiments.absolute()) if experiments else Project.here()
+
+    def opened(pages: Sequence[Page]) -> None:
+        for page in pages:
+            click.echo(f"{page.name:8} {page.address}")
+        say(f"Logs: {pages[0].log.parent}. Ctrl+C stops both.")
+        if in_browser:
+            click.launch(pages[0].address)
+
+    say(f"Starting the pages of {project.root} ...")
+    serve_pages(
+        project,
+        dagster_port=port,
+        mlflow_port=mlflow_port,
+        opened=opened,
+        stopping=lambda: say("Stopping ..."),
+    )
+
+
+@click.command()
+@click.argument("experiment", type=click.Path(path_type=Path), required=False, metavar="[EXPERIMENT.yaml]")
+@JSON
+@click.option("--offline", is_flag=True, help="Do not contact the hub.")
+def doctor(experiment: Path | None, as_json: bool, offline: bool) -> None:
+    """Check whether this machine can run the pipeline.
+
+    Python and libraries, torch and GPU, disk, memory, hub, ports, the stores of Dagster and MLflow; each with a remedy
+    where something is wrong. Without a file: for all experiments of the project. Exit code 1 if there is a problem.
+    """
+    from gpt_pipeline.doctor import show as form
+    from gpt_pipeline.doctor.examination import examine
+    from gpt_pipeline.experiment.load import load_experiment
+    from gpt_pipeline.project import Project
+
+    loaded = None if experiment is None else load_experiment(experiment.absolute())
+    project = Project.here() if loaded is None else Project.of_experiments(loaded.file.parent)
+    findings = examine(project, loaded, offline=offline, count_runs=_count_runs)
+    show(findings, form, as_json=as_json)
+    if not all(finding.passed for finding in findings):
+        sys.exit(FAILED)
+
+
+def _count_runs(project: Project) -> int:
+    from gpt_pipeline.orchestration.history import count_runs  # takes seconds, only needed where there is a history
+
+    return count_runs(project)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the script that lets a shell complete commands.
+
+    \b
+    bash:  echo 'eval "$(gpt-pipeline completion bash)"' >> ~/.bashrc
+    zsh:   echo 'eval "$(gpt-pipeline completion zsh)"' >> ~/.zshrc
+    fish:  gpt-pipeline completion fish > ~/.config/fish/completions/gpt-pipeline.fish
+    """
+    source = get_completion_class(shell)
+    assert source is not None
+    click.echo(source(context.find_root().command, {}, "gpt-pipeline", _COMPLETION_VARIABLE).source())

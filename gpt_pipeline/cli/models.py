@@ -1,0 +1,160 @@
+"""The verbs of trained models: text from them, their exchange with transformers, public benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from gpt_pipeline.cli.common import CHECKPOINT, EXPERIMENT, JSON, STOPPED, print_json, say
+from gpt_pipeline.storage.names import as_typed
+
+
+@click.command()
+@EXPERIMENT
+@CHECKPOINT
+@click.option("--prompt", help="The question; with --raw, the beginning of the text.")
+@click.option("--interactive", is_flag=True, help="Answer one line after the other, until Ctrl+D.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, not as a question.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="0: always the most likely token.",
+)
+@click.option("--top-k", type=click.IntRange(min=1), help="Sample from this many of the most likely tokens.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sampling.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Default: as the experiment file says.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: as the experiment file says.")
+def generate(
+    *,
+    experiment: Path,
+    checkpoint: str,
+    prompt: str | None,
+    interactive: bool,
+    raw: bool,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+    max_new_tokens: int | None,
+    device: str | None,
+) -> int | None:
+    """Generate text from a checkpoint.
+
+    Output streams as it is generated, reasoning first, then the answer; everything else goes to stderr.
+    """
+    if (prompt is None) != interactive:
+        raise click.UsageError("give either --prompt or --interactive", click.get_current_context())
+    if top_k is not None and temperature == 0:
+        raise click.UsageError("--top-k needs a --temperature above 0", click.get_current_context())
+    from gpt_pipeline.checkpoints.choose import choose_checkpoint
+    from gpt_pipeline.experiment.load import load_experiment
+    from gpt_pipeline.writing import Manner, Writer, converse, picker, write_once
+
+    loaded = load_experiment(experiment)
+    config = loaded.config
+    chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
+    writer = Writer.of_checkpoint(
+        chosen.path, device=device or config.hardware.device, trained_length=config.data.max_length
+    )
+    manner = Manner(
+        pick=picker(temperature=temperature, top_k=top_k, seed=seed),
+        max_new_tokens=max_new_tokens or config.evaluation.max_new_tokens,
+        raw=raw,
+    )
+    say(f"{writer.checkpoint.path.name}, step {writer.checkpoint.step:,}")
+    try:
+        if prompt is None:
+            converse(writer, manner, say=say)
+        else:
+            write_once(writer, manner, prompt, say=say)
+    except KeyboardInterrupt:
+        click.echo()
+        return STOPPED
+    return None
+
+
+@click.command()
+@EXPERIMENT
+@CHECKPOINT
+@click.option("--to", "target", type=click.Path(path_type=Path), required=True, help="A new folder.")
+def export(experiment: Path, checkpoint: str, target: Path) -> None:
+    """Write a checkpoint as a folder for transformers.
+
+    Weights, tokenizer and model card, as Hugging Face's library loads them. It replaces an earlier export, and
+    nothing else.
+    """
+    from gpt_pipeline.checkpoints.choose import choose_checkpoint
+    from gpt_pipeline.exchange.export import export_checkpoint
+    from gpt_pipeline.experiment.load import load_experiment
+
+    loaded = load_experiment(experiment)
+    chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
+    exported = export_checkpoint(loaded, chosen.path, target)
+    say(f"{chosen.path.name}, step {exported.checkpoint.step:,}: {exported.parameters:,} parameters")
+    click.echo(exported.folder)
+
+
+@click.command(name="import")
+@click.argument("folder", type=click.Path(path_type=Path), callback=lambda *given: given[2].absolute())
+@EXPERIMENT
+def import_(folder: Path, experiment: Path) -> None:
+    """Import a model of transformers as a checkpoint.
+
+    FOLDER is what save_pretrained, or our export, wrote. Its shape must be that of the experiment.
+    """
+    from gpt_pipeline.exchange.take_in import import_folder
+    from gpt_pipeline.experiment.load import load_experiment
+
+    loaded = load_experiment(experiment)
+    taken = import_folder(folder, loaded)
+    say("Imported." if taken.new else "Nothing to do: the experiment has this model already.")
+    say(
+        f"To start a training from it, set storage.checkpoint_to_resume: {taken.checkpoint.path.name} in "
+        f"{experiment.name} and run: gpt-pipeline run {as_typed(experiment, Path.cwd())}"
+    )
+    click.echo(taken.checkpoint.path)
+
+
+@click.command()
+@EXPERIMENT
+@CHECKPOINT
+@click.option("--tasks", required=True, metavar="A,B", help="As lm-evaluation-harness names them, such as hellaswag.")
+@click.option("--limit", type=click.IntRange(min=1), help="Documents of each task; default: all.")
+@click.option("--task-folder", type=click.Path(path_type=Path, exists=True), help="With task files of your own.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@JSON
+def benchmark(
+    *,
+    experiment: Path,
+    checkpoint: str,
+    tasks: str,
+    limit: int | None,
+    task_folder: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Score a checkpoint on public benchmarks.
+
+    It needs the extra: pip install 'gpt-pipeline[benchmarks]'.
+    """
+    from gpt_pipeline.checkpoints.choose import choose_checkpoint
+    from gpt_pipeline.exchange.benchmark import BenchmarkRequest, benchmark_checkpoint
+    from gpt_pipeline.experiment.load import load_experiment
+
+    loaded = load_experiment(experiment)
+    chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    request = BenchmarkRequest(tasks=names, limit=limit, task_folder=task_folder, device=device)
+    result = benchmark_checkpoint(loaded, chosen.path, request)
+    say(f"{chosen.path.name}, step {result.step:,}" + (", measured before" if result.reused else ""))
+    if as_json:
+        print_json([{**asdict(score), "samples": result.samples.get(score.task)} for score in result.scores])
+        return
+    for score in result.scores:
+        spread = "" if score.stderr is None else f" ± {score.stderr:.4f}"
+        count = result.samples.get(score.task)
+        click.echo(f"{score.task}  {score.metric}  {score.value:.4f}{spread}" + (f"  of {count:,}" if count else ""))
+    say(str(result.path))
