@@ -12,10 +12,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_pipeline.errors import ConfigError, DamagedFileError, LockedError
-from gpt_pipeline.storage.atomic import HashedFile, atomic_path, read_json, remove_leftovers, write_json
+from gpt_pipeline.storage.atomic import (
+    HashedFile,
+    atomic_path,
+    known_fields,
+    read_json,
+    read_kept,
+    remove_leftovers,
+    write_json,
+)
 from gpt_pipeline.storage.fingerprint import added_later, fingerprint, identity_of, neutral_values
 from gpt_pipeline.storage.lock import folder_lock, is_locked
-from gpt_pipeline.storage.manifest import MANIFEST_NAME, Manifest, finished, read_manifest, record_file, verify
+from gpt_pipeline.storage.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    finished,
+    read_manifest,
+    record_file,
+    verify,
+)
 from gpt_pipeline.storage.names import folder_name, resolve_folder, slug
 
 
@@ -240,3 +256,22 @@ def test_hashed_file_knows_size_and_checksum_of_what_lies_on_disk(tmp_path: Path
         assert file.tell() == 6
     assert (file.size, file.sha256) == (record_file(path).size, record_file(path).sha256)
     assert path.read_bytes() == b"onetwo"
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b"{}", b'"text"'])
+def test_read_kept_of_an_unusable_file_is_none_and_says_what_happens(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "kept.json"
+    assert read_kept(path, lambda value: value["number"], otherwise="it is made again") is None
+    assert caplog.messages == []
+    path.write_bytes(content)
+    assert read_kept(path, lambda value: value["number"], otherwise="it is made again") is None
+    assert caplog.messages[0].startswith(str(path))
+    assert caplog.messages[0].endswith("it is made again")
+
+
+def test_known_fields_leave_out_what_a_newer_version_added(tmp_path: Path) -> None:
+    record = {"size": 3, "sha256": "a", "compression": "zstd"}
+    assert known_fields(FileRecord, record) == {"size": 3, "sha256": "a"}
+    assert known_fields(FileRecord, {"size": 3}) == {"size": 3}

@@ -5,24 +5,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import heapq
-import json
-import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.english import english_files
 from gpt_pipeline.data.documents.split import hold_out
-from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import StageResult
-
-_logger = logging.getLogger(__name__)
 
 CHOICE_VERSION = "1"
 """Raise it when the same data, count and seed choose other documents."""
@@ -121,15 +118,12 @@ def _in_turn(by_rank: Mapping[str, Sequence[int]], *, count: int) -> tuple[HeldO
 
 
 def _read_choice(path: Path, identity: str) -> HeldOutChoice | None:
-    """Return the choice kept at `path`, or None if there is none that bears `identity` and can be read."""
-    try:
-        value = read_json(path)
+    """Return the choice kept at `path`, or None if there is none with `identity` that can be read."""
+
+    def parse(value: Mapping[str, Any]) -> HeldOutChoice | None:
         if value["fingerprint"] != identity:
             return None
         documents = tuple(HeldOutDocument(**each) for each in value["documents"])
         return HeldOutChoice(documents=documents, available=value["available"])
-    except FileNotFoundError:
-        return None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        _logger.warning("%s cannot be read (%s); the documents are chosen again", path, error)
-        return None
+
+    return read_kept(path, parse, otherwise="the documents are chosen again")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import heapq
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from gpt_pipeline.data.documents.english import english_files
 from gpt_pipeline.data.documents.split import hold_out
 from gpt_pipeline.data.formats.synth_text import ANSWER_MARK
 from gpt_pipeline.evaluation.score import constraint_result
-from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import StageResult
 
@@ -217,12 +216,9 @@ def _hash(text: str) -> bytes:
 
 
 def _read_questions(path: Path, identity: str) -> list[Question] | None:
-    """Return the questions kept at `path`, or None if there are none that bear `identity` and can be read."""
-    try:
-        value = read_json(path)
+    """Return the questions kept at `path`, or None if there are none with `identity` that can be read."""
+
+    def parse(value: Mapping[str, Any]) -> list[Question] | None:
         return [Question(**each) for each in value["questions"]] if value["fingerprint"] == identity else None
-    except FileNotFoundError:
-        return None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        _logger.warning("%s cannot be read (%s); the questions are chosen again", path, error)
-        return None
+
+    return read_kept(path, parse, otherwise="the questions are chosen again")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +11,8 @@ from typing import Any
 
 from gpt_pipeline.checkpoints.manifest import BEST_NAME, best_checkpoint
 from gpt_pipeline.evaluation.config import EvaluationConfig
-from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint, identity_of
-
-_logger = logging.getLogger(__name__)
 
 BEST_ALIAS = BEST_NAME.removesuffix(".pt")
 """The second name of the evaluated checkpoint whose weights `best_model.pt` holds."""
@@ -141,16 +137,8 @@ def same_test(one: EvaluationResult, other: EvaluationResult) -> bool:
 
 
 def _read_evaluation(path: Path) -> EvaluationResult | None:
-    """Return the evaluation at `path`; None, with a warning, if the file cannot be read as one.
-
-    Fields that this version does not know, since a newer one wrote the file, are left out.
-    """
-    try:
-        value = read_json(path)
-        known = {each.name: value[each.name] for each in dataclasses.fields(EvaluationResult) if each.name in value}
+    def parse(value: dict[str, Any]) -> EvaluationResult:
+        known = known_fields(EvaluationResult, value)
         return EvaluationResult(**{**known, "answers": tuple(value["answers"]), "path": path, "reused": True})
-    except FileNotFoundError:
-        return None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        _logger.warning("%s is not a readable evaluation (%s); it is ignored", path, error)
-        return None
+
+    return read_kept(path, parse, otherwise="it does not count as an evaluation")

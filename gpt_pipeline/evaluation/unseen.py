@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation.questions import Question
 from gpt_pipeline.findings import Finding, verdict
-from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import StageResult
 
@@ -160,11 +159,9 @@ def _hash(content: bytes) -> bytes:
 
 
 def _read_finding(path: Path, identity: str) -> Finding | None:
-    """Return the finding kept at `path`, or None if there is none that bears `identity` and can be read."""
-    try:
-        value: dict[str, Any] = read_json(path)
-        if value.pop("fingerprint") != identity:
-            return None
-        return verdict(**value)
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        return None  # looked for again
+    """Return the finding kept at `path`, or None if there is none with `identity` that can be read."""
+
+    def parse(value: dict[str, Any]) -> Finding | None:
+        return verdict(**value) if value.pop("fingerprint") == identity else None
+
+    return read_kept(path, parse, otherwise="the documents are compared again")

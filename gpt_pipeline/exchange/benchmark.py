@@ -6,11 +6,9 @@ The package `lm_eval` is an extra, and its tasks fetch their documents from the 
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,9 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.export import export_checkpoint, trained_length
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import utc_now
-
-_logger = logging.getLogger(__name__)
 
 CODE_VERSION = "1"
 _FOLDER = "benchmarks"  # in the experiment's
@@ -183,14 +179,10 @@ def _scores(results: Mapping[str, Mapping[str, Any]]) -> list[Score]:
 
 
 def _read(path: Path, identity: str) -> BenchmarkResult | None:
-    try:
-        value = read_json(path)
-        known = {each.name: value[each.name] for each in fields(BenchmarkResult) if each.name in value}
+    def parse(value: dict[str, Any]) -> BenchmarkResult:
         scores = tuple(Score(**score) for score in value["scores"])
-        found = BenchmarkResult(**{**known, "scores": scores, "path": path, "reused": True})
-    except FileNotFoundError:
-        return None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        _logger.warning("%s is no readable result (%s); it is measured again", path, error)
-        return None
-    return found if found.fingerprint == identity else None
+        known = known_fields(BenchmarkResult, value)
+        return BenchmarkResult(**{**known, "scores": scores, "path": path, "reused": True})
+
+    found = read_kept(path, parse, otherwise="it is measured again")
+    return found if found is not None and found.fingerprint == identity else None

@@ -28,7 +28,7 @@ _EXECUTORS = {
 PRELOADED = ["gpt_pipeline.definitions", "gpt_pipeline.data.documents.english", "gpt_pipeline.data.tokens.part"]
 """Modules that are already imported when a step starts: the definitions, and what a source file needs.
 
-Not torch, which most steps do not need. The threads that numpy and Arrow start on import survive a fork.
+Not torch, which most steps do not need. numpy and Arrow cope with a fork after they have started their threads.
 """
 
 _UNFIT = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations, same_test
 from gpt_pipeline.report.cost import Cost, Record, cost_of
-from gpt_pipeline.storage.atomic import read_json
+from gpt_pipeline.storage.atomic import read_kept
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.metrics import read_metrics
 
@@ -124,11 +123,7 @@ def read_contents(folder: ExperimentFolder) -> Contents:
 
 
 def _json_or_none(path: Path) -> Record | None:
-    try:
-        value = read_json(path)
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return value if isinstance(value, dict) else None
+    return read_kept(path, lambda value: value if isinstance(value, dict) else None, otherwise="the report lacks it")
 
 
 def _rows(

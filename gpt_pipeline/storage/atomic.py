@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+_Value = TypeVar("_Value")
+_logger = logging.getLogger(__name__)
 
 _TEMPORARY_SUFFIX = ".tmp"
 _READ_BYTES = 1 << 20
@@ -114,6 +119,25 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Return what `write_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_kept(path: Path, parse: Callable[[Any], _Value | None], *, otherwise: str) -> _Value | None:
+    """Return what `parse` makes of the JSON in `path`; None if the file does not exist or cannot be parsed.
+
+    A file that cannot be parsed is reported in the log, with what happens `otherwise`.
+    """
+    try:
+        return parse(read_json(path))
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _logger.warning("%s cannot be read (%s); %s", path, error, otherwise)
+        return None
+
+
+def known_fields(kind: type[Any], value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the dataclass `kind` in `value`; a newer version may have written others as well."""
+    return {each.name: value[each.name] for each in dataclasses.fields(kind) if each.name in value}
 
 
 def fsync_file(path: Path) -> None:

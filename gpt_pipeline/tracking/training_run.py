@@ -12,14 +12,13 @@ the same rows. If MLflow is down or locked, the rest is sent later.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
-from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.tracking.store import OpenStore, milliseconds, missing_parameters, open_store
 from gpt_pipeline.training.demand import Demand, earlier_trainings
@@ -71,11 +70,8 @@ class _Sent:
 
     @classmethod
     def read(cls, folder: ExperimentFolder) -> _Sent | None:
-        known = {each.name for each in dataclasses.fields(cls)}
-        try:
-            return cls(**{key: value for key, value in read_json(folder.root / SENT_NAME).items() if key in known})
-        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError):
-            return None  # sent again, to the same rows
+        note = folder.root / SENT_NAME
+        return read_kept(note, lambda value: cls(**known_fields(cls, value)), otherwise="the same rows are sent again")
 
     def write(self, folder: ExperimentFolder) -> None:
         write_json(folder.root / SENT_NAME, dataclasses.asdict(self))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt_pipeline.errors import DataError
-from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.atomic import known_fields, read_json, write_json
 from gpt_pipeline.storage.names import slug
 
 _NAME = "source.json"
@@ -99,7 +99,7 @@ class SourceRecord:
 
     def facts(self, key: str) -> FileFacts | None:
         """Return what was found in the file, if it was examined."""
-        return _read(self._facts_path(key), lambda value: FileFacts(**_known(FileFacts, value)))
+        return _read(self._facts_path(key), lambda value: FileFacts(**known_fields(FileFacts, value)))
 
     def write_facts(self, facts: FileFacts) -> None:
         """Record what was found in a file; needs no lock."""
@@ -119,20 +119,15 @@ def read_record(folder: Path) -> SourceRecord:
     """
 
     def parse(value: Any) -> SourceRecord:
-        known = _known(SourceRecord, value)
+        known = known_fields(SourceRecord, value)
         unknown = {key: value[key] for key in value if key not in known}
         listings = {
-            commit: [HubFile(**_known(HubFile, file)) for file in files]
+            commit: [HubFile(**known_fields(HubFile, file)) for file in files]
             for commit, files in known.pop("listings").items()
         }
         return SourceRecord(folder=folder, listings=listings, unknown=unknown, **known)
 
     return _read(folder / _NAME, parse) or SourceRecord(folder=folder)
-
-
-def _known(kind: type[Any], value: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of `value` that this version knows."""
-    return {each.name: value[each.name] for each in dataclasses.fields(kind) if each.name in value}
 
 
 def _read(path: Path, parse: Callable[[Any], _Value]) -> _Value | None:
