@@ -1,4 +1,4 @@
-"""Each look of the doctor, against what is really wrong or right on this machine."""
+"""Each check of the doctor, against what is really wrong or right on this machine."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ import torch
 from gpt_pipeline.cli import main
 from gpt_pipeline.doctor import show
 from gpt_pipeline.doctor.examination import examine, findings_of
-from gpt_pipeline.doctor.files import look_at_files
-from gpt_pipeline.doctor.hub import look_at_hub, within
-from gpt_pipeline.doctor.machine import look_at_disk, look_at_memory, look_at_open_files
-from gpt_pipeline.doctor.ports import find_holder, look_at_port
-from gpt_pipeline.doctor.python import look_at_libraries, look_at_python, misfit
-from gpt_pipeline.doctor.stores import look_at_dagster_home, look_at_history, look_at_mlflow
-from gpt_pipeline.doctor.torch_build import Nvidia, cuda_build, find_nvidia, look_at_torch
+from gpt_pipeline.doctor.machine import check_disk, check_files, check_memory, check_open_files, check_port, find_holder
+from gpt_pipeline.doctor.services import check_dagster_home, check_history, check_hub, check_mlflow, within
+from gpt_pipeline.doctor.software import (
+    Nvidia,
+    check_libraries,
+    check_python,
+    check_torch,
+    cuda_build,
+    find_nvidia,
+    misfit,
+)
 from gpt_pipeline.findings import Finding, ok, problem
 from gpt_pipeline.orchestration.history import count_runs, open_instance
 from gpt_pipeline.planning.host import HostMemory
@@ -57,8 +61,8 @@ def _one(findings: Iterator[Finding]) -> Finding:
 
 
 def test_python_too_old_is_a_problem_and_this_one_is_not() -> None:
-    assert _one(look_at_python((3, 10))).severity == "problem"
-    assert _one(look_at_python()).severity in ("ok", "note")
+    assert _one(check_python((3, 10))).severity == "problem"
+    assert _one(check_python()).severity in ("ok", "note")
 
 
 def test_libraries_of_another_version_or_missing_are_named() -> None:
@@ -70,7 +74,7 @@ def test_libraries_of_another_version_or_missing_are_named() -> None:
 
 
 def test_libraries_of_a_package_that_is_not_installed_are_a_note() -> None:
-    assert _one(look_at_libraries("no-such-library-here")).severity == "note"
+    assert _one(check_libraries("no-such-library-here")).severity == "note"
 
 
 @pytest.fixture
@@ -86,18 +90,18 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(os.name == "nt" or torch.cuda.is_available(), reason="needs a shell script, and no real GPU")
 def test_torch_for_the_cpu_beside_a_gpu_is_a_problem_with_the_index_to_install_from(nvidia_smi: None) -> None:
     assert find_nvidia() == Nvidia(text="NVIDIA GeForce RTX 4090", cuda=(12, 8))
-    found = _one(look_at_torch(None))
+    found = _one(check_torch(None))
     if torch.version.cuda is None:
         assert found.severity == "problem"
         assert "https://download.pytorch.org/whl/cu128" in found.remedy
-        assert _one(look_at_torch(HardwareConfig(device="cpu"))).severity == "ok"
+        assert _one(check_torch(HardwareConfig(device="cpu"))).severity == "ok"
     else:
         assert "driver" in found.remedy
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_torch_without_a_gpu_is_a_problem_only_for_an_experiment_that_wants_one() -> None:
-    assert _one(look_at_torch(HardwareConfig(device="cuda"))).severity == "problem"
+    assert _one(check_torch(HardwareConfig(device="cuda"))).severity == "problem"
 
 
 def test_cuda_build_is_the_newest_that_the_driver_can_run() -> None:
@@ -111,9 +115,9 @@ def test_cuda_build_is_the_newest_that_the_driver_can_run() -> None:
 
 
 def test_disk_and_memory_are_judged_by_their_size(tmp_path: Path) -> None:
-    assert _one(look_at_disk([tmp_path, tmp_path])).severity in ("ok", "note", "problem")
-    assert _one(look_at_memory(HostMemory(total=8 * 10**9, available=10**8))).severity == "problem"
-    assert _one(look_at_memory(HostMemory(total=64 * 10**9, available=32 * 10**9))).severity == "ok"
+    assert _one(check_disk([tmp_path, tmp_path])).severity in ("ok", "note", "problem")
+    assert _one(check_memory(HostMemory(total=8 * 10**9, available=10**8))).severity == "problem"
+    assert _one(check_memory(HostMemory(total=64 * 10**9, available=32 * 10**9))).severity == "ok"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
@@ -123,19 +127,19 @@ def test_open_files_below_the_usual_are_a_note() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (500, before[1]))
     try:
-        assert _one(look_at_open_files()).severity == "note"
+        assert _one(check_open_files()).severity == "note"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_files_of_a_folder_to_come_are_tried_out_in_its_parent_and_nothing_stays(tmp_path: Path) -> None:
-    assert _one(look_at_files([tmp_path / "to" / "come"])).severity == "ok"
+    assert _one(check_files([tmp_path / "to" / "come"])).severity == "ok"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that not even root can write in")
 def test_files_of_a_read_only_folder_are_a_problem_with_a_remedy() -> None:
-    found = _one(look_at_files([Path("/proc")]))
+    found = _one(check_files([Path("/proc")]))
     assert found.severity == "problem"
     assert "storage.base_folder" in found.remedy
 
@@ -147,18 +151,18 @@ def test_hub_that_answers_is_ok_and_the_token_is_never_shown(tmp_path: Path) -> 
     (tmp_path / "synth_001.parquet").write_bytes(b"PAR1")
     with running_hub() as hub:
         hub.publish(tmp_path)
-        assert _one(look_at_hub(endpoint=hub.endpoint)).severity == "ok"
+        assert _one(check_hub(endpoint=hub.endpoint)).severity == "ok"
         hub.token = "hf_right"
-        assert _one(look_at_hub(endpoint=hub.endpoint, token="hf_right")).severity == "ok"
-        wrong = _one(look_at_hub(endpoint=hub.endpoint, token="hf_wrong"))
+        assert _one(check_hub(endpoint=hub.endpoint, token="hf_right")).severity == "ok"
+        wrong = _one(check_hub(endpoint=hub.endpoint, token="hf_wrong"))
         assert wrong.severity == "problem"
         assert "hf_wrong" not in wrong.text + wrong.remedy
         hub.failing = 503
-        assert _one(look_at_hub(endpoint=hub.endpoint)).severity == "note"
+        assert _one(check_hub(endpoint=hub.endpoint)).severity == "note"
 
 
 def test_hub_that_is_not_there_is_a_note() -> None:
-    found = _one(look_at_hub(endpoint="http://127.0.0.1:9"))
+    found = _one(check_hub(endpoint="http://127.0.0.1:9"))
     assert found.severity == "note"
     assert "does not answer" in found.text
 
@@ -190,22 +194,22 @@ def _server(status: int = 200) -> Iterator[int]:
 
 def test_port_that_is_taken_names_its_holder_and_is_free_afterwards(tmp_path: Path) -> None:
     with _server() as port:
-        found = _one(look_at_port(port, page="a page", pages=tmp_path))
+        found = _one(check_port(port, page="a page", pages=tmp_path))
         assert found.severity == "note"
         if sys.platform == "linux":
             assert find_holder(port).startswith(f"process {os.getpid()} (")
             assert f"process {os.getpid()}" in found.text
-    assert _one(look_at_port(port, page="a page", pages=tmp_path)).severity == "ok"
+    assert _one(check_port(port, page="a page", pages=tmp_path)).severity == "ok"
 
 
 def test_port_that_the_projects_own_pages_have_is_ok(tmp_path: Path) -> None:
     with _server() as port:
         with folder_lock(tmp_path, purpose=f"web pages at http://127.0.0.1:{port} and http://127.0.0.1:5000"):
-            found = _one(look_at_port(port, page="a page", pages=tmp_path))
+            found = _one(check_port(port, page="a page", pages=tmp_path))
         assert found.severity == "ok"
         assert "open already" in found.text
         with folder_lock(tmp_path, purpose=f"web pages at http://127.0.0.1:{port}1 and http://127.0.0.1:5000"):
-            assert _one(look_at_port(port, page="a page", pages=tmp_path)).severity == "note"
+            assert _one(check_port(port, page="a page", pages=tmp_path)).severity == "note"
 
 
 # Stores
@@ -213,7 +217,7 @@ def test_port_that_the_projects_own_pages_have_is_ok(tmp_path: Path) -> None:
 
 def test_dagster_home_unset_relative_missing_bare_and_right(project: Project, tmp_path: Path) -> None:
     def look(home: str) -> Finding:
-        return _one(look_at_dagster_home(project, {"DAGSTER_HOME": home}))
+        return _one(check_dagster_home(project, {"DAGSTER_HOME": home}))
 
     assert look("").severity == "ok"
     assert look("some/folder").severity == "problem"
@@ -228,18 +232,18 @@ def test_dagster_home_unset_relative_missing_bare_and_right(project: Project, tm
 
 @pytest.mark.parametrize("home", ["some/folder", "/no/such/folder"])
 def test_history_of_a_dagster_home_that_is_a_problem_is_not_said_to_be_fine(project: Project, home: str) -> None:
-    assert list(look_at_history(project, count_runs, {"DAGSTER_HOME": home})) == []
+    assert list(check_history(project, count_runs, {"DAGSTER_HOME": home})) == []
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
 def test_dagster_home_that_is_read_only_is_a_problem(project: Project, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o500)
-    assert _one(look_at_dagster_home(project, {"DAGSTER_HOME": str(home)})).severity == "problem"
+    assert _one(check_dagster_home(project, {"DAGSTER_HOME": str(home)})).severity == "problem"
 
 
 def test_history_absent_readable_and_damaged(project: Project) -> None:
-    assert "none yet" in _one(look_at_history(project, count_runs, {})).text
+    assert "none yet" in _one(check_history(project, count_runs, {})).text
     assert list(project.root.iterdir()) == []
     where = Path.cwd()
     project.enter()
@@ -249,30 +253,30 @@ def test_history_absent_readable_and_damaged(project: Project) -> None:
     finally:
         os.chdir(where)
         del os.environ["GPT_PIPELINE_EXPERIMENTS"]
-    assert _one(look_at_history(project, count_runs, {})).text.startswith("0 runs")
+    assert _one(check_history(project, count_runs, {})).text.startswith("0 runs")
     assert Path.cwd() == where
     database = next(project.root.glob(".dagster/history/**/runs.db"))
     database.write_bytes(b"this is no database" * 500)
-    found = _one(look_at_history(project, count_runs, {}))
+    found = _one(check_history(project, count_runs, {}))
     assert found.severity == "problem"
     assert "move" in found.remedy
 
 
 def test_mlflow_database_new_filled_locked_and_damaged(tmp_path: Path, store: Path) -> None:
-    assert "none yet" in _one(look_at_mlflow(f"sqlite:///{tmp_path}/mlflow.db")).text
+    assert "none yet" in _one(check_mlflow(f"sqlite:///{tmp_path}/mlflow.db")).text
     assert not (tmp_path / "mlflow.db").exists()
     uri = f"sqlite:///{(store / 'mlflow.db').as_posix()}"
-    assert _one(look_at_mlflow(uri)).text.startswith("0 runs")
+    assert _one(check_mlflow(uri)).text.startswith("0 runs")
     (store / "mlflow.db").write_bytes(b"this is no database" * 500)
-    assert _one(look_at_mlflow(uri)).severity == "problem"
+    assert _one(check_mlflow(uri)).severity == "problem"
 
 
 def test_mlflow_database_that_another_program_writes_is_a_note(store: Path, monkeypatch) -> None:
-    monkeypatch.setattr("gpt_pipeline.doctor.stores._SECONDS", 0.1)
+    monkeypatch.setattr("gpt_pipeline.doctor.services._SECONDS", 0.1)
     other = sqlite3.connect(store / "mlflow.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     try:
-        found = _one(look_at_mlflow(f"sqlite:///{(store / 'mlflow.db').as_posix()}"))
+        found = _one(check_mlflow(f"sqlite:///{(store / 'mlflow.db').as_posix()}"))
     finally:
         other.close()
     assert found.severity == "note"
@@ -280,13 +284,13 @@ def test_mlflow_database_that_another_program_writes_is_a_note(store: Path, monk
 
 def test_mlflow_server_up_down_and_a_folder_of_files() -> None:
     with _server() as port:
-        assert _one(look_at_mlflow(f"http://127.0.0.1:{port}")).severity == "ok"
+        assert _one(check_mlflow(f"http://127.0.0.1:{port}")).severity == "ok"
     with _server(status=401) as port:
-        assert _one(look_at_mlflow(f"http://127.0.0.1:{port}")).severity == "note"
-    assert _one(look_at_mlflow(f"http://127.0.0.1:{port}")).severity == "problem"
-    assert _one(look_at_mlflow("file:///tmp/mlruns")).severity == "problem"
-    assert _one(look_at_mlflow("postgresql://user:secret@db/mlflow")).severity == "note"
-    assert "secret" not in _one(look_at_mlflow("postgresql://user:secret@db/mlflow")).text
+        assert _one(check_mlflow(f"http://127.0.0.1:{port}")).severity == "note"
+    assert _one(check_mlflow(f"http://127.0.0.1:{port}")).severity == "problem"
+    assert _one(check_mlflow("file:///tmp/mlruns")).severity == "problem"
+    assert _one(check_mlflow("postgresql://user:secret@db/mlflow")).severity == "note"
+    assert "secret" not in _one(check_mlflow("postgresql://user:secret@db/mlflow")).text
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
@@ -295,7 +299,7 @@ def test_mlflow_server_of_this_machine_is_asked_without_the_proxy(monkeypatch: p
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     with _server() as port:
-        assert _one(look_at_mlflow(f"http://{host}:{port}")).severity == "ok"
+        assert _one(check_mlflow(f"http://{host}:{port}")).severity == "ok"
 
 
 # All together
@@ -321,7 +325,7 @@ def test_disk_that_is_not_there_is_a_problem_in_its_own_words() -> None:
         def exists(self) -> bool:
             return False
 
-    found = findings_of({"disk": lambda: look_at_disk([Gone(gone.as_posix())])})
+    found = findings_of({"disk": lambda: check_disk([Gone(gone.as_posix())])})
     assert found[0].severity == "problem"
     assert "plug it in" in found[0].remedy
 

@@ -1,4 +1,4 @@
-"""All looks, one after the other."""
+"""All checks, one after the other."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gpt_pipeline.data.config import SAMPLE
-from gpt_pipeline.doctor.files import look_at_files
-from gpt_pipeline.doctor.hub import look_at_hub
-from gpt_pipeline.doctor.machine import look_at_disk, look_at_memory, look_at_open_files
-from gpt_pipeline.doctor.ports import look_at_port
-from gpt_pipeline.doctor.python import look_at_libraries, look_at_python
-from gpt_pipeline.doctor.stores import CountRuns, look_at_dagster_home, look_at_history, look_at_mlflow
-from gpt_pipeline.doctor.torch_build import look_at_compiler, look_at_torch
+from gpt_pipeline.doctor.machine import check_disk, check_files, check_memory, check_open_files, check_port
+from gpt_pipeline.doctor.services import (
+    CountRuns,
+    check_dagster_home,
+    check_history,
+    check_hub,
+    check_mlflow,
+)
+from gpt_pipeline.doctor.software import check_compiler, check_libraries, check_python, check_torch
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.findings import Finding, note, problem, problem_of
 from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PORT, Project
 
-Look = Callable[[], Iterable[Finding]]
+Check = Callable[[], Iterable[Finding]]
 
 
 def examine(project: Project, experiment: Experiment | None, *, offline: bool, count_runs: CountRuns) -> list[Finding]:
-    """Return what is found on this machine: for `experiment`, or for all those of `project`; `offline` asks no hub."""
+    """Check this machine for `experiment`, or for all those of `project`; `offline` leaves the hub out."""
     experiments = [experiment] if experiment is not None else _experiments(project)
     folders = [*_base_folders(experiments), project.root]
     downloads = [each for each in experiments if _downloads(each)] if experiments else [None]
@@ -31,31 +33,31 @@ def examine(project: Project, experiment: Experiment | None, *, offline: bool, c
     hardware = experiment.config.hardware if experiment is not None else None
     return findings_of(
         {
-            "python": look_at_python,
-            "libraries": look_at_libraries,
-            "torch": lambda: look_at_torch(hardware),
-            "compiling": look_at_compiler,
-            "experiments": lambda: _look_at_experiments(project) if experiment is None else (),
-            "disk": lambda: look_at_disk([*folders, *([_cache()] if downloads else [])]),
-            "files": lambda: look_at_files(folders),
-            "memory": look_at_memory,
-            "open files": look_at_open_files,
-            "hub": lambda: look_at_hub() if downloads and not offline else _not_asked(offline=offline),
-            "Dagster's port": lambda: look_at_port(DAGSTER_PORT, page="Dagster's page", pages=pages),
-            "MLflow's port": lambda: look_at_port(MLFLOW_PORT, page="MLflow's page", pages=pages),
-            "DAGSTER_HOME": lambda: look_at_dagster_home(project),
-            "Dagster history": lambda: look_at_history(project, count_runs),
-            "MLflow": lambda: look_at_mlflow(project.tracking_uri),
+            "python": check_python,
+            "libraries": check_libraries,
+            "torch": lambda: check_torch(hardware),
+            "compiling": check_compiler,
+            "experiments": lambda: _check_experiments(project) if experiment is None else (),
+            "disk": lambda: check_disk([*folders, *([_cache()] if downloads else [])]),
+            "files": lambda: check_files(folders),
+            "memory": check_memory,
+            "open files": check_open_files,
+            "hub": lambda: check_hub() if downloads and not offline else _skipped(offline=offline),
+            "Dagster's port": lambda: check_port(DAGSTER_PORT, page="Dagster's page", pages=pages),
+            "MLflow's port": lambda: check_port(MLFLOW_PORT, page="MLflow's page", pages=pages),
+            "DAGSTER_HOME": lambda: check_dagster_home(project),
+            "Dagster history": lambda: check_history(project, count_runs),
+            "MLflow": lambda: check_mlflow(project.tracking_uri),
         }
     )
 
 
-def findings_of(looks: Mapping[str, Look]) -> list[Finding]:
+def findings_of(checks: Mapping[str, Check]) -> list[Finding]:
     """Return the findings of the checks, by their names in order; one that fails itself is a problem, in its words."""
     found: list[Finding] = []
-    for name, look in looks.items():
+    for name, check in checks.items():
         try:
-            found += look()
+            found += check()
         except UserError as error:
             found.append(problem_of(error, name))
         except Exception as error:
@@ -71,7 +73,7 @@ def _experiments(project: Project) -> list[Experiment]:
     return [found.experiment for found in find_experiments(project.experiments) if found.experiment is not None]
 
 
-def _look_at_experiments(project: Project) -> Iterator[Finding]:
+def _check_experiments(project: Project) -> Iterator[Finding]:
     if not project.experiments.is_dir():
         yield note("experiments", f"no folder {project.experiments}", "`gpt-pipeline init` writes a first experiment")
         return
@@ -99,5 +101,5 @@ def _cache() -> Path:
     return Hub().cache
 
 
-def _not_asked(*, offline: bool) -> Iterator[Finding]:
-    yield note("hub", "not asked, as wished" if offline else "not asked: no experiment here downloads from it")
+def _skipped(*, offline: bool) -> Iterator[Finding]:
+    yield note("hub", "skipped (--offline)" if offline else "skipped: no experiment here downloads from it")

@@ -65,8 +65,8 @@ def _cpu(compute: Compute) -> Device:
     return Device(
         description=compute.describe(),
         precision=_precision(compute),
-        memory_total=None if memory is None else memory.total,
-        memory_free=None if memory is None else memory.available,
+        memory_total=memory.total,
+        memory_free=memory.available,
     )
 
 

@@ -1,9 +1,10 @@
-"""torch, the GPU and its driver, and what compiling a model needs."""
+"""Python and the libraries; torch, the GPU and its driver, and what compiling a model needs."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -11,16 +12,68 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from gpt_pipeline.findings import Finding, note, ok, problem
 from gpt_pipeline.training.config import HardwareConfig
 
+DISTRIBUTION = "gpt-pipeline"
+_OLDEST = (3, 11)
+_NEWEST = (3, 13)  # that is tested
 _LOCALLY = "https://pytorch.org/get-started/locally"
 _WHEELS = "https://download.pytorch.org/whl"
 _CUDA_OF_WHEELS = ((13, 0), (12, 8), (12, 6))  # that pytorch.org offers builds for, newest first
 _SECONDS = 20.0
 _OLDEST_FOR_TRITON = (7, 0)  # compute capability; older GPUs train without being compiled
+
+
+def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Iterator[Finding]:
+    """Check the version of Python."""
+    text = f"{platform.python_version()} ({sys.executable})"
+    if version < _OLDEST:
+        needed = f"{text}, need {_OLDEST[0]}.{_OLDEST[1]} or newer"
+        yield problem("python", needed, "install a newer one, and make the virtual environment anew with it")
+    elif sys.maxsize < 2**32:
+        yield problem("python", f"{text} is a 32-bit build", "install a 64-bit one: torch has no other")
+    elif version > _NEWEST:
+        yield note("python", f"{text}; up to {_NEWEST[0]}.{_NEWEST[1]} is tested")
+    else:
+        yield ok("python", text)
+
+
+def check_libraries(distribution: str = DISTRIBUTION) -> Iterator[Finding]:
+    """Check the installed versions of everything the package needs."""
+    try:
+        needed = metadata.requires(distribution) or []
+    except metadata.PackageNotFoundError:
+        yield note(
+            "libraries", f"{distribution} itself is not installed here, so what it needs is not known", _install()
+        )
+        return
+    wanted = [each for each in map(Requirement, needed) if each.marker is None or each.marker.evaluate({"extra": ""})]
+    wrong = [text for each in wanted if (text := misfit(each)) is not None]
+    if wrong:
+        yield problem("libraries", "; ".join(wrong), _install())
+    else:
+        yield ok("libraries", f"{len(wanted)}, of the versions needed")
+
+
+def misfit(requirement: Requirement) -> str | None:
+    """Return in what the installed library differs from what is needed; None if it fits."""
+    try:
+        found = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return f"{requirement.name} is missing, need {requirement.specifier or 'any version'}"
+    if requirement.specifier.contains(found, prereleases=True):
+        return None
+    return f"found {requirement.name} {found}, need {requirement.specifier}"
+
+
+def _install() -> str:
+    return f"{sys.executable} -m pip install --upgrade {DISTRIBUTION}; in a clone: pip install -c constraints.txt -e ."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +85,8 @@ class Nvidia:
     """The newest CUDA that it can run; None where it does not tell."""
 
 
-def look_at_torch(hardware: HardwareConfig | None) -> Iterator[Finding]:
-    """Look at torch, the GPU, and whether they fit; `hardware` is what an experiment asks for."""
+def check_torch(hardware: HardwareConfig | None) -> Iterator[Finding]:
+    """Check torch, the GPU, and whether they fit; `hardware` is what an experiment asks for."""
     try:
         import torch
     except (ImportError, OSError) as error:  # a library that it was built with is missing, or does not fit
@@ -43,7 +96,7 @@ def look_at_torch(hardware: HardwareConfig | None) -> Iterator[Finding]:
     name = f"{torch.__version__} ({_build(torch.version.cuda, getattr(torch.version, 'hip', None))})"
     if torch.cuda.is_available():
         yield ok("torch", name)
-        yield from _look_at_gpus(hardware)
+        yield from _check_gpus(hardware)
         return
     nvidia = find_nvidia()
     wants_gpu = hardware is not None and hardware.device == "cuda"
@@ -60,11 +113,11 @@ def look_at_torch(hardware: HardwareConfig | None) -> Iterator[Finding]:
         yield ok("torch", f"{name}; no GPU here, so training runs on the CPU")
 
 
-def look_at_compiler() -> Iterator[Finding]:
-    """Look at what compiling a model for the GPU needs; nothing where there is no GPU."""
+def check_compiler() -> Iterator[Finding]:
+    """Check what compiling a model for the GPU needs; nothing where there is no GPU."""
     try:
         import torch
-    except (ImportError, OSError):  # which `look_at_torch` says
+    except (ImportError, OSError):  # which `check_torch` says
         return
     if not torch.cuda.is_available():
         return
@@ -119,7 +172,7 @@ def _build(cuda: str | None, hip: str | None) -> str:
     return "CPU build" if hip is None else f"ROCm {hip} build"
 
 
-def _look_at_gpus(hardware: HardwareConfig | None) -> Iterator[Finding]:
+def _check_gpus(hardware: HardwareConfig | None) -> Iterator[Finding]:
     import torch
 
     count = torch.cuda.device_count()

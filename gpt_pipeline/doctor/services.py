@@ -1,34 +1,109 @@
-"""Dagster's history, `DAGSTER_HOME`, and MLflow's store."""
+"""The Hugging Face hub and its token; Dagster's history, `DAGSTER_HOME`, and MLflow's store."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import OpenerDirector, ProxyHandler, build_opener
 
+from gpt_pipeline.data.config import SYNTH
 from gpt_pipeline.findings import Finding, note, ok, problem
 from gpt_pipeline.project import DAGSTER_CONFIG, Project
 from gpt_pipeline.tracking.store import sqlite_file
 
+_SECONDS = 5.0  # for a connection, and for an answer
+_ALL_SECONDS = 12.0  # for everything, the DNS lookup included, which has no time limit of its own
+_REFUSED = (401, 403)
+_ELSEWHERE = "or name a folder with SYNTH's files: data.local_dataset_path"
+
+_Value = TypeVar("_Value")
 _HOME = "DAGSTER_HOME"
-_SECONDS = 5.0
 _HISTORY = "Dagster history"
 
 CountRuns = Callable[[Project], int]
 """Returns the number of runs in Dagster's history of a project, which only the orchestration can read."""
 
 
-def look_at_dagster_home(project: Project, environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Look at where Dagster keeps its history, and whether it can."""
+def check_hub(*, endpoint: str | None = None, token: str | None = None) -> Iterator[Finding]:
+    """Check whether the hub answers; `endpoint` and `token` are huggingface_hub's own settings where null."""
+    from huggingface_hub import constants, get_token
+
+    address = endpoint or str(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE:
+        yield note("hub", "HF_HUB_OFFLINE is set: nothing is downloaded", f"unset it for downloads, {_ELSEWHERE}")
+        return
+    token = token or get_token()
+    try:
+        status = within(_ALL_SECONDS, lambda: _ask(f"{address}/api/datasets/{SYNTH}", token))
+    except (OSError, _transport_error()) as error:
+        text = f"{address} does not answer ({_reason(error)}); what is downloaded already can be used"
+        yield note("hub", text, f"check the network and the proxy (HTTPS_PROXY), {_ELSEWHERE}")
+        return
+    if status in _REFUSED and token is not None:
+        text = f"{address} refuses the token that is set"
+        yield problem("hub", text, "run `hf auth login`, or unset HF_TOKEN: SYNTH needs none")
+    elif status != 200:
+        yield note("hub", f"{address} answers {status} for {SYNTH}", f"try again later, {_ELSEWHERE}")
+    else:
+        yield ok("hub", f"{address} answers; {'the token is valid' if token else 'no token, and SYNTH needs none'}")
+
+
+def within(seconds: float, ask: Callable[[], _Value]) -> _Value:
+    """Return what `ask` returns.
+
+    Raises:
+        TimeoutError: it takes longer; what it does then ends with this process.
+        Exception: whatever `ask` raises.
+    """
+    answers: list[_Value] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            answers.append(ask())
+        except BaseException as error:  # carried over to the caller
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TimeoutError(f"no answer in {seconds:.0f} s")
+    return answers[0]
+
+
+def _ask(url: str, token: str | None) -> int:
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    answer: Any = get_session().get(url, headers=build_hf_headers(token=token or False), timeout=_SECONDS)
+    return int(answer.status_code)
+
+
+def _transport_error() -> type[Exception]:
+    from gpt_pipeline.data.sources.hub.patience import TransportError
+
+    return TransportError
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def check_dagster_home(project: Project, environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Check where Dagster keeps its history, and whether it can."""
     home = environment.get(_HOME)
     if not home:
-        yield ok(_HOME, f"not set: the project's own folder has the history ({project.root / '.dagster'})")
+        yield ok(_HOME, f"not set: the history is in the project's own folder ({project.root / '.dagster'})")
         return
     unset = f"unset it to use the project's own folder, {project.root / '.dagster'}"
     folder = Path(home)
@@ -37,9 +112,9 @@ def look_at_dagster_home(project: Project, environment: Mapping[str, str] = os.e
             _HOME, f"found {home!r}, need an absolute path: Dagster refuses others", f"correct it, or {unset}"
         )
     elif not folder.is_dir():
-        yield problem(_HOME, f"found {home}, which is no folder", f"make it, or {unset}")
+        yield problem(_HOME, f"found {home}, which is not a folder", f"make it, or {unset}")
     elif not os.access(folder, os.W_OK | os.X_OK):
-        yield problem(_HOME, f"found {home}, in which nothing can be written", f"make it writable, or {unset}")
+        yield problem(_HOME, f"found {home}, which is not writable", f"make it writable, or {unset}")
     elif not (folder / DAGSTER_CONFIG).is_file():
         text = f"{home} has no {DAGSTER_CONFIG}: without its limits two trainings may run at once, and runs of killed "
         yield note(_HOME, f"{text}processes stay", f"copy {project.root / DAGSTER_CONFIG} into it, or {unset}")
@@ -47,21 +122,21 @@ def look_at_dagster_home(project: Project, environment: Mapping[str, str] = os.e
         yield ok(_HOME, home)
 
 
-def look_at_history(
+def check_history(
     project: Project, count_runs: CountRuns, environment: Mapping[str, str] = os.environ
 ) -> Iterator[Finding]:
     """Check whether Dagster can read its history, by having its runs counted; makes none where there is none.
 
-    Nothing is said where `look_at_dagster_home` has found a problem: there is no history that could be looked at.
+    Nothing is said where `check_dagster_home` has found a problem: there is no history that could be looked at.
     """
-    if any(not found.passed for found in look_at_dagster_home(project, environment)):
+    if any(not found.passed for found in check_dagster_home(project, environment)):
         return
     home = Path(environment.get(_HOME) or project.root)
     if not (home / DAGSTER_CONFIG).is_file() and not (home / "history").is_dir():
-        yield ok(_HISTORY, "none yet; the first run begins it")
+        yield ok(_HISTORY, "none yet; the first run creates it")
         return
     if not environment.get(_HOME) and not (project.root / ".dagster").is_dir():
-        yield ok(_HISTORY, "none yet; the first run begins it")
+        yield ok(_HISTORY, "none yet; the first run creates it")
         return
     try:
         count = count_runs(project)
@@ -70,34 +145,34 @@ def look_at_history(
         text = f"the one of {home} cannot be read: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
         remedy = (
             f"move {project.root / '.dagster'} aside and run again: finished work is known by its files on the disk, "
-            "the history of runs begins anew"
+            "the history of runs starts anew"
         )
         yield problem(_HISTORY, text, remedy)
     else:
         yield ok(_HISTORY, f"{count:,} runs in {home}")
 
 
-def look_at_mlflow(tracking_uri: str) -> Iterator[Finding]:
-    """Look at whether MLflow's store can be reached and written."""
+def check_mlflow(tracking_uri: str) -> Iterator[Finding]:
+    """Check whether MLflow's store can be reached and written."""
     database = sqlite_file(tracking_uri)
     if database is not None:
-        yield _look_at_database(database)
+        yield _check_database(database)
     elif tracking_uri.startswith(("http://", "https://")):
-        yield _look_at_server(tracking_uri)
+        yield _check_server(tracking_uri)
     elif "://" not in tracking_uri or tracking_uri.startswith("file:"):
         remedy = "use sqlite:////absolute/path/mlflow.db, or unset MLFLOW_TRACKING_URI for the project's own"
         yield problem("MLflow", f"{tracking_uri} is a folder of files, which MLflow 3 does not take any more", remedy)
     else:
-        yield note("MLflow", f"{tracking_uri.partition(':')[0]} store: is not looked at")
+        yield note("MLflow", f"{tracking_uri.partition(':')[0]} store: not checked")
 
 
-def _look_at_database(database: Path) -> Finding:
+def _check_database(database: Path) -> Finding:
     unset = "or set MLFLOW_TRACKING_URI to a place that is"
     if not database.exists():
         folder = next(each for each in database.parents if each.exists())
         if os.access(folder, os.W_OK):
-            return ok("MLflow", f"{database}: none yet; the first run makes it")
-        return problem("MLflow", f"{database} cannot be made: {folder} is not writable", f"make it writable, {unset}")
+            return ok("MLflow", f"{database}: none yet; the first run creates it")
+        return problem("MLflow", f"{database}: its folder {folder} is not writable", f"make it writable, {unset}")
     try:
         with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=_SECONDS)) as connection:
             connection.execute("BEGIN IMMEDIATE")  # takes the right to write, and changes nothing
@@ -127,7 +202,7 @@ def _opener(address: str) -> OpenerDirector:
     return build_opener(ProxyHandler({})) if is_here else build_opener()
 
 
-def _look_at_server(address: str) -> Finding:
+def _check_server(address: str) -> Finding:
     try:
         with _opener(address).open(f"{address.rstrip('/')}/health", timeout=_SECONDS) as answer:
             status = answer.status
@@ -138,4 +213,4 @@ def _look_at_server(address: str) -> Finding:
         return problem("MLflow", text, "start its server, or correct MLFLOW_TRACKING_URI; results wait on the disk")
     if status == 200:
         return ok("MLflow", f"{address} answers")
-    return note("MLflow", f"{address} answers {status} when asked for its health", "look at whether it wants a login")
+    return note("MLflow", f"{address} answers {status} when asked for its health", "check whether it needs a login")
