@@ -71,7 +71,6 @@ def etag_of(file: RemoteFile, *, say: Say) -> str:
         HfHubHTTPError: the hub refuses.
         TransportError: the hub cannot be reached.
     """
-
     patience = file.hub.patience
 
     def ask() -> str:
