@@ -5,7 +5,7 @@ A line is never wrapped here, so that a path or a command can be copied whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,17 @@ def print_sheets(sheets: Sequence[Sheet], console: Console) -> None:
 def plain_text(sheets: Sequence[Sheet]) -> str:
     """Return the sheets as they are printed, without colours."""
     return "".join(f"{line.plain}\n" for line in _lines(sheets))
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in markdown: names in the first column, numbers on the right. No cell can break the table."""
+    lines = ["".join(["|", *map(_markdown_cell, row)]) for row in (heads, *rows)]
+    return "\n".join([lines[0], f"|---|{'---:|' * (len(heads) - 1)}", *lines[1:]])
+
+
+def _markdown_cell(text: str) -> str:
+    shown = " ".join(text.replace("|", r"\|").split())
+    return f" {shown} |" if shown else " |"
 
 
 def _lines(sheets: Sequence[Sheet]) -> Iterator[Text]:

@@ -97,7 +97,7 @@ def test_exercises_as_markdown_puts_what_was_measured_beside_each_other() -> Non
         [
             "| exercise | val loss | answer loss |",
             "|---|---:|---:|",
-            "| math exercise | 4.0000 |  |",
+            "| math exercise | 4.0000 | |",
             "| rag | 2.0000 | 3.0000 |",
         ]
     )

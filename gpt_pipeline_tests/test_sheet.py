@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from gpt_pipeline.findings import note, ok, problem
-from gpt_pipeline.sheet import Sheet, findings_sheet, plain_text, print_sheets
+from gpt_pipeline.sheet import Sheet, findings_sheet, markdown_table, plain_text, print_sheets
 
 SHEET = Sheet(
     heading=(("a name", "bold"), "/a/folder"),
@@ -62,3 +62,8 @@ def test_findings_sheet_has_remedies_below_and_the_conclusion_last() -> None:
         "                 -> empty it",
         "1 problem to solve.",
     ]
+
+
+def test_markdown_table_cells_cannot_break_the_table() -> None:
+    table = markdown_table(["", "a|b"], [["one\ntwo", "3"], ["|", ""]])
+    assert table.split("\n") == ["| | a\\|b |", "|---|---:|", "| one two | 3 |", "| \\| | |"]

@@ -10,7 +10,7 @@ from typing import Any
 from gpt_pipeline.comparison.compare import Comparison, Reached, Standing
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.metrics import METRICS, Metric
-from gpt_pipeline.sheet import Line, Sheet
+from gpt_pipeline.sheet import Line, Sheet, markdown_table
 
 _COSTLY = "cost"
 _MARK = "*"  # before a value that is the best of its row
@@ -66,15 +66,12 @@ def sheets(comparison: Comparison) -> list[Sheet]:
 
 def markdown(comparison: Comparison) -> str:
     """Return the comparison as a markdown table; the best of a row is bold."""
-    names = [_escaped(standing.name) for standing in comparison.standings]
-    lines = [f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    rows = []
     for row in rows_of(comparison):
         label = f"{row.section} · {row.label}" if row.section else row.label
-        cells = [
-            f"**{_escaped(cell)}**" if place in row.best else _escaped(cell) for place, cell in enumerate(row.cells)
-        ]
-        lines.append(f"| {_escaped(label)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {_escaped(note)}" for note in notes_of(comparison))])
+        rows.append([label, *(f"**{cell}**" if n in row.best else cell for n, cell in enumerate(row.cells))])
+    table = markdown_table(["", *(standing.name for standing in comparison.standings)], rows)
+    return "\n".join([table, "", *(f"- {' '.join(note.split())}" for note in notes_of(comparison))])
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -141,7 +138,3 @@ def _may_rank(comparison: Comparison, metric: Metric) -> bool:
 def _best_places(metric: Metric, values: Sequence[float | None]) -> frozenset[int]:
     best = metric.best_of(values)
     return frozenset(place for place, value in enumerate(values) if best is not None and value == best)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")

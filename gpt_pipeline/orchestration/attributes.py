@@ -19,9 +19,9 @@ OWNERS = ["team:gpt_pipeline"]
 _PACKAGE = Path(__file__).parents[1]
 
 SOURCES: Mapping[str, str] = {
-    "raw_synth": "data/raw.py",
-    "english_parquet": "data/english.py",
-    "token_shards": "data/shards.py",
+    "raw_synth": "data/documents/raw.py",
+    "english_parquet": "data/documents/english.py",
+    "token_shards": "data/tokens/shards.py",
     "training": "training/trainer.py",
     "checkpoint": "checkpoints/save.py",
     "evaluation": "evaluation/evaluate.py",

@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from gpt_pipeline.data.formats.synth_text import ENGLISH
+from gpt_pipeline.sheet import markdown_table
 from gpt_pipeline.storage.manifest import StageResult
 
 _EXAMPLE_CHARACTERS = 600
@@ -37,12 +38,13 @@ def stage_metadata(stage: StageResult) -> dict[str, Any]:
 
 def in_and_out(rows: Mapping[str, int], documents: Mapping[str, int]) -> dg.MarkdownMetadataValue:
     """Return the rows read and the documents made of them as a table by name, the most frequent first."""
-    lines = ["| | rows in | documents out | kept |", "|---|---:|---:|---:|"]
     total = ("all", sum(rows.values()), sum(documents.values()))
-    each = [(_cell(name), count, documents.get(name, 0)) for name, count in rows.items()]
-    for name, count, out in [total, *sorted(each, key=lambda line: -line[1])]:
-        lines.append(f"| {name} | {count:,} | {out:,} | {out / max(count, 1):.2%} |")
-    return dg.MetadataValue.md("\n".join(lines))
+    each = [(name, count, documents.get(name, 0)) for name, count in rows.items()]
+    lines = [
+        (name, f"{count:,}", f"{out:,}", f"{out / max(count, 1):.2%}")
+        for name, count, out in [total, *sorted(each, key=lambda line: -line[1])]
+    ]
+    return dg.MetadataValue.md(markdown_table(("", "rows in", "documents out", "kept"), lines))
 
 
 def _lengths(counts: Sequence[int]) -> dg.MarkdownMetadataValue:
@@ -75,12 +77,8 @@ def counts_table(counts: Mapping[str, float]) -> dg.MarkdownMetadataValue:
     """Return counts by name as a table, the largest first, with shares of the sum."""
     total = sum(counts.values()) or 1
     ordered = sorted(counts.items(), key=lambda item: -item[1])
-    rows = [f"| {_cell(name)} | {count:,} | {count / total:.2%} |" for name, count in ordered]
-    return dg.MetadataValue.md("\n".join(["| | count | share |", "|---|---:|---:|", *rows]))
-
-
-def _cell(name: str) -> str:
-    return " ".join(name.replace("|", r"\|").split())  # either would begin another cell or line
+    rows = [(name, f"{count:,}", f"{count / total:.2%}") for name, count in ordered]
+    return dg.MetadataValue.md(markdown_table(("", "count", "share"), rows))
 
 
 def quoted(text: str) -> str:

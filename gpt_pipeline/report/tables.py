@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.contents import CheckpointRow, read_contents, spread
 from gpt_pipeline.report.metrics import Metric, measured
+from gpt_pipeline.sheet import markdown_table
 from gpt_pipeline.storage.layout import ExperimentFolder
 
 _COLUMNS = ("val_loss", "val_bpb", "answer_loss", "well_formed", "correct", "choice_match", "token_f1")
@@ -48,15 +49,14 @@ def checkpoints_as_markdown(folder: ExperimentFolder) -> str:
         return "No checkpoint is evaluated yet."
     metrics = [metric for metric in measured(row.metrics for row in evaluated) if metric.key in _COLUMNS]
     heads = ["step", "tokens", *(metric.label for metric in metrics)]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---:|" * len(heads)]
-    return "\n".join([*lines, *(_line(row, metrics) for row in evaluated)])
+    return markdown_table(heads, [_cells(row, metrics) for row in evaluated])
 
 
 def _exercise_cell(row: CheckpointRow, name: str) -> ExerciseCell:
     return ExerciseCell(val_loss=row.metrics.get(f"{_LOSS}/{name}"), correct=row.metrics.get(f"{_RIGHT}/{name}"))
 
 
-def _line(row: CheckpointRow, metrics: Sequence[Metric]) -> str:
+def _cells(row: CheckpointRow, metrics: Sequence[Metric]) -> list[str]:
     step = f"{wording.number(row.step)} best_model" if row.is_best_model else wording.number(row.step)
     cells = [step, wording.count(row.tokens_seen), *(metric.text(row.metrics.get(metric.key)) for metric in metrics)]
-    return "| " + " | ".join(f"**{cell}**" if row.best else cell for cell in cells) + " |"
+    return [f"**{cell}**" if row.best else cell for cell in cells]

@@ -6,13 +6,16 @@ import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gpt_pipeline.storage.names import folder_name
-from gpt_pipeline.tracking.store import TrackingError, as_tracking_error, configure_mlflow, open_client, sqlite_file
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+from gpt_pipeline.tracking.store import (
+    MAX_RUNS,
+    TrackingError,
+    as_tracking_error,
+    configure_mlflow,
+    open_client,
+    sqlite_file,
+)
 
 _BUSY_SECONDS = 1.0  # to wait for a database that another process writes to
 _ASK_LATER = "it is asked again later"
@@ -46,21 +49,13 @@ def _runs_of_file(database: Path) -> set[str]:
 
 
 def _runs_of_server(tracking_uri: str, experiment_name: str) -> set[str]:
+    from mlflow.entities import ViewType
+
     configure_mlflow()
     with as_tracking_error(tracking_uri, what="a question", remedy=_ASK_LATER):
         client = open_client(tracking_uri)
         experiment = client.get_experiment_by_name(folder_name(experiment_name, key="experiment_name"))
-        return set() if experiment is None else _all_runs(client, experiment.experiment_id)
-
-
-def _all_runs(client: MlflowClient, experiment_id: str) -> set[str]:
-    from mlflow.entities import ViewType
-
-    known: set[str] = set()
-    token: str | None = None
-    while True:
-        page = client.search_runs([experiment_id], run_view_type=ViewType.ALL, page_token=token)
-        known |= {run.info.run_id for run in page}
-        token = page.token
-        if not token:
-            return known
+        if experiment is None:
+            return set()
+        runs = client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL, max_results=MAX_RUNS)
+        return {run.info.run_id for run in runs}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult
-from gpt_pipeline.tracking.store import OpenStore, milliseconds, missing_parameters, open_store
+from gpt_pipeline.tracking.store import MAX_RUNS, OpenStore, milliseconds, missing_parameters, open_store
 from gpt_pipeline.tracking.tables import answers_as_markdown, answers_as_table
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ FINGERPRINT_TAG = "gpt_pipeline.evaluation"
 ALIAS_TAG = "alias"
 TABLE_FILE = "questions_and_answers.json"
 MARKDOWN_FILE = "questions_and_answers.md"
-_MAX_RUNS = 50_000  # of one training; MLflow returns no more at once
 _REMEDY = "the result is kept on disk: evaluate again once MLflow works, and it is logged without being computed again"
 
 
@@ -97,7 +96,7 @@ def _move_alias(store: OpenStore, result: EvaluationResult, best_weights: str) -
     runs = store.client.search_runs(
         [store.experiment_id],
         filter_string=f"tags.training_fingerprint = '{result.checkpoint['training_fingerprint']}'",
-        max_results=_MAX_RUNS,
+        max_results=MAX_RUNS,
     )
     wanted = {run.info.run_id for run in runs if run.data.tags.get("weights_sha256") == best_weights}
     bearing = {run.info.run_id for run in runs if run.data.tags.get(ALIAS_TAG) == BEST_ALIAS}

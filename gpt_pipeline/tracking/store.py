@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+MAX_RUNS = 50_000
+"""Of one experiment; MLflow returns no more at once."""
+
 _SQLITE = "sqlite:///"
 _ARTIFACTS_FOLDER = "mlflow_artifacts"
 _MAX_TEXT = 5000  # characters of a tag's or a parameter's value; MLflow refuses more than 6000 (8000 in tags)

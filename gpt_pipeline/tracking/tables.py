@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gpt_pipeline.sheet import markdown_table
+
 _COLUMNS = (
     "exercise",
     "question",
@@ -38,16 +40,11 @@ def exercises_as_markdown(metrics: Mapping[str, float]) -> str | None:
     if not measured:
         return None
     names = list(dict.fromkeys(name for name, _, _ in measured))
-    rows = [
-        "| " + " | ".join([kind.replace("_", " "), *(_cell(metrics.get(f"{name}/{kind}")) for name in names)]) + " |"
-        for kind in sorted({kind for _, _, kind in measured})
-    ]
-    heads = ["exercise", *(name.replace("_", " ") for name in names)]
-    return "\n".join(["| " + " | ".join(heads) + " |", "|---|" + "---:|" * len(names), *rows])
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    rows = []
+    for kind in sorted({kind for _, _, kind in measured}):
+        values = [metrics.get(f"{name}/{kind}") for name in names]
+        rows.append([kind.replace("_", " "), *("" if value is None else f"{value:.4f}" for value in values)])
+    return markdown_table(["exercise", *(name.replace("_", " ") for name in names)], rows)
 
 
 def _answer(number: int, answer: Mapping[str, Any]) -> str:
