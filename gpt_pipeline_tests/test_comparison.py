@@ -10,8 +10,7 @@ import dagster as dg
 import pytest
 
 from gpt_pipeline.comparison.compare import Comparison, compare_experiments
-from gpt_pipeline.comparison.picture import losses_svg
-from gpt_pipeline.comparison.table import as_json, markdown, notes_of, sheets
+from gpt_pipeline.comparison.show import as_json, losses_svg, markdown, notes_of, sheets
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, write_evaluation
 from gpt_pipeline.experiment.differences import config_differences

@@ -27,7 +27,6 @@ from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.planning.device import Device, choose_device
 from gpt_pipeline.planning.disk import Disk, DiskNeed, kept_checkpoints
-from gpt_pipeline.planning.duration import Work, duration
 from gpt_pipeline.planning.findings import Known, findings
 from gpt_pipeline.planning.host import HostMemory, _limited, host_memory
 from gpt_pipeline.planning.memory import (
@@ -40,7 +39,7 @@ from gpt_pipeline.planning.memory import (
 )
 from gpt_pipeline.planning.plan import Plan, make_plan
 from gpt_pipeline.planning.probe import Request, sizes_of
-from gpt_pipeline.planning.speed import Speed, measure, update_seconds
+from gpt_pipeline.planning.speed import Speed, Work, duration, measure, update_seconds
 from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
 from gpt_pipeline.progress.stages import data_progress
 from gpt_pipeline.progress.training import upcoming_start

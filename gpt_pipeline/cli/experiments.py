@@ -160,13 +160,13 @@ def compare(experiments: Sequence[Path], as_json: bool) -> None:
     Quality, cost, and the keys of their files that differ. They are ranked only if their losses are of the same
     held-out tokens.
     """
-    from gpt_pipeline.comparison import table
+    from gpt_pipeline.comparison import show as form
     from gpt_pipeline.comparison.compare import compare_experiments
     from gpt_pipeline.experiment.load import load_experiment
 
     if twice := [path.name for path, count in Counter(experiments).items() if count > 1]:
         raise UserError(f"found {', '.join(twice)} twice, need different experiments; name each once")
-    show(compare_experiments([load_experiment(path) for path in experiments]), table, as_json=as_json)
+    show(compare_experiments([load_experiment(path) for path in experiments]), form, as_json=as_json)
 
 
 @click.command()

@@ -1,5 +1,7 @@
 """The project's Dagster definitions: a factory over the experiment files."""
 
+import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +14,6 @@ from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.broken import broken_experiment_asset, no_experiments_asset
 from gpt_pipeline.orchestration.checks import data_checks, evaluation_checks, training_checks
 from gpt_pipeline.orchestration.comparison_step import comparison_definitions
-from gpt_pipeline.orchestration.console import plain_console
 from gpt_pipeline.orchestration.data_assets import data_assets
 from gpt_pipeline.orchestration.executors import project_executor
 from gpt_pipeline.orchestration.experiment_assets import experiment_assets
@@ -22,6 +23,8 @@ from gpt_pipeline.project import Project
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+_OF_THE_ENGINE = "Dependencies for step "  # what it says, without an event, of the steps after one that failed
 
 
 def build_definitions(project: Project) -> dg.Definitions:
@@ -89,3 +92,28 @@ def _automation(experiment: Experiment, group: str, tracking_uri: str) -> _Autom
         sensor=new_checkpoints_sensor(experiment, evaluate=evaluate, report=write, tracking_uri=tracking_uri),
         schedule=reevaluation_schedule(experiment, evaluate=evaluate),
     )
+
+
+class _StageMessages(logging.Filter):
+    """For a person at a terminal: the messages of the stages, one plain line each, no engine events."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        meta = getattr(record, "dagster_meta", {})
+        return meta.get("dagster_event") is None and not str(meta.get("orig_message")).startswith(_OF_THE_ENGINE)
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        meta = getattr(record, "dagster_meta", {})
+        return f"{meta.get('step_key') or 'run'}: {meta.get('orig_message') or record.getMessage()}"
+
+
+@dg.logger(config_schema={}, description="Plain lines on stderr.")
+def plain_console(context: dg.InitLoggerContext) -> logging.Logger:
+    """Return a logger that prints what the stages say."""
+    logger = logging.Logger("gpt_pipeline", level=logging.INFO)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_StageMessages())
+    handler.setFormatter(_Plain())
+    logger.addHandler(handler)
+    return logger

@@ -10,8 +10,8 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.attributes import OWNERS, code_references, stage_tags
 from gpt_pipeline.orchestration.failures import explained
+from gpt_pipeline.orchestration.history import is_under_way
 from gpt_pipeline.orchestration.metadata import picture_markdown
-from gpt_pipeline.orchestration.run_states import is_under_way
 from gpt_pipeline.progress.report import shown_fingerprint
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.training.heartbeat import trainer_state
@@ -72,8 +72,7 @@ def _asset(experiments: Sequence[Experiment]) -> dg.AssetsDefinition:
 
 def _compare(experiments: Sequence[Experiment]) -> dg.MaterializeResult:
     from gpt_pipeline.comparison.compare import compare_experiments
-    from gpt_pipeline.comparison.picture import losses_svg
-    from gpt_pipeline.comparison.table import as_json, markdown
+    from gpt_pipeline.comparison.show import as_json, losses_svg, markdown
 
     identity = comparison_fingerprint(experiments)
     found = compare_experiments(experiments)

@@ -21,7 +21,7 @@ from dagster._core.storage.runs import SqliteRunStorage
 
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
-from gpt_pipeline.orchestration.run_states import UNFINISHED
+from gpt_pipeline.orchestration.history import UNFINISHED
 from gpt_pipeline.progress.dead_runs import end_of_process, end_of_trainer
 from gpt_pipeline.storage.process import ProcessId
 

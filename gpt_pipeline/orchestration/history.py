@@ -1,4 +1,4 @@
-"""Dagster's history of a project's runs."""
+"""Dagster's history of a project's runs, and what in it is under way."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ _ON_TERMINAL = {
     "python_logs": {"python_log_level": "INFO"},  # its own console would print the engine's events between ours
     "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"},
 }
+
+UNFINISHED = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
+"""The states of a run that is not over."""
 
 
 def open_instance(project: Project) -> dg.DagsterInstance:
@@ -30,3 +39,8 @@ def count_runs(project: Project) -> int:
     home = dagster_home() or project.root
     with chdir(project.root), dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home))) as instance:
         return instance.get_runs_count()
+
+
+def is_under_way(instance: dg.DagsterInstance, job_name: str) -> bool:
+    """Whether a run of the job waits, begins, works or ends."""
+    return instance.get_runs_count(dg.RunsFilter(job_name=job_name, statuses=list(UNFINISHED))) > 0

@@ -15,9 +15,8 @@ from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, requester_tag
-from gpt_pipeline.orchestration.lost_runs import LostRunWatch
-from gpt_pipeline.orchestration.run_states import UNFINISHED, is_under_way
-from gpt_pipeline.orchestration.training_log import BackgroundCatchUp
+from gpt_pipeline.orchestration.history import UNFINISHED, is_under_way
+from gpt_pipeline.orchestration.training_log import BackgroundCatchUp, LostRunWatch
 from gpt_pipeline.progress.evaluations import WantedEvaluation, pending_evaluations
 from gpt_pipeline.progress.report import report_is_outdated
 

@@ -14,7 +14,8 @@ from types import TracebackType
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_fingerprint
-from gpt_pipeline.progress.tracking import is_log_pending
+from gpt_pipeline.progress.tracking import forget_lost_runs, is_log_pending
+from gpt_pipeline.tracking.store import sqlite_file
 from gpt_pipeline.tracking.training_run import log_earlier_trainings, log_training
 from gpt_pipeline.training.heartbeat import trainer_state
 from gpt_pipeline.training.metrics import read_metrics
@@ -24,6 +25,7 @@ _AFTER_FAILURE_SECONDS = 60.0
 _LAST_WAIT_SECONDS = 30.0
 _INTERRUPTED_WAIT_SECONDS = 5.0  # when the training failed or was stopped: someone waits for the end
 _SENSOR_PAUSE_SECONDS = 300.0
+_SERVER_PAUSE_SECONDS = 600.0  # between two questions to a server
 
 Say = Callable[[str], None]
 
@@ -164,3 +166,34 @@ class BackgroundCatchUp:
         catch_up(self._experiment, tracking_uri, say=say)
         if is_log_pending(self._experiment):
             time.sleep(_SENSOR_PAUSE_SECONDS)  # alive, this thread keeps the next attempt from starting
+
+
+class LostRunWatch:
+    """Asks a SQLite file at once, at each look; a server now and then, from a thread, since it may not answer."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._thread: threading.Thread | None = None
+        self._asked = -_SERVER_PAUSE_SECONDS
+
+    def look(self, tracking_uri: str, *, say: Say) -> None:
+        """Ask if it is time to; evaluations that are lost become pending, and `say` is told."""
+        if sqlite_file(tracking_uri) is not None:
+            self._ask(tracking_uri, say)
+        elif self._is_time():
+            self._asked = time.monotonic()
+            self._thread = threading.Thread(target=self._ask, args=[tracking_uri, say], daemon=True)
+            self._thread.start()
+
+    def _is_time(self) -> bool:
+        idle = self._thread is None or not self._thread.is_alive()
+        return idle and time.monotonic() - self._asked >= _SERVER_PAUSE_SECONDS
+
+    def _ask(self, tracking_uri: str, say: Say) -> None:
+        try:
+            count = forget_lost_runs(self._experiment, tracking_uri)
+        except UserError as error:
+            say(str(error))
+            return
+        if count:
+            say(f"{count} evaluations are not in MLflow any more; they are logged again from their results.")

@@ -14,8 +14,8 @@ from gpt_pipeline.experiment.sizes import TrainingSize
 from gpt_pipeline.findings import Finding, problem, warning
 from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import Disk
-from gpt_pipeline.planning.duration import Duration
 from gpt_pipeline.planning.memory import MemoryNeed, memory_need
+from gpt_pipeline.planning.speed import Duration
 from gpt_pipeline.planning.tokens import TokenCount
 from gpt_pipeline.progress.stages import StageProgress
 from gpt_pipeline.report import wording

@@ -18,11 +18,10 @@ from gpt_pipeline.experiment.sizes import TrainingSize, parameter_count, trainin
 from gpt_pipeline.findings import Finding, problem, problem_of
 from gpt_pipeline.planning.device import Device, absent_gpu, choose_device
 from gpt_pipeline.planning.disk import Disk, disks
-from gpt_pipeline.planning.duration import Duration, Work, duration
 from gpt_pipeline.planning.findings import Known, findings
 from gpt_pipeline.planning.memory import MemoryNeed, Precision, memory_need
 from gpt_pipeline.planning.probe import Request
-from gpt_pipeline.planning.speed import OutOfMemoryError, Speed, measure, speed_of_lines
+from gpt_pipeline.planning.speed import Duration, OutOfMemoryError, Speed, Work, duration, measure, speed_of_lines
 from gpt_pipeline.planning.tokens import TokenCount, count_tokens
 from gpt_pipeline.progress.evaluations import pending_evaluations
 from gpt_pipeline.progress.stages import StageProgress, data_progress

@@ -1,4 +1,5 @@
-"""How fast this device trains this model: measured by a child process, or taken from the training's own lines."""
+"""How fast this device trains this model, measured by a child process or taken from the training's own lines; and the
+hours that a training and its evaluations take at that speed."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.evaluation.config import EvaluationConfig
+from gpt_pipeline.evaluation.result import EvaluationResult
 from gpt_pipeline.progress.training import newest_records
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ LIMIT_SECONDS = 120.0
 """Of a measurement, from the start of its process on."""
 
 _PROBE = "gpt_pipeline.planning.probe"
+_FORWARD_SHARE = 1 / 3  # of the FLOPs of an update: forward 2, backward 4 for each weight (see `flops_per_token`)
 _LAST_LINES = 5  # of what a failed probe printed
 
 Say = Callable[[str], None]
@@ -202,3 +206,80 @@ def update_seconds(updates: list[Mapping[str, Any]], *, micro_batches: int) -> f
 
 def _rate(record: Mapping[str, Any] | None) -> float | None:
     return None if record is None else record["tokens"] / record["seconds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duration:
+    """Seconds; None where nothing is known to tell it from."""
+
+    training_seconds: float | None
+    """All steps that are left, with the estimates of the validation loss, without the stalls of checkpoints."""
+
+    validation_seconds: float | None
+    """Of these, those of the estimates of the validation loss."""
+
+    checkpoint_interval_seconds: float | None
+    """Between two checkpoints: what a crash costs at the most."""
+
+    evaluation_seconds: float | None
+    """Of all evaluations that are left, roughly, on an otherwise idle device."""
+
+    evaluations: int
+    """That are left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is left to do."""
+
+    steps: int
+    tokens_per_step: int
+    max_length: int
+    batch_size: int
+    """As `training.batch_size` says: an estimate of the validation loss is on `eval_iters` times so many sequences."""
+
+    validation_tokens: int
+    tokens_per_document: float
+    evaluations: int
+
+
+def duration(work: Work, config: EvaluationConfig, speed: Speed | None, done: Sequence[EvaluationResult]) -> Duration:
+    """Return how long `work` takes; evaluations go by those that are `done` where there are any."""
+    evaluation = _evaluation_seconds(work, config, speed, done)
+    if speed is None:
+        return Duration(
+            training_seconds=None,
+            validation_seconds=None,
+            checkpoint_interval_seconds=None,
+            evaluation_seconds=None if evaluation is None else evaluation * work.evaluations,
+            evaluations=work.evaluations,
+        )
+    step = work.tokens_per_step / speed.tokens_per_second
+    tokens = min(config.eval_iters * work.batch_size * work.max_length, work.validation_tokens)
+    each = tokens / _reading_speed(speed)
+    validation = each * -(-work.steps // config.eval_freq)
+    return Duration(
+        training_seconds=work.steps * step + validation,
+        validation_seconds=validation,
+        checkpoint_interval_seconds=min(work.steps, config.save_every_n_iterations) * (step + each / config.eval_freq),
+        evaluation_seconds=None if evaluation is None else evaluation * work.evaluations,
+        evaluations=work.evaluations,
+    )
+
+
+def _evaluation_seconds(
+    work: Work, config: EvaluationConfig, speed: Speed | None, done: Sequence[EvaluationResult]
+) -> float | None:
+    """Return the seconds of one evaluation: validation tokens and documents read, answers written."""
+    if done:
+        return float(median(result.seconds for result in done))
+    if speed is None or speed.writing_tokens_per_second is None:
+        return None
+    documents = config.num_documents * min(work.tokens_per_document, work.max_length)
+    read = min(config.max_validation_tokens, work.validation_tokens) + documents
+    written = config.num_questions * min(config.max_new_tokens, work.max_length // 2)
+    return read / _reading_speed(speed) + written / speed.writing_tokens_per_second
+
+
+def _reading_speed(speed: Speed) -> float:
+    return speed.reading_tokens_per_second or speed.tokens_per_second / _FORWARD_SHARE

@@ -1,4 +1,4 @@
-"""A comparison to read: experiments as columns, figures as rows."""
+"""A comparison to read: experiments as columns, figures as rows; and their losses in one picture."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_pipeline.comparison.compare import Comparison, Reached, Standing
+from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.report import wording
+from gpt_pipeline.report.charts import INSET_HEIGHT, INSET_WIDTH, Chart, Series, draw_standalone, points_of
 from gpt_pipeline.report.metrics import METRICS, Metric
 from gpt_pipeline.sheet import Line, Sheet, markdown_table
+from gpt_pipeline.training.metrics import read_metrics
 
 _COSTLY = "cost"
+_CURVES = 4  # as many colours as can be told apart
 _MARK = "*"  # before a value that is the best of its row
 
 
@@ -72,6 +76,27 @@ def markdown(comparison: Comparison) -> str:
         rows.append([label, *(f"**{cell}**" if n in row.best else cell for n, cell in enumerate(row.cells))])
     table = markdown_table(["", *(standing.name for standing in comparison.standings)], rows)
     return "\n".join([table, "", *(f"- {' '.join(note.split())}" for note in notes_of(comparison))])
+
+
+def losses_svg(experiments: Sequence[Experiment]) -> str:
+    """Return the trainers' validation loss against tokens seen, of the first four experiments that have any, as SVG.
+
+    Give them in the order of a comparison: the best stand first.
+    """
+    curves: list[Series] = []
+    for experiment in experiments:
+        points = points_of(read_metrics(experiment.folder.metrics), "validation", "tokens_seen", "val_loss")
+        if points and len(curves) < _CURVES:
+            curves.append(Series(name=experiment.name, points=points, colour=len(curves) + 1))
+    chart = Chart(
+        title="Validation loss in nats per token against training tokens",
+        x_label="training tokens",
+        y_label="nats per token",
+        series=tuple(curves),
+        width=INSET_WIDTH,
+        height=INSET_HEIGHT,
+    )
+    return draw_standalone(chart)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
