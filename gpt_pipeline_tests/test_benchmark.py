@@ -103,7 +103,7 @@ def test_benchmark_command_prints_scores_and_unknown_tasks_name_the_nearest(copy
     output = copy.run(
         "benchmark", "experiments/tiny.yaml", "--tasks", "own_choices", "--task-folder", str(tasks), expect=1
     )
-    assert "cannot be had" in output
+    assert "cannot be loaded" in output
     assert "Traceback" not in output
 
 

@@ -324,7 +324,7 @@ def test_import_of_another_shape_names_the_difference(tmp_path: Path, model: dic
         ({"model_type": "llama"}, "model_type: found 'llama'"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
         ({"n_inner": 8}, "n_inner"),
-        ({"n_layer": None}, "no config of a GPT-2"),
+        ({"n_layer": None}, "not a config of GPT-2"),
     ],
 )
 def test_import_of_another_architecture_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:

@@ -243,14 +243,14 @@ def test_wording_reads_as_people_write(found: str, wanted: str) -> None:
 
 
 def test_report_without_another_experiment_shows_no_difference(tmp_path: Path) -> None:
-    assert "sets it apart" not in build(folder(tmp_path)).text
+    assert "Differences from" not in build(folder(tmp_path)).text
 
 
 def test_report_beside_another_experiment_shows_the_keys_that_differ(tmp_path: Path) -> None:
     target = folder(tmp_path)
     differences = [Difference(key="training.max_steps", values=(None, 700))]
     page = build(target, other=OtherExperiment(display_name="Other <one>", differences=differences))
-    for shown in ("sets it apart", "Other <one>", "training.max_steps", "700"):
+    for shown in ("Differences from", "Other <one>", "training.max_steps", "700"):
         assert shown in page.text
     page = build(target, other=OtherExperiment(display_name="Twin", differences=[]))
     assert "Twin, has the same configuration" in page.text
@@ -264,7 +264,7 @@ def test_report_shows_speed_and_cost(tmp_path: Path) -> None:
     for shown in ("2 min", "8 h 41 min", "32", "checkpoints written"):  # 120 s for 3,840 tokens
         assert shown in page.text
     assert "GPU hours" not in page.text
-    assert "Nothing was spent yet" in build(ExperimentFolder(root=tmp_path / "none")).text
+    assert "No cost yet" in build(ExperimentFolder(root=tmp_path / "none")).text
 
 
 def test_cost_of_a_gpu_training_counts_each_gpu_and_each_file_once(tmp_path: Path) -> None:

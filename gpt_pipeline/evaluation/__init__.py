@@ -1,1 +1,1 @@
-"""What a checkpoint is worth: loss on held-out documents, answers to held-out questions."""
+"""How good a checkpoint is: loss on held-out documents, answers to held-out questions."""

@@ -1,4 +1,4 @@
-"""Multiple choice: which options a question offers, and which of them an answer takes. Pure functions of texts."""
+"""Multiple choice: the options a question offers, and the one an answer takes. Pure functions of texts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _MIN_OPTIONS = 2
 
 # `A) red`, `(a) red`, `- **B.** blue`: one option a line.
 _OPTION_LINE = re.compile(r"^[ \t]*(?:[-*•][ \t]+)?[*_]*\(?([A-Za-z])[).:][*_]*[ \t]+(\S.*)$", re.MULTILINE)
-# `red (A), blue (B) or green (C)?`: the letter after its option, with nothing but an end or a link behind it.
+# `red (A), blue (B) or green (C)?`: the letter after its option, followed by an end or a conjunction only.
 _LETTER_AFTER = re.compile(r"\(([A-Z])\)(?=\s*(?:[,;.:?!]|$|or\b|and\b))")
-# `A) red, B) blue`: the letter before its option, within a line.
+# `A) red, B) blue`: the letter before its option, all in one line.
 _LETTER_BEFORE = re.compile(r"(?<![\w(])\(?([A-Z])\)[ \t]+(?=\S)")
 _OPTION_BEGIN = re.compile(r"[:?.;\n]\s")
 _LINK = re.compile(r"^(?:or|and)\s+|\s+(?:or|and)$")
@@ -27,7 +27,7 @@ _BRACKETED = re.compile(r"\(([A-Z])\)")
 
 
 def options_of(query: str) -> dict[str, str]:
-    """Return the options that `query` offers by their letter, in order; empty if it is no multiple choice question."""
+    """Return the options that `query` offers by letter, in order; empty if it is not a multiple-choice question."""
     for found in (_on_lines(query), _letters_after(query), _letters_before(query)):
         options = _longest_run(found)
         if len(options) >= _MIN_OPTIONS:
@@ -36,7 +36,7 @@ def options_of(query: str) -> dict[str, str]:
 
 
 def chosen_option(answer: str, options: Mapping[str, str]) -> str | None:
-    """Return the letter of the one option that `answer` takes, by letter or by text; None if that is not clear."""
+    """Return the letter of the one option that `answer` takes, by letter or by text; None if it is ambiguous."""
     if found := _ONLY_LETTER.fullmatch(answer):
         return _if_one([found.group(1).upper()], options)
     labels = [one or other for one, other in _LABEL.findall(answer)]
@@ -51,7 +51,7 @@ def chosen_option(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def choice_match(answer: str, *, query: str, expected: str) -> bool | None:
-    """Whether `answer` takes the option that `expected` takes; None if `query` is no multiple choice question."""
+    """Whether `answer` takes the option that `expected` takes; None if `query` is not a multiple-choice question."""
     options = options_of(query)
     right = chosen_option(expected, options) if options else None
     return None if right is None else chosen_option(answer, options) == right
@@ -66,7 +66,7 @@ def _letters_after(query: str) -> list[tuple[str, str]]:
     begin = 0
     for marker in _LETTER_AFTER.finditer(query):
         text = query[begin : marker.start()]
-        if marker.group(1) == _FIRST:  # before the first option stands the question
+        if marker.group(1) == _FIRST:  # the question precedes the first option
             text = _OPTION_BEGIN.split(text)[-1]
         found.append((marker.group(1), _plain(text)))
         begin = marker.end()
@@ -81,7 +81,7 @@ def _letters_before(query: str) -> list[tuple[str, str]]:
 
 
 def _longest_run(found: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the longest part of `found` whose letters are A, B, C, ... and whose options all have a text."""
+    """Return the longest run in `found` whose letters are A, B, C, ... and whose options all have a text."""
     longest: dict[str, str] = {}
     run: dict[str, str] = {}
     for letter, text in found:
@@ -100,13 +100,13 @@ def _plain(text: str) -> str:
 
 
 def _if_one(letters: Iterable[str], options: Mapping[str, str]) -> str | None:
-    """Return the letter if all of `letters` are the same option."""
+    """Return the letter if all of `letters` name the same option."""
     different = set(letters)
     return different.pop() if len(different) == 1 and different <= options.keys() else None
 
 
 def _options_in(answer: str, options: Mapping[str, str]) -> list[str]:
-    """Return the letters of the options whose text stands in `answer`; `dark red` there is not `red` as well."""
+    """Return the letters of the options whose text occurs in `answer`; `dark red` does not count as `red` too."""
     words = f" {normalise(answer)} "
     present = {letter: f" {normalise(text)} " for letter, text in options.items()}
     present = {letter: text for letter, text in present.items() if text in words}

@@ -9,10 +9,10 @@ from gpt_pipeline.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How often the trainer looks at itself, and how each checkpoint is judged afterwards."""
+    """How often the trainer validates and saves, and how each checkpoint is evaluated afterwards."""
 
     eval_freq: int = 500
-    """Steps between two estimates of the validation loss while training."""
+    """Steps between two estimates of the validation loss during training."""
 
     eval_iters: int = 20
     """Batches in one such estimate."""
@@ -21,22 +21,22 @@ class EvaluationConfig:
     """Steps between two checkpoints."""
 
     keep_last: int = 3
-    """Checkpoints kept, newest first; the best one and those being evaluated are kept besides."""
+    """How many of the newest checkpoints are kept; the best one and those being evaluated are kept as well."""
 
     num_questions: int = 5
     """Questions from held-out articles that each checkpoint answers."""
 
     num_documents: int = 256
-    """Held-out documents whose loss is measured one by one: by kind of exercise, and of their answers alone."""
+    """Held-out documents whose loss is measured one by one: by kind of exercise, and for their answers alone."""
 
     max_new_tokens: int = 256
-    """Tokens after which an answer is cut off."""
+    """Maximum tokens of an answer."""
 
     max_validation_tokens: int = 1_000_000
-    """Held-out tokens that the validation loss of a checkpoint is computed on, from the first on."""
+    """Maximum held-out tokens for a checkpoint's validation loss, taken from the start of the split."""
 
     seed: int = 0
-    """Chooses questions and documents among the held-out ones."""
+    """Selects questions and documents among the held-out ones."""
 
     def __post_init__(self) -> None:
         for key in (

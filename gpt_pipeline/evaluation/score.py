@@ -1,4 +1,4 @@
-"""Judging one answer: pure functions from text to numbers. Nothing here knows of models or files."""
+"""Score one answer: pure functions from text to numbers, independent of models and files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt_pipeline.data.formats.synth_text import ANSWER_MARK
 from gpt_pipeline.evaluation.choice import choice_match
 from gpt_pipeline.evaluation.normalise import normalise
 
-_ANSWER_MARK = ANSWER_MARK.rstrip(" ")  # the blank belongs to the answer's first token, and an answer may begin a line
+_ANSWER_MARK = ANSWER_MARK.rstrip(" ")  # the space belongs to the answer's first token, and an answer may start a line
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+")
 _CONSTRAINT_RESULT = re.compile(r"(?:^|[\s,;{\"'])result\"?\s*:\s*\"?\s*([^\s,;}\"']+(?:,\d{3})*)", re.IGNORECASE)
 _RELATIVE_TOLERANCE = 1e-6  # 0.3333333 for a third is right, 0.33 is not
@@ -20,48 +20,48 @@ _RELATIVE_TOLERANCE = 1e-6  # 0.3333333 for a third is right, 0.33 is not
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A generated continuation, cut into its parts."""
+    """A generated continuation, split into its parts."""
 
     reasoning: str
-    """Empty where the document's kind has none."""
+    """Empty if documents of this kind have none."""
 
     answer: str
-    """Empty where the model wrote no answer part."""
+    """Empty if the model wrote no answer part."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How good one answer is. Numbers in [0, 1] but for `distinct_2`'s None."""
+    """How good one answer is. All numbers are in [0, 1]."""
 
     well_formed: bool
-    """Ended by itself, with a non-empty answer and, where documents of this kind have one, a non-empty reasoning."""
+    """It ended by itself, with a non-empty answer and, if documents of this kind have one, a non-empty reasoning."""
 
     exact_match: bool
-    """The answer is the expected text, apart from case, punctuation, articles and white space."""
+    """The answer is the expected text up to case, punctuation, articles and white space."""
 
     numeric_match: bool | None
-    """The last number of the answer is the expected number; None where no number is expected."""
+    """The last number of the answer is the expected number; None if no number is expected."""
 
     choice_match: bool | None
-    """The answer takes the right option; None where the question offers no options or the right one is not clear."""
+    """The answer takes the right option; None if the question offers no options or the right one is ambiguous."""
 
     token_f1: float
     """Harmonic mean of precision and recall over words."""
 
     distinct_2: float | None
-    """Share of different word pairs among all of the continuation; low means it repeats itself; None under 2 words."""
+    """Share of different word pairs in the continuation; low means it repeats itself; None below 2 words."""
 
     @property
     def correct(self) -> bool:
-        """The right option where there are options, else the right number where one is expected, else the text."""
+        """The right option if there are options, else the right number if one is expected, else the right text."""
         verdicts = (self.choice_match, self.numeric_match, self.exact_match)
         return next(verdict for verdict in verdicts if verdict is not None)
 
 
 def split_answer(generated: str, *, with_reasoning: bool) -> Answer:
-    """Cut what a model wrote after its prompt into reasoning and answer.
+    """Split what a model generated after its prompt into reasoning and answer.
 
-    With reasoning, the prompt ended in `Reasoning:` and the first `A:` paragraph begins the answer. Without, the
+    With reasoning, the prompt ended in `Reasoning:` and the first `A:` paragraph starts the answer. Without, the
     prompt ended in `A:` and everything is the answer.
     """
     if not with_reasoning:
@@ -71,7 +71,7 @@ def split_answer(generated: str, *, with_reasoning: bool) -> Answer:
 
 
 def score_answer(generated: str, *, query: str, expected: str, ended: bool, with_reasoning: bool) -> Score:
-    """Score one continuation against the expected answer; `ended` says that the model stopped by itself."""
+    """Score one continuation against the expected answer; `ended`: the model stopped by itself."""
     parts = split_answer(generated, with_reasoning=with_reasoning)
     well_formed = ended and bool(parts.answer) and (bool(parts.reasoning) or not with_reasoning)
     return Score(
@@ -103,7 +103,7 @@ def as_number(text: str) -> float | None:
 
 
 def last_number(text: str) -> float | None:
-    """Return the last number that stands in `text`, or None. A hyphen inside a word or range is no minus sign."""
+    """Return the last number in `text`, or None. A hyphen inside a word or range is not a minus sign."""
     matches = list(_NUMBER.finditer(_plain_minus(text)))
     if not matches:
         return None
@@ -116,7 +116,7 @@ def last_number(text: str) -> float | None:
 
 
 def numeric_match(answer: str, expected: str) -> bool | None:
-    """Whether the last number of `answer` is the number `expected` is; None if `expected` is no number."""
+    """Whether the last number of `answer` is the number `expected` is; None if `expected` is not a number."""
     wanted = as_number(expected)
     if wanted is None:
         return None
@@ -131,7 +131,7 @@ def distinct_n(words: Sequence[str], n: int) -> float | None:
 
 
 def constraint_result(constraints: str | None) -> str | None:
-    """Return the number that SYNTH's `constraints` say the result is, as it is written there, or None."""
+    """Return the result that SYNTH's `constraints` state, as it is written there; None if it is not a number."""
     found = _CONSTRAINT_RESULT.search(constraints or "")
     if found is None:
         return None

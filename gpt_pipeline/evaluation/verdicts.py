@@ -1,4 +1,4 @@
-"""Whether an evaluation is what a healthy training gives: judged from results on disk alone."""
+"""Whether an evaluation looks like that of a healthy training, judged from results on disk alone."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ LOSS_MARGIN = 0.05
 """Nats per token by which a checkpoint may be worse than the best before it."""
 
 MAX_DEGENERATE_SHARE = 0.5
-"""Of the answers, for each kind of degeneration."""
+"""Share of the answers, for each kind of degeneration."""
 
 MIN_DISTINCT_2 = 0.3
-"""Share of different word pairs below which a text repeats itself; of SYNTH's own texts it is above 0.8."""
+"""Share of different word pairs below which a text repeats itself; SYNTH's own texts are above 0.8."""
 
-_MIN_WORDS = 12  # a shorter text may repeat a word without going round in circles
+_MIN_WORDS = 12  # a shorter text may repeat a word without being repetitive
 
 
 def loss_verdict(result: EvaluationResult, others: Iterable[EvaluationResult]) -> Finding:
-    """Judge the validation loss against the best of the same training's earlier checkpoints, measured alike."""
+    """Compare the validation loss with the best of the same training's earlier checkpoints, measured the same way."""
     earlier = [other for other in others if _is_earlier(other, result)]
     found = result.metrics["val_loss"]
     if not earlier:
@@ -49,9 +49,9 @@ def _is_earlier(other: EvaluationResult, result: EvaluationResult) -> bool:
 
 
 def output_verdict(result: EvaluationResult) -> Finding:
-    """Judge the answers: too many empty, going round in circles, or never ending are a model that cannot write.
+    """Judge the answers: a model with too many empty, repetitive or never-ending ones cannot write.
 
-    Never ending is said only of answers that were given the room in which the document's own would have ended.
+    Only answers with enough room for the document's own answer can count as never ending.
     """
     answers = result.answers
     endable = [answer for answer in answers if answer["reference_tokens"] < answer["new_tokens"] or answer["ended"]]
@@ -65,7 +65,7 @@ def output_verdict(result: EvaluationResult) -> Finding:
     text = f"step {result.step:,}: of {len(answers)} answers {told} (up to {MAX_DEGENERATE_SHARE:.0%} each is fine)"
     if wrong:
         text += (
-            ". Usual in the first thousands of steps. Later: read the answers in the report, look whether the loss "
+            ". Usual in the first thousands of steps. Later: read the answers in the report, check that the loss "
             "still falls, and lower training.learning_rate if it does not"
         )
     return verdict(passed=not wrong, text=text, facts={"step": result.step, "answers": len(answers), **shares})

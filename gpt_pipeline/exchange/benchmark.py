@@ -1,6 +1,6 @@
-"""lm-evaluation-harness on an exported checkpoint: public benchmarks, for whoever installs it.
+"""Public benchmarks of a checkpoint by lm-evaluation-harness.
 
-The package `lm_eval` is an extra, and its tasks fetch their documents from the hub or read a local copy.
+The package `lm_eval` is an optional extra. Its tasks fetch their documents from the hub or read a local copy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import utc_now
 
 CODE_VERSION = "1"
-_FOLDER = "benchmarks"  # in the experiment's
+_FOLDER = "benchmarks"  # in the experiment's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkResult:
-    """What the harness found of one checkpoint."""
+    """The scores of one checkpoint."""
 
     fingerprint: str
     step: int
@@ -47,7 +47,7 @@ class BenchmarkResult:
     """Documents of each task that were scored."""
 
     versions: Mapping[str, Any]
-    """Of lm_eval, and of each task as it says itself."""
+    """Of lm_eval, and of each task by its own count."""
 
     created_at: str
     path: Path
@@ -59,26 +59,26 @@ class BenchmarkRequest:
     """What to measure."""
 
     tasks: Sequence[str]
-    """As the harness names them."""
+    """By their names in the harness."""
 
     limit: int | None = None
     """Documents of each task; None: all."""
 
     task_folder: Path | None = None
-    """With task files of one's own."""
+    """A folder with your own task files."""
 
     device: str = "cpu"
     batch_size: int = 16
 
 
 def benchmark_checkpoint(experiment: Experiment, checkpoint: Path, request: BenchmarkRequest) -> BenchmarkResult:
-    """Score the checkpoint, one of the experiment's, and keep the result; one that is there is not computed again.
+    """Score one of the experiment's checkpoints and keep the result, or return the result already kept.
 
-    Every text begins with `<|endoftext|>`, as in training, and no more than the length trained at is seen.
+    Every text begins with `<|endoftext|>`, as in training, and is cut to the length of the training sequences.
 
     Raises:
-        UserError: lm_eval is not installed, knows no such task, or cannot get its documents.
-        DamagedFileError: the checkpoint is not what was written.
+        UserError: lm_eval is not installed, has no such task, or cannot get its documents.
+        DamagedFileError: the checkpoint is damaged.
     """
     version = _harness_version()
     info = verify_checkpoint(checkpoint)
@@ -124,7 +124,7 @@ def _fingerprint(request: BenchmarkRequest, info: CheckpointInfo, version: str, 
 
 
 def _run(experiment: Experiment, info: CheckpointInfo, request: BenchmarkRequest) -> dict[str, Any]:
-    """Return what the harness says of the checkpoint."""
+    """Return the harness's results for the checkpoint."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -145,10 +145,10 @@ def _run(experiment: Experiment, info: CheckpointInfo, request: BenchmarkRequest
             found = lm_eval.simple_evaluate(
                 model=model, tasks=list(request.tasks), limit=request.limit, task_manager=manager, log_samples=False
             )
-        except OSError as error:  # what every failure of the hub is, and of a file that is not there
+        except OSError as error:  # the hub's failures, and a missing file
             raise UserError(
-                f"the documents of {', '.join(request.tasks)} cannot be had ({error}); connect to the hub, or set "
-                "HF_HOME to where they are, or give task files that name local ones by --task-folder"
+                f"the documents of {', '.join(request.tasks)} cannot be loaded ({error}); connect to the hub, set "
+                "HF_HOME to a folder that has them, or give task files for local documents by --task-folder"
             ) from error
     return dict(found)
 
@@ -173,7 +173,7 @@ def _scores(results: Mapping[str, Mapping[str, Any]]) -> list[Score]:
                 continue
             stderr = values.get(f"{metric}_stderr,{filtered}")
             name = metric if filtered == "none" else f"{metric} ({filtered})"
-            known = stderr if isinstance(stderr, int | float) else None  # it says `N/A` where it has none
+            known = stderr if isinstance(stderr, int | float) else None  # `N/A` where there is none
             scores.append(Score(task=task, metric=name, value=float(value), stderr=known))
     return scores
 

@@ -1,4 +1,4 @@
-"""The model card: what the model is, what it was trained on and how well it does, for whoever gets the folder."""
+"""The model card: what the model is, what it was trained on, and how well it does."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _METRICS = {
 
 
 def model_card(experiment: Experiment, info: CheckpointInfo, *, max_length: int) -> str:
-    """Return the card of a checkpoint as markdown; what is not known (no evaluation, data removed) is said so."""
+    """Return the card of a checkpoint as markdown; it says what is unknown (no evaluation, data removed)."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gpt_pipeline.exchange", package_path="templates"),
-        autoescape=False,  # it is markdown
+        autoescape=False,  # markdown
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -63,20 +63,20 @@ def _one_line(text: str) -> str:
 
 
 def _evaluation(experiment: Experiment, info: CheckpointInfo) -> EvaluationResult | None:
-    """Return the newest evaluation of exactly these weights, if there is one."""
+    """Return the newest evaluation of these very weights, if there is one."""
     results = read_evaluations(experiment.folder.evaluations)
     same = [result for result in results if result.checkpoint["weights_sha256"] == info.weights_sha256]
     return max(same, key=lambda result: result.created_at, default=None)
 
 
 def _metrics(evaluation: EvaluationResult | None) -> list[tuple[str, str, str]]:
-    """Return (name, value, meaning) of each metric that was measured."""
+    """Return name, value and meaning of each measured metric."""
     values = evaluation.metrics if evaluation else {}
     return [(label, f"{values[key]:.4g}", meaning) for key, (label, meaning) in _METRICS.items() if key in values]
 
 
 def _data(experiment: Experiment) -> dict[str, Any]:
-    """Return counts of the data stages by name; empty where the data is no longer there."""
+    """Return counts of the data stages by name; empty if the data is gone."""
     facts: dict[str, Any] = {}
     for stage in (
         find_english(experiment.data, experiment.data_folder),

@@ -1,4 +1,4 @@
-"""A checkpoint as a folder for `transformers`."""
+"""Write a checkpoint as a folder for `transformers`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from gpt_pipeline.storage.atomic import write_json, write_text
 from gpt_pipeline.storage.room import free_bytes
 
 WEIGHTS_NAME = "model.safetensors"
-_TOKENIZER_BYTES = 8 << 20  # of all files but the weights, about
+_TOKENIZER_BYTES = 8 << 20  # roughly, of all files but the weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A folder that was written."""
+    """A finished export."""
 
     folder: Path
     checkpoint: CheckpointInfo
@@ -37,13 +37,13 @@ class Exported:
 
 
 def export_checkpoint(experiment: Experiment, checkpoint: Path, target: Path) -> Exported:
-    """Write the model in `checkpoint`, one of the experiment's, to the folder `target` as `transformers` reads it.
+    """Write the model of one of the experiment's checkpoints to the folder `target`, for `transformers`.
 
-    The same checkpoint, with the same evaluation, gives the same bytes.
+    The same checkpoint with the same evaluation gives the same bytes.
 
     Raises:
-        UserError: `target` holds something else than an earlier export, or there is no room, or no such checkpoint.
-        DamagedFileError: the checkpoint is not what was written.
+        UserError: `target` holds something other than an earlier export, the disk is full, or there is no checkpoint.
+        DamagedFileError: the checkpoint is damaged.
     """
     target = target.absolute()
     require_replaceable(target)
@@ -61,7 +61,7 @@ def export_checkpoint(experiment: Experiment, checkpoint: Path, target: Path) ->
 
 
 def trained_length(experiment: Experiment, info: CheckpointInfo) -> int:
-    """Return the tokens of a training sequence: beyond them, the model's positions are as random as at first."""
+    """Return the length of a training sequence in tokens: positions beyond it were never trained."""
     length = int(info.settings.get("data.max_length", experiment.config.data.max_length))
     return min(length, info.model.context_length)
 
@@ -70,7 +70,9 @@ def _write_model(folder: Path, snapshot: Snapshot) -> None:
     write_json(folder / "config.json", hugging_face_config(snapshot.model_config))
     weights = hugging_face_weights(snapshot.model, snapshot.model_config)
     save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})  # without it transformers refuses the file
-    shutil.copymode(folder / "config.json", folder / WEIGHTS_NAME)  # safetensors lets nobody else read what it writes
+    shutil.copymode(
+        folder / "config.json", folder / WEIGHTS_NAME
+    )  # safetensors makes its file readable by its owner alone
 
 
 def _generation(experiment: Experiment) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A folder that appears complete or not at all, and takes the place of nothing but an earlier export."""
+"""A folder that appears complete or not at all, and replaces nothing but an earlier export."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.storage.atomic import fsync_file, fsync_folder, read_json, sha256_of, write_json
 
 RECORD_NAME = "export.json"
-"""Written last: what the folder was exported from, and its files, by which it is known again."""
+"""Written last: what was exported, and the hash of each file, by which an export is recognized."""
 
 
 @contextmanager
 def new_folder(target: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
-    """Yield a temporary folder beside `target`; what is written there becomes `target` when the block ends well.
+    """Yield a temporary folder beside `target`; it becomes `target` when the block ends without an error.
 
-    An earlier export that nobody changed is replaced. `facts` go into `export.json`, with the sha256 of every file.
+    It replaces an unchanged earlier export. `facts` go into `export.json`, with the sha256 of every file.
 
     Raises:
-        UserError: `target` is something else; nothing of it is touched.
+        UserError: `target` is something else; it is left untouched.
     """
     require_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -46,10 +46,10 @@ def new_folder(target: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def require_replaceable(target: Path) -> None:
-    """Check that `target` is nothing yet, an empty folder, or an export of ours as it was written.
+    """Check that `target` does not exist, is an empty folder, or is an unchanged export.
 
     Raises:
-        UserError: it is something else; names what.
+        UserError: it is something else; says what.
     """
     if not target.exists() and not target.is_symlink():
         return
@@ -60,14 +60,14 @@ def require_replaceable(target: Path) -> None:
 
 
 def _difference_to_export(folder: Path) -> str:
-    """Return what in `folder` is not from an export; empty if it holds one alone, or nothing."""
+    """Return how `folder` differs from an unchanged export; empty if it is one, or holds nothing."""
     names = {path.name for path in folder.iterdir()}
     if not names:
         return ""
     try:
         files = read_json(folder / RECORD_NAME)["files"]
     except FileNotFoundError:
-        return f"a folder with {sorted(names)[0]} and without {RECORD_NAME}, so nothing that was exported"
+        return f"a folder with {sorted(names)[0]} and without {RECORD_NAME}, so not an export"
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         return f"a folder with a {RECORD_NAME} that is not readable"
     if strange := sorted(names - {RECORD_NAME, *files}):

@@ -1,4 +1,4 @@
-"""GPT-2 as Hugging Face's `transformers` lays it out: its config and its weights, from ours and back.
+"""Convert config and weights of GPT-2 between our layout and that of Hugging Face's `transformers`.
 
 Names are the same; matrices inside a block are transposed there, [in, out], and the query, key and value projection
 always has a bias, which is zero where ours has none.
@@ -21,10 +21,10 @@ from gpt_pipeline.model.gpt import GPT
 
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _QKV_BIAS = "attn.c_attn.bias"
-_MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which older files hold as if it were weights
+_MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which older files hold beside the weights
 _PREFIX = "transformer."
 _HEAD = "lm_head.weight"
-# What decides the function that the weights compute, besides their shapes, with the values that ours computes.
+# What decides the function that the weights compute, besides their shapes, with the values that our model has.
 _ARCHITECTURE: Mapping[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
@@ -59,7 +59,7 @@ def hugging_face_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def hugging_face_weights(model: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Return our weights under the names and in the shapes of `transformers`; a tied head is not repeated."""
+    """Return our weights with the names and shapes of `transformers`; a tied head is not repeated."""
     weights = {name: _turned(name, tensor) for name, tensor in model.items()}
     if not config.qkv_bias:
         for layer in range(config.n_layer):
@@ -68,15 +68,15 @@ def hugging_face_weights(model: Mapping[str, Tensor], config: ModelConfig) -> di
 
 
 def read_hugging_face_config(config: Mapping[str, Any], *, source: object) -> dict[str, Any]:
-    """Return what a `config.json` says of the shape, by key of `ModelConfig`, but for `qkv_bias` and `dropout`.
+    """Return the model's shape from a `config.json`, by key of `ModelConfig`, without `qkv_bias` and `dropout`.
 
     Raises:
-        UserError: it is no GPT-2, or one that computes something else than ours; names what, found and needed.
+        UserError: it is not a GPT-2, or computes something different from ours; says what was found and is needed.
     """
     for key, accepted in _ARCHITECTURE.items():
         found = config.get(key, accepted[0] if key != "model_type" else None)
         if found not in accepted:
-            raise UserError(f"{source}: {key}: found {found!r}, need {accepted[0]!r}, as this program computes it")
+            raise UserError(f"{source}: {key}: found {found!r}, need {accepted[0]!r}, as in this program's model")
     try:
         shape = {
             "n_layer": int(config["n_layer"]),
@@ -88,7 +88,7 @@ def read_hugging_face_config(config: Mapping[str, Any], *, source: object) -> di
         }
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{source} is no config of a GPT-2: {error!r}; need n_layer, n_head, n_embd and so on"
+            f"{source} is not a config of GPT-2: {error!r}; need n_layer, n_head, n_embd and so on"
         ) from None
     if config.get("n_inner") not in (None, 4 * shape["n_embd"]):
         raise UserError(f"{source}: n_inner: found {config['n_inner']}, need {4 * shape['n_embd']}, four times n_embd")
@@ -96,12 +96,12 @@ def read_hugging_face_config(config: Mapping[str, Any], *, source: object) -> di
 
 
 def our_weights(weights: Mapping[str, Tensor], config: ModelConfig, *, source: object) -> dict[str, Tensor]:
-    """Return the weights of `transformers` as ours, float32, by our names.
+    """Return weights of `transformers` in our layout, float32, by our names.
 
     With `config.qkv_bias` off, biases that are all zero are left out.
 
     Raises:
-        UserError: a weight is missing, of another shape, not a number, or one that `config` has no place for.
+        UserError: a weight is missing, has another shape, is not finite, or has no place in `config`.
     """
     found = {name: _turned(name, tensor).float() for name, tensor in _renamed(weights)}
     if config.tie_weights:
@@ -116,7 +116,7 @@ def our_weights(weights: Mapping[str, Tensor], config: ModelConfig, *, source: o
 
 
 def has_qkv_bias(weights: Mapping[str, Tensor]) -> bool:
-    """Whether any bias of the query, key and value projections is other than zero."""
+    """Whether any bias of the query, key and value projections is not zero."""
     return any(name.endswith(_QKV_BIAS) and bool(tensor.any()) for name, tensor in weights.items())
 
 

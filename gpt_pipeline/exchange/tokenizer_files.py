@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer as the files that `transformers` and `tokenizers` read, made from the verified vocabulary."""
+"""GPT-2's tokenizer as files for `transformers` and `tokenizers`, made from the verified vocabulary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": T
 
 
 def write_tokenizer(folder: Path, *, max_length: int) -> None:
-    """Write tokenizer.json, vocab.json, merges.txt and the two configs; `max_length`: tokens trained at."""
+    """Write tokenizer.json, vocab.json, merges.txt and two configs; `max_length` is that of the training sequences."""
     merges = _merges()
     write_text(folder / "vocab.json", _compact(token_ids()))
     write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
@@ -37,16 +37,16 @@ def write_tokenizer(folder: Path, *, max_length: int) -> None:
 
 @functools.cache
 def token_ids() -> Mapping[str, int]:
-    """Return every token's id by its text, in which a letter stands for a byte."""
+    """Return every token's id by its text, with a letter for each byte."""
     texts = [*(letter(byte) for byte in byte_order()), *(merge.replace(" ", "") for merge in _merges()), EOT]
     return {text: number for number, text in enumerate(texts)}
 
 
 def require_same_tokenizer(folder: Path) -> None:
-    """Check that a folder's tokenizer, where it has one, gives the ids that ours does.
+    """Check that a folder's tokenizer, if it has one, gives the same ids as ours.
 
     Raises:
-        UserError: it has other tokens; names one.
+        UserError: it has other tokens; names the first.
     """
     for name, ids in _vocabularies(folder):
         if ids != token_ids():

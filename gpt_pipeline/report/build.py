@@ -22,8 +22,8 @@ from gpt_pipeline.storage.atomic import write_text
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import utc_now
 
-_TABLE_ROWS = 12  # of a figure's numbers, for readers who cannot see the curves
-_DETAIL_FROM = 0.2  # of the steps; the steep beginning flattens all that follows
+_TABLE_ROWS = 12  # of numbers below a figure, for readers who cannot see the curves
+_DETAIL_FROM = 0.2  # of the steps; the steep beginning flattens the rest of the curve
 _SMALL_WIDTH, _SMALL_HEIGHT = 460, 230
 
 
@@ -230,7 +230,7 @@ def _small_chart(name: str, y_label: str, series: tuple[Series, ...]) -> Chart:
 
 
 def _answer_figures(contents: Contents) -> list[Figure]:
-    """Return the shares of well-formed and right answers against the step, once two checkpoints can be compared."""
+    """Return the shares of well-formed and right answers against the step; at least two checkpoints are needed."""
     rows = [row for row in contents.evaluated if "correct" in row.metrics]
     if len(rows) < 2:
         return []
@@ -266,7 +266,7 @@ def _best_values(contents: Contents) -> dict[str, float]:
 
 
 def _versions(contents: Contents) -> dict[str, str]:
-    """Return what the training and the newest evaluation ran with."""
+    """Return the versions that the training and the newest evaluation ran with."""
     training: Record = (contents.training or {}).get("versions") or {}
     versions = {f"training · {name}": str(version) for name, version in training.items()}
     newest = contents.newest.evaluation if contents.newest else None

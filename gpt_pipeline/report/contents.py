@@ -28,7 +28,7 @@ class CheckpointRow:
     on_disk: bool
     evaluation: EvaluationResult | None
     comparable: bool
-    """False when it was evaluated with other questions or settings than the newest one."""
+    """False if it was evaluated with other questions or settings than the newest one."""
 
     best: bool
     """Lowest validation loss of all comparable evaluations."""
@@ -44,7 +44,7 @@ class CheckpointRow:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerColumn:
-    """What one checkpoint wrote to one question."""
+    """One checkpoint's answer to one question."""
 
     step: int
     best: bool

@@ -1,4 +1,4 @@
-"""What a training took: time, speed, memory, room on the disk. Read from its lines and files, never measured here."""
+"""What a training cost: time, speed, memory, disk space. Read from its metrics and files, never measured here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one training so far; None where it is not known."""
+    """Of one training so far; None where unknown."""
 
     seconds: float | None
     """Training time over all runs, validation and checkpoints included."""
@@ -23,7 +23,7 @@ class Cost:
 
     tokens_seen: int | None
     tokens_per_second: float | None
-    """Median of the lines of training."""
+    """Median of the `train` lines."""
 
     mfu: float | None
     """Median share of the device's peak FLOP/s, in [0, 1]."""
@@ -32,16 +32,16 @@ class Cost:
     """Highest so far, of the first process."""
 
     stall_seconds: float
-    """Time that checkpoints kept the training waiting."""
+    """How long checkpoints kept the training waiting."""
 
     checkpoints: int
     """Written, kept or not."""
 
     evaluation_seconds: float
-    """Of all evaluations, which run beside the training."""
+    """Of all evaluations; they run beside the training."""
 
     disk_bytes: int
-    """Of the checkpoints that are kept; one file under two names counts once."""
+    """Of the kept checkpoints; one file under two names counts once."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -55,7 +55,7 @@ class Cost:
 
 
 def cost_of(records: Sequence[Record], *, checkpoints: Path, hardware: Record, evaluation_seconds: float) -> Cost:
-    """Return the cost that the lines of `metrics.jsonl` tell; `hardware` is that block of the trainer's job."""
+    """Return the cost according to `metrics.jsonl`; `hardware` is that block of the trainer's job."""
     train = [record for record in records if record["kind"] == "train"]
     written = [record for record in records if record["kind"] == "checkpoint"]
     newest = records[-1] if records else {}
@@ -74,7 +74,7 @@ def cost_of(records: Sequence[Record], *, checkpoints: Path, hardware: Record, e
 
 
 def seconds_at(records: Sequence[Record], step: int) -> float | None:
-    """Return the training time at which `step` was reached; None if no line tells."""
+    """Return the training time at which `step` was reached; None if no line says."""
     reached = [float(record["seconds"]) for record in records if int(record["step"]) >= step]
     return min(reached, default=None)
 

@@ -1,11 +1,11 @@
-"""Numbers as people read them. The template's filters."""
+"""Numbers in readable form; the template's filters."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-NOTHING = "–"  # stands where there is no value
+NOTHING = "–"  # shown if there is no value
 
 
 def number(value: Any) -> str:
@@ -63,7 +63,7 @@ def size(value: Any) -> str:
 
 
 def setting(value: Any) -> str:
-    """Return a configuration's value as the experiment file would have it."""
+    """Return a configuration's value as in an experiment file."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -75,7 +75,7 @@ def words(key: str) -> str:
 
 
 def fact(key: str, value: Any) -> str:
-    """Return one fact's value in the unit that its name tells."""
+    """Return one fact's value in the unit that its name implies."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):

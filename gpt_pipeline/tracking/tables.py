@@ -1,4 +1,4 @@
-"""Questions and answers as files that people and MLflow can read."""
+"""Questions, answers and metrics as tables for people and for MLflow."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _COLUMNS = (
 
 
 def answers_as_table(answers: Sequence[Mapping[str, Any]]) -> str:
-    """Return the answers in the JSON that MLflow's `log_table` writes and its pages show as a table."""
+    """Return the answers as MLflow's `log_table` writes them; its pages show the file as a table."""
     rows = [[answer[column] for column in _COLUMNS] for answer in answers]
     return json.dumps({"columns": list(_COLUMNS), "data": rows}, ensure_ascii=False)
 
 
 def answers_as_markdown(answers: Sequence[Mapping[str, Any]], *, title: str) -> str:
-    """Return the answers as markdown to read from top to bottom; what the model wrote cannot end its block."""
+    """Return the answers as markdown; the model's text cannot break out of its block."""
     if not answers:
         return f"# {title}\n\nNo questions were asked.\n"
     return "\n".join([f"# {title}\n", *(_answer(number, answer) for number, answer in enumerate(answers, start=1))])
 
 
 def exercises_as_markdown(metrics: Mapping[str, float]) -> str | None:
-    """Return what was measured by kind of exercise (`val_loss/editing`) as a markdown table; None if nothing was."""
+    """Return the metrics by kind of exercise (`val_loss/editing`) as a markdown table; None if there are none."""
     measured = [key.partition("/") for key in metrics if "/" in key]
     if not measured:
         return None
