@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_pipeline.data.formats.synth_text import document_text
-from gpt_pipeline.evaluation.normalise import normalise
+from gpt_pipeline.evaluation.choice import normalise
 from gpt_pipeline.evaluation.score import (
     as_number,
     constraint_result,

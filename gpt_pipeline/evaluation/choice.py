@@ -1,11 +1,13 @@
-"""Multiple choice: the options a question offers, and the one an answer takes. Pure functions of texts."""
+"""Compare texts: in a normal form, and by the option of a multiple-choice question that an answer takes."""
 
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterable, Mapping
 
-from gpt_pipeline.evaluation.normalise import normalise
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 _FIRST = "A"
 _MIN_OPTIONS = 2
@@ -24,6 +26,16 @@ _LABEL = re.compile(r"^[\s*_]*(?:\(([A-Z])\)|([A-Z])[).:](?=[\s*_]|$))", re.MULT
 _STATED = re.compile(r"\banswer(?:\s+is|\s*:)[\s\"'(*_]*(?:option\s+)?([A-Z])\b(?!\s+[a-z])")
 _NAMED = re.compile(r"\b[Oo]ption\s+[\"'(*_]*([A-Z])\b")
 _BRACKETED = re.compile(r"\(([A-Z])\)")
+
+
+def normalise(text: str) -> str:
+    """Return `text` in lower case without punctuation and articles, words separated by one space.
+
+    The normalisation of SQuAD (Rajpurkar et al. 2016). A text of nothing but punctuation and articles keeps them, so
+    that two different formulas do not both become "".
+    """
+    plain = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    return " ".join(plain) if plain else " ".join(text.lower().split())
 
 
 def options_of(query: str) -> dict[str, str]:

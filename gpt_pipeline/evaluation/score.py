@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpt_pipeline.data.formats.synth_text import ANSWER_MARK
-from gpt_pipeline.evaluation.choice import choice_match
-from gpt_pipeline.evaluation.normalise import normalise
+from gpt_pipeline.evaluation.choice import choice_match, normalise
 
 _ANSWER_MARK = ANSWER_MARK.rstrip(" ")  # the space belongs to the answer's first token, and an answer may start a line
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+")
