@@ -385,7 +385,7 @@ def test_measure_makes_real_updates_and_leaves_nothing_behind(tmp_path: Path, mo
 
 
 def test_measure_beyond_its_time_says_so_and_ends_its_process() -> None:
-    with pytest.raises(UserError, match="not one update was made in 0 s"):
+    with pytest.raises(UserError, match="no update finished in 0 s"):
         measure(_request(), world_size=1, say=_quiet, limit_seconds=0.2)
     assert all("planning.probe" not in _command_of(pid) for pid in _children())
 

@@ -1,4 +1,4 @@
-"""What this machine would train on, and how: as the trainer will choose it."""
+"""What this machine would train on, and how, as the trainer will choose it."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from gpt_pipeline.training.ranks import Ranks
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What one process of the training computes on."""
+    """The device of one training process."""
 
     description: str
     precision: Precision
     memory_total: int | None
-    """Bytes; None where nobody tells."""
+    """Bytes; None where unknown."""
 
     memory_free: int | None
-    """Of these, what no other program has now."""
+    """Of these, what no other program uses now."""
 
 
 def choose_device(hardware: HardwareConfig, training: TrainingConfig) -> Device:
     """Return what the trainer would choose here.
 
     Raises:
-        ConfigError: CUDA is asked for and there is none, or too few GPUs, or a compiler that is missing.
+        ConfigError: the file asks for CUDA, more GPUs or a compiler that this machine lacks.
     """
     compute = choose_compute(hardware, training, ranks=Ranks(), say=lambda _: None)
     if compute.is_cuda and hardware.num_gpus > torch.cuda.device_count():
         raise ConfigError(
             "hardware.num_gpus",
             found=hardware.num_gpus,
-            need=f"at most {torch.cuda.device_count()}, the GPUs here",
-            remedy="lower it, or run where there are as many",
+            need=f"at most {torch.cuda.device_count()}, the GPUs of this machine",
+            remedy="lower it, or run on a machine that has as many",
         )
     return _gpu(compute) if compute.is_cuda else _cpu(compute)
 
 
 def absent_gpu(training: TrainingConfig) -> Precision:
-    """Return how a GPU that is not here would compute; with Triton, as torch for CUDA brings it."""
+    """Return how a GPU that this machine lacks would compute, with Triton, which torch for CUDA includes."""
     compute = Compute(
         device=torch.device("cuda"),
         bf16=training.precision != "fp32",

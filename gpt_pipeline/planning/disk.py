@@ -1,4 +1,4 @@
-"""What an experiment will write where, against what is free there. Sizes are estimates but for what lies there already.
+"""What an experiment will write where, against the free space. Sizes are estimates except for what exists already.
 
 Where the constants come from: 2,000,000 English documents of PleIAs/SYNTH are 16 files of the hub, 7.6 GB. Text in
 the English parquet takes 0.42 of its bytes (measured on GSM8K's solutions; 0.32 on the sample), at 4.5 bytes of English
@@ -23,10 +23,10 @@ from gpt_pipeline.storage.room import existing_folder, free_bytes
 
 SYNTH_FILE_BYTES = 7.6e9 / 16
 SYNTH_DOCUMENTS_PER_FILE = 2_000_000 / 16
-_SAMPLE_FILE_BYTES, _SAMPLE_DOCUMENTS_PER_FILE = 403_000, 7_700  # of its first three files
+_SAMPLE_FILE_BYTES, _SAMPLE_DOCUMENTS_PER_FILE = 403_000, 7_700  # of the sample's first three files
 _ENGLISH_BYTES_PER_TOKEN = 0.42 * 4.5
 _SAMPLE_ENGLISH_BYTES_PER_TOKEN = 1.04  # of 16,000 documents of the sample
-_INDEX_BYTES_PER_DOCUMENT = 20  # a hash of 16 bytes and a place of 4
+_INDEX_BYTES_PER_DOCUMENT = 20  # a hash of 16 bytes and a position of 4
 _SHARD_BYTES_PER_TOKEN, _SHARD_BYTES_PER_DOCUMENT = 2, 16
 _HUB_SPARE = 10**9  # what `data.sources.hub` wants to leave free on the disk of its cache
 _BEST_AND_NEXT = 2  # `training.saver`: besides the `keep_last` newest, the best and the one being written
@@ -34,7 +34,7 @@ _BEST_AND_NEXT = 2  # `training.saver`: besides the `keep_last` newest, the best
 
 @dataclass(frozen=True, kw_only=True)
 class DiskNeed:
-    """One thing that takes room."""
+    """Something that takes disk space."""
 
     what: str
     folder: Path
@@ -42,14 +42,14 @@ class DiskNeed:
     """Bytes when it is complete."""
 
     present: int
-    """Bytes of it that are there."""
+    """Bytes of it that exist."""
 
     is_written: bool = True
-    """False for room that only has to be free."""
+    """False for space that only has to be free."""
 
     @property
     def room(self) -> int:
-        """Bytes that have to be free for it."""
+        """Bytes that must be free for it."""
         return max(0, self.size - self.present)
 
     @property
@@ -59,10 +59,10 @@ class DiskNeed:
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """One disk, with all that will be written on it."""
+    """One disk, with everything that will be written to it."""
 
     folder: Path
-    """The first of the folders on it that are written to."""
+    """The first folder on it that is written to."""
 
     free: int
     needs: tuple[DiskNeed, ...]
@@ -73,7 +73,7 @@ class Disk:
 
     @property
     def needed(self) -> int:
-        """Bytes that have to be free: what will be written, and what is to stay free beside it."""
+        """Bytes that must be free: what will be written, and what must stay free besides."""
         return sum(need.room for need in self.needs)
 
 
@@ -87,10 +87,10 @@ def disks(
 ) -> tuple[Disk, ...]:
     """Return the disks that the experiment writes to, in the order in which they are written.
 
-    `checkpoints` is how many the training has yet to write; None where that is not known.
+    `checkpoints` is how many the training has yet to write; None where unknown.
 
     Raises:
-        UserError: one of them is not there.
+        UserError: one of them does not exist.
     """
     needs = [*_data_needs(experiment, tokens, stages), *_checkpoint_needs(experiment, start, checkpoints)]
     by_disk: dict[int, list[DiskNeed]] = {}
@@ -102,7 +102,7 @@ def disks(
 
 
 def kept_checkpoints(keep_last: int) -> int:
-    """Return how many checkpoints are on the disk at the same time while a training runs."""
+    """Return how many checkpoints are on disk at the same time during training."""
     return keep_last + _BEST_AND_NEXT
 
 
@@ -124,7 +124,7 @@ def _data_needs(experiment: Experiment, tokens: TokenCount, stages: Sequence[Sta
 
 
 def _raw_needs(experiment: Experiment, raw: StageProgress) -> list[DiskNeed]:
-    """Return the raw files, and on the hub's disk the room that its downloads want to leave; none for a folder."""
+    """Return the raw files, and on the hub's disk the space that downloads leave free; nothing for a local folder."""
     if raw.state == "finished" or experiment.data.local_dataset_path is not None:
         return []
     if _is_sample(experiment):
@@ -148,9 +148,9 @@ def _stage_need(stage: StageProgress, folder: Path, estimate: int) -> DiskNeed:
 
 
 def _checkpoint_needs(experiment: Experiment, start: UpcomingStart, to_come: int | None) -> list[DiskNeed]:
-    """Return the checkpoints that lie there at the same time; those of an earlier training stay in `previous/`.
+    """Return the checkpoints on disk at the same time; those of an earlier training stay in `previous/`.
 
-    A training that writes fewer than it may keep wants room for those all the same when it starts.
+    A training that writes fewer than it may keep checks for the space of all of them when it starts.
     """
     config, folder = experiment.config, experiment.folder.checkpoints
     each = checkpoint_bytes(config.model, config.training.optimizer)

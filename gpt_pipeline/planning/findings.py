@@ -1,4 +1,4 @@
-"""What a plan finds wrong, or worth a second thought. Only what is well founded: each says on what."""
+"""What a plan finds wrong or questionable. Each finding says what it is based on."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from gpt_pipeline.report import wording
 from gpt_pipeline.storage.room import existing_folder
 
 _TOKEN_DEVIATION = 3.0  # nats: about the standard deviation of one token's loss under a trained language model
-_SURE = 0.03  # nats: differences between settings are often of this size
-_EPOCHS = 4  # up to which repeated data is worth almost as much as new: Muennighoff et al. 2023
+_SURE = 0.03  # nats: settings often differ by this much
+_EPOCHS = 4  # up to this many, repeated data is worth almost as much as new: Muennighoff et al. 2023
 _LONG_INTERVAL = 3600.0  # seconds of work that a crash may cost
-_FULL = 0.95  # of a GPU's memory: what is estimated is not known to the last percent
+_FULL = 0.95  # of a GPU's memory: the estimate is not exact to the last percent
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What the findings go by; None where it could not be told."""
+    """What the findings are based on; None where unknown."""
 
     experiment: Experiment
     tokens: TokenCount
@@ -40,13 +40,13 @@ class Known:
     need: MemoryNeed | None
     device: Device | None
     is_measured: bool
-    """Whether real updates were made here just now: then memory was enough for them."""
+    """Whether real updates were just made here, so that memory sufficed for them."""
 
     duration: Duration | None
 
 
 def findings(known: Known) -> list[Finding]:
-    """Return the remarks, those that would make the run fail first."""
+    """Return the findings, those that would make the run fail first."""
     every = [
         *_source(known),
         *_disk(known),
@@ -66,9 +66,9 @@ def _source(known: Known) -> Iterator[Finding]:
     if data.local_dataset_path is not None:
         if not Path(data.local_dataset_path).is_dir():
             text = f"found no folder {data.local_dataset_path}"
-            yield problem("data.local_dataset_path", text, "plug in its disk, or correct the path")
+            yield problem("data.local_dataset_path", text, "connect its disk, or correct the path")
     elif data.source != SAMPLE and raw.state == "absent" and _hub_is_switched_off():
-        text = f"{data.source} is not here yet, and HF_HUB_OFFLINE forbids downloads"
+        text = f"{data.source} is not downloaded yet, and HF_HUB_OFFLINE forbids downloads"
         yield problem("data.source", text, "unset HF_HUB_OFFLINE, or name a folder with its files: local_dataset_path")
 
 
@@ -81,16 +81,14 @@ def _hub_is_switched_off() -> bool:
 def _disk(known: Known) -> Iterator[Finding]:
     for folder in dict.fromkeys(existing_folder(need.folder) for disk in known.disks for need in disk.needs):
         if not os.access(folder, os.W_OK):
-            yield problem(
-                "disk", f"nothing can be written in {folder}", "make it writable, or choose another base_folder"
-            )
+            yield problem("disk", f"{folder} is not writable", "make it writable, or choose another base_folder")
     for disk in known.disks:
         if disk.needed > disk.free:
             text = f"found {wording.size(disk.free)} free for {disk.folder}, need {wording.size(disk.needed)}"
             yield problem("disk", text, "free some space, choose another storage.base_folder, or lower keep_last")
         elif disk.needed > 0.9 * disk.free:
-            text = f"{wording.size(disk.needed)} of {wording.size(disk.free)} free for {disk.folder} will be needed"
-            yield warning("disk", text, "sizes of data not made yet are estimates: leave some more room")
+            text = f"{wording.size(disk.needed)} of the {wording.size(disk.free)} free for {disk.folder} will be needed"
+            yield warning("disk", text, "sizes of data that does not exist yet are estimates: leave more space")
 
 
 def _memory(known: Known) -> Iterator[Finding]:
@@ -108,11 +106,11 @@ def _memory(known: Known) -> Iterator[Finding]:
         yield problem("memory", text, _smaller_batch(known, total))
     elif need.device > (free if need.on_host else _FULL * free):
         text = f"about {wording.size(need.device)} are needed, {wording.size(free)} are free"
-        yield warning("memory", text, f"{_smaller_batch(known, free)}, or end other programs")
+        yield warning("memory", text, f"{_smaller_batch(known, free)}, or close other programs")
 
 
 def _smaller_batch(known: Known, memory: int) -> str:
-    """Return the largest micro-batch that divides the update and fits."""
+    """Return the largest micro-batch size that divides the update and fits."""
     config, device = known.experiment.config, known.device
     if known.size is None or device is None:
         return "lower data.max_length or the model"
@@ -127,7 +125,7 @@ def _smaller_batch(known: Known, memory: int) -> str:
             precision=device.precision,
         )
         if share % size == 0 and need.device <= _FULL * memory:
-            return f"set training.micro_batch_size: {size} (an update stays the same)"
+            return f"set training.micro_batch_size: {size} (the update stays the same)"
     return "lower data.max_length or the model"
 
 
@@ -135,13 +133,13 @@ def _validation(known: Known) -> Iterator[Finding]:
     tokens, fraction = known.tokens, known.experiment.config.data.validation_fraction
     raise_it = f"raise data.validation_fraction={fraction:g} or data.num_samples"
     if tokens.validation_tokens < 2:
-        yield problem("data.validation_fraction", "no validation token is held out, need at least 2", raise_it)
+        yield problem("data.validation_fraction", "no validation tokens are held out, need at least 2", raise_it)
         return
     limit = known.experiment.config.evaluation.max_validation_tokens
     seen = min(tokens.validation_tokens, limit)
     error = _TOKEN_DEVIATION / math.sqrt(seen)
     if error > _SURE:
-        text = f"a loss on {seen:,} held-out tokens is known to about ±{error:.2f} nats"
+        text = f"a loss on {seen:,} held-out tokens is only accurate to about ±{error:.2f} nats"
         if limit < tokens.validation_tokens:
             yield warning("evaluation.max_validation_tokens", text, f"raise it from {limit:,}")
         else:
@@ -157,7 +155,7 @@ def _schedule(known: Known) -> Iterator[Finding]:
         yield warning("training.warmup_steps", text, f"use {steps // 10}")
     epochs = steps / known.size.steps_per_epoch
     if epochs > _EPOCHS:
-        text = f"{epochs:.1f} passes: beyond {_EPOCHS}, repeated text teaches ever less (Muennighoff et al. 2023)"
+        text = f"{epochs:.1f} epochs: beyond {_EPOCHS}, repeated text helps less and less (Muennighoff et al. 2023)"
         yield warning("training.num_epochs", text, "raise data.num_samples instead")
 
 
@@ -165,8 +163,8 @@ def _regularisation(known: Known) -> Iterator[Finding]:
     dropout = known.experiment.config.model.dropout
     if known.size is None or dropout == 0 or known.size.plan.max_steps > known.size.steps_per_epoch:
         return
-    text = f"{dropout:g}, and no text is seen twice: there is nothing to overfit to (Liu et al. 2025, Drop Dropout)"
-    yield warning("model.dropout", text, "use 0.0, which is faster, too")
+    text = f"{dropout:g}, but no text is seen twice: there is nothing to overfit (Liu et al. 2025, Drop Dropout)"
+    yield warning("model.dropout", text, "use 0.0, which is also faster")
 
 
 def _time(known: Known) -> Iterator[Finding]:
@@ -175,7 +173,7 @@ def _time(known: Known) -> Iterator[Finding]:
         return
     interval = time.checkpoint_interval_seconds or 0.0
     if interval > _LONG_INTERVAL:
-        text = f"{wording.duration(interval)} between two checkpoints: so much work a crash can cost"
+        text = f"{wording.duration(interval)} between two checkpoints, which a crash can cost"
         yield warning("evaluation.save_every_n_iterations", text, "lower it")
     if time.evaluation_seconds is not None and time.evaluation_seconds > time.training_seconds > 0:
         text = (

@@ -1,4 +1,4 @@
-"""A plan: all that is known of an experiment before anything is spent."""
+"""A plan: everything known about an experiment before anything is spent."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Length:
     micro_batch_size: int
     grad_accum_steps: int
     world_size: int
-    """Processes that share an update: one for each GPU."""
+    """Processes that share an update: one per GPU."""
 
     checkpoints: int
-    """That are still to be written, those that make room again included."""
+    """Still to be written, including those that are deleted again."""
 
     flops_per_token: float
     """Forward and backward, 6 for each weight of a matrix product and 12 * n_layer * n_embd * T for attention: PaLM
@@ -67,41 +67,41 @@ class Length:
 
     @property
     def tokens(self) -> int:
-        """Trained on in all, repeated ones included."""
+        """Tokens trained on, including repeated ones."""
         return self.steps * self.tokens_per_step
 
     @property
     def flops(self) -> float:
-        """Of the whole training, validation left out."""
+        """Of the whole training, without validation."""
         return self.tokens * self.flops_per_token
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an experiment will take; None where that cannot be told, and then a finding says why."""
+    """Estimates for an experiment; None where there is none, and then a finding says why."""
 
     file: Path
     name: str
     folder: Path
     parameters: int
-    """All of them are trained."""
+    """All are trained."""
 
     tokens: TokenCount
     length: Length | None
     stages: tuple[StageProgress, ...]
     start: UpcomingStart
     is_running: bool
-    """Whether its training runs now."""
+    """Whether its training is running."""
 
     disks: tuple[Disk, ...]
     memory: MemoryNeed | None
     device: Device | None
-    """Null where what the file asks for is not here; `memory` is then that of a GPU."""
+    """None where this machine lacks the device that the file asks for; `memory` is then that of a GPU."""
 
     speed: Speed | None
     duration: Duration | None
     not_measured: str | None
-    """Why the speed is not known, or not from a measurement now."""
+    """Why the speed is unknown, or not measured now."""
 
     findings: tuple[Finding, ...]
 
@@ -124,10 +124,10 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
-    """Return the plan of `experiment`; unless `measured` is false, a child process makes a few real updates for it.
+    """Return the plan of `experiment`; if `measured`, a child process makes a few real updates for it.
 
     Raises:
-        ConfigError: the base folder is none of this machine.
+        ConfigError: the base folder is not a path on this machine.
     """
     found: list[Finding] = []
     tokens, stages = count_tokens(experiment), data_progress(experiment)
@@ -174,7 +174,7 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
 
 
 def _or_problem(found: list[Finding], key: str, make: Callable[[], _Value]) -> _Value | None:
-    """Return what `make` returns; what it raises for the user to mend becomes a finding."""
+    """Return what `make` returns; an error for the user becomes a finding."""
     try:
         return make()
     except UserError as error:
@@ -183,14 +183,14 @@ def _or_problem(found: list[Finding], key: str, make: Callable[[], _Value]) -> _
 
 
 def _start(experiment: Experiment) -> UpcomingStart:
-    """Return from where the training would start; before the shards, whose identity is part of its own, from step 0."""
+    """Return where the training would start: at step 0 until the shards exist, which are part of its identity."""
     require_checkpoint_to_resume(experiment)
     shards = find_shards(experiment.data, experiment.data_folder)
     return _ANEW if shards is None else upcoming_start(training_job(experiment, shards))
 
 
 def _running(experiment: Experiment) -> UpcomingStart:
-    """Return where the training is that runs now."""
+    """Return how far the running training is."""
     step = int(newest_records(experiment.folder.metrics).get("train", {}).get("step", 0))
     return UpcomingStart(kind="continue", step=step, checkpoint=None, moves_aside=False)
 
@@ -256,7 +256,7 @@ class _Measuring:
     running: bool
 
     def speed(self, found: list[Finding], *, measured: bool, say: Say) -> tuple[Speed | None, str | None]:
-        """Return the speed, and why it was not measured; memory that does not suffice becomes a finding."""
+        """Return the speed, and why it was not measured; too little memory becomes a finding."""
         metrics = self.experiment.folder.metrics
         why_not = self._why_not(measured=measured)
         if why_not is not None or self.length is None:
@@ -271,9 +271,9 @@ class _Measuring:
 
     def _why_not(self, *, measured: bool) -> str | None:
         if self.running:
-            return "not measured: its training runs now"
+            return "not measured: its training is running"
         if not measured:
-            return "not measured, as asked"
+            return "not measured (--no-measure)"
         if self.start.kind == "finished":
             return "the training is finished"
         if self.length is None or self.device is None or self.need is None:
@@ -297,7 +297,7 @@ class _Measuring:
                 world_size=1,
                 max_steps=length.steps,
             ),
-            answers=min(16, config.evaluation.num_questions),  # as many as an evaluation writes side by side
+            answers=min(16, config.evaluation.num_questions),  # as many as an evaluation generates at once
         )
 
     def _smaller(self, length: Length) -> str:

@@ -1,7 +1,7 @@
-"""A few real updates in a process of their own: `python -m gpt_pipeline.planning.probe`, with a request on its input.
+"""A few real updates in a process of their own: `python -m gpt_pipeline.planning.probe`, with a request on stdin.
 
-The trainer's own updater, on random tokens: speed does not depend on them. It writes one JSON object a line: what it
-computes on, then each update as it is made, so that whoever started it may stop it at any time. Nothing is saved.
+It runs the trainer's own updater on random tokens, since speed does not depend on them, and writes one JSON object per
+line: the device, then each update as it finishes, so that its parent may stop it at any time. Nothing is saved.
 
 Shapes: B sequences, T tokens.
 """
@@ -29,27 +29,27 @@ from gpt_pipeline.training.plan import StepPlan
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.update import Updater
 
-_WHOLE = 4  # micro-batches up to which an update is made as a whole; beyond, one and this many tell the rest
-_ROUNDS = 4  # of each kind, at least
-_LEAST_SECONDS = 5.0  # of updates, so that short ones are made often
+_WHOLE = 4  # larger updates are computed from updates of one and of this many micro-batches
+_ROUNDS = 4  # of each size, at least
+_LEAST_SECONDS = 5.0  # of updates, so that short ones are repeated often
 _MOST_UPDATES = 200
-_WRITING_STEPS = 8  # tokens that are written one by one, as answers are
+_WRITING_STEPS = 8  # tokens generated one by one, as answers are
 
 Emit = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to try out."""
+    """What to measure."""
 
     model: ModelConfig
     training: TrainingConfig
     hardware: HardwareConfig
     plan: StepPlan
-    """Of one process: its share of an update."""
+    """Of one process: its share of the update."""
 
     answers: int
-    """Rows of text written side by side; 0: none."""
+    """Rows generated in one batch; 0: none."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Request:
@@ -64,16 +64,16 @@ class Request:
 
 
 def sizes_of(plan: StepPlan) -> tuple[int, ...]:
-    """Return the numbers of micro-batches to make updates of: all of them, or two numbers from which to go on."""
+    """Return how many micro-batches the updates have: all of them, or two sizes from which to extrapolate."""
     count = plan.grad_accum_steps
     return (count,) if count <= _WHOLE else (1, _WHOLE)
 
 
 def probe(request: Request, emit: Emit) -> None:
-    """Make updates of each size in turn, then a pass without gradients, then a few tokens of an answer.
+    """Make updates of each size in turn, then a forward pass without gradients, then generate a few tokens.
 
     Raises:
-        UserError: the device or the compiler that is asked for is not there.
+        UserError: the device or the compiler that the request asks for is missing.
     """
     notes: list[str] = []
     compute = choose_compute(request.hardware, request.training, ranks=Ranks(), say=notes.append)
@@ -99,7 +99,7 @@ def probe(request: Request, emit: Emit) -> None:
 
 
 def _batches(request: Request, device: torch.device) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """Return what gives inputs and targets of so many micro-batches, int64 [B, T]."""
+    """Return a function that gives inputs and targets of a number of micro-batches, int64 [B, T]."""
     plan = request.plan
     count = max(sizes_of(plan)) * plan.micro_batch_size
     ids = torch.randint(0, request.model.vocab_size, (count, plan.max_length + 1)).to(device)
@@ -119,7 +119,7 @@ def _update(updater: Updater, step: int, batch: Callable[[int], tuple[Tensor, Te
 
 
 def _probe_reading(updater: Updater, batch: tuple[Tensor, Tensor], emit: Emit, *, autocast: Callable[[], Any]) -> None:
-    """Take the loss of a micro-batch as validation does: the second time, if the first compiled something."""
+    """Time the loss of a micro-batch as validation computes it; the second time, since the first may compile."""
     updater.evaluator.eval()
     for _ in range(2):
         start = time.perf_counter()
@@ -129,7 +129,7 @@ def _probe_reading(updater: Updater, batch: tuple[Tensor, Tensor], emit: Emit, *
 
 
 def _probe_writing(model: GPT, rows: int, emit: Emit) -> None:
-    """Write some tokens after prompts of half the context, a row each."""
+    """Generate some tokens after prompts of half the context, one per row."""
     length = model.config.context_length // 2
     ids = torch.zeros((rows, max(1, length)), dtype=torch.int64, device=model.head_weight.device)
     cache = KVCache(model.config, capacity=min(model.config.context_length, length + 1 + _WRITING_STEPS))
@@ -146,9 +146,9 @@ def _probe_writing(model: GPT, rows: int, emit: Emit) -> None:
 
 
 def main() -> int:
-    """Do what the request on the standard input says; return the exit code."""
+    """Carry out the request on stdin; return the exit code."""
     records = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what compilers and libraries print is no record
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what compilers and libraries print is not a record
 
     def emit(record: Mapping[str, Any]) -> None:
         print(json.dumps(record), file=records, flush=True)

@@ -1,4 +1,4 @@
-"""A plan to read: sections of lines, and what is wrong at the end."""
+"""A plan as lines, with its findings at the end, and as JSON."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         return
     yield "tokens per step", f"{length.tokens_per_step:,} {_cut(length)}"
     about = "" if plan.tokens.exact else "about "
-    yield "steps", f"{about}{length.steps:,}, {length.epochs:.2f} passes over the tokens"
-    each = f"{plan.tokens_per_parameter or 0:.3g} a parameter (best use of compute: about 20, Hoffmann et al. 2022)"
+    yield "steps", f"{about}{length.steps:,}, {length.epochs:.2f} epochs"
+    each = f"{plan.tokens_per_parameter or 0:.3g} per parameter (compute-optimal: about 20, Hoffmann et al. 2022)"
     yield "tokens trained on", f"{wording.count(length.tokens)}, {each}"
-    yield "FLOPs", f"{length.flops:.2e}, {wording.count(length.flops_per_token)} a token"
+    yield "FLOPs", f"{length.flops:.2e}, {wording.count(length.flops_per_token)} per token"
 
 
 def _cut(length: Length) -> str:
@@ -106,20 +106,20 @@ def _disk_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _rows_of_disk(disk: Disk) -> Iterator[tuple[str, str]]:
     for need in disk.needs:
-        there = "there" if need.room == 0 else f"{wording.size(need.present)} of it there" if need.present else ""
+        there = "exists" if need.room == 0 else f"{wording.size(need.present)} of it exists" if need.present else ""
         yield need.what, f"{wording.size(need.size):>8}{f'  {there}' if there else ''}"
     yield "to be written", f"{wording.size(disk.to_write):>8}  of {wording.size(disk.free)} free for {disk.folder}"
 
 
 def _memory_rows(plan: Plan) -> Iterator[tuple[str, str]]:
-    yield "device", "not here; estimated for a GPU" if plan.device is None else plan.device.description
+    yield "device", "not on this machine; estimated for a GPU" if plan.device is None else plan.device.description
     if plan.memory is not None:
         for label, size in _terms(plan.memory):
             yield label, f"{wording.size(size):>8}"
         has = "" if plan.device is None else _has(plan.device.memory_free, plan.device.memory_total)
         yield "at the peak", f"{wording.size(plan.memory.device):>8}  {'estimated' if not has else f'estimated; {has}'}"
     if plan.speed is not None and plan.speed.peak_memory is not None:
-        yield "", f"{wording.size(plan.speed.peak_memory):>8}  seen in {_of(plan.speed)}"
+        yield "", f"{wording.size(plan.speed.peak_memory):>8}  measured in {_of(plan.speed)}"
 
 
 def _terms(need: MemoryNeed) -> Iterator[tuple[str, int]]:
@@ -140,7 +140,7 @@ def _has(free: int | None, total: int | None) -> str:
 
 
 def _of(speed: Speed) -> str:
-    texts = {"measured": "the measured updates", "running": "the training that runs", "earlier": "an earlier run"}
+    texts = {"measured": "real updates", "running": "the running training", "earlier": "an earlier run"}
     return texts[speed.source]
 
 
@@ -149,7 +149,7 @@ def _time_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     if speed is not None:
         mfu = "" if plan.mfu is None else f", {wording.percent(plan.mfu)} of the peak FLOP/s"
         count = f" ({speed.updates} updates)" if speed.updates else ""
-        yield "speed", f"{speed.tokens_per_second:,.0f} tokens/s{mfu}, of {_of(speed)}{count}"
+        yield "speed", f"{speed.tokens_per_second:,.0f} tokens/s{mfu}, from {_of(speed)}{count}"
         for note in speed.notes:
             yield "", note
     if plan.not_measured is not None:
@@ -161,7 +161,7 @@ def _time_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "training", f"about {wording.duration(time.training_seconds)} ({steps})"
     if time.evaluation_seconds is not None and time.evaluations:
         each = wording.duration(time.evaluation_seconds / time.evaluations)
-        text = f"about {wording.duration(time.evaluation_seconds)}: {time.evaluations} of {each}, beside the training"
+        text = f"about {wording.duration(time.evaluation_seconds)}: {time.evaluations} of {each}, during training"
         yield "evaluations", text
     elif time.evaluations:
         yield "evaluations", f"{time.evaluations}"
@@ -174,14 +174,14 @@ def _done_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def start_text(plan: Plan) -> str:
-    """Return from where the training starts."""
+    """Return where the training starts from."""
     start = plan.start
     if plan.is_running:
-        return f"runs now, step {start.step:,}"
+        return f"running, step {start.step:,}"
     if start.kind == "finished":
         return f"finished at step {start.step:,}, used again"
     if start.kind == "continue":
         moved = "; newer checkpoints are moved to previous/" if start.moves_aside else ""
         at = f", step {start.step:,}" if start.step else ""
         return f"continues from {start.checkpoint}{at}{moved}"
-    return "starts at step 0" + ("; the checkpoints that are there are moved to previous/" if start.moves_aside else "")
+    return "starts at step 0" + ("; existing checkpoints are moved to previous/" if start.moves_aside else "")

@@ -40,41 +40,41 @@ class OutOfMemoryError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How fast it goes; None where that was not measured."""
+    """How fast training is; None where not measured."""
 
     tokens_per_second: float
-    """Of updates, on all GPUs together, without validation and checkpoints."""
+    """Of updates on all GPUs together, without validation and checkpoints."""
 
     source: Literal["measured", "running", "earlier"]
-    """By a few real updates now; from the last line of the training that runs now; of one that ended."""
+    """By a few real updates now, from the last line of the running training, or of one that ended."""
 
     device: str | None = None
-    """On what, in which precision, compiled or not."""
+    """Device, precision, compiled or not."""
 
     updates: int | None = None
-    """Measured, the first one left out."""
+    """Measured, without the first."""
 
     update_seconds: float | None = None
     first_update_seconds: float | None = None
-    """With what has to be compiled or allocated first."""
+    """Including compilation and allocation."""
 
     peak_memory: int | None = None
-    """Bytes: of tensors on a GPU, else of the whole process."""
+    """Bytes of tensors on a GPU, else of the whole process."""
 
     peak_flops: float | None = None
     """Of one device in this precision; None where unknown."""
 
     reading_tokens_per_second: float | None = None
-    """Of a pass without gradients, on one device."""
+    """Of a forward pass without gradients, on one device."""
 
     writing_tokens_per_second: float | None = None
-    """Of answers written side by side, on one device."""
+    """Of answers generated in one batch, on one device."""
 
     notes: tuple[str, ...] = ()
 
 
 def speed_of_lines(metrics: Path, *, running: bool) -> Speed | None:
-    """Return the speed in the newest line of a training; None if there is none."""
+    """Return the speed in the newest line of a training; None without one."""
     train = newest_records(metrics).get("train")
     if train is None:
         return None
@@ -87,11 +87,11 @@ def speed_of_lines(metrics: Path, *, running: bool) -> Speed | None:
 
 
 def measure(request: Request, *, world_size: int, say: Say, limit_seconds: float = LIMIT_SECONDS) -> Speed:
-    """Return the speed of a few real updates, made by a child process that is gone when this returns.
+    """Return the speed of a few real updates, made by a child process that has ended when this returns.
 
     Raises:
-        OutOfMemoryError: the GPU's memory does not hold them.
-        UserError: they could not be made, or not even one in `limit_seconds`.
+        OutOfMemoryError: they do not fit into the GPU's memory.
+        UserError: they failed, or took longer than `limit_seconds`.
     """
     records: list[Mapping[str, Any]] = []
     with TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
@@ -109,7 +109,7 @@ def measure(request: Request, *, world_size: int, say: Say, limit_seconds: float
 def _probe(
     request: Request, limit_seconds: float, errors: TextIO
 ) -> Iterator[tuple[subprocess.Popen[str], Callable[[], bool]]]:
-    """Start the child for the block, with a limit to its life; it is never left behind."""
+    """Run the child for the block, for a limited time; it is never left behind."""
     child = subprocess.Popen(
         [sys.executable, "-m", _PROBE],
         stdin=subprocess.PIPE,
@@ -155,10 +155,10 @@ def _check(records: list[Mapping[str, Any]], exit_code: int, errors: str, *, lat
     if "first" in kinds and (late or "update" in kinds):
         return
     if late:
-        raise UserError(f"not one update was made in {limit_seconds:.0f} s")
+        raise UserError(f"no update finished in {limit_seconds:.0f} s")
     last = "\n".join(errors.strip().splitlines()[-_LAST_LINES:])
-    killed = " (it was killed, most likely for want of memory)" if exit_code in (-9, 137) else ""
-    raise UserError(f"the process that makes them ended with exit code {exit_code}{killed}\n{last}".rstrip())
+    killed = " (it was killed, most likely out of memory)" if exit_code in (-9, 137) else ""
+    raise UserError(f"the measuring process ended with exit code {exit_code}{killed}\n{last}".rstrip())
 
 
 def _speed(request: Request, records: list[Mapping[str, Any]], *, world_size: int, late: bool) -> Speed:
@@ -168,11 +168,11 @@ def _speed(request: Request, records: list[Mapping[str, Any]], *, world_size: in
     share = request.plan.batch_size * request.plan.max_length
     notes = [str(record["text"]) for record in records if record["kind"] == "note"]
     if late and updates:
-        notes.append(f"cut off by the time limit after {len(updates)} of them, so less certain")
+        notes.append(f"stopped by the time limit after {len(updates)} updates, so less certain")
     elif late:
-        notes.append("the time limit left room for the first update only, which is slower than the others")
+        notes.append("only the first update finished in time, which is slower than the others")
     if world_size > 1:
-        notes.append(f"measured on one GPU and multiplied by {world_size}: what they tell one another is not in it")
+        notes.append(f"measured on one GPU and multiplied by {world_size}; communication is not included")
     return Speed(
         tokens_per_second=world_size * share / seconds,
         source="measured",
@@ -189,9 +189,9 @@ def _speed(request: Request, records: list[Mapping[str, Any]], *, world_size: in
 
 
 def update_seconds(updates: list[Mapping[str, Any]], *, micro_batches: int) -> float:
-    """Return the seconds of an update of so many micro-batches, from the medians of updates of one or two sizes.
+    """Return the seconds of an update of `micro_batches`, from the medians of updates of one or two sizes.
 
-    What an update costs beside its micro-batches, clipping and the optimizer, shows in the difference of two sizes.
+    The difference of two sizes separates the micro-batches from what each update costs once: clipping and optimizer.
     """
     by_size: dict[int, list[float]] = {}
     for record in updates:
@@ -210,33 +210,33 @@ def _rate(record: Mapping[str, Any] | None) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Duration:
-    """Seconds; None where nothing is known to tell it from."""
+    """Seconds; None where unknown."""
 
     training_seconds: float | None
-    """All steps that are left, with the estimates of the validation loss, without the stalls of checkpoints."""
+    """All remaining steps with the estimates of the validation loss, without the stalls of checkpoints."""
 
     validation_seconds: float | None
-    """Of these, those of the estimates of the validation loss."""
+    """Of these, the estimates of the validation loss."""
 
     checkpoint_interval_seconds: float | None
-    """Between two checkpoints: what a crash costs at the most."""
+    """Between two checkpoints: the most that a crash can cost."""
 
     evaluation_seconds: float | None
-    """Of all evaluations that are left, roughly, on an otherwise idle device."""
+    """Of all remaining evaluations, roughly, on an otherwise idle device."""
 
     evaluations: int
-    """That are left."""
+    """Remaining."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is left to do."""
+    """The remaining work."""
 
     steps: int
     tokens_per_step: int
     max_length: int
     batch_size: int
-    """As `training.batch_size` says: an estimate of the validation loss is on `eval_iters` times so many sequences."""
+    """`training.batch_size`: an estimate of the validation loss reads `eval_iters` times as many sequences."""
 
     validation_tokens: int
     tokens_per_document: float
@@ -244,7 +244,7 @@ class Work:
 
 
 def duration(work: Work, config: EvaluationConfig, speed: Speed | None, done: Sequence[EvaluationResult]) -> Duration:
-    """Return how long `work` takes; evaluations go by those that are `done` where there are any."""
+    """Return how long `work` takes; the evaluations `done` already serve as the measure where there are any."""
     evaluation = _evaluation_seconds(work, config, speed, done)
     if speed is None:
         return Duration(
@@ -270,7 +270,7 @@ def duration(work: Work, config: EvaluationConfig, speed: Speed | None, done: Se
 def _evaluation_seconds(
     work: Work, config: EvaluationConfig, speed: Speed | None, done: Sequence[EvaluationResult]
 ) -> float | None:
-    """Return the seconds of one evaluation: validation tokens and documents read, answers written."""
+    """Return the seconds of one evaluation: reading validation tokens and documents, generating answers."""
     if done:
         return float(median(result.seconds for result in done))
     if speed is None or speed.writing_tokens_per_second is None:

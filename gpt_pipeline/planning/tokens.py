@@ -1,4 +1,4 @@
-"""How many documents and tokens an experiment trains on: counted where the shards are made, else estimated."""
+"""How many documents and tokens an experiment trains on: counted where the shards exist, else estimated."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SAMPLE_TOKENS_PER_DOCUMENT = 46.3
 
 @dataclass(frozen=True, kw_only=True)
 class TokenCount:
-    """What the shards hold, or will hold."""
+    """What the shards contain, or will contain."""
 
     documents: int
     train_tokens: int
     validation_tokens: int
     exact: bool
-    """Whether the shards are made and this is what is in them."""
+    """Whether the shards exist and these are their counts."""
 
     source: str
-    """Where the numbers come from, in words."""
+    """Where the numbers come from."""
 
     @property
     def tokens(self) -> int:
@@ -66,18 +66,18 @@ def _estimated(experiment: Experiment) -> TokenCount:
 
 
 def _tokens_per_document(experiment: Experiment) -> tuple[float, str]:
-    """Return the mean tokens of a document and where that is known from."""
+    """Return the mean tokens per document and where the number comes from."""
     data = experiment.data
     counted = max(_counted(experiment), key=lambda pair: pair[0], default=None)
     if counted is not None:
         documents, each = counted
-        return each, f"estimated: {each:.1f} tokens a document, as counted in {documents:,} of the same source"
+        return each, f"estimated: {each:.1f} tokens per document, as counted in {documents:,} of the same source"
     if data.local_dataset_path is None and data.source == SAMPLE:
         each = SAMPLE_TOKENS_PER_DOCUMENT
-        return each, f"estimated: {each:.1f} tokens a document, as counted in 16,000 of the sample"
+        return each, f"estimated: {each:.1f} tokens per document, as counted in 16,000 of the sample"
     each = SYNTH_TOKENS_PER_DOCUMENT
-    which = "" if data.local_dataset_path is None and data.source == SYNTH else f"; if it is like {SYNTH}"
-    return each, f"estimated: {each:.0f} tokens a document, as in the first 2,000,000 of {SYNTH}{which}"
+    which = "" if data.local_dataset_path is None and data.source == SYNTH else f"; if the source is like {SYNTH}"
+    return each, f"estimated: {each:.0f} tokens per document, as in the first 2,000,000 of {SYNTH}{which}"
 
 
 def _counted(experiment: Experiment) -> Iterator[tuple[int, float]]:
@@ -91,7 +91,7 @@ def _counted(experiment: Experiment) -> Iterator[tuple[int, float]]:
 
 
 def _raw_of(experiment: Experiment, shards: Manifest) -> Manifest | None:
-    """Return the manifest of the raw files that the shards come from, if it is still there."""
+    """Return the manifest of the raw files that the shards come from, if it still exists."""
     found: Manifest | None = shards
     for stage in ("english_parquet", "raw_synth"):
         if found is None:

@@ -20,13 +20,13 @@ State = Literal["missing", "outdated", "done"]
 
 @dataclass(frozen=True, kw_only=True)
 class WantedEvaluation:
-    """The evaluation that one checkpoint should have."""
+    """The evaluation that a checkpoint should have."""
 
     checkpoint: CheckpointInfo
     fingerprint: str
     state: State
-    """`outdated`: there is one of these weights, by other questions, settings or code. `done`: and in MLflow too,
-    with the alias `best_model` if these weights are the best."""
+    """`outdated`: these weights were evaluated with other questions, settings or code. `done`: evaluated and in
+    MLflow, with the alias `best_model` if these weights are the best."""
 
     @property
     def partition(self) -> str:
@@ -36,8 +36,8 @@ class WantedEvaluation:
 def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None = None) -> list[WantedEvaluation]:
     """Return one entry per checkpoint in the experiment's folder, oldest first; `settings` in place of the file's.
 
-    The best one of a finished training counts too where it has no `checkpoint_step_<N>.pt` of its own.
-    Empty as long as the token shards are not finished. Only manifests are read: no weights, no torch.
+    The best checkpoint of a finished training counts too where it has no `checkpoint_step_<N>.pt` of its own.
+    Empty until the token shards are finished. Only manifests are read: no weights, no torch.
     """
     from gpt_pipeline.data.tokens.shards import find_shards  # numpy
 
@@ -64,9 +64,9 @@ def pending_evaluations(experiment: Experiment, settings: EvaluationConfig | Non
 
 
 def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: str, alias: str | None) -> None:
-    """Note beside the results that this one is in MLflow; until then it stays pending, and is logged when it can be.
+    """Note beside the results that this one is in MLflow; until then it stays pending, and is logged when possible.
 
-    An `alias` is taken from the notes of other weights: there is one best.
+    An `alias` is removed from the notes of other weights: there is only one best.
     """
     if alias is not None:
         for path, mark in logged_marks(folder).items():
@@ -78,7 +78,7 @@ def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: s
 
 def _checkpoints(folder: ExperimentFolder) -> list[CheckpointInfo]:
     checkpoints = list_checkpoints(folder.checkpoints)
-    # While it trains, the best is replaced every few steps; evaluating each would only slow the training down.
+    # During training the best is replaced every few steps; evaluating each would only slow the training down.
     best = best_checkpoint(folder.checkpoints) if folder.training.is_file() else None
     if best is not None and best.step not in {checkpoint.step for checkpoint in checkpoints}:
         checkpoints.append(best)
@@ -95,7 +95,7 @@ def _state(folder: ExperimentFolder, done: dict[str, EvaluationResult], fingerpr
 def _is_logged(folder: ExperimentFolder, result: EvaluationResult) -> bool:
     mark = _read_mark(_log_mark(folder, result))
     alias = alias_of(result, folder.checkpoints)
-    # An alias too many is taken away when the checkpoint it belongs to now is logged.
+    # A stale alias is removed when the checkpoint it belongs to now is logged.
     return mark is not None and (alias is None or mark.get("alias") == alias)
 
 

@@ -1,4 +1,4 @@
-"""How far each stage of the data is, read from the folders alone."""
+"""How far each data stage is, read from the folders alone."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ State = Literal["finished", "partly", "absent"]
 
 @dataclass(frozen=True, kw_only=True)
 class StageProgress:
-    """How far one stage of the data is."""
+    """How far one data stage is."""
 
     name: str
     state: State
     files_done: int
-    """Source files whose part is made."""
+    """Source files whose part is finished."""
 
     files: int | None
-    """Source files that the stage takes; None where that shows only on the way."""
+    """Source files that the stage needs; None where that is only known while it runs."""
 
     size: int
-    """Bytes of what is made of it, in the experiment's data folder."""
+    """Bytes in the experiment's data folder."""
 
     folder: Path | None
     """Where the finished stage lies."""
@@ -40,7 +40,7 @@ class StageProgress:
 
 
 def data_progress(experiment: Experiment) -> tuple[StageProgress, ...]:
-    """Return the three stages of the data, in order; no network, and no file's content is read."""
+    """Return the three data stages, in order; uses no network and reads no file's content."""
     data, folder = experiment.data, experiment.data_folder
     shards = ShardsStage(config=data, data_folder=folder)
     english = EnglishStage(config=data, data_folder=folder)
@@ -62,7 +62,7 @@ def _raw_progress(stage: RawStage, *, is_used_up: bool) -> StageProgress:
     found = stage.find()
     known = found or stage.known()
     if known is not None and (found is not None or is_used_up):
-        away = "" if found is not None else "files are away; what is made of them is finished, so they are not needed"
+        away = "" if found is not None else "files are gone; not needed, since what was made from them is finished"
         count = len(known.manifest.facts["files"])
         return StageProgress(
             name=stage.name, state="finished", files_done=count, files=count, size=0, folder=known.folder, note=away

@@ -1,4 +1,4 @@
-"""How far an experiment is, and the command that comes next. Reads folders only; imports no torch and no Dagster."""
+"""How far an experiment is, and the command that comes next. Only folders are read; torch is not imported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gpt_pipeline.storage.names import as_typed
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointStatus:
-    """A checkpoint on the disk."""
+    """A checkpoint on disk."""
 
     file: str
     step: int
@@ -36,7 +36,7 @@ class CheckpointStatus:
     """As an evaluation measured it on the held-out documents, nats per token."""
 
     evaluation: str | None
-    """`done`, `missing` or `outdated`; None where none is wanted, as of a best model while training goes on."""
+    """`done`, `missing` or `outdated`; None where none is wanted, as for the best model during training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class NextStep:
-    """What a person would do now."""
+    """What to do now."""
 
     command: str
     why: str
@@ -69,22 +69,22 @@ class Status:
 
     folder: Path | None
     problem: str | None
-    """What is wrong with the experiment file; the rest is empty then."""
+    """What is wrong with the experiment file; everything else is empty then."""
 
     stages: tuple[StageProgress, ...] = ()
     training: TrainingProgress | None = None
     checkpoints: tuple[CheckpointStatus, ...] = ()
     checkpoint_bytes: int = 0
-    """On the disk; a best model that is a link to another checkpoint counts once."""
+    """On disk; a best model that is a link to another checkpoint counts once."""
 
     evaluations_done: int = 0
-    """Finished ones on the disk, also of checkpoints that have made room since."""
+    """Finished evaluations on disk, including those of checkpoints that were deleted since."""
 
     evaluations_pending: int = 0
-    """Checkpoints that lack one, or have one by other questions, settings or code."""
+    """Checkpoints without an evaluation, or with one by other questions, settings or code."""
 
     is_evaluating: bool = False
-    """Whether some are pending and an evaluator is at work on them."""
+    """Whether evaluations are pending and an evaluator is working on them."""
 
     tracking_is_pending: bool = False
     """Whether MLflow lacks something of the training."""
@@ -99,7 +99,7 @@ def statuses(files: Sequence[Path], *, experiments: Path) -> list[Status]:
     """Return the status of each of `files`, or of all experiment files in the folder `experiments` if none is given.
 
     Raises:
-        UserError: one of `files` is no experiment, or there is no such folder.
+        UserError: one of `files` is not an experiment, or the folder does not exist.
     """
     if files:
         return [experiment_status(load_experiment(file)) for file in files]
@@ -111,7 +111,7 @@ def _status_of(found: ExperimentFile) -> Status:
         return _broken(found.file, found.problem or "")
     try:
         return experiment_status(found.experiment)
-    except (UserError, OSError) as error:  # one that cannot be looked at hides no other
+    except (UserError, OSError) as error:  # one that cannot be read must not hide the others
         return _broken(found.file, str(error))
 
 
@@ -124,7 +124,7 @@ def experiment_status(experiment: Experiment) -> Status:
     """Return how far the experiment is, by what lies in its folders.
 
     Raises:
-        ConfigError: the base folder is none of this machine.
+        ConfigError: the base folder is not a path on this machine.
     """
     folder = experiment.folder
     stages = data_progress(experiment)
@@ -212,7 +212,7 @@ def _best(results: Sequence[EvaluationResult], model: CheckpointInfo | None) -> 
 
 
 def _import_step(experiment: Experiment, checkpoints: Sequence[CheckpointInfo]) -> NextStep | None:
-    """Return what is to do where the newest checkpoint is an imported one that the file does not name yet."""
+    """Return what to do where the newest checkpoint is an imported one that the file does not name yet."""
     newest = checkpoints[-1] if checkpoints else None
     if newest is None or newest.step or newest.fingerprint or experiment.config.storage.checkpoint_to_resume:
         return None
@@ -232,13 +232,13 @@ def next_step(
     outdated: bool,
     untold: bool,
 ) -> NextStep:
-    """Return the command that takes the experiment further, or uses what it came to."""
+    """Return the command that takes the experiment further, or uses the finished model."""
     if training.state == "running":
         return NextStep(
             command="gpt-pipeline ui", why="watch it train; Ctrl+C where it runs stops it with a checkpoint"
         )
     if training.state == "finished" and evaluating:
-        what = f"{pending} evaluation{'s are' if pending > 1 else ' is'} under way: watch, or wait for the end"
+        what = f"{pending} evaluation{'s are' if pending > 1 else ' is'} in progress: watch, or wait for the end"
         return NextStep(command="gpt-pipeline ui", why=what)
     if training.state == "finished":
         return _after_training(_shown(file), pending=pending, outdated=outdated, untold=untold)
@@ -247,26 +247,26 @@ def next_step(
 
 def _after_training(name: str, *, pending: int, outdated: bool, untold: bool) -> NextStep:
     if pending:
-        what = f"{pending} checkpoint{'s are' if pending > 1 else ' is'} to be evaluated"
+        what = f"{pending} checkpoint{'s need' if pending > 1 else ' needs'} an evaluation"
         return NextStep(command=f"gpt-pipeline evaluate {name}", why=what)
     if outdated:
         return NextStep(command=f"gpt-pipeline evaluate {name}", why="the report does not show the newest results")
     if untold:
-        return NextStep(command=f"gpt-pipeline run {name}", why="MLflow has not all of the training yet")
+        return NextStep(command=f"gpt-pipeline run {name}", why="MLflow does not have all of the training yet")
     return NextStep(
-        command=f'gpt-pipeline generate {name} --prompt "..."', why="everything is done: ask it, or compare it"
+        command=f'gpt-pipeline generate {name} --prompt "..."', why="everything is done: ask the model, or compare it"
     )
 
 
 def _before_its_end(name: str, stages: Sequence[StageProgress], training: TrainingProgress) -> NextStep:
     plan, run = f"gpt-pipeline plan {name}", f"gpt-pipeline run {name}"
     if training.of_other_settings:
-        return NextStep(command=plan, why="the file was changed since: see what is used again and what not")
+        return NextStep(command=plan, why="the file has changed since: see what can be used again")
     if training.step and stages[-1].state == "finished":
         return NextStep(command=run, why=f"continues training after step {training.step:,}")
     if training.state == "absent" and all(stage.state == "absent" for stage in stages):
-        return NextStep(command=plan, why="nothing is made yet: see what it will take, then run")
-    return NextStep(command=run, why="makes what is missing, and goes on")
+        return NextStep(command=plan, why="nothing is made yet: see time, memory and disk, then run")
+    return NextStep(command=run, why="makes what is missing and continues")
 
 
 def _shown(file: Path) -> str:

@@ -1,7 +1,4 @@
-"""How far a training is, and from where it would start now. Looks only: what `training.start` decides, it carries out.
-
-Imports no torch.
-"""
+"""How far a training is, and from where it would start now. Reads only, and imports no torch."""
 
 from __future__ import annotations
 
@@ -46,10 +43,10 @@ class UpcomingStart:
 
     kind: StartKind
     step: int
-    """Optimizer updates that are behind it; 0 where a checkpoint of the original scripts would tell only when read."""
+    """Optimizer updates done; 0 for a checkpoint of the original scripts, which must be read to know."""
 
     checkpoint: str | None
-    """File name of what it would continue from."""
+    """File name of the checkpoint it would continue from."""
 
     moves_aside: bool
     """Whether checkpoints that are there now would be moved to `previous/`."""
@@ -114,7 +111,7 @@ class TrainingProgress:
     """`stopped`: it left in order and has steps to do. `died`: it was killed, or its machine went down."""
 
     step: int
-    """Of a running one the newest step, else that of its newest checkpoint."""
+    """The newest step of a running training, else that of its newest checkpoint."""
 
     max_steps: int | None
     process: int | None
@@ -125,10 +122,10 @@ class TrainingProgress:
     val_loss: float | None
     tokens_per_second: float | None
     eta_seconds: float | None
-    """Of a running one."""
+    """Only of a running training."""
 
     damaged: tuple[str, ...]
-    """Checkpoints that are not what their manifests say, or were found so and set aside."""
+    """Checkpoints that do not match their manifests, or were set aside because they did not."""
 
     of_other_settings: bool
     """Whether what is in the folder was trained with other settings, or on other data, than the file says now."""
@@ -148,8 +145,9 @@ class TrainingProgress:
         if self.state == "absent":
             return "no checkpoint yet"
         gone = "; its process is gone" if self.state == "died" else ""
-        other = "; with other settings than the file has now" if self.of_other_settings else ""
-        return f"at step {self.step:,}{gone}{other}. Materialize training to continue"
+        if self.of_other_settings:
+            return f"at step {self.step:,}{gone}, with other settings than the file has now"
+        return f"at step {self.step:,}{gone}. Materialize training to continue"
 
 
 def wanted_fingerprint(experiment: Experiment) -> str | None:
@@ -216,7 +214,7 @@ def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_
 
 
 def _is_of_another(info: CheckpointInfo, fingerprint: str) -> bool:
-    return bool(info.fingerprint) and info.fingerprint != fingerprint  # an imported one is of no training at all
+    return bool(info.fingerprint) and info.fingerprint != fingerprint  # an imported one belongs to no training
 
 
 def _damaged(checkpoints: Path) -> Iterator[str]:
