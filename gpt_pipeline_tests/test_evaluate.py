@@ -8,23 +8,22 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from gpt_pipeline.checkpoints.manifest import CheckpointInfo
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, read_info
 from gpt_pipeline.checkpoints.save import link_best, save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Snapshot
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.english import prepare_english
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.tokens.shards import prepare_shards
-from gpt_pipeline.errors import ConfigError, DamagedFileError
-from gpt_pipeline.evaluation import evaluate as evaluate_module
+from gpt_pipeline.errors import ConfigError, DamagedFileError, UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.evaluate import (
     CheckpointGoneError,
+    EvaluationTask,
     UnusableCheckpointError,
     evaluate_checkpoint,
 )
@@ -83,10 +82,18 @@ def save(folder: Path, step: int, *, seed: int = 0, nan: bool = False) -> Checkp
 
 
 def evaluate(
-    path: Path, stages: Stages, folder: Path, config: EvaluationConfig = CONFIG, **changes: Any
+    path: Path, stages: Stages, folder: Path, config: EvaluationConfig = CONFIG, *, force: bool = False
 ) -> EvaluationResult:
-    return evaluate_checkpoint(
-        path,
+    checkpoint = read_info(path)
+    assert checkpoint is not None
+    return evaluate_checkpoint(task_of(checkpoint, stages, folder, config), force=force)
+
+
+def task_of(
+    checkpoint: CheckpointInfo, stages: Stages, folder: Path, config: EvaluationConfig = CONFIG
+) -> EvaluationTask:
+    return EvaluationTask(
+        checkpoint=checkpoint,
         shards=stages.shards,
         english=stages.english,
         data=DATA,
@@ -94,7 +101,6 @@ def evaluate(
         max_length=DATA.max_length,
         device="cpu",
         folder=folder / "evaluations",
-        **changes,
     )
 
 
@@ -165,19 +171,11 @@ def test_evaluation_fingerprint_covers_what_changes_the_result(changes: dict[str
     assert evaluation_fingerprint(CONFIG, **{**upstream, "shards_fingerprint": "c"}) != before
 
 
-def test_evaluate_checkpoint_that_is_missing_says_it_is_gone(tmp_path: Path, stages: Stages) -> None:
-    with pytest.raises(CheckpointGoneError, match="only the last checkpoints are kept"):
-        evaluate(tmp_path / "checkpoints" / "checkpoint_step_5.pt", stages, tmp_path)
-
-
-def test_evaluate_checkpoint_that_vanishes_before_it_is_read_says_it_is_gone(
-    tmp_path: Path, stages: Stages, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate_checkpoint_that_vanishes_before_it_is_read_says_it_is_gone(tmp_path: Path, stages: Stages) -> None:
     checkpoint = save(tmp_path / "checkpoints", 50)
-    monkeypatch.setattr(evaluate_module, "read_info", lambda _: checkpoint)
     checkpoint.path.unlink()
-    with pytest.raises(CheckpointGoneError):
-        evaluate(checkpoint.path, stages, tmp_path)
+    with pytest.raises(CheckpointGoneError, match="only the last checkpoints are kept"):
+        evaluate_checkpoint(task_of(checkpoint, stages, tmp_path))
     assert read_evaluations(tmp_path / "evaluations") == []
 
 
@@ -193,8 +191,8 @@ def test_evaluate_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path, stage
 def test_evaluate_checkpoint_without_manifest_is_refused(tmp_path: Path, stages: Stages) -> None:
     checkpoint = save(tmp_path / "checkpoints", 50)
     checkpoint.path.with_suffix(".json").unlink()
-    with pytest.raises(DamagedFileError, match="no manifest"):
-        evaluate(checkpoint.path, stages, tmp_path)
+    with pytest.raises(UserError, match=r"manifest .* is missing"):
+        evaluate_checkpoint(task_of(checkpoint, stages, tmp_path))
 
 
 def test_evaluate_checkpoint_of_nan_weights_is_refused_with_the_reason(tmp_path: Path, stages: Stages) -> None:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from gpt_pipeline import __version__
-from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key, read_info
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.errors import DamagedFileError, UserError
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.result import (
     EvaluationResult,
@@ -47,7 +47,7 @@ class UnusableCheckpointError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Task:
+class EvaluationTask:
     """Everything that decides an evaluation, and where it runs."""
 
     checkpoint: CheckpointInfo
@@ -56,8 +56,13 @@ class _Task:
     data: DataConfig
     config: EvaluationConfig
     max_length: int
+    """Tokens of a training sequence."""
+
     device: str
+    """`auto`, `cuda` or `cpu`."""
+
     folder: Path
+    """Keeps the results, and the chosen questions and documents."""
 
     @property
     def fingerprint(self) -> str:
@@ -69,59 +74,25 @@ class _Task:
         )
 
 
-def evaluate_checkpoint(
-    checkpoint: Path,
-    *,
-    shards: StageResult,
-    english: StageResult,
-    data: DataConfig,
-    config: EvaluationConfig,
-    max_length: int,
-    device: str,
-    folder: Path,
-    force: bool = False,
-) -> EvaluationResult:
-    """Evaluate the weights in `checkpoint` and keep the result in `folder`, or return the result already kept there.
+def evaluate_checkpoint(task: EvaluationTask, *, force: bool = False) -> EvaluationResult:
+    """Evaluate the checkpoint's weights and keep the result in the task's folder, or return the result kept there.
 
-    Runs in float32 on `device` (`auto`, `cuda` or `cpu`). Meanwhile retention spares the checkpoint, and a second
-    process that wants the same evaluation waits for the first and takes its result. `force` evaluates again.
+    Runs in float32. Meanwhile retention spares the checkpoint, and a second process that wants the same evaluation
+    waits for the first and takes its result. `force` evaluates again.
 
     Raises:
         CheckpointGoneError: there is no such checkpoint, or no longer.
         DamagedFileError: the file is not what its manifest says.
         UnusableCheckpointError: its loss is not a number.
     """
-    task = _Task(
-        checkpoint=_described(checkpoint),
-        shards=shards,
-        english=english,
-        data=data,
-        config=config,
-        max_length=max_length,
-        device=device,
-        folder=folder,
-    )
-    if not force and (kept := find_evaluation(folder, task.fingerprint)) is not None:
+    if not force and (kept := find_evaluation(task.folder, task.fingerprint)) is not None:
         return kept
-    with _one_at_a_time(folder, task.fingerprint):
-        if not force and (kept := find_evaluation(folder, task.fingerprint)) is not None:
+    with _one_at_a_time(task.folder, task.fingerprint):
+        if not force and (kept := find_evaluation(task.folder, task.fingerprint)) is not None:
             return kept
         result = _evaluate(task)
         write_evaluation(result)
     return result
-
-
-def _described(checkpoint: Path) -> CheckpointInfo:
-    info = read_info(checkpoint)
-    if info is not None:
-        return info
-    if not checkpoint.is_file():
-        raise _gone(checkpoint)
-    raise DamagedFileError(f"{checkpoint} has no manifest beside it, or not the size its manifest gives; remove it")
-
-
-def _gone(checkpoint: Path) -> CheckpointGoneError:
-    return CheckpointGoneError(f"{checkpoint} does not exist (any more); only the last checkpoints are kept")
 
 
 @contextmanager
@@ -133,7 +104,7 @@ def _one_at_a_time(folder: Path, fingerprint: str) -> Iterator[None]:
         yield
 
 
-def _evaluate(task: _Task) -> EvaluationResult:
+def _evaluate(task: EvaluationTask) -> EvaluationResult:
     started_at, start = utc_now(), time.monotonic()
     model, device = _load(task)
     metrics, answers = _measure(task, model)
@@ -156,7 +127,7 @@ def _evaluate(task: _Task) -> EvaluationResult:
     )
 
 
-def _load(task: _Task) -> tuple[GPT, str]:
+def _load(task: EvaluationTask) -> tuple[GPT, str]:
     """Return the checkpoint's model, verified, and the name of the device it is on."""
     import torch
 
@@ -172,13 +143,13 @@ def _load(task: _Task) -> tuple[GPT, str]:
     except (UserError, FileNotFoundError) as error:
         if path.is_file():
             raise
-        raise _gone(path) from error
+        raise CheckpointGoneError(f"{path} no longer exists; only the last checkpoints are kept") from error
     if found.weights_sha256 != task.checkpoint.weights_sha256:  # best_model.pt was replaced in between
         raise CheckpointGoneError(f"{path} now holds step {found.step}, no longer step {task.checkpoint.step}")
     return model, torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
-def _measure(task: _Task, model: GPT) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def _measure(task: EvaluationTask, model: GPT) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return the metrics by name and the answers as records."""
     from gpt_pipeline.data.tokens.stream import open_shards
     from gpt_pipeline.evaluation.answers import answer_metrics, answer_questions, as_record

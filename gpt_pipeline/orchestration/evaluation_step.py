@@ -11,7 +11,7 @@ import dagster as dg
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_step, find_checkpoint
 from gpt_pipeline.evaluation.config import EvaluationConfig
-from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, evaluate_checkpoint
+from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, EvaluationTask, evaluate_checkpoint
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult, alias_of, best_weights
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.dead_runs import note_process
@@ -44,8 +44,8 @@ def evaluate_partition(
     note_process(context.instance, context.run)
     try:
         checkpoint = _find_checkpoint(experiment, context.partition_key)
-        result = evaluate_checkpoint(
-            checkpoint.path,
+        task = EvaluationTask(
+            checkpoint=checkpoint,
             shards=finished_shards(experiment),
             english=finished_english(experiment),
             data=experiment.data,
@@ -53,8 +53,8 @@ def evaluate_partition(
             max_length=experiment.config.data.max_length,
             device=experiment.config.hardware.device,
             folder=experiment.folder.evaluations,
-            force=force,
         )
+        result = evaluate_checkpoint(task, force=force)
     except CheckpointGoneError as gone:
         context.log.warning(f"Skipped: {gone}")
         return
