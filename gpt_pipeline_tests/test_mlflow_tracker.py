@@ -20,10 +20,9 @@ from gpt_pipeline.tracking.mlflow_tracker import (
     FINGERPRINT_TAG,
     MARKDOWN_FILE,
     TABLE_FILE,
-    LoggedRun,
     log_evaluation,
 )
-from gpt_pipeline.tracking.store import TrackingError, default_tracking_uri, flatten, open_client
+from gpt_pipeline.tracking.store import LoggedRun, TrackingError, default_tracking_uri, flatten, open_client
 
 PARAMETERS = {"training": {"learning_rate": 3e-4, "max_steps": None}, "data": {"num_samples": 100}}
 ANSWER = {

@@ -15,10 +15,9 @@ import pytest
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
-from gpt_pipeline.tracking.store import TrackingError, default_tracking_uri, open_client
+from gpt_pipeline.tracking.store import LoggedRun, TrackingError, default_tracking_uri, open_client
 from gpt_pipeline.tracking.training_run import (
     SENT_NAME,
-    TrainingRun,
     earlier_logs_are_pending,
     log_earlier_trainings,
     log_training,
@@ -51,7 +50,7 @@ def finished(tmp_path: Path, template: TrainingJob) -> TrainingJob:
     return dataclasses.replace(template, experiment_folder=str(tmp_path / "experiment"))
 
 
-def _log(job: TrainingJob, store: Path, **changes: Any) -> TrainingRun | None:
+def _log(job: TrainingJob, store: Path, **changes: Any) -> LoggedRun | None:
     settings = {
         "fingerprint": job.fingerprint,
         "tracking_uri": default_tracking_uri(store),
@@ -144,7 +143,7 @@ def test_logged_run_names_the_run_of_the_training_alone(finished: TrainingJob, s
     assert logged_run(finished.folder, finished.fingerprint) is None
     logged = _log(finished, store)
     assert logged is not None
-    assert logged_run(finished.folder, finished.fingerprint) == dataclasses.replace(logged, lines=0)
+    assert logged_run(finished.folder, finished.fingerprint) == dataclasses.replace(logged, new=False)
     assert logged_run(finished.folder, OTHER) is None
 
 
@@ -156,7 +155,8 @@ def test_log_training_makes_one_finished_run_with_every_line_of_metrics(finished
     assert run.data.tags["gpt_pipeline.training"] == finished.fingerprint
     assert run.data.params == {"training.learning_rate": "0.01"}
     lines = [line for line in read_metrics(finished.folder.metrics) if line["kind"] in ("train", "validation")]
-    assert logged.lines == len(lines) == 17
+    assert logged.new
+    assert len(lines) == 17
     wanted = {"train_loss", "learning_rate", "gradient_norm", "tokens_per_second", "val_loss", "tokens_seen"}
     wanted |= {"memory_gb"}
     assert wanted | {"best_val_loss", "best_step"} <= set(run.data.metrics)
@@ -179,7 +179,7 @@ def test_log_training_again_adds_no_row(finished: TrainingJob, store: Path, note
     again = _log(finished, store, parameters={"training": {"learning_rate": 5.0}})
     assert again is not None
     assert first is not None
-    assert (again.run_id, again.lines) == (first.run_id, 0 if noted else 17)
+    assert (again.run_id, again.new) == (first.run_id, not noted)
     assert _rows(store) == rows
     assert len(_runs(store)) == 1
 

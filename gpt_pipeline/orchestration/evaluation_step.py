@@ -25,7 +25,7 @@ from gpt_pipeline.tracking.tables import answers_as_markdown, exercises_as_markd
 from gpt_pipeline.training.heartbeat import trainer_state
 
 if TYPE_CHECKING:
-    from gpt_pipeline.tracking.mlflow_tracker import LoggedRun
+    from gpt_pipeline.tracking.store import LoggedRun
 
 _ANSWERS_SHOWN = 3  # Dagster shows them in a window no higher than the page
 

@@ -11,11 +11,10 @@ checkpoint becomes the best.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult
-from gpt_pipeline.tracking.store import MAX_RUNS, OpenStore, milliseconds, missing_parameters, open_store
+from gpt_pipeline.tracking.store import MAX_RUNS, LoggedRun, OpenStore, milliseconds, missing_parameters, open_store
 from gpt_pipeline.tracking.tables import answers_as_markdown, answers_as_table
 
 if TYPE_CHECKING:
@@ -26,16 +25,6 @@ ALIAS_TAG = "alias"
 TABLE_FILE = "questions_and_answers.json"
 MARKDOWN_FILE = "questions_and_answers.md"
 _REMEDY = "the result is kept on disk: evaluate again once MLflow works, and it is logged without being computed again"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoggedRun:
-    """The one MLflow run of an evaluation."""
-
-    run_id: str
-    experiment_id: str
-    new: bool
-    """False when it was complete before."""
 
 
 def log_evaluation(

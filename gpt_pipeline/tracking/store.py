@@ -37,6 +37,16 @@ class TrackingError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoggedRun:
+    """The one MLflow run of an evaluation or a training."""
+
+    run_id: str
+    experiment_id: str
+    new: bool
+    """False if MLflow had all of it before."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpenStore:
     """The store, opened for one experiment."""
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
-from gpt_pipeline.tracking.store import OpenStore, milliseconds, missing_parameters, open_store
+from gpt_pipeline.tracking.store import LoggedRun, OpenStore, milliseconds, missing_parameters, open_store
 from gpt_pipeline.training.demand import Demand, earlier_trainings
 from gpt_pipeline.training.finished import find_finished_training, training_state
 from gpt_pipeline.training.metrics import SENT_NAME, read_metrics
@@ -39,16 +39,6 @@ _LINES_AT_ONCE = 100
 _TURN_SECONDS = 30.0
 _REMEDY = "training goes on and its lines are kept in metrics.jsonl; they are sent once MLflow works"
 _STATUS = {"running": "RUNNING", "finished": "FINISHED", "died": "FAILED", "stopped": "KILLED"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRun:
-    """The one MLflow run of a training."""
-
-    run_id: str
-    experiment_id: str
-    lines: int
-    """Lines of `metrics.jsonl` that were new to MLflow."""
 
 
 @dataclass(kw_only=True)
@@ -96,7 +86,7 @@ def log_training(
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
     draw_losses: Callable[[Path], str],
-) -> TrainingRun | None:
+) -> LoggedRun | None:
     """Send what MLflow lacks of the training with `fingerprint`; None if the folder holds none of its lines yet.
 
     `parameters` is the experiment's configuration, nested as it may be. `draw_losses` makes an SVG document of
@@ -133,11 +123,11 @@ def log_training(
             sent.offset = size
             sent.write(folder)
         # Before the status, so that a picture that a crash here leaves out of date is drawn again with the status.
-        is_checkpoint = [record["kind"] == "checkpoint" for record in new]
-        if any(is_checkpoint) or _status(folder, fingerprint) not in ("RUNNING", sent.status):
+        has_checkpoint = any(record["kind"] == "checkpoint" for record in new)
+        if has_checkpoint or _status(folder, fingerprint) not in ("RUNNING", sent.status):
             store.client.log_text(sent.run_id, draw_losses(folder.metrics), LOSS_FILE)
         _send_status(store, run, folder, sent)
-        return TrainingRun(run_id=sent.run_id, experiment_id=sent.experiment_id, lines=is_checkpoint.count(False))
+        return LoggedRun(run_id=sent.run_id, experiment_id=sent.experiment_id, new=bool(new))
 
 
 def log_earlier_trainings(
@@ -170,12 +160,12 @@ def log_earlier_trainings(
         )
 
 
-def logged_run(folder: ExperimentFolder, fingerprint: str) -> TrainingRun | None:
+def logged_run(folder: ExperimentFolder, fingerprint: str) -> LoggedRun | None:
     """Return the run that the training with `fingerprint` was last sent to; None if it never was."""
     sent = _Sent.read(folder)
     if sent is None or sent.fingerprint != fingerprint or not sent.experiment_id:
         return None
-    return TrainingRun(run_id=sent.run_id, experiment_id=sent.experiment_id, lines=0)
+    return LoggedRun(run_id=sent.run_id, experiment_id=sent.experiment_id, new=False)
 
 
 def sent_runs(folder: ExperimentFolder) -> dict[ExperimentFolder, str]:
