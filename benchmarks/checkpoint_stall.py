@@ -22,6 +22,7 @@ from gpt_pipeline.checkpoints.save import checkpoint_bytes, save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Snapshot
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.training.config import CadenceConfig, HardwareConfig
+from gpt_pipeline.training.feed import Batch
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.observer import SilentObserver
 from gpt_pipeline.training.saver import Saver
@@ -84,7 +85,7 @@ class _Measurement:
         started = time.perf_counter()
         self._step += 1
         inputs, targets = (part.to(self._device) for part in self._settings.batch(self._step))
-        self._updater.update(self._step, (inputs, targets)).result()
+        self._updater.update(self._step, Batch(inputs, targets)).result()
         return time.perf_counter() - started
 
     def _begin(self) -> float:

@@ -10,9 +10,9 @@ from torch import Tensor
 from benchmarks.contest import Step
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
-from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
+from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig, step_layout
 from gpt_pipeline.training.device import choose_compute, prepare_process
-from gpt_pipeline.training.plan import StepPlan, plan_steps
+from gpt_pipeline.training.feed import Batch
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.update import Updater
 
@@ -58,8 +58,8 @@ class StepSettings:
             compile=self.compile,  # type: ignore[arg-type]
         )
 
-    def plan(self) -> StepPlan:
-        return plan_steps(self.training(), max_length=self.length, steps_per_epoch=1, world_size=1)
+    def plan(self) -> StepLayout:
+        return step_layout(self.training(), max_length=self.length, steps_per_epoch=1, world_size=1)
 
     def use_threads(self) -> None:
         if self.threads is not None:
@@ -80,7 +80,7 @@ def make_updater(settings: StepSettings) -> Updater:
     prepare_process(compute)
     torch.manual_seed(0)
     model = GPT(settings.model).to(compute.device)
-    return Updater(model, training, plan=settings.plan(), compute=compute, ranks=Ranks(), say=print)
+    return Updater(model, training, layout=settings.plan(), compute=compute, ranks=Ranks(), say=print)
 
 
 def make_ours(settings: StepSettings) -> Step:
@@ -93,6 +93,6 @@ def make_ours(settings: StepSettings) -> Step:
         step += 1
         device = updater.model.head_weight.device
         inputs, targets = (part.to(device, non_blocking=True) for part in settings.batch(step))
-        return updater.update(step, (inputs, targets)).result().train_loss
+        return updater.update(step, Batch(inputs, targets)).result().train_loss
 
     return update

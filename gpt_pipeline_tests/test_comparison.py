@@ -302,7 +302,7 @@ def test_comparison_sensor_acts_when_a_report_changed_and_nothing_trains(project
 
 def test_report_step_sets_an_experiment_apart_from_the_newest_other_that_was_started(copy: TinyProject) -> None:
     from gpt_pipeline.orchestration.report_step import _newest_other
-    from gpt_pipeline.training.demand import MARKER_NAME
+    from gpt_pipeline.training.decision import MARKER_NAME
 
     one = copy.experiment("tiny")
     assert _newest_other(one) is None

@@ -29,7 +29,7 @@ from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.lock import folder_lock
-from gpt_pipeline.training.randomness import random_states
+from gpt_pipeline.training.state import random_states
 from gpt_pipeline_tests.projects import TinyProject
 
 

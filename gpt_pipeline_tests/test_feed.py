@@ -39,7 +39,8 @@ def feed(request: pytest.FixtureRequest, sampler: BatchSampler) -> Iterator[Batc
 
 def test_feed_batches_in_and_out_of_order_are_the_samplers(feed: BatchFeed, sampler: BatchSampler) -> None:
     for step in [*range(60), 7, 8, 3, 200]:
-        inputs, targets = feed.batch_at(step)
+        inputs, targets, weights = feed.batch_at(step)
+        assert weights is None
         assert inputs.dtype == targets.dtype == torch.int64
         assert inputs.is_contiguous()
         assert targets.is_contiguous()

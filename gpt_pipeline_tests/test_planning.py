@@ -42,19 +42,18 @@ from gpt_pipeline.planning.probe import Request, sizes_of
 from gpt_pipeline.planning.speed import Speed, Work, duration, measure, update_seconds
 from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
 from gpt_pipeline.progress.stages import data_progress
-from gpt_pipeline.progress.training import upcoming_start
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.room import free_bytes
-from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
+from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig
+from gpt_pipeline.training.decision import decide_start
 from gpt_pipeline.training.device import flops_per_token
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.observer import SilentObserver
 from gpt_pipeline.training.optimizer import Optimizer
-from gpt_pipeline.training.plan import StepPlan
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.saver import Saver
-from gpt_pipeline.training.signals import StopFlag
-from gpt_pipeline.training.start import decide_start
+from gpt_pipeline.training.start import prepare_start
+from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.training_jobs import Listener, make_job
 
@@ -308,7 +307,7 @@ def test_plan_start_before_during_and_after_a_training(with_data: TinyProject) -
     assert finished.disks[0].to_write == 0
     with_data.write_experiment("tiny", learning_rate=0.002)
     changed = _plan(with_data.experiment("tiny"))
-    assert (changed.start.kind, changed.start.moves_aside) == ("anew", True)
+    assert (changed.start.kind, changed.start.moves_checkpoints) == ("anew", True)
 
 
 def test_plan_of_a_running_training_takes_its_own_figures_and_does_not_compete(with_data: TinyProject) -> None:
@@ -327,7 +326,7 @@ _RESUMES = ["null", "scratch", "checkpoint_step_4.pt", "checkpoint_step_8.pt", "
 @pytest.mark.parametrize("resume", _RESUMES)
 @pytest.mark.parametrize("repeated", [False, True])
 @pytest.mark.parametrize("learning_rate", [0.001, 0.002])
-def test_upcoming_start_is_what_the_trainer_then_decides(
+def test_decided_start_is_what_the_trainer_then_does(
     with_data: TinyProject, resume: str, repeated: bool, learning_rate: float
 ) -> None:
     _train(with_data, stop_at=9)
@@ -335,15 +334,15 @@ def test_upcoming_start_is_what_the_trainer_then_decides(
     path.write_text(path.read_text().replace("../storage}", f"../storage, checkpoint_to_resume: {resume}}}"))
     job = _job(with_data.experiment("tiny"))
     if repeated:
-        decide_start(job, max_steps=12, say=_quiet)
+        prepare_start(job, max_steps=12, say=_quiet)
     before = len(list(job.folder.root.glob("previous/*")))
-    expected = upcoming_start(job)
-    start = decide_start(job, max_steps=12, say=_quiet)
+    expected = decide_start(job)
+    start = prepare_start(job, max_steps=12, say=_quiet)
     assert expected.step == (0 if start.checkpoint is None else start.checkpoint.step)
-    assert expected.checkpoint == (None if start.checkpoint is None else start.checkpoint.path.name)
+    assert expected.checkpoint == (None if start.checkpoint is None else start.checkpoint.path)
     assert (expected.kind == "finished") == (start.finished is not None)
     moved = [path for path in job.folder.root.glob("previous/*") if list(path.rglob("*.pt"))]
-    assert expected.moves_aside == (len(moved) > before)
+    assert expected.moves_checkpoints == (len(moved) > before)
 
 
 def test_device_of_one_thread_is_told_in_the_singular() -> None:
@@ -360,12 +359,12 @@ def test_device_of_one_thread_is_told_in_the_singular() -> None:
 
 
 def _request(**changes) -> Request:
-    plan = StepPlan(batch_size=4, micro_batch_size=2, max_length=32, world_size=1, max_steps=100)
+    layout = StepLayout(batch_size=4, micro_batch_size=2, max_length=32, world_size=1, max_steps=100)
     values = {
         "model": ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=64),
         "training": TrainingConfig(batch_size=4, micro_batch_size=2, warmup_steps=2),
         "hardware": HardwareConfig(device="cpu"),
-        "plan": plan,
+        "layout": layout,
         "answers": 2,
     }
     return Request(**{**values, **changes})
@@ -417,7 +416,7 @@ def test_update_seconds_of_many_micro_batches_follow_from_two_sizes() -> None:
 
 
 def test_probe_makes_whole_updates_where_they_are_short() -> None:
-    plan = StepPlan(batch_size=6, micro_batch_size=2, max_length=8, world_size=1, max_steps=1)
+    plan = StepLayout(batch_size=6, micro_batch_size=2, max_length=8, world_size=1, max_steps=1)
     assert sizes_of(plan) == (3,)
     assert sizes_of(dataclasses.replace(plan, batch_size=64)) == (1, 4)
 
@@ -503,7 +502,10 @@ def test_plan_of_a_resumed_checkpoint_that_has_made_room_since_goes_on_as_the_tr
     job = _train(with_data, stop_at=9)
     (job.folder.checkpoints / "checkpoint_step_4.pt").unlink()
     expected = _plan(with_data.experiment("tiny"))
-    assert (expected.problems, expected.start.step) == ((), decide_start(job, max_steps=12, say=_quiet).checkpoint.step)
+    assert (expected.problems, expected.start.step) == (
+        (),
+        prepare_start(job, max_steps=12, say=_quiet).checkpoint.step,
+    )
     shutil.rmtree(with_data.experiment("tiny").data_folder)
     assert _plan(with_data.experiment("tiny")).problems == ()
 

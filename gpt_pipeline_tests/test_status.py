@@ -31,7 +31,7 @@ from gpt_pipeline.sheet import plain_text
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.heartbeat import heartbeat
 from gpt_pipeline.training.run import run_job
-from gpt_pipeline.training.signals import StopFlag
+from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.training_jobs import Listener
 

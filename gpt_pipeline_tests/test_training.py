@@ -29,9 +29,9 @@ from gpt_pipeline.training.config import HardwareConfig
 from gpt_pipeline.training.finished import find_finished_training
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
-from gpt_pipeline.training.randomness import random_states, restore_random_states
 from gpt_pipeline.training.run import run_job
-from gpt_pipeline.training.signals import StopFlag
+from gpt_pipeline.training.state import random_states, restore_random_states
+from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline.training.update import NotFiniteError, Updater
 from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job, trainer_command, write_shards
 
@@ -423,8 +423,8 @@ def test_training_with_a_number_that_is_not_finite_stops_before_the_step(tmp_pat
     forward = GPT.forward
     calls = []
 
-    def poisoned(self, ids, targets=None):
-        loss = forward(self, ids, targets)
+    def poisoned(self, ids, targets=None, weights=None):
+        loss = forward(self, ids, targets, weights)
         if self.training:
             calls.append(1)
         if self.training and len(calls) == 13:  # the first micro-batch of update 7
@@ -524,13 +524,13 @@ def test_lock_error_is_raised_for_a_second_trainer_in_process(tmp_path):
 def test_updater_leaves_norms_and_biases_undecayed(tmp_path):
     job = make_job(tmp_path)
     model = GPT(job.model)
+    from gpt_pipeline.training.config import step_layout
     from gpt_pipeline.training.device import Compute
-    from gpt_pipeline.training.plan import plan_steps
     from gpt_pipeline.training.ranks import Ranks
 
-    plan = plan_steps(job.training, max_length=T, steps_per_epoch=5, world_size=1)
+    plan = step_layout(job.training, max_length=T, steps_per_epoch=5, world_size=1)
     compute = Compute(device=torch.device("cpu"), bf16=False, compile=False, peak_flops=None)
-    updater = Updater(model, job.training, plan=plan, compute=compute, ranks=Ranks())
+    updater = Updater(model, job.training, layout=plan, compute=compute, ranks=Ranks())
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -21,12 +21,11 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.lock import folder_lock, is_locked
 from gpt_pipeline.storage.process import ProcessId
+from gpt_pipeline.training.device import largest_proper_divisor
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat, read_heartbeat, trainer_state
-from gpt_pipeline.training.memory import largest_proper_divisor
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.run import run_job
-from gpt_pipeline.training.signals import StopFlag
-from gpt_pipeline.training.watchdog import EXIT_HUNG, Watchdog
+from gpt_pipeline.training.stopping import EXIT_HUNG, StopFlag, Watchdog
 from gpt_pipeline_tests.training_jobs import Listener, make_job, trainer_command
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
@@ -44,10 +43,10 @@ def test_largest_proper_divisor_keeps_the_update_divisible(number, divisor):
 def test_training_out_of_gpu_memory_names_the_micro_batch_to_try(tmp_path, monkeypatch, where):
     forward = GPT.forward
 
-    def full(self, ids, targets=None):
+    def full(self, ids, targets=None, weights=None):
         if self.training:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return forward(self, ids, targets)
+        return forward(self, ids, targets, weights)
 
     def full_step(self, learning_rate, **options):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
@@ -62,7 +61,7 @@ def test_training_out_of_gpu_memory_names_the_micro_batch_to_try(tmp_path, monke
 
 
 def test_training_out_of_gpu_memory_with_one_sequence_says_what_else_to_lower(tmp_path, monkeypatch):
-    def full(self, ids, targets=None):
+    def full(self, ids, targets=None, weights=None):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(GPT, "forward", full)
@@ -76,8 +75,8 @@ def test_training_loss_that_is_not_finite_leaves_the_best_and_the_last_checkpoin
     forward = GPT.forward
     calls = []
 
-    def poisoned(self, ids, targets=None):
-        loss = forward(self, ids, targets)
+    def poisoned(self, ids, targets=None, weights=None):
+        loss = forward(self, ids, targets, weights)
         calls.append(self.training)
         return loss * value if calls.count(True) > 12 else loss  # from update 7 on, estimates included
 
@@ -141,7 +140,7 @@ def test_watchdog_does_not_count_the_time_of_a_suspended_machine():
 
 
 def test_watchdog_that_cannot_tell_anyone_ends_the_process_all_the_same(monkeypatch):
-    monkeypatch.setattr("gpt_pipeline.training.watchdog._SAY_SECONDS", 0.05)
+    monkeypatch.setattr("gpt_pipeline.training.stopping._SAY_SECONDS", 0.05)
     ended = threading.Event()
     block = threading.Event()
     with Watchdog(patience=0.1, say=lambda text: block.wait(30), end=lambda code: ended.set()) as watchdog:

@@ -12,11 +12,11 @@ import torch
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.model.gpt import GPT
-from gpt_pipeline.training.compiled import CompiledModel
-from gpt_pipeline.training.device import Compute
+from gpt_pipeline.training.config import step_layout
+from gpt_pipeline.training.device import CompiledModel, Compute
+from gpt_pipeline.training.feed import Batch
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.optimizer import Optimizer
-from gpt_pipeline.training.plan import plan_steps
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.update import NotFiniteError, Updater
@@ -27,14 +27,14 @@ CPU = Compute(device=torch.device("cpu"), bf16=False, compile=False, peak_flops=
 
 def _updater(job, *, model: GPT | None = None, compute: Compute = CPU, **changes) -> Updater:
     torch.manual_seed(0)
-    plan = plan_steps(job.training, max_length=T, steps_per_epoch=5, world_size=1)
+    plan = step_layout(job.training, max_length=T, steps_per_epoch=5, world_size=1)
     model = GPT(job.model) if model is None else model
-    return Updater(model, job.training, plan=plan, compute=compute, ranks=Ranks(), **changes)
+    return Updater(model, job.training, layout=plan, compute=compute, ranks=Ranks(), **changes)
 
 
-def _batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch(step: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
-    return tuple(torch.randint(0, 50257, (BATCH, T), generator=generator) for _ in range(2))
+    return Batch(*(torch.randint(0, 50257, (BATCH, T), generator=generator) for _ in range(2)))
 
 
 def _numbers(job) -> list[tuple]:
@@ -83,9 +83,9 @@ def test_training_that_learns_late_of_a_number_that_is_not_finite_names_its_step
     forward = GPT.forward
     calls = []
 
-    def poisoned(self, ids, targets=None):
+    def poisoned(self, ids, targets=None, weights=None):
         calls.extend([1] * self.training)
-        return forward(self, ids, targets) * (math.nan if self.training and len(calls) == 9 else 1)  # update 5
+        return forward(self, ids, targets, weights) * (math.nan if self.training and len(calls) == 9 else 1)  # update 5
 
     monkeypatch.setattr(GPT, "forward", poisoned)
     with pytest.raises(NotFiniteError, match="before update 5: found loss nan"):

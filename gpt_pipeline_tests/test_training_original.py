@@ -20,7 +20,7 @@ from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
 from gpt_pipeline.training.original import read_original
 from gpt_pipeline.training.run import run_job
-from gpt_pipeline.training.signals import StopFlag
+from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline_tests.training_jobs import Listener, T, make_job
 
 # The architecture of those scripts, from its description: pre-LN blocks, layer norms with scale and shift, GELU by

@@ -13,14 +13,13 @@ import torch
 
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
-from gpt_pipeline.training.console import describe
+from gpt_pipeline.training.config import HardwareConfig, TrainingConfig, sequences_per_step, step_layout, total_steps
 from gpt_pipeline.training.device import choose_compute, flops_per_token
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import MetricsLog, read_metrics, write_metrics_up_to
-from gpt_pipeline.training.plan import plan_steps, sequences_per_step, total_steps
+from gpt_pipeline.training.observer import describe
+from gpt_pipeline.training.optimizer import learning_rate_at
 from gpt_pipeline.training.ranks import Ranks
-from gpt_pipeline.training.schedule import learning_rate_at
 from gpt_pipeline_tests.training_jobs import make_job
 
 # Schedule
@@ -68,7 +67,7 @@ def test_schedule_of_a_short_training_stays_between_zero_and_the_peak(schedule, 
 
 
 def _plan(world_size: int = 1, max_length: int = 512, **changes):
-    return plan_steps(TrainingConfig(**changes), max_length=max_length, steps_per_epoch=1000, world_size=world_size)
+    return step_layout(TrainingConfig(**changes), max_length=max_length, steps_per_epoch=1000, world_size=world_size)
 
 
 def test_plan_without_wishes_is_one_pass_of_the_batch():
@@ -233,7 +232,7 @@ def test_cpu_computes_in_fp32_unless_asked_and_is_told_where_bf16_would_be_faste
 def test_peak_memory_keeps_what_was_used_once():
     code = """
 import torch
-from gpt_pipeline.training.memory import peak_memory_bytes
+from gpt_pipeline.training.device import peak_memory_bytes
 before = peak_memory_bytes(torch.device("cpu"))
 torch.ones(100_000_000)
 print(before, peak_memory_bytes(torch.device("cpu")))

@@ -28,7 +28,7 @@ from gpt_pipeline.tracking.training_run import (
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.run import run_job
-from gpt_pipeline.training.signals import StopFlag
+from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline_tests.training_jobs import Listener, make_job
 
 OTHER = "b" * 64

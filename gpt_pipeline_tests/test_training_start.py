@@ -13,13 +13,12 @@ import pytest
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
 from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.errors import DamagedFileError, UserError
-from gpt_pipeline.training.changes import Change, find_changes, settings_of
-from gpt_pipeline.training.demand import find_finished_work
+from gpt_pipeline.training.decision import find_finished_work
 from gpt_pipeline.training.finished import find_finished_training
-from gpt_pipeline.training.job import SCRATCH, TrainingJob
+from gpt_pipeline.training.job import SCRATCH, Change, TrainingJob, find_changes, settings_of
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.run import TrainingOutcome, run_job
-from gpt_pipeline.training.signals import StopFlag
+from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline_tests.training_jobs import Listener, make_job
 
 OTHER = "b" * 64

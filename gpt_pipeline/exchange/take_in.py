@@ -29,7 +29,7 @@ from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.optimizer import Optimizer
-from gpt_pipeline.training.randomness import random_states, seed_all
+from gpt_pipeline.training.state import random_states, seed_all
 
 _INDEX_NAME = "model.safetensors.index.json"  # of weights in several files
 

@@ -12,8 +12,7 @@ from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.config import StorageConfig
 from gpt_pipeline.storage.names import folder_name
-from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
-from gpt_pipeline.training.plan import StepPlan, plan_steps, sequences_per_step
+from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig, sequences_per_step, step_layout
 
 DATA_FOLDER = "data"  # <base_folder>/data holds what experiments share, so that no experiment may bear the name
 
@@ -47,9 +46,9 @@ class ExperimentConfig:
         """Forward passes of one GPU in one optimizer update."""
         return self.step_plan(steps_per_epoch=1).grad_accum_steps  # which depends on no epoch
 
-    def step_plan(self, *, steps_per_epoch: int) -> StepPlan:
+    def step_plan(self, *, steps_per_epoch: int) -> StepLayout:
         """Return how the trainer will cut its updates on the hardware that the file names."""
-        return plan_steps(
+        return step_layout(
             self.training,
             max_length=self.data.max_length,
             steps_per_epoch=steps_per_epoch,

@@ -6,7 +6,7 @@ from gpt_pipeline.checkpoints.choose import checkpoint_to_resume
 from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_fingerprint
-from gpt_pipeline.training.demand import Demand
+from gpt_pipeline.training.decision import Demand
 from gpt_pipeline.training.job import SCRATCH
 
 

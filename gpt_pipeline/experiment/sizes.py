@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.config import ExperimentConfig
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.training.plan import StepPlan
+from gpt_pipeline.training.config import StepLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class TrainingSize:
     steps_per_epoch: int
     """Updates in one pass over the training tokens; what does not fill a whole update is left out of the pass."""
 
-    plan: StepPlan
+    plan: StepLayout
 
     @property
     def tokens_per_epoch(self) -> int:

@@ -188,10 +188,11 @@ class GPT(nn.Module):  # type: ignore[misc]
         """The output matrix [V, C]."""
         return self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """Return logits [B, T, V] for `ids` [B, T]; with `targets` [B, T] the loss, summed over tokens, in nats.
 
-        A sum, not a mean: micro-batches and ranks add up, and the caller divides once by the tokens of the update.
+        `weights` [B, T] says how much each target counts; None: all the same, 1. A sum, not a mean: micro-batches
+        and ranks add up, and the caller divides once by the weight of all targets of the update.
 
         Raises:
             ValueError: more tokens than the model has positions.
@@ -206,6 +207,7 @@ class GPT(nn.Module):  # type: ignore[misc]
             x.flatten(0, 1),
             self.head_weight,
             targets.flatten(),
+            None if weights is None else weights.flatten(),
             padded_vocab_size=self.config.padded_vocab_size,
             piece=self.loss_piece,
         )

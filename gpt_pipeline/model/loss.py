@@ -19,50 +19,69 @@ from torch.nn import functional as F  # noqa: N812  # its usual name
 from gpt_pipeline.model.linear import linear
 
 
-def summed_loss(x: Tensor, weight: Tensor, targets: Tensor, *, padded_vocab_size: int, piece: int | None) -> Tensor:
-    """Return the cross entropy, in nats, summed over the tokens `targets` [N], of `x` [N, C] times `weight` [V, C].
+def summed_loss(
+    x: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    *,
+    padded_vocab_size: int,
+    piece: int | None,
+) -> Tensor:
+    """Return the cross entropy, in nats, summed over the tokens `targets` [N], of `x` [N, C] times `head` [V, C].
 
+    `weights`: how much each target counts, float32 [N]; None: all the same, 1.
     `piece`: tokens whose logits are in memory together; None for all of them, which a compiler can fuse.
     """
-    vocab_size = weight.size(0)
+    vocab_size = head.size(0)
     if x.is_cuda:
         # Tensor cores want a multiple of 64 columns. The zero rows live inside this product only: no parameter,
         # no gradient, no probability (their logits are cut off), nothing to keep out of checkpoints.
-        weight = F.pad(weight, (0, 0, 0, padded_vocab_size - vocab_size))
+        head = F.pad(head, (0, 0, 0, padded_vocab_size - vocab_size))
     if piece is not None and len(x) > piece and torch.is_grad_enabled():
-        nats: Tensor = _LossInPieces.apply(x, weight, targets, (vocab_size, piece))
+        nats: Tensor = _LossInPieces.apply(x, head, targets, weights, (vocab_size, piece))
         return nats
-    pieces = zip(x.split(piece or len(x)), targets.split(piece or len(x)), strict=True)
-    return sum((_plain(some, weight, wanted, vocab_size) for some, wanted in pieces), x.new_zeros(()).float())
+    size = piece or len(x)
+    pieces = [part.split(size) for part in (x, targets)]
+    pieces.append([None] * len(pieces[0]) if weights is None else weights.split(size))
+    nats = (_plain(some, head, wanted, count, vocab_size) for some, wanted, count in zip(*pieces, strict=True))
+    return sum(nats, x.new_zeros(()).float())
 
 
-def _plain(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-    logits = linear(x, weight)[..., :vocab_size]
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
+def _plain(x: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None, vocab_size: int) -> Tensor:
+    logits = linear(x, head)[..., :vocab_size]
+    if weights is None:
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
+    return (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
 
 
 class _LossInPieces(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by the type checker
     """The summed loss; its forward pass computes the gradients already."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, sizes: tuple[int, int]) -> Tensor:
-        """[N, C], [P, C], [N] -> []; `sizes`: vocabulary, piece."""
+    def forward(  # noqa: PLR0917  # autograd passes them by position
+        ctx: Any, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None, sizes: tuple[int, int]
+    ) -> Tensor:
+        """[N, C], [P, C], [N], [N] -> []; `sizes`: vocabulary, piece."""
         vocab_size, piece = sizes
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         with torch.autocast(device, enabled=False):
-            inputs, head = x.to(dtype), weight.to(dtype)
-            grad_x, grad_head = torch.empty_like(inputs), torch.zeros_like(weight)
+            inputs, matrix = x.to(dtype), head.to(dtype)
+            grad_x, grad_head = torch.empty_like(inputs), torch.zeros_like(head)
             nats = torch.zeros((), device=x.device)
             for start in range(0, len(x), piece):
                 part = slice(start, start + piece)
                 some, wanted = inputs[part], targets[part, None]
-                logits = linear(some, head).float()  # [n, P]
+                logits = linear(some, matrix).float()  # [n, P]
                 logits[:, vocab_size:] = -torch.inf
                 normaliser = logits.logsumexp(1, keepdim=True)
-                nats += (normaliser - logits.gather(1, wanted)).sum()
+                losses = normaliser - logits.gather(1, wanted)  # [n, 1]
+                nats += (losses if weights is None else losses * weights[part, None]).sum()
                 error = logits.sub_(normaliser).exp_()  # probabilities, and with the next line the loss's gradient
                 error.scatter_add_(1, wanted, error.new_full((1, 1), -1.0).expand_as(wanted))
+                if weights is not None:
+                    error *= weights[part, None]
                 error = error.to(dtype)
                 grad_x[part] = linear(error, head.t())
                 grad_head += linear(error.t(), some.t())  # summed in the precision of the weights
@@ -71,7 +90,7 @@ class _LossInPieces(torch.autograd.Function):  # type: ignore[misc]  # torch is 
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Return the gradients of `factor` times the loss."""
         grad_x, grad_head = ctx.saved_tensors
-        return grad_x * factor.to(grad_x.dtype), grad_head * factor, None, None
+        return grad_x * factor.to(grad_x.dtype), grad_head * factor, None, None, None

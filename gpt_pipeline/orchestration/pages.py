@@ -19,7 +19,7 @@ from gpt_pipeline.orchestration.process_group import ask_to_stop, is_alive, kill
 from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PAGE_VARIABLE, MLFLOW_PORT, Project
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.ports import HOST, is_free
-from gpt_pipeline.training.signals import StopFlag, stop_on_signals
+from gpt_pipeline.training.stopping import StopFlag, stop_on_signals
 
 _PORTS_TRIED = 50
 _START_SECONDS = 180.0

@@ -13,7 +13,7 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress.report import note_report, report_fingerprint, report_shows
 from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.storage.atomic import read_json
-from gpt_pipeline.training.demand import MARKER_NAME
+from gpt_pipeline.training.decision import MARKER_NAME
 
 if TYPE_CHECKING:
     from gpt_pipeline.report.build import OtherExperiment

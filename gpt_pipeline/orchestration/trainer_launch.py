@@ -18,7 +18,7 @@ import dagster as dg
 from gpt_pipeline.orchestration.process_group import ask_to_stop, kill, own_group
 from gpt_pipeline.orchestration.trainer_pipes import DIE_WITH_PARENT
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE
-from gpt_pipeline.training.signals import StopFlag, stop_on_signals
+from gpt_pipeline.training.stopping import StopFlag, stop_on_signals
 
 PROGRESS_DESCRIPTOR = "GPT_PIPELINE_PROGRESS_FD"
 # More than the 30 s after which torchrun kills its workers, so that we never interrupt a save.

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.training.console import console_observer, describe
 from gpt_pipeline.training.job import TrainingJob
-from gpt_pipeline.training.observer import Observer, SilentObserver
-from gpt_pipeline.training.signals import stop_when_parent_dies
+from gpt_pipeline.training.observer import Observer, SilentObserver, console_observer, describe
+from gpt_pipeline.training.stopping import stop_when_parent_dies
 
 if TYPE_CHECKING:
     from dagster_pipes import PipesContext

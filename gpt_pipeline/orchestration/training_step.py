@@ -24,7 +24,7 @@ from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR, train
 from gpt_pipeline.orchestration.training_log import LogSender, catch_up, send_log
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.tracking.training_run import logged_run
-from gpt_pipeline.training.demand import find_finished_work
+from gpt_pipeline.training.decision import find_finished_work
 from gpt_pipeline.training.finished import FinishedTraining, find_finished_training
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
 from gpt_pipeline.training.metrics import read_metrics

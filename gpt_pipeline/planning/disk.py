@@ -18,8 +18,8 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.planning.memory import checkpoint_bytes
 from gpt_pipeline.planning.tokens import TokenCount
 from gpt_pipeline.progress.stages import StageProgress
-from gpt_pipeline.progress.training import UpcomingStart
 from gpt_pipeline.storage.room import existing_folder, free_bytes
+from gpt_pipeline.training.decision import StartDecision
 
 SYNTH_FILE_BYTES = 7.6e9 / 16
 SYNTH_DOCUMENTS_PER_FILE = 2_000_000 / 16
@@ -81,7 +81,7 @@ def disks(
     experiment: Experiment,
     tokens: TokenCount,
     stages: Sequence[StageProgress],
-    start: UpcomingStart,
+    start: StartDecision,
     *,
     checkpoints: int | None,
 ) -> tuple[Disk, ...]:
@@ -147,14 +147,14 @@ def _stage_need(stage: StageProgress, folder: Path, estimate: int) -> DiskNeed:
     return DiskNeed(what=stage.name, folder=folder, size=stage.size if finished else estimate, present=stage.size)
 
 
-def _checkpoint_needs(experiment: Experiment, start: UpcomingStart, to_come: int | None) -> list[DiskNeed]:
+def _checkpoint_needs(experiment: Experiment, start: StartDecision, to_come: int | None) -> list[DiskNeed]:
     """Return the checkpoints on disk at the same time; those of an earlier training stay in `previous/`.
 
     A training that writes fewer than it may keep checks for the space of all of them when it starts.
     """
     config, folder = experiment.config, experiment.folder.checkpoints
     each = checkpoint_bytes(config.model, config.training.optimizer)
-    present = 0 if start.kind == "anew" else len(list_checkpoints(folder))
+    present = 0 if start.kind in ("anew", "weights") else len(list_checkpoints(folder))
     if start.kind == "finished":
         return [DiskNeed(what="checkpoints", folder=folder, size=present * each, present=present * each)]
     wanted = max(kept_checkpoints(config.evaluation.keep_last), present + 1)

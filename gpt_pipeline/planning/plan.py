@@ -25,13 +25,14 @@ from gpt_pipeline.planning.speed import Duration, OutOfMemoryError, Speed, Work,
 from gpt_pipeline.planning.tokens import TokenCount, count_tokens
 from gpt_pipeline.progress.evaluations import pending_evaluations
 from gpt_pipeline.progress.stages import StageProgress, data_progress
-from gpt_pipeline.progress.training import UpcomingStart, newest_records, upcoming_start
+from gpt_pipeline.progress.training import newest_records
+from gpt_pipeline.training.config import StepLayout
+from gpt_pipeline.training.decision import StartDecision, decide_start
 from gpt_pipeline.training.device import flops_per_token
 from gpt_pipeline.training.heartbeat import trainer_state
-from gpt_pipeline.training.plan import StepPlan
 
 _RESUME = "storage.checkpoint_to_resume"
-_ANEW = UpcomingStart(kind="anew", step=0, checkpoint=None, moves_aside=False)
+_ANEW = StartDecision(kind="anew")
 
 Say = Callable[[str], None]
 _Value = TypeVar("_Value")
@@ -89,7 +90,7 @@ class Plan:
     tokens: TokenCount
     length: Length | None
     stages: tuple[StageProgress, ...]
-    start: UpcomingStart
+    start: StartDecision
     is_running: bool
     """Whether its training is running."""
 
@@ -182,20 +183,20 @@ def _or_problem(found: list[Finding], key: str, make: Callable[[], _Value]) -> _
     return None
 
 
-def _start(experiment: Experiment) -> UpcomingStart:
+def _start(experiment: Experiment) -> StartDecision:
     """Return where the training would start: at step 0 until the shards exist, which are part of its identity."""
     require_checkpoint_to_resume(experiment)
     shards = find_shards(experiment.data, experiment.data_folder)
-    return _ANEW if shards is None else upcoming_start(training_job(experiment, shards))
+    return _ANEW if shards is None else decide_start(training_job(experiment, shards))
 
 
-def _running(experiment: Experiment) -> UpcomingStart:
+def _running(experiment: Experiment) -> StartDecision:
     """Return how far the running training is."""
     step = int(newest_records(experiment.folder.metrics).get("train", {}).get("step", 0))
-    return UpcomingStart(kind="continue", step=step, checkpoint=None, moves_aside=False)
+    return StartDecision(kind="continue", step=step)
 
 
-def _length(experiment: Experiment, size: TrainingSize, start: UpcomingStart) -> Length:
+def _length(experiment: Experiment, size: TrainingSize, start: StartDecision) -> Length:
     config, plan = experiment.config, size.plan
     left = max(0, plan.max_steps - start.step)
     every = config.evaluation.save_every_n_iterations
@@ -228,10 +229,10 @@ def _memory(experiment: Experiment, length: Length, precision: Precision) -> Mem
 
 
 def _duration(
-    experiment: Experiment, tokens: TokenCount, length: Length, start: UpcomingStart, speed: Speed | None
+    experiment: Experiment, tokens: TokenCount, length: Length, start: StartDecision, speed: Speed | None
 ) -> Duration:
     config = experiment.config
-    pending = 0 if start.moves_aside else len(pending_evaluations(experiment))
+    pending = 0 if start.moves_checkpoints else len(pending_evaluations(experiment))
     work = Work(
         steps=length.steps_left,
         tokens_per_step=length.tokens_per_step,
@@ -252,7 +253,7 @@ class _Measuring:
     length: Length | None
     device: Device | None
     need: MemoryNeed | None
-    start: UpcomingStart
+    start: StartDecision
     running: bool
 
     def speed(self, found: list[Finding], *, measured: bool, say: Say) -> tuple[Speed | None, str | None]:
@@ -290,7 +291,7 @@ class _Measuring:
             model=config.model,
             training=config.training,
             hardware=dataclasses.replace(config.hardware, num_gpus=1),
-            plan=StepPlan(
+            layout=StepLayout(
                 batch_size=share,
                 micro_batch_size=length.micro_batch_size,
                 max_length=config.data.max_length,
@@ -301,7 +302,7 @@ class _Measuring:
         )
 
     def _smaller(self, length: Length) -> str:
-        from gpt_pipeline.training.memory import largest_proper_divisor
+        from gpt_pipeline.training.device import largest_proper_divisor
 
         smaller = largest_proper_divisor(length.micro_batch_size)
         return "lower data.max_length or the model" if smaller is None else f"set training.micro_batch_size: {smaller}"

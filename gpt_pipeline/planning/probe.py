@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT, KVCache
-from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
-from gpt_pipeline.training.device import choose_compute, prepare_process
-from gpt_pipeline.training.memory import peak_memory_bytes
-from gpt_pipeline.training.plan import StepPlan
+from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig
+from gpt_pipeline.training.device import choose_compute, peak_memory_bytes, prepare_process
+from gpt_pipeline.training.feed import Batch
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.update import Updater
 
@@ -45,7 +43,7 @@ class Request:
     model: ModelConfig
     training: TrainingConfig
     hardware: HardwareConfig
-    plan: StepPlan
+    layout: StepLayout
     """Of one process: its share of the update."""
 
     answers: int
@@ -58,14 +56,14 @@ class Request:
             model=ModelConfig(**value["model"]),
             training=TrainingConfig(**value["training"]),
             hardware=HardwareConfig(**value["hardware"]),
-            plan=StepPlan(**value["plan"]),
+            layout=StepLayout(**value["layout"]),
             answers=int(value["answers"]),
         )
 
 
-def sizes_of(plan: StepPlan) -> tuple[int, ...]:
+def sizes_of(layout: StepLayout) -> tuple[int, ...]:
     """Return how many micro-batches the updates have: all of them, or two sizes from which to extrapolate."""
-    count = plan.grad_accum_steps
+    count = layout.grad_accum_steps
     return (count,) if count <= _WHOLE else (1, _WHOLE)
 
 
@@ -80,10 +78,10 @@ def probe(request: Request, emit: Emit) -> None:
     prepare_process(compute)
     torch.manual_seed(0)
     model = GPT(request.model).to(compute.device)
-    updater = Updater(model, request.training, plan=request.plan, compute=compute, ranks=Ranks(), say=notes.append)
+    updater = Updater(model, request.training, layout=request.layout, compute=compute, ranks=Ranks(), say=notes.append)
     emit({"kind": "device", "text": compute.describe(), "peak_flops": compute.peak_flops})
     batch = _batches(request, compute.device)
-    sizes = sizes_of(request.plan)
+    sizes = sizes_of(request.layout)
     emit({"kind": "first", "micro_batches": sizes[0], "seconds": _update(updater, 0, batch, sizes[0])})
     step, spent = 1, 0.0
     while step < _MOST_UPDATES and (step <= _ROUNDS * len(sizes) or spent < _LEAST_SECONDS):
@@ -98,27 +96,27 @@ def probe(request: Request, emit: Emit) -> None:
         emit({"kind": "note", "text": note})
 
 
-def _batches(request: Request, device: torch.device) -> Callable[[int], tuple[Tensor, Tensor]]:
+def _batches(request: Request, device: torch.device) -> Callable[[int], Batch]:
     """Return a function that gives inputs and targets of a number of micro-batches, int64 [B, T]."""
-    plan = request.plan
-    count = max(sizes_of(plan)) * plan.micro_batch_size
-    ids = torch.randint(0, request.model.vocab_size, (count, plan.max_length + 1)).to(device)
+    layout = request.layout
+    count = max(sizes_of(layout)) * layout.micro_batch_size
+    ids = torch.randint(0, request.model.vocab_size, (count, layout.max_length + 1)).to(device)
 
-    def batch(micro_batches: int) -> tuple[Tensor, Tensor]:
-        rows = ids[: micro_batches * plan.micro_batch_size]
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+    def batch(micro_batches: int) -> Batch:
+        rows = ids[: micro_batches * layout.micro_batch_size]
+        return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
 
     return batch
 
 
-def _update(updater: Updater, step: int, batch: Callable[[int], tuple[Tensor, Tensor]], micro_batches: int) -> float:
+def _update(updater: Updater, step: int, batch: Callable[[int], Batch], micro_batches: int) -> float:
     inputs = batch(micro_batches)
     start = time.perf_counter()
     updater.update(step, inputs).result()  # which waits for the device
     return time.perf_counter() - start
 
 
-def _probe_reading(updater: Updater, batch: tuple[Tensor, Tensor], emit: Emit, *, autocast: Callable[[], Any]) -> None:
+def _probe_reading(updater: Updater, batch: Batch, emit: Emit, *, autocast: Callable[[], Any]) -> None:
     """Time the loss of a micro-batch as validation computes it; the second time, since the first may compile."""
     updater.evaluator.eval()
     for _ in range(2):

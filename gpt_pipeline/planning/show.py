@@ -180,8 +180,10 @@ def start_text(plan: Plan) -> str:
         return f"running, step {start.step:,}"
     if start.kind == "finished":
         return f"finished at step {start.step:,}, used again"
-    if start.kind == "continue":
-        moved = "; newer checkpoints are moved to previous/" if start.moves_aside else ""
+    if start.checkpoint is not None:
+        moved = "; newer checkpoints are moved to previous/" if start.moves_checkpoints else ""
         at = f", step {start.step:,}" if start.step else ""
-        return f"continues from {start.checkpoint}{at}{moved}"
-    return "starts at step 0" + ("; existing checkpoints are moved to previous/" if start.moves_aside else "")
+        return f"continues from {start.checkpoint.name}{at}{moved}"
+    moved = "; existing checkpoints are moved to previous/" if start.moves_checkpoints else ""
+    weights = " with the weights of another training" if start.kind == "weights" else ""
+    return f"starts at step 0{weights}{moved}"

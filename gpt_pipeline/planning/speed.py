@@ -164,8 +164,8 @@ def _check(records: list[Mapping[str, Any]], exit_code: int, errors: str, *, lat
 def _speed(request: Request, records: list[Mapping[str, Any]], *, world_size: int, late: bool) -> Speed:
     by_kind = {record["kind"]: record for record in records}
     updates = [record for record in records if record["kind"] == "update"]
-    seconds = update_seconds(updates or [by_kind["first"]], micro_batches=request.plan.grad_accum_steps)
-    share = request.plan.batch_size * request.plan.max_length
+    seconds = update_seconds(updates or [by_kind["first"]], micro_batches=request.layout.grad_accum_steps)
+    share = request.layout.batch_size * request.layout.max_length
     notes = [str(record["text"]) for record in records if record["kind"] == "note"]
     if late and updates:
         notes.append(f"stopped by the time limit after {len(updates)} updates, so less certain")

@@ -1,4 +1,4 @@
-"""How far a training is, and from where it would start now. Reads only, and imports no torch."""
+"""How far a training is. Reads only, and imports no torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt_pipeline.checkpoints.choose import checkpoint_to_resume
 from gpt_pipeline.checkpoints.manifest import (
     CheckpointInfo,
-    best_checkpoint,
     list_checkpoints,
     manifest_path,
     read_info,
@@ -22,85 +20,15 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_fingerprint
 from gpt_pipeline.experiment.sizes import training_size
 from gpt_pipeline.storage.layout import ExperimentFolder
-from gpt_pipeline.training.demand import Demand
 from gpt_pipeline.training.finished import (
     FinishedTraining,
     find_finished_training,
-    last_checkpoint,
     training_state,
 )
 from gpt_pipeline.training.heartbeat import read_heartbeat
-from gpt_pipeline.training.job import SCRATCH, TrainingJob
 
-StartKind = Literal["finished", "continue", "anew"]
 State = Literal["running", "finished", "stopped", "died", "absent"]
 _TAIL_BYTES = 64 << 10  # of metrics.jsonl; some 150 lines
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpcomingStart:
-    """From where the trainer would start now."""
-
-    kind: StartKind
-    step: int
-    """Optimizer updates done; 0 for a checkpoint of the original scripts, which must be read to know."""
-
-    checkpoint: str | None
-    """File name of the checkpoint it would continue from."""
-
-    moves_aside: bool
-    """Whether checkpoints that are there now would be moved to `previous/`."""
-
-
-def upcoming_start(job: TrainingJob) -> UpcomingStart:
-    """Return what `training.start.decide_start` would decide, by the manifests alone: no file is hashed or moved.
-
-    Raises:
-        UserError: the checkpoint that the experiment file names is not there.
-    """
-    demand = Demand.of(job)
-    if demand.is_for_something and demand == Demand.read(job.folder):  # carried out already
-        return _from_file(job) if job.resume not in (None, SCRATCH) and _is_pending(job) else _go_on(job)
-    if demand.request or job.resume == SCRATCH:
-        return UpcomingStart(kind="anew", step=0, checkpoint=None, moves_aside=_has_checkpoints(job.folder))
-    return _go_on(job) if job.resume is None else _from_file(job)
-
-
-def _go_on(job: TrainingJob) -> UpcomingStart:
-    newest = max(_own_checkpoints(job), key=lambda info: info.step, default=None)
-    if newest is None:
-        return UpcomingStart(kind="anew", step=0, checkpoint=None, moves_aside=_has_checkpoints(job.folder))
-    finished = find_finished_training(job.folder, job.fingerprint)
-    last = None if finished is None else last_checkpoint(job.folder, finished)
-    is_over = last is not None and last.step == newest.step
-    return UpcomingStart(
-        kind="finished" if is_over else "continue", step=newest.step, checkpoint=newest.path.name, moves_aside=False
-    )
-
-
-def _from_file(job: TrainingJob) -> UpcomingStart:
-    path = checkpoint_to_resume(job.folder.checkpoints, str(job.resume))
-    info = read_info(path)
-    step = 0 if info is None else info.step
-    newer = any(each.step > step for each in list_checkpoints(job.folder.checkpoints))
-    return UpcomingStart(kind="continue", step=step, checkpoint=path.name, moves_aside=info is not None and newer)
-
-
-def _is_pending(job: TrainingJob) -> bool:
-    """Whether the named checkpoint is there and has no successor yet; otherwise the newest successor is continued."""
-    path = job.folder.checkpoints / str(job.resume)
-    named = read_info(path)
-    return path.is_file() and not any(named is None or info.step > named.step for info in _own_checkpoints(job))
-
-
-def _own_checkpoints(job: TrainingJob) -> list[CheckpointInfo]:
-    best = best_checkpoint(job.folder.checkpoints)
-    every = [*([best] if best else []), *list_checkpoints(job.folder.checkpoints)]
-    return [info for info in every if info.fingerprint == job.fingerprint]
-
-
-def _has_checkpoints(folder: ExperimentFolder) -> bool:
-    return any(folder.checkpoints.glob("*.pt*"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.tracking.store import LoggedRun, OpenStore, milliseconds, missing_parameters, open_store
-from gpt_pipeline.training.demand import Demand, earlier_trainings
+from gpt_pipeline.training.decision import Demand, earlier_trainings
 from gpt_pipeline.training.finished import find_finished_training, training_state
 from gpt_pipeline.training.metrics import SENT_NAME, read_metrics
 

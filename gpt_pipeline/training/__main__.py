@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.training.console import console_observer
 from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.observer import console_observer
 from gpt_pipeline.training.run import run_job
-from gpt_pipeline.training.signals import stop_when_parent_dies
+from gpt_pipeline.training.stopping import stop_when_parent_dies
 
 _EXIT_MISUSE = 2
 _EXIT_INTERRUPTED = 130

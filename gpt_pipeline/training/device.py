@@ -1,4 +1,4 @@
-"""How a step runs on the device that is there: where, in which precision, compiled or not."""
+"""How a step runs on the device that is there: where, in which precision, compiled or not, in how much memory."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import ctypes
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
-from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
+from gpt_pipeline.storage.resident import peak_resident_bytes
+from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig
 from gpt_pipeline.training.ranks import Ranks
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -178,3 +180,88 @@ def _missing_for_compile(*, cuda: bool) -> str | None:
 
 def _peak_flops(name: str) -> float | None:
     return next((flops for part, flops in _PEAK_BF16_FLOPS.items() if part in name.replace("NVL", "")), None)
+
+
+class CompiledModel(nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
+    """Calls the compiled model. Compiling happens at the first call, and again for other shapes.
+
+    Whether it can be done at all (a compiler that does not fit the headers, a driver too old for Triton) only that
+    first call shows. When it fails the model runs as it is from then on, and `say` is told.
+    """
+
+    def __init__(self, model: nn.Module, *, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self.model = model
+        self._say = say
+        # In a list, which torch does not search: the compiled model's parameters are those of `model`.
+        self._compiled: list[nn.Module] = [torch.compile(model)]
+
+    @staticmethod
+    def errors() -> type[Exception]:
+        """Return what failing to compile raises."""
+        from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
+        error: type[Exception] = TorchDynamoException
+        return error
+
+    @property
+    def is_compiled(self) -> bool:
+        return bool(self._compiled)
+
+    def forward(self, ids: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return what the model returns."""
+        if self._compiled:
+            try:
+                return self._compiled[0](ids, targets, weights)
+            except self.errors() as error:
+                self.give_up(error)
+        return self.model(ids, targets, weights)
+
+    def give_up(self, error: Exception) -> None:
+        """Run the model as it is from now on, because of `error`; raise it if that is what failed."""
+        if not self._compiled:
+            raise error
+        self._compiled.clear()
+        cause = getattr(error, "inner_exception", error)  # what torch wraps says more
+        reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        self._say(f"The model is not compiled, so training is slower: compiling it failed ({reason.strip()}).")
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Return the most memory in use so far: tensors on a GPU, else the process's resident memory; None: unknown.
+
+    The host keeps count of both, so asking waits for no device.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return peak_resident_bytes()
+
+
+@contextmanager
+def explained_out_of_memory(layout: StepLayout) -> Iterator[None]:
+    """Turn running out of GPU memory, wherever in the block, into a UserError that says what to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(out_of_memory(layout)) from error
+
+
+def out_of_memory(layout: StepLayout) -> str:
+    """Return the advice: the next smaller micro-batch that divides the update as this one does."""
+    micro = layout.micro_batch_size
+    smaller = largest_proper_divisor(micro)
+    advice = (
+        "lower data.max_length or the model's size"
+        if smaller is None
+        else f"set training.micro_batch_size: {smaller} and start again"
+    )
+    return (
+        f"the GPU's memory does not hold a forward and backward pass of {micro} sequences of "
+        f"{layout.max_length} tokens; "
+        f"{advice} (an update keeps its {layout.batch_size} sequences, and the training continues from its checkpoint)"
+    )
+
+
+def largest_proper_divisor(number: int) -> int | None:
+    """Return the largest divisor of `number` below it; None for 1."""
+    return next((divisor for divisor in range(number // 2, 0, -1) if number % divisor == 0), None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,8 +14,24 @@ from torch import Tensor
 from gpt_pipeline.data.tokens.batches import BatchSampler
 from gpt_pipeline.training.ranks import Ranks
 
-Batch = tuple[Tensor, Tensor]
-"""Inputs and targets, int64 [B, T]: this process's share of an update."""
+
+class Batch(NamedTuple):
+    """This process's share of an update."""
+
+    inputs: Tensor
+    """int64 [B, T]."""
+
+    targets: Tensor
+    """int64 [B, T]."""
+
+    weights: Tensor | None = None
+    """How much each target counts in the loss, float32 [B, T]; None: all the same, 1."""
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Yield parts of at most `size` sequences."""
+        inputs, targets = self.inputs.split(size), self.targets.split(size)
+        weights = [None] * len(inputs) if self.weights is None else self.weights.split(size)
+        return itertools.starmap(Batch, zip(inputs, targets, weights, strict=True))
 
 
 class BatchFeed:
@@ -32,7 +51,7 @@ class BatchFeed:
         self._ahead = (step + 1, self._thread.submit(self._read, step + 1))
         if self._device.type == "cuda":  # copied at 2 bytes a token, and widened there
             rows = _widened(rows.to(self._device, non_blocking=True))
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
 
     def close(self) -> None:
         """End the thread."""

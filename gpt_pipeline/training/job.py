@@ -1,13 +1,13 @@
-"""What the trainer is asked to do, as one JSON file that any machine can read with the standard library."""
+"""What the trainer is asked to do, as one JSON file, and what sets two such jobs apart. Imports no torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.config import ModelConfig
@@ -16,6 +16,20 @@ from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig
 
 SCRATCH = "scratch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartWeights:
+    """The weights of another training that this one begins with."""
+
+    file: str
+    """A checkpoint, ours or of the original scripts."""
+
+    weights_sha256: str
+    """Of the weights in it (`checkpoints.snapshot.weights_sha256`): part of the training's fingerprint."""
+
+    source: str
+    """Where they come from, for people: `gpt2-124m.yaml, best_model.pt, step 50000`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +57,19 @@ class TrainingJob:
     """Names one demand to train anew although nothing changed, such as the id of a forced run; the same demand is
     carried out once, however often the job is started. Empty: no such demand."""
 
+    start_from: StartWeights | None = None
+    """The weights to begin with; None: random ones."""
+
     @property
     def folder(self) -> ExperimentFolder:
         return ExperimentFolder(root=Path(self.experiment_folder))
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON values."""
-        return dataclasses.asdict(self)
+        value = dataclasses.asdict(self)
+        if self.start_from is None:  # so that a version that knows no such start reads the job
+            del value["start_from"]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainingJob:
@@ -60,7 +80,8 @@ class TrainingJob:
             "cadence": CadenceConfig(**value["cadence"]),
             "hardware": HardwareConfig(**value["hardware"]),
         }
-        return cls(**{**value, **parts})
+        start_from = value.get("start_from")
+        return cls(**{**value, **parts, "start_from": None if start_from is None else StartWeights(**start_from)})
 
     def write(self, path: Path) -> None:
         """Write the job to `path`, atomically."""
@@ -79,3 +100,73 @@ class TrainingJob:
             raise UserError(f"{path}: no such file; need a job file, such as <experiment folder>/job.json") from None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no job file: {error}") from error
+
+
+Effect = Literal["free", "warned", "refused"]
+Settings = Mapping[str, Any]
+"""Values by the whole path of their key in the experiment file."""
+
+SHARDS = "token shards"
+"""Stands for everything that decides the documents and their split: the fingerprint of the shards."""
+
+START_FROM = "start_from"
+"""Stands for the weights that the training began with: their sha256; null: random ones."""
+
+_FREE_SECTIONS = ("hardware", "evaluation")
+_FREE = ("training.micro_batch_size", "training.compile")
+_WARNED_MODEL = "model.dropout"
+_REFUSED = ("training.optimizer",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One key that has another value now."""
+
+    key: str
+    before: Any
+    after: Any
+
+    @property
+    def effect(self) -> Effect:
+        """What the change means for a training that goes on."""
+        section = self.key.split(".")[0]
+        if section in _FREE_SECTIONS or self.key in _FREE:
+            return "free"
+        refused = self.key in _REFUSED or (section == "model" and self.key != _WARNED_MODEL)
+        return "refused" if refused else "warned"
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_shown(self.before)} -> {_shown(self.after)}"
+
+
+def settings_of(job: TrainingJob) -> dict[str, Any]:
+    """Return all that `job` was told, but for names and folders: plain values by key, as a checkpoint keeps them."""
+    sections = {
+        "model": dataclasses.asdict(job.model),
+        "training": dataclasses.asdict(job.training),
+        "evaluation": dataclasses.asdict(job.cadence),
+        "hardware": dataclasses.asdict(job.hardware),
+    }
+    flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    start = None if job.start_from is None else job.start_from.weights_sha256
+    return {**flat, "data.max_length": job.max_length, SHARDS: job.shards_fingerprint, START_FROM: start}
+
+
+def find_changes(before: Settings, job: TrainingJob) -> list[Change]:
+    """Return the keys whose value in `job` is another than in `before`; what `before` does not know is no change."""
+    after = settings_of(job)
+    return [
+        Change(key=key, before=before[key], after=value)
+        for key, value in after.items()
+        if key in before and before[key] != value
+    ]
+
+
+def listed(changes: Iterable[Change], effect: Effect) -> str:
+    """Return the changes of one effect in a line; empty if there are none."""
+    return "; ".join(str(change) for change in changes if change.effect == effect)
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text  # a fingerprint

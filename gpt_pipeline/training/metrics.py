@@ -9,11 +9,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.storage.atomic import write_text
+from gpt_pipeline.storage.manifest import utc_now
+from gpt_pipeline.training.config import StepLayout
+from gpt_pipeline.training.observer import Observer
+
+if TYPE_CHECKING:
+    from gpt_pipeline.training.state import Progress
+    from gpt_pipeline.training.update import UpdateResult
 
 SENT_NAME = "metrics.sent.json"
 """Beside `metrics.jsonl`: what a tracker noted of how much of it was sent. It moves with its training."""
@@ -82,3 +91,116 @@ def _cut_torn_line(path: Path) -> None:
                 break
             end = start
         file.truncate(end)
+
+
+Clock = Callable[[], float]
+
+
+class Recorder:
+    """Gathers updates and writes them as lines."""
+
+    def __init__(
+        self,
+        progress: Progress,
+        *,
+        log: MetricsLog | None,
+        observer: Observer,
+        layout: StepLayout,
+        flops_per_token: float,
+        peak_flops: float | None,
+        peak_memory: Callable[[], int | None],
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        """`log` is None in the processes besides the first.
+
+        `peak_flops` is that of all processes together, `peak_memory` (bytes; None: unknown) that of this one.
+        """
+        self._progress = progress
+        self._log = log
+        self._observer = observer
+        self._layout = layout
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops
+        self._peak_memory = peak_memory
+        self._clock = clock
+        self._updates: list[UpdateResult] = []
+        self._update_seconds = 0.0
+        self._last_tick = clock()
+
+    def tick(self) -> float:
+        """Add the time since the last call to the training time; return it in seconds."""
+        now = self._clock()
+        elapsed, self._last_tick = now - self._last_tick, now
+        self._progress.seconds += elapsed
+        return elapsed
+
+    def update(self, result: UpdateResult) -> None:
+        """Take note of an update that has just been made; write a line when it is time."""
+        self._updates.append(result)
+        self._update_seconds += self.tick()
+        if result.step % self._layout.log_every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the updates since the last line as one line."""
+        if not self._updates:
+            return
+        last = self._updates[-1]
+        speed = len(self._updates) * self._layout.tokens_per_step / max(self._update_seconds, 1e-9)
+        memory = self._peak_memory()
+        ahead = self._progress.step - last.step  # updates that the device is at
+        self._write(
+            "train",
+            step=last.step,
+            tokens_seen=self._progress.tokens_seen - ahead * self._layout.tokens_per_step,
+            train_loss=sum(update.train_loss for update in self._updates) / len(self._updates),
+            updates=len(self._updates),
+            learning_rate=last.learning_rate,
+            gradient_norm=last.gradient_norm,
+            tokens_per_second=speed,
+            mfu=None if self._peak_flops is None else speed * self._flops_per_token / self._peak_flops,
+            peak_flops=self._peak_flops,
+            memory_gb=None if memory is None else round(memory / 1e9, 3),
+            eta_seconds=(self._layout.max_steps - last.step) * self._layout.tokens_per_step / speed,
+        )
+        self._updates.clear()
+        self._update_seconds = 0.0
+
+    def validation(self, val_loss: float, *, is_best: bool) -> None:
+        """Write an estimate of the validation loss."""
+        self.tick()
+        self._write("validation", val_loss=val_loss, is_best=is_best)
+
+    def checkpoint(self, info: CheckpointInfo, *, stall_seconds: float) -> None:
+        """Write that a checkpoint has become durable, maybe some steps after its own."""
+        self.tick()
+        self._write(
+            "checkpoint",
+            step=info.step,
+            tokens_seen=info.tokens_seen,
+            file=info.path.name,
+            sha256=info.sha256,
+            size=info.size,
+            stall_seconds=round(stall_seconds, 4),
+        )
+
+    def event(self, event: str, message: str) -> None:
+        """Write that something happened, and tell the user."""
+        self.tick()
+        self._write("event", event=event, message=message)
+        self._observer.message(message)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._log is not None:
+            self._log.close()
+
+    def _write(self, kind: str, **values: Any) -> None:
+        if self._log is None:
+            return
+        progress = self._progress
+        record = {"kind": kind, "step": progress.step, "tokens_seen": progress.tokens_seen} | values
+        record |= {"seconds": round(progress.seconds, 3), "time": utc_now()}
+        self._log.write(record)
+        if kind in ("train", "validation"):
+            self._observer.progress({**record, "max_steps": self._layout.max_steps})

@@ -20,26 +20,29 @@ from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.manifest import utc_now
-from gpt_pipeline.training.device import Compute, choose_compute, flops_per_token, prepare_process
+from gpt_pipeline.training.config import StepLayout, sequences_per_step, step_layout
+from gpt_pipeline.training.device import (
+    Compute,
+    choose_compute,
+    explained_out_of_memory,
+    flops_per_token,
+    peak_memory_bytes,
+    prepare_process,
+)
 from gpt_pipeline.training.feed import BatchFeed
 from gpt_pipeline.training.finished import FinishedTraining
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat
 from gpt_pipeline.training.job import TrainingJob
-from gpt_pipeline.training.memory import explained_out_of_memory, peak_memory_bytes
-from gpt_pipeline.training.metrics import MetricsLog
+from gpt_pipeline.training.metrics import MetricsLog, Recorder
 from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver
-from gpt_pipeline.training.plan import StepPlan, plan_steps, sequences_per_step
-from gpt_pipeline.training.randomness import seed_all
 from gpt_pipeline.training.ranks import Ranks, process_group
-from gpt_pipeline.training.recorder import Recorder
 from gpt_pipeline.training.saver import Saver
-from gpt_pipeline.training.signals import StopFlag, stop_on_signals
-from gpt_pipeline.training.start import Start, decide_start, read_start
-from gpt_pipeline.training.state import Progress, restore, take_snapshot
+from gpt_pipeline.training.start import Start, prepare_start, read_start, read_start_weights
+from gpt_pipeline.training.state import Progress, restore, seed_all, take_snapshot
+from gpt_pipeline.training.stopping import PATIENCE_SECONDS, StopFlag, Watchdog, stop_on_signals
 from gpt_pipeline.training.trainer import Trainer
 from gpt_pipeline.training.update import Updater
 from gpt_pipeline.training.validate import require_validation_tokens
-from gpt_pipeline.training.watchdog import PATIENCE_SECONDS, Watchdog
 
 _LOCK_SECONDS = 2.0
 
@@ -101,25 +104,25 @@ def _run(
 ) -> TrainingOutcome:
     shards = _open_shards(job)
     sampler = _sampler(job, shards)
-    plan = plan_steps(
+    layout = step_layout(
         job.training, max_length=job.max_length, steps_per_epoch=sampler.steps_per_epoch, world_size=ranks.world_size
     )
     compute = choose_compute(job.hardware, job.training, ranks=ranks, say=observer.message)
     prepare_process(compute)
-    start = _agree_on_start(job, plan, observer, ranks)
+    start = _agree_on_start(job, layout, observer, ranks)
     if start.finished is not None:
         return TrainingOutcome(
             finished=True, reused=True, step=start.finished.step, checkpoint=start.checkpoint, exit_code=0
         )
     with (
-        explained_out_of_memory(plan),
+        explained_out_of_memory(layout),
         _trainer(
             job,
             observer,
             start=start,
             shards=shards,
             sampler=sampler,
-            plan=plan,
+            layout=layout,
             compute=compute,
             ranks=ranks,
             stop=stop,
@@ -130,20 +133,20 @@ def _run(
 
 
 def _train(trainer: Trainer) -> TrainingOutcome:
-    plan, progress = trainer.plan, trainer.progress
+    layout, progress = trainer.layout, trainer.progress
     begun = "resumed" if progress.step else "started"
     warmup = trainer.job.training.warmup_steps
-    if warmup >= plan.max_steps:
+    if warmup >= layout.max_steps:
         trainer.recorder.event(
             "short",
-            f"training.warmup_steps={warmup} is not below the {plan.max_steps} steps of this training: the learning "
+            f"training.warmup_steps={warmup} is not below the {layout.max_steps} steps of this training: the learning "
             "rate never reaches its peak.",
         )
     trainer.recorder.event(
         begun,
-        f"Training {'continues after' if progress.step else 'starts at'} step {progress.step} of {plan.max_steps}: "
-        f"{trainer.updater.model.num_parameters:,} parameters, {plan.tokens_per_step:,} tokens a step in "
-        f"{plan.grad_accum_steps} x {plan.micro_batch_size} sequences, {trainer.compute.describe()}.",
+        f"Training {'continues after' if progress.step else 'starts at'} step {progress.step} of {layout.max_steps}: "
+        f"{trainer.updater.model.num_parameters:,} parameters, {layout.tokens_per_step:,} tokens a step in "
+        f"{layout.grad_accum_steps} x {layout.micro_batch_size} sequences, {trainer.compute.describe()}.",
     )
     finished = trainer.train()
     if finished and trainer.ranks.is_first:
@@ -185,17 +188,17 @@ def _sampler(job: TrainingJob, shards: TokenShards) -> BatchSampler:
     )
 
 
-def _agree_on_start(job: TrainingJob, plan: StepPlan, observer: Observer, ranks: Ranks) -> Start:
+def _agree_on_start(job: TrainingJob, layout: StepLayout, observer: Observer, ranks: Ranks) -> Start:
     """Return the start that the first process decides on; the others read the same checkpoint."""
-    if ranks.world_size == 1:
-        return decide_start(job, max_steps=plan.max_steps, say=observer.message)
-    start = decide_start(job, max_steps=plan.max_steps, say=observer.message) if ranks.is_first else Start()
-    told = ranks.from_first((start.checkpoint.to_json() if start.checkpoint else None, start.finished))
     if ranks.is_first:
+        start = prepare_start(job, max_steps=layout.max_steps, say=observer.message)
+        ranks.from_first((start.checkpoint.to_json() if start.checkpoint else None, start.finished))
         return start
-    info = CheckpointInfo.from_json(told[0]) if told[0] else None
-    snapshot = read_start(job, info) if info and told[1] is None else None
-    return Start(checkpoint=info, snapshot=snapshot, finished=told[1])
+    found, finished = ranks.from_first(None)
+    if found is None:
+        return Start(weights=None if job.start_from is None else read_start_weights(job, job.start_from))
+    info = CheckpointInfo.from_json(found)
+    return Start(checkpoint=info, snapshot=None if finished else read_start(job, info), finished=finished)
 
 
 @contextmanager
@@ -206,7 +209,7 @@ def _trainer(
     start: Start,
     shards: TokenShards,
     sampler: BatchSampler,
-    plan: StepPlan,
+    layout: StepLayout,
     compute: Compute,
     ranks: Ranks,
     stop: StopFlag,
@@ -214,8 +217,11 @@ def _trainer(
 ) -> Iterator[Trainer]:
     """Yield the training, in the state that it starts from."""
     seed_all(job.training.seed)
-    model = GPT(job.model).to(compute.device)
-    updater = Updater(model, job.training, plan=plan, compute=compute, ranks=ranks, say=observer.message)
+    model = GPT(job.model)
+    if start.weights is not None:
+        model.load_state_dict(dict(start.weights))
+    model = model.to(compute.device)
+    updater = Updater(model, job.training, layout=layout, compute=compute, ranks=ranks, say=observer.message)
     progress = restore(start.snapshot, updater) if start.snapshot else Progress()
     saver = Saver(job, observer)
     if ranks.is_first:
@@ -226,7 +232,7 @@ def _trainer(
         progress,
         log=MetricsLog(job.folder.metrics) if ranks.is_first else None,
         observer=observer,
-        plan=plan,
+        layout=layout,
         flops_per_token=flops_per_token(job.model, num_parameters=model.num_parameters, max_length=job.max_length),
         peak_flops=compute.peak_flops * ranks.world_size if compute.peak_flops else None,
         peak_memory=lambda: peak_memory_bytes(compute.device),
@@ -237,7 +243,7 @@ def _trainer(
     try:
         yield Trainer(
             job=job,
-            plan=plan,
+            layout=layout,
             compute=compute,
             ranks=ranks,
             updater=updater,

@@ -1,4 +1,4 @@
-"""From where a training starts: what is continued, what is set aside, what is refused. Nothing is overwritten.
+"""The start of a training, carried out as `decision` says: what is continued, set aside, moved. Nothing is overwritten.
 
 All of it needs the lock of the experiment's folder.
 """
@@ -9,11 +9,12 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt_pipeline.checkpoints.choose import checkpoint_to_resume
+from torch import Tensor
+
 from gpt_pipeline.checkpoints.load import load_checkpoint, verify_checkpoint
 from gpt_pipeline.checkpoints.manifest import (
     CheckpointInfo,
@@ -27,21 +28,29 @@ from gpt_pipeline.checkpoints.manifest import (
 )
 from gpt_pipeline.checkpoints.snapshot import Snapshot, weights_sha256
 from gpt_pipeline.errors import DamagedFileError, UserError
-from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.atomic import fsync_folder, remove_leftovers, sha256_of
-from gpt_pipeline.storage.fingerprint import neutral_values
 from gpt_pipeline.storage.layout import ExperimentFolder
-from gpt_pipeline.training.changes import Change, Settings, find_changes, listed
-from gpt_pipeline.training.config import TrainingConfig
-from gpt_pipeline.training.demand import MARKER_NAME, PREVIOUS_NAME, Demand, earlier_trainings
-from gpt_pipeline.training.finished import FinishedTraining, find_finished_training, last_checkpoint
-from gpt_pipeline.training.job import SCRATCH, TrainingJob
+from gpt_pipeline.training.config import sequences_per_step
+from gpt_pipeline.training.decision import (
+    ASKED_ANEW,
+    MARKER_NAME,
+    PREVIOUS_NAME,
+    Demand,
+    StartDecision,
+    decide_start,
+    earlier_trainings,
+    require_fit,
+    require_steps_left,
+    settings_before,
+)
+from gpt_pipeline.training.finished import FinishedTraining
+from gpt_pipeline.training.job import Change, Settings, StartWeights, TrainingJob, find_changes, listed
 from gpt_pipeline.training.metrics import SENT_NAME, write_metrics_up_to
 from gpt_pipeline.training.original import OPTIMIZER, OriginalCheckpoint, optimizer_state, read_original
-from gpt_pipeline.training.plan import sequences_per_step
-from gpt_pipeline.training.randomness import random_states, seed_all
+from gpt_pipeline.training.state import random_states, seed_all
 
 Say = Callable[[str], None]
+Weights = Mapping[str, Tensor]
 
 _OPTIMIZER_KEY = "training.optimizer"
 
@@ -56,101 +65,120 @@ class Start:
     snapshot: Snapshot | None = None
     """What that checkpoint holds."""
 
+    weights: Weights | None = None
+    """The weights to begin with at step 0; None: random ones."""
+
     finished: FinishedTraining | None = None
     """Set when there is nothing left to do."""
 
 
-def decide_start(job: TrainingJob, *, max_steps: int, say: Say) -> Start:
+def prepare_start(job: TrainingJob, *, max_steps: int, say: Say) -> Start:
     """Return from where the training starts, having moved aside what would be in its way.
 
-    A checkpoint that is damaged is set aside as `*.damaged` and the one before it taken. A demand to start anew or
-    from a named file is carried out once: the same job started again goes on with what that began.
+    A checkpoint that is damaged is set aside as `*.damaged` and the one before it taken.
 
     Raises:
-        UserError: the named checkpoint is missing, damaged, or of another shape.
+        UserError: the named checkpoint is missing, damaged, or of another shape, or the weights to begin with are.
     """
     folder = job.folder
     remove_leftovers(folder.root)
     remove_leftovers(folder.checkpoints)
     settle_best(folder.checkpoints)
     demand = Demand.of(job)
-    before = Demand.read(folder)
-    if demand.is_for_something and demand == before:
-        start = _go_on(job, say) if demand.resume in (None, SCRATCH) else _go_on_from_file(job, max_steps, say)
-    elif demand.request or job.resume == SCRATCH:
-        _move_aside(folder, "starting from scratch as asked", say)
-        start = Start()
-    elif job.resume is not None:
-        start = _from_file(job, max_steps, say)
-    else:
-        start = _go_on(job, say)
+    start = None
+    while start is None:
+        decision = decide_start(job, max_steps=max_steps)
+        start = _carry_out(decision, job, max_steps, say)
     demand.write(folder)
     return start
 
 
-def _go_on(job: TrainingJob, say: Say) -> Start:
-    """Continue the newest valid checkpoint of the same training, or start it."""
-    folder = job.folder
-    _set_truncated_aside(folder.checkpoints, say)
-    finished = find_finished_training(folder, job.fingerprint)
-    newest = _newest_valid(folder.checkpoints, job.fingerprint, say)
-    if newest is not None:
-        info, snapshot = newest
-        if finished is None or info != last_checkpoint(folder, finished):
-            _say_changes(info, find_changes(_settings_before(info), job), job, say)
-            say(f"Continuing from {info.path.name}, step {info.step}.")
-            return Start(checkpoint=info, snapshot=snapshot)
+def _carry_out(decision: StartDecision, job: TrainingJob, max_steps: int, say: Say) -> Start | None:
+    """Return the start that was decided on; None when its checkpoint was damaged and has been set aside."""
+    if decision.note:
+        say(decision.note)
+    if decision.is_named:
+        return _start_from_named(decision, job, max_steps, say)
+    if decision.why_moved != ASKED_ANEW:
+        _set_truncated_aside(job.folder.checkpoints, say)
+    if decision.checkpoint is not None:
+        return _start_from_newest(decision, decision.checkpoint, job, say)
+    weights = None if job.start_from is None else read_start_weights(job, job.start_from)
+    if decision.why_moved:
+        _move_aside(job.folder, decision.why_moved, say)
+    if job.start_from is not None:
+        say(f"Starting from the weights of {job.start_from.source}.")
+    return Start(weights=weights)
+
+
+def _start_from_newest(decision: StartDecision, path: Path, job: TrainingJob, say: Say) -> Start | None:
+    try:
+        # Of the file's manifests, the one that fits: a best_model.pt may just have been replaced.
+        info = verify_checkpoint(path)
+        finished = decision.finished
+        snapshot = load_checkpoint(path, verify=False) if finished is None else None
+    except DamagedFileError as error:
+        say(f"{error}. It is kept as {set_aside(path, why='damaged').name}; trying the one before.")
+        return None
+    if finished is not None:
         say(f"Nothing to do: this training reached its last step, {finished.step}, at {finished.created_at}.")
-        return Start(checkpoint=info, finished=finished)
-    before = Demand.read(folder)
-    if before is None or before.fingerprint != job.fingerprint or _has_checkpoints(folder):
-        why = "no valid checkpoint of this configuration and data is in the folder"
-        _move_aside(folder, why + _difference_to_newest(job), say)
-    return Start()
+    else:
+        _say_changes(info, find_changes(settings_before(info), job), job, say)
+        say(f"Continuing from {info.path.name}, step {info.step}.")
+    return Start(checkpoint=info, snapshot=snapshot, finished=finished)
 
 
-def _difference_to_newest(job: TrainingJob) -> str:
-    """Return what sets the newest checkpoint in the folder apart from `job`, to be read after "is in the folder"."""
-    checkpoints = [info for info in list_checkpoints(job.folder.checkpoints) if info.fingerprint != job.fingerprint]
-    changes = find_changes(_settings_before(checkpoints[-1]), job) if checkpoints else []
-    telling = [str(change) for change in changes if change.effect != "free"]
-    return f" ({checkpoints[-1].path.name} has {'; '.join(telling)})" if telling else ""
-
-
-def _go_on_from_file(job: TrainingJob, max_steps: int, say: Say) -> Start:
-    """Continue what a named checkpoint began: with its newest successor, or with itself while there is none."""
-    successors = [info for info in list_checkpoints(job.folder.checkpoints) if info.fingerprint == job.fingerprint]
-    path = job.folder.checkpoints / str(job.resume)
-    named = read_info(path)
-    # Without a manifest it is an original checkpoint, which stays where it lies; any successor is a later step.
-    is_pending = path.is_file() and not any(named is None or info.step > named.step for info in successors)
-    if not is_pending:
-        say(f"{job.resume} was resumed before; continuing what came of it.")
-        return _go_on(job, say)
-    return _from_file(job, max_steps, say)
-
-
-def _from_file(job: TrainingJob, max_steps: int, say: Say) -> Start:
-    path = checkpoint_to_resume(job.folder.checkpoints, str(job.resume))
+def _start_from_named(decision: StartDecision, job: TrainingJob, max_steps: int, say: Say) -> Start:
+    path = decision.checkpoint
+    assert path is not None
     original = None if manifest_path(path).is_file() else read_original(path)
     if original is None:
         info = verify_checkpoint(path)
-        changes = find_changes(_settings_before(info), job)
-        _require_fit(info, changes)
-        _require_steps_left(info, max_steps, at_least=0)
+        changes: Sequence[Change] = decision.changes
         snapshot = load_checkpoint(path, verify=False)
-        _require_fit(info, _optimizer_change(snapshot, job))
+        require_fit(info, find_changes({_OPTIMIZER_KEY: snapshot.optimizer["name"]}, job))
     else:
         info = _original_info(path, original, job)
         changes = find_changes(_settings_of_original(original), job)
-        _require_fit(info, changes)
-        _require_steps_left(info, max_steps, at_least=1)
+        require_fit(info, changes)
+        require_steps_left(info, max_steps, at_least=1)
         snapshot = snapshot_of_original(info, original, job)
         _say_original(info, original, say)
     _say_changes(info, changes, job, say)
     _rewind(job.folder, info, say)
     say(f"Continuing from {path.name}, step {info.step}, as asked.")
     return Start(checkpoint=info, snapshot=snapshot)
+
+
+def read_start_weights(job: TrainingJob, start_from: StartWeights) -> Weights:
+    """Return the weights that `job` begins with.
+
+    Raises:
+        UserError: the file is missing or damaged, holds other weights than the job was made for, or a model of another
+            shape.
+    """
+    path = Path(start_from.file)
+    original = None if manifest_path(path).is_file() or not path.is_file() else read_original(path)
+    if original is None:
+        snapshot = load_checkpoint(path, verify=False)  # the hash of the weights says more than that of the file
+        weights, shape = snapshot.model, dataclasses.asdict(snapshot.model_config)
+    else:
+        weights, shape = original.model, dict(original.shape)
+    changes = find_changes({f"model.{key}": value for key, value in shape.items() if key != "dropout"}, job)
+    if changes:
+        found = ", ".join(f"{change.key}={change.before}" for change in changes)
+        need = ", ".join(f"{change.key}={change.after}" for change in changes)
+        raise UserError(
+            f"start_from: {path} holds a model with {found}, the experiment says {need}; leave these keys out, and the "
+            "model has the checkpoint's shape"
+        )
+    sha256 = weights_sha256(weights)
+    if sha256 != start_from.weights_sha256:
+        raise UserError(
+            f"start_from: {path} holds weights with sha256 {sha256}, need {start_from.weights_sha256} "
+            f"({start_from.source}): it was written anew meanwhile; run again to start from what is there now"
+        )
+    return weights
 
 
 def read_start(job: TrainingJob, info: CheckpointInfo) -> Snapshot:
@@ -197,40 +225,8 @@ def _original_info(path: Path, original: OriginalCheckpoint, job: TrainingJob) -
     )
 
 
-def _settings_before(info: CheckpointInfo) -> Settings:
-    """Return what the training that made `info` was told; of a manifest from before it was kept, the model's shape.
-
-    A key that did not exist yet had its neutral value.
-    """
-    told = info.settings or {f"model.{key}": value for key, value in dataclasses.asdict(info.model).items()}
-    sections = {"model": ModelConfig, "training": TrainingConfig}
-    later = {f"{name}.{key}": value for name, each in sections.items() for key, value in neutral_values(each).items()}
-    return {**later, **told}
-
-
 def _settings_of_original(original: OriginalCheckpoint) -> Settings:
     return {**{f"model.{key}": value for key, value in original.shape.items()}, _OPTIMIZER_KEY: OPTIMIZER}
-
-
-def _optimizer_change(snapshot: Snapshot, job: TrainingJob) -> list[Change]:
-    return find_changes({_OPTIMIZER_KEY: snapshot.optimizer["name"]}, job)
-
-
-def _require_fit(info: CheckpointInfo, changes: Sequence[Change]) -> None:
-    refused = listed(changes, "refused")
-    if refused:
-        raise UserError(
-            f"storage.checkpoint_to_resume: {info.path.name} does not fit the experiment ({refused}); "
-            "set these keys as the checkpoint has them, or train from scratch"
-        )
-
-
-def _require_steps_left(info: CheckpointInfo, max_steps: int, *, at_least: int) -> None:
-    if info.step + at_least > max_steps:
-        raise UserError(
-            f"storage.checkpoint_to_resume: {info.path.name} is at step {info.step}, and this training ends at step "
-            f"{max_steps}; raise training.max_steps or training.num_epochs, or resume an earlier one"
-        )
 
 
 def _say_original(info: CheckpointInfo, original: OriginalCheckpoint, say: Say) -> None:
@@ -263,19 +259,6 @@ def _say_changes(info: CheckpointInfo, changes: Sequence[Change], job: TrainingJ
         say(f"Warning: the weights from here on differ from those of either configuration alone, by {warned}.")
     if free:
         say(f"Changed to no effect on the weights: {free}.")
-
-
-def _newest_valid(checkpoints: Path, fingerprint: str, say: Say) -> tuple[CheckpointInfo, Snapshot] | None:
-    best = best_checkpoint(checkpoints)
-    candidates = [*([best] if best else []), *list_checkpoints(checkpoints)]
-    candidates.sort(key=lambda info: info.step)  # stable: of two at one step the one under its own name comes last
-    for info in reversed([info for info in candidates if info.fingerprint == fingerprint]):
-        try:
-            # Of the file's manifests, the one that fits: a best_model.pt may just have been replaced.
-            return verify_checkpoint(info.path), load_checkpoint(info.path, verify=False)
-        except DamagedFileError as error:
-            say(f"{error}. It is kept as {set_aside(info.path, why='damaged').name}; trying the one before.")
-    return None
 
 
 def _set_truncated_aside(checkpoints: Path, say: Say) -> None:
@@ -347,7 +330,3 @@ def _move(path: Path, target: Path) -> None:
         raise UserError(
             f"{path} cannot be moved to {target}: {error.strerror}; close what uses it, run again"
         ) from None
-
-
-def _has_checkpoints(folder: ExperimentFolder) -> bool:
-    return any(folder.checkpoints.glob("*.pt*"))

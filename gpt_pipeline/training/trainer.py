@@ -14,15 +14,15 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.checkpoints.snapshot import Snapshot
 from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import BatchFeed
 from gpt_pipeline.training.job import TrainingJob
-from gpt_pipeline.training.plan import StepPlan
+from gpt_pipeline.training.metrics import Recorder
 from gpt_pipeline.training.ranks import Ranks
-from gpt_pipeline.training.recorder import Recorder
 from gpt_pipeline.training.saver import Saver
-from gpt_pipeline.training.signals import StopFlag
 from gpt_pipeline.training.state import Progress, take_snapshot
+from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline.training.update import NotFiniteError, PendingUpdate, Updater
 from gpt_pipeline.training.validate import estimate_val_loss
 
@@ -52,7 +52,7 @@ class Trainer:
     """All that one training needs, put together by `run.py`."""
 
     job: TrainingJob
-    plan: StepPlan
+    layout: StepLayout
     compute: Compute
     ranks: Ranks
     updater: Updater
@@ -95,7 +95,7 @@ class Trainer:
 
     def _train(self) -> bool:
         while self._settle_boundary():
-            if self.progress.step >= self.plan.max_steps:
+            if self.progress.step >= self.layout.max_steps:
                 return True
             if self._is_stopping():
                 break
@@ -111,7 +111,7 @@ class Trainer:
         batch = self.feed.batch_at(progress.step)
         self._in_flight.append(self.updater.update(progress.step, batch))
         progress.step += 1
-        progress.tokens_seen += self.plan.tokens_per_step
+        progress.tokens_seen += self.layout.tokens_per_step
         self._look(leave=self.compute.updates_in_flight)
 
     def _look(self, *, leave: int = 0) -> None:
@@ -129,7 +129,7 @@ class Trainer:
     def _take_back(self, updates: int) -> None:
         """Count the last `updates` as not made."""
         self.progress.step -= updates
-        self.progress.tokens_seen -= updates * self.plan.tokens_per_step
+        self.progress.tokens_seen -= updates * self.layout.tokens_per_step
 
     def _settle_boundary(self) -> bool:
         """Validate and save where this step wants it; return False if told to stop meanwhile."""
@@ -151,7 +151,7 @@ class Trainer:
         return True
 
     def _is_due(self, every: int) -> bool:
-        return self.progress.step % every == 0 or self.progress.step == self.plan.max_steps
+        return self.progress.step % every == 0 or self.progress.step == self.layout.max_steps
 
     def _estimate(self) -> float | None:
         config = self.job.training
@@ -159,7 +159,7 @@ class Trainer:
             self.updater.evaluator,
             self.validation,
             n_windows=self.job.cadence.eval_iters * config.batch_size,
-            plan=self.plan,
+            layout=self.layout,
             compute=self.compute,
             ranks=self.ranks,
             should_stop=self._is_stopping,

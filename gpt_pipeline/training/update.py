@@ -17,15 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.gpt import GPT
-from gpt_pipeline.training.compiled import CompiledModel
-from gpt_pipeline.training.config import TrainingConfig
-from gpt_pipeline.training.device import Compute
+from gpt_pipeline.training.config import StepLayout, TrainingConfig
+from gpt_pipeline.training.device import CompiledModel, Compute
 from gpt_pipeline.training.feed import Batch
-from gpt_pipeline.training.optimizer import Optimizer
-from gpt_pipeline.training.plan import StepPlan
-from gpt_pipeline.training.randomness import seed_step
+from gpt_pipeline.training.optimizer import Optimizer, learning_rate_at
 from gpt_pipeline.training.ranks import Ranks
-from gpt_pipeline.training.schedule import learning_rate_at
+from gpt_pipeline.training.state import seed_step
 
 _logger = logging.getLogger(__name__)
 _CLIP_EPS = 1e-6  # torch's
@@ -54,16 +51,21 @@ class UpdateResult:
 class PendingUpdate:
     """An update that the device may still be computing."""
 
-    def __init__(self, numbers: Tensor, *, step: int, learning_rate: float, tokens: int) -> None:
-        """`numbers`: the loss in nats, summed over `tokens`, and the gradient norm, float32 [2]."""
+    def __init__(self, numbers: Tensor, *, step: int, learning_rate: float, counted: int | None) -> None:
+        """`numbers`: the summed loss in nats, the gradient norm and the sum of the targets' weights, float32 [3].
+
+        `counted` stands for the last where each target has weight 1.
+        """
         self.step = step
         """Updates done before this one."""
         self._learning_rate = learning_rate
-        self._tokens = tokens
+        self._counted = counted
         self._event: torch.cuda.Event | None = None
         self._numbers = numbers
         if numbers.is_cuda:
-            self._numbers = torch.empty(2, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
+            self._numbers = torch.empty(len(numbers), dtype=numbers.dtype, pin_memory=True).copy_(
+                numbers, non_blocking=True
+            )
             self._event = torch.cuda.Event()
             self._event.record()
 
@@ -75,8 +77,8 @@ class PendingUpdate:
         """
         if self._event is not None:
             self._event.synchronize()
-        total, gradient_norm = self._numbers.tolist()
-        loss = total / self._tokens
+        total, gradient_norm, weight = self._numbers.tolist()
+        loss = total / (weight if self._counted is None else self._counted)
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             raise NotFiniteError(_not_finite(self.step, loss, gradient_norm, self._learning_rate))
         return UpdateResult(
@@ -92,7 +94,7 @@ class Updater:
         model: GPT,
         config: TrainingConfig,
         *,
-        plan: StepPlan,
+        layout: StepLayout,
         compute: Compute,
         ranks: Ranks,
         say: Callable[[str], None] = _logger.warning,
@@ -107,7 +109,7 @@ class Updater:
         self._failed = torch.zeros((), device=compute.device)
         """1 after a loss or gradient that was not finite: nothing is updated any more."""
         self._config = config
-        self._plan = plan
+        self._layout = layout
         self._compute = compute
         self._ranks = ranks
 
@@ -118,40 +120,49 @@ class Updater:
         decided there, for this update and all after it. The host learns of it from the result.
         """
         seed_step(self._config.seed, step, self._ranks.rank)
-        learning_rate = learning_rate_at(step, self._config, max_steps=self._plan.max_steps)
+        learning_rate = learning_rate_at(step, self._config, max_steps=self._layout.max_steps)
         self._runner.train()
-        nats = self._accumulate_compiled_or_not(step, batch)
+        counted = self._count(batch)
+        nats = self._accumulate_compiled_or_not(step, batch, counted)
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        numbers = torch.stack([self._ranks.sum(nats), norm.to(nats.dtype)])
+        weight = nats.new_full((), counted) if isinstance(counted, int) else counted
+        numbers = torch.stack([self._ranks.sum(nats), norm.to(nats.dtype), weight.to(nats.dtype)])
         torch.maximum(self._failed, (~numbers.isfinite().all()).float(), out=self._failed)
         # As torch's clip_grad_norm_ computes it; dividing is left to the optimizer, which reads the gradients anyway.
         divisor = ((norm + _CLIP_EPS) / self._config.gradient_clip).clamp_min(1.0).float()
         self.optimizer.step(learning_rate, divisor=divisor, skip=self._failed)
-        return PendingUpdate(numbers, step=step, learning_rate=learning_rate, tokens=self._plan.tokens_per_step)
+        known = counted if isinstance(counted, int) else None
+        return PendingUpdate(numbers, step=step, learning_rate=learning_rate, counted=known)
 
-    def _accumulate_compiled_or_not(self, step: int, batch: Batch) -> Tensor:
+    def _count(self, batch: Batch) -> int | Tensor:
+        """Return the summed weight of the update's targets, in all processes together; 1 where none counts."""
+        if batch.weights is None:
+            return self._layout.tokens_per_step
+        weight = self._ranks.sum(batch.weights.sum())
+        return torch.where(weight > 0, weight, torch.ones_like(weight))
+
+    def _accumulate_compiled_or_not(self, step: int, batch: Batch, counted: int | Tensor) -> Tensor:
         """As `_accumulate`; once more, not compiled, if the backward pass turns out not to compile."""
         if not isinstance(self.evaluator, CompiledModel):
-            return self._accumulate(batch)
+            return self._accumulate(batch, counted)
         try:
-            return self._accumulate(batch)
+            return self._accumulate(batch, counted)
         except CompiledModel.errors() as error:
             self.evaluator.give_up(error)
         self.model.zero_grad(set_to_none=True)
         seed_step(self._config.seed, step, self._ranks.rank)
-        return self._accumulate(batch)
+        return self._accumulate(batch, counted)
 
-    def _accumulate(self, batch: Batch) -> Tensor:
+    def _accumulate(self, batch: Batch, counted: int | Tensor) -> Tensor:
         """Add up the gradients of the mean loss over the global batch; return this process's summed loss, in nats."""
-        micro = self._plan.micro_batch_size
-        pairs = list(zip(batch[0].split(micro), batch[1].split(micro), strict=True))
-        nats = torch.zeros((), device=batch[0].device)
+        parts = list(batch.split(self._layout.micro_batch_size))
+        nats = torch.zeros((), device=batch.inputs.device)
         # DDP averages gradients over processes; what is wanted is their sum over the global count.
-        scale = self._ranks.world_size / self._plan.tokens_per_step
-        for number, (inputs, targets) in enumerate(pairs, start=1):
-            with self._sync_gradients(last=number == len(pairs)):
+        scale = self._ranks.world_size / counted
+        for number, part in enumerate(parts, start=1):
+            with self._sync_gradients(last=number == len(parts)):
                 with self._compute.autocast():
-                    loss = self._runner(inputs, targets)
+                    loss = self._runner(*part)
                 (loss * scale).backward()
             nats += loss.detach()
         return nats

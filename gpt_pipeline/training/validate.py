@@ -10,8 +10,8 @@ from torch import nn
 from gpt_pipeline.data.tokens.batches import sequential_windows
 from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.device import Compute
-from gpt_pipeline.training.plan import StepPlan
 from gpt_pipeline.training.ranks import Ranks
 
 
@@ -30,7 +30,7 @@ def estimate_val_loss(
     stream: TokenStream,
     *,
     n_windows: int,
-    plan: StepPlan,
+    layout: StepLayout,
     compute: Compute,
     ranks: Ranks,
     should_stop: Callable[[], bool],
@@ -41,9 +41,9 @@ def estimate_val_loss(
     """
     windows = sequential_windows(
         stream,
-        sequence_length=plan.max_length,
-        max_tokens=n_windows * plan.max_length,
-        batch_size=plan.micro_batch_size,
+        sequence_length=layout.max_length,
+        max_tokens=n_windows * layout.max_length,
+        batch_size=layout.micro_batch_size,
     )
     nats = torch.zeros((), dtype=torch.float64, device=compute.device)
     n_tokens = 0
