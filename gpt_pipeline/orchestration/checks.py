@@ -1,4 +1,4 @@
-"""Asset checks: what must be true of a stage's output, and what to do when it is not."""
+"""Asset checks: what must be true of a stage's output, and what to do otherwise."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +8,7 @@ import dagster as dg
 
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.evaluation.result import EvaluationResult, find_evaluation, read_evaluations
+from gpt_pipeline.evaluation.verdicts import loss_verdict, output_verdict
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.failures import explained
@@ -82,7 +83,7 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
 
 
 def _result(finding: "Finding", *, remedy: str) -> dg.AssetCheckResult:
-    """Return the finding; a red one says what to do."""
+    """Return the finding as a check's result; a failed one says what to do."""
     text = finding.text if finding.passed else f"{finding.text}. To do: {remedy}."
     return dg.AssetCheckResult(passed=finding.passed, description=text, metadata=dict(finding.facts))
 
@@ -93,13 +94,13 @@ def training_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefinition
 
     @dg.asset_check(
         asset=keys.asset_key(experiment, "training"),
-        description="The validation loss at the end is finite and below that of guessing every token alike.",
+        description="The validation loss at the end is finite and below that of a uniform guess.",
     )
     def loss_below_uniform() -> dg.AssetCheckResult:
         with explained():
             loss = finished_training(experiment).val_loss
         passed = math.isfinite(loss) and loss < uniform
-        text = f"{loss:.4f} nats per token; guessing every token alike gives {uniform:.4f}"
+        text = f"{loss:.4f} nats per token; a uniform guess gives {uniform:.4f}"
         if not passed:
             text += ". To do: lower training.learning_rate, raise training.warmup_steps, or train longer"
         return dg.AssetCheckResult(
@@ -114,13 +115,19 @@ def training_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefinition
 def evaluation_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefinition]:
     """Return the checks of the experiment's evaluations: one step for the three of them.
 
-    In the run of a partition they judge that partition; asked for by themselves, the evaluation made last. They warn
-    and stop nothing: a red one says something of the training, whose checkpoints are evaluated all the same.
+    In the run of a partition they judge that partition, otherwise the newest evaluation. They warn and stop nothing: a
+    failed one says something about the training, whose checkpoints are evaluated all the same.
     """
     key = keys.asset_key(experiment, "evaluation")
     judges: dict[str, tuple[str, Callable[[Experiment, EvaluationResult], Finding]]] = {
-        "val_loss_near_best": ("The validation loss is not worse than the best so far.", _judge_loss),
-        "output_not_degenerate": ("Answers are not empty, do not go round in circles, and end.", _judge_output),
+        "val_loss_near_best": (
+            "The validation loss is not worse than the best so far.",
+            lambda _, result: loss_verdict(result, read_evaluations(experiment.folder.evaluations)),
+        ),
+        "output_not_degenerate": (
+            "Answers are not empty, do not repeat themselves, and end.",
+            lambda _, result: output_verdict(result),
+        ),
         "questions_unseen": ("No training document has a question's article, text or query.", _judge_questions),
     }
     specs = [dg.AssetCheckSpec(name, asset=key, description=does) for name, (does, _) in judges.items()]
@@ -161,18 +168,6 @@ def _evaluation_of_run(context: dg.AssetCheckExecutionContext, experiment: Exper
         f"no evaluation of {experiment.display_name!r} is recorded with its result in "
         f"{experiment.folder.evaluations}; evaluate a checkpoint first"
     )
-
-
-def _judge_loss(experiment: Experiment, result: EvaluationResult) -> "Finding":
-    from gpt_pipeline.evaluation.verdicts import loss_verdict
-
-    return loss_verdict(result, read_evaluations(experiment.folder.evaluations))
-
-
-def _judge_output(_: Experiment, result: EvaluationResult) -> "Finding":
-    from gpt_pipeline.evaluation.verdicts import output_verdict
-
-    return output_verdict(result)
 
 
 def _judge_questions(experiment: Experiment, result: EvaluationResult) -> "Finding":

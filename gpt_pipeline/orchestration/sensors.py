@@ -1,7 +1,7 @@
 """What acts by itself: a sensor for checkpoints without an evaluation, a schedule for outdated evaluations.
 
-Both look at the folders anew each time and keep no cursor, so a lost cursor, a restarted daemon or a changed clock
-means nothing to them; what is requested twice is still evaluated once.
+Both read the folders anew each time and keep no cursor, so a restarted daemon or a changed clock does not matter; what
+is requested twice is still evaluated once.
 """
 
 import logging
@@ -16,7 +16,7 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, requester_tag
 from gpt_pipeline.orchestration.history import UNFINISHED, is_under_way
-from gpt_pipeline.orchestration.training_log import BackgroundCatchUp, LostRunWatch
+from gpt_pipeline.orchestration.training_log import MlflowUpkeep
 from gpt_pipeline.progress.evaluations import WantedEvaluation, pending_evaluations
 from gpt_pipeline.progress.report import report_is_outdated
 
@@ -39,25 +39,24 @@ def new_checkpoints_sensor(
 ) -> dg.SensorDefinition:
     """Return the sensor that requests the evaluation of each new checkpoint and, when all are done, a new report.
 
-    It also looks after what nobody else does: runs whose process died, and what MLflow did not take, or lost.
+    It also takes care of runs whose process died, and of what MLflow did not receive, or lost.
     """
 
-    training_log, lost_runs = BackgroundCatchUp(experiment), LostRunWatch(experiment)
+    mlflow = MlflowUpkeep(experiment)
 
     @dg.sensor(
         name=f"new_checkpoints_{experiment.name}",
         jobs=[evaluate, report],
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=_SENSOR_SECONDS,
-        description=f"{experiment.display_name}: evaluates each new checkpoint in the folder, however it came there.",
+        description=f"{experiment.display_name}: evaluates each new checkpoint in the folder, wherever it came from.",
     )
     def new_checkpoints(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         if not experiment.folder.root.is_dir():
             return dg.SkipReason("Training has not started.")
         for run_id in close_dead_runs(context.instance, experiment):
             context.log.warning(f"Run {run_id} is marked as failed: its process is gone.")
-        training_log.start(tracking_uri, say=_logger.warning)
-        lost_runs.look(tracking_uri, say=_logger.warning)
+        mlflow.look(tracking_uri, say=_logger.warning)
         announce_evaluator(experiment.folder.root)
         pending = pending_evaluations(experiment)
         new = [evaluation for evaluation in pending if evaluation.state == "missing"]
@@ -122,7 +121,7 @@ def _evaluation_requests(
 def _wants_report(instance: dg.DagsterInstance, experiment: Experiment, pending: list[WantedEvaluation]) -> bool:
     """Whether the report is to be written now, when nothing is requested: all is evaluated, or was given up.
 
-    What is out of date is not given up: it is evaluated again tonight, and the report follows.
+    An outdated evaluation is not given up: it is made again tonight, and the report follows.
     """
     given_up = all(evaluation.state == "missing" for evaluation in pending)
     busy = any(is_under_way(instance, job(experiment)) for job in (keys.evaluate_job, keys.report_job))
@@ -132,7 +131,7 @@ def _wants_report(instance: dg.DagsterInstance, experiment: Experiment, pending:
 def _with_partitions(
     experiment: Experiment, pending: Iterable[WantedEvaluation], requests: list[dg.RunRequest]
 ) -> dg.SensorResult:
-    """Return the requests together with the partitions that they need; one that exists already is left as it is."""
+    """Return the requests with the partitions they need; existing ones stay as they are."""
     partitions = [evaluation.partition for evaluation in pending]
     add = keys.checkpoint_partitions(experiment).build_add_request(partitions)
     return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=[add])

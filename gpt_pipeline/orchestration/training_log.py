@@ -71,7 +71,7 @@ def _draw_losses(metrics: Path) -> str:
 
 
 def catch_up(experiment: Experiment, tracking_uri: str, *, say: Say) -> None:
-    """Send what earlier attempts could not, if there is anything; an MLflow that is still down is only mentioned."""
+    """Send what earlier attempts could not, if anything; an MLflow that is still down is only mentioned."""
     if not is_log_pending(experiment):
         return
     try:
@@ -81,10 +81,10 @@ def catch_up(experiment: Experiment, tracking_uri: str, *, say: Say) -> None:
 
 
 class LogSender:
-    """Sends the lines of a running training every few seconds from a thread; to be used as a context.
+    """Sends the lines of a running training every few seconds from a thread, for the length of a block.
 
-    Whatever MLflow does, the block is not held up; at its end the rest is waited for, but not for long. What there is
-    to tell is told by `tell`, in the thread of the block: Dagster's log is not for threads of ours.
+    Whatever MLflow does, the block is not held up; at its end the rest is waited for, but not for long. `tell` reports
+    what happened, in the thread of the block, since Dagster's log must not be used from other threads.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class LogSender:
         self._last_wait = last_wait
         self._ended = threading.Event()
         self._failing = False
-        # A daemon: one that hangs on a dead server must not keep the process from ending.
+        # A daemon: a thread that waits for a dead server must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
     def __enter__(self) -> LogSender:
@@ -121,7 +121,7 @@ class LogSender:
             self._say("MLflow does not answer; what it lacks of the training is sent at the next opportunity.")
 
     def tell(self) -> None:
-        """Tell what happened since the last call; the end of the block does it too."""
+        """Report what happened since the last call; the end of the block does so too."""
         with suppress(queue.Empty):
             while True:
                 self._say(self._notes.get_nowait())
@@ -135,7 +135,7 @@ class LogSender:
         try:
             self._send()
         except Exception as error:
-            # Also what nobody foresaw: a training must not end, and this thread must not stop, over its log.
+            # Any error: neither the training nor this thread may end because of its log.
             if not self._failing:
                 self._notes.put(str(error) or repr(error))
             self._failing = True
@@ -145,31 +145,8 @@ class LogSender:
             self._failing = False
 
 
-class BackgroundCatchUp:
-    """Catches up from a thread, one at a time and not too often: for a sensor, whose time is short."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self._experiment = experiment
-        self._thread: threading.Thread | None = None
-
-    def start(self, tracking_uri: str, *, say: Say) -> bool:
-        """Begin to catch up, unless a trainer's own step does it, or nothing is lacking; return whether it began."""
-        if self._thread is not None and self._thread.is_alive():
-            return False
-        if trainer_state(self._experiment.folder.root) == "running" or not is_log_pending(self._experiment):
-            return False
-        self._thread = threading.Thread(target=self._work, args=[tracking_uri, say], daemon=True)
-        self._thread.start()
-        return True
-
-    def _work(self, tracking_uri: str, say: Say) -> None:
-        catch_up(self._experiment, tracking_uri, say=say)
-        if is_log_pending(self._experiment):
-            time.sleep(_SENSOR_PAUSE_SECONDS)  # alive, this thread keeps the next attempt from starting
-
-
-class LostRunWatch:
-    """Asks a SQLite file at once, at each look; a server now and then, from a thread, since it may not answer."""
+class MlflowUpkeep:
+    """Keeps MLflow complete, for a sensor, whose time is short: whatever may take long is done in a thread."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
@@ -177,23 +154,35 @@ class LostRunWatch:
         self._asked = -_SERVER_PAUSE_SECONDS
 
     def look(self, tracking_uri: str, *, say: Say) -> None:
-        """Ask if it is time to; evaluations that are lost become pending, and `say` is told."""
-        if sqlite_file(tracking_uri) is not None:
-            self._ask(tracking_uri, say)
-        elif self._is_time():
+        """Make evaluations pending that MLflow has lost, and send what it lacks of a training that is not running.
+
+        A SQLite file is asked at once, each time; a server, which may not answer, now and then.
+        """
+        has_file = sqlite_file(tracking_uri) is not None
+        if self._thread is None or not self._thread.is_alive():
+            asks_server = not has_file and time.monotonic() - self._asked >= _SERVER_PAUSE_SECONDS
+            trains = trainer_state(self._experiment.folder.root) == "running"  # its own step sends its lines
+            if asks_server or (not trains and is_log_pending(self._experiment)):
+                self._thread = threading.Thread(target=self._work, args=[tracking_uri, say, asks_server], daemon=True)
+                self._thread.start()
+        if has_file:
+            self._forget_lost_runs(tracking_uri, say)
+
+    def _work(self, tracking_uri: str, say: Say, asks_server: bool) -> None:
+        if asks_server:
             self._asked = time.monotonic()
-            self._thread = threading.Thread(target=self._ask, args=[tracking_uri, say], daemon=True)
-            self._thread.start()
+            self._forget_lost_runs(tracking_uri, say)
+        if trainer_state(self._experiment.folder.root) == "running":
+            return
+        catch_up(self._experiment, tracking_uri, say=say)
+        if is_log_pending(self._experiment):
+            time.sleep(_SENSOR_PAUSE_SECONDS)  # alive, this thread keeps the next attempt from starting
 
-    def _is_time(self) -> bool:
-        idle = self._thread is None or not self._thread.is_alive()
-        return idle and time.monotonic() - self._asked >= _SERVER_PAUSE_SECONDS
-
-    def _ask(self, tracking_uri: str, say: Say) -> None:
+    def _forget_lost_runs(self, tracking_uri: str, say: Say) -> None:
         try:
             count = forget_lost_runs(self._experiment, tracking_uri)
         except UserError as error:
             say(str(error))
             return
         if count:
-            say(f"{count} evaluations are not in MLflow any more; they are logged again from their results.")
+            say(f"{count} evaluations are no longer in MLflow; they are logged again from their results.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
@@ -18,6 +18,7 @@ from gpt_pipeline.progress.stages import StageProgress, data_progress
 from gpt_pipeline.progress.tracking import is_log_pending
 from gpt_pipeline.progress.training import TrainingProgress, experiment_training, validation_losses
 from gpt_pipeline.storage.names import as_typed
+from gpt_pipeline.training.finished import training_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,42 +129,30 @@ def experiment_status(experiment: Experiment) -> Status:
     """
     folder = experiment.folder
     stages = data_progress(experiment)
-    training = experiment_training(experiment)
     wanted = wanted_evaluations(experiment)
-    checkpoints = _checkpoints(folder.checkpoints)
-    outdated = stages[-1].state == "finished" and report_is_outdated(experiment)
     pending = sum(each.state != "done" for each in wanted)
-    untold = is_log_pending(experiment)
     results = read_evaluations(folder.evaluations)
     estimates = validation_losses(folder.metrics)
-    evaluating = pending > 0 and evaluator_is_at_work(folder.root)
-    return Status(
+    checkpoints = _checkpoints(folder.checkpoints)
+    status = Status(
         file=experiment.file,
         name=experiment.display_name,
         folder=folder.root,
         problem=None,
         stages=stages,
-        training=training,
+        training=experiment_training(experiment),
         checkpoints=tuple(_status_of_checkpoint(info, wanted, results, estimates) for info in checkpoints),
         checkpoint_bytes=_bytes_on_disk(folder.checkpoints),
         evaluations_done=len(results),
         evaluations_pending=pending,
-        is_evaluating=evaluating,
-        tracking_is_pending=untold,
+        is_evaluating=pending > 0 and evaluator_is_at_work(folder.root),
+        tracking_is_pending=is_log_pending(experiment),
         best=_best(results, best_checkpoint(folder.checkpoints)),
         report=folder.report if folder.report.is_file() else None,
-        report_is_outdated=outdated,
-        next=(None if training.state == "running" else _import_step(experiment, checkpoints))
-        or next_step(
-            experiment.file,
-            stages,
-            training,
-            pending=pending,
-            evaluating=evaluating,
-            outdated=outdated,
-            untold=untold,
-        ),
+        report_is_outdated=stages[-1].state == "finished" and report_is_outdated(experiment),
+        next=NextStep(command="", why=""),
     )
+    return replace(status, next=_import_step(experiment, checkpoints) or next_step(status))
 
 
 def _checkpoints(folder: Path) -> list[CheckpointInfo]:
@@ -216,42 +205,37 @@ def _import_step(experiment: Experiment, checkpoints: Sequence[CheckpointInfo]) 
     newest = checkpoints[-1] if checkpoints else None
     if newest is None or newest.step or newest.fingerprint or experiment.config.storage.checkpoint_to_resume:
         return None
+    if training_state(experiment.folder, None) == "running":
+        return None
     return NextStep(
         command=f"set storage.checkpoint_to_resume: {newest.path.name} in {_shown(experiment.file)}",
         why="it was imported; without this, training would start from new weights",
     )
 
 
-def next_step(
-    file: Path,
-    stages: Sequence[StageProgress],
-    training: TrainingProgress,
-    *,
-    pending: int,
-    evaluating: bool,
-    outdated: bool,
-    untold: bool,
-) -> NextStep:
+def next_step(status: Status) -> NextStep:
     """Return the command that takes the experiment further, or uses the finished model."""
+    training, pending, name = status.training, status.evaluations_pending, _shown(status.file)
+    assert training is not None  # only of a file that could be read
     if training.state == "running":
         return NextStep(
             command="gpt-pipeline ui", why="watch it train; Ctrl+C where it runs stops it with a checkpoint"
         )
-    if training.state == "finished" and evaluating:
+    if training.state != "finished":
+        return _before_its_end(name, status.stages, training)
+    return _after_training(name, status, pending)
+
+
+def _after_training(name: str, status: Status, pending: int) -> NextStep:
+    if status.is_evaluating:
         what = f"{pending} evaluation{'s are' if pending > 1 else ' is'} in progress: watch, or wait for the end"
         return NextStep(command="gpt-pipeline ui", why=what)
-    if training.state == "finished":
-        return _after_training(_shown(file), pending=pending, outdated=outdated, untold=untold)
-    return _before_its_end(_shown(file), stages, training)
-
-
-def _after_training(name: str, *, pending: int, outdated: bool, untold: bool) -> NextStep:
     if pending:
         what = f"{pending} checkpoint{'s need' if pending > 1 else ' needs'} an evaluation"
         return NextStep(command=f"gpt-pipeline evaluate {name}", why=what)
-    if outdated:
+    if status.report_is_outdated:
         return NextStep(command=f"gpt-pipeline evaluate {name}", why="the report does not show the newest results")
-    if untold:
+    if status.tracking_is_pending:
         return NextStep(command=f"gpt-pipeline run {name}", why="MLflow does not have all of the training yet")
     return NextStep(
         command=f'gpt-pipeline generate {name} --prompt "..."', why="everything is done: ask the model, or compare it"
