@@ -1,6 +1,5 @@
-"""Experiments beside each other: what each reached, at what cost, and what sets them apart.
+"""Comparing experiments: what each reached, at what cost, and how their settings differ.
 
 compare.py  the figures of several experiments, and whether they can be compared
-table.py    the same as a table: for a terminal, as plain columns, as markdown, as JSON
-picture.py  the loss curves of several in one
+show.py     the same as lines, markdown and JSON, and the loss curves of several in one picture
 """

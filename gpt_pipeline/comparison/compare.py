@@ -1,7 +1,7 @@
-"""The figures of several experiments beside each other, and whether they can be compared.
+"""The figures of several experiments, and whether they can be compared.
 
-Losses compare when they are means over the same held-out tokens, seen through the same context; answers when they are
-to the same questions. Whatever else differs is what the experiments are about.
+Losses can be compared when they are means over the same held-out tokens with the same context; answers when they are to
+the same questions. Whatever else differs is what the experiments are about.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Reached:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """One experiment's figures; what is not there yet is None."""
+    """One experiment's figures; what does not exist yet is None."""
 
     name: str
     display_name: str
@@ -68,7 +68,7 @@ class Comparison:
     """Values in the order of `standings`."""
 
     obstacles: tuple[str, ...]
-    """Why losses, and so all else, cannot be compared; empty if they can."""
+    """Why losses, and therefore everything else, cannot be compared; empty if they can."""
 
     answer_obstacles: tuple[str, ...]
     """Why the answers' metrics alone cannot be compared."""
@@ -79,14 +79,14 @@ class _Entry:
     experiment: Experiment
     standing: Standing
     evaluation: EvaluationResult | None
-    """The newest: by what test the figures were found."""
+    """The newest evaluation, whose test the figures come from."""
 
 
 def compare_experiments(experiments: Sequence[Experiment]) -> Comparison:
-    """Return the experiments' figures, ranked by the lowest validation loss if, and only if, losses compare.
+    """Return the experiments' figures, ranked by the lowest validation loss if the losses can be compared.
 
     Raises:
-        ConfigError: a base folder is not one of this machine.
+        ConfigError: a base folder is not a path on this machine.
     """
     entries = [_entry(experiment) for experiment in experiments]
     judged = [entry for entry in entries if entry.evaluation is not None]
@@ -186,7 +186,7 @@ def _questions(result: EvaluationResult) -> list[tuple[Any, Any]]:
 
 
 def _split_differences(one: _Entry, other: _Entry) -> list[str]:
-    """Return why the held-out tokens are not the same, as the manifests of the shards tell; empty if they are."""
+    """Return why the held-out tokens are not the same, by the manifests of the shards; empty if they are."""
     assert one.evaluation is not None
     assert other.evaluation is not None
     if one.evaluation.upstream == other.evaluation.upstream:

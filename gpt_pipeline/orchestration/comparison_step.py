@@ -1,4 +1,4 @@
-"""The project's experiments beside each other: the asset `comparison`, its job, and the sensor that keeps it new."""
+"""Comparing the project's experiments: the asset `comparison`, its job, and the sensor that keeps it up to date."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _SENSOR_SECONDS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonDefinitions:
-    """What a project of several experiments has besides them."""
+    """The Dagster definitions of a comparison."""
 
     asset: dg.AssetsDefinition
     job: "UnresolvedAssetJobDefinition"
@@ -35,12 +35,12 @@ class ComparisonDefinitions:
 
 
 def comparison_definitions(experiments: Sequence[Experiment]) -> list[ComparisonDefinitions]:
-    """Return the comparison of the experiments; nothing while there are not two to compare."""
+    """Return the comparison of the experiments; nothing for fewer than two."""
     if len(experiments) < 2:
         return []
     asset = _asset(experiments)
     job = dg.define_asset_job(
-        COMPARISON_JOB, dg.AssetSelection.assets(asset), description="Put all experiments of the project side by side."
+        COMPARISON_JOB, dg.AssetSelection.assets(asset), description="Compare all experiments of the project."
     )
     return [ComparisonDefinitions(asset=asset, job=job, sensor=_sensor(experiments, job))]
 
@@ -60,8 +60,8 @@ def _asset(experiments: Sequence[Experiment]) -> dg.AssetsDefinition:
         owners=OWNERS,
         tags=stage_tags("comparison"),
         metadata=code_references("comparison"),
-        description="All experiments of the project side by side: quality, cost, and what sets their files apart. "
-        "Made again by its sensor when a report has changed and nothing is training.",
+        description="Compares all experiments of the project: quality, cost, and how their files differ. "
+        "Updated by its sensor when a report has changed and nothing is training.",
     )
     def comparison() -> dg.MaterializeResult:
         with explained():

@@ -1,8 +1,8 @@
-"""Runs that Dagster believes to be under way although their process is gone.
+"""Runs that Dagster considers in progress although their process is gone.
 
 Dagster's daemon ends runs that it started itself. A run that `gpt-pipeline` executes in its own process, and any run
 whose whole machine went down, stays "started" for ever, keeps its place in the pool and keeps the sensor from asking
-again. Such a run bears its process as a tag, or the trainer's heartbeat bears the run; both are proof enough to end it.
+again. Such a run has its process as a tag, or the trainer's heartbeat names the run; either is proof enough to end it.
 The runs that the daemon starts for evaluations get the tag from their step; until that begins (it may wait long for its
 place in the pool), they bear the machine from which they were requested, and their history has the process's number.
 """
@@ -47,7 +47,7 @@ def requester_tag() -> Mapping[str, str]:
 def note_process(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Tag a run, from within one of its steps, with the process that executes it, if that is of this machine.
 
-    Should the machine go down with Dagster and all, nobody else is left who knows.
+    If the whole machine goes down, nothing else would know.
     """
     if PROCESS_TAG in run.tags:
         return
@@ -67,7 +67,7 @@ def close_dead_runs(instance: dg.DagsterInstance, experiment: Experiment) -> lis
         for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=list(UNFINISHED))):
             why = _end(instance, run, experiment)
             if why is not None:
-                instance.report_run_failed(run, message=f"{why} What was done is kept; materialize again to go on.")
+                instance.report_run_failed(run, message=f"{why} Finished work is kept; materialize again to continue.")
                 _free_its_place(instance, run)
                 closed.append(run.run_id)
     return closed
