@@ -14,13 +14,13 @@ from pathlib import Path
 
 from benchmarks.synth_set import write_set
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import EnglishStage
 from gpt_pipeline.data.documents.raw import RawStage
+from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.stage import PartedStage
 from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.storage.resident import peak_resident_bytes
 
-_KINDS = {"raw_synth": RawStage, "english_parquet": EnglishStage, "token_shards": ShardsStage}
+_KINDS = {"raw_synth": RawStage, "english_parquet": DocumentsStage, "token_shards": ShardsStage}
 
 
 def main() -> None:

@@ -26,8 +26,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import EnglishStage
 from gpt_pipeline.data.documents.raw import RawStage, prepare_raw
+from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.formats.synth import count_english_rows, read_batches
 from gpt_pipeline.data.stage import PartedStage, prepare
 from gpt_pipeline.storage.resident import peak_resident_bytes
@@ -59,17 +59,17 @@ def _silent(line: str) -> None:
 
 
 def _ours(job: _Job) -> None:
-    _in_workers(EnglishStage(config=job.config, data_folder=job.work / "data"), job.workers)
+    _in_workers(DocumentsStage(config=job.config, data_folder=job.work / "data"), job.workers)
 
 
 def _checked(job: _Job) -> None:
     folder = job.work / "data without anything"
     _in_workers(RawStage(config=job.config, data_folder=folder), job.workers)
-    _in_workers(EnglishStage(config=job.config, data_folder=folder), job.workers)
+    _in_workers(DocumentsStage(config=job.config, data_folder=folder), job.workers)
 
 
 def _one_process(job: _Job) -> None:
-    prepare(EnglishStage(config=job.config, data_folder=job.work / "data"), say=_silent)
+    prepare(DocumentsStage(config=job.config, data_folder=job.work / "data"), say=_silent)
 
 
 def _loop(job: _Job) -> None:

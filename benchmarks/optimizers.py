@@ -21,8 +21,8 @@ import torch
 from benchmarks.contest import describe_machine
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.config import SAMPLE, DataConfig
-from gpt_pipeline.data.documents.english import prepare_english
 from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.manifest import StageResult
@@ -145,7 +145,7 @@ def _prepare_shards(options: argparse.Namespace, folder: Path) -> StageResult:
         validation_fraction=0.05,
     )
     raw = prepare_raw(config, folder, say=lambda text: None)
-    english = prepare_english(config, raw, folder, say=lambda text: None)
+    english = prepare_documents(config, raw, folder, say=lambda text: None)
     return prepare_shards(config, english, folder, say=lambda text: None)
 
 

@@ -163,11 +163,11 @@ def _experiment_with(experiment: Experiment, **data: Any) -> Experiment:
 
 
 def _shards_with(experiment: Experiment, **data: Any) -> Any:
-    from gpt_pipeline.data.documents.english import find_english
+    from gpt_pipeline.data.documents.stage import find_documents
     from gpt_pipeline.data.tokens.shards import prepare_shards
 
     config: DataConfig = _experiment_with(experiment, **data).data
-    english = find_english(config, experiment.data_folder)
+    english = find_documents(config, experiment.data_folder)
     assert english is not None
     return prepare_shards(config, english, experiment.data_folder)
 

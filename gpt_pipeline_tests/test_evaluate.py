@@ -16,8 +16,8 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo, read_info
 from gpt_pipeline.checkpoints.save import link_best, save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Snapshot
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import prepare_english
 from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.errors import ConfigError, DamagedFileError, UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
@@ -52,7 +52,7 @@ class Stages:
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     folder = tmp_path_factory.mktemp("data")
-    english = prepare_english(DATA, prepare_raw(DATA, folder), folder)
+    english = prepare_documents(DATA, prepare_raw(DATA, folder), folder)
     return Stages(english=english, shards=prepare_shards(DATA, english, folder))
 
 

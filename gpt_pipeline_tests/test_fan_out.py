@@ -13,8 +13,8 @@ import dagster as dg
 import pytest
 
 import gpt_pipeline
-from gpt_pipeline.data.documents.english import prepare_english
 from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.orchestration.history import open_instance
@@ -74,7 +74,7 @@ def undisturbed(project: TinyProject) -> dict[str, bytes]:
     experiment = load_experiment(project.root / "experiments" / "fan.yaml")
     folder = project.root / "undisturbed"
     raw = prepare_raw(experiment.data, folder)
-    prepare_shards(experiment.data, prepare_english(experiment.data, raw, folder), folder)
+    prepare_shards(experiment.data, prepare_documents(experiment.data, raw, folder), folder)
     return bytes_of(folder)
 
 

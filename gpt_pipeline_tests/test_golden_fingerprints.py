@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pipeline.data.documents import english, raw
+from gpt_pipeline.data.documents import raw
+from gpt_pipeline.data.documents import stage as documents
 from gpt_pipeline.data.documents.choice import ChosenFile
 from gpt_pipeline.data.documents.index import index_part
 from gpt_pipeline.data.sources.record import FileFacts
@@ -45,7 +46,7 @@ def of_document_index() -> str:
 
 
 def of_english_parquet(experiment: Experiment) -> str:
-    return english._fingerprint(experiment.config.data, RAW)
+    return documents._fingerprint(experiment.config.data, RAW)
 
 
 def of_english_documents(experiment: Experiment) -> list[str]:
@@ -60,7 +61,7 @@ def of_english_documents(experiment: Experiment) -> list[str]:
         facts={"files": facts},
     )
     given = StageResult(folder=Path(), manifest=manifest, reused=True)
-    stage = english.EnglishStage(config=experiment.config.data, data_folder=Path(), given_raw=given)
+    stage = documents.DocumentsStage(config=experiment.config.data, data_folder=Path(), given_raw=given)
     return [each.part.fingerprint for each in stage.parts()]
 
 
@@ -78,7 +79,7 @@ def of_document_tokens(experiment: Experiment) -> list[str]:
         facts={"parts": [{"name": "synth_001.parquet", "file": "synth_en.parquet", "fingerprint": DOCUMENTS}]},
     )
     given = StageResult(folder=Path(), manifest=manifest, reused=True)
-    stage = shards.ShardsStage(config=experiment.config.data, data_folder=Path(), given_english=given)
+    stage = shards.ShardsStage(config=experiment.config.data, data_folder=Path(), given_documents=given)
     return [each.part.fingerprint for each in stage.parts()]
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import prepare_english
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.split import is_held_out
+from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer import gpt2
@@ -63,12 +63,12 @@ def test_cached_choice_is_not_read_from_the_documents_again(tmp_path: Path) -> N
 def test_chosen_documents_are_those_of_the_shards(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    from gpt_pipeline.data.documents.english import english_files
+    from gpt_pipeline.data.documents.stage import document_files
 
     data = DataConfig(num_samples=300, max_length=48, source="sample", validation_fraction=0.2)
-    english = prepare_english(data, prepare_raw(data, tmp_path), tmp_path)
+    english = prepare_documents(data, prepare_raw(data, tmp_path), tmp_path)
     stream = open_shards(prepare_shards(data, english, tmp_path).folder).validation
-    rows = [row for path in english_files(english) for row in pq.read_table(path).to_pylist()]
+    rows = [row for path in document_files(english) for row in pq.read_table(path).to_pylist()]
     rows = [row for row in rows if is_held_out(row["article"], seed=0, fraction=0.2)]
     choice = choose_documents(english, data, count=20, seed=0)
     assert len(choice.documents) == 20

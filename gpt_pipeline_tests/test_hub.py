@@ -175,13 +175,13 @@ _ALL_STAGES = """
 import json, sys
 from pathlib import Path
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import prepare_english
+from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.tokens.shards import prepare_shards
 config = DataConfig(num_samples=20, max_length=16, validation_fraction=0.5, seed=1)
 data_folder = Path(sys.argv[1])
 raw = prepare_raw(config, data_folder)
-english = prepare_english(config, raw, data_folder)
+english = prepare_documents(config, raw, data_folder)
 shards = prepare_shards(config, english, data_folder)
 print(json.dumps([[stage.fingerprint, stage.reused] for stage in (raw, english, shards)]))
 """

@@ -20,8 +20,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gpt_pipeline.data.documents.english import prepare_english
 from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.experiment.plan import training_job
@@ -277,7 +277,7 @@ def test_verify_finds_every_byte_that_an_earlier_version_made(untouched: KeptPro
 def test_data_made_now_is_what_an_earlier_version_made(untouched: KeptProject, tmp_path: Path) -> None:
     config = load_experiment(untouched.root / untouched.file("local")).data
     raw = prepare_raw(config, tmp_path)
-    english = prepare_english(config, raw, tmp_path)
+    english = prepare_documents(config, raw, tmp_path)
     shards = prepare_shards(config, english, tmp_path)
     made = {f"{stage.manifest.stage}-{stage.fingerprint[:12]}" for stage in (raw, english, shards)}
     assert made <= {path.name for path in (untouched.storage / "data").iterdir()}

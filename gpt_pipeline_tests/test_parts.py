@@ -14,8 +14,8 @@ import pytest
 
 from gpt_pipeline.data import stage as stage_module
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import EnglishStage, find_english, prepare_english
 from gpt_pipeline.data.documents.raw import RawStage, find_raw, prepare_raw
+from gpt_pipeline.data.documents.stage import DocumentsStage, find_documents, prepare_documents
 from gpt_pipeline.data.stage import PartedStage, grouped
 from gpt_pipeline.data.tokens.shards import ShardsStage, find_shards, prepare_shards
 from gpt_pipeline.storage.manifest import StageResult, verify
@@ -43,7 +43,7 @@ def config_of(folder: Path, num_samples: int) -> DataConfig:
 def stages_of(config: DataConfig, data_folder: Path) -> Iterator[PartedStage]:
     """The three stages, each only when the one before it is finished."""
     yield RawStage(config=config, data_folder=data_folder)
-    yield EnglishStage(config=config, data_folder=data_folder)
+    yield DocumentsStage(config=config, data_folder=data_folder)
     yield ShardsStage(config=config, data_folder=data_folder)
 
 
@@ -52,7 +52,7 @@ def quiet(line: str) -> None:
 
 
 def prepared(config: DataConfig, data_folder: Path) -> StageResult:
-    english = prepare_english(config, prepare_raw(config, data_folder), data_folder)
+    english = prepare_documents(config, prepare_raw(config, data_folder), data_folder)
     return prepare_shards(config, english, data_folder)
 
 
@@ -91,7 +91,7 @@ _WORKER = """
 import sys
 from pathlib import Path
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import EnglishStage
+from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.documents.raw import RawStage
 from gpt_pipeline.data.tokens.shards import ShardsStage
 import os, gpt_pipeline.storage.atomic as atomic
@@ -105,7 +105,7 @@ def replace(*names):
     real(*names)
 os.replace = replace
 config = DataConfig(num_samples=100, local_dataset_path=sys.argv[1], validation_fraction=0.2, max_length=16)
-kinds = {"raw": RawStage, "english": EnglishStage, "shards": ShardsStage}
+kinds = {"raw": RawStage, "english": DocumentsStage, "shards": ShardsStage}
 stage = kinds[sys.argv[3]](config=config, data_folder=Path(sys.argv[2]))
 stage.make([sys.argv[5]], say=lambda line: None)
 """
@@ -152,7 +152,7 @@ def test_parts_growing_number_of_samples_reuses_the_finished_files(tmp_path: Pat
 def test_parts_repeated_documents_are_left_out_and_counted(tmp_path: Path, folder: Path) -> None:
     config = config_of(folder, 150)
     prepared(config, tmp_path)
-    english = find_english(config, tmp_path)
+    english = find_documents(config, tmp_path)
     assert english is not None
     assert english.manifest.facts["dropped"]["repeated"] == 10
     assert english.manifest.facts["documents"] == 150
@@ -160,7 +160,7 @@ def test_parts_repeated_documents_are_left_out_and_counted(tmp_path: Path, folde
     assert english.manifest.facts["rows_read"] == total
 
 
-@pytest.mark.parametrize("find", [find_english, find_shards])
+@pytest.mark.parametrize("find", [find_documents, find_shards])
 def test_parts_damaged_part_is_made_again_when_its_stage_is_put_together(
     tmp_path: Path, folder: Path, undisturbed: dict[str, bytes], find: Callable[[DataConfig, Path], StageResult | None]
 ) -> None:
@@ -191,7 +191,7 @@ def test_parts_on_a_disk_without_hard_links_are_copied_and_it_is_said(
     monkeypatch.setattr(os, "link", refuse)
     said: list[str] = []
     config = config_of(folder, 100)
-    english = prepare_english(config, prepare_raw(config, tmp_path), tmp_path, say=said.append)
+    english = prepare_documents(config, prepare_raw(config, tmp_path), tmp_path, say=said.append)
     prepare_shards(config, english, tmp_path)
     assert bytes_of(tmp_path) == undisturbed
     assert any("no hard links" in line for line in said)
@@ -201,7 +201,7 @@ def test_parts_found_by_all_stages_after_the_run(tmp_path: Path, folder: Path) -
     config = config_of(folder, 100)
     prepared(config, tmp_path)
     assert all(stage.plan(force=False, say=quiet) == [] for stage in stages_of(config, tmp_path))
-    assert all(find(config, tmp_path) for find in (find_raw, find_english, find_shards))
+    assert all(find(config, tmp_path) for find in (find_raw, find_documents, find_shards))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_parts_force_leaves_the_finished_stages_of_others_alone_until_it_has_mad
     for stage in stages_of(config, tmp_path):
         groups = stage.plan(force=True, say=quiet)
         assert groups
-        assert all(find(each, tmp_path) for find in (find_raw, find_english, find_shards) for each in (config, other))
+        assert all(find(each, tmp_path) for find in (find_raw, find_documents, find_shards) for each in (config, other))
         for group in groups:
             stage.make(group, say=quiet)
         assert not stage.finish(say=quiet).reused
@@ -238,7 +238,7 @@ def test_parts_force_leaves_the_finished_stages_of_others_alone_until_it_has_mad
     assert kept == undisturbed
 
 
-@pytest.mark.parametrize("find", [find_english, find_shards])
+@pytest.mark.parametrize("find", [find_documents, find_shards])
 def test_parts_force_replaces_what_a_stage_has_linked(
     tmp_path: Path, folder: Path, find: Callable[[DataConfig, Path], StageResult | None]
 ) -> None:

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gpt_pipeline.checkpoints.save import DiskFullError
 from gpt_pipeline.cli import main
-from gpt_pipeline.data.documents.english import EnglishStage
 from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.tokens.shards import ShardsStage, find_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
@@ -67,7 +67,7 @@ def _quiet(text: str) -> None: ...
 def _make_data(experiment: Experiment) -> None:
     raw = prepare_raw(experiment.data, experiment.data_folder, say=_quiet)
     for stage in (
-        EnglishStage(config=experiment.data, data_folder=experiment.data_folder, given_raw=raw),
+        DocumentsStage(config=experiment.data, data_folder=experiment.data_folder, given_raw=raw),
         ShardsStage(config=experiment.data, data_folder=experiment.data_folder),
     ):
         for group in stage.plan(force=False, say=_quiet):
@@ -286,7 +286,7 @@ def test_data_progress_tells_absent_partly_and_finished(project: TinyProject) ->
     experiment = project.experiment("two_files")
     assert [stage.state for stage in data_progress(experiment)] == ["absent", "absent", "absent"]
     raw = prepare_raw(experiment.data, experiment.data_folder, say=_quiet)
-    english = EnglishStage(config=experiment.data, data_folder=experiment.data_folder, given_raw=raw)
+    english = DocumentsStage(config=experiment.data, data_folder=experiment.data_folder, given_raw=raw)
     english.make([english.parts()[0].raw.name], say=_quiet)
     found = data_progress(experiment)
     assert [stage.state for stage in found] == ["finished", "partly", "absent"]

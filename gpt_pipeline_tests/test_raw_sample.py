@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import find_english, prepare_english
 from gpt_pipeline.data.documents.raw import find_raw, prepare_raw, raw_files
+from gpt_pipeline.data.documents.stage import find_documents, prepare_documents
 from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
 from gpt_pipeline_tests.synth_rows import write_folder
 
@@ -30,11 +30,11 @@ def test_sample_second_time_does_no_work_and_a_lost_file_is_written_again(tmp_pa
 
 def test_sample_goes_through_all_stages_and_each_is_found_again(tmp_path: Path) -> None:
     raw = prepare_raw(CONFIG, tmp_path)
-    english = prepare_english(CONFIG, raw, tmp_path)
+    english = prepare_documents(CONFIG, raw, tmp_path)
     shards = prepare_shards(CONFIG, english, tmp_path)
     assert english.manifest.facts["documents"] == 300
     assert english.manifest.facts["languages"]["en"] < english.manifest.facts["rows_read"]
-    found = [find(CONFIG, tmp_path) for find in (find_raw, find_english, find_shards)]
+    found = [find(CONFIG, tmp_path) for find in (find_raw, find_documents, find_shards)]
     assert [stage and stage.manifest for stage in found] == [raw.manifest, english.manifest, shards.manifest]
 
 

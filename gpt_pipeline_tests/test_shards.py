@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import english_files, prepare_english
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.split import is_held_out
+from gpt_pipeline.data.documents.stage import document_files, prepare_documents
 from gpt_pipeline.data.tokens.shards import find_shards, open_shards, prepare_shards
 from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
@@ -25,7 +25,7 @@ def config_of(folder: Path, **changed: object) -> DataConfig:
 
 
 def english_of(config: DataConfig, data_folder: Path) -> StageResult:
-    return prepare_english(config, prepare_raw(config, data_folder), data_folder)
+    return prepare_documents(config, prepare_raw(config, data_folder), data_folder)
 
 
 def prepared(config: DataConfig, data_folder: Path) -> StageResult:
@@ -57,7 +57,7 @@ def test_shards_hold_every_document_once_on_the_side_of_its_article(tmp_path: Pa
     config = config_of(folder)
     english = english_of(config, tmp_path)
     opened = open_shards(prepare_shards(config, english, tmp_path).folder)
-    table = [value for path in english_files(english) for value in pq.read_table(path).to_pylist()]
+    table = [value for path in document_files(english) for value in pq.read_table(path).to_pylist()]
     sides = [is_held_out(value["article"], seed=0, fraction=0.2) for value in table]
     assert documents_in(opened.validation) == [v["text"] for v, side in zip(table, sides, strict=True) if side]
     assert documents_in(opened.train) == [v["text"] for v, side in zip(table, sides, strict=True) if not side]
@@ -121,7 +121,7 @@ def test_shards_shorter_than_one_sequence_are_refused_each_time(tmp_path: Path, 
 def test_shards_damaged_english_file_is_noticed_before_use(tmp_path: Path, folder: Path) -> None:
     config = config_of(folder)
     english = english_of(config, tmp_path)
-    path = english_files(english)[1]
+    path = document_files(english)[1]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))

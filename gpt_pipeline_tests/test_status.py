@@ -19,8 +19,8 @@ from gpt_pipeline.checkpoints.manifest import write_manifest
 from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.cli import main
 from gpt_pipeline.comparison.compare import compare_experiments
-from gpt_pipeline.data.documents.english import prepare_english
 from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
 from gpt_pipeline.experiment.plan import training_job
 from gpt_pipeline.orchestration.report_step import write_report
@@ -54,7 +54,7 @@ def _train(project: TinyProject, *, stop_at: int | None = None) -> None:
     experiment = project.experiment("tiny")
     data, folder = experiment.data, experiment.data_folder
     raw = prepare_raw(data, folder, say=_quiet)
-    prepare_shards(data, prepare_english(data, raw, folder, say=_quiet), folder, say=_quiet)
+    prepare_shards(data, prepare_documents(data, raw, folder, say=_quiet), folder, say=_quiet)
     shards, stop = find_shards(data, folder), StopFlag()
     assert shards is not None
 

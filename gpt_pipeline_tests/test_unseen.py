@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import prepare_english
 from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.data.tokens.stream import HEADER_BYTES, open_shards, starts_name
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
@@ -34,7 +34,7 @@ class Stages:
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     folder = tmp_path_factory.mktemp("data")
-    english = prepare_english(DATA, prepare_raw(DATA, folder), folder)
+    english = prepare_documents(DATA, prepare_raw(DATA, folder), folder)
     questions = held_out_questions(english, DATA, count=12, seed=0)
     return Stages(english=english, shards=prepare_shards(DATA, english, folder), questions=questions)
 

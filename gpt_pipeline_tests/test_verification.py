@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from gpt_pipeline.cli import command
 from gpt_pipeline.data import verification
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import english_files, find_english
+from gpt_pipeline.data.documents.stage import document_files, find_documents
 from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.data.verification import verify_data
 from gpt_pipeline.storage.atomic import write_json
@@ -52,10 +52,10 @@ def test_verify_reads_large_shards_in_pieces(
 
 
 def test_verify_names_the_file_that_differs(config: DataConfig, tmp_path: Path) -> None:
-    english, shards = find_english(config, tmp_path / "data"), find_shards(config, tmp_path / "data")
+    english, shards = find_documents(config, tmp_path / "data"), find_shards(config, tmp_path / "data")
     assert english is not None
     assert shards is not None
-    flip_a_bit(english_files(english)[1])
+    flip_a_bit(document_files(english)[1])
     flip_a_bit(shards.folder / "train_000001.bin")
     flip_a_bit(tmp_path / "synth" / "synth_001.parquet")
     found = problems(config, tmp_path)

@@ -44,10 +44,10 @@ def looks_foreign(text: str) -> bool:
     return strongest >= _MIN_FOREIGN_WORDS and strongest > counts["en"]
 
 
-def check_language_purity(english_files: Sequence[Path], *, max_foreign_share: float = 0.02) -> Finding:
+def check_language_purity(document_files: Sequence[Path], *, max_foreign_share: float = 0.02) -> Finding:
     """Look for documents in other languages among some 2,000 spread over the files; only their row groups are read."""
-    every = max(1, sum(pq.read_metadata(path).num_rows for path in english_files) // _PURITY_SAMPLE)
-    sampled = list(_every_text(english_files, every))
+    every = max(1, sum(pq.read_metadata(path).num_rows for path in document_files) // _PURITY_SAMPLE)
+    sampled = list(_every_text(document_files, every))
     foreign = sum(looks_foreign(text) for text in sampled)
     share = foreign / max(1, len(sampled))
     return verdict(
@@ -59,7 +59,7 @@ def check_language_purity(english_files: Sequence[Path], *, max_foreign_share: f
 
 
 def check_articles_kept_apart(
-    english_files: Sequence[Path], shards: TokenShards, *, seed: int, fraction: float
+    document_files: Sequence[Path], shards: TokenShards, *, seed: int, fraction: float
 ) -> Finding:
     """Find no seed article on both sides of the split, from what the shards really hold.
 
@@ -70,7 +70,7 @@ def check_articles_kept_apart(
         for split, stream in ((TRAIN, shards.train), (VALIDATION, shards.validation))
     }
     articles: dict[str, set[str]] = {TRAIN: set(), VALIDATION: set()}
-    for text, article in _articles_of(english_files, itertools.chain(*wanted.values())):
+    for text, article in _articles_of(document_files, itertools.chain(*wanted.values())):
         for split, texts in wanted.items():
             if text in texts:
                 articles[split].add(article)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import find_english
 from gpt_pipeline.data.documents.raw import files_of, find_raw, raw_files
+from gpt_pipeline.data.documents.stage import find_documents
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.data.tokens.stream import Positions, TokenStream, open_shards
@@ -41,7 +41,7 @@ def verify_data(config: DataConfig, data_folder: Path, *, say: Say = _logger.inf
     """Read all files of the finished data stages and return what was found, a line a stage."""
     stages: dict[str, tuple[StageResult | None, Callable[[StageResult], None]]] = {
         "raw_synth": (find_raw(config, data_folder), lambda stage: _verify_raw(config, stage)),
-        "english_parquet": (find_english(config, data_folder), verify),
+        "english_parquet": (find_documents(config, data_folder), verify),
         "token_shards": (find_shards(config, data_folder), _verify_shards),
     }
     found = []

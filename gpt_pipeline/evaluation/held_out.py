@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import english_files
 from gpt_pipeline.data.documents.split import hold_out
+from gpt_pipeline.data.documents.stage import document_files
 from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import StageResult
@@ -74,7 +74,7 @@ def choose_documents(
     """
     available = 0
     kept: dict[str, list[tuple[int, int]]] = defaultdict(list)  # heaps of (-rank, number), the last rank on top
-    for exercise, synth_id in _held_out_rows(english_files(english), data, batch_rows=batch_rows):
+    for exercise, synth_id in _held_out_rows(document_files(english), data, batch_rows=batch_rows):
         entry = (-_rank(seed, synth_id or str(available)), available)
         if len(kept[exercise]) < count:
             heapq.heappush(kept[exercise], entry)

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import english_files
 from gpt_pipeline.data.documents.split import hold_out
+from gpt_pipeline.data.documents.stage import document_files
 from gpt_pipeline.data.formats.synth_text import ANSWER_MARK
 from gpt_pipeline.evaluation.score import constraint_result
 from gpt_pipeline.storage.atomic import read_kept, write_json
@@ -111,7 +111,7 @@ def held_out_questions(
     """
     if count == 0:
         return []
-    files = english_files(english)
+    files = document_files(english)
     candidates = _candidates(files, data, per_exercise=_SPARE * count, seed=seed, batch_rows=batch_rows)
     known = {candidate.query_hash for group in candidates.values() for candidate in group}
     leaked = _queries_in_training(files, data, known, batch_rows=batch_rows)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gpt_pipeline.data.documents.english import english_files
+from gpt_pipeline.data.documents.stage import document_files
 from gpt_pipeline.data.tokens.encoder import Encoder, new_encoder
 from gpt_pipeline.data.tokens.stream import TokenStream, open_shards
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
@@ -106,7 +106,7 @@ def _kin(questions: Sequence[Question], english: StageResult, encoder: Encoder) 
     queries = {question.query for question in questions}
     of_article: set[bytes] = set()
     of_query: set[bytes] = set()
-    for batch in _batches(english_files(english)):
+    for batch in _batches(document_files(english)):
         names = batch.column("article").dictionary_encode()
         ours = [
             _hash((name or "").encode("utf-8", "surrogatepass")) in articles for name in names.dictionary.to_pylist()

@@ -20,7 +20,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 SOURCES: Mapping[str, str] = {
     "raw_synth": "data/documents/raw.py",
-    "english_parquet": "data/documents/english.py",
+    "english_parquet": "data/documents/stage.py",
     "token_shards": "data/tokens/shards.py",
     "training": "training/trainer.py",
     "checkpoint": "checkpoints/save.py",

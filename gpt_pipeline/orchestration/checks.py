@@ -12,7 +12,7 @@ from gpt_pipeline.evaluation.verdicts import loss_verdict, output_verdict
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.failures import explained
-from gpt_pipeline.orchestration.stages import finished_english, finished_shards, finished_training
+from gpt_pipeline.orchestration.stages import finished_documents, finished_shards, finished_training
 
 if TYPE_CHECKING:
     from gpt_pipeline.findings import Finding
@@ -33,7 +33,7 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
     @dg.asset_check(asset=english_key, description="The share of English rows is about SYNTH's 80.8 %.")
     def english_share() -> dg.AssetCheckResult:
         with explained():
-            languages = finished_english(experiment).manifest.facts["languages"]
+            languages = finished_documents(experiment).manifest.facts["languages"]
         share = languages.get("en", 0) / max(1, sum(languages.values()))
         low, high = _ENGLISH_SHARE
         return dg.AssetCheckResult(
@@ -47,22 +47,22 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
     @dg.asset_check(asset=english_key, description="The documents kept read as English.")
     def language_purity() -> dg.AssetCheckResult:
         from gpt_pipeline.data.audit import check_language_purity
-        from gpt_pipeline.data.documents.english import english_files
+        from gpt_pipeline.data.documents.stage import document_files
 
         with explained():
-            finding = check_language_purity(english_files(finished_english(experiment)))
+            finding = check_language_purity(document_files(finished_documents(experiment)))
         return _result(finding, remedy="a source of other languages: see data.source and the examples in the metadata")
 
     @dg.asset_check(asset=shards_key, description="No seed article has documents in both splits.")
     def articles_kept_apart() -> dg.AssetCheckResult:
         from gpt_pipeline.data.audit import check_articles_kept_apart
-        from gpt_pipeline.data.documents.english import english_files
+        from gpt_pipeline.data.documents.stage import document_files
         from gpt_pipeline.data.tokens.stream import open_shards
 
         data = experiment.data
         with explained():
             finding = check_articles_kept_apart(
-                english_files(finished_english(experiment)),
+                document_files(finished_documents(experiment)),
                 open_shards(finished_shards(experiment).folder),
                 seed=data.seed,
                 fraction=data.validation_fraction,
@@ -75,7 +75,7 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
         from gpt_pipeline.data.tokens.stream import open_shards
 
         with explained():
-            documents = finished_english(experiment).manifest.facts["documents"]
+            documents = finished_documents(experiment).manifest.facts["documents"]
             finding = check_token_counts(open_shards(finished_shards(experiment).folder), documents=documents)
         return _result(finding, remedy=_REMAKE)
 
@@ -174,7 +174,7 @@ def _judge_questions(experiment: Experiment, result: EvaluationResult) -> "Findi
     from gpt_pipeline.evaluation.questions import cached_questions
     from gpt_pipeline.evaluation.unseen import cached_proof
 
-    english, folder = finished_english(experiment), experiment.folder.evaluations / "questions"
+    english, folder = finished_documents(experiment), experiment.folder.evaluations / "questions"
     count, seed = int(result.config["num_questions"]), int(result.config["seed"])
     questions = cached_questions(folder, english, experiment.data, count=count, seed=seed)
     return cached_proof(folder, questions, english, finished_shards(experiment))

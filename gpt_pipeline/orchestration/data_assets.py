@@ -18,15 +18,15 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
     )
 
     def raw() -> PartedStage:
-        from gpt_pipeline.data.documents.english import find_english
         from gpt_pipeline.data.documents.raw import RawStage
+        from gpt_pipeline.data.documents.stage import find_documents
 
-        return RawStage(config=data, data_folder=folder, is_needed=lambda: find_english(data, folder) is None)
+        return RawStage(config=data, data_folder=folder, is_needed=lambda: find_documents(data, folder) is None)
 
     def english() -> PartedStage:
-        from gpt_pipeline.data.documents.english import EnglishStage
+        from gpt_pipeline.data.documents.stage import DocumentsStage
 
-        return EnglishStage(config=data, data_folder=folder)
+        return DocumentsStage(config=data, data_folder=folder)
 
     def shards() -> PartedStage:
         from gpt_pipeline.data.tokens.shards import ShardsStage

@@ -15,7 +15,7 @@ from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, EvaluationTask
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult, alias_of, best_weights
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.dead_runs import note_process
-from gpt_pipeline.orchestration.stages import finished_english, finished_shards
+from gpt_pipeline.orchestration.stages import finished_documents, finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.training_log import catch_up
 from gpt_pipeline.progress.evaluations import mark_logged
@@ -47,7 +47,7 @@ def evaluate_partition(
         task = EvaluationTask(
             checkpoint=checkpoint,
             shards=finished_shards(experiment),
-            english=finished_english(experiment),
+            english=finished_documents(experiment),
             data=experiment.data,
             config=settings,
             max_length=experiment.config.data.max_length,

@@ -58,10 +58,10 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
 
 
 def _data_facts(experiment: Experiment) -> dict[str, Any]:
-    from gpt_pipeline.orchestration.stages import finished_english, finished_shards
+    from gpt_pipeline.orchestration.stages import finished_documents, finished_shards
 
     return {
-        "english_parquet": dict(finished_english(experiment).manifest.facts),
+        "english_parquet": dict(finished_documents(experiment).manifest.facts),
         "token_shards": dict(finished_shards(experiment).manifest.facts),
     }
 

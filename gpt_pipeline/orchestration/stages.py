@@ -24,15 +24,15 @@ def finished_raw(experiment: Experiment) -> StageResult:
     return _required(find_raw(experiment.data, experiment.data_folder), "raw_synth", experiment)
 
 
-def finished_english(experiment: Experiment) -> StageResult:
+def finished_documents(experiment: Experiment) -> StageResult:
     """Return the finished english_parquet stage.
 
     Raises:
         DataError: it is not finished.
     """
-    from gpt_pipeline.data.documents.english import find_english
+    from gpt_pipeline.data.documents.stage import find_documents
 
-    return _required(find_english(experiment.data, experiment.data_folder), "english_parquet", experiment)
+    return _required(find_documents(experiment.data, experiment.data_folder), "english_parquet", experiment)
 
 
 def finished_shards(experiment: Experiment) -> StageResult:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpt_pipeline.data.documents.english import EnglishStage
 from gpt_pipeline.data.documents.raw import RawStage
+from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.stage import Part
 from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.experiment.load import Experiment
@@ -43,7 +43,7 @@ def data_progress(experiment: Experiment) -> tuple[StageProgress, ...]:
     """Return the three data stages, in order; uses no network and reads no file's content."""
     data, folder = experiment.data, experiment.data_folder
     shards = ShardsStage(config=data, data_folder=folder)
-    english = EnglishStage(config=data, data_folder=folder)
+    english = DocumentsStage(config=data, data_folder=folder)
     english_result = english.find()
     raw = _raw_progress(RawStage(config=data, data_folder=folder), is_used_up=english_result is not None)
     return (

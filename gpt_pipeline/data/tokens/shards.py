@@ -38,7 +38,7 @@ def prepare_shards(
         ConfigError: no document is held out, or the rest is shorter than one sequence of `max_length` tokens.
         DamagedFileError: an English file is not the one that its manifest describes.
     """
-    return prepare(ShardsStage(config=config, data_folder=data_folder, given_english=english), force=force, say=say)
+    return prepare(ShardsStage(config=config, data_folder=data_folder, given_documents=english), force=force, say=say)
 
 
 def find_shards(config: DataConfig, data_folder: Path) -> StageResult | None:
@@ -68,7 +68,7 @@ class ShardsStage:
 
     config: DataConfig
     data_folder: Path
-    given_english: StageResult | None = None
+    given_documents: StageResult | None = None
     """The finished english_parquet; null: the one that the configuration names."""
 
     @property
@@ -142,9 +142,9 @@ class ShardsStage:
         ]
 
     def _finished_english(self) -> StageResult | None:
-        from gpt_pipeline.data.documents.english import find_english
+        from gpt_pipeline.data.documents.stage import find_documents
 
-        return self.given_english or find_english(self.config, self.data_folder)
+        return self.given_documents or find_documents(self.config, self.data_folder)
 
     def _part(self, documents: str) -> Part:
         identity = fingerprint(_KIND, config=_identity(self.config), upstream=[documents], code_version=CODE_VERSION)

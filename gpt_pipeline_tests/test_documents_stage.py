@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.english import english_documents, english_files, find_english, prepare_english
 from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.stage import document_files, documents_of_file, find_documents, prepare_documents
 from gpt_pipeline.data.documents.tally import Tally
 from gpt_pipeline.data.formats.synth import DOCUMENT_SCHEMA
 from gpt_pipeline.data.formats.synth_text import document_text
@@ -25,7 +25,7 @@ def config_of(folder: Path, num_samples: int) -> DataConfig:
 
 
 def prepared(config: DataConfig, data_folder: Path, *, force: bool = False) -> StageResult:
-    return prepare_english(config, prepare_raw(config, data_folder), data_folder, force=force)
+    return prepare_documents(config, prepare_raw(config, data_folder), data_folder, force=force)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 def test_english_file_has_the_first_documents_in_file_order(tmp_path: Path, folder: Path, num_samples: int) -> None:
     stage = prepared(config_of(folder, num_samples), tmp_path / "data")
     expected = [value for value in rows(60) if value["language"] == "en"][:num_samples]
-    table = pa.concat_tables(pq.read_table(path) for path in english_files(stage))
+    table = pa.concat_tables(pq.read_table(path) for path in document_files(stage))
     assert table.schema.equals(DOCUMENT_SCHEMA)
     assert table["synth_id"].to_pylist() == [value["synth_id"] for value in expected]
     assert table["text"].to_pylist() == [
@@ -74,7 +74,7 @@ def test_english_facts_count_what_was_read_kept_and_dropped(tmp_path: Path) -> N
 def test_english_documents_and_counts_do_not_depend_on_the_batch_size(folder: Path, batch_rows: int) -> None:
     def run(size: int) -> tuple[list[dict[str, object]], dict[str, object]]:
         tally = Tally()
-        batches = english_documents(folder / "synth_003.parquet", 21, np.array([2, 7]), tally, batch_rows=size)
+        batches = documents_of_file(folder / "synth_003.parquet", 21, np.array([2, 7]), tally, batch_rows=size)
         return [value for batch in batches for value in batch.to_pylist()], tally.facts()
 
     assert run(batch_rows) == run(7)
@@ -89,22 +89,22 @@ def test_english_bytes_are_the_same_each_time(tmp_path: Path, folder: Path) -> N
 def test_english_row_groups_are_bounded(tmp_path: Path) -> None:
     write_synth(tmp_path / "synth" / "synth_001.parquet", [row(i) for i in range(4500)])
     stage = prepared(config_of(tmp_path / "synth", 4500), tmp_path / "data")
-    metadata = pq.read_metadata(english_files(stage)[0])
+    metadata = pq.read_metadata(document_files(stage)[0])
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [2000, 2000, 500]
     assert metadata.row_group(0).column(4).compression == "ZSTD"
 
 
 def test_english_manifest_records_what_lies_on_disk(tmp_path: Path, folder: Path) -> None:
     stage = prepared(config_of(folder, 30), tmp_path / "data")
-    assert stage.manifest.files == {path.name: record_file(path) for path in english_files(stage)}
+    assert stage.manifest.files == {path.name: record_file(path) for path in document_files(stage)}
 
 
 def test_english_second_time_does_no_work_even_without_the_raw_files(tmp_path: Path, folder: Path) -> None:
     config = config_of(folder, 20)
     raw = prepare_raw(config, tmp_path / "data")
-    first = prepare_english(config, raw, tmp_path / "data")
+    first = prepare_documents(config, raw, tmp_path / "data")
     folder.rename(tmp_path / "unplugged")
-    again, found = prepare_english(config, raw, tmp_path / "data"), find_english(config, tmp_path / "data")
+    again, found = prepare_documents(config, raw, tmp_path / "data"), find_documents(config, tmp_path / "data")
     assert found is not None
     assert (first.reused, again.reused, found.reused) == (False, True, True)
     assert again.manifest == found.manifest == first.manifest
@@ -115,14 +115,14 @@ def test_english_other_number_of_samples_is_another_stage(tmp_path: Path, folder
     second = prepared(config_of(folder, 6), tmp_path / "data")
     assert first.manifest.upstream == second.manifest.upstream  # both need one raw file
     assert first.fingerprint != second.fingerprint
-    assert find_english(config_of(folder, 5), tmp_path / "data") is not None
+    assert find_documents(config_of(folder, 5), tmp_path / "data") is not None
 
 
 def test_english_lost_file_is_made_again_and_force_makes_it_anyway(tmp_path: Path, folder: Path) -> None:
     config = config_of(folder, 20)
     stage = prepared(config, tmp_path / "data")
-    english_files(stage)[0].unlink()
-    assert find_english(config, tmp_path / "data") is None
+    document_files(stage)[0].unlink()
+    assert find_documents(config, tmp_path / "data") is None
     assert not prepared(config, tmp_path / "data").reused
     assert not prepared(config, tmp_path / "data", force=True).reused
     assert prepared(config, tmp_path / "data").reused
@@ -136,14 +136,14 @@ def test_english_damaged_file_fails_by_name_and_the_finished_ones_are_kept(tmp_p
     second.write_bytes(b"x" * stat.st_size)
     os.utime(second, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(DataError, match=r"synth_002\.parquet"):
-        prepare_english(config, raw, tmp_path / "data")
+        prepare_documents(config, raw, tmp_path / "data")
     (made,) = (tmp_path / "data" / "parts").glob("english_documents-*/manifest.json")
     assert json.loads(made.read_text())["facts"]["documents"] == 8  # the first file's are kept
     assert list((tmp_path / "data").glob("english_parquet-*")) == []
     second.write_bytes(content)
     os.utime(second, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     before = made.stat().st_mtime_ns
-    assert prepare_english(config, raw, tmp_path / "data").manifest.facts["documents"] == 20
+    assert prepare_documents(config, raw, tmp_path / "data").manifest.facts["documents"] == 20
     assert made.stat().st_mtime_ns == before
 
 
@@ -153,5 +153,5 @@ def test_english_of_files_that_changed_since_is_refused_and_leaves_no_part(tmp_p
     write_synth(folder / "synth_002.parquet", [row(i, synthetic_answer="Changed.") for i in range(500, 520)])
     prepare_raw(config, tmp_path / "data")
     with pytest.raises(DataError, match="missing or have changed"):
-        prepare_english(config, before, tmp_path / "data")
+        prepare_documents(config, before, tmp_path / "data")
     assert list((tmp_path / "data" / "parts").glob("english_documents-*/manifest.json")) == []

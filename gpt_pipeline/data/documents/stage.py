@@ -40,7 +40,7 @@ _FILE = "documents.parquet"
 _logger = logging.getLogger(__name__)
 
 
-def prepare_english(
+def prepare_documents(
     config: DataConfig, raw: StageResult, data_folder: Path, *, force: bool = False, say: Say = _logger.info
 ) -> StageResult:
     """Return the finished stage: the first `num_samples` different English documents of `raw`, in file order.
@@ -48,21 +48,21 @@ def prepare_english(
     Raises:
         DataError: a raw file cannot be read.
     """
-    return prepare(EnglishStage(config=config, data_folder=data_folder, given_raw=raw), force=force, say=say)
+    return prepare(DocumentsStage(config=config, data_folder=data_folder, given_raw=raw), force=force, say=say)
 
 
-def find_english(config: DataConfig, data_folder: Path) -> StageResult | None:
+def find_documents(config: DataConfig, data_folder: Path) -> StageResult | None:
     """Return the finished stage, or None; does no work."""
-    return EnglishStage(config=config, data_folder=data_folder).find()
+    return DocumentsStage(config=config, data_folder=data_folder).find()
 
 
-def english_files(stage: StageResult) -> list[Path]:
+def document_files(stage: StageResult) -> list[Path]:
     """Return the paths of the stage's parquet files (`formats.synth.DOCUMENT_SCHEMA`), in order."""
     return [stage.folder / name for name in stage.manifest.files]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnglishPart:
+class DocumentsPart:
     """What the stage takes of one raw file."""
 
     raw: RawFile
@@ -77,7 +77,7 @@ class EnglishPart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnglishStage:
+class DocumentsStage:
     """The stage english_parquet; a part is the documents of one raw file."""
 
     config: DataConfig
@@ -140,7 +140,7 @@ class EnglishStage:
         folder = stage_folder(self.data_folder, STAGE, wanted)
         return finish_stage(folder, wanted, say=say, make=lambda: self._together(folder, wanted, say))
 
-    def parts(self) -> list[EnglishPart]:
+    def parts(self) -> list[DocumentsPart]:
         """Return what the stage takes of each raw file, in order; files of which it takes nothing are left out."""
         takes: list[tuple[RawFile, int]] = []
         missing = self.config.num_samples
@@ -151,7 +151,7 @@ class EnglishStage:
                 takes.append((raw, take))
         names = [_file_name(self.config.num_samples, number, len(takes)) for number in range(1, len(takes) + 1)]
         return [
-            EnglishPart(raw=raw, take=take, file=name, part=self._part(raw, take))
+            DocumentsPart(raw=raw, take=take, file=name, part=self._part(raw, take))
             for (raw, take), name in zip(takes, names, strict=True)
         ]
 
@@ -161,15 +161,15 @@ class EnglishStage:
         identity = fingerprint(_KIND, config=config, code_version=CODE_VERSION)
         return Part(kind=_KIND, fingerprint=identity, data_folder=self.data_folder)
 
-    def _made(self, each: EnglishPart, say: Say) -> StageResult:
+    def _made(self, each: DocumentsPart, say: Say) -> StageResult:
         return each.part.prepare(say=say, make=lambda: self._write(each, say))
 
-    def _write(self, each: EnglishPart, say: Say) -> Manifest:
+    def _write(self, each: DocumentsPart, say: Say) -> Manifest:
         source = raw_files(self.config, self.raw)[each.raw.name]
         path = each.part.folder / _FILE
         tally = Tally()
         record = write_documents(
-            path, ahead(english_documents(source, each.take, repeats_of(self.raw, each.raw), tally))
+            path, ahead(documents_of_file(source, each.take, repeats_of(self.raw, each.raw), tally))
         )
         if tally.documents < each.take:
             raise DataError(
@@ -225,7 +225,7 @@ def _identity(config: DataConfig) -> dict[str, Any]:
     return {"num_samples": config.num_samples}
 
 
-def english_documents(
+def documents_of_file(
     path: Path, limit: int, repeats: Rows, tally: Tally, *, batch_rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
     """Yield the first `limit` documents of a file in order, counting into `tally`; reads no row beyond the last.
