@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from gpt_pipeline.cli import command
-from gpt_pipeline.experiment.keys import Block, Key, blocks, file_keys
+from gpt_pipeline.experiment.keys import Block, Key, blocks, file_keys, plain
 from gpt_pipeline.experiment.load import RUNTIME
 from gpt_pipeline.experiment.recipes import RECIPES
 from gpt_pipeline.experiment.schema import EDITOR_LINE, SCHEMA_FILE, need_in_words, schema_text
@@ -77,7 +77,7 @@ def _table(keys: Sequence[Key]) -> str:
 
 
 def _default(key: Key) -> str:
-    return "to be given" if key.required else f"`{written(key.default)}`"
+    return "to be given" if key.required else f"`{written(plain(key.default))}`"
 
 
 def _cell(key: Key) -> str:

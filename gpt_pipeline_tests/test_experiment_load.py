@@ -3,7 +3,9 @@
 import dataclasses
 import math
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment import load as loading
 from gpt_pipeline.experiment.config import ExperimentConfig, contradictions
+from gpt_pipeline.experiment.document import read_document
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.problems import ExperimentFileError
 from gpt_pipeline.storage.config import StorageConfig
@@ -190,6 +193,89 @@ def test_anchors_and_flow_style_mean_what_yaml_says(write):
     text = "{experiment_name: &n A, data: {num_samples: &n 64, max_length: *n}, storage: {base_folder: x}}"
     data = load_experiment(write(text)).config.data
     assert (data.num_samples, data.max_length) == (64, 64)
+
+
+# Shapes of blocks that a config class may have.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Names:
+    """Names of columns."""
+
+    text: str = "text"
+    """The column with the text."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """Where the weights come from."""
+
+    experiment: str
+    """An experiment file."""
+
+    checkpoint: str = "best"
+    """Which checkpoint."""
+
+    columns: Mapping[str, str] | None = None
+    """Names of columns."""
+
+    names: Names = dataclasses.field(default_factory=Names)
+    """A block within a block."""
+
+    count: int | Literal["all"] | None = 5
+    """How many."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Whole:
+    start_from: Base | None = None
+
+
+@pytest.fixture
+def read_whole(write):
+    """Return a function from a file's content to the values of `Whole` and the problems found."""
+
+    def reader(content: str):
+        reading = loading._Reading()
+        values = reading.block(Whole, read_document(write(content), content), section="", line=None)
+        return values, [problem.text for problem in reading.problems]
+
+    return reader
+
+
+def test_block_that_may_be_null_is_null_or_its_class(read_whole):
+    assert read_whole("start_from:\n") == ({"start_from": None}, [])
+    assert read_whole("start_from: null\n") == ({"start_from": None}, [])
+    text = "start_from: {experiment: a.yaml, columns: {text: body, 1: '2'}, names: {text: body}, count: all}\n"
+    expected = Base(experiment="a.yaml", columns={"text": "body", "1": "2"}, names=Names(text="body"), count="all")
+    assert read_whole(text) == ({"start_from": expected}, [])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("start_from: a.yaml", "start_from: found 'a.yaml', need keys indented below `start_from:`; write one"),
+        ("start_from: {}", "start_from.experiment: missing, need text"),
+        ("start_from: {experiment: a, columns: body}", "start_from.columns: found 'body', need `name: text` lines or"),
+        ("start_from: {experiment: a, columns: {t: [1]}}", "start_from.columns.t: found a list, need text"),
+        ("start_from: {experiment: a, columns: {t: b, t: c}}", "start_from.columns.t: found twice, first in line 1"),
+        ("start_from: {experiment: a, chekpoint: b}", "start_from.chekpoint: unknown key; did you mean start_from.ch"),
+        (
+            "start_from: {experiment: a, names: {txt: b}}",
+            "start_from.names.txt: unknown key; did you mean start_from.n",
+        ),
+        ("start_from: {experiment: a, names: b}", "start_from.names: found 'b', need keys indented below `names:`"),
+        (
+            "start_from: {experiment: a, count: many}",
+            "start_from.count: found 'many', need a whole number, `all` or null",
+        ),
+    ],
+)
+def test_block_that_may_be_null_is_checked_as_any_other(read_whole, content, expected):
+    values, problems = read_whole(content)
+    assert values == {}
+    assert len(problems) == 1
+    assert problems[0].startswith(expected)
 
 
 # What is refused, and in which words.

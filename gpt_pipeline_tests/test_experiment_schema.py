@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jsonschema
@@ -14,12 +16,12 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.experiment.keys import all_keys, blocks
+from gpt_pipeline.experiment.keys import all_keys, block_from, blocks
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.experiment.new import write_new_experiment
 from gpt_pipeline.experiment.recipes import RECIPES
-from gpt_pipeline.experiment.schema import SCHEMA_FILE, experiment_schema, schema_text
-from gpt_pipeline.experiment.template import written
+from gpt_pipeline.experiment.schema import SCHEMA_FILE, _block, experiment_schema, schema_text
+from gpt_pipeline.experiment.template import render, written
 from gpt_pipeline.experiment.values import choices
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +110,50 @@ def test_schema_where_the_loader_refuses_a_value_refuses_it_too(tmp_path: Path, 
     assert not CHECK.is_valid(whole)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Names:
+    """Names of columns."""
+
+    text: str = "text"
+    """The column with the text."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """Where the weights come from."""
+
+    experiment: str
+    """An experiment file."""
+
+    columns: Mapping[str, str] | None = None
+    """Names of columns."""
+
+    names: Names = dataclasses.field(default_factory=Names)
+    """A block within a block."""
+
+
+def test_block_that_may_be_null_is_optional_in_schema_and_a_comment_in_a_new_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    block = block_from("start_from", Base | None)
+    schema = _block(block)
+    check = jsonschema.Draft7Validator(schema)
+    assert not block.required
+    assert check.is_valid(None)
+    assert check.is_valid({"experiment": "a", "columns": {"text": "body"}})
+    assert not check.is_valid({"experiment": "a", "columns": {"text": 1}})
+    assert not check.is_valid({"columns": None})
+    assert not check.is_valid({"experiment": "a", "names": {"txt": "body"}})
+    assert schema["properties"]["names"]["properties"]["text"]["default"] == "text"
+    assert schema["properties"]["names"]["default"] == {"text": "text"}
+    monkeypatch.setattr("gpt_pipeline.experiment.template.blocks", lambda: (block, *blocks()))
+    commented = "# start_from:\n# experiment: # An experiment file.\n# columns: null # Names of columns.\n"
+    commented += "# names: {text: text} # A block within a block.\n"
+    assert commented in re.sub(" +", " ", render(RECIPES["cpu"], every_key=True))
+    given = dataclasses.replace(RECIPES["cpu"], values={"start_from.experiment": ("a.yaml", "")})
+    assert "\nstart_from:\n  experiment: a.yaml\n" in render(given)
+
+
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
 def test_shipped_experiment_loads_and_points_at_the_schema(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
@@ -129,9 +175,10 @@ def test_generated_files_of_the_repository_are_those_of_the_code() -> None:
 def test_new_experiment_with_all_comments_turned_into_keys_means_the_same(tmp_path: Path, recipe: str | None) -> None:
     made = write_new_experiment(tmp_path / "experiments" / "my-idea.yaml", recipe=recipe)
     text = made.file.read_text(encoding="utf-8")
-    names = {key.name for block in blocks() for key in block.keys}
+    names = {key.name for block in blocks() if not block.nullable for key in block.keys}
+    optional = sum(len(block.keys) for block in blocks() if block.nullable)
     active = re.sub(r"^  # (\w+): ", lambda m: f"  {m[1]}: " if m[1] in names else m[0], text, flags=re.MULTILINE)
-    assert len(re.findall(r"^  \w+: ", active, flags=re.MULTILINE)) == len(all_keys()) - 1
+    assert len(re.findall(r"^  \w+: ", active, flags=re.MULTILINE)) == len(all_keys()) - optional - 1
     made.file.write_text(active, encoding="utf-8")
     assert load_experiment(made.file).config == made.config
     assert made.config.experiment_name == "My idea"

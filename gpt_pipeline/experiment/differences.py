@@ -20,16 +20,16 @@ class Difference:
     """Whole path, such as `training.learning_rate`."""
 
     values: tuple[Any, ...]
-    """One per experiment, in their order; defaults count as written."""
+    """One per experiment, in their order; defaults count as written, and None stands for the keys of a null block."""
 
 
 def config_differences(configs: Sequence[ExperimentConfig]) -> list[Difference]:
     """Return the keys that differ between the configurations, in the order of the blocks."""
     flat = [_flat(dataclasses.asdict(config)) for config in configs]
     return [
-        Difference(key=key, values=tuple(values[key] for values in flat))
-        for key in (flat[0] if flat else {})
-        if any(values[key] != flat[0][key] for values in flat)
+        Difference(key=key, values=tuple(values.get(key) for values in flat))
+        for key in dict.fromkeys(key for values in flat for key in values)
+        if any(values.get(key) != flat[0].get(key) for values in flat)
     ]
 
 
@@ -38,5 +38,5 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
         f"{section}.{key}": value
         for section, block in values.items()
         if section not in _LEFT_OUT
-        for key, value in block.items()
+        for key, value in (block or {}).items()
     }

@@ -20,6 +20,7 @@ from gpt_pipeline.experiment.problems import ExperimentFileError, Problem, neare
 BYTE_ORDER_MARK = "\ufeff"
 SUFFIXES = (".yaml", ".yml")
 _MAX_BYTES = 1_000_000  # an experiment file has some hundred; more is another kind of file
+_DEPTH = 2  # a block, and a mapping in it such as `columns: {text: body}`
 _TAG = "tag:yaml.org,2002:"
 _CORE_TAGS = {
     _TAG + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "merge", "value")
@@ -75,7 +76,7 @@ class Entry:
     line: int
     value: Written
     block: tuple[Entry, ...] = ()
-    """The keys below it, when the value is a block."""
+    """The keys below it, when the value is a block; below a block's own block they are not read."""
 
 
 def read_text(path: Path) -> str:
@@ -141,7 +142,7 @@ def _entries(path: Path, node: MappingNode, *, depth: int) -> tuple[Entry, ...]:
 
 def _entry(path: Path, key: Node, value: Node, *, depth: int) -> Entry:
     name = key.value if isinstance(key, ScalarNode) else "?"
-    block = _entries(path, value, depth=depth + 1) if isinstance(value, MappingNode) and depth == 0 else ()
+    block = _entries(path, value, depth=depth + 1) if isinstance(value, MappingNode) and depth < _DEPTH else ()
     return Entry(key=name, line=_line(key), value=_written(path, value), block=block)
 
 

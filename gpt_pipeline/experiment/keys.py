@@ -12,9 +12,13 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import NoneType
 from typing import Any, get_type_hints
 
 from gpt_pipeline.experiment.config import ExperimentConfig
+from gpt_pipeline.experiment.values import block_of, choices
+
+_LATE_BLOCKS = ("storage", "hardware")  # a reader meets what is computed before where
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,27 +57,34 @@ class Block:
     name: str
     text: str
     keys: Sequence[Key]
+    nullable: bool
+    """Whether a file without the block means null rather than the block's defaults."""
 
     @property
     def required(self) -> bool:
         """Whether the file cannot do without it."""
-        return any(key.required for key in self.keys)
+        return not self.nullable and any(key.required for key in self.keys)
 
 
 @cache
 def file_keys() -> tuple[Key, ...]:
     """Return the keys of the file itself, without the blocks."""
-    return tuple(key for key in _keys(ExperimentConfig, "") if not dataclasses.is_dataclass(key.hint))
+    return tuple(key for key in _keys(ExperimentConfig, "") if not block_of(key.hint))
 
 
 @cache
 def blocks() -> tuple[Block, ...]:
     """Return the blocks in the order in which one writes them."""
     hints = get_type_hints(ExperimentConfig)
-    classes = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    order = ("data", "model", "training", "evaluation", "storage", "hardware")
-    return tuple(
-        Block(name=name, text=_first_line(classes[name]), keys=tuple(_keys(classes[name], name))) for name in order
+    written = [name for name, hint in hints.items() if block_of(hint) and name not in _LATE_BLOCKS]
+    return tuple(block_from(name, hints[name]) for name in (*written, *_LATE_BLOCKS))
+
+
+def block_from(name: str, hint: Any) -> Block:
+    """Return the block that the class in `hint` describes."""
+    config = block_of(hint)
+    return Block(
+        name=name, text=_first_line(config), keys=tuple(_keys(config, name)), nullable=NoneType in choices(hint)
     )
 
 
@@ -84,6 +95,11 @@ def all_keys() -> Mapping[str, Key]:
     return {key.path: key for key in every}
 
 
+def plain(default: Any) -> Any:
+    """Return the default of a key as YAML and JSON say it: that of a block within a block by its keys."""
+    return dataclasses.asdict(default) if dataclasses.is_dataclass(type(default)) else default
+
+
 def _keys(config: Any, block: str) -> list[Key]:
     hints, texts = get_type_hints(config), _field_texts(config)
     return [
@@ -91,7 +107,7 @@ def _keys(config: Any, block: str) -> list[Key]:
             name=each.name,
             block=block,
             hint=hints[each.name],
-            default=each.default,
+            default=each.default if each.default_factory is dataclasses.MISSING else each.default_factory(),
             text=texts.get(each.name, ""),
             owner=config,
         )

@@ -18,7 +18,7 @@ from gpt_pipeline.experiment.config import DATA_FOLDER, ExperimentConfig, contra
 from gpt_pipeline.experiment.document import Entry, Kind, Written, read_document, read_text
 from gpt_pipeline.experiment.identity import TRAINING_CODE_VERSION, training_identity
 from gpt_pipeline.experiment.problems import ExperimentFileError, Problem, listed, nearest, one_line
-from gpt_pipeline.experiment.values import UNFIT, choices, need_of, read_value, remedy_for
+from gpt_pipeline.experiment.values import UNFIT, block_of, choices, need_of, read_value, remedy_for
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.names import folder_name, resolve_folder, slug
@@ -162,43 +162,59 @@ class _Reading:
             elif entry.key in hints or path == RUNTIME:
                 given[entry.key] = self.entries[path] = entry
             else:
-                text = f"{one_line(path)}: {_unknown(entry.key, section)}"
+                text = f"{one_line(path)}: {_unknown(entry.key, section, hints)}"
                 self.problems.append(Problem(line=entry.line, key=path, text=text))
         return given
 
     def _value(self, entry: Entry, hint: Any, *, path: str) -> Any:
-        if not _is_block(hint):
+        config = block_of(hint)
+        if entry.value.kind is Kind.BLOCK and Mapping in choices(hint):
+            return self._mapping(entry, path=path)
+        if config is None:
             return read_value(entry.value, hint)
-        if entry.value.kind is not Kind.BLOCK and read_value(entry.value, NoneType) is UNFIT:
-            return UNFIT
+        if entry.value.kind is not Kind.BLOCK:
+            if read_value(entry.value, NoneType) is UNFIT:
+                return UNFIT
+            if NoneType in choices(hint):
+                return None
         count = len(self.problems)
-        values = self.block(hint, entry.block, section=path, line=entry.line)
-        return hint(**values) if len(self.problems) == count else UNFIT
+        values = self.block(config, entry.block, section=path, line=entry.line)
+        return config(**values) if len(self.problems) == count else UNFIT
+
+    def _mapping(self, entry: Entry, *, path: str) -> Any:
+        count = len(self.problems)
+        given = self._known(entry.block, dict.fromkeys((each.key for each in entry.block), str), path)
+        values = {key: read_value(each.value, str) for key, each in given.items()}
+        for key in (key for key, value in values.items() if value is UNFIT):
+            found = given[key].value
+            error = ConfigError(_join(path, key), found=found, need=need_of(str), remedy=remedy_for(found, str))
+            self.problems.append(self.problem_of(error))
+        return values if len(self.problems) == count else UNFIT
 
     def _note_missing(self, config: Any, given: Mapping[str, Entry], *, section: str, line: int | None) -> None:
         for key in (name for name in _required(config) if name not in given):
             path = _join(section, key)
             hint = _hints(config)[key]
-            if _is_block(hint):
-                self.block(hint, (), section=path, line=None)
+            if block_of(hint):
+                self.block(block_of(hint), (), section=path, line=None)
             else:
                 text = f"{path}: missing, need {_need(config, key, {})}"
                 self.problems.append(Problem(line=line, key=path, text=text))
 
     def _note_unfit(self, config: Any, entry: Entry, values: Mapping[str, Any], *, path: str) -> None:
         hint = _hints(config)[entry.key]
-        if not _is_block(hint):
+        if entry.value.kind is Kind.BLOCK and (block_of(hint) or Mapping in choices(hint)):
+            return  # the problems inside the block are noted already
+        if not block_of(hint):
             error = ConfigError(
                 path,
                 found=entry.value,
                 need=_need(config, entry.key, values),
                 remedy=remedy_for(entry.value, hint) or _drop(config, entry),
             )
-        elif entry.value.kind is not Kind.BLOCK:
+        else:
             remedy = "write one `key: value` a line, with a space after the colon"
             error = ConfigError(path, found=entry.value, need=f"keys indented below `{entry.key}:`", remedy=remedy)
-        else:
-            return  # the problems inside the block are noted already
         self.problems.append(self.problem_of(error))
 
     def _note_out_of_range(
@@ -230,10 +246,6 @@ class _Default:
         return f"{self._value!r} (the default)"
 
 
-def _is_block(hint: Any) -> bool:
-    return dataclasses.is_dataclass(hint)
-
-
 @cache
 def _hints(config: Any) -> dict[str, Any]:
     return get_type_hints(config)
@@ -247,7 +259,7 @@ def _required(config: type) -> tuple[str, ...]:
 
 
 def _stand_in(config: Any, key: str) -> Any:
-    return _STAND_INS[_hints(config)[key]]
+    return next(_STAND_INS[choice] for choice in choices(_hints(config)[key]) if choice in _STAND_INS)
 
 
 def _construction_error(config: Any, values: Mapping[str, Any]) -> ConfigError | None:
@@ -279,10 +291,9 @@ def _drop(config: Any, entry: Entry) -> str:
     return f"give a value, or remove the line for the default, {default}"
 
 
-def _unknown(key: str, section: str) -> str:
+def _unknown(key: str, section: str, home: Mapping[str, Any]) -> str:
     """Return the text on an unknown key: the same key of another block, else the nearest key here, else elsewhere."""
-    blocks = {name: _hints(hint) for name, hint in _hints(ExperimentConfig).items() if _is_block(hint)}
-    home = blocks.get(section, _hints(ExperimentConfig))
+    blocks = {name: _hints(block_of(hint)) for name, hint in _hints(ExperimentConfig).items() if block_of(hint)}
     elsewhere = {name: block for block, keys in blocks.items() for name in keys if block != section}
     owners = [block for block, keys in blocks.items() if key in keys]
     if owners:

@@ -14,16 +14,23 @@ from types import NoneType
 from typing import Any
 
 from gpt_pipeline.errors import ConfigError
-from gpt_pipeline.experiment.keys import Block, Key, all_keys, blocks, file_keys
+from gpt_pipeline.experiment.keys import Block, Key, all_keys, block_from, blocks, file_keys, plain
 from gpt_pipeline.experiment.load import RUNTIME
-from gpt_pipeline.experiment.values import choices
+from gpt_pipeline.experiment.values import block_of, choices
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file
 
 SCHEMA_FILE = "experiment.schema.json"
 EDITOR_LINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"
 """First line of an experiment file: where the editor finds the schema, beside the file."""
 
-_TYPES = {NoneType: "null", bool: "boolean", int: "integer", float: "number", str: "string"}
+_TYPES: dict[Any, str] = {
+    NoneType: "null",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    Mapping: "object",
+}
 _OTHER_KEY = re.compile(r"(\w+)=\S*\w")  # `n_head=12` in a need is that key's value of the moment
 _STAND_INS: Mapping[Any, Any] = {int: 1, str: "a/b"}
 
@@ -82,8 +89,9 @@ def _block(block: Block) -> dict[str, Any]:
 def _property(key: Key) -> dict[str, Any]:
     need = need_in_words(key)
     described = {"description": f"{key.text} Takes {need}." if need else key.text}
-    default = {} if key.required else {"default": key.default}
-    return {**_values(key), **described, **default}
+    default = {} if key.required else {"default": plain(key.default)}
+    values = _block(block_from(key.path, key.hint)) if block_of(key.hint) else _values(key)
+    return {**values, **described, **default}
 
 
 def _values(key: Key) -> dict[str, Any]:
@@ -92,6 +100,8 @@ def _values(key: Key) -> dict[str, Any]:
     types = [_TYPES[choice] for choice in taken if choice in _TYPES]
     words = [choice for choice in taken if choice not in _TYPES]
     bounds = _bounds(key) if {int, float} & set(taken) else {}
+    if Mapping in taken:
+        bounds["additionalProperties"] = {"type": "string"}
     if not words:
         return {"type": types[0] if len(types) == 1 else types, **bounds}
     if not types:
@@ -103,7 +113,11 @@ def _bounds(key: Key) -> dict[str, Any]:
     """Return the range of a number, asked of the key's class by giving it values."""
     if not key.block:
         return {}
-    if not key.required and key.default and all(_refuses(key, key.default * factor) for factor in (0.5, 2)):
+    if (
+        isinstance(key.default, int | float)
+        and key.default
+        and all(_refuses(key, key.default * factor) for factor in (0.5, 2))
+    ):
         return {"const": key.default}
     whole = int in choices(key.hint)
     return {**_lower(key, whole=whole), **({} if whole else _upper(key))}
@@ -134,9 +148,13 @@ def _refuses(key: Key, value: float) -> bool:
 def _refusal(key: Key, value: float) -> ConfigError | None:
     """Return what the class says of the value, when the other keys have their defaults."""
     required: Sequence[Key] = [other for other in all_keys().values() if other.owner is key.owner and other.required]
-    values = {**{other.name: _STAND_INS[other.hint] for other in required}, key.name: value}
+    values = {**{other.name: _stand_in(other) for other in required}, key.name: value}
     try:
         key.owner(**values)
     except ConfigError as error:
         return error if error.key == key.name else None
     return None
+
+
+def _stand_in(key: Key) -> Any:
+    return next(_STAND_INS[choice] for choice in choices(key.hint) if choice in _STAND_INS)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from gpt_pipeline.experiment.keys import Block, Key, blocks, file_keys
+from gpt_pipeline.experiment.keys import Block, Key, blocks, file_keys, plain
 from gpt_pipeline.experiment.recipes import Recipe, Scalar
 from gpt_pipeline.experiment.schema import EDITOR_LINE
 
@@ -35,16 +35,19 @@ def render(recipe: Recipe, *, every_key: bool = False) -> str:
         lines = list(_lines(block, recipe, every_key=every_key))
         if lines:
             note = [f"# {block.text}"] if every_key else []
-            parts.append("\n".join([*note, f"{block.name}:", *_aligned(lines)]))
+            text = "\n".join([f"{block.name}:", *_aligned(lines)])
+            parts.append("\n".join([*note, textwrap.indent(text, "# ") if _is_off(block, recipe) else text]))
     return "\n\n".join(parts) + "\n"
 
 
-def written(value: Scalar) -> str:
+def written(value: Scalar | Mapping[str, str]) -> str:
     """Return a value as it stands in YAML, quoted where a reader could take it for something else."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{written(name)}: {written(text)}" for name, text in value.items()) + "}"
     if not isinstance(value, str):
         return str(value)
     plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS
@@ -59,11 +62,19 @@ def _lines(block: Block, recipe: Recipe, *, every_key: bool) -> Iterator[_Line]:
         text = reason or (keys[path].text if every_key else "")
         yield _Line(code=f"  {keys[path].name}: {written(value)}", comment=text)
     if every_key:
-        yield from (_default(key) for path, key in keys.items() if path not in recipe.values)
+        mark = "" if _is_off(block, recipe) else "# "
+        yield from (_default(key, mark) for path, key in keys.items() if path not in recipe.values)
 
 
-def _default(key: Key) -> _Line:
-    return _Line(code=f"  # {key.name}: {written(key.default)}", comment=key.text)
+def _is_off(block: Block, recipe: Recipe) -> bool:
+    """Whether the block is a comment as a whole, because naming it without a value would mean something else."""
+    return block.nullable and not any(path.startswith(f"{block.name}.") for path in recipe.values)
+
+
+def _default(key: Key, mark: str) -> _Line:
+    return _Line(
+        code=f"  {mark}{key.name}:" + ("" if key.required else f" {written(plain(key.default))}"), comment=key.text
+    )
 
 
 def _aligned(lines: Sequence[_Line]) -> Iterator[str]:

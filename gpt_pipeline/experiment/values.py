@@ -7,9 +7,10 @@ infinities, and `yes`/`no`/`on`/`off` are explained rather than guessed at.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -65,9 +66,16 @@ def choices(hint: Any) -> list[Any]:
     """Return the types and words that a type hint allows, plain types first."""
     if get_origin(hint) is Literal:
         return list(get_args(hint))
+    if get_origin(hint) is Mapping:
+        return [Mapping]
     if not get_args(hint):
         return [hint]
     return [choice for part in get_args(hint) for choice in choices(part)]
+
+
+def block_of(hint: Any) -> Any:
+    """Return the config class of a block, also of one that may be null; None for the hint of a single value."""
+    return next((choice for choice in choices(hint) if dataclasses.is_dataclass(choice)), None)
 
 
 def _null(written: Written) -> Any:
@@ -105,7 +113,14 @@ def _word(written: Written, word: str) -> Any:
 
 
 _READERS: dict[Any, Callable[[Written], Any]] = {NoneType: _null, bool: _bool, int: _whole, float: _number, str: _text}
-_NAMES = {NoneType: "null", bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_NAMES: dict[Any, str] = {
+    NoneType: "null",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Mapping: "`name: text` lines",
+}
 
 
 def _unquote(written: Written, hint: Any) -> str:
