@@ -28,9 +28,9 @@ from benchmarks.steps import StepSettings, make_updater
 from gpt_pipeline.data.tokens.batches import BatchSampler
 from gpt_pipeline.data.tokens.stream import TokenStream, new_shard
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.costs import flops_per_token
 from gpt_pipeline.training.config import HardwareConfig
-from gpt_pipeline.training.device import choose_compute, flops_per_token
+from gpt_pipeline.training.device import choose_compute
 from gpt_pipeline.training.feed import BatchFeed
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.trainer import quiet_garbage_collection
@@ -126,9 +126,7 @@ def make_ours_from_file(task: _FromFile) -> Step:
 
 
 def _print_speed(times: dict[str, Times], settings: StepSettings) -> None:
-    with torch.device("meta"):
-        parameters = GPT(settings.model).num_parameters
-    flops = flops_per_token(settings.model, num_parameters=parameters, max_length=settings.length)
+    flops = flops_per_token(settings.model, max_length=settings.length)
     speed = settings.tokens / times[OURS].median
     training = settings.training()
     peak = choose_compute(HardwareConfig(device=settings.device), training, ranks=Ranks(), say=print).peak_flops  # type: ignore[arg-type]

@@ -14,9 +14,7 @@ from gpt_pipeline.experiment import runtime
 from gpt_pipeline.experiment.document import read_document
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.experiment.runtime import runtime_values, with_runtime, write_runtime
-from gpt_pipeline.experiment.sizes import parameter_count, training_size
-from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.experiment.sizes import training_size
 from gpt_pipeline_tests.test_experiment_load import ORIGINAL, SMALL
 
 VALUES = {"parameters": 124412160, "average_tokens_per_sample": 812.25}
@@ -203,25 +201,6 @@ def _after_block(text: str) -> str:
 
 
 # What stands in it.
-
-
-@pytest.mark.parametrize(
-    ("config", "count"),
-    [
-        (ModelConfig(), 124_412_160),
-        (ModelConfig(qkv_bias=True), 124_439_808),
-        (ModelConfig(tie_weights=False), 163_009_536),
-    ],
-)
-def test_parameter_count_of_gpt2_is_the_known_one(config, count):
-    assert parameter_count(config) == count
-
-
-@pytest.mark.parametrize("qkv_bias", [False, True])
-@pytest.mark.parametrize("tie_weights", [False, True])
-def test_parameter_count_is_that_of_the_model_itself(qkv_bias, tie_weights):
-    config = ModelConfig(n_layer=3, n_head=2, n_embd=8, context_length=13, qkv_bias=qkv_bias, tie_weights=tie_weights)
-    assert parameter_count(config) == GPT(config).num_parameters
 
 
 def test_runtime_values_of_the_original_experiment(tmp_path):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from gpt_pipeline.checkpoints.save import DiskFullError
 from gpt_pipeline.cli import main
@@ -22,21 +21,14 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.plan import training_job
-from gpt_pipeline.experiment.sizes import parameter_count, training_size
+from gpt_pipeline.experiment.sizes import training_size
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.costs import MemoryNeed, Precision, checkpoint_bytes, memory_need
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.planning.device import Device, choose_device
 from gpt_pipeline.planning.disk import Disk, DiskNeed, kept_checkpoints
 from gpt_pipeline.planning.findings import Known, findings
 from gpt_pipeline.planning.host import HostMemory, _limited, host_memory
-from gpt_pipeline.planning.memory import (
-    MemoryNeed,
-    Precision,
-    checkpoint_bytes,
-    memory_need,
-    optimizer_bytes,
-    saved_bytes,
-)
 from gpt_pipeline.planning.plan import Plan, make_plan
 from gpt_pipeline.planning.probe import Request, sizes_of
 from gpt_pipeline.planning.speed import Speed, Work, duration, measure, update_seconds
@@ -46,19 +38,14 @@ from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.room import free_bytes
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig
 from gpt_pipeline.training.decision import decide_start
-from gpt_pipeline.training.device import flops_per_token
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.observer import SilentObserver
-from gpt_pipeline.training.optimizer import Optimizer
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.start import prepare_start
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.training_jobs import Listener, make_job
-
-_TINY = ModelConfig(n_layer=2, n_head=4, n_embd=64, context_length=256, dropout=0.0)
-_EAGER = Precision(cuda=False, bf16=False, compiled=False, loss_piece=1024)
 
 
 def _quiet(text: str) -> None: ...
@@ -108,78 +95,6 @@ def _train(project: TinyProject, *, stop_at: int | None = None) -> TrainingJob:
 
     run_job(job, Listener(look), stop=stop, environment={})
     return job
-
-
-# Models and memory
-
-
-@pytest.mark.parametrize("changes", [{}, {"tie_weights": False, "qkv_bias": True}])
-def test_plan_flops_are_those_that_torch_counts(changes: dict) -> None:
-    config = dataclasses.replace(_TINY, **changes)
-    with torch.device("meta"):
-        model = GPT(config)
-        ids = torch.zeros((2, 128), dtype=torch.int64)
-    with FlopCounterMode(display=False) as counted:
-        model(ids, ids).backward()
-    planned = 256 * flops_per_token(config, num_parameters=parameter_count(config), max_length=128)
-    assert planned == pytest.approx(counted.get_total_flops(), rel=0.002)  # biases and norms count as matrices
-
-
-def _bytes_kept(model: GPT, ids: torch.Tensor, *, bf16: bool) -> int:
-    """What autograd keeps of a forward pass, without parameters and without the loss's logits."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    logits = (ids.numel(), model.config.vocab_size)
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        pointer = tensor.untyped_storage().data_ptr()
-        if tensor.dim() and tensor.shape != logits and pointer not in own:
-            kept[pointer] = tensor
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-        model(ids, ids)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize(("dropout", "length"), [(0.0, 256), (0.1, 64), (0.1, 256), (0.1, 200)])
-def test_plan_activations_are_those_that_autograd_keeps(dropout: float, length: int, bf16: bool) -> None:
-    config = dataclasses.replace(_TINY, dropout=dropout)
-    model = GPT(config).train()
-    found = _bytes_kept(model, torch.zeros((3, length), dtype=torch.int64), bf16=bf16)
-    precision = dataclasses.replace(_EAGER, bf16=bf16)
-    assert saved_bytes(config, tokens=3 * length, max_length=length, precision=precision) == pytest.approx(
-        found, rel=0.03
-    )
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_plan_optimizer_state_is_that_of_torch_after_a_step(optimizer: str) -> None:
-    model = GPT(_TINY)
-    made = Optimizer(model, TrainingConfig(optimizer=optimizer))
-    assert optimizer_bytes(_TINY, optimizer) == made.state_bytes
-    model(torch.zeros((1, 8), dtype=torch.int64), torch.zeros((1, 8), dtype=torch.int64)).backward()
-    made.step(1e-3)
-    tensors = [
-        value
-        for state in made.state()["states"]
-        for entry in state["state"].values()
-        for value in entry.values()
-        if isinstance(value, torch.Tensor) and value.dim()
-    ]
-    assert optimizer_bytes(_TINY, optimizer) == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def test_plan_memory_grows_with_the_micro_batch_but_not_its_state() -> None:
-    small, large = (
-        memory_need(_TINY, optimizer="adamw", micro_batch_size=size, max_length=128, precision=_EAGER)
-        for size in (2, 8)
-    )
-    assert small.state == large.state == 16 * parameter_count(_TINY)
-    assert large.device > small.device
 
 
 def test_host_memory_of_this_machine_is_plausible_and_less_in_a_container(tmp_path: Path) -> None:
@@ -566,7 +481,7 @@ def test_plan_of_too_large_a_micro_batch_names_one_that_fits(project: TinyProjec
     path = project.write_experiment("wide")
     path.write_text(path.read_text().replace("batch_size: 4", "batch_size: 96"))
     experiment = load_experiment(path)
-    precision = dataclasses.replace(_EAGER, cuda=cuda, loss_piece=None)
+    precision = Precision(cuda=cuda, bf16=False, compiled=False, loss_piece=None)
 
     def need(size: int) -> MemoryNeed:
         config = experiment.config

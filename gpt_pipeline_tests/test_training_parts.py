@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import subprocess
@@ -12,9 +11,8 @@ import pytest
 import torch
 
 from gpt_pipeline.errors import ConfigError, UserError
-from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.training.config import HardwareConfig, TrainingConfig, sequences_per_step, step_layout, total_steps
-from gpt_pipeline.training.device import choose_compute, flops_per_token
+from gpt_pipeline.training.device import choose_compute
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import MetricsLog, read_metrics, write_metrics_up_to
 from gpt_pipeline.training.observer import describe
@@ -240,15 +238,3 @@ print(before, peak_memory_bytes(torch.device("cpu")))
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = map(int, child.stdout.split())
     assert 300e6 < after - before < 500e6
-
-
-def test_flops_per_token_of_gpt2_follow_palm():
-    config = ModelConfig()
-    products = 124_412_160 - 1024 * 768
-    assert flops_per_token(config, num_parameters=124_412_160, max_length=1024) == pytest.approx(
-        6 * products + 12 * 12 * 768 * 1024
-    )
-    untied = dataclasses.replace(config, tie_weights=False)
-    assert flops_per_token(untied, num_parameters=163_009_536, max_length=1024) == pytest.approx(
-        flops_per_token(config, num_parameters=124_412_160, max_length=1024)
-    )

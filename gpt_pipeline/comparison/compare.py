@@ -13,7 +13,7 @@ from typing import Any
 from gpt_pipeline.evaluation.result import EvaluationResult
 from gpt_pipeline.experiment.differences import Difference, config_differences
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.sizes import parameter_count
+from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.report.contents import CheckpointRow, Contents, read_contents
 from gpt_pipeline.report.cost import Cost, seconds_at

@@ -15,7 +15,7 @@ from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.sizes import parameter_count
+from gpt_pipeline.model.costs import parameter_count
 
 _METRICS = {
     "val_loss": ("Validation loss", "nats per held-out token"),

@@ -1,4 +1,4 @@
-"""How large an experiment is, from its config and the facts of its shards alone: no torch, no data read."""
+"""How long a training is, from the config and the number of its tokens alone: no torch, no data read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.config import ExperimentConfig
-from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.training.config import StepLayout
 
 
@@ -41,14 +40,3 @@ def training_size(config: ExperimentConfig, *, train_tokens: int) -> TrainingSiz
             "raise data.num_samples, or lower training.batch_size or data.max_length"
         )
     return TrainingSize(steps_per_epoch=steps_per_epoch, plan=config.step_plan(steps_per_epoch=steps_per_epoch))
-
-
-def parameter_count(model: ModelConfig) -> int:
-    """Return the parameters of a GPT-2 of this shape, without the vocabulary's padding; a tied matrix counts once."""
-    C = model.n_embd
-    embeddings = (model.vocab_size + model.context_length) * C
-    attention = C * 3 * C + (3 * C if model.qkv_bias else 0) + C * C + C
-    mlp = C * 4 * C + 4 * C + 4 * C * C + C
-    norms = 2 * 2 * C
-    head = 0 if model.tie_weights else model.vocab_size * C
-    return embeddings + model.n_layer * (attention + mlp + norms) + 2 * C + head

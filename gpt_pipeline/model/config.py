@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from gpt_pipeline.errors import require
 
+CPU_ATTENTION_QUERIES = 128
+"""Queries whose attention is computed at a time, with dropout on the CPU, where torch has no fused kernel."""
+
 _PADDING_MULTIPLE = 64  # a vocabulary that is a multiple of this keeps the head's matrix product on fast tiles
 
 

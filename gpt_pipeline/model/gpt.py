@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
-from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.config import CPU_ATTENTION_QUERIES, ModelConfig
 from gpt_pipeline.model.linear import Linear, linear
 from gpt_pipeline.model.loss import summed_loss
 
 _LAYER_NORM_EPS = 1e-5  # GPT-2's
 _INIT_STD = 0.02  # GPT-2's
-_QUERIES = 128  # at a time, in attention with dropout on the CPU
 
 
 class KVCache:
@@ -100,13 +99,13 @@ class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by th
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
     """[B, H, T, D] each -> [B, H, T, D]: what each position sees of itself and those before it."""
     T = q.size(2)
-    if q.is_cuda or dropout == 0 or T <= _QUERIES or torch.compiler.is_compiling():
+    if q.is_cuda or dropout == 0 or T <= CPU_ATTENTION_QUERIES or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     # The CPU has no fused kernel with dropout: it computes, drops and keeps all T * T scores, half of them hidden.
     # Some queries at a time against the keys they can see is two thirds of that (T = 512: 84 ms for 123).
     parts = []
-    for start in range(0, T, _QUERIES):
-        end = min(start + _QUERIES, T)
+    for start in range(0, T, CPU_ATTENTION_QUERIES):
+        end = min(start + CPU_ATTENTION_QUERIES, T)
         visible = torch.ones(end - start, end, dtype=torch.bool, device=q.device).tril(start)
         some = q[:, :, start:end]
         parts.append(

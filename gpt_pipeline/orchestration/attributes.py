@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.sizes import parameter_count
+from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.orchestration import keys
 
 OWNERS = ["team:gpt_pipeline"]

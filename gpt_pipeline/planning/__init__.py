@@ -3,7 +3,6 @@
 plan.py       `Plan`: all of it together
 tokens.py     how many documents and tokens, counted or estimated
 disk.py       what will be written where, against what is free
-memory.py     what an update holds in memory, term by term
 device.py     what this machine would train on; host.py: its memory
 speed.py      tokens per second of a few real updates, made by a child process (`probe.py`), and the hours they lead to
 findings.py   what would make the run fail, and what is worth a second thought

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.model.costs import Precision
 from gpt_pipeline.planning.host import host_memory
-from gpt_pipeline.planning.memory import Precision
 from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
 from gpt_pipeline.training.device import Compute, choose_compute
 from gpt_pipeline.training.ranks import Ranks

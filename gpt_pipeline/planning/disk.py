@@ -15,7 +15,7 @@ from pathlib import Path
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.data.config import SAMPLE
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.planning.memory import checkpoint_bytes
+from gpt_pipeline.model.costs import checkpoint_bytes
 from gpt_pipeline.planning.tokens import TokenCount
 from gpt_pipeline.progress.stages import StageProgress
 from gpt_pipeline.storage.room import existing_folder, free_bytes

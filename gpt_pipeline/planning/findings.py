@@ -12,9 +12,9 @@ from gpt_pipeline.data.config import SAMPLE
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import TrainingSize
 from gpt_pipeline.findings import Finding, problem, warning
+from gpt_pipeline.model.costs import MemoryNeed, memory_need
 from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import Disk
-from gpt_pipeline.planning.memory import MemoryNeed, memory_need
 from gpt_pipeline.planning.speed import Duration
 from gpt_pipeline.planning.tokens import TokenCount
 from gpt_pipeline.progress.stages import StageProgress

@@ -14,12 +14,12 @@ from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.plan import training_job
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
-from gpt_pipeline.experiment.sizes import TrainingSize, parameter_count, training_size
+from gpt_pipeline.experiment.sizes import TrainingSize, training_size
 from gpt_pipeline.findings import Finding, problem, problem_of
+from gpt_pipeline.model.costs import MemoryNeed, Precision, flops_per_token, memory_need, parameter_count
 from gpt_pipeline.planning.device import Device, absent_gpu, choose_device
 from gpt_pipeline.planning.disk import Disk, disks
 from gpt_pipeline.planning.findings import Known, findings
-from gpt_pipeline.planning.memory import MemoryNeed, Precision, memory_need
 from gpt_pipeline.planning.probe import Request
 from gpt_pipeline.planning.speed import Duration, OutOfMemoryError, Speed, Work, duration, measure, speed_of_lines
 from gpt_pipeline.planning.tokens import TokenCount, count_tokens
@@ -28,7 +28,6 @@ from gpt_pipeline.progress.stages import StageProgress, data_progress
 from gpt_pipeline.progress.training import newest_records
 from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.decision import StartDecision, decide_start
-from gpt_pipeline.training.device import flops_per_token
 from gpt_pipeline.training.heartbeat import trainer_state
 
 _RESUME = "storage.checkpoint_to_resume"
@@ -59,7 +58,7 @@ class Length:
 
     flops_per_token: float
     """Forward and backward, 6 for each weight of a matrix product and 12 * n_layer * n_embd * T for attention: PaLM
-    (Chowdhery et al. 2022, appendix B). The same as `mfu` is computed with; see `training.device.flops_per_token`."""
+    (Chowdhery et al. 2022, appendix B). The same as `mfu` is computed with; see `model.costs.flops_per_token`."""
 
     @property
     def epochs(self) -> float:
@@ -211,9 +210,7 @@ def _length(experiment: Experiment, size: TrainingSize, start: StartDecision) ->
         grad_accum_steps=plan.grad_accum_steps,
         world_size=plan.world_size,
         checkpoints=multiples + (1 if left and plan.max_steps % every else 0),
-        flops_per_token=flops_per_token(
-            config.model, num_parameters=parameter_count(config.model), max_length=config.data.max_length
-        ),
+        flops_per_token=flops_per_token(config.model, max_length=config.data.max_length),
     )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gpt_pipeline.findings import problems_in_words
+from gpt_pipeline.model.costs import MemoryNeed
 from gpt_pipeline.planning.disk import Disk
-from gpt_pipeline.planning.memory import MemoryNeed
 from gpt_pipeline.planning.plan import Length, Plan
 from gpt_pipeline.planning.speed import Speed
 from gpt_pipeline.progress.show import stage_text

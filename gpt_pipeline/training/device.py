@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from gpt_pipeline.errors import ConfigError, UserError
-from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.resident import peak_resident_bytes
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig
 from gpt_pipeline.training.ranks import Ranks
@@ -127,17 +126,6 @@ def cpu_has_bf16() -> bool:
     """Whether the processor multiplies in bfloat16; others have to emulate it."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-
-
-def flops_per_token(config: ModelConfig, *, num_parameters: int, max_length: int) -> float:
-    """Return the FLOPs of one training token, forward and backward, without recomputation.
-
-    6 for each weight of a matrix product and 12 * n_layer * n_embd * T for attention (PaLM, Chowdhery et al. 2022,
-    appendix B). Position embeddings take part in no product, nor does an untied token embedding.
-    """
-    looked_up = config.context_length + (0 if config.tie_weights else config.vocab_size)
-    products = num_parameters - looked_up * config.n_embd
-    return 6.0 * products + 12.0 * config.n_layer * config.n_embd * max_length
 
 
 def _choose_device(hardware: HardwareConfig, ranks: Ranks) -> torch.device:

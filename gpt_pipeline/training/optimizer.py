@@ -56,8 +56,6 @@ class Optimizer:
         ]
         adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=_BETAS, eps=_EPS, fused=True)
         self._optimizers = [adamw, *([_muon(hidden, config)] if hidden else [])]
-        # AdamW keeps two numbers for each parameter, Muon one.
-        self.state_bytes = sum(4 * 2 * p.numel() for p in (*matrices, *others)) + sum(4 * p.numel() for p in hidden)
 
     @property
     def parameters(self) -> list[list[Tensor]]:

@@ -17,6 +17,7 @@ from gpt_pipeline.checkpoints.save import checkpoint_bytes
 from gpt_pipeline.data.tokens.batches import BatchSampler
 from gpt_pipeline.data.tokens.stream import TokenShards, open_shards
 from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.model.costs import flops_per_token, optimizer_bytes
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.manifest import utc_now
@@ -25,7 +26,6 @@ from gpt_pipeline.training.device import (
     Compute,
     choose_compute,
     explained_out_of_memory,
-    flops_per_token,
     peak_memory_bytes,
     prepare_process,
 )
@@ -226,14 +226,14 @@ def _trainer(
     saver = Saver(job, observer)
     if ranks.is_first:
         size = checkpoint_bytes(take_snapshot(job, progress, updater))
-        saver.require_room(size if start.snapshot else size + updater.optimizer.state_bytes)
+        saver.require_room(size if start.snapshot else size + optimizer_bytes(job.model, job.training.optimizer))
         saver.restore_best(progress)
     recorder = Recorder(
         progress,
         log=MetricsLog(job.folder.metrics) if ranks.is_first else None,
         observer=observer,
         layout=layout,
-        flops_per_token=flops_per_token(job.model, num_parameters=model.num_parameters, max_length=job.max_length),
+        flops_per_token=flops_per_token(job.model, max_length=job.max_length),
         peak_flops=compute.peak_flops * ranks.world_size if compute.peak_flops else None,
         peak_memory=lambda: peak_memory_bytes(compute.device),
     )

@@ -1,0 +1,212 @@
+"""What a model costs, from its shape alone: parameters, FLOPs, memory, checkpoint bytes. Imports no torch.
+
+The tests compare each figure with the model itself: FLOPs with torch's counter, activations with the tensors that
+autograd saves (`saved_tensors_hooks`), optimizer state and checkpoints with what is there after a step.
+
+Legend: N tokens of a micro-batch, T tokens of a sequence, C channels, H heads, V vocabulary, P vocabulary padded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt_pipeline.model.config import CPU_ATTENTION_QUERIES, ModelConfig
+
+_FLOAT32, _BFLOAT16 = 4, 2
+_LOGITS = 3  # such matrices at once: log-probabilities, the gradient of the loss, the gradient of the logits
+_RUNTIME_CPU = 350_000_000  # Python, torch and its libraries: the size of a process that has imported them
+_RUNTIME_CUDA = 600_000_000  # the CUDA context and the libraries' workspaces; an order of magnitude
+
+
+@dataclass(frozen=True, kw_only=True)
+class _States:
+    """How many float32 numbers an optimizer keeps for each parameter."""
+
+    blocks: int
+    """For the weights of the blocks' matrices."""
+
+    others: int
+    """For embeddings, an untied head, biases and norms."""
+
+
+_OPTIMIZER_STATES = {
+    "adamw": _States(blocks=2, others=2),
+    "muon": _States(blocks=1, others=2),  # the momentum; AdamW updates the others
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """How the forward pass computes."""
+
+    cuda: bool
+    bf16: bool
+    compiled: bool
+    loss_piece: int | None
+    """Tokens whose logits are in memory together; None: all. See `training.device.Compute.loss_piece`."""
+
+    @property
+    def item(self) -> int:
+        """Bytes of a number that a matrix product reads."""
+        return _BFLOAT16 if self.bf16 else _FLOAT32
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryNeed:
+    """Bytes that training holds on its device, and in host memory for checkpoints."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """Saved for the backward pass of one micro-batch, in eager mode; a compiled model saves less."""
+
+    loss: int
+    """Logits and their gradients, when they are largest."""
+
+    spare: int
+    """On the CPU, the process keeps the memory that it frees, for speed, and does not reuse all of it. Measured:
+    between nothing and 1.4 times the loss (see `training.device.prepare_process`); estimated as the loss."""
+
+    runtime: int
+    """Libraries and their workspaces; an order of magnitude."""
+
+    checkpoint_copy: int
+    """In host memory: the copy from which a checkpoint is written while training goes on."""
+
+    on_host: bool
+    """Whether the device's memory is the host's, as on a CPU."""
+
+    @property
+    def state(self) -> int:
+        """Weights, gradients and optimizer: exact, and the same for every micro-batch size."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def device(self) -> int:
+        """Everything in the device's memory at the peak."""
+        total = self.state + self.activations + self.loss + self.spare + self.runtime
+        return total + self.checkpoint_copy if self.on_host else total
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """Return the parameters of a GPT-2 of this shape, without the vocabulary's padding; a tied matrix counts once."""
+    C = model.n_embd
+    embeddings = (model.vocab_size + model.context_length) * C
+    biases = (3 * C if model.qkv_bias else 0) + C + 4 * C + C
+    norms = 2 * 2 * C
+    head = 0 if model.tie_weights else model.vocab_size * C
+    return embeddings + _block_matrices(model) + model.n_layer * (biases + norms) + 2 * C + head
+
+
+def flops_per_token(model: ModelConfig, *, max_length: int) -> float:
+    """Return the FLOPs of one training token, forward and backward, without recomputation.
+
+    6 for each weight of a matrix product and 12 * n_layer * n_embd * T for attention (PaLM, Chowdhery et al. 2022,
+    appendix B). Position embeddings take part in no product, nor does an untied token embedding.
+    """
+    looked_up = model.context_length + (0 if model.tie_weights else model.vocab_size)
+    products = parameter_count(model) - looked_up * model.n_embd
+    return 6.0 * products + 12.0 * model.n_layer * model.n_embd * max_length
+
+
+def weight_bytes(model: ModelConfig) -> int:
+    """Return the bytes of the weights; their gradients take as many."""
+    return _FLOAT32 * parameter_count(model)
+
+
+def optimizer_bytes(model: ModelConfig, optimizer: str) -> int:
+    """Return the bytes of the optimizer's state after its first step.
+
+    Raises:
+        ValueError: this module does not know what the optimizer keeps.
+    """
+    states = _OPTIMIZER_STATES.get(optimizer)
+    if states is None:
+        raise ValueError(
+            f"optimizer: found {optimizer!r}, need one whose state is known: {', '.join(_OPTIMIZER_STATES)}"
+        )
+    blocks = _block_matrices(model)
+    return _FLOAT32 * (states.blocks * blocks + states.others * (parameter_count(model) - blocks))
+
+
+def checkpoint_bytes(model: ModelConfig, optimizer: str) -> int:
+    """Return the bytes of the tensors in one checkpoint file: the weights and the optimizer's state."""
+    return weight_bytes(model) + optimizer_bytes(model, optimizer)
+
+
+def memory_need(
+    model: ModelConfig, *, optimizer: str, micro_batch_size: int, max_length: int, precision: Precision
+) -> MemoryNeed:
+    """Return what one process holds that trains `model` on micro-batches of sequences of `max_length` tokens."""
+    tokens = micro_batch_size * max_length
+    loss = loss_bytes(model, tokens=tokens, precision=precision)
+    return MemoryNeed(
+        weights=weight_bytes(model),
+        gradients=weight_bytes(model),
+        optimizer=optimizer_bytes(model, optimizer),
+        activations=activation_bytes(model, tokens=tokens, max_length=max_length, precision=precision),
+        loss=loss,
+        spare=0 if precision.cuda else loss,
+        runtime=_RUNTIME_CUDA if precision.cuda else _RUNTIME_CPU,
+        checkpoint_copy=checkpoint_bytes(model, optimizer),
+        on_host=not precision.cuda,
+    )
+
+
+def activation_bytes(model: ModelConfig, *, tokens: int, max_length: int, precision: Precision) -> int:
+    """Return the bytes that autograd saves of a forward pass over N `tokens`, without the loss.
+
+    As Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 4.1, count
+    them, with two differences: the residual stream stays in float32 under autocast, and attention saves its scores
+    only on the CPU with dropout, where torch has no fused kernel.
+    """
+    C, item = model.n_embd, precision.item
+    mask = _mask_bytes(model, precision)
+    blocks = model.n_layer * (_block_bytes(model, max_length, precision) + 2 * mask * C)
+    rest = mask * C + (_FLOAT32 + item) * C + 2 * _FLOAT32 + 2 * 8  # embeddings, final norm, ids and targets
+    # Autocast casts each matrix once for all micro-batches of a pass and keeps the copy.
+    casts = _BFLOAT16 * (_block_matrices(model) + model.vocab_size * C) if precision.bf16 else 0
+    return tokens * (blocks + rest) + casts
+
+
+def loss_bytes(model: ModelConfig, *, tokens: int, precision: Precision) -> int:
+    """Return the bytes of the logits over N `tokens` and of their gradients, when they are largest."""
+    C, V, item = model.n_embd, model.vocab_size, precision.item
+    columns = model.padded_vocab_size if precision.cuda else V
+    if precision.compiled:  # fused: only the logits and their gradients, in the product's precision
+        return 2 * item * columns * tokens
+    piece = precision.loss_piece
+    if piece is None or tokens <= piece:
+        cast = item if precision.bf16 else 0
+        return (_LOGITS * _FLOAT32 + cast) * columns * tokens
+    gradients = _FLOAT32 * V * C + (_FLOAT32 + item) * C * tokens  # of the head and of the hidden states
+    return gradients + (_LOGITS * _FLOAT32 + (2 * item if precision.bf16 else 0)) * columns * piece
+
+
+def _block_matrices(model: ModelConfig) -> int:
+    """Return the weights in the matrices of all blocks: 3 C*C for QKV, C*C for its projection, 8 C*C for the MLP."""
+    return model.n_layer * 12 * model.n_embd**2
+
+
+def _mask_bytes(model: ModelConfig, precision: Precision) -> int:
+    """Return the bytes that dropout saves for each activation: a bit in a byte on CUDA, a factor on the CPU."""
+    if model.dropout == 0:
+        return 0
+    return 1 if precision.cuda else precision.item
+
+
+def _block_bytes(model: ModelConfig, max_length: int, precision: Precision) -> int:
+    """Return the bytes that one block saves for each token, without the masks."""
+    C, H, item = model.n_embd, model.n_head, precision.item
+    norms = 2 * (_FLOAT32 * C + 2 * _FLOAT32 + item * C)  # input, mean and deviation; output as the product reads it
+    mlp = 2 * 4 * C * item  # before and after the GELU
+    if model.dropout == 0 or precision.cuda:
+        return norms + mlp + 4 * C * item + _FLOAT32 * H  # queries, keys, values, output; a normaliser a head
+    starts = range(0, max_length, CPU_ATTENTION_QUERIES)
+    ends = [min(start + CPU_ATTENTION_QUERIES, max_length) for start in starts]
+    # The keys that each query is compared with, hidden ones of its own block included; the mean over queries.
+    keys = sum(end * (end - start) for start, end in zip(starts, ends, strict=True)) / max_length
+    copies = _FLOAT32 * C * (1 + 2 * sum(ends) / max_length)  # of queries once, of keys and values for each block
+    scores = 3 * _FLOAT32 * H * keys  # probabilities, what is dropped, what is left
+    return norms + mlp + C * item + round(copies + scores)

@@ -1,0 +1,126 @@
+"""What a model costs against the model itself: its parameters, FLOPs, activations and optimizer state."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import get_args
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.costs import (
+    Precision,
+    activation_bytes,
+    flops_per_token,
+    memory_need,
+    optimizer_bytes,
+    parameter_count,
+)
+from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.training.config import OptimizerName, TrainingConfig
+from gpt_pipeline.training.optimizer import Optimizer
+
+_TINY = ModelConfig(n_layer=2, n_head=4, n_embd=64, context_length=256, dropout=0.0)
+_EAGER = Precision(cuda=False, bf16=False, compiled=False, loss_piece=1024)
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (ModelConfig(), 124_412_160),
+        (ModelConfig(qkv_bias=True), 124_439_808),
+        (ModelConfig(tie_weights=False), 163_009_536),
+    ],
+)
+def test_parameter_count_of_gpt2_is_the_known_one(config, count):
+    assert parameter_count(config) == count
+
+
+@pytest.mark.parametrize("qkv_bias", [False, True])
+@pytest.mark.parametrize("tie_weights", [False, True])
+def test_parameter_count_is_that_of_the_model_itself(qkv_bias, tie_weights):
+    config = ModelConfig(n_layer=3, n_head=2, n_embd=8, context_length=13, qkv_bias=qkv_bias, tie_weights=tie_weights)
+    assert parameter_count(config) == GPT(config).num_parameters
+
+
+def test_flops_per_token_of_gpt2_follow_palm():
+    config = ModelConfig()
+    products = 124_412_160 - 1024 * 768
+    assert flops_per_token(config, max_length=1024) == pytest.approx(6 * products + 12 * 12 * 768 * 1024)
+    untied = dataclasses.replace(config, tie_weights=False)
+    assert flops_per_token(untied, max_length=1024) == pytest.approx(flops_per_token(config, max_length=1024))
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_weights": False, "qkv_bias": True}])
+def test_flops_are_those_that_torch_counts(changes: dict) -> None:
+    config = dataclasses.replace(_TINY, **changes)
+    with torch.device("meta"):
+        model = GPT(config)
+        ids = torch.zeros((2, 128), dtype=torch.int64)
+    with FlopCounterMode(display=False) as counted:
+        model(ids, ids).backward()
+    planned = 256 * flops_per_token(config, max_length=128)
+    assert planned == pytest.approx(counted.get_total_flops(), rel=0.002)  # biases and norms count as matrices
+
+
+def _bytes_kept(model: GPT, ids: torch.Tensor, *, bf16: bool) -> int:
+    """What autograd keeps of a forward pass, without parameters and without the loss's logits."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    logits = (ids.numel(), model.config.vocab_size)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        pointer = tensor.untyped_storage().data_ptr()
+        if tensor.dim() and tensor.shape != logits and pointer not in own:
+            kept[pointer] = tensor
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        model(ids, ids)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(("dropout", "length"), [(0.0, 256), (0.1, 64), (0.1, 256), (0.1, 200)])
+def test_activations_are_those_that_autograd_keeps(dropout: float, length: int, bf16: bool) -> None:
+    config = dataclasses.replace(_TINY, dropout=dropout)
+    model = GPT(config).train()
+    found = _bytes_kept(model, torch.zeros((3, length), dtype=torch.int64), bf16=bf16)
+    precision = dataclasses.replace(_EAGER, bf16=bf16)
+    assert activation_bytes(config, tokens=3 * length, max_length=length, precision=precision) == pytest.approx(
+        found, rel=0.03
+    )
+
+
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
+def test_optimizer_state_is_that_of_torch_after_a_step(optimizer: str) -> None:
+    model = GPT(_TINY)
+    made = Optimizer(model, TrainingConfig(optimizer=optimizer))
+    model(torch.zeros((1, 8), dtype=torch.int64), torch.zeros((1, 8), dtype=torch.int64)).backward()
+    made.step(1e-3)
+    tensors = [
+        value
+        for state in made.state()["states"]
+        for entry in state["state"].values()
+        for value in entry.values()
+        if isinstance(value, torch.Tensor) and value.dim()
+    ]
+    assert optimizer_bytes(_TINY, optimizer) == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def test_memory_grows_with_the_micro_batch_but_not_its_state() -> None:
+    small, large = (
+        memory_need(_TINY, optimizer="adamw", micro_batch_size=size, max_length=128, precision=_EAGER)
+        for size in (2, 8)
+    )
+    assert small.state == large.state == 16 * parameter_count(_TINY)
+    assert large.device > small.device
+
+
+def test_optimizer_that_no_one_has_costed_is_refused():
+    with pytest.raises(ValueError, match="found 'lion'"):
+        optimizer_bytes(_TINY, "lion")
