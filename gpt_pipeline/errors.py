@@ -45,6 +45,10 @@ class DamagedFileError(UserError):
     """A file whose content is not what its manifest says."""
 
 
+class NewerFileError(UserError):
+    """A file that a newer version of gpt_pipeline wrote, which this one cannot read without losing something."""
+
+
 class LockedError(UserError):
     """Another live process holds the folder; names it."""
 

@@ -12,6 +12,7 @@ from gpt_pipeline.checkpoints.manifest import (
     find_checkpoint,
     list_checkpoints,
     manifest_path,
+    newer_manifests,
     read_info,
 )
 from gpt_pipeline.errors import DamagedFileError, UserError
@@ -31,10 +32,14 @@ def choose_checkpoint(folder: Path, name: str) -> CheckpointInfo:
     Raises:
         UserError: there is none of that name; names those that are there.
         DamagedFileError: its file is not as long as its manifest says, or has no manifest.
+        NewerFileError: only a newer version can read it, or tell that it is not the one.
     """
-    info = _meant(folder, name)
+    newer = newer_manifests(folder)
+    info = None if name == LAST and newer else _meant(folder, name)
     if info is not None:
         return info
+    for error in newer.values():
+        raise error
     path = _file(folder, name)
     if path is not None and path.is_file():
         raise DamagedFileError(

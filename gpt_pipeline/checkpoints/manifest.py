@@ -6,16 +6,22 @@ A checkpoint is a `.pt` file with a `.json` manifest of the same stem, written l
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.errors import NewerFileError
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.storage.atomic import fsync_folder, read_json, sha256_of, write_json
+from gpt_pipeline.storage.atomic import (
+    fsync_folder,
+    known_fields,
+    only_known_fields,
+    read_state,
+    sha256_of,
+    write_json,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -66,8 +72,12 @@ class CheckpointInfo:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> CheckpointInfo:
-        """Return what `to_json` gave; raises KeyError, TypeError or ConfigError for anything else."""
-        return cls(**{**value, "path": Path(value["path"]), "model": ModelConfig(**value["model"])})
+        """Return what `to_json` gave; raises KeyError, TypeError or ValueError for anything else.
+
+        An unknown key of the model is another architecture, so it is not left out.
+        """
+        model = ModelConfig(**only_known_fields(ModelConfig, value["model"], section="model"))
+        return cls(**{**known_fields(cls, value), "path": Path(value["path"]), "model": model})
 
 
 def checkpoint_key(step: int) -> str:
@@ -102,6 +112,9 @@ def read_info(path: Path) -> CheckpointInfo | None:
     """Return the manifest of the checkpoint `path`, or None when it has none or its file is missing or cut short.
 
     The file is not read: that it is what the manifest says, `load.verify_checkpoint` finds out.
+
+    Raises:
+        NewerFileError: a newer version wrote it, with what this one cannot leave out.
     """
     return next(iter(possible_infos(path)), None)
 
@@ -115,23 +128,37 @@ def possible_infos(path: Path) -> list[CheckpointInfo]:
 
 
 def list_checkpoints(folder: Path) -> list[CheckpointInfo]:
-    """Return the checkpoints `checkpoint_step_<N>.pt` in `folder`, oldest step first."""
-    found = [read_info(manifest.with_suffix(".pt")) for manifest in folder.glob("checkpoint_step_*.json")]
+    """Return the checkpoints `checkpoint_step_<N>.pt` in `folder`, oldest step first; without `newer_manifests`."""
+    found = [_readable_info(manifest.with_suffix(".pt")) for manifest in folder.glob("checkpoint_step_*.json")]
     return sorted((info for info in found if info is not None), key=lambda info: info.step)
 
 
 def best_checkpoint(folder: Path) -> CheckpointInfo | None:
     """Return `best_model.pt`, the one with the lowest validation loss so far, if there is one."""
-    return read_info(folder / BEST_NAME)
+    return _readable_info(folder / BEST_NAME)
 
 
 def find_checkpoint(folder: Path, step: int) -> CheckpointInfo | None:
     """Return the checkpoint of `step`, be it under its own name or as `best_model.pt`."""
-    info = read_info(checkpoint_path(folder, step))
+    info = _readable_info(checkpoint_path(folder, step))
     if info is not None:
         return info
     best = best_checkpoint(folder)
     return best if best is not None and best.step == step else None
+
+
+def newer_manifests(folder: Path) -> dict[Path, NewerFileError]:
+    """Return the manifests in `folder` that only a newer version can read, and why.
+
+    Whoever lists checkpoints passes over them, so nothing of them is evaluated, removed or replaced.
+    """
+    found = {}
+    for manifest in sorted(folder.glob("*.json")):
+        try:
+            _read(manifest, manifest.with_suffix(".pt"))
+        except NewerFileError as error:
+            found[manifest] = error
+    return found
 
 
 def announce_best(info: CheckpointInfo) -> None:
@@ -175,11 +202,18 @@ def set_aside(path: Path, *, why: str) -> Path:
     return aside
 
 
+def _readable_info(path: Path) -> CheckpointInfo | None:
+    try:
+        return read_info(path)
+    except NewerFileError:
+        return None
+
+
 def _read(manifest: Path, path: Path) -> CheckpointInfo | None:
     try:
-        return CheckpointInfo.from_json({**read_json(manifest), "path": path})
+        return read_state(manifest, lambda value: CheckpointInfo.from_json({**value, "path": path}))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ConfigError) as error:
+    except ValueError as error:
         _logger.warning("%s is not a readable manifest (%s); its checkpoint does not count", manifest, error)
         return None

@@ -100,6 +100,7 @@ def _settled_best(folder: Path) -> Path:
 
 def _keep_leftover(path: Path) -> None:
     if path.exists():
+        possible_infos(path)  # raises NewerFileError: what a newer version wrote keeps its name
         set_aside(path, why="leftover")
 
 

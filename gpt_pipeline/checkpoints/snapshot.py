@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt_pipeline.errors import ConfigError, DamagedFileError
+from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.storage.atomic import UnknownKeysError, newer_file, only_known_fields
 
 _FORMAT = 1  # raised when the payload changes in a way that older code cannot read
 
@@ -68,14 +69,20 @@ class Snapshot:
 
         Raises:
             DamagedFileError: the payload is not one of ours.
+            NewerFileError: a newer version wrote it, with what this one does not know.
         """
         found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
+        if type(found) is int and found > _FORMAT:
+            raise newer_file(source, f"format {found}, and this version knows {_FORMAT}", payload)
         if found != _FORMAT:
             raise DamagedFileError(f"{source} is no checkpoint of this program: found format {found!r}, need {_FORMAT}")
         values = {name: value for name, value in payload.items() if name != "format"}
         try:
-            return cls(**{**values, "model_config": ModelConfig(**values["model_config"])})
-        except (TypeError, KeyError, ConfigError) as error:
+            model = only_known_fields(ModelConfig, values["model_config"], section="model_config")
+            return cls(**{**only_known_fields(cls, values), "model_config": ModelConfig(**model)})
+        except UnknownKeysError as error:
+            raise newer_file(source, str(error), payload) from None
+        except (TypeError, KeyError, ValueError) as error:
             raise DamagedFileError(f"{source} is no checkpoint of this program: {error}") from error
 
 

@@ -11,10 +11,14 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
+
+from gpt_pipeline import __version__
+from gpt_pipeline.errors import NewerFileError
 
 _Value = TypeVar("_Value")
 _logger = logging.getLogger(__name__)
@@ -22,6 +26,9 @@ _logger = logging.getLogger(__name__)
 _TEMPORARY_SUFFIX = ".tmp"
 _READ_BYTES = 1 << 20
 _PATIENCE_SECONDS = 5
+_SCHEMA_KEY = "schema"
+_SCHEMA = 1
+_PLAIN_TYPES = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
 
 
 @contextmanager
@@ -116,28 +123,129 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def rewrite_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` in place of what is in `path`, whose other keys, which a newer version wrote, are kept."""
+    kept = read_kept(path, lambda before: {**before}, otherwise="it is written anew") or {}
+    write_json(path, {**kept, **value})
+
+
 def read_json(path: Path) -> Any:
-    """Return what `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return what `write_json` wrote; raises ValueError where `path` holds anything but JSON in UTF-8."""
+    return parse_json(path.read_bytes())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text; raises ValueError for any other, also for one that is nested too deeply."""
+    try:
+        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_state(path: Path, parse: Callable[[Any], _Value]) -> _Value:
+    """Return what `parse` makes of the JSON in the state file `path`.
+
+    A newer version may have written keys that this one does not know: `parse` leaves them out (`known_fields`), or
+    refuses them where going on without them would lose something (`only_known_fields`). A newer version raises the
+    file's `schema` (absent: 1) where this one must not go on at all.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        NewerFileError: a newer version wrote it in a way that this one must not read.
+        ValueError: it is damaged: no JSON, or not what `parse` needs.
+    """
+    value = read_json(path)
+    try:
+        schema = value.get(_SCHEMA_KEY, _SCHEMA)
+        if type(schema) is int and schema > _SCHEMA:
+            raise newer_file(path, f"{_SCHEMA_KEY} {schema}, and this version knows {_SCHEMA}", value)
+        parsed = parse(value)
+        if dataclasses.is_dataclass(parsed):
+            _require_plain_types(parsed)
+        return parsed
+    except UnknownKeysError as error:
+        raise newer_file(path, str(error), value) from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def read_kept(path: Path, parse: Callable[[Any], _Value | None], *, otherwise: str) -> _Value | None:
-    """Return what `parse` makes of the JSON in `path`; None if the file does not exist or cannot be parsed.
+    """Return what `parse` makes of the state file `path`; None if it does not exist or is damaged.
 
-    A file that cannot be parsed is reported in the log, with what happens `otherwise`.
+    A damaged file is reported in the log, with what happens `otherwise`.
+
+    Raises:
+        NewerFileError: as `read_state`.
     """
     try:
-        return parse(read_json(path))
+        return read_state(path, parse)
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except ValueError as error:
         _logger.warning("%s cannot be read (%s); %s", path, error, otherwise)
         return None
 
 
 def known_fields(kind: type[Any], value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the dataclass `kind` in `value`; a newer version may have written others as well."""
+    """Return the fields of the dataclass `kind` in `value`; a newer version may have written others as well.
+
+    Those are named in the log, once.
+    """
+    unknown = _unknown_keys(kind, value)
+    if unknown:
+        _say_once(
+            f"{kind.__name__}: a newer version of gpt_pipeline wrote {_named(unknown)}{_writer(value)}, which is kept "
+            "and not used here; update gpt_pipeline to use it"
+        )
     return {each.name: value[each.name] for each in dataclasses.fields(kind) if each.name in value}
+
+
+def only_known_fields(kind: type[Any], value: Mapping[str, Any], *, section: str = "") -> dict[str, Any]:
+    """Return `known_fields` of what must not be read in part; an unknown key makes `read_state` refuse the file."""
+    unknown = _unknown_keys(kind, value)
+    if unknown:
+        raise UnknownKeysError(_named([f"{section}.{key}" if section else key for key in unknown]))
+    return known_fields(kind, value)
+
+
+class UnknownKeysError(ValueError):
+    """Keys that this version does not know, in a value that must not be read in part."""
+
+
+def newer_file(path: object, what: str, value: Mapping[str, Any]) -> NewerFileError:
+    """Return the error of a file with the content `value` that a newer version wrote; `what` this one does not know."""
+    return NewerFileError(
+        f"{path} was written by a newer version of gpt_pipeline{_writer(value)}: found {what}; update gpt_pipeline, "
+        "and run again. Nothing was touched"
+    )
+
+
+def _unknown_keys(kind: type[Any], value: Mapping[str, Any]) -> list[str]:
+    known = {each.name for each in dataclasses.fields(kind)}
+    return sorted(key for key in dict(value) if key not in known and key != _SCHEMA_KEY)
+
+
+def _require_plain_types(parsed: Any) -> None:
+    for each in dataclasses.fields(parsed):
+        value, allowed = getattr(parsed, each.name), _PLAIN_TYPES.get(str(each.type))
+        if allowed and type(value) not in allowed:
+            raise TypeError(f"{each.name}: found {str(value)[:100]!r}, need {each.type}")
+
+
+def _named(keys: Iterable[str]) -> str:
+    return "unknown " + ", ".join(map(repr, keys))
+
+
+def _writer(value: Mapping[str, Any]) -> str:
+    """Return which version wrote `value`, as far as it says, and which this one is."""
+    versions = value.get("versions")
+    version = versions.get("gpt_pipeline") if isinstance(versions, Mapping) else value.get("version")
+    return f" ({version}; this is {__version__})" if isinstance(version, str) else f" (this is {__version__})"
+
+
+@cache
+def _say_once(text: str) -> None:
+    _logger.warning("%s", text)
 
 
 def fsync_file(path: Path) -> None:

@@ -8,22 +8,32 @@ something starts it again. Imports no torch.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from gpt_pipeline.checkpoints.choose import checkpoint_to_resume
-from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints, read_info
+from gpt_pipeline.checkpoints.manifest import (
+    CheckpointInfo,
+    best_checkpoint,
+    list_checkpoints,
+    newer_manifests,
+    read_info,
+)
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.atomic import read_kept, rewrite_json
 from gpt_pipeline.storage.fingerprint import neutral_values
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.training.config import TrainingConfig
-from gpt_pipeline.training.finished import FinishedTraining, find_finished_training, last_checkpoint
+from gpt_pipeline.training.finished import (
+    FinishedTraining,
+    find_finished_training,
+    last_checkpoint,
+    read_finished_training,
+)
 from gpt_pipeline.training.job import SCRATCH, START_FROM, Change, Settings, TrainingJob, find_changes, listed
 
 MARKER_NAME = "start.json"
@@ -48,11 +58,11 @@ class Demand:
     @classmethod
     def read(cls, folder: ExperimentFolder) -> Demand | None:
         """Return what was last carried out in `folder`, if that is known."""
-        try:
-            value = read_json(folder.root / MARKER_NAME)
-            return cls(fingerprint=value["fingerprint"], resume=value["resume"], request=value["request"])
-        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-            return None  # not knowing, a demand is carried out (again), which loses nothing
+        return read_kept(
+            folder.root / MARKER_NAME,
+            lambda value: cls(fingerprint=value["fingerprint"], resume=value["resume"], request=value["request"]),
+            otherwise="what it asks for is carried out (again), which loses nothing",
+        )
 
     @property
     def is_for_something(self) -> bool:
@@ -61,7 +71,7 @@ class Demand:
 
     def write(self, folder: ExperimentFolder) -> None:
         """Note in `folder` that this was carried out."""
-        write_json(folder.root / MARKER_NAME, {**dataclasses.asdict(self), "time": utc_now()})
+        rewrite_json(folder.root / MARKER_NAME, {**dataclasses.asdict(self), "time": utc_now()})
 
 
 def earlier_trainings(folder: ExperimentFolder) -> list[ExperimentFolder]:
@@ -83,6 +93,17 @@ def find_finished_work(job: TrainingJob) -> FinishedTraining | None:
     if demand.is_for_something and demand != Demand.read(job.folder):
         return None
     return find_finished_training(job.folder, job.fingerprint)
+
+
+def refuse_newer(folder: ExperimentFolder) -> None:
+    """Raise NewerFileError if `folder` holds a training that only a newer version can read.
+
+    Going on would set it aside, or train again what is there.
+    """
+    for error in newer_manifests(folder.checkpoints).values():
+        raise error
+    read_finished_training(folder)
+    Demand.read(folder)
 
 
 StartKind = Literal["finished", "continue", "weights", "anew"]
@@ -132,7 +153,9 @@ def decide_start(job: TrainingJob, *, max_steps: int | None = None) -> StartDeci
 
     Raises:
         UserError: the named checkpoint is missing, of another shape, or beyond the last step.
+        NewerFileError: only a newer version can read what is in the folder.
     """
+    refuse_newer(job.folder)
     demand = Demand.of(job)
     if demand.is_for_something and demand == Demand.read(job.folder):
         return _decide_again(job, max_steps)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, find_checkpoint
-from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.heartbeat import trainer_state
 
 TrainingState = Literal["running", "finished", "stopped", "died"]
 """`stopped`: no trainer is at work, and none was killed there; there may be no training at all."""
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +53,27 @@ class FinishedTraining:
         write_json(folder.training, dataclasses.asdict(self))
 
 
+def read_finished_training(folder: ExperimentFolder) -> FinishedTraining | None:
+    """Return what `training.json` says, which is not yet that the training is finished; None if there is none."""
+    return read_kept(
+        folder.training,
+        lambda value: FinishedTraining(**known_fields(FinishedTraining, value)),
+        otherwise="the training does not count as finished",
+    )
+
+
 def find_finished_training(folder: ExperimentFolder, fingerprint: str) -> FinishedTraining | None:
     """Return the finished training in `folder` if it bears `fingerprint` and its last checkpoint is there; else None.
 
     The checkpoint's size is checked, not its content.
+
+    Raises:
+        NewerFileError: only a newer version can tell.
     """
-    try:
-        finished = FinishedTraining(**read_json(folder.training))
-    except FileNotFoundError:
+    finished = read_finished_training(folder)
+    if finished is None or finished.fingerprint != fingerprint:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        _logger.warning("%s is not readable (%s); the training does not count as finished", folder.training, error)
-        return None
-    return finished if finished.fingerprint == fingerprint and last_checkpoint(folder, finished) else None
+    return finished if last_checkpoint(folder, finished) else None
 
 
 def training_state(folder: ExperimentFolder, fingerprint: str | None) -> TrainingState:

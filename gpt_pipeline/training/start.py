@@ -39,6 +39,7 @@ from gpt_pipeline.training.decision import (
     StartDecision,
     decide_start,
     earlier_trainings,
+    refuse_newer,
     require_fit,
     require_steps_left,
     settings_before,
@@ -79,8 +80,10 @@ def prepare_start(job: TrainingJob, *, max_steps: int, say: Say) -> Start:
 
     Raises:
         UserError: the named checkpoint is missing, damaged, or of another shape, or the weights to begin with are.
+        NewerFileError: only a newer version can read what is in the folder; nothing was touched.
     """
     folder = job.folder
+    refuse_newer(folder)
     remove_leftovers(folder.root)
     remove_leftovers(folder.checkpoints)
     settle_best(folder.checkpoints)
