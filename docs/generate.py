@@ -1,4 +1,4 @@
-"""Write what the repository ships and the code already says: `make docs`.
+"""Write the files that follow from the code: `make docs`.
 
     python docs/generate.py            write the files that differ
     python docs/generate.py --check    write nothing; exit 1 and name them
@@ -28,7 +28,7 @@ _NOTE = "<!-- Written by docs/generate.py; change the text in the code it comes 
 
 
 def main() -> int:
-    """Write, or only compare; return the exit code."""
+    """Write the files, or only compare them; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
     check = parser.parse_args().check
@@ -56,13 +56,13 @@ def reference() -> str:
     parts = [
         "# The experiment file",
         _NOTE,
-        "Every key, with its default and what it is. The first line of a file, "
+        "All keys, with their defaults and meanings. The first line of a file, "
         f"`{EDITOR_LINE}`, lets an editor with YAML support (VS Code with Red Hat's extension, say) complete keys and "
-        "mark slips; `gpt-pipeline init` writes it, and the schema beside the file. A key that a file leaves out has "
-        "its default; an unknown one is an error that names the nearest known.",
+        "mark mistakes; `gpt-pipeline init` writes that line, and the schema beside the file. A key that a file omits "
+        "has its default; an unknown key is an error that names the nearest known one.",
         _table(file_keys()),
         *(_section(block) for block in blocks()),
-        f"## `{RUNTIME}:`\n\nWritten by the pipeline for you to read; changing it changes nothing.",
+        f"## `{RUNTIME}:`\n\nWritten by the pipeline for your information; editing it has no effect.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -77,7 +77,7 @@ def _table(keys: Sequence[Key]) -> str:
 
 
 def _default(key: Key) -> str:
-    return "to be given" if key.required else f"`{written(plain(key.default))}`"
+    return "required" if key.required else f"`{written(plain(key.default))}`"
 
 
 def _cell(key: Key) -> str:
@@ -97,7 +97,7 @@ def _help(context: click.Context) -> str:
 
 
 def _runtime_block(path: Path) -> str:
-    """Return what a run has written at the end of the file, so that it stays."""
+    """Return the block that a run has written at the end of the file, so that it is kept."""
     lines = (_content(path) or "").splitlines(keepends=True)
     starts: Iterator[int] = (number for number, line in enumerate(lines) if line.startswith(f"{RUNTIME}:"))
     start = next(starts, None)

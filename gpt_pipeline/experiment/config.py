@@ -19,10 +19,10 @@ DATA_FOLDER = "data"  # <base_folder>/data holds what experiments share, so that
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """What an experiment file says, block by block; blocks that it leaves out have their defaults."""
+    """What an experiment file says, block by block; omitted blocks have their defaults."""
 
     experiment_name: str
-    """Shown to people; also the name of the experiment's folder, with `_` for what no folder's name can have."""
+    """Shown to people; also the name of the experiment's folder, with `_` for characters that are not allowed there."""
 
     data: DataConfig
     storage: StorageConfig

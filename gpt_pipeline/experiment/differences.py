@@ -1,4 +1,4 @@
-"""What sets the configurations of experiments apart, key by key."""
+"""Differences between the configurations of experiments, key by key."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from gpt_pipeline.experiment.config import ExperimentConfig
 
-_LEFT_OUT = ("experiment_name", "storage")  # what it is called and where it lies, not what it is
+_LEFT_OUT = ("experiment_name", "storage")  # its name and location, not what is computed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A key of the experiment files that has not the same value in all of them."""
+    """A key whose value differs between the experiment files."""
 
     key: str
     """Whole path, such as `training.learning_rate`."""

@@ -1,4 +1,4 @@
-"""All experiment files of a folder, each on its own: a broken one is reported and takes no other down."""
+"""All experiment files of a folder; a broken one is reported and does not affect the others."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from gpt_pipeline.experiment.document import SUFFIXES
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.storage.names import slug
 
-_OTHERS = {"dagster.yaml", "workspace.yaml", "executor.yaml"}  # a project without experiments/ has them beside its own
+_OTHERS = {
+    "dagster.yaml",
+    "workspace.yaml",
+    "executor.yaml",
+}  # a project without experiments/ keeps them beside its experiments
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentFile:
-    """One file of the folder: an experiment, or the problem that it has."""
+    """One file of the folder: an experiment, or the problem with it."""
 
     name: str
-    """The slug of the file's stem, numbered where another file has it: unique in the folder."""
+    """The slug of the file's stem, numbered if another file has it too; unique in the folder."""
 
     file: Path
     experiment: Experiment | None = None
     problem: str | None = None
-    """What to tell the user; None when `experiment` is there."""
+    """What to tell the user; None if `experiment` is set."""
 
 
 def find_experiments(folder: Path) -> list[ExperimentFile]:
-    """Return the YAML files of `folder` by name, but for hidden ones and those that belong to Dagster.
+    """Return the YAML files of `folder` by name, except hidden ones and those that belong to Dagster.
 
     Of two files that would share a name or a folder for their results, the second has a problem that names the first.
 
@@ -37,7 +41,7 @@ def find_experiments(folder: Path) -> list[ExperimentFile]:
         UserError: there is no such folder.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; make it and put an experiment file in it")
+        raise UserError(f"{folder}: no such folder; create it and put an experiment file in it")
     files = sorted(filter(_may_be_experiment, folder.iterdir()), key=lambda file: (slug(file.stem), file.name))
     return list(_distinct(files))
 
@@ -70,10 +74,10 @@ def _named(files: list[Path]) -> Iterator[tuple[str, Path]]:
 
 
 def _take(taken: dict[str, Path], experiment: Experiment) -> None:
-    """Note the experiment's name and folder as its own.
+    """Reserve the experiment's name and folder.
 
     Raises:
-        UserError: another file has one of them, or the folder is none of this machine.
+        UserError: another file has one of them, or the folder is not a path on this machine.
     """
     file, folder = experiment.file, str(experiment.folder.root)
     wanted = {

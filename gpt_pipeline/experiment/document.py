@@ -1,7 +1,7 @@
-"""An experiment file as it is written: blocks, keys and values with their lines, before anything is known of them.
+"""An experiment file as it is written: blocks, keys and values with their lines, before they are interpreted.
 
-YAML is only scanned and composed here (by ruamel.yaml), never constructed: which text is a number, a boolean or a
-text is decided by the key that wants it, in `values.py`. So no tag runs code and no resolver turns `017` into 15.
+ruamel.yaml only scans and composes the file here and never constructs values: the key decides in `values.py` whether a
+text is a number, a boolean or a text. So no tag runs code, and no resolver turns `017` into 15.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gpt_pipeline.experiment.problems import ExperimentFileError, Problem, neare
 
 BYTE_ORDER_MARK = "\ufeff"
 SUFFIXES = (".yaml", ".yml")
-_MAX_BYTES = 1_000_000  # an experiment file has some hundred; more is another kind of file
+_MAX_BYTES = 1_000_000  # an experiment file has a few hundred; a larger one is something else
 _DEPTH = 2  # a block, and a mapping in it such as `columns: {text: body}`
 _TAG = "tag:yaml.org,2002:"
 _CORE_TAGS = {
@@ -41,7 +41,7 @@ _HINTS = {
 
 
 class Kind(Enum):
-    """How a value is written."""
+    """The form in which a value is written."""
 
     PLAIN = auto()
     QUOTED = auto()
@@ -121,7 +121,7 @@ def compose(path: Path, text: str) -> Node | None:
         ExperimentFileError: not YAML; says where and, for the usual slips, what to do.
     """
     yaml = YAML(typ="rt", pure=True)
-    yaml.composer.warn_double_anchors = False  # YAML 1.2 allows it; a Python warning would tell the user nothing
+    yaml.composer.warn_double_anchors = False  # YAML 1.2 allows it; a Python warning would not help the user
     try:
         node: Node | None = yaml.compose(text.removeprefix(BYTE_ORDER_MARK))
     except ReaderError as error:
@@ -171,7 +171,9 @@ def _decode(path: Path, content: bytes) -> str:
 
 def _syntax_error(path: Path, error: MarkedYAMLError) -> ExperimentFileError:
     problem = " ".join(str(error.problem or error.context).split()).removeprefix("but ")
-    unclosed = "end of stream" in problem or "stream end" in problem  # seen at the end, to be mended where it opened
+    unclosed = (
+        "end of stream" in problem or "stream end" in problem
+    )  # found at the end, but the mistake is where it opened
     mark = error.context_mark if unclosed and error.context_mark else error.problem_mark
     line = mark.line + 1 if isinstance(mark, StringMark) else None
     hint = next((hint for part, hint in _HINTS.items() if part in problem), "")

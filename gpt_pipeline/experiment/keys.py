@@ -1,7 +1,6 @@
-"""Every key of an experiment file with its type, default and text, as the config classes have them.
+"""Every key of an experiment file with its type, default and text, read from the config classes.
 
-The text is the docstring below the field: written once, there, and read by the schema, by `gpt-pipeline init` and by
-the reference in docs/.
+The text is the docstring below the field. The schema, `gpt-pipeline init` and the reference in docs/ all use it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any, get_type_hints
 from gpt_pipeline.experiment.config import ExperimentConfig
 from gpt_pipeline.experiment.values import block_of, choices
 
-_LATE_BLOCKS = ("storage", "hardware")  # a reader meets what is computed before where
+_LATE_BLOCKS = ("storage", "hardware")  # what is computed comes first, where it runs last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +32,10 @@ class Key:
     """The Python type that `values.read_value` takes."""
 
     default: Any
-    """`dataclasses.MISSING` for a key that has to be given."""
+    """`dataclasses.MISSING` for a required key."""
 
     text: str
-    """What it is, in sentences."""
+    """What the key means, in full sentences."""
 
     owner: type
     """The class that checks the value."""
@@ -62,7 +61,7 @@ class Block:
 
     @property
     def required(self) -> bool:
-        """Whether the file cannot do without it."""
+        """Whether every file needs the block."""
         return not self.nullable and any(key.required for key in self.keys)
 
 
@@ -74,7 +73,7 @@ def file_keys() -> tuple[Key, ...]:
 
 @cache
 def blocks() -> tuple[Block, ...]:
-    """Return the blocks in the order in which one writes them."""
+    """Return the blocks in the order in which files have them."""
     hints = get_type_hints(ExperimentConfig)
     written = [name for name, hint in hints.items() if block_of(hint) and name not in _LATE_BLOCKS]
     return tuple(block_from(name, hints[name]) for name in (*written, *_LATE_BLOCKS))
@@ -116,7 +115,7 @@ def _keys(config: Any, block: str) -> list[Key]:
 
 
 def _field_texts(config: Any) -> dict[str, str]:
-    """Return the docstring below each field of a dataclass. Python keeps none of them, so the source is read."""
+    """Return the docstring below each field of a dataclass. Python does not keep them, so this reads the source."""
     [definition] = ast.parse(inspect.getsource(config)).body
     assert isinstance(definition, ast.ClassDef)
     texts = {}

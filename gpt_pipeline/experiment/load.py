@@ -24,16 +24,16 @@ from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.names import folder_name, resolve_folder, slug
 from gpt_pipeline.training.config import CadenceConfig
 
-RUNTIME = "runtime"  # the block that the pipeline writes; whatever it holds decides nothing
+RUNTIME = "runtime"  # the block that the pipeline writes; its content has no effect
 _STAND_INS = {int: 1, str: "x"}  # for a required value that is missing or wrong, so that its block is still checked
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One experiment file, valid as a whole. Folders are resolved when asked for, on the machine that asks."""
+    """One valid experiment file. Folders are resolved on access, for the machine that accesses them."""
 
     file: Path
-    """Absolute, so that relative folders in it mean the same from any working directory."""
+    """Absolute, so that relative folders in the file do not depend on the working directory."""
 
     config: ExperimentConfig
 
@@ -55,7 +55,7 @@ class Experiment:
 
     @property
     def base_folder(self) -> Path:
-        """Absolute. Raises ConfigError for a Windows path on another system, and where a file is in its place."""
+        """Absolute. Raises ConfigError for a Windows path on another system, and if a file is in its place."""
         key, text = "storage.base_folder", self.config.storage.base_folder
         folder = self._resolved(key, text)
         there = next((each for each in (folder, *folder.parents) if os.path.exists(each)), None)
@@ -66,12 +66,12 @@ class Experiment:
 
     @property
     def data_folder(self) -> Path:
-        """What experiments share: raw files, English parquet, token shards."""
+        """Folder of what experiments share: raw files, documents, token shards."""
         return self.base_folder / DATA_FOLDER
 
     @property
     def folder(self) -> ExperimentFolder:
-        """What is this experiment's alone: checkpoints, metrics, evaluations, report."""
+        """Folder of what belongs to this experiment alone: checkpoints, metrics, evaluations, report."""
         return ExperimentFolder(root=self.base_folder / folder_name(self.display_name, key="experiment_name"))
 
     @property
@@ -90,7 +90,7 @@ class Experiment:
 
     @property
     def cadence(self) -> CadenceConfig:
-        """What the trainer needs of the `evaluation:` block."""
+        """The part of the `evaluation:` block that the trainer needs."""
         names = [field.name for field in dataclasses.fields(CadenceConfig)]
         return CadenceConfig(**{name: getattr(self.config.evaluation, name) for name in names})
 
@@ -111,7 +111,7 @@ def load_experiment(path: Path) -> Experiment:
 
     Raises:
         ExperimentFileError: one line for each problem: file, line, key, what was found, what is needed, the remedy.
-            Contradictions between blocks are looked for when each block is right in itself.
+            Contradictions between blocks are checked once each block is valid by itself.
     """
     reading = _Reading()
     values = reading.block(ExperimentConfig, read_document(path, read_text(path)), section="", line=None)
@@ -126,14 +126,14 @@ def load_experiment(path: Path) -> Experiment:
 
 
 class _Reading:
-    """One pass over a file: what it gives, and what is wrong with it."""
+    """One pass over a file: its entries and its problems."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self.entries: dict[str, Entry] = {}
 
     def block(self, config: Any, entries: Iterable[Entry], *, section: str, line: int | None) -> dict[str, Any]:
-        """Return the values of a block by key; what cannot be used is noted in `problems` and left out."""
+        """Return the values of a block by key; unusable ones are noted in `problems` and left out."""
         hints = _hints(config)
         given = self._known(entries, hints, section)
         given.pop(RUNTIME, None)
@@ -224,7 +224,7 @@ class _Reading:
         sound = {**{key: _stand_in(config, key) for key in _required(config)}, **values}
         dropped: list[str] = []
         while (error := _construction_error(config, sound)) is not None:
-            # A need that quotes a value just found wrong would send the reader after a default.
+            # A need that quotes a value just found wrong would mislead: it shows the default in that value's place.
             if not any(f"{key}=" in error.need for key in dropped):
                 self.problems.append(self.problem_of(error.within(section), line=line))
             if error.key not in sound:
@@ -273,7 +273,7 @@ def _construction_error(config: Any, values: Mapping[str, Any]) -> ConfigError |
 def _need(config: Any, key: str, values: Mapping[str, Any]) -> str:
     """Return what `key` takes, in the words of the config's own check where it has one.
 
-    The check is asked by giving it NaN, which is in no range.
+    NaN, which is in no range, makes the check say so.
     """
     hint = _hints(config)[key]
     if {int, float} & set(choices(hint)) and config is not ExperimentConfig:

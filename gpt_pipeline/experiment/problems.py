@@ -15,10 +15,10 @@ class Problem:
     """One thing that is wrong in an experiment file."""
 
     line: int | None
-    """From 1; None when the whole file is meant."""
+    """From 1; None if the problem is with the whole file."""
 
     key: str
-    """Whole path such as `training.learning_rate`; empty when no key is meant."""
+    """Whole path such as `training.learning_rate`; empty if the problem is not with one key."""
 
     text: str
     """What was found, what is needed and what to do."""
@@ -41,7 +41,7 @@ class ExperimentFileError(UserError, ValueError):
 
 
 def one_line(text: str) -> str:
-    """Return `text` with what does not print escaped, cut to a readable length; backslashes stay single."""
+    """Return `text` with unprintable characters escaped, cut to a readable length; backslashes stay single."""
     shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
@@ -57,7 +57,7 @@ def listed(words: Sequence[str]) -> str:
 
 
 def nearest(word: str, known: Iterable[str], *, alike: float = 0.6) -> str | None:
-    """Return the known word most like `word`, whatever the case; None if none reaches difflib's ratio of `alike`."""
+    """Return the known word most similar to `word`, ignoring case; None if none reaches difflib's ratio of `alike`."""
     by_lower = {name.lower(): name for name in known}
     matches = get_close_matches(word.lower(), by_lower, n=1, cutoff=alike)
     return by_lower[matches[0]] if matches else None

@@ -1,7 +1,7 @@
-"""The JSON Schema of experiment files: what gives an editor completion, hints and a red line under a slip.
+"""The JSON Schema of experiment files: it gives editors completion, hints and marked mistakes.
 
-Only the loader decides whether a file is right; the schema says the same as far as JSON Schema can: not what two keys
-must agree on.
+Only the loader decides whether a file is valid. The schema says the same as far as JSON Schema can, which excludes
+conditions between two keys.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _STAND_INS: Mapping[Any, Any] = {int: 1, str: "a/b"}
 
 
 def experiment_schema() -> dict[str, Any]:
-    """Return the schema, of draft 7, which editors know best."""
+    """Return the schema, in draft 7, which editors support best."""
     properties = {key.name: _property(key) for key in file_keys()}
     properties |= {block.name: _block(block) for block in blocks()}
     properties[RUNTIME] = {
         "type": ["object", "null"],
-        "description": "Written by gpt-pipeline for you to read; changing it changes nothing.",
+        "description": "Written by gpt-pipeline for your information; editing it has no effect.",
     }
     required = [key.name for key in file_keys() if key.required] + [block.name for block in blocks() if block.required]
     return {
@@ -60,7 +60,7 @@ def schema_text() -> str:
 
 
 def place_schema(folder: Path) -> Path:
-    """Write the schema of this version into `folder`, if it is not there already; return its path."""
+    """Write the schema of this version into `folder`, unless it is there already; return its path."""
     path, text = folder / SCHEMA_FILE, schema_text()
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         with atomic_path(path) as temporary:
@@ -70,7 +70,7 @@ def place_schema(folder: Path) -> Path:
 
 
 def need_in_words(key: Key) -> str:
-    """Return what the key's class says it needs when it gets a number in no range; empty if it takes any."""
+    """Return the range of a number in the words of the key's class; empty if the class takes any number."""
     numeric = {int, float} & set(choices(key.hint))
     error = _refusal(key, float("nan")) if numeric and key.block else None
     return _OTHER_KEY.sub(r"`\1`", error.need) if error is not None else ""
@@ -110,7 +110,7 @@ def _values(key: Key) -> dict[str, Any]:
 
 
 def _bounds(key: Key) -> dict[str, Any]:
-    """Return the range of a number, asked of the key's class by giving it values."""
+    """Return the range of a number, found by giving values to the key's class."""
     if not key.block:
         return {}
     if (
@@ -135,7 +135,7 @@ def _lower(key: Key, *, whole: bool) -> dict[str, Any]:
 
 def _upper(key: Key) -> dict[str, Any]:
     for limit in (0.5, 1):
-        # Refused below the limit too, it is another key that bounds this one.
+        # If the class refuses values below the limit too, another key bounds this one.
         if _refuses(key, limit * 1.001) and not _refuses(key, limit * 0.999):
             return {"exclusiveMaximum": limit} if _refuses(key, limit) else {"maximum": limit}
     return {}
@@ -146,7 +146,7 @@ def _refuses(key: Key, value: float) -> bool:
 
 
 def _refusal(key: Key, value: float) -> ConfigError | None:
-    """Return what the class says of the value, when the other keys have their defaults."""
+    """Return how the class refuses the value while the other keys have their defaults; None if it takes it."""
     required: Sequence[Key] = [other for other in all_keys().values() if other.owner is key.owner and other.required]
     values = {**{other.name: _stand_in(other) for other in required}, key.name: value}
     try:

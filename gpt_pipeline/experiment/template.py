@@ -1,4 +1,4 @@
-"""Experiment files as text: a recipe's values with their reasons; on request every other key too, as a comment."""
+"""Experiment files as text: a recipe's values with their reasons and, on request, every other key as a comment."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gpt_pipeline.experiment.recipes import Recipe, Scalar
 from gpt_pipeline.experiment.schema import EDITOR_LINE
 
 _WIDTH = 120
-_COMMENT_COLUMN = 34  # comments of one block stand below each other, at most here
+_COMMENT_COLUMN = 34  # the comments of a block are aligned, at most here
 _PLAIN = re.compile(r"[A-Za-z./][A-Za-z0-9 ./_+-]*(?<! )")
-_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # to some readers of YAML, no texts
+_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # not texts to some readers of YAML
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class _Line:
 def render(recipe: Recipe, *, every_key: bool = False) -> str:
     """Return the recipe as an experiment file.
 
-    With `every_key`, the keys that it leaves out stand there as comments, with their defaults and what they are.
+    With `every_key`, the keys that the recipe leaves out appear as comments, with their defaults and meanings.
     """
     [name] = file_keys()
     head = [EDITOR_LINE, *(f"# {line}" for line in recipe.about.splitlines()), f"{name.name}: {written(recipe.title)}"]
@@ -41,7 +41,7 @@ def render(recipe: Recipe, *, every_key: bool = False) -> str:
 
 
 def written(value: Scalar | Mapping[str, str]) -> str:
-    """Return a value as it stands in YAML, quoted where a reader could take it for something else."""
+    """Return a value as YAML, quoted where a reader could take it for something else."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -78,7 +78,7 @@ def _default(key: Key, mark: str) -> _Line:
 
 
 def _aligned(lines: Sequence[_Line]) -> Iterator[str]:
-    """Yield the lines with their comments in one column, and those that are too long for it above their line."""
+    """Yield the lines with their comments in one column; a comment that is too long goes above its line."""
     column = min(_COMMENT_COLUMN, max(len(line.code) for line in lines) + 2)
     for line in lines:
         beside = f"{line.code.ljust(column - 2)}  # {line.comment}"

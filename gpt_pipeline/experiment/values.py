@@ -1,8 +1,8 @@
-"""Written values as Python values of the type that a key wants. YAML 1.2, without its traps.
+"""Written values as Python values of the type that a key takes: YAML 1.2, without its traps.
 
 A whole-number key takes `1000`, `1_000`, `1e3` and `1000.0` alike; a number key takes whole numbers too. A text key
-takes what is written, so that a commit of digits only, or a name such as `2024`, stays what it is. Leading zeros,
-infinities, and `yes`/`no`/`on`/`off` are explained rather than guessed at.
+takes exactly what is written, so a commit of digits only or a name such as `2024` stays as it is. Leading zeros,
+infinities and `yes`/`no`/`on`/`off` are refused with an explanation.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def need_of(hint: Any) -> str:
 
 
 def remedy_for(written: Written, hint: Any) -> str:
-    """Return what to do about a value that does not fit, for the usual slips; else an empty text."""
+    """Return the remedy for the usual mistakes in a value that does not fit; else an empty text."""
     for remedy in (_unquote, _single_quote, _decimal, _finite, _boolean, _similar_word):
         text = remedy(written, hint)
         if text:
@@ -149,7 +149,7 @@ def _decimal(written: Written, hint: Any) -> str:
 
 def _finite(written: Written, hint: Any) -> str:
     numeric = {int, float} & set(choices(hint))
-    return "infinity and NaN are no values here" if numeric and _INFINITE.fullmatch(written.text) else ""
+    return "infinity and NaN are not allowed here" if numeric and _INFINITE.fullmatch(written.text) else ""
 
 
 def _boolean(written: Written, hint: Any) -> str:

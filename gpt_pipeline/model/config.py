@@ -17,22 +17,22 @@ class ModelConfig:
     """The shape of a GPT-2. The defaults are GPT-2 124M without QKV bias: 124,412,160 parameters."""
 
     n_layer: int = 12
-    """Transformer blocks."""
+    """Number of transformer blocks."""
 
     n_head: int = 12
-    """Attention heads in a block; divides `n_embd`."""
+    """Attention heads per block; must divide `n_embd`."""
 
     n_embd: int = 768
     """Width of the residual stream."""
 
     context_length: int = 1024
-    """Positions the model knows; at least `data.max_length`."""
+    """Longest sequence that the model can take, in tokens; at least `data.max_length`."""
 
     vocab_size: int = 50257
-    """Tokens of GPT-2's BPE. Fixed by the tokenizer."""
+    """Size of GPT-2's BPE vocabulary; fixed by the tokenizer."""
 
     dropout: float = 0.1
-    """Probability of dropping an activation, in [0, 1); embeddings, attention and residuals alike."""
+    """Probability of dropping an activation, in [0, 1); applied to embeddings, attention and residuals."""
 
     qkv_bias: bool = False
     """Whether the query, key and value projections have a bias, as in the published GPT-2."""

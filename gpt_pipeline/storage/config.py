@@ -9,13 +9,13 @@ from gpt_pipeline.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class StorageConfig:
-    """Where an experiment keeps its files, and from where it continues."""
+    """Where an experiment keeps its files, and which checkpoint it resumes from."""
 
     base_folder: str
-    """Folder of all data and checkpoints; a relative one starts at the experiment file's own folder."""
+    """Folder for all data and checkpoints; a relative path starts at the experiment file's folder."""
 
     checkpoint_to_resume: str | None = None
-    """A file name in the `checkpoints` folder to resume from; null: the newest valid one; `scratch`: start again."""
+    """A file name in the `checkpoints` folder to resume from; null: the newest valid one; `scratch`: start over."""
 
     def __post_init__(self) -> None:
         require(bool(self.base_folder.strip()), "base_folder", found=self.base_folder, need="the path of a folder")

@@ -17,7 +17,7 @@ Device = Literal["auto", "cuda", "cpu"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How the weights are updated. All but `micro_batch_size` and `compile` is part of the training's fingerprint."""
+    """How the weights are updated. All keys but `micro_batch_size` and `compile` enter the training's fingerprint."""
 
     batch_size: int = 8
     """Sequences of `data.max_length` tokens in one optimizer update."""
@@ -26,7 +26,7 @@ class TrainingConfig:
     """Passes over the training documents."""
 
     max_steps: int | None = None
-    """Optimizer updates to stop after; null: as many as `num_epochs` gives."""
+    """Stop after this many optimizer updates; null: after `num_epochs` epochs."""
 
     learning_rate: float = 3e-4
     """Peak learning rate, reached after the warm-up."""
@@ -44,7 +44,7 @@ class TrainingConfig:
     """Decoupled weight decay, on matrices only."""
 
     gradient_clip: float = 1.0
-    """Largest global gradient norm; above it gradients are scaled down."""
+    """Maximum global gradient norm; larger gradients are scaled down to it."""
 
     optimizer: OptimizerName = "adamw"
     """`adamw`, or `muon`: Muon for the blocks' matrices with AdamW for the rest."""
@@ -53,13 +53,13 @@ class TrainingConfig:
     """Tokens in one optimizer update, all ranks and micro-batches together; null: `batch_size` * `data.max_length`."""
 
     micro_batch_size: int | None = None
-    """Sequences in one forward pass; null: the whole update at once. Less memory, the same result."""
+    """Sequences in one forward pass; null: the whole update at once. Less saves memory and change no result."""
 
     precision: Precision = "auto"
     """`fp32`, `bf16` (autocast), or `auto`: bf16 on CUDA, fp32 on CPU."""
 
     compile: bool | Literal["auto"] = "auto"
-    """Whether the model is compiled; `auto`: on CUDA where Triton is installed."""
+    """Whether to compile the model; `auto`: on CUDA if Triton is installed."""
 
     seed: int = 0
     """Chooses the initial weights, the order of the data and the dropout masks."""
@@ -95,13 +95,13 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareConfig:
-    """What to train on. Never part of a fingerprint."""
+    """The hardware to train on. It never enters a fingerprint."""
 
     device: Device = "auto"
-    """`cuda`, `cpu`, or `auto`: CUDA where torch finds it."""
+    """`cuda`, `cpu`, or `auto`: CUDA if torch finds it."""
 
     num_gpus: int = 1
-    """GPUs of this machine to train on together."""
+    """Number of GPUs of this machine to train on."""
 
     def __post_init__(self) -> None:
         require(self.num_gpus > 0, "num_gpus", found=self.num_gpus, need="a whole number above 0")
@@ -109,7 +109,7 @@ class HardwareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CadenceConfig:
-    """How often a running trainer looks at itself and saves. Changes no weight, so part of no fingerprint."""
+    """How often a running trainer estimates its loss and saves. It changes no weights, so it enters no fingerprint."""
 
     eval_freq: int
     """Steps between two estimates of the validation loss."""
@@ -121,7 +121,7 @@ class CadenceConfig:
     """Steps between two checkpoints."""
 
     keep_last: int
-    """Checkpoints kept, newest first; the best and those being evaluated are kept besides."""
+    """Number of newest checkpoints to keep; the best one and those being evaluated are kept as well."""
 
 
 def sequences_per_step(config: TrainingConfig, *, max_length: int) -> int:
