@@ -524,7 +524,7 @@ def test_need_of_every_number_says_more_than_its_type(section, config):
 
 @pytest.mark.parametrize(("section", "config"), BLOCKS)
 def test_stand_ins_for_required_values_pass_every_check(section, config):
-    config(**{key: loading._stand_in(config, key) for key in loading._required(config)})
+    config(**loading._stand_ins(config))
 
 
 # Blocks that do not agree.

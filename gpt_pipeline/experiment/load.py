@@ -221,7 +221,7 @@ class _Reading:
         self, config: Any, values: Mapping[str, Any], *, section: str, line: int | None
     ) -> dict[str, Any]:
         """Note each value that the config's own check refuses; return the others, and stand-ins for required ones."""
-        sound = {**{key: _stand_in(config, key) for key in _required(config)}, **values}
+        sound = {**_stand_ins(config), **values}
         dropped: list[str] = []
         while (error := _construction_error(config, sound)) is not None:
             # A need that quotes a value just found wrong would mislead: it shows the default in that value's place.
@@ -232,7 +232,7 @@ class _Reading:
             dropped.append(error.key)
             del sound[error.key]
             if error.key in _required(config):
-                sound[error.key] = _stand_in(config, error.key)
+                sound[error.key] = _stand_ins(config)[error.key]
         return sound
 
 
@@ -258,8 +258,15 @@ def _required(config: type) -> tuple[str, ...]:
     return tuple(each.name for each in fields if each.default is missing and each.default_factory is missing)
 
 
-def _stand_in(config: Any, key: str) -> Any:
-    return next(_STAND_INS[choice] for choice in choices(_hints(config)[key]) if choice in _STAND_INS)
+def _stand_ins(config: Any) -> dict[str, Any]:
+    taken = {key: choices(_hints(config)[key]) for key in _required(config)}
+    return {key: next(_STAND_INS[each] for each in types if each in _STAND_INS) for key, types in taken.items()}
+
+
+def refusal(config: Any, key: str, value: Any, *, beside: Mapping[str, Any] | None = None) -> ConfigError | None:
+    """Return how the config class refuses `value` for `key`, beside these values of other keys; None if it does not."""
+    error = _construction_error(config, {**_stand_ins(config), **(beside or {}), key: value})
+    return error if error is not None and error.key == key else None
 
 
 def _construction_error(config: Any, values: Mapping[str, Any]) -> ConfigError | None:
@@ -277,9 +284,8 @@ def _need(config: Any, key: str, values: Mapping[str, Any]) -> str:
     """
     hint = _hints(config)[key]
     if {int, float} & set(choices(hint)) and config is not ExperimentConfig:
-        others = {**{name: _stand_in(config, name) for name in _required(config)}, **values}
-        error = _construction_error(config, {**others, key: math.nan})
-        if error is not None and error.key == key:
+        error = refusal(config, key, math.nan, beside=values)
+        if error is not None:
             return error.need
     return need_of(hint)
 

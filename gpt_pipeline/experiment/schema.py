@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from gpt_pipeline.errors import ConfigError
-from gpt_pipeline.experiment.keys import Block, Key, all_keys, block_from, blocks, file_keys, plain
-from gpt_pipeline.experiment.load import RUNTIME
+from gpt_pipeline.experiment.keys import Block, Key, block_from, blocks, file_keys, plain
+from gpt_pipeline.experiment.load import RUNTIME, refusal
 from gpt_pipeline.experiment.values import block_of, choices
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file
 
@@ -32,7 +31,6 @@ _TYPES: dict[Any, str] = {
     Mapping: "object",
 }
 _OTHER_KEY = re.compile(r"(\w+)=\S*\w")  # `n_head=12` in a need is that key's value of the moment
-_STAND_INS: Mapping[Any, Any] = {int: 1, str: "a/b"}
 
 
 def experiment_schema() -> dict[str, Any]:
@@ -72,7 +70,7 @@ def place_schema(folder: Path) -> Path:
 def need_in_words(key: Key) -> str:
     """Return the range of a number in the words of the key's class; empty if the class takes any number."""
     numeric = {int, float} & set(choices(key.hint))
-    error = _refusal(key, float("nan")) if numeric and key.block else None
+    error = refusal(key.owner, key.name, float("nan")) if numeric and key.block else None
     return _OTHER_KEY.sub(r"`\1`", error.need) if error is not None else ""
 
 
@@ -142,19 +140,4 @@ def _upper(key: Key) -> dict[str, Any]:
 
 
 def _refuses(key: Key, value: float) -> bool:
-    return _refusal(key, value) is not None
-
-
-def _refusal(key: Key, value: float) -> ConfigError | None:
-    """Return how the class refuses the value while the other keys have their defaults; None if it takes it."""
-    required: Sequence[Key] = [other for other in all_keys().values() if other.owner is key.owner and other.required]
-    values = {**{other.name: _stand_in(other) for other in required}, key.name: value}
-    try:
-        key.owner(**values)
-    except ConfigError as error:
-        return error if error.key == key.name else None
-    return None
-
-
-def _stand_in(key: Key) -> Any:
-    return next(_STAND_INS[choice] for choice in choices(key.hint) if choice in _STAND_INS)
+    return refusal(key.owner, key.name, value) is not None

@@ -53,7 +53,7 @@ class TrainingConfig:
     """Tokens in one optimizer update, all ranks and micro-batches together; null: `batch_size` * `data.max_length`."""
 
     micro_batch_size: int | None = None
-    """Sequences in one forward pass; null: the whole update at once. Less saves memory and change no result."""
+    """Sequences in one forward pass; null: the whole update at once. Less saves memory and changes no result."""
 
     precision: Precision = "auto"
     """`fp32`, `bf16` (autocast), or `auto`: bf16 on CUDA, fp32 on CPU."""
