@@ -94,6 +94,11 @@ def all_keys() -> Mapping[str, Key]:
     return {key.path: key for key in every}
 
 
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Return the value of a field that a file omits; `dataclasses.MISSING` if the file has to give it."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def plain(default: Any) -> Any:
     """Return the default of a key as YAML and JSON say it: that of a block within a block by its keys."""
     return dataclasses.asdict(default) if dataclasses.is_dataclass(type(default)) else default
@@ -106,7 +111,7 @@ def _keys(config: Any, block: str) -> list[Key]:
             name=each.name,
             block=block,
             hint=hints[each.name],
-            default=each.default if each.default_factory is dataclasses.MISSING else each.default_factory(),
+            default=default_of(each),
             text=texts.get(each.name, ""),
             owner=config,
         )

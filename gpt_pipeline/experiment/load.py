@@ -17,6 +17,7 @@ from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.experiment.config import DATA_FOLDER, ExperimentConfig, contradictions
 from gpt_pipeline.experiment.document import Entry, Kind, Written, read_document, read_text
 from gpt_pipeline.experiment.identity import TRAINING_CODE_VERSION, training_identity
+from gpt_pipeline.experiment.keys import default_of
 from gpt_pipeline.experiment.problems import ExperimentFileError, Problem, listed, nearest, one_line
 from gpt_pipeline.experiment.values import UNFIT, block_of, choices, need_of, read_value, remedy_for
 from gpt_pipeline.storage.fingerprint import fingerprint
@@ -253,9 +254,7 @@ def _hints(config: Any) -> dict[str, Any]:
 
 @cache
 def _required(config: type) -> tuple[str, ...]:
-    fields = dataclasses.fields(config)
-    missing = dataclasses.MISSING
-    return tuple(each.name for each in fields if each.default is missing and each.default_factory is missing)
+    return tuple(each.name for each in dataclasses.fields(config) if default_of(each) is dataclasses.MISSING)
 
 
 def _stand_ins(config: Any) -> dict[str, Any]:
@@ -293,7 +292,7 @@ def _need(config: Any, key: str, values: Mapping[str, Any]) -> str:
 def _drop(config: Any, entry: Entry) -> str:
     if entry.value.kind is not Kind.PLAIN or entry.value.text or entry.key in _required(config):
         return ""
-    default = next(each.default for each in dataclasses.fields(config) if each.name == entry.key)
+    default = next(default_of(each) for each in dataclasses.fields(config) if each.name == entry.key)
     return f"give a value, or remove the line for the default, {default}"
 
 
