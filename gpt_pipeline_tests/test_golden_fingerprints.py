@@ -19,7 +19,7 @@ from gpt_pipeline.data.tokens import shards
 from gpt_pipeline.evaluation.questions import questions_fingerprint
 from gpt_pipeline.evaluation.result import evaluation_fingerprint
 from gpt_pipeline.experiment.load import Experiment, load_experiment
-from gpt_pipeline.experiment.plan import training_fingerprint
+from gpt_pipeline.experiment.training import training_fingerprint
 from gpt_pipeline.orchestration.keys import data_group
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult
 

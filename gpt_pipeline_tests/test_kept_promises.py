@@ -24,7 +24,7 @@ from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
 from gpt_pipeline.experiment.load import load_experiment
-from gpt_pipeline.experiment.plan import training_job
+from gpt_pipeline.experiment.training import training_job
 from gpt_pipeline.training.run import TrainingOutcome, run_job
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.training_jobs import Listener

@@ -20,8 +20,8 @@ from gpt_pipeline.data.tokens.shards import ShardsStage, find_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.load import Experiment, load_experiment
-from gpt_pipeline.experiment.plan import training_job
 from gpt_pipeline.experiment.sizes import training_size
+from gpt_pipeline.experiment.training import training_job
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.costs import MemoryNeed, Precision, checkpoint_bytes, memory_need
 from gpt_pipeline.model.gpt import GPT

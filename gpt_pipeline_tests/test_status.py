@@ -22,7 +22,7 @@ from gpt_pipeline.comparison.compare import compare_experiments
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
-from gpt_pipeline.experiment.plan import training_job
+from gpt_pipeline.experiment.training import training_job
 from gpt_pipeline.orchestration.report_step import write_report
 from gpt_pipeline.progress.show import sheets
 from gpt_pipeline.progress.status import CheckpointStatus, NextStep, Status, experiment_status, statuses

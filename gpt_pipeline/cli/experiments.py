@@ -31,15 +31,22 @@ from gpt_pipeline.storage.names import as_typed
 @click.argument("experiment", type=click.Path(path_type=Path), metavar="EXPERIMENT.yaml")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), help="Start from one of the project's experiments.")
 @click.option("--samples", type=click.IntRange(min=1), help="English documents to train on.")
+@click.option(
+    "--start-from",
+    metavar="BASE",
+    help="Begin with the weights of another experiment (its .yaml), a checkpoint (.pt), or a model of Hugging Face.",
+)
 @click.option("--folder", help="For data and checkpoints; relative to the folder of the file.")
-def init(experiment: Path, recipe: str | None, samples: int | None, folder: str | None) -> None:
+def init(experiment: Path, recipe: str | None, samples: int | None, start_from: str | None, folder: str | None) -> None:
     """Write a new, commented experiment file.
 
     It holds every key with its meaning and default. Keys that you leave unchanged may be deleted.
     """
     from gpt_pipeline.experiment.new import write_new_experiment
 
-    written = write_new_experiment(experiment, recipe=recipe, num_samples=samples, base_folder=folder)
+    written = write_new_experiment(
+        experiment, recipe=recipe, num_samples=samples, base_folder=folder, start_from=start_from
+    )
     click.echo(written.file)
     name = as_typed(experiment, Path.cwd())
     say(f"Next: gpt-pipeline plan {name}, then: gpt-pipeline run {name}")

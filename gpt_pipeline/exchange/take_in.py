@@ -1,10 +1,13 @@
-"""A folder that `transformers` reads as the checkpoint from which an experiment's training starts."""
+"""Weights of other programs as a checkpoint that an experiment's training starts from.
+
+They come from a folder that `transformers` reads, from such a model on the hub, or from the original scripts.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +26,20 @@ from gpt_pipeline.exchange.export import WEIGHTS_NAME
 from gpt_pipeline.exchange.hugging_face import our_weights, read_hugging_face_config
 from gpt_pipeline.exchange.tokenizer_files import require_same_tokenizer
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.start_from import note_source, start_checkpoint, weights_path
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.optimizer import Optimizer
+from gpt_pipeline.training.original import read_original
 from gpt_pipeline.training.state import random_states, seed_all
 
+Say = Callable[[str], None]
+
+_LOCK_SECONDS = 600.0  # another process may be converting the same weights
+_DOWNLOADED = ["*.json", "*.safetensors", "merges.txt"]
 _INDEX_NAME = "model.safetensors.index.json"  # of weights in several files
 
 
@@ -62,6 +71,70 @@ def import_folder(source: Path, experiment: Experiment) -> TakenIn:
             return TakenIn(checkpoint=kept, new=False)
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         return TakenIn(checkpoint=save_checkpoint(folder.checkpoints, _snapshot(weights, model, experiment)), new=True)
+
+
+def convert_start(experiment: Experiment, *, say: Say) -> None:
+    """Convert what `start_from` names to a checkpoint in the experiment's `start` folder, unless that is done already.
+
+    Raises:
+        UserError: it is not a GPT-2 in one of the forms that are known, or the hub cannot be reached or refuses.
+        DiskFullError: there is no room.
+    """
+    start_from, folder = experiment.config.start_from, experiment.folder
+    if start_from is None or start_from.experiment is not None:
+        return
+    if start_checkpoint(start_from, experiment.file, folder) is not None:
+        return
+    folder.start.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder.start, purpose="converting the weights to start from", wait_seconds=_LOCK_SECONDS, say=say):
+        path, revision = weights_path(start_from, experiment.file), None
+        if path is None:
+            path, revision = _downloaded(start_from.text, say)
+        say(f"Converting the weights of {start_from.text}, which the training starts from.")
+        read = _read_original if path.is_file() else _read_folder
+        weights, model = read(path, experiment.config.model)
+        for stale in folder.start.glob("checkpoint_step_0.*"):
+            stale.unlink()
+        save_checkpoint(folder.start, _snapshot(weights, model, experiment))
+        note_source(start_from, experiment.file, folder, revision=revision)
+
+
+def _read_folder(source: Path, model: ModelConfig) -> tuple[Mapping[str, Tensor], ModelConfig]:
+    path = source / "config.json"
+    shape = read_hugging_face_config(_json_object(path), source=path)
+    require_same_tokenizer(source)
+    weights = _read_weights(source)
+    qkv_bias = any(bool(tensor.any()) for name, tensor in weights.items() if name.endswith("attn.c_attn.bias"))
+    found = ModelConfig(**shape, qkv_bias=qkv_bias, dropout=model.dropout)
+    return our_weights(weights, found, source=source), found
+
+
+def _read_original(path: Path, model: ModelConfig) -> tuple[Mapping[str, Tensor], ModelConfig]:
+    """Return what a checkpoint of the original scripts holds; the number of heads, which it lacks, is the file's."""
+    original = read_original(path)
+    if original is None:
+        raise UserError(
+            f"start_from.file: {path} has no manifest and is not a checkpoint of the original scripts; name a "
+            f"checkpoint beside its manifest {path.with_suffix('.json').name}"
+        )
+    return original.model, dataclasses.replace(model, **original.shape)
+
+
+def _downloaded(name: str, say: Say) -> tuple[Path, str]:
+    """Return the folder in the hub's cache with the model `name`, and its commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    say(f"Downloading {name} from the hub.")
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_DOWNLOADED))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"start_from.hugging_face: {name} cannot be downloaded ({reason}); correct the name, set HF_TOKEN if it "
+            "needs one, or download it elsewhere and name its folder"
+        ) from error
+    return folder, folder.name  # in the hub's cache, folders bear the commit
 
 
 def _fitting_config(source: Path, experiment: Experiment) -> ModelConfig:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import isqrt
+from typing import Any
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.evaluation.config import EvaluationConfig
+from gpt_pipeline.experiment.start_from import StartFromConfig
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.config import StorageConfig
+from gpt_pipeline.storage.fingerprint import added_later
 from gpt_pipeline.storage.names import folder_name
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig, sequences_per_step, step_layout
 
@@ -27,9 +30,15 @@ class ExperimentConfig:
     data: DataConfig
     storage: StorageConfig
     model: ModelConfig = field(default_factory=ModelConfig)
+    start_from: StartFromConfig | None = added_later(None)
+    """The weights to begin with; null: random ones."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+
+    def as_values(self) -> dict[str, Any]:
+        """Return every value by block and key, as JSON values; a block that is null as a whole is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
     def sequences_per_step(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ class Difference:
 
 def config_differences(configs: Sequence[ExperimentConfig]) -> list[Difference]:
     """Return the keys that differ between the configurations, in the order of the blocks."""
-    flat = [_flat(dataclasses.asdict(config)) for config in configs]
+    flat = [_flat(config.as_values()) for config in configs]
     return [
         Difference(key=key, values=tuple(values.get(key) for values in flat))
         for key in dict.fromkeys(key for values in flat for key in values)

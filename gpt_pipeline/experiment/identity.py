@@ -17,8 +17,11 @@ _HOW_NOT_WHAT = {"micro_batch_size", "compile"}
 _SAID_OTHERWISE = {"batch_size", "tokens_per_step", "num_epochs", "max_steps", "min_learning_rate"}
 
 
-def training_identity(config: ExperimentConfig) -> dict[str, Any]:
+def training_identity(config: ExperimentConfig, *, start: str | None = None) -> dict[str, Any]:
     """Return everything that decides the weights, besides the data, as JSON values.
+
+    `start` is the sha256 of the weights that the training begins with; None: random ones. Where they come from, an
+    experiment, a file or the hub, makes no difference.
 
     Two ways of saying the same are one identity: `batch_size` and `tokens_per_step`, a `min_learning_rate` left out and
     the tenth of `learning_rate` that it stands for, any `num_epochs` below a `max_steps`.
@@ -46,4 +49,5 @@ def training_identity(config: ExperimentConfig) -> dict[str, Any]:
         "model": identity_of(config.model),
         "training": training,
         "max_length": config.data.max_length,
+        **({} if start is None else {"start_from": {"weights_sha256": start}}),
     }

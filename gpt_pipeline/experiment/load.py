@@ -13,13 +13,15 @@ from types import NoneType
 from typing import Any, get_type_hints
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment.config import DATA_FOLDER, ExperimentConfig, contradictions
 from gpt_pipeline.experiment.document import Entry, Kind, Written, read_document, read_text
 from gpt_pipeline.experiment.identity import TRAINING_CODE_VERSION, training_identity
 from gpt_pipeline.experiment.keys import default_of
 from gpt_pipeline.experiment.problems import ExperimentFileError, Problem, listed, nearest, one_line
+from gpt_pipeline.experiment.start_from import base_file, model_from_start, start_checkpoint
 from gpt_pipeline.experiment.values import UNFIT, block_of, choices, need_of, read_value, remedy_for
+from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.names import folder_name, resolve_folder, slug
@@ -87,7 +89,10 @@ class Experiment:
     @property
     def identity(self) -> str:
         """Changes when, on the same data, the weights would: the identity of the training without that of its data."""
-        return fingerprint("training", config=training_identity(self.config), code_version=TRAINING_CODE_VERSION)
+        identity = training_identity(self.config)
+        if self.config.start_from is not None:
+            identity["start_from"] = dataclasses.asdict(self.config.start_from)
+        return fingerprint("training", config=identity, code_version=TRAINING_CODE_VERSION)
 
     @property
     def cadence(self) -> CadenceConfig:
@@ -107,8 +112,10 @@ class Experiment:
         return ConfigError(f"{place}: {key}", found=Written(kind=Kind.QUOTED, text=text), need=need, remedy=remedy)
 
 
-def load_experiment(path: Path) -> Experiment:
+def load_experiment(path: Path, *, later: tuple[Path, ...] = ()) -> Experiment:
     """Return the experiment that the YAML file `path` describes.
+
+    `later` are the experiments, the last one first read, for which this one is read because they start from it.
 
     Raises:
         ExperimentFileError: one line for each problem: file, line, key, what was found, what is needed, the remedy.
@@ -119,11 +126,56 @@ def load_experiment(path: Path) -> Experiment:
     if reading.problems:
         raise ExperimentFileError(path, reading.problems)
     config = ExperimentConfig(**values)
-    problems = [reading.problem_of(error) for error in contradictions(config)]
+    lines = {key: entry.line for key, entry in reading.entries.items()}
+    config, errors = _with_the_shape_of_its_start(config, path.absolute(), lines, later)
+    problems = [reading.problem_of(error) for error in errors or contradictions(config)]
     if problems:
         raise ExperimentFileError(path, problems)
-    lines = {key: entry.line for key, entry in reading.entries.items()}
     return Experiment(file=path.absolute(), config=config, lines=lines)
+
+
+def _with_the_shape_of_its_start(
+    config: ExperimentConfig, file: Path, lines: Mapping[str, int], later: tuple[Path, ...]
+) -> tuple[ExperimentConfig, list[ConfigError]]:
+    """Return the experiment with the model that its weights have, as far as that is known before they are made."""
+    if config.start_from is None:
+        return config, []
+    try:
+        shape = _shape_of_start(config, file, later)
+    except ConfigError as error:
+        return config, [error]
+    if shape is None:
+        return config, []
+    given = [key.removeprefix("model.") for key in lines if key.startswith("model.")]
+    model, errors = model_from_start(config.model, shape, given, source=config.start_from.text)
+    return dataclasses.replace(config, model=model), errors
+
+
+def _shape_of_start(config: ExperimentConfig, file: Path, later: tuple[Path, ...]) -> ModelConfig | None:
+    start_from = config.start_from
+    assert start_from is not None
+    base = base_file(start_from, file)
+    if base is None:
+        root = resolve_folder(config.storage.base_folder, relative_to=file.parent, key="storage.base_folder")
+        folder = ExperimentFolder(root=root / folder_name(config.experiment_name, key="experiment_name"))
+        try:
+            info = start_checkpoint(start_from, file, folder)
+        except UserError as error:
+            key = "start_from.file" if start_from.file else "start_from.hugging_face"
+            raise ConfigError(key, found=start_from.text, need=f"weights that are there ({error})") from error
+        return None if info is None else info.model
+    chain = (*later, file.resolve())
+    key = "start_from.experiment"
+    if base in chain:
+        circle = " -> ".join(each.name for each in (*chain[chain.index(base) :], base))
+        raise ConfigError(key, found=start_from.experiment, need=f"an experiment that does not lead back ({circle})")
+    if not base.is_file():
+        raise ConfigError(key, found=start_from.experiment, need=f"an experiment file; {base} does not exist")
+    try:
+        return load_experiment(base, later=chain).config.model
+    except ExperimentFileError as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(key, found=start_from.experiment, need=f"an experiment that can be used ({first})") from error
 
 
 class _Reading:
@@ -180,7 +232,12 @@ class _Reading:
                 return None
         count = len(self.problems)
         values = self.block(config, entry.block, section=path, line=entry.line)
-        return config(**values) if len(self.problems) == count else UNFIT
+        if len(self.problems) > count:
+            return UNFIT
+        value = config(**values)
+        # A block that may be null as a whole is null when it says nothing.
+        says_nothing = not _required(config) and value == config()
+        return None if NoneType in choices(hint) and says_nothing else value
 
     def _mapping(self, entry: Entry, *, path: str) -> Any:
         count = len(self.problems)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
+from gpt_pipeline.checkpoints.choose import BEST
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.document import SUFFIXES
 from gpt_pipeline.experiment.load import Experiment, load_experiment
-from gpt_pipeline.experiment.recipes import RECIPES, Recipe
+from gpt_pipeline.experiment.recipes import RECIPES, Recipe, Scalar
 from gpt_pipeline.experiment.schema import place_schema
 from gpt_pipeline.experiment.template import render
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file
@@ -33,7 +35,12 @@ Lines that begin with `# key:` show defaults; remove the # to change one. `gpt-p
 
 
 def write_new_experiment(
-    file: Path, *, recipe: str | None = None, num_samples: int | None = None, base_folder: str | None = None
+    file: Path,
+    *,
+    recipe: str | None = None,
+    num_samples: int | None = None,
+    base_folder: str | None = None,
+    start_from: str | None = None,
 ) -> Experiment:
     """Write `file` with every key and its text, and the schema beside it; return what it describes.
 
@@ -52,6 +59,8 @@ def write_new_experiment(
     values = {**start.values, "storage.base_folder": (base_folder, start.values["storage.base_folder"][1])}
     if num_samples is not None:
         values["data.num_samples"] = (num_samples, "English documents")
+    if start_from is not None:
+        values |= _start_values(start_from, file.absolute())
     about = _FROM_RECIPE.format(recipe=recipe) if recipe else start.about
     text = render(dataclasses.replace(start, title=_title(file), about=about, values=values), every_key=True)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +69,23 @@ def write_new_experiment(
         fsync_file(temporary)
     place_schema(file.parent)
     return load_experiment(file)
+
+
+def _start_values(start_from: str, file: Path) -> dict[str, tuple[Scalar, str]]:
+    """Return the keys of an experiment that starts from another, from a checkpoint, or from a Hugging Face model."""
+    path = Path(start_from)
+    if path.suffix not in (*SUFFIXES, ".pt"):
+        name = os.path.relpath(path, file.parent) if path.is_dir() else start_from
+        return {"start_from.hugging_face": (name, "the model begins with these weights, and has their shape")}
+    relative = Path(os.path.relpath(path.absolute(), file.parent)).as_posix()
+    if path.suffix == ".pt":
+        return {"start_from.file": (relative, "the model begins with these weights, and has their shape")}
+    base = load_experiment(path).config
+    return {
+        "data.max_length": (base.data.max_length, f"as in {path.name}"),
+        "start_from.experiment": (relative, "`run` trains it first; the model has its shape"),
+        "start_from.checkpoint": (BEST, "or last, or a step such as step_50000"),
+    }
 
 
 def _title(file: Path) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from gpt_pipeline.checkpoints.choose import checkpoint_to_resume
-from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.plan import training_fingerprint
+from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.training.decision import Demand
 from gpt_pipeline.training.job import SCRATCH
 
@@ -28,6 +27,6 @@ def _was_resumed(experiment: Experiment, name: str) -> bool:
     before = Demand.read(experiment.folder)
     if before is None or before.resume != name:
         return False
-    shards = find_shards(experiment.data, experiment.data_folder)
+    wanted = wanted_fingerprint(experiment)
     # Data that was removed is made again as it was, so before it is there, nothing speaks against the same training.
-    return shards is None or before.fingerprint == training_fingerprint(experiment.config, shards.fingerprint)
+    return wanted is None or before.fingerprint == wanted

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import dagster as dg
 
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.start_from import base_file
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.broken import broken_experiment_asset, no_experiments_asset
 from gpt_pipeline.orchestration.checks import data_checks, evaluation_checks, training_checks
@@ -33,12 +34,20 @@ def build_definitions(project: Project) -> dg.Definitions:
     experiments = [entry.experiment for entry in found if entry.experiment is not None]
     groups = keys.data_groups(experiments)
     owners = {groups[experiment.name]: experiment for experiment in reversed(experiments)}
+    bases = _bases(experiments)
     comparison = comparison_definitions(experiments)
-    automation = [_automation(experiment, groups[experiment.name], project.tracking_uri) for experiment in experiments]
+    automation = [
+        _automation(experiment, _stages(experiment, groups, bases), groups[experiment.name], project.tracking_uri)
+        for experiment in experiments
+    ]
     return dg.Definitions(
         assets=[
             *(asset for group, experiment in owners.items() for asset in data_assets(group, experiment)),
-            *(asset for experiment in experiments for asset in experiment_assets(experiment, groups[experiment.name])),
+            *(
+                asset
+                for experiment in experiments
+                for asset in experiment_assets(experiment, groups[experiment.name], bases.get(experiment.name))
+            ),
             *(each.asset for each in comparison),
             *(broken_experiment_asset(entry) for entry in found if entry.problem is not None),
             *([] if found else [no_experiments_asset(project.experiments)]),
@@ -57,6 +66,21 @@ def build_definitions(project: Project) -> dg.Definitions:
     )
 
 
+def _bases(experiments: Sequence[Experiment]) -> Mapping[str, Experiment]:
+    """Return, by the later experiment's name, the experiment of the project that it starts from."""
+    by_file = {experiment.file.resolve(): experiment for experiment in experiments}
+    found = {each.name: base_file(each.config.start_from, each.file) for each in experiments if each.config.start_from}
+    return {name: by_file[file] for name, file in found.items() if file in by_file}
+
+
+def _stages(experiment: Experiment, groups: Mapping[str, str], bases: Mapping[str, Experiment]) -> dg.AssetSelection:
+    """Return data and training of the experiment, and before them those of the experiments that it starts from."""
+    training = dg.AssetSelection.assets(keys.asset_key(experiment, "training"))
+    stages = dg.AssetSelection.groups(groups[experiment.name]) | training
+    base = bases.get(experiment.name)
+    return stages if base is None else stages | _stages(base, groups, bases)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Automation:
     jobs: Sequence["UnresolvedAssetJobDefinition"]
@@ -64,9 +88,8 @@ class _Automation:
     schedule: dg.ScheduleDefinition
 
 
-def _automation(experiment: Experiment, group: str, tracking_uri: str) -> _Automation:
+def _automation(experiment: Experiment, stages: dg.AssetSelection, group: str, tracking_uri: str) -> _Automation:
     """Return the experiment's jobs and what starts them."""
-    training = keys.asset_key(experiment, "training")
     evaluation = keys.asset_key(experiment, "evaluation")
     report = keys.asset_key(experiment, "report")
     name = experiment.display_name
@@ -82,7 +105,6 @@ def _automation(experiment: Experiment, group: str, tracking_uri: str) -> _Autom
 
     # Without the report: beside evaluations that do not exist yet, the UI would warn that it may fail. The sensor
     # requests it when the evaluations are done.
-    stages = dg.AssetSelection.groups(group) | dg.AssetSelection.assets(training)
     data = job(keys.data_job(experiment), dg.AssetSelection.groups(group), "the data alone, one step a source file.")
     run = job(keys.run_job(experiment), stages, "data and training; evaluations and report follow by the sensor.")
     evaluate = job(keys.evaluate_job(experiment), dg.AssetSelection.assets(evaluation), "evaluate one checkpoint.")

@@ -22,8 +22,10 @@ from dagster_shared.error import SerializableErrorInfo
 from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
 from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.errors import StoppedError, UserError
-from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
+from gpt_pipeline.experiment.start_from import StartNotReadyError
+from gpt_pipeline.experiment.training import base_experiment, find_start
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
@@ -144,6 +146,8 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
         return False
     if not force:
         require_checkpoint_to_resume(experiment)  # before the hours that the data may take
+    experiment = _make_start(session, say)
+    session = replace(session, experiment=experiment)
     experiment.folder.root.mkdir(parents=True, exist_ok=True)
     announce_evaluator(experiment.folder.root)  # the follower takes seconds to start, the first checkpoints need not
     if _has_work_for_several(experiment):
@@ -153,6 +157,29 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
     evaluate_experiment(session, say=say)
     prune(experiment.folder, keep_last=experiment.cadence.keep_last)  # those that stayed only to be evaluated
     return True
+
+
+def _make_start(session: Session, say: Callable[[str], None]) -> Experiment:
+    """Make the weights that the experiment starts from: train that experiment, or convert them; return it read anew."""
+    experiment = session.experiment
+    base = base_experiment(experiment)
+    if base is not None and not _has_start(experiment):
+        say(f"{experiment.file.name} starts from {base.file.name}, whose training is not finished: that runs first.")
+        run_experiment(replace(session, experiment=base), force=False, say=say)
+        say(f"{base.file.name} is trained; now {experiment.file.name}.")
+    if experiment.config.start_from is not None and base is None:
+        from gpt_pipeline.exchange.take_in import convert_start  # torch
+
+        convert_start(experiment, say=say)
+        return load_experiment(experiment.file)
+    return experiment
+
+
+def _has_start(experiment: Experiment) -> bool:
+    try:
+        return find_start(experiment) is not None
+    except StartNotReadyError:
+        return False
 
 
 def _has_work_for_several(experiment: Experiment) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -93,7 +92,7 @@ def _log(
         result,
         tracking_uri=tracking_uri,
         experiment_name=experiment.display_name,
-        parameters=dataclasses.asdict(experiment.config),
+        parameters=experiment.config.as_values(),
         tags={"dagster_run_id": context.run_id, "experiment_file": experiment.file.name},
         best_weights=best,
     )

@@ -32,10 +32,15 @@ class ReportOptions(dg.Config):
     force: bool = Field(default=False, description="Write the report again even if nothing changed.")
 
 
-def experiment_assets(experiment: Experiment, group: str) -> Sequence[dg.AssetsDefinition | dg.AssetSpec]:
-    """Return the assets that belong to `experiment` alone; `group` holds the data they read."""
+def experiment_assets(
+    experiment: Experiment, group: str, base: Experiment | None
+) -> Sequence[dg.AssetsDefinition | dg.AssetSpec]:
+    """Return the assets that belong to `experiment` alone; `group` holds the data they read.
+
+    `base` is the experiment of the project that it starts from.
+    """
     shards = dg.AssetKey([group, "token_shards"])
-    training = _training(experiment, shards)
+    training = _training(experiment, shards, base)
     checkpoint = dg.AssetSpec(
         key=keys.asset_key(experiment, "checkpoint"),
         group_name=experiment.name,
@@ -52,11 +57,11 @@ def experiment_assets(experiment: Experiment, group: str) -> Sequence[dg.AssetsD
     return [training, checkpoint, evaluation, _report(experiment, training, evaluation)]
 
 
-def _training(experiment: Experiment, shards: dg.AssetKey) -> dg.AssetsDefinition:
+def _training(experiment: Experiment, shards: dg.AssetKey, base: Experiment | None) -> dg.AssetsDefinition:
     @dg.asset(
         key=keys.asset_key(experiment, "training"),
         group_name=experiment.name,
-        deps=[shards],
+        deps=[shards, *([] if base is None else [keys.asset_key(base, "training")])],
         kinds={"pytorch"},
         owners=OWNERS,
         tags=stage_tags("training", experiment),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,7 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
             folder,
             title=experiment.display_name,
             status=TrainingStatus(word=training.word, detail=training.detail),
-            config=dataclasses.asdict(experiment.config),
+            config=experiment.config.as_values(),
             facts=_data_facts(experiment),
             other=_newest_other(experiment),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import queue
 import threading
 import time
@@ -13,7 +12,7 @@ from types import TracebackType
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.plan import training_fingerprint
+from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.progress.tracking import forget_lost_runs, is_log_pending
 from gpt_pipeline.tracking.store import sqlite_file
 from gpt_pipeline.tracking.training_run import log_earlier_trainings, log_training
@@ -41,16 +40,16 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
     )
 
     shards = find_shards(experiment.data, experiment.data_folder)
-    if shards is None:
+    fingerprint = wanted_fingerprint(experiment)
+    if shards is None or fingerprint is None:
         return
-    fingerprint = training_fingerprint(experiment.config, shards.fingerprint)
     tags = {"experiment_file": experiment.file.name}
     log_training(
         experiment.folder,
         fingerprint=fingerprint,
         tracking_uri=tracking_uri,
         experiment_name=experiment.display_name,
-        parameters=dataclasses.asdict(experiment.config),
+        parameters=experiment.config.as_values(),
         tags={**tags, "shards_fingerprint": shards.fingerprint},
         draw_losses=_draw_losses,
     )

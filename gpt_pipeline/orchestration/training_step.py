@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dagster as dg
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key, list_checkpoints
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.plan import training_job
+from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.problems import ExperimentFileError
 from gpt_pipeline.experiment.runtime import runtime_values, write_runtime
+from gpt_pipeline.experiment.start_from import StartNotReadyError
+from gpt_pipeline.experiment.training import base_experiment, find_start, start_in_words, training_job
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.metadata import picture_markdown
 from gpt_pipeline.orchestration.stages import finished_shards
@@ -34,6 +35,7 @@ def train_experiment(
     context: dg.AssetExecutionContext, experiment: Experiment, mlflow: MlflowTracking, *, force: bool
 ) -> dg.MaterializeResult:
     """Train to the last step, or find that done; return what the UI shows of it."""
+    experiment = _with_its_start(experiment, say=context.log.info)
     shards = finished_shards(experiment)
     job = training_job(experiment, shards)
     if force:
@@ -85,6 +87,25 @@ def _train(
             allow_retries=False,
         )
     return finished
+
+
+def _with_its_start(experiment: Experiment, *, say: Callable[[str], None]) -> Experiment:
+    """Return the experiment read anew once the weights that it starts from are there, since they give its shape.
+
+    Raises:
+        UserError: another experiment has to be trained first.
+    """
+    if experiment.config.start_from is None:
+        return experiment
+    if base_experiment(experiment) is None:
+        from gpt_pipeline.exchange.take_in import convert_start  # torch
+
+        convert_start(experiment, say=say)
+    try:
+        find_start(experiment)
+    except StartNotReadyError as error:
+        raise UserError(f"{error}; materialize its training first, or run: gpt-pipeline run") from error
+    return load_experiment(experiment.file)
 
 
 def _write_runtime(context: dg.AssetExecutionContext, experiment: Experiment, shards: StageResult) -> None:
@@ -188,6 +209,7 @@ def _results(experiment: Experiment, finished: FinishedTraining) -> dict[str, An
         "hours": round(finished.seconds / 3600, 4),
         "tokens_per_second": round(finished.tokens_seen / max(finished.seconds, 1e-9), 1),
         "parameters": finished.parameters,
+        **({} if experiment.config.start_from is None else {"starts_from": start_in_words(experiment)[0]}),
     }
 
 

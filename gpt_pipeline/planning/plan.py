@@ -12,9 +12,10 @@ from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.plan import training_job
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
 from gpt_pipeline.experiment.sizes import TrainingSize, training_size
+from gpt_pipeline.experiment.start_from import StartNotReadyError
+from gpt_pipeline.experiment.training import start_in_words, training_job
 from gpt_pipeline.findings import Finding, problem, problem_of
 from gpt_pipeline.model.costs import MemoryNeed, Precision, flops_per_token, memory_need, parameter_count
 from gpt_pipeline.planning.device import Device, absent_gpu, choose_device
@@ -90,6 +91,9 @@ class Plan:
     length: Length | None
     stages: tuple[StageProgress, ...]
     start: StartDecision
+    start_from: str
+    """The weights it begins with, or why they are not there yet; empty: random ones."""
+
     is_running: bool
     """Whether its training is running."""
 
@@ -162,6 +166,7 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
         length=length,
         stages=stages,
         start=start,
+        start_from=start_in_words(experiment)[0],
         is_running=running,
         disks=known.disks,
         memory=need,
@@ -186,7 +191,11 @@ def _start(experiment: Experiment) -> StartDecision:
     """Return where the training would start: at step 0 until the shards exist, which are part of its identity."""
     require_checkpoint_to_resume(experiment)
     shards = find_shards(experiment.data, experiment.data_folder)
-    return _ANEW if shards is None else decide_start(training_job(experiment, shards))
+    anew = _ANEW if experiment.config.start_from is None else StartDecision(kind="weights")
+    try:
+        return anew if shards is None else decide_start(training_job(experiment, shards))
+    except StartNotReadyError:
+        return anew
 
 
 def _running(experiment: Experiment) -> StartDecision:

@@ -185,5 +185,5 @@ def start_text(plan: Plan) -> str:
         at = f", step {start.step:,}" if start.step else ""
         return f"continues from {start.checkpoint.name}{at}{moved}"
     moved = "; existing checkpoints are moved to previous/" if start.moves_checkpoints else ""
-    weights = " with the weights of another training" if start.kind == "weights" else ""
+    weights = f" from {plan.start_from}" if start.kind == "weights" else ""
     return f"starts at step 0{weights}{moved}"

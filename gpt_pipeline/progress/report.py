@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.atomic import read_json, write_json
-from gpt_pipeline.storage.fingerprint import fingerprint
+from gpt_pipeline.storage.fingerprint import fingerprint, identity_of
 from gpt_pipeline.storage.manifest import utc_now
 
 REPORT_VERSION = "3"
@@ -21,7 +20,7 @@ _RECORD = "report.json"
 def report_fingerprint(experiment: Experiment) -> str:
     """Return the identity of what the report would show now: config, training, evaluations."""
     folder = experiment.folder
-    config = dataclasses.asdict(experiment.config)
+    config = identity_of(experiment.config)
     del config["storage"], config["hardware"], config["data"]["local_dataset_path"]  # where and on what it runs
     training = read_json(folder.training) if folder.training.is_file() else None
     return fingerprint(

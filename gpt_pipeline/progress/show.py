@@ -46,6 +46,8 @@ def _rows(status: Status) -> Iterator[Line]:
         yield _row("problem", status.problem, "red")
     for stage in status.stages:
         yield _row(stage.name, stage_text(stage), _STYLES[stage.state])
+    if status.start:
+        yield _row("starts from", status.start, "" if status.start_is_ready else "yellow")
     if status.training is not None:
         yield _row("training", training_text(status.training), _STYLES[status.training.state])
         for name in status.training.damaged:
@@ -86,7 +88,7 @@ def training_text(training: TrainingProgress) -> str:
         who = f" (process {training.process} on {training.host})" if training.process else ""
         return ", ".join([f"running{who}", f"step {training.step:,}{of}", *words, *_speed_words(training)])
     what = "stopped" if training.state == "stopped" else "was killed; saved"
-    other = "; with other settings than the file has now" if training.of_other_settings else ""
+    other = "; with other settings, data or start than the file names now" if training.of_other_settings else ""
     return ", ".join([f"{what} at step {training.step:,}{of}", *words]) + other
 
 

@@ -12,6 +12,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
 from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.experiment.training import start_in_words
 from gpt_pipeline.progress.evaluations import WantedEvaluation, wanted_evaluations
 from gpt_pipeline.progress.report import report_is_outdated
 from gpt_pipeline.progress.stages import StageProgress, data_progress
@@ -73,6 +74,10 @@ class Status:
     """What is wrong with the experiment file; everything else is empty then."""
 
     stages: tuple[StageProgress, ...] = ()
+    start: str = ""
+    """The weights that training begins with, or why they are not there; empty: random ones."""
+
+    start_is_ready: bool = True
     training: TrainingProgress | None = None
     checkpoints: tuple[CheckpointStatus, ...] = ()
     checkpoint_bytes: int = 0
@@ -134,12 +139,15 @@ def experiment_status(experiment: Experiment) -> Status:
     results = read_evaluations(folder.evaluations)
     estimates = validation_losses(folder.metrics)
     checkpoints = _checkpoints(folder.checkpoints)
+    start, start_is_ready = start_in_words(experiment)
     status = Status(
         file=experiment.file,
         name=experiment.display_name,
         folder=folder.root,
         problem=None,
         stages=stages,
+        start=start,
+        start_is_ready=start_is_ready,
         training=experiment_training(experiment),
         checkpoints=tuple(_status_of_checkpoint(info, wanted, results, estimates) for info in checkpoints),
         checkpoint_bytes=_bytes_on_disk(folder.checkpoints),
@@ -221,6 +229,8 @@ def next_step(status: Status) -> NextStep:
         return NextStep(
             command="gpt-pipeline ui", why="watch it train; Ctrl+C where it runs stops it with a checkpoint"
         )
+    if not status.start_is_ready:
+        return NextStep(command=f"gpt-pipeline run {name}", why=f"{status.start}: that comes first")
     if training.state != "finished":
         return _before_its_end(name, status.stages, training)
     return _after_training(name, status, pending)
@@ -245,7 +255,9 @@ def _after_training(name: str, status: Status, pending: int) -> NextStep:
 def _before_its_end(name: str, stages: Sequence[StageProgress], training: TrainingProgress) -> NextStep:
     plan, run = f"gpt-pipeline plan {name}", f"gpt-pipeline run {name}"
     if training.of_other_settings:
-        return NextStep(command=plan, why="the file has changed since: see what can be used again")
+        return NextStep(
+            command=plan, why="the file, its data or its start has changed since: see what can be used again"
+        )
     if training.step and stages[-1].state == "finished":
         return NextStep(command=run, why=f"continues training after step {training.step:,}")
     if training.state == "absent" and all(stage.state == "absent" for stage in stages):

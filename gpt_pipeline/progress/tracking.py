@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.progress.evaluations import logged_marks
-from gpt_pipeline.progress.training import wanted_fingerprint
 from gpt_pipeline.tracking.training_run import earlier_logs_are_pending, training_log_is_pending
 
 

@@ -17,8 +17,8 @@ from gpt_pipeline.checkpoints.manifest import (
 )
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.plan import training_fingerprint
 from gpt_pipeline.experiment.sizes import training_size
+from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.finished import (
     FinishedTraining,
@@ -78,16 +78,6 @@ class TrainingProgress:
         return f"at step {self.step:,}{gone}. Materialize training to continue"
 
 
-def wanted_fingerprint(experiment: Experiment) -> str | None:
-    """Return the identity of the training that the experiment file asks for; None before its data is made."""
-    from gpt_pipeline.data.tokens.shards import (
-        find_shards,  # numpy, which would be half of the definitions' time to load
-    )
-
-    shards = find_shards(experiment.data, experiment.data_folder)
-    return None if shards is None else training_fingerprint(experiment.config, shards.fingerprint)
-
-
 def finished_training(experiment: Experiment) -> FinishedTraining | None:
     """Return the training that the experiment file asks for, if it is finished."""
     fingerprint = wanted_fingerprint(experiment)
@@ -103,7 +93,7 @@ def experiment_training(experiment: Experiment) -> TrainingProgress:
         return training_progress(experiment.folder, fingerprint=None, max_steps=experiment.config.training.max_steps)
     return training_progress(
         experiment.folder,
-        fingerprint=training_fingerprint(experiment.config, shards.fingerprint),
+        fingerprint=wanted_fingerprint(experiment),
         max_steps=_max_steps(experiment, shards.manifest.facts["train_tokens"]),
     )
 

@@ -33,6 +33,11 @@ class ExperimentFolder:
         return self.root / "training.json"
 
     @property
+    def start(self) -> Path:
+        """The weights that the training begins with, where they had to be converted to a checkpoint."""
+        return self.root / "start"
+
+    @property
     def evaluations(self) -> Path:
         """One JSON file per checkpoint and evaluation."""
         return self.root / "evaluations"

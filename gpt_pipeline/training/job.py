@@ -23,7 +23,7 @@ class StartWeights:
     """The weights of another training that this one begins with."""
 
     file: str
-    """A checkpoint, ours or of the original scripts."""
+    """A checkpoint, beside its manifest."""
 
     weights_sha256: str
     """Of the weights in it (`checkpoints.snapshot.weights_sha256`): part of the training's fingerprint."""

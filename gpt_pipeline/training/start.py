@@ -161,12 +161,8 @@ def read_start_weights(job: TrainingJob, start_from: StartWeights) -> Weights:
             shape.
     """
     path = Path(start_from.file)
-    original = None if manifest_path(path).is_file() or not path.is_file() else read_original(path)
-    if original is None:
-        snapshot = load_checkpoint(path, verify=False)  # the hash of the weights says more than that of the file
-        weights, shape = snapshot.model, dataclasses.asdict(snapshot.model_config)
-    else:
-        weights, shape = original.model, dict(original.shape)
+    snapshot = load_checkpoint(path)
+    weights, shape = snapshot.model, dataclasses.asdict(snapshot.model_config)
     changes = find_changes({f"model.{key}": value for key, value in shape.items() if key != "dropout"}, job)
     if changes:
         found = ", ".join(f"{change.key}={change.before}" for change in changes)

@@ -10,7 +10,7 @@ import pytest
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.experiment.identity import training_identity
 from gpt_pipeline.experiment.load import load_experiment
-from gpt_pipeline.experiment.plan import training_fingerprint, training_job
+from gpt_pipeline.experiment.training import training_fingerprint, training_job
 from gpt_pipeline.storage.fingerprint import neutral_values
 from gpt_pipeline.storage.manifest import Manifest, StageResult
 from gpt_pipeline.training.config import TrainingConfig
@@ -175,7 +175,7 @@ def test_training_job_in_a_folder_of_another_system_is_refused(load, tmp_path, m
 
 
 def test_experiment_package_loads_no_heavy_library():
-    modules = "gpt_pipeline.experiment." + ", gpt_pipeline.experiment.".join(["discover", "plan", "runtime"])
+    modules = "gpt_pipeline.experiment." + ", gpt_pipeline.experiment.".join(["discover", "training", "runtime"])
     heavy = {"torch", "mlflow", "pyarrow", "huggingface_hub", "transformers", "dagster", "numpy"}
     code = f"import sys, {modules}; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,142 @@
+"""The `start_from:` block: whose weights a training begins with, and the shape of the model that they give.
+
+Weights that are not a checkpoint of ours (a folder for transformers, a model of the hub, a checkpoint of the original
+scripts) are converted once, to a checkpoint in the experiment's `start` folder, before the training needs them. What is
+read here is manifests only: no torch, no network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt_pipeline.checkpoints.choose import BEST, LAST
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_path, manifest_path, read_info
+from gpt_pipeline.errors import ConfigError, UserError, require
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.storage.atomic import read_kept, write_json
+from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.storage.names import resolve_folder
+
+_SOURCE_NAME = "source.json"  # beside the converted checkpoint: what it was made of
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_STEP = re.compile(r"step_\d+")
+_READ_BY_TRANSFORMERS = (".json", ".safetensors")
+
+
+class StartNotReadyError(UserError):
+    """The weights to start from are still to be made; running the experiment makes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartFromConfig:
+    """Whose weights the training begins with: one of `experiment`, `hugging_face` and `file`; none: random ones."""
+
+    experiment: str | None = None
+    """Another experiment file, relative to this one. `run` trains it first if it is not finished."""
+
+    hugging_face: str | None = None
+    """A folder with a GPT-2 as transformers saves it, or the model's name on the hub, `owner/name`."""
+
+    file: str | None = None
+    """A checkpoint file: one of this program with its manifest, or one of the original scripts."""
+
+    checkpoint: str = BEST
+    """Which checkpoint of `experiment`: `best`, `last`, or a step such as `step_50000`."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("experiment", "hugging_face", "file") if getattr(self, name) is not None]
+        if len(given) > 1:
+            need, remedy = "only one of experiment, hugging_face and file", f"remove {given[0]} or {given[1]}"
+            raise ConfigError(given[1], found=getattr(self, given[1]), need=need, remedy=remedy)
+        for key in given:
+            require(bool(getattr(self, key).strip()), key, found=getattr(self, key), need="a path or a name")
+        is_known = self.checkpoint in (BEST, LAST) or _STEP.fullmatch(self.checkpoint) is not None
+        require(is_known, "checkpoint", found=self.checkpoint, need="best, last, or a step such as step_50000")
+        if self.experiment is None and self.checkpoint != BEST:
+            raise ConfigError("checkpoint", found=self.checkpoint, need="no value where start_from names no experiment")
+
+    @property
+    def step(self) -> int | None:
+        """The step that `checkpoint` names."""
+        return int(self.checkpoint.removeprefix("step_")) if _STEP.fullmatch(self.checkpoint) else None
+
+    @property
+    def text(self) -> str:
+        """What the file says, in a word or two."""
+        return self.experiment or self.hugging_face or str(self.file)
+
+
+def base_file(start_from: StartFromConfig, file: Path) -> Path | None:
+    """Return the experiment file that the experiment in `file` starts from, absolute; None if it starts from none."""
+    return None if start_from.experiment is None else Path(file.parent, start_from.experiment).resolve()
+
+
+def weights_path(start_from: StartFromConfig, file: Path) -> Path | None:
+    """Return the checkpoint file or folder that is named, absolute; None for an experiment or a model of the hub."""
+    if start_from.experiment is not None:
+        return None
+    text = start_from.file or str(start_from.hugging_face)
+    key = "start_from.file" if start_from.file else "start_from.hugging_face"
+    path = resolve_folder(text, relative_to=file.parent, key=key)
+    is_hub_name = start_from.file is None and not path.exists() and _HUB_NAME.fullmatch(text) is not None
+    return None if is_hub_name else path
+
+
+def start_checkpoint(start_from: StartFromConfig, file: Path, folder: ExperimentFolder) -> CheckpointInfo | None:
+    """Return the checkpoint that a `file` or `hugging_face` stands for; None while it is to be converted.
+
+    Raises:
+        UserError: the file is missing, or not what its manifest says.
+    """
+    path = weights_path(start_from, file)
+    if start_from.file is not None and path is not None and manifest_path(path).is_file():
+        info = read_info(path)
+        if info is None:
+            raise UserError(f"{path} is missing, or not as long as its manifest says")
+        return info
+    made = read_kept(folder.start / _SOURCE_NAME, dict, otherwise="the weights to start from are converted again")
+    is_made = made is not None and made.get("text") == start_from.text
+    if path is not None and not path.exists() and not is_made:
+        raise UserError(f"{path} does not exist")
+    # A folder that is away, such as on a disk not plugged in, cannot have changed.
+    if made is None or not is_made or (path is not None and path.exists() and made.get("files") != _listing(path)):
+        return None
+    return read_info(checkpoint_path(folder.start, 0))
+
+
+def note_source(start_from: StartFromConfig, file: Path, folder: ExperimentFolder, *, revision: str | None) -> None:
+    """Note what the converted checkpoint was made of; `revision` is the hub's commit."""
+    path = weights_path(start_from, file)
+    files = None if path is None else _listing(path)
+    write_json(folder.start / _SOURCE_NAME, {"text": start_from.text, "files": files, "revision": revision})
+
+
+def _listing(path: Path) -> dict[str, list[int]]:
+    """Return size and time of the files that the weights are read from."""
+    paths = [path] if path.is_file() else [each for each in path.iterdir() if each.suffix in _READ_BY_TRANSFORMERS]
+    stats = {each.name: each.stat() for each in sorted(paths)}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def model_from_start(
+    model: ModelConfig, shape: ModelConfig, given: Sequence[str], *, source: str
+) -> tuple[ModelConfig, list[ConfigError]]:
+    """Return the model that the weights have, with the experiment's own `dropout`, and what the file says otherwise.
+
+    `given` are the keys that the `model:` block gives.
+    """
+    problems = [
+        ConfigError(
+            f"model.{key}",
+            found=getattr(model, key),
+            need=f"{getattr(shape, key)}, as {source} has it",
+            remedy="remove the line: the model has the shape of the weights it starts from",
+        )
+        for key in given
+        if key != "dropout" and getattr(model, key) != getattr(shape, key)
+    ]
+    return dataclasses.replace(shape, dropout=model.dropout) if "dropout" in given else shape, problems

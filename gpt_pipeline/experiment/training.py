@@ -1,0 +1,156 @@
+"""From an experiment to the job that the trainer gets: identity, data, and the weights to begin with. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt_pipeline.checkpoints.choose import LAST
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, find_checkpoint, list_checkpoints
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.config import ExperimentConfig
+from gpt_pipeline.experiment.identity import TRAINING_CODE_VERSION, training_identity
+from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.experiment.sizes import training_size
+from gpt_pipeline.experiment.start_from import StartNotReadyError, base_file, start_checkpoint
+from gpt_pipeline.storage.fingerprint import fingerprint
+from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline.training.finished import find_finished_training, last_checkpoint
+from gpt_pipeline.training.job import StartWeights, TrainingJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartPoint:
+    """The weights that a training begins with."""
+
+    checkpoint: CheckpointInfo
+    source: str
+    """For people: `gpt2-124m.yaml, best_model.pt, step 50000`."""
+
+    @property
+    def weights(self) -> StartWeights:
+        """The same for the trainer."""
+        info = self.checkpoint
+        return StartWeights(file=str(info.path), weights_sha256=info.weights_sha256, source=self.source)
+
+
+def find_start(experiment: Experiment) -> StartPoint | None:
+    """Return the weights that the experiment's training begins with; None if it begins with random ones.
+
+    Raises:
+        StartNotReadyError: they are still to be trained or converted; running the experiment does it.
+        UserError: they cannot be had, such as a checkpoint that has been removed.
+    """
+    start_from = experiment.config.start_from
+    if start_from is None:
+        return None
+    base = base_experiment(experiment)
+    if base is not None:
+        info = _checkpoint_of(base, experiment)
+        return StartPoint(checkpoint=info, source=f"{base.file.name}, {info.path.name}, step {info.step}")
+    found = start_checkpoint(start_from, experiment.file, experiment.folder)
+    if found is None:
+        raise StartNotReadyError(f"the weights of {start_from.text} are still to be converted")
+    return StartPoint(checkpoint=found, source=start_from.text)
+
+
+def start_in_words(experiment: Experiment) -> tuple[str, bool]:
+    """Return which weights the training begins with, or why they are not there, and whether they are there.
+
+    The text is empty where it begins with random ones.
+    """
+    try:
+        start = find_start(experiment)
+    except UserError as error:
+        return str(error), False
+    return ("", True) if start is None else (f"the weights of {start.source}", True)
+
+
+def base_experiment(experiment: Experiment) -> Experiment | None:
+    """Return the experiment that this one starts from, read anew; None if it starts from none."""
+    start_from = experiment.config.start_from
+    path = None if start_from is None else base_file(start_from, experiment.file)
+    return None if path is None else load_experiment(path)
+
+
+def _checkpoint_of(base: Experiment, later: Experiment) -> CheckpointInfo:
+    """Return the checkpoint of `base` that `later` names, which belongs to the training that base's file asks for."""
+    start_from = later.config.start_from
+    assert start_from is not None
+    identity = wanted_fingerprint(base)
+    folder = base.folder.checkpoints
+    named = None if start_from.step is None else find_checkpoint(folder, start_from.step)
+    if named is not None and named.fingerprint == identity:
+        return named
+    finished = None if identity is None else find_finished_training(base.folder, identity)
+    if finished is None:
+        changed = any(info.fingerprint != identity for info in list_checkpoints(folder)[-1:])
+        why = "has changed since it was trained" if changed else "is not trained to its end yet"
+        raise StartNotReadyError(f"{base.file.name}, which it starts from, {why}")
+    if start_from.step is None:
+        info = last_checkpoint(base.folder, finished) if start_from.checkpoint == LAST else best_checkpoint(folder)
+        if info is not None and info.fingerprint == identity:
+            return info
+    known = ", ".join(f"step_{info.step}" for info in list_checkpoints(folder)) or "none"
+    raise UserError(
+        f"start_from.checkpoint: found {start_from.checkpoint!r}, need one of those that {base.file.name} has kept "
+        f"({known}), best or last"
+    )
+
+
+def training_fingerprint(config: ExperimentConfig, shards_fingerprint: str, *, start: str | None = None) -> str:
+    """Return the identity of the weights that `config` gives on these shards; `identity.py` says what is in it.
+
+    `start` is the sha256 of the weights that it begins with; None: random ones.
+    """
+    return fingerprint(
+        "training",
+        config=training_identity(config, start=start),
+        upstream=[shards_fingerprint],
+        code_version=TRAINING_CODE_VERSION,
+    )
+
+
+def wanted_fingerprint(experiment: Experiment) -> str | None:
+    """Return the identity of the training that the file asks for; None before its data and its start are made."""
+    from gpt_pipeline.data.tokens.shards import (
+        find_shards,  # numpy, which would be half of the definitions' time to load
+    )
+
+    shards = find_shards(experiment.data, experiment.data_folder)
+    if shards is None:
+        return None
+    try:
+        start = find_start(experiment)
+    except StartNotReadyError:
+        return None
+    weights = None if start is None else start.checkpoint.weights_sha256
+    return training_fingerprint(experiment.config, shards.fingerprint, start=weights)
+
+
+def training_job(experiment: Experiment, shards: StageResult) -> TrainingJob:
+    """Return what the trainer has to do for `experiment` on `shards`.
+
+    Raises:
+        DataError: the shards do not fill one update.
+        ConfigError: the base folder is not one of this machine.
+        UserError: as `find_start`.
+    """
+    config = experiment.config
+    training_size(config, train_tokens=shards.manifest.facts["train_tokens"])
+    start = find_start(experiment)
+    weights = None if start is None else start.weights
+    sha256 = None if weights is None else weights.weights_sha256
+    return TrainingJob(
+        experiment_name=experiment.display_name,
+        fingerprint=training_fingerprint(config, shards.fingerprint, start=sha256),
+        shards_folder=str(shards.folder),
+        shards_fingerprint=shards.fingerprint,
+        experiment_folder=str(experiment.folder.root),
+        model=config.model,
+        training=config.training,
+        max_length=config.data.max_length,
+        cadence=experiment.cadence,
+        hardware=config.hardware,
+        resume=config.storage.checkpoint_to_resume,
+        start_from=weights,
+    )

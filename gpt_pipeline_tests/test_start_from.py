@@ -1,0 +1,307 @@
+"""Experiments that start from experiments, from checkpoint files and from models of Hugging Face."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_pipeline.checkpoints.load import load_checkpoint
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
+from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.stage import prepare_documents
+from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.exchange.export import export_checkpoint
+from gpt_pipeline.exchange.take_in import convert_start
+from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.experiment.new import write_new_experiment
+from gpt_pipeline.experiment.start_from import StartNotReadyError
+from gpt_pipeline.experiment.training import find_start, training_job, wanted_fingerprint
+from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.progress.status import experiment_status
+from gpt_pipeline.project import Project
+from gpt_pipeline.training.run import run_job
+from gpt_pipeline_tests.training_jobs import Listener
+
+BASE = """\
+experiment_name: Base
+data: {source: sample, num_samples: 300, max_length: 32, validation_fraction: 0.1}
+model: {n_layer: 1, n_head: 2, n_embd: 8, context_length: 64, dropout: 0.0}
+training: {batch_size: 8, max_steps: 8, warmup_steps: 2, learning_rate: 0.01}
+evaluation: {eval_freq: 4, eval_iters: 1, save_every_n_iterations: 4, num_questions: 2, max_new_tokens: 8}
+storage: {base_folder: ../storage}
+hardware: {device: cpu}
+"""
+LATER = """\
+experiment_name: Later
+data: {source: sample, num_samples: 300, max_length: 32, validation_fraction: 0.1}
+start_from: START
+training: {batch_size: 8, max_steps: 4, warmup_steps: 1}
+evaluation: {eval_freq: 4, eval_iters: 1, save_every_n_iterations: 4, num_questions: 2, max_new_tokens: 8}
+storage: {base_folder: ../storage}
+hardware: {device: cpu}
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A project's folder of experiments with a finished base; tests work on copies of it."""
+    folder = tmp_path_factory.mktemp("project") / "experiments"
+    folder.mkdir()
+    (folder / "base.yaml").write_text(BASE)
+    _train(load_experiment(folder / "base.yaml"))
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained.parent, tmp_path / "project", copy_function=shutil.copy2)
+    return tmp_path / "project" / "experiments"
+
+
+def _make_data(experiment: Experiment) -> None:
+    raw = prepare_raw(experiment.data, experiment.data_folder)
+    documents = prepare_documents(experiment.data, raw, experiment.data_folder)
+    prepare_shards(experiment.data, documents, experiment.data_folder)
+
+
+def _export(folder: Path, number: int = -1) -> CheckpointInfo:
+    """Write the base's checkpoint as a folder for transformers, beside `experiments`; return its info."""
+    base = _base(folder)
+    info = list_checkpoints(base.folder.checkpoints)[number]
+    export_checkpoint(base, info.path, folder.parent / "hf")
+    return info
+
+
+def _train(experiment: Experiment) -> Experiment:
+    _make_data(experiment)
+    shards = find_shards(experiment.data, experiment.data_folder)
+    assert run_job(training_job(experiment, shards), Listener()).finished
+    return experiment
+
+
+def _later(folder: Path, start: str = "{experiment: base.yaml}", *, more: str = "", name: str = "later") -> Experiment:
+    (folder / f"{name}.yaml").write_text(LATER.replace("START", start) + more)
+    return load_experiment(folder / f"{name}.yaml")
+
+
+def _base(folder: Path) -> Experiment:
+    return load_experiment(folder / "base.yaml")
+
+
+def test_later_experiment_has_the_shape_of_its_base_and_trains_from_its_weights(folder: Path) -> None:
+    later = _later(folder, "{experiment: base.yaml, checkpoint: last}")
+    assert later.config.model == _base(folder).config.model
+    listener = Listener()
+    shards = find_shards(later.data, later.data_folder)
+    run_job(training_job(later, shards), listener)
+    first = next(record for record in listener.records if record["kind"] == "validation")
+    base = list_checkpoints(_base(folder).folder.checkpoints)[-1]
+    assert (first["step"], first["val_loss"]) == (0, base.metrics["val_loss"])  # the same held-out documents
+
+
+@pytest.mark.parametrize(("checkpoint", "step"), [("last", 8), ("step_4", 4)])
+def test_start_is_the_checkpoint_that_the_file_names(folder: Path, checkpoint: str, step: int) -> None:
+    assert find_start(_later(folder, f"{{experiment: base.yaml, checkpoint: {checkpoint}}}")).checkpoint.step == step
+
+
+def test_start_is_the_best_checkpoint_unless_the_file_says_otherwise(folder: Path) -> None:
+    best = best_checkpoint(_base(folder).folder.checkpoints)
+    assert find_start(_later(folder)).checkpoint.weights_sha256 == best.weights_sha256
+
+
+def test_fingerprint_depends_on_the_weights_and_not_on_where_they_are_named(folder: Path) -> None:
+    named = wanted_fingerprint(_later(folder, "{experiment: base.yaml, checkpoint: step_4}"))
+    path = "../storage/Base/checkpoints/checkpoint_step_4.pt"
+    assert wanted_fingerprint(_later(folder, f"{{file: {path}}}")) == named
+    assert wanted_fingerprint(_later(folder, "{experiment: base.yaml, checkpoint: last}")) != named
+    assert (
+        wanted_fingerprint(_later(folder, "null", more=BASE[BASE.index("model:") : BASE.index("training:")])) != named
+    )
+
+
+def test_retrained_base_makes_the_later_training_out_of_date_and_moves_nothing(folder: Path) -> None:
+    later = _train(_later(folder))
+    before = wanted_fingerprint(later)
+    assert experiment_status(later).training.state == "finished"
+    base = folder / "base.yaml"
+    base.write_text(BASE.replace("learning_rate: 0.01", "learning_rate: 0.02"))
+    status = experiment_status(load_experiment(later.file))
+    assert (status.start_is_ready, status.next.command) == (False, f"gpt-pipeline run {_typed(later.file)}")
+    assert "base.yaml" in status.start
+    assert "changed" in status.start
+    _train(_base(folder))
+    status = experiment_status(load_experiment(later.file))
+    assert status.start_is_ready
+    assert status.training.of_other_settings
+    assert wanted_fingerprint(load_experiment(later.file)) != before
+    assert [info.step for info in list_checkpoints(later.folder.checkpoints)] == [4]
+    assert not (later.folder.root / "previous").exists()
+
+
+def test_later_training_run_after_its_base_changed_moves_the_earlier_one_aside(folder: Path) -> None:
+    _train(_later(folder))
+    _train(_later(folder, "{experiment: base.yaml, checkpoint: step_4}"))
+    later = load_experiment(folder / "later.yaml")
+    assert len(list((later.folder.root / "previous").iterdir())) == 1
+    start = find_start(later).checkpoint.weights_sha256
+    assert load_checkpoint(list_checkpoints(later.folder.checkpoints)[-1].path).settings["start_from"] == start
+
+
+def test_base_that_is_not_trained_is_named_with_the_command_that_trains_it(folder: Path) -> None:
+    shutil.rmtree(_base(folder).folder.root)
+    later = _later(folder)
+    with pytest.raises(StartNotReadyError, match=r"base\.yaml.* not trained"):
+        find_start(later)
+    assert wanted_fingerprint(later) is None
+    status = experiment_status(later)
+    assert status.next.command.startswith("gpt-pipeline run ")
+    assert "base.yaml" in status.next.why
+
+
+def test_checkpoint_that_the_base_has_not_kept_is_refused_with_those_it_has(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"found 'step_5', need one of .*step_4, step_8"):
+        find_start(_later(folder, "{experiment: base.yaml, checkpoint: step_5}"))
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ("{experiment: gone.yaml}", r":3: start_from\.experiment: found 'gone.yaml', need an experiment file"),
+        ("{experiment: later.yaml}", r"does not lead back \(later.yaml -> later.yaml\)"),
+        ("{experiment: broken.yaml}", r"need an experiment that can be used \(.*broken.yaml: "),
+        ("{experiment: base.yaml, file: a.pt}", r":3: start_from.file: found 'a.pt', need only one of"),
+        ("{checkpoint: last}", r":3: start_from.checkpoint: found 'last', need no value where start_from names no"),
+        ("{experiment: base.yaml, checkpoint: newest}", r"need best, last, or a step"),
+        ("{experiment: base.yaml, chekpoint: last}", r"did you mean start_from.checkpoint"),
+        ("{file: gone.pt}", r":3: start_from\.file: found 'gone.pt'.*does not exist"),
+        ("{hugging_face: ./gone}", r":3: start_from\.hugging_face: found './gone'.*does not exist"),
+        ("base.yaml", r"need keys indented below `start_from:`"),
+    ],
+)
+def test_start_that_cannot_be_is_refused_in_one_line_with_its_place(folder: Path, start: str, message: str) -> None:
+    (folder / "broken.yaml").write_text("experiment: x\n")
+    with pytest.raises(UserError, match=message) as refused:
+        _later(folder, start)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_circle_of_three_is_shown_whole(folder: Path) -> None:
+    (folder / "a.yaml").write_text(LATER.replace("START", "{experiment: b.yaml}"))
+    (folder / "b.yaml").write_text(LATER.replace("START", "{experiment: c.yaml}"))
+    (folder / "c.yaml").write_text(LATER.replace("START", "{experiment: a.yaml}"))
+    with pytest.raises(UserError, match=r"a.yaml -> b.yaml -> c.yaml -> a.yaml"):
+        load_experiment(folder / "a.yaml")
+
+
+def test_model_block_that_says_another_shape_is_refused_and_dropout_is_not(folder: Path) -> None:
+    assert _later(folder, more="model: {dropout: 0.3, n_layer: 1}\n").config.model.dropout == 0.3
+    with pytest.raises(UserError, match=r":8: model.n_layer: found 3, need 1, as base.yaml has it; remove the line"):
+        _later(folder, more="model: {n_layer: 3}\n")
+
+
+def test_sequence_longer_than_the_base_has_positions_is_refused(folder: Path) -> None:
+    text = LATER.replace("START", "{experiment: base.yaml}").replace("max_length: 32", "max_length: 128")
+    (folder / "later.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"data.max_length: found 128, need at most model.context_length=64"):
+        load_experiment(folder / "later.yaml")
+
+
+def test_damaged_checkpoint_of_the_base_stops_the_later_training_and_stays(folder: Path) -> None:
+    later = _later(folder, "{experiment: base.yaml, checkpoint: step_4}")
+    path = find_start(later).checkpoint.path
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError):
+        run_job(training_job(later, find_shards(later.data, later.data_folder)), Listener())
+    assert path.read_bytes() == bytes(content)
+    assert not list_checkpoints(later.folder.checkpoints)
+
+
+def test_hugging_face_folder_is_converted_once_and_gives_the_same_weights(folder: Path) -> None:
+    info = _export(folder)
+    later = _later(folder, "{hugging_face: ../hf}")
+    with pytest.raises(StartNotReadyError, match="converted"):
+        find_start(later)
+    convert_start(later, say=lambda text: None)
+    later = load_experiment(later.file)
+    assert later.config.model.n_embd == 8
+    start = find_start(later)
+    assert start.checkpoint.weights_sha256 == info.weights_sha256
+    written = start.checkpoint.path.stat().st_mtime_ns
+    convert_start(later, say=pytest.fail)
+    assert find_start(later).checkpoint.path.stat().st_mtime_ns == written
+    shutil.rmtree(folder.parent / "hf")  # an unplugged disk: what was made of it stands
+    assert find_start(load_experiment(later.file)).checkpoint.weights_sha256 == info.weights_sha256
+
+
+def test_hugging_face_folder_that_changed_is_converted_again(folder: Path) -> None:
+    checkpoints = list_checkpoints(_base(folder).folder.checkpoints)
+    _export(folder, 0)
+    later = _later(folder, "{hugging_face: ../hf}")
+    convert_start(later, say=lambda text: None)
+    shutil.rmtree(folder.parent / "hf")
+    _export(folder)
+    with pytest.raises(StartNotReadyError):
+        find_start(later)
+    convert_start(later, say=lambda text: None)
+    assert find_start(later).checkpoint.weights_sha256 == checkpoints[-1].weights_sha256
+
+
+def test_model_of_the_hub_that_cannot_be_had_is_said_in_one_line(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    later = _later(folder, "{hugging_face: someone/gpt2}")
+    with pytest.raises(UserError, match=r"start_from.hugging_face: someone/gpt2 cannot be downloaded") as refused:
+        convert_start(later, say=lambda text: None)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_file_that_is_no_checkpoint_is_refused(folder: Path) -> None:
+    torch.save({"weights": torch.zeros(2)}, folder / "other.pt")
+    with pytest.raises(UserError, match=r"start_from.file: .*other.pt has no manifest"):
+        convert_start(_later(folder, "{file: other.pt}"), say=lambda text: None)
+
+
+def test_new_experiment_from_a_base_names_it_and_loads(folder: Path) -> None:
+    made = write_new_experiment(folder / "tuned.yaml", start_from=str(folder / "base.yaml"), num_samples=300)
+    assert made.config.start_from.experiment == "base.yaml"
+    assert (made.config.data.max_length, made.config.model) == (32, _base(folder).config.model)
+
+
+def test_lineage_in_dagster_leads_from_the_later_training_to_the_base(folder: Path) -> None:
+    _later(folder)
+    definitions = build_definitions(Project.of_experiments(folder))
+    graph = definitions.resolve_asset_graph()
+    parents = {key.to_user_string() for key in graph.get(_key(definitions, "later/training")).parent_keys}
+    assert "base/training" in parents
+    job = definitions.resolve_job_def("run_later")
+    keys = {key.to_user_string() for key in job.asset_layer.executable_asset_keys}
+    assert {"base/training", "later/training"} <= keys
+
+
+def _key(definitions, name: str):
+    return next(key for key in definitions.resolve_asset_graph().get_all_asset_keys() if key.to_user_string() == name)
+
+
+def _typed(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def test_converted_start_does_not_count_as_a_checkpoint_of_the_training(folder: Path) -> None:
+    _export(folder)
+    later = _later(folder, "{hugging_face: ../hf}")
+    convert_start(later, say=lambda text: None)
+    assert list_checkpoints(later.folder.checkpoints) == []
+    assert json.loads((later.folder.start / "source.json").read_text())["text"] == "../hf"
+    assert os.listdir(later.folder.start)
+
+
+@pytest.mark.parametrize("start", ["", "{}", "null", "{experiment: null}"])
+def test_start_block_that_says_nothing_is_none(folder: Path, start: str) -> None:
+    assert _later(folder, start).config.start_from is None
