@@ -17,16 +17,15 @@ import torch
 
 from benchmarks.contest import describe_machine
 from benchmarks.steps import StepSettings, make_updater
-from gpt_pipeline.checkpoints.host_copy import HostCopy
-from gpt_pipeline.checkpoints.save import checkpoint_bytes, save_checkpoint
-from gpt_pipeline.checkpoints.snapshot import Snapshot
+from gpt_pipeline.checkpoints.save import save_checkpoint
+from gpt_pipeline.checkpoints.snapshot import HostCopy, Progress, Snapshot, snapshot_bytes
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.training.config import CadenceConfig, HardwareConfig
 from gpt_pipeline.training.feed import Batch
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.observer import SilentObserver
 from gpt_pipeline.training.saver import Saver
-from gpt_pipeline.training.state import Progress, take_snapshot
+from gpt_pipeline.training.state import take_snapshot
 from gpt_pipeline.training.update import Updater
 
 _EVERY = 1000
@@ -73,7 +72,7 @@ class _Measurement:
         step = statistics.median(alone)
         first, *later = stalls
         stall = statistics.median(later)
-        print(f"a checkpoint: {checkpoint_bytes(self._snapshot()) / 1e9:.2f} GB; an update: {step:.3f} s")
+        print(f"a checkpoint: {snapshot_bytes(self._snapshot()) / 1e9:.2f} GB; an update: {step:.3f} s")
         print(f"training waits: {stall:.3f} s (the first time, when memory is allocated: {first:.3f} s)")
         print(f"it would wait {waited:.2f} s if it wrote the file itself: {waited / stall:.0f} times as long")
         slower = statistics.median(during) / step

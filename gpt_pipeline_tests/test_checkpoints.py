@@ -10,10 +10,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from gpt_pipeline.checkpoints.leases import hold
 from gpt_pipeline.checkpoints.load import load_checkpoint, load_model, verify_checkpoint
@@ -26,8 +28,8 @@ from gpt_pipeline.checkpoints.manifest import (
     settle_best,
 )
 from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
-from gpt_pipeline.checkpoints.save import DiskFullError, checkpoint_bytes, link_best, save_best, save_checkpoint
-from gpt_pipeline.checkpoints.snapshot import Snapshot, weights_sha256
+from gpt_pipeline.checkpoints.save import DiskFullError, link_best, save_best, save_checkpoint
+from gpt_pipeline.checkpoints.snapshot import HostCopy, Progress, Snapshot, added, snapshot_bytes, weights_sha256
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
@@ -44,14 +46,16 @@ def snapshot(step: int, **changes) -> Snapshot:
         "model_config": _CONFIG,
         "optimizer": {"name": "adamw", "states": [{"state": {0: {"exp_avg": torch.randn(3)}}, "param_groups": []}]},
         "random": {"torch": torch.get_rng_state(), "python": (3, (1, 2), None)},
-        "step": step,
-        "tokens_seen": 8 * step,
-        "seconds": 1.5,
-        "train_loss": 9.0,
-        "val_loss": 8.5,
-        "validated_step": step,
-        "best_val_loss": 8.5,
-        "best_step": step,
+        "progress": Progress(
+            step=step,
+            tokens_seen=8 * step,
+            seconds=1.5,
+            train_loss=9.0,
+            val_loss=8.5,
+            validated_step=step,
+            best_val_loss=8.5,
+            best_step=step,
+        ),
         "fingerprint": "f" * 64,
         "shards_fingerprint": "e" * 64,
     }
@@ -75,7 +79,7 @@ def test_checkpoint_saved_and_loaded_is_the_same_state(tmp_path):
     assert weights_sha256(loaded.model) == weights_sha256(saved.model) == info.weights_sha256
     assert list_checkpoints(tmp_path) == [info]
     assert info.sha256 == sha256_of(info.path)
-    assert info.size == info.path.stat().st_size <= checkpoint_bytes(saved)
+    assert info.size == info.path.stat().st_size <= snapshot_bytes(saved)
     assert not list(tmp_path.glob(".*.tmp"))
 
 
@@ -141,9 +145,9 @@ def test_checkpoint_without_manifest_is_a_leftover(tmp_path):
     with pytest.raises(UserError, match=r"its manifest checkpoint_step_7\.json is missing"):
         load_checkpoint(info.path)
     content = info.path.read_bytes()
-    save_checkpoint(tmp_path, snapshot(7, seconds=2.0))
+    save_checkpoint(tmp_path, snapshot(7, progress=Progress(step=7, seconds=2.0)))
     assert (tmp_path / "checkpoint_step_7.pt.leftover").read_bytes() == content
-    assert load_checkpoint(info.path).seconds == 2.0
+    assert load_checkpoint(info.path).progress.seconds == 2.0
 
 
 def test_missing_checkpoint_is_named(tmp_path):
@@ -348,8 +352,91 @@ def test_prune_keeps_what_a_live_evaluator_has_not_seen(folder):
 
 
 def test_snapshot_payload_round_trip_keeps_every_field():
-    original = snapshot(4, best_val_loss=None)
+    original = snapshot(4, progress=Progress(step=4))
     restored = Snapshot.from_payload(original.payload(), source="test")
     for field in dataclasses.fields(Snapshot):
-        assert getattr(restored, field.name) is getattr(original, field.name) or field.name == "model_config"
-    assert restored.model_config == _CONFIG
+        before, after = getattr(original, field.name), getattr(restored, field.name)
+        assert after is before or (field.name in ("progress", "model_config") and after == before)
+
+
+def test_host_copy_outlives_changes_and_uses_its_memory_again():
+    weight = torch.arange(6.0).reshape(2, 3)
+    state = {"name": "adamw", "states": [{"state": {0: {"exp_avg": weight.t()}}, "param_groups": [{"lr": 1.0}]}]}
+    memory = HostCopy()
+    first = memory.of(snapshot(1, model={"w": weight}, optimizer=state))
+    weight.zero_()
+    state["states"][0]["param_groups"][0]["lr"] = 2.0
+    assert first.model["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert first.optimizer["states"][0]["state"][0]["exp_avg"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert first.optimizer["states"][0]["param_groups"] == [{"lr": 1.0}]
+    second = memory.of(snapshot(2, model={"w": weight}, optimizer=state))
+    assert second.model["w"].data_ptr() == first.model["w"].data_ptr()
+    assert not second.model["w"].any()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Averaged(Snapshot):
+    """What a later version may keep besides: one line."""
+
+    average: Mapping[str, Tensor] = added(default_factory=dict)
+
+
+def test_added_state_is_copied_counted_saved_and_loaded_and_an_older_checkpoint_lacks_it(tmp_path):
+    mean = torch.arange(1_000_000.0)
+    plain = snapshot(7)
+    fields = {each.name: getattr(plain, each.name) for each in dataclasses.fields(plain)}
+    given = _Averaged(**fields, average={"w": mean})
+    assert snapshot_bytes(given) == snapshot_bytes(plain) + 4_000_000
+    copy = HostCopy().of(given)
+    mean.zero_()  # as the next update does while the copy is written
+    payload = torch.load(save_checkpoint(tmp_path, copy).path, weights_only=True)
+    loaded = _Averaged.from_payload(payload, source="later")
+    assert torch.equal(loaded.average["w"], torch.arange(1_000_000.0))
+    assert (loaded.step, loaded.progress) == (7, plain.progress)
+    older = _Averaged.from_payload(plain.payload(), source="today's")
+    assert (older.average, older.progress) == ({}, plain.progress)
+
+
+def test_added_progress_is_neutral_in_an_older_checkpoint(monkeypatch):
+    @dataclasses.dataclass(kw_only=True)
+    class Later(Progress):
+        documents_seen: int = added(default=0)
+
+    payload = snapshot(7).payload()
+    monkeypatch.setattr("gpt_pipeline.checkpoints.snapshot.Progress", Later)
+    older = Snapshot.from_payload(payload, source="today's")
+    assert (older.step, older.progress.documents_seen) == (7, 0)
+    later = Snapshot.from_payload({**payload, "documents_seen": 5}, source="later")
+    assert later.progress.documents_seen == later.payload()["documents_seen"] == 5
+
+
+def test_copy_of_a_snapshot_shares_no_memory_with_the_training():
+    living = snapshot(7, settings={"model.n_layer": 2})
+    copy = HostCopy().of(living)
+    pairs = list(zip(_tensors(living.payload()), _tensors(copy.payload()), strict=True))
+    assert len(pairs) > 10
+    assert all(torch.equal(one, other) and one.data_ptr() != other.data_ptr() for one, other in pairs)
+    living.progress.step = 8
+    assert (copy.step, copy.settings) == (7, {"model.n_layer": 2})
+
+
+def _tensors(value):
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+@pytest.mark.parametrize("name", ["step", "best_step", "model", "model_config", "fingerprint"])
+def test_payload_that_lacks_what_every_checkpoint_has_is_refused(name):
+    payload = snapshot(7).payload()
+    del payload[name]
+    with pytest.raises(DamagedFileError, match=name):
+        Snapshot.from_payload(payload, source="a file")
+
+
+def test_payload_keeps_the_order_of_the_first_checkpoints():
+    names = "format model model_config optimizer random step tokens_seen seconds train_loss val_loss validated_step"
+    names += " best_val_loss best_step fingerprint shards_fingerprint settings"
+    assert list(snapshot(7).payload()) == names.split()

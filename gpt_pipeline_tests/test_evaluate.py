@@ -14,7 +14,7 @@ import torch
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, read_info
 from gpt_pipeline.checkpoints.save import link_best, save_checkpoint
-from gpt_pipeline.checkpoints.snapshot import Snapshot
+from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
@@ -66,14 +66,7 @@ def save(folder: Path, step: int, *, seed: int = 0, nan: bool = False) -> Checkp
         model_config=MODEL,
         optimizer={},
         random={},
-        step=step,
-        tokens_seen=step * 10,
-        seconds=1.0,
-        train_loss=3.0,
-        val_loss=None,
-        validated_step=-1,
-        best_val_loss=None,
-        best_step=-1,
+        progress=Progress(step=step, tokens_seen=step * 10, seconds=1.0, train_loss=3.0),
         fingerprint="t" * 64,
         shards_fingerprint="s" * 64,
     )

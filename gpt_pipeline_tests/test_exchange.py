@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from gpt_pipeline.checkpoints.load import load_checkpoint, load_model
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints
 from gpt_pipeline.checkpoints.save import save_checkpoint
-from gpt_pipeline.checkpoints.snapshot import Snapshot
+from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
 from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, VOCAB_SIZE, gpt2
 from gpt_pipeline.errors import DamagedFileError, LockedError, UserError
 from gpt_pipeline.exchange.export import export_checkpoint
@@ -69,14 +69,7 @@ def checkpoint(of: Experiment, step: int = 3) -> CheckpointInfo:
         model_config=of.config.model,
         optimizer={"name": "adamw", "states": []},
         random=random_states(),
-        step=step,
-        tokens_seen=step * 64,
-        seconds=1.0,
-        train_loss=2.5,
-        val_loss=None,
-        validated_step=-1,
-        best_val_loss=None,
-        best_step=-1,
+        progress=Progress(step=step, tokens_seen=step * 64, seconds=1.0, train_loss=2.5),
         fingerprint="f" * 64,
         shards_fingerprint="5" * 64,
         settings={"data.max_length": 16, "training.learning_rate": 0.001},

@@ -80,7 +80,7 @@ def _assert_same_end(job: TrainingJob, reference: TrainingJob) -> None:
     states = []
     for folder in (job.folder, reference.folder):
         snapshot = load_checkpoint(find_checkpoint(folder.checkpoints, 12).path)
-        payload = dataclasses.replace(snapshot, seconds=0.0).payload()
+        payload = {**snapshot.payload(), "seconds": 0.0}
         states.append(payload)
     _assert_same(*states)
     assert _losses(job) == _losses(reference)

@@ -174,7 +174,7 @@ def test_original_checkpoint_resumes_at_its_step_and_stays_as_it_is(tmp_path, or
     assert "global_step 6 (epoch 1, val_loss 4.5, best_val_loss 4.25)" in said
     assert "AdamW's moments come along" in said
     # Its validation loss was measured on other documents: it is no record that ours would have to beat.
-    assert load_checkpoint(outcome.checkpoint.path).best_step >= 6
+    assert load_checkpoint(outcome.checkpoint.path).progress.best_step >= 6
 
 
 def test_original_moments_and_weights_continue_as_in_torchs_own_optimizer(tmp_path, original):

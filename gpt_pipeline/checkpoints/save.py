@@ -27,14 +27,11 @@ from gpt_pipeline.checkpoints.manifest import (
     settle_best,
     write_manifest,
 )
-from gpt_pipeline.checkpoints.snapshot import Snapshot, tensor_bytes, weights_sha256
+from gpt_pipeline.checkpoints.snapshot import Snapshot, snapshot_bytes, weights_sha256
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.storage.atomic import atomic_path
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.storage.room import free_bytes
-
-# What a file holds besides tensor bytes: names, shapes, alignment, the random number generators' states.
-_OVERHEAD_BYTES = 1 << 20
 
 
 class DiskFullError(UserError):
@@ -85,11 +82,6 @@ def link_best(folder: Path, checkpoint: CheckpointInfo) -> CheckpointInfo:
     return info
 
 
-def checkpoint_bytes(snapshot: Snapshot) -> int:
-    """Return about how many bytes the checkpoint file of `snapshot` has."""
-    return tensor_bytes(snapshot.model) + tensor_bytes(snapshot.optimizer) + _OVERHEAD_BYTES
-
-
 def _settled_best(folder: Path) -> Path:
     path = folder / BEST_NAME
     settle_best(folder)
@@ -120,8 +112,8 @@ def _write(temporary: Path, path: Path, snapshot: Snapshot) -> CheckpointInfo:
         size=hashing.size,
         fingerprint=snapshot.fingerprint,
         shards_fingerprint=snapshot.shards_fingerprint,
-        tokens_seen=snapshot.tokens_seen,
-        metrics={"train_loss": snapshot.train_loss, "val_loss": snapshot.val_loss},
+        tokens_seen=snapshot.progress.tokens_seen,
+        metrics={"train_loss": snapshot.progress.train_loss, "val_loss": snapshot.progress.val_loss},
         model=snapshot.model_config,
         created_at=utc_now(),
         versions={"gpt_pipeline": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
@@ -164,7 +156,7 @@ class _room_for:  # noqa: N801  # reads as a function in a with statement
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         no_room = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
         if isinstance(error, OSError) and error.errno in no_room:
-            needed, free = checkpoint_bytes(self._snapshot) / 1e9, free_bytes(self._folder) / 1e9
+            needed, free = snapshot_bytes(self._snapshot) / 1e9, free_bytes(self._folder) / 1e9
             raise DiskFullError(
                 f"no room for the checkpoint of step {self._snapshot.step} in {self._folder}: found {free:.3g} GB free "
                 f"({error.strerror}), need {needed:.3g} GB; the checkpoints before it are untouched. Free some space, "

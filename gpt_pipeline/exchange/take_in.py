@@ -20,7 +20,7 @@ from torch import Tensor
 from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_path, read_info
 from gpt_pipeline.checkpoints.save import save_checkpoint
-from gpt_pipeline.checkpoints.snapshot import Snapshot, weights_sha256
+from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot, weights_sha256
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.exchange.export import WEIGHTS_NAME
 from gpt_pipeline.exchange.hugging_face import our_weights, read_hugging_face_config
@@ -206,15 +206,8 @@ def _snapshot(weights: Mapping[str, Tensor], model: ModelConfig, experiment: Exp
         model_config=model,
         optimizer=_fresh_optimizer(weights, model, training),
         random=random_states(),
-        step=0,
-        tokens_seen=0,
-        seconds=0.0,
-        train_loss=None,
-        val_loss=None,
-        validated_step=-1,
-        best_val_loss=None,
-        best_step=-1,
-        fingerprint="",  # of no training that is known here
+        progress=Progress(),
+        fingerprint="",
         shards_fingerprint="",
         settings={f"model.{key}": value for key, value in dataclasses.asdict(model).items() if key != "dropout"},
     )

@@ -21,7 +21,7 @@ from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.observer import Observer
 
 if TYPE_CHECKING:
-    from gpt_pipeline.training.state import Progress
+    from gpt_pipeline.checkpoints.snapshot import Progress
     from gpt_pipeline.training.update import UpdateResult
 
 SENT_NAME = "metrics.sent.json"

@@ -13,7 +13,7 @@ import torch
 
 from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import BEST_NAME, CheckpointInfo
-from gpt_pipeline.checkpoints.save import checkpoint_bytes
+from gpt_pipeline.checkpoints.snapshot import Progress, snapshot_bytes
 from gpt_pipeline.data.tokens.batches import BatchSampler
 from gpt_pipeline.data.tokens.stream import TokenShards, open_shards
 from gpt_pipeline.errors import ConfigError
@@ -38,7 +38,7 @@ from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObs
 from gpt_pipeline.training.ranks import Ranks, process_group
 from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.start import Start, prepare_start, read_start, read_start_weights
-from gpt_pipeline.training.state import Progress, restore, seed_all, take_snapshot
+from gpt_pipeline.training.state import restore, seed_all, take_snapshot
 from gpt_pipeline.training.stopping import PATIENCE_SECONDS, StopFlag, Watchdog, stop_on_signals
 from gpt_pipeline.training.trainer import Trainer
 from gpt_pipeline.training.update import Updater
@@ -225,7 +225,7 @@ def _trainer(
     progress = restore(start.snapshot, updater) if start.snapshot else Progress()
     saver = Saver(job, observer)
     if ranks.is_first:
-        size = checkpoint_bytes(take_snapshot(job, progress, updater))
+        size = snapshot_bytes(take_snapshot(job, progress, updater))
         saver.require_room(size if start.snapshot else size + optimizer_bytes(job.model, job.training.optimizer))
         saver.restore_best(progress)
     recorder = Recorder(

@@ -7,15 +7,13 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from gpt_pipeline.checkpoints.host_copy import HostCopy
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, find_checkpoint, list_checkpoints
 from gpt_pipeline.checkpoints.retention import prune
 from gpt_pipeline.checkpoints.save import DiskFullError, link_best, save_best, save_checkpoint
-from gpt_pipeline.checkpoints.snapshot import Snapshot
+from gpt_pipeline.checkpoints.snapshot import HostCopy, Progress, Snapshot
 from gpt_pipeline.storage.room import free_bytes
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.observer import Observer
-from gpt_pipeline.training.state import Progress
 
 _BEST_AND_NEXT = 2  # besides the `keep_last` newest: the best one, and the one that is being written
 

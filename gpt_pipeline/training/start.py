@@ -26,7 +26,7 @@ from gpt_pipeline.checkpoints.manifest import (
     set_aside,
     settle_best,
 )
-from gpt_pipeline.checkpoints.snapshot import Snapshot, weights_sha256
+from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot, weights_sha256
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.storage.atomic import fsync_folder, remove_leftovers, sha256_of
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -194,14 +194,7 @@ def snapshot_of_original(info: CheckpointInfo, original: OriginalCheckpoint, job
         model_config=job.model,
         optimizer=optimizer_state(original, job.model, job.training),
         random=random_states(),
-        step=info.step,
-        tokens_seen=info.tokens_seen,
-        seconds=0.0,
-        train_loss=None,
-        val_loss=None,
-        validated_step=-1,
-        best_val_loss=None,
-        best_step=-1,
+        progress=Progress(step=info.step, tokens_seen=info.tokens_seen),
         fingerprint=info.fingerprint,
         shards_fingerprint=info.shards_fingerprint,
     )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from gpt_pipeline.checkpoints.snapshot import Snapshot
+from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
 from gpt_pipeline.training.job import TrainingJob, settings_of
 
 if TYPE_CHECKING:
@@ -54,34 +53,6 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(state, number)
 
 
-@dataclass(kw_only=True)
-class Progress:
-    """How far a training has come."""
-
-    step: int = 0
-    """Optimizer updates done."""
-
-    tokens_seen: int = 0
-    seconds: float = 0.0
-    """Training time so far, over all runs."""
-
-    train_loss: float | None = None
-    val_loss: float | None = None
-    validated_step: int = -1
-    """Step of `val_loss`; -1: none yet."""
-
-    best_val_loss: float | None = None
-    best_step: int = -1
-
-    def note_validation(self, val_loss: float) -> bool:
-        """Take note of an estimate at the present step; return whether it is the lowest of a trained model so far."""
-        self.val_loss, self.validated_step = val_loss, self.step
-        if self.step == 0 or val_loss >= (math.inf if self.best_val_loss is None else self.best_val_loss):
-            return False
-        self.best_val_loss, self.best_step = val_loss, self.step
-        return True
-
-
 def take_snapshot(job: TrainingJob, progress: Progress, updater: Updater) -> Snapshot:
     """Return the state of the training; its tensors are the living ones, which the next update changes."""
     return Snapshot(
@@ -89,14 +60,7 @@ def take_snapshot(job: TrainingJob, progress: Progress, updater: Updater) -> Sna
         model_config=job.model,
         optimizer=updater.optimizer.state(),
         random=random_states(),
-        step=progress.step,
-        tokens_seen=progress.tokens_seen,
-        seconds=progress.seconds,
-        train_loss=progress.train_loss,
-        val_loss=progress.val_loss,
-        validated_step=progress.validated_step,
-        best_val_loss=progress.best_val_loss,
-        best_step=progress.best_step,
+        progress=dataclasses.replace(progress),
         fingerprint=job.fingerprint,
         shards_fingerprint=job.shards_fingerprint,
         settings=settings_of(job),
@@ -108,13 +72,4 @@ def restore(snapshot: Snapshot, updater: Updater) -> Progress:
     updater.model.load_state_dict(dict(snapshot.model))
     updater.optimizer.restore(snapshot.optimizer)
     restore_random_states(snapshot.random)
-    return Progress(
-        step=snapshot.step,
-        tokens_seen=snapshot.tokens_seen,
-        seconds=snapshot.seconds,
-        train_loss=snapshot.train_loss,
-        val_loss=snapshot.val_loss,
-        validated_step=snapshot.validated_step,
-        best_val_loss=snapshot.best_val_loss,
-        best_step=snapshot.best_step,
-    )
+    return dataclasses.replace(snapshot.progress)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
-from gpt_pipeline.checkpoints.snapshot import Snapshot
+from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
 from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.training.config import StepLayout
@@ -21,7 +21,7 @@ from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import Recorder
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.saver import Saver
-from gpt_pipeline.training.state import Progress, take_snapshot
+from gpt_pipeline.training.state import take_snapshot
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline.training.update import NotFiniteError, PendingUpdate, Updater
 from gpt_pipeline.training.validate import estimate_val_loss
