@@ -136,6 +136,7 @@ def test_status_finds_what_an_earlier_version_finished(untouched: KeptProject) -
         assert found[stem]["training"]["damaged"] == []
         assert found[stem]["evaluations_pending"] == 0
         assert found[stem]["tracking_is_pending"] is False
+        assert found[stem]["report_is_outdated"] is False
         evaluated = {each["step"]: each["evaluated_loss"] for each in found[stem]["checkpoints"]}
         assert evaluated == pytest.approx(losses)
     training = found["interrupted"]["training"]

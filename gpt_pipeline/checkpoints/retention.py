@@ -58,7 +58,7 @@ def evaluator_is_at_work(root: Path) -> bool:
     """Whether an evaluator watches the experiment in `root`: one that announced itself, and has not ended since."""
     try:
         process = ProcessId.from_text(read_json(root / _EVALUATOR_NAME))
-    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, ValueError):
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
         return False  # none, or its file is being written at this moment
     # One evaluation may outlast the time in which another machine's evaluator counts as gone.
     return not process.is_dead and (process.host == socket.gethostname() or _was_announced(root))

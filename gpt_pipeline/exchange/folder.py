@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -68,7 +67,7 @@ def _difference_to_export(folder: Path) -> str:
         files = read_json(folder / RECORD_NAME)["files"]
     except FileNotFoundError:
         return f"a folder with {sorted(names)[0]} and without {RECORD_NAME}, so not an export"
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return f"a folder with a {RECORD_NAME} that is not readable"
     if strange := sorted(names - {RECORD_NAME, *files}):
         return f"an export with another file in it, {strange[0]}"

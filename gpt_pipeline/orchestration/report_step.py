@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -87,5 +86,5 @@ def _started_at(experiment: Experiment) -> str:
     """Return when the experiment's training was last asked for, ISO 8601; empty if it never was."""
     try:
         return str(read_json(experiment.folder.root / MARKER_NAME)["time"])
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
         return ""

@@ -28,7 +28,7 @@ from gpt_pipeline.progress.evaluations import pending_evaluations
 from gpt_pipeline.progress.stages import StageProgress, data_progress
 from gpt_pipeline.progress.training import newest_records
 from gpt_pipeline.training.config import StepLayout
-from gpt_pipeline.training.decision import StartDecision, decide_start
+from gpt_pipeline.training.decision import StartDecision, decide_start, refuse_newer
 from gpt_pipeline.training.heartbeat import trainer_state
 
 _RESUME = "storage.checkpoint_to_resume"
@@ -132,7 +132,9 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
 
     Raises:
         ConfigError: the base folder is not a path on this machine.
+        NewerFileError: only a newer version can read what is in the experiment's folder.
     """
+    refuse_newer(experiment.folder)
     found: list[Finding] = []
     tokens, stages = count_tokens(experiment), data_progress(experiment)
     config = experiment.config

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gpt_pipeline.data.config import SAMPLE, SYNTH, DataConfig
 from gpt_pipeline.data.tokens.shards import find_shards
+from gpt_pipeline.errors import NewerFileError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.manifest import Manifest, read_manifest
@@ -83,8 +84,11 @@ def _tokens_per_document(experiment: Experiment) -> tuple[float, str]:
 def _counted(experiment: Experiment) -> Iterator[tuple[int, float]]:
     """Yield documents, and tokens for each, of finished shards in the data folder that come from the same source."""
     for folder in experiment.data_folder.glob("token_shards-*"):
-        shards = read_manifest(folder)
-        raw = None if shards is None else _raw_of(experiment, shards)
+        try:
+            shards = read_manifest(folder)
+            raw = None if shards is None else _raw_of(experiment, shards)
+        except NewerFileError:
+            continue  # nothing that this experiment needs
         if shards is not None and raw is not None and _is_source(experiment.data, str(raw.facts["source"])):
             facts = shards.facts
             yield facts["train_documents"] + facts["validation_documents"], float(facts["tokens_per_document"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, c
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.result import EvaluationResult, alias_of, evaluation_fingerprint, read_evaluations
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 
 State = Literal["missing", "outdated", "done"]
@@ -106,11 +105,8 @@ def logged_marks(folder: ExperimentFolder) -> dict[Path, Mapping[str, Any]]:
 
 
 def _read_mark(path: Path) -> Mapping[str, Any] | None:
-    try:
-        mark: Mapping[str, Any] = read_json(path)
-        return mark
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-        return None  # logged again, which changes nothing in MLflow
+    # Logged again, an evaluation changes nothing in MLflow.
+    return read_kept(path, lambda mark: {**mark}, otherwise="the evaluation is logged again")
 
 
 def _log_mark(folder: ExperimentFolder, result: EvaluationResult) -> Path:

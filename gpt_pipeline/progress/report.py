@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.fingerprint import fingerprint, identity_of
 from gpt_pipeline.storage.manifest import utc_now
 
@@ -22,7 +21,7 @@ def report_fingerprint(experiment: Experiment) -> str:
     folder = experiment.folder
     config = identity_of(experiment.config)
     del config["storage"], config["hardware"], config["data"]["local_dataset_path"]  # where and on what it runs
-    training = read_json(folder.training) if folder.training.is_file() else None
+    training = read_kept(folder.training, lambda value: {**value}, otherwise="the report lacks it")
     return fingerprint(
         "report",
         config={"experiment": config, "training": training},
@@ -52,7 +51,4 @@ def note_report(root: Path, identity: str) -> None:
 
 def shown_fingerprint(root: Path) -> str | None:
     """Return the identity of what the report in the experiment's folder `root` shows; None if there is none."""
-    try:
-        return str(read_json(root / _RECORD)["fingerprint"])
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        return None
+    return read_kept(root / _RECORD, lambda value: str(value["fingerprint"]), otherwise="the report is written again")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
 from gpt_pipeline.checkpoints.retention import evaluator_is_at_work
-from gpt_pipeline.errors import UserError
+from gpt_pipeline.errors import NewerFileError, UserError
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
 from gpt_pipeline.experiment.load import Experiment, load_experiment
@@ -19,6 +19,7 @@ from gpt_pipeline.progress.stages import StageProgress, data_progress
 from gpt_pipeline.progress.tracking import is_log_pending
 from gpt_pipeline.progress.training import TrainingProgress, experiment_training, validation_losses
 from gpt_pipeline.storage.names import as_typed
+from gpt_pipeline.training.decision import refuse_newer
 from gpt_pipeline.training.finished import training_state
 
 
@@ -71,7 +72,7 @@ class Status:
 
     folder: Path | None
     problem: str | None
-    """What is wrong with the experiment file; everything else is empty then."""
+    """What is wrong with the experiment file, or what only a newer version can read; the rest is empty then."""
 
     stages: tuple[StageProgress, ...] = ()
     start: str = ""
@@ -132,6 +133,18 @@ def experiment_status(experiment: Experiment) -> Status:
     Raises:
         ConfigError: the base folder is not a path on this machine.
     """
+    folder = experiment.folder
+    try:
+        refuse_newer(folder)
+        return _readable_status(experiment)
+    except NewerFileError as error:
+        step = NextStep(command="update gpt_pipeline", why="a newer version wrote what only it can read")
+        return Status(
+            file=experiment.file, name=experiment.display_name, folder=folder.root, problem=str(error), next=step
+        )
+
+
+def _readable_status(experiment: Experiment) -> Status:
     folder = experiment.folder
     stages = data_progress(experiment)
     wanted = wanted_evaluations(experiment)

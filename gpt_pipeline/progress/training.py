@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import training_size
 from gpt_pipeline.experiment.training import wanted_fingerprint
+from gpt_pipeline.storage.atomic import parse_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.finished import (
     FinishedTraining,
@@ -158,7 +158,7 @@ def newest_records(metrics: Path) -> dict[str, Mapping[str, Any]]:
 
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:  # the first line of the tail, or one that is being written
         return None
     return record if isinstance(record, dict) and "kind" in record else None

@@ -194,8 +194,8 @@ def known_fields(kind: type[Any], value: Mapping[str, Any]) -> dict[str, Any]:
     unknown = _unknown_keys(kind, value)
     if unknown:
         _say_once(
-            f"{kind.__name__}: a newer version of gpt_pipeline wrote {_named(unknown)}{_writer(value)}, which is kept "
-            "and not used here; update gpt_pipeline to use it"
+            f"{kind.__name__}: another version of gpt_pipeline wrote {_named(unknown)}{_writer(value)}, which is kept "
+            "and not used here; if it is a newer one, update gpt_pipeline"
         )
     return {each.name: value[each.name] for each in dataclasses.fields(kind) if each.name in value}
 

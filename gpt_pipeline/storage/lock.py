@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -71,7 +70,7 @@ def held_for(folder: Path) -> str | None:
         return None
     try:
         return str(read_json(folder / ".lock.json")["purpose"])
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None
 
 
@@ -79,5 +78,5 @@ def _describe(holder: Path) -> str:
     try:
         value = read_json(holder)
         return f"process {value['pid']} on {value['host']} ({value['purpose']}, since {value['since']})"
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
         return "another process"

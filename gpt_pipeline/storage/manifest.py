@@ -7,7 +7,6 @@ bytes in `manifest.json`; times are in `made.json` beside it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline import __version__
-from gpt_pipeline.errors import DamagedFileError
-from gpt_pipeline.storage.atomic import fsync_file, read_json, sha256_of, write_json
+from gpt_pipeline.errors import DamagedFileError, NewerFileError
+from gpt_pipeline.storage.atomic import fsync_file, known_fields, read_kept, read_state, sha256_of, write_json
 from gpt_pipeline.storage.fingerprint import SHORT
 
 _logger = logging.getLogger(__name__)
@@ -92,10 +91,7 @@ class StageResult:
     @property
     def made(self) -> Made | None:
         """When and how fast it was made; None if that is not known."""
-        try:
-            return Made(**read_json(self.folder / MADE_NAME))
-        except FileNotFoundError:
-            return None
+        return _read_made(self.folder)
 
 
 def utc_now() -> str:
@@ -130,20 +126,35 @@ def forget(folder: Path) -> None:
 def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest in `folder`, or None if there is none.
 
-    A manifest that is not readable is set aside under another name, said in the log, and counts as none.
+    A manifest that is damaged is set aside under another name, said in the log, and counts as none.
+
+    Raises:
+        NewerFileError: only a newer version can read it.
     """
     path = folder / MANIFEST_NAME
     try:
-        value = read_json(path)
-        files = {name: FileRecord(**record) for name, record in value.pop("files").items()}
-        return Manifest(**{**value, "upstream": tuple(value["upstream"]), "files": files})
+        return read_state(path, _parse)
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except NewerFileError as error:
+        made = _read_made(folder)
+        writer = "" if made is None else f". {MADE_NAME} beside it names version {made.version}"
+        raise NewerFileError(f"{error}{writer}") from None
+    except ValueError as error:
         aside = path.with_name(f"{MANIFEST_NAME}.damaged-{time.time_ns()}")
         path.replace(aside)
         _logger.warning("%s is not a readable manifest (%s); kept as %s", path, error, aside.name)
         return None
+
+
+def _parse(value: Mapping[str, Any]) -> Manifest:
+    files = {name: FileRecord(**known_fields(FileRecord, record)) for name, record in value["files"].items()}
+    return Manifest(**{**known_fields(Manifest, value), "upstream": tuple(value["upstream"]), "files": files})
+
+
+def _read_made(folder: Path) -> Made | None:
+    path, unknown = folder / MADE_NAME, "when the stage was made is not known"
+    return read_kept(path, lambda value: Made(**known_fields(Made, value)), otherwise=unknown)
 
 
 def finished(folder: Path, fingerprint: str) -> StageResult | None:

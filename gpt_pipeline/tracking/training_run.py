@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
-from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
+from gpt_pipeline.storage.atomic import known_fields, read_kept, rewrite_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.tracking.store import LoggedRun, OpenStore, milliseconds, missing_parameters, open_store
 from gpt_pipeline.training.decision import Demand, earlier_trainings
@@ -61,10 +61,15 @@ class _Sent:
     @classmethod
     def read(cls, folder: ExperimentFolder) -> _Sent | None:
         note = folder.root / SENT_NAME
-        return read_kept(note, lambda value: cls(**known_fields(cls, value)), otherwise="the same rows are sent again")
+
+        def parse(value: Mapping[str, Any]) -> _Sent:
+            of_now = {key: value[key] for key in value if key != "tail"}  # which an earlier version noted
+            return cls(**known_fields(cls, of_now))
+
+        return read_kept(note, parse, otherwise="the same rows are sent again")
 
     def write(self, folder: ExperimentFolder) -> None:
-        write_json(folder.root / SENT_NAME, dataclasses.asdict(self))
+        rewrite_json(folder.root / SENT_NAME, dataclasses.asdict(self))
 
 
 def training_log_is_pending(folder: ExperimentFolder, fingerprint: str) -> bool:

@@ -88,7 +88,11 @@ def find_finished_work(job: TrainingJob) -> FinishedTraining | None:
 
     That is: training.json bears the job's fingerprint, the last checkpoint is there, and the job does not ask for a
     start from scratch or from a named checkpoint that is yet to be carried out.
+
+    Raises:
+        NewerFileError: only a newer version can read what is in the folder.
     """
+    refuse_newer(job.folder)
     demand = Demand.of(job)
     if demand.is_for_something and demand != Demand.read(job.folder):
         return None

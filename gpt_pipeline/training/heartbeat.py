@@ -84,7 +84,7 @@ def read_heartbeat(root: Path) -> Heartbeat | None:
             step=int(value["step"]),
             age_seconds=max(0.0, time.time() - written),
         )
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None  # a machine that lost its power may leave it empty
 
 

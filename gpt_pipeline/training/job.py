@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.atomic import only_known_fields, read_state, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig
 
@@ -73,15 +72,23 @@ class TrainingJob:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainingJob:
-        """Return what `to_json` gave; raises KeyError, TypeError or ConfigError for anything else."""
-        parts = {
-            "model": ModelConfig(**value["model"]),
-            "training": TrainingConfig(**value["training"]),
-            "cadence": CadenceConfig(**value["cadence"]),
-            "hardware": HardwareConfig(**value["hardware"]),
+        """Return what `to_json` gave; raises KeyError, TypeError or ValueError for anything else.
+
+        An unknown key asks for what this version cannot do, so none is left out.
+        """
+        kinds = {
+            "model": ModelConfig,
+            "training": TrainingConfig,
+            "cadence": CadenceConfig,
+            "hardware": HardwareConfig,
+            "start_from": StartWeights,
         }
-        start_from = value.get("start_from")
-        return cls(**{**value, **parts, "start_from": None if start_from is None else StartWeights(**start_from)})
+        parts = {
+            name: kind(**only_known_fields(kind, value[name], section=name))
+            for name, kind in kinds.items()
+            if name != START_FROM or value.get(name) is not None
+        }
+        return cls(**{**only_known_fields(cls, value), **parts})
 
     def write(self, path: Path) -> None:
         """Write the job to `path`, atomically."""
@@ -93,12 +100,13 @@ class TrainingJob:
 
         Raises:
             UserError: the file is missing or is no job.
+            NewerFileError: a newer version wrote it.
         """
         try:
-            return cls.from_json(read_json(path))
+            return read_state(path, cls.from_json)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; need a job file, such as <experiment folder>/job.json") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise UserError(f"{path} is no job file: {error}") from error
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
-from gpt_pipeline.storage.atomic import write_text
+from gpt_pipeline.storage.atomic import parse_json, write_text
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.observer import Observer
@@ -69,9 +69,9 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
                 yield {**record, "kind": record["kind"], "step": int(record["step"])}
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError):
                 if line.endswith("\n"):
                     _logger.warning("%s: line %d is no record and is left out", path, number)
 

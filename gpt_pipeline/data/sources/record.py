@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt_pipeline.errors import DataError
-from gpt_pipeline.storage.atomic import known_fields, read_json, write_json
+from gpt_pipeline.storage.atomic import known_fields, read_state, write_json
 from gpt_pipeline.storage.names import slug
 
 _NAME = "source.json"
@@ -132,10 +131,10 @@ def read_record(folder: Path) -> SourceRecord:
 
 def _read(path: Path, parse: Callable[[Any], _Value]) -> _Value | None:
     try:
-        return parse(read_json(path))
+        return read_state(path, parse)
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise DataError(
             f"{path} is not readable ({error}); delete it: files are then checked again, and a revision that was "
             "not set in the experiment file is the newest once more"
