@@ -116,4 +116,4 @@ def test_token_counts_that_differ_are_named(tmp_path: Path) -> None:
     finding = check_token_counts(shards(tmp_path, by_article(), train_documents=3), documents=len(TEXTS) + 1)
     assert not finding.passed
     assert "the manifest says 3" in finding.text
-    assert f"{len(TEXTS) + 1} in the English parquet" in finding.text
+    assert f"{len(TEXTS) + 1} in the files of documents" in finding.text

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from gpt_pipeline.data.documents import index as document_index
 from gpt_pipeline.data.documents.index import prepare_index, repeated_documents
+from gpt_pipeline.data.formats.synth import SYNTH
 from gpt_pipeline.storage.atomic import sha256_of
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline_tests.synth_rows import row, write_synth
@@ -19,7 +20,7 @@ def index_of(folder: Path, number: int, texts: list[int]) -> StageResult:
         path,
         [row(i, query="?", synthetic_reasoning="", synthetic_answer=f"It is {text}.") for i, text in enumerate(texts)],
     )
-    return prepare_index(path, sha256_of(path), folder, say=lambda line: None)
+    return prepare_index(path, sha256_of(path), folder, SYNTH, say=lambda line: None)
 
 
 @settings(max_examples=25, deadline=None)

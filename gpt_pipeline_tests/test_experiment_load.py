@@ -472,7 +472,7 @@ def test_missing_keys_and_blocks_are_all_named(problems):
     assert problems("data:\n  max_length: 64\n") == [
         " experiment_name: missing, need text",
         " storage.base_folder: missing, need text",
-        "1: data.num_samples: missing, need a whole number above 0",
+        "1: data.num_samples: missing, need a whole number above 0, or all",
     ]
 
 

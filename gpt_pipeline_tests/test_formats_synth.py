@@ -10,15 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt_pipeline.data.formats.parquet import read_batches
+from gpt_pipeline.data.formats.protocol import MAX_DOCUMENT_BYTES
 from gpt_pipeline.data.formats.synth import (
     COLUMNS,
     DOCUMENT_SCHEMA,
+    SYNTH,
     count_english_rows,
     documents_of,
-    read_batches,
     select,
 )
-from gpt_pipeline.data.formats.synth_text import MAX_DOCUMENT_BYTES, article_key, document_text, is_blank
+from gpt_pipeline.data.formats.synth_text import article_key, document_text, is_blank
 from gpt_pipeline.errors import DataError
 from gpt_pipeline_tests.synth_rows import row, write_synth
 
@@ -117,7 +119,7 @@ def test_read_batches_other_text_types_are_read_alike(tmp_path: Path, kind: pa.D
     other = tmp_path / "b.parquet"
     fields = [field.with_type(kind) if field.type == pa.string() else field for field in table.schema]
     pa.parquet.write_table(table.cast(pa.schema(fields)), other)
-    assert list(read_batches(other)) == list(read_batches(path))
+    assert list(read_batches(other, SYNTH)) == list(read_batches(path, SYNTH))
 
 
 @pytest.mark.parametrize(
@@ -134,14 +136,14 @@ def test_read_batches_file_that_is_not_parquet_is_named_with_its_beginning(
     path = tmp_path / "synth_001.parquet"
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"synth_001\.parquet.*not a readable parquet.*{said}"):
-        list(read_batches(path))
+        list(read_batches(path, SYNTH))
 
 
 def test_read_batches_truncated_file_is_named(tmp_path: Path) -> None:
     path = write_synth(tmp_path / "synth_001.parquet", [row(i) for i in range(1000)])
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(DataError, match=r"synth_001\.parquet.*download it again"):
-        list(read_batches(path))
+        list(read_batches(path, SYNTH))
 
 
 def test_read_batches_overwritten_pages_are_named(tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_read_batches_overwritten_pages_are_named(tmp_path: Path) -> None:
     content[4:3000] = b"\xff" * 2996
     path.write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"synth_001\.parquet: damaged"):
-        list(read_batches(path))
+        list(read_batches(path, SYNTH))
 
 
 def test_read_batches_missing_and_wrong_columns_are_named(tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ def test_read_batches_missing_and_wrong_columns_are_named(tmp_path: Path) -> Non
     with pytest.raises(
         DataError, match=r"lacking\.parquet: lacks the columns language, synthetic_answer; found synth_id"
     ):
-        list(read_batches(lacking))
+        list(read_batches(lacking, SYNTH))
     pa.parquet.write_table(full.set_column(4, "query", pa.array([7])), wrong)
     with pytest.raises(DataError, match=r"wrong\.parquet: .*query is int64"):
-        list(read_batches(wrong))
+        list(read_batches(wrong, SYNTH))

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents import raw
 from gpt_pipeline.data.documents import stage as documents
 from gpt_pipeline.data.documents.choice import ChosenFile
 from gpt_pipeline.data.documents.index import index_part
+from gpt_pipeline.data.formats.synth import SYNTH
 from gpt_pipeline.data.sources.record import FileFacts
 from gpt_pipeline.data.tokens import shards
 from gpt_pipeline.evaluation.questions import questions_fingerprint
@@ -31,7 +33,8 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 def of_raw_synth() -> str:
     files = {"synth_001.parquet": RAW_FILE, "synth_002.parquet": OTHER_RAW_FILE}
-    return raw._fingerprint(
+    stage = raw.RawStage(config=DataConfig(num_samples=1), data_folder=Path())
+    return stage._fingerprint(
         ChosenFile(
             name=name,
             new_documents=1,
@@ -42,7 +45,7 @@ def of_raw_synth() -> str:
 
 
 def of_document_index() -> str:
-    return index_part(RAW_FILE, Path()).fingerprint
+    return index_part(RAW_FILE, Path(), SYNTH).fingerprint
 
 
 def of_english_parquet(experiment: Experiment) -> str:

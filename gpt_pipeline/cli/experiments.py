@@ -64,7 +64,7 @@ def validate(experiment: Path) -> None:
     source = loaded.data.local_dataset_path or config.data.source
     click.echo(f"{experiment} is valid.")
     click.echo(f"  experiment  {config.experiment_name}")
-    click.echo(f"  data        {config.data.num_samples:,} samples of {source}")
+    click.echo(f"  data        {config.data.amount} samples of {source}")
     click.echo(f"  folder      {folder}")
 
 

@@ -198,7 +198,7 @@ def _split_differences(one: _Entry, other: _Entry) -> list[str]:
         if all(key in values for values in settings) and settings[0][key] != settings[1][key]
     ]
     if one.evaluation.upstream.get("english") != other.evaluation.upstream.get("english"):
-        counts = f"{one.experiment.config.data.num_samples:,} and {other.experiment.config.data.num_samples:,}"
+        counts = f"{one.experiment.config.data.amount} and {other.experiment.config.data.amount}"
         found.append(f"validation split of other documents (data.num_samples {counts})")
     return found or ["another validation split (the token shards have other fingerprints)"]
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.columns import of_indices, text_sizes
+from gpt_pipeline.data.documents.files import read_documents
 from gpt_pipeline.data.documents.split import is_held_out
 from gpt_pipeline.data.tokens.stream import TRAIN, VALIDATION, TokenShards, TokenStream
 from gpt_pipeline.data.tokens.tokenizer import gpt2
@@ -61,7 +62,7 @@ def check_language_purity(document_files: Sequence[Path], *, max_foreign_share: 
 def check_articles_kept_apart(
     document_files: Sequence[Path], shards: TokenShards, *, seed: int, fraction: float
 ) -> Finding:
-    """Find no seed article on both sides of the split, from what the shards really hold.
+    """Find no seed article, or other group, on both sides of the split, from what the shards really hold.
 
     Some documents of each split are decoded and looked up in the parquet files by their text.
     """
@@ -99,7 +100,7 @@ def check_token_counts(shards: TokenShards, *, documents: int) -> Finding:
     ]
     total = found["train_documents"] + found["validation_documents"]
     if total != documents:
-        wrong.append(f"{total} documents in the splits, {documents} in the English parquet")
+        wrong.append(f"{total} documents in the splits, {documents} in the files of documents")
     return verdict(
         passed=not wrong,
         text="; ".join(wrong) or f"{sum(list(found.values())[:2]):,} tokens and {total:,} documents, all accounted for",
@@ -128,13 +129,11 @@ def _articles_of(paths: Sequence[Path], texts: Iterable[bytes]) -> Iterator[tupl
     """Yield each of `texts` that is found in the files with the article of each row that has it."""
     wanted = set(texts)
     sizes = np.array(sorted({len(text) for text in wanted}), np.int64)
-    for path in paths:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=["text", "article"], use_threads=False):
-                # Most rows have a size that no wanted text has, and need not be looked at.
-                rows = batch.take(of_indices(np.flatnonzero(np.isin(text_sizes(batch["text"]), sizes))))
-                pairs = zip(rows["text"].cast(pa.binary()).to_pylist(), rows["article"].to_pylist(), strict=True)
-                yield from ((text, article) for text, article in pairs if text in wanted)
+    for batch in read_documents(paths, ("text", "group"), batch_rows=_BATCH_ROWS):
+        # Most rows have a size that no wanted text has, and need not be looked at.
+        rows = batch.take(of_indices(np.flatnonzero(np.isin(text_sizes(batch["text"]), sizes))))
+        pairs = zip(rows["text"].cast(pa.binary()).to_pylist(), rows["group"].to_pylist(), strict=True)
+        yield from ((text, article) for text, article in pairs if text in wanted)
 
 
 def _sample_documents(stream: TokenStream) -> Iterator[bytes]:

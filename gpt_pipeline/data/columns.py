@@ -6,12 +6,20 @@ a second and 30 MB.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 Flags = NDArray[np.bool_]
 Indices = NDArray[np.int64]
+
+Hashes = NDArray[np.uint64]
+"""[2, texts]: the hash of each text as its upper and its lower half."""
+
+_HASH_BYTES = 16  # two different texts with one hash: 1 in 10^23 among 63 million, which SYNTH has in English
 
 
 def of_indices(values: Indices) -> pa.Int64Array:
@@ -98,3 +106,13 @@ def without_nulls(column: pa.StringArray) -> pa.StringArray:
     kept = np.flatnonzero(_bits(column.buffers()[0], column))
     starts = np.append(bounds[kept], bounds[-1])
     return pa.Array.from_buffers(pa.string(), len(kept), [None, pa.py_buffer(starts), column.buffers()[2]])
+
+
+def text_hashes(column: pa.StringArray) -> Hashes:
+    """Return the BLAKE2b hash of each text's UTF-8 bytes; there are no nulls."""
+    letters = text_bytes(column).data
+    digests = (
+        hashlib.blake2b(letters[start:end], digest_size=_HASH_BYTES).digest()
+        for start, end in itertools.pairwise(text_bounds(column).tolist())
+    )
+    return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2).T

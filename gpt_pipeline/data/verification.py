@@ -13,6 +13,7 @@ import numpy as np
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.raw import files_of, find_raw, raw_files
 from gpt_pipeline.data.documents.stage import find_documents
+from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.data.tokens.stream import Positions, TokenStream, open_shards
@@ -39,13 +40,13 @@ class Verified:
 
 def verify_data(config: DataConfig, data_folder: Path, *, say: Say = _logger.info) -> list[Verified]:
     """Read all files of the finished data stages and return what was found, a line a stage."""
-    stages: dict[str, tuple[StageResult | None, Callable[[StageResult], None]]] = {
-        "raw_synth": (find_raw(config, data_folder), lambda stage: _verify_raw(config, stage)),
-        "english_parquet": (find_documents(config, data_folder), verify),
-        "token_shards": (find_shards(config, data_folder), _verify_shards),
-    }
+    stages: list[tuple[StageResult | None, Callable[[StageResult], None]]] = [
+        (find_raw(config, data_folder), lambda stage: _verify_raw(config, stage)),
+        (find_documents(config, data_folder), verify),
+        (find_shards(config, data_folder), _verify_shards),
+    ]
     found = []
-    for name, (stage, check) in stages.items():
+    for name, (stage, check) in zip(stage_names(config).all, stages, strict=True):
         if stage is not None:
             say(f"reading {name} in {stage.folder}")
         problem = "not finished" if stage is None else _problem(stage, check)
@@ -70,7 +71,7 @@ def _verify_raw(config: DataConfig, raw: StageResult) -> None:
         if found != file.sha256:
             raise DamagedFileError(
                 f"{paths[file.name]}: found sha256 {found}, need {file.sha256}; bring the file here again, "
-                "or materialize raw_synth with force if it was meant to change"
+                f"or materialize {stage_names(config).raw} with force if it was meant to change"
             )
 
 

@@ -85,6 +85,8 @@ def document_losses(
     Raises:
         DamagedFileError: the stream has not as many documents as the choice was made among.
     """
+    if not choice.documents:
+        return []
     _require_same_documents(stream, choice)
     model.eval()
     losses: dict[int, DocumentLoss] = {}

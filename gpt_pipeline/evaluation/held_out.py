@@ -12,11 +12,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.files import read_documents
 from gpt_pipeline.data.documents.split import hold_out
 from gpt_pipeline.data.documents.stage import document_files
+from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import StageResult
@@ -24,7 +24,7 @@ from gpt_pipeline.storage.manifest import StageResult
 CHOICE_VERSION = "1"
 """Raise it when the same data, count and seed choose other documents."""
 
-_COLUMNS = ("article", "exercise", "synth_id")
+_COLUMNS = ("group", "kind", "id")
 _BATCH_ROWS = 1 << 16
 
 
@@ -70,8 +70,11 @@ def choose_documents(
     """Return up to `count` held-out documents, taken in turn from each kind of exercise, in the order of the split.
 
     Within a kind the seed decides by the documents' ids, so that more data changes the choice little. Three columns
-    are read, no text; memory is bounded by `count`.
+    are read, no text; memory is bounded by `count`. None are chosen where documents are no questions: only their
+    kinds and answers are measured one by one.
     """
+    if not has_questions(data):
+        return HeldOutChoice(documents=(), available=0)
     available = 0
     kept: dict[str, list[tuple[int, int]]] = defaultdict(list)  # heaps of (-rank, number), the last rank on top
     for exercise, synth_id in _held_out_rows(document_files(english), data, batch_rows=batch_rows):
@@ -88,16 +91,14 @@ def choose_documents(
 def _held_out_rows(files: Sequence[Path], data: DataConfig, *, batch_rows: int) -> Iterator[tuple[str, str | None]]:
     """Yield exercise and id of each held-out document, in order."""
     is_held_out = hold_out(seed=data.seed, fraction=data.validation_fraction)
-    for file in files:
-        with pq.ParquetFile(file, pre_buffer=False) as parquet:
-            for batch in parquet.iter_batches(batch_size=batch_rows, columns=list(_COLUMNS)):
-                articles = batch.column("article").dictionary_encode()
-                held_out = [is_held_out(article) for article in articles.dictionary.to_pylist()]
-                rows = [row for row, article in enumerate(articles.indices.to_pylist()) if held_out[article]]
-                if rows:
-                    chosen = batch.select(["exercise", "synth_id"]).take(rows)
-                    names = [name or "unknown" for name in chosen.column("exercise").to_pylist()]
-                    yield from zip(names, chosen.column("synth_id").to_pylist(), strict=True)
+    for batch in read_documents(files, _COLUMNS, batch_rows=batch_rows):
+        groups = batch.column("group").dictionary_encode()
+        held_out = [is_held_out(group) for group in groups.dictionary.to_pylist()]
+        rows = [row for row, group in enumerate(groups.indices.to_pylist()) if held_out[group]]
+        if rows:
+            chosen = batch.select(["kind", "id"]).take(rows)
+            kinds = [kind or "unknown" for kind in chosen.column("kind").to_pylist()]
+            yield from zip(kinds, chosen.column("id").to_pylist(), strict=True)
 
 
 def _rank(seed: int, name: str) -> int:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.files import read_documents
 from gpt_pipeline.data.documents.split import hold_out
 from gpt_pipeline.data.documents.stage import document_files
+from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.data.formats.synth_text import ANSWER_MARK
 from gpt_pipeline.evaluation.score import constraint_result
 from gpt_pipeline.storage.atomic import read_kept, write_json
@@ -30,7 +31,7 @@ QUESTIONS_VERSION = "1"
 """Raise it when the same data, count and seed give other questions."""
 
 _OFFSETS = ("query_start", "query_end", "reasoning_start", "reasoning_end", "answer_start")
-_COLUMNS = ("synth_id", "exercise", "article", "constraints", "text", *_OFFSETS)
+_COLUMNS = ("id", "kind", "group", "constraints", "text", *_OFFSETS)
 _BATCH_ROWS = 2048  # some 6 MB of text
 _SPARE = 4  # candidates kept for each question asked for, since some turn out to stand in the training documents too
 
@@ -109,7 +110,7 @@ def held_out_questions(
     the seed alone: not on their order nor on `batch_rows`, and hardly on how many documents there are. Memory is
     bounded by `count`, however many documents there are; the files are read twice.
     """
-    if count == 0:
+    if count == 0 or not has_questions(data):
         return []
     files = document_files(english)
     candidates = _candidates(files, data, per_exercise=_SPARE * count, seed=seed, batch_rows=batch_rows)
@@ -162,14 +163,12 @@ def _queries_in_training(files: Sequence[Path], data: DataConfig, known: set[byt
 
 def _rows(files: Sequence[Path], data: DataConfig, *, held_out: bool, batch_rows: int) -> Iterator[dict[str, Any]]:
     """Yield the held-out documents, or the others, reading a batch at a time."""
-    columns = _COLUMNS if held_out else ("article", "text", "query_start", "query_end")
+    columns = _COLUMNS if held_out else ("group", "text", "query_start", "query_end")
     is_held_out = hold_out(seed=data.seed, fraction=data.validation_fraction)
-    for file in files:
-        with pq.ParquetFile(file, pre_buffer=False) as parquet:
-            for batch in parquet.iter_batches(batch_size=batch_rows, columns=list(columns)):
-                wanted = [is_held_out(article) == held_out for article in batch.column("article").to_pylist()]
-                if any(wanted):
-                    yield from batch.filter(pa.array(wanted)).to_pylist()
+    for batch in read_documents(files, columns, batch_rows=batch_rows):
+        wanted = [is_held_out(group) == held_out for group in batch.column("group").to_pylist()]
+        if any(wanted):
+            yield from batch.filter(pa.array(wanted)).to_pylist()
 
 
 def _candidate(row: Mapping[str, Any], seed: int) -> _Candidate:
@@ -187,9 +186,9 @@ def _question(row: Mapping[str, Any]) -> Question:
     start, end = row["reasoning_start"], row["reasoning_end"]
     answer = text[row["answer_start"] :]
     return Question(
-        synth_id=row["synth_id"] or "",
-        article=row["article"],
-        exercise=row["exercise"] or "unknown",
+        synth_id=row["id"] or "",
+        article=row["group"],
+        exercise=row["kind"] or "unknown",
         # The blank after `A:` belongs to the answer's first token.
         prompt=text[: row["answer_start"]].rstrip(" ") if start is None else text[:start],
         query=_query(row),

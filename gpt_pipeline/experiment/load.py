@@ -28,6 +28,7 @@ from gpt_pipeline.storage.names import folder_name, resolve_folder, slug
 from gpt_pipeline.training.config import CadenceConfig
 
 RUNTIME = "runtime"  # the block that the pipeline writes; its content has no effect
+_NOTHING = Written(kind=Kind.PLAIN, text="")
 _STAND_INS = {int: 1, str: "x"}  # for a required value that is missing or wrong, so that its block is still checked
 
 
@@ -224,7 +225,9 @@ class _Reading:
         if entry.value.kind is Kind.BLOCK and Mapping in choices(hint):
             return self._mapping(entry, path=path)
         if config is None:
-            return read_value(entry.value, hint)
+            # A key without a value is a slip: the whole source may be hundreds of GB. Who means it writes `null`.
+            is_slip = entry.value == _NOTHING and "all" in choices(hint)
+            return UNFIT if is_slip else read_value(entry.value, hint)
         if entry.value.kind is not Kind.BLOCK:
             if read_value(entry.value, NoneType) is UNFIT:
                 return UNFIT

@@ -21,6 +21,8 @@ _PACKAGE = Path(__file__).parents[1]
 SOURCES: Mapping[str, str] = {
     "raw_synth": "data/documents/raw.py",
     "english_parquet": "data/documents/stage.py",
+    "raw_files": "data/documents/raw.py",
+    "documents": "data/documents/stage.py",
     "token_shards": "data/tokens/shards.py",
     "training": "training/trainer.py",
     "checkpoint": "checkpoints/save.py",

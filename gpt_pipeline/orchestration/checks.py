@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from gpt_pipeline.data.formats import has_questions, stage_names
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.evaluation.result import EvaluationResult, find_evaluation, read_evaluations
 from gpt_pipeline.evaluation.verdicts import loss_verdict, output_verdict
@@ -22,15 +23,15 @@ _VERSION_TAG = "dagster/data_version"
 # SYNTH is 80.8 % English; a source far from that is probably not what the user meant.
 _ENGLISH_SHARE = (0.7, 0.9)
 
-_REMAKE = "materialize english_parquet and token_shards with force, then train anew; validation losses do not count"
+_REMAKE = "materialize {documents} and token_shards with force, then train anew; validation losses do not count"
 
 
 def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDefinition]:
     """Return the checks of the data stages in `group`."""
-    english_key = dg.AssetKey([group, "english_parquet"])
-    shards_key = dg.AssetKey([group, "token_shards"])
+    _, documents_key, shards_key = (dg.AssetKey([group, name]) for name in stage_names(experiment.data).all)
+    remake = _REMAKE.format(documents=documents_key.path[-1])
 
-    @dg.asset_check(asset=english_key, description="The share of English rows is about SYNTH's 80.8 %.")
+    @dg.asset_check(asset=documents_key, description="The share of English rows is about SYNTH's 80.8 %.")
     def english_share() -> dg.AssetCheckResult:
         with explained():
             languages = finished_documents(experiment).manifest.facts["languages"]
@@ -44,7 +45,7 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
             metadata={"english_share": share},
         )
 
-    @dg.asset_check(asset=english_key, description="The documents kept read as English.")
+    @dg.asset_check(asset=documents_key, description="The documents kept read as English.")
     def language_purity() -> dg.AssetCheckResult:
         from gpt_pipeline.data.audit import check_language_purity
         from gpt_pipeline.data.documents.stage import document_files
@@ -67,7 +68,7 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
                 seed=data.seed,
                 fraction=data.validation_fraction,
             )
-        return _result(finding, remedy=_REMAKE)
+        return _result(finding, remedy=remake)
 
     @dg.asset_check(asset=shards_key, description="Tokens and documents of the shards are those of the manifests.")
     def token_counts_add_up() -> dg.AssetCheckResult:
@@ -77,9 +78,10 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
         with explained():
             documents = finished_documents(experiment).manifest.facts["documents"]
             finding = check_token_counts(open_shards(finished_shards(experiment).folder), documents=documents)
-        return _result(finding, remedy=_REMAKE)
+        return _result(finding, remedy=remake)
 
-    return [english_share, language_purity, articles_kept_apart, token_counts_add_up]
+    of_english = [english_share, language_purity] if experiment.data.format == "synth" else []
+    return [*of_english, articles_kept_apart, token_counts_add_up]
 
 
 def _result(finding: "Finding", *, remedy: str) -> dg.AssetCheckResult:
@@ -130,6 +132,8 @@ def evaluation_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefiniti
         ),
         "questions_unseen": ("No training document has a question's article, text or query.", _judge_questions),
     }
+    if not has_questions(experiment.data):
+        judges = {"val_loss_near_best": judges["val_loss_near_best"]}
     specs = [dg.AssetCheckSpec(name, asset=key, description=does) for name, (does, _) in judges.items()]
 
     @dg.multi_asset_check(name=f"{experiment.name}_evaluation_checks", specs=specs, can_subset=True)

@@ -4,18 +4,23 @@ from collections.abc import Sequence
 
 import dagster as dg
 
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.stage import PartedStage
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.attributes import code_references
 from gpt_pipeline.orchestration.parted_asset import parted_asset
 
+_ABOUT_DOCUMENTS = {
+    "synth": "{amount} different English documents with a query and an answer, one text each.",
+    "text": "{amount} different documents, one text each.",
+}
+
 
 def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinition]:
-    """Return raw_synth, english_parquet and token_shards for the documents that `experiment` names."""
+    """Return the assets of raw files, documents and token shards for the documents that `experiment` names."""
     data, folder = experiment.data, experiment.data_folder
-    raw_key, english_key, shards_key = (
-        dg.AssetKey([group, name]) for name in ("raw_synth", "english_parquet", "token_shards")
-    )
+    raw_key, documents_key, shards_key = (dg.AssetKey([group, name]) for name in stage_names(data).all)
 
     def raw() -> PartedStage:
         from gpt_pipeline.data.documents.raw import RawStage
@@ -23,7 +28,7 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
 
         return RawStage(config=data, data_folder=folder, is_needed=lambda: find_documents(data, folder) is None)
 
-    def english() -> PartedStage:
+    def documents() -> PartedStage:
         from gpt_pipeline.data.documents.stage import DocumentsStage
 
         return DocumentsStage(config=data, data_folder=folder)
@@ -42,27 +47,31 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
             upstream=None,
             part="check_file",
             kinds={"parquet"},
-            metadata=code_references("raw_synth"),
-            description=f"The parquet files of {origin} that hold the first {data.num_samples:,} English samples.",
+            metadata=code_references(stage_names(data).raw),
+            description=f"The parquet files of {origin} that hold {_amount(data)} documents.",
         ),
         parted_asset(
-            english,
-            key=english_key,
+            documents,
+            key=documents_key,
             group=group,
             upstream=raw_key,
             part="filter_file",
             kinds={"parquet"},
-            metadata=code_references("english_parquet"),
-            description=f"{data.num_samples:,} different English documents with a query and an answer, one text each.",
+            metadata=code_references(stage_names(data).documents),
+            description=_ABOUT_DOCUMENTS[data.format].format(amount=_amount(data).capitalize()),
         ),
         parted_asset(
             shards,
             key=shards_key,
             group=group,
-            upstream=english_key,
+            upstream=documents_key,
             part="tokenize_file",
             kinds={"numpy"},
             metadata=code_references("token_shards"),
-            description="The documents' GPT-2 tokens as uint16 shards, split into training and validation by article.",
+            description="The documents' GPT-2 tokens as uint16 shards, split into training and validation.",
         ),
     ]
+
+
+def _amount(data: DataConfig) -> str:
+    return data.amount if data.document_limit is None else f"the first {data.amount}"

@@ -184,7 +184,8 @@ def _has_start(experiment: Experiment) -> bool:
 
 def _has_work_for_several(experiment: Experiment) -> bool:
     """Whether the data is still to be made and is of several of SYNTH's files: then each gets a process of its own."""
-    several = experiment.data.num_samples > _DOCUMENTS_PER_FILE and (os.cpu_count() or 1) > 1
+    limit = experiment.data.document_limit
+    several = (limit is None or limit > _DOCUMENTS_PER_FILE) and (os.cpu_count() or 1) > 1
     return several and find_shards(experiment.data, experiment.data_folder) is None
 
 

@@ -9,7 +9,7 @@ import dagster as dg
 
 from gpt_pipeline.data.config import SAMPLE, DataConfig
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.storage.fingerprint import fingerprint
+from gpt_pipeline.storage.fingerprint import fingerprint, identity_of
 from gpt_pipeline.storage.names import slug
 
 TRAINING_POOL = "training"
@@ -27,12 +27,13 @@ def data_group(data: DataConfig) -> str:
         "source": data.source,
         "revision": data.revision,
         "local_dataset_path": Path(data.local_dataset_path).as_posix() if data.local_dataset_path else None,
-        "num_samples": data.num_samples,
+        "num_samples": data.document_limit or "all",
         "validation_fraction": data.validation_fraction,
         "seed": data.seed,
+        **identity_of(data, "format", "columns"),
     }
     digest = fingerprint("data_group", config=identity, code_version="1")
-    return f"data_{slug(name)}_{data.num_samples}_{digest[:6]}"
+    return f"data_{slug(name)}_{data.document_limit or 'all'}_{digest[:6]}"
 
 
 def data_groups(experiments: Sequence[Experiment]) -> Mapping[str, str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress.report import note_report, report_fingerprint, report_shows
@@ -59,7 +60,7 @@ def _data_facts(experiment: Experiment) -> dict[str, Any]:
     from gpt_pipeline.orchestration.stages import finished_documents, finished_shards
 
     return {
-        "english_parquet": dict(finished_documents(experiment).manifest.facts),
+        stage_names(experiment.data).documents: dict(finished_documents(experiment).manifest.facts),
         "token_shards": dict(finished_shards(experiment).manifest.facts),
     }
 

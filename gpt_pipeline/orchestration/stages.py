@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress import training as progress
@@ -14,25 +15,26 @@ _Stage = TypeVar("_Stage", StageResult, FinishedTraining)
 
 
 def finished_raw(experiment: Experiment) -> StageResult:
-    """Return the finished raw_synth stage.
+    """Return the finished stage of raw files.
 
     Raises:
         DataError: it is not finished.
     """
     from gpt_pipeline.data.documents.raw import find_raw
 
-    return _required(find_raw(experiment.data, experiment.data_folder), "raw_synth", experiment)
+    return _required(find_raw(experiment.data, experiment.data_folder), stage_names(experiment.data).raw, experiment)
 
 
 def finished_documents(experiment: Experiment) -> StageResult:
-    """Return the finished english_parquet stage.
+    """Return the finished stage of documents.
 
     Raises:
         DataError: it is not finished.
     """
     from gpt_pipeline.data.documents.stage import find_documents
 
-    return _required(find_documents(experiment.data, experiment.data_folder), "english_parquet", experiment)
+    found = find_documents(experiment.data, experiment.data_folder)
+    return _required(found, stage_names(experiment.data).documents, experiment)
 
 
 def finished_shards(experiment: Experiment) -> StageResult:

@@ -112,32 +112,32 @@ def _data_needs(experiment: Experiment, tokens: TokenCount, stages: Sequence[Sta
     sample = _is_sample(experiment)
     per_token = _SAMPLE_ENGLISH_BYTES_PER_TOKEN if sample else _ENGLISH_BYTES_PER_TOKEN
     sizes = {
-        "english_parquet": per_token * tokens.tokens,
-        "token_shards": _SHARD_BYTES_PER_TOKEN * tokens.tokens + _SHARD_BYTES_PER_DOCUMENT * tokens.documents,
+        english.name: per_token * tokens.tokens,
+        shards.name: _SHARD_BYTES_PER_TOKEN * tokens.tokens + _SHARD_BYTES_PER_DOCUMENT * tokens.documents,
     }
     index = _INDEX_BYTES_PER_DOCUMENT * tokens.documents
     return [
-        *_raw_needs(experiment, raw),
+        *_raw_needs(experiment, raw, tokens),
         DiskNeed(what="document index", folder=folder, size=index, present=index if raw.state == "finished" else 0),
         *(_stage_need(stage, folder, round(sizes[stage.name])) for stage in (english, shards)),
     ]
 
 
-def _raw_needs(experiment: Experiment, raw: StageProgress) -> list[DiskNeed]:
+def _raw_needs(experiment: Experiment, raw: StageProgress, tokens: TokenCount) -> list[DiskNeed]:
     """Return the raw files, and on the hub's disk the space that downloads leave free; nothing for a local folder."""
     if raw.state == "finished" or experiment.data.local_dataset_path is not None:
         return []
     if _is_sample(experiment):
-        files = math.ceil(experiment.data.num_samples / _SAMPLE_DOCUMENTS_PER_FILE)
+        files = math.ceil(tokens.documents / _SAMPLE_DOCUMENTS_PER_FILE)
         size, present = files * _SAMPLE_FILE_BYTES, raw.files_done * _SAMPLE_FILE_BYTES
-        return [DiskNeed(what="raw_synth (written)", folder=experiment.data_folder, size=size, present=present)]
+        return [DiskNeed(what=f"{raw.name} (written)", folder=experiment.data_folder, size=size, present=present)]
     from gpt_pipeline.data.sources.hub import Hub
 
-    files = math.ceil(experiment.data.num_samples / SYNTH_DOCUMENTS_PER_FILE)
+    files = math.ceil(tokens.documents / SYNTH_DOCUMENTS_PER_FILE)
     size, present = round(files * SYNTH_FILE_BYTES), round(raw.files_done * SYNTH_FILE_BYTES)
     cache = Hub().cache
     return [
-        DiskNeed(what="raw_synth (download)", folder=cache, size=size, present=present),
+        DiskNeed(what=f"{raw.name} (download)", folder=cache, size=size, present=present),
         DiskNeed(what="left free by downloads", folder=cache, size=_HUB_SPARE, present=0, is_written=False),
     ]
 

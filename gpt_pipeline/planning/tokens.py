@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import pyarrow.parquet as pq
+
 from gpt_pipeline.data.config import SAMPLE, SYNTH, DataConfig
+from gpt_pipeline.data.documents.raw import known_raw
+from gpt_pipeline.data.formats import format_of, stage_names
+from gpt_pipeline.data.formats.parquet import open_raw
+from gpt_pipeline.data.sources.folder import local_path, open_folder
 from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.errors import NewerFileError
 from gpt_pipeline.experiment.load import Experiment
@@ -14,6 +20,12 @@ from gpt_pipeline.storage.manifest import Manifest, read_manifest
 
 SYNTH_TOKENS_PER_DOCUMENT = 1.6e9 / 2_000_000
 """Of the first 2,000,000 English documents of PleIAs/SYNTH, `<|endoftext|>` included: some 1.6 billion GPT-2 tokens."""
+
+SYNTH_DOCUMENTS = 62_900_000
+"""The English rows of PleIAs/SYNTH: 80.8 % of 77.9 million."""
+
+BYTES_PER_TOKEN = 4.5
+"""UTF-8 bytes of English text in a GPT-2 token, about."""
 
 SAMPLE_TOKENS_PER_DOCUMENT = 46.3
 """Of the sample that the project writes: 16,000 documents counted, 46.33."""
@@ -55,15 +67,48 @@ def count_tokens(experiment: Experiment) -> TokenCount:
 def _estimated(experiment: Experiment) -> TokenCount:
     data = experiment.config.data
     each, source = _tokens_per_document(experiment)
-    tokens = round(data.num_samples * each)
+    documents = _documents(experiment)
+    tokens = round(documents * each)
     validation = round(tokens * data.validation_fraction)
     return TokenCount(
-        documents=data.num_samples,
+        documents=documents,
         train_tokens=tokens - validation,
         validation_tokens=validation,
         exact=False,
         source=source,
     )
+
+
+def _documents(experiment: Experiment) -> int:
+    """Return how many documents the experiment uses; of a whole source at most its rows, or what SYNTH has."""
+    data = experiment.data
+    if data.document_limit is not None:
+        return data.document_limit
+    if (raw := known_raw(data, experiment.data_folder)) is not None:
+        return int(raw.manifest.facts["documents"])
+    if data.local_dataset_path is None:
+        return SYNTH_DOCUMENTS
+    return sum(metadata.num_rows for metadata in _footers(data))
+
+
+def _footers(data: DataConfig) -> list[pq.FileMetaData]:
+    """Return the footers of the local folder's files.
+
+    Raises:
+        DataError: one is not a readable parquet file.
+    """
+    folder = open_folder(local_path(str(data.local_dataset_path)))
+    format, footers = format_of(data), []
+    for name in folder.names:
+        with open_raw(folder.path(name), format) as file:
+            footers.append(file.metadata)
+    return footers
+
+
+def _text_bytes(footers: Iterable[pq.FileMetaData], columns: Sequence[str]) -> int:
+    groups = [footer.row_group(number) for footer in footers for number in range(footer.num_row_groups)]
+    chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
 
 
 def _tokens_per_document(experiment: Experiment) -> tuple[float, str]:
@@ -76,6 +121,11 @@ def _tokens_per_document(experiment: Experiment) -> tuple[float, str]:
     if data.local_dataset_path is None and data.source == SAMPLE:
         each = SAMPLE_TOKENS_PER_DOCUMENT
         return each, f"estimated: {each:.1f} tokens per document, as counted in 16,000 of the sample"
+    if data.local_dataset_path is not None and data.format == "text":
+        footers = _footers(data)
+        size, rows = _text_bytes(footers, format_of(data).columns), sum(footer.num_rows for footer in footers)
+        each = size / BYTES_PER_TOKEN / max(1, rows)
+        return each, f"estimated: {each:.1f} tokens per document, from the size of {rows:,} texts in the folder"
     each = SYNTH_TOKENS_PER_DOCUMENT
     which = "" if data.local_dataset_path is None and data.source == SYNTH else f"; if the source is like {SYNTH}"
     return each, f"estimated: {each:.0f} tokens per document, as in the first 2,000,000 of {SYNTH}{which}"
@@ -97,7 +147,8 @@ def _counted(experiment: Experiment) -> Iterator[tuple[int, float]]:
 def _raw_of(experiment: Experiment, shards: Manifest) -> Manifest | None:
     """Return the manifest of the raw files that the shards come from, if it still exists."""
     found: Manifest | None = shards
-    for stage in ("english_parquet", "raw_synth"):
+    names = stage_names(experiment.data)
+    for stage in (names.documents, names.raw):
         if found is None:
             return None
         found = read_manifest(experiment.data_folder / f"{stage}-{found.upstream[0][:SHORT]}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pipeline.data.documents.index import index_part, prepare_index
-from gpt_pipeline.data.formats.synth import RULE_VERSION
+from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
 from gpt_pipeline.data.stage import Say
@@ -25,19 +25,20 @@ class FileCheck:
     """What was found before; `write_facts` adds to it."""
 
     data_folder: Path
+    format: Format
 
     def recorded(self, name: str) -> FileFacts | None:
         """Return what was found in a file, unless another file, or none that was looked at, lies there now."""
         facts = self.record.facts(self.source.record_key(name))
         path = self.source.find(name)
-        if facts is None or facts.rule != RULE_VERSION or (path is not None and not facts.is_of(path)):
+        if facts is None or facts.rule != self.format.version or (path is not None and not facts.is_of(path)):
             return None
         return facts
 
     def is_ready(self, name: str) -> bool:
         """Whether the file is here and looked at."""
         facts = self.recorded(name)
-        is_indexed = facts is not None and index_part(facts.sha256, self.data_folder).find() is not None
+        is_indexed = facts is not None and index_part(facts.sha256, self.data_folder, self.format).find() is not None
         return is_indexed and self.source.find(name) is not None
 
     def look_at(self, name: str, *, say: Say) -> FileFacts:
@@ -49,7 +50,7 @@ class FileCheck:
         if self.is_ready(name) and (facts := self.recorded(name)):
             return facts
         path, stat, sha256 = self._brought(name, say)
-        index = prepare_index(path, sha256, self.data_folder, say=say)
+        index = prepare_index(path, sha256, self.data_folder, self.format, say=say)
         facts = FileFacts(
             key=self.source.record_key(name),
             size=stat.st_size,
@@ -57,7 +58,7 @@ class FileCheck:
             sha256=sha256,
             rows=index.manifest.facts["rows"],
             documents=index.manifest.facts["documents"],
-            rule=RULE_VERSION,
+            rule=self.format.version,
         )
         self.record.write_facts(facts)
         say(f"{name}: {facts.documents:,} documents in {facts.rows:,} rows")
@@ -65,13 +66,15 @@ class FileCheck:
 
     def index_of(self, name: str, facts: FileFacts, *, say: Say) -> StageResult:
         """Return the file's index with every byte as it was written; one that is not is made again from the file."""
-        index = index_part(facts.sha256, self.data_folder).intact(say=say)
-        return index or prepare_index(self.source.fetch(name, say=say), facts.sha256, self.data_folder, say=say)
+        index = index_part(facts.sha256, self.data_folder, self.format).intact(say=say)
+        return index or prepare_index(
+            self.source.fetch(name, say=say), facts.sha256, self.data_folder, self.format, say=say
+        )
 
     def forget(self, name: str) -> None:
         """Have the file looked at again."""
         if facts := self.record.facts(self.source.record_key(name)):
-            forget(index_part(facts.sha256, self.data_folder).folder)
+            forget(index_part(facts.sha256, self.data_folder, self.format).folder)
 
     def _brought(self, name: str, say: Say) -> tuple[Path, os.stat_result, str]:
         """Return the file's path, what the disk says of it, and its checksum, which is the source's if that gives one.

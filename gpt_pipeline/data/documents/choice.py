@@ -1,4 +1,4 @@
-"""Which raw files are needed: the source's first ones that hold as many different documents as are asked for."""
+"""Which raw files are needed: the source's first ones that hold as many different documents as are wanted."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from dataclasses import dataclass
 
 from gpt_pipeline.data.documents.check import FileCheck
 from gpt_pipeline.data.documents.index import Rows, repeated_documents
-from gpt_pipeline.data.formats.synth import RULE_VERSION, count_english_rows
+from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.errors import ConfigError, UnreadableFileError
 
-CODE_VERSION = f"2.{RULE_VERSION}"
+_CODE_VERSION = "2"
+
+
+def code_version(format: Format) -> str:
+    """Return the version of the choice of files, which depends on what the format makes of them."""
+    return f"{_CODE_VERSION}.{format.version}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,8 @@ class FileChoice:
     """Chooses among the files of one source; what is found is kept in its record."""
 
     check: FileCheck
-    num_samples: int
+    limit: int | None
+    """Documents wanted; None: all of the source."""
 
     @property
     def _source(self) -> Source:
@@ -43,37 +49,42 @@ class FileChoice:
         return self.check.record
 
     def recorded(self) -> list[ChosenFile] | None:
-        """Return the source's first files that hold `num_samples` documents, if the record knows them all."""
+        """Return the source's first files that hold the documents, if the record knows them all."""
         chosen: list[ChosenFile] = []
         for name in self._source.names:
             facts = self.check.recorded(name)
             if facts is None:
                 return None
-            new = self._record.new_documents.get(_identity_of([*(each.facts for each in chosen), facts]))
+            new = self._record.new_documents.get(self._identity_of([*(each.facts for each in chosen), facts]))
             if new is None:
                 return None
             chosen.append(ChosenFile(name=name, facts=facts, new_documents=new))
-            if sum(each.new_documents for each in chosen) >= self.num_samples:
+            if self._is_enough(sum(each.new_documents for each in chosen)):
                 return chosen
-        return None
+        return chosen if chosen and self.limit is None else None
+
+    def _is_enough(self, documents: int) -> bool:
+        return self.limit is not None and documents >= self.limit
 
     def enough(self, *, say: Say) -> list[str]:
-        """Return the source's first files that could hold `num_samples` documents, judged by their English rows.
+        """Return the source's first files that could hold the documents, judged by the rows that the format counts.
 
         A file that turns out not to be readable ends them: its own part will say what is wrong with it.
         """
+        if self.limit is None:
+            return list(self._source.names)
         names: list[str] = []
         total = 0
         for name, count in self._counts(say):
             names.append(name)
             total += count
-            if total >= self.num_samples:
+            if self._is_enough(total):
                 break
         self._record.save()
         return names
 
     def _counts(self, say: Say) -> Iterator[tuple[str, int]]:
-        """Yield each file with the documents, or at least the English rows, that it has."""
+        """Yield each file with the documents, or at least the rows, that it has."""
         known: dict[str, int] = {}
         for name in self._source.names:
             facts = self.check.recorded(name)
@@ -83,22 +94,22 @@ class FileChoice:
             known[name] = count
             yield name, count
         rest = [name for name in self._source.names if name not in known]
-        counts = self._source.read_each(rest, count_english_rows, say=say)
+        counts = self._source.read_each(rest, self.check.format.count_rows, say=say)
         for name in rest:
             try:
                 _, count = next(counts)
             except UnreadableFileError as error:
                 say(f"{error}")
-                yield name, self.num_samples
+                yield name, self.limit or 0
                 return
             if self._source.revision is not None:  # what stands at a commit cannot change
                 self._record.english_rows[self._source.record_key(name)] = count
             yield name, count
 
     def choose(self, *, say: Say) -> list[ChosenFile]:
-        """Return the first files that hold `num_samples` different documents, by name in order.
+        """Return the first files that hold as many different documents as are wanted, by name in order.
 
-        English rows are more than documents, so the last file may have to be added here.
+        Rows are more than documents, so the last file may have to be added here.
 
         Raises:
             ConfigError: the source does not hold so many.
@@ -111,18 +122,21 @@ class FileChoice:
             total = 0
             for count, each in enumerate(chosen, start=1):
                 total += each.new_documents
-                if total >= self.num_samples:
+                if self._is_enough(total):
                     self._record.save()
                     return chosen[:count]
             rest = self._source.names[len(names) :]
-            if not rest:
-                raise _too_few(self.num_samples, total, self._source.description)
-            say(f"{total:,} different documents of {self.num_samples:,} in {len(names)} files; taking one more")
+            if self.limit is None and total:
+                self._record.save()
+                return chosen
+            if self.limit is None or not rest:
+                raise _too_few(self.limit, total, self._source.description)
+            say(f"{total:,} different documents of {self.limit:,} in {len(names)} files; taking one more")
             self._source.require_room([name for name in rest[:1] if self._source.find(name) is None])
             names = [*names, rest[0]]
 
     def _compared(self, names: Sequence[str], say: Say) -> list[ChosenFile]:
-        """Return the files with what each has that none before it has, and keep these counts in the self._record."""
+        """Return the files with what each has that none before it has, and record these counts."""
         facts = [self.check.look_at(name, say=say) for name in names]
         indexes = [self.check.index_of(name, each, say=say) for name, each in zip(names, facts, strict=True)]
         repeats = repeated_documents(indexes)
@@ -131,19 +145,18 @@ class FileChoice:
             for name, each, own in zip(names, facts, repeats, strict=True)
         ]
         for count, own in enumerate(chosen, start=1):
-            self._record.new_documents[_identity_of(facts[:count])] = own.new_documents
+            self._record.new_documents[self._identity_of(facts[:count])] = own.new_documents
         return chosen
 
+    def _identity_of(self, files: Iterable[FileFacts]) -> str:
+        checksums = "\n".join(file.sha256 for file in files)
+        return hashlib.sha256(f"{code_version(self.check.format)}\n{checksums}".encode()).hexdigest()
 
-def _identity_of(files: Iterable[FileFacts]) -> str:
-    checksums = "\n".join(file.sha256 for file in files)
-    return hashlib.sha256(f"{CODE_VERSION}\n{checksums}".encode()).hexdigest()
 
-
-def _too_few(num_samples: int, documents: int, where: str) -> ConfigError:
-    return ConfigError(
-        "data.num_samples",
-        found=num_samples,
-        need=f"at most {documents}, the different English documents in {where}",
-        remedy=f"set it to {documents} or fewer, or add files",
-    )
+def _too_few(limit: int | None, documents: int, where: str) -> ConfigError:
+    if not documents:
+        need, remedy = f"documents, but no row in {where} becomes one", "look at the files, and at data.columns"
+    else:
+        need = f"at most {documents}, the different documents in {where}"
+        remedy = f"set it to {documents} or fewer, or add files"
+    return ConfigError("data.num_samples", found="all" if limit is None else limit, need=need, remedy=remedy)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gpt_pipeline.data.arrays import save_array
-from gpt_pipeline.data.columns import text_bounds, text_bytes
-from gpt_pipeline.data.formats.synth import RULE_VERSION, Selection, documents_of, read_batches, select
+from gpt_pipeline.data.columns import Hashes, text_hashes
+from gpt_pipeline.data.formats.parquet import read_batches
+from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.stage import Part, Say
 from gpt_pipeline.errors import DamagedFileError
@@ -23,40 +22,36 @@ from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import Manifest, StageResult
 
 KIND = "document_index"
-CODE_VERSION = f"1.{RULE_VERSION}"
+CODE_VERSION = "1"
 _HASHES, _ORDER = "hashes.npy", "order.npy"
-_HASH_BYTES = 16  # two different texts with one hash: 1 in 10^23 among the 63 million English documents of SYNTH
 _BUCKET_DOCUMENTS = 100_000  # compared at a time, some 10 MB, however many there are
-
-Hashes = NDArray[np.uint64]
-"""[2, documents]: the hash of each document's text as its upper and its lower half."""
 
 Rows = NDArray[np.int64]
 
 
-def index_part(sha256: str, data_folder: Path) -> Part:
+def index_part(sha256: str, data_folder: Path, format: Format) -> Part:
     """Return the part that holds the index of the raw file with this checksum."""
-    identity = fingerprint(KIND, config={"raw": sha256}, code_version=CODE_VERSION)
+    config = {"raw": sha256, **format.identity}
+    identity = fingerprint(KIND, config=config, code_version=f"{CODE_VERSION}.{format.version}")
     return Part(kind=KIND, fingerprint=identity, data_folder=data_folder)
 
 
-def prepare_index(path: Path, sha256: str, data_folder: Path, *, say: Say) -> StageResult:
-    """Return the finished index of the raw file at `path`; its facts have `rows`, `english_rows` and `documents`.
+def prepare_index(path: Path, sha256: str, data_folder: Path, format: Format, *, say: Say) -> StageResult:
+    """Return the finished index of the raw file at `path`; its facts have `rows` and `documents`.
 
     Raises:
-        DataError: the file is not one of SYNTH, or is damaged.
+        DataError: the file lacks what the format reads, or is damaged.
     """
-    part = index_part(sha256, data_folder)
-    return part.prepare(say=say, make=lambda: _make(path, sha256, part))
+    part = index_part(sha256, data_folder, format)
+    return part.prepare(say=say, make=lambda: _make(path, sha256, part, format))
 
 
-def _make(path: Path, sha256: str, part: Part) -> Manifest:
-    rows = english = 0
+def _make(path: Path, sha256: str, part: Part, format: Format) -> Manifest:
+    rows = 0
     found: list[Hashes] = []
-    for batch_rows, selection, texts in ahead(_documents(path)):
+    for batch_rows, texts in ahead(_documents(path, format)):
         rows += batch_rows
-        english += batch_rows - selection.dropped["language"]
-        found.append(hashes_of(texts))
+        found.append(text_hashes(texts))
     hashes = np.concatenate([np.empty((2, 0), np.uint64), *found], axis=1)
     order = np.lexsort((hashes[1], hashes[0])).astype(np.uint32)
     by_hash = np.asfortranarray(hashes[:, order])  # both halves of a hash side by side
@@ -66,25 +61,14 @@ def _make(path: Path, sha256: str, part: Part) -> Manifest:
         fingerprint=part.fingerprint,
         config={"raw": sha256},
         files={name: save_array(part.folder / name, array) for name, array in arrays.items()},
-        facts={"rows": rows, "english_rows": english, "documents": hashes.shape[1]},
+        facts={"rows": rows, "documents": hashes.shape[1]},
     )
 
 
-def _documents(path: Path) -> Iterator[tuple[int, Selection, pa.StringArray]]:
-    """Yield the number of rows of each batch of a file, which of them become documents, and these documents' texts."""
-    for batch in read_batches(path):
-        selection = select(batch)
-        yield batch.num_rows, selection, documents_of(selection)["text"]
-
-
-def hashes_of(texts: pa.StringArray) -> Hashes:
-    """Return the BLAKE2b hash of each text's UTF-8 bytes."""
-    letters = text_bytes(texts).data
-    digests = (
-        hashlib.blake2b(letters[start:end], digest_size=_HASH_BYTES).digest()
-        for start, end in itertools.pairwise(text_bounds(texts).tolist())
-    )
-    return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2).T
+def _documents(path: Path, format: Format) -> Iterator[tuple[int, pa.StringArray]]:
+    """Yield the number of rows of each batch of a file, and the texts of the documents that they become."""
+    for batch in read_batches(path, format):
+        yield batch.num_rows, format.documents_of(format.select(batch))["text"]
 
 
 def repeated_documents(indexes: Sequence[StageResult]) -> list[Rows]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,10 @@ import numpy as np
 from gpt_pipeline.data.arrays import save_array
 from gpt_pipeline.data.config import SAMPLE, DataConfig
 from gpt_pipeline.data.documents.check import FileCheck
-from gpt_pipeline.data.documents.choice import CODE_VERSION, ChosenFile, FileChoice
+from gpt_pipeline.data.documents.choice import ChosenFile, FileChoice, code_version
 from gpt_pipeline.data.documents.index import Rows
+from gpt_pipeline.data.formats import format_of, stage_names
+from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.sources.folder import LocalFolder, local_path, open_folder, parquet_names
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import SourceRecord, read_record
@@ -30,7 +34,6 @@ from gpt_pipeline.storage.names import slug
 if TYPE_CHECKING:
     from gpt_pipeline.data.sources.hub import Hub  # imported where a hub is asked: it takes a third of a worker's start
 
-STAGE = "raw_synth"
 _SOURCES = "sources"  # folder of the records, one folder a source
 _logger = logging.getLogger(__name__)
 
@@ -116,7 +119,7 @@ def _always() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class RawStage:
-    """The stage raw_synth; a part is one file brought here, checked, and its documents' hashes."""
+    """The stage of raw files, for SYNTH raw_synth; a part is one file, checked, and its documents' hashes."""
 
     config: DataConfig
     data_folder: Path
@@ -128,7 +131,11 @@ class RawStage:
 
     @property
     def name(self) -> str:
-        return STAGE
+        return stage_names(self.config).raw
+
+    @cached_property
+    def _format(self) -> Format:
+        return format_of(self.config)
 
     def find(self) -> StageResult | None:
         """Return the finished stage, or None; reads no file's content and asks no network."""
@@ -142,8 +149,8 @@ class RawStage:
         chosen = None if source is None else self._choice(source, record).recorded()
         if chosen is None:
             return None
-        wanted = _fingerprint(chosen)
-        return finished(stage_folder(self.data_folder, STAGE, wanted), wanted)
+        wanted = self._fingerprint(chosen)
+        return finished(stage_folder(self.data_folder, self.name, wanted), wanted)
 
     def paths(self, raw: StageResult) -> dict[str, Path]:
         """Return the paths of the stage's files by name, in order.
@@ -158,7 +165,7 @@ class RawStage:
         if missing or known is None or known.fingerprint != raw.fingerprint:
             raise DataError(
                 f"files of {self._origin} are missing or have changed"
-                f"{': ' if missing else ''}{', '.join(missing[:3])}; materialize {STAGE} again"
+                f"{': ' if missing else ''}{', '.join(missing[:3])}; materialize {self.name} again"
             )
         return {name: path for name, path in found.items() if path is not None}
 
@@ -215,15 +222,15 @@ class RawStage:
         with self._recording(say) as record:
             source = self._open_source(record, say)
             chosen = self._choice(source, record).choose(say=say)
-        wanted = _fingerprint(chosen)
-        folder = stage_folder(self.data_folder, STAGE, wanted)
-        return finish_stage(folder, wanted, say=say, make=lambda: _manifest(source, chosen, folder, wanted))
+        wanted = self._fingerprint(chosen)
+        folder = stage_folder(self.data_folder, self.name, wanted)
+        return finish_stage(folder, wanted, say=say, make=lambda: self._manifest(source, chosen, folder, wanted))
 
     def _check(self, source: Source, record: SourceRecord) -> FileCheck:
-        return FileCheck(source=source, record=record, data_folder=self.data_folder)
+        return FileCheck(source=source, record=record, data_folder=self.data_folder, format=self._format)
 
     def _choice(self, source: Source, record: SourceRecord) -> FileChoice:
-        return FileChoice(check=self._check(source, record), num_samples=self.config.num_samples)
+        return FileChoice(check=self._check(source, record), limit=self.config.document_limit)
 
     def _forget(self, source: Source, names: Iterable[str], record: SourceRecord, say: Say) -> None:
         """Have the files looked at again, and those of the sample written anew."""
@@ -253,6 +260,8 @@ class RawStage:
         origin = self._origin
         if self.config.local_dataset_path is not None:
             origin = local_path(origin).as_posix()
+        if self._format.identity:  # what is recorded of a file is what one format makes of it
+            origin += json.dumps(self._format.identity, sort_keys=True)
         kind = "sample" if self._is_sample else "hub" if self.config.local_dataset_path is None else "folder"
         digest = hashlib.sha256(origin.encode("utf-8", "surrogateescape")).hexdigest()[:SHORT]
         return self.data_folder / _SOURCES / f"{kind}-{slug(origin)[-40:]}-{digest}"
@@ -293,29 +302,26 @@ class RawStage:
         source = self._recorded_source(read_record(self._record_folder))
         return source is not None and all(source.find(name) for name, _ in stage.manifest.config["files"])
 
+    def _identity(self, chosen: Iterable[ChosenFile]) -> dict[str, Any]:
+        return {"files": [[each.name, each.facts.sha256] for each in chosen], **self._format.identity}
 
-def _identity(chosen: Iterable[ChosenFile]) -> dict[str, Any]:
-    return {"files": [[each.name, each.facts.sha256] for each in chosen]}
+    def _fingerprint(self, chosen: Iterable[ChosenFile]) -> str:
+        return fingerprint(self.name, config=self._identity(chosen), code_version=code_version(self._format))
 
-
-def _fingerprint(chosen: Iterable[ChosenFile]) -> str:
-    return fingerprint(STAGE, config=_identity(chosen), code_version=CODE_VERSION)
-
-
-def _manifest(source: Source, chosen: Sequence[ChosenFile], folder: Path, wanted: str) -> Manifest:
-    """Return the stage's manifest, after writing which documents repeat others into its folder."""
-    written = {
-        (name := _repeats_name(number)): save_array(folder / name, each.repeats)
-        for number, each in enumerate(chosen, start=1)
-        if each.repeats is not None and len(each.repeats)
-    }
-    return Manifest(
-        stage=STAGE,
-        fingerprint=wanted,
-        config=_identity(chosen),
-        files=written,
-        facts={"source": source.description, "revision": source.revision, **_facts(chosen)},
-    )
+    def _manifest(self, source: Source, chosen: Sequence[ChosenFile], folder: Path, wanted: str) -> Manifest:
+        """Return the stage's manifest, after writing which documents repeat others into its folder."""
+        written = {
+            (name := _repeats_name(number)): save_array(folder / name, each.repeats)
+            for number, each in enumerate(chosen, start=1)
+            if each.repeats is not None and len(each.repeats)
+        }
+        return Manifest(
+            stage=self.name,
+            fingerprint=wanted,
+            config=self._identity(chosen),
+            files=written,
+            facts={"source": source.description, "revision": source.revision, **_facts(chosen)},
+        )
 
 
 def _facts(chosen: Sequence[ChosenFile]) -> Mapping[str, Any]:

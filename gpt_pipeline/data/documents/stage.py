@@ -1,4 +1,4 @@
-"""The English documents as parquet: text, the article it grew from, and where its parts lie."""
+"""The documents as parquet, made of the raw files by their format; see `files` for the columns."""
 
 from __future__ import annotations
 
@@ -15,17 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.files import names_in
 from gpt_pipeline.data.documents.index import Rows
 from gpt_pipeline.data.documents.raw import RawFile, files_of, known_raw, raw_files, repeats_of
 from gpt_pipeline.data.documents.tally import Tally
-from gpt_pipeline.data.formats.synth import (
-    BATCH_ROWS,
-    DOCUMENT_SCHEMA,
-    RULE_VERSION,
-    documents_of,
-    read_batches,
-    select,
-)
+from gpt_pipeline.data.formats import StageNames, format_of, stage_names
+from gpt_pipeline.data.formats.parquet import read_batches
+from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, intact_parts, prepare
 from gpt_pipeline.errors import DataError
@@ -33,9 +29,7 @@ from gpt_pipeline.storage.atomic import HashedFile, atomic_path, link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult, finished, stage_folder
 
-STAGE = "english_parquet"
-CODE_VERSION = f"5.{RULE_VERSION}"
-_KIND = "english_documents"
+CODE_VERSION = "5"
 _FILE = "documents.parquet"
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +37,7 @@ _logger = logging.getLogger(__name__)
 def prepare_documents(
     config: DataConfig, raw: StageResult, data_folder: Path, *, force: bool = False, say: Say = _logger.info
 ) -> StageResult:
-    """Return the finished stage: the first `num_samples` different English documents of `raw`, in file order.
+    """Return the finished stage: the first `num_samples` different documents of `raw`, in file order.
 
     Raises:
         DataError: a raw file cannot be read.
@@ -57,7 +51,7 @@ def find_documents(config: DataConfig, data_folder: Path) -> StageResult | None:
 
 
 def document_files(stage: StageResult) -> list[Path]:
-    """Return the paths of the stage's parquet files (`formats.synth.DOCUMENT_SCHEMA`), in order."""
+    """Return the paths of the stage's parquet files in order."""
     return [stage.folder / name for name in stage.manifest.files]
 
 
@@ -78,16 +72,24 @@ class DocumentsPart:
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentsStage:
-    """The stage english_parquet; a part is the documents of one raw file."""
+    """The stage of the documents, for SYNTH english_parquet; a part is the documents of one raw file."""
 
     config: DataConfig
     data_folder: Path
     given_raw: StageResult | None = None
-    """The finished raw_synth; null: the one that the configuration names."""
+    """The finished stage of raw files; null: the one that the configuration names."""
 
     @property
     def name(self) -> str:
-        return STAGE
+        return self._names.documents
+
+    @property
+    def _names(self) -> StageNames:
+        return stage_names(self.config)
+
+    @cached_property
+    def _format(self) -> Format:
+        return format_of(self.config)
 
     @cached_property
     def raw(self) -> StageResult:
@@ -98,7 +100,8 @@ class DocumentsStage:
         """
         raw = self.given_raw or known_raw(self.config, self.data_folder)
         if raw is None:
-            raise DataError(f"raw_synth is not finished in {self.data_folder}; materialize raw_synth first")
+            name = self._names.raw
+            raise DataError(f"{name} is not finished in {self.data_folder}; materialize {name} first")
         return raw
 
     def find(self) -> StageResult | None:
@@ -107,7 +110,7 @@ class DocumentsStage:
         if raw is None:
             return None
         wanted = _fingerprint(self.config, raw.fingerprint)
-        return finished(stage_folder(self.data_folder, STAGE, wanted), wanted)
+        return finished(stage_folder(self.data_folder, self.name, wanted), wanted)
 
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return the raw files whose documents are missing, in groups; see `PartedStage`."""
@@ -137,19 +140,19 @@ class DocumentsStage:
     def finish(self, *, say: Say) -> StageResult:
         """Put the parts together; see `PartedStage`."""
         wanted = _fingerprint(self.config, self.raw.fingerprint)
-        folder = stage_folder(self.data_folder, STAGE, wanted)
+        folder = stage_folder(self.data_folder, self.name, wanted)
         return finish_stage(folder, wanted, say=say, make=lambda: self._together(folder, wanted, say))
 
     def parts(self) -> list[DocumentsPart]:
         """Return what the stage takes of each raw file, in order; files of which it takes nothing are left out."""
         takes: list[tuple[RawFile, int]] = []
-        missing = self.config.num_samples
+        missing = self.config.document_limit
         for raw in files_of(self.raw):
-            take = min(missing, raw.documents)
-            missing -= take
+            take = raw.documents if missing is None else min(missing, raw.documents)
+            missing = None if missing is None else missing - take
             if take:
                 takes.append((raw, take))
-        names = [_file_name(self.config.num_samples, number, len(takes)) for number in range(1, len(takes) + 1)]
+        names = [_file_name(self.config, number, len(takes)) for number in range(1, len(takes) + 1)]
         return [
             DocumentsPart(raw=raw, take=take, file=name, part=self._part(raw, take))
             for (raw, take), name in zip(takes, names, strict=True)
@@ -157,9 +160,10 @@ class DocumentsStage:
 
     def _part(self, raw: RawFile, take: int) -> Part:
         repeats = self.raw.manifest.files[raw.repeats].sha256 if raw.repeats else None
-        config = {"raw": raw.sha256, "repeats": repeats, "take": take}
-        identity = fingerprint(_KIND, config=config, code_version=CODE_VERSION)
-        return Part(kind=_KIND, fingerprint=identity, data_folder=self.data_folder)
+        config = {"raw": raw.sha256, "repeats": repeats, "take": take, **self._format.identity}
+        kind = self._names.documents_part
+        identity = fingerprint(kind, config=config, code_version=f"{CODE_VERSION}.{self._format.version}")
+        return Part(kind=kind, fingerprint=identity, data_folder=self.data_folder)
 
     def _made(self, each: DocumentsPart, say: Say) -> StageResult:
         return each.part.prepare(say=say, make=lambda: self._write(each, say))
@@ -168,18 +172,18 @@ class DocumentsStage:
         source = raw_files(self.config, self.raw)[each.raw.name]
         path = each.part.folder / _FILE
         tally = Tally()
-        record = write_documents(
-            path, ahead(documents_of_file(source, each.take, repeats_of(self.raw, each.raw), tally))
-        )
+        repeats = repeats_of(self.raw, each.raw)
+        documents = documents_of_file(source, self._format, each.take, repeats, tally)
+        record = write_documents(path, self._format.document_schema, ahead(documents))
         if tally.documents < each.take:
             raise DataError(
                 f"{source}: found {tally.documents} documents, need {each.take}: it has changed; "
-                "materialize raw_synth again"
+                f"materialize {self._names.raw} again"
             )
         raw_files(self.config, self.raw)  # raises if the file became another one while it was read
         say(f"{each.raw.name}: {tally.documents:,} documents of {tally.rows_read:,} rows written")
         return Manifest(
-            stage=_KIND,
+            stage=each.part.kind,
             fingerprint=each.part.fingerprint,
             config={"raw": each.raw.sha256, "take": each.take},
             files={_FILE: record},
@@ -200,9 +204,9 @@ class DocumentsStage:
                 {"name": each.raw.name, "file": each.file, "documents": each.take, "fingerprint": part.fingerprint}
             )
         if not linked:
-            say(f"{folder}: this disk knows no hard links; the parts were copied, which takes twice the room")
+            say(f"{folder}: this disk does not support hard links; the parts were copied, which takes twice the space")
         return Manifest(
-            stage=STAGE,
+            stage=self.name,
             fingerprint=wanted,
             config=_identity(self.config),
             upstream=(self.raw.fingerprint,),
@@ -211,41 +215,46 @@ class DocumentsStage:
         )
 
 
-def _file_name(num_samples: int, number: int, count: int) -> str:
+def _file_name(config: DataConfig, number: int, count: int) -> str:
     """Return the name of the `number`-th of `count` files, from 1 on."""
     place = "" if count == 1 else f"-{number:05d}-of-{count:05d}"
-    return f"synth_en_samples_{num_samples}{place}.parquet"
+    return f"{stage_names(config).documents_file}_{config.document_limit or 'all'}{place}.parquet"
 
 
 def _fingerprint(config: DataConfig, upstream: str) -> str:
-    return fingerprint(STAGE, config=_identity(config), upstream=[upstream], code_version=CODE_VERSION)
+    return fingerprint(
+        stage_names(config).documents,
+        config=_identity(config),
+        upstream=[upstream],
+        code_version=f"{CODE_VERSION}.{format_of(config).version}",
+    )
 
 
 def _identity(config: DataConfig) -> dict[str, Any]:
-    return {"num_samples": config.num_samples}
+    return {"num_samples": config.document_limit or "all", **format_of(config).identity}
 
 
 def documents_of_file(
-    path: Path, limit: int, repeats: Rows, tally: Tally, *, batch_rows: int = BATCH_ROWS
+    path: Path, format: Format, limit: int, repeats: Rows, tally: Tally, *, batch_rows: int | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Yield the first `limit` documents of a file in order, counting into `tally`; reads no row beyond the last.
 
     `repeats` are the documents, counted from 0 without them being taken out, that are left out.
     """
     seen = 0
-    for whole in read_batches(path, batch_rows=batch_rows):
-        batch, selection = whole, select(whole)
+    for whole in read_batches(path, format, batch_rows=batch_rows):
+        batch, selection = whole, format.select(whole)
         new = _new_ones(seen, len(selection.kept), repeats)
         wanted = limit - tally.documents
-        if len(new) >= wanted:  # end at the last document, so that the counts know no batch size
+        if len(new) >= wanted:  # end at the last document, so that counts do not depend on the batch size
             batch = whole.slice(0, int(selection.positions[new[wanted - 1]]) + 1)
-            selection = select(batch)
+            selection = format.select(batch)
             new = new[:wanted]
         found = len(selection.kept)
         seen += found
-        documents = documents_of(selection.only(new))
-        tally.add_rows(batch, selection.dropped + Counter(repeated=found - len(new)))
-        tally.add_documents(documents)
+        documents = format.documents_of(selection.only(new))
+        tally.add_rows(batch, selection.dropped + Counter(repeated=found - len(new)), format)
+        tally.add_documents(documents, format)
         yield documents
         if tally.documents >= limit:
             return
@@ -257,11 +266,13 @@ def _new_ones(first: int, count: int, repeats: Rows) -> Rows:
     return np.flatnonzero(~np.isin(numbers, repeats, assume_unique=True))
 
 
-def write_documents(path: Path, documents: Iterable[pa.RecordBatch]) -> FileRecord:
+def write_documents(path: Path, schema: pa.Schema, documents: Iterable[pa.RecordBatch]) -> FileRecord:
     """Write documents as parquet, a row group a batch, and return what the file has to be; atomic."""
     with atomic_path(path) as temporary, HashedFile(temporary) as file:
-        settings = {"compression": "zstd", "compression_level": 1, "use_dictionary": ["exercise", "article"]}
-        with pq.ParquetWriter(file, DOCUMENT_SCHEMA, **settings) as writer:
+        names = names_in(schema)
+        repeating = [names[name] for name in ("kind", "group") if name in names]
+        settings = {"compression": "zstd", "compression_level": 1, "use_dictionary": repeating}
+        with pq.ParquetWriter(file, schema, **settings) as writer:
             for batch in documents:
                 if batch.num_rows:
                     writer.write_batch(batch)

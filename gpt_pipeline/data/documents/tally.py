@@ -1,4 +1,4 @@
-"""What was read, kept and dropped on the way from rows to documents, by language, exercise and reason."""
+"""What was read, kept and dropped on the way from rows to documents."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from gpt_pipeline.data.formats.protocol import Format
 
 _EXAMPLES = 3
 _EXAMPLE_CHARACTERS = 1_000
@@ -21,14 +23,8 @@ class Tally:
     rows_read: int = 0
     documents: int = 0
     text_bytes: int = 0
-    languages: Counter[str] = field(default_factory=Counter)
-    """Rows read."""
-
-    exercises_read: Counter[str] = field(default_factory=Counter)
-    """Rows read."""
-
-    exercises: Counter[str] = field(default_factory=Counter)
-    """Documents."""
+    tables: dict[str, Counter[str]] = field(default_factory=dict)
+    """Rows read and documents by what the format counts them by, such as language."""
 
     dropped: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
@@ -36,14 +32,13 @@ class Tally:
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Tally:
         """Return the tally whose `facts` these are."""
+        tables = {name: Counter(value) for name, value in facts.items() if isinstance(value, Mapping)}
         return cls(
             rows_read=facts["rows_read"],
             documents=facts["documents"],
             text_bytes=facts["text_bytes"],
-            languages=Counter(facts["languages"]),
-            exercises_read=Counter(facts["exercises_read"]),
-            exercises=Counter(facts["exercises"]),
-            dropped=Counter(facts["dropped"]),
+            dropped=tables.pop("dropped"),
+            tables=tables,
             examples=list(facts["examples"]),
         )
 
@@ -52,31 +47,35 @@ class Tally:
         self.rows_read += other.rows_read
         self.documents += other.documents
         self.text_bytes += other.text_bytes
-        self.languages.update(other.languages)
-        self.exercises_read.update(other.exercises_read)
-        self.exercises.update(other.exercises)
+        for name, counts in other.tables.items():
+            self._table(name).update(counts)
         self.dropped.update(other.dropped)
         self.examples += other.examples[: max(0, _EXAMPLES - len(self.examples))]
 
-    def add_rows(self, batch: pa.RecordBatch, dropped: Counter[str]) -> None:
+    def add_rows(self, batch: pa.RecordBatch, dropped: Counter[str], format: Format) -> None:
         self.rows_read += batch.num_rows
-        self.languages.update(_counts(batch["language"]))
-        self.exercises_read.update(_counts(batch["exercise"]))
+        self._count(batch, format.row_tables)
         self.dropped.update(dropped)
 
-    def add_documents(self, documents: pa.RecordBatch) -> None:
+    def add_documents(self, documents: pa.RecordBatch, format: Format) -> None:
         self.documents += documents.num_rows
         self.text_bytes += pc.sum(pc.binary_length(documents["text"])).as_py() or 0
-        self.exercises.update(_counts(documents["exercise"]))
+        self._count(documents, format.document_tables)
         for text in documents["text"][: max(0, _EXAMPLES - len(self.examples))].to_pylist():
             self.examples.append(text[:_EXAMPLE_CHARACTERS])
 
     def facts(self) -> dict[str, Any]:
         """Return the counts as JSON values, the most frequent first."""
-        tables = ("dropped", "languages", "exercises_read", "exercises")
-        counters = {name: dict(getattr(self, name).most_common()) for name in tables}
         counts = {name: getattr(self, name) for name in ("rows_read", "documents", "text_bytes")}
-        return {**counts, **counters, "examples": self.examples}
+        tables = {name: dict(table.most_common()) for name, table in {"dropped": self.dropped, **self.tables}.items()}
+        return {**counts, **tables, "examples": self.examples}
+
+    def _count(self, batch: pa.RecordBatch, tables: Mapping[str, str]) -> None:
+        for name, column in tables.items():
+            self._table(name).update(_counts(batch[column]))
+
+    def _table(self, name: str) -> Counter[str]:
+        return self.tables.setdefault(name, Counter())
 
 
 def _counts(column: pa.Array) -> dict[str, int]:

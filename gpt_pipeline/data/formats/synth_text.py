@@ -25,9 +25,6 @@ ANSWER_MARK = "\n\nA: "
 ENGLISH = "en"
 FAILED_CONSTRAINT = "result:Failed after maximum attempts"  # SYNTH's note on rows whose generation was given up
 
-MAX_DOCUMENT_BYTES = 1 << 20
-"""UTF-8 bytes of a document's text; the few rows above it are runaway generations, and one bounds memory."""
-
 
 def is_blank(text: str | None) -> bool:
     """Whether `text` is null, empty or only whitespace."""

@@ -141,7 +141,7 @@ def _facts(splits: list[SplitWriter], tally: _Tally, checked: int) -> dict[str, 
     }
     return {
         **counts,
-        "tokens_by_exercise": dict(sorted(tally.exercises.items())),
+        **({"tokens_by_exercise": dict(sorted(tally.exercises.items()))} if tally.exercises else {}),
         "document_lengths": tally.lengths.tolist(),
         "checked_documents": checked,
     }

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gpt_pipeline.data.columns import int32s, text_sizes, text_value
+from gpt_pipeline.data.documents.files import names_in
 from gpt_pipeline.data.documents.split import hold_out
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.encoder import EncodedTexts, Encoder, new_encoder
@@ -37,7 +38,8 @@ from gpt_pipeline.errors import DataError
 CHECKED_DOCUMENTS = 200
 """Of each file, compared with tiktoken; and the longest."""
 
-_COLUMNS = ("synth_id", "exercise", "article", "text", "answer_bytes")
+_COLUMNS = ("id", "group", "text")  # of every file; see `data.documents.files`
+_MORE_COLUMNS = ("kind", "answer_bytes")  # of those that have them
 _PIECE_BYTES = 4 << 20  # of text; long enough that a call costs nothing, short enough to stay near the caches
 
 
@@ -110,10 +112,17 @@ class EnglishFile:
         """
         with self._explained("not a readable parquet file"):
             metadata = pq.read_metadata(self.path)
-        names = metadata.schema.to_arrow_schema().names
-        if missing := [name for name in _COLUMNS if name not in names]:
-            raise DataError(f"{self.path}: lacks the columns {', '.join(missing)}; materialize the English text again")
+        names = names_in(metadata.schema.to_arrow_schema())
+        needed = (*_COLUMNS, *(("answer_bytes",) if "query_start" in names else ()))
+        if missing := [name for name in needed if name not in names]:
+            raise DataError(f"{self.path}: lacks the columns {', '.join(missing)}; materialize the documents again")
         return metadata
+
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """What the file calls the columns that are read, by their general names."""
+        names = names_in(self.metadata.schema.to_arrow_schema())
+        return {name: names[name] for name in (*_COLUMNS, *_MORE_COLUMNS) if name in names}
 
     @property
     def rows(self) -> int:
@@ -175,17 +184,16 @@ class EnglishFile:
             DataError: the file is damaged.
         """
         with self._explained("damaged"):
-            batches: list[pa.RecordBatch] = opened.read_row_group(
-                row_group, columns=list(_COLUMNS), use_threads=False
-            ).to_batches()
-            return batches
+            table = opened.read_row_group(row_group, columns=list(self.columns.values()), use_threads=False)
+            batches: list[pa.RecordBatch] = table.select(list(self.columns.values())).to_batches()
+            return [pa.record_batch(batch.columns, names=list(self.columns)) for batch in batches]
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.path}: {what} ({error}); materialize the English text again") from error
+            raise DataError(f"{self.path}: {what} ({error}); materialize the documents again") from error
 
     def check(self, samples: list[Sample]) -> None:
         """Raise `DataError` unless the tokens of the samples are tiktoken's."""
@@ -240,7 +248,7 @@ class _Worker:
             self._encoder = new_encoder(self.say)
         encoded = self._encoder.encode(rows["text"])
         if len(encoded.starts) != rows.num_rows:
-            raise self.file.unlike_tiktoken(rows["synth_id"][0].as_py())
+            raise self.file.unlike_tiktoken(rows["id"][0].as_py())
         sizes = text_sizes(rows["text"])
         answers = _answer_tokens(self.file, rows, encoded, sizes)
         lengths = np.diff(encoded.starts, append=len(encoded.tokens))
@@ -251,8 +259,8 @@ class _Worker:
                 tokens=encoded.tokens, lengths=lengths, answers=answers - encoded.starts, text_bytes=int(sizes.sum())
             ),
             sizes=sizes,
-            held_out=_held_out(self.file, rows["article"]),
-            exercises=_tokens_by_exercise(rows["exercise"], lengths),
+            held_out=_held_out(self.file, rows["group"]),
+            exercises=_tokens_by_exercise(rows["kind"], lengths) if "kind" in self.file.columns else Counter(),
             samples=[_sample(rows, encoded, first_row, index) for index in sampled.tolist()],
             longest=_sample(rows, encoded, first_row, int(lengths.argmax())),
         )
@@ -283,13 +291,15 @@ def _answer_tokens(file: EnglishFile, rows: pa.RecordBatch, encoded: EncodedText
     text = TokenBytes(encoded.tokens)
     spelled = np.diff(text.before(np.append(encoded.starts, len(encoded.tokens))))  # `<|endoftext|>` stands for none
     if (wrong := np.flatnonzero(spelled != sizes)).size:
-        raise file.unlike_tiktoken(rows["synth_id"][int(wrong[0])].as_py())
+        raise file.unlike_tiktoken(rows["id"][int(wrong[0])].as_py())
+    if "answer_bytes" not in file.columns:  # then every token counts
+        return text.token_at(np.cumsum(sizes) - sizes)
     answer_sizes = int32s(rows["answer_bytes"])
     if (wrong := np.flatnonzero((answer_sizes <= 0) | (answer_sizes > sizes))).size:
         row = int(wrong[0])
         raise DataError(
-            f"{file.path}: document {rows['synth_id'][row].as_py()} has answer_bytes={answer_sizes[row]}, need 1 to "
-            f"its text's {sizes[row]}; materialize the English text again"
+            f"{file.path}: document {rows['id'][row].as_py()} has answer_bytes={answer_sizes[row]}, need 1 to "
+            f"its text's {sizes[row]}; materialize the documents again"
         )
     return text.token_at(np.cumsum(sizes) - answer_sizes)
 
@@ -312,7 +322,7 @@ def _sample(rows: pa.RecordBatch, encoded: EncodedTexts, first_row: int, index: 
     end = encoded.starts[index + 1] if index + 1 < len(encoded.starts) else len(encoded.tokens)
     return Sample(
         row=first_row + index,
-        synth_id=rows["synth_id"][index].as_py(),
+        synth_id=rows["id"][index].as_py(),
         text=rows["text"][index].as_py(),
         tokens=encoded.tokens[encoded.starts[index] + 1 : end].copy(),
     )

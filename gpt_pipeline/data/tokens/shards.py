@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, intact_parts, prepare
 from gpt_pipeline.data.tokens.stream import TRAIN, VALIDATION, TokenShards, TokenStream, open_shards, shard_name
 from gpt_pipeline.errors import ConfigError, DataError
@@ -84,7 +85,8 @@ class ShardsStage:
         """
         english = self._finished_english()
         if english is None:
-            raise DataError(f"english_parquet is not finished in {self.data_folder}; materialize english_parquet first")
+            name = stage_names(self.config).documents
+            raise DataError(f"{name} is not finished in {self.data_folder}; materialize {name} first")
         return english
 
     def find(self) -> StageResult | None:
@@ -240,10 +242,11 @@ def _added(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def _require_documents(config: DataConfig, facts: Mapping[str, Any]) -> None:
     for split, remedy in ((VALIDATION, "raise"), (TRAIN, "lower")):
         if facts[f"{split}_documents"] == 0:
+            documents = facts["train_documents"] + facts["validation_documents"]
             raise ConfigError(
                 "data.validation_fraction",
                 found=config.validation_fraction,
-                need=f"a share that leaves the {split} split some of the {config.num_samples} documents",
+                need=f"a share that leaves the {split} split some of the {documents} documents",
                 remedy=f"{remedy} data.validation_fraction, or raise data.num_samples",
             )
 

@@ -1,0 +1,34 @@
+"""The documents' parquet: what is known of each document, by the same names for every format.
+
+All have `id`, `group` (documents of one are never split between training and validation) and `text`; those of which it
+is known have a `kind` too. SYNTH's files, which are older than these names, call the other three otherwise on the disk;
+readers get them under the general names. Documents that are questions have more: `constraints`, and where their parts
+begin and end in the text, `query_start`, `query_end`, `reasoning_start`, `reasoning_end`, `answer_start` in characters
+(null where absent) and `answer_bytes`, the bytes of the answer, which is the text's end.
+Without `answer_bytes`, no part of the text is an answer, and every token of it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_OLD_NAMES = {"id": "synth_id", "group": "article", "kind": "exercise"}
+
+
+def names_in(schema: pa.Schema) -> Mapping[str, str]:
+    """Return the columns of a documents file: what it calls them, by their general names."""
+    own = {old: name for name, old in _OLD_NAMES.items()}
+    return {own.get(name, name): name for name in schema.names}
+
+
+def read_documents(files: Iterable[Path], columns: Sequence[str], *, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield `columns` of all documents of the files in order, at most `batch_rows` at a time."""
+    for path in files:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            names = names_in(file.schema_arrow)
+            for batch in file.iter_batches(batch_size=batch_rows, columns=[names[name] for name in columns]):
+                yield pa.record_batch([batch[names[name]] for name in columns], names=list(columns))
