@@ -134,7 +134,7 @@ def test_truncated_checkpoint_is_no_checkpoint(tmp_path):
     info = save_checkpoint(tmp_path, snapshot(7))
     os.truncate(info.path, info.size // 2)
     assert list_checkpoints(tmp_path) == []
-    with pytest.raises(DamagedFileError, match="is damaged: it has"):
+    with pytest.raises(DamagedFileError, match=r"is damaged: its [0-9]+ bytes"):
         load_model(info.path)
 
 

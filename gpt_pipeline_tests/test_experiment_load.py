@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment import load as loading
-from gpt_pipeline.experiment.config import ExperimentConfig, contradictions
+from gpt_pipeline.experiment.config import ExperimentConfig, StorageConfig, contradictions
 from gpt_pipeline.experiment.document import read_document
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.problems import ExperimentFileError
-from gpt_pipeline.storage.config import StorageConfig
 from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
 
 ORIGINAL = r"""experiment_name: Traditional Small GPT 2 - Samples 2M
@@ -93,7 +92,7 @@ def test_windows_folder_on_posix_loads_and_names_key_and_remedy_when_asked_for(w
     with pytest.raises(ConfigError) as caught:
         _ = experiment.base_folder
     text = str(caught.value)
-    assert text.startswith(f"{path}:5: storage.base_folder: found 'E:\\GPT_SANDBOX_STORAGE', need a folder of this")
+    assert text.startswith(f"{path}:5: storage.base_folder: found 'E:\\GPT_SANDBOX_STORAGE', need a folder on this")
     assert "set storage.base_folder to a folder here" in text
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt_pipeline.checkpoints.retention import kept_checkpoints
 from gpt_pipeline.checkpoints.save import DiskFullError
 from gpt_pipeline.cli import main
 from gpt_pipeline.data.documents.raw import prepare_raw
@@ -26,7 +27,7 @@ from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.costs import MemoryNeed, Precision, checkpoint_bytes, memory_need
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.planning.device import Device, choose_device
-from gpt_pipeline.planning.disk import Disk, DiskNeed, kept_checkpoints
+from gpt_pipeline.planning.disk import Disk, DiskNeed
 from gpt_pipeline.planning.findings import Known, findings
 from gpt_pipeline.planning.host import HostMemory, _limited, host_memory
 from gpt_pipeline.planning.plan import Plan, make_plan

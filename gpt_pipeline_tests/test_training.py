@@ -509,7 +509,7 @@ def test_training_on_other_shards_than_asked_for_is_refused(tmp_path):
 def test_training_that_does_not_fit_on_the_disk_is_refused_before_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 20_000_000}))
     listener = Listener()
-    # 5 checkpoints (3 newest, best, next) of 3 * 4 * 403,048 bytes and 1 MiB of the rest
+    # 5 checkpoints (3 newest, best, next) of 3 * 4 * 403,048 bytes, the random states, and 1 MiB of the rest
     with pytest.raises(UserError, match=r"found 0\.02 GB free .* need 0\.0295 GB for 5 checkpoints"):
         run_job(make_job(tmp_path), listener)
     assert listener.records == []

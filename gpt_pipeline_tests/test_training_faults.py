@@ -245,11 +245,11 @@ def test_trainer_process_killed_is_seen_to_have_died_and_its_successor_says_who_
     listener = Listener()
     run_job(job, listener, stop=stop)
     assert f"process {child.pid} on {process.host} (training test, since" in listener.messages[0]
-    assert "ended without giving it back" in listener.messages[0]
+    assert "ended without releasing it" in listener.messages[0]
     assert trainer_state(job.folder.root) == "none"
     listener = Listener()
     run_job(job, listener, stop=stop)
-    assert not any("giving it back" in message for message in listener.messages)
+    assert not any("releasing it" in message for message in listener.messages)
 
 
 def test_process_id_of_this_process_lives_and_others_are_told_apart():

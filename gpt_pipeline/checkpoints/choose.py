@@ -1,4 +1,4 @@
-"""The checkpoint that a person means: by `best`, `last`, a step or a file, or to resume from. Imports no torch."""
+"""The checkpoint that a name stands for: `best`, `last`, a step, a file, or one to resume from. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def choose_checkpoint(folder: Path, name: str) -> CheckpointInfo:
     step, anything else a file: in the folder, or wherever its path leads.
 
     Raises:
-        UserError: there is none of that name; names those that are there.
+        UserError: there is none of that name; the message lists those that exist.
         DamagedFileError: its file is not as long as its manifest says, or has no manifest.
         NewerFileError: only a newer version can read it, or tell that it is not the one.
     """
@@ -55,7 +55,7 @@ def checkpoint_to_resume(folder: Path, name: str) -> Path:
     """Return the file that `storage.checkpoint_to_resume` names in the `checkpoints` folder, with a manifest or not.
 
     Raises:
-        UserError: there is none of that name; names the finished checkpoints that are there.
+        UserError: there is none of that name; the message lists the finished ones.
     """
     path = folder / name
     if path.is_file():
@@ -79,7 +79,7 @@ def _meant(folder: Path, name: str) -> CheckpointInfo | None:
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """Return the file that `name` stands for, which need not be there; None if it is no name of a file."""
+    """Return the file that `name` stands for, whether or not it exists; None if `name` is not a file name."""
     if name == BEST:
         return folder / BEST_NAME
     if not name.endswith(".pt"):
@@ -90,11 +90,14 @@ def _file(folder: Path, name: str) -> Path | None:
 
 def _all(folder: Path) -> list[CheckpointInfo]:
     best = best_checkpoint(folder)
-    return [*list_checkpoints(folder), *([best] if best else [])]  # of two at one step, first the one that stays
+    return [
+        *list_checkpoints(folder),
+        *([best] if best else []),
+    ]  # of two at one step, the one that stays comes first
 
 
 def _known(folder: Path) -> str:
     names = sorted({info.step: info.path.name for info in reversed(_all(folder))}.items())
     if not names:
-        return f"there is no checkpoint in {folder} yet, so train first: gpt-pipeline run"
-    return f"in {folder} are {', '.join(name for _, name in names)}"
+        return f"{folder} has no checkpoint yet; train first: gpt-pipeline run"
+    return f"{folder} has {', '.join(name for _, name in names)}"

@@ -1,4 +1,4 @@
-"""Leases: a checkpoint that some process is using is not deleted under it.
+"""Leases: a checkpoint is not deleted while a process uses it.
 
 A lease is a locked file in `checkpoints/.leases`; the operating system drops the lock when its holder dies.
 """
@@ -21,10 +21,10 @@ _SUFFIX = ".lease"
 
 @contextmanager
 def hold(path: Path) -> Iterator[None]:
-    """Keep the checkpoint `path` from being removed for the length of the block.
+    """Keep the checkpoint `path` from being removed during the block.
 
     Raises:
-        UserError: it is no longer there.
+        UserError: it no longer exists.
     """
     lease_path = path.parent / _FOLDER / f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{_SUFFIX}"
     lease = FileLock(lease_path, timeout=0)
@@ -62,5 +62,5 @@ def _is_held(lease_path: Path) -> bool:
     except Timeout:
         return True
     lease.release()
-    lease_path.unlink(missing_ok=True)  # its holder died
+    lease_path.unlink(missing_ok=True)  # whose holder died
     return False

@@ -1,4 +1,4 @@
-"""Reading checkpoints: the hash first, then tensors and plain values only, never code."""
+"""Read checkpoints: verify the hash first, then load tensors and plain values only, never code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpt_pipeline.storage.atomic import sha256_of
 
 
 def verify_checkpoint(path: Path) -> CheckpointInfo:
-    """Return the manifest of the checkpoint `path` if the file is what it says.
+    """Return the manifest of the checkpoint `path` after checking that the file is the one it describes.
 
     Raises:
         UserError: there is no such checkpoint.
@@ -62,7 +62,7 @@ def load_model(path: Path, *, device: str | torch.device = "cpu") -> tuple[GPT, 
     """
     info = verify_checkpoint(path)
     snapshot = load_checkpoint(path, verify=False)
-    with torch.device("meta"):  # no time spent on initial weights, no random numbers used
+    with torch.device("meta"):  # so that no initial weights and no random numbers are drawn
         model = GPT(snapshot.model_config)
     model.load_state_dict(dict(snapshot.model), assign=True)
     return model.requires_grad_(False).to(device).eval(), info
@@ -72,5 +72,7 @@ def _not_a_checkpoint(path: Path) -> UserError:
     if not path.is_file():
         return UserError(f"{path}: no such checkpoint")
     if manifest_path(path).is_file():
-        return DamagedFileError(f"{path} is damaged: it has {path.stat().st_size} bytes, not what its manifest says")
-    return UserError(f"{path} is no finished checkpoint: its manifest {manifest_path(path).name} is missing")
+        return DamagedFileError(
+            f"{path} is damaged: its {path.stat().st_size} bytes are not the number in its manifest"
+        )
+    return UserError(f"{path} is not a finished checkpoint: its manifest {manifest_path(path).name} is missing")

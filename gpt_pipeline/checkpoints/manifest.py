@@ -1,4 +1,4 @@
-"""What is known of a checkpoint without reading it. Imports no torch, so that listing is quick anywhere.
+"""What is known about a checkpoint without reading it. Imports no torch, so that listing checkpoints is fast.
 
 A checkpoint is a `.pt` file with a `.json` manifest of the same stem, written last: without it the file is a leftover.
 """
@@ -38,7 +38,7 @@ class CheckpointInfo:
     """Optimizer updates done."""
 
     sha256: str
-    """Of the file, hex; computed from the bytes as they were written."""
+    """Of the file, hex; computed while it was written."""
 
     weights_sha256: str
     """Of the model's tensors alone (see `snapshot.weights_sha256`): the identity of what is evaluated."""
@@ -64,7 +64,7 @@ class CheckpointInfo:
     """Of gpt_pipeline, torch and python."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What the training that made it was told, by key of the experiment file; empty in manifests from before this."""
+    """The configuration of the training, by key of the experiment file; empty in manifests that predate this field."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the info as JSON values, `path` in full."""
@@ -94,12 +94,12 @@ def checkpoint_step(key: str) -> int:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of `step` lies in the `checkpoints` folder."""
+    """Return the path of the checkpoint of `step` in the `checkpoints` folder."""
     return folder / f"checkpoint_step_{step}.pt"
 
 
 def manifest_path(path: Path) -> Path:
-    """Return where the manifest of the checkpoint `path` lies."""
+    """Return the path of the manifest of the checkpoint `path`."""
     return path.with_suffix(".json")
 
 
@@ -111,7 +111,7 @@ def write_manifest(info: CheckpointInfo, *, at: Path | None = None) -> None:
 def read_info(path: Path) -> CheckpointInfo | None:
     """Return the manifest of the checkpoint `path`, or None when it has none or its file is missing or cut short.
 
-    The file is not read: that it is what the manifest says, `load.verify_checkpoint` finds out.
+    The file is not read; `load.verify_checkpoint` checks that it is the one in the manifest.
 
     Raises:
         NewerFileError: a newer version wrote it, with what this one cannot leave out.
@@ -134,12 +134,12 @@ def list_checkpoints(folder: Path) -> list[CheckpointInfo]:
 
 
 def best_checkpoint(folder: Path) -> CheckpointInfo | None:
-    """Return `best_model.pt`, the one with the lowest validation loss so far, if there is one."""
+    """Return `best_model.pt`, the one with the lowest validation loss so far, or None."""
     return _readable_info(folder / BEST_NAME)
 
 
 def find_checkpoint(folder: Path, step: int) -> CheckpointInfo | None:
-    """Return the checkpoint of `step`, be it under its own name or as `best_model.pt`."""
+    """Return the checkpoint of `step`, under its own name or as `best_model.pt`."""
     info = _readable_info(checkpoint_path(folder, step))
     if info is not None:
         return info
@@ -162,12 +162,12 @@ def newer_manifests(folder: Path) -> dict[Path, NewerFileError]:
 
 
 def announce_best(info: CheckpointInfo) -> None:
-    """Write the manifest of the `best_model.pt` to come beside that of the present one."""
+    """Write the manifest of the next `best_model.pt` beside that of the current one."""
     write_manifest(info, at=info.path.with_name(_PENDING_BEST))
 
 
 def settle_best(folder: Path) -> None:
-    """Finish or forget a replacement of `best_model.pt` that was cut short; needs the lock of the experiment.
+    """Complete or discard an interrupted replacement of `best_model.pt`; needs the lock of the experiment.
 
     The new manifest stands before the file is renamed and takes the old one's place afterwards, so at each moment one
     of the two describes the file.
@@ -177,7 +177,7 @@ def settle_best(folder: Path) -> None:
         return
     path = folder / BEST_NAME
     announced = _read(pending, path)
-    # Sizes are often equal, so only the content tells which manifest is meant.
+    # Sizes are often equal, so only the content tells which manifest describes the file.
     if announced is not None and path.is_file() and sha256_of(path) == announced.sha256:
         pending.replace(manifest_path(path))
     else:
@@ -195,7 +195,7 @@ def set_aside(path: Path, *, why: str) -> Path:
             break
         number += 1
     manifest = manifest_path(path)
-    if manifest.exists():  # first, so that what is left is no checkpoint
+    if manifest.exists():  # first, so that the rest does not count as a checkpoint
         manifest.replace(manifest.with_name(manifest.name + suffix))
     path.replace(aside)
     fsync_folder(path.parent)

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, the best, those in use, and those that an evaluator has yet to see.
+"""Which checkpoints are kept: the newest, the best, those in use, and those that await evaluation.
 
 Imports no torch: evaluators announce themselves from light processes.
 """
@@ -28,12 +28,17 @@ from gpt_pipeline.storage.room import free_bytes
 _logger = logging.getLogger(__name__)
 
 _EVALUATOR_NAME = "evaluator.json"
-_HEARTBEAT_SECONDS = 600.0  # an evaluator that has not touched its file for so long is gone
-_SPARE_CHECKPOINTS = 2  # with less room than this, waiting for an evaluator would stop the training
+_HEARTBEAT_SECONDS = 600.0  # an evaluator that has not touched its file for longer is gone
+_SPARE_CHECKPOINTS = 2  # with less space than this, waiting for an evaluator would stop the training
+
+
+def kept_checkpoints(keep_last: int) -> int:
+    """Return how many checkpoints are on disk at the same time: the newest, the best, and the one being written."""
+    return keep_last + 2
 
 
 def prune(folder: ExperimentFolder, *, keep_last: int) -> list[CheckpointInfo]:
-    """Remove the checkpoints that need not stay; return them. `best_model.pt` is never touched."""
+    """Remove the checkpoints that need not be kept; return them. `best_model.pt` is never touched."""
     checkpoints = list_checkpoints(folder.checkpoints)
     best = best_checkpoint(folder.checkpoints)
     candidates = [info for info in checkpoints[:-keep_last] if best is None or info.step != best.step]
@@ -46,7 +51,7 @@ def prune(folder: ExperimentFolder, *, keep_last: int) -> list[CheckpointInfo]:
 
 
 def announce_evaluator(root: Path) -> None:
-    """Say that an evaluator watches the experiment in `root`; its checkpoints stay until they are evaluated.
+    """Announce an evaluator for the experiment in `root`: its checkpoints are kept until they are evaluated.
 
     Call it at least every ten minutes.
     """
@@ -55,7 +60,7 @@ def announce_evaluator(root: Path) -> None:
 
 
 def evaluator_is_at_work(root: Path) -> bool:
-    """Whether an evaluator watches the experiment in `root`: one that announced itself, and has not ended since."""
+    """Whether an evaluator that announced itself for the experiment in `root` is still running."""
     try:
         process = ProcessId.from_text(read_json(root / _EVALUATOR_NAME))
     except (FileNotFoundError, KeyError, TypeError, ValueError):
@@ -85,9 +90,9 @@ def _is_evaluated(folder: ExperimentFolder, step: int) -> bool:
 
 def _remove(info: CheckpointInfo) -> bool:
     try:
-        info.path.unlink(missing_ok=True)  # first: a manifest without its file is no checkpoint
+        info.path.unlink(missing_ok=True)  # first: a manifest without its file does not count as a checkpoint
     except PermissionError:  # Windows refuses to remove a file that someone reads
-        _logger.warning("%s is in use and stays for now", info.path)
+        _logger.warning("%s is in use and is kept for now", info.path)
         return False
     manifest_path(info.path).unlink(missing_ok=True)
     return True

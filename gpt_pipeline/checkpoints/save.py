@@ -1,18 +1,16 @@
-"""Writing checkpoints so that a process killed at any moment leaves the ones before untouched.
+"""Write checkpoints so that a process killed at any moment leaves the earlier ones untouched.
 
-Temporary name, fsync, rename, fsync of the folder, and then the manifest with the sha256 of the bytes as they left
-this process: what a disk or a crash did to them afterwards shows when the file is verified.
+Temporary name, fsync, rename, fsync of the folder, then the manifest. Its sha256 is that of the bytes as they left this
+process, so verification finds what a disk or a crash did to them afterwards.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import platform
 import shutil
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import torch
 
@@ -29,7 +27,7 @@ from gpt_pipeline.checkpoints.manifest import (
 )
 from gpt_pipeline.checkpoints.snapshot import Snapshot, snapshot_bytes, weights_sha256
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.storage.atomic import atomic_path
+from gpt_pipeline.storage.atomic import HashedFile, atomic_path
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.storage.room import free_bytes
 
@@ -41,10 +39,10 @@ class DiskFullError(UserError):
 def save_checkpoint(folder: Path, snapshot: Snapshot) -> CheckpointInfo:
     """Write `checkpoint_step_<N>.pt` and its manifest into `folder`; return its info.
 
-    Anything else that has this name is kept, set aside as `*.leftover`.
+    Any other file of this name is set aside as `*.leftover`.
 
     Raises:
-        DiskFullError: no room; names the GB needed. Older checkpoints are untouched.
+        DiskFullError: no space; the message says how many GB are needed. Older checkpoints are untouched.
     """
     path = checkpoint_path(folder, snapshot.step)
     _keep_leftover(path)
@@ -55,7 +53,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot) -> CheckpointInfo:
 
 
 def save_best(folder: Path, snapshot: Snapshot) -> CheckpointInfo:
-    """Write `best_model.pt` in place of the one before, so that at each moment one of the two is there and valid.
+    """Replace `best_model.pt` so that a valid one, old or new, exists at every moment.
 
     Raises:
         DiskFullError: as `save_checkpoint`.
@@ -97,19 +95,18 @@ def _keep_leftover(path: Path) -> None:
 
 
 def _write(temporary: Path, path: Path, snapshot: Snapshot) -> CheckpointInfo:
-    with temporary.open("wb") as file:
-        hashing = _HashingFile(file)
+    with HashedFile(temporary) as file:
         try:
-            torch.save(snapshot.payload(), hashing)
+            torch.save(snapshot.payload(), file)
         except Exception as error:
-            # torch wraps what a failing write raises; the disk's own word is the useful one.
-            raise hashing.error or error from error
+            # torch wraps what a failing write raises; the system's own error says why.
+            raise file.error or error from error
     return CheckpointInfo(
         path=path,
         step=snapshot.step,
-        sha256=hashing.digest.hexdigest(),
+        sha256=file.sha256,
         weights_sha256=weights_sha256(snapshot.model),
-        size=hashing.size,
+        size=file.size,
         fingerprint=snapshot.fingerprint,
         shards_fingerprint=snapshot.shards_fingerprint,
         tokens_seen=snapshot.progress.tokens_seen,
@@ -121,31 +118,8 @@ def _write(temporary: Path, path: Path, snapshot: Snapshot) -> CheckpointInfo:
     )
 
 
-class _HashingFile:
-    """The part of a file that `torch.save` needs; hashes and counts what passes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.size = 0
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            written = self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        self.digest.update(data)
-        self.size += written
-        return written
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
 class _room_for:  # noqa: N801  # reads as a function in a with statement
-    """Turns a write that failed for lack of room into a `DiskFullError`."""
+    """Turn a write that failed for lack of space into a `DiskFullError`."""
 
     def __init__(self, snapshot: Snapshot, folder: Path) -> None:
         self._snapshot = snapshot
@@ -159,6 +133,6 @@ class _room_for:  # noqa: N801  # reads as a function in a with statement
             needed, free = snapshot_bytes(self._snapshot) / 1e9, free_bytes(self._folder) / 1e9
             raise DiskFullError(
                 f"no room for the checkpoint of step {self._snapshot.step} in {self._folder}: found {free:.3g} GB free "
-                f"({error.strerror}), need {needed:.3g} GB; the checkpoints before it are untouched. Free some space, "
+                f"({error.strerror}), need {needed:.3g} GB; earlier checkpoints are untouched. Free some space, "
                 "or lower evaluation.keep_last, and run again"
             ) from error

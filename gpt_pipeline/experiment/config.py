@@ -8,16 +8,38 @@ from math import isqrt
 from typing import Any
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.errors import ConfigError, require
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.start_from import StartFromConfig
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.storage.config import StorageConfig
 from gpt_pipeline.storage.fingerprint import added_later
 from gpt_pipeline.storage.names import folder_name
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig, sequences_per_step, step_layout
 
 DATA_FOLDER = "data"  # <base_folder>/data holds what experiments share, so that no experiment may bear the name
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageConfig:
+    """Where an experiment keeps its files, and which checkpoint it resumes from."""
+
+    base_folder: str
+    """Folder for all data and checkpoints; a relative path starts at the experiment file's folder."""
+
+    checkpoint_to_resume: str | None = None
+    """A file name in the `checkpoints` folder to resume from; null: the newest valid one; `scratch`: start over."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.base_folder.strip()), "base_folder", found=self.base_folder, need="the path of a folder")
+        name = self.checkpoint_to_resume
+        if name is not None and name != "scratch":
+            plain = name.endswith(".pt") and "/" not in name and "\\" not in name and ":" not in name
+            require(
+                plain,
+                "checkpoint_to_resume",
+                found=name,
+                need="a file name such as checkpoint_step_50000.pt, `scratch`, or null",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
+from gpt_pipeline.checkpoints.retention import kept_checkpoints
 from gpt_pipeline.data.config import SAMPLE
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import checkpoint_bytes
@@ -29,7 +30,6 @@ _SAMPLE_ENGLISH_BYTES_PER_TOKEN = 1.04  # of 16,000 documents of the sample
 _INDEX_BYTES_PER_DOCUMENT = 20  # a hash of 16 bytes and a position of 4
 _SHARD_BYTES_PER_TOKEN, _SHARD_BYTES_PER_DOCUMENT = 2, 16
 _HUB_SPARE = 10**9  # what `data.sources.hub` wants to leave free on the disk of its cache
-_BEST_AND_NEXT = 2  # `training.saver`: besides the `keep_last` newest, the best and the one being written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +99,6 @@ def disks(
     return tuple(
         Disk(folder=own[0].folder, free=free_bytes(own[0].folder), needs=tuple(own)) for own in by_disk.values()
     )
-
-
-def kept_checkpoints(keep_last: int) -> int:
-    """Return how many checkpoints are on disk at the same time during training."""
-    return keep_last + _BEST_AND_NEXT
 
 
 def _data_needs(experiment: Experiment, tokens: TokenCount, stages: Sequence[StageProgress]) -> list[DiskNeed]:

@@ -33,9 +33,9 @@ _PLAIN_TYPES = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, fl
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what was written there becomes `path` when the block ends well.
+    """Yield a temporary path beside `path`; it is renamed to `path` when the block ends without an error.
 
-    The folder is made if it is missing. If the block raises, the temporary file is removed and `path` is untouched.
+    The folder is created if it is missing. If the block raises, the temporary file is removed and `path` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{_TEMPORARY_SUFFIX}")
@@ -50,19 +50,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 class HashedFile(io.RawIOBase):
-    """A file that is written from its beginning to its end, and hashed on the way."""
+    """A file that is written from beginning to end and hashed as it is written."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self._digest = hashlib.sha256()
         self.size = 0
+        self.error: OSError | None = None
 
     def writable(self) -> bool:
         return True
 
     def write(self, piece: Any) -> int:
+        try:
+            self._file.write(piece)
+        except OSError as error:
+            self.error = error
+            raise
         self._digest.update(piece)
-        self._file.write(piece)
         count = memoryview(piece).nbytes
         self.size += count
         return count
@@ -80,12 +85,12 @@ class HashedFile(io.RawIOBase):
 
     @property
     def sha256(self) -> str:
-        """Of all that was written so far, hex."""
+        """Of everything written so far, hex."""
         return self._digest.hexdigest()
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Rename `source` to `target`. Windows refuses while somebody reads `target`, so there it is tried for a while."""
+    """Rename `source` to `target`. Windows refuses while `target` is being read, so there it is retried for a while."""
     until = time.monotonic() + (_PATIENCE_SECONDS if os.name == "nt" else 0)
     while True:
         try:
@@ -98,7 +103,7 @@ def _replace(source: Path, target: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> bool:
-    """Give `source` the second name `target`, atomically; False if the disk knows no hard links and it was copied."""
+    """Give `source` the second name `target`, atomically; return False if hard links fail and it was copied."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and target.samefile(source):
         return True
@@ -130,12 +135,12 @@ def rewrite_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return what `write_json` wrote; raises ValueError where `path` holds anything but JSON in UTF-8."""
+    """Return what `write_json` wrote; raises ValueError if `path` holds anything but JSON in UTF-8."""
     return parse_json(path.read_bytes())
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text; raises ValueError for any other, also for one that is nested too deeply."""
+    """Return the value of a JSON text; raises ValueError for any other text, and for one that is nested too deeply."""
     try:
         return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
     except RecursionError:
@@ -266,7 +271,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hex sha256 of a file's bytes, read in bounded pieces."""
+    """Return the hex sha256 of a file, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(_READ_BYTES):

@@ -51,8 +51,8 @@ def fingerprint(stage: str, *, config: Mapping[str, Any], upstream: Sequence[str
     """Return the hex sha256 of everything that decides a stage's output.
 
     `config` holds what is computed, as JSON values (see `identity_of`). Paths, hosts, dates, devices and worker counts
-    do not belong in it: the same fingerprint on two machines means the same output. `code_version` is raised by hand
-    when a stage's code changes its output.
+    do not belong in it: the same fingerprint on two machines means the same output. Raise `code_version` by hand when
+    a stage's code changes its output.
     """
     identity = {"stage": stage, "config": config, "upstream": list(upstream), "code_version": code_version}
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)

@@ -1,4 +1,4 @@
-"""Where an experiment's files lie."""
+"""Where the files of an experiment are."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class ExperimentFolder:
 
     @property
     def job(self) -> Path:
-        """What the trainer was asked to do, as JSON."""
+        """The trainer's job, as JSON."""
         return self.root / "job.json"
 
     @property
     def training(self) -> Path:
-        """Written when training has reached its last step: the manifest of the finished training."""
+        """The manifest of the finished training, written after its last step."""
         return self.root / "training.json"
 
     @property

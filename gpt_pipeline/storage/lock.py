@@ -1,4 +1,4 @@
-"""One process at a time in a folder. The operating system drops the lock when its holder dies, however it dies."""
+"""One process at a time in a folder. The operating system releases the lock however its holder ends."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _logger = logging.getLogger(__name__)
 def folder_lock(
     folder: Path, *, purpose: str, wait_seconds: float = 0, say: Callable[[str], None] = _logger.warning
 ) -> Iterator[None]:
-    """Hold the lock of `folder` for the block; `wait_seconds` of -1 waits for ever.
+    """Hold the lock of `folder` during the block; `wait_seconds` of -1 waits forever.
 
-    When the holder before died with it, `say` is told who that was.
+    If the previous holder died while holding it, `say` is told which process that was.
 
     Raises:
-        LockedError: another live process holds it; names that process, its host and what it does.
+        LockedError: another live process holds it; the message names the process, its host and its purpose.
     """
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / ".lock.json"
@@ -39,8 +39,8 @@ def folder_lock(
     try:
         if holder.is_file():
             say(
-                f"{folder} was last held by {_describe(holder)}, which ended without giving it back: it was killed, or "
-                "its machine went down. Its lock is taken over."
+                f"{folder} was last held by {_describe(holder)}, which ended without releasing it: it was killed, or "
+                "its machine went down. Taking over its lock."
             )
         write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": utc_now(), "purpose": purpose})
         yield
@@ -65,7 +65,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def held_for(folder: Path) -> str | None:
-    """Return the purpose for which a live process holds the lock of `folder`; None if nobody does, or does not say."""
+    """Return the purpose for which a live process holds the lock of `folder`; None if none does or it is unknown."""
     if not is_locked(folder):
         return None
     try:

@@ -1,7 +1,7 @@
-"""The manifest of a finished stage: written last, it is what makes the stage's folder exist for others.
+"""The manifest of a finished stage. It is written last: without it, the stage's folder does not count.
 
-It holds nothing that depends on when or how fast the stage was made, so that two runs that made the same have the same
-bytes in `manifest.json`; times are in `made.json` beside it.
+It holds nothing that depends on when or how fast the stage was made, so two runs with the same result write the same
+`manifest.json`; times are in `made.json` beside it.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Manifest:
     """By path relative to the manifest's folder, with `/`."""
 
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Counts and other findings worth showing; JSON values."""
+    """Counts and other figures worth showing; JSON values."""
 
     def write(self, folder: Path, *, seconds: float = 0.0) -> None:
-        """Write the manifest into `folder`, atomically, after `made.json`, which tells that it took `seconds`."""
+        """Write the manifest into `folder`, atomically, after `made.json`, which records that it took `seconds`."""
         made = Made(at=utc_now(), seconds=round(seconds, 3), version=__version__)
         write_json(folder / MADE_NAME, dataclasses.asdict(made))
         write_json(folder / MANIFEST_NAME, dataclasses.asdict(self))
@@ -90,7 +90,7 @@ class StageResult:
 
     @property
     def made(self) -> Made | None:
-        """When and how fast it was made; None if that is not known."""
+        """When it was made and how long that took; None if unknown."""
         return _read_made(self.folder)
 
 
@@ -119,14 +119,14 @@ def record_and_sync(path: Path) -> FileRecord:
 
 
 def forget(folder: Path) -> None:
-    """Make the stage in `folder` unfinished; its files stay until they are written anew."""
+    """Make the stage in `folder` unfinished; its files are kept until they are written again."""
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest in `folder`, or None if there is none.
 
-    A manifest that is damaged is set aside under another name, said in the log, and counts as none.
+    A damaged manifest is set aside under another name, reported in the log, and counts as none.
 
     Raises:
         NewerFileError: only a newer version can read it.
@@ -165,7 +165,7 @@ def finished(folder: Path, fingerprint: str) -> StageResult | None:
     for name, record in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != record.size:
-            _logger.warning("%s is missing or has not its %d bytes; the stage is made again", path, record.size)
+            _logger.warning("%s is missing or is not %d bytes long; the stage is made again", path, record.size)
             return None
     return StageResult(folder=folder, manifest=manifest, reused=True)
 
@@ -174,7 +174,7 @@ def verify(stage: StageResult, names: Iterable[str] | None = None) -> None:
     """Check the sha256 of the stage's files (all, or those in `names`).
 
     Raises:
-        DamagedFileError: names the first file that differs and says how to make it again.
+        DamagedFileError: a file differs; the message names the first one and the remedy.
     """
     for name in stage.manifest.files if names is None else names:
         record = stage.manifest.files[name]
@@ -182,5 +182,5 @@ def verify(stage: StageResult, names: Iterable[str] | None = None) -> None:
         found = sha256_of(path) if path.is_file() else "no such file"
         if found != record.sha256:
             raise DamagedFileError(
-                f"{path}: found sha256 {found}, need {record.sha256}; delete the folder and run again to make it anew"
+                f"{path}: found sha256 {found}, need {record.sha256}; delete the folder and run again"
             )

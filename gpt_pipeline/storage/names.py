@@ -37,7 +37,7 @@ def slug(text: str) -> str:
 
 
 def is_windows_path(text: str) -> bool:
-    """Whether `text` is a path with a drive or a UNC host, which means nothing on POSIX."""
+    """Whether `text` is a path with a drive or a UNC host, which POSIX does not have."""
     return bool(re.match(r"^[A-Za-z]:([\\/]|$)", text)) or text.startswith("\\\\")
 
 
@@ -51,13 +51,13 @@ def resolve_folder(text: str, *, relative_to: Path, key: str) -> Path:
         raise ConfigError(
             key,
             found=text,
-            need="a folder of this machine (that is a Windows path and this is not Windows)",
+            need="a folder on this machine (this is a Windows path, and the machine does not run Windows)",
             remedy=f"set {key} to a folder here, such as /data/gpt_storage",
         )
     return Path(os.path.abspath(relative_to / Path(text).expanduser()))
 
 
 def as_typed(path: Path, here: Path) -> str:
-    """Return the path as one types it in `here`: relative if it lies below, in quotes where a shell needs them."""
+    """Return `path` as a user in the folder `here` types it: relative if it is inside, quoted if the shell needs it."""
     shown = str(path.relative_to(here) if path.is_relative_to(here) else path)
     return subprocess.list2cmdline([shown]) if os.name == "nt" else shlex.quote(shown)

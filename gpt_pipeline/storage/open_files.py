@@ -1,4 +1,4 @@
-"""How many files this process may have open at a time, where the system counts them."""
+"""How many files this process may open at the same time, where the system limits them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 
 from gpt_pipeline.errors import UserError
 
-_OTHERS = 256  # that the process may want to open beside: libraries, sockets, checkpoints
-_OPEN_NOW = "/dev/fd"  # a name for each: Linux, macOS
-_FEW = 64  # are open where the system does not tell
+_OTHERS = 256  # other files that the process may open: libraries, sockets, checkpoints
+_OPEN_NOW = "/dev/fd"  # lists them on Linux and macOS
+_FEW = 64  # assumed open where the system does not report them
 
 
 def allow_open_files(count: int) -> None:
-    """Let this process open `count` more files: raises its own limit, which the system sets low (macOS: 256).
+    """Let this process open `count` more files by raising its own limit, which is low by default (macOS: 256).
 
     Windows has no such limit for mapped files.
 
     Raises:
-        UserError: the limit that only an administrator may raise is lower.
+        UserError: the limit that only an administrator can raise is too low.
     """
     try:
         import resource
@@ -32,7 +32,7 @@ def allow_open_files(count: int) -> None:
         if wanted < needed:
             raise ValueError
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (ValueError, OSError):  # macOS refuses what is above a limit of its kernel
+    except (ValueError, OSError):  # macOS refuses a value above its kernel's limit
         raise UserError(
             f"this process may have {hard if wanted < needed else soft} files open, need {needed} for {count} files of "
             "tokens; raise the limit (Linux: ulimit -Hn, LimitNOFILE of systemd, nofile in /etc/security/limits.conf; "

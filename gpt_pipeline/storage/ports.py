@@ -1,4 +1,4 @@
-"""The ports of this machine that its own web pages are served on."""
+"""The local ports that the web pages are served on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 import socket
 
 HOST = "127.0.0.1"
-"""What the pages listen on: this machine alone reaches it."""
+"""The address that the pages listen on; only this machine can reach it."""
 
 
 def is_free(port: int) -> bool:
     """Whether no program listens on `port`."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as own:
-        if os.name != "nt":  # there it would let two programs share a port
+        if os.name != "nt":  # where it would let two programs share a port
             own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             own.bind((HOST, port))

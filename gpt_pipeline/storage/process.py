@@ -1,4 +1,4 @@
-"""Which process on which machine, so that a later one can tell whether it still lives."""
+"""Identify a process across machines and restarts, so that a later process can tell whether it is still alive."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from typing import Any
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STATE, _START_TIME = 0, 19  # among the fields of /proc/<pid>/stat that follow the command's name
 _SYNCHRONIZE = 0x00100000  # Windows' right to wait for a process
-_ACCESS_DENIED = 5  # Windows: it is there, and not ours
+_ACCESS_DENIED = 5  # Windows: the process exists and belongs to someone else
 _BELOW_NORMAL = 0x00004000  # Windows' priority class
-_LOW_RANK = 10  # "nice": of 20 the half, about a tenth of the time where others want all of it
-_WAIT_TIMEOUT = 0x102  # Windows: it has not ended
+_LOW_RANK = 10  # niceness, half of the maximum: about a tenth of the CPU time when others want all of it
+_WAIT_TIMEOUT = 0x102  # Windows: the process has not ended
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessId:
-    """A process, told apart from a later one that was given the same number."""
+    """A process, distinct from a later one with the same number."""
 
     host: str
     pid: int
     boot: str = ""
-    """Of the machine since it was last started; empty where the system does not tell."""
+    """Identifies the machine's current boot; empty where the system does not provide it."""
 
     started: str = ""
-    """When the process began, in the system's own measure; empty where the system does not tell."""
+    """When the process started, in the system's own unit; empty where the system does not provide it."""
 
     @classmethod
     def here(cls) -> ProcessId:
@@ -45,7 +45,7 @@ class ProcessId:
 
     @classmethod
     def from_text(cls, value: Mapping[str, Any]) -> ProcessId:
-        """Return the process whose fields `value` holds; raises KeyError or ValueError where it does not."""
+        """Return the process whose fields `value` holds; raises KeyError or ValueError if they are not valid."""
         return cls(
             host=str(value["host"]),
             pid=int(value["pid"]),
@@ -55,7 +55,7 @@ class ProcessId:
 
     @property
     def is_dead(self) -> bool:
-        """Whether it has certainly ended; False for a process of another machine, of which nothing is known here."""
+        """Whether it has certainly ended; False for a process on another machine, whose state is unknown here."""
         if self.host != socket.gethostname():
             return False
         if self.boot and boot_id() and self.boot != boot_id():
@@ -101,11 +101,10 @@ def _is_there(pid: int) -> bool:
 
 
 def give_way() -> None:
-    """Let other programs of this machine go first from now on; call it before other threads are started.
+    """Lower this process's priority from now on; call it before starting other threads.
 
-    Two processes of equal rank on the same cores do not take turns fairly: the threads of a matrix product wait for one
-    another, so a training beside an evaluation fell to a tenth of its speed; beside one of this rank it keeps nine
-    tenths.
+    Two processes of equal priority do not share cores fairly: the threads of a matrix product wait for one another, so
+    a training beside an evaluation fell to a tenth of its speed. Beside one of lower priority it keeps nine tenths.
     """
     if os.name == "nt":
         kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""How much of the machine's memory this process took at the most."""
+"""The peak memory of this process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _STATUS = Path("/proc/self/status")  # Linux
 
 
 def peak_resident_bytes() -> int | None:
-    """Return the most memory that this process had in use so far; None where the system does not tell."""
+    """Return the peak resident memory of this process so far; None where the system does not report it."""
     if sys.platform == "win32":
         return _peak_working_set()
     if _STATUS.is_file():
@@ -21,7 +21,7 @@ def peak_resident_bytes() -> int | None:
 
 
 def _peak_resident() -> int | None:
-    """Return it as Linux counts it for this program; getrusage's figure begins with that of the process before exec."""
+    """Return Linux's figure for this program; getrusage's includes that of the process before exec."""
     with _STATUS.open(encoding="ascii", errors="replace") as status:
         line = next((line for line in status if line.startswith("VmHWM:")), None)
     return None if line is None else int(line.split()[1]) * 1024

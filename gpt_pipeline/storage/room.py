@@ -1,4 +1,4 @@
-"""Room on the disk of a folder."""
+"""Free space on the disk of a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpt_pipeline.errors import UserError
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the bytes that are free on the disk of `folder`, which need not exist yet.
+    """Return the free bytes on the disk of `folder`, which need not exist yet.
 
     Raises:
         UserError: as `existing_folder`.
@@ -21,7 +21,7 @@ def existing_folder(folder: Path) -> Path:
     """Return `folder`, or the nearest one above it that exists.
 
     Raises:
-        UserError: there is none: a drive that is not there.
+        UserError: there is none, as on a drive that is not connected.
     """
     for each in (folder, *folder.parents):
         if each.exists():

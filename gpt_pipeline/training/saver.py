@@ -8,14 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, find_checkpoint, list_checkpoints
-from gpt_pipeline.checkpoints.retention import prune
+from gpt_pipeline.checkpoints.retention import kept_checkpoints, prune
 from gpt_pipeline.checkpoints.save import DiskFullError, link_best, save_best, save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import HostCopy, Progress, Snapshot
 from gpt_pipeline.storage.room import free_bytes
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.observer import Observer
-
-_BEST_AND_NEXT = 2  # besides the `keep_last` newest: the best one, and the one that is being written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ class Saver:
     def require_room(self, checkpoint_size: int) -> None:
         """Raise `DiskFullError` unless the disk holds all the checkpoints that will be kept, of so many bytes each."""
         present = len(list_checkpoints(self._folder.checkpoints))
-        wanted = max(1, self._keep_last + _BEST_AND_NEXT - present)
+        wanted = max(1, kept_checkpoints(self._keep_last) - present)
         free = free_bytes(self._folder.checkpoints)
         if free < wanted * checkpoint_size:
             raise DiskFullError(
