@@ -17,7 +17,7 @@ from gpt_pipeline.data.documents.files import read_documents
 from gpt_pipeline.data.documents.split import hold_out
 from gpt_pipeline.data.documents.stage import document_files
 from gpt_pipeline.data.formats import has_questions
-from gpt_pipeline.storage.atomic import read_kept, write_json
+from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import StageResult
 
@@ -124,7 +124,7 @@ def _read_choice(path: Path, identity: str) -> HeldOutChoice | None:
     def parse(value: Mapping[str, Any]) -> HeldOutChoice | None:
         if value["fingerprint"] != identity:
             return None
-        documents = tuple(HeldOutDocument(**each) for each in value["documents"])
+        documents = tuple(HeldOutDocument(**known_fields(HeldOutDocument, each)) for each in value["documents"])
         return HeldOutChoice(documents=documents, available=value["available"])
 
     return read_kept(path, parse, otherwise="the documents are chosen again")

@@ -21,7 +21,7 @@ from gpt_pipeline.data.documents.stage import document_files
 from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.data.formats.synth_text import ANSWER_MARK
 from gpt_pipeline.evaluation.score import constraint_result
-from gpt_pipeline.storage.atomic import read_kept, write_json
+from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import StageResult
 
@@ -218,6 +218,8 @@ def _read_questions(path: Path, identity: str) -> list[Question] | None:
     """Return the questions kept at `path`, or None if there are none with `identity` that can be read."""
 
     def parse(value: Mapping[str, Any]) -> list[Question] | None:
-        return [Question(**each) for each in value["questions"]] if value["fingerprint"] == identity else None
+        if value["fingerprint"] != identity:
+            return None
+        return [Question(**known_fields(Question, each)) for each in value["questions"]]
 
     return read_kept(path, parse, otherwise="the questions are chosen again")

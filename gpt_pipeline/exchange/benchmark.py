@@ -180,7 +180,7 @@ def _scores(results: Mapping[str, Mapping[str, Any]]) -> list[Score]:
 
 def _read(path: Path, identity: str) -> BenchmarkResult | None:
     def parse(value: dict[str, Any]) -> BenchmarkResult:
-        scores = tuple(Score(**score) for score in value["scores"])
+        scores = tuple(Score(**known_fields(Score, score)) for score in value["scores"])
         known = known_fields(BenchmarkResult, value)
         return BenchmarkResult(**{**known, "scores": scores, "path": path, "reused": True})
 

@@ -6,7 +6,6 @@ They come from a folder that `transformers` reads, from such a model on the hub,
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +160,7 @@ def _json_object(path: Path) -> Mapping[str, Any]:
         value = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; need a folder with a GPT-2 as transformers saves it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise DamagedFileError(f"{path} is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise DamagedFileError(f"{path}: found a {type(value).__name__}, need an object")
