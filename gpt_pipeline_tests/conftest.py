@@ -9,9 +9,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from gpt_pipeline_tests.projects import TinyProject
+
+# No test depends on the speed of the machine.
+hypothesis.settings.register_profile("any_speed", deadline=None)
+hypothesis.settings.load_profile("any_speed")
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,11 @@ def shards(folder: Path, splits: Mapping[str, Sequence[str]], **facts: int) -> T
             for text in texts:
                 ids = np.array([EOT_TOKEN, *gpt2().encode_ordinary(text)], np.uint16)
                 lengths = np.array([len(ids)])
-                writer.add(Documents(tokens=ids, lengths=lengths, answers=lengths - 1, text_bytes=len(text)))
+                writer.add(
+                    Documents(
+                        tokens=ids, lengths=lengths, answers=lengths - 1, trained=lengths - 1, text_bytes=len(text)
+                    )
+                )
         files += writer.files
         counts |= {f"{split}_tokens": writer.tokens, f"{split}_documents": writer.documents}
     records = {path.name: record_file(path) for path in files}

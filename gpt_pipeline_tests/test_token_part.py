@@ -104,7 +104,7 @@ def test_token_part_files_are_each_shard_with_its_sidecars(part: TokenPart) -> N
     assert [file.name for file in part.files] == [
         f"{split}_000001{suffix}"
         for split in ("train", "validation")
-        for suffix in (".bin", ".starts.npy", ".answers.npy")
+        for suffix in (".bin", ".starts.npy", ".answers.npy", ".spans.npy")
     ]
     assert sorted(part.files[0].parent.iterdir()) == sorted(part.files)
 
@@ -288,6 +288,7 @@ def test_split_writer_fills_shards_with_whole_documents(
                     tokens=tokens,
                     lengths=np.array(lengths, np.int64),
                     answers=np.array(lengths, np.int64) - 1,
+                    trained=np.array(lengths, np.int64) - 1,
                     text_bytes=0,
                 )
             )

@@ -108,6 +108,16 @@ class BatchSampler:
         """Return the numbers of the windows in that batch: int64 [B / world_size]."""
         return self._windows(step, 1, rank=rank, world_size=world_size).ravel()
 
+    def span_weights_at(self, step: int, *, rank: int = 0, world_size: int = 1) -> NDArray[np.float32]:
+        """Return how much each target of that batch counts in an answer-only loss: float32 [B / world_size, T].
+
+        1 on the tokens that `TokenStream.in_spans` finds, 0 on all others. A loss on every token, as in pretraining,
+        needs no weights.
+        """
+        firsts = self.windows_at(step, rank=rank, world_size=world_size) * self.sequence_length
+        targets = firsts[:, None] + np.arange(1, self.sequence_length + 1)
+        return self.stream.in_spans(targets).astype(np.float32)
+
     def _windows(self, step: int, steps: int, *, rank: int, world_size: int) -> NDArray[np.int64]:
         """Return the windows of `steps` batches of one epoch: int64 [steps, B / world_size]."""
         require(

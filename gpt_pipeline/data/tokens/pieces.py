@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from gpt_pipeline.data.columns import int32s, text_sizes, text_value
+from gpt_pipeline.data.columns import int32s, text_bounds, text_bytes, text_sizes, text_value
 from gpt_pipeline.data.documents.files import names_in
 from gpt_pipeline.data.documents.split import hold_out
 from gpt_pipeline.data.stage import Say
@@ -39,7 +39,7 @@ CHECKED_DOCUMENTS = 200
 """Of each file, compared with tiktoken; and the longest."""
 
 _COLUMNS = ("id", "group", "text")  # of every file; see `data.documents.files`
-_MORE_COLUMNS = ("kind", "answer_bytes")  # of those that have them
+_MORE_COLUMNS = ("kind", "answer_bytes", "reasoning_start")  # of those that have them
 _PIECE_BYTES = 4 << 20  # of text; long enough that a call costs nothing, short enough to stay near the caches
 
 
@@ -79,6 +79,7 @@ class Piece:
             tokens=_runs_of(whole.tokens, np.cumsum(whole.lengths), chosen),
             lengths=whole.lengths[chosen],
             answers=whole.answers[chosen],
+            trained=whole.trained[chosen],
             text_bytes=int(self.sizes[chosen].sum()),
         )
 
@@ -250,13 +251,21 @@ class _Worker:
         if len(encoded.starts) != rows.num_rows:
             raise self.file.unlike_tiktoken(rows["id"][0].as_py())
         sizes = text_sizes(rows["text"])
-        answers = _answer_tokens(self.file, rows, encoded, sizes)
+        text = _spelled_text(self.file, rows, encoded, sizes)
+        answer_sizes = _answer_sizes(self.file, rows, sizes)
+        answers, trained = (
+            text.token_at(np.cumsum(sizes) - own) for own in (answer_sizes, _trained_sizes(rows, answer_sizes))
+        )
         lengths = np.diff(encoded.starts, append=len(encoded.tokens))
         sampled = self.file.sampled
         sampled = sampled[(sampled >= first_row) & (sampled < first_row + rows.num_rows)] - first_row
         return Piece(
             documents=Documents(
-                tokens=encoded.tokens, lengths=lengths, answers=answers - encoded.starts, text_bytes=int(sizes.sum())
+                tokens=encoded.tokens,
+                lengths=lengths,
+                answers=answers - encoded.starts,
+                trained=trained - encoded.starts,
+                text_bytes=int(sizes.sum()),
             ),
             sizes=sizes,
             held_out=_held_out(self.file, rows["group"]),
@@ -282,26 +291,54 @@ def _cut_by_bytes(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield batch.slice(first, last - first)
 
 
-def _answer_tokens(file: EnglishFile, rows: pa.RecordBatch, encoded: EncodedTexts, sizes: Positions) -> Positions:
-    """Return which token holds the first byte of each document's answer: int64 [documents].
+def _spelled_text(file: EnglishFile, rows: pa.RecordBatch, encoded: EncodedTexts, sizes: Positions) -> TokenBytes:
+    """Return the bytes that the tokens stand for, which are those of the texts.
 
     Raises:
-        DataError: a document's tokens stand for more or fewer bytes than its text has, or its `answer_bytes` do.
+        DataError: a document's tokens stand for more or fewer bytes than its text has.
     """
     text = TokenBytes(encoded.tokens)
     spelled = np.diff(text.before(np.append(encoded.starts, len(encoded.tokens))))  # `<|endoftext|>` stands for none
     if (wrong := np.flatnonzero(spelled != sizes)).size:
         raise file.unlike_tiktoken(rows["id"][int(wrong[0])].as_py())
+    return text
+
+
+def _answer_sizes(file: EnglishFile, rows: pa.RecordBatch, sizes: Positions) -> Positions:
+    """Return the bytes of each document's answer, which is its text's end: int64 [documents]; without one, all of it.
+
+    Raises:
+        DataError: an answer has no bytes, or more than its text.
+    """
     if "answer_bytes" not in file.columns:  # then every token counts
-        return text.token_at(np.cumsum(sizes) - sizes)
-    answer_sizes = int32s(rows["answer_bytes"])
+        return sizes
+    answer_sizes = int32s(rows["answer_bytes"]).astype(np.int64)
     if (wrong := np.flatnonzero((answer_sizes <= 0) | (answer_sizes > sizes))).size:
         row = int(wrong[0])
         raise DataError(
             f"{file.path}: document {rows['id'][row].as_py()} has answer_bytes={answer_sizes[row]}, need 1 to "
             f"its text's {sizes[row]}; materialize the documents again"
         )
-    return text.token_at(np.cumsum(sizes) - answer_sizes)
+    return answer_sizes
+
+
+def _trained_sizes(rows: pa.RecordBatch, answer_sizes: Positions) -> Positions:
+    """Return the bytes of each text's end that an answer-only loss trains on, reasoning and answer: int64 [documents].
+
+    Where the reasoning begins is known in characters. Nearly all texts are ASCII up to there, and need no decoding.
+    """
+    if "reasoning_start" not in rows.schema.names:
+        return answer_sizes
+    trained = answer_sizes.copy()
+    characters = int32s(rows["reasoning_start"])  # 0 where there is none
+    bounds, letters = text_bounds(rows["text"]), text_bytes(rows["text"]).data
+    for row in np.flatnonzero(characters).tolist():
+        first, count = int(bounds[row]), int(characters[row])
+        head = bytes(letters[first : first + count])
+        if not head.isascii():  # a character has at most four bytes
+            head = bytes(letters[first : first + 4 * count]).decode(errors="ignore")[:count].encode()
+        trained[row] = int(bounds[row + 1]) - first - len(head)
+    return trained
 
 
 def _held_out(file: EnglishFile, articles: pa.StringArray) -> NDArray[np.bool_]:

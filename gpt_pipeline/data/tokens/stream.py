@@ -1,8 +1,8 @@
 """Token shards as files, and a split of them as one array. Needs numpy only: the trainer reads its data through this.
 
 A shard is what llm.c and modded-nanogpt read: 256 little-endian int32 (magic, version, number of tokens, zeros), then
-the tokens as little-endian uint16. Beside each lie, as int64, the positions of its documents' first tokens and of the
-tokens with which their answers begin.
+the tokens as little-endian uint16. Beside each lie, as int64, the positions of its documents' first tokens, those of
+the tokens with which their answers begin, and the spans of tokens that an answer-only loss trains on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.storage.atomic import atomic_path
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, read_manifest, record_and_sync
 from gpt_pipeline.storage.open_files import allow_open_files
@@ -28,6 +28,8 @@ VERSION = 1
 HEADER_BYTES = 256 * 4
 TOKEN_DTYPE = np.dtype("<u2")
 TRAIN, VALIDATION = "train", "validation"
+EOT_TOKEN = 50256
+"""`<|endoftext|>`, which stands before each document."""
 
 Tokens = NDArray[np.uint16]
 Positions = NDArray[np.int64]
@@ -46,6 +48,11 @@ def starts_name(shard: str) -> str:
 def answers_name(shard: str) -> str:
     """Return the file name of a shard's answer starts."""
     return f"{shard.removesuffix('.bin')}.answers.npy"
+
+
+def spans_name(shard: str) -> str:
+    """Return the file name of a shard's spans."""
+    return f"{shard.removesuffix('.bin')}.spans.npy"
 
 
 @dataclass(kw_only=True)
@@ -120,6 +127,22 @@ def _load_positions(path: Path, *, n_tokens: int) -> Positions:
     return positions
 
 
+def _load_spans(path: Path, *, n_tokens: int) -> Positions:
+    try:
+        spans: Positions = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DamagedFileError(f"{path}: not readable ({error}); delete its folder and run again") from error
+    if spans.dtype != np.int64 or spans.ndim != 2 or spans.shape[1] != 2:
+        found = f"{spans.dtype} {list(spans.shape)}"
+        raise DamagedFileError(f"{path}: found {found}, need int64 [spans, 2]; delete its folder and run again")
+    if len(spans) and not (spans[0, 0] >= 0 and spans[-1, 1] <= n_tokens):
+        raise DamagedFileError(
+            f"{path}: found spans from {spans[0, 0]} to {spans[-1, 1]}, need them within the shard's {n_tokens} "
+            "tokens; delete its folder and run again"
+        )
+    return spans
+
+
 class TokenStream:
     """The shards of one split as one array of token ids; nothing is read before it is asked for."""
 
@@ -134,6 +157,7 @@ class TokenStream:
         self._folder = folder
         self.names = shards
         self._shards = [map_shard(folder / name) for name in shards]
+        self._spans: dict[int, Positions] = {}
         self._bounds: Positions = np.cumsum([0, *(len(shard) for shard in self._shards)], dtype=np.int64)
 
     @property
@@ -161,6 +185,49 @@ class TokenStream:
     def answer_starts(self) -> Positions:
         """Position of the token that holds the first byte of each document's answer: int64 [documents]."""
         return self._positions([answers_name(name) for name in self.names])
+
+    def in_spans(self, positions: Positions) -> NDArray[np.bool_]:
+        """Return which of the tokens at `positions`, of any shape, an answer-only loss trains on.
+
+        They are those in a document's spans, and the `<|endoftext|>` that follows a span which reaches the document's
+        end: a model has to learn where an answer ends.
+
+        Raises:
+            UserError: the shards were made by a version that wrote no spans.
+            DamagedFileError: a file of spans is not what numpy writes, or leaves its shard.
+        """
+        flat = np.ascontiguousarray(positions).ravel()
+        found = np.zeros(len(flat), dtype=np.bool_)
+        shards = np.searchsorted(self._bounds, flat, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            chosen = np.flatnonzero(shards == shard)
+            found[chosen] = self._in_spans_of(shard, flat[chosen] - self._bounds[shard])
+        return found.reshape(positions.shape)
+
+    def _in_spans_of(self, shard: int, inside: Positions) -> NDArray[np.bool_]:
+        """Return the same for positions in one shard."""
+        starts, ends = self._spans_of(shard).T
+        if not len(starts):
+            return np.zeros(len(inside), dtype=np.bool_)
+        before = np.searchsorted(starts, inside, side="right") - 1
+        closes = (inside == ends[before]) & (self._shards[shard][inside] == EOT_TOKEN)
+        found: NDArray[np.bool_] = (before >= 0) & ((inside < ends[before]) | closes)
+        if shard > 0 and (inside == 0).any():  # the first <|endoftext|> ends what the shard before it holds last
+            last = self._spans_of(shard - 1)
+            found[inside == 0] = len(last) > 0 and last[-1, 1] == len(self._shards[shard - 1])
+        return found
+
+    def _spans_of(self, shard: int) -> Positions:
+        """Return the spans of a shard, first token and the one behind the last: int64 [spans, 2], ascending; mapped."""
+        if shard not in self._spans:
+            path = self._folder / spans_name(self.names[shard])
+            if not path.is_file():
+                raise UserError(
+                    f"{path} is missing: these shards were made by a version that kept no spans; make them again, with "
+                    "the same tokens, by materializing token_shards with `force`"
+                )
+            self._spans[shard] = _load_spans(path, n_tokens=len(self._shards[shard]))
+        return self._spans[shard]
 
     def _positions(self, names: list[str]) -> Positions:
         """Return the positions that the sidecars `names` hold, counted from the stream's beginning.

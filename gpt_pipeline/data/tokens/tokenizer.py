@@ -10,10 +10,10 @@ from pathlib import Path
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
+from gpt_pipeline.data.tokens.stream import EOT_TOKEN as EOT_TOKEN  # noqa: PLC0414  # the trainer reads shards without tiktoken
 from gpt_pipeline.errors import DamagedFileError
 
 EOT = "<|endoftext|>"
-EOT_TOKEN = 50256
 VOCAB_SIZE = 50257
 
 # OpenAI's published file; tiktoken expects the same value (tiktoken_ext/openai_public.py).

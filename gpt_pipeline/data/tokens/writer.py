@@ -17,6 +17,7 @@ from gpt_pipeline.data.tokens.stream import (
     answers_name,
     new_shard,
     shard_name,
+    spans_name,
     starts_name,
 )
 from gpt_pipeline.storage.manifest import FileRecord
@@ -37,6 +38,9 @@ class Documents:
 
     answers: Positions
     """Tokens of each before the one with its answer's first byte: int64 [documents]."""
+
+    trained: Positions
+    """Tokens of each before the first that an answer-only loss trains on: int64 [documents]; up to its end it does."""
 
     text_bytes: int
     """Of all texts in UTF-8."""
@@ -59,6 +63,7 @@ class SplitWriter:
     _shard_tokens: int = 0
     _starts: list[Positions] = field(default_factory=list)
     _answers: list[Positions] = field(default_factory=list)
+    _spans: list[Positions] = field(default_factory=list)
     _unfinished: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> SplitWriter:
@@ -97,6 +102,8 @@ class SplitWriter:
         starts = ends[first:last] - documents.lengths[first:last] - begin + self._shard_tokens
         self._starts.append(starts)
         self._answers.append(starts + documents.answers[first:last])
+        spans = (starts + documents.trained[first:last], starts + documents.lengths[first:last])
+        self._spans.append(np.stack(spans, axis=1))
         self._shard_tokens += end - begin
         self.tokens += end - begin
         self.documents += last - first
@@ -104,17 +111,17 @@ class SplitWriter:
     def _begin_shard(self) -> None:
         self.shards += 1
         path = self.folder / shard_name(self.split, self.shards)
-        self.files += [path, path.with_name(starts_name(path.name)), path.with_name(answers_name(path.name))]
-        self._starts, self._answers, self._shard_tokens = [], [], 0
+        self.files += [path, *(path.with_name(name(path.name)) for name in (starts_name, answers_name, spans_name))]
+        self._starts, self._answers, self._spans, self._shard_tokens = [], [], [], 0
         self._shard = self._unfinished.enter_context(new_shard(path))
 
     def _finish_shard(self) -> None:
         if self._shard is None:
             return
         self._unfinished.close()
-        shard, starts, answers = self.files[-3:]
+        shard, starts, answers, spans = self.files[-4:]
         assert self._shard.record is not None  # it is closed
         self.records[shard.name] = self._shard.record
-        for path, pieces in ((starts, self._starts), (answers, self._answers)):
+        for path, pieces in ((starts, self._starts), (answers, self._answers), (spans, self._spans)):
             self.records[path.name] = save_array(path, np.concatenate(pieces).astype("<i8", copy=False))
         self._shard = None
