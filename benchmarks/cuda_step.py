@@ -106,7 +106,7 @@ def make_ours_from_file(task: _FromFile) -> Step:
     if without == "tf32":
         torch.set_float32_matmul_precision("highest")
     if without == "whole loss":
-        updater.model.loss_piece = settings.length * max(1, settings.plan().micro_batch_size // 4)
+        updater.model.loss_piece = settings.length * max(1, settings.layout().micro_batch_size // 4)
     device = updater.model.head_weight.device
     stream = TokenStream(task.folder, (_SHARD,))
     sampler = BatchSampler(stream=stream, sequence_length=settings.length, batch_size=settings.sequences, seed=0)

@@ -73,7 +73,7 @@ def make_nanogpt_style(settings: StepSettings) -> Step:
     ]
     optimizer = torch.optim.AdamW(groups, LEARNING_RATE, betas=BETAS, fused=True)
     run = torch.compile(model) if settings.compile else model
-    plan = settings.plan()
+    layout = settings.layout()
     step = 0
 
     def update() -> float:
@@ -83,16 +83,16 @@ def make_nanogpt_style(settings: StepSettings) -> Step:
         if cuda:
             inputs, targets = inputs.pin_memory(), targets.pin_memory()
         loss = torch.zeros(())
-        for number in range(plan.grad_accum_steps):
-            part = slice(number * plan.micro_batch_size, (number + 1) * plan.micro_batch_size)
+        for number in range(layout.grad_accum_steps):
+            part = slice(number * layout.micro_batch_size, (number + 1) * layout.micro_batch_size)
             ids = inputs[part].to(settings.device, non_blocking=True)
             wanted = targets[part].to(settings.device, non_blocking=True)
             with torch.autocast(settings.device, dtype=torch.bfloat16) if cuda else nullcontext():
-                loss = run(ids, wanted) / plan.grad_accum_steps
+                loss = run(ids, wanted) / layout.grad_accum_steps
             loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item() * plan.grad_accum_steps
+        return loss.item() * layout.grad_accum_steps
 
     return update

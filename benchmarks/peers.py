@@ -41,7 +41,7 @@ def make_transformers(settings: StepSettings) -> Step:
     run = torch.compile(model) if settings.compile else model
     optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and cuda)
-    plan = settings.plan()
+    layout = settings.layout()
     step = 0
 
     def update() -> float:
@@ -49,9 +49,9 @@ def make_transformers(settings: StepSettings) -> Step:
         step += 1
         loss_sum = torch.zeros((), device=settings.device)
         # One token fewer is predicted than we do: the model shifts inputs to make its targets.
-        for inputs in settings.batch(step)[0].to(settings.device, non_blocking=True).split(plan.micro_batch_size):
+        for inputs in settings.batch(step)[0].to(settings.device, non_blocking=True).split(layout.micro_batch_size):
             with torch.autocast(settings.device, dtype=torch.bfloat16) if bf16 else nullcontext():
-                loss = run(inputs, labels=inputs).loss / plan.grad_accum_steps
+                loss = run(inputs, labels=inputs).loss / layout.grad_accum_steps
             loss.backward()
             loss_sum += loss.detach()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)

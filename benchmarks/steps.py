@@ -58,7 +58,7 @@ class StepSettings:
             compile=self.compile,  # type: ignore[arg-type]
         )
 
-    def plan(self) -> StepLayout:
+    def layout(self) -> StepLayout:
         return step_layout(self.training(), max_length=self.length, steps_per_epoch=1, world_size=1)
 
     def use_threads(self) -> None:
@@ -80,7 +80,7 @@ def make_updater(settings: StepSettings) -> Updater:
     prepare_process(compute)
     torch.manual_seed(0)
     model = GPT(settings.model).to(compute.device)
-    return Updater(model, training, layout=settings.plan(), compute=compute, ranks=Ranks(), say=print)
+    return Updater(model, training, layout=settings.layout(), compute=compute, ranks=Ranks(), say=print)
 
 
 def make_ours(settings: StepSettings) -> Step:

@@ -600,12 +600,12 @@ def test_config_without_contradiction_is_one_that_the_trainer_can_plan(tokens, b
     )
     found = list(contradictions(config))
     if not found:
-        plan = config.step_plan(steps_per_epoch=10)
+        plan = config.step_layout(steps_per_epoch=10)
         assert plan.batch_size * 128 == config.tokens_per_step == (tokens or batch * 128)
         assert plan.grad_accum_steps * plan.micro_batch_size * gpus == plan.batch_size
     else:
         with pytest.raises(ConfigError):
-            config.step_plan(steps_per_epoch=10)
+            config.step_layout(steps_per_epoch=10)
 
 
 # Files that cannot be read.

@@ -238,7 +238,7 @@ def test_training_size_of_too_few_tokens_names_the_tokens_needed(file):
 
 def test_training_size_with_max_steps_is_max_steps(file):
     config = load_experiment(_written(file, SMALL + "training: {max_steps: 700, num_epochs: 3}\n")).config
-    assert training_size(config, train_tokens=100_000).plan.max_steps == 700
+    assert training_size(config, train_tokens=100_000).layout.max_steps == 700
 
 
 def _written(path: Path, text: str) -> Path:

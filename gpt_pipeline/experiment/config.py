@@ -75,9 +75,9 @@ class ExperimentConfig:
     @property
     def grad_accum_steps(self) -> int:
         """Forward passes of one GPU in one optimizer update."""
-        return self.step_plan(steps_per_epoch=1).grad_accum_steps  # which depends on no epoch
+        return self.step_layout(steps_per_epoch=1).grad_accum_steps  # which depends on no epoch
 
-    def step_plan(self, *, steps_per_epoch: int) -> StepLayout:
+    def step_layout(self, *, steps_per_epoch: int) -> StepLayout:
         """Return how the trainer will cut its updates on the hardware that the file names."""
         return step_layout(
             self.training,

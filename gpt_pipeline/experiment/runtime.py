@@ -48,8 +48,8 @@ def runtime_values(config: ExperimentConfig, shards_facts: Mapping[str, Any]) ->
         "trainable_parameters": parameters,
         "tokens_per_epoch": size.tokens_per_epoch,
         "batches_per_epoch": size.steps_per_epoch,
-        "iterations": size.plan.max_steps,
-        "tokens_per_batch": size.plan.tokens_per_step,
+        "iterations": size.layout.max_steps,
+        "tokens_per_batch": size.layout.tokens_per_step,
         "average_tokens_per_sample": round(float(shards_facts["tokens_per_document"]), 2),
     }
 

@@ -16,12 +16,12 @@ class TrainingSize:
     steps_per_epoch: int
     """Updates in one pass over the training tokens; what does not fill a whole update is left out of the pass."""
 
-    plan: StepLayout
+    layout: StepLayout
 
     @property
     def tokens_per_epoch(self) -> int:
         """Tokens trained on in one pass."""
-        return self.steps_per_epoch * self.plan.tokens_per_step
+        return self.steps_per_epoch * self.layout.tokens_per_step
 
 
 def training_size(config: ExperimentConfig, *, train_tokens: int) -> TrainingSize:
@@ -39,4 +39,4 @@ def training_size(config: ExperimentConfig, *, train_tokens: int) -> TrainingSiz
             f"{config.sequences_per_step} sequences of {config.data.max_length} tokens; "
             "raise data.num_samples, or lower training.batch_size or data.max_length"
         )
-    return TrainingSize(steps_per_epoch=steps_per_epoch, plan=config.step_plan(steps_per_epoch=steps_per_epoch))
+    return TrainingSize(steps_per_epoch=steps_per_epoch, layout=config.step_layout(steps_per_epoch=steps_per_epoch))

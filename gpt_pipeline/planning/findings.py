@@ -114,9 +114,9 @@ def _smaller_batch(known: Known, memory: int) -> str:
     config, device = known.experiment.config, known.device
     if known.size is None or device is None:
         return "lower data.max_length or the model"
-    plan = known.size.plan
-    share = plan.batch_size // plan.world_size
-    for size in range(plan.micro_batch_size - 1, 0, -1):
+    layout = known.size.layout
+    share = layout.batch_size // layout.world_size
+    for size in range(layout.micro_batch_size - 1, 0, -1):
         need = memory_need(
             config.model,
             optimizer=config.training.optimizer,
@@ -149,7 +149,7 @@ def _validation(known: Known) -> Iterator[Finding]:
 def _schedule(known: Known) -> Iterator[Finding]:
     if known.size is None:
         return
-    steps, warmup = known.size.plan.max_steps, known.experiment.config.training.warmup_steps
+    steps, warmup = known.size.layout.max_steps, known.experiment.config.training.warmup_steps
     if warmup >= steps:
         text = f"{warmup:,} is not below the {steps:,} steps of the training: the learning rate never reaches its peak"
         yield warning("training.warmup_steps", text, f"use {steps // 10}")
@@ -161,7 +161,7 @@ def _schedule(known: Known) -> Iterator[Finding]:
 
 def _regularisation(known: Known) -> Iterator[Finding]:
     dropout = known.experiment.config.model.dropout
-    if known.size is None or dropout == 0 or known.size.plan.max_steps > known.size.steps_per_epoch:
+    if known.size is None or dropout == 0 or known.size.layout.max_steps > known.size.steps_per_epoch:
         return
     text = f"{dropout:g}, but no text is seen twice: there is nothing to overfit (Liu et al. 2025, Drop Dropout)"
     yield warning("model.dropout", text, "use 0.0, which is also faster")

@@ -207,20 +207,20 @@ def _running(experiment: Experiment) -> StartDecision:
 
 
 def _length(experiment: Experiment, size: TrainingSize, start: StartDecision) -> Length:
-    config, plan = experiment.config, size.plan
-    left = max(0, plan.max_steps - start.step)
+    config, layout = experiment.config, size.layout
+    left = max(0, layout.max_steps - start.step)
     every = config.evaluation.save_every_n_iterations
-    multiples = plan.max_steps // every - start.step // every
+    multiples = layout.max_steps // every - start.step // every
     return Length(
-        steps=plan.max_steps,
+        steps=layout.max_steps,
         steps_left=left,
         steps_per_epoch=size.steps_per_epoch,
-        tokens_per_step=plan.tokens_per_step,
-        sequences_per_step=plan.batch_size,
-        micro_batch_size=plan.micro_batch_size,
-        grad_accum_steps=plan.grad_accum_steps,
-        world_size=plan.world_size,
-        checkpoints=multiples + (1 if left and plan.max_steps % every else 0),
+        tokens_per_step=layout.tokens_per_step,
+        sequences_per_step=layout.batch_size,
+        micro_batch_size=layout.micro_batch_size,
+        grad_accum_steps=layout.grad_accum_steps,
+        world_size=layout.world_size,
+        checkpoints=multiples + (1 if left and layout.max_steps % every else 0),
         flops_per_token=flops_per_token(config.model, max_length=config.data.max_length),
     )
 

@@ -100,7 +100,7 @@ def experiment_training(experiment: Experiment) -> TrainingProgress:
 
 def _max_steps(experiment: Experiment, train_tokens: int) -> int | None:
     try:
-        return training_size(experiment.config, train_tokens=train_tokens).plan.max_steps
+        return training_size(experiment.config, train_tokens=train_tokens).layout.max_steps
     except DataError:  # too few tokens for one update: `plan` and `run` say so
         return None
 
