@@ -94,6 +94,8 @@ class Plan:
     start_from: str
     """The weights it begins with, or why they are not there yet; empty: random ones."""
 
+    start_is_ready: bool
+
     is_running: bool
     """Whether its training is running."""
 
@@ -159,6 +161,7 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
         is_measured=speed is not None and speed.source == "measured",
         duration=None if length is None else _duration(experiment, tokens, length, start, speed),
     )
+    start_from, start_is_ready = start_in_words(experiment)
     return Plan(
         file=experiment.file,
         name=experiment.display_name,
@@ -168,7 +171,8 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
         length=length,
         stages=stages,
         start=start,
-        start_from=start_in_words(experiment)[0],
+        start_from=start_from,
+        start_is_ready=start_is_ready,
         is_running=running,
         disks=known.disks,
         memory=need,

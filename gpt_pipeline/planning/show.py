@@ -185,5 +185,7 @@ def start_text(plan: Plan) -> str:
         at = f", step {start.step:,}" if start.step else ""
         return f"continues from {start.checkpoint.name}{at}{moved}"
     moved = "; existing checkpoints are moved to previous/" if start.moves_checkpoints else ""
+    if start.kind == "weights" and not plan.start_is_ready:
+        return f"starts at step 0 when its weights are there: {plan.start_from}"
     weights = f" from {plan.start_from}" if start.kind == "weights" else ""
     return f"starts at step 0{weights}{moved}"
