@@ -1,1 +1,1 @@
-"""From SYNTH's files to batches of token ids. No torch here."""
+"""From source files to batches of token ids. No torch here."""
