@@ -79,6 +79,13 @@ class _Wrapped:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
     def flush(self) -> None:
         self._file.flush()
 

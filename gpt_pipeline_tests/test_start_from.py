@@ -165,7 +165,7 @@ def test_base_that_is_not_trained_is_named_with_the_command_that_trains_it(folde
 
 
 def test_checkpoint_that_the_base_has_not_kept_is_refused_with_those_it_has(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"found 'step_5', need one of .*step_4, step_8"):
+    with pytest.raises(UserError, match=r"found 'step_5', .*need one of .*step_4, step_8"):
         find_start(_later(folder, "{experiment: base.yaml, checkpoint: step_5}"))
 
 
@@ -305,3 +305,33 @@ def test_converted_start_does_not_count_as_a_checkpoint_of_the_training(folder: 
 @pytest.mark.parametrize("start", ["", "{}", "null", "{experiment: null}"])
 def test_start_block_that_says_nothing_is_none(folder: Path, start: str) -> None:
     assert _later(folder, start).config.start_from is None
+
+
+@pytest.mark.parametrize("content", [b"this is a text\n", b"", b"\x80\x02garbage"])
+def test_file_that_torch_cannot_read_is_refused_in_one_line(folder: Path, content: bytes) -> None:
+    (folder / "text.pt").write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        convert_start(_later(folder, "{file: text.pt}"), say=lambda text: None)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_folder_named_as_a_file_is_refused(folder: Path) -> None:
+    (folder / "dir.pt").mkdir()
+    with pytest.raises(UserError, match=r":3: start_from.file: found 'dir.pt'.* is a folder, need a file"):
+        _later(folder, "{file: dir.pt}")
+
+
+def test_status_of_a_later_experiment_without_its_base_s_best_model_says_which_are_left(folder: Path) -> None:
+    later = _later(folder)
+    best_checkpoint(_base(folder).folder.checkpoints).path.unlink()
+    status = experiment_status(later)
+    assert not status.start_is_ready
+    assert "step_4, step_8" in status.start
+
+
+def test_reason_of_a_chain_is_that_of_the_link_that_changed(folder: Path) -> None:
+    _train(_later(folder))
+    third = _later(folder, "{experiment: later.yaml}", name="third")
+    (folder / "base.yaml").write_text(BASE.replace("learning_rate: 0.01", "learning_rate: 0.02"))
+    with pytest.raises(StartNotReadyError, match=r"^base\.yaml has changed"):
+        find_start(load_experiment(third.file))

@@ -13,6 +13,18 @@ from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.atomic import sha256_of
 
+UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
+"""What torch raises for a file that is not one of its own: its unpickler takes the bytes of a text for commands."""
+
 
 def verify_checkpoint(path: Path) -> CheckpointInfo:
     """Return the manifest of the checkpoint `path` after checking that the file is the one it describes.
@@ -45,7 +57,7 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> Snapshot:
         raise _not_a_checkpoint(path)
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0]
         raise DamagedFileError(
             f"{path} is refused: a checkpoint holds tensors and plain values only, and reading it as such failed "

@@ -98,6 +98,8 @@ def start_checkpoint(start_from: StartFromConfig, file: Path, folder: Experiment
         if info is None:
             raise UserError(f"{path} is missing, or not as long as its manifest says")
         return info
+    if start_from.file is not None and path is not None and path.is_dir():
+        raise UserError(f"{path} is a folder, need a file; name a folder by start_from.hugging_face")
     made = read_kept(folder.start / _SOURCE_NAME, dict, otherwise="the weights to start from are converted again")
     is_made = made is not None and made.get("text") == start_from.text
     if path is not None and not path.exists() and not is_made:

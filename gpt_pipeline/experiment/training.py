@@ -81,19 +81,21 @@ def _checkpoint_of(base: Experiment, later: Experiment) -> CheckpointInfo:
     named = None if start_from.step is None else find_checkpoint(folder, start_from.step)
     if named is not None and named.fingerprint == identity:
         return named
+    if identity is None:
+        find_start(base)  # whose own start may be what is not ready
     finished = None if identity is None else find_finished_training(base.folder, identity)
     if finished is None:
         changed = any(info.fingerprint != identity for info in list_checkpoints(folder)[-1:])
         why = "has changed since it was trained" if changed else "is not trained to its end yet"
-        raise StartNotReadyError(f"{base.file.name}, which it starts from, {why}")
+        raise StartNotReadyError(f"{base.file.name} {why}")
     if start_from.step is None:
         info = last_checkpoint(base.folder, finished) if start_from.checkpoint == LAST else best_checkpoint(folder)
         if info is not None and info.fingerprint == identity:
             return info
     known = ", ".join(f"step_{info.step}" for info in list_checkpoints(folder)) or "none"
     raise UserError(
-        f"start_from.checkpoint: found {start_from.checkpoint!r}, need one of those that {base.file.name} has kept "
-        f"({known}), best or last"
+        f"start_from.checkpoint: found {start_from.checkpoint!r}, which is not in {folder}; need one of those that "
+        f"{base.file.name} has kept: {known}"
     )
 
 
@@ -121,7 +123,7 @@ def wanted_fingerprint(experiment: Experiment) -> str | None:
         return None
     try:
         start = find_start(experiment)
-    except StartNotReadyError:
+    except UserError:  # `start_in_words` says why
         return None
     weights = None if start is None else start.checkpoint.weights_sha256
     return training_fingerprint(experiment.config, shards.fingerprint, start=weights)

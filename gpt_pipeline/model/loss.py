@@ -83,7 +83,7 @@ class _LossInPieces(torch.autograd.Function):  # type: ignore[misc]  # torch is 
                 if weights is not None:
                     error *= weights[part, None]
                 error = error.to(dtype)
-                grad_x[part] = linear(error, head.t())
+                grad_x[part] = linear(error, matrix.t())
                 grad_head += linear(error.t(), some.t())  # summed in the precision of the weights
         ctx.save_for_backward(grad_x.to(x.dtype), grad_head)
         return nats

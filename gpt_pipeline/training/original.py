@@ -7,7 +7,6 @@ moments come along where they are those of these weights, in their order. The fi
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt_pipeline.checkpoints.load import UNREADABLE
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
@@ -77,7 +77,7 @@ def read_original(path: Path) -> OriginalCheckpoint | None:
     """
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "it ends too early"
         raise DamagedFileError(
             f"{path} is refused: a checkpoint holds tensors and plain values only, and reading it as such failed "
