@@ -25,7 +25,7 @@ from gpt_pipeline.exchange.export import WEIGHTS_NAME
 from gpt_pipeline.exchange.hugging_face import our_weights, read_hugging_face_config
 from gpt_pipeline.exchange.tokenizer_files import require_same_tokenizer
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.start_from import note_source, start_checkpoint, weights_path
+from gpt_pipeline.experiment.start_from import note_source, source_of, start_checkpoint, weights_path
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.atomic import read_json
@@ -86,7 +86,10 @@ def convert_start(experiment: Experiment, *, say: Say) -> None:
         return
     folder.start.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder.start, purpose="converting the weights to start from", wait_seconds=_LOCK_SECONDS, say=say):
+        if start_checkpoint(start_from, experiment.file, folder) is not None:
+            return  # another process converted it meanwhile
         path, revision = weights_path(start_from, experiment.file), None
+        source = source_of(start_from, experiment.file)  # before reading: what changes meanwhile is converted again
         if path is None:
             path, revision = _downloaded(start_from.text, say)
         say(f"Converting the weights of {start_from.text}, which the training starts from.")
@@ -95,13 +98,11 @@ def convert_start(experiment: Experiment, *, say: Say) -> None:
         for stale in folder.start.glob("checkpoint_step_0.*"):
             stale.unlink()
         save_checkpoint(folder.start, _snapshot(weights, model, experiment))
-        note_source(start_from, experiment.file, folder, revision=revision)
+        note_source(folder, {**source, "revision": revision})
 
 
 def _read_folder(source: Path, model: ModelConfig) -> tuple[Mapping[str, Tensor], ModelConfig]:
-    path = source / "config.json"
-    shape = read_hugging_face_config(_json_object(path), source=path)
-    require_same_tokenizer(source)
+    shape = _shape_of(source)
     weights = _read_weights(source)
     qkv_bias = any(bool(tensor.any()) for name, tensor in weights.items() if name.endswith("attn.c_attn.bias"))
     found = ModelConfig(**shape, qkv_bias=qkv_bias, dropout=model.dropout)
@@ -138,9 +139,7 @@ def _downloaded(name: str, say: Say) -> tuple[Path, str]:
 
 def _fitting_config(source: Path, experiment: Experiment) -> ModelConfig:
     """Return the experiment's model, which the folder's fits; raises UserError with all differences otherwise."""
-    path = source / "config.json"
-    shape = read_hugging_face_config(_json_object(path), source=path)
-    require_same_tokenizer(source)
+    shape = _shape_of(source)
     wanted = experiment.config.model
     differences = [
         f"model.{key}: found {value}, the experiment says {getattr(wanted, key)}"
@@ -153,6 +152,14 @@ def _fitting_config(source: Path, experiment: Experiment) -> ModelConfig:
             "experiment file as the folder has them"
         )
     return wanted
+
+
+def _shape_of(source: Path) -> dict[str, Any]:
+    """Return the shape of the model in a folder, by key of `ModelConfig`; its tokenizer has to be GPT-2's."""
+    path = source / "config.json"
+    shape = read_hugging_face_config(_json_object(path), source=path)
+    require_same_tokenizer(source)
+    return shape
 
 
 def _json_object(path: Path) -> Mapping[str, Any]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt_pipeline.checkpoints.choose import BEST, LAST
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_path, manifest_path, read_info
@@ -110,11 +111,15 @@ def start_checkpoint(start_from: StartFromConfig, file: Path, folder: Experiment
     return read_info(checkpoint_path(folder.start, 0))
 
 
-def note_source(start_from: StartFromConfig, file: Path, folder: ExperimentFolder, *, revision: str | None) -> None:
-    """Note what the converted checkpoint was made of; `revision` is the hub's commit."""
+def source_of(start_from: StartFromConfig, file: Path) -> dict[str, Any]:
+    """Return what a conversion is made of, as JSON values: what the experiment says, and the files that it names."""
     path = weights_path(start_from, file)
-    files = None if path is None else _listing(path)
-    write_json(folder.start / _SOURCE_NAME, {"text": start_from.text, "files": files, "revision": revision})
+    return {"text": start_from.text, "files": None if path is None else _listing(path)}
+
+
+def note_source(folder: ExperimentFolder, source: Mapping[str, Any]) -> None:
+    """Note beside the converted checkpoint what it was made of."""
+    write_json(folder.start / _SOURCE_NAME, dict(source))
 
 
 def _listing(path: Path) -> dict[str, list[int]]:
