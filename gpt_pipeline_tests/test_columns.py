@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -66,13 +67,30 @@ def test_columns_text_value_is_arrows_own() -> None:
         assert columns.text_value(text).equals(pa.scalar(text, pa.string()))
 
 
-def test_documents_are_made_without_pandas() -> None:
+def test_columns_bytes_of_first_are_those_of_pythons_slices() -> None:
+    random = np.random.default_rng(5)
+    letters = ["a", "z", " ", "é", "ß", "語", "\U0001f600", "\x00", "\U0010ffff"]
+    texts = ["".join(random.choice(letters, size)) for size in (0, 1, 7, 50, 0, 300, 2)] + ["\U0001f600" * 5, "é"]
+    for whole, first in ((pa.array(texts), 0), (pa.array(["é!", *texts]), 1)):
+        column = whole.slice(first)
+        for _ in range(5):
+            counts = np.array([random.integers(len(text) + 1) for text in texts], np.int32)
+            expected = [len(text[:count].encode()) for text, count in zip(texts, counts.tolist(), strict=True)]
+            assert columns.bytes_of_first(column, counts).tolist() == expected
+        full = np.array([len(text) for text in texts], np.int32)
+        assert columns.bytes_of_first(column, full).tolist() == [len(text.encode()) for text in texts]
+
+
+def test_documents_are_counted_and_made_without_pandas(tmp_path: Path) -> None:
     program = (
-        "import sys, pyarrow as pa\n"
-        "from gpt_pipeline.data.formats.synth import COLUMNS, documents_of, select\n"
+        "import sys, pyarrow as pa, pyarrow.parquet as pq\n"
+        "from gpt_pipeline.data.formats.synth import COLUMNS, count_english_rows, documents_of, select\n"
+        "from pathlib import Path\n"
         "from gpt_pipeline.data.columns import text_value\n"
         "row = pa.RecordBatch.from_arrays([pa.repeat(text_value('en'), 3)] * len(COLUMNS), names=list(COLUMNS))\n"
         "assert documents_of(select(row)).num_rows == 3\n"
+        "pq.write_table(pa.Table.from_batches([row]), sys.argv[1])\n"
+        "assert count_english_rows(Path(sys.argv[1]), 'a file') == 3\n"
         "assert 'pandas' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program, tmp_path / "rows.parquet"], check=True)

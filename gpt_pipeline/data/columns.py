@@ -91,6 +91,26 @@ def text_sizes(column: pa.StringArray) -> Indices:
     return sizes
 
 
+def bytes_of_first(column: pa.StringArray, characters: NDArray[np.int32]) -> Indices:
+    """Return how many bytes the first `characters` of each text take, of which it has as many: int64 [rows].
+
+    Only the bytes of their beginnings are looked at, of all texts together. A byte of UTF-8 continues a character where
+    it is 0b10xxxxxx, and begins one otherwise.
+    """
+    bounds = text_bounds(column)
+    letters = text_bytes(column).data[: bounds[-1]]
+    starts = bounds[:-1].tolist()
+    longest = (4 * characters.astype(np.int64)).tolist()  # a character has at most four bytes
+    heads = [letters[start : start + size] for start, size in zip(starts, longest, strict=True)]
+    following = np.flatnonzero(np.frombuffer(b"".join(heads), np.int8) < -64)
+    begun_before = following - np.arange(len(following))
+    ends = np.cumsum(np.fromiter(map(len, heads), np.int64, len(heads)))
+    firsts = np.append(0, ends)[:-1]
+    wanted = firsts - np.searchsorted(following, firsts) + characters  # the number of the character behind the last
+    counts: Indices = wanted + np.searchsorted(begun_before, wanted, side="right") - firsts
+    return counts
+
+
 def _items(column: pa.Array, count: int) -> NDArray[np.int32]:
     items: NDArray[np.int32] = np.frombuffer(column.buffers()[1] or b"", np.int32)[column.offset :][:count]
     return items

@@ -63,7 +63,7 @@ def count_english_rows(file: Path | io.IOBase, name: str) -> int:
     with open_counted(file, name) as parquet:
         require_columns(parquet.schema_arrow, ("language",), name=name)
         batches = parquet.iter_batches(columns=["language"], use_threads=False)
-        return sum(pc.sum(pc.equal(batch["language"].cast(pa.string()), ENGLISH)).as_py() or 0 for batch in batches)
+        return sum(int(_is_english(batch).sum()) for batch in batches)
 
 
 def select(batch: pa.RecordBatch) -> Selection:
@@ -72,7 +72,7 @@ def select(batch: pa.RecordBatch) -> Selection:
 
 
 def _is_english(rows: pa.RecordBatch) -> Flags:
-    return flags(pc.equal(rows["language"], text_value(ENGLISH)))
+    return flags(pc.equal(rows["language"].cast(pa.string()), text_value(ENGLISH)))
 
 
 def _has_query(rows: pa.RecordBatch) -> Flags:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from gpt_pipeline.data.columns import int32s, text_bounds, text_bytes, text_sizes, text_value
+from gpt_pipeline.data.columns import bytes_of_first, int32s, text_sizes, text_value
 from gpt_pipeline.data.documents.files import names_in
 from gpt_pipeline.data.documents.split import hold_out
 from gpt_pipeline.data.stage import Say
@@ -325,20 +325,12 @@ def _answer_sizes(file: EnglishFile, rows: pa.RecordBatch, sizes: Positions) -> 
 def _trained_sizes(rows: pa.RecordBatch, answer_sizes: Positions) -> Positions:
     """Return the bytes of each text's end that an answer-only loss trains on, reasoning and answer: int64 [documents].
 
-    Where the reasoning begins is known in characters. Nearly all texts are ASCII up to there, and need no decoding.
+    Where the reasoning begins is known in characters.
     """
     if "reasoning_start" not in rows.schema.names:
         return answer_sizes
-    trained = answer_sizes.copy()
     characters = int32s(rows["reasoning_start"])  # 0 where there is none
-    bounds, letters = text_bounds(rows["text"]), text_bytes(rows["text"]).data
-    for row in np.flatnonzero(characters).tolist():
-        first, count = int(bounds[row]), int(characters[row])
-        head = bytes(letters[first : first + count])
-        if not head.isascii():  # a character has at most four bytes
-            head = bytes(letters[first : first + 4 * count]).decode(errors="ignore")[:count].encode()
-        trained[row] = int(bounds[row + 1]) - first - len(head)
-    return trained
+    return np.where(characters > 0, text_sizes(rows["text"]) - bytes_of_first(rows["text"], characters), answer_sizes)
 
 
 def _held_out(file: EnglishFile, articles: pa.StringArray) -> NDArray[np.bool_]:
