@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.files import read_documents
-from gpt_pipeline.data.documents.split import hold_out
+from gpt_pipeline.data.documents.split import read_side
 from gpt_pipeline.data.documents.stage import document_files
 from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
@@ -90,15 +89,9 @@ def choose_documents(
 
 def _held_out_rows(files: Sequence[Path], data: DataConfig, *, batch_rows: int) -> Iterator[tuple[str, str | None]]:
     """Yield exercise and id of each held-out document, in order."""
-    is_held_out = hold_out(seed=data.seed, fraction=data.validation_fraction)
-    for batch in read_documents(files, _COLUMNS, batch_rows=batch_rows):
-        groups = batch.column("group").dictionary_encode()
-        held_out = [is_held_out(group) for group in groups.dictionary.to_pylist()]
-        rows = [row for row, group in enumerate(groups.indices.to_pylist()) if held_out[group]]
-        if rows:
-            chosen = batch.select(["kind", "id"]).take(rows)
-            kinds = [kind or "unknown" for kind in chosen.column("kind").to_pylist()]
-            yield from zip(kinds, chosen.column("id").to_pylist(), strict=True)
+    for batch in read_side(files, _COLUMNS, data, held_out=True, batch_rows=batch_rows):
+        kinds = [kind or "unknown" for kind in batch["kind"].to_pylist()]
+        yield from zip(kinds, batch["id"].to_pylist(), strict=True)
 
 
 def _rank(seed: int, name: str) -> int:

@@ -12,11 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.files import read_documents
-from gpt_pipeline.data.documents.split import hold_out
+from gpt_pipeline.data.documents.split import read_side
 from gpt_pipeline.data.documents.stage import document_files
 from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.data.formats.synth_text import ANSWER_MARK
@@ -164,11 +161,8 @@ def _queries_in_training(files: Sequence[Path], data: DataConfig, known: set[byt
 def _rows(files: Sequence[Path], data: DataConfig, *, held_out: bool, batch_rows: int) -> Iterator[dict[str, Any]]:
     """Yield the held-out documents, or the others, reading a batch at a time."""
     columns = _COLUMNS if held_out else ("group", "text", "query_start", "query_end")
-    is_held_out = hold_out(seed=data.seed, fraction=data.validation_fraction)
-    for batch in read_documents(files, columns, batch_rows=batch_rows):
-        wanted = [is_held_out(group) == held_out for group in batch.column("group").to_pylist()]
-        if any(wanted):
-            yield from batch.filter(pa.array(wanted)).to_pylist()
+    for batch in read_side(files, columns, data, held_out=held_out, batch_rows=batch_rows):
+        yield from batch.to_pylist()
 
 
 def _candidate(row: Mapping[str, Any], seed: int) -> _Candidate:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from gpt_pipeline.data.columns import Flags, int32s, of_flags
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.files import read_documents
 
 
 def is_held_out(article: str, *, seed: int, fraction: float) -> bool:
@@ -30,3 +38,21 @@ def hold_out(*, seed: int, fraction: float) -> Callable[[str], bool]:
         return digest.digest() < smallest_kept
 
     return is_held_out
+
+
+def held_out_rows(groups: pa.StringArray, is_held_out: Callable[[str], bool]) -> Flags:
+    """Return which documents, of these groups, are held out: bool [documents]; each group is hashed once."""
+    distinct = groups.dictionary_encode()
+    sides = np.array([is_held_out(name) for name in distinct.dictionary.to_pylist()], np.bool_)
+    return sides[int32s(distinct.indices)]
+
+
+def read_side(
+    files: Iterable[Path], columns: Sequence[str], data: DataConfig, *, held_out: bool, batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield `columns`, `group` among them, of the documents on one side, in order, at most `batch_rows` at a time."""
+    is_held_out = hold_out(seed=data.seed, fraction=data.validation_fraction)
+    for batch in read_documents(files, columns, batch_rows=batch_rows):
+        chosen = held_out_rows(batch["group"], is_held_out) == held_out
+        if chosen.any():
+            yield batch.filter(of_flags(chosen))

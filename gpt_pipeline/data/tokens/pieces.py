@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from gpt_pipeline.data.columns import bytes_of_first, int32s, text_sizes, text_value
 from gpt_pipeline.data.documents.files import names_in
-from gpt_pipeline.data.documents.split import hold_out
+from gpt_pipeline.data.documents.split import held_out_rows, hold_out
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.encoder import EncodedTexts, Encoder, new_encoder
 from gpt_pipeline.data.tokens.stream import Positions, Tokens
@@ -268,7 +268,7 @@ class _Worker:
                 text_bytes=int(sizes.sum()),
             ),
             sizes=sizes,
-            held_out=_held_out(self.file, rows["group"]),
+            held_out=held_out_rows(rows["group"], self.file.is_for_validation),
             exercises=_tokens_by_exercise(rows["kind"], lengths) if "kind" in self.file.columns else Counter(),
             samples=[_sample(rows, encoded, first_row, index) for index in sampled.tolist()],
             longest=_sample(rows, encoded, first_row, int(lengths.argmax())),
@@ -331,14 +331,6 @@ def _trained_sizes(rows: pa.RecordBatch, answer_sizes: Positions) -> Positions:
         return answer_sizes
     characters = int32s(rows["reasoning_start"])  # 0 where there is none
     return np.where(characters > 0, text_sizes(rows["text"]) - bytes_of_first(rows["text"], characters), answer_sizes)
-
-
-def _held_out(file: EnglishFile, articles: pa.StringArray) -> NDArray[np.bool_]:
-    """Return which documents are for validation; each article is asked for once."""
-    distinct = articles.dictionary_encode()
-    sides = [file.is_for_validation(name) for name in distinct.dictionary.to_pylist()]
-    held_out: NDArray[np.bool_] = np.array(sides, dtype=np.bool_)[int32s(distinct.indices)]
-    return held_out
 
 
 def _tokens_by_exercise(exercises: pa.StringArray, lengths: Positions) -> Counter[str]:
