@@ -23,6 +23,7 @@ from gpt_pipeline.experiment.new import write_new_experiment
 from gpt_pipeline.experiment.start_from import StartNotReadyError
 from gpt_pipeline.experiment.training import find_start, training_job, wanted_fingerprint
 from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.progress.show import training_text
 from gpt_pipeline.progress.status import experiment_status
 from gpt_pipeline.project import Project
 from gpt_pipeline.training.run import run_job
@@ -135,6 +136,8 @@ def test_retrained_base_makes_the_later_training_out_of_date_and_moves_nothing(f
     assert (status.start_is_ready, status.next.command) == (False, f"gpt-pipeline run {_typed(later.file)}")
     assert "base.yaml" in status.start
     assert "changed" in status.start
+    assert status.training.ended_before
+    assert "stopped" not in training_text(status.training)
     _train(_base(folder))
     status = experiment_status(load_experiment(later.file))
     assert status.start_is_ready
@@ -335,3 +338,11 @@ def test_reason_of_a_chain_is_that_of_the_link_that_changed(folder: Path) -> Non
     (folder / "base.yaml").write_text(BASE.replace("learning_rate: 0.01", "learning_rate: 0.02"))
     with pytest.raises(StartNotReadyError, match=r"^base\.yaml has changed"):
         find_start(load_experiment(third.file))
+
+
+def test_folder_without_a_model_is_refused_before_anything_is_made(folder: Path) -> None:
+    empty = folder.parent / "hf"
+    empty.mkdir()
+    (empty / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"found config.json; need a folder with config.json and the weights"):
+        _later(folder, "{hugging_face: ../hf}")

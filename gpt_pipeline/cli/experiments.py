@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -57,14 +58,20 @@ def init(experiment: Path, recipe: str | None, samples: int | None, start_from: 
 def validate(experiment: Path) -> None:
     """Check an experiment file."""
     from gpt_pipeline.experiment.load import load_experiment
+    from gpt_pipeline.experiment.start_from import StartNotReadyError
+    from gpt_pipeline.experiment.training import find_start
 
     loaded = load_experiment(experiment)
     folder = loaded.folder.root  # also checks that the base folder can be used on this machine
+    with suppress(StartNotReadyError):  # running the experiment makes it
+        find_start(loaded)
     config = loaded.config
     source = loaded.data.local_dataset_path or config.data.source
     click.echo(f"{experiment} is valid.")
     click.echo(f"  experiment  {config.experiment_name}")
     click.echo(f"  data        {config.data.amount} samples of {source}")
+    if config.start_from is not None:
+        click.echo(f"  starts from {config.start_from.text}")
     click.echo(f"  folder      {folder}")
 
 

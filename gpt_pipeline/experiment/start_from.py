@@ -103,12 +103,26 @@ def start_checkpoint(start_from: StartFromConfig, file: Path, folder: Experiment
         raise UserError(f"{path} is a folder, need a file; name a folder by start_from.hugging_face")
     made = read_kept(folder.start / _SOURCE_NAME, dict, otherwise="the weights to start from are converted again")
     is_made = made is not None and made.get("text") == start_from.text
-    if path is not None and not path.exists() and not is_made:
-        raise UserError(f"{path} does not exist")
+    if path is not None and not is_made:
+        _require_weights(path)
     # A folder that is away, such as on a disk not plugged in, cannot have changed.
     if made is None or not is_made or (path is not None and path.exists() and made.get("files") != _listing(path)):
         return None
     return read_info(checkpoint_path(folder.start, 0))
+
+
+def _require_weights(path: Path) -> None:
+    """Raise UserError unless `path` is a file, or a folder with a model's configuration and weights."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    if path.is_dir():
+        names = [each.name for each in path.iterdir()]
+        if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+            found = ", ".join(sorted(names)[:5]) or "nothing"
+            raise UserError(
+                f"{path}: found {found}; need a folder with config.json and the weights as .safetensors, as "
+                "transformers saves a GPT-2"
+            )
 
 
 def source_of(start_from: StartFromConfig, file: Path) -> dict[str, Any]:

@@ -87,6 +87,9 @@ def training_text(training: TrainingProgress) -> str:
     if training.state == "running":
         who = f" (process {training.process} on {training.host})" if training.process else ""
         return ", ".join([f"running{who}", f"step {training.step:,}{of}", *words, *_speed_words(training)])
+    if training.ended_before and not training.of_other_settings:
+        words.append("whether the file asks for more is known once its data and start are made")
+        return ", ".join([f"finished before, at step {training.step:,}", *words])
     what = "stopped" if training.state == "stopped" else "was killed; saved"
     other = "; with other settings, data or start than the file names now" if training.of_other_settings else ""
     return ", ".join([f"{what} at step {training.step:,}{of}", *words]) + other

@@ -23,6 +23,8 @@ from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.finished import (
     FinishedTraining,
     find_finished_training,
+    last_checkpoint,
+    read_finished_training,
     training_state,
 )
 from gpt_pipeline.training.heartbeat import read_heartbeat
@@ -58,6 +60,9 @@ class TrainingProgress:
     of_other_settings: bool
     """Whether what is in the folder was trained with other settings, or on other data, than the file says now."""
 
+    ended_before: bool
+    """Whether a training was finished in the folder, but not, as far as is known, the one that the file asks for."""
+
     @property
     def word(self) -> str:
         """The state in a word, as the report and a comparison show it."""
@@ -73,6 +78,10 @@ class TrainingProgress:
         if self.state == "absent":
             return "no checkpoint yet"
         gone = "; its process is gone" if self.state == "died" else ""
+        if self.ended_before and not self.of_other_settings:
+            return (
+                f"after {self.step:,} steps; whether the file asks for more is known once its data and start are made"
+            )
         if self.of_other_settings:
             return f"at step {self.step:,}{gone}, with other settings than the file has now"
         return f"at step {self.step:,}{gone}. Materialize training to continue"
@@ -115,6 +124,7 @@ def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_
     found = training_state(folder, fingerprint)
     state: State = "absent" if found == "stopped" and not checkpoints else found
     running = state == "running"
+    ended = read_finished_training(folder) if state == "stopped" else None
     return TrainingProgress(
         state=state,
         step=max(saved, int(train.get("step", 0))) if running else saved,
@@ -126,6 +136,7 @@ def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_
         tokens_per_second=train.get("tokens_per_second"),
         eta_seconds=train.get("eta_seconds") if running else None,
         damaged=tuple(_damaged(folder.checkpoints)),
+        ended_before=ended is not None and last_checkpoint(folder, ended) is not None,
         of_other_settings=fingerprint is not None
         and any(_is_of_another(info, fingerprint) for info in checkpoints[-1:]),
     )
