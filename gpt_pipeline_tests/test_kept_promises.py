@@ -25,6 +25,7 @@ from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.experiment.training import training_job
+from gpt_pipeline.progress.status import experiment_status
 from gpt_pipeline.training.run import TrainingOutcome, run_job
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.training_jobs import Listener
@@ -141,6 +142,25 @@ def test_status_finds_what_an_earlier_version_finished(untouched: KeptProject) -
         assert evaluated == pytest.approx(losses)
     training = found["interrupted"]["training"]
     assert (training["state"], training["step"], training["max_steps"]) == ("stopped", 12, _UNDISTURBED_STEP)
+
+
+def test_copy_that_keeps_no_times_stays_finished_and_damage_in_it_is_named(
+    untouched: KeptProject, tmp_path: Path
+) -> None:
+    copy = KeptProject(root=shutil.copytree(untouched.root, tmp_path / "copy", copy_function=shutil.copyfile))
+    experiment = load_experiment(copy.root / copy.file("muon"))
+    status = experiment_status(experiment)
+    assert [stage.state for stage in status.stages] == ["finished"] * 3
+    assert status.training is not None
+    assert (status.training.state, status.evaluations_pending) == ("finished", 0)
+    shards = find_shards(experiment.data, experiment.data_folder)
+    assert shards is not None
+    (shards.folder / "train_000001.bin").unlink()
+    status = experiment_status(experiment)
+    assert "train_000001.bin is missing" in status.stages[-1].note
+    assert status.training is not None
+    assert status.training.state == "finished"
+    assert status.next.command.startswith("gpt-pipeline run")
 
 
 def test_run_of_what_an_earlier_version_finished_does_no_work_again(

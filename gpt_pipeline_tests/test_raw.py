@@ -82,12 +82,39 @@ def test_raw_identity_is_the_content_and_not_the_place(tmp_path: Path, folder: P
     assert changed.fingerprint != first.fingerprint
 
 
-def test_raw_changed_file_is_noticed_by_its_time(tmp_path: Path, folder: Path) -> None:
+def test_raw_file_of_another_time_stands_if_its_content_is_the_same_which_is_read_once(
+    tmp_path: Path, folder: Path
+) -> None:
+    config = local(folder, 20)
+    prepare_raw(config, tmp_path / "data")
+    path = folder / "synth_001.parquet"
+    os.utime(path, ns=(1, 1))
+    assert find_raw(config, tmp_path / "data") is not None
+    path.write_bytes(b"x" * path.stat().st_size)
+    os.utime(path, ns=(1, 1))  # same size and time, other content: only a reader would notice
+    assert find_raw(config, tmp_path / "data") is not None
+
+
+def test_raw_file_of_another_time_and_content_is_looked_at_again(tmp_path: Path, folder: Path) -> None:
+    config = local(folder, 20)
+    prepare_raw(config, tmp_path / "data")
+    path = folder / "synth_001.parquet"
+    content = path.read_bytes()
+    path.write_bytes(b"x" * len(content))
+    assert find_raw(config, tmp_path / "data") is None
+    path.write_bytes(content)
+    assert find_raw(config, tmp_path / "data") is not None
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="a folder keeps nobody out there")
+def test_raw_file_of_another_time_stands_in_a_folder_that_may_only_be_read(tmp_path: Path, folder: Path) -> None:
     config = local(folder, 20)
     prepare_raw(config, tmp_path / "data")
     os.utime(folder / "synth_001.parquet", ns=(1, 1))
-    assert find_raw(config, tmp_path / "data") is None
-    assert prepare_raw(config, tmp_path / "data").reused  # the content was the same after all
+    (files,) = (tmp_path / "data" / "sources").glob("*/files")
+    files.chmod(0o500)
+    assert find_raw(config, tmp_path / "data") is not None
+    files.chmod(0o700)
 
 
 def test_raw_folder_that_is_away_keeps_the_identity_of_what_was_made(tmp_path: Path, folder: Path) -> None:

@@ -28,6 +28,7 @@ from gpt_pipeline.storage.manifest import (
     FileRecord,
     Manifest,
     finished,
+    forget,
     read_manifest,
     record_file,
     verify,
@@ -201,8 +202,11 @@ def test_verify_flipped_byte_names_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": {}}', b"\xff\xfe", b'{"files": {"a": 1}}'])
-def test_read_manifest_unreadable_is_kept_aside_and_counts_as_none(content: bytes, tmp_path: Path) -> None:
+def test_manifest_unreadable_counts_as_none_and_is_kept_aside_by_forgetting(content: bytes, tmp_path: Path) -> None:
     (tmp_path / MANIFEST_NAME).write_bytes(content)
+    assert read_manifest(tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST_NAME]  # a reader changes nothing
+    forget(tmp_path)
     assert read_manifest(tmp_path) is None
     kept = list(tmp_path.glob(f"{MANIFEST_NAME}.damaged-*"))
     assert [path.read_bytes() for path in kept] == [content]

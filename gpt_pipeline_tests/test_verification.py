@@ -69,6 +69,59 @@ def test_verify_unfinished_stages_are_said_to_be_so(tmp_path: Path) -> None:
     assert set(problems(config, tmp_path)) == {"raw_synth", "english_parquet", "token_shards"}
 
 
+@pytest.mark.parametrize("pattern", ["token_shards-*/train_000001.bin", "english_parquet-*/*-00002-of-00002.parquet"])
+@pytest.mark.parametrize("damage", ["cut short", "deleted"])
+def test_verify_file_cut_short_or_deleted_is_damage_and_is_made_again(
+    config: DataConfig, tmp_path: Path, pattern: str, damage: str
+) -> None:
+    (path,) = (tmp_path / "data").glob(pattern)
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "cut short":
+        path.write_bytes(content[:-1])
+    (found,) = [each for each in verify_data(config, tmp_path / "data") if each.problem is not None]
+    assert found.is_damaged
+    assert path.name in str(found.problem)
+    prepared(config, tmp_path / "data")
+    assert path.read_bytes() == content
+    assert problems(config, tmp_path) == {}
+
+
+@pytest.mark.parametrize("stage", ["raw_synth", "english_parquet", "token_shards"])
+def test_verify_manifest_that_cannot_be_read_is_damage_each_time(
+    config: DataConfig, tmp_path: Path, stage: str
+) -> None:
+    (path,) = (tmp_path / "data").glob(f"{stage}-*/manifest.json")
+    path.write_text(path.read_text()[:-9])
+    for _ in range(2):
+        found = {each.stage: each for each in verify_data(config, tmp_path / "data")}
+        assert found[stage].is_damaged
+        assert "manifest.json" in str(found[stage].problem)
+    prepared(config, tmp_path / "data")
+    assert problems(config, tmp_path) == {}
+
+
+@pytest.mark.parametrize("damage", ["cut short", "other times", "deleted"])
+def test_verify_compares_raw_files_whatever_their_sizes_and_times_are_now(
+    config: DataConfig, tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "synth" / "synth_002.parquet"
+    if damage == "cut short":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "deleted":
+        path.unlink()
+    else:
+        os.utime(path, ns=(1, 1))
+    found = {each.stage: each for each in verify_data(config, tmp_path / "data")}
+    assert {name for name, each in found.items() if each.is_damaged} == (
+        {"raw_synth"} if damage == "cut short" else set()
+    )
+    # What was made of a file stands without it.
+    assert {name for name, each in found.items() if each.folder is None} == (
+        {"raw_synth"} if damage == "deleted" else set()
+    )
+
+
 @pytest.mark.parametrize("sidecar", ["starts", "answers"])
 def test_verify_sidecar_that_does_not_fit_the_tokens_is_found(config: DataConfig, tmp_path: Path, sidecar: str) -> None:
     shards = find_shards(config, tmp_path / "data")

@@ -201,5 +201,5 @@ def verify(experiment: Path, as_json: bool) -> None:
     else:
         for each in found:
             click.echo(f"{each.stage:16} {each.problem or 'as it was made'}")
-    if any(each.folder is not None and each.problem is not None for each in found):
+    if any(each.is_damaged for each in found):
         sys.exit(FAILED)

@@ -205,10 +205,10 @@ def _split_differences(one: _Entry, other: _Entry) -> list[str]:
 
 def _split_settings(entry: _Entry) -> Mapping[str, Any]:
     """Return the settings of the shards that the evaluation read; empty if they are gone."""
-    from gpt_pipeline.data.tokens.shards import find_shards
+    from gpt_pipeline.data.tokens.shards import known_shards
 
     assert entry.evaluation is not None
-    stage = find_shards(entry.experiment.data, entry.experiment.data_folder)
+    stage = known_shards(entry.experiment.data, entry.experiment.data_folder)
     same = stage is not None and stage.fingerprint == entry.evaluation.upstream.get("shards")
     return stage.manifest.config if same and stage is not None else {}
 

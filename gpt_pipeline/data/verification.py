@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.raw import files_of, find_raw, raw_files
-from gpt_pipeline.data.documents.stage import find_documents
+from gpt_pipeline.data.documents.raw import RawStage, files_of
+from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.stage import Say
-from gpt_pipeline.data.tokens.shards import find_shards
+from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.data.tokens.stream import Positions, TokenStream, open_shards
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import DamagedFileError, DataError, UserError
 from gpt_pipeline.storage.atomic import sha256_of
-from gpt_pipeline.storage.manifest import StageResult, verify
+from gpt_pipeline.storage.manifest import MANIFEST_NAME, StageResult, has_damaged_manifest, recorded, verify
 
 _logger = logging.getLogger(__name__)
 _CHUNK = 16 << 20  # tokens looked at at a time: 32 MB
@@ -32,47 +32,88 @@ class Verified:
 
     stage: str
     folder: Path | None
-    """Null where the stage is not finished."""
+    """Null where there is nothing to compare, which is no damage."""
 
     problem: str | None
-    """What is wrong and what to do about it; null if nothing is."""
+    """What is wrong and what to do about it, or why nothing was compared; null if all is as it was made."""
+
+    @property
+    def is_damaged(self) -> bool:
+        return self.folder is not None and self.problem is not None
 
 
 def verify_data(config: DataConfig, data_folder: Path, *, say: Say = _logger.info) -> list[Verified]:
-    """Read all files of the finished data stages and return what was found, a line a stage."""
-    stages: list[tuple[StageResult | None, Callable[[StageResult], None]]] = [
-        (find_raw(config, data_folder), lambda stage: _verify_raw(config, stage)),
-        (find_documents(config, data_folder), verify),
-        (find_shards(config, data_folder), _verify_shards),
+    """Read all files of the data stages that were finished and return what was found, a line a stage.
+
+    A stage counts by its manifest, whatever has become of its files, and of those that it was made of.
+    """
+    raw_stage = RawStage(config=config, data_folder=data_folder)
+    raw = _Made.at(raw_stage.last_place())
+    documents = _Made.after(raw, lambda given: DocumentsStage(config=config, data_folder=data_folder, given_raw=given))
+    shards = _Made.after(
+        documents, lambda given: ShardsStage(config=config, data_folder=data_folder, given_documents=given)
+    )
+    checks: list[Callable[[StageResult], None]] = [
+        lambda stage: _verify_raw(raw_stage, stage, are_needed=documents.result is None),
+        verify,
+        _verify_shards,
     ]
-    found = []
-    for name, (stage, check) in zip(stage_names(config).all, stages, strict=True):
-        if stage is not None:
-            say(f"reading {name} in {stage.folder}")
-        problem = "not finished" if stage is None else _problem(stage, check)
-        found.append(Verified(stage=name, folder=None if stage is None else stage.folder, problem=problem))
-    return found
+    stages = zip(stage_names(config).all, (raw, documents, shards), checks, strict=True)
+    return [_verified(name, made, check, say) for name, made, check in stages]
 
 
-def _problem(stage: StageResult, check: Callable[[StageResult], None]) -> str | None:
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """What a manifest says of a stage."""
+
+    folder: Path | None = None
+    """Where the stage lies, or would."""
+
+    result: StageResult | None = None
+
+    @classmethod
+    def at(cls, place: tuple[Path, str] | None) -> _Made:
+        return cls() if place is None else cls(folder=place[0], result=recorded(*place))
+
+    @classmethod
+    def after(cls, upstream: _Made, stage: Callable[[StageResult], DocumentsStage | ShardsStage]) -> _Made:
+        """Return what is said of the stage that is made of `upstream`."""
+        return cls() if upstream.result is None else cls.at(stage(upstream.result).place())
+
+
+class _NothingToCompareError(UserError):
+    """Files that were made for something, and may be gone since that is finished."""
+
+
+def _verified(name: str, made: _Made, check: Callable[[StageResult], None], say: Say) -> Verified:
+    if made.result is None:
+        is_damaged = made.folder is not None and has_damaged_manifest(made.folder)
+        problem = f"{made.folder}: its {MANIFEST_NAME} is damaged; run again" if is_damaged else "not finished"
+        return Verified(stage=name, folder=made.folder if is_damaged else None, problem=problem)
+    say(f"reading {name} in {made.result.folder}")
     try:
-        check(stage)
+        check(made.result)
+    except _NothingToCompareError as error:
+        return Verified(stage=name, folder=None, problem=str(error))
     except UserError as error:
-        return str(error)
-    return None
+        return Verified(stage=name, folder=made.result.folder, problem=str(error))
+    return Verified(stage=name, folder=made.result.folder, problem=None)
 
 
-def _verify_raw(config: DataConfig, raw: StageResult) -> None:
+def _verify_raw(stage: RawStage, raw: StageResult, *, are_needed: bool) -> None:
     """Raise unless the raw files still have their checksums, and so have the lists of repeated documents."""
     verify(raw)
-    paths = raw_files(config, raw)
+    places = stage.places(raw)
+    remedy = f"bring the file here again, or materialize {stage.name} with force if it was meant to change"
     for file in files_of(raw):
-        found = sha256_of(paths[file.name])
-        if found != file.sha256:
-            raise DamagedFileError(
-                f"{paths[file.name]}: found sha256 {found}, need {file.sha256}; bring the file here again, "
-                f"or materialize {stage_names(config).raw} with force if it was meant to change"
-            )
+        path = places[file.name]
+        if path is not None and (found := sha256_of(path)) != file.sha256:
+            raise DamagedFileError(f"{path}: found sha256 {found}, need {file.sha256}; {remedy}")
+    if gone := [name for name, path in places.items() if path is None]:
+        which = f"{', '.join(gone[:3])}{', ...' if gone[3:] else ''}"
+        if are_needed:
+            raise DamagedFileError(f"{len(gone)} of {len(places)} raw files are gone ({which}); run again")
+        raise _NothingToCompareError(f"gone: {which}; not needed, since what was made from it is finished")
 
 
 def _verify_shards(stage: StageResult) -> None:

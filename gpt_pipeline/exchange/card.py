@@ -10,8 +10,8 @@ import jinja2
 from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.config import SAMPLE
-from gpt_pipeline.data.documents.stage import find_documents
-from gpt_pipeline.data.tokens.shards import find_shards
+from gpt_pipeline.data.documents.stage import DocumentsStage
+from gpt_pipeline.data.tokens.shards import known_shards
 from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.experiment.load import Experiment
@@ -79,8 +79,8 @@ def _data(experiment: Experiment) -> dict[str, Any]:
     """Return counts of the data stages by name; empty if the data is gone."""
     facts: dict[str, Any] = {}
     for stage in (
-        find_documents(experiment.data, experiment.data_folder),
-        find_shards(experiment.data, experiment.data_folder),
+        DocumentsStage(config=experiment.data, data_folder=experiment.data_folder).known(),
+        known_shards(experiment.data, experiment.data_folder),
     ):
         facts |= _counts(stage.manifest.facts) if stage else {}
     return facts

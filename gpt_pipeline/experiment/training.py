@@ -115,10 +115,10 @@ def training_fingerprint(config: ExperimentConfig, shards_fingerprint: str, *, s
 def wanted_fingerprint(experiment: Experiment) -> str | None:
     """Return the identity of the training that the file asks for; None before its data and its start are made."""
     from gpt_pipeline.data.tokens.shards import (
-        find_shards,  # numpy, which would be half of the definitions' time to load
+        known_shards,  # numpy, which would be half of the definitions' time to load
     )
 
-    shards = find_shards(experiment.data, experiment.data_folder)
+    shards = known_shards(experiment.data, experiment.data_folder)
     if shards is None:
         return None
     try:

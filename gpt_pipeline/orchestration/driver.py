@@ -19,6 +19,7 @@ from typing import Any
 import dagster as dg
 from dagster_shared.error import SerializableErrorInfo
 
+from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
 from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.errors import StoppedError, UserError
@@ -31,9 +32,11 @@ from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
 from gpt_pipeline.orchestration.history import open_instance
 from gpt_pipeline.orchestration.rebuild import reconstructable_job
+from gpt_pipeline.orchestration.stages import finished_shards
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR
 from gpt_pipeline.progress.evaluations import WantedEvaluation, pending_evaluations, wanted_evaluations
 from gpt_pipeline.progress.report import report_is_outdated
+from gpt_pipeline.progress.stages import data_progress
 from gpt_pipeline.progress.tracking import forget_lost_runs, is_log_pending
 from gpt_pipeline.progress.training import finished_training
 from gpt_pipeline.project import Project
@@ -119,7 +122,8 @@ class Session:
 def is_complete(experiment: Experiment) -> bool:
     """Whether data, training, evaluations and report are all finished, as the folders tell."""
     return (
-        finished_training(experiment) is not None
+        all(stage.state == "finished" for stage in data_progress(experiment))
+        and finished_training(experiment) is not None
         and not pending_evaluations(experiment)
         and not is_log_pending(experiment)
         and not report_is_outdated(experiment)
@@ -207,6 +211,8 @@ def evaluate_experiment(
     settings = experiment.config.evaluation
     if questions is not None:
         settings = replace(settings, num_questions=questions)
+    if list_checkpoints(experiment.folder.checkpoints):
+        finished_shards(experiment)  # raises: until they are made, no evaluation is wanted
     wanted = wanted_evaluations(experiment, settings)
     recorded = session.instance.get_materialized_partitions(keys.asset_key(experiment, "evaluation"))
     chosen = [each for each in wanted if force or each.state != "done" or each.partition not in recorded]

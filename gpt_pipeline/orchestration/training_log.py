@@ -36,10 +36,10 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
         TrackingError: MLflow cannot be reached, is busy, or refuses; it can be sent later.
     """
     from gpt_pipeline.data.tokens.shards import (
-        find_shards,  # numpy, which would be half of the definitions' time to load
+        known_shards,  # numpy, which would be half of the definitions' time to load
     )
 
-    shards = find_shards(experiment.data, experiment.data_folder)
+    shards = known_shards(experiment.data, experiment.data_folder)
     fingerprint = wanted_fingerprint(experiment)
     if shards is None or fingerprint is None:
         return

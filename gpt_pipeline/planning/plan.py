@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from gpt_pipeline.data.tokens.shards import find_shards
+from gpt_pipeline.data.tokens.shards import known_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
@@ -196,7 +196,7 @@ def _or_problem(found: list[Finding], key: str, make: Callable[[], _Value]) -> _
 def _start(experiment: Experiment) -> StartDecision:
     """Return where the training would start: at step 0 until the shards exist, which are part of its identity."""
     require_checkpoint_to_resume(experiment)
-    shards = find_shards(experiment.data, experiment.data_folder)
+    shards = known_shards(experiment.data, experiment.data_folder)
     anew = _ANEW if experiment.config.start_from is None else StartDecision(kind="weights")
     try:
         return anew if shards is None else decide_start(training_job(experiment, shards))

@@ -12,7 +12,7 @@ from gpt_pipeline.data.documents.raw import known_raw
 from gpt_pipeline.data.formats import format_of, stage_names
 from gpt_pipeline.data.formats.parquet import open_raw
 from gpt_pipeline.data.sources.folder import local_path, open_folder
-from gpt_pipeline.data.tokens.shards import find_shards
+from gpt_pipeline.data.tokens.shards import known_shards
 from gpt_pipeline.errors import NewerFileError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.fingerprint import SHORT
@@ -51,7 +51,7 @@ class TokenCount:
 
 def count_tokens(experiment: Experiment) -> TokenCount:
     """Return the tokens of the experiment's data."""
-    shards = find_shards(experiment.data, experiment.data_folder)
+    shards = known_shards(experiment.data, experiment.data_folder)
     if shards is None:
         return _estimated(experiment)
     facts = shards.manifest.facts

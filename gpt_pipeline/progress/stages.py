@@ -13,7 +13,7 @@ from gpt_pipeline.data.stage import Part
 from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.lock import is_locked
-from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline.storage.manifest import damaged_sizes
 
 State = Literal["finished", "partly", "absent"]
 
@@ -48,10 +48,9 @@ def data_progress(experiment: Experiment) -> tuple[StageProgress, ...]:
     raw = _raw_progress(RawStage(config=data, data_folder=folder), is_used_up=english_result is not None)
     return (
         raw,
-        _progress(english.name, english_result, lambda: [each.part for each in english.parts()], ready=raw),
+        _progress(english, lambda: [each.part for each in english.parts()], ready=raw),
         _progress(
-            shards.name,
-            shards.find(),
+            shards,
             lambda: [each.part for each in shards.parts()] if english_result is not None else [],
             ready=raw,
         ),
@@ -74,22 +73,28 @@ def _raw_progress(stage: RawStage, *, is_used_up: bool) -> StageProgress:
 
 
 def _progress(
-    name: str, result: StageResult | None, parts: Callable[[], Sequence[Part]], *, ready: StageProgress
+    stage: DocumentsStage | ShardsStage, parts: Callable[[], Sequence[Part]], *, ready: StageProgress
 ) -> StageProgress:
-    if result is not None:
-        count = len(result.manifest.files)
-        size = sum(record.size for record in result.manifest.files.values())
+    known = stage.known()
+    damage = None if known is None else next(damaged_sizes(known), None)
+    if known is not None and damage is None:
+        count = len(known.manifest.files)
+        size = sum(record.size for record in known.manifest.files.values())
         return StageProgress(
-            name=name, state="finished", files_done=count, files=count, size=size, folder=result.folder
+            name=stage.name, state="finished", files_done=count, files=count, size=size, folder=known.folder
         )
     wanted = parts() if ready.folder is not None else []
     made = [found for part in wanted if (found := part.find()) is not None]
     return StageProgress(
-        name=name,
+        name=stage.name,
         state="partly" if made else "absent",
         files_done=len(made),
         files=len(wanted) or None,
         size=sum(record.size for part in made for record in part.manifest.files.values()),
         folder=None,
-        note="being made now" if any(is_locked(part.folder) for part in wanted) else "",
+        note="being made now" if any(is_locked(part.folder) for part in wanted) else _damage_note(damage),
     )
+
+
+def _damage_note(damage: str | None) -> str:
+    return "" if damage is None else f"damaged: {damage}; the next run makes it again"

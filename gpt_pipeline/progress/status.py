@@ -253,6 +253,8 @@ def _after_training(name: str, status: Status, pending: int) -> NextStep:
     if status.is_evaluating:
         what = f"{pending} evaluation{'s are' if pending > 1 else ' is'} in progress: watch, or wait for the end"
         return NextStep(command="gpt-pipeline ui", why=what)
+    if any(stage.state != "finished" for stage in status.stages):
+        return NextStep(command=f"gpt-pipeline run {name}", why="makes the data again that is missing or damaged")
     if pending:
         what = f"{pending} checkpoint{'s need' if pending > 1 else ' needs'} an evaluation"
         return NextStep(command=f"gpt-pipeline evaluate {name}", why=what)

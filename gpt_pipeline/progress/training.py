@@ -95,9 +95,9 @@ def finished_training(experiment: Experiment) -> FinishedTraining | None:
 
 def experiment_training(experiment: Experiment) -> TrainingProgress:
     """Return how far the experiment's training is."""
-    from gpt_pipeline.data.tokens.shards import find_shards
+    from gpt_pipeline.data.tokens.shards import known_shards
 
-    shards = find_shards(experiment.data, experiment.data_folder)
+    shards = known_shards(experiment.data, experiment.data_folder)
     if shards is None:
         return training_progress(experiment.folder, fingerprint=None, max_steps=experiment.config.training.max_steps)
     return training_progress(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,14 +119,26 @@ def record_and_sync(path: Path) -> FileRecord:
 
 
 def forget(folder: Path) -> None:
-    """Make the stage in `folder` unfinished; its files are kept until they are written again."""
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    """Make the stage in `folder` unfinished; its files are kept until they are written again.
+
+    A damaged manifest is kept under another name.
+
+    Raises:
+        NewerFileError: only a newer version can read the manifest.
+    """
+    path = folder / MANIFEST_NAME
+    if has_damaged_manifest(folder):
+        path.replace(path.with_name(f"{MANIFEST_NAME}.damaged-{time.time_ns()}"))
+    path.unlink(missing_ok=True)
+
+
+def has_damaged_manifest(folder: Path) -> bool:
+    """Whether there is a manifest in `folder` that cannot be read, so that it counts as none."""
+    return (folder / MANIFEST_NAME).is_file() and read_manifest(folder) is None
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest in `folder`, or None if there is none.
-
-    A damaged manifest is set aside under another name, reported in the log, and counts as none.
+    """Return the manifest in `folder`, or None if there is none; a damaged one is reported in the log, and is none.
 
     Raises:
         NewerFileError: only a newer version can read it.
@@ -141,9 +153,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         writer = "" if made is None else f". {MADE_NAME} beside it names version {made.version}"
         raise NewerFileError(f"{error}{writer}") from None
     except ValueError as error:
-        aside = path.with_name(f"{MANIFEST_NAME}.damaged-{time.time_ns()}")
-        path.replace(aside)
-        _logger.warning("%s is not a readable manifest (%s); kept as %s", path, error, aside.name)
+        _logger.warning("%s is not a readable manifest (%s); the next run makes the stage again", path, error)
         return None
 
 
@@ -157,17 +167,36 @@ def _read_made(folder: Path) -> Made | None:
     return read_kept(path, lambda value: Made(**known_fields(Made, value)), otherwise=unknown)
 
 
-def finished(folder: Path, fingerprint: str) -> StageResult | None:
-    """Return the stage in `folder` if it is finished with `fingerprint` and every file has its size; else None."""
+def recorded(folder: Path, fingerprint: str) -> StageResult | None:
+    """Return the stage in `folder` if it was finished with `fingerprint`, whatever has become of its files since."""
     manifest = read_manifest(folder)
     if manifest is None or manifest.fingerprint != fingerprint:
         return None
-    for name, record in manifest.files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != record.size:
-            _logger.warning("%s is missing or is not %d bytes long; the stage is made again", path, record.size)
-            return None
     return StageResult(folder=folder, manifest=manifest, reused=True)
+
+
+def finished(folder: Path, fingerprint: str) -> StageResult | None:
+    """Return the stage in `folder` if it is finished with `fingerprint` and every file has its size; else None."""
+    return if_whole(recorded(folder, fingerprint))
+
+
+def if_whole(stage: StageResult | None) -> StageResult | None:
+    """Return the stage if every file has its size; contents are not read."""
+    damage = None if stage is None else next(damaged_sizes(stage), None)
+    if damage is not None:
+        _logger.warning("%s; the next run makes the stage again", damage)
+        return None
+    return stage
+
+
+def damaged_sizes(stage: StageResult, names: Iterable[str] | None = None) -> Iterator[str]:
+    """Yield what is wrong with each file (of all, or of `names`) that is missing or not as long as it was made."""
+    for name in stage.manifest.files if names is None else names:
+        record, path = stage.manifest.files[name], stage.folder / name
+        if not path.is_file():
+            yield f"{path} is missing"
+        elif (size := path.stat().st_size) != record.size:
+            yield f"{path}: found {size:,} bytes, need {record.size:,}"
 
 
 def verify(stage: StageResult, names: Iterable[str] | None = None) -> None:
@@ -176,11 +205,12 @@ def verify(stage: StageResult, names: Iterable[str] | None = None) -> None:
     Raises:
         DamagedFileError: a file differs; the message names the first one and the remedy.
     """
-    for name in stage.manifest.files if names is None else names:
-        record = stage.manifest.files[name]
-        path = stage.folder / name
-        found = sha256_of(path) if path.is_file() else "no such file"
-        if found != record.sha256:
+    chosen = list(stage.manifest.files if names is None else names)
+    if damage := next(damaged_sizes(stage, chosen), None):
+        raise DamagedFileError(f"{damage}; run again: what is missing is made again")
+    for name in chosen:
+        record, path = stage.manifest.files[name], stage.folder / name
+        if (found := sha256_of(path)) != record.sha256:
             raise DamagedFileError(
                 f"{path}: found sha256 {found}, need {record.sha256}; delete the folder and run again"
             )

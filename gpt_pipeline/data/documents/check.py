@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from gpt_pipeline.data.documents.index import index_part, prepare_index
@@ -14,6 +17,8 @@ from gpt_pipeline.data.stage import Say
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.atomic import sha256_of
 from gpt_pipeline.storage.manifest import StageResult, forget
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +33,31 @@ class FileCheck:
     format: Format
 
     def recorded(self, name: str) -> FileFacts | None:
-        """Return what was found in a file, unless another file, or none that was looked at, lies there now."""
-        facts = self.record.facts(self.source.record_key(name))
+        """Return what was found in a file, unless another file, or none that was looked at, lies there now.
+
+        A file that only has another time, as after a copy, is compared with its checksum, once.
+        """
+        facts = self.examined(name)
         path = self.source.find(name)
-        if facts is None or facts.rule != self.format.version or (path is not None and not facts.is_of(path)):
+        if facts is None or path is None or facts.is_of(path):
+            return facts
+        return self._with_new_time(facts, path)
+
+    def examined(self, name: str) -> FileFacts | None:
+        """Return what was found in a file, whatever lies there now."""
+        facts = self.record.facts(self.source.record_key(name))
+        return facts if facts is not None and facts.rule == self.format.version else None
+
+    def _with_new_time(self, facts: FileFacts, path: Path) -> FileFacts | None:
+        """Return the facts with the time that `path` has now, and note it, if its content is what they are of."""
+        stat = path.stat()
+        if stat.st_size != facts.size or _content(path, stat.st_size, stat.st_mtime_ns) != facts.sha256:
             return None
+        facts = dataclasses.replace(facts, mtime_ns=stat.st_mtime_ns)
+        try:
+            self.record.write_facts(facts)
+        except OSError as error:  # a folder that others may only read
+            _logger.warning("%s: its new time cannot be noted (%s); each command compares it again", path, error)
         return facts
 
     def is_ready(self, name: str) -> bool:
@@ -94,3 +119,10 @@ class FileCheck:
         if sha256 != needed:
             raise DataError(f"{path}: found sha256 {sha256}, need {needed}; delete it and run again")
         return path, stat, sha256
+
+
+@cache  # a file that turned out to be another one is asked about again and again
+def _content(path: Path, size: int, mtime_ns: int) -> str:
+    """Return the sha256 of the file that has this size and time."""
+    _logger.warning("%s has another time than when it was examined; comparing its %s bytes", path, f"{size:,}")
+    return sha256_of(path)

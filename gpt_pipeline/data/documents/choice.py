@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gpt_pipeline.data.documents.check import FileCheck
@@ -49,10 +49,17 @@ class FileChoice:
         return self.check.record
 
     def recorded(self) -> list[ChosenFile] | None:
-        """Return the source's first files that hold the documents, if the record knows them all."""
+        """Return the source's first files that hold the documents, if the record knows them all as they are now."""
+        return self._known(self.check.recorded)
+
+    def examined(self) -> list[ChosenFile] | None:
+        """Return the files that were the first to hold the documents when they were examined, whatever they are now."""
+        return self._known(self.check.examined)
+
+    def _known(self, facts_of: Callable[[str], FileFacts | None]) -> list[ChosenFile] | None:
         chosen: list[ChosenFile] = []
         for name in self._source.names:
-            facts = self.check.recorded(name)
+            facts = facts_of(name)
             if facts is None:
                 return None
             new = self._record.new_documents.get(self._identity_of([*(each.facts for each in chosen), facts]))

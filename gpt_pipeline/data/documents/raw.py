@@ -28,7 +28,7 @@ from gpt_pipeline.data.sources.sample.source import SampleFolder
 from gpt_pipeline.data.stage import Say, ask_again, exclusive, finish_stage, grouped, is_asked_again, prepare
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, stage_folder
+from gpt_pipeline.storage.manifest import Manifest, StageResult, if_whole, recorded, stage_folder
 from gpt_pipeline.storage.names import slug
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class RawStage:
 
     def find(self) -> StageResult | None:
         """Return the finished stage, or None; reads no file's content and asks no network."""
-        stage = self.known()
+        stage = if_whole(self.known())
         return stage if stage is not None and self._is_here(stage) else None
 
     def known(self) -> StageResult | None:
@@ -147,10 +147,21 @@ class RawStage:
         record = read_record(self._record_folder)
         source = self._recorded_source(record)
         chosen = None if source is None else self._choice(source, record).recorded()
-        if chosen is None:
-            return None
-        wanted = self._fingerprint(chosen)
-        return finished(stage_folder(self.data_folder, self.name, wanted), wanted)
+        return None if chosen is None else recorded(*self._place_of(chosen))
+
+    def last_place(self) -> tuple[Path, str] | None:
+        """Return folder and fingerprint of the stage as it was last made, also if its files have changed since."""
+        record = read_record(self._record_folder)
+        now, before = self._recorded_source(record), self._last_source(record)
+        chosen = None if now is None else self._choice(now, record).recorded()
+        if chosen is None and before is not None:
+            chosen = self._choice(before, record).examined()
+        return None if chosen is None else self._place_of(chosen)
+
+    def places(self, raw: StageResult) -> dict[str, Path | None]:
+        """Return where each of the stage's files lies, whole or not; None for one that is gone."""
+        source = self._last_source(read_record(self._record_folder))
+        return {name: source.place(name) if source else None for name, _ in raw.manifest.config["files"]}
 
     def paths(self, raw: StageResult) -> dict[str, Path]:
         """Return the paths of the stage's files by name, in order.
@@ -222,8 +233,7 @@ class RawStage:
         with self._recording(say) as record:
             source = self._open_source(record, say)
             chosen = self._choice(source, record).choose(say=say)
-        wanted = self._fingerprint(chosen)
-        folder = stage_folder(self.data_folder, self.name, wanted)
+        folder, wanted = self._place_of(chosen)
         return finish_stage(folder, wanted, say=say, make=lambda: self._manifest(source, chosen, folder, wanted))
 
     def _check(self, source: Source, record: SourceRecord) -> FileCheck:
@@ -298,12 +308,22 @@ class RawStage:
         names = parquet_names(entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
         return LocalFolder(folder=folder, names=names or tuple(record.folder_names))
 
+    def _last_source(self, record: SourceRecord) -> Source | None:
+        """Return the source with the files that it had when the stage was last made."""
+        if self._is_sample or self.config.local_dataset_path is None:
+            return self._recorded_source(record)
+        return LocalFolder(folder=local_path(self.config.local_dataset_path), names=tuple(record.folder_names))
+
     def _is_here(self, stage: StageResult) -> bool:
         source = self._recorded_source(read_record(self._record_folder))
         return source is not None and all(source.find(name) for name, _ in stage.manifest.config["files"])
 
     def _identity(self, chosen: Iterable[ChosenFile]) -> dict[str, Any]:
         return {"files": [[each.name, each.facts.sha256] for each in chosen], **self._format.identity}
+
+    def _place_of(self, chosen: Iterable[ChosenFile]) -> tuple[Path, str]:
+        wanted = self._fingerprint(chosen)
+        return stage_folder(self.data_folder, self.name, wanted), wanted
 
     def _fingerprint(self, chosen: Iterable[ChosenFile]) -> str:
         return fingerprint(self.name, config=self._identity(chosen), code_version=code_version(self._format))

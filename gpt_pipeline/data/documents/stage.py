@@ -27,7 +27,7 @@ from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, groupe
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path, link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult, finished, stage_folder
+from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult, if_whole, recorded, stage_folder
 
 CODE_VERSION = "5"
 _FILE = "documents.parquet"
@@ -106,11 +106,20 @@ class DocumentsStage:
 
     def find(self) -> StageResult | None:
         """Return the finished stage, or None; does no work."""
+        return if_whole(self.known())
+
+    def known(self) -> StageResult | None:
+        """Return the stage if it was finished once, whatever has become of its files since."""
+        place = self.place()
+        return None if place is None else recorded(*place)
+
+    def place(self) -> tuple[Path, str] | None:
+        """Return the stage's folder and fingerprint; None while the raw files are not known."""
         raw = self.given_raw or known_raw(self.config, self.data_folder)
         if raw is None:
             return None
         wanted = _fingerprint(self.config, raw.fingerprint)
-        return finished(stage_folder(self.data_folder, self.name, wanted), wanted)
+        return stage_folder(self.data_folder, self.name, wanted), wanted
 
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return the raw files whose documents are missing, in groups; see `PartedStage`."""

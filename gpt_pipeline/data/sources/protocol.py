@@ -41,6 +41,10 @@ class Source(Protocol):
         """Return the file's path if it is here; no network."""
         ...
 
+    def place(self, name: str) -> Path | None:
+        """Return the file's path if something lies there, whole or not; no network."""
+        ...
+
     def open(self, name: str, *, say: Say) -> io.IOBase:
         """Open the file for reading; one that is not here is not downloaded: only the ranges read are transferred."""
         ...

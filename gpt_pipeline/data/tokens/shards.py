@@ -18,9 +18,9 @@ from gpt_pipeline.data.tokens.stream import TRAIN, VALIDATION, TokenShards, Toke
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.atomic import link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, stage_folder, verify
+from gpt_pipeline.storage.manifest import Manifest, StageResult, if_whole, recorded, stage_folder, verify
 
-__all__ = ["TokenShards", "TokenStream", "find_shards", "open_shards", "prepare_shards"]
+__all__ = ["TokenShards", "TokenStream", "find_shards", "known_shards", "open_shards", "prepare_shards"]
 
 STAGE = "token_shards"
 CODE_VERSION = "2"
@@ -45,6 +45,11 @@ def prepare_shards(
 def find_shards(config: DataConfig, data_folder: Path) -> StageResult | None:
     """Return the finished stage, or None; does no work."""
     return ShardsStage(config=config, data_folder=data_folder).find()
+
+
+def known_shards(config: DataConfig, data_folder: Path) -> StageResult | None:
+    """Return the stage if it was finished once, whatever has become of its files: what was made of them stands."""
+    return ShardsStage(config=config, data_folder=data_folder).known()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +88,9 @@ class ShardsStage:
         Raises:
             DataError: it is not finished.
         """
-        english = self._finished_english()
+        from gpt_pipeline.data.documents.stage import find_documents
+
+        english = self.given_documents or find_documents(self.config, self.data_folder)
         if english is None:
             name = stage_names(self.config).documents
             raise DataError(f"{name} is not finished in {self.data_folder}; materialize {name} first")
@@ -91,11 +98,22 @@ class ShardsStage:
 
     def find(self) -> StageResult | None:
         """Return the finished stage, or None; does no work."""
-        english = self._finished_english()
+        return if_whole(self.known())
+
+    def known(self) -> StageResult | None:
+        """Return the stage if it was finished once, whatever has become of its files since."""
+        place = self.place()
+        return None if place is None else recorded(*place)
+
+    def place(self) -> tuple[Path, str] | None:
+        """Return the stage's folder and fingerprint; None while the documents are not known."""
+        from gpt_pipeline.data.documents.stage import DocumentsStage
+
+        english = self.given_documents or DocumentsStage(config=self.config, data_folder=self.data_folder).known()
         if english is None:
             return None
         wanted = _fingerprint(self.config, english.fingerprint)
-        return finished(stage_folder(self.data_folder, STAGE, wanted), wanted)
+        return stage_folder(self.data_folder, STAGE, wanted), wanted
 
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return the raw files whose documents' tokens are missing, in groups; see `PartedStage`."""
@@ -142,11 +160,6 @@ class ShardsStage:
             )
             for entry in self.english.manifest.facts["parts"]
         ]
-
-    def _finished_english(self) -> StageResult | None:
-        from gpt_pipeline.data.documents.stage import find_documents
-
-        return self.given_documents or find_documents(self.config, self.data_folder)
 
     def _part(self, documents: str) -> Part:
         identity = fingerprint(_KIND, config=_identity(self.config), upstream=[documents], code_version=CODE_VERSION)

@@ -76,12 +76,15 @@ class HubDataset:
 
     def find(self, name: str) -> Path | None:
         """Return the file's path in the cache if it is there in its full size; no network."""
+        path = self.place(name)
+        return path if path is not None and path.stat().st_size == self.size(name) else None
+
+    def place(self, name: str) -> Path | None:
+        """Return the file's path in the cache if it is there, in full or not; no network."""
         path = try_to_load_from_cache(
             self.repository, name, cache_dir=self.hub.cache_folder, revision=self.revision, repo_type="dataset"
         )
-        if not isinstance(path, str) or not Path(path).is_file():
-            return None
-        return Path(path) if Path(path).stat().st_size == self.size(name) else None
+        return Path(path) if isinstance(path, str) and Path(path).is_file() else None
 
     def open(self, name: str, *, say: Say = _logger.info) -> io.IOBase:
         """Open the file in the cache, or else on the hub: of that one only the ranges that are read are transferred.
