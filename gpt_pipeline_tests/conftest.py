@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,22 @@ import pytest
 from gpt_pipeline_tests.projects import TinyProject
 
 # No test depends on the speed of the machine.
-hypothesis.settings.register_profile("any_speed", deadline=None)
+hypothesis.settings.register_profile(
+    "any_speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("any_speed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_for_children() -> None:
+    """Let the programs that tests start receive the signals that a shell's background job, or nohup, ignores.
+
+    A program inherits what is ignored, but not a handler. This one does nothing, so that the tests go on as before.
+    """
+    for name in ("SIGINT", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has one of them
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class TinyProject:
     """A project folder with `experiments/`; commands run in it with no settings of the tester's own."""
 
     root: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Of the environment of its commands, besides the tester's own."""
 
     def write_experiment(self, stem: str, **changes: Any) -> Path:
         """Write `experiments/<stem>.yaml`, twelve steps long unless changed; return its path."""
@@ -49,7 +52,7 @@ class TinyProject:
         """Of the tester, without what would lead a command elsewhere."""
         unwanted = ("DAGSTER_HOME", "GPT_PIPELINE_EXPERIMENTS", "MLFLOW_TRACKING_URI")
         kept = {name: value for name, value in os.environ.items() if name not in unwanted}
-        return {**kept, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        return {**kept, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **self.variables}
 
     def start(self, *arguments: str, module: str = "gpt_pipeline", **options: Any) -> subprocess.Popen[str]:
         """Start `python -m <module> <arguments>` in the project's folder."""

@@ -65,8 +65,6 @@ def wait(until: Callable[[], bool], *, seconds: float, what: str) -> None:
 def _server(
     project: TinyProject, command: Sequence[str], variables: Mapping[str, str], *, log: str, answers: str
 ) -> Iterator[None]:
-    # A background job of a shell ignores SIGINT, and so would all that it starts: Dagster ends its servers by it.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     path = project.root / log
     with path.open("a") as output:
         process = subprocess.Popen(
@@ -77,7 +75,6 @@ def _server(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    signal.signal(signal.SIGINT, before)
     try:
         wait(lambda: _answers(answers) or process.poll() is not None, seconds=_UP_SECONDS, what=answers)
         assert process.poll() is None, path.read_text()

@@ -12,6 +12,7 @@ import pytest
 
 from gpt_pipeline.checkpoints.manifest import best_checkpoint
 from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline_tests.gate import Gate
 from gpt_pipeline_tests.projects import TinyProject, trainer_pids
 
 _MATERIALIZE = ("asset", "materialize", "-m", "gpt_pipeline.definitions", "--select")
@@ -134,24 +135,23 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     return _weights(project, "long")
 
 
-def _wait_for_step(project: TinyProject, stem: str, step: int) -> None:
-    deadline = time.monotonic() + 120
-    folder = project.experiment(stem).folder
-    while not (folder.checkpoints / f"checkpoint_step_{step}.json").is_file():
-        assert time.monotonic() < deadline, f"no checkpoint of step {step} in time"
-        time.sleep(0.02)
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    """Stops a training between its checkpoints of steps 8 and 12."""
+    return Gate(tmp_path, step=10)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals and /proc")
 def test_run_whose_trainer_is_killed_continues_to_the_same_weights(
-    uninterrupted: dict[int, str], tmp_path: Path
+    uninterrupted: dict[int, str], tmp_path: Path, gate: Gate
 ) -> None:
-    project = TinyProject(root=tmp_path)
+    project = TinyProject(root=tmp_path, variables=gate.variables)
     project.write_experiment("long", **LONG)
     process = project.start("run", "experiments/long.yaml")
-    _wait_for_step(project, "long", 8)
+    gate.wait(process)
     for pid in trainer_pids(project):
         os.kill(pid, signal.SIGKILL)
+    gate.open()
     output, _ = process.communicate()
     assert process.returncode == 1
     assert "continues from the last checkpoint" in output
@@ -161,16 +161,17 @@ def test_run_whose_trainer_is_killed_continues_to_the_same_weights(
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals and /proc")
 def test_run_stopped_by_two_ctrl_c_saves_leaves_no_process_and_continues_to_the_same_weights(
-    uninterrupted: dict[int, str], tmp_path: Path
+    uninterrupted: dict[int, str], tmp_path: Path, gate: Gate
 ) -> None:
-    project = TinyProject(root=tmp_path)
+    project = TinyProject(root=tmp_path, variables=gate.variables)
     project.write_experiment("long", **LONG)
     process = project.start("run", "experiments/long.yaml", start_new_session=True)
-    _wait_for_step(project, "long", 8)
+    gate.wait(process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
     time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=240)
+    gate.open()
     assert process.returncode == 130, output
     assert "Stopped" in output
     assert "Traceback" not in output
@@ -202,19 +203,20 @@ def test_run_with_an_mlflow_that_is_down_trains_to_the_end_and_logs_it_later(tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
-def test_run_killed_with_all_its_processes_is_shown_as_failed_by_the_next(tmp_path: Path) -> None:
+def test_run_killed_with_all_its_processes_is_shown_as_failed_by_the_next(tmp_path: Path, gate: Gate) -> None:
     import dagster as dg
 
     from gpt_pipeline.orchestration.history import open_instance
     from gpt_pipeline.project import Project
 
-    project = TinyProject(root=tmp_path)
+    project = TinyProject(root=tmp_path, variables=gate.variables)
     project.write_experiment("long", **LONG)
     process = project.start("run", "experiments/long.yaml", start_new_session=True)
-    _wait_for_step(project, "long", 8)
+    gate.wait(process)
     process.kill()
     for pid in trainer_pids(project):
         os.kill(pid, signal.SIGKILL)
+    gate.open()
     process.communicate()
     output = project.run("run", "experiments/long.yaml")
     assert "was killed earlier" in output
