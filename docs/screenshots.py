@@ -18,7 +18,7 @@ from playwright.sync_api import Locator, Page
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline_tests.browser_project import DagsterPages, chromium, window
 from gpt_pipeline_tests.projects import TinyProject
-from gpt_pipeline_tests.servers import dagster_dev, free_port, mlflow_ui, wait
+from gpt_pipeline_tests.servers import dagster_pages, free_port, mlflow_ui, wait
 
 _REPOSITORY = Path(__file__).parents[1]
 _IMAGES = Path(__file__).parent / "images"
@@ -42,7 +42,7 @@ def main() -> None:
 def _take_all(project: TinyProject) -> None:
     port = free_port()
     with (
-        dagster_dev(project, mlflow_port=port) as address,
+        dagster_pages(project, mlflow_port=port) as address,
         mlflow_ui(project, port=port) as mlflow,
         chromium() as browser,
         window(browser) as page,

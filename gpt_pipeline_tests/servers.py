@@ -1,4 +1,4 @@
-"""The web pages of a test's project: `dagster dev` and `mlflow ui` on free ports, ended with all that they start."""
+"""The web pages of a test's project: Dagster's and `mlflow ui` on free ports, ended with all that they start."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ _UP_SECONDS = 180.0
 
 
 @contextmanager
-def dagster_dev(project: TinyProject, *, mlflow_port: int | None = None) -> Iterator[str]:
-    """`dagster dev` for the block, as an address; at its end every process it started is killed, as by a power cut.
+def dagster_pages(project: TinyProject, *, mlflow_port: int | None = None) -> Iterator[str]:
+    """Dagster's pages and daemon for the block, as `ui` starts them; yields their address.
 
-    Links to MLflow lead to `mlflow_port`, whether anything is there or not.
+    At its end every process it started is killed, as by a power cut. Links to MLflow lead to `mlflow_port`, whether
+    anything is there or not.
     """
     shutil.copyfile(_REPOSITORY / DAGSTER_CONFIG, project.root / DAGSTER_CONFIG)
     port = free_port()
-    command = [sys.executable, "-m", "dagster", "dev", "-m", "gpt_pipeline.definitions", "--port", str(port)]
+    command = [sys.executable, "-m", "gpt_pipeline.orchestration.dagster_server", "--port", str(port)]
     pages = {} if mlflow_port is None else {MLFLOW_PAGE_VARIABLE: f"http://127.0.0.1:{mlflow_port}"}
     with _server(project, command, pages, log="dagster.log", answers=f"http://127.0.0.1:{port}/server_info"):
         yield f"http://127.0.0.1:{port}"

@@ -19,7 +19,7 @@ from gpt_pipeline_tests.browser_project import (
     write_slow_experiment,
 )
 from gpt_pipeline_tests.projects import TinyProject, trainer_pids
-from gpt_pipeline_tests.servers import dagster_dev, free_port, mlflow_ui, wait
+from gpt_pipeline_tests.servers import dagster_pages, free_port, mlflow_ui, wait
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -54,7 +54,7 @@ def test_browser_experiment_is_started_watched_stopped_resumed_and_followed_into
     project = TinyProject(root=tmp_path)
     write_slow_experiment(project)
     mlflow_port = free_port()
-    with dagster_dev(project, mlflow_port=mlflow_port) as address, window(browser, pictures=tmp_path) as page:
+    with dagster_pages(project, mlflow_port=mlflow_port) as address, window(browser, pictures=tmp_path) as page:
         pages = DagsterPages(page, address)
 
         pages.materialize_all("run_slow")
@@ -86,7 +86,7 @@ def test_browser_broken_file_is_a_group_of_its_own_beside_the_others(browser: Br
     project = TinyProject(root=tmp_path)
     project.write_experiment("good")
     (tmp_path / "experiments" / "bad.yaml").write_text("experiment_name: Bad\ndata: {num_smaples: 5}\n")
-    with dagster_dev(project) as address, window(browser, pictures=tmp_path) as page:
+    with dagster_pages(project) as address, window(browser, pictures=tmp_path) as page:
         pages = DagsterPages(page, address)
         pages.open("/assets")
         page.get_by_role("link", name="good / training").wait_for()
@@ -97,7 +97,7 @@ def test_browser_broken_file_is_a_group_of_its_own_beside_the_others(browser: Br
 
 def test_browser_project_without_experiments_says_how_to_begin(browser: Browser, tmp_path: Path) -> None:
     project = TinyProject(root=tmp_path)
-    with dagster_dev(project) as address, window(browser, pictures=tmp_path) as page:
+    with dagster_pages(project) as address, window(browser, pictures=tmp_path) as page:
         pages = DagsterPages(page, address)
         pages.open_asset("start_here")
         page.get_by_text("There is no experiment yet").wait_for()

@@ -11,7 +11,7 @@ import pytest
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG
 from gpt_pipeline_tests.projects import TinyProject
-from gpt_pipeline_tests.servers import dagster_dev, wait
+from gpt_pipeline_tests.servers import dagster_pages, wait
 
 EXPERIMENTS = ("tiny", "other")
 WANTED = {("tiny", 4), ("tiny", 12), ("other", 4), ("other", 8), ("other", 12)}
@@ -83,12 +83,12 @@ def test_daemon_killed_and_restarted_without_memory_evaluates_each_checkpoint_of
     copy: TinyProject,
 ) -> None:
     _unevaluated(copy)
-    with dagster_dev(copy):
+    with dagster_pages(copy):
         wait(lambda: _run_is_under_way(copy), seconds=180, what="the first evaluation")
     assert _evaluated(copy) != WANTED
     for database in (copy.root / ".dagster" / "history").glob("schedules*"):  # the sensors' cursors and ticks
         shutil.rmtree(database) if database.is_dir() else database.unlink()
-    with dagster_dev(copy):
+    with dagster_pages(copy):
         wait(lambda: _evaluated(copy) >= WANTED, seconds=420, what=f"all evaluations, only {_evaluated(copy)}")
         wait(
             lambda: all(copy.experiment(stem).folder.report.is_file() for stem in EXPERIMENTS),

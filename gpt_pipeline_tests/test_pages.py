@@ -10,13 +10,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Ctrl+C cannot be sent to a process of a test there")
 
 COMMAND = [sys.executable, "-m", "gpt_pipeline", "ui"]
+FOREIGN = {"Origin": "http://evil.example"}
 
 
 @pytest.fixture
@@ -60,6 +62,9 @@ def test_pages_in_an_empty_folder_answer_until_interrupted(tmp_path: Path, envir
         for address in addresses.values():
             with urlopen(address, timeout=30) as answer:
                 assert answer.status == 200
+            assert refuses(address, {"Host": "evil.example"})
+        assert refuses(f"{addresses['Dagster']}/graphql", FOREIGN, b'{"query": "{version}"}')
+        assert refuses(f"{addresses['MLflow']}/api/2.0/mlflow/experiments/create", FOREIGN, b'{"name": "x"}')
         groups = [int(pid) for pid in children_of(process.pid)]
         assert len(groups) == 2
         second = run(tmp_path, environment)
@@ -70,7 +75,17 @@ def test_pages_in_an_empty_folder_answer_until_interrupted(tmp_path: Path, envir
         assert process.returncode == 0
         assert all(map(group_is_gone, groups))
     finally:
-        process.kill()
+        process.terminate()  # which stops both servers
+        process.communicate(timeout=120)
+
+
+def refuses(address: str, headers: dict[str, str], body: bytes | None = None) -> bool:
+    request = Request(address, data=body, headers={"Content-Type": "application/json", **headers})
+    try:
+        urlopen(request, timeout=30).close()
+    except HTTPError as error:
+        return error.code == 403
+    return False
 
 
 def children_of(pid: int) -> list[str]:

@@ -26,12 +26,27 @@ _COMPLETION_VARIABLE = "_GPT_PIPELINE_COMPLETE"  # click's name for a program of
 )
 @click.option("--port", type=_PORT, help="Of Dagster's page; default: 3000, or the next that is free.")
 @click.option("--mlflow-port", type=_PORT, help="Of MLflow's page; default: 5000, or the next that is free.")
+@click.option(
+    "--allow-host",
+    "names",
+    multiple=True,
+    envvar="GPT_PIPELINE_ALLOWED_HOSTS",
+    show_envvar=True,
+    metavar="NAME",
+    help="A proxy's name under which the pages are reached; may be given more than once.",
+)
 @click.option("--open", "in_browser", is_flag=True, help="Show Dagster's page in the browser.")
-def ui(experiments: Path | None, port: int | None, mlflow_port: int | None, in_browser: bool) -> None:
+def ui(
+    experiments: Path | None,
+    port: int | None,
+    mlflow_port: int | None,
+    names: Sequence[str],
+    in_browser: bool,
+) -> None:
     """Open the web pages of Dagster and MLflow.
 
-    FOLDER holds the experiment files; default: experiments/. Both pages are for this machine only (127.0.0.1).
-    Ctrl+C stops both; a running training saves a checkpoint first.
+    FOLDER holds the experiment files; default: experiments/. Both pages are for this machine only (127.0.0.1) and
+    refuse what other websites make a browser send. Ctrl+C stops both; a running training saves a checkpoint first.
     """
     from gpt_pipeline.orchestration.pages import serve_pages
     from gpt_pipeline.project import Project
@@ -50,6 +65,7 @@ def ui(experiments: Path | None, port: int | None, mlflow_port: int | None, in_b
         project,
         dagster_port=port,
         mlflow_port=mlflow_port,
+        names=names,
         opened=opened,
         stopping=lambda: say("Stopping ..."),
     )

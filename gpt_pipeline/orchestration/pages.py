@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from glob import escape
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.orchestration.guard import LOOPBACK
 from gpt_pipeline.orchestration.process_group import ask_to_stop, is_alive, kill, own_group
 from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PAGE_VARIABLE, MLFLOW_PORT, Project
 from gpt_pipeline.storage.lock import folder_lock
@@ -50,13 +52,15 @@ def serve_pages(
     *,
     dagster_port: int | None,
     mlflow_port: int | None,
+    names: Sequence[str],
     opened: Callable[[Sequence[Page]], None],
     stopping: Callable[[], None],
 ) -> None:
     """Start both servers and call `opened` when they answer; on a signal, call `stopping` and stop them.
 
     A port of None is the usual one, or the next free one. MLflow's server is only started for a store that is not a
-    server itself. Runs in progress are asked to stop too, and a training saves a checkpoint.
+    server itself. The pages answer to the names of this machine and to `names`, those of a proxy. Runs in progress are
+    asked to stop too, and a training saves a checkpoint.
 
     Raises:
         UserError: a port is taken, or a server ended by itself; quotes its log.
@@ -66,7 +70,7 @@ def serve_pages(
     stop = StopFlag()
     folder = project.pages
     with folder_lock(folder, purpose="web pages"):  # before ports are chosen: those of pages that are open are taken
-        pages = _pages(project, folder, dagster_port=dagster_port, mlflow_port=mlflow_port)
+        pages = _pages(project, folder, dagster_port=dagster_port, mlflow_port=mlflow_port, names=names)
     purpose = "web pages at " + " and ".join(page.address for page in pages)
     with stop_on_signals(stop), folder_lock(folder, purpose=purpose), ExitStack() as running:
         environment = {
@@ -86,14 +90,20 @@ def serve_pages(
             ask_to_stop(server, signal.SIGINT)
 
 
-def _pages(project: Project, folder: Path, *, dagster_port: int | None, mlflow_port: int | None) -> Sequence[Page]:
+def _pages(
+    project: Project, folder: Path, *, dagster_port: int | None, mlflow_port: int | None, names: Sequence[str]
+) -> Sequence[Page]:
     """Return Dagster's page and MLflow's."""
     port = _port(dagster_port, usual=DAGSTER_PORT, option="--port")
     dagster = Page(
         name="Dagster",
         address=f"http://{HOST}:{port}",
         ready=f"http://{HOST}:{port}/server_info",
-        command=_module("dagster", "dev", "-m", "gpt_pipeline.definitions", "--host", HOST, "--port", str(port)),
+        command=_module(
+            "gpt_pipeline.orchestration.dagster_server",
+            *("--port", str(port)),
+            *(word for name in names for word in ("--allow-host", name)),
+        ),
         log=folder / "dagster.log",
     )
     store = project.tracking_uri
@@ -101,10 +111,21 @@ def _pages(project: Project, folder: Path, *, dagster_port: int | None, mlflow_p
         return dagster, Page(name="MLflow", address=store, ready=store, command=(), log=folder / "mlflow.log")
     port = _port(mlflow_port, usual=MLFLOW_PORT, option="--mlflow-port")
     address = f"http://{HOST}:{port}"
-    command = _module("mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1")
+    command = _module(
+        "mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1", *_mlflow_guard(port, names)
+    )
     return dagster, Page(
         name="MLflow", address=address, ready=f"{address}/health", command=command, log=folder / "mlflow.log"
     )
+
+
+def _mlflow_guard(port: int, names: Sequence[str]) -> Sequence[str]:
+    """Return the options by which MLflow's server refuses other websites, as the guard of Dagster's does."""
+    known = [escape(name) for name in (*sorted(LOOPBACK), *names)]
+    hosts = ",".join(pattern for name in known for pattern in (name, f"{name}:*"))
+    origins = [f"http://{HOST}:{port}", *(f"{scheme}://{name}" for name in names for scheme in ("http", "https"))]
+    options = {"--allowed-hosts": hosts, "--cors-allowed-origins": ",".join(origins), "--x-frame-options": "DENY"}
+    return [word for option in options.items() for word in option]
 
 
 def _module(name: str, *arguments: str) -> Sequence[str]:

@@ -1,0 +1,127 @@
+"""Dagster's web pages behind a guard, with the daemon and the server of the definitions: what `dagster dev` starts.
+
+`dagster dev` itself serves its pages to any website that the user's browser has open, and has no place for a guard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import Any
+
+import uvicorn
+from dagster import DagsterInstance
+from dagster._cli.proxy_server_manager import ProxyServerManager
+from dagster._cli.utils import get_possibly_temporary_instance_for_cli
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import ModuleTarget, WorkspaceFileTarget
+from dagster._serdes import serialize_value
+from dagster._utils.interrupts import setup_interrupt_handlers
+from dagster._utils.log import configure_loggers
+from dagster_shared.ipc import interrupt_then_kill_ipc_subprocess, open_ipc_subprocess
+from dagster_webserver.version import __version__
+from dagster_webserver.webserver import DagsterWebserver
+from starlette.middleware import Middleware
+
+from gpt_pipeline.orchestration.guard import Guard
+from gpt_pipeline.storage.ports import HOST
+
+MODULE = "gpt_pipeline.definitions"
+
+_CODE_LOG_LEVEL = "warning"
+_POLL_MILLISECONDS = 2000  # how often a page asks for news, as `dagster dev` has it
+_DAEMON_STOP_SECONDS = 60
+_STATEMENT_MILLISECONDS, _POOL_RECYCLE_SECONDS, _POOL_OVERFLOW = 15_000, 3600, 20  # dagster-webserver's own
+
+
+class GuardedWebserver(DagsterWebserver[WorkspaceProcessContext, Any]):
+    """Dagster's own web server, every route of which lies behind the guard."""
+
+    def __init__(self, context: WorkspaceProcessContext, *, names: Sequence[str] = ()) -> None:
+        """Serve the workspace of `context`; `names` are those of proxies before the pages."""
+        self._names = names
+        super().__init__(context, live_data_poll_rate=_POLL_MILLISECONDS)
+
+    def build_middleware(self) -> list[Middleware]:
+        """Return Dagster's middleware with the guard before it."""
+        return [Middleware(Guard, names=self._names), *super().build_middleware()]
+
+
+def serve(*, port: int, names: Sequence[str]) -> None:
+    """Serve the pages of the project in the working directory until SIGINT, its daemon beside them.
+
+    Raises:
+        RuntimeError: the daemon ended by itself.
+    """
+    with ExitStack() as stack:
+        instance = stack.enter_context(get_possibly_temporary_instance_for_cli("gpt-pipeline ui"))
+        workspace = stack.enter_context(_definitions(instance))
+        daemon = stack.enter_context(_daemon(instance, workspace))
+        instance.optimize_for_webserver(_STATEMENT_MILLISECONDS, _POOL_RECYCLE_SECONDS, _POOL_OVERFLOW)
+        target = WorkspaceFileTarget(paths=[str(workspace)])
+        context = stack.enter_context(
+            WorkspaceProcessContext(
+                instance, version=__version__, workspace_load_target=target, code_server_log_level=_CODE_LOG_LEVEL
+            )
+        )
+        app = GuardedWebserver(context, names=names).create_asgi_app()
+        server = uvicorn.Server(uvicorn.Config(app, host=HOST, port=port, log_level="warning", lifespan="off"))
+        Thread(target=_end_with, args=(daemon, server), daemon=True).start()
+        server.run()
+        if (code := daemon.poll()) is not None:
+            raise RuntimeError(f"Dagster's daemon ended by itself, with exit code {code}")
+
+
+@contextmanager
+def _definitions(instance: DagsterInstance) -> Iterator[Path]:
+    """Serve the definitions to web server and daemon for the block; yield the workspace file that leads to them."""
+    target = ModuleTarget(MODULE, attribute=None, working_directory=None, location_name=None)
+    with ProxyServerManager(instance, target, _CODE_LOG_LEVEL) as servers, TemporaryDirectory() as folder:
+        workspace = Path(folder) / "workspace.yaml"
+        workspace.write_text(json.dumps({"load_from": servers.get_code_server_specs()}), encoding="utf-8")
+        yield workspace
+
+
+@contextmanager
+def _daemon(instance: DagsterInstance, workspace: Path) -> Iterator[subprocess.Popen[bytes]]:
+    reference = serialize_value(instance.get_ref())
+    options = ["--log-level", "info", "--code-server-log-level", _CODE_LOG_LEVEL, "--workspace", str(workspace)]
+    daemon = open_ipc_subprocess(
+        [sys.executable, "-m", "dagster._daemon", "run", *options, "--instance-ref", reference]
+    )
+    try:
+        yield daemon
+    finally:
+        if daemon.poll() is None:
+            interrupt_then_kill_ipc_subprocess(daemon, wait_time=_DAEMON_STOP_SECONDS)
+
+
+def _end_with(daemon: subprocess.Popen[bytes], server: uvicorn.Server) -> None:
+    daemon.wait()
+    server.should_exit = True
+
+
+def main() -> None:
+    """Serve the pages on the port that the command line names."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--allow-host", action="append", default=[])
+    options = parser.parse_args()
+    configure_loggers(log_level="INFO")
+    setup_interrupt_handlers()
+    try:
+        serve(port=options.port, names=options.allow_host)
+    except KeyboardInterrupt:
+        logging.getLogger("dagster").info("Dagster's pages are closed.")
+
+
+if __name__ == "__main__":
+    main()
