@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -17,6 +18,10 @@ MLFLOW_PAGE_VARIABLE = "GPT_PIPELINE_MLFLOW_PAGE"
 DAGSTER_CONFIG = "dagster.yaml"
 DAGSTER_PORT = 3000
 MLFLOW_PORT = 5000
+
+
+_MAX_TEMPORARY = 104 - len("/pymp-12345678/listener-12345678") - 1
+"""Bytes: a socket's path has 104 on macOS (108 on Linux) with the zero behind it, and multiprocessing names its so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,15 @@ class Project:
         """The folder whose lock the web pages hold while they are served, with their logs."""
         return self.history / "pages"
 
+    def require_usable(self) -> None:
+        """Raise UserError where a path is none that Dagster or MLflow could work in.
+
+        The address of a database cannot hold it, or sockets have no room in the temporary folder.
+        """
+        _require_database_path(self.root)
+        _require_database_path(self.history)
+        _require_room_for_sockets()
+
     def enter(self) -> None:
         """Make this process, and those it starts, work in the project: working directory and environment.
 
@@ -74,14 +88,35 @@ class Project:
         names are relative to it: so every command shares one history without anyone setting anything.
 
         Raises:
-            UserError: `DAGSTER_HOME` is set to what Dagster cannot use.
+            UserError: `DAGSTER_HOME` is set to what Dagster cannot use; or as `require_usable`.
         """
         dagster_home()
+        self.require_usable()
         if not (self.root / DAGSTER_CONFIG).is_file():
             with as_file(files("gpt_pipeline.orchestration") / DAGSTER_CONFIG) as template:
                 shutil.copyfile(template, self.root / DAGSTER_CONFIG)
         os.chdir(self.root)
         os.environ[EXPERIMENTS_VARIABLE] = str(self.experiments)
+
+
+def _require_database_path(folder: Path) -> None:
+    """Raise UserError where a SQLite database's address, which Dagster and MLflow make of its path, cannot hold it."""
+    shown = str(folder).encode("utf-8", "backslashreplace").decode()
+    if shown != str(folder) or any(letter in shown for letter in "?%"):
+        raise UserError(
+            f"{shown}: found a folder with `?`, `%` or bytes that are not UTF-8 in its path, which the addresses of "
+            "Dagster's and MLflow's databases cannot hold; rename it"
+        )
+
+
+def _require_room_for_sockets() -> None:
+    """Raise UserError where the temporary folder is too long for the sockets that Python's own processes talk by."""
+    folder = tempfile.gettempdir()
+    if os.name != "nt" and len(os.fsencode(folder)) > _MAX_TEMPORARY:
+        raise UserError(
+            f"TMPDIR: found {folder!r}, {len(os.fsencode(folder))} bytes long, need at most {_MAX_TEMPORARY}: sockets "
+            "are made in it, whose paths the system limits; set TMPDIR=/tmp"
+        )
 
 
 def dagster_home() -> Path | None:

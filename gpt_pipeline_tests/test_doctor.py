@@ -31,6 +31,7 @@ from gpt_pipeline.doctor.software import (
     find_nvidia,
     misfit,
 )
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.findings import Finding, ok, problem
 from gpt_pipeline.orchestration.history import count_runs, open_instance
 from gpt_pipeline.planning.host import HostMemory
@@ -381,3 +382,23 @@ def test_sheets_have_each_finding_with_its_remedy() -> None:
     text = plain_text(show.sheets([problem("disk", "full", "empty it")]))
     assert text.splitlines()[1].strip() == "-> empty it"
     assert "1 problem to solve." in text
+
+
+@pytest.mark.parametrize("name", ["a%2Fb", "what?", b"\xff"])
+def test_project_in_a_folder_that_no_databases_address_can_hold_is_refused(tmp_path: Path, name: str | bytes) -> None:
+    root = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), os.fsencode(name))))
+    try:
+        root.mkdir()
+    except (OSError, ValueError):
+        pytest.skip("this file system does not take the name")
+    project = Project(root=root, experiments=root / "experiments")
+    with pytest.raises(UserError, match="rename it") as refused:
+        project.enter()
+    str(refused.value).encode()
+    assert list(root.iterdir()) == []
+
+
+def test_temporary_folder_too_long_for_sockets_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/" + "t" * 75)
+    with pytest.raises(UserError, match=r"TMPDIR: .* 76 bytes long"):
+        project.enter()

@@ -3,7 +3,7 @@
 import pytest
 
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.experiment.discover import find_experiments
+from gpt_pipeline.experiment.discover import find_experiments, load_alone
 from gpt_pipeline_tests.test_experiment_load import ORIGINAL, SMALL
 
 
@@ -49,6 +49,13 @@ def test_second_file_with_the_same_name_is_refused_and_names_the_first(write, tm
     assert [entry.experiment is not None for entry in found] == [True, False, False]
     assert str(tmp_path / "my idea.yaml") in found[2].problem
     assert "rename one of the files" in found[2].problem
+
+
+def test_copy_with_the_same_experiment_name_is_refused_by_itself_too_and_names_both(write, tmp_path):
+    write(a=named("A"), copy=named("A"), other=named("B"))
+    with pytest.raises(UserError, match=r"copy\.yaml: experiment_name: would write into .*a\.yaml, .* another name"):
+        load_alone(tmp_path / "copy.yaml")
+    assert load_alone(tmp_path / "other.yaml").name == "other"
 
 
 def test_numbered_name_never_takes_the_name_of_another_file(write, tmp_path):

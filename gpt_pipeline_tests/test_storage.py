@@ -41,6 +41,13 @@ def test_folder_name_ordinary_text_is_kept() -> None:
     assert folder_name(name, key="experiment_name") == name
 
 
+@pytest.mark.parametrize("text", ["語" * 91, "é" * 119 + "x", "\U0001f600" * 80, "a" * 200])
+def test_folder_name_fits_what_file_systems_take_and_keeps_whole_characters(text: str, tmp_path: Path) -> None:
+    name = folder_name(text, key="experiment_name")
+    assert text.startswith(name)
+    (tmp_path / name).mkdir()
+
+
 @pytest.mark.parametrize("text", ["../../x", "..", "a/../b", "", "   ", "///", "..\\x"])
 def test_folder_name_that_escapes_or_names_nothing_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="experiment_name"):

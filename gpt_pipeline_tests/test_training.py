@@ -29,6 +29,7 @@ from gpt_pipeline.training.config import HardwareConfig
 from gpt_pipeline.training.finished import find_finished_training
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
+from gpt_pipeline.training.ranks import Ranks, process_group
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.state import random_states, restore_random_states
 from gpt_pipeline.training.stopping import StopFlag
@@ -203,7 +204,8 @@ def test_trainer_process_killed_and_started_again_equals_the_uninterrupted(tmp_p
     slow = """
         import sys, time
         from gpt_pipeline.training.job import TrainingJob
-        from gpt_pipeline.training.run import run_job
+        from gpt_pipeline.training.ranks import Ranks, process_group
+from gpt_pipeline.training.run import run_job
         from gpt_pipeline_tests.training_jobs import Listener
         from pathlib import Path
         run_job(TrainingJob.read(Path(sys.argv[1])), Listener(lambda step: time.sleep(600 * (step == 6))))
@@ -242,6 +244,33 @@ def test_trainer_process_with_a_wrong_job_says_so_in_one_line(tmp_path):
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_trainer_in_an_incomplete_launch_trains_alone_and_says_so(tmp_path):
+    job = make_job(tmp_path, training={"max_steps": 1})
+    listener = Listener()
+    assert run_job(job, listener, environment={"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "x"}).finished
+    assert any("RANK=1, WORLD_SIZE=2" in text and "LOCAL_RANK, MASTER_PORT" in text for text in listener.messages)
+
+
+@pytest.mark.parametrize("place", [("0", "two", "0"), ("2", "2", "0"), ("0", "2", "1"), ("-1", "2", "0")])
+def test_trainer_in_a_launch_that_cannot_be_refuses_it(place):
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    environment = {**dict(zip(names, place, strict=True)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    with pytest.raises(UserError, match=f"RANK={place[0]}, WORLD_SIZE={place[1]}"):
+        Ranks.from_environment(environment)
+
+
+def test_processes_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(_free_port()))
+    said: list[str] = []
+    ranks = Ranks(rank=0, world_size=2, local_rank=0)
+    with pytest.raises(UserError, match="did not meet at"), process_group(ranks, said.append, wait_seconds=1):
+        pytest.fail("there is no second process")
+    assert len(said) == 1
 
 
 def test_trainer_process_needs_only_torch_numpy_and_filelock(tmp_path):
@@ -302,11 +331,16 @@ def test_two_processes_that_accumulate_gradients_train_as_one(tmp_path):
     _assert_same_but_for_rounding(two, one)
 
 
-def _two_nodes(job: TrainingJob) -> list[subprocess.Popen[str]]:
-    """Start the job as docs/training.md does on two machines, here with one process on each."""
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _two_nodes(job: TrainingJob) -> list[subprocess.Popen[str]]:
+    """Start the job as docs/training.md does on two machines, here with one process on each."""
+    port = _free_port()
     place = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
     return [_torchrun(job, *place, f"--node-rank={rank}") for rank in range(2)]
 

@@ -57,11 +57,11 @@ def init(experiment: Path, recipe: str | None, samples: int | None, start_from: 
 @EXPERIMENT
 def validate(experiment: Path) -> None:
     """Check an experiment file."""
-    from gpt_pipeline.experiment.load import load_experiment
+    from gpt_pipeline.experiment.discover import load_alone
     from gpt_pipeline.experiment.start_from import StartNotReadyError
     from gpt_pipeline.experiment.training import find_start
 
-    loaded = load_experiment(experiment)
+    loaded = load_alone(experiment)
     folder = loaded.folder.root  # also checks that the base folder can be used on this machine
     with suppress(StartNotReadyError):  # running the experiment makes it
         find_start(loaded)
@@ -90,11 +90,11 @@ def plan(experiment: Path, as_json: bool, measure: bool) -> None:
     Tokens, steps, FLOPs and hours on this device too, and which finished work is used again. Nothing is written. Exit
     code 1 if something would make the run fail.
     """
-    from gpt_pipeline.experiment.load import load_experiment
+    from gpt_pipeline.experiment.discover import load_alone
     from gpt_pipeline.planning import show as form
     from gpt_pipeline.planning.plan import make_plan
 
-    made = make_plan(load_experiment(experiment), measured=measure, say=say)
+    made = make_plan(load_alone(experiment), measured=measure, say=say)
     show(made, form, as_json=as_json)
     if made.problems:
         sys.exit(FAILED)
@@ -108,12 +108,12 @@ def run(experiment: Path, force: bool) -> None:
 
     Finished work is not done again. Ctrl+C saves a checkpoint; the same command continues from it.
     """
-    from gpt_pipeline.experiment.load import load_experiment
+    from gpt_pipeline.experiment.discover import load_alone
     from gpt_pipeline.orchestration.driver import Session, run_experiment
     from gpt_pipeline.project import Project
 
     here = Path.cwd()  # the session works in the project's folder
-    loaded = load_experiment(experiment)
+    loaded = load_alone(experiment)
     project = Project.of_experiments(loaded.file.parent)
     with Session.open(project, loaded) as session:
         worked = run_experiment(session, force=force, say=say)
@@ -150,12 +150,12 @@ def evaluate(experiment: Path, questions: int | None, force: bool) -> None:
     Then the report is written anew.
     """
     from gpt_pipeline.checkpoints.manifest import list_checkpoints
-    from gpt_pipeline.experiment.load import load_experiment
+    from gpt_pipeline.experiment.discover import load_alone
     from gpt_pipeline.orchestration.driver import Session, evaluate_experiment
     from gpt_pipeline.project import Project
 
     here = Path.cwd()  # the session works in the project's folder
-    loaded = load_experiment(experiment)
+    loaded = load_alone(experiment)
     project = Project.of_experiments(loaded.file.parent)
     with Session.open(project, loaded) as session:
         count = evaluate_experiment(session, questions=questions, force=force, say=say)

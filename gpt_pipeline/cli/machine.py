@@ -83,10 +83,10 @@ def doctor(experiment: Path | None, as_json: bool, offline: bool) -> None:
     """
     from gpt_pipeline.doctor import show as form
     from gpt_pipeline.doctor.examination import examine
-    from gpt_pipeline.experiment.load import load_experiment
+    from gpt_pipeline.experiment.discover import load_alone
     from gpt_pipeline.project import Project
 
-    loaded = None if experiment is None else load_experiment(experiment.absolute())
+    loaded = None if experiment is None else load_alone(experiment.absolute())
     project = Project.here() if loaded is None else Project.of_experiments(loaded.file.parent)
     findings = examine(project, loaded, offline=offline, count_runs=_count_runs)
     show(findings, form, as_json=as_json)

@@ -18,7 +18,7 @@ from gpt_pipeline.doctor.software import check_compiler, check_libraries, check_
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.findings import Finding, note, problem, problem_of
+from gpt_pipeline.findings import Finding, note, ok, problem, problem_of
 from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PORT, Project
 
 Check = Callable[[], Iterable[Finding]]
@@ -38,6 +38,7 @@ def examine(project: Project, experiment: Experiment | None, *, offline: bool, c
             "torch": lambda: check_torch(hardware),
             "compiling": check_compiler,
             "experiments": lambda: _check_experiments(project) if experiment is None else (),
+            "paths": lambda: _check_paths(project),
             "disk": lambda: check_disk([*folders, *([_cache()] if downloads else [])]),
             "files": lambda: check_files(folders),
             "memory": check_memory,
@@ -80,6 +81,11 @@ def _check_experiments(project: Project) -> Iterator[Finding]:
     for found in find_experiments(project.experiments):
         if found.problem is not None:
             yield note("experiments", found.problem.splitlines()[0], f"gpt-pipeline validate {found.file}")
+
+
+def _check_paths(project: Project) -> Iterator[Finding]:
+    project.require_usable()
+    yield ok("paths", "Dagster and MLflow can work in the project's folder and in the temporary one")
 
 
 def _base_folders(experiments: Sequence[Experiment]) -> Iterator[Path]:

@@ -46,6 +46,19 @@ def find_experiments(folder: Path) -> list[ExperimentFile]:
     return list(_distinct(files))
 
 
+def load_alone(file: Path) -> Experiment:
+    """Return the experiment in `file`, after a look at its neighbours, which must not have its name or its folder.
+
+    Raises:
+        UserError: as `load_experiment`; or a neighbour has them, which Dagster then shows in its place.
+    """
+    experiment = load_experiment(file)
+    for found in find_experiments(experiment.file.parent):
+        if found.file == experiment.file and found.problem is not None:
+            raise UserError(found.problem)
+    return experiment
+
+
 def _may_be_experiment(file: Path) -> bool:
     return file.suffix in SUFFIXES and not file.name.startswith(".") and file.name not in _OTHERS
 

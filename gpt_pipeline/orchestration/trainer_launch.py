@@ -18,6 +18,7 @@ import dagster as dg
 from gpt_pipeline.orchestration.process_group import ask_to_stop, kill, own_group
 from gpt_pipeline.orchestration.trainer_pipes import DIE_WITH_PARENT
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE
+from gpt_pipeline.training.launch import VARIABLES as LAUNCH_VARIABLES
 from gpt_pipeline.training.stopping import StopFlag, stop_on_signals
 
 PROGRESS_DESCRIPTOR = "GPT_PIPELINE_PROGRESS_FD"
@@ -85,11 +86,13 @@ def _start(
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(torchrun if processes > 1 else []), "-m", _TRAINER, str(job_file)]
     terminal = os.environ.get(PROGRESS_DESCRIPTOR)
+    # What a cluster set for this process is not for the trainer's: alone, or those that torchrun starts.
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCH_VARIABLES}
     with log_file.open("ab") as log:
         output = int(terminal) if terminal else log
         return subprocess.Popen(
             command,
-            env={**os.environ, **environment, DIE_WITH_PARENT: "1"},
+            env={**inherited, **environment, DIE_WITH_PARENT: "1"},
             stdout=output,
             stderr=output,
             **own_group(),

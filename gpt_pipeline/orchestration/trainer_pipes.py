@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.launch import place_in
 from gpt_pipeline.training.observer import Observer, SilentObserver, console_observer, describe
 from gpt_pipeline.training.stopping import stop_when_parent_dies
 
@@ -75,7 +76,8 @@ def main(arguments: list[str]) -> int:
 
     if os.environ.get(DIE_WITH_PARENT):
         stop_when_parent_dies()
-    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun only the first process reports
+    place = place_in(os.environ)
+    if place is not None and place.rank > 0:  # under torchrun only the first process reports
         return _train(Path(arguments[0]), SilentObserver(), complain=lambda text: print(text, file=sys.stderr))
     with open_dagster_pipes() as pipes, _terminal() as terminal:
         observer = PipesObserver(pipes, terminal)

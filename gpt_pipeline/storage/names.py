@@ -13,6 +13,7 @@ from gpt_pipeline.errors import ConfigError
 # Reserved on Windows whatever the extension (Microsoft, "Naming Files, Paths, and Namespaces").
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+_MAX_NAME_BYTES = 255  # in UTF-8, of Linux's file systems
 _MAX_NAME_LENGTH = 120  # characters; leaves room for the rest of a path under Windows' 260
 
 
@@ -28,7 +29,8 @@ def folder_name(text: str, *, key: str) -> str:
         raise ConfigError(key, found=text, need="a name that stays inside the base folder, with letters or digits")
     if name.split(".")[0].lower() in _RESERVED:
         name = f"_{name}"
-    return name[:_MAX_NAME_LENGTH].rstrip(". ")
+    short = name[:_MAX_NAME_LENGTH].encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
+    return short.rstrip(". ")
 
 
 def slug(text: str) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.training.launch import place_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +28,13 @@ class Ranks:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Ranks:
-        """Return what torchrun says in the environment; one process alone if it says nothing."""
-        if "RANK" not in environment:
-            return cls()
-        return cls(
-            rank=int(environment["RANK"]),
-            world_size=int(environment["WORLD_SIZE"]),
-            local_rank=int(environment["LOCAL_RANK"]),
-        )
+        """Return what torchrun says in the environment; one process alone where it did not start this one.
+
+        Raises:
+            UserError: as `launch.place_in`.
+        """
+        place = place_in(environment)
+        return cls() if place is None else cls(**place._asdict())
 
     @property
     def is_first(self) -> bool:
@@ -62,15 +66,30 @@ class Ranks:
 
 
 @contextmanager
-def process_group(ranks: Ranks) -> Iterator[None]:
+def process_group(ranks: Ranks, say: Callable[[str], None], *, wait_seconds: float = 600.0) -> Iterator[None]:
     """Connect the processes for the length of the block; nothing to do for one alone.
 
     Tensors on GPUs go through NCCL where torch has it, those on the CPU (stop flags, paths) through gloo.
+
+    Raises:
+        UserError: the others did not come within `wait_seconds`.
     """
     if ranks.world_size == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    say(f"Waiting at {where} for the processes that train together, {ranks.world_size} in all.")
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=wait_seconds)))
+        store.set(f"here/{rank}", "")
+        store.wait([f"here/{other}" for other in range(size)], timedelta(seconds=wait_seconds))
+    except (dist.DistError, ValueError) as error:
+        raise UserError(
+            f"RANK={ranks.rank} of WORLD_SIZE={ranks.world_size}: the processes that train together did not meet at "
+            f"{where} within {wait_seconds:.0f} s; start them all, or unset RANK to train with one process"
+        ) from error
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield
     finally:

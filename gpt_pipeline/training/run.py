@@ -33,6 +33,7 @@ from gpt_pipeline.training.feed import BatchFeed
 from gpt_pipeline.training.finished import FinishedTraining
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat
 from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.launch import ignored_launch
 from gpt_pipeline.training.metrics import MetricsLog, Recorder
 from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver
 from gpt_pipeline.training.ranks import Ranks, process_group
@@ -88,9 +89,11 @@ def run_job(
     ranks = Ranks.from_environment(environment)
     watcher = ShieldedObserver(observer) if ranks.is_first else SilentObserver()
     watchdog = Watchdog(patience=patience, say=watcher.message)
+    if ignored := ignored_launch(environment):
+        watcher.message(ignored)
     with (
         stop_on_signals(stop),
-        process_group(ranks),
+        process_group(ranks, watcher.message),
         _locked(job, ranks, watcher.message),
         _heartbeat(job, ranks, watchdog, run=environment.get(RUN_VARIABLE, "")),
         watchdog,
