@@ -88,7 +88,7 @@ def task_of(
     return EvaluationTask(
         checkpoint=checkpoint,
         shards=stages.shards,
-        english=stages.english,
+        documents=stages.english,
         data=DATA,
         config=config,
         max_length=DATA.max_length,

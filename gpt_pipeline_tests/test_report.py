@@ -12,7 +12,7 @@ from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.report.build import OtherExperiment, TrainingStatus, build_report
 from gpt_pipeline.report.contents import Contents, read_contents
 from gpt_pipeline.report.cost import cost_of, seconds_at
-from gpt_pipeline.report.tables import exercise_table
+from gpt_pipeline.report.tables import kind_table
 from gpt_pipeline.report.wording import count, decimal, duration, number, percent, size
 from gpt_pipeline.storage.layout import ExperimentFolder
 
@@ -292,7 +292,7 @@ def test_report_shows_losses_by_exercise_of_checkpoints_side_by_side(tmp_path: P
         value = json.loads(path.read_text(encoding="utf-8"))
         value["metrics"] |= {"val_loss/math_exercise": val_loss + 0.125, "val_loss/rag": 1.0, "correct/rag": 0.25}
         path.write_text(json.dumps(value), encoding="utf-8")
-    table = exercise_table(read_contents(target).evaluated)
+    table = kind_table(read_contents(target).evaluated)
     assert table is not None
     assert table.steps == (10, 30)
     assert [name for name, _ in table.rows] == ["math exercise", "rag"]

@@ -121,7 +121,7 @@ def _require_same_documents(stream: DocumentStream, choice: HeldOutChoice) -> No
     if found != choice.available:
         raise DamagedFileError(
             f"found {found} documents in the validation shards, need the {choice.available} held-out ones of the "
-            "English documents; materialize token_shards again with force"
+            "documents; materialize token_shards again with force"
         )
 
 

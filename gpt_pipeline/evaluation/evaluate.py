@@ -52,7 +52,7 @@ class EvaluationTask:
 
     checkpoint: CheckpointInfo
     shards: StageResult
-    english: StageResult
+    documents: StageResult
     data: DataConfig
     config: EvaluationConfig
     max_length: int
@@ -114,7 +114,7 @@ def _evaluate(task: EvaluationTask) -> EvaluationResult:
         key=key,
         checkpoint=_checkpoint_record(task.checkpoint),
         config=evaluation_identity(task.config, max_length=task.max_length),
-        upstream={"shards": task.shards.fingerprint, "english": task.english.fingerprint},
+        upstream={"shards": task.shards.fingerprint, "english": task.documents.fingerprint},
         metrics=metrics,
         answers=tuple(answers),
         started_at=started_at,
@@ -174,10 +174,10 @@ def _measure(task: EvaluationTask, model: GPT) -> tuple[dict[str, float], list[d
     # Beyond the length it was trained at, a model's position embeddings are still random.
     context = min(task.max_length, model.config.context_length)
     documents = cached_choice(
-        task.folder / "documents", task.english, task.data, count=config.num_documents, seed=config.seed
+        task.folder / "documents", task.documents, task.data, count=config.num_documents, seed=config.seed
     )
     questions = cached_questions(
-        task.folder / "questions", task.english, task.data, count=config.num_questions, seed=config.seed
+        task.folder / "questions", task.documents, task.data, count=config.num_questions, seed=config.seed
     )
     answers = answer_questions(model, questions, max_new_tokens=config.max_new_tokens, context_length=context)
     metrics = {

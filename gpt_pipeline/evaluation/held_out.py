@@ -32,7 +32,7 @@ class HeldOutDocument:
     """One document of the validation split."""
 
     number: int
-    """Its place in the split, from 0: the English documents and the shards have them in the same order."""
+    """Its place in the split, from 0: the documents and the shards have them in the same order."""
 
     exercise: str
 
@@ -46,25 +46,25 @@ class HeldOutChoice:
     """Held-out documents in all."""
 
 
-def cached_choice(folder: Path, english: StageResult, data: DataConfig, *, count: int, seed: int) -> HeldOutChoice:
+def cached_choice(folder: Path, documents: StageResult, data: DataConfig, *, count: int, seed: int) -> HeldOutChoice:
     """Return `choose_documents`, kept in `folder` so that only the first checkpoint reads the columns."""
     identity = fingerprint(
         "held_out_documents",
         config={"count": count, "seed": seed, "data_seed": data.seed, "validation_fraction": data.validation_fraction},
-        upstream=[english.fingerprint],
+        upstream=[documents.fingerprint],
         code_version=CHOICE_VERSION,
     )
     path = folder / f"{identity[:SHORT]}.json"
     kept = _read_choice(path, identity)
     if kept is not None:
         return kept
-    choice = choose_documents(english, data, count=count, seed=seed)
+    choice = choose_documents(documents, data, count=count, seed=seed)
     write_json(path, {"fingerprint": identity, **dataclasses.asdict(choice)})
     return choice
 
 
 def choose_documents(
-    english: StageResult, data: DataConfig, *, count: int, seed: int, batch_rows: int = _BATCH_ROWS
+    documents: StageResult, data: DataConfig, *, count: int, seed: int, batch_rows: int = _BATCH_ROWS
 ) -> HeldOutChoice:
     """Return up to `count` held-out documents, taken in turn from each kind of exercise, in the order of the split.
 
@@ -76,7 +76,7 @@ def choose_documents(
         return HeldOutChoice(documents=(), available=0)
     available = 0
     kept: dict[str, list[tuple[int, int]]] = defaultdict(list)  # heaps of (-rank, number), the last rank on top
-    for exercise, synth_id in _held_out_rows(document_files(english), data, batch_rows=batch_rows):
+    for exercise, synth_id in _held_out_rows(document_files(documents), data, batch_rows=batch_rows):
         entry = (-_rank(seed, synth_id or str(available)), available)
         if len(kept[exercise]) < count:
             heapq.heappush(kept[exercise], entry)

@@ -74,31 +74,33 @@ class _Candidate:
     question: Question
 
 
-def questions_fingerprint(english_fingerprint: str, data: DataConfig, *, count: int, seed: int) -> str:
+def questions_fingerprint(documents_fingerprint: str, data: DataConfig, *, count: int, seed: int) -> str:
     """Return the identity of a question set."""
     return fingerprint(
         "questions",
         config={"count": count, "seed": seed, "data_seed": data.seed, "validation_fraction": data.validation_fraction},
-        upstream=[english_fingerprint],
+        upstream=[documents_fingerprint],
         code_version=QUESTIONS_VERSION,
     )
 
 
-def cached_questions(folder: Path, english: StageResult, data: DataConfig, *, count: int, seed: int) -> list[Question]:
+def cached_questions(
+    folder: Path, documents: StageResult, data: DataConfig, *, count: int, seed: int
+) -> list[Question]:
     """Return `held_out_questions`, kept in `folder` so that only the first checkpoint reads the documents."""
-    identity = questions_fingerprint(english.fingerprint, data, count=count, seed=seed)
+    identity = questions_fingerprint(documents.fingerprint, data, count=count, seed=seed)
     path = folder / f"{identity[:SHORT]}.json"
     kept = _read_questions(path, identity)
     if kept is not None:
         return kept
-    questions = held_out_questions(english, data, count=count, seed=seed)
+    questions = held_out_questions(documents, data, count=count, seed=seed)
     value = {"fingerprint": identity, "asked": count, "questions": [dataclasses.asdict(each) for each in questions]}
     write_json(path, value)
     return questions
 
 
 def held_out_questions(
-    english: StageResult, data: DataConfig, *, count: int, seed: int, batch_rows: int = _BATCH_ROWS
+    documents: StageResult, data: DataConfig, *, count: int, seed: int, batch_rows: int = _BATCH_ROWS
 ) -> list[Question]:
     """Return up to `count` questions from held-out articles, taken in turn from each kind of exercise.
 
@@ -109,7 +111,7 @@ def held_out_questions(
     """
     if count == 0 or not has_questions(data):
         return []
-    files = document_files(english)
+    files = document_files(documents)
     candidates = _candidates(files, data, per_exercise=_SPARE * count, seed=seed, batch_rows=batch_rows)
     known = {candidate.query_hash for group in candidates.values() for candidate in group}
     leaked = _queries_in_training(files, data, known, batch_rows=batch_rows)

@@ -1,4 +1,4 @@
-"""Proof that the questions were not trained on, from what the shards and the English documents really hold."""
+"""Proof that the questions were not trained on, from what the shards and the documents really hold."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _REMEDY = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Kin:
-    """Hashes, over their tokens, of the English documents that no training split may hold."""
+    """Hashes, over their tokens, of the documents that no training split may hold."""
 
     of_article: frozenset[bytes]
     """Of the questions' own articles, whatever their text."""
@@ -47,27 +47,27 @@ class _Kin:
     """With a question's very query, whatever their article."""
 
 
-def cached_proof(folder: Path, questions: Sequence[Question], english: StageResult, shards: StageResult) -> Finding:
+def cached_proof(folder: Path, questions: Sequence[Question], documents: StageResult, shards: StageResult) -> Finding:
     """Return `prove_unseen`, kept in `folder`: for the same questions and data it is looked for once."""
     identity = fingerprint(
         "questions_unseen",
         config={"questions": [dataclasses.asdict(question) for question in questions]},
-        upstream=[english.fingerprint, shards.fingerprint],
+        upstream=[documents.fingerprint, shards.fingerprint],
         code_version=PROOF_VERSION,
     )
     path = folder / f"{identity[:SHORT]}.unseen.json"
     if (found := _read_finding(path, identity)) is not None:
         return found
-    finding = prove_unseen(questions, english, shards)
+    finding = prove_unseen(questions, documents, shards)
     kept = {"passed": finding.passed, "text": finding.text, "facts": dict(finding.facts)}
     write_json(path, {"fingerprint": identity, **kept})
     return finding
 
 
-def prove_unseen(questions: Sequence[Question], english: StageResult, shards: StageResult) -> Finding:
+def prove_unseen(questions: Sequence[Question], documents: StageResult, shards: StageResult) -> Finding:
     """Find no training document of a question's article, text or query, comparing hashes.
 
-    The English files say which documents share an article (by the hash of its name) or a query with a question; their
+    The files of documents say which share an article (by the hash of its name) or a query with a question; their
     texts are encoded as the shards' were. The hash of every training document's tokens, read from the shards, is then
     looked for among theirs. So it does not matter how the split was meant. That the questions' own texts are found in
     the validation split shows that such hashes do meet.
@@ -77,24 +77,24 @@ def prove_unseen(questions: Sequence[Question], english: StageResult, shards: St
     encoder = new_encoder(lambda _: None)
     texts = [f"{question.answer_prompt} {question.answer}" for question in questions]
     own = set(_encoded(encoder, texts))
-    kin = _kin(questions, english, encoder)
+    kin = _kin(questions, documents, encoder)
     streams = open_shards(shards.folder)
     missing = own - set(_document_hashes(streams.validation))
-    seen_article = seen_query = seen_text = documents = 0
+    seen_article = seen_query = seen_text = trained_on = 0
     for digest in _document_hashes(streams.train):
-        documents += 1
+        trained_on += 1
         seen_article += digest in kin.of_article
         seen_query += digest in kin.of_query
         seen_text += digest in own
     passed = not (missing or seen_article or seen_query or seen_text)
     text = (
-        f"{seen_article} of {documents:,} training documents grew from an article of the {len(questions)} questions, "
+        f"{seen_article} of {trained_on:,} training documents grew from an article of the {len(questions)} questions, "
         f"{seen_query} ask one of them, {seen_text} are one of their texts; "
         f"{len(own) - len(missing)} of {len(own)} texts stand in the validation split"
     )
     facts = {
         "questions": len(questions),
-        "training_documents": documents,
+        "training_documents": trained_on,
         "same_article": seen_article,
         "same_query": seen_query,
         "same_text": seen_text,
@@ -103,12 +103,12 @@ def prove_unseen(questions: Sequence[Question], english: StageResult, shards: St
     return verdict(passed=passed, text=text if passed else f"{text}: {_REMEDY}", facts=facts)
 
 
-def _kin(questions: Sequence[Question], english: StageResult, encoder: Encoder) -> _Kin:
+def _kin(questions: Sequence[Question], documents: StageResult, encoder: Encoder) -> _Kin:
     articles = {_hash(question.article.encode("utf-8", "surrogatepass")) for question in questions}
     queries = {question.query for question in questions}
     of_article: set[bytes] = set()
     of_query: set[bytes] = set()
-    for batch in read_documents(document_files(english), _COLUMNS, batch_rows=_BATCH_ROWS):
+    for batch in read_documents(document_files(documents), _COLUMNS, batch_rows=_BATCH_ROWS):
         names = batch.column("group").dictionary_encode()
         ours = [
             _hash((name or "").encode("utf-8", "surrogatepass")) in articles for name in names.dictionary.to_pylist()

@@ -178,7 +178,7 @@ def _judge_questions(experiment: Experiment, result: EvaluationResult) -> "Findi
     from gpt_pipeline.evaluation.questions import cached_questions
     from gpt_pipeline.evaluation.unseen import cached_proof
 
-    english, folder = finished_documents(experiment), experiment.folder.evaluations / "questions"
+    documents, folder = finished_documents(experiment), experiment.folder.evaluations / "questions"
     count, seed = int(result.config["num_questions"]), int(result.config["seed"])
-    questions = cached_questions(folder, english, experiment.data, count=count, seed=seed)
-    return cached_proof(folder, questions, english, finished_shards(experiment))
+    questions = cached_questions(folder, documents, experiment.data, count=count, seed=seed)
+    return cached_proof(folder, questions, documents, finished_shards(experiment))

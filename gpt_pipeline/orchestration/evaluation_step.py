@@ -46,7 +46,7 @@ def evaluate_partition(
         task = EvaluationTask(
             checkpoint=checkpoint,
             shards=finished_shards(experiment),
-            english=finished_documents(experiment),
+            documents=finished_documents(experiment),
             data=experiment.data,
             config=settings,
             max_length=experiment.config.data.max_length,

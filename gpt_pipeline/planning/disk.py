@@ -102,19 +102,19 @@ def disks(
 
 
 def _data_needs(experiment: Experiment, tokens: TokenCount, stages: Sequence[StageProgress]) -> list[DiskNeed]:
-    raw, english, shards = stages
+    raw, documents, shards = stages
     folder = experiment.data_folder
     sample = _is_sample(experiment)
     per_token = _SAMPLE_ENGLISH_BYTES_PER_TOKEN if sample else _ENGLISH_BYTES_PER_TOKEN
     sizes = {
-        english.name: per_token * tokens.tokens,
+        documents.name: per_token * tokens.tokens,
         shards.name: _SHARD_BYTES_PER_TOKEN * tokens.tokens + _SHARD_BYTES_PER_DOCUMENT * tokens.documents,
     }
     index = _INDEX_BYTES_PER_DOCUMENT * tokens.documents
     return [
         *_raw_needs(experiment, raw, tokens),
         DiskNeed(what="document index", folder=folder, size=index, present=index if raw.state == "finished" else 0),
-        *(_stage_need(stage, folder, round(sizes[stage.name])) for stage in (english, shards)),
+        *(_stage_need(stage, folder, round(sizes[stage.name])) for stage in (documents, shards)),
     ]
 
 

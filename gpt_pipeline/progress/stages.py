@@ -43,15 +43,15 @@ def data_progress(experiment: Experiment) -> tuple[StageProgress, ...]:
     """Return the three data stages, in order; uses no network and reads no file's content."""
     data, folder = experiment.data, experiment.data_folder
     shards = ShardsStage(config=data, data_folder=folder)
-    english = DocumentsStage(config=data, data_folder=folder)
-    english_result = english.find()
-    raw = _raw_progress(RawStage(config=data, data_folder=folder), is_used_up=english_result is not None)
+    documents = DocumentsStage(config=data, data_folder=folder)
+    documents_result = documents.find()
+    raw = _raw_progress(RawStage(config=data, data_folder=folder), is_used_up=documents_result is not None)
     return (
         raw,
-        _progress(english, lambda: [each.part for each in english.parts()], ready=raw),
+        _progress(documents, lambda: [each.part for each in documents.parts()], ready=raw),
         _progress(
             shards,
-            lambda: [each.part for each in shards.parts()] if english_result is not None else [],
+            lambda: [each.part for each in shards.parts()] if documents_result is not None else [],
             ready=raw,
         ),
     )

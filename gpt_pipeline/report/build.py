@@ -17,7 +17,7 @@ from gpt_pipeline.report.charts import Chart, Point, Series, draw, from_x, loss_
 from gpt_pipeline.report.contents import CheckpointRow, Contents, read_contents
 from gpt_pipeline.report.cost import Record, seconds_at
 from gpt_pipeline.report.metrics import METRICS, measured
-from gpt_pipeline.report.tables import exercise_table
+from gpt_pipeline.report.tables import kind_table
 from gpt_pipeline.storage.atomic import write_text
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import utc_now
@@ -97,7 +97,7 @@ def build_report(
             config=config,
             other=other,
             cost=contents.cost,
-            exercises=exercise_table(contents.evaluated),
+            exercises=kind_table(contents.evaluated),
             facts=facts,
             versions=_versions(contents),
             fingerprints=_fingerprints(contents),
@@ -281,5 +281,5 @@ def _fingerprints(contents: Contents) -> dict[str, str]:
     newest = contents.newest.evaluation if contents.newest else None
     if newest is not None:
         found["training"] = found["training"] or newest.checkpoint.get("training_fingerprint")
-        found |= {"token shards": newest.upstream.get("shards"), "English documents": newest.upstream.get("english")}
+        found |= {"token shards": newest.upstream.get("shards"), "documents": newest.upstream.get("english")}
     return {name: value for name, value in found.items() if value}

@@ -1,4 +1,4 @@
-"""Tables of checkpoints: by kind of exercise for the report, and in a few columns of markdown for other pages."""
+"""Tables of checkpoints: by kind for the report, and in a few columns of markdown for other pages."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _LOSS, _RIGHT = "val_loss", "correct"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExerciseCell:
-    """One checkpoint at one kind of exercise."""
+class KindCell:
+    """One checkpoint at one kind."""
 
     val_loss: float | None
     correct: float | None
@@ -25,21 +25,21 @@ class ExerciseCell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExerciseTable:
-    """Kinds of exercise by name, each with a cell per checkpoint."""
+class KindTable:
+    """Kinds of documents by name, each with a cell per checkpoint."""
 
     steps: tuple[int, ...]
-    rows: tuple[tuple[str, tuple[ExerciseCell, ...]], ...]
+    rows: tuple[tuple[str, tuple[KindCell, ...]], ...]
 
 
-def exercise_table(evaluated: Sequence[CheckpointRow]) -> ExerciseTable | None:
-    """Return losses and right answers by kind of exercise for a few evaluated checkpoints; None if there are none."""
+def kind_table(evaluated: Sequence[CheckpointRow]) -> KindTable | None:
+    """Return losses and right answers by kind for a few evaluated checkpoints; None if there are none."""
     chosen = spread(evaluated)
     names = sorted({key.partition("/")[2] for row in chosen for key in row.metrics if key.startswith(f"{_LOSS}/")})
     if not names:
         return None
-    rows = tuple((name.replace("_", " "), tuple(_exercise_cell(row, name) for row in chosen)) for name in names)
-    return ExerciseTable(steps=tuple(row.step for row in chosen), rows=rows)
+    rows = tuple((name.replace("_", " "), tuple(_kind_cell(row, name) for row in chosen)) for name in names)
+    return KindTable(steps=tuple(row.step for row in chosen), rows=rows)
 
 
 def checkpoints_as_markdown(folder: ExperimentFolder) -> str:
@@ -52,8 +52,8 @@ def checkpoints_as_markdown(folder: ExperimentFolder) -> str:
     return markdown_table(heads, [_cells(row, metrics) for row in evaluated])
 
 
-def _exercise_cell(row: CheckpointRow, name: str) -> ExerciseCell:
-    return ExerciseCell(val_loss=row.metrics.get(f"{_LOSS}/{name}"), correct=row.metrics.get(f"{_RIGHT}/{name}"))
+def _kind_cell(row: CheckpointRow, name: str) -> KindCell:
+    return KindCell(val_loss=row.metrics.get(f"{_LOSS}/{name}"), correct=row.metrics.get(f"{_RIGHT}/{name}"))
 
 
 def _cells(row: CheckpointRow, metrics: Sequence[Metric]) -> list[str]:

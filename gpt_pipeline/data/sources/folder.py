@@ -134,7 +134,7 @@ def open_folder(folder: Path) -> LocalFolder:
         raise ConfigError(
             _KEY,
             found=str(folder),
-            need=f"a folder with SYNTH's files synth_001.parquet, ... (it holds {seen})",
+            need=f"a folder with parquet files, such as synth_001.parquet (it holds {seen})",
             remedy="give the folder itself, not its parent, or remove the key to download them",
         )
     return LocalFolder(folder=folder, names=names)

@@ -1,4 +1,4 @@
-"""The tokens of one English file as shards of both splits; the same bytes on any machine, with any number of threads.
+"""One file's documents as token shards of both splits: the same bytes on any machine, with any number of threads.
 
 The caller's thread writes in the file's order, `threads` others read and encode, and one compares documents with
 tiktoken.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
-from gpt_pipeline.data.tokens.pieces import EnglishFile, Piece, Sample
+from gpt_pipeline.data.tokens.pieces import DocumentsFile, Piece, Sample
 from gpt_pipeline.data.tokens.stream import TRAIN, VALIDATION
 from gpt_pipeline.data.tokens.writer import MAX_SHARD_TOKENS, SplitWriter
 from gpt_pipeline.storage.manifest import FileRecord
@@ -31,7 +31,7 @@ _SAY_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class TokenPart:
-    """The tokens of one English file."""
+    """The tokens of one file of documents."""
 
     files: tuple[Path, ...]
     """Each shard with its two sidecars, training first; a split without documents has none."""
@@ -53,19 +53,19 @@ def write_token_part(
     say: Say,
     max_shard_tokens: int = MAX_SHARD_TOKENS,
 ) -> TokenPart:
-    """Write the tokens of an English parquet file into `folder`; its articles decide the split.
+    """Write the tokens of a parquet file of documents into `folder`; its groups decide the split.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or has a document whose tokens are not tiktoken's.
     """
-    english = EnglishFile(path=documents, seed=seed, fraction=fraction)
-    progress, tally = _Progress(say=say, total=english.rows), _Tally()
+    file = DocumentsFile(path=documents, seed=seed, fraction=fraction)
+    progress, tally = _Progress(say=say, total=file.rows), _Tally()
     splits = [SplitWriter(folder=folder, split=name, max_shard_tokens=max_shard_tokens) for name in (TRAIN, VALIDATION)]
     with ExitStack() as stack:
         for writer in splits:
             stack.enter_context(writer)
-        check = _Check(file=english, thread=stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="check")))
-        for piece in stack.enter_context(closing(english.pieces(threads=threads, say=say))):
+        check = _Check(file=file, thread=stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="check")))
+        for piece in stack.enter_context(closing(file.pieces(threads=threads, say=say))):
             for writer, chosen in zip(splits, (~piece.held_out, piece.held_out), strict=True):
                 writer.add(piece.of(chosen))
             tally.add(piece)
@@ -81,7 +81,7 @@ def write_token_part(
 class _Check:
     """Compares documents with tiktoken, in a thread beside the others."""
 
-    file: EnglishFile
+    file: DocumentsFile
     thread: ThreadPoolExecutor
     _samples: list[Sample] = field(default_factory=list)
     _rows: set[int] = field(default_factory=set)
@@ -122,12 +122,12 @@ class _Check:
 class _Tally:
     """What is counted over both splits."""
 
-    exercises: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(LENGTH_EDGES) - 1, np.int64))
     longest: Sample | None = None
 
     def add(self, piece: Piece) -> None:
-        self.exercises += piece.exercises
+        self.kinds += piece.kinds
         self.lengths += np.histogram(piece.documents.lengths, LENGTH_EDGES)[0]
         if self.longest is None or len(piece.longest.tokens) > len(self.longest.tokens):
             self.longest = piece.longest
@@ -141,7 +141,7 @@ def _facts(splits: list[SplitWriter], tally: _Tally, checked: int) -> dict[str, 
     }
     return {
         **counts,
-        **({"tokens_by_exercise": dict(sorted(tally.exercises.items()))} if tally.exercises else {}),
+        **({"tokens_by_exercise": dict(sorted(tally.kinds.items()))} if tally.kinds else {}),
         "document_lengths": tally.lengths.tolist(),
         "checked_documents": checked,
     }

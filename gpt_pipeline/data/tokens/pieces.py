@@ -1,4 +1,4 @@
-"""The documents of an English file as tokens, a piece at a time in the file's order, by several threads.
+"""The documents of a parquet file as tokens, a piece at a time in the file's order, by several threads.
 
 A thread takes a row group, reads it and encodes it, while its bytes are still near. What is in memory at a time are a
 row group for each thread, and the tokens of a few.
@@ -50,7 +50,9 @@ class Sample:
     row: int
     """Of the file."""
 
-    synth_id: str
+    document: str
+    """Its id."""
+
     text: str
     tokens: Tokens
 
@@ -64,7 +66,7 @@ class Piece:
     """Bytes of each text."""
 
     held_out: NDArray[np.bool_]
-    exercises: Counter[str]
+    kinds: Counter[str]
     """Tokens."""
 
     samples: list[Sample]
@@ -93,8 +95,8 @@ def _runs_of(tokens: Tokens, ends: Positions, chosen: NDArray[np.bool_]) -> Toke
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnglishFile:
-    """A file of the English stage, and how its documents are split."""
+class DocumentsFile:
+    """A file of the stage of documents, and how its documents are split."""
 
     path: Path
 
@@ -102,7 +104,7 @@ class EnglishFile:
     """Of the split."""
 
     fraction: float
-    """Share of articles held out."""
+    """Share of groups held out."""
 
     @cached_property
     def metadata(self) -> pq.FileMetaData:
@@ -146,7 +148,7 @@ class EnglishFile:
 
     @cached_property
     def is_for_validation(self) -> Callable[[str], bool]:
-        """Tells of an article whether it is held out."""
+        """Tells of a group whether it is held out."""
         return hold_out(seed=self.seed, fraction=self.fraction)
 
     def pieces(self, *, threads: int, say: Say) -> Generator[Piece]:
@@ -200,11 +202,11 @@ class EnglishFile:
         """Raise `DataError` unless the tokens of the samples are tiktoken's."""
         for sample in samples:
             if gpt2().encode_ordinary(sample.text) != sample.tokens.tolist():
-                raise self.unlike_tiktoken(sample.synth_id)
+                raise self.unlike_tiktoken(sample.document)
 
-    def unlike_tiktoken(self, synth_id: str) -> DataError:
+    def unlike_tiktoken(self, document: str) -> DataError:
         return DataError(
-            f"{self.path}: document {synth_id} was not encoded as tiktoken does; run: pip uninstall gigatoken "
+            f"{self.path}: document {document} was not encoded as tiktoken does; run: pip uninstall gigatoken "
             "(tiktoken then encodes alone), materialize token_shards again, and please report the document"
         )
 
@@ -227,7 +229,7 @@ def _once(say: Say) -> Say:
 class _Worker:
     """What one thread at a time reads and encodes with."""
 
-    file: EnglishFile
+    file: DocumentsFile
     opened: pq.ParquetFile
     say: Say
 
@@ -269,7 +271,7 @@ class _Worker:
             ),
             sizes=sizes,
             held_out=held_out_rows(rows["group"], self.file.is_for_validation),
-            exercises=_tokens_by_exercise(rows["kind"], lengths) if "kind" in self.file.columns else Counter(),
+            kinds=_tokens_by_kind(rows["kind"], lengths) if "kind" in self.file.columns else Counter(),
             samples=[_sample(rows, encoded, first_row, index) for index in sampled.tolist()],
             longest=_sample(rows, encoded, first_row, int(lengths.argmax())),
         )
@@ -291,7 +293,7 @@ def _cut_by_bytes(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield batch.slice(first, last - first)
 
 
-def _spelled_text(file: EnglishFile, rows: pa.RecordBatch, encoded: EncodedTexts, sizes: Positions) -> TokenBytes:
+def _spelled_text(file: DocumentsFile, rows: pa.RecordBatch, encoded: EncodedTexts, sizes: Positions) -> TokenBytes:
     """Return the bytes that the tokens stand for, which are those of the texts.
 
     Raises:
@@ -304,7 +306,7 @@ def _spelled_text(file: EnglishFile, rows: pa.RecordBatch, encoded: EncodedTexts
     return text
 
 
-def _answer_sizes(file: EnglishFile, rows: pa.RecordBatch, sizes: Positions) -> Positions:
+def _answer_sizes(file: DocumentsFile, rows: pa.RecordBatch, sizes: Positions) -> Positions:
     """Return the bytes of each document's answer, which is its text's end: int64 [documents]; without one, all of it.
 
     Raises:
@@ -333,8 +335,8 @@ def _trained_sizes(rows: pa.RecordBatch, answer_sizes: Positions) -> Positions:
     return np.where(characters > 0, text_sizes(rows["text"]) - bytes_of_first(rows["text"], characters), answer_sizes)
 
 
-def _tokens_by_exercise(exercises: pa.StringArray, lengths: Positions) -> Counter[str]:
-    kinds = pc.fill_null(exercises, text_value("unknown")).dictionary_encode()
+def _tokens_by_kind(column: pa.StringArray, lengths: Positions) -> Counter[str]:
+    kinds = pc.fill_null(column, text_value("unknown")).dictionary_encode()
     sums = np.bincount(int32s(kinds.indices), weights=lengths, minlength=len(kinds.dictionary))
     return Counter(dict(zip(kinds.dictionary.to_pylist(), sums.astype(np.int64).tolist(), strict=True)))
 
@@ -343,7 +345,7 @@ def _sample(rows: pa.RecordBatch, encoded: EncodedTexts, first_row: int, index: 
     end = encoded.starts[index + 1] if index + 1 < len(encoded.starts) else len(encoded.tokens)
     return Sample(
         row=first_row + index,
-        synth_id=rows["id"][index].as_py(),
+        document=rows["id"][index].as_py(),
         text=rows["text"][index].as_py(),
         tokens=encoded.tokens[encoded.starts[index] + 1 : end].copy(),
     )

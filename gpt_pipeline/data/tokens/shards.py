@@ -31,15 +31,15 @@ _logger = logging.getLogger(__name__)
 
 
 def prepare_shards(
-    config: DataConfig, english: StageResult, data_folder: Path, *, force: bool = False, say: Say = _logger.info
+    config: DataConfig, documents: StageResult, data_folder: Path, *, force: bool = False, say: Say = _logger.info
 ) -> StageResult:
-    """Return the finished stage: the tokens of every document of `english`, each after an `<|endoftext|>`.
+    """Return the finished stage: the tokens of every document of `documents`, each after an `<|endoftext|>`.
 
     Raises:
         ConfigError: no document is held out, or the rest is shorter than one sequence of `max_length` tokens.
-        DamagedFileError: an English file is not the one that its manifest describes.
+        DamagedFileError: a file of documents is not the one that its manifest describes.
     """
-    return prepare(ShardsStage(config=config, data_folder=data_folder, given_documents=english), force=force, say=say)
+    return prepare(ShardsStage(config=config, data_folder=data_folder, given_documents=documents), force=force, say=say)
 
 
 def find_shards(config: DataConfig, data_folder: Path) -> StageResult | None:
@@ -54,13 +54,13 @@ def known_shards(config: DataConfig, data_folder: Path) -> StageResult | None:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedFile:
-    """One English file and the part that holds its tokens."""
+    """A file of documents and the part that holds its tokens."""
 
     name: str
     """Of the raw file that its documents come from."""
 
     file: str
-    """Name in the English stage's folder."""
+    """Name in the folder of the stage of documents."""
 
     size: int
     """Bytes."""
@@ -70,7 +70,7 @@ class TokenizedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsStage:
-    """The stage token_shards; a part is the tokens of one English file."""
+    """The stage token_shards; a part is the tokens of one file of documents."""
 
     config: DataConfig
     data_folder: Path
@@ -82,19 +82,19 @@ class ShardsStage:
         return STAGE
 
     @cached_property
-    def english(self) -> StageResult:
-        """The English documents' stage.
+    def documents(self) -> StageResult:
+        """The stage of documents.
 
         Raises:
             DataError: it is not finished.
         """
         from gpt_pipeline.data.documents.stage import find_documents
 
-        english = self.given_documents or find_documents(self.config, self.data_folder)
-        if english is None:
+        documents = self.given_documents or find_documents(self.config, self.data_folder)
+        if documents is None:
             name = stage_names(self.config).documents
             raise DataError(f"{name} is not finished in {self.data_folder}; materialize {name} first")
-        return english
+        return documents
 
     def find(self) -> StageResult | None:
         """Return the finished stage, or None; does no work."""
@@ -109,10 +109,10 @@ class ShardsStage:
         """Return the stage's folder and fingerprint; None while the documents are not known."""
         from gpt_pipeline.data.documents.stage import DocumentsStage
 
-        english = self.given_documents or DocumentsStage(config=self.config, data_folder=self.data_folder).known()
-        if english is None:
+        documents = self.given_documents or DocumentsStage(config=self.config, data_folder=self.data_folder).known()
+        if documents is None:
             return None
-        wanted = _fingerprint(self.config, english.fingerprint)
+        wanted = _fingerprint(self.config, documents.fingerprint)
         return stage_folder(self.data_folder, STAGE, wanted), wanted
 
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
@@ -143,22 +143,22 @@ class ShardsStage:
         Raises:
             ConfigError: no document is held out, or the rest is shorter than one sequence of `max_length` tokens.
         """
-        wanted = _fingerprint(self.config, self.english.fingerprint)
+        wanted = _fingerprint(self.config, self.documents.fingerprint)
         folder = stage_folder(self.data_folder, STAGE, wanted)
         stage = finish_stage(folder, wanted, say=say, make=lambda: self._together(folder, wanted, say))
         _require_a_sequence(self.config, stage.manifest.facts)
         return stage
 
     def parts(self) -> list[TokenizedFile]:
-        """Return the English files with the parts that hold their tokens, in order."""
+        """Return the files of documents with the parts that hold their tokens, in order."""
         return [
             TokenizedFile(
                 name=entry["name"],
                 file=entry["file"],
-                size=self.english.manifest.files[entry["file"]].size,
+                size=self.documents.manifest.files[entry["file"]].size,
                 part=self._part(entry["fingerprint"]),
             )
-            for entry in self.english.manifest.facts["parts"]
+            for entry in self.documents.manifest.facts["parts"]
         ]
 
     def _part(self, documents: str) -> Part:
@@ -171,9 +171,9 @@ class ShardsStage:
     def _write(self, each: TokenizedFile, say: Say) -> Manifest:
         from gpt_pipeline.data.tokens.part import write_token_part
 
-        verify(self.english, [each.file])
+        verify(self.documents, [each.file])
         tokens = write_token_part(
-            self.english.folder / each.file,
+            self.documents.folder / each.file,
             each.part.folder,
             seed=self.config.seed,
             fraction=self.config.validation_fraction,
@@ -205,7 +205,7 @@ class ShardsStage:
             stage=STAGE,
             fingerprint=wanted,
             config=_identity(self.config),
-            upstream=(self.english.fingerprint,),
+            upstream=(self.documents.fingerprint,),
             files=files,
             facts={**facts, "tokens_per_document": tokens / documents},
         )
