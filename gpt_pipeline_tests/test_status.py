@@ -24,7 +24,7 @@ from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
 from gpt_pipeline.experiment.training import training_job
 from gpt_pipeline.orchestration.report_step import write_report
-from gpt_pipeline.progress.show import sheets
+from gpt_pipeline.progress.show import sheets, training_text
 from gpt_pipeline.progress.status import CheckpointStatus, NextStep, Status, experiment_status, statuses
 from gpt_pipeline.progress.training import newest_records
 from gpt_pipeline.sheet import plain_text
@@ -196,6 +196,7 @@ def test_status_of_a_checkpoint_shows_no_estimate_of_an_earlier_step(project: Ti
     at_four, at_six = _status(project).checkpoints
     assert at_four.val_loss == pytest.approx(project.checkpoints("tiny")[0].metrics["val_loss"])
     assert at_six.val_loss is None
+    assert training_text(_status(project).training).endswith(" at step 4")
 
 
 def test_status_names_a_damaged_checkpoint(project: TinyProject) -> None:

@@ -62,6 +62,12 @@ def test_folder_name_windows_would_refuse_is_made_safe(text: str, expected: str)
     assert folder_name(text, key="experiment_name") == expected
 
 
+@pytest.mark.parametrize("text", ["s3://bucket/x", "gs://b", "file:///data", "hf://datasets/x"])
+def test_resolve_folder_address_of_another_place_is_refused_and_not_made_a_folder(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"storage.base_folder: found .* need a folder on this machine"):
+        resolve_folder(text, relative_to=tmp_path, key="storage.base_folder")
+
+
 @given(st.text())
 def test_folder_name_any_text_stays_one_folder_inside_its_parent(text: str) -> None:
     try:

@@ -80,8 +80,10 @@ def training_text(training: TrainingProgress) -> str:
     of = "" if training.max_steps is None else f" of {training.max_steps:,}"
     if training.state == "absent":
         return f"to do{f': {training.max_steps:,} steps' if training.max_steps else ''}"
-    losses = [("train loss", training.train_loss), ("val loss about", training.val_loss)]
-    words = [f"{name} {value:.3f}" for name, value in losses if value is not None]
+    words = [] if training.train_loss is None else [f"train loss {training.train_loss:.3f}"]
+    if training.val_loss is not None:
+        at = "" if training.val_step == training.step else f" at step {training.val_step:,}"
+        words.append(f"val loss about {training.val_loss:.3f}{at}")
     if training.state == "finished":
         return ", ".join([f"finished at step {training.step:,}", *words])
     if training.state == "running":

@@ -50,6 +50,11 @@ class TrainingProgress:
     """Nats per token, of the newest line."""
 
     val_loss: float | None
+    """The trainer's newest estimate, nats per token."""
+
+    val_step: int | None
+    """The step at which it was made."""
+
     tokens_per_second: float | None
     eta_seconds: float | None
     """Only of a running training."""
@@ -133,6 +138,7 @@ def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_
         host=sign.process.host if running and sign else None,
         train_loss=train.get("train_loss"),
         val_loss=validation.get("val_loss"),
+        val_step=validation.get("step"),
         tokens_per_second=train.get("tokens_per_second"),
         eta_seconds=train.get("eta_seconds") if running else None,
         damaged=tuple(_damaged(folder.checkpoints)),

@@ -13,6 +13,7 @@ from gpt_pipeline.errors import ConfigError
 # Reserved on Windows whatever the extension (Microsoft, "Naming Files, Paths, and Namespaces").
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a drive has one letter
 _MAX_NAME_BYTES = 255  # in UTF-8, of Linux's file systems
 _MAX_NAME_LENGTH = 120  # characters; leaves room for the rest of a path under Windows' 260
 
@@ -47,8 +48,15 @@ def resolve_folder(text: str, *, relative_to: Path, key: str) -> Path:
     """Return the absolute folder that `text` names; `~` is the home, a relative path starts at `relative_to`.
 
     Raises:
-        ConfigError: a Windows path on a machine that is not Windows.
+        ConfigError: a Windows path on a machine that is not Windows, or an address such as `s3://bucket/folder`.
     """
+    if _ADDRESS.match(text):
+        raise ConfigError(
+            key,
+            found=text,
+            need="a folder on this machine; addresses of object storage cannot be written to or read from yet",
+            remedy=f"mount it and set {key} to the folder, or choose another one, such as /data/gpt_storage",
+        )
     if os.name != "nt" and is_windows_path(text):
         raise ConfigError(
             key,
