@@ -13,6 +13,7 @@ from gpt_pipeline.checkpoints.manifest import BEST_NAME, best_checkpoint
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint, identity_of
+from gpt_pipeline.storage.shape import require_shape
 
 BEST_ALIAS = BEST_NAME.removesuffix(".pt")
 """The second name of the evaluated checkpoint whose weights `best_model.pt` holds."""
@@ -121,7 +122,7 @@ def read_evaluations(folder: Path) -> list[EvaluationResult]:
 
 def alias_of(result: EvaluationResult, checkpoints: Path) -> str | None:
     """Return `best_model` if the evaluated weights are those of `best_model.pt` in `checkpoints`, as it is now."""
-    best = best_weights(checkpoints, training_fingerprint=str(result.checkpoint["training_fingerprint"]))
+    best = best_weights(checkpoints, training_fingerprint=str(result.checkpoint.get("training_fingerprint")))
     return BEST_ALIAS if best == result.checkpoint["weights_sha256"] else None
 
 
@@ -136,9 +137,20 @@ def same_test(one: EvaluationResult, other: EvaluationResult) -> bool:
     return (one.config, one.upstream) == (other.config, other.upstream)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Evaluated:
+    """What `EvaluationResult.checkpoint` holds at least."""
+
+    step: int
+    weights_sha256: str
+
+
 def _read_evaluation(path: Path) -> EvaluationResult | None:
     def parse(value: dict[str, Any]) -> EvaluationResult:
         known = known_fields(EvaluationResult, value)
+        require_shape(
+            _Evaluated(**{each.name: value["checkpoint"][each.name] for each in dataclasses.fields(_Evaluated)})
+        )
         return EvaluationResult(**{**known, "answers": tuple(value["answers"]), "path": path, "reused": True})
 
     return read_kept(path, parse, otherwise="it does not count as an evaluation")

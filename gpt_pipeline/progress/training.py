@@ -18,7 +18,6 @@ from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import training_size
 from gpt_pipeline.experiment.training import wanted_fingerprint
-from gpt_pipeline.storage.atomic import parse_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.finished import (
     FinishedTraining,
@@ -28,6 +27,7 @@ from gpt_pipeline.training.finished import (
     training_state,
 )
 from gpt_pipeline.training.heartbeat import read_heartbeat
+from gpt_pipeline.training.metrics import parse_record
 
 State = Literal["running", "finished", "stopped", "died", "absent"]
 _TAIL_BYTES = 64 << 10  # of metrics.jsonl; some 150 lines
@@ -175,10 +175,9 @@ def newest_records(metrics: Path) -> dict[str, Mapping[str, Any]]:
 
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
-        record = parse_json(line)
+        return parse_record(line)
     except ValueError:  # the first line of the tail, or one that is being written
         return None
-    return record if isinstance(record, dict) and "kind" in record else None
 
 
 def validation_losses(metrics: Path) -> dict[int, float]:
@@ -190,5 +189,5 @@ def validation_losses(metrics: Path) -> dict[int, float]:
     return {
         int(record["step"]): float(record["val_loss"])
         for record in records
-        if record is not None and record["kind"] == "validation"
+        if record is not None and record["kind"] == "validation" and record.get("val_loss") is not None
     }

@@ -60,7 +60,7 @@ def cost_of(records: Sequence[Record], *, checkpoints: Path, hardware: Record, e
     written = [record for record in records if record["kind"] == "checkpoint"]
     newest = records[-1] if records else {}
     return Cost(
-        seconds=max((float(record["seconds"]) for record in records), default=None),
+        seconds=max((float(value) for value in _values(records, "seconds")), default=None),
         gpus=int(hardware.get("num_gpus") or 1) if any(record.get("peak_flops") for record in train) else 0,
         tokens_seen=newest.get("tokens_seen"),
         tokens_per_second=_median(train, "tokens_per_second"),
@@ -75,8 +75,8 @@ def cost_of(records: Sequence[Record], *, checkpoints: Path, hardware: Record, e
 
 def seconds_at(records: Sequence[Record], step: int) -> float | None:
     """Return the training time at which `step` was reached; None if no line says."""
-    reached = [float(record["seconds"]) for record in records if int(record["step"]) >= step]
-    return min(reached, default=None)
+    reached = _values([record for record in records if int(record["step"]) >= step], "seconds")
+    return min(map(float, reached), default=None)
 
 
 def _values(records: Sequence[Record], key: str) -> list[Any]:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from gpt_pipeline import __version__
 from gpt_pipeline.errors import NewerFileError
+from gpt_pipeline.storage.shape import require_shape
 
 _Value = TypeVar("_Value")
 _logger = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ _READ_BYTES = 1 << 20
 _PATIENCE_SECONDS = 5
 _SCHEMA_KEY = "schema"
 _SCHEMA = 1
-_PLAIN_TYPES = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
+_MOST_DEPTH = 100
+_MOST = 2**127  # steps, sizes and seeds are far below, and what is made of such a number still names a file
 
 
 @contextmanager
@@ -135,16 +137,46 @@ def rewrite_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return what `write_json` wrote; raises ValueError if `path` holds anything but JSON in UTF-8."""
-    return parse_json(path.read_bytes())
+    """Return what `write_json` wrote; raises ValueError if `path` holds anything that `parse_json` refuses."""
+    try:
+        content = path.read_bytes()
+    except IsADirectoryError:
+        raise ValueError("it is a folder") from None
+    return parse_json(content)
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text; raises ValueError for any other text, and for one that is nested too deeply."""
+    """Return the value of a JSON text in UTF-8.
+
+    Raises:
+        ValueError: it is another text, or its depth, numbers or characters are none that a program of ours could use.
+    """
     try:
-        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+        value = _DECODER.decode(text.decode("utf-8") if isinstance(text, bytes) else text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    _require_usable(value, depth=0)
+    return value
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"found {text}, need a number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number)  # NaN and infinity are not JSON
+
+
+def _require_usable(value: Any, *, depth: int) -> None:
+    if isinstance(value, str):
+        value.encode("utf-8")  # raises ValueError for half of a surrogate pair, which no file can be named or hold
+    elif isinstance(value, int | float):
+        if not -_MOST < value < _MOST:
+            raise ValueError("a number is too large")
+    elif value is not None:
+        if depth > _MOST_DEPTH:
+            raise ValueError("nested too deeply")
+        for each in (*value, *value.values()) if isinstance(value, dict) else value:
+            _require_usable(each, depth=depth + 1)
 
 
 def read_state(path: Path, parse: Callable[[Any], _Value]) -> _Value:
@@ -165,12 +197,13 @@ def read_state(path: Path, parse: Callable[[Any], _Value]) -> _Value:
         if type(schema) is int and schema > _SCHEMA:
             raise newer_file(path, f"{_SCHEMA_KEY} {schema}, and this version knows {_SCHEMA}", value)
         parsed = parse(value)
-        if dataclasses.is_dataclass(parsed):
-            _require_plain_types(parsed)
+        for each in parsed if isinstance(parsed, list | tuple) else (parsed,):
+            if dataclasses.is_dataclass(each):
+                require_shape(each)
         return parsed
     except UnknownKeysError as error:
         raise newer_file(path, str(error), value) from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
@@ -228,13 +261,6 @@ def newer_file(path: object, what: str, value: Mapping[str, Any]) -> NewerFileEr
 def _unknown_keys(kind: type[Any], value: Mapping[str, Any]) -> list[str]:
     known = {each.name for each in dataclasses.fields(kind)}
     return sorted(key for key in dict(value) if key not in known and key != _SCHEMA_KEY)
-
-
-def _require_plain_types(parsed: Any) -> None:
-    for each in dataclasses.fields(parsed):
-        value, allowed = getattr(parsed, each.name), _PLAIN_TYPES.get(str(each.type))
-        if allowed and type(value) not in allowed:
-            raise TypeError(f"{each.name}: found {str(value)[:100]!r}, need {each.type}")
 
 
 def _named(keys: Iterable[str]) -> str:

@@ -29,6 +29,17 @@ SENT_NAME = "metrics.sent.json"
 
 _logger = logging.getLogger(__name__)
 _BLOCK_BYTES = 4096
+_MOST_STEPS = 2**63
+_NUMBERS: tuple[str, ...] = (
+    "tokens_seen",
+    "seconds",
+    "train_loss",
+    "val_loss",
+    "updates",
+    "learning_rate",
+    "gradient_norm",
+)
+_NUMBERS += ("tokens_per_second", "mfu", "peak_flops", "memory_gb", "eta_seconds", "size", "stall_seconds")
 
 
 class MetricsLog:
@@ -69,11 +80,26 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             try:
-                record = parse_json(line)
-                yield {**record, "kind": record["kind"], "step": int(record["step"])}
-            except (KeyError, TypeError, ValueError):
+                yield parse_record(line)
+            except ValueError:
                 if line.endswith("\n"):
                     _logger.warning("%s: line %d is no record and is left out", path, number)
+
+
+def parse_record(line: str | bytes) -> dict[str, Any]:
+    """Return the record in a line; raises ValueError if it is none, such as one that is being written."""
+    record = parse_json(line)
+    if not isinstance(record, dict) or type(record.get("kind")) is not str or not _is_step(record.get("step")):
+        raise ValueError("found no record, need kind and step")
+    if not isinstance(record.get("event"), str | None):
+        raise ValueError(f"event: found {record['event']!r}, need a word")
+    if strange := [key for key in _NUMBERS if isinstance(record.get(key), str | bool | list | dict)]:
+        raise ValueError(f"{strange[0]}: found {record[strange[0]]!r}, need a number")
+    return record
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST_STEPS
 
 
 def _cut_torn_line(path: Path) -> None:
