@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -46,6 +48,7 @@ from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.start import prepare_start
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.synth_rows import rows, write_synth
 from gpt_pipeline_tests.training_jobs import Listener, make_job
 
 
@@ -472,9 +475,33 @@ def test_plan_of_a_folder_that_is_not_there_fails_and_one_that_is_there_is_not_c
     assert code == 1
     assert "data.local_dataset_path found no folder" in " ".join(output.split())
     (project.root / "synth").mkdir()
+    write_synth(project.root / "synth" / "synth_001.parquet", rows(2000))
     plan = _plan(load_experiment(path))
     assert plan.problems == ()
     assert not any("raw_synth" in need.what for disk in plan.disks for need in disk.needs)
+
+
+def test_plan_of_local_files_that_cannot_work_says_why(project: TinyProject) -> None:
+    path = project.write_experiment("local")
+    path.write_text(path.read_text().replace("source: sample", "local_dataset_path: ../synth"))
+    folder = project.root / "synth"
+    folder.mkdir()
+
+    def found() -> dict[str, str]:
+        return {finding.key: finding.text for finding in _plan(load_experiment(path)).problems}
+
+    assert "a folder with parquet files" in found()["data.local_dataset_path"]
+    write_synth(folder / "synth_001.parquet", rows(50))
+    assert "the files in" in found()["data.num_samples"]
+    assert "50 rows" in found()["data.num_samples"]
+    pq.write_table(pa.table({"body": ["a", "b"]}), folder / "synth_002.parquet")
+    assert "synth_002.parquet" in found()["data.local_dataset_path"]
+
+
+def test_plan_of_more_documents_than_synth_has_says_so(project: TinyProject) -> None:
+    path = project.write_experiment("much", num_samples=70_000_000)
+    path.write_text(path.read_text().replace("source: sample", "source: PleIAs/SYNTH"))
+    assert "data.num_samples" in {finding.key for finding in _plan(load_experiment(path)).problems}
 
 
 @pytest.mark.parametrize("cuda", [False, True])

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt_pipeline.data.config import SAMPLE
+from gpt_pipeline.data.config import SAMPLE, SYNTH, DataConfig
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import TrainingSize
-from gpt_pipeline.findings import Finding, problem, warning
+from gpt_pipeline.findings import Finding, problem, problem_of, warning
 from gpt_pipeline.model.costs import MemoryNeed, memory_need
 from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import Disk
 from gpt_pipeline.planning.speed import Duration
-from gpt_pipeline.planning.tokens import TokenCount
+from gpt_pipeline.planning.tokens import SYNTH_DOCUMENTS, TokenCount, footers_of
 from gpt_pipeline.progress.stages import StageProgress
 from gpt_pipeline.report import wording
 from gpt_pipeline.storage.room import existing_folder
@@ -67,9 +68,26 @@ def _source(known: Known) -> Iterator[Finding]:
         if not Path(data.local_dataset_path).is_dir():
             text = f"found no folder {data.local_dataset_path}"
             yield problem("data.local_dataset_path", text, "connect its disk, or correct the path")
+        else:
+            yield from _local_source(data)
+    elif data.source == SYNTH and (data.document_limit or 0) > SYNTH_DOCUMENTS:
+        text = f"found {data.document_limit:,}, and {SYNTH} has some {SYNTH_DOCUMENTS:,} English documents"
+        yield problem("data.num_samples", text, "set it to `all`, or lower it")
     elif data.source != SAMPLE and raw.state == "absent" and _hub_is_switched_off():
         text = f"{data.source} is not downloaded yet, and HF_HUB_OFFLINE forbids downloads"
         yield problem("data.source", text, "unset HF_HUB_OFFLINE, or name a folder with its files: local_dataset_path")
+
+
+def _local_source(data: DataConfig) -> Iterator[Finding]:
+    """Find what the files' footers show: unreadable ones, missing columns, fewer rows than documents are wanted."""
+    try:
+        rows = sum(footer.num_rows for footer in footers_of(data))
+    except UserError as error:
+        yield problem_of(error, "data.local_dataset_path")
+        return
+    if data.document_limit is not None and data.document_limit > rows:
+        text = f"found {data.document_limit:,}, and the files in {data.local_dataset_path} have {rows:,} rows"
+        yield problem("data.num_samples", text, "set it to `all`, lower it, or add files")
 
 
 def _hub_is_switched_off() -> bool:

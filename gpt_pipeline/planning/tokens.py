@@ -88,14 +88,15 @@ def _documents(experiment: Experiment) -> int:
         return int(raw.manifest.facts["documents"])
     if data.local_dataset_path is None:
         return SYNTH_DOCUMENTS
-    return sum(metadata.num_rows for metadata in _footers(data))
+    return sum(metadata.num_rows for metadata in footers_of(data))
 
 
-def _footers(data: DataConfig) -> list[pq.FileMetaData]:
+def footers_of(data: DataConfig) -> list[pq.FileMetaData]:
     """Return the footers of the local folder's files.
 
     Raises:
-        DataError: one is not a readable parquet file.
+        ConfigError: there is no such folder, or no parquet file in it.
+        DataError: one is not a readable parquet file, or lacks a column of the format.
     """
     folder = open_folder(local_path(str(data.local_dataset_path)))
     format, footers = format_of(data), []
@@ -122,7 +123,7 @@ def _tokens_per_document(experiment: Experiment) -> tuple[float, str]:
         each = SAMPLE_TOKENS_PER_DOCUMENT
         return each, f"estimated: {each:.1f} tokens per document, as counted in 16,000 of the sample"
     if data.local_dataset_path is not None and data.format == "text":
-        footers = _footers(data)
+        footers = footers_of(data)
         size, rows = _text_bytes(footers, format_of(data).columns), sum(footer.num_rows for footer in footers)
         each = size / BYTES_PER_TOKEN / max(1, rows)
         return each, f"estimated: {each:.1f} tokens per document, from the size of {rows:,} texts in the folder"
