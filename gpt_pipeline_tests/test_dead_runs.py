@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,8 +17,9 @@ import pytest
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import dead_runs
 from gpt_pipeline.orchestration.build import build_definitions
-from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG, REQUESTER_TAG, close_dead_runs, note_process, process_tag
+from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG, REQUESTER_TAG, at_work, close_dead_runs, process_tag
 from gpt_pipeline.project import Project
+from gpt_pipeline.storage.alive import show_life, silence
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.process import ProcessId
@@ -45,7 +47,7 @@ class _History:
         return str(run.run_id)
 
     def close(self) -> list[str]:
-        return close_dead_runs(self.instance, self.experiment)
+        return close_dead_runs(self.instance, [self.experiment])
 
     def status(self, run_id: str) -> dg.DagsterRunStatus:
         run = self.instance.get_run_by_id(run_id)
@@ -95,6 +97,32 @@ def test_close_dead_runs_ends_the_run_whose_trainer_gave_no_sign_for_long(histor
     assert (history.status(run), history.status(other)) == (FAILED, STARTED)
 
 
+ELSEWHERE = [
+    dataclasses.replace(ProcessId.here(), host="elsewhere", boot="of it"),
+    dataclasses.replace(ProcessId.here(), pid=2**22 + 1, namespace="pid:[1]"),  # in another container of this host
+    dataclasses.replace(ProcessId.here(), boot="of a host of the same name", namespace="pid:[1]"),
+]
+
+
+@pytest.mark.parametrize("process", ELSEWHERE, ids=["host", "container", "container on another host"])
+def test_close_dead_runs_ends_a_run_elsewhere_once_it_is_silent_and_holds_no_lock(
+    history: _History, process: ProcessId
+) -> None:
+    run, base = history.add("evaluate_tiny", process=process), history.experiment.folder.base
+    with show_life(base, process, every=3600):
+        (sign,) = (base / ".alive").iterdir()
+        kept = base / "as a killed one leaves it"
+        os.utime(sign, (time.time() - 3600,) * 2)
+        assert history.close() == []  # suspended, say: it holds its lock
+        shutil.copy2(sign, kept)
+    kept.rename(sign)
+    os.utime(sign, (time.time() - 60,) * 2)
+    assert history.close() == []  # its lock may not be seen here
+    os.utime(sign, (time.time() - 130,) * 2)
+    assert history.close() == [run]
+    assert not sign.exists()
+
+
 def test_process_tag_names_this_process() -> None:
     assert ProcessId.from_text(json.loads(process_tag()[PROCESS_TAG])) == ProcessId.here()
 
@@ -106,15 +134,15 @@ def _of_the_daemon(history: _History, *, pid: int, requested_by: ProcessId) -> s
     return run_id
 
 
-def _of_the_ui(history: _History, *, pid: int) -> str:
-    """The same, asked for by a person on Dagster's pages."""
+def _of_the_ui(history: _History, *, pid: int, minutes: float = 0) -> str:
+    """The same, asked for by a person on Dagster's pages; it was last heard of so many minutes ago."""
     run_id = history.add("evaluate_tiny")
     entry = dg.EventLogEntry(
         error_info=None,
         level="debug",
         user_message="",
         run_id=run_id,
-        timestamp=time.time(),
+        timestamp=time.time() - 60 * minutes,
         job_name="evaluate_tiny",
         dagster_event=_run_start(pid),
     )
@@ -147,9 +175,10 @@ def test_close_dead_runs_ends_a_run_of_the_ui_that_died_before_its_step(history:
     history.instance = dg.DagsterInstance.local_temp(str(tmp_path / "home"))
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    dead, alive = _of_the_ui(history, pid=ended.pid), _of_the_ui(history, pid=os.getpid())
+    dead, alive = _of_the_ui(history, pid=ended.pid, minutes=11), _of_the_ui(history, pid=os.getpid(), minutes=11)
+    container = _of_the_ui(history, pid=ended.pid, minutes=5)  # whose numbers are not ours, and which waits in a pool
     assert history.close() == [dead]
-    assert history.status(alive) == STARTED
+    assert (history.status(alive), history.status(container)) == (STARTED, STARTED)
 
 
 def test_close_dead_runs_ends_a_run_whose_launcher_died_before_it_began(
@@ -167,10 +196,13 @@ def test_close_dead_runs_ends_a_run_whose_launcher_died_before_it_began(
     assert history.close() == run_ids[:1]
 
 
-def test_note_process_from_a_step_names_the_process_of_its_run() -> None:
+def test_at_work_in_a_step_names_the_process_of_its_run_and_shows_its_life(tmp_path: Path) -> None:
+    shown = []
+
     @dg.op
     def step(context: dg.OpExecutionContext) -> None:
-        note_process(context.instance, context.run)
+        with at_work(context.instance, context.run, tmp_path):
+            shown.append(silence(tmp_path, ProcessId.here()))
 
     @dg.job
     def job() -> None:
@@ -180,14 +212,16 @@ def test_note_process_from_a_step_names_the_process_of_its_run() -> None:
     run = instance.get_run_by_id(job.execute_in_process(instance=instance).run_id)
     assert run is not None
     assert ProcessId.from_text(json.loads(run.tags[PROCESS_TAG])) == ProcessId.here()
+    assert (shown, silence(tmp_path, ProcessId.here())) == ([0.0], None)
 
 
-def test_note_process_of_a_run_on_another_machine_says_nothing(history: _History) -> None:
+def test_at_work_of_a_run_on_another_machine_says_nothing(history: _History, tmp_path: Path) -> None:
     run_id = history.add()
     run = history.instance.get_run_by_id(run_id)
     assert run is not None
     history.instance.report_engine_event("elsewhere", run)  # no start of it is known here
-    note_process(history.instance, run)
+    with at_work(history.instance, run, tmp_path):
+        pass
     again = history.instance.get_run_by_id(run_id)
     assert again is not None
     assert PROCESS_TAG not in again.tags

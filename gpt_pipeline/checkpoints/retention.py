@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import socket
 import time
 from pathlib import Path
 
@@ -66,7 +65,7 @@ def evaluator_is_at_work(root: Path) -> bool:
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return False  # none, or its file is being written at this moment
     # One evaluation may outlast the time in which another machine's evaluator counts as gone.
-    return not process.is_dead and (process.host == socket.gethostname() or _was_announced(root))
+    return not process.is_dead and (process.is_seen_here or _was_announced(root))
 
 
 def _was_announced(root: Path) -> bool:

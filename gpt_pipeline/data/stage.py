@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.storage.atomic import remove_leftovers
 from gpt_pipeline.storage.fingerprint import SHORT
-from gpt_pipeline.storage.lock import folder_lock, is_locked
+from gpt_pipeline.storage.lock import folder_lock, holder_of, is_locked
 from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, forget, verify
 
 Say = Callable[[str], None]
@@ -154,7 +154,7 @@ def finish_stage(folder: Path, fingerprint: str, *, say: Say, make: Callable[[],
 def exclusive(folder: Path, *, purpose: str, say: Say) -> Iterator[None]:
     """Hold `folder` for the block, after waiting for any process that holds it now."""
     if is_locked(folder):
-        say(f"{folder} is in use by another process; waiting for it to end")
+        say(f"{folder} is in use by {holder_of(folder)}; waiting for it to end")
     with folder_lock(folder, purpose=purpose, wait_seconds=-1):
         yield
 

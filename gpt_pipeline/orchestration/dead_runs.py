@@ -2,7 +2,8 @@
 
 Dagster's daemon ends runs that it started itself. A run that `gpt-pipeline` executes in its own process, and any run
 whose whole machine went down, stays "started" for ever, keeps its place in the pool and keeps the sensor from asking
-again. Such a run has its process as a tag, or the trainer's heartbeat names the run; either is proof enough to end it.
+again. Such a run has its process as a tag. Where that process cannot be seen, on another host or in another container,
+its signs of life in the base folder tell; so does the trainer's heartbeat, which names the run.
 The runs that the daemon starts for evaluations get the tag from their step; until that begins (it may wait long for its
 place in the pool), they bear the machine from which they were requested, and their history has the process's number.
 """
@@ -13,8 +14,11 @@ import dataclasses
 import json
 import multiprocessing
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 from dagster._core.storage.runs import SqliteRunStorage
@@ -23,6 +27,8 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.history import UNFINISHED
 from gpt_pipeline.progress.dead_runs import end_of_process, end_of_trainer
+from gpt_pipeline.storage.alive import forget, show_life
+from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.process import ProcessId
 
 PROCESS_TAG = ".dagster/gpt_pipeline_process"
@@ -32,6 +38,7 @@ REQUESTER_TAG = ".dagster/gpt_pipeline_requested_by"
 """Bears, as JSON, the process that asked for a run: of the machine on which Dagster's own launcher starts it."""
 
 _TIME_TO_BEGIN = timedelta(seconds=60)  # a run's process begins within seconds of its launch
+_SILENT_SECONDS = 600.0  # twice the time after which a run that waits for its place in a pool says so again
 
 
 def process_tag() -> Mapping[str, str]:
@@ -44,40 +51,73 @@ def requester_tag() -> Mapping[str, str]:
     return {REQUESTER_TAG: json.dumps(dataclasses.asdict(ProcessId.here()))}
 
 
-def note_process(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+@contextmanager
+def at_work(instance: dg.DagsterInstance, run: dg.DagsterRun, base: Path) -> Iterator[None]:
     """Tag a run, from within one of its steps, with the process that executes it, if that is of this machine.
 
-    If the whole machine goes down, nothing else would know.
+    For the length of the block, signs of life of it lie in the folder `base`: if the whole machine goes down, nothing
+    else would know.
     """
-    if PROCESS_TAG in run.tags:
+    process = process_of(run) or _process_here(instance, run)
+    if process is None:
+        yield
         return
+    if PROCESS_TAG not in run.tags:
+        instance.add_run_tags(run.run_id, {PROCESS_TAG: json.dumps(dataclasses.asdict(process))})
+    with show_life(base, process):
+        yield
+
+
+def _process_here(instance: dg.DagsterInstance, run: dg.DagsterRun) -> ProcessId | None:
     pid = _pid_at_start(instance, run)
     # A step is executed by the run's process or by a child of it; any other number is of another machine.
     parent = multiprocessing.parent_process()  # where a fork server stands between, the system knows another
-    if pid is not None and pid in (os.getpid(), os.getppid(), parent.pid if parent else None):
-        instance.add_run_tags(run.run_id, {PROCESS_TAG: json.dumps(dataclasses.asdict(ProcessId.of(pid)))})
+    if pid is None or pid not in (os.getpid(), os.getppid(), parent.pid if parent else None):
+        return None
+    return ProcessId.of(pid)
 
 
-def close_dead_runs(instance: dg.DagsterInstance, experiment: Experiment) -> list[str]:
-    """Mark as failed those runs of the experiment's jobs whose process is certainly gone; return their ids."""
-    names = (keys.run_job, keys.data_job, keys.evaluate_job, keys.report_job)
-    jobs = [name(experiment) for name in names]
+def close_dead_runs(instance: dg.DagsterInstance, experiments: Iterable[Experiment]) -> list[str]:
+    """Mark as failed those runs of the experiments' jobs whose process is certainly gone; return their ids."""
+    owners = owners_of_jobs(experiments)
     closed = []
-    for job in jobs:
-        for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=list(UNFINISHED))):
-            why = _end(instance, run, experiment)
-            if why is not None:
-                instance.report_run_failed(run, message=f"{why} Finished work is kept; materialize again to continue.")
-                _free_its_place(instance, run)
-                closed.append(run.run_id)
+    for run in instance.get_runs(dg.RunsFilter(statuses=list(UNFINISHED))):
+        if run.job_name not in owners:
+            continue
+        folder = owners[run.job_name].folder
+        why = _end(instance, run, folder)
+        if why is None or is_over(instance, run.run_id):  # it may have ended in this very moment
+            continue
+        instance.report_run_failed(run, message=f"{why} Finished work is kept; materialize again to continue.")
+        free_its_place(instance, run.run_id)
+        if process := process_of(run):
+            forget(folder.base, process)
+        closed.append(run.run_id)
     return closed
 
 
-def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, experiment: Experiment) -> str | None:
+def owners_of_jobs(experiments: Iterable[Experiment]) -> Mapping[str, Experiment]:
+    """Return the experiment of each job by the job's name."""
+    names = (keys.run_job, keys.data_job, keys.evaluate_job, keys.report_job)
+    return {name(experiment): experiment for experiment in experiments for name in names}
+
+
+def is_over(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether a run has ended, or is not in the history any more."""
+    run = instance.get_run_by_id(run_id)
+    return run is None or run.is_finished
+
+
+def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, folder: ExperimentFolder) -> str | None:
     """Return how the process of a run ended; None if it may still live. Of a run of the UI, say, nothing is known."""
-    process = _tagged(run, PROCESS_TAG) or _process_launched(instance, run) or _launcher(instance, run)
+    process = process_of(run) or _process_launched(instance, run) or _launcher(instance, run)
     trainer = run.status == dg.DagsterRunStatus.STARTED
-    return end_of_process(process) or (end_of_trainer(experiment.folder.root, run.run_id) if trainer else None)
+    return end_of_process(process, folder.base) or (end_of_trainer(folder.root, run.run_id) if trainer else None)
+
+
+def process_of(run: dg.DagsterRun) -> ProcessId | None:
+    """Return the process that executes a run, as its tag says."""
+    return _tagged(run, PROCESS_TAG)
 
 
 def _tagged(run: dg.DagsterRun, tag: str) -> ProcessId | None:
@@ -90,15 +130,21 @@ def _tagged(run: dg.DagsterRun, tag: str) -> ProcessId | None:
 def _process_launched(instance: dg.DagsterInstance, run: dg.DagsterRun) -> ProcessId | None:
     """Return the process of a run that has begun, where it was launched on the machine of whoever asked for it.
 
-    A person in the UI leaves no such note; where the history is a file, there is no other machine than this one.
+    A person in the UI leaves no such note. Where the history is a file, it is likely this machine, but a container may
+    share the file; so the run has to be silent as well, longer than one that only waits.
     """
     requester, pid = _tagged(run, REQUESTER_TAG), _pid_at_start(instance, run)
-    if requester is None and isinstance(instance.run_storage, SqliteRunStorage):
+    if requester is None and isinstance(instance.run_storage, SqliteRunStorage) and _is_silent(instance, run):
         requester = ProcessId.here()
     if requester is None or pid is None or not isinstance(instance.run_launcher, dg.DefaultRunLauncher):
         return None
     # When the process began is not known, so a later one of the same number is taken for it: that errs on waiting.
     return dataclasses.replace(requester, pid=pid, started="")
+
+
+def _is_silent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    newest = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
+    return bool(newest) and time.time() - newest[0].timestamp > _SILENT_SECONDS
 
 
 def _launcher(instance: dg.DagsterInstance, run: dg.DagsterRun) -> ProcessId | None:
@@ -118,6 +164,7 @@ def _pid_at_start(instance: dg.DagsterInstance, run: dg.DagsterRun) -> int | Non
     return event.pid if event is not None else None
 
 
-def _free_its_place(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+def free_its_place(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Free what a run that is over holds of the pools, or waits for."""
     if instance.event_log_storage.supports_global_concurrency_limits:
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        instance.event_log_storage.free_concurrency_slots_for_run(run_id)

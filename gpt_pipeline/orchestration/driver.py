@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
 from gpt_pipeline.orchestration.history import open_instance
+from gpt_pipeline.orchestration.pool_wait import wait_in_pools
 from gpt_pipeline.orchestration.rebuild import reconstructable_job
 from gpt_pipeline.orchestration.stages import finished_shards
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR
@@ -40,8 +42,11 @@ from gpt_pipeline.progress.stages import data_progress
 from gpt_pipeline.progress.tracking import forget_lost_runs, is_log_pending
 from gpt_pipeline.progress.training import finished_training
 from gpt_pipeline.project import Project
+from gpt_pipeline.storage.alive import show_life
+from gpt_pipeline.storage.process import ProcessId
 
 _FOLLOWER = "gpt_pipeline.orchestration.follower"
+LAST_CALL, STOP = b"\0", b"s"  # orders to the follower; any other byte than the first is a signal's number, and a stop
 _DOCUMENTS_PER_FILE = 120_000  # of SYNTH, about
 
 
@@ -56,10 +61,21 @@ class Session:
 
     @classmethod
     @contextmanager
-    def open(cls, project: Project, experiment: Experiment) -> Iterator[Session]:
-        """Open the session for the block; the process works in the project's folder from here on."""
+    def open(
+        cls,
+        project: Project,
+        experiment: Experiment,
+        *,
+        say: Callable[[str], None],
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Session]:
+        """Open the session for the block; the process works in the project's folder from here on.
+
+        A run that has to wait for others tells `say` for whom, and ends once `stopped` returns true, as at a signal.
+        """
         project.enter()
         with open_instance(project) as instance:
+            wait_in_pools(instance, project, say=say, stopped=stopped)
             definitions = build_definitions(project)
             yield cls(project=project, experiment=experiment, definitions=definitions, instance=instance)
 
@@ -80,13 +96,14 @@ class Session:
         ops = {f"{self.experiment.name}__{asset}": {"config": config} for asset, config in (options or {}).items()}
         run_config = {"loggers": {"plain": {"config": {}}}, "ops": ops}
         try:
-            result = self.definitions.resolve_job_def(job).execute_in_process(
-                run_config=run_config,
-                instance=self.instance,
-                partition_key=partition,
-                raise_on_error=False,
-                tags={**(tags or {}), **process_tag()},
-            )
+            with self._at_work():
+                result = self.definitions.resolve_job_def(job).execute_in_process(
+                    run_config=run_config,
+                    instance=self.instance,
+                    partition_key=partition,
+                    raise_on_error=False,
+                    tags={**(tags or {}), **process_tag()},
+                )
         except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
             raise StoppedError from None
         if not result.success:
@@ -99,13 +116,31 @@ class Session:
         """
         run_config: dict[str, Any] = {"loggers": {"plain": {"config": {}}}}
         try:
-            with dg.execute_job(
-                reconstructable_job(job), self.instance, run_config=run_config, tags=dict(process_tag())
-            ) as result:
+            with (
+                self._at_work(),
+                dg.execute_job(
+                    reconstructable_job(job), self.instance, run_config=run_config, tags=dict(process_tag())
+                ) as result,
+            ):
                 if not result.success:
                     raise _problem(result)
         except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
             raise StoppedError from None
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Show that this process is alive while it executes a run, and keep its answer to SIGTERM.
+
+        Dagster leaves SIGTERM as SIGINT was: ignored, where a shell started the command in the background.
+        """
+        here = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with show_life(self.experiment.folder.base, ProcessId.here()):
+                yield
+        finally:
+            if here:
+                signal.signal(signal.SIGTERM, before)
 
     def evaluate(self, pending: WantedEvaluation, *, questions: int | None = None, force: bool = False) -> None:
         """Evaluate one checkpoint; see `execute` for what it raises."""
@@ -117,6 +152,16 @@ class Session:
             tags={keys.EVALUATION_TAG: pending.fingerprint},
             options={"evaluation": options},
         )
+
+
+@contextmanager
+def stop_at_sigterm() -> Iterator[None]:
+    """Have SIGTERM end the block as Ctrl+C does, outside Dagster's runs too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def is_complete(experiment: Experiment) -> bool:
@@ -232,7 +277,7 @@ def evaluate_experiment(
 
 
 def _close_dead_runs(session: Session, say: Callable[[str], None]) -> None:
-    for run_id in close_dead_runs(session.instance, session.experiment):
+    for run_id in close_dead_runs(session.instance, [session.experiment]):
         say(f"Run {run_id} of this experiment was killed earlier; Dagster's history now shows it as failed.")
 
 
@@ -272,13 +317,18 @@ def _follower(session: Session, say: Callable[[str], None]) -> Iterator[None]:
     try:
         with _told_of_signals(child):
             yield
+            say("waiting for the last evaluations")
+            _send(child, LAST_CALL)
+            child.wait()
     except BaseException:
         if child.poll() is None:
             say("waiting for the evaluation under way, if there is one")
-        _end(child, order=b"stop")
+        _send(child, STOP)
+        child.wait()
         raise
-    say("waiting for the last evaluations")
-    _end(child)
+    finally:
+        assert child.stdin is not None
+        child.stdin.close()
 
 
 @contextmanager
@@ -299,10 +349,11 @@ def _told_of_signals(child: subprocess.Popen[bytes]) -> Iterator[None]:
         signal.set_wakeup_fd(before)
 
 
-def _end(child: subprocess.Popen[bytes], *, order: bytes = b"") -> None:
-    """Close the follower's standard input, which is its last call, after writing `order` to it; wait until it ends."""
+def _send(child: subprocess.Popen[bytes], order: bytes) -> None:
+    """Write an order to the follower's standard input."""
+    assert child.stdin is not None
     with suppress(BrokenPipeError):  # it is gone already
-        child.communicate(order)
+        os.write(child.stdin.fileno(), order)
 
 
 def _problem(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> Exception:

@@ -13,7 +13,6 @@ from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, EvaluationTask, evaluate_checkpoint
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult, alias_of, best_weights
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.orchestration.dead_runs import note_process
 from gpt_pipeline.orchestration.stages import finished_documents, finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.training_log import catch_up
@@ -40,7 +39,6 @@ def evaluate_partition(
     """Evaluate the partition's checkpoint, or find that done; if it is gone, yield nothing and log the reason."""
     if multiprocessing.parent_process() is not None:  # a step with its own process gives way to a training
         give_way()
-    note_process(context.instance, context.run)
     try:
         checkpoint = _find_checkpoint(experiment, context.partition_key)
         task = EvaluationTask(

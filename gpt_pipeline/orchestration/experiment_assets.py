@@ -12,6 +12,7 @@ from pydantic import Field
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.attributes import OWNERS, experiment_metadata, stage_tags, training_settings
+from gpt_pipeline.orchestration.dead_runs import at_work
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 
@@ -76,7 +77,7 @@ def _training(experiment: Experiment, shards: dg.AssetKey, base: Experiment | No
     ) -> dg.MaterializeResult:
         from gpt_pipeline.orchestration.training_step import train_experiment
 
-        with explained():
+        with explained(), at_work(context.instance, context.run, experiment.folder.base):
             return train_experiment(context, experiment, mlflow, force=config.force)
 
     return training
@@ -114,7 +115,7 @@ def _evaluation(experiment: Experiment, shards: dg.AssetKey, checkpoint: dg.Asse
         from gpt_pipeline.orchestration.evaluation_step import evaluate_partition
 
         # Yielded, not returned: to Dagster a returned None is an evaluation too.
-        with explained():
+        with explained(), at_work(context.instance, context.run, experiment.folder.base):
             settings = replace(experiment.config.evaluation, num_questions=config.num_questions)
             yield from evaluate_partition(context, experiment, mlflow, force=config.force, settings=settings)
 

@@ -1,7 +1,7 @@
 """Evaluate an experiment's checkpoints as they appear: `python -m gpt_pipeline.orchestration.follower FILE`.
 
-It ends when its standard input ends and every checkpoint is evaluated, or, when anything is written to its standard
-input, after the current evaluation. It does not listen to signals: Dagster installs its own handlers while it works.
+It ends when every checkpoint is evaluated, once its standard input has given the last call or ended; or, at any other
+byte there, after the current evaluation. It does not listen to signals: Dagster installs its own handlers.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import threading
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.retention import announce_evaluator
-from gpt_pipeline.errors import UserError
+from gpt_pipeline.errors import StoppedError, UserError
 from gpt_pipeline.experiment.load import load_experiment
-from gpt_pipeline.orchestration.driver import Session
+from gpt_pipeline.orchestration.driver import LAST_CALL, Session
 from gpt_pipeline.progress.evaluations import pending_evaluations
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.process import give_way
@@ -29,7 +29,7 @@ def main() -> int:
     experiment = load_experiment(Path(sys.argv[1]))
     orders = Orders()
     threading.Thread(target=orders.listen, args=[sys.stdin.fileno()], daemon=True).start()
-    with Session.open(Project.here(), experiment) as session:
+    with Session.open(Project.here(), experiment, say=_say, stopped=orders.stop.is_set) as session:
         follow(session, orders)
     return 0
 
@@ -45,8 +45,10 @@ class Orders:
         """Stop after the current evaluation."""
 
     def listen(self, descriptor: int) -> None:
-        """Wait for a byte, which means to stop, or for the end of the input, which is the last call."""
-        (self.stop if os.read(descriptor, 1) else self.last_call).set()
+        """Wait for the last call, which the end of the input is too, and for a byte that means to stop."""
+        while (order := os.read(descriptor, 1)) == LAST_CALL:
+            self.last_call.set()
+        (self.stop if order else self.last_call).set()
 
 
 def follow(session: Session, orders: Orders) -> None:
@@ -55,13 +57,13 @@ def follow(session: Session, orders: Orders) -> None:
     while not orders.stop.is_set():
         # Read before looking for checkpoints: one written in between is then found in one more round.
         was_last = orders.last_call.is_set()
-        if not _evaluate_oldest(session, attempts):
+        if not _evaluate_oldest(session, attempts, orders):
             if was_last:
                 return
             orders.stop.wait(_LOOK_SECONDS)
 
 
-def _evaluate_oldest(session: Session, attempts: dict[str, int]) -> bool:
+def _evaluate_oldest(session: Session, attempts: dict[str, int], orders: Orders) -> bool:
     """Evaluate the oldest pending checkpoint that has not failed too often; return False if there is none."""
     experiment = session.experiment
     if experiment.folder.root.is_dir():
@@ -72,9 +74,16 @@ def _evaluate_oldest(session: Session, attempts: dict[str, int]) -> bool:
             try:
                 session.evaluate(pending)
             except UserError as error:
-                print(f"evaluation of {pending.checkpoint.path.name}: {error}", file=sys.stderr)
+                _say(f"evaluation of {pending.checkpoint.path.name}: {error}")
+            except StoppedError:
+                if not orders.stop.is_set():
+                    raise
             return True
     return False
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

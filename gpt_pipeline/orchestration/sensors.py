@@ -54,7 +54,7 @@ def new_checkpoints_sensor(
     def new_checkpoints(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         if not experiment.folder.root.is_dir():
             return dg.SkipReason("Training has not started.")
-        for run_id in close_dead_runs(context.instance, experiment):
+        for run_id in close_dead_runs(context.instance, [experiment]):
             context.log.warning(f"Run {run_id} is marked as failed: its process is gone.")
         mlflow.look(tracking_uri, say=_logger.warning)
         announce_evaluator(experiment.folder.root)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpt_pipeline.storage.alive import SILENT_SECONDS, silence
 from gpt_pipeline.storage.process import ProcessId
 from gpt_pipeline.training.heartbeat import read_heartbeat, trainer_state
 
 
-def end_of_process(process: ProcessId | None) -> str | None:
-    """Return how the process that executed a run ended; None if it may still live, or nothing is known of it."""
-    if process is None or not process.is_dead:
+def end_of_process(process: ProcessId | None, base: Path) -> str | None:
+    """Return how the process that executed a run ended; None if it may still live, or nothing is known of it.
+
+    The folder `base` has the signs of life of those that this process does not see.
+    """
+    if process is None:
         return None
-    return f"Process {process.pid} on {process.host} ended without a word: it was killed, or its machine went down."
+    if process.is_dead:
+        return f"{_named(process)} ended without a word: it was killed, or its machine went down."
+    seconds = None if process.is_seen_here else silence(base, process)
+    if seconds is None or seconds <= SILENT_SECONDS:
+        return None
+    return (
+        f"{_named(process)} gave its last sign of life {seconds / 60:.0f} minutes ago and holds no lock any more: it "
+        "was killed, or its machine went down."
+    )
 
 
 def end_of_trainer(root: Path, run_id: str) -> str | None:
@@ -27,3 +39,7 @@ def end_of_trainer(root: Path, run_id: str) -> str | None:
         f"The trainer, process {last.process.pid} on {last.process.host}, gave its last sign of life after step "
         f"{last.step}, {last.age_seconds / 60:.0f} minutes ago, and nothing holds its folder any more."
     )
+
+
+def _named(process: ProcessId) -> str:
+    return f"Process {process.pid} on {process.host}"

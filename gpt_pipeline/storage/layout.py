@@ -13,6 +13,11 @@ class ExperimentFolder:
     root: Path
 
     @property
+    def base(self) -> Path:
+        """`<base_folder>`, shared with other experiments; processes at work show there that they are alive."""
+        return self.root.parent
+
+    @property
     def checkpoints(self) -> Path:
         """`checkpoint_step_<N>.pt` and `best_model.pt`, each with a `.json` manifest."""
         return self.root / "checkpoints"

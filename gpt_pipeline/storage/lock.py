@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from filelock import FileLock, Timeout
 from gpt_pipeline.errors import LockedError
 from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.manifest import utc_now
+
+if sys.platform != "win32":
+    import fcntl
 
 _logger = logging.getLogger(__name__)
 
@@ -35,11 +39,11 @@ def folder_lock(
     try:
         lock.acquire()
     except Timeout:
-        raise LockedError(f"{folder} is in use by {_describe(holder)}; wait for it to end, or stop it") from None
+        raise LockedError(f"{folder} is in use by {holder_of(folder)}; wait for it to end, or stop it") from None
     try:
         if holder.is_file():
             say(
-                f"{folder} was last held by {_describe(holder)}, which ended without releasing it: it was killed, or "
+                f"{folder} was last held by {holder_of(folder)}, which ended without releasing it: it was killed, or "
                 "its machine went down. Taking over its lock."
             )
         write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": utc_now(), "purpose": purpose})
@@ -52,16 +56,36 @@ def folder_lock(
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a live process holds the lock of `folder`."""
-    if not (folder / ".lock").is_file():
+    """Whether a live process holds the lock of `folder`. Nothing is written: it may be another user's, or read-only."""
+    return is_held(folder / ".lock")
+
+
+def is_held(path: Path) -> bool:
+    """Whether a live process holds the lock of the file `path`; nothing is written."""
+    if sys.platform == "win32":
+        return path.is_file() and not _try_for_an_instant(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
         return False
-    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        # Shared: so that two who look at the same time do not take each other for the holder.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _try_for_an_instant(path: Path) -> bool:
+    lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        return True
+        return False
     lock.release()
-    return False
+    return True
 
 
 def held_for(folder: Path) -> str | None:
@@ -74,9 +98,10 @@ def held_for(folder: Path) -> str | None:
         return None
 
 
-def _describe(holder: Path) -> str:
+def holder_of(folder: Path) -> str:
+    """Return who holds the lock of `folder`, or held it last, in words."""
     try:
-        value = read_json(holder)
+        value = read_json(folder / ".lock.json")
         return f"process {value['pid']} on {value['host']} ({value['purpose']}, since {value['since']})"
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return "another process"

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_PID_NAMESPACE = Path("/proc/self/ns/pid")
+_FIRST_NAMESPACE = "pid:[4026531836]"  # of a machine itself, not of a container on it: PROC_PID_INIT_INO of the kernel
 _STATE, _START_TIME = 0, 19  # among the fields of /proc/<pid>/stat that follow the command's name
 _SYNCHRONIZE = 0x00100000  # Windows' right to wait for a process
 _ACCESS_DENIED = 5  # Windows: the process exists and belongs to someone else
@@ -32,6 +34,9 @@ class ProcessId:
     started: str = ""
     """When the process started, in the system's own unit; empty where the system does not provide it."""
 
+    namespace: str = ""
+    """In which PID namespace `pid` is its number, as in one container; empty where the system has none."""
+
     @classmethod
     def here(cls) -> ProcessId:
         """Return this process."""
@@ -41,7 +46,13 @@ class ProcessId:
     def of(cls, pid: int) -> ProcessId:
         """Return the process of this machine that has the number `pid` now."""
         stat = _linux_stat(pid)
-        return cls(host=socket.gethostname(), pid=pid, boot=boot_id(), started=stat[_START_TIME] if stat else "")
+        return cls(
+            host=socket.gethostname(),
+            pid=pid,
+            boot=boot_id(),
+            started=stat[_START_TIME] if stat else "",
+            namespace=pid_namespace(),
+        )
 
     @classmethod
     def from_text(cls, value: Mapping[str, Any]) -> ProcessId:
@@ -51,25 +62,43 @@ class ProcessId:
             pid=int(value["pid"]),
             boot=str(value.get("boot", "")),
             started=str(value.get("started", "")),
+            namespace=str(value.get("namespace", "")),
         )
 
     @property
     def is_dead(self) -> bool:
-        """Whether it has certainly ended; False for a process on another machine, whose state is unknown here."""
+        """Whether it has certainly ended; False for a process on another machine or in another container."""
         if self.host != socket.gethostname():
             return False
         if self.boot and boot_id() and self.boot != boot_id():
-            return True
+            # Containers on two machines may have one host name; without containers, this machine started again.
+            return {self.namespace, pid_namespace()} <= {_FIRST_NAMESPACE, ""}
+        if not self.is_seen_here:
+            return False
         stat = _linux_stat(self.pid)
         if stat and self.started:
             return stat[_STATE] == "Z" or stat[_START_TIME] != self.started
         return not _is_there(self.pid)
+
+    @property
+    def is_seen_here(self) -> bool:
+        """Whether this process sees whether that one is alive; otherwise only its signs of life tell."""
+        same_boot = not self.boot or not boot_id() or self.boot == boot_id()
+        return self.host == socket.gethostname() and same_boot and self.namespace in ("", pid_namespace())
 
 
 def boot_id() -> str:
     """Return what changes each time this machine starts (Linux); empty elsewhere."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def pid_namespace() -> str:
+    """Return the PID namespace of this process (Linux); empty elsewhere."""
+    try:
+        return str(_PID_NAMESPACE.readlink())
     except OSError:
         return ""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gpt_pipeline.storage.alive import BEAT_SECONDS, SILENT_SECONDS
 from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.storage.lock import is_locked
 from gpt_pipeline.storage.process import ProcessId
@@ -28,8 +28,6 @@ OLD_SECONDS = 600.0
 """Without a sign of life for so long, a trainer that holds no lock is gone, whatever was slow."""
 
 _NAME = "heartbeat.json"
-_BEAT_SECONDS = 15.0
-_FRESH_SECONDS = 120.0  # of a trainer on another machine, whose lock may not show here
 
 State = Literal["running", "died", "none"]
 
@@ -51,7 +49,7 @@ class Heartbeat:
 
 
 @contextmanager
-def heartbeat(root: Path, *, run: str, step: Callable[[], int], every: float = _BEAT_SECONDS) -> Iterator[None]:
+def heartbeat(root: Path, *, run: str, step: Callable[[], int], every: float = BEAT_SECONDS) -> Iterator[None]:
     """Give signs of life in `root` for the length of the block, from a thread; `step` tells how far training is."""
     ended = threading.Event()
     process = ProcessId.here()
@@ -95,8 +93,8 @@ def trainer_state(root: Path) -> State:
     last = read_heartbeat(root)
     if last is None:
         return "none"
-    elsewhere = last.process.host != socket.gethostname()
-    return "running" if elsewhere and last.age_seconds < _FRESH_SECONDS else "died"
+    unknown = not last.process.is_dead and not last.process.is_seen_here
+    return "running" if unknown and last.age_seconds < SILENT_SECONDS else "died"
 
 
 def _write(root: Path, *, process: ProcessId, run: str, step: int) -> None:

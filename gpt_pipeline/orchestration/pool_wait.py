@@ -1,0 +1,124 @@
+"""Wait for a place in one of Dagster's pools, as the command line does.
+
+Dagster's in-process executor asks for a place again and again without a pause, says nothing, and heeds no signal until
+it has one. Here a request that is refused waits: it says for whom, frees the places of runs whose process has died
+meanwhile, and ends when it is asked to stop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import dagster as dg
+from dagster._core.storage.event_log.base import EventLogStorage
+from dagster._utils.concurrency import ConcurrencyClaimStatus
+from dagster._utils.interrupts import check_captured_interrupt
+
+from gpt_pipeline.experiment.discover import find_experiments
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.dead_runs import close_dead_runs, free_its_place, is_over, owners_of_jobs, process_of
+from gpt_pipeline.project import Project
+from gpt_pipeline.storage.alive import BEAT_SECONDS, SILENT_SECONDS, silence
+from gpt_pipeline.storage.process import ProcessId
+
+_ASK_SECONDS = 1.0
+_LOOK_SECONDS = 5.0
+_QUIET_SECONDS = {
+    keys.EVALUATION_POOL: 60.0
+}  # the evaluations of two trainings take turns; nothing is to be said of it
+
+
+def wait_in_pools(
+    instance: dg.DagsterInstance, project: Project, *, say: Callable[[str], None], stopped: Callable[[], bool]
+) -> None:
+    """Have runs that this process executes with `instance` wait for their places as described above.
+
+    The wait ends with a DagsterExecutionInterruptedError at a signal, or once `stopped` returns true.
+    """
+    storage = instance.event_log_storage
+    claim = storage.claim_concurrency_slot
+
+    def patient_claim(
+        concurrency_key: str, run_id: str, step_key: str, priority: int | None = None
+    ) -> ConcurrencyClaimStatus:
+        status = claim(concurrency_key, run_id, step_key, priority)
+        if not status.is_claimed:
+            experiments = [each.experiment for each in find_experiments(project.experiments) if each.experiment]
+            line = _Line(instance=instance, pool=concurrency_key, run_id=run_id, experiments=experiments, say=say)
+            while not status.is_claimed:
+                if stopped() or check_captured_interrupt():
+                    raise dg.DagsterExecutionInterruptedError
+                line.look()
+                time.sleep(_ASK_SECONDS)
+                status = claim(concurrency_key, run_id, step_key, priority)
+        return status
+
+    storage.claim_concurrency_slot = patient_claim  # type: ignore[method-assign]
+
+
+@dataclass(kw_only=True)
+class _Line:
+    """A run that waits for a place in a pool, and those before it."""
+
+    instance: dg.DagsterInstance
+    pool: str
+    run_id: str
+    experiments: Sequence[Experiment]
+    say: Callable[[str], None]
+    said: str = ""
+    looked: float = float("-inf")
+    began: float = field(default_factory=time.monotonic)
+
+    def look(self) -> None:
+        """Say who is before this run if that has changed, and free the places of those that are gone."""
+        if time.monotonic() - self.looked < _LOOK_SECONDS:
+            return
+        for run_id in close_dead_runs(self.instance, self.experiments):
+            self.say(f"Run {run_id} was killed; Dagster's history now shows it as failed, and its place is free.")
+        before = self._before()
+        for run_id in before:
+            if is_over(self.instance, run_id):  # killed, or removed from the history, before it freed its place
+                free_its_place(self.instance, run_id)
+        lines = [line for run_id in before if (line := self._describe(run_id))]
+        text = "\n".join([f"Waiting for a place in Dagster's pool {self.pool!r}; Ctrl+C stops.", *lines])
+        quiet = time.monotonic() - self.began < _QUIET_SECONDS.get(self.pool, 0)
+        if lines and text != self.said and not quiet:
+            self.say(text)
+            self.said = text
+        self.looked = time.monotonic()
+
+    def _before(self) -> Sequence[str]:
+        storage: EventLogStorage = self.instance.event_log_storage
+        info = storage.get_concurrency_info(self.pool)
+        return sorted((info.active_run_ids | info.assigned_run_ids) - {self.run_id})
+
+    def _describe(self, run_id: str) -> str:
+        record = self.instance.get_run_record_by_id(run_id)
+        if record is None or record.dagster_run.is_finished:
+            return ""
+        run = record.dagster_run
+        created = record.create_timestamp.replace(tzinfo=UTC)
+        began = datetime.fromtimestamp(record.start_time, UTC) if record.start_time else created
+        process, owner = process_of(run), owners_of_jobs(self.experiments).get(run.job_name)
+        name = owner.name if owner else run.job_name
+        where = f", process {process.pid} on {process.host}" if process else ", started from Dagster's pages"
+        return (
+            f"  It is taken by the {self.pool} of {name}{where}, since "
+            f"{began:%Y-%m-%d %H:%M:%S} UTC (run {run_id}).{_sign_of_life(process, owner)}"
+        )
+
+
+def _sign_of_life(process: ProcessId | None, owner: Experiment | None) -> str:
+    """Return what is to be said of a run's process if this one does not see whether it is alive."""
+    if process is not None and process.is_seen_here:
+        return ""
+    seconds = silence(owner.folder.base, process) if owner and process else None
+    if seconds is None:
+        return " Whether it is alive cannot be seen from here; if it is not, terminate this run on Dagster's pages."
+    if seconds > 2 * BEAT_SECONDS:
+        return f" It is silent; once it has been so for {SILENT_SECONDS:.0f} seconds, it counts as dead."
+    return ""
