@@ -7,6 +7,7 @@ import json
 import signal
 import sqlite3
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,60 @@ def test_log_training_sends_a_step_once_that_was_trained_twice_around_a_crash(tm
     assert sum(1 for line in job.folder.metrics.read_text().splitlines() if '"step": 7' in line) > 1
     _log(job, store)
     assert _steps(store, "train_loss") == list(range(1, 13))
+
+
+def _rows_beyond_one(store: Path) -> dict[tuple[str, int], int]:
+    """How many rows MLflow has of a metric at a step, where it is more than one."""
+    counts = Counter((key, step) for key, step, _, _ in _rows(store))
+    return {what: count for what, count in counts.items() if count > 1}
+
+
+def test_log_training_whose_sender_and_trainer_are_killed_has_each_metric_of_a_step_once(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    job = make_job(tmp_path)
+    log_batch = MlflowClient.log_batch
+
+    class KilledError(BaseException):
+        pass
+
+    def kill_after_it(self: Any, run_id: str, metrics: Any = (), **others: Any) -> None:
+        log_batch(self, run_id, metrics=metrics, **others)
+        if metrics:
+            raise KilledError  # before it is noted
+
+    def die(step: int) -> None:
+        if step == 7:
+            with monkeypatch.context() as patch:
+                patch.setattr(MlflowClient, "log_batch", kill_after_it)
+                _log(job, store)
+
+    with pytest.raises(KilledError):
+        run_job(job, Listener(die))
+    assert _steps(store, "train_loss")[-1] > 6
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt_pipeline.training.metrics.utc_now", lambda: "2035-01-01T00:00:00Z")  # trained again later
+        run_job(job, Listener())
+    _log(job, store)
+    assert _rows_beyond_one(store) == {}
+    assert _steps(store, "train_loss") == list(range(1, 13))
+    assert _steps(store, "val_loss") == [0, 3, 6, 9, 12]
+
+
+def test_log_training_has_each_metric_of_a_step_once(
+    finished: TrainingJob, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _log(finished, store)
+    rows = _rows(store)
+    assert {"train_loss", "val_loss", "tokens_seen", "best_val_loss"} <= {key for key, _, _, _ in rows}
+    assert _rows_beyond_one(store) == {}
+    again = dataclasses.replace(finished, resume=SCRATCH)
+    monkeypatch.setattr("gpt_pipeline.training.run.utc_now", lambda: "2035-01-01T00:00:00Z")
+    run_job(again, Listener())
+    _log(again, store)
+    assert _rows(store) == rows
 
 
 def test_log_training_of_a_rewound_or_repeated_training_stays_one_run(finished: TrainingJob, store: Path) -> None:

@@ -5,8 +5,9 @@ training's fingerprint as a tag, so a resumed training continues in the run it b
 go to that training's own run, from `previous/<number>-<time>/` or from the experiment's folder itself as long as the
 new configuration has not begun.
 
-Each step is sent once, with the times of its line. `metrics.sent.json` records what was sent; sending it again writes
-the same rows. If MLflow is down or locked, the rest is sent later.
+Each step is sent once, with the times of its line. `metrics.sent.json` records what was sent. Where a sender was killed
+before it could write that down, MLflow is asked what it has: a step that is trained again has another time, which would
+make another row. If MLflow is down or locked, the rest is sent later.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ LOSS_FILE = "loss.svg"
 ENDED = ("FINISHED", "FAILED", "KILLED")
 
 _SENT_KINDS = ("train", "validation", "checkpoint")
+_LOSSES = {"train": "train_loss", "validation": "val_loss"}  # by kind, a metric that each of its lines has
 _NOT_METRICS = {"step", "updates", "seconds", "eta_seconds"}
 _LINES_AT_ONCE = 100
 _TURN_SECONDS = 30.0
@@ -57,6 +59,9 @@ class _Sent:
 
     steps: dict[str, int] = field(default_factory=dict)
     """Highest step sent, by kind. A step that is trained again after a crash gives the same and is not sent again."""
+
+    in_doubt: bool = False
+    """Whether MLflow may have more than `steps` says: lines were being sent when this was written."""
 
     @classmethod
     def read(cls, folder: ExperimentFolder) -> _Sent | None:
@@ -220,15 +225,13 @@ def _status(folder: ExperimentFolder, fingerprint: str) -> str:
 def _sent_to(run: Run, store: OpenStore, folder: ExperimentFolder, fingerprint: str) -> _Sent:
     """Return what was sent to `run`; without `experiment_id` if it is yet to receive anything from this folder."""
     sent = _Sent.read(folder)
-    place = (store.identity, run.info.run_id)
-    if sent is not None and (sent.store, sent.run_id) == place:
-        return sent
-    # An earlier training that this one repeats, with another configuration in between, was sent to the same run.
-    notes = [_Sent.read(earlier) for earlier in earlier_trainings(folder)]
-    same = [note.steps for note in notes if note is not None and (note.store, note.run_id) == place]
-    return _Sent(
-        store=store.identity, run_id=run.info.run_id, fingerprint=fingerprint, steps=dict(same[-1]) if same else {}
-    )
+    if sent is None or (sent.store, sent.run_id) != (store.identity, run.info.run_id):
+        sent = _Sent(store=store.identity, run_id=run.info.run_id, fingerprint=fingerprint, in_doubt=True)
+    if sent.in_doubt and run.data.metrics:
+        for kind, key in _LOSSES.items():
+            history = store.client.get_metric_history(sent.run_id, key)
+            sent.steps[kind] = max((metric.step for metric in history), default=-1)
+    return sent
 
 
 def _is_new(record: Mapping[str, Any], sent: _Sent) -> bool:
@@ -239,8 +242,11 @@ def _send_lines(store: OpenStore, folder: ExperimentFolder, sent: _Sent, records
     """Send the records by ascending step; record after each call what MLflow has."""
     for first in range(0, len(records), _LINES_AT_ONCE):
         some = records[first : first + _LINES_AT_ONCE]
+        sent.in_doubt = True
+        sent.write(folder)
         store.client.log_batch(sent.run_id, metrics=[metric for record in some for metric in _metrics(record)])
         sent.steps |= {record["kind"]: record["step"] for record in some}
+        sent.in_doubt = False
         sent.write(folder)
 
 
@@ -272,7 +278,8 @@ def _send_status(store: OpenStore, run: Run, folder: ExperimentFolder, sent: _Se
         ended = milliseconds(finished.created_at) if finished else int(folder.metrics.stat().st_mtime * 1000)
         if finished is not None:
             best = {"best_val_loss": finished.best_val_loss, "best_step": float(finished.best_step)}
-            metrics = [Metric(key, value, ended, finished.step) for key, value in best.items()]
+            had = run.data.metrics  # of the same training, made again
+            metrics = [Metric(key, value, ended, finished.step) for key, value in best.items() if key not in had]
             store.client.log_batch(sent.run_id, metrics=metrics)
         store.client.set_terminated(sent.run_id, status=status, end_time=ended)
     sent.status = status
