@@ -3,9 +3,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -324,6 +327,51 @@ def test_log_evaluation_with_a_damaged_store_says_so_in_one_line(tmp_path: Path)
     with pytest.raises(TrackingError, match="kept on disk") as raised:
         log(make_result(tmp_path), tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def _undo_migrations(database: Path) -> None:
+    """Leave in a new store what a process leaves that is killed in the midst of MLflow's migrations."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("update alembic_version set version_num = '451aebb31d03'")
+        for table in ("model_versions", "registered_models", "latest_metrics"):
+            connection.execute(f"drop table {table}")
+
+
+@pytest.mark.slow  # MLflow's migrations take seconds
+def test_log_evaluation_into_a_store_whose_making_was_cut_short_makes_it_anew(tmp_path: Path, store: Path) -> None:
+    _undo_migrations(store / "mlflow.db")
+    assert log(make_result(tmp_path), store).new
+    assert len(runs(store)) == 1
+    assert sorted(path.name for path in store.iterdir()) == ["mlflow.db", "mlflow.db.lock", "mlflow_artifacts"]
+
+
+def test_log_evaluation_into_a_half_migrated_store_with_runs_in_it_leaves_it_alone(tmp_path: Path, store: Path) -> None:
+    log(make_result(tmp_path), store)
+    client(store)._tracking_client.store.engine.dispose()
+    _undo_migrations(store / "mlflow.db")
+    moved = tmp_path / "as another process finds it"
+    shutil.copytree(store, moved)
+    with pytest.raises(TrackingError, match="kept on disk"):
+        log(make_result(tmp_path), moved)
+    with closing(sqlite3.connect(moved / "mlflow.db")) as connection:
+        assert connection.execute("select count(*) from runs").fetchone() == (1,)
+
+
+@pytest.mark.slow
+def test_store_whose_first_process_is_killed_is_never_there_in_part(tmp_path: Path) -> None:
+    uri = default_tracking_uri(tmp_path)
+    code = f"from gpt_pipeline.tracking.store import prepare_store; prepare_store({uri!r})"
+    child = subprocess.Popen([sys.executable, "-c", code])
+    part = tmp_path / ".mlflow.db.new"
+    while not (part.exists() and part.stat().st_size > 100_000):
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    assert part.exists()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert log(make_result(tmp_path), tmp_path).new
+    assert not part.exists()
 
 
 def test_log_evaluation_cuts_values_that_mlflow_refuses(tmp_path: Path, store: Path) -> None:

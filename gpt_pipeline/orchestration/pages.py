@@ -21,6 +21,7 @@ from gpt_pipeline.orchestration.process_group import ask_to_stop, is_alive, kill
 from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PAGE_VARIABLE, MLFLOW_PORT, Project
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.ports import HOST, is_free
+from gpt_pipeline.tracking.store import prepare_store
 from gpt_pipeline.training.stopping import StopFlag, stop_on_signals
 
 _PORTS_TRIED = 50
@@ -79,6 +80,7 @@ def serve_pages(
             "MLFLOW_BACKEND_STORE_URI": project.tracking_uri,  # as an argument everybody here could read it
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
+        prepare_store(project.tracking_uri)
         servers = [(page, running.enter_context(_server(page, environment))) for page in pages if page.command]
         if _wait_until_ready(servers, stop):
             opened(pages)

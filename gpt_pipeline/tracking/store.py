@@ -6,9 +6,11 @@ import datetime
 import hashlib
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -16,6 +18,7 @@ from urllib.parse import unquote
 from filelock import FileLock, Timeout
 
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.storage.atomic import fsync_file, fsync_folder
 from gpt_pipeline.storage.names import folder_name
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ MAX_RUNS = 50_000
 
 _SQLITE = "sqlite:///"
 _ARTIFACTS_FOLDER = "mlflow_artifacts"
+_SEEDED = {"alembic_version", "experiments", "workspaces"}  # tables of a new store that are not empty
+_BUSY_SECONDS = 1.0  # to wait for a database that another process writes to
 _MAX_TEXT = 5000  # characters of a tag's or a parameter's value; MLflow refuses more than 6000 (8000 in tags)
 
 
@@ -88,10 +93,65 @@ def open_store(
         _turn(tracking_uri, otherwise=lock, wait_seconds=wait_seconds),
         as_tracking_error(tracking_uri, what=what, remedy=remedy),
     ):
+        _complete_file(tracking_uri)
         client = open_client(tracking_uri)
         name = folder_name(experiment_name, key="experiment_name")
         identity = hashlib.sha256(tracking_uri.encode()).hexdigest()
         yield OpenStore(client=client, experiment_id=_experiment_id(client, name, tracking_uri), identity=identity)
+
+
+def prepare_store(tracking_uri: str) -> None:
+    """Make a SQLite store's file if there is none yet; another store is left alone."""
+    if (database := sqlite_file(tracking_uri)) is not None:
+        configure_mlflow()
+        with _turn(tracking_uri, otherwise=database, wait_seconds=-1):
+            _complete_file(tracking_uri)
+
+
+def _complete_file(tracking_uri: str) -> None:
+    """Make a SQLite store's file, under another name until MLflow's migrations are through; call it in one's turn.
+
+    A process that was killed while an earlier version, or MLflow itself, made the file has left some of the migrations
+    undone: such a file is made anew if nothing is in it.
+    """
+    database = sqlite_file(tracking_uri)
+    if database is None or (database.is_file() and not _was_cut_short(database)):
+        return
+    path, _, _ = tracking_uri.removeprefix(_SQLITE).partition("?")
+    folder, slash, _ = path.rpartition("/")
+    fresh = database.with_name(f".{database.name}.new")
+    for leftover in (fresh, fresh.with_name(f"{fresh.name}-journal")):
+        leftover.unlink(missing_ok=True)
+    client = open_client(f"{_SQLITE}{folder}{slash}{fresh.name}")
+    client._tracking_client.store.engine.dispose()  # closes the file
+    fsync_file(fresh)
+    os.replace(fresh, database)
+    fsync_folder(database.parent)
+
+
+def _was_cut_short(database: Path) -> bool:
+    """Whether a SQLite store has nothing but what MLflow puts into a new one, and not even all of that."""
+    try:
+        with closing(sqlite3.connect(database, timeout=_BUSY_SECONDS)) as connection:
+            tables = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
+            own = sorted({*tables} - _SEEDED, key=lambda name: name != "runs")
+            if any(connection.execute(f'select 1 from "{name}" limit 1').fetchone() for name in own):
+                return False
+            more = "select 1 from experiments where name <> 'Default'"
+            if "experiments" in tables and connection.execute(more).fetchone():
+                return False
+            version = "select version_num from alembic_version"
+            return "alembic_version" not in tables or connection.execute(version).fetchall() != [(_last_migration(),)]
+    except sqlite3.Error:
+        return False  # damaged, or in use: MLflow says so when it opens it
+
+
+@cache
+def _last_migration() -> str | None:
+    import mlflow.store
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory(str(Path(mlflow.store.__path__[0]) / "db_migrations")).get_current_head()
 
 
 def default_tracking_uri(base_folder: Path) -> str:
