@@ -329,6 +329,28 @@ def test_log_evaluation_with_a_damaged_store_says_so_in_one_line(tmp_path: Path)
     assert "\n" not in str(raised.value)
 
 
+def move_files(store: Path, place: str) -> None:
+    """Have the store keep files at `place`, as if its server had been started with it, and this process anew."""
+    from mlflow.tracking._tracking_service import utils
+
+    utils._artifact_repos_cache.clear()
+    with closing(sqlite3.connect(store / "mlflow.db")) as connection, connection:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            connection.execute(f"update {table} set {column} = ? || '/' || rowid", (place,))
+
+
+def test_log_evaluation_where_files_cannot_be_written_names_the_place_and_is_caught_up(
+    tmp_path: Path, store: Path
+) -> None:
+    client(store).create_experiment("My GPT", artifact_location="file:///proc/nowhere")
+    with pytest.raises(TrackingError, match=r"cannot write where it keeps files, file:///proc/nowhere.*destination"):
+        log(make_result(tmp_path), store)
+    move_files(store, (store / "files").as_uri())
+    assert log(make_result(tmp_path), store).new
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+
+
 def _undo_migrations(database: Path) -> None:
     """Leave in a new store what a process leaves that is killed in the midst of MLflow's migrations."""
     with closing(sqlite3.connect(database)) as connection, connection:

@@ -30,6 +30,7 @@ from gpt_pipeline.training.job import SCRATCH, TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
+from gpt_pipeline_tests.test_mlflow_tracker import move_files
 from gpt_pipeline_tests.training_jobs import Listener, make_job
 
 OTHER = "b" * 64
@@ -388,6 +389,21 @@ def test_log_training_cut_short_between_batches_is_completed_without_loss(
     _log(finished, store)
     assert _steps(store, "train_loss") == list(range(1, 13))
     assert len(_runs(store)) == 1
+
+
+def test_log_training_where_files_cannot_be_written_stays_pending_and_is_caught_up(
+    finished: TrainingJob, store: Path
+) -> None:
+    open_client(default_tracking_uri(store)).create_experiment("My GPT", artifact_location="file:///proc/nowhere")
+    with pytest.raises(TrackingError, match="cannot write where it keeps files"):
+        _log(finished, store)
+    assert _steps(store, "train_loss") == list(range(1, 13))
+    assert training_log_is_pending(finished.folder, finished.fingerprint)
+    move_files(store, (store / "mlflow_artifacts" / "My GPT").as_uri())
+    _log(finished, store)
+    assert not training_log_is_pending(finished.folder, finished.fingerprint)
+    assert [run.info.status for run in _runs(store)] == ["FINISHED"]
+    assert _rows_beyond_one(store) == {}
 
 
 def test_log_training_to_nobody_says_so_in_one_line_and_is_caught_up_with_later(

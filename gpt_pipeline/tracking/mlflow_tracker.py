@@ -75,8 +75,8 @@ def _complete_run(store: OpenStore, run: Run, result: EvaluationResult, paramete
     client, run_id, at = store.client, run.info.run_id, milliseconds(result.created_at)
     metrics = [Metric(name, value, at, result.step) for name, value in _metrics(result).items()]
     client.log_batch(run_id, metrics=metrics, params=missing_parameters(run, parameters))
-    client.log_text(run_id, answers_as_table(result.answers), TABLE_FILE)
-    client.log_text(run_id, answers_as_markdown(result.answers, title=f"step {result.step:,}"), MARKDOWN_FILE)
+    store.log_text(run, answers_as_table(result.answers), TABLE_FILE)
+    store.log_text(run, answers_as_markdown(result.answers, title=f"step {result.step:,}"), MARKDOWN_FILE)
     client.set_terminated(run_id, status="FINISHED", end_time=at)
 
 

@@ -69,6 +69,24 @@ class OpenStore:
         own = {tag: value, **{key: shortened(text) for key, text in tags.items()}}
         return self.client.create_run(self.experiment_id, start_time=started, tags=own, run_name=name)
 
+    def log_text(self, run: Run, text: str, name: str) -> None:
+        """Keep `text` with the run, as a file of that name.
+
+        The client writes a run's files itself, unless the server takes them: what may fail there is no error of MLflow.
+        """
+        try:
+            self.client.log_text(run.info.run_id, text, name)
+        except Exception as error:  # of whatever library writes to that place
+            raise _FilesRefusedError(
+                f"this machine cannot write where it keeps files, {run.info.artifact_uri}: "
+                f"{type(error).__name__}: {error}; start the server with --artifacts-destination, so that it takes the "
+                "files itself, or name a place that this machine can write to"
+            ) from error
+
+
+class _FilesRefusedError(Exception):
+    """The place where MLflow keeps files did not take one."""
+
 
 @contextmanager
 def open_store(
@@ -184,7 +202,7 @@ def as_tracking_error(tracking_uri: str, *, what: str, remedy: str) -> Iterator[
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, SQLAlchemyError, _FilesRefusedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrackingError(f"MLflow at {tracking_uri} did not take {what} ({reason}); {remedy}") from error
 

@@ -135,7 +135,7 @@ def log_training(
         # Before the status, so that a picture that a crash here leaves out of date is drawn again with the status.
         has_checkpoint = any(record["kind"] == "checkpoint" for record in new)
         if has_checkpoint or _status(folder, fingerprint) not in ("RUNNING", sent.status):
-            store.client.log_text(sent.run_id, draw_losses(folder.metrics), LOSS_FILE)
+            store.log_text(run, draw_losses(folder.metrics), LOSS_FILE)
         _send_status(store, run, folder, sent)
         return LoggedRun(run_id=sent.run_id, experiment_id=sent.experiment_id, new=bool(new))
 
