@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pipeline.storage.alive import SILENT_SECONDS, show_life, silence
+from gpt_pipeline.storage.alive import show_life, silence
+from gpt_pipeline.storage.lock import SILENT_SECONDS
 from gpt_pipeline.storage.process import ProcessId, pid_namespace
 
 _SHOW = """

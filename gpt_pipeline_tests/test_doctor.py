@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -9,7 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path, PureWindowsPath
@@ -39,6 +40,7 @@ from gpt_pipeline.project import Project
 from gpt_pipeline.sheet import plain_text
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.config import HardwareConfig
+from gpt_pipeline_tests.disks import refuse
 from gpt_pipeline_tests.hub_server import running_hub
 from gpt_pipeline_tests.projects import TinyProject
 
@@ -143,6 +145,30 @@ def test_files_of_a_read_only_folder_are_a_problem_with_a_remedy() -> None:
     found = _one(check_files([Path("/proc")]))
     assert found.severity == "problem"
     assert "storage.base_folder" in found.remedy
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has neither call")
+@pytest.mark.parametrize(
+    ("refused", "severity", "text"),
+    [
+        (("os.fsync", errno.EINVAL, stat.S_ISDIR), "note", "does not make renames durable (Invalid argument)"),
+        (("os.fsync", errno.EINVAL, stat.S_ISREG), "problem", "does not make files durable"),
+        (("fcntl.flock", errno.ENOSYS, stat.S_ISREG), "note", "has no file locks"),
+    ],
+    ids=["renames", "files", "locks"],
+)
+def test_files_of_a_disk_that_lacks_something_are_named_for_what_they_lack(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: tuple[str, int, Callable[[int], bool]],
+    severity: str,
+    text: str,
+) -> None:
+    call, number, kind = refused
+    refuse(monkeypatch, call, number, kind=kind)
+    found = _one(check_files([tmp_path]))
+    assert found.severity == severity
+    assert text in found.text
 
 
 # Hub and ports

@@ -1,17 +1,20 @@
 """Names, atomic writes, fingerprints, manifests and locks."""
 
 import dataclasses
+import errno
 import json
 import os
+import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_pipeline.errors import ConfigError, DamagedFileError, LockedError
+from gpt_pipeline.errors import ConfigError, DamagedFileError, LockedError, UserError
 from gpt_pipeline.storage.atomic import (
     HashedFile,
     atomic_path,
@@ -34,6 +37,8 @@ from gpt_pipeline.storage.manifest import (
     verify,
 )
 from gpt_pipeline.storage.names import folder_name, resolve_folder, slug
+from gpt_pipeline.storage.process import ProcessId
+from gpt_pipeline_tests.disks import refuse
 
 
 def test_folder_name_ordinary_text_is_kept() -> None:
@@ -292,3 +297,76 @@ def test_known_fields_leave_out_what_a_newer_version_added(tmp_path: Path) -> No
     record = {"size": 3, "sha256": "a", "compression": "zstd"}
     assert known_fields(FileRecord, record) == {"size": 3, "sha256": "a"}
     assert known_fields(FileRecord, {"size": 3}) == {"size": 3}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not make folders durable")
+def test_write_json_on_a_disk_that_does_not_make_renames_durable_writes_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse(monkeypatch, "os.fsync", errno.EINVAL, kind=stat.S_ISDIR)
+    write_json(tmp_path / "a.json", 1)
+    write_json(tmp_path / "a.json", 2)
+    assert read_json(tmp_path / "a.json") == 2
+    assert [str(tmp_path) in text and "does not make renames durable" in text for text in caplog.messages] == [True]
+
+
+def test_write_json_on_a_disk_that_does_not_make_files_durable_names_file_and_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, "os.fsync", errno.EINVAL, kind=stat.S_ISREG)
+    with pytest.raises(UserError, match=r"a\.json.*does not make files durable.*another storage\.base_folder"):
+        write_json(tmp_path / "a.json", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_write_json_on_a_disk_that_fails_is_an_error_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, "os.fsync", errno.EIO, kind=lambda _: True)
+    with pytest.raises(OSError, match="Input/output"):
+        write_json(tmp_path / "a.json", 1)
+
+
+needs_flock = pytest.mark.skipif(os.name == "nt", reason="Windows has locks on every disk")
+
+
+@needs_flock
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_folder_lock_on_a_disk_without_locks_keeps_two_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    refuse(monkeypatch, "fcntl.flock", number, kind=lambda _: True)
+    with folder_lock(tmp_path, purpose="a test"):
+        assert is_locked(tmp_path)
+        with pytest.raises(LockedError, match="a test"), folder_lock(tmp_path, purpose="another"):
+            pass
+    assert not is_locked(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@needs_flock
+@pytest.mark.parametrize(
+    ("changes", "seconds", "locked"),
+    [
+        ({}, 1000, True),  # suspended
+        ({"started": "earlier"}, 0, False),
+        ({"host": "elsewhere"}, 60, True),
+        ({"host": "elsewhere"}, 130, False),
+    ],
+)
+def test_folder_lock_on_a_disk_without_locks_outlives_no_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], seconds: float, locked: bool
+) -> None:
+    refuse(monkeypatch, "fcntl.flock", errno.ENOSYS, kind=lambda _: True)
+    (tmp_path / ".lock").touch()
+    marker = tmp_path / ".lock.held"
+    marker.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(ProcessId.here(), **changes))))
+    os.utime(marker, (time.time() - seconds,) * 2)
+    assert is_locked(tmp_path) == locked
+    if locked:
+        with pytest.raises(LockedError), folder_lock(tmp_path, purpose="a test"):
+            pass
+        return
+    with folder_lock(tmp_path, purpose="a test"):
+        assert is_locked(tmp_path)
+    assert not marker.exists()

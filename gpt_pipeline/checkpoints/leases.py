@@ -5,18 +5,19 @@ A lease is a locked file in `checkpoints/.leases`; the operating system drops th
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.storage.lock import hold_lock, is_held
 
 _FOLDER = ".leases"
 _SUFFIX = ".lease"
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
@@ -26,17 +27,23 @@ def hold(path: Path) -> Iterator[None]:
     Raises:
         UserError: it no longer exists.
     """
-    lease_path = path.parent / _FOLDER / f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{_SUFFIX}"
-    lease = FileLock(lease_path, timeout=0)
-    with _changing_leases(path.parent):
-        if not path.is_file():
-            raise UserError(f"{path}: no such checkpoint; it may have been removed to make room for newer ones")
-        lease.acquire()
+    lease = path.parent / _FOLDER / f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{_SUFFIX}"
+    held = ExitStack()
     try:
-        yield
+        with _changing_leases(path.parent):
+            if not path.is_file():
+                raise UserError(f"{path}: no such checkpoint; it may have been removed to make room for newer ones")
+            held.enter_context(hold_lock(lease))
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+        yield  # another user's folder, or a read-only one: it can be read, and not be marked as in use
+        return
+    try:
+        with held:
+            yield
     finally:
-        lease.release()
-        lease_path.unlink(missing_ok=True)
+        lease.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -51,16 +58,12 @@ def _changing_leases(folder: Path) -> Iterator[None]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     (folder / _FOLDER).mkdir(exist_ok=True)
-    with FileLock(folder / _FOLDER / "lock"):
+    with hold_lock(folder / _FOLDER / "lock", wait_seconds=-1):
         yield
 
 
-def _is_held(lease_path: Path) -> bool:
-    lease = FileLock(lease_path, timeout=0)
-    try:
-        lease.acquire()
-    except Timeout:
+def _is_held(lease: Path) -> bool:
+    if is_held(lease):
         return True
-    lease.release()
-    lease_path.unlink(missing_ok=True)  # whose holder died
+    lease.unlink(missing_ok=True)  # whose holder died
     return False

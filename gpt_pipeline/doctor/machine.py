@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.findings import Finding, note, ok, problem
 from gpt_pipeline.planning.host import HostMemory, host_memory
 from gpt_pipeline.report.wording import size
-from gpt_pipeline.storage.atomic import fsync_file, fsync_folder
-from gpt_pipeline.storage.lock import held_for
+from gpt_pipeline.storage.atomic import fsync_file, why_renames_are_not_durable
+from gpt_pipeline.storage.lock import disk_has_locks, held_for, hold_lock
 from gpt_pipeline.storage.ports import HOST, is_free
 from gpt_pipeline.storage.room import existing_folder, free_bytes
 
@@ -88,6 +88,11 @@ def _tried(folder: Path, place: Path) -> Iterator[Finding]:
     if failed:
         remedy = "choose a storage.base_folder on a local disk; what a crash leaves there could not be trusted"
         yield problem("files", f"{where} cannot {'; '.join(failed)}", remedy)
+    elif not disk_has_locks(place / "lock"):
+        text = f"{where} has no file locks: signs of life stand in for them"
+        yield note("files", text, "wait two minutes after a process was killed on another host")
+    elif reason := why_renames_are_not_durable(place):
+        yield note("files", f"{where} does not make renames durable ({reason}): a power cut may undo the newest files")
     elif _failure(_link, place):
         yield note("files", f"{where} does not support hard links: finished data takes twice the space there")
     elif kind in _NETWORK:
@@ -100,6 +105,8 @@ def _failure(attempt: Callable[[Path], None], place: Path) -> str:
     """Return why the attempt failed; empty if it did not."""
     try:
         attempt(place)
+    except UserError as error:
+        return str(error)
     except OSError as error:
         return error.strerror or str(error)
     return ""
@@ -111,16 +118,19 @@ def _replace(place: Path) -> None:
     new.write_text("new", encoding="ascii")
     fsync_file(new)
     os.replace(new, old)
-    fsync_folder(place)
+    why_renames_are_not_durable(place)  # fails where the disk does
     if old.read_text(encoding="ascii") != "new":
         raise OSError("the old content is still there")
 
 
 def _lock(place: Path) -> None:
-    with FileLock(place / "lock"), suppress(Timeout):
-        # Another handle of the same process counts as another holder.
-        FileLock(place / "lock", timeout=0).acquire()
-        raise OSError("a second holder was let in")
+    with hold_lock(place / "lock"):
+        try:
+            with hold_lock(place / "lock"):  # another handle of the same process counts as another holder
+                pass
+        except Timeout:
+            return
+    raise OSError("a second holder was let in")
 
 
 def _link(place: Path) -> None:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key
 from gpt_pipeline.data.config import DataConfig
@@ -30,6 +28,7 @@ from gpt_pipeline.evaluation.result import (
     write_evaluation,
 )
 from gpt_pipeline.storage.fingerprint import SHORT
+from gpt_pipeline.storage.lock import hold_lock
 from gpt_pipeline.storage.manifest import StageResult, utc_now
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def _one_at_a_time(folder: Path, fingerprint: str) -> Iterator[None]:
     """Hold this evaluation's lock, waiting for another process that does the same."""
     locks = folder / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{fingerprint[:SHORT]}.lock"):
+    with hold_lock(locks / f"{fingerprint[:SHORT]}.lock", wait_seconds=-1):
         yield
 
 

@@ -22,7 +22,8 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, free_its_place, is_over, owners_of_jobs, process_of
 from gpt_pipeline.project import Project
-from gpt_pipeline.storage.alive import BEAT_SECONDS, SILENT_SECONDS, silence
+from gpt_pipeline.storage.alive import silence
+from gpt_pipeline.storage.lock import BEAT_SECONDS, SILENT_SECONDS
 from gpt_pipeline.storage.process import ProcessId
 
 _ASK_SECONDS = 1.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt_pipeline.storage.alive import SILENT_SECONDS, silence
+from gpt_pipeline.storage.alive import silence
+from gpt_pipeline.storage.lock import SILENT_SECONDS
 from gpt_pipeline.storage.process import ProcessId
 from gpt_pipeline.training.heartbeat import read_heartbeat, trainer_state
 

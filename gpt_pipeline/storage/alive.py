@@ -10,22 +10,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from gpt_pipeline.storage.lock import is_held
+from gpt_pipeline.storage.lock import BEAT_SECONDS, hold_lock, is_held, touched
 from gpt_pipeline.storage.process import ProcessId
-
-BEAT_SECONDS = 15.0
-"""A living process gives a sign this often."""
-
-SILENT_SECONDS = 120.0
-"""A process that holds no lock and was silent for so long has ended, wherever it ran."""
 
 _FOLDER = ".alive"
 
@@ -35,35 +28,23 @@ def show_life(base: Path, process: ProcessId, *, every: float = BEAT_SECONDS) ->
     """Show in the folder `base`, for the length of the block, that `process` is alive."""
     path = _path(base, process)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0)
+    held = ExitStack()
     try:
-        lock.acquire()
+        held.enter_context(hold_lock(path))
     except Timeout:  # another step of the same run shows it
         yield
         return
-    path.touch()
-    ended = threading.Event()
-
-    def touch() -> None:
-        while not ended.wait(every):
-            with suppress(OSError):  # a disk that fails for a while: the work itself has to tell of it
-                path.touch()
-
-    thread = threading.Thread(target=touch, name="signs of life", daemon=True)
-    thread.start()
     try:
-        yield
+        with held, touched(path, every=every):
+            yield
     finally:
-        ended.set()
-        thread.join()
-        lock.release()
         path.unlink(missing_ok=True)
 
 
 def silence(base: Path, process: ProcessId) -> float | None:
     """Return for how many seconds `process` has shown no life in `base`; 0 while it holds its lock, None if unknown.
 
-    It has ended when that is more than `SILENT_SECONDS`.
+    It has ended when that is more than `storage.lock.SILENT_SECONDS`.
     """
     path = _path(base, process)
     try:

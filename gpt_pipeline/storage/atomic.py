@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt_pipeline import __version__
-from gpt_pipeline.errors import NewerFileError
+from gpt_pipeline.errors import NewerFileError, UserError
 from gpt_pipeline.storage.shape import require_shape
 
 _Value = TypeVar("_Value")
@@ -27,6 +28,7 @@ _logger = logging.getLogger(__name__)
 _TEMPORARY_SUFFIX = ".tmp"
 _READ_BYTES = 1 << 20
 _PATIENCE_SECONDS = 5
+_NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # of a disk that cannot
 _SCHEMA_KEY = "schema"
 _SCHEMA = 1
 _MOST_DEPTH = 100
@@ -280,20 +282,49 @@ def _say_once(text: str) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make the content of `path` durable."""
+    """Make the content of `path` durable.
+
+    Raises:
+        UserError: its disk refuses that.
+    """
     with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in _NO_FSYNC:
+                raise
+            raise UserError(
+                f"{path}: its disk does not make files durable (fsync: {error.strerror}), so a power cut could lose "
+                "finished work; need a disk that does: choose another storage.base_folder, or mount this one otherwise"
+            ) from error
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` durable. Windows has no such call and needs none."""
+    """Make a rename inside `folder` durable, where the disk can.
+
+    Elsewhere a power cut may take back the newest renames: the files of before stand, and their work is done again.
+    """
+    if reason := why_renames_are_not_durable(folder):
+        _say_once(
+            f"{folder}: its disk does not make renames durable (fsync: {reason}); a power cut may take back the newest "
+            "files there, and their work is then done again"
+        )
+
+
+def why_renames_are_not_durable(folder: Path) -> str:
+    """Make a rename inside `folder` durable; return why the disk refuses. Windows has no such call and needs none."""
     if os.name == "nt":
-        return
+        return ""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+        return str(error.strerror)
     finally:
         os.close(descriptor)
+    return ""
 
 
 def sha256_of(path: Path) -> str:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import json
 import logging
+import math
 import os
 import socket
 import sys
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,11 +22,21 @@ from filelock import FileLock, Timeout
 from gpt_pipeline.errors import LockedError
 from gpt_pipeline.storage.atomic import read_json, write_json
 from gpt_pipeline.storage.manifest import utc_now
+from gpt_pipeline.storage.process import ProcessId
 
 if sys.platform != "win32":
     import fcntl
 
 _logger = logging.getLogger(__name__)
+
+BEAT_SECONDS = 15.0
+"""A living process gives a sign this often, where it gives any."""
+
+SILENT_SECONDS = 120.0
+"""A process that holds no lock and was silent for so long has ended, wherever it ran."""
+
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK}  # of a disk without them
+_POLL_SECONDS = 0.25
 
 
 @contextmanager
@@ -35,24 +52,21 @@ def folder_lock(
     """
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / ".lock.json"
-    lock = FileLock(folder / ".lock", timeout=wait_seconds)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise LockedError(f"{folder} is in use by {holder_of(folder)}; wait for it to end, or stop it") from None
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold_lock(folder / ".lock", wait_seconds=wait_seconds))
+        except Timeout:
+            raise LockedError(f"{folder} is in use by {holder_of(folder)}; wait for it to end, or stop it") from None
         if holder.is_file():
             say(
                 f"{folder} was last held by {holder_of(folder)}, which ended without releasing it: it was killed, or "
                 "its machine went down. Taking over its lock."
             )
         write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": utc_now(), "purpose": purpose})
-        yield
-    finally:
         try:
-            holder.unlink(missing_ok=True)
+            yield
         finally:
-            lock.release()
+            holder.unlink(missing_ok=True)
 
 
 def is_locked(folder: Path) -> bool:
@@ -73,9 +87,112 @@ def is_held(path: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        marker = _marker_of(path)
+        return marker.is_file() and not _is_abandoned(marker)
     finally:
         os.close(descriptor)
     return False
+
+
+@contextmanager
+def hold_lock(path: Path, *, wait_seconds: float = 0) -> Iterator[None]:
+    """Hold the lock of the file `path`, whose folder exists, during the block; `wait_seconds` of -1 waits forever.
+
+    On a disk without file locks, as Lustre's often are, a second file stands in for the lock, and shows life. One that
+    was left by a process that is gone counts for nothing.
+
+    Raises:
+        Timeout: another live process holds it.
+    """
+    if disk_has_locks(path):
+        with FileLock(path, timeout=wait_seconds):
+            yield
+        return
+    marker = _marker_of(path)
+    _set(marker, wait_seconds=wait_seconds)
+    try:
+        with touched(marker):
+            yield
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+def disk_has_locks(path: Path) -> bool:
+    """Whether the system can lock the file `path`, which is made if it does not exist."""
+    if sys.platform == "win32":
+        return True
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+@contextmanager
+def touched(path: Path, *, every: float = BEAT_SECONDS) -> Iterator[None]:
+    """Touch the file `path` every few seconds during the block, from a thread."""
+    path.touch()
+    ended = threading.Event()
+
+    def touch() -> None:
+        while not ended.wait(every):
+            with suppress(OSError):  # a disk that fails for a while: the work itself has to tell of it
+                os.utime(path)
+
+    thread = threading.Thread(target=touch, name="signs of life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _marker_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.held")
+
+
+def _set(marker: Path, *, wait_seconds: float) -> None:
+    """Make the marker, which nobody else can then, once there is none or the one there is abandoned."""
+    until = math.inf if wait_seconds < 0 else time.monotonic() + wait_seconds
+    text = json.dumps(dataclasses.asdict(ProcessId.here()))
+    while True:
+        try:
+            with marker.open("x", encoding="utf-8") as file:
+                file.write(text)
+            return
+        except FileExistsError:
+            if _is_abandoned(marker):
+                # Renamed first: of two that find it abandoned, one gets it, and none removes the other's new one.
+                aside = marker.with_name(f"{marker.name}.{uuid.uuid4().hex[:8]}")
+                with suppress(FileNotFoundError):
+                    marker.rename(aside)
+                    aside.unlink()
+                continue
+        if time.monotonic() >= until:
+            raise Timeout(str(marker))
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_abandoned(marker: Path) -> bool:
+    try:
+        silent = time.time() - marker.stat().st_mtime > SILENT_SECONDS
+        process = ProcessId.from_text(read_json(marker))
+    except FileNotFoundError:
+        return False
+    except (KeyError, TypeError, ValueError):
+        return silent  # it is being written, or its writer died at that
+    return process.is_dead or (silent and not process.is_seen_here)
 
 
 def _try_for_an_instant(path: Path) -> bool:

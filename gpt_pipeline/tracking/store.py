@@ -8,17 +8,18 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.storage.atomic import fsync_file, fsync_folder
+from gpt_pipeline.storage.lock import hold_lock
 from gpt_pipeline.storage.names import folder_name
 
 if TYPE_CHECKING:
@@ -248,15 +249,12 @@ def _turn(tracking_uri: str, *, otherwise: Path, wait_seconds: float) -> Iterato
     database = sqlite_file(tracking_uri)
     path = database.with_name(f"{database.name}.lock") if database else otherwise
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=wait_seconds)
-    except Timeout:
-        raise TrackingError(f"MLflow at {tracking_uri} is busy with another process of this machine") from None
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold_lock(path, wait_seconds=wait_seconds))
+        except Timeout:
+            raise TrackingError(f"MLflow at {tracking_uri} is busy with another process of this machine") from None
         yield
-    finally:
-        lock.release()
 
 
 def _experiment_id(client: MlflowClient, name: str, tracking_uri: str) -> str:

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpt_pipeline.storage.alive import BEAT_SECONDS, SILENT_SECONDS
 from gpt_pipeline.storage.atomic import read_json
-from gpt_pipeline.storage.lock import is_locked
+from gpt_pipeline.storage.lock import BEAT_SECONDS, SILENT_SECONDS, is_locked
 from gpt_pipeline.storage.process import ProcessId
 
 RUN_VARIABLE = "GPT_PIPELINE_RUN"
