@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from gpt_pipeline.checkpoints.load import load_checkpoint, load_model
-from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints, write_manifest
 from gpt_pipeline.checkpoints.save import save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
 from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, VOCAB_SIZE, gpt2
@@ -162,6 +162,24 @@ def test_export_card_tells_of_model_training_and_missing_evaluation(given_away: 
     assert "{%" not in card
 
 
+@pytest.mark.parametrize(("positions", "trained"), [(24, 16), (48, 40)])
+def test_export_card_has_lines_that_run_and_stop_where_the_trained_positions_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], positions: int, trained: int
+) -> None:
+    one = experiment(tmp_path, context_length=positions)
+    info = checkpoint(one)
+    info = dataclasses.replace(info, settings={**info.settings, "data.max_length": trained})
+    write_manifest(info)
+    export_checkpoint(one, info.path, tmp_path / "path" / "to" / "this" / "folder")
+    card = (tmp_path / "path" / "to" / "this" / "folder" / "README.md").read_text(encoding="utf-8")
+    lines = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(lines, names)
+    assert "Q:" in capsys.readouterr().out
+    assert names["ids"]["input_ids"].shape[1] < names["model"].generate(**names["ids"]).shape[1] <= trained
+
+
 def test_export_card_shows_the_evaluation_of_exactly_these_weights(finished: TinyProject, tmp_path: Path) -> None:
     from gpt_pipeline.evaluation.result import read_evaluations
 
@@ -286,6 +304,49 @@ def test_import_reads_old_names_masks_half_precision_and_several_files(tmp_path:
     taken = load_checkpoint(import_folder(tmp_path / "hf", two).checkpoint.path).model
     expected = weights["transformer.h.0.mlp.c_fc.weight"].half().float().t()
     assert torch.equal(taken["transformer.h.0.mlp.c_fc.weight"], expected)
+
+
+def test_import_of_a_tied_matrix_under_the_name_of_the_head_alone_gives_the_same_weights(tmp_path: Path) -> None:
+    one, two = experiment(tmp_path), experiment(tmp_path, "two")
+    info = checkpoint(one)
+    export_checkpoint(one, info.path, tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    weights = load_file(path)
+    weights["lm_head.weight"] = weights.pop("transformer.wte.weight")
+    save_file(weights, path)
+    assert import_folder(tmp_path / "hf", two).checkpoint.weights_sha256 == info.weights_sha256
+
+
+_BPE = {"type": "BPE", "vocab": {"a": 0}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("tokenizer.json", '{"model": {"type": "BPE", "voc', "is damaged"),
+        ("vocab.json", '{"a": 1', "is damaged"),
+        ("tokenizer.json", '{"model": {"type": "Unigram", "vocab": [["<unk>", 0.0]]}}', "another kind"),
+        ("tokenizer.json", '{"version": "1.0"}', "another kind"),
+        ("tokenizer.json", "[]", "another kind"),
+        ("tokenizer.json", json.dumps({"model": _BPE, "added_tokens": [{"id": 3}]}), "another kind"),
+        ("tokenizer.json", json.dumps({"model": {**_BPE, "vocab": {"a": "x"}}}), "another kind"),
+        ("tokenizer.json", json.dumps({"model": _BPE, "added_tokens": None}), "that are not GPT-2's"),
+        ("vocab.json", '["a", "b"]', "another kind"),
+        ("model.safetensors.index.json", '{"weight_map": ["a"]}', "need a weight_map"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 3}}', "need a weight_map"),
+    ],
+)
+def test_import_of_odd_files_beside_the_weights_is_refused_with_what_is_needed(
+    tmp_path: Path, name: str, content: str, told: str
+) -> None:
+    one = experiment(tmp_path)
+    export_checkpoint(one, checkpoint(one).path, tmp_path / "hf")
+    (tmp_path / "hf" / name).write_text(content, encoding="utf-8")
+    if "index" in name:
+        (tmp_path / "hf" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=told) as raised:
+        import_folder(tmp_path / "hf", one)
+    assert name in str(raised.value)
 
 
 def _changed_config(hf: Path, **changes: Any) -> None:

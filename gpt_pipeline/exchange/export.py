@@ -54,7 +54,7 @@ def export_checkpoint(experiment: Experiment, checkpoint: Path, target: Path) ->
     with new_folder(target, _facts(experiment, info)) as folder:
         _write_model(folder, snapshot)
         max_length = trained_length(experiment, info)
-        write_json(folder / "generation_config.json", _generation(experiment))
+        write_json(folder / "generation_config.json", _generation(max_length))
         write_tokenizer(folder, max_length=max_length)
         write_text(folder / "README.md", model_card(experiment, info, max_length=max_length))
     return Exported(folder=target, checkpoint=info, parameters=_parameters(snapshot))
@@ -75,9 +75,10 @@ def _write_model(folder: Path, snapshot: Snapshot) -> None:
     )  # safetensors makes its file readable by its owner alone
 
 
-def _generation(experiment: Experiment) -> dict[str, Any]:
+def _generation(max_length: int) -> dict[str, Any]:
+    """Return the defaults of `generate`: prompt and answer together end where the positions that were trained do."""
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), EOT_TOKEN)
-    return {**tokens, "do_sample": False, "max_new_tokens": experiment.config.evaluation.max_new_tokens}
+    return {**tokens, "do_sample": False, "max_length": max_length}
 
 
 def _facts(experiment: Experiment, info: CheckpointInfo) -> dict[str, Any]:

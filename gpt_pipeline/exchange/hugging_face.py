@@ -24,6 +24,7 @@ _QKV_BIAS = "attn.c_attn.bias"
 _MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which older files hold beside the weights
 _PREFIX = "transformer."
 _HEAD = "lm_head.weight"
+_EMBEDDING = f"{_PREFIX}wte.weight"
 # What decides the function that the weights compute, besides their shapes, with the values that our model has.
 _ARCHITECTURE: Mapping[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
@@ -140,8 +141,9 @@ def _turned(name: str, tensor: Tensor) -> Tensor:
 
 
 def _drop_repeated_head(weights: dict[str, Tensor], *, source: object) -> None:
+    """Keep the one matrix of both ends under the embedding's name; a file may hold it under the head's alone."""
     head = weights.pop(_HEAD, None)
-    if head is not None and not torch.equal(head, weights[f"{_PREFIX}wte.weight"]):
+    if head is not None and not torch.equal(head, weights.setdefault(_EMBEDDING, head)):
         raise UserError(
             f"{source}: found a {_HEAD} of its own, need the token embedding's matrix, since tie_word_embeddings is "
             "true; set it to false in config.json, and model.tie_weights: false in the experiment file"

@@ -190,8 +190,10 @@ def _weight_files(source: Path) -> list[Path]:
     if (source / WEIGHTS_NAME).is_file():
         return [source / WEIGHTS_NAME]
     if (source / _INDEX_NAME).is_file():
-        names = set(_json_object(source / _INDEX_NAME).get("weight_map", {}).values())
-        return sorted(source / Path(name).name for name in names)  # none from elsewhere
+        listed = _json_object(source / _INDEX_NAME).get("weight_map")
+        if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
+            raise DamagedFileError(f"{source / _INDEX_NAME} is damaged: need a weight_map with a file for each weight")
+        return sorted({source / Path(name).name for name in listed.values()})  # none from elsewhere
     raise UserError(
         f"{source}: found no {WEIGHTS_NAME}, need the weights as safetensors; other files may run code when they are "
         "read: save the model again with save_pretrained, in a recent version of transformers"

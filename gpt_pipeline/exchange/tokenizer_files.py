@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, byte_order, letter, vocabulary
-from gpt_pipeline.errors import UserError
+from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.storage.atomic import read_json, write_json, write_text
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -46,7 +46,8 @@ def require_same_tokenizer(folder: Path) -> None:
     """Check that a folder's tokenizer, if it has one, gives the same ids as ours.
 
     Raises:
-        UserError: it has other tokens; names the first.
+        UserError: it has other tokens; names the first. Or it is of another kind.
+        DamagedFileError: a file cannot be read.
     """
     for name, ids in _vocabularies(folder):
         if ids != token_ids():
@@ -57,15 +58,29 @@ def require_same_tokenizer(folder: Path) -> None:
             )
 
 
-def _vocabularies(folder: Path) -> list[tuple[str, dict[str, int]]]:
-    found = []
-    if (folder / "vocab.json").is_file():
-        found.append(("vocab.json", read_json(folder / "vocab.json")))
-    if (folder / "tokenizer.json").is_file():
-        value = read_json(folder / "tokenizer.json")
-        added = {token["content"]: token["id"] for token in value.get("added_tokens", ())}
-        found.append(("tokenizer.json", {**value["model"]["vocab"], **added}))
-    return found
+def _vocabularies(folder: Path) -> Iterator[tuple[str, Mapping[str, int]]]:
+    """Yield the files that hold a vocabulary, with the ids by token."""
+    readers: dict[str, Callable[[Any], Any]] = {"vocab.json": lambda value: value, "tokenizer.json": _fast_vocabulary}
+    for name, read in readers.items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            ids = read(read_json(path))
+        except ValueError as error:
+            raise DamagedFileError(f"{path} is damaged: {error}; bring it here again") from error
+        except (LookupError, TypeError, AttributeError):
+            ids = None
+        if not isinstance(ids, dict) or not all(type(number) is int for number in ids.values()):
+            raise UserError(
+                f"{path}: found a tokenizer of another kind, need GPT-2's: byte-level BPE with ids by token"
+            )
+        yield name, ids
+
+
+def _fast_vocabulary(value: Any) -> dict[str, Any]:
+    added = {token["content"]: token["id"] for token in value.get("added_tokens") or ()}
+    return {**value["model"]["vocab"], **added}
 
 
 def _compact(value: Any) -> str:
