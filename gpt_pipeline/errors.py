@@ -5,9 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from gpt_pipeline.shown import on_terminal, without_password
+
 
 class UserError(Exception):
     """Something the user can mend. Its text is complete: the command line prints it without a traceback."""
+
+    def __str__(self) -> str:
+        return on_terminal(without_password(super().__str__()))
 
 
 class ConfigError(UserError, ValueError):
@@ -22,7 +27,7 @@ class ConfigError(UserError, ValueError):
 
     def __str__(self) -> str:
         remedy = f"; {self.remedy}" if self.remedy else ""
-        return f"{self.key}: found {self.found!r}, need {self.need}{remedy}"
+        return on_terminal(without_password(f"{self.key}: found {self.found!r}, need {self.need}{remedy}"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions are rebuilt from positional arguments; this one must survive the way back from another process.

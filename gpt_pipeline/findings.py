@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gpt_pipeline.errors import ConfigError, UserError
+from gpt_pipeline.shown import without_password
 
 Severity = Literal["ok", "note", "warning", "problem"]
 """`note`: worth knowing. `warning`: works, but is hardly wanted. `problem`: something will fail."""
@@ -26,6 +27,10 @@ class Finding:
     remedy: str = ""
     facts: Mapping[str, float] = field(default_factory=dict)
     """The figures behind it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", without_password(self.text))
+        object.__setattr__(self, "remedy", without_password(self.remedy))
 
     @property
     def passed(self) -> bool:

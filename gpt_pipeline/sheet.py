@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpt_pipeline.findings import Finding
+from gpt_pipeline.shown import in_markdown, on_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,14 +65,17 @@ def plain_text(sheets: Sequence[Sheet]) -> str:
     return "".join(f"{line.plain}\n" for line in _lines(sheets))
 
 
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in markdown: names in the first column, numbers on the right. No cell can break the table."""
+def markdown_table(heads: Sequence[str], rows: Iterable[Line]) -> str:
+    """Return a table in markdown: names in the first column, numbers on the right; a cell with a style is bold.
+
+    A cell reads as it is, whatever it holds, and cannot break the table.
+    """
     lines = ["".join(["|", *map(_markdown_cell, row)]) for row in (heads, *rows)]
     return "\n".join([lines[0], f"|---|{'---:|' * (len(heads) - 1)}", *lines[1:]])
 
 
-def _markdown_cell(text: str) -> str:
-    shown = " ".join(text.replace("|", r"\|").split())
+def _markdown_cell(cell: Cell) -> str:
+    shown = in_markdown(cell) if isinstance(cell, str) else f"**{in_markdown(cell[0])}**"
     return f" {shown} |" if shown else " |"
 
 
@@ -86,14 +90,21 @@ def _lines(sheets: Sequence[Sheet]) -> Iterator[Text]:
 def _joined(cells: Line) -> Text:
     from rich.text import Text
 
-    return Text(_GAP).join(Text.assemble(cell) for cell in cells)
+    return Text(_GAP).join(map(_text, cells))
+
+
+def _text(cell: Cell) -> Text:
+    from rich.text import Text
+
+    content, style = (cell, "") if isinstance(cell, str) else cell
+    return Text(on_terminal(content), style)
 
 
 def _aligned(sheet: Sheet) -> Iterator[Text]:
     from rich.cells import cell_len
     from rich.text import Text
 
-    texts = [[Text.assemble(cell) for cell in row] for row in sheet.rows]
+    texts = [[_text(cell) for cell in row] for row in sheet.rows]
     columns = max(map(len, texts), default=0)
     widths = [max(cell_len(row[n].plain) for row in texts if n < len(row)) for n in range(columns)]
     for row in texts:

@@ -23,6 +23,7 @@ from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.evaluation.answers import encode_prompt
 from gpt_pipeline.evaluation.generate import Pick, fit_prompt, greedy, inference_device, next_tokens
 from gpt_pipeline.model.gpt import GPT, KVCache
+from gpt_pipeline.shown import on_terminal
 
 Say = Callable[[str], None]
 End = Literal["ended", "limit", "context"]
@@ -167,6 +168,7 @@ def _next_line(prompt: str) -> str | None:
 
 
 def _put(text: str) -> None:
+    text = on_terminal(text)  # the model may have learnt to write what a terminal obeys
     encoding = sys.stdout.encoding or "utf-8"
     # A console or a pipe on Windows may lack letters; a missing one must not end the text.
     sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))

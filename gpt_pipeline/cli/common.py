@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import click
 from click.shell_completion import CompletionItem, split_arg_string
 
+from gpt_pipeline.shown import on_terminal
 from gpt_pipeline.storage.names import as_typed
 
 if TYPE_CHECKING:
@@ -85,14 +86,19 @@ CHECKPOINT = click.option(
 
 def say(text: str) -> None:
     """Print a line for the person who watches."""
-    click.echo(text, err=True)
+    click.echo(on_terminal(text), err=True)
+
+
+def tell(text: object) -> None:
+    """Print a line of the result."""
+    click.echo(on_terminal(str(text)))
 
 
 def print_json(value: object) -> None:
     """Print the result of a `--json` command."""
     import json
 
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))  # str: of paths
+    tell(json.dumps(value, indent=2, ensure_ascii=False, default=str))  # str: of paths
 
 
 class Shown(Protocol[Result_contra]):

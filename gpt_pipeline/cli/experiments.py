@@ -22,6 +22,7 @@ from gpt_pipeline.cli.common import (
     say,
     say_where_to_look,
     show,
+    tell,
 )
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.recipes import RECIPES
@@ -48,7 +49,7 @@ def init(experiment: Path, recipe: str | None, samples: int | None, start_from: 
     written = write_new_experiment(
         experiment, recipe=recipe, num_samples=samples, base_folder=folder, start_from=start_from
     )
-    click.echo(written.file)
+    tell(written.file)
     name = as_typed(experiment, Path.cwd())
     say(f"Next: gpt-pipeline plan {name}, then: gpt-pipeline run {name}")
 
@@ -67,12 +68,12 @@ def validate(experiment: Path) -> None:
         find_start(loaded)
     config = loaded.config
     source = loaded.data.local_dataset_path or config.data.source
-    click.echo(f"{experiment} is valid.")
-    click.echo(f"  experiment  {config.experiment_name}")
-    click.echo(f"  data        {config.data.amount} samples of {source}")
+    tell(f"{experiment} is valid.")
+    tell(f"  experiment  {config.experiment_name}")
+    tell(f"  data        {config.data.amount} samples of {source}")
     if config.start_from is not None:
-        click.echo(f"  starts from {config.start_from.text}")
-    click.echo(f"  folder      {folder}")
+        tell(f"  starts from {config.start_from.text}")
+    tell(f"  folder      {folder}")
 
 
 @click.command()
@@ -200,6 +201,6 @@ def verify(experiment: Path, as_json: bool) -> None:
         print_json([{"stage": each.stage, "folder": each.folder, "problem": each.problem} for each in found])
     else:
         for each in found:
-            click.echo(f"{each.stage:16} {each.problem or 'as it was made'}")
+            tell(f"{each.stage:16} {each.problem or 'as it was made'}")
     if any(each.is_damaged for each in found):
         sys.exit(FAILED)

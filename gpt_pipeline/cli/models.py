@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from gpt_pipeline.cli.common import CHECKPOINT, EXPERIMENT, JSON, STOPPED, print_json, say
+from gpt_pipeline.cli.common import CHECKPOINT, EXPERIMENT, JSON, STOPPED, print_json, say, tell
 from gpt_pipeline.storage.names import as_typed
 
 
@@ -94,7 +94,7 @@ def export(experiment: Path, checkpoint: str, target: Path) -> None:
     chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
     exported = export_checkpoint(loaded, chosen.path, target)
     say(f"{chosen.path.name}, step {exported.checkpoint.step:,}: {exported.parameters:,} parameters")
-    click.echo(exported.folder)
+    tell(exported.folder)
 
 
 @click.command(name="import")
@@ -115,7 +115,7 @@ def import_(folder: Path, experiment: Path) -> None:
         f"To start a training from it, set storage.checkpoint_to_resume: {taken.checkpoint.path.name} in "
         f"{experiment.name} and run: gpt-pipeline run {as_typed(experiment, Path.cwd())}"
     )
-    click.echo(taken.checkpoint.path)
+    tell(taken.checkpoint.path)
 
 
 @click.command()
@@ -156,5 +156,5 @@ def benchmark(
     for score in result.scores:
         spread = "" if score.stderr is None else f" ± {score.stderr:.4f}"
         count = result.samples.get(score.task)
-        click.echo(f"{score.task}  {score.metric}  {score.value:.4f}{spread}" + (f"  of {count:,}" if count else ""))
+        tell(f"{score.task}  {score.metric}  {score.value:.4f}{spread}" + (f"  of {count:,}" if count else ""))
     say(str(result.path))

@@ -13,6 +13,7 @@ from gpt_pipeline.report import wording
 from gpt_pipeline.report.charts import INSET_HEIGHT, INSET_WIDTH, Chart, Series, draw_standalone, points_of
 from gpt_pipeline.report.metrics import METRICS, Metric
 from gpt_pipeline.sheet import Line, Sheet, markdown_table
+from gpt_pipeline.shown import in_markdown
 from gpt_pipeline.training.metrics import read_metrics
 
 _COSTLY = "cost"
@@ -70,12 +71,12 @@ def sheets(comparison: Comparison) -> list[Sheet]:
 
 def markdown(comparison: Comparison) -> str:
     """Return the comparison as a markdown table; the best of a row is bold."""
-    rows = []
+    rows: list[Line] = []
     for row in rows_of(comparison):
         label = f"{row.section} · {row.label}" if row.section else row.label
-        rows.append([label, *(f"**{cell}**" if n in row.best else cell for n, cell in enumerate(row.cells))])
+        rows.append([label, *((cell, "bold") if n in row.best else cell for n, cell in enumerate(row.cells))])
     table = markdown_table(["", *(standing.name for standing in comparison.standings)], rows)
-    return "\n".join([table, "", *(f"- {' '.join(note.split())}" for note in notes_of(comparison))])
+    return "\n".join([table, "", *(f"- {in_markdown(note)}" for note in notes_of(comparison))])
 
 
 def losses_svg(experiments: Sequence[Experiment]) -> str:

@@ -16,6 +16,7 @@ from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import parameter_count
+from gpt_pipeline.shown import in_markdown
 
 _METRICS = {
     "val_loss": ("Validation loss", "nats per held-out token"),
@@ -39,10 +40,11 @@ def model_card(experiment: Experiment, info: CheckpointInfo, *, max_length: int)
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["as_it_is"] = lambda value: in_markdown(str(value))
     environment.filters["count"] = lambda value: f"{value:,.0f}"
     evaluation = _evaluation(experiment, info)
     return environment.get_template("README.md.j2").render(
-        title=_one_line(experiment.display_name),
+        title=in_markdown(experiment.display_name),
         info=info,
         model=info.model,
         parameters=parameter_count(info.model),
@@ -56,10 +58,6 @@ def model_card(experiment: Experiment, info: CheckpointInfo, *, max_length: int)
         tokenizer=TOKENIZER_ID,
         program_version=__version__,
     )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _evaluation(experiment: Experiment, info: CheckpointInfo) -> EvaluationResult | None:

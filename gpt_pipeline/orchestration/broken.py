@@ -8,9 +8,8 @@ import dagster as dg
 
 from gpt_pipeline.experiment.discover import ExperimentFile
 from gpt_pipeline.orchestration.attributes import OWNERS, file_metadata
+from gpt_pipeline.shown import in_markdown
 from gpt_pipeline.storage.fingerprint import fingerprint
-
-_MARKDOWN = re.compile(r"([\\`*{}\[\]<>#|~])")
 
 
 def broken_experiment_asset(file: ExperimentFile) -> dg.AssetsDefinition:
@@ -26,7 +25,8 @@ def broken_experiment_asset(file: ExperimentFile) -> dg.AssetsDefinition:
         owners=OWNERS,
         tags={"gpt_pipeline/broken": "true"},
         metadata=file_metadata(file.file, line=_first_line(file)),
-        description=f"**{file.file.name} cannot be used.** Mend it, then *Reload definitions*.\n\n{_as_list(file)}",
+        description=f"**{in_markdown(file.file.name)} cannot be used.** Mend it, then *Reload definitions*.\n\n"
+        f"{_as_list(file)}",
     )
     def experiment_file() -> None:
         raise dg.Failure(description=problem, allow_retries=False)
@@ -41,9 +41,9 @@ def no_experiments_asset(folder: Path) -> dg.AssetSpec:
         group_name="start_here",
         kinds={"yaml"},
         owners=OWNERS,
-        description=f"**There is no experiment yet** in `{folder}`.\n\nWrite one there, for instance by "
-        "`gpt-pipeline init experiments/my-idea.yaml`, then *Reload definitions*: each file becomes a group of assets "
-        "and a job `run_<file>`, whose button *Materialize all* starts it.",
+        description=f"**There is no experiment yet** in {in_markdown(str(folder))}.\n\nWrite one there, for instance "
+        "by `gpt-pipeline init experiments/my-idea.yaml`, then *Reload definitions*: each file becomes a group of "
+        "assets and a job `run_<file>`, whose button *Materialize all* starts it.",
     )
 
 
@@ -51,7 +51,7 @@ def _as_list(file: ExperimentFile) -> str:
     """Return the problems as markdown, one point each, shown as they are and wrapped by the page."""
     folder = f"{file.file.parent}{os.sep}"
     lines = (file.problem or "").replace(folder, "").splitlines()
-    return "\n".join("- " + _MARKDOWN.sub(r"\\\1", line) for line in lines if line.strip())
+    return "\n".join("- " + in_markdown(line) for line in lines if line.strip())
 
 
 def _first_line(file: ExperimentFile) -> int:

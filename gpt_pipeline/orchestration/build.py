@@ -18,9 +18,11 @@ from gpt_pipeline.orchestration.comparison_step import comparison_definitions
 from gpt_pipeline.orchestration.data_assets import data_assets
 from gpt_pipeline.orchestration.executors import project_executor
 from gpt_pipeline.orchestration.experiment_assets import experiment_assets
+from gpt_pipeline.orchestration.run_config import step_outputs
 from gpt_pipeline.orchestration.sensors import new_checkpoints_sensor, reevaluation_schedule
 from gpt_pipeline.orchestration.tracking_resource import mlflow_resource
 from gpt_pipeline.project import Project
+from gpt_pipeline.shown import in_markdown, on_terminal
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -61,7 +63,7 @@ def build_definitions(project: Project) -> dg.Definitions:
         sensors=[*(part.sensor for part in automation), *(each.sensor for each in comparison)],
         schedules=[part.schedule for part in automation],
         executor=project_executor(project.root),
-        resources={"mlflow": mlflow_resource(project.tracking_uri)},
+        resources={"mlflow": mlflow_resource(project.tracking_uri), "io_manager": step_outputs},
         loggers={"console": dg.colored_console_logger, "plain": plain_console},
     )
 
@@ -92,7 +94,7 @@ def _automation(experiment: Experiment, stages: dg.AssetSelection, group: str, t
     """Return the experiment's jobs and what starts them."""
     evaluation = keys.asset_key(experiment, "evaluation")
     report = keys.asset_key(experiment, "report")
-    name = experiment.display_name
+    name = in_markdown(experiment.display_name)
 
     def job(job_name: str, selection: dg.AssetSelection, does: str) -> "UnresolvedAssetJobDefinition":
         return dg.define_asset_job(
@@ -127,7 +129,7 @@ class _StageMessages(logging.Filter):
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         meta = getattr(record, "dagster_meta", {})
-        return f"{meta.get('step_key') or 'run'}: {meta.get('orig_message') or record.getMessage()}"
+        return on_terminal(f"{meta.get('step_key') or 'run'}: {meta.get('orig_message') or record.getMessage()}")
 
 
 @dg.logger(config_schema={}, description="Plain lines on stderr.")

@@ -10,6 +10,7 @@ from gpt_pipeline.data.stage import PartedStage
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.attributes import code_references
 from gpt_pipeline.orchestration.parted_asset import parted_asset
+from gpt_pipeline.shown import in_markdown
 
 _ABOUT_DOCUMENTS = {
     "synth": "{amount} different English documents with a query and an answer, one text each.",
@@ -48,7 +49,7 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
             part="check_file",
             kinds={"parquet"},
             metadata=code_references(stage_names(data).raw),
-            description=f"The parquet files of {origin} that hold {_amount(data)} documents.",
+            description=f"The parquet files of {in_markdown(origin)} that hold {_amount(data)} documents.",
         ),
         parted_asset(
             documents,

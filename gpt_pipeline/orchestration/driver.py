@@ -99,6 +99,7 @@ class Session:
             with self._at_work():
                 result = self.definitions.resolve_job_def(job).execute_in_process(
                     run_config=run_config,
+                    resources={"io_manager": dg.mem_io_manager},
                     instance=self.instance,
                     partition_key=partition,
                     raise_on_error=False,

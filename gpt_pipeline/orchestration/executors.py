@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from gpt_pipeline.errors import ConfigError, UserError
+from gpt_pipeline.orchestration.run_config import fixed_executor
 
 FILE = "executor.yaml"
 
@@ -62,12 +63,12 @@ def project_executor(root: Path) -> dg.ExecutorDefinition:
         raise ConfigError(f"{path}: config", found=config, need=f"what {name} takes ({problem})")
     if name == "multiprocess":
         config = {**_start_method(), **config}
-    return definition.configured(config, name=name)
+    return fixed_executor(definition, dict(config), name=name)
 
 
 def _default() -> dg.ExecutorDefinition:
-    config = {"multiprocess": _start_method()}
-    return dg.multi_or_in_process_executor.configured(config, name="multi_or_in_process_executor")
+    config: dict[str, object] = {"multiprocess": _start_method()}
+    return fixed_executor(dg.multi_or_in_process_executor, config, name="multi_or_in_process_executor")
 
 
 def _start_method() -> dict[str, Any]:

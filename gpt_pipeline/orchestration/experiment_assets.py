@@ -7,30 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import dagster as dg
-from pydantic import Field
 
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.attributes import OWNERS, experiment_metadata, stage_tags, training_settings
 from gpt_pipeline.orchestration.dead_runs import at_work
 from gpt_pipeline.orchestration.failures import explained
+from gpt_pipeline.orchestration.run_config import number, switch
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
-
-
-class TrainingOptions(dg.Config):
-    """What a person may choose for one training."""
-
-    force: bool = Field(
-        default=False,
-        description="Train again from the first step. What is there is moved aside, not overwritten. "
-        "Left at false, a training that was stopped continues, and a finished one is left as it is.",
-    )
-
-
-class ReportOptions(dg.Config):
-    """What a person may choose for one report."""
-
-    force: bool = Field(default=False, description="Write the report again even if nothing changed.")
+from gpt_pipeline.shown import in_markdown
 
 
 def experiment_assets(
@@ -51,11 +36,15 @@ def experiment_assets(
         owners=OWNERS,
         tags=stage_tags("checkpoint", experiment),
         metadata=experiment_metadata("checkpoint", experiment),
-        description=f"**{experiment.display_name}**: one partition per checkpoint, reported by the trainer while it "
+        description=f"{_name(experiment)}: one partition per checkpoint, reported by the trainer while it "
         "runs. Not made by hand: materialize *training*. Only the last ones and the best stay on the disk.",
     )
     evaluation = _evaluation(experiment, shards, checkpoint)
     return [training, checkpoint, evaluation, _report(experiment, training, evaluation)]
+
+
+def _name(experiment: Experiment) -> str:
+    return f"**{in_markdown(experiment.display_name)}**"
 
 
 def _training(experiment: Experiment, shards: dg.AssetKey, base: Experiment | None) -> dg.AssetsDefinition:
@@ -69,30 +58,31 @@ def _training(experiment: Experiment, shards: dg.AssetKey, base: Experiment | No
         metadata={**experiment_metadata("training", experiment), **training_settings(experiment)},
         pool=keys.TRAINING_POOL,
         code_version=experiment.identity,
-        description=f"**{experiment.display_name}**: the model, trained to its last step by a process of its own. "
+        config_schema={
+            "force": switch(
+                "Train again from the first step. What is there is moved aside, not overwritten. "
+                "Left at false, a training that was stopped continues, and a finished one is left as it is."
+            )
+        },
+        description=f"{_name(experiment)}: the model, trained to its last step by a process of its own. "
         "*Terminate* its run to stop: a checkpoint is saved; materialize again to continue from it.",
     )
-    def training(
-        context: dg.AssetExecutionContext, config: TrainingOptions, mlflow: dg.ResourceParam[MlflowTracking]
-    ) -> dg.MaterializeResult:
+    def training(context: dg.AssetExecutionContext, mlflow: dg.ResourceParam[MlflowTracking]) -> dg.MaterializeResult:
         from gpt_pipeline.orchestration.training_step import train_experiment
 
         with explained(), at_work(context.instance, context.run, experiment.folder.base):
-            return train_experiment(context, experiment, mlflow, force=config.force)
+            force = context.op_execution_context.op_config["force"]
+            return train_experiment(context, experiment, mlflow, force=force)
 
     return training
 
 
 def _evaluation(experiment: Experiment, shards: dg.AssetKey, checkpoint: dg.AssetSpec) -> dg.AssetsDefinition:
-    class EvaluationOptions(dg.Config):
-        """What a person may choose for one evaluation. Here, so that the form shows the experiment's own number."""
-
-        force: bool = Field(default=False, description="Evaluate again even if the result is there.")
-        num_questions: int = Field(
-            default=experiment.config.evaluation.num_questions,
-            description="Held-out questions to ask, 0 or more; at first what the experiment file says. Another number "
-            "is another evaluation, kept beside the first.",
-        )
+    questions = number(
+        "Held-out questions to ask, 0 or more; at first what the experiment file says. Another number is another "
+        "evaluation, kept beside the first.",
+        default=experiment.config.evaluation.num_questions,
+    )
 
     @dg.asset(
         key=keys.asset_key(experiment, "evaluation"),
@@ -105,19 +95,21 @@ def _evaluation(experiment: Experiment, shards: dg.AssetKey, checkpoint: dg.Asse
         metadata=experiment_metadata("evaluation", experiment),
         pool=keys.EVALUATION_POOL,
         output_required=False,
-        description=f"**{experiment.display_name}**: loss on held-out documents and answers to held-out questions, "
+        config_schema={"force": switch("Evaluate again even if the result is there."), "num_questions": questions},
+        description=f"{_name(experiment)}: loss on held-out documents and answers to held-out questions, "
         "one partition and one MLflow run per checkpoint. Its sensor makes them while the training runs; "
         "*Plots* shows each number from checkpoint to checkpoint.",
     )
     def evaluation(
-        context: dg.AssetExecutionContext, config: EvaluationOptions, mlflow: dg.ResourceParam[MlflowTracking]
+        context: dg.AssetExecutionContext, mlflow: dg.ResourceParam[MlflowTracking]
     ) -> Iterator[dg.MaterializeResult]:
         from gpt_pipeline.orchestration.evaluation_step import evaluate_partition
 
         # Yielded, not returned: to Dagster a returned None is an evaluation too.
         with explained(), at_work(context.instance, context.run, experiment.folder.base):
-            settings = replace(experiment.config.evaluation, num_questions=config.num_questions)
-            yield from evaluate_partition(context, experiment, mlflow, force=config.force, settings=settings)
+            options = context.op_execution_context.op_config
+            settings = replace(experiment.config.evaluation, num_questions=options["num_questions"])
+            yield from evaluate_partition(context, experiment, mlflow, force=options["force"], settings=settings)
 
     return evaluation
 
@@ -133,13 +125,14 @@ def _report(
         owners=OWNERS,
         tags=stage_tags("report", experiment),
         metadata=experiment_metadata("report", experiment),
-        description=f"**{experiment.display_name}**: one self-contained page with curves, checkpoints and answers. "
+        config_schema={"force": switch("Write the report again even if nothing changed.")},
+        description=f"{_name(experiment)}: one self-contained page with curves, checkpoints and answers. "
         "Written again by the sensor when there is something new.",
     )
-    def report(context: dg.AssetExecutionContext, config: ReportOptions) -> dg.MaterializeResult:
+    def report(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         from gpt_pipeline.orchestration.report_step import write_report
 
         with explained():
-            return write_report(context, experiment, force=config.force)
+            return write_report(context, experiment, force=context.op_execution_context.op_config["force"])
 
     return report

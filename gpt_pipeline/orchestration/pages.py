@@ -19,6 +19,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.orchestration.guard import LOOPBACK
 from gpt_pipeline.orchestration.process_group import ask_to_stop, is_alive, kill, own_group
 from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PAGE_VARIABLE, MLFLOW_PORT, Project
+from gpt_pipeline.shown import without_password
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.ports import HOST, is_free
 from gpt_pipeline.tracking.store import prepare_store
@@ -110,7 +111,8 @@ def _pages(
     )
     store = project.tracking_uri
     if store.startswith(("http://", "https://")):
-        return dagster, Page(name="MLflow", address=store, ready=store, command=(), log=folder / "mlflow.log")
+        address = without_password(store)
+        return dagster, Page(name="MLflow", address=address, ready=address, command=(), log=folder / "mlflow.log")
     port = _port(mlflow_port, usual=MLFLOW_PORT, option="--mlflow-port")
     address = f"http://{HOST}:{port}"
     command = _module(
@@ -215,7 +217,7 @@ def _require_running(servers: Sequence[tuple[Page, subprocess.Popen[bytes]]]) ->
 
 def _last_words(page: Page) -> str:
     lines = page.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-    return "\n".join([f"the end of {page.log}:", *lines])
+    return without_password("\n".join([f"the end of {page.log}:", *lines]))
 
 
 def _answers(address: str) -> bool:

@@ -6,23 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
 
 from gpt_pipeline.data.stage import PartedStage
 from gpt_pipeline.orchestration.attributes import OWNERS, stage_tags
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.metadata import fact, stage_metadata
+from gpt_pipeline.orchestration.run_config import switch
 
 # For a worker that was killed, or a disk or network that failed for a moment; a user's mistake is not tried again.
 _RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
 
 
-class StageOptions(dg.Config):
-    """What a person may choose for one materialization of a data stage."""
-
-    force: bool = Field(default=False, description="Make the stage again even if it is finished.")
-
-
+_OPTIONS = {"force": switch("Make the stage again even if it is finished.")}
 _LABEL_LENGTH = 60
 StageFactory = Callable[[], PartedStage]
 
@@ -56,7 +51,7 @@ def parted_asset(
         ins={"upstream": dg.AssetIn(key=upstream, dagster_type=dg.Nothing)} if upstream else None,
         config=dg.ConfigMapping(
             config_fn=lambda chosen: {"plan": {"config": chosen}},
-            config_schema=StageOptions.to_config_schema().as_field(),
+            config_schema=_OPTIONS,
         ),
         kinds=kinds,
         owners=OWNERS,
@@ -73,11 +68,12 @@ def _plan_op(stage: StageFactory, key: dg.AssetKey, *, waits: bool) -> dg.OpDefi
         name=f"{'__'.join(key.path)}__plan",
         ins={"upstream": dg.In(dg.Nothing)} if waits else {},
         out=dg.DynamicOut(list),
+        config_schema=_OPTIONS,
         description="Find out which source files are still to be done.",
     )
-    def plan(context: dg.OpExecutionContext, config: StageOptions) -> Iterator[dg.DynamicOutput]:
+    def plan(context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput]:
         with explained():
-            groups = stage().plan(force=config.force, say=context.log.info)
+            groups = stage().plan(force=context.op_config["force"], say=context.log.info)
         for label, names in zip(labels(groups), groups, strict=True):
             yield dg.DynamicOutput(list(names), mapping_key=label)
 

@@ -19,6 +19,7 @@ from gpt_pipeline.orchestration.history import UNFINISHED, is_under_way
 from gpt_pipeline.orchestration.training_log import MlflowUpkeep
 from gpt_pipeline.progress.evaluations import WantedEvaluation, pending_evaluations
 from gpt_pipeline.progress.report import report_is_outdated
+from gpt_pipeline.shown import in_markdown
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -49,7 +50,8 @@ def new_checkpoints_sensor(
         jobs=[evaluate, report],
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=_SENSOR_SECONDS,
-        description=f"{experiment.display_name}: evaluates each new checkpoint in the folder, wherever it came from.",
+        description=f"{in_markdown(experiment.display_name)}: evaluates each new checkpoint in the folder, wherever "
+        "it came from.",
     )
     def new_checkpoints(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         if not experiment.folder.root.is_dir():
@@ -78,7 +80,8 @@ def reevaluation_schedule(experiment: Experiment, *, evaluate: "UnresolvedAssetJ
         cron_schedule="0 3 * * *",
         job=evaluate,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"{experiment.display_name}: evaluates checkpoints again whose evaluation is out of date.",
+        description=f"{in_markdown(experiment.display_name)}: evaluates checkpoints again whose evaluation is out of "
+        "date.",
     )
     def reevaluate(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         outdated = [evaluation for evaluation in pending_evaluations(experiment) if evaluation.state == "outdated"]

@@ -1,11 +1,12 @@
 """The MLflow store that trainings and evaluations are logged to, as a Dagster resource."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import dagster as dg
 
 from gpt_pipeline.project import MLFLOW_PAGE_VARIABLE
+from gpt_pipeline.shown import without_password
 
 _DEFAULT_PAGES = "http://127.0.0.1:5000"  # where `mlflow ui` serves unless told otherwise
 
@@ -19,7 +20,7 @@ class MlflowTracking:
     that starts a run must neither redirect its log nor show a store's password.
     """
 
-    tracking_uri: str
+    tracking_uri: str = field(repr=False)
     """Any URI that MLflow accepts, such as `sqlite:////data/mlflow.db` or `http://127.0.0.1:5000`."""
 
     @property
@@ -29,7 +30,11 @@ class MlflowTracking:
     @property
     def pages(self) -> str:
         """Address of MLflow's pages. For a database, where `mlflow ui` serves them."""
-        served = self.tracking_uri if self.has_server else os.environ.get(MLFLOW_PAGE_VARIABLE, _DEFAULT_PAGES)
+        served = (
+            without_password(self.tracking_uri)
+            if self.has_server
+            else os.environ.get(MLFLOW_PAGE_VARIABLE, _DEFAULT_PAGES)
+        )
         return served.rstrip("/")
 
     def links(self, *, experiment_id: str, run_id: str) -> dict[str, dg.MetadataValue]:
@@ -41,12 +46,13 @@ class MlflowTracking:
 
     @property
     def command(self) -> str:
-        """The command that serves the pages of a database."""
-        return f'mlflow ui --backend-store-uri "{self.tracking_uri}" --workers 1'
+        """The command that serves the pages of a database; a password is left out."""
+        return f'mlflow ui --backend-store-uri "{without_password(self.tracking_uri)}" --workers 1'
 
 
 def mlflow_resource(tracking_uri: str) -> dg.ResourceDefinition:
     """Return the resource for the definitions."""
-    return dg.ResourceDefinition.hardcoded_resource(
-        MlflowTracking(tracking_uri=tracking_uri), description="Where trainings and evaluations are logged."
+    tracking = MlflowTracking(tracking_uri=tracking_uri)
+    return dg.ResourceDefinition(
+        lambda _: tracking, config_schema={}, description="Where trainings and evaluations are logged."
     )

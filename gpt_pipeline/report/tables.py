@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.contents import CheckpointRow, read_contents, spread
 from gpt_pipeline.report.metrics import Metric, measured
-from gpt_pipeline.sheet import markdown_table
+from gpt_pipeline.sheet import Line, markdown_table
 from gpt_pipeline.storage.layout import ExperimentFolder
 
 _COLUMNS = ("val_loss", "val_bpb", "answer_loss", "well_formed", "correct", "choice_match", "token_f1")
@@ -56,7 +56,7 @@ def _kind_cell(row: CheckpointRow, name: str) -> KindCell:
     return KindCell(val_loss=row.metrics.get(f"{_LOSS}/{name}"), correct=row.metrics.get(f"{_RIGHT}/{name}"))
 
 
-def _cells(row: CheckpointRow, metrics: Sequence[Metric]) -> list[str]:
+def _cells(row: CheckpointRow, metrics: Sequence[Metric]) -> Line:
     step = f"{wording.number(row.step)} best_model" if row.is_best_model else wording.number(row.step)
     cells = [step, wording.count(row.tokens_seen), *(metric.text(row.metrics.get(metric.key)) for metric in metrics)]
-    return [f"**{cell}**" if row.best else cell for cell in cells]
+    return [(cell, "bold") if row.best else cell for cell in cells]

@@ -205,7 +205,8 @@ def as_tracking_error(tracking_uri: str, *, what: str, remedy: str) -> Iterator[
         yield
     except (MlflowException, SQLAlchemyError, _FilesRefusedError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise TrackingError(f"MLflow at {tracking_uri} did not take {what} ({reason}); {remedy}") from error
+        # None: the cause, which a log or Dagster's history would keep, quotes the address with its password.
+        raise TrackingError(f"MLflow at {tracking_uri} did not take {what} ({reason}); {remedy}") from None
 
 
 def missing_parameters(run: Run, parameters: Mapping[str, Any]) -> list[Param]:

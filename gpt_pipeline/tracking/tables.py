@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt_pipeline.sheet import markdown_table
+from gpt_pipeline.shown import in_markdown
 
 _COLUMNS = (
     "exercise",
@@ -52,7 +53,7 @@ def _answer(number: int, answer: Mapping[str, Any]) -> str:
     form = "well-formed" if answer["well_formed"] else "not well-formed"
     return "\n".join(
         [
-            f"## {number}. {answer['exercise']}: {verdict}, {form}\n",
+            f"## {number}. {in_markdown(answer['exercise'])}: {verdict}, {form}\n",
             f"**Question**\n\n{_block(answer['question'])}\n",
             f"**Expected**\n\n{_block(answer['expected'])}\n",
             f"**Written by the model**\n\n{_block(answer['generated'])}\n",

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TextIO
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
+from gpt_pipeline.shown import on_terminal
 
 _logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class PlainObserver:
     def message(self, text: str) -> None:
         # A closed terminal or a dead reader of the pipe is no reason to stop training: metrics.jsonl has it all.
         with suppress(OSError):
-            print(text, file=self._stream, flush=True)
+            print(on_terminal(text), file=self._stream, flush=True)
 
 
 class BarObserver:
@@ -127,7 +128,7 @@ class BarObserver:
         self.message(f"saved {info.path.name} ({info.size / 1e6:.1f} MB)")
 
     def message(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False)
+        self._bar.console.print(on_terminal(text), markup=False, highlight=False)
 
 
 def describe(record: Mapping[str, Any]) -> str:

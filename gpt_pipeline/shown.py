@@ -1,0 +1,30 @@
+"""How text from elsewhere is shown: harmless on a terminal and in markdown, addresses without their passwords."""
+
+from __future__ import annotations
+
+import re
+
+# The user part of an address ends at the last @ before its host. Databases also take a password with a bare slash.
+_WEB_USER = re.compile(r"(?i)\b(https?|ftp)://[^\s/?#\"'<>]*@")
+_OTHER_USER = re.compile(r"(?i)\b(?!https?:|ftp:)([a-z][a-z0-9+.-]*)://(?:[^\s/?#\"'<>]*|[^\s:/\"'<>]*:[^\s\"'<>]*)@")
+_SECRET_OPTION = re.compile(r"(?i)([?&;](?:[a-z_-]*password|passwd|pwd|[a-z_-]*token|[a-z_-]*secret)=)[^\s&;\"'<>]*")
+
+# What a terminal obeys (controls but for line breaks and tabs), and what turns the direction of text.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_MARKDOWN = re.compile(r"([\\`*{}\[\]<>#|~!])")
+
+
+def without_password(text: str) -> str:
+    """Return `text` with the addresses in it stripped of user names, passwords and tokens."""
+    shown = _OTHER_USER.sub(r"\1://", _WEB_USER.sub(r"\1://", text))
+    return _SECRET_OPTION.sub(r"\1...", shown)
+
+
+def on_terminal(text: str) -> str:
+    r"""Return `text` with what a terminal would obey, rather than print, written as `\u001b`, as in JSON."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text.replace("\r\n", "\n"))
+
+
+def in_markdown(text: str) -> str:
+    """Return `text` as one line of markdown that reads as it is: no markup, HTML or picture."""
+    return _MARKDOWN.sub(r"\\\1", on_terminal(" ".join(text.split())))
