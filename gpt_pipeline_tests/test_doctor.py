@@ -205,11 +205,12 @@ def test_within_gives_up_on_what_takes_too_long_and_passes_on_errors() -> None:
 
 
 @contextmanager
-def _server(status: int = 200) -> Iterator[int]:
+def _server(status: int = 200, body: bytes = b"") -> Iterator[int]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
             self.end_headers()
+            self.wfile.write(body)
 
         def log_message(self, *arguments: object) -> None: ...
 
@@ -237,6 +238,15 @@ def test_port_that_the_projects_own_pages_have_is_ok(tmp_path: Path) -> None:
         assert "open already" in found.text
         with folder_lock(tmp_path, purpose=f"web pages at http://127.0.0.1:{port}1 and http://127.0.0.1:5000"):
             assert _one(check_port(port, page="a page", pages=tmp_path)).severity == "note"
+
+
+def test_port_of_dagsters_pages_without_a_guard_is_warned_of(tmp_path: Path) -> None:
+    with _server(body=b'{"dagster_webserver_version": "1.13.27"}') as port:  # as test_guard.py asks Dagster's own
+        found = _one(check_port(port, page="Dagster's page", pages=tmp_path))
+    assert found.severity == "warning"
+    assert "gpt-pipeline ui" in found.remedy
+    with _server(status=403, body=b'{"dagster_webserver_version": "1.13.27"}') as port:
+        assert _one(check_port(port, page="Dagster's page", pages=tmp_path)).severity == "note"
 
 
 # Stores

@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import EmptyWorkspaceTarget
+from dagster_webserver.webserver import DagsterWebserver
 
 from gpt_pipeline.orchestration.dagster_server import GuardedWebserver
 
@@ -35,12 +36,17 @@ class Answer:
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkspaceProcessContext]:
     with (
         dg.DagsterInstance.local_temp(str(tmp_path_factory.mktemp("history"))) as instance,
         WorkspaceProcessContext(instance, workspace_load_target=EmptyWorkspaceTarget()) as context,
     ):
-        yield GuardedWebserver(context, names=["dagster.example.org"]).create_asgi_app()
+        yield context
+
+
+@pytest.fixture(scope="module")
+def app(context: WorkspaceProcessContext) -> Any:
+    return GuardedWebserver(context, names=["dagster.example.org"]).create_asgi_app()
 
 
 async def _exchange(app: Any, scope: dict[str, Any], received: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -184,3 +190,12 @@ def test_guard_websocket_of_another_website_is_closed_before_it_opens(app: Any, 
 def test_guard_proxy_that_passes_its_own_name_on_as_origin_alone_is_answered(app: Any) -> None:
     headers = {"origin": "https://dagster.example.org:8443", "sec-fetch-site": "same-origin", **JSON}
     assert ask(app, "POST", "/graphql", headers, QUERY).status == 200
+
+
+def test_dagsters_server_without_the_guard_answers_other_websites(context: WorkspaceProcessContext) -> None:
+    """Should this fail, Dagster has a guard of its own: doctor's warning and docs/security.md must say so."""
+    bare = DagsterWebserver(context).create_asgi_app()
+    answer = ask(bare, "GET", "/server_info", {"host": "evil.example", "origin": FOREIGN, **CROSS})
+    assert answer.status == 200
+    assert b"dagster_webserver_version" in answer.body  # by which doctor knows it
+    assert ask(bare, "POST", "/graphql?query={version}", {"content-type": "text/plain"}).status == 200

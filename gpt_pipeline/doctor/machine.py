@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.request import ProxyHandler, Request, build_opener
 
 import psutil
 from filelock import Timeout
 
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.findings import Finding, note, ok, problem
+from gpt_pipeline.findings import Finding, note, ok, problem, warning
 from gpt_pipeline.planning.host import HostMemory, host_memory
 from gpt_pipeline.report.wording import size
 from gpt_pipeline.storage.atomic import fsync_file, why_renames_are_not_durable
@@ -25,6 +27,7 @@ _LEAST_MEMORY, _AMPLE_MEMORY = 10**9, 6 * 10**9  # two worker processes of the d
 _LEAST_FILES = 1024
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "lustre", "glusterfs")
 _SHOWN_LETTERS = 100  # of a command
+_ANSWER_SECONDS = 2.0
 
 
 def check_disk(folders: Iterable[Path]) -> Iterator[Finding]:
@@ -154,7 +157,21 @@ def check_port(port: int, *, page: str, pages: Path) -> Iterator[Finding]:
         yield ok("ports", f"{page} is open already, at http://{HOST}:{port}")
         return
     holder = find_holder(port) or "another program"
+    if _is_open_to_websites(port):
+        text = f"{port} has pages of Dagster that answer any website which the browser shows ({holder})"
+        yield warning("ports", text, "stop them, and open the pages by `gpt-pipeline ui`")
+        return
     yield note("ports", f"{port} is taken by {holder}", f"`gpt-pipeline ui` takes the next free one for {page}")
+
+
+def _is_open_to_websites(port: int) -> bool:
+    """Whether Dagster's web server answers on the port under the name of another host, as `dagster dev` does."""
+    request = Request(f"http://{HOST}:{port}/server_info", headers={"Host": "another-website.invalid"})
+    try:
+        with build_opener(ProxyHandler({})).open(request, timeout=_ANSWER_SECONDS) as answer:
+            return b"dagster_webserver_version" in answer.read(1000)
+    except (HTTPException, OSError):
+        return False
 
 
 def find_holder(port: int) -> str | None:
