@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -57,12 +58,19 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def window(browser: Browser, *, pictures: Path | None = None) -> Iterator[Page]:
-    """A page of the browser; where the block fails, what it shows is kept in the folder `pictures`."""
+    """A page of the browser; where the block fails, what it shows is kept in the folder `pictures`.
+
+    No page may have asked another host for anything.
+    """
+    asked: set[str] = set()
     context = browser.new_context(viewport={"width": 1400, "height": 900})
+    context.on("request", lambda request: asked.add(request.url))
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     try:
         yield page
+        elsewhere = [url for url in asked if urlsplit(url).hostname not in (None, "127.0.0.1")]
+        assert not elsewhere, elsewhere
     except BaseException:
         if pictures is not None:
             for number, each in enumerate(context.pages):

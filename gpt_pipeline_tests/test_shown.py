@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt_pipeline.cli import main
 from gpt_pipeline.cli.common import print_json, say
 from gpt_pipeline.doctor.services import check_mlflow
 from gpt_pipeline.errors import UserError
@@ -76,6 +78,20 @@ def test_terminal_messages_errors_sheets_and_json_are_harmless(capsys: pytest.Ca
     assert json.loads(captured.out) == {"kind": ESCAPES}
     assert _is_harmless(str(UserError(ESCAPES)))
     assert _is_harmless(plain_text([Sheet(heading=[ESCAPES], rows=[[ESCAPES, (ESCAPES, "bold")]])]))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_command_about_a_file_with_a_hostile_name_is_harmless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = TinyProject(root=tmp_path).write_experiment(f"a{ESCAPES}")
+    path.write_text(path.read_text().replace("max_steps", "max_stepz"))
+    with pytest.raises(SystemExit):
+        main(["validate", str(path)])
+    captured = capfd.readouterr()
+    assert "owned" in captured.err
+    assert _is_harmless(captured.out + captured.err)
 
 
 def test_generated_text_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

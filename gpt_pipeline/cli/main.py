@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from gpt_pipeline.cli.experiments import compare, evaluate, init, plan, run, sta
 from gpt_pipeline.cli.machine import completion, doctor, ui
 from gpt_pipeline.cli.models import benchmark, export, generate, import_
 from gpt_pipeline.errors import ConfigError, StoppedError, UserError
+from gpt_pipeline.shown import on_terminal, without_password
 
 
 class _InOrder(click.Group):
@@ -40,8 +42,17 @@ for verb in (
     command.add_command(verb)
 
 
+class _Harmless(logging.Formatter):
+    """Warnings quote names of files, which come from elsewhere."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return on_terminal(without_password(super().format(record)))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; the exit code is 0, 1 for a failure, 2 for misuse or a bad file, 130 when stopped."""
+    if logging.lastResort is not None:  # what prints warnings where nothing else is configured
+        logging.lastResort.setFormatter(_Harmless())
     sys.exit(_run(arguments))
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from gpt_pipeline.shown import on_terminal
+
 if TYPE_CHECKING:
     from gpt_pipeline.data.stage import Say
 
@@ -67,7 +69,7 @@ class Meter:
 @contextmanager
 def shown(sizes: Mapping[str, int], *, say: Say, stream: TextIO | None = None) -> Iterator[Observer]:
     """Yield an observer of these files' download: a bar if `stream` (stderr) is a terminal, else lines by `say`."""
-    title = next(iter(sizes)) if len(sizes) == 1 else f"{len(sizes)} files"
+    title = on_terminal(next(iter(sizes))) if len(sizes) == 1 else f"{len(sizes)} files"
     stream = stream or sys.stderr
     if not stream.isatty():
         yield lines(title, Meter(sizes), say=say)
@@ -97,7 +99,7 @@ def _bar(title: str, meter: Meter, stream: TextIO) -> Iterator[Observer]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.fields[title]}"), BarColumn(), TextColumn("{task.description}"))
+    columns = (TextColumn("{task.fields[title]}", markup=False), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(file=stream)) as bar:
         task = bar.add_task("", total=max(meter.total, 1), title=title)
 
