@@ -229,3 +229,37 @@ def test_run_killed_with_all_its_processes_is_shown_as_failed_by_the_next(tmp_pa
     finally:
         os.chdir(before)
     assert "training" in _mlflow_runs(project)["long"]
+
+
+_READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0" && exec "$@"'
+
+
+def _see_read_only(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that sees `folder`, where it works, as a disk that is mounted read-only."""
+    own_mounts = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
+    return subprocess.run(
+        [*own_mounts, "sh", "-c", _READ_ONLY, str(folder), *command],
+        env=TinyProject(root=folder).environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs Linux's mount namespaces")
+@pytest.mark.slow
+def test_reading_commands_on_a_read_only_folder_write_nothing(copy: TinyProject, tmp_path: Path) -> None:
+    if _see_read_only(copy.root, "true").returncode != 0:
+        pytest.skip("this user may not mount")
+    shutil.rmtree(copy.experiment("tiny").folder.checkpoints / ".leases")  # as in a folder that nobody has read yet
+    copy.write_experiment("other")
+    for words in (
+        ["status"],
+        ["compare", "experiments/tiny.yaml", "experiments/other.yaml"],
+        ["generate", "experiments/tiny.yaml", "--prompt", "Hello", "--max-new-tokens", "2"],
+        ["export", "experiments/tiny.yaml", "--to", str(tmp_path / "exported")],
+    ):
+        ended = _see_read_only(copy.root, sys.executable, "-m", "gpt_pipeline", *words)
+        assert ended.returncode == 0, ended.stdout
+        assert "Read-only" not in ended.stdout
