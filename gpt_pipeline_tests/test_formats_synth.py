@@ -22,7 +22,7 @@ from gpt_pipeline.data.formats.synth import (
 )
 from gpt_pipeline.data.formats.synth_text import article_key, document_text, is_blank
 from gpt_pipeline.errors import DataError
-from gpt_pipeline_tests.synth_rows import row, write_synth
+from gpt_pipeline_tests.synth_rows import SCHEMA, row, write_synth
 
 _TEXT = st.one_of(st.none(), st.sampled_from(["", " \n\u2003", "é\u0301", "Q: <|endoftext|>"]), st.text(max_size=12))
 
@@ -112,7 +112,7 @@ def test_count_english_rows_reads_the_language_alone(tmp_path: Path) -> None:
     assert count_english_rows(path, path.name) == 2
 
 
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
 def test_read_batches_other_text_types_are_read_alike(tmp_path: Path, kind: pa.DataType) -> None:
     path = write_synth(tmp_path / "a.parquet", [row(i) for i in range(5)])
     table = pa.parquet.read_table(path)
@@ -153,6 +153,31 @@ def test_read_batches_overwritten_pages_are_named(tmp_path: Path) -> None:
     path.write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"synth_001\.parquet: damaged"):
         list(read_batches(path, SYNTH))
+
+
+def test_read_batches_flipped_bit_that_the_file_itself_knows_of_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "synth_001.parquet"
+    table = pa.Table.from_pylist([row(i) for i in range(1000)], schema=SCHEMA)
+    settings = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    pa.parquet.write_table(table, path, **settings)
+    content = bytearray(path.read_bytes())
+    content[content.index(str(row(500)["query"]).encode())] ^= 1  # another letter, still UTF-8
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"synth_001\.parquet: damaged .*CRC"):
+        list(read_batches(path, SYNTH))
+
+
+def test_read_batches_column_of_the_same_name_twice_is_named(tmp_path: Path) -> None:
+    table = pa.parquet.read_table(write_synth(tmp_path / "a.parquet", [row(0)]))
+    path = tmp_path / "twice.parquet"
+    pa.parquet.write_table(table.append_column("words", table["words"]), path)
+    assert list(read_batches(path, SYNTH))  # of a column that nobody reads
+    pa.parquet.write_table(table.append_column("query", table["query"]), path)
+    with pytest.raises(DataError, match=r"twice\.parquet: has the column query 2 times, need it once"):
+        list(read_batches(path, SYNTH))
+    pa.parquet.write_table(table.append_column("language", table["language"]), path)
+    with pytest.raises(DataError, match=r"twice\.parquet: has the column language 2 times"):
+        count_english_rows(path, path.name)
 
 
 def test_read_batches_missing_and_wrong_columns_are_named(tmp_path: Path) -> None:

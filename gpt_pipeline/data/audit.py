@@ -112,7 +112,7 @@ def _every_text(paths: Sequence[Path], every: int) -> Iterator[str]:
     """Yield the texts of the rows 0, `every`, 2 * `every`, ... of all files together."""
     first = 0
     for path in paths:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
+        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
             for number in range(file.num_row_groups):
                 rows = file.metadata.row_group(number).num_rows
                 if len(chosen := np.arange(-first % every, rows, every)):

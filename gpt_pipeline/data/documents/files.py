@@ -16,6 +16,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpt_pipeline.errors import DamagedFileError
+
 _OLD_NAMES = {"id": "synth_id", "group": "article", "kind": "exercise"}
 
 
@@ -26,9 +28,23 @@ def names_in(schema: pa.Schema) -> Mapping[str, str]:
 
 
 def read_documents(files: Iterable[Path], columns: Sequence[str], *, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield `columns` of all documents of the files in order, at most `batch_rows` at a time."""
+    """Yield `columns` of all documents of the files in order, at most `batch_rows` at a time.
+
+    Raises:
+        DamagedFileError: a file cannot be read.
+    """
     for path in files:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            names = names_in(file.schema_arrow)
-            for batch in file.iter_batches(batch_size=batch_rows, columns=[names[name] for name in columns]):
-                yield pa.record_batch([batch[names[name]] for name in columns], names=list(columns))
+        try:
+            yield from _read_file(path, columns, batch_rows)
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedFileError(
+                f"{path}: damaged ({error}); delete the folder and run again, or see what else is by "
+                "`gpt-pipeline verify`"
+            ) from error
+
+
+def _read_file(path: Path, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
+        names = names_in(file.schema_arrow)
+        for batch in file.iter_batches(batch_size=batch_rows, columns=[names[name] for name in columns]):
+            yield pa.record_batch([batch[names[name]] for name in columns], names=list(columns))

@@ -21,6 +21,7 @@ from gpt_pipeline.errors import UnreadableFileError
 Rules = Mapping[str, Callable[[pa.RecordBatch], Flags]]
 """Which rows pass, by the reason under which the others are counted."""
 
+_TEXT_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
 _READ_BYTES = 1 << 20  # of each column at a time
 _FIRST_BYTES = 3  # of a text, that mostly tell that it is not blank
 _BATCH_BYTES, _MAX_BATCH_ROWS = 32 << 20, 2_000  # decoded at a time
@@ -34,7 +35,7 @@ def open_raw(path: Path, format: Format) -> pq.ParquetFile:
     """
     try:
         # Otherwise the whole row group would be held, or each column's whole chunk: and a file of SYNTH is one of them.
-        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES)
+        file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True, buffer_size=_READ_BYTES)
     except (FileNotFoundError, PermissionError) as error:
         raise UnreadableFileError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from None
     except (pa.ArrowException, OSError) as error:
@@ -46,7 +47,7 @@ def open_raw(path: Path, format: Format) -> pq.ParquetFile:
 
 
 def require_columns(schema: pa.Schema, columns: Sequence[str], *, name: str, remedy: str = "") -> None:
-    """Raise `DataError` unless the file called `name` has all `columns`, and they are text."""
+    """Raise `DataError` unless the file called `name` has each of `columns` once, and they are text."""
     missing = [column for column in columns if column not in schema.names]
     if missing:
         which = "column" if len(missing) == 1 else "columns"
@@ -54,6 +55,11 @@ def require_columns(schema: pa.Schema, columns: Sequence[str], *, name: str, rem
         hints = [*([f"nearest: {', '.join(near)}"] if near else []), *([remedy] if remedy else [])]
         raise UnreadableFileError(
             f"{name}: lacks the {which} {', '.join(missing)}; found {'; '.join([', '.join(schema.names), *hints])}"
+        )
+    if twice := [column for column in columns if schema.names.count(column) > 1]:
+        raise UnreadableFileError(
+            f"{name}: has the column {twice[0]} {schema.names.count(twice[0])} times, need it once; write the file "
+            "again without the others, or under other names"
         )
     wrong = [
         f"{column} is {schema.field(column).type}" for column in columns if not _is_text(schema.field(column).type)
@@ -66,7 +72,7 @@ def require_columns(schema: pa.Schema, columns: Sequence[str], *, name: str, rem
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+    return any(is_kind(kind) for is_kind in _TEXT_KINDS)
 
 
 def _beginning(path: Path) -> str:
@@ -116,7 +122,7 @@ def open_counted(file: Path | io.IOBase, name: str) -> Iterator[pq.ParquetFile]:
     """
     try:
         # No reading ahead: other threads would do that, and the file has one position.
-        with pq.ParquetFile(file, pre_buffer=False) as parquet:
+        with pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         raise UnreadableFileError(f"{name}: not a readable parquet file ({_first_line(error)})") from error

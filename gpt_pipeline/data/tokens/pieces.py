@@ -178,7 +178,7 @@ class DocumentsFile:
     def _open(self) -> pq.ParquetFile:
         with self._explained("not a readable parquet file"):
             # Otherwise a row group's compressed bytes would be held beside what is decoded of them.
-            return pq.ParquetFile(self.path, metadata=self.metadata, pre_buffer=False)
+            return pq.ParquetFile(self.path, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True)
 
     def read(self, opened: pq.ParquetFile, row_group: int) -> list[pa.RecordBatch]:
         """Return a row group of the file.
