@@ -54,6 +54,13 @@ class NewerFileError(UserError):
     """A file that a newer version of gpt_pipeline wrote, which this one cannot read without losing something."""
 
 
+class DiskFullError(UserError, OSError):
+    """A disk, or a user's share of it, is full."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # where an OSError has a number, its own text is made of that
+
+
 class LockedError(UserError):
     """Another live process holds the folder; names it."""
 

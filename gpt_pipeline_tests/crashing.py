@@ -131,7 +131,7 @@ class PowerCut:
         if stat.S_ISDIR(status.st_mode):
             self._names, self._renames = self._present_names(), []
         else:
-            self._content[status.st_ino] = self._read(status.st_ino)
+            self._content[status.st_ino] = _content_of(descriptor, status.st_size)  # of a link, too
         self.worlds += self.possible_now()
 
     def _watched_replace(self, source: Path, target: Path) -> None:
@@ -149,6 +149,14 @@ class PowerCut:
             if path.is_file() and path.stat().st_ino == inode:
                 return path.read_bytes()
         return b""  # replaced since, and of no name any more
+
+
+def _content_of(descriptor: int, size: int) -> bytes:
+    place = os.lseek(descriptor, 0, os.SEEK_CUR)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    content = os.read(descriptor, size)
+    os.lseek(descriptor, place, os.SEEK_SET)
+    return content
 
 
 def _whole(content: bytes) -> bytes:

@@ -6,7 +6,6 @@ process, so verification finds what a disk or a crash did to them afterwards.
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 import shutil
@@ -26,14 +25,10 @@ from gpt_pipeline.checkpoints.manifest import (
     write_manifest,
 )
 from gpt_pipeline.checkpoints.snapshot import Snapshot, snapshot_bytes, weights_sha256
-from gpt_pipeline.errors import UserError
+from gpt_pipeline.errors import DiskFullError
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path
 from gpt_pipeline.storage.manifest import utc_now
-from gpt_pipeline.storage.room import free_bytes
-
-
-class DiskFullError(UserError):
-    """A checkpoint does not fit on the disk."""
+from gpt_pipeline.storage.room import free_bytes, is_for_lack_of_room
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot) -> CheckpointInfo:
@@ -128,8 +123,7 @@ class _room_for:  # noqa: N801  # reads as a function in a with statement
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        no_room = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-        if isinstance(error, OSError) and error.errno in no_room:
+        if isinstance(error, OSError) and is_for_lack_of_room(error, self._folder):
             needed, free = snapshot_bytes(self._snapshot) / 1e9, free_bytes(self._folder) / 1e9
             raise DiskFullError(
                 f"no room for the checkpoint of step {self._snapshot.step} in {self._folder}: found {free:.3g} GB free "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -82,9 +83,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough
         code = FAILED
     except OSError as error:
-        if error.filename is None:
+        remedy = "; free some space on the disk, and run again" if error.errno == errno.ENOSPC else ""
+        if error.filename is None and not remedy:
             raise
-        _complain(f"{error.filename}: {error.strerror}")
+        _complain(f"{error.filename or 'a file'}: {error.strerror}{remedy}")
         code = FAILED
     except StoppedError:
         say("Stopped; what was done is saved. The same command continues from here.")

@@ -87,7 +87,7 @@ def read_hugging_face_config(config: Mapping[str, Any], *, source: object) -> di
             "vocab_size": int(config["vocab_size"]),
             "tie_weights": bool(config.get("tie_word_embeddings", True)),
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{source} is not a config of GPT-2: {error!r}; need n_layer, n_head, n_embd and so on"
         ) from None

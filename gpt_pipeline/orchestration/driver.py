@@ -31,7 +31,7 @@ from gpt_pipeline.experiment.training import base_experiment, find_start
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
-from gpt_pipeline.orchestration.history import open_instance
+from gpt_pipeline.orchestration.history import explained_history, open_instance
 from gpt_pipeline.orchestration.pool_wait import wait_in_pools
 from gpt_pipeline.orchestration.rebuild import reconstructable_job
 from gpt_pipeline.orchestration.stages import finished_shards
@@ -74,7 +74,7 @@ class Session:
         A run that has to wait for others tells `say` for whom, and ends once `stopped` returns true, as at a signal.
         """
         project.enter()
-        with open_instance(project) as instance:
+        with explained_history(project), open_instance(project) as instance:
             wait_in_pools(instance, project, say=say, stopped=stopped)
             definitions = build_definitions(project)
             yield cls(project=project, experiment=experiment, definitions=definitions, instance=instance)

@@ -29,8 +29,12 @@ def main() -> int:
     experiment = load_experiment(Path(sys.argv[1]))
     orders = Orders()
     threading.Thread(target=orders.listen, args=[sys.stdin.fileno()], daemon=True).start()
-    with Session.open(Project.here(), experiment, say=_say, stopped=orders.stop.is_set) as session:
-        follow(session, orders)
+    try:
+        with Session.open(Project.here(), experiment, say=_say, stopped=orders.stop.is_set) as session:
+            follow(session, orders)
+    except UserError as error:  # the process that started this one evaluates what is left, or says the same
+        print(f"evaluations beside the training: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import chdir
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.project import Project, dagster_home
 
 _ON_TERMINAL = {
@@ -32,6 +34,21 @@ def open_instance(project: Project) -> dg.DagsterInstance:
     """
     home = dagster_home() or project.root
     return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_ON_TERMINAL))
+
+
+@contextmanager
+def explained_history(project: Project) -> Iterator[None]:
+    """Turn what the history's database refuses in the block into a `UserError`, whose remedy is that of a full disk."""
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        yield
+    except DBAPIError as error:
+        home = dagster_home() or project.root
+        raise UserError(
+            f"Dagster's history of {home} cannot be read or written ({error.orig}); if its disk is full, free some "
+            "space. Finished work is kept: run again, or see what `gpt-pipeline doctor` says of it"
+        ) from error
 
 
 def count_runs(project: Project) -> int:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from gpt_pipeline import __version__
 from gpt_pipeline.errors import NewerFileError, UserError
+from gpt_pipeline.storage.room import explained_full_disk
 from gpt_pipeline.storage.shape import require_shape
 
 _Value = TypeVar("_Value")
@@ -40,14 +41,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it is renamed to `path` when the block ends without an error.
 
     The folder is created if it is missing. If the block raises, the temporary file is removed and `path` is untouched.
+
+    Raises:
+        DiskFullError: there is no room for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{_TEMPORARY_SUFFIX}")
     try:
-        yield temporary
-        fsync_file(temporary)
-        _replace(temporary, path)
-        fsync_folder(path.parent)
+        with explained_full_disk(path):
+            yield temporary
+            fsync_file(temporary)
+            _replace(temporary, path)
+            fsync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -6,6 +6,7 @@ and `time`. A resumed training writes the steps after its checkpoint again, so r
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.storage.atomic import parse_json, write_text
 from gpt_pipeline.storage.manifest import utc_now
+from gpt_pipeline.storage.room import explained_full_disk
 from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.observer import Observer
 
@@ -48,15 +50,26 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _cut_torn_line(path)
-        self._file = path.open("a", encoding="utf-8", newline="\n")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record of JSON values."""
-        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        """Append one record of JSON values.
+
+        Raises:
+            DiskFullError: there is no room for it.
+        """
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        with explained_full_disk(self._path):
+            _write_all(self._file, line.encode("utf-8"))
 
     def close(self) -> None:
         self._file.close()
+
+
+def _write_all(file: io.FileIO, content: bytes) -> None:
+    while content:  # a disk that becomes full takes a part
+        content = content[file.write(content) :]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, find_checkpoint, list_checkpoints
 from gpt_pipeline.checkpoints.retention import kept_checkpoints, prune
-from gpt_pipeline.checkpoints.save import DiskFullError, link_best, save_best, save_checkpoint
+from gpt_pipeline.checkpoints.save import link_best, save_best, save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import HostCopy, Progress, Snapshot
+from gpt_pipeline.errors import DiskFullError
 from gpt_pipeline.storage.room import free_bytes
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.observer import Observer
