@@ -25,7 +25,7 @@ import pytest
 from gpt_pipeline.data.formats.synth import count_english_rows
 from gpt_pipeline.data.sources.hub import Hub, HubDataset, open_dataset, recorded_dataset
 from gpt_pipeline.data.sources.hub.patience import Patience
-from gpt_pipeline.data.sources.record import SourceRecord
+from gpt_pipeline.data.sources.record import SourceRecord, read_record
 from gpt_pipeline.errors import DamagedFileError, DataError
 from gpt_pipeline_tests.hub_server import REPOSITORY, FakeHub, Fault, running_hub
 from gpt_pipeline_tests.synth_rows import write_folder
@@ -703,6 +703,8 @@ def test_listing_kept_without_sizes_is_asked_for_again(world: World) -> None:
     record.commits[""] = dataset.revision
     without = [dataclasses.replace(file, size=None) for file in dataset.files.values()]  # type: ignore[arg-type]
     record.listings[dataset.revision] = without
+    record.save()
+    record = read_record(world.folder)
     assert recorded_dataset(dataset.hub, REPOSITORY, None, record) is None
     assert open_dataset(dataset.hub, REPOSITORY, None, record, say=world.said.append) == dataset
 

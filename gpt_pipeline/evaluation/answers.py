@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.evaluation.generate import Generation, generate
 from gpt_pipeline.evaluation.questions import Question
-from gpt_pipeline.evaluation.result import of_exercise
+from gpt_pipeline.evaluation.result import exercise_names
 from gpt_pipeline.evaluation.score import Score, score_answer, split_answer
 from gpt_pipeline.model.gpt import GPT
 
@@ -46,8 +46,11 @@ def encode_prompt(text: str) -> list[int]:
     return [EOT_TOKEN, *gpt2().encode_ordinary(text)]
 
 
-def answer_metrics(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
-    """Return the metrics of all answers together; shares and F1 in [0, 1], empty without answers."""
+def answer_metrics(answers: Sequence[ScoredAnswer], names: Mapping[str, str] | None = None) -> dict[str, float]:
+    """Return the metrics of all answers together; shares and F1 in [0, 1], empty without answers.
+
+    `names` are those of the exercises, as `exercise_names` gives them; null: of these questions' own.
+    """
     if not answers:
         return {}
     means = {
@@ -58,13 +61,14 @@ def answer_metrics(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
         "prompts_truncated": float(sum(each.generation.prompt_truncated for each in answers)),
     }
     present = {name: value for name, value in means.items() if value is not None}
-    return {**present, **_correct_by_exercise(answers)}
+    return {**present, **_correct_by_exercise(answers, names)}
 
 
-def _correct_by_exercise(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
+def _correct_by_exercise(answers: Sequence[ScoredAnswer], names: Mapping[str, str] | None) -> dict[str, float]:
+    names = names or exercise_names(each.question.exercise for each in answers)
     groups: dict[str, list[bool]] = defaultdict(list)
     for each in answers:
-        groups[of_exercise("correct", each.question.exercise)].append(each.score.correct)
+        groups[f"correct/{names[each.question.exercise]}"].append(each.score.correct)
     return {name: sum(group) / len(group) for name, group in sorted(groups.items())}
 
 

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens of the longest document of a batch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation.held_out import HeldOutChoice, HeldOutDocument
-from gpt_pipeline.evaluation.result import of_exercise
+from gpt_pipeline.evaluation.result import exercise_names
 from gpt_pipeline.evaluation.validation import Stream, token_losses
 from gpt_pipeline.model.gpt import GPT
 
@@ -97,8 +97,11 @@ def document_losses(
     return [losses[place] for place in range(len(rows))]
 
 
-def loss_metrics(losses: Sequence[DocumentLoss]) -> dict[str, float]:
-    """Return the means in nats per token, of all documents and by exercise; empty without documents."""
+def loss_metrics(losses: Sequence[DocumentLoss], names: Mapping[str, str] | None = None) -> dict[str, float]:
+    """Return the means in nats per token, of all documents and by exercise; empty without documents.
+
+    `names` are those of the exercises, as `exercise_names` gives them; null: of these documents' own.
+    """
     if not losses:
         return {}
     groups: dict[str, list[DocumentLoss]] = defaultdict(list)
@@ -109,10 +112,11 @@ def loss_metrics(losses: Sequence[DocumentLoss]) -> dict[str, float]:
         "documents": float(len(losses)),
         "documents_truncated": float(sum(loss.truncated for loss in losses)),
     }
+    names = names or exercise_names(groups)
     for exercise, group in sorted(groups.items()):
         tokens = sum(loss.n_tokens for loss in group)
-        metrics[of_exercise("val_loss", exercise)] = sum(loss.nats for loss in group) / tokens
-        metrics[of_exercise("answer_loss", exercise)] = _answer_mean(group)
+        metrics[f"val_loss/{names[exercise]}"] = sum(loss.nats for loss in group) / tokens
+        metrics[f"answer_loss/{names[exercise]}"] = _answer_mean(group)
     return metrics
 
 

@@ -24,6 +24,7 @@ from gpt_pipeline.evaluation.result import (
     evaluation_fingerprint,
     evaluation_identity,
     evaluation_path,
+    exercise_names,
     find_evaluation,
     write_evaluation,
 )
@@ -179,13 +180,15 @@ def _measure(task: EvaluationTask, model: GPT) -> tuple[dict[str, float], list[d
         task.folder / "questions", task.documents, task.data, count=config.num_questions, seed=config.seed
     )
     answers = answer_questions(model, questions, max_new_tokens=config.max_new_tokens, context_length=context)
+    losses = document_losses(model, stream, documents, context_length=context)
+    names = exercise_names([*(each.exercise for each in losses), *(each.exercise for each in questions)])
     metrics = {
         "val_loss": loss.val_loss,
         "perplexity": loss.perplexity,
         "val_bpb": loss.val_bpb,
         "validation_tokens": float(loss.n_tokens),
-        **loss_metrics(document_losses(model, stream, documents, context_length=context)),
-        **answer_metrics(answers),
+        **loss_metrics(losses, names),
+        **answer_metrics(answers, names),
     }
     return metrics, [as_record(answer) for answer in answers]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from gpt_pipeline.storage.shape import require_shape
 BEST_ALIAS = BEST_NAME.removesuffix(".pt")
 """The second name of the evaluated checkpoint whose weights `best_model.pt` holds."""
 
+_LONGEST_NAME = 250 - len("answer_loss/")  # MLflow's longest key
+_HASH_DIGITS, _KEPT_LETTERS = 12, 60
+_TOLD_APART = re.compile(rf"-[0-9a-f]{{{_HASH_DIGITS}}}$")
 EVALUATION_VERSION = "2"
 """Raise it when the same weights, data and configuration give another result: every checkpoint is evaluated again.
 
@@ -87,10 +92,29 @@ def evaluation_fingerprint(
     )
 
 
-def of_exercise(metric: str, exercise: str) -> str:
-    """Return the name of `metric` for one kind of exercise: `val_loss/math_exercise`."""
-    name = re.sub(r"[^\w.-]+", "_", exercise.lower()).strip("_") or "unknown"  # what MLflow takes in a name
-    return f"{metric}/{name}"
+def exercise_names(exercises: Iterable[str]) -> dict[str, str]:
+    """Return what metrics call each kind of exercise, as in `val_loss/math_exercise`: a name that MLflow takes.
+
+    Kinds that would share a name, such as `Math` and `math`, and those that have none end in a hash of their own.
+    """
+    plain = {
+        exercise: re.sub(r"[^\w.-]+", "_", exercise.lower()).strip("_") or "unknown" for exercise in set(exercises)
+    }
+    bearers = Counter(plain.values())
+    return {
+        exercise: name if bearers[name] == 1 and _is_metric_name(name) else _told_apart(name, exercise)
+        for exercise, name in sorted(plain.items())
+    }
+
+
+def _is_metric_name(name: str) -> bool:
+    is_path = name not in (".", "..")
+    return is_path and len(name) <= _LONGEST_NAME and _TOLD_APART.search(name) is None
+
+
+def _told_apart(name: str, exercise: str) -> str:
+    digest = hashlib.sha256(exercise.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{name.strip('.')[:_KEPT_LETTERS] or 'unknown'}-{digest[:_HASH_DIGITS]}"
 
 
 def write_evaluation(result: EvaluationResult) -> None:

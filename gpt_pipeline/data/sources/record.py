@@ -123,6 +123,9 @@ def read_record(folder: Path) -> SourceRecord:
         listings = {
             commit: [HubFile(**known_fields(HubFile, file)) for file in files]
             for commit, files in known.pop("listings").items()
+            if all(
+                is_size(file["size"]) for file in files
+            )  # else kept by a version that did not check: asked for again
         }
         return SourceRecord(folder=folder, listings=listings, unknown=unknown, **known)
 

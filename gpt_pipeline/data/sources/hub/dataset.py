@@ -253,8 +253,6 @@ def recorded_dataset(hub: Hub, repository: str, revision: str | None, record: So
     commit = revision if is_commit else record.commits.get(revision or "")
     if commit is None or commit not in record.listings:
         return None
-    if not all(is_size(file.size) for file in record.listings[commit]):
-        return None  # kept by a version that did not check the hub's answer: ask again
     files = {file.name: file for file in record.listings[commit]}
     return HubDataset(hub=hub, repository=repository, revision=commit, files=files)
 

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
+
+from gpt_pipeline.evaluation.document_loss import DocumentLoss, loss_metrics
+from gpt_pipeline.evaluation.result import exercise_names
+
+
+def test_exercise_names_that_were_fine_are_as_they_were() -> None:
+    kinds = {"math exercise": "math_exercise", "mcq": "mcq", "Rag": "rag", "a_b": "a_b", "": "unknown", "v1.2": "v1.2"}
+    assert exercise_names(kinds) == kinds
+
+
+@given(
+    kinds=st.sets(st.text(max_size=4) | st.sampled_from(["Math", "math", "MATH", "a b", "a_b", ".", "..", "x" * 300]))
+)
+@example(kinds={"Math", "math"})
+@example(kinds={"x" * 300, "X" * 300})
+@example(kinds={"Math", "math", next(iter({*exercise_names(["Math", "math"]).values()}))})
+def test_exercise_names_are_all_different_and_taken_by_mlflow(kinds: set[str]) -> None:
+    names = exercise_names(kinds)
+    assert len({name.lower() for name in names.values()}) == len(kinds)
+    for name in names.values():
+        for metric in ("val_loss", "answer_loss", "correct"):
+            _validate_metric_name(f"{metric}/{name}")
+            assert len(f"{metric}/{name}") <= MAX_ENTITY_KEY_LENGTH
+
+
+def test_loss_metrics_of_kinds_that_differ_in_case_keep_each_loss() -> None:
+    losses = [
+        DocumentLoss(exercise=kind, nats=nats, n_tokens=1, answer_nats=0.0, n_answer_tokens=1, truncated=False)
+        for kind, nats in (("Math", 1.0), ("math", 2.0), ("..", 3.0))
+    ]
+    found = {name: value for name, value in loss_metrics(losses).items() if name.startswith("val_loss/")}
+    assert sorted(found.values()) == pytest.approx([1.0, 2.0, 3.0])
