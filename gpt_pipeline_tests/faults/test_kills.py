@@ -40,7 +40,7 @@ OF_THE_PAGES = {
     "trainer": "gpt_pipeline.orchestration.trainer_pipes",
 }
 
-_LIVES = 3  # of the pages in a round, each with another process killed
+_LIVES = 2  # of the pages in a round, each with another process killed
 
 
 def _find(project: TinyProject, words: str) -> psutil.Process | None:
