@@ -108,8 +108,8 @@ def test_two_runs_of_one_experiment_at_once_train_it_once(
     second = project.start("run", "experiments/long.yaml")
     gate.open()
     outputs = [run.communicate()[0] for run in (first, second)]
-    assert first.returncode == 0, outputs
-    assert not any("Traceback" in output for output in outputs), outputs
+    assert first.returncode == 0, outputs[0]
+    assert not any("Traceback" in output for output in outputs), "\n".join(outputs)
     print(project.run("run", "experiments/long.yaml"))
     assert_as_undisturbed(project, undisturbed)
 
