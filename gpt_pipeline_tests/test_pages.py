@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -77,6 +78,28 @@ def test_pages_in_an_empty_folder_answer_until_interrupted(tmp_path: Path, envir
     finally:
         process.terminate()  # which stops both servers
         process.communicate(timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process of its parent's end")
+def test_pages_that_are_killed_leave_no_dagster_behind(tmp_path: Path, environment: dict[str, str]) -> None:
+    process = subprocess.Popen(COMMAND, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for _ in range(2):
+        process.stdout.readline()
+    servers = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children_of(process.pid)}
+    process.kill()
+    process.communicate()
+    try:
+        (dagster,) = (int(pid) for pid, command in servers.items() if "dagster_server" in command)
+        deadline = time.monotonic() + 120
+        while not group_is_gone(dagster):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        for group in map(int, servers):  # MLflow's server stays, and the next `ui` names its port and process
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
 
 def refuses(address: str, headers: dict[str, str], body: bytes | None = None) -> bool:

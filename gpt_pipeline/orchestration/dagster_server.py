@@ -33,6 +33,7 @@ from starlette.middleware import Middleware
 
 from gpt_pipeline.orchestration.guard import Guard
 from gpt_pipeline.storage.ports import HOST
+from gpt_pipeline.training.stopping import stop_when_parent_dies
 
 MODULE = "gpt_pipeline.definitions"
 
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--allow-host", action="append", default=[])
     options = parser.parse_args()
+    stop_when_parent_dies()  # a `gpt-pipeline ui` that is killed cannot tell
     configure_loggers(log_level="INFO")
     setup_interrupt_handlers()
     try:
