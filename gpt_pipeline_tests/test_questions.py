@@ -13,6 +13,7 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.split import is_held_out
 from gpt_pipeline.data.formats.synth import DOCUMENT_SCHEMA
 from gpt_pipeline.data.formats.synth_text import document_text, prompt_text
+from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation.questions import Question, cached_questions, held_out_questions
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult
 
@@ -139,7 +140,7 @@ def test_cached_questions_are_not_read_from_the_documents_again(tmp_path: Path) 
     first = cached_questions(tmp_path / "questions", english, DATA, count=5, seed=0)
     (english.folder / next(iter(english.manifest.files))).unlink()
     assert cached_questions(tmp_path / "questions", english, DATA, count=5, seed=0) == first
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DamagedFileError, match="is missing"):
         cached_questions(tmp_path / "questions", english, DATA, count=6, seed=0)
 
 

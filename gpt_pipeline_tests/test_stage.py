@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -57,7 +58,10 @@ def test_stage_waiting_for_another_process_says_so(tmp_path: Path) -> None:
         while not said:
             time.sleep(0.001)
     waiting.join()
-    assert said == [f"{tmp_path} is in use by another process; waiting for it to end", "held"]
+    waits, then = said
+    assert waits.startswith(f"{tmp_path} is in use by process {os.getpid()} on ")
+    assert "(first, since" in waits
+    assert then == "held"
 
 
 def _hold(folder: Path, said: list[str]) -> None:

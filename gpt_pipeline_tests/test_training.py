@@ -204,8 +204,7 @@ def test_trainer_process_killed_and_started_again_equals_the_uninterrupted(tmp_p
     slow = """
         import sys, time
         from gpt_pipeline.training.job import TrainingJob
-        from gpt_pipeline.training.ranks import Ranks, process_group
-from gpt_pipeline.training.run import run_job
+        from gpt_pipeline.training.run import run_job
         from gpt_pipeline_tests.training_jobs import Listener
         from pathlib import Path
         run_job(TrainingJob.read(Path(sys.argv[1])), Listener(lambda step: time.sleep(600 * (step == 6))))

@@ -36,6 +36,8 @@ def read_documents(files: Iterable[Path], columns: Sequence[str], *, batch_rows:
     for path in files:
         try:
             yield from _read_file(path, columns, batch_rows)
+        except FileNotFoundError as error:
+            raise DamagedFileError(f"{path} is missing; run again: it is made again") from error
         except (pa.ArrowException, OSError) as error:
             raise DamagedFileError(
                 f"{path}: damaged ({error}); delete the folder and run again, or see what else is by "
