@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -81,6 +82,24 @@ def test_run_disturbed_while_it_trains_ends_as_undisturbed(
     assert "Traceback" not in output, output
     assert disturb is not _suspend or run.returncode == 0, output
     print(output, project.run("run", "experiments/long.yaml"))
+    assert_as_undisturbed(project, undisturbed)
+
+
+@pytest.mark.parametrize("days", [-2, 2])
+def test_run_whose_clock_is_set_while_it_trains_ends_as_undisturbed(
+    gated: tuple[TinyProject, Gate], undisturbed: Mapping[int, str], tmp_path: Path, days: int
+) -> None:
+    project, gate = gated
+    clock = tmp_path / "clock"
+    project = TinyProject(root=project.root, variables={**project.variables, "CLOCK": str(clock)})
+    run = project.start("run", "experiments/long.yaml")
+    gate.wait(run)
+    clock.write_text(str(days * 24 * 3600))
+    gate.open()  # the trainer's clock is set; the evaluations beside it keep theirs, as on another machine
+    _finish(run)
+    saved = [datetime.fromisoformat(info.created_at) for info in project.checkpoints("long")]
+    assert round((saved[-1] - saved[0]).total_seconds() / (24 * 3600)) == days
+    assert "Nothing to do" in project.run("run", "experiments/long.yaml")
     assert_as_undisturbed(project, undisturbed)
 
 

@@ -1,6 +1,7 @@
 """Python runs this at the start of each process that has this folder in PYTHONPATH: the trainer waits at a step.
 
-Which step, and for what, a test says in the environment: see `gate.py`.
+Which step, and for what, a test says in the environment: see `gate.py`. A test may also set the clock by the file
+CLOCK: of processes that start later, and of a trainer once it may go on.
 """
 
 import os
@@ -26,12 +27,26 @@ def _hold(at: int, reached: str, may_go_on: str) -> None:
             return
         with open(reached, "a"):
             pass
+        waited = False
         while not os.path.exists(may_go_on) and not stopped:
+            waited = True
             time.sleep(0.01)
             beat(watchdog, step)
+        if waited:
+            _set_the_clock()
 
     Watchdog.beat, StopFlag.request = waiting_beat, noted_request  # type: ignore[method-assign]
 
 
+def _set_the_clock() -> None:
+    path = os.environ.get("CLOCK", "")
+    if os.path.exists(path):
+        import time_machine
+
+        with open(path) as file:
+            time_machine.travel(time.time() + float(file.read()), tick=True).start()
+
+
+_set_the_clock()
 if "GATE_STEP" in os.environ and _TRAINER in sys.orig_argv:
     _hold(int(os.environ["GATE_STEP"]), os.environ["GATE_REACHED"], os.environ["GATE_OPEN"])
