@@ -32,6 +32,8 @@ from dagster_webserver.webserver import DagsterWebserver
 from starlette.middleware import Middleware
 
 from gpt_pipeline.orchestration.guard import Guard
+from gpt_pipeline.orchestration.history import turn_to_open
+from gpt_pipeline.project import Project
 from gpt_pipeline.storage.ports import HOST
 from gpt_pipeline.training.stopping import stop_when_parent_dies
 
@@ -63,7 +65,8 @@ def serve(*, port: int, names: Sequence[str]) -> None:
         RuntimeError: the daemon ended by itself.
     """
     with ExitStack() as stack:
-        instance = stack.enter_context(get_possibly_temporary_instance_for_cli("gpt-pipeline ui"))
+        with turn_to_open(Project.here()):
+            instance = stack.enter_context(get_possibly_temporary_instance_for_cli("gpt-pipeline ui"))
         workspace = stack.enter_context(_definitions(instance))
         daemon = stack.enter_context(_daemon(instance, workspace))
         instance.optimize_for_webserver(_STATEMENT_MILLISECONDS, _POOL_RECYCLE_SECONDS, _POOL_OVERFLOW)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir, closing, contextmanager
+from pathlib import Path
 
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.project import Project, dagster_home
+from gpt_pipeline.storage.lock import hold_lock
+
+_logger = logging.getLogger(__name__)
+_BUSY_SECONDS = 10.0
+_DATABASES = [
+    f"{base}{name}"
+    for base in ("history/", "")  # in the project's own folder, and as Dagster has it in DAGSTER_HOME
+    for name in ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
+]
 
 _ON_TERMINAL = {
     "python_logs": {"python_log_level": "INFO"},  # its own console would print the engine's events between ours
@@ -33,7 +45,33 @@ def open_instance(project: Project) -> dg.DagsterInstance:
     from the trainer, and its helper processes print tracebacks at Ctrl+C.
     """
     home = dagster_home() or project.root
-    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_ON_TERMINAL))
+    with turn_to_open(project):
+        return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_ON_TERMINAL))
+
+
+@contextmanager
+def turn_to_open(project: Project) -> Iterator[None]:
+    """Hold the turn to open the project's history during the block; a new one is made when it is opened.
+
+    Two processes that made it at once would each note a version of its tables, and Dagster refuses two notes from then
+    on. Where an earlier version has left them, both are removed: Dagster then adds what is missing and notes its own.
+    """
+    project.history.mkdir(parents=True, exist_ok=True)
+    with hold_lock(project.history / ".opening.lock", wait_seconds=-1):
+        for name in _DATABASES:
+            if (database := project.history / name).is_file():
+                _forget_two_versions(database)
+        yield
+
+
+def _forget_two_versions(database: Path) -> None:
+    try:
+        with closing(sqlite3.connect(database, timeout=_BUSY_SECONDS)) as connection:
+            if connection.execute("select count(*) from alembic_version").fetchone() > (1,):
+                connection.execute("delete from alembic_version")
+                connection.commit()
+    except sqlite3.Error as error:  # damaged, locked, or made in part: Dagster says so when it opens it
+        _logger.debug("%s: its version cannot be read (%s)", database, error)
 
 
 @contextmanager
