@@ -5,8 +5,6 @@ Imports no torch: evaluators announce themselves from light processes.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import time
 from pathlib import Path
@@ -54,8 +52,7 @@ def announce_evaluator(root: Path) -> None:
 
     Call it at least every ten minutes.
     """
-    text = json.dumps(dataclasses.asdict(ProcessId.here()))
-    (root / _EVALUATOR_NAME).write_text(f"{text}\n", encoding="utf-8")
+    (root / _EVALUATOR_NAME).write_text(f"{ProcessId.here().as_text}\n", encoding="utf-8")
 
 
 def evaluator_is_at_work(root: Path) -> bool:

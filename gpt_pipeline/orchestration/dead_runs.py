@@ -43,12 +43,12 @@ _SILENT_SECONDS = 600.0  # twice the time after which a run that waits for its p
 
 def process_tag() -> Mapping[str, str]:
     """Return the tag of a run that this very process executes."""
-    return {PROCESS_TAG: json.dumps(dataclasses.asdict(ProcessId.here()))}
+    return {PROCESS_TAG: ProcessId.here().as_text}
 
 
 def requester_tag() -> Mapping[str, str]:
     """Return the tag of a run that a sensor or a schedule in this very process asks for."""
-    return {REQUESTER_TAG: json.dumps(dataclasses.asdict(ProcessId.here()))}
+    return {REQUESTER_TAG: ProcessId.here().as_text}
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def at_work(instance: dg.DagsterInstance, run: dg.DagsterRun, base: Path) -> Ite
         yield
         return
     if PROCESS_TAG not in run.tags:
-        instance.add_run_tags(run.run_id, {PROCESS_TAG: json.dumps(dataclasses.asdict(process))})
+        instance.add_run_tags(run.run_id, {PROCESS_TAG: process.as_text})
     with show_life(base, process):
         yield
 

@@ -9,7 +9,7 @@ from typing import Any
 from gpt_pipeline.checkpoints.manifest import BEST_NAME
 from gpt_pipeline.progress.stages import StageProgress
 from gpt_pipeline.progress.status import CheckpointStatus, Status
-from gpt_pipeline.progress.training import TrainingProgress
+from gpt_pipeline.progress.training import NOT_YET_KNOWN, TrainingProgress
 from gpt_pipeline.report import wording
 from gpt_pipeline.sheet import Line, Sheet
 
@@ -90,7 +90,7 @@ def training_text(training: TrainingProgress) -> str:
         who = f" (process {training.process} on {training.host})" if training.process else ""
         return ", ".join([f"running{who}", f"step {training.step:,}{of}", *words, *_speed_words(training)])
     if training.ended_before and not training.of_other_settings:
-        words.append("whether the file asks for more is known once its data and start are made")
+        words.append(NOT_YET_KNOWN)
         return ", ".join([f"finished before, at step {training.step:,}", *words])
     what = "stopped" if training.state == "stopped" else "was killed; saved"
     other = "; with other settings, data or start than the file names now" if training.of_other_settings else ""

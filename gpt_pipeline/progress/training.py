@@ -30,6 +30,7 @@ from gpt_pipeline.training.heartbeat import read_heartbeat
 from gpt_pipeline.training.metrics import parse_record
 
 State = Literal["running", "finished", "stopped", "died", "absent"]
+NOT_YET_KNOWN = "whether the file asks for more is known once its data and start are made"
 _TAIL_BYTES = 64 << 10  # of metrics.jsonl; some 150 lines
 
 
@@ -84,9 +85,7 @@ class TrainingProgress:
             return "no checkpoint yet"
         gone = "; its process is gone" if self.state == "died" else ""
         if self.ended_before and not self.of_other_settings:
-            return (
-                f"after {self.step:,} steps; whether the file asks for more is known once its data and start are made"
-            )
+            return f"after {self.step:,} steps; {NOT_YET_KNOWN}"
         if self.of_other_settings:
             return f"at step {self.step:,}{gone}, with other settings than the file has now"
         return f"at step {self.step:,}{gone}. Materialize training to continue"

@@ -7,9 +7,7 @@ another, so a free lock alone is no proof; neither is silence, since a process m
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -60,5 +58,4 @@ def forget(base: Path, process: ProcessId) -> None:
 
 
 def _path(base: Path, process: ProcessId) -> Path:
-    text = json.dumps(dataclasses.asdict(process), sort_keys=True)
-    return base / _FOLDER / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.lock"
+    return base / _FOLDER / f"{hashlib.sha256(process.as_text.encode()).hexdigest()[:16]}.lock"

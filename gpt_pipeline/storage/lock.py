@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import json
 import logging
 import math
 import os
@@ -83,18 +81,13 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        # Shared: so that two who look at the same time do not take each other for the holder.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        marker = _marker_of(path)
-        return marker.is_file() and not _is_abandoned(marker)
+        is_free = _is_free(descriptor)
     finally:
         os.close(descriptor)
-    return False
+    if is_free is None:
+        marker = _marker_of(path)
+        return marker.is_file() and not _is_abandoned(marker)
+    return not is_free
 
 
 @contextmanager
@@ -126,15 +119,22 @@ def disk_has_locks(path: Path) -> bool:
         return True
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        return _is_free(descriptor) is not None
+    finally:
+        os.close(descriptor)
+
+
+def _is_free(descriptor: int) -> bool | None:
+    """Whether no other process holds the lock of an open file; None on a disk without file locks. For POSIX."""
+    try:
+        # Shared: so that two who look at the same time do not take each other for the holder.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return False
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        return False
-    finally:
-        os.close(descriptor)
+        return None
     return True
 
 
@@ -142,14 +142,23 @@ def disk_has_locks(path: Path) -> bool:
 def touched(path: Path, *, every: float = BEAT_SECONDS) -> Iterator[None]:
     """Touch the file `path` every few seconds during the block, from a thread."""
     path.touch()
+    with signs_of_life(lambda: os.utime(path), every=every):
+        yield
+
+
+@contextmanager
+def signs_of_life(give: Callable[[], None], *, every: float) -> Iterator[None]:
+    """Call `give` at once and then every few seconds during the block, from a thread."""
     ended = threading.Event()
 
-    def touch() -> None:
-        while not ended.wait(every):
+    def live() -> None:
+        while True:
             with suppress(OSError):  # a disk that fails for a while: the work itself has to tell of it
-                os.utime(path)
+                give()
+            if ended.wait(every):
+                return
 
-    thread = threading.Thread(target=touch, name="signs of life", daemon=True)
+    thread = threading.Thread(target=live, name="signs of life", daemon=True)
     thread.start()
     try:
         yield
@@ -165,7 +174,7 @@ def _marker_of(path: Path) -> Path:
 def _set(marker: Path, *, wait_seconds: float) -> None:
     """Make the marker, which nobody else can then, once there is none or the one there is abandoned."""
     until = math.inf if wait_seconds < 0 else time.monotonic() + wait_seconds
-    text = json.dumps(dataclasses.asdict(ProcessId.here()))
+    text = ProcessId.here().as_text
     while True:
         try:
             with marker.open("x", encoding="utf-8") as file:

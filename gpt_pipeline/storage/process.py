@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import json
 import os
 import socket
 import sys
@@ -64,6 +66,11 @@ class ProcessId:
             started=str(value.get("started", "")),
             namespace=str(value.get("namespace", "")),
         )
+
+    @property
+    def as_text(self) -> str:
+        """Its fields as a JSON object, which `from_text` takes when it is read."""
+        return json.dumps(dataclasses.asdict(self))
 
     @property
     def is_dead(self) -> bool:

@@ -8,16 +8,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from gpt_pipeline.storage.atomic import read_json
-from gpt_pipeline.storage.lock import BEAT_SECONDS, SILENT_SECONDS, is_locked
+from gpt_pipeline.storage.lock import BEAT_SECONDS, SILENT_SECONDS, is_locked, signs_of_life
 from gpt_pipeline.storage.process import ProcessId
 
 RUN_VARIABLE = "GPT_PIPELINE_RUN"
@@ -50,23 +49,11 @@ class Heartbeat:
 @contextmanager
 def heartbeat(root: Path, *, run: str, step: Callable[[], int], every: float = BEAT_SECONDS) -> Iterator[None]:
     """Give signs of life in `root` for the length of the block, from a thread; `step` tells how far training is."""
-    ended = threading.Event()
     process = ProcessId.here()
-
-    def live() -> None:
-        while True:
-            with suppress(OSError):  # a full disk, say: the training itself has to tell of it
-                _write(root, process=process, run=run, step=step())
-            if ended.wait(every):
-                return
-
-    thread = threading.Thread(target=live, name="heartbeat", daemon=True)
-    thread.start()
     try:
-        yield
+        with signs_of_life(lambda: _write(root, process=process, run=run, step=step()), every=every):
+            yield
     finally:
-        ended.set()
-        thread.join()
         (root / _NAME).unlink(missing_ok=True)
 
 
