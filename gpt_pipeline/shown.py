@@ -1,4 +1,4 @@
-"""How text from elsewhere is shown: harmless on a terminal and in markdown, addresses without their passwords."""
+"""How text is shown: harmless on a terminal and in markdown, addresses without their passwords, times in words."""
 
 from __future__ import annotations
 
@@ -28,3 +28,15 @@ def on_terminal(text: str) -> str:
 def in_markdown(text: str) -> str:
     """Return `text` as one line of markdown that reads as it is: no markup, HTML or picture."""
     return _MARKDOWN.sub(r"\\\1", on_terminal(" ".join(text.split())))
+
+
+def duration(seconds: float) -> str:
+    """5025 -> `1 h 24 min`."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min")]
+    shown = [f"{amount} {unit}" for amount, unit in parts if amount]
+    return " ".join(shown[:2])

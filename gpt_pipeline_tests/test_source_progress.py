@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 import pytest
 
@@ -22,6 +23,9 @@ class Clock:
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+    def fileno(self) -> int:
+        return 0
 
 
 def test_meter_tells_bytes_rate_and_time_left() -> None:
@@ -83,7 +87,8 @@ def test_lines_come_every_five_seconds() -> None:
 
 
 @pytest.mark.parametrize(("sizes", "title"), [({"a.parquet": 100}, "a.parquet"), ({"a": 60, "b": 40}, "2 files")])
-def test_shown_on_a_terminal_is_a_bar(sizes: dict[str, int], title: str) -> None:
+def test_shown_on_a_terminal_is_a_row(monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int], title: str) -> None:
+    monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp(), raising=False)  # in its foreground
     said, terminal = list[str](), Terminal()
     with shown(sizes, say=said.append, stream=terminal) as observe:
         for name, size in sizes.items():

@@ -41,11 +41,21 @@ posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> TrainingJob:
+def listener() -> Listener:
+    return Listener()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, listener) -> TrainingJob:
     """A job of 12 updates, over two epochs of 5 and into a third, that ran to its end."""
     job = make_job(tmp_path_factory.mktemp("uninterrupted"))
-    assert run_job(job, Listener()).finished
+    assert run_job(job, listener).finished
     return job
+
+
+def test_training_tells_how_far_an_estimate_is(uninterrupted, listener):
+    done, total = listener.validated
+    assert done == total - 1
 
 
 def _run_until(job: TrainingJob, step: int) -> None:

@@ -198,7 +198,7 @@ def test_line_of_training_names_speed_utilization_with_its_peak_memory_and_time_
         "eta_seconds": 3723.0,
     }
     words = describe(record)
-    for expected in ("480,000 tokens/s", "mfu 41.5% of 989 TFLOP/s", "61.2 GB", "1:02:03 left"):
+    for expected in ("480,000 tokens/s", "mfu 41.5% of 989 TFLOP/s", "61.2 GB", "1 h 2 min left"):
         assert expected in words
     unknown = describe({**record, "mfu": None, "peak_flops": None, "memory_gb": None})
     assert "mfu" not in unknown

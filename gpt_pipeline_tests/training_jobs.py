@@ -74,12 +74,16 @@ class Listener:
         self.records: list[dict] = []
         self.checkpoints: list[CheckpointInfo] = []
         self.messages: list[str] = []
+        self.validated: tuple[int, int] | None = None
         self._on_step = on_step
 
     def progress(self, record) -> None:
         self.records.append(dict(record))
         if record["kind"] == "train":
             self._on_step(record["step"])
+
+    def validating(self, done: int, total: int) -> None:
+        self.validated = (done, total)
 
     def checkpoint(self, info: CheckpointInfo) -> None:
         self.checkpoints.append(info)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import click
 from click.shell_completion import CompletionItem, split_arg_string
 
+from gpt_pipeline.row import instead_of_row
 from gpt_pipeline.shown import on_terminal
 from gpt_pipeline.storage.names import as_typed
 
@@ -86,7 +87,7 @@ CHECKPOINT = click.option(
 
 def say(text: str) -> None:
     """Print a line for the person who watches."""
-    click.echo(on_terminal(text), err=True)
+    click.echo(instead_of_row(sys.stderr, on_terminal(text)), err=True)
 
 
 def tell(text: object) -> None:

@@ -16,6 +16,7 @@ from gpt_pipeline.cli.experiments import compare, evaluate, init, plan, run, sta
 from gpt_pipeline.cli.machine import completion, doctor, ui
 from gpt_pipeline.cli.models import benchmark, export, generate, import_
 from gpt_pipeline.errors import ConfigError, StoppedError, UserError
+from gpt_pipeline.row import instead_of_row
 from gpt_pipeline.shown import on_terminal, without_password
 
 
@@ -47,7 +48,7 @@ class _Harmless(logging.Formatter):
     """Warnings quote names of files, which come from elsewhere."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return on_terminal(without_password(super().format(record)))
+        return instead_of_row(sys.stderr, on_terminal(without_password(super().format(record))))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

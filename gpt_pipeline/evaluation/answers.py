@@ -14,6 +14,7 @@ from gpt_pipeline.evaluation.questions import Question
 from gpt_pipeline.evaluation.result import exercise_names
 from gpt_pipeline.evaluation.score import Score, score_answer, split_answer
 from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.row import Watch, unwatched
 
 _SCORES = tuple(each.name for each in dataclasses.fields(Score))
 
@@ -31,12 +32,23 @@ class ScoredAnswer:
 
 
 def answer_questions(
-    model: GPT, questions: Sequence[Question], *, max_new_tokens: int, context_length: int, batch_size: int = 16
+    model: GPT,
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int,
+    context_length: int,
+    batch_size: int = 16,
+    watch: Watch = unwatched,
 ) -> list[ScoredAnswer]:
     """Return the model's greedy answer to each question, scored, in the order of the questions."""
     prompts = [encode_prompt(question.prompt) for question in questions]
     generations = generate(
-        model, prompts, max_new_tokens=max_new_tokens, context_length=context_length, batch_size=batch_size
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        context_length=context_length,
+        batch_size=batch_size,
+        watch=watch,
     )
     return [_scored(question, generation) for question, generation in zip(questions, generations, strict=True)]
 

@@ -20,6 +20,7 @@ from gpt_pipeline.evaluation.held_out import HeldOutChoice, HeldOutDocument
 from gpt_pipeline.evaluation.result import exercise_names
 from gpt_pipeline.evaluation.validation import Stream, token_losses
 from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.row import Watch, unwatched
 
 _TOKENS_AT_ONCE = 4096  # padding included; their logits take 0.8 GB in float32
 
@@ -75,6 +76,7 @@ def document_losses(
     *,
     context_length: int,
     tokens_at_once: int = _TOKENS_AT_ONCE,
+    watch: Watch = unwatched,
 ) -> list[DocumentLoss]:
     """Return what each of the chosen documents costs, in their order.
 
@@ -94,6 +96,7 @@ def document_losses(
     for batch in _batches(sorted(rows, key=lambda row: len(row.ids)), tokens_at_once):
         for row, nats in zip(batch, _nats(model, batch), strict=True):
             losses[row.place] = _loss(row, nats)
+        watch(len(losses), len(rows))
     return [losses[place] for place in range(len(rows))]
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import platform
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from gpt_pipeline.evaluation.result import (
     find_evaluation,
     write_evaluation,
 )
+from gpt_pipeline.row import Row, Watch, drawn, has_terminal_alone, unwatched
+from gpt_pipeline.shown import duration
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.lock import hold_lock
 from gpt_pipeline.storage.manifest import StageResult, utc_now
@@ -107,7 +110,8 @@ def _one_at_a_time(folder: Path, fingerprint: str) -> Iterator[None]:
 def _evaluate(task: EvaluationTask) -> EvaluationResult:
     started_at, start = utc_now(), time.monotonic()
     model, device = _load(task)
-    metrics, answers = _measure(task, model)
+    with _on_terminal(task.checkpoint.path.name) as watch:
+        metrics, answers = _measure(task, model, watch)
     key = checkpoint_key(task.checkpoint.step)
     return EvaluationResult(
         fingerprint=task.fingerprint,
@@ -149,7 +153,32 @@ def _load(task: EvaluationTask) -> tuple[GPT, str]:
     return model, torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
-def _measure(task: EvaluationTask, model: GPT) -> tuple[dict[str, float], list[dict[str, Any]]]:
+@contextmanager
+def _on_terminal(checkpoint: str) -> Iterator[Callable[[str], Watch]]:
+    """Yield what shows how far each part of the evaluation is; to nobody where there is no terminal for it."""
+    title = f"evaluating {checkpoint}"
+    if not has_terminal_alone(sys.stderr):
+        yield lambda _: unwatched
+        return
+    with drawn(sys.stderr, Row(title=title)) as row:
+
+        def watch(part: str) -> Watch:
+            began = time.monotonic()
+
+            def show(done: int, total: int) -> None:
+                seconds = (time.monotonic() - began) / max(done, 1) * (total - done)
+                details = (f"{duration(seconds)} left for them",) if done < total else ()
+                amount = f"{part} {done:,}/{total:,}"
+                row.show(Row(title=title, done=done, total=total, amount=amount, details=details))
+
+            return show
+
+        yield watch
+
+
+def _measure(
+    task: EvaluationTask, model: GPT, watch: Callable[[str], Watch]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return the metrics by name and the answers as records."""
     from gpt_pipeline.data.tokens.stream import open_shards
     from gpt_pipeline.evaluation.answers import answer_metrics, answer_questions, as_record
@@ -165,6 +194,7 @@ def _measure(task: EvaluationTask, model: GPT) -> tuple[dict[str, float], list[d
         sequence_length=task.max_length,
         max_tokens=config.max_validation_tokens,
         batch_size=max(1, _TOKENS_AT_ONCE // task.max_length),
+        watch=watch("tokens"),
     )
     if not math.isfinite(loss.val_loss):
         raise UnusableCheckpointError(
@@ -179,8 +209,14 @@ def _measure(task: EvaluationTask, model: GPT) -> tuple[dict[str, float], list[d
     questions = cached_questions(
         task.folder / "questions", task.documents, task.data, count=config.num_questions, seed=config.seed
     )
-    answers = answer_questions(model, questions, max_new_tokens=config.max_new_tokens, context_length=context)
-    losses = document_losses(model, stream, documents, context_length=context)
+    answers = answer_questions(
+        model,
+        questions,
+        max_new_tokens=config.max_new_tokens,
+        context_length=context,
+        watch=watch("questions"),
+    )
+    losses = document_losses(model, stream, documents, context_length=context, watch=watch("documents"))
     names = exercise_names([*(each.exercise for each in losses), *(each.exercise for each in questions)])
     metrics = {
         "val_loss": loss.val_loss,

@@ -14,6 +14,7 @@ from torch import Tensor
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.model.gpt import GPT, KVCache
+from gpt_pipeline.row import Watch, unwatched
 
 Pick = Callable[[Tensor], Tensor]
 """Chooses one token for each row of logits: [B, V] -> [B]."""
@@ -63,6 +64,7 @@ def generate(
     context_length: int,
     batch_size: int = 16,
     pick: Pick = greedy,
+    watch: Watch = unwatched,
 ) -> list[Generation]:
     """Return what `model` generates after each prompt, in the order of the prompts.
 
@@ -81,6 +83,7 @@ def generate(
         batch, waiting = waiting[:batch_size], waiting[batch_size:]
         _advance(model, batch, pick)
         waiting = [sequence for sequence in batch if not sequence.finished] + waiting
+        watch(len(sequences) - len(waiting), len(sequences))
     return [_finish(sequence) for sequence in sequences]
 
 

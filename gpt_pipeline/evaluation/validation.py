@@ -19,6 +19,7 @@ from torch.nn import functional as F  # noqa: N812  # its usual name
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, VOCAB_SIZE, gpt2
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.model.linear import linear
+from gpt_pipeline.row import Watch, unwatched
 
 _PIECE = 128  # tokens whose logits are computed together on a CPU: 26 MB stay near it, half the time of 4,096 at once
 _MAX_EXPONENT = 700.0  # exp(709.8) is the largest float
@@ -64,7 +65,13 @@ class ValidationLoss:
 
 
 def validation_loss(
-    model: GPT, stream: Stream, *, sequence_length: int, max_tokens: int, batch_size: int = 8
+    model: GPT,
+    stream: Stream,
+    *,
+    sequence_length: int,
+    max_tokens: int,
+    batch_size: int = 8,
+    watch: Watch = unwatched,
 ) -> ValidationLoss:
     """Return the loss on the first `max_tokens` tokens of `stream` that have one before them.
 
@@ -83,6 +90,7 @@ def validation_loss(
         nats += float(losses.double().sum())
         n_tokens += losses.numel()
         n_bytes += int(lengths[windows[:, 1:]].sum())
+        watch(n_tokens, min(stream.n_tokens - 1, max_tokens))
     if n_tokens == 0:
         raise ValueError(f"found {stream.n_tokens} validation tokens, need at least 2")
     return ValidationLoss(val_loss=nats / n_tokens, n_tokens=n_tokens, n_bytes=n_bytes)

@@ -22,12 +22,14 @@ from gpt_pipeline.orchestration.run_config import step_outputs
 from gpt_pipeline.orchestration.sensors import new_checkpoints_sensor, reevaluation_schedule
 from gpt_pipeline.orchestration.tracking_resource import mlflow_resource
 from gpt_pipeline.project import Project
+from gpt_pipeline.row import instead_of_row
 from gpt_pipeline.shown import in_markdown, on_terminal
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-_OF_THE_ENGINE = "Dependencies for step "  # what it says, without an event, of the steps after one that failed
+# What the engine says without an event: of the steps after one that failed, and of a started child.
+_OF_THE_ENGINE = ("Dependencies for step ", "[pipes]")
 
 
 def build_definitions(project: Project) -> dg.Definitions:
@@ -129,7 +131,9 @@ class _StageMessages(logging.Filter):
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         meta = getattr(record, "dagster_meta", {})
-        return on_terminal(f"{meta.get('step_key') or 'run'}: {meta.get('orig_message') or record.getMessage()}")
+        stage = keys.stage_of(meta.get("step_key") or "run")
+        line = on_terminal(f"{stage}: {meta.get('orig_message') or record.getMessage()}")
+        return instead_of_row(sys.stderr, line)
 
 
 @dg.logger(config_schema={}, description="Plain lines on stderr.")

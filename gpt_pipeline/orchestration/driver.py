@@ -372,7 +372,8 @@ def _problem(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> Excep
             if error is not None and _is_interruption(error):
                 return StoppedError()
             described = data.user_failure_data.description if data.user_failure_data else None
-            texts.append(f"{event.step_key}: {described or (error.message.strip() if error else 'failed')}")
+            reason = described or (error.message.strip() if error else "failed")
+            texts.append(f"{keys.stage_of(event.step_key or 'run')}: {reason}")
     return UserError("\n".join(texts) or "the run failed before its first step; its log is in the Dagster UI")
 
 

@@ -17,6 +17,7 @@ from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.orchestration.driver import LAST_CALL, Session
 from gpt_pipeline.progress.evaluations import pending_evaluations
 from gpt_pipeline.project import Project
+from gpt_pipeline.row import instead_of_row
 from gpt_pipeline.storage.process import give_way
 
 _LOOK_SECONDS = 1.0
@@ -87,7 +88,7 @@ def _evaluate_oldest(session: Session, attempts: dict[str, int], orders: Orders)
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(instead_of_row(sys.stderr, text), file=sys.stderr)
 
 
 if __name__ == "__main__":

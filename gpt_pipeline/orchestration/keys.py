@@ -20,6 +20,11 @@ EVALUATION_TAG = ".dagster/gpt_pipeline_evaluation"
 """Bears an evaluation's fingerprint. Dagster's pages hide what begins with `.dagster/`: it says nothing to a person."""
 
 
+def stage_of(step_key: str) -> str:
+    """`data_sample_16000_1907de__raw_synth.check_file[synth_001]` -> `raw_synth`: a step's name for a person."""
+    return step_key.partition(".")[0].rpartition("__")[2]
+
+
 def data_group(data: DataConfig) -> str:
     """Return a readable name that two `data:` blocks share exactly if they describe the same documents."""
     name = "local" if data.local_dataset_path else "sample" if data.source == SAMPLE else data.source.split("/")[1]

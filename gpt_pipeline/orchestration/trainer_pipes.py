@@ -52,6 +52,10 @@ class PipesObserver:
             self._next_line = self._clock() + _PROGRESS_SECONDS
         self._send(kind="message", text=f"step {record['step']}/{record['max_steps']}  {describe(record)}")
 
+    def validating(self, done: int, total: int) -> None:
+        """Show it on the terminal only."""
+        self._terminal.validating(done, total)
+
     def checkpoint(self, info: CheckpointInfo) -> None:
         """Report a finished checkpoint and the training's speed at that point."""
         self._terminal.checkpoint(info)
@@ -95,7 +99,7 @@ def _train(job_file: Path, observer: Observer, *, complain: Callable[[str], None
 
 
 def _terminal() -> AbstractContextManager[Observer]:
-    """Return an observer with a progress bar; without a terminal a silent one, since Dagster's log has the lines."""
+    """Return an observer with a row of progress; without a terminal a silent one, since Dagster's log has the lines."""
     return console_observer(sys.stdout) if sys.stdout.isatty() else nullcontext(SilentObserver())
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gpt_pipeline import shown
+
 NOTHING = "–"  # shown if there is no value
 
 
@@ -40,16 +42,7 @@ def percent(value: Any) -> str:
 
 def duration(seconds: Any) -> str:
     """5025 -> `1 h 24 min`."""
-    if seconds is None:
-        return NOTHING
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = [(days, "d"), (hours, "h"), (minutes, "min")]
-    shown = [f"{amount} {unit}" for amount, unit in parts if amount]
-    return " ".join(shown[:2])
+    return NOTHING if seconds is None else shown.duration(seconds)
 
 
 def size(value: Any) -> str:

@@ -205,6 +205,10 @@ class Recorder:
         self._updates.clear()
         self._update_seconds = 0.0
 
+    def validating(self, done: int, total: int) -> None:
+        """Tell the user how far an estimate of the validation loss is, in batches."""
+        self._observer.validating(done, total)
+
     def validation(self, val_loss: float, *, is_best: bool) -> None:
         """Write an estimate of the validation loss."""
         self.tick()

@@ -1,4 +1,4 @@
-"""Who watches a training: the trainer tells, and never waits for an answer. A terminal gets a bar."""
+"""Who watches a training: the trainer tells, and never waits for an answer. A terminal gets a row of progress."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from typing import Any, Protocol, TextIO
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
-from gpt_pipeline.shown import on_terminal
+from gpt_pipeline.row import Drawn, Row, drawn
+from gpt_pipeline.shown import duration, on_terminal
 
 _logger = logging.getLogger(__name__)
 
@@ -19,6 +21,9 @@ class Observer(Protocol):
 
     def progress(self, record: Mapping[str, Any]) -> None:
         """Hear a line of `metrics.jsonl`, with `max_steps` besides."""
+
+    def validating(self, done: int, total: int) -> None:
+        """Hear that `done` of `total` batches of an estimate of the validation loss are done."""
 
     def checkpoint(self, info: CheckpointInfo) -> None:
         """Hear of a finished checkpoint."""
@@ -31,6 +36,8 @@ class SilentObserver:
     """Hears nothing: for the processes besides the first."""
 
     def progress(self, record: Mapping[str, Any]) -> None: ...
+
+    def validating(self, done: int, total: int) -> None: ...
 
     def checkpoint(self, info: CheckpointInfo) -> None: ...
 
@@ -49,6 +56,9 @@ class ShieldedObserver:
 
     def progress(self, record: Mapping[str, Any]) -> None:
         self._pass_on(lambda: self._observer.progress(record))
+
+    def validating(self, done: int, total: int) -> None:
+        self._pass_on(lambda: self._observer.validating(done, total))
 
     def checkpoint(self, info: CheckpointInfo) -> None:
         self._pass_on(lambda: self._observer.checkpoint(info))
@@ -71,19 +81,12 @@ _LINE_SECONDS = 10.0  # between two lines of training; estimates and checkpoints
 
 @contextmanager
 def console_observer(stream: TextIO) -> Iterator[Observer]:
-    """Yield an observer that writes to `stream`: with rich's bar if it is a terminal and rich is installed."""
-    if not stream.isatty():
+    """Yield an observer that writes to `stream`: with a row of progress if it is a terminal and rich is installed."""
+    if not stream.isatty() or find_spec("rich") is None:  # a GPU host's own Python
         yield PlainObserver(stream)
         return
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    except ImportError:  # a GPU host's own Python
-        yield PlainObserver(stream)
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(file=stream)) as bar:
-        yield BarObserver(bar)
+    with drawn(stream, Row(title="preparing the training")) as row:
+        yield RowObserver(row)
 
 
 class PlainObserver:
@@ -100,6 +103,8 @@ class PlainObserver:
         self._last = now
         self.message(f"step {record['step']}/{record['max_steps']}  {describe(record)}")
 
+    def validating(self, done: int, total: int) -> None: ...
+
     def checkpoint(self, info: CheckpointInfo) -> None:
         self.message(f"saved {info.path.name} ({info.size / 1e6:.1f} MB)")
 
@@ -109,46 +114,58 @@ class PlainObserver:
             print(on_terminal(text), file=self._stream, flush=True)
 
 
-class BarObserver:
-    """Moves a rich progress bar and prints above it."""
+class RowObserver:
+    """Keeps a row of progress up to date and prints above it."""
 
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-        self._task = bar.add_task("", total=None)
-        self._val = ""
+    def __init__(self, row: Drawn) -> None:
+        self._row = row
+        self._steps = Row(title="training")
+        self._val: tuple[str, ...] = ()
 
     def progress(self, record: Mapping[str, Any]) -> None:
         if record["kind"] == "validation":
-            self._val = f"  {describe(record)}"
-            return
-        text = describe(record) + self._val
-        self._bar.update(self._task, completed=record["step"], total=record["max_steps"], description=text)
+            self._val = (f"val {record['val_loss']:.3f}",)
+        self._steps = training_row(record, before=self._steps, val=self._val)
+        self._row.show(self._steps)
+
+    def validating(self, done: int, total: int) -> None:
+        where = (f"step {self._steps.amount}",) if self._steps.amount else ()
+        details = (*where, *self._steps.details)
+        amount = f"{done:,}/{total:,}"
+        self._row.show(Row(title="validating", done=done, total=total, amount=amount, details=details))
 
     def checkpoint(self, info: CheckpointInfo) -> None:
         self.message(f"saved {info.path.name} ({info.size / 1e6:.1f} MB)")
 
     def message(self, text: str) -> None:
-        self._bar.console.print(on_terminal(text), markup=False, highlight=False)
+        self._row.print(text)
+
+
+def training_row(record: Mapping[str, Any], *, before: Row, val: tuple[str, ...]) -> Row:
+    """Return the row after a line of metrics; what an estimate of the validation loss does not say is as `before`."""
+    step, steps = record["step"], record["max_steps"]
+    amount = f"{step:,}/{steps:,}"
+    details = before.details
+    if record["kind"] == "train":
+        left = (f"{duration(record['eta_seconds'])} left",) if step < steps else ()
+        details = (*left, f"loss {record['train_loss']:.3f}", *val, *_speed(record))
+    return Row(title="training", done=step, total=steps, amount=amount, details=details)
 
 
 def describe(record: Mapping[str, Any]) -> str:
     """Return a line of metrics in words."""
     if record["kind"] == "validation":
         return f"val_loss {record['val_loss']:.4f}"
-    words = [
-        f"train_loss {record['train_loss']:.4f}",
-        f"lr {record['learning_rate']:.2e}",
-        f"norm {record['gradient_norm']:.2f}",
-        f"{record['tokens_per_second']:,.0f} tokens/s",
-    ]
+    words = [f"train_loss {record['train_loss']:.4f}", *_speed(record)]
+    return "  ".join([*words, f"{duration(record['eta_seconds'])} left"])
+
+
+def _speed(record: Mapping[str, Any]) -> list[str]:
+    """Return how the updates go, in words, the most important first."""
+    words = [f"{record['tokens_per_second']:,.0f} tokens/s"]
     if record["mfu"] is not None:
         words.append(f"mfu {record['mfu']:.1%} of {record['peak_flops'] / 1e12:,.0f} TFLOP/s")
+    words += [f"lr {record['learning_rate']:.2e}", f"norm {record['gradient_norm']:.2f}"]
     if record["memory_gb"] is not None:
         words.append(f"{record['memory_gb']:.1f} GB")
-    return "  ".join([*words, f"{_duration(record['eta_seconds'])} left"])
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+    return words

@@ -163,6 +163,7 @@ class Trainer:
             compute=self.compute,
             ranks=self.ranks,
             should_stop=self._is_stopping,
+            watch=self.recorder.validating,
         )
         if val_loss is not None and not math.isfinite(val_loss):
             raise self._noted(

@@ -10,6 +10,7 @@ from torch import nn
 from gpt_pipeline.data.tokens.batches import sequential_windows
 from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.row import Watch
 from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.ranks import Ranks
@@ -34,10 +35,12 @@ def estimate_val_loss(
     compute: Compute,
     ranks: Ranks,
     should_stop: Callable[[], bool],
+    watch: Watch,
 ) -> float | None:
     """Return the mean loss, nats per token, on the first `n_windows` windows of `stream`; None if told to stop.
 
-    The same windows each time and on any number of processes, so that estimates can be compared.
+    The same windows each time and on any number of processes, so that estimates can be compared. `watch` is told how
+    many of how many batches are done, by all processes together.
     """
     windows = sequential_windows(
         stream,
@@ -45,10 +48,13 @@ def estimate_val_loss(
         max_tokens=n_windows * layout.max_length,
         batch_size=layout.micro_batch_size,
     )
+    whole, rest = divmod(min(n_windows * layout.max_length, stream.n_tokens - 1), layout.max_length)
+    batches = -(-whole // layout.micro_batch_size) + (rest > 0)
     nats = torch.zeros((), dtype=torch.float64, device=compute.device)
     n_tokens = 0
     model.eval()
     for number, (inputs, targets) in enumerate(windows):
+        watch(number, batches)
         if should_stop():
             return None
         if number % ranks.world_size == ranks.rank:

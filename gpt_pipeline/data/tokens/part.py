@@ -23,6 +23,7 @@ from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
 from gpt_pipeline.data.tokens.pieces import DocumentsFile, Piece, Sample
 from gpt_pipeline.data.tokens.stream import TRAIN, VALIDATION
 from gpt_pipeline.data.tokens.writer import MAX_SHARD_TOKENS, SplitWriter
+from gpt_pipeline.shown import duration
 from gpt_pipeline.storage.manifest import FileRecord
 
 _CHECKED_AT_ONCE = 25  # documents; tiktoken's tables have to come near the processor first
@@ -164,6 +165,9 @@ class _Progress:
         self._bytes += piece.documents.text_bytes
         now = time.monotonic()
         if self._documents == self.total or now - self._said >= _SAY_SECONDS:
-            rate = self._bytes / 1e6 / max(now - self._started, 1e-9)
-            self.say(f"{self._documents:,} of {self.total:,} documents encoded, {rate:.1f} MB/s")
+            seconds = max(now - self._started, 1e-9)
+            left = seconds * (self.total / self._documents - 1)
+            end = f", {duration(left)} left" if left else ""
+            rate = self._bytes / 1e6 / seconds
+            self.say(f"{self._documents:,} of {self.total:,} documents encoded, {rate:.1f} MB/s{end}")
             self._said = now

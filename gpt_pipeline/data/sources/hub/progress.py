@@ -1,4 +1,4 @@
-"""Progress of downloads: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress of downloads: a row on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from gpt_pipeline.shown import on_terminal
+from gpt_pipeline.row import Row, drawn, has_terminal_alone
+from gpt_pipeline.shown import duration, on_terminal
 
 if TYPE_CHECKING:
     from gpt_pipeline.data.stage import Say
@@ -53,10 +54,17 @@ class Meter:
 
     def describe(self) -> str:
         """Return text such as `120 of 470 MB, 38 MB/s, 9 s left`."""
+        row = self.row("")
+        return ", ".join([row.amount, *reversed(row.details)])
+
+    def row(self, title: str) -> Row:
+        """Return the same as a row of progress."""
         with self._lock:
             rate, here = self.rate, self.here
-        left = f", {_duration((self.total - here) / rate)} left" if rate > 0 else ""
-        return f"{amounts(here, self.total)}, {rate / _MB:.{0 if rate >= 10 * _MB else 1}f} MB/s{left}"
+        left = [f"{duration((self.total - here) / rate)} left"] if rate > 0 and here < self.total else []
+        speed = f"{rate / _MB:.{0 if rate >= 10 * _MB else 1}f} MB/s"
+        amount = amounts(here, self.total)
+        return Row(title=title, done=here, total=self.total, amount=amount, details=(*left, speed))
 
     def _sample(self) -> None:
         now = self._clock()
@@ -68,13 +76,13 @@ class Meter:
 
 @contextmanager
 def shown(sizes: Mapping[str, int], *, say: Say, stream: TextIO | None = None) -> Iterator[Observer]:
-    """Yield an observer of these files' download: a bar if `stream` (stderr) is a terminal, else lines by `say`."""
+    """Yield an observer of these files' download: a row if `stream` (stderr) is this process's terminal, else lines."""
     title = on_terminal(next(iter(sizes))) if len(sizes) == 1 else f"{len(sizes)} files"
     stream = stream or sys.stderr
-    if not stream.isatty():
+    if not has_terminal_alone(stream):
         yield lines(title, Meter(sizes), say=say)
         return
-    with _bar(title, Meter(sizes), stream) as observer:
+    with _row(title, Meter(sizes), stream) as observer:
         yield observer
 
 
@@ -95,17 +103,12 @@ def lines(title: str, meter: Meter, *, say: Say, clock: Callable[[], float] = ti
 
 
 @contextmanager
-def _bar(title: str, meter: Meter, stream: TextIO) -> Iterator[Observer]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.fields[title]}", markup=False), BarColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(file=stream)) as bar:
-        task = bar.add_task("", total=max(meter.total, 1), title=title)
+def _row(title: str, meter: Meter, stream: TextIO) -> Iterator[Observer]:
+    with drawn(stream, meter.row(title)) as row:
 
         def observe(name: str, here: int) -> None:
             meter.moved(name, here)
-            bar.update(task, completed=meter.here, description=meter.describe())
+            row.show(meter.row(title))
 
         yield observe
 
@@ -115,10 +118,3 @@ def amounts(here: int, total: int) -> str:
     if total >= 10 * _GB:
         return f"{here / _GB:.1f} of {total / _GB:.1f} GB"
     return f"{here / _MB:.0f} of {total / _MB:.0f} MB" if total >= 10 * _MB else f"{here:,} of {total:,} bytes"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

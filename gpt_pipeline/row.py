@@ -1,0 +1,134 @@
+"""A row of progress on a terminal: what goes on, a bar, how far it is, what is left. It never exceeds the width.
+
+`Row` is text and knows no terminal; drawing it takes rich, imported where it is done.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+from gpt_pipeline.shown import on_terminal
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+Watch = Callable[[int, int], None]
+"""Hears how many of how many are done."""
+
+_GAP = "  "
+_BAR = 8  # columns at least; more on a wide terminal
+_BARS = ("━", "─"), ("#", "-")  # done and to do; the second pair for a terminal without these characters
+_ERASE = "\r\x1b[K"
+
+
+def unwatched(done: int, total: int) -> None:
+    """Show it to nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a row shows."""
+
+    title: str
+    """What goes on."""
+
+    done: int = 0
+    total: int | None = None
+    """Of which `done` is a part; None: unknown, so there is no bar."""
+
+    amount: str = ""
+    """`done` and `total` for a person: shown whole at any width."""
+
+    details: tuple[str, ...] = ()
+    """The most important first; those that do not fit are left out."""
+
+    def fitted(self, width: int, *, encoding: str = "utf-8") -> str:
+        """Return the row in at most `width` columns."""
+        bar = self._bar(max(_BAR, width // 8), encoding) if self.total else ""
+        if len(_joined(self.title, bar, self.amount, *self.details[:1])) > width:
+            bar = ""  # the time left says more
+        shown = [_cut(self.title, width - len(_GAP) - len(self.amount)), bar, self.amount]
+        for detail in self.details:
+            if len(_joined(*shown, detail)) > width:
+                break
+            shown.append(detail)
+        return _joined(*shown)
+
+    def _bar(self, length: int, encoding: str) -> str:
+        assert self.total
+        done, to_do = _BARS[0 if encoding.lower().startswith("utf") else 1]
+        filled = length * min(self.done, self.total) // self.total
+        return done * filled + to_do * (length - filled)
+
+
+def _joined(*parts: str) -> str:
+    return _GAP.join(part for part in parts if part)
+
+
+def _cut(title: str, length: int) -> str:
+    return title if len(title) <= length else title[: max(0, length - 3)] + "..."
+
+
+class Drawn:
+    """A row on a terminal, drawn again ten times a second; text is printed above it."""
+
+    def __init__(self, stream: TextIO, row: Row) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._encoding = stream.encoding or "ascii"
+        self._console = Console(file=stream, highlight=False)
+        self._row = row
+        self.live = Live(get_renderable=self._text, console=self._console, refresh_per_second=10, transient=True)
+
+    def show(self, row: Row) -> None:
+        """Draw `row` from now on."""
+        self._row = row
+
+    def print(self, text: str) -> None:
+        """Print a line above the row."""
+        self._console.print(on_terminal(text), markup=False)
+
+    def _text(self) -> Text:
+        from rich.text import Text
+
+        row = on_terminal(self._row.fitted(self._console.width - 1, encoding=self._encoding))
+        return Text(row, no_wrap=True, overflow="crop")
+
+
+@contextmanager
+def drawn(stream: TextIO, row: Row) -> Iterator[Drawn]:
+    """Yield `row`, drawn on the terminal `stream` for the block.
+
+    Raises:
+        ImportError: rich is not installed, as on a GPU host with its own Python.
+    """
+    drawing = Drawn(stream, row)
+    with drawing.live:
+        yield drawing
+
+
+def has_terminal_alone(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal and no other process of this command draws a row there.
+
+    Workers of a run and the process that evaluates beside a training do not have it, nor has a command in the
+    background.
+    """
+    if not stream.isatty() or multiprocessing.parent_process() is not None:
+        return False
+    if os.name == "nt":
+        return True
+    try:
+        return os.tcgetpgrp(stream.fileno()) == os.getpgrp()
+    except OSError:  # another session's terminal, or no real one
+        return False
+
+
+def instead_of_row(stream: TextIO, text: str) -> str:
+    """Return a line for `stream` that replaces the row drawn there, maybe by another process, which draws it below."""
+    return _ERASE + text if stream.isatty() and os.environ.get("TERM") != "dumb" else text
