@@ -52,7 +52,10 @@ def test_run_from_nothing_makes_every_artifact_and_evaluates_every_checkpoint(fi
 
 def test_run_again_does_nothing_and_says_so(finished: TinyProject) -> None:
     before = _states(finished.root)
-    assert "Nothing to do" in finished.run("run", "experiments/tiny.yaml")
+    output = finished.run("run", "experiments/tiny.yaml")
+    assert "Nothing to do" in output
+    assert "finished at step 12" in output
+    assert str(finished.experiment("tiny").folder.report) in output
     assert _states(finished.root) == before
     assert _mlflow_runs(finished) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
 

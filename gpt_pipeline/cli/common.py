@@ -16,6 +16,7 @@ from gpt_pipeline.shown import on_terminal
 from gpt_pipeline.storage.names import as_typed
 
 if TYPE_CHECKING:
+    from gpt_pipeline.experiment.load import Experiment
     from gpt_pipeline.project import Project
     from gpt_pipeline.sheet import Sheet
 
@@ -124,9 +125,14 @@ def show(result: Result_contra, form: Shown[Result_contra], *, as_json: bool) ->
     print_sheets(form.sheets(result), Console(highlight=False))
 
 
-def say_where_to_look(project: Project, report: Path, *, here: Path) -> None:
-    """Tell the user, relative to `here`, where the report is and how to open the pages of Dagster and MLflow."""
+def tell_outcome(project: Project, experiment: Experiment, *, here: Path) -> None:
+    """Print what the experiment came to, and, relative to `here`, how to open the pages of Dagster and MLflow."""
+    from rich.console import Console
+
+    from gpt_pipeline.progress.outcome import outcome_sheet
+    from gpt_pipeline.sheet import print_sheets
+
     command = [as_typed(Path(sys.executable).parent / "gpt-pipeline", here), "ui"]
     if project.experiments != here / "experiments":
         command.append(as_typed(project.experiments, here))
-    say(f"\nReport:     {report}\nWeb pages:  {' '.join(command)}")
+    print_sheets([outcome_sheet(experiment, pages=" ".join(command))], Console(highlight=False))

@@ -20,9 +20,9 @@ from gpt_pipeline.cli.common import (
     experiments_argument,
     print_json,
     say,
-    say_where_to_look,
     show,
     tell,
+    tell_outcome,
 )
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.recipes import RECIPES
@@ -110,16 +110,19 @@ def run(experiment: Path, force: bool) -> None:
     Finished work is not done again. Ctrl+C saves a checkpoint; the same command continues from it.
     """
     from gpt_pipeline.experiment.discover import load_alone
-    from gpt_pipeline.orchestration.driver import Session, run_experiment, stop_at_sigterm
     from gpt_pipeline.project import Project
 
     here = Path.cwd()  # the session works in the project's folder
     loaded = load_alone(experiment)
+    say(f"{loaded.display_name}: loading Dagster ...")
+    from gpt_pipeline.orchestration.driver import Session, run_experiment, stop_at_sigterm
+
     project = Project.of_experiments(loaded.file.parent)
+    say("Opening the project's history ...")
     with stop_at_sigterm(), Session.open(project, loaded, say=say) as session:
         worked = run_experiment(session, force=force, say=say)
     say("Everything is done." if worked else "Nothing to do: everything is finished, from the raw files to the report.")
-    say_where_to_look(project, loaded.folder.report, here=here)
+    tell_outcome(project, loaded, here=here)
 
 
 @click.command()
@@ -152,18 +155,21 @@ def evaluate(experiment: Path, questions: int | None, force: bool) -> None:
     """
     from gpt_pipeline.checkpoints.manifest import list_checkpoints
     from gpt_pipeline.experiment.discover import load_alone
-    from gpt_pipeline.orchestration.driver import Session, evaluate_experiment, stop_at_sigterm
     from gpt_pipeline.project import Project
 
     here = Path.cwd()  # the session works in the project's folder
     loaded = load_alone(experiment)
+    say(f"{loaded.display_name}: loading Dagster ...")
+    from gpt_pipeline.orchestration.driver import Session, evaluate_experiment, stop_at_sigterm
+
     project = Project.of_experiments(loaded.file.parent)
+    say("Opening the project's history ...")
     with stop_at_sigterm(), Session.open(project, loaded, say=say) as session:
         count = evaluate_experiment(session, questions=questions, force=force, say=say)
     if not count and not list_checkpoints(loaded.folder.checkpoints):
         raise UserError(f"there is no checkpoint yet; train first: gpt-pipeline run {as_typed(experiment, here)}")
     say(f"{count} evaluated." if count else "Nothing to do: every checkpoint is evaluated.")
-    say_where_to_look(project, loaded.folder.report, here=here)
+    tell_outcome(project, loaded, here=here)
 
 
 @click.command()

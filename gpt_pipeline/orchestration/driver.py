@@ -199,6 +199,7 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
     experiment = _make_start(session, say)
     session = replace(session, experiment=experiment)
     experiment.folder.root.mkdir(parents=True, exist_ok=True)
+    say("Starting the run ...")
     announce_evaluator(experiment.folder.root)  # the follower takes seconds to start, the first checkpoints need not
     if _has_work_for_several(experiment):
         session.execute_in_workers(keys.data_job(experiment))

@@ -17,6 +17,7 @@ from gpt_pipeline.orchestration.stages import finished_documents, finished_shard
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.training_log import catch_up
 from gpt_pipeline.progress.evaluations import mark_logged
+from gpt_pipeline.progress.outcome import result_text
 from gpt_pipeline.progress.tracking import forget_lost_runs
 from gpt_pipeline.storage.process import give_way
 from gpt_pipeline.tracking.tables import answers_as_markdown, exercises_as_markdown
@@ -57,6 +58,8 @@ def evaluate_partition(
         return
     if result.reused:
         context.log.info(f"Nothing to do: {checkpoint.path.name} is already evaluated with the same questions.")
+    else:
+        context.log.info(f"{checkpoint.path.name}: {result_text(result)}")
     run = _log(context, experiment, mlflow.tracking_uri, result)
     yield dg.MaterializeResult(
         metadata={
@@ -95,7 +98,7 @@ def _log(
         best_weights=best,
     )
     mark_logged(experiment.folder, result, run_id=run.run_id, alias=BEST_ALIAS if best == weights else None)
-    context.log.info(f"{result.key}: MLflow run {run.run_id}" + ("" if run.new else ", logged before"))
+    context.log.debug(f"{result.key}: MLflow run {run.run_id}" + ("" if run.new else ", logged before"))
     # MLflow works now: check whether it lost other runs, and send what it lacks of a training that is over.
     if run.new and (lost := forget_lost_runs(experiment, tracking_uri)):
         context.log.warning(f"{lost} evaluations are no longer in MLflow; they are logged again next.")

@@ -1,0 +1,65 @@
+"""What an experiment came to: the numbers that a command ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations, same_test
+from gpt_pipeline.evaluation.shares import wilson_interval
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.progress.show import training_text
+from gpt_pipeline.progress.training import experiment_training
+from gpt_pipeline.report import wording
+from gpt_pipeline.sheet import Line, Sheet
+from gpt_pipeline.training.finished import read_finished_training
+
+
+def outcome_sheet(experiment: Experiment, *, pages: str) -> Sheet:
+    """Return the training, the last and the best checkpoint by its evaluations, the report, and how to open the pages.
+
+    `pages` is the command that opens them.
+    """
+    results = comparable_results(experiment)
+    rows: list[Line] = [(("training", "dim"), _training_text(experiment))]
+    if results:
+        last, best = results[-1], min(results, key=lambda result: result.metrics["val_loss"])
+        label = "best = last" if best is last else "last"
+        rows.append(((label, "dim"), _of_checkpoint(last)))
+        if best is not last:
+            rows.append((("best", "dim"), _of_checkpoint(best)))
+    if experiment.folder.report.is_file():
+        rows.append((("report", "dim"), str(experiment.folder.report)))
+    rows.append((("web pages", "dim"), pages))
+    return Sheet(heading=((experiment.display_name, "bold"),), rows=rows, indent=2)
+
+
+def _of_checkpoint(result: EvaluationResult) -> str:
+    return f"{result.checkpoint.get('file', f'step {result.step}')}: {result_text(result)}"
+
+
+def comparable_results(experiment: Experiment) -> Sequence[EvaluationResult]:
+    """Return the newest evaluation of each step, by step, of those whose losses compare with the newest of all."""
+    results = [each for each in read_evaluations(experiment.folder.evaluations) if "val_loss" in each.metrics]
+    newest = max(results, key=lambda result: result.created_at, default=None)
+    by_step = {each.step: each for each in results if newest is not None and same_test(each, newest)}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def result_text(result: EvaluationResult) -> str:
+    """Return what an evaluation found, as `val loss 0.562, 33 of 84 right (39 %, 30 to 50 %)`."""
+    right, total = sum(bool(answer.get("correct")) for answer in result.answers), len(result.answers)
+    loss = f"val loss {result.metrics['val_loss']:.3f}"
+    if not total:
+        return loss
+    low, high = wilson_interval(right, total)
+    return f"{loss}, {right} of {total} right ({100 * right / total:.0f} %, {100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def _training_text(experiment: Experiment) -> str:
+    finished = read_finished_training(experiment.folder)
+    progress = experiment_training(experiment)
+    if finished is None or progress.state != "finished":
+        return training_text(progress)
+    length = f"{wording.count(finished.tokens_seen)} tokens in {wording.duration(finished.seconds)}"
+    losses = f"train loss {finished.train_loss:.3f}, val loss about {finished.val_loss:.3f}"
+    return f"finished at step {finished.step:,}: {length}, {losses}"
