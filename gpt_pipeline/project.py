@@ -18,6 +18,8 @@ MLFLOW_PAGE_VARIABLE = "GPT_PIPELINE_MLFLOW_PAGE"
 DAGSTER_CONFIG = "dagster.yaml"
 DAGSTER_PORT = 3000
 MLFLOW_PORT = 5000
+START_PATH = "/start"
+"""Of the page to start from, on the server of Dagster's pages, none of which has this path."""
 
 
 _MAX_TEMPORARY = 104 - len("/pymp-12345678/listener-12345678") - 1

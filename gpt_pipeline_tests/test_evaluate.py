@@ -33,6 +33,7 @@ from gpt_pipeline.evaluation.result import (
     evaluation_fingerprint,
     find_evaluation,
     read_evaluations,
+    summarize_evaluations,
 )
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
@@ -200,6 +201,21 @@ def test_read_evaluations_of_a_damaged_file_leaves_the_others(tmp_path: Path, st
     (tmp_path / "evaluations" / "step_00000040-abc.json").write_text('{"fingerprint": ', encoding="utf-8")
     (tmp_path / "evaluations" / "notes.json").write_text("[]", encoding="utf-8")
     assert [result.step for result in read_evaluations(tmp_path / "evaluations")] == [30, 200]
+
+
+def test_summarize_evaluations_has_all_but_the_answers_and_follows_the_files(tmp_path: Path, stages: Stages) -> None:
+    folder = tmp_path / "evaluations"
+    assert summarize_evaluations(folder) == []
+    for step in (200, 30):
+        evaluate(save(tmp_path / "checkpoints", step, seed=step).path, stages, tmp_path)
+        assert summarize_evaluations(folder) == [
+            dataclasses.replace(each, answers=()) for each in read_evaluations(folder)
+        ]
+    path = read_evaluations(folder)[0].path
+    path.write_text(path.read_text(encoding="utf-8").replace('"device": "cpu"', '"device": "cuda"'), encoding="utf-8")
+    assert [each.device for each in summarize_evaluations(folder)] == ["cuda", "cpu"]
+    path.unlink()
+    assert [each.step for each in summarize_evaluations(folder)] == [200]
 
 
 def test_find_evaluation_of_a_newer_version_reads_it_without_the_fields_it_does_not_know(

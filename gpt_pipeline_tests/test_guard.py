@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import dagster as dg
 import pytest
@@ -15,6 +17,8 @@ from dagster._core.workspace.load_target import EmptyWorkspaceTarget
 from dagster_webserver.webserver import DagsterWebserver
 
 from gpt_pipeline.orchestration.dagster_server import GuardedWebserver
+from gpt_pipeline.project import Project
+from gpt_pipeline_tests.projects import TinyProject
 
 OWN = "127.0.0.1:3000"
 QUERY = json.dumps({"query": "{version}"})
@@ -45,8 +49,19 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkspaceProce
 
 
 @pytest.fixture(scope="module")
-def app(context: WorkspaceProcessContext) -> Any:
-    return GuardedWebserver(context, names=["dagster.example.org"]).create_asgi_app()
+def project(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
+    project = TinyProject(root=tmp_path_factory.mktemp("project"))
+    project.write_experiment("tiny")
+    folder = project.experiment("tiny").folder
+    folder.root.mkdir(parents=True)
+    folder.report.write_text("<script>alert(1)</script>", encoding="utf-8")
+    return project
+
+
+@pytest.fixture(scope="module")
+def app(context: WorkspaceProcessContext, project: TinyProject) -> Any:
+    here = Project(root=project.root, experiments=project.root / "experiments")
+    return GuardedWebserver(context, project=here, names=["dagster.example.org"]).create_asgi_app()
 
 
 async def _exchange(app: Any, scope: dict[str, Any], received: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -81,6 +96,42 @@ def connect(app: Any, headers: Mapping[str, str]) -> list[dict[str, Any]]:
     return asyncio.run(
         _exchange(app, scope, [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}])
     )
+
+
+def test_start_page_loads_nothing_from_elsewhere_and_runs_no_script_of_its_text(app: Any) -> None:
+    answer = ask(app, "GET", "/start", NAVIGATION)
+    assert answer.status == 200
+    policy = answer.header("content-security-policy")
+    assert "default-src 'none'; script-src 'self'; style-src 'self';" in policy
+    assert b"<script>" not in answer.body
+    assert b"style=" not in answer.body
+    assert re.findall(rb'(?:src|href)="https?:[^"]*"', answer.body) == [
+        b'href="http://127.0.0.1:5000/#/experiments"'  # a link, which nothing loads
+    ]
+
+
+def test_start_page_leaves_dagsters_own_pages_where_they_were(app: Any) -> None:
+    assert b"Dagster" in ask(app, "GET", "/", NAVIGATION).body
+    assert b"Dagster" in ask(app, "GET", "/started", NAVIGATION).body
+
+
+def test_start_page_serves_a_report_in_a_sandbox(app: Any) -> None:
+    answer = ask(app, "GET", "/start/report/tiny", NAVIGATION)
+    assert (answer.status, answer.body) == (200, b"<script>alert(1)</script>")
+    policy = answer.header("content-security-policy")
+    assert policy.startswith("sandbox; default-src 'none';")
+    assert "script-src" not in policy
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["other", "..", "%2e%2e", "..%2f..%2fmlflow.db", "tiny%2f..", "tiny/../tiny", "/etc/passwd", "tiny%00", "Tiny"],
+)
+def test_start_page_serves_no_file_but_the_report_of_an_experiment(app: Any, key: str) -> None:
+    answer = ask(app, "GET", f"/start/report/{unquote(key)}", NAVIGATION)
+    assert b"alert" not in answer.body
+    assert b"root:" not in answer.body
+    assert answer.status == 404 or b"Dagster" in answer.body  # of Dagster's own, as for any unknown address
 
 
 @pytest.mark.parametrize("host", [OWN, "localhost:8080", "LOCALHOST", "[::1]:3000", "dagster.example.org"])
@@ -137,6 +188,11 @@ FOREIGN_REQUESTS: dict[str, tuple[str, str, dict[str, str], str]] = {
     "frame": ("GET", "/", {**CROSS, "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}, ""),
     "script": ("GET", "/server_info", {**CROSS, "sec-fetch-mode": "no-cors", "sec-fetch-dest": "script"}, ""),
     "log": ("GET", "/logs/a/b.out", {"origin": FOREIGN, **CROSS}, ""),
+    "start page in a frame": ("GET", "/start", {**CROSS, "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}, ""),
+    "state of the experiments": ("GET", "/start/experiments", {"origin": FOREIGN, **CROSS}, ""),
+    "state of the experiments under a rebound name": ("GET", "/start/experiments", {"host": "evil.example"}, ""),
+    "report of an experiment": ("GET", "/start/report/tiny", {**CROSS, "sec-fetch-mode": "no-cors"}, ""),
+    "report of an experiment in an old browser": ("GET", "/start/report/tiny", {"origin": FOREIGN}, ""),
     "report of an asset": ("POST", "/report_asset_materialization/a", {"origin": FOREIGN, **CROSS}, ""),
     "report of an asset, plain text": ("POST", "/report_asset_materialization/a", {"content-type": "text/plain"}, "{}"),
     "report of a check": ("POST", "/report_asset_check/a?check_name=c&passed=true", CROSS, ""),
@@ -163,7 +219,10 @@ def test_guard_link_on_another_website_opens_the_page(app: Any) -> None:
     assert ask(app, "GET", "/runs", {**CROSS, **NAVIGATION}).status == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/graphql", "/server_info", "/favicon.svg", "/robots.txt"])
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/graphql", "/server_info", "/favicon.svg", "/robots.txt", "/start", "/start/start.js", "/start/report/tiny"],
+)
 def test_guard_every_page_forbids_frames_and_other_hosts(app: Any, path: str) -> None:
     answer = ask(app, "GET", path, NAVIGATION)
     assert answer.status == 200

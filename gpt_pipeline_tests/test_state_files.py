@@ -24,8 +24,9 @@ from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.evaluation.unseen import _read_finding
 from gpt_pipeline.exchange.benchmark import _read as read_benchmark
 from gpt_pipeline.progress.evaluations import logged_marks
+from gpt_pipeline.progress.losses import losses_of
 from gpt_pipeline.progress.report import shown_fingerprint
-from gpt_pipeline.progress.training import newest_records, training_progress, validation_losses
+from gpt_pipeline.progress.training import newest_records, training_progress
 from gpt_pipeline.report.cost import cost_of, seconds_at
 from gpt_pipeline.storage.atomic import parse_json
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -73,7 +74,7 @@ def _metrics(path: Path) -> None:
     cost_of(records, checkpoints=folder.checkpoints, hardware={}, evaluation_seconds=0)
     seconds_at(records, 4)
     newest_records(path)
-    validation_losses(path)
+    losses_of(path)
     training_progress(folder, fingerprint=None, max_steps=None)
 
 

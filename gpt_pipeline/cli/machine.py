@@ -13,7 +13,7 @@ from click.shell_completion import get_completion_class
 from gpt_pipeline.cli.common import FAILED, JSON, say, show
 
 if TYPE_CHECKING:
-    from gpt_pipeline.orchestration.pages import Page
+    from gpt_pipeline.orchestration.pages import Pages
     from gpt_pipeline.project import Project
 
 _PORT = click.IntRange(1, 65_535)
@@ -35,7 +35,7 @@ _COMPLETION_VARIABLE = "_GPT_PIPELINE_COMPLETE"  # click's name for a program of
     metavar="NAME",
     help="A proxy's name under which the pages are reached; may be given more than once.",
 )
-@click.option("--open", "in_browser", is_flag=True, help="Show Dagster's page in the browser.")
+@click.option("--open", "in_browser", is_flag=True, help="Show the start page in the browser.")
 def ui(
     experiments: Path | None,
     port: int | None,
@@ -43,22 +43,22 @@ def ui(
     names: Sequence[str],
     in_browser: bool,
 ) -> None:
-    """Open the web pages of Dagster and MLflow.
+    """Open the web pages: a start page with all experiments, Dagster and MLflow.
 
-    FOLDER holds the experiment files; default: experiments/. Both pages are for this machine only (127.0.0.1) and
-    refuse what other websites make a browser send. Ctrl+C stops both; a running training saves a checkpoint first.
+    FOLDER holds the experiment files; default: experiments/. The pages are for this machine only (127.0.0.1) and
+    refuse what other websites make a browser send. Ctrl+C stops them; a running training saves a checkpoint first.
     """
     from gpt_pipeline.orchestration.pages import serve_pages
     from gpt_pipeline.project import Project
 
     project = Project.of_experiments(experiments.absolute()) if experiments else Project.here()
 
-    def opened(pages: Sequence[Page]) -> None:
-        for page in pages:
-            click.echo(f"{page.name:8} {page.address}")
-        say(f"Logs: {pages[0].log.parent}. Ctrl+C stops both.")
+    def opened(pages: Pages) -> None:
+        click.echo(pages.start)
+        say(f"It leads to Dagster's pages ({pages.dagster.address}) and MLflow's ({pages.mlflow.address}).")
+        say(f"Logs: {pages.dagster.log.parent}. Ctrl+C stops everything.")
         if in_browser:
-            click.launch(pages[0].address)
+            click.launch(pages.start)
 
     say(f"Starting the pages of {project.root} ...")
     serve_pages(

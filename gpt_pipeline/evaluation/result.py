@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ BEST_ALIAS = BEST_NAME.removesuffix(".pt")
 
 _LONGEST_NAME = 250 - len("answer_loss/")  # MLflow's longest key
 _HASH_DIGITS, _KEPT_LETTERS = 12, 60
+_REMEMBERED = 4096  # results, some 10 kB each: those of all experiments that a web page shows
 _TOLD_APART = re.compile(rf"-[0-9a-f]{{{_HASH_DIGITS}}}$")
 EVALUATION_VERSION = "2"
 """Raise it when the same weights, data and configuration give another result: every checkpoint is evaluated again.
@@ -142,6 +144,26 @@ def read_evaluations(folder: Path) -> list[EvaluationResult]:
     """Return every finished evaluation in `folder`, by step, then by time."""
     results = [result for path in sorted(folder.glob("*.json")) if (result := _read_evaluation(path)) is not None]
     return sorted(results, key=lambda result: (result.step, result.created_at))
+
+
+def summarize_evaluations(folder: Path) -> list[EvaluationResult]:
+    """Return what `read_evaluations` does, without the answers; a file is read again only once it has changed."""
+    found = [_summary_now(path) for path in sorted(folder.glob("*.json"))]
+    return sorted((each for each in found if each is not None), key=lambda result: (result.step, result.created_at))
+
+
+def _summary_now(path: Path) -> EvaluationResult | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:  # moved away in this moment
+        return None
+    return _summary(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _summary(path: Path, *_identity: int) -> EvaluationResult | None:
+    result = _read_evaluation(path)
+    return None if result is None else dataclasses.replace(result, answers=())
 
 
 def alias_of(result: EvaluationResult, checkpoints: Path) -> str | None:

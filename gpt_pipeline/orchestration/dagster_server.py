@@ -30,14 +30,14 @@ from dagster_shared.ipc import interrupt_then_kill_ipc_subprocess, open_ipc_subp
 from dagster_webserver.version import __version__
 from dagster_webserver.webserver import DagsterWebserver
 from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
 
 from gpt_pipeline.orchestration.guard import Guard
 from gpt_pipeline.orchestration.history import turn_to_open
+from gpt_pipeline.orchestration.start_routes import MODULE, start_routes
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.ports import HOST
 from gpt_pipeline.training.stopping import stop_when_parent_dies
-
-MODULE = "gpt_pipeline.definitions"
 
 _CODE_LOG_LEVEL = "warning"
 _POLL_MILLISECONDS = 2000  # how often a page asks for news, as `dagster dev` has it
@@ -46,16 +46,21 @@ _STATEMENT_MILLISECONDS, _POOL_RECYCLE_SECONDS, _POOL_OVERFLOW = 15_000, 3600, 2
 
 
 class GuardedWebserver(DagsterWebserver[WorkspaceProcessContext, Any]):
-    """Dagster's own web server, every route of which lies behind the guard."""
+    """Dagster's own web server and the start page of a project; every route of both lies behind the guard."""
 
-    def __init__(self, context: WorkspaceProcessContext, *, names: Sequence[str] = ()) -> None:
+    def __init__(self, context: WorkspaceProcessContext, *, project: Project, names: Sequence[str] = ()) -> None:
         """Serve the workspace of `context`; `names` are those of proxies before the pages."""
         self._names = names
+        self._start_routes = start_routes(project, context.instance)
         super().__init__(context, live_data_poll_rate=_POLL_MILLISECONDS)
 
     def build_middleware(self) -> list[Middleware]:
         """Return Dagster's middleware with the guard before it."""
         return [Middleware(Guard, names=self._names), *super().build_middleware()]
+
+    def build_routes(self) -> list[BaseRoute]:
+        """Return the start page's routes, then Dagster's: the last of those answers every other address."""
+        return [*self._start_routes, *super().build_routes()]  # type: ignore[no-untyped-call]
 
 
 def serve(*, port: int, names: Sequence[str]) -> None:
@@ -64,8 +69,9 @@ def serve(*, port: int, names: Sequence[str]) -> None:
     Raises:
         RuntimeError: the daemon ended by itself.
     """
+    project = Project.here()
     with ExitStack() as stack:
-        with turn_to_open(Project.here()):
+        with turn_to_open(project):
             instance = stack.enter_context(get_possibly_temporary_instance_for_cli("gpt-pipeline ui"))
         workspace = stack.enter_context(_definitions(instance))
         daemon = stack.enter_context(_daemon(instance, workspace))
@@ -76,7 +82,7 @@ def serve(*, port: int, names: Sequence[str]) -> None:
                 instance, version=__version__, workspace_load_target=target, code_server_log_level=_CODE_LOG_LEVEL
             )
         )
-        app = GuardedWebserver(context, names=names).create_asgi_app()
+        app = GuardedWebserver(context, project=project, names=names).create_asgi_app()
         server = uvicorn.Server(uvicorn.Config(app, host=HOST, port=port, log_level="warning", lifespan="off"))
         Thread(target=_end_with, args=(daemon, server), daemon=True).start()
         server.run()

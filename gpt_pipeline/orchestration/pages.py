@@ -1,4 +1,4 @@
-"""A project's web pages: Dagster's server with its daemon, and MLflow's, started and stopped together."""
+"""A project's web pages: Dagster's server with the start page and the daemon, and MLflow's; one command for all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from urllib.request import ProxyHandler, build_opener
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.orchestration.guard import LOOPBACK
 from gpt_pipeline.orchestration.process_group import ask_to_stop, is_alive, kill, own_group
-from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PAGE_VARIABLE, MLFLOW_PORT, Project
+from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PAGE_VARIABLE, MLFLOW_PORT, START_PATH, Project
 from gpt_pipeline.shown import without_password
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.ports import HOST, is_free
@@ -49,13 +49,31 @@ class Page:
     log: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pages:
+    """The servers of a project."""
+
+    dagster: Page
+    mlflow: Page
+
+    @property
+    def start(self) -> str:
+        """Address of the page that leads to all others."""
+        return f"{self.dagster.address}{START_PATH}"
+
+    @property
+    def own(self) -> Sequence[Page]:
+        """The servers that run here."""
+        return [page for page in (self.dagster, self.mlflow) if page.command]
+
+
 def serve_pages(
     project: Project,
     *,
     dagster_port: int | None,
     mlflow_port: int | None,
     names: Sequence[str],
-    opened: Callable[[Sequence[Page]], None],
+    opened: Callable[[Pages], None],
     stopping: Callable[[], None],
 ) -> None:
     """Start both servers and call `opened` when they answer; on a signal, call `stopping` and stop them.
@@ -73,16 +91,16 @@ def serve_pages(
     folder = project.pages
     with folder_lock(folder, purpose="web pages"):  # before ports are chosen: those of pages that are open are taken
         pages = _pages(project, folder, dagster_port=dagster_port, mlflow_port=mlflow_port, names=names)
-    purpose = "web pages at " + " and ".join(page.address for page in pages)
+    purpose = f"web pages at {pages.start} and {pages.mlflow.address}"
     with stop_on_signals(stop), folder_lock(folder, purpose=purpose), ExitStack() as running:
         environment = {
             **os.environ,
-            MLFLOW_PAGE_VARIABLE: pages[1].address,
+            MLFLOW_PAGE_VARIABLE: pages.mlflow.address,
             "MLFLOW_BACKEND_STORE_URI": project.tracking_uri,  # as an argument everybody here could read it
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
         prepare_store(project.tracking_uri)
-        servers = [(page, running.enter_context(_server(page, environment))) for page in pages if page.command]
+        servers = [(page, running.enter_context(_server(page, environment))) for page in pages.own]
         if _wait_until_ready(servers, stop):
             opened(pages)
         while not stop.requested:
@@ -95,8 +113,7 @@ def serve_pages(
 
 def _pages(
     project: Project, folder: Path, *, dagster_port: int | None, mlflow_port: int | None, names: Sequence[str]
-) -> Sequence[Page]:
-    """Return Dagster's page and MLflow's."""
+) -> Pages:
     port = _port(dagster_port, usual=DAGSTER_PORT, option="--port")
     dagster = Page(
         name="Dagster",
@@ -112,15 +129,15 @@ def _pages(
     store = project.tracking_uri
     if store.startswith(("http://", "https://")):
         address = without_password(store)
-        return dagster, Page(name="MLflow", address=address, ready=address, command=(), log=folder / "mlflow.log")
+        elsewhere = Page(name="MLflow", address=address, ready=address, command=(), log=folder / "mlflow.log")
+        return Pages(dagster=dagster, mlflow=elsewhere)
     port = _port(mlflow_port, usual=MLFLOW_PORT, option="--mlflow-port")
     address = f"http://{HOST}:{port}"
     command = _module(
         "mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1", *_mlflow_guard(port, names)
     )
-    return dagster, Page(
-        name="MLflow", address=address, ready=f"{address}/health", command=command, log=folder / "mlflow.log"
-    )
+    mlflow = Page(name="MLflow", address=address, ready=f"{address}/health", command=command, log=folder / "mlflow.log")
+    return Pages(dagster=dagster, mlflow=mlflow)
 
 
 def _mlflow_guard(port: int, names: Sequence[str]) -> Sequence[str]:

@@ -7,6 +7,7 @@ import dagster as dg
 
 from gpt_pipeline.project import MLFLOW_PAGE_VARIABLE
 from gpt_pipeline.shown import without_password
+from gpt_pipeline.tracking.addresses import run_page
 
 _DEFAULT_PAGES = "http://127.0.0.1:5000"  # where `mlflow ui` serves unless told otherwise
 
@@ -39,7 +40,7 @@ class MlflowTracking:
 
     def links(self, *, experiment_id: str, run_id: str) -> dict[str, dg.MetadataValue]:
         """Return metadata that leads to a run: its address and, for a database, the command that serves it."""
-        address = dg.MetadataValue.url(f"{self.pages}/#/experiments/{experiment_id}/runs/{run_id}")
+        address = dg.MetadataValue.url(run_page(self.pages, experiment_id, run_id))
         if self.has_server:
             return {"mlflow_run": address}
         return {"mlflow_run": address, "mlflow_pages": dg.MetadataValue.text(f"gpt-pipeline ui, or {self.command}")}

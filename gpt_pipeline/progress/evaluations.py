@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, checkpoint_key, list_checkpoints
 from gpt_pipeline.evaluation.config import EvaluationConfig
-from gpt_pipeline.evaluation.result import EvaluationResult, alias_of, evaluation_fingerprint, read_evaluations
+from gpt_pipeline.evaluation.result import EvaluationResult, alias_of, evaluation_fingerprint, summarize_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -43,7 +43,7 @@ def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None
     shards = find_shards(experiment.data, experiment.data_folder)
     if shards is None:
         return []
-    done = {result.fingerprint: result for result in read_evaluations(experiment.folder.evaluations)}
+    done = {result.fingerprint: result for result in summarize_evaluations(experiment.folder.evaluations)}
     wanted = []
     for checkpoint in _checkpoints(experiment.folder):
         fingerprint = evaluation_fingerprint(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.evaluation.result import summarize_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.fingerprint import fingerprint, identity_of
@@ -25,7 +25,7 @@ def report_fingerprint(experiment: Experiment) -> str:
     return fingerprint(
         "report",
         config={"experiment": config, "training": training},
-        upstream=sorted(result.fingerprint for result in read_evaluations(folder.evaluations)),
+        upstream=sorted(result.fingerprint for result in summarize_evaluations(folder.evaluations)),
         code_version=REPORT_VERSION,
     )
 
@@ -33,7 +33,7 @@ def report_fingerprint(experiment: Experiment) -> str:
 def report_is_outdated(experiment: Experiment) -> bool:
     """Whether there is something to report (an evaluation, or a finished training) that the page does not show."""
     folder = experiment.folder
-    if not folder.training.is_file() and not read_evaluations(folder.evaluations):
+    if not folder.training.is_file() and not summarize_evaluations(folder.evaluations):
         return False
     return not report_shows(experiment, report_fingerprint(experiment))
 

@@ -9,18 +9,22 @@ from pathlib import Path
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
 from gpt_pipeline.checkpoints.retention import evaluator_is_at_work
 from gpt_pipeline.errors import NewerFileError, UserError
-from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
+from gpt_pipeline.evaluation.result import EvaluationResult, summarize_evaluations
 from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.training import start_in_words
 from gpt_pipeline.progress.evaluations import WantedEvaluation, wanted_evaluations
+from gpt_pipeline.progress.losses import losses_of
 from gpt_pipeline.progress.report import report_is_outdated
 from gpt_pipeline.progress.stages import StageProgress, data_progress
 from gpt_pipeline.progress.tracking import is_log_pending
-from gpt_pipeline.progress.training import TrainingProgress, experiment_training, validation_losses
+from gpt_pipeline.progress.training import TrainingProgress, experiment_training
 from gpt_pipeline.storage.names import as_typed
 from gpt_pipeline.training.decision import refuse_newer
 from gpt_pipeline.training.finished import training_state
+
+PAGES_COMMAND = "gpt-pipeline ui"
+"""What to do where there is nothing to do but to watch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +114,11 @@ def statuses(files: Sequence[Path], *, experiments: Path) -> list[Status]:
     """
     if files:
         return [experiment_status(load_experiment(file)) for file in files]
-    return [_status_of(found) for found in find_experiments(experiments)]
+    return [status_of(found) for found in find_experiments(experiments)]
 
 
-def _status_of(found: ExperimentFile) -> Status:
+def status_of(found: ExperimentFile) -> Status:
+    """Return the status of a file that may be broken."""
     if found.experiment is None:
         return _broken(found.file, found.problem or "")
     try:
@@ -149,8 +154,8 @@ def _readable_status(experiment: Experiment) -> Status:
     stages = data_progress(experiment)
     wanted = wanted_evaluations(experiment)
     pending = sum(each.state != "done" for each in wanted)
-    results = read_evaluations(folder.evaluations)
-    estimates = validation_losses(folder.metrics)
+    results = summarize_evaluations(folder.evaluations)
+    estimates = losses_of(folder.metrics).validation
     checkpoints = _checkpoints(folder.checkpoints)
     start, start_is_ready = start_in_words(experiment)
     status = Status(
@@ -239,9 +244,7 @@ def next_step(status: Status) -> NextStep:
     training, pending, name = status.training, status.evaluations_pending, _shown(status.file)
     assert training is not None  # only of a file that could be read
     if training.state == "running":
-        return NextStep(
-            command="gpt-pipeline ui", why="watch it train; Ctrl+C where it runs stops it with a checkpoint"
-        )
+        return NextStep(command=PAGES_COMMAND, why="watch it train; Ctrl+C where it runs stops it with a checkpoint")
     if not status.start_is_ready:
         return NextStep(command=f"gpt-pipeline run {name}", why=f"{status.start}: that comes first")
     if training.state != "finished":
@@ -252,7 +255,7 @@ def next_step(status: Status) -> NextStep:
 def _after_training(name: str, status: Status, pending: int) -> NextStep:
     if status.is_evaluating:
         what = f"{pending} evaluation{'s are' if pending > 1 else ' is'} in progress: watch, or wait for the end"
-        return NextStep(command="gpt-pipeline ui", why=what)
+        return NextStep(command=PAGES_COMMAND, why=what)
     if any(stage.state != "finished" for stage in status.stages):
         return NextStep(command=f"gpt-pipeline run {name}", why="makes the data again that is missing or damaged")
     if pending:

@@ -177,16 +177,3 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return parse_record(line)
     except ValueError:  # the first line of the tail, or one that is being written
         return None
-
-
-def validation_losses(metrics: Path) -> dict[int, float]:
-    """Return the trainer's estimates of the validation loss by step, nats per token."""
-    if not metrics.is_file():
-        return {}
-    with metrics.open("rb") as file:
-        records = [_record(line) for line in file if b'"validation"' in line]
-    return {
-        int(record["step"]): float(record["val_loss"])
-        for record in records
-        if record is not None and record["kind"] == "validation" and record.get("val_loss") is not None
-    }

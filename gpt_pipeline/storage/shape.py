@@ -46,7 +46,9 @@ def _fits_composed(value: Any, origin: Any, inner: tuple[Any, ...]) -> bool:
     if origin is Literal:
         return value in inner
     if issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(_fits_within(each, inner[1]) for each in value.values())
+        return isinstance(value, Mapping) and (
+            inner[1] is Any or all(_fits_within(each, inner[1]) for each in value.values())
+        )
     if issubclass(origin, Sequence):
         return isinstance(value, list | tuple) and all(_fits_within(each, inner[0]) for each in value)
     return isinstance(value, origin)

@@ -178,6 +178,12 @@ def logged_run(folder: ExperimentFolder, fingerprint: str) -> LoggedRun | None:
     return LoggedRun(run_id=sent.run_id, experiment_id=sent.experiment_id, new=False)
 
 
+def mlflow_experiment_id(folder: ExperimentFolder) -> str | None:
+    """Return MLflow's number of the experiment that the training in `folder` was last sent to; None if it never was."""
+    sent = _Sent.read(folder)
+    return None if sent is None else sent.experiment_id or None
+
+
 def sent_runs(folder: ExperimentFolder) -> dict[ExperimentFolder, str]:
     """Return the run that each training in `folder`, the earlier ones too, was sent to."""
     notes = {each: _Sent.read(each) for each in (folder, *earlier_trainings(folder))}

@@ -1,0 +1,84 @@
+"""The start page beside Dagster's own, on the same server and behind the same guard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import dagster as dg
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.comparison_step import COMPARISON
+from gpt_pipeline.orchestration.newest_runs import NewestRuns
+from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
+from gpt_pipeline.project import START_PATH, Project
+from gpt_pipeline.start_page.card import Addresses
+from gpt_pipeline.start_page.page import STATIC, read_static, render_cards, render_page
+from gpt_pipeline.start_page.watch import Watch
+from gpt_pipeline.tracking.addresses import experiments_page, runs_page
+
+MODULE = "gpt_pipeline.definitions"
+
+_COMMON = {"cache-control": "no-store", "referrer-policy": "same-origin"}
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+# A report has a model's words in it: no script, whatever they are, and an origin of its own.
+_REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+
+
+def start_routes(project: Project, instance: dg.DagsterInstance) -> Sequence[Route]:
+    """Return the routes of the project's start page: itself, its news, its files, and the experiments' reports."""
+    watch = Watch(project, newest_runs=NewestRuns(instance), addresses=addresses(project))
+
+    def page(_request: Request) -> Response:
+        html = render_page(watch.cards(), experiments=project.experiments, addresses=watch.addresses)
+        return _html(html, _POLICY)
+
+    def news(_request: Request) -> Response:
+        return _html(render_cards(watch.cards()), _POLICY)
+
+    def report(request: Request) -> Response:
+        try:
+            path = watch.report(request.path_params["key"])
+        except UserError as error:
+            return PlainTextResponse(str(error), status_code=404)
+        if path is None:
+            return PlainTextResponse("There is no such report (yet).", status_code=404)
+        return FileResponse(
+            path, media_type="text/html", headers={**_COMMON, "content-security-policy": _REPORT_POLICY}
+        )
+
+    def static(name: str) -> Route:
+        return Route(f"{START_PATH}/{name}", lambda _: Response(read_static(name), media_type=STATIC[name]))
+
+    return [
+        Route(START_PATH, page),
+        Route(f"{START_PATH}/experiments", news),
+        *map(static, STATIC),
+        Route(f"{START_PATH}/report/{{key}}", report),
+    ]
+
+
+def addresses(project: Project) -> Addresses:
+    """Return where the start page leads to."""
+    mlflow = MlflowTracking(tracking_uri=project.tracking_uri).pages
+    return Addresses(
+        assets="/assets",
+        runs="/runs",
+        sensors="/automation",
+        comparison=f"/assets/{COMPARISON.path[0]}",
+        job=lambda experiment: f"/locations/{MODULE}/jobs/{keys.run_job(experiment)}",
+        mlflow=experiments_page(mlflow),
+        mlflow_runs=partial(runs_page, mlflow),
+        report=lambda name: f"{START_PATH}/report/{name}",
+    )
+
+
+def _html(text: str, policy: str) -> Response:
+    return Response(text, media_type="text/html", headers={**_COMMON, "content-security-policy": policy})

@@ -1,0 +1,88 @@
+"""The losses in a `metrics.jsonl`, for those who look at it again and again while it grows."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+
+from gpt_pipeline.training.metrics import parse_record
+
+_MOST_POINTS = 800  # of the training loss; a screen shows no more
+_BLOCK_BYTES = 1 << 20
+_HEAD_BYTES = 512  # the first line has the time at which its training began, by which a file is known again
+_REMEMBERED = 256  # files
+
+
+class Losses:
+    """Training and validation loss by step. Only lines that came since the last look are read."""
+
+    def __init__(self, path: Path) -> None:
+        self.train: dict[int, float] = {}
+        """Nats per token, ascending, of each record or of each second, fourth ... one: some 800 at most."""
+
+        self.validation: dict[int, float] = {}
+        """The trainer's estimates, nats per token."""
+
+        self._path = path
+        self._turn = Lock()
+        self._begin_anew()
+
+    def refresh(self) -> None:
+        """Read what was appended since; a file that took the other's place is read from its beginning."""
+        with self._turn:
+            try:
+                with self._path.open("rb") as file:
+                    is_shorter = os.fstat(file.fileno()).st_size < self._offset
+                    if file.read(len(self._head)) != self._head or is_shorter:
+                        self._begin_anew()
+                    file.seek(self._offset)
+                    while self._take(file.read(_BLOCK_BYTES)):
+                        file.seek(self._offset)
+            except FileNotFoundError:
+                self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.train, self.validation = {}, {}
+        self._head, self._offset, self._lines, self._every = b"", 0, 0, 1
+
+    def _take(self, block: bytes) -> bool:
+        """Read the whole lines of `block`; False if it has none."""
+        end = block.rfind(b"\n") + 1
+        self._head = self._head or block[: min(end, _HEAD_BYTES)]
+        for line in block[:end].splitlines():
+            self._lines += 1
+            if self._lines % self._every == 0 or b'"validation"' in line:
+                self._keep(line)
+        self._offset += end
+        return end > 0
+
+    def _keep(self, line: bytes) -> None:
+        try:
+            record = parse_record(line)
+        except ValueError:  # damaged: whoever reads the file as a whole reports it
+            return
+        step = int(record["step"])
+        if record["kind"] == "train" and record.get("train_loss") is not None:
+            if step <= next(reversed(self.train), -1):  # the training went back to a checkpoint
+                self.train = {each: loss for each, loss in self.train.items() if each < step}
+                self.validation = {each: loss for each, loss in self.validation.items() if each <= step}
+            self.train[step] = float(record["train_loss"])
+        elif record["kind"] == "validation" and record.get("val_loss") is not None:
+            self.validation[step] = float(record["val_loss"])
+        if len(self.train) > _MOST_POINTS:
+            self.train = dict(list(self.train.items())[1::2])
+            self._every *= 2
+
+
+def losses_of(metrics: Path) -> Losses:
+    """Return the losses in `metrics.jsonl` as they are now; empty where it does not exist."""
+    losses = _remembered(metrics)
+    losses.refresh()
+    return losses
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _remembered(metrics: Path) -> Losses:
+    return Losses(metrics)

@@ -1,0 +1,193 @@
+"""What the page shows of one experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from gpt_pipeline.evaluation.result import EvaluationResult, find_evaluation
+from gpt_pipeline.experiment.discover import ExperimentFile
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.progress.losses import Losses
+from gpt_pipeline.progress.status import PAGES_COMMAND, NextStep, Status
+from gpt_pipeline.progress.training import TrainingProgress
+from gpt_pipeline.report import wording
+from gpt_pipeline.report.charts import Chart, Point, Series, smoothed
+from gpt_pipeline.start_page.state import NewestRun, State, state_of
+
+_ANSWERS = 3
+_REMEMBERED = 256  # experiments whose newest answers are kept
+_CHART_WIDTH, _CHART_HEIGHT = 460, 240  # small, so that its letters can be read on a narrow screen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addresses:
+    """Where the page leads to."""
+
+    assets: str
+    runs: str
+    sensors: str
+    comparison: str
+    job: Callable[[Experiment], str]
+    """That makes an experiment's data and training."""
+
+    mlflow: str
+    """MLflow's list of experiments."""
+
+    mlflow_runs: Callable[[str], str]
+    """Of the experiment that MLflow has under this number."""
+
+    report: Callable[[str], str]
+    """Of the experiment with that key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A model's answer to a held-out question."""
+
+    question: str
+    answer: str
+    expected: str
+    is_right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A link, and what to know of it."""
+
+    text: str
+    address: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One experiment."""
+
+    key: str
+    """Unique on the page, as `experiment.discover` names the file."""
+
+    title: str
+    file: Path
+    state: State
+    step: int | None = None
+    max_steps: int | None = None
+    facts: tuple[tuple[str, str], ...] = ()
+    chart: Chart | None = None
+    answers: tuple[Answer, ...] = ()
+    answers_step: int | None = None
+    links: tuple[Link, ...] = ()
+    next: NextStep | None = None
+    """None where it would be to open this page."""
+
+
+def broken_card(found: ExperimentFile, problem: str) -> Card:
+    """Return the card of an experiment of which only a problem can be shown."""
+    return Card(key=found.name, title=found.file.name, file=found.file, state=State(word="broken", detail=problem))
+
+
+def card_of(
+    experiment: Experiment,
+    status: Status,
+    *,
+    run: NewestRun | None,
+    losses: Losses,
+    results: Sequence[EvaluationResult],
+    mlflow_id: str | None,
+    addresses: Addresses,
+) -> Card:
+    """Return the card of an experiment; `results` by step, `mlflow_id` as MLflow numbers the experiment."""
+    training = status.training
+    assert training is not None  # only of one that could be read
+    newest = results[-1] if results else None
+    return Card(
+        key=experiment.name,
+        title=status.name,
+        file=status.file,
+        state=state_of(status, run),
+        step=None if training.state == "absent" else training.step,
+        max_steps=training.max_steps,
+        facts=tuple(_facts(status, training, newest)),
+        chart=_chart(losses, results),
+        answers=() if newest is None else _answers(newest.path.parent, newest.fingerprint, newest.created_at),
+        answers_step=None if newest is None else newest.step,
+        links=tuple(_links(experiment, status, run, mlflow_id, addresses)),
+        next=None if status.next.command == PAGES_COMMAND else status.next,
+    )
+
+
+def _facts(status: Status, training: TrainingProgress, newest: EvaluationResult | None) -> Iterator[tuple[str, str]]:
+    if training.eta_seconds is not None:
+        yield "time left", wording.duration(training.eta_seconds)
+    if training.state == "running" and training.tokens_per_second is not None:
+        yield "speed", f"{wording.count(training.tokens_per_second)} tokens/s"
+    if training.train_loss is not None:
+        yield "training loss", wording.decimal(training.train_loss)
+    if training.val_loss is not None and training.val_step is not None:
+        yield "validation loss", f"about {wording.decimal(training.val_loss)} at step {training.val_step:,}"
+    if status.best is not None and status.best.evaluated:
+        yield "best checkpoint", f"step {status.best.step:,}, loss {wording.decimal(status.best.val_loss)}"
+    if newest is not None and newest.metrics.get("num_questions"):
+        asked = newest.metrics["num_questions"]
+        yield "right answers", f"{newest.metrics['correct'] * asked:.0f} of {asked:.0f} at step {newest.step:,}"
+    if status.checkpoints:
+        yield "checkpoints", f"{len(status.checkpoints)}, {wording.size(status.checkpoint_bytes)}"
+    if status.evaluations_done or status.evaluations_pending:
+        to_come = "in progress" if status.is_evaluating else "to do"
+        more = f", {status.evaluations_pending} {to_come}" if status.evaluations_pending else ""
+        yield "evaluations", f"{status.evaluations_done} done{more}"
+    if training.damaged:
+        yield "damaged", f"{', '.join(training.damaged)}; the one before is used"
+
+
+def _chart(losses: Losses, results: Sequence[EvaluationResult]) -> Chart:
+    evaluated = [(float(each.step), float(each.metrics["val_loss"])) for each in results if "val_loss" in each.metrics]
+    series = (
+        Series(name="train", points=smoothed(_points(losses.train)), colour=1),
+        Series(name="validation", points=_points(losses.validation), colour=2),
+        Series(name="checkpoints", points=tuple(evaluated), colour=3, look="dots"),
+    )
+    return Chart(
+        title="Loss in nats per token against the step",
+        x_label="step",
+        y_label="nats per token",
+        series=tuple(each for each in series if each.points),
+        width=_CHART_WIDTH,
+        height=_CHART_HEIGHT,
+    )
+
+
+def _points(losses: Mapping[int, float]) -> tuple[Point, ...]:
+    return tuple((float(step), loss) for step, loss in losses.items())
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _answers(folder: Path, fingerprint: str, _created_at: str) -> tuple[Answer, ...]:
+    """Return the first answers of an evaluation: to the same questions from checkpoint to checkpoint."""
+    result = find_evaluation(folder, fingerprint)
+    return () if result is None else tuple(_answer(each) for each in result.answers[:_ANSWERS])
+
+
+def _answer(value: Any) -> Answer:
+    return Answer(
+        question=str(value.get("question", "")),
+        answer=str(value.get("answer") or value.get("generated") or "").strip(),
+        expected=str(value.get("expected", "")),
+        is_right=value.get("correct") is True,
+    )
+
+
+def _links(
+    experiment: Experiment, status: Status, run: NewestRun | None, mlflow_id: str | None, addresses: Addresses
+) -> Iterator[Link]:
+    if status.report is not None:
+        note = "does not show the newest results" if status.report_is_outdated else ""
+        yield Link(text="report", address=addresses.report(experiment.name), note=note)
+    yield Link(text="Dagster job", address=addresses.job(experiment))
+    if run is not None:
+        yield Link(text="newest run", address=run.page)
+    if mlflow_id is not None:
+        yield Link(text="MLflow runs", address=addresses.mlflow_runs(mlflow_id))

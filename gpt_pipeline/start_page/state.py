@@ -1,0 +1,92 @@
+"""In which state an experiment is: a word, and what else there is to say of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gpt_pipeline.progress.show import stage_text
+from gpt_pipeline.progress.status import Status
+from gpt_pipeline.progress.training import NOT_YET_KNOWN, TrainingProgress
+
+Word = Literal[
+    "broken", "not begun", "waiting", "making data", "training", "evaluating", "finished", "stopped", "failed"
+]
+RunState = Literal["waiting", "working", "failed", "canceled", "succeeded"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewestRun:
+    """The newest run that makes an experiment's data or its training, as the history of runs has it."""
+
+    state: RunState
+    page: str
+    """Address of its page."""
+
+    process: str = ""
+    """`process 12 on host`, where it is known."""
+
+    error: str = ""
+    """Why it failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """The state of an experiment."""
+
+    word: Word
+    detail: str = ""
+
+
+def state_of(status: Status, run: NewestRun | None) -> State:
+    """Return the state by what lies in the experiment's folders and by its newest run."""
+    training = status.training
+    assert training is not None  # only of a file that could be read
+    at_work = run is not None and run.state == "working"
+    if training.state == "running":
+        return State(
+            word="training", detail=f"by process {training.process} on {training.host}" if training.host else ""
+        )
+    if training.state != "finished":
+        if run is not None and run.state == "waiting":
+            return State(word="waiting", detail="its run waits for its turn")
+        if at_work or any(stage.note == "being made now" for stage in status.stages):
+            return _at_work(status, run)
+    if status.is_evaluating:
+        pending = status.evaluations_pending
+        return State(word="evaluating", detail=f"{pending} checkpoint{'s' if pending > 1 else ''} to go")
+    if training.state == "finished":
+        return State(word="finished", detail=f"after {training.step:,} steps")
+    return _at_rest(status, training, run)
+
+
+def _at_work(status: Status, run: NewestRun | None) -> State:
+    who = f"by {run.process}" if run is not None and run.process else ""
+    unfinished = [stage for stage in status.stages if stage.state != "finished"]
+    if not unfinished:
+        return State(word="training", detail=", ".join(["starting", *([who] if who else [])]))
+    stage = unfinished[0]
+    how_far = f"{stage.name}: {stage_text(stage)}" if stage.state == "partly" else stage.name
+    return State(word="making data", detail=", ".join([how_far, *([who] if who else [])]))
+
+
+def _at_rest(status: Status, training: TrainingProgress, run: NewestRun | None) -> State:
+    """Return the state of an experiment that nobody works on and that is not finished."""
+    if run is not None and run.state == "failed":
+        return State(word="failed", detail=run.error)
+    if training.state == "died":
+        return State(word="failed", detail="its process was killed, or its machine went down; a new run continues")
+    if training.of_other_settings:
+        return State(word="stopped", detail="with other settings, data or start than the file names now")
+    if training.ended_before:
+        return State(word="finished", detail=f"after {training.step:,} steps; {NOT_YET_KNOWN}")
+    if training.state == "absent":
+        return _before_training(status)
+    return State(word="stopped", detail="a new run continues")
+
+
+def _before_training(status: Status) -> State:
+    states = {stage.state for stage in status.stages}
+    if states == {"finished"}:
+        return State(word="not begun", detail="its data is finished")
+    return State(word="not begun") if states == {"absent"} else State(word="stopped", detail="its data is made in part")

@@ -1,0 +1,112 @@
+"""All experiments of a project, for a page that asks for news every few seconds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.evaluation.result import summarize_evaluations
+from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.progress.losses import losses_of
+from gpt_pipeline.progress.status import status_of
+from gpt_pipeline.project import Project
+from gpt_pipeline.start_page.card import Addresses, Card, broken_card, card_of
+from gpt_pipeline.start_page.state import NewestRun
+from gpt_pipeline.tracking.training_run import mlflow_experiment_id
+
+_logger = logging.getLogger(__name__)
+
+_REST_SECONDS = 1.0
+_REST_SHARE = 9  # a look that took a second is followed by nine without one: a tenth of a processor at the most
+_FILES_SECONDS = 30.0  # an experiment file that did not change may still depend on another one's checkpoints
+
+NewestRuns = Callable[[Sequence[Experiment]], Mapping[str, NewestRun]]
+"""Returns the newest run of each experiment that has one, by the experiment's name."""
+
+
+class Watch:
+    """The cards of a project's experiments. However many ask, one looks, and not again before a rest."""
+
+    def __init__(
+        self,
+        project: Project,
+        *,
+        newest_runs: NewestRuns,
+        addresses: Addresses,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Show the experiments of `project`; what the history of runs knows comes from `newest_runs`."""
+        self.project = project
+        self.addresses = addresses
+        self._newest_runs = newest_runs
+        self._clock = clock
+        self._turn = Lock()
+        self._cards: Sequence[Card] = ()
+        self._next_look = -1.0
+        self._files: Sequence[ExperimentFile] = ()
+        self._files_seen: tuple[object, ...] = ()
+        self._files_read_at = 0.0
+
+    def cards(self) -> Sequence[Card]:
+        """Return a card for each experiment file, by name."""
+        with self._turn:
+            began = self._clock()
+            if began >= self._next_look:
+                files = self._find()
+                experiments = [found.experiment for found in files if found.experiment is not None]
+                runs = self._newest_runs(experiments)
+                self._cards = [self._card(found, runs.get(found.name)) for found in files]
+                took = self._clock() - began
+                self._next_look = began + took + max(_REST_SECONDS, _REST_SHARE * took)
+            return self._cards
+
+    def report(self, key: str) -> Path | None:
+        """Return the report of the experiment with this key; None where there is no such experiment, or no report.
+
+        Raises:
+            UserError: its folder cannot be on this machine.
+        """
+        with self._turn:
+            found = next((each.experiment for each in self._find() if each.name == key), None)
+        return found.folder.report if found is not None and found.folder.report.is_file() else None
+
+    def _find(self) -> Sequence[ExperimentFile]:
+        """Return the experiment files, read again only when one has changed, or after a while."""
+        folder, now = self.project.experiments, self._clock()
+        if not folder.is_dir():
+            return ()
+        stats = [(file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file()]
+        seen = tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+        if seen != self._files_seen or now - self._files_read_at > _FILES_SECONDS:
+            self._files, self._files_seen, self._files_read_at = find_experiments(folder), seen, now
+        return self._files
+
+    def _card(self, found: ExperimentFile, run: NewestRun | None) -> Card:
+        try:
+            return self._card_of(found, run)
+        except Exception as error:  # of one experiment, whose files may hold anything: the page shows the others
+            detail = str(error)
+            if not isinstance(error, UserError):
+                _logger.exception("%s cannot be shown", found.file)
+                detail = f"{type(error).__name__}: {error}; the log of the pages has the details"
+            return broken_card(found, detail)
+
+    def _card_of(self, found: ExperimentFile, run: NewestRun | None) -> Card:
+        status, experiment = status_of(found), found.experiment
+        if status.problem is not None or experiment is None:
+            return broken_card(found, status.problem or "")
+        folder = experiment.folder
+        return card_of(
+            experiment,
+            status,
+            run=run,
+            losses=losses_of(folder.metrics),
+            results=summarize_evaluations(folder.evaluations),
+            mlflow_id=mlflow_experiment_id(folder),
+            addresses=self.addresses,
+        )

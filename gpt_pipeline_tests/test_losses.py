@@ -1,0 +1,82 @@
+"""The losses of a `metrics.jsonl` that grows while someone looks at it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.progress.losses import losses_of
+
+
+def _train(step: int, loss: float = 1.0) -> str:
+    return json.dumps({"kind": "train", "step": step, "train_loss": loss}) + "\n"
+
+
+def _validation(step: int, loss: float = 2.0) -> str:
+    return json.dumps({"kind": "validation", "step": step, "val_loss": loss}) + "\n"
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.jsonl"
+
+
+def _append(metrics: Path, *lines: str) -> None:
+    with metrics.open("a", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+def test_losses_of_no_file_are_none_until_there_is_one(metrics: Path) -> None:
+    assert losses_of(metrics).train == {}
+    _append(metrics, _train(1, 5.0), _validation(1, 6.0))
+    losses = losses_of(metrics)
+    assert (losses.train, losses.validation) == ({1: 5.0}, {1: 6.0})
+
+
+def test_losses_of_a_line_that_is_being_written_come_when_it_is_whole(metrics: Path) -> None:
+    _append(metrics, _train(1), _train(2)[:20])
+    assert list(losses_of(metrics).train) == [1]
+    _append(metrics, _train(2)[20:])
+    assert list(losses_of(metrics).train) == [1, 2]
+
+
+def test_losses_read_only_what_was_appended(metrics: Path) -> None:
+    _append(metrics, json.dumps({"kind": "event", "step": 0, "message": "x" * 600}) + "\n", _train(1))
+    losses_of(metrics)
+    content = metrics.read_bytes()
+    metrics.write_bytes(content.replace(b"1.0", b"9.0"))
+    _append(metrics, _train(2))
+    assert losses_of(metrics).train == {1: 1.0, 2: 1.0}
+
+
+def test_losses_of_another_file_in_its_place_are_read_from_its_beginning(metrics: Path) -> None:
+    _append(metrics, _train(1), _train(2), _validation(2))
+    losses_of(metrics)
+    metrics.rename(metrics.with_name("previous.jsonl"))
+    _append(metrics, _train(1, 7.0))
+    losses = losses_of(metrics)
+    assert (losses.train, losses.validation) == ({1: 7.0}, {})
+
+
+def test_losses_after_a_return_to_a_checkpoint_are_those_of_the_newest_steps(metrics: Path) -> None:
+    _append(metrics, *(_train(step) for step in range(1, 7)), _validation(4), _validation(6))
+    _append(metrics, _train(5, 3.0))
+    losses = losses_of(metrics)
+    assert losses.train == {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 3.0}
+    assert losses.validation == {4: 2.0}
+
+
+def test_losses_of_many_lines_are_thinned_and_every_estimate_is_kept(metrics: Path) -> None:
+    _append(metrics, *(_train(step) + (_validation(step) if step % 500 == 0 else "") for step in range(1, 20_001)))
+    losses = losses_of(metrics)
+    assert 400 <= len(losses.train) <= 800
+    assert list(losses.train) == sorted(losses.train)
+    assert max(losses.train) > 19_900
+    assert list(losses.validation) == list(range(500, 20_001, 500))
+
+
+def test_losses_pass_over_lines_that_are_no_record(metrics: Path) -> None:
+    _append(metrics, "[]\n", '{"kind": "validation"}\n', "\x00\n", _train(3))
+    assert losses_of(metrics).train == {3: 1.0}
