@@ -129,7 +129,12 @@ def whole_characters(tokens: Iterable[int]) -> Iterator[str]:
 
 
 def write_once(writer: Writer, manner: Manner, prompt: str, *, say: Say) -> None:
-    """Stream the text after `prompt` to the standard output as it is generated; `say` gets remarks on it."""
+    """Stream what is generated after `prompt` to the standard output; `say` gets remarks on it.
+
+    A raw prompt comes first, so that the output is the text as a whole.
+    """
+    if manner.raw:
+        _put(prompt)
     for piece in writer.write(prompt, manner):
         _put(piece)
     _put("\n")

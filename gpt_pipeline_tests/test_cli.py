@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pipeline.cli import main
+from gpt_pipeline.doctor.software import Nvidia
 from gpt_pipeline.project import Project
 from gpt_pipeline_tests.projects import TinyProject
 
@@ -37,6 +38,25 @@ def test_init_of_a_folder_names_a_file_in_it(
 ) -> None:
     code, text = said(capsys, "init", name)
     assert (code, "my-idea.yaml" in text) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gpu", "hint"),
+    [([], False, True), ([], True, False), (["--recipe", "cpu"], False, False), (["--recipe", "demo"], False, False)],
+)
+def test_init_without_a_gpu_points_to_a_recipe_that_fits(
+    project: TinyProject,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    arguments: list[str],
+    gpu: bool,
+    hint: bool,
+) -> None:
+    nvidia = Nvidia(text="a GPU", cuda=(13, 0)) if gpu else None
+    monkeypatch.setattr("gpt_pipeline.doctor.software.find_nvidia", lambda: nvidia)
+    code, text = said(capsys, "init", "mine.yaml", *arguments)
+    assert (code, "--recipe cpu" in text) == (0, hint)
 
 
 def test_init_below_a_file_says_what_is_in_the_way(project: TinyProject, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ from gpt_pipeline.planning.findings import Known, findings
 from gpt_pipeline.planning.host import HostMemory, _limited, host_memory
 from gpt_pipeline.planning.plan import Plan, make_plan
 from gpt_pipeline.planning.probe import Request, sizes_of
-from gpt_pipeline.planning.speed import Speed, Work, duration, measure, update_seconds
+from gpt_pipeline.planning.speed import Duration, Speed, TooSlowError, Work, duration, measure, update_seconds
 from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
 from gpt_pipeline.progress.stages import data_progress
 from gpt_pipeline.storage.lock import folder_lock
@@ -303,7 +303,7 @@ def test_measure_makes_real_updates_and_leaves_nothing_behind(tmp_path: Path, mo
 
 
 def test_measure_beyond_its_time_says_so_and_ends_its_process() -> None:
-    with pytest.raises(UserError, match="no update finished in 0 s"):
+    with pytest.raises(TooSlowError, match="no update finished in 0 s"):
         measure(_request(), world_size=1, say=_quiet, limit_seconds=0.2)
     assert all("planning.probe" not in _command_of(pid) for pid in _children())
 
@@ -570,3 +570,31 @@ def test_plan_command_runs_as_a_program_without_a_terminal(project: TinyProject)
     )
     assert "\x1b[" not in done.stdout
     assert "Ready to run." in done.stdout
+
+
+@pytest.mark.parametrize(("days", "cuda", "warned"), [(8, False, True), (6, False, False), (8, True, False)])
+def test_plan_of_more_than_a_week_on_a_cpu_warns_with_a_remedy(
+    project: TinyProject, days: int, cuda: bool, warned: bool
+) -> None:
+    experiment = load_experiment(project.write_experiment("long"))
+    precision = Precision(cuda=cuda, bf16=False, compiled=False, loss_piece=None)
+    known = Known(
+        experiment=experiment,
+        tokens=count_tokens(experiment),
+        size=None,
+        stages=data_progress(experiment),
+        disks=(),
+        need=None,
+        device=Device(description="", precision=precision, memory_total=None, memory_free=None),
+        is_measured=True,
+        duration=Duration(
+            training_seconds=days * 86_400.0,
+            validation_seconds=None,
+            checkpoint_interval_seconds=None,
+            evaluation_seconds=None,
+            evaluations=0,
+        ),
+    )
+    found = [finding for finding in findings(known) if finding.key == "time"]
+    assert [finding.severity for finding in found] == ["warning"] * warned
+    assert all("--recipe cpu" in finding.remedy for finding in found)

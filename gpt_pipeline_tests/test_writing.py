@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.evaluation.generate import generate, greedy
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
-from gpt_pipeline.writing import Manner, Writer, picker, whole_characters
+from gpt_pipeline.writing import Manner, Writer, converse, picker, whole_characters, write_once
 from gpt_pipeline_tests.projects import TinyProject
 
 GREEDY = Manner(pick=greedy, max_new_tokens=10, raw=False)
@@ -65,6 +66,24 @@ def test_writer_stops_when_the_context_is_full() -> None:
     assert "".join(one.write("a b c d", manner))
     assert one.end == "context"
     assert not one.prompt_truncated
+
+
+def test_write_once_raw_prints_prompt_and_text_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    manner = Manner(pick=greedy, max_new_tokens=5, raw=True)
+    text = "".join(writer().write("Once upon", manner))
+    write_once(writer(), manner, "Once upon", say=lambda _: None)
+    assert capsys.readouterr().out == f"Once upon{text}\n"
+
+
+def test_converse_raw_prints_each_prompt_and_a_question_prints_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = []
+    for raw in (True, False):
+        monkeypatch.setattr("sys.stdin", io.StringIO("Once upon\n"))
+        converse(writer(), Manner(pick=greedy, max_new_tokens=5, raw=raw), say=lambda _: None)
+        outputs.append(capsys.readouterr().out.startswith("Once upon"))
+    assert outputs == [True, False]
 
 
 def test_writer_long_prompt_keeps_its_end() -> None:

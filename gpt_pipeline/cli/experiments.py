@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -27,6 +28,11 @@ from gpt_pipeline.cli.common import (
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.recipes import RECIPES
 from gpt_pipeline.storage.names import as_typed
+
+if TYPE_CHECKING:
+    from gpt_pipeline.experiment.load import Experiment
+
+_MANY_FOR_A_CPU = 50_000_000  # parameters
 
 
 @click.command()
@@ -52,6 +58,20 @@ def init(experiment: Path, recipe: str | None, samples: int | None, start_from: 
     tell(written.file)
     name = as_typed(experiment, Path.cwd())
     say(f"Next: gpt-pipeline plan {name}, then: gpt-pipeline run {name}")
+    _say_what_suits_a_cpu(written)
+
+
+def _say_what_suits_a_cpu(experiment: Experiment) -> None:
+    """Point to a recipe for this machine where it has no GPU for a model of this size."""
+    from gpt_pipeline.doctor.software import find_nvidia
+    from gpt_pipeline.model.costs import parameter_count
+
+    parameters = parameter_count(experiment.config.model)
+    if experiment.config.start_from is None and parameters > _MANY_FOR_A_CPU and find_nvidia() is None:
+        say(
+            f"This machine has no NVIDIA GPU; on a CPU, a model of {parameters / 1e6:.0f} million parameters takes "
+            "weeks. A smaller one: gpt-pipeline init NAME.yaml --recipe cpu, or --recipe demo for a first look."
+        )
 
 
 @click.command()

@@ -16,7 +16,7 @@ from gpt_pipeline.storage.names import as_typed
 @CHECKPOINT
 @click.option("--prompt", help="The question; with --raw, the beginning of the text.")
 @click.option("--interactive", is_flag=True, help="Answer one line after the other, until Ctrl+D.")
-@click.option("--raw", is_flag=True, help="Continue the prompt as it is, not as a question.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, not as a question; it is printed too.")
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
@@ -51,11 +51,13 @@ def generate(
         raise click.UsageError("--top-k needs a --temperature above 0", click.get_current_context())
     from gpt_pipeline.checkpoints.choose import choose_checkpoint
     from gpt_pipeline.experiment.load import load_experiment
-    from gpt_pipeline.writing import Manner, Writer, converse, picker, write_once
 
     loaded = load_experiment(experiment)
     config = loaded.config
     chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
+    say(f"Loading {chosen.path.name} ...")
+    from gpt_pipeline.writing import Manner, Writer, converse, picker, write_once  # torch
+
     writer = Writer.of_checkpoint(
         chosen.path, device=device or config.hardware.device, trained_length=config.data.max_length
     )
@@ -87,11 +89,13 @@ def export(experiment: Path, checkpoint: str, target: Path) -> None:
     nothing else.
     """
     from gpt_pipeline.checkpoints.choose import choose_checkpoint
-    from gpt_pipeline.exchange.export import export_checkpoint
     from gpt_pipeline.experiment.load import load_experiment
 
     loaded = load_experiment(experiment)
     chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
+    say(f"Loading {chosen.path.name} ...")
+    from gpt_pipeline.exchange.export import export_checkpoint  # torch
+
     exported = export_checkpoint(loaded, chosen.path, target)
     say(f"{chosen.path.name}, step {exported.checkpoint.step:,}: {exported.parameters:,} parameters")
     tell(exported.folder)
@@ -105,10 +109,12 @@ def import_(folder: Path, experiment: Path) -> None:
 
     FOLDER is what save_pretrained, or our export, wrote. Its shape must be that of the experiment.
     """
-    from gpt_pipeline.exchange.take_in import import_folder
     from gpt_pipeline.experiment.load import load_experiment
 
     loaded = load_experiment(experiment)
+    say(f"Reading {folder} ...")
+    from gpt_pipeline.exchange.take_in import import_folder  # torch
+
     taken = import_folder(folder, loaded)
     say("Imported." if taken.new else "Nothing to do: the experiment has this model already.")
     say(
@@ -148,6 +154,7 @@ def benchmark(
     chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     request = BenchmarkRequest(tasks=names, limit=limit, task_folder=task_folder, device=device)
+    say(f"Loading {chosen.path.name} and lm-evaluation-harness ...")
     result = benchmark_checkpoint(loaded, chosen.path, request)
     say(f"{chosen.path.name}, step {result.step:,}" + (", measured before" if result.reused else ""))
     if as_json:

@@ -26,6 +26,7 @@ _TOKEN_DEVIATION = 3.0  # nats: about the standard deviation of one token's loss
 _SURE = 0.03  # nats: settings often differ by this much
 _EPOCHS = 4  # up to this many, repeated data is worth almost as much as new: Muennighoff et al. 2023
 _LONG_INTERVAL = 3600.0  # seconds of work that a crash may cost
+_LONG_ON_CPU = 7 * 86_400.0  # seconds: beyond a week, a CPU is hardly what one meant to train on
 _FULL = 0.95  # of a GPU's memory: the estimate is not exact to the last percent
 
 
@@ -193,9 +194,18 @@ def _time(known: Known) -> Iterator[Finding]:
     if interval > _LONG_INTERVAL:
         text = f"{wording.duration(interval)} between two checkpoints, which a crash can cost"
         yield warning("evaluation.save_every_n_iterations", text, "lower it")
+    if known.device is not None:
+        yield from too_long(known.device, time.training_seconds, how="about")
     if time.evaluation_seconds is not None and time.evaluation_seconds > time.training_seconds > 0:
         text = (
             f"{time.evaluations} evaluations take about {wording.duration(time.evaluation_seconds)}, longer than the "
             f"training, {wording.duration(time.training_seconds)}"
         )
         yield warning("evaluation", text, "raise save_every_n_iterations, or lower num_questions or max_new_tokens")
+
+
+def too_long(device: Device, seconds: float, *, how: str) -> Iterator[Finding]:
+    """Yield a warning if a training of `seconds`, which are `how` exact, is hardly what one meant for a CPU."""
+    if not device.precision.cuda and seconds > _LONG_ON_CPU:
+        text = f"the training takes {how} {wording.duration(seconds)} on this CPU, longer than a week"
+        yield warning("time", text, "use a machine with a GPU, or a smaller model: `init --recipe cpu` writes one")

@@ -20,9 +20,19 @@ from gpt_pipeline.findings import Finding, problem, problem_of
 from gpt_pipeline.model.costs import MemoryNeed, Precision, flops_per_token, memory_need, parameter_count
 from gpt_pipeline.planning.device import Device, absent_gpu, choose_device
 from gpt_pipeline.planning.disk import Disk, disks
-from gpt_pipeline.planning.findings import Known, findings
+from gpt_pipeline.planning.findings import Known, findings, too_long
 from gpt_pipeline.planning.probe import Request
-from gpt_pipeline.planning.speed import Duration, OutOfMemoryError, Speed, Work, duration, measure, speed_of_lines
+from gpt_pipeline.planning.speed import (
+    LIMIT_SECONDS,
+    Duration,
+    OutOfMemoryError,
+    Speed,
+    TooSlowError,
+    Work,
+    duration,
+    measure,
+    speed_of_lines,
+)
 from gpt_pipeline.planning.tokens import TokenCount, count_tokens
 from gpt_pipeline.progress.evaluations import pending_evaluations
 from gpt_pipeline.progress.stages import StageProgress, data_progress
@@ -279,6 +289,10 @@ class _Measuring:
         except OutOfMemoryError as error:
             found.append(problem("memory", str(error), self._smaller(self.length)))
             return None, str(error)
+        except TooSlowError as error:
+            if self.device is not None:
+                found.extend(too_long(self.device, LIMIT_SECONDS * self.length.steps_left, how="more than"))
+            return speed_of_lines(metrics, running=False), str(error)
         except UserError as error:
             return speed_of_lines(metrics, running=False), str(error)
 

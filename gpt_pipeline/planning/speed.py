@@ -86,12 +86,17 @@ def speed_of_lines(metrics: Path, *, running: bool) -> Speed | None:
     )
 
 
+class TooSlowError(UserError):
+    """No update finished in the time that there is for measuring."""
+
+
 def measure(request: Request, *, world_size: int, say: Say, limit_seconds: float = LIMIT_SECONDS) -> Speed:
     """Return the speed of a few real updates, made by a child process that has ended when this returns.
 
     Raises:
         OutOfMemoryError: they do not fit into the GPU's memory.
-        UserError: they failed, or took longer than `limit_seconds`.
+        TooSlowError: none finished in `limit_seconds`.
+        UserError: they failed.
     """
     records: list[Mapping[str, Any]] = []
     with TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
@@ -155,7 +160,7 @@ def _check(records: list[Mapping[str, Any]], exit_code: int, errors: str, *, lat
     if "first" in kinds and (late or "update" in kinds):
         return
     if late:
-        raise UserError(f"no update finished in {limit_seconds:.0f} s")
+        raise TooSlowError(f"no update finished in {limit_seconds:.0f} s")
     last = "\n".join(errors.strip().splitlines()[-_LAST_LINES:])
     killed = " (it was killed, most likely out of memory)" if exit_code in (-9, 137) else ""
     raise UserError(f"the measuring process ended with exit code {exit_code}{killed}\n{last}".rstrip())
