@@ -6,6 +6,7 @@ import dagster as dg
 import pytest
 
 from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.evaluation.shares import Share
 from gpt_pipeline.orchestration import attributes
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
@@ -94,12 +95,13 @@ def test_checkpoints_as_markdown_has_a_row_for_each_and_names_the_best(finished:
 
 def test_exercises_as_markdown_puts_what_was_measured_beside_each_other() -> None:
     metrics = {"val_loss": 1.0, "val_loss/rag": 2.0, "answer_loss/rag": 3.0, "val_loss/math_exercise": 4.0}
-    assert exercises_as_markdown(metrics) == "\n".join(
+    metrics |= {"correct/rag": 0.25}
+    assert exercises_as_markdown(metrics, {"rag": Share(successes=1, total=4)}) == "\n".join(
         [
-            "| exercise | val loss | answer loss |",
-            "|---|---:|---:|",
-            "| math exercise | 4.0000 | |",
-            "| rag | 2.0000 | 3.0000 |",
+            "| exercise | val loss | answer loss | correct |",
+            "|---|---:|---:|---:|",
+            "| math exercise | 4.0000 | | |",
+            "| rag | 2.0000 | 3.0000 | 25 % (5–70 %) |",
         ]
     )
-    assert exercises_as_markdown({"val_loss": 1.0}) is None
+    assert exercises_as_markdown({"val_loss": 1.0}, {}) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import dagster as dg
 import pytest
 
 from gpt_pipeline.comparison.compare import Comparison, compare_experiments
-from gpt_pipeline.comparison.show import as_json, losses_svg, markdown, notes_of, sheets
+from gpt_pipeline.comparison.show import as_json, losses_svg, markdown, pictures, ranking, sheets
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, write_evaluation
 from gpt_pipeline.experiment.differences import config_differences
@@ -34,7 +35,9 @@ def project(tmp_path: Path) -> TinyProject:
 
 def trained(project: TinyProject, stem: str, losses: dict[int, float], **changes: Any) -> Experiment:
     """An experiment with the records of a training and an evaluation with `losses` by step."""
-    settings = {name: changes.pop(name) for name in ("config", "shards", "question", "seconds") if name in changes}
+    settings = {
+        name: changes.pop(name) for name in ("config", "shards", "question", "answers", "seconds") if name in changes
+    }
     project.write_experiment(stem, **changes)
     experiment = project.experiment(stem)
     folder = experiment.folder
@@ -57,6 +60,7 @@ def evaluate(
     config: dict[str, Any] | None = None,
     shards: str = "d" * 64,
     question: str = "Why?",
+    answers: Sequence[dict[str, Any]] = ({"correct": True},),
 ) -> None:
     key, identity = f"step_{step:08d}", f"{step}".ljust(64, "0")
     write_evaluation(
@@ -66,8 +70,15 @@ def evaluate(
             checkpoint={"step": step, "tokens_seen": step * 128, "weights_sha256": f"{step}", "metrics": {}},
             config={**CONFIG, **(config or {})},
             upstream={"shards": shards, "english": shards},
-            metrics={"val_loss": val_loss, "val_bpb": val_loss / 2, "correct": 0.5, "distinct_2": step / 100},
-            answers=({"synth_id": "a", "question": question, "exercise": "x"},),
+            metrics={
+                "val_loss": val_loss,
+                "val_bpb": val_loss / 2,
+                "correct": _share(answers),
+                "distinct_2": step / 100,
+            },
+            answers=tuple(
+                {"synth_id": n, "question": question, "exercise": "x", **answer} for n, answer in enumerate(answers)
+            ),
             started_at="2026-11-01T10:00:00Z",
             created_at=f"2026-11-01T10:{step // 60:02d}:{step % 60:02d}Z",
             seconds=2.0,
@@ -79,6 +90,10 @@ def evaluate(
     )
 
 
+def _share(answers: Sequence[dict[str, Any]]) -> float:
+    return sum(answer["correct"] for answer in answers) / len(answers)
+
+
 def ranks(comparison: Comparison) -> list[tuple[str, int | None]]:
     return [(standing.name, standing.rank) for standing in comparison.standings]
 
@@ -88,8 +103,9 @@ def test_compare_same_test_ranks_by_the_lowest_validation_loss_of_any_checkpoint
     two = trained(project, "two", {4: 2.25, 8: 9.0}, learning_rate=0.01)
     found = compare_experiments([one, two])
     assert ranks(found) == [("two", 1), ("one", 2)]
+    assert len(found.groups) == 1
     assert not found.obstacles
-    assert not found.answer_obstacles
+    assert not found.groups[0].answer_obstacles
     best, last = found.standings[1].best, found.standings[1].last
     assert best is not None
     assert last is not None
@@ -107,33 +123,74 @@ def test_compare_equal_losses_share_a_rank(project: TinyProject) -> None:
 @pytest.mark.parametrize(
     ("other", "told"),
     [
-        ({"shards": "e" * 64}, "validation split of other documents (data.num_samples 300 and 300)"),
+        ({"shards": "e" * 64}, "validation split of other documents (300 documents of sample, made of other files)"),
         ({"config": {"max_length": 64}}, "data.max_length is 32 and 64"),
         ({"config": {"max_validation_tokens": 9}}, "evaluation.max_validation_tokens is 512 and 9"),
     ],
 )
-def test_compare_another_test_says_why_and_ranks_nothing(
+def test_compare_another_test_ranks_in_a_group_of_its_own_and_says_why(
     project: TinyProject, other: dict[str, Any], told: str
 ) -> None:
     one, two = trained(project, "one", {4: 3.0}), trained(project, "two", {4: 2.0}, **other)
+    three, four = trained(project, "three", {4: 2.5}), trained(project, "four", {4: 1.5}, **other)
+    found = compare_experiments([one, two, three, four])
+    assert ranks(found) == [("three", 1), ("one", 2), ("four", 1), ("two", 2)]
+    assert [group.apart for group in found.groups] == [(), (f"three and four: {told}",)]
+    for text in (plain_text(sheets(found)), markdown(found)):
+        assert f"Not comparable with group 1, so ranked apart: three and four: {told}" in text
+        heads = [line for line in text.splitlines() if "three" in line and "one" in line and "roup" not in line]
+        assert ["four" in line for line in heads] == [False, True]  # a group's own table, and that of costs
+    shown = pictures(found, [one, two, three, four])
+    assert [("three" in svg, "four" in svg) for svg in shown.values()] == [(True, False), (False, True)]
+    assert ranking(found) == "group 1: 1. three 2.500, 2. one 3.000; group 2: 1. four 1.500, 2. two 2.000"
+    values = as_json(found)
+    assert values["comparable"] is False
+    assert [group["experiments"] for group in values["groups"]] == [["three", "one"], ["four", "two"]]
+
+
+def test_compare_experiment_alone_in_its_group_has_no_rank_and_no_best(project: TinyProject) -> None:
+    one, two = trained(project, "one", {4: 3.0}), trained(project, "two", {4: 2.0}, shards="e" * 64)
     found = compare_experiments([one, two])
     assert ranks(found) == [("one", None), ("two", None)]
-    assert found.obstacles == (f"one and two: {told}",)
     for text in (plain_text(sheets(found)), markdown(found)):
-        assert "Not comparable, so not ranked: one and two" in text
-        assert "rank" not in text.replace("ranked", "")
-        assert "**" not in text
-        assert "*2.0" not in text
-    assert as_json(found)["comparable"] is False
+        assert not any(mark in text for mark in ("**", "*2.0", "Ranked by", "| rank", "~"))
 
 
 @pytest.mark.parametrize("other", [{"config": {"num_questions": 7}}, {"question": "Who?"}])
-def test_compare_other_questions_rank_losses_and_not_answers(project: TinyProject, other: dict[str, Any]) -> None:
+def test_compare_other_questions_rank_losses_and_set_answers_apart(project: TinyProject, other: dict[str, Any]) -> None:
     one, two = trained(project, "one", {4: 3.0}), trained(project, "two", {4: 2.0}, **other)
     found = compare_experiments([one, two])
     assert ranks(found) == [("two", 1), ("one", 2)]
-    assert len(found.answer_obstacles) == 1
-    assert any(note.startswith("Answers are not comparable") for note in notes_of(found))
+    assert len(found.groups[0].answer_obstacles) == 1
+    lines = [line.split() for line in plain_text(sheets(found)).splitlines()]
+    shares = [line[3:] for line in lines if line[3:4] == ["right,"]]
+    assert [line[3:] for line in shares] == [["100", "%", "(21–100", "%)", "–"], ["–", "100", "%", "(21–100", "%)"]]
+    assert as_json(found)["answers_comparable"] is False
+
+
+def test_compare_answers_within_noise_are_marked_and_none_is_best(project: TinyProject) -> None:
+    right, wrong = {"correct": True}, {"correct": False}
+    one = trained(project, "one", {4: 3.0}, answers=[right] * 6 + [wrong])
+    two = trained(project, "two", {4: 2.0}, answers=[wrong] * 6 + [right])
+    three = trained(project, "three", {4: 2.5}, answers=[wrong] * 7)
+    lines = plain_text(sheets(compare_experiments([one, two, three]))).splitlines()
+    [shown] = [line for line in lines if "  right" in line]
+    assert [cell.strip() for cell in shown.split("  ") if "%" in cell] == [
+        "~14 % (3–51 %)",  # two: six questions lost to one, one won
+        "0 % (0–35 %)",
+        "~86 % (49–97 %)",
+    ]
+    assert any(line.startswith("~ marks the best of a row") for line in lines)
+
+
+def test_compare_names_the_local_folder_that_is_used_instead_of_the_source(project: TinyProject) -> None:
+    one, two = trained(project, "one", {4: 3.0}), trained(project, "two", {4: 2.0}, shards="e" * 64)
+    two.file.write_text(two.file.read_text().replace("source: sample", "local_dataset_path: my texts"))
+    found = compare_experiments([one, project.experiment("two")])
+    values = {each.key: each.values for each in found.differences}
+    assert values["data.source"] == ("sample", "local folder")
+    assert values["data.local_dataset_path"] == (None, "my texts")
+    assert "300 documents of sample and 300 documents of local folder my texts" in markdown(found)
 
 
 def test_compare_split_of_the_same_documents_names_tokenizer_seed_and_share(copy: TinyProject) -> None:
@@ -261,7 +318,7 @@ def test_comparison_asset_is_there_once_for_two_experiments_and_depends_on_their
     assert asset.group_names_by_key[COMPARISON] == "comparison"
 
 
-def test_comparison_asset_shows_table_picture_and_the_best(project: TinyProject) -> None:
+def test_comparison_asset_shows_table_picture_and_ranking(project: TinyProject) -> None:
     experiments = [trained(project, "one", {4: 3.0, 8: 2.5}), trained(project, "two", {4: 2.0, 8: 1.5})]
     definitions = _definitions(project)
     with dg.DagsterInstance.ephemeral() as instance:
@@ -271,9 +328,9 @@ def test_comparison_asset_shows_table_picture_and_the_best(project: TinyProject)
     assert event is not None
     shown = event.asset_materialization
     assert shown is not None
-    assert shown.metadata["best"].value == "two"
+    assert shown.metadata["ranking"].value == "1. two 1.500, 2. one 2.500"
     assert "**1.500**" in str(shown.metadata["table"].value)
-    assert str(shown.metadata["losses"].value).startswith("![validation losses](data:image/svg+xml;base64,")
+    assert "![validation losses](data:image/svg+xml;base64," in str(shown.metadata["losses"].value)
     assert shown.tags is not None
     assert shown.tags["dagster/data_version"] == comparison_fingerprint(experiments)
 

@@ -22,6 +22,7 @@ from gpt_pipeline.checkpoints.save import save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
 from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, VOCAB_SIZE, gpt2
 from gpt_pipeline.errors import DamagedFileError, LockedError, UserError
+from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.exchange.export import export_checkpoint
 from gpt_pipeline.exchange.folder import new_folder
 from gpt_pipeline.exchange.take_in import import_folder
@@ -189,6 +190,7 @@ def test_export_card_shows_the_evaluation_of_exactly_these_weights(finished: Tin
     export_checkpoint(of, info.path, tmp_path / "hf")
     card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
     assert f"{result.metrics['val_loss']:.4g}" in card
+    assert f"| Right answers | {share_of(result.answers, 'correct')} |" in card
     assert "train tokens" in card
     assert "not evaluated" not in card
 

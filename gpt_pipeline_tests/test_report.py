@@ -195,16 +195,50 @@ def test_contents_mark_the_lowest_validation_loss_as_best(tmp_path: Path) -> Non
     assert contents.newest.step == 50
 
 
-def test_contents_do_not_compare_evaluations_of_other_settings(tmp_path: Path) -> None:
+def test_contents_compare_losses_but_no_answers_to_other_questions(tmp_path: Path) -> None:
     target = folder(tmp_path)
     write_result(target, 10, val_loss=0.5, questions=1)
+    contents = contents_of_steps(target, {20: 4.0, 30: 3.0})
+    assert [(row.step, row.comparable, row.same_questions, row.best) for row in contents.rows] == [
+        (10, True, False, True),
+        (20, True, True, False),
+        (30, True, True, False),
+    ]
+    assert {column.step for question in contents.questions for column in question.columns} == {20, 30}
+
+
+def test_contents_do_not_compare_evaluations_of_other_data(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    write_result(target, 10, val_loss=0.5)
+    path = next(target.evaluations.glob("*.json"))
+    path.write_text(path.read_text(encoding="utf-8").replace("d" * 64, "f" * 64), encoding="utf-8")
     contents = contents_of_steps(target, {20: 4.0, 30: 3.0})
     assert [(row.step, row.comparable, row.best) for row in contents.rows] == [
         (10, False, False),
         (20, True, False),
         (30, True, True),
     ]
-    assert {column.step for question in contents.questions for column in question.columns} == {20, 30}
+
+
+def test_report_counts_the_answers_of_one_set_of_questions_with_their_interval(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    write_result(target, 10, val_loss=4.0, questions=84)
+    write_result(target, 30, val_loss=3.0, questions=20)
+    page = build(target)
+    assert "20 of 20 at step 30 · 95 % interval 84 to 100 %" in page.text
+    assert "of 84" not in page.text
+
+
+def test_report_calls_nothing_best_that_is_within_noise(tmp_path: Path) -> None:
+    """Of five questions the later checkpoint answers five, the earlier none: chance does as much in 6 of 100 cases."""
+    target = folder(tmp_path)
+    for questions, near in ((5, True), (6, False)):
+        for step in (10, 30):
+            write_result(target, step, val_loss=4.0 - step / 100, questions=questions)
+        build(target)
+        html = target.report.read_text(encoding="utf-8")
+        assert ('<td class="near">~ 0 %' in html, '<td class="near">~ 100 %' in html) == (near, near)
+        assert ('<td class="top">100 %' in html) is not near
 
 
 @pytest.mark.parametrize("best", range(1, 12))
@@ -290,14 +324,15 @@ def test_report_shows_losses_by_exercise_of_checkpoints_side_by_side(tmp_path: P
         write_result(target, step, val_loss=val_loss)
         path = next(target.evaluations.glob(f"step_{step:08d}-*.json"))
         value = json.loads(path.read_text(encoding="utf-8"))
-        value["metrics"] |= {"val_loss/math_exercise": val_loss + 0.125, "val_loss/rag": 1.0, "correct/rag": 0.25}
+        value["metrics"] |= {"val_loss/math_exercise": val_loss + 0.125, "val_loss/rag": 1.0}
+        value["metrics"]["correct/math_exercise"] = 0.5
         path.write_text(json.dumps(value), encoding="utf-8")
     table = kind_table(read_contents(target).evaluated)
     assert table is not None
     assert table.steps == (10, 30)
     assert [name for name, _ in table.rows] == ["math exercise", "rag"]
     page = build(target)
-    for shown in ("By kind of exercise", "math exercise", "4.125", "2.125", "25 % right"):
+    for shown in ("By kind of exercise", "math exercise", "4.125", "2.125", "100 % (34–100 %) right"):
         assert shown in page.text
 
 

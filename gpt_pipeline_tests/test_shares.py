@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_pipeline.evaluation.shares import sign_test, wilson_interval
+from gpt_pipeline.evaluation.shares import share_of, sign_test, wilson_interval, within_noise
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,24 @@ def test_sign_test_equals_the_binomial_by_enumeration() -> None:
         as_uneven = [flip for flip in flips if abs(2 * sum(flip) - one - other) >= abs(one - other)]
         assert math.isclose(sign_test(one, other), len(as_uneven) / 2 ** (one + other))
         assert sign_test(one, other) == sign_test(other, one)
+
+
+def answers(*correct: bool | None, f1: float = 0.0) -> list[dict[str, object]]:
+    return [{"synth_id": str(n), "question": "?", "correct": each, "token_f1": f1} for n, each in enumerate(correct)]
+
+
+def test_share_of_answers_counts_those_of_which_it_can_be_said() -> None:
+    share = share_of(answers(True, None, False), "correct")
+    assert share is not None
+    assert (share.successes, share.total, share.value) == (1, 2, 0.5)
+    assert share_of(answers(None), "correct") is None
+    assert share_of([{}], "correct") is None
+
+
+def test_within_noise_counts_the_questions_that_only_one_answers_better() -> None:
+    both = [True] * 50
+    assert within_noise(answers(*both, *[True] * 5), answers(*both, *[False] * 5), "correct")
+    assert not within_noise(answers(*both, *[True] * 6), answers(*both, *[False] * 6), "correct")
+    assert not within_noise(answers(*both, f1=0.5), answers(*both, f1=0.4), "token_f1")
+    assert within_noise(answers(*both), answers(*both), "correct")
+    assert not within_noise(answers(*both), answers(*both), "answer_loss")  # of which no answer tells

@@ -121,7 +121,7 @@ def test_markdown_of_names_and_texts_from_data_is_no_markup() -> None:
         in_markdown(MARKUP),
         counts_table({MARKUP: 3}).md_str,
         answers_as_markdown([{**ANSWER, "generated": f"{MARKUP}\n\n{MARKUP}"}], title="step 1"),
-        exercises_as_markdown({f"val_loss/{MARKUP}": 1.0}) or "",
+        exercises_as_markdown({f"val_loss/{MARKUP}": 1.0}, {}) or "",
         fact([MARKUP]).md_str,
     ]
     assert not [markdown for markdown in shown if _has_markup(markdown)]

@@ -32,7 +32,7 @@ def test_loss_verdict_goes_by_the_margin_above_the_best_so_far(tmp_path: Path, l
 def test_loss_verdict_compares_with_earlier_checkpoints_of_the_same_training_and_test_only(tmp_path: Path) -> None:
     early = judged(tmp_path, 100, 3.0)
     later, elsewhere = judged(tmp_path, 200, 1.0), judged(tmp_path, 50, 1.0, training_fingerprint="x")
-    other_test = dataclasses.replace(judged(tmp_path, 50, 1.0), config={"num_questions": 9})
+    other_test = dataclasses.replace(judged(tmp_path, 50, 1.0), config={"max_length": 9})
     finding = loss_verdict(early, [early, later, elsewhere, other_test])
     assert finding.passed
     assert "no earlier" in finding.text

@@ -1,7 +1,7 @@
-"""The figures of several experiments, and whether they can be compared.
+"""The figures of several experiments, in groups of those whose losses can be compared.
 
-Losses can be compared when they are means over the same held-out tokens with the same context; answers when they are to
-the same questions. Whatever else differs is what the experiments are about.
+`same_losses` is the rule: means over the same held-out tokens with the same context and tokenizer. Answers compare
+where they are to the same questions (`same_answers`). Whatever else differs is what the experiments are about.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gpt_pipeline.evaluation.result import EvaluationResult
+from gpt_pipeline.evaluation.result import OF_ANSWERS, EvaluationResult, same_answers, same_losses
 from gpt_pipeline.experiment.differences import Difference, config_differences
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import parameter_count
@@ -18,9 +18,10 @@ from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.report.contents import CheckpointRow, Contents, read_contents
 from gpt_pipeline.report.cost import Cost, seconds_at
 
+Same = Callable[[EvaluationResult, EvaluationResult], bool]
+"""Whether two evaluations compare."""
+
 _RANKED_BY = "val_loss"
-_OF_ANSWERS = ("num_questions", "max_new_tokens", "num_documents", "seed")
-"""Keys of an evaluation's configuration that decide the answers and leave the losses alone."""
 
 _OF_SPLIT = ("tokenizer", "validation_fraction", "seed")
 """Keys of the token shards' manifest: what decides, besides the documents, which tokens are held out."""
@@ -35,7 +36,11 @@ class Reached:
     seconds: float | None
     """Training time up to it."""
 
-    metrics: Mapping[str, float]
+    evaluation: EvaluationResult
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        return self.evaluation.metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +59,48 @@ class Standing:
     """Newest of its evaluated checkpoints."""
 
     rank: int | None = None
-    """1 is best; None where it cannot be ranked."""
+    """1 is best in its group; None where there is nothing to rank it with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Experiments whose losses can be compared."""
+
+    standings: tuple[Standing, ...]
+    """Best first."""
+
+    held_out_of: str
+    """The documents from which the validation split was taken, for a person."""
+
+    apart: tuple[str, ...]
+    """Why its losses cannot be compared with those of the first group; empty for the first."""
+
+    answer_obstacles: tuple[str, ...]
+    """Why the answers' metrics cannot be compared although the losses can."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Several experiments."""
 
-    standings: tuple[Standing, ...]
-    """Best first where they are ranked, else in the order asked for; those without evaluations at the end."""
+    groups: tuple[Group, ...]
+    """In the order asked for, by their first experiment."""
+
+    waiting: tuple[Standing, ...]
+    """Those without evaluations."""
 
     differences: tuple[Difference, ...]
     """Values in the order of `standings`."""
 
-    obstacles: tuple[str, ...]
-    """Why losses, and therefore everything else, cannot be compared; empty if they can."""
+    @property
+    def standings(self) -> tuple[Standing, ...]:
+        """All: group by group, then those without evaluations."""
+        return (*(standing for group in self.groups for standing in group.standings), *self.waiting)
 
-    answer_obstacles: tuple[str, ...]
-    """Why the answers' metrics alone cannot be compared."""
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        """Why not all losses can be compared; empty if they can."""
+        return tuple(reason for group in self.groups for reason in group.apart)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,22 +112,31 @@ class _Entry:
 
 
 def compare_experiments(experiments: Sequence[Experiment]) -> Comparison:
-    """Return the experiments' figures, ranked by the lowest validation loss if the losses can be compared.
+    """Return the experiments' figures, ranked by the lowest validation loss among those whose losses compare.
 
     Raises:
         ConfigError: a base folder is not a path on this machine.
     """
     entries = [_entry(experiment) for experiment in experiments]
-    judged = [entry for entry in entries if entry.evaluation is not None]
-    obstacles = _obstacles(judged, _loss_differences)
-    ranked = _ranked(judged) if len(judged) > 1 and not obstacles else judged
-    ordered = [*ranked, *(entry for entry in entries if entry.evaluation is None)]
+    waiting = [entry for entry in entries if entry.evaluation is None]
+    sets = alike([entry.evaluation for entry in entries], same_losses)
+    parts = [_ranked([entries[place] for place in places]) for places in sets]
+    ordered = [*(entry for part in parts for entry in part), *waiting]
     return Comparison(
-        standings=tuple(entry.standing for entry in ordered),
+        groups=tuple(_group(part, parts[0]) for part in parts),
+        waiting=tuple(entry.standing for entry in waiting),
         differences=tuple(config_differences([entry.experiment.config for entry in ordered])),
-        obstacles=tuple(obstacles),
-        answer_obstacles=tuple(_obstacles(judged, _answer_differences)),
     )
+
+
+def alike(results: Sequence[EvaluationResult | None], same: Same) -> list[list[int]]:
+    """Return the places of the results that compare with each other, set by set, in order; None is in no set."""
+    sets: dict[int, list[int]] = {}  # by the place of the first
+    for place, result in enumerate(results):
+        if result is not None:
+            first = next((n for n in sets if (other := results[n]) is not None and same(other, result)), place)
+            sets.setdefault(first, []).append(place)
+    return [*sets.values()]
 
 
 def _entry(experiment: Experiment) -> _Entry:
@@ -123,34 +161,40 @@ def _reached(contents: Contents, row: CheckpointRow | None) -> Reached | None:
         step=row.step,
         tokens_seen=row.tokens_seen,
         seconds=seconds_at(contents.records, row.step),
-        metrics=row.evaluation.metrics,
+        evaluation=row.evaluation,
+    )
+
+
+def _group(part: Sequence[_Entry], first: Sequence[_Entry]) -> Group:
+    apart = [] if part is first else [_line(first[0], part[0], _loss_differences(first[0], part[0]))]
+    other_questions = [part[places[0]] for places in alike([entry.evaluation for entry in part], same_answers)[1:]]
+    return Group(
+        standings=tuple(entry.standing for entry in part),
+        held_out_of=_documents(part[0]),
+        apart=tuple(apart),
+        answer_obstacles=tuple(_line(part[0], other, _answer_differences(part[0], other)) for other in other_questions),
     )
 
 
 def _loss(entry: _Entry) -> float:
-    assert entry.standing.best is not None  # only judged entries come here
+    assert entry.standing.best is not None  # only entries with an evaluation come here
     return entry.standing.best.metrics[_RANKED_BY]
 
 
-def _ranked(judged: Sequence[_Entry]) -> list[_Entry]:
-    """Return the entries with their ranks, best first; equal losses share one."""
-    losses = [_loss(entry) for entry in judged]
-    ordered = sorted(judged, key=_loss)
+def _ranked(part: Sequence[_Entry]) -> list[_Entry]:
+    """Return the entries with their ranks, best first; equal losses share one, and one alone has none."""
+    if len(part) == 1:
+        return [*part]
+    losses = [_loss(entry) for entry in part]
+    ordered = sorted(part, key=_loss)
     ranks = [1 + sum(loss < _loss(entry) for loss in losses) for entry in ordered]
     return [
         replace(entry, standing=replace(entry.standing, rank=rank)) for entry, rank in zip(ordered, ranks, strict=True)
     ]
 
 
-def _obstacles(judged: Sequence[_Entry], differences: Callable[[_Entry, _Entry], list[str]]) -> list[str]:
-    """Return a line for each experiment whose test differs from the first one's."""
-    lines = []
-    for entry in judged[1:]:
-        found = differences(judged[0], entry)
-        if found:
-            names = f"{judged[0].standing.name} and {entry.standing.name}"
-            lines.append(f"{names}: {'; '.join(found)}")
-    return lines
+def _line(one: _Entry, other: _Entry, differences: Sequence[str]) -> str:
+    return f"{one.standing.name} and {other.standing.name}: {'; '.join(differences)}"
 
 
 def _loss_differences(one: _Entry, other: _Entry) -> list[str]:
@@ -162,14 +206,11 @@ def _loss_differences(one: _Entry, other: _Entry) -> list[str]:
 def _answer_differences(one: _Entry, other: _Entry) -> list[str]:
     assert one.evaluation is not None
     assert other.evaluation is not None
-    found = _config_differences(one.evaluation, other.evaluation, of_answers=True)
-    if not found and _questions(one.evaluation) != _questions(other.evaluation):
-        found.append("other questions")
-    return found
+    return _config_differences(one.evaluation, other.evaluation, of_answers=True) or ["other questions"]
 
 
 def _config_differences(one: EvaluationResult, other: EvaluationResult, *, of_answers: bool) -> list[str]:
-    keys = [key for key in {**one.config, **other.config} if (key in _OF_ANSWERS) == of_answers]
+    keys = [key for key in {**one.config, **other.config} if (key in OF_ANSWERS) == of_answers]
     return [
         f"{_place(key)} is {one.config.get(key, 'not known')} and {other.config.get(key, 'not known')}"
         for key in keys
@@ -181,8 +222,9 @@ def _place(key: str) -> str:
     return f"data.{key}" if key == "max_length" else f"evaluation.{key}"
 
 
-def _questions(result: EvaluationResult) -> list[tuple[Any, Any]]:
-    return [(answer.get("synth_id"), answer.get("question")) for answer in result.answers]
+def _documents(entry: _Entry) -> str:
+    data = entry.experiment.config.data
+    return f"{data.amount} documents of {data.origin}"
 
 
 def _split_differences(one: _Entry, other: _Entry) -> list[str]:
@@ -198,8 +240,9 @@ def _split_differences(one: _Entry, other: _Entry) -> list[str]:
         if all(key in values for values in settings) and settings[0][key] != settings[1][key]
     ]
     if one.evaluation.upstream.get("english") != other.evaluation.upstream.get("english"):
-        counts = f"{one.experiment.config.data.amount} and {other.experiment.config.data.amount}"
-        found.append(f"validation split of other documents (data.num_samples {counts})")
+        documents = [_documents(entry) for entry in (one, other)]
+        which = f"{documents[0]}, made of other files" if len({*documents}) == 1 else " and ".join(documents)
+        found.append(f"validation split of other documents ({which})")
     return found or ["another validation split (the token shards have other fingerprints)"]
 
 

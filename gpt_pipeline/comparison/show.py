@@ -1,4 +1,4 @@
-"""A comparison to read: experiments as columns, figures as rows; and their losses in one picture."""
+"""A comparison to read: for each group a table and a picture of its losses, then what all experiments cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt_pipeline.comparison.compare import Comparison, Reached, Standing
+from gpt_pipeline.comparison.compare import Comparison, Group, Reached, Standing, alike
+from gpt_pipeline.evaluation.result import EvaluationResult, same_answers
+from gpt_pipeline.evaluation.shares import CHANCE, share_of
+from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.charts import INSET_HEIGHT, INSET_WIDTH, Chart, Series, draw_standalone, points_of
@@ -18,7 +21,16 @@ from gpt_pipeline.training.metrics import read_metrics
 
 _COSTLY = "cost"
 _CURVES = 4  # as many colours as can be told apart
-_MARK = "*"  # before a value that is the best of its row
+_BEST, _NEAR = "*", "~"  # before the best value of a row, and before the best and those within noise of it
+
+_LEGEND = (
+    f"{_NEAR} marks the best of a row and what is within noise of it: on the same questions, a sign test does not tell "
+    f"them apart ({CHANCE:.0%}). Shares have 95 % intervals."
+)
+_RANKED = (
+    "Ranked by the lowest validation loss of any checkpoint. How far chance (the seed, the order of the data) moves a "
+    "loss is not recorded: close losses may be equally good."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,60 +41,73 @@ class Row:
     label: str
     cells: tuple[str, ...]
     best: frozenset[int] = frozenset()
-    """Places of the best cells; empty where nothing is better, or nothing can be compared."""
+    """Places of the best cell and of those within noise of it; empty where nothing is better or can be compared."""
+
+    @property
+    def mark(self) -> str:
+        return _BEST if len(self.best) == 1 else _NEAR
 
 
-def rows_of(comparison: Comparison) -> list[Row]:
-    """Return the figures as rows; what no experiment has is left out."""
-    rows = [
-        _row(comparison, "", "status", lambda standing: standing.status),
-        _row(comparison, "", "rank", lambda standing: wording.number(standing.rank)),
-        *_checkpoint_rows(comparison),
-        *_cost_rows(comparison),
-        *(
-            Row(section="config", label=each.key, cells=tuple(wording.setting(value) for value in each.values))
-            for each in comparison.differences
-        ),
-    ]
-    return [row for row in rows if any(cell != wording.NOTHING for cell in row.cells)]
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Experiments as columns, figures as rows."""
+
+    title: str
+    """Empty for the only one."""
+
+    standings: Sequence[Standing]
+    rows: Sequence[Row]
+    notes: Sequence[str]
+    """What a reader must know, one sentence each."""
+
+    is_group: bool = False
+    """Whether another table follows: that of all experiments."""
 
 
-def notes_of(comparison: Comparison) -> list[str]:
-    """Return what a reader must know before comparing, one sentence each."""
-    notes = [f"Not comparable, so not ranked: {each}." for each in comparison.obstacles]
-    notes += [f"Answers are not comparable: {each}." for each in comparison.answer_obstacles]
-    if waiting := [standing.name for standing in comparison.standings if standing.best is None]:
-        notes.append(f"Without an evaluation, so not ranked: {', '.join(waiting)}.")
-    if any(standing.rank for standing in comparison.standings):
-        notes.append("Ranked by the lowest validation loss of any checkpoint.")
-    return notes
+def tables_of(comparison: Comparison) -> list[Table]:
+    """Return a table for each group, then one of all experiments' costs and settings; for one group all in one."""
+    everyone = comparison.standings
+    costs = [*_cost_rows(everyone), *_difference_rows(comparison.differences)]
+    waiting = ", ".join(standing.name for standing in comparison.waiting)
+    last = [f"Without an evaluation, so not ranked: {waiting}."] if waiting else []
+    if len(comparison.groups) < 2:
+        rows = _with_values([*_quality_rows(everyone), *costs])
+        notes = [note for group in comparison.groups for note in _notes(group, rows)]
+        return [Table(title="", standings=everyone, rows=rows, notes=[*last, *notes])]
+    tables = [_group_table(number, group) for number, group in enumerate(comparison.groups, start=1)]
+    return [*tables, Table(title="All experiments", standings=everyone, rows=_with_values(costs), notes=last)]
 
 
 def sheets(comparison: Comparison) -> list[Sheet]:
-    """Return the comparison as columns; the best of a row is marked by a `*`, and by its colour."""
-    names = [(standing.name, "bold") for standing in comparison.standings]
-    rows: list[Line] = [("", "", *names)]
-    for row in rows_of(comparison):
-        cells = [(f"{_MARK}{cell}", "bold green") if n in row.best else cell for n, cell in enumerate(row.cells)]
-        rows.append(((row.section, "dim"), row.label, *cells))
-    notes = [[(note, "yellow" if note.startswith(("Not", "Answers")) else "")] for note in notes_of(comparison)]
-    return [Sheet(rows=rows, numbers_from=2, closing=notes)]
+    """Return the tables as columns; the best of a row has a colour and a `*`, several within noise of it a `~`."""
+    return [_sheet(table) for table in tables_of(comparison)]
 
 
 def markdown(comparison: Comparison) -> str:
-    """Return the comparison as a markdown table; the best of a row is bold."""
-    rows: list[Line] = []
-    for row in rows_of(comparison):
-        label = f"{row.section} · {row.label}" if row.section else row.label
-        rows.append([label, *((cell, "bold") if n in row.best else cell for n, cell in enumerate(row.cells))])
-    table = markdown_table(["", *(standing.name for standing in comparison.standings)], rows)
-    return "\n".join([table, "", *(f"- {in_markdown(note)}" for note in notes_of(comparison))])
+    """Return the tables as markdown; the best of a row is bold, several within noise are marked by `~`."""
+    return "\n\n".join(_table_markdown(table) for table in tables_of(comparison))
+
+
+def pictures(comparison: Comparison, experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Return a picture of the losses of each group by its title, as SVG: losses that do not compare share none."""
+    by_name = {experiment.name: experiment for experiment in experiments}
+    titles = [_title(number, group) for number, group in enumerate(comparison.groups, start=1)]
+    groups = [[by_name[standing.name] for standing in group.standings] for group in comparison.groups]
+    return {title: losses_svg(group) for title, group in zip(titles, groups, strict=True)}
+
+
+def ranking(comparison: Comparison) -> str:
+    """Return who is best in each group, in a line."""
+    told = [", ".join(_ranked_text(standing) for standing in group.standings) for group in comparison.groups]
+    if len(told) == 1:
+        return told[0]
+    return "; ".join(f"group {number}: {text}" for number, text in enumerate(told, start=1))
 
 
 def losses_svg(experiments: Sequence[Experiment]) -> str:
     """Return the trainers' validation loss against tokens seen, of the first four experiments that have any, as SVG.
 
-    Give them in the order of a comparison: the best stand first.
+    Give those of a group, the best first.
     """
     curves: list[Series] = []
     for experiment in experiments:
@@ -102,46 +127,167 @@ def losses_svg(experiments: Sequence[Experiment]) -> str:
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """Return the comparison as JSON values, with figures in full."""
+    answer_obstacles = [reason for group in comparison.groups for reason in group.answer_obstacles]
     return {
         "comparable": not comparison.obstacles,
-        "answers_comparable": not comparison.obstacles and not comparison.answer_obstacles,
+        "answers_comparable": not comparison.obstacles and not answer_obstacles,
         "obstacles": list(comparison.obstacles),
-        "answer_obstacles": list(comparison.answer_obstacles),
-        "experiments": [dataclasses.asdict(standing) for standing in comparison.standings],
+        "answer_obstacles": answer_obstacles,
+        "groups": [
+            {
+                "experiments": [standing.name for standing in group.standings],
+                "held_out_of": group.held_out_of,
+                "apart": list(group.apart),
+                "answer_obstacles": list(group.answer_obstacles),
+            }
+            for group in comparison.groups
+        ],
+        "experiments": [_standing_values(standing) for standing in comparison.standings],
         "differences": {each.key: list(each.values) for each in comparison.differences},
     }
 
 
-def _checkpoint_rows(comparison: Comparison) -> Iterable[Row]:
+def _standing_values(standing: Standing) -> dict[str, Any]:
+    plain = dataclasses.asdict(dataclasses.replace(standing, best=None, last=None))
+    return {**plain, "best": _reached_values(standing.best), "last": _reached_values(standing.last)}
+
+
+def _reached_values(reached: Reached | None) -> dict[str, Any] | None:
+    if reached is None:
+        return None
+    shares = {metric.key: share_of(reached.evaluation.answers, metric.key) for metric in METRICS if metric.share}
+    return {
+        "step": reached.step,
+        "tokens_seen": reached.tokens_seen,
+        "seconds": reached.seconds,
+        "metrics": dict(reached.metrics),
+        "shares": {
+            key: {**dataclasses.asdict(share), "interval": list(share.interval)}
+            for key, share in shares.items()
+            if share is not None
+        },
+    }
+
+
+def _title(number: int, group: Group) -> str:
+    names = ", ".join(standing.name for standing in group.standings)
+    return f"Group {number}: {names} (held out of {group.held_out_of})"
+
+
+def _ranked_text(standing: Standing) -> str:
+    assert standing.best is not None
+    loss = f"{standing.name} {wording.decimal(standing.best.metrics['val_loss'])}"
+    return loss if standing.rank is None else f"{standing.rank}. {loss}"
+
+
+def _group_table(number: int, group: Group) -> Table:
+    rows = _with_values(_quality_rows(group.standings))
+    return Table(
+        title=_title(number, group), standings=group.standings, rows=rows, notes=_notes(group, rows), is_group=True
+    )
+
+
+def _notes(group: Group, rows: Sequence[Row]) -> list[str]:
+    notes = [f"Not comparable with group 1, so ranked apart: {each}." for each in group.apart]
+    notes += [
+        f"Answers are not comparable, so each set of questions has rows of its own: {each}."
+        for each in group.answer_obstacles
+    ]
+    if any(len(row.best) > 1 for row in rows):
+        notes.append(_LEGEND)
+    if len(group.standings) > 1:
+        notes.append(_RANKED)
+    return notes
+
+
+def _sheet(table: Table) -> Sheet:
+    lines: list[Line] = [("", "", *((standing.name, "bold") for standing in table.standings))]
+    for row in table.rows:
+        cells = [(f"{row.mark}{cell}", "bold green") if n in row.best else cell for n, cell in enumerate(row.cells)]
+        lines.append(((row.section, "dim"), row.label, *cells))
+    closing: list[Line] = [[(note, "yellow" if note.startswith(("Not", "Answers")) else "")] for note in table.notes]
+    closing += [()] if table.is_group else []  # a line between it and the next
+    heading = [(table.title, "bold")] if table.title else ()
+    return Sheet(heading=heading, rows=lines, numbers_from=2, closing=closing)
+
+
+def _table_markdown(table: Table) -> str:
+    lines: list[Line] = []
+    for row in table.rows:
+        label = f"{row.section} · {row.label}" if row.section else row.label
+        lines.append([label, *(_marked(row, place) for place in range(len(row.cells)))])
+    head = [f"### {in_markdown(table.title)}", ""] if table.title else []
+    body = markdown_table(["", *(standing.name for standing in table.standings)], lines)
+    return "\n".join([*head, body, "", *(f"- {in_markdown(note)}" for note in table.notes)])
+
+
+def _marked(row: Row, place: int) -> str | tuple[str, str]:
+    cell = row.cells[place]
+    if place not in row.best:
+        return cell
+    return (cell, "bold") if row.mark == _BEST else f"{row.mark} {cell}"
+
+
+def _with_values(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows without those of which no experiment has a figure."""
+    return [row for row in rows if any(cell != wording.NOTHING for cell in row.cells)]
+
+
+def _quality_rows(standings: Sequence[Standing]) -> Iterable[Row]:
+    yield _row(standings, "", "status", lambda standing: standing.status)
+    yield _row(standings, "", "rank", lambda standing: wording.number(standing.rank))
+    yield from _checkpoint_rows(standings)
+
+
+def _difference_rows(differences: Sequence[Difference]) -> Iterable[Row]:
+    for each in differences:
+        yield Row(section="config", label=each.key, cells=tuple(wording.setting(value) for value in each.values))
+
+
+def _checkpoint_rows(standings: Sequence[Standing]) -> Iterable[Row]:
     """Return the rows of the best and of the last checkpoints, once where each experiment's last is its best."""
-    if all(standing.best == standing.last for standing in comparison.standings):
-        return _reached_rows(comparison, "best = last", lambda standing: standing.best)
+    if all(standing.best == standing.last for standing in standings):
+        return _reached_rows("best = last", [standing.best for standing in standings])
     return [
-        *_reached_rows(comparison, "best", lambda standing: standing.best),
-        *_reached_rows(comparison, "last", lambda standing: standing.last),
+        *_reached_rows("best", [standing.best for standing in standings]),
+        *_reached_rows("last", [standing.last for standing in standings]),
     ]
 
 
-def _reached_rows(comparison: Comparison, section: str, of: Callable[[Standing], Reached | None]) -> Iterable[Row]:
-    def cell(show: Callable[[Reached], str]) -> Callable[[Standing], str]:
-        return lambda standing: wording.NOTHING if (reached := of(standing)) is None else show(reached)
-
-    yield _row(comparison, section, "step", cell(lambda reached: wording.number(reached.step)))
-    yield _row(comparison, section, "tokens", cell(lambda reached: wording.count(reached.tokens_seen)))
-    yield _row(comparison, section, "time", cell(lambda reached: wording.duration(reached.seconds)))
-    for metric in METRICS:
-        values = [reached.metrics.get(metric.key) if (reached := of(each)) else None for each in comparison.standings]
-        yield Row(
+def _reached_rows(section: str, reached: Sequence[Reached | None]) -> Iterable[Row]:
+    def row(label: str, show: Callable[[Reached], str]) -> Row:
+        return Row(
             section=section,
-            label=metric.label,
-            cells=tuple(metric.text(value) for value in values),
-            best=_best_places(metric, values) if _may_rank(comparison, metric) else frozenset(),
+            label=label,
+            cells=tuple(wording.NOTHING if each is None else show(each) for each in reached),
         )
 
+    yield row("step", lambda each: wording.number(each.step))
+    yield row("tokens", lambda each: wording.count(each.tokens_seen))
+    yield row("time", lambda each: wording.duration(each.seconds))
+    results = [None if each is None else each.evaluation for each in reached]
+    sets = alike(results, same_answers)
+    for metric in METRICS:
+        if not metric.of_answers or len(sets) < 2:
+            yield _metric_row(section, metric.label, metric, results)
+            continue
+        for places in sets:
+            some = [result if place in places else None for place, result in enumerate(results)]
+            yield _metric_row(section, f"{metric.label}, {_questions(some)}", metric, some)
 
-def _cost_rows(comparison: Comparison) -> Iterable[Row]:
+
+def _questions(results: Sequence[EvaluationResult | None]) -> str:
+    return f"{next(len(result.answers) for result in results if result is not None)} questions"
+
+
+def _metric_row(section: str, label: str, metric: Metric, results: Sequence[EvaluationResult | None]) -> Row:
+    cells = tuple(metric.text(result) for result in results)
+    return Row(section=section, label=label, cells=cells, best=metric.leaders(results))
+
+
+def _cost_rows(standings: Sequence[Standing]) -> Iterable[Row]:
     def row(label: str, show: Callable[[Standing], str]) -> Row:
-        return _row(comparison, _COSTLY, label, show)
+        return _row(standings, _COSTLY, label, show)
 
     yield row("parameters", lambda standing: wording.count(standing.parameters))
     yield row("tokens", lambda standing: wording.count(standing.cost.tokens_seen))
@@ -151,16 +297,5 @@ def _cost_rows(comparison: Comparison) -> Iterable[Row]:
     yield row("memory GB", lambda standing: wording.decimal(standing.cost.memory_gb, 2))
 
 
-def _row(comparison: Comparison, section: str, label: str, show: Callable[[Standing], str]) -> Row:
-    return Row(section=section, label=label, cells=tuple(show(standing) for standing in comparison.standings))
-
-
-def _may_rank(comparison: Comparison, metric: Metric) -> bool:
-    if comparison.obstacles or not metric.ranked:
-        return False
-    return not (metric.of_answers and comparison.answer_obstacles)
-
-
-def _best_places(metric: Metric, values: Sequence[float | None]) -> frozenset[int]:
-    best = metric.best_of(values)
-    return frozenset(place for place, value in enumerate(values) if best is not None and value == best)
+def _row(standings: Sequence[Standing], section: str, label: str, show: Callable[[Standing], str]) -> Row:
+    return Row(section=section, label=label, cells=tuple(map(show, standings)))

@@ -62,6 +62,11 @@ class DataConfig:
         return "all" if self.document_limit is None else f"{self.document_limit:,}"
 
     @property
+    def origin(self) -> str:
+        """Where the documents come from, for a person."""
+        return self.source if self.local_dataset_path is None else f"local folder {self.local_dataset_path}"
+
+    @property
     def is_sample(self) -> bool:
         """Whether the project generates the documents itself."""
         return self.local_dataset_path is None and self.source == SAMPLE

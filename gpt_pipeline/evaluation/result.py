@@ -18,6 +18,9 @@ from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint, identity_of
 from gpt_pipeline.storage.shape import require_shape
 
+OF_ANSWERS = ("num_questions", "max_new_tokens", "num_documents", "seed")
+"""Keys of `EvaluationResult.config` that leave the validation loss alone."""
+
 BEST_ALIAS = BEST_NAME.removesuffix(".pt")
 """The second name of the evaluated checkpoint whose weights `best_model.pt` holds."""
 
@@ -178,9 +181,27 @@ def best_weights(checkpoints: Path, *, training_fingerprint: str) -> str | None:
     return best.weights_sha256 if best is not None and best.fingerprint == training_fingerprint else None
 
 
-def same_test(one: EvaluationResult, other: EvaluationResult) -> bool:
-    """Whether both were measured on the same data with the same settings, so that their figures compare."""
-    return (one.config, one.upstream) == (other.config, other.upstream)
+def same_losses(one: EvaluationResult, other: EvaluationResult) -> bool:
+    """Whether the validation losses compare: means over the same held-out tokens, measured alike.
+
+    The shards' fingerprint stands for the documents, the split and the tokenizer.
+    """
+    return one.upstream == other.upstream and _of_losses(one.config) == _of_losses(other.config)
+
+
+def same_answers(one: EvaluationResult, other: EvaluationResult) -> bool:
+    """Whether all figures compare, those of the answers too: they are to the same questions, asked alike."""
+    same_questions = [*map(question_id, one.answers)] == [*map(question_id, other.answers)]
+    return one.upstream == other.upstream and one.config == other.config and same_questions
+
+
+def question_id(answer: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return what tells the question of one of `EvaluationResult.answers` from others."""
+    return answer.get("synth_id"), answer.get("question")
+
+
+def _of_losses(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in OF_ANSWERS}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from gpt_pipeline.evaluation.result import EvaluationResult, same_test
+from gpt_pipeline.evaluation.result import EvaluationResult, same_losses
 from gpt_pipeline.findings import Finding, verdict
 
 LOSS_MARGIN = 0.05
@@ -45,7 +45,7 @@ def loss_verdict(result: EvaluationResult, others: Iterable[EvaluationResult]) -
 
 def _is_earlier(other: EvaluationResult, result: EvaluationResult) -> bool:
     same_training = other.checkpoint["training_fingerprint"] == result.checkpoint["training_fingerprint"]
-    return same_training and same_test(other, result) and other.step < result.step
+    return same_training and same_losses(other, result) and other.step < result.step
 
 
 def output_verdict(result: EvaluationResult) -> Finding:

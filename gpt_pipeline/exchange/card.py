@@ -14,6 +14,7 @@ from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.tokens.shards import known_shards
 from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
+from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.shown import in_markdown
@@ -68,9 +69,14 @@ def _evaluation(experiment: Experiment, info: CheckpointInfo) -> EvaluationResul
 
 
 def _metrics(evaluation: EvaluationResult | None) -> list[tuple[str, str, str]]:
-    """Return name, value and meaning of each measured metric."""
-    values = evaluation.metrics if evaluation else {}
-    return [(label, f"{values[key]:.4g}", meaning) for key, (label, meaning) in _METRICS.items() if key in values]
+    """Return name, value and meaning of each measured metric; a share of answers with its 95 % interval."""
+    if evaluation is None:
+        return []
+    shown = {key: f"{value:.4g}" for key, value in evaluation.metrics.items()}
+    for key in ("well_formed", "correct"):
+        if (share := share_of(evaluation.answers, key)) is not None:
+            shown[key] = str(share)
+    return [(label, shown[key], meaning) for key, (label, meaning) in _METRICS.items() if key in shown]
 
 
 def _data(experiment: Experiment) -> dict[str, Any]:
@@ -92,6 +98,8 @@ def _counts(facts: Mapping[str, Any]) -> dict[str, float]:
 def _source(experiment: Experiment) -> str:
     data = experiment.config.data
     if data.local_dataset_path is not None:
+        if data.format == "text":
+            return f"Texts from the column `{in_markdown(data.columns.text)}` of parquet files in a local folder"
         return "English documents from parquet files with the columns of PleIAs/SYNTH, in a local folder"
     if data.source == SAMPLE:
         return "English documents that gpt_pipeline generates itself, with the columns of PleIAs/SYNTH"

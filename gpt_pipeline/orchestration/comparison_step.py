@@ -13,6 +13,7 @@ from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.history import is_under_way
 from gpt_pipeline.orchestration.metadata import picture_markdown
 from gpt_pipeline.progress.report import shown_fingerprint
+from gpt_pipeline.shown import in_markdown
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.training.heartbeat import trainer_state
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 COMPARISON = dg.AssetKey(["comparison"])
 COMPARISON_JOB = "compare_experiments"
-_VERSION = "1"  # raised by hand when the same reports give another comparison
+_VERSION = "2"  # raised by hand when the same reports give another comparison
 _SENSOR_SECONDS = 60
 
 
@@ -72,21 +73,22 @@ def _asset(experiments: Sequence[Experiment]) -> dg.AssetsDefinition:
 
 def _compare(experiments: Sequence[Experiment]) -> dg.MaterializeResult:
     from gpt_pipeline.comparison.compare import compare_experiments
-    from gpt_pipeline.comparison.show import as_json, losses_svg, markdown
+    from gpt_pipeline.comparison.show import as_json, markdown, pictures, ranking
 
     identity = comparison_fingerprint(experiments)
     found = compare_experiments(experiments)
-    by_name = {experiment.name: experiment for experiment in experiments}
-    ordered = [by_name[standing.name] for standing in found.standings]
-    best = next((standing for standing in found.standings if standing.rank == 1), None)
+    losses = [
+        f"{in_markdown(title)}\n\n{picture_markdown('validation losses', svg)}"
+        for title, svg in pictures(found, experiments).items()
+    ]
     return dg.MaterializeResult(
         metadata={
+            "ranking": ranking(found) or "nothing is evaluated yet",
             "table": dg.MetadataValue.md(markdown(found)),
-            "losses": dg.MetadataValue.md(picture_markdown("validation losses", losses_svg(ordered))),
+            "losses": dg.MetadataValue.md("\n\n".join(losses)),
             "figures": dg.MetadataValue.json(as_json(found)),
             "experiments": len(found.standings),
             "comparable": not found.obstacles,
-            "best": best.name if best else "not ranked",
         },
         data_version=dg.DataVersion(identity),
     )

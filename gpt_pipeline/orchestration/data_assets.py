@@ -39,7 +39,6 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
 
         return ShardsStage(config=data, data_folder=folder)
 
-    origin = data.local_dataset_path or data.source
     return [
         parted_asset(
             raw,
@@ -49,7 +48,7 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
             part="check_file",
             kinds={"parquet"},
             metadata=code_references(stage_names(data).raw),
-            description=f"The parquet files of {in_markdown(origin)} that hold {_amount(data)} documents.",
+            description=f"The parquet files of {in_markdown(data.origin)} that hold {_amount(data)} documents.",
         ),
         parted_asset(
             documents,

@@ -12,6 +12,7 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_step, f
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, EvaluationTask, evaluate_checkpoint
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult, alias_of, best_weights
+from gpt_pipeline.evaluation.shares import right_by_kind, share_of
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.stages import finished_documents, finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
@@ -110,11 +111,14 @@ def _log(
 def _findings(result: EvaluationResult, *, alias: str | None) -> dict[str, Any]:
     """Return step and metrics as numbers, which the UI plots, and some answers to read."""
     overall = {name: round(value, 4) for name, value in result.metrics.items() if "/" not in name}
-    metadata: dict[str, Any] = {"step": result.step, **({} if alias is None else {"alias": alias}), **overall}
+    metadata: dict[str, Any] = {"step": result.step, **({} if alias is None else {"alias": alias})}
+    if (right := share_of(result.answers, "correct")) is not None:
+        metadata["right_answers"] = f"{right.successes} of {right.total}: {right}, a 95 % interval"
+    metadata |= overall
     if result.answers:
         shown = result.answers[:_ANSWERS_SHOWN]
         title = f"{len(shown)} of {len(result.answers)} answers at step {result.step:,}"
         metadata["answers"] = dg.MetadataValue.md(answers_as_markdown(shown, title=title))
-    if (table := exercises_as_markdown(result.metrics)) is not None:
+    if (table := exercises_as_markdown(result.metrics, right_by_kind(result))) is not None:
         metadata["by_exercise"] = dg.MetadataValue.md(table)
     return {**metadata, "seconds": result.seconds}

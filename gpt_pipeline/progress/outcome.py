@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations, same_test
+from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations, same_answers
 from gpt_pipeline.evaluation.shares import wilson_interval
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress.show import training_text
@@ -38,10 +38,10 @@ def _of_checkpoint(result: EvaluationResult) -> str:
 
 
 def comparable_results(experiment: Experiment) -> Sequence[EvaluationResult]:
-    """Return the newest evaluation of each step, by step, of those whose losses compare with the newest of all."""
+    """Return the newest evaluation of each step, by step, of those that answer the same questions as the newest."""
     results = [each for each in read_evaluations(experiment.folder.evaluations) if "val_loss" in each.metrics]
     newest = max(results, key=lambda result: result.created_at, default=None)
-    by_step = {each.step: each for each in results if newest is not None and same_test(each, newest)}
+    by_step = {each.step: each for each in results if newest is not None and same_answers(each, newest)}
     return [by_step[step] for step in sorted(by_step)]
 
 

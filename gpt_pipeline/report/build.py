@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from gpt_pipeline import __version__
+from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.charts import Chart, Point, Series, draw, from_x, loss_chart, points_of, smoothed
@@ -93,7 +94,7 @@ def build_report(
             progress_figures=_progress_figures(contents),
             answer_figures=_answer_figures(contents),
             metrics=measured(row.metrics for row in contents.rows),
-            best_values=_best_values(contents),
+            leaders=_leaders(contents),
             config=config,
             other=other,
             cost=contents.cost,
@@ -154,7 +155,7 @@ def _quality_figures(contents: Contents) -> list[KeyFigure]:
     best, newest = contents.best, contents.newest
     if best is None or newest is None:
         return [_training_loss_figure(contents)]
-    loss, answers = best.metrics, newest.metrics
+    loss = best.metrics
     figures = [
         KeyFigure(
             label="Best validation loss",
@@ -162,10 +163,12 @@ def _quality_figures(contents: Contents) -> list[KeyFigure]:
             note=f"step {best.step:,} · {wording.decimal(loss['val_bpb'], 2)} bits per byte",
         )
     ]
-    if "correct" in answers:
-        asked = f"of {answers['num_questions']:.0f} held-out questions at step {newest.step:,}"
-        figures.append(KeyFigure(label="Right answers", value=wording.percent(answers["correct"]), note=asked))
-        figures.append(KeyFigure(label="Well-formed", value=wording.percent(answers["well_formed"]), note=asked))
+    for label, key in (("Right answers", "correct"), ("Well-formed", "well_formed")):
+        share = share_of(newest.evaluation.answers, key) if newest.evaluation is not None else None
+        if share is not None:
+            low, high = (f"{100 * limit:.0f}" for limit in share.interval)
+            asked = f"{share.successes} of {share.total} at step {newest.step:,} · 95 % interval {low} to {high} %"
+            figures.append(KeyFigure(label=label, value=f"{100 * share.value:.0f} %", note=asked))
     return figures
 
 
@@ -231,7 +234,7 @@ def _small_chart(name: str, y_label: str, series: tuple[Series, ...]) -> Chart:
 
 def _answer_figures(contents: Contents) -> list[Figure]:
     """Return the shares of well-formed and right answers against the step; at least two checkpoints are needed."""
-    rows = [row for row in contents.evaluated if "correct" in row.metrics]
+    rows = [row for row in contents.answered if "correct" in row.metrics]
     if len(rows) < 2:
         return []
     wanted = (("well-formed", "well_formed", 3), ("right", "correct", 2), ("word F1", "token_f1", 1))
@@ -259,10 +262,13 @@ def _table(chart: Chart) -> tuple[tuple[str, ...], ...]:
     return tuple(rows)
 
 
-def _best_values(contents: Contents) -> dict[str, float]:
-    """Return the best value of each ranked metric among comparable evaluations; none while there is only one."""
-    best = {metric.key: metric.best_of(row.metrics.get(metric.key) for row in contents.evaluated) for metric in METRICS}
-    return {key: value for key, value in best.items() if value is not None}
+def _leaders(contents: Contents) -> dict[str, frozenset[int]]:
+    """Return, by metric, the step of the best checkpoint and of those within noise of it."""
+    found = {}
+    for metric in METRICS:
+        places = metric.leaders([row.result_of(metric) for row in contents.rows])
+        found[metric.key] = frozenset(contents.rows[place].step for place in places)
+    return found
 
 
 def _versions(contents: Contents) -> dict[str, str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
-from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations, same_test
+from gpt_pipeline.evaluation.result import EvaluationResult, question_id, read_evaluations, same_answers, same_losses
 from gpt_pipeline.report.cost import Cost, Record, cost_of
+from gpt_pipeline.report.metrics import Metric
 from gpt_pipeline.storage.atomic import read_kept
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.metrics import read_metrics
@@ -28,7 +29,10 @@ class CheckpointRow:
     on_disk: bool
     evaluation: EvaluationResult | None
     comparable: bool
-    """False if it was evaluated with other questions or settings than the newest one."""
+    """Whether its loss compares with that of the newest evaluation."""
+
+    same_questions: bool
+    """Whether its answers compare with those of the newest evaluation too."""
 
     best: bool
     """Lowest validation loss of all comparable evaluations."""
@@ -40,6 +44,10 @@ class CheckpointRow:
     def metrics(self) -> Mapping[str, float]:
         """Of its evaluation; empty if there is none."""
         return {} if self.evaluation is None else self.evaluation.metrics
+
+    def result_of(self, metric: Metric) -> EvaluationResult | None:
+        """Return its evaluation if this metric of it compares with that of the newest one."""
+        return self.evaluation if (self.same_questions if metric.of_answers else self.comparable) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +94,13 @@ class Contents:
 
     @property
     def evaluated(self) -> tuple[CheckpointRow, ...]:
-        """The rows whose evaluations can be compared with each other, by step."""
-        return tuple(row for row in self.rows if row.evaluation is not None and row.comparable)
+        """The rows whose losses can be compared with each other, by step."""
+        return tuple(row for row in self.rows if row.comparable)
+
+    @property
+    def answered(self) -> tuple[CheckpointRow, ...]:
+        """Those of them that answered the same questions, by step."""
+        return tuple(row for row in self.rows if row.same_questions)
 
     @property
     def best(self) -> CheckpointRow | None:
@@ -95,8 +108,8 @@ class Contents:
 
     @property
     def newest(self) -> CheckpointRow | None:
-        """The newest evaluated checkpoint."""
-        return self.evaluated[-1] if self.evaluated else None
+        """The last checkpoint that answered the questions."""
+        return self.answered[-1] if self.answered else None
 
 
 def read_contents(folder: ExperimentFolder) -> Contents:
@@ -135,7 +148,8 @@ def _rows(
     checkpoints = {info.step: info for info in (*([best_model] if best_model else []), *kept)}
     said = {int(record["step"]): record for record in records if record["kind"] == "checkpoint"}
     newest = max(evaluations.values(), key=lambda result: result.created_at, default=None)
-    comparable = {step for step, result in evaluations.items() if newest is not None and same_test(result, newest)}
+    comparable = {step for step, result in evaluations.items() if newest is not None and same_losses(result, newest)}
+    same_questions = {step for step in comparable if newest is not None and same_answers(evaluations[step], newest)}
     best = min(comparable, key=lambda step: evaluations[step].metrics["val_loss"], default=None)
     rows = []
     for step in sorted({*checkpoints, *evaluations, *said}):
@@ -152,6 +166,7 @@ def _rows(
                 on_disk=info is not None,
                 evaluation=result,
                 comparable=step in comparable,
+                same_questions=step in same_questions,
                 best=step == best,
                 is_best_model=best_model is not None and best_model.step == step,
             )
@@ -161,12 +176,12 @@ def _rows(
 
 def _questions(rows: Sequence[CheckpointRow]) -> tuple[QuestionRow, ...]:
     """Return the questions of the newest evaluation with the answers of a few checkpoints from first to last."""
-    evaluated = [row for row in rows if row.evaluation is not None and row.comparable]
-    if not evaluated or evaluated[-1].evaluation is None:
+    answered = [row for row in rows if row.same_questions]
+    if not answered or answered[-1].evaluation is None:
         return ()
-    chosen = spread(evaluated)
+    chosen = spread(answered)
     result = []
-    for number, question in enumerate(evaluated[-1].evaluation.answers, start=1):
+    for number, question in enumerate(answered[-1].evaluation.answers, start=1):
         columns = tuple(
             AnswerColumn(step=row.step, best=row.best, answer=_answer_to(question, row.evaluation)) for row in chosen
         )
@@ -187,5 +202,4 @@ def spread(rows: Sequence[CheckpointRow]) -> list[CheckpointRow]:
 
 def _answer_to(question: Record, evaluation: EvaluationResult | None) -> Record | None:
     answers = evaluation.answers if evaluation else ()
-    wanted = (question["synth_id"], question["question"])
-    return next((answer for answer in answers if (answer["synth_id"], answer["question"]) == wanted), None)
+    return next((answer for answer in answers if question_id(answer) == question_id(question)), None)

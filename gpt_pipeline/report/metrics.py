@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gpt_pipeline.evaluation.result import EvaluationResult
+from gpt_pipeline.evaluation.shares import share_of, within_noise
 from gpt_pipeline.report import wording
 
 
@@ -24,16 +26,34 @@ class Metric:
     of_answers: bool = True
     """False for what is measured on the validation tokens."""
 
-    def text(self, value: float | None) -> str:
-        """Return a value as a table shows it."""
-        return wording.percent(value) if self.share else wording.decimal(value, self.places)
+    def text(self, result: EvaluationResult | None) -> str:
+        """Return its value in an evaluation as a table shows it; a share with its interval."""
+        value = None if result is None else result.metrics.get(self.key)
+        if not self.share:
+            return wording.decimal(value, self.places)
+        share = None if result is None else share_of(result.answers, self.key)
+        return wording.percent(value) if share is None else str(share)
 
-    def best_of(self, values: Iterable[float | None]) -> float | None:
-        """Return the best of the values; None where neither way is better, or fewer than two of them differ."""
-        present = {value for value in values if value is not None}
-        if not self.ranked or len(present) < 2:
-            return None
-        return max(present) if self.higher_is_better else min(present)
+    def leaders(self, results: Sequence[EvaluationResult | None]) -> frozenset[int]:
+        """Return the place of the best, and of those within noise of it; none where nothing is better.
+
+        Give results that compare. Answers are told apart question by question; losses as they are, since how far
+        chance moves them is not recorded.
+        """
+        values = {
+            place: each.metrics[self.key] for place, each in enumerate(results) if each and self.key in each.metrics
+        }
+        if not self.ranked or len({*values.values()}) < 2:
+            return frozenset()
+        best = (max if self.higher_is_better else min)(values, key=values.__getitem__)
+        return frozenset(place for place in values if self._is_as_good(results[place], results[best]))
+
+    def _is_as_good(self, result: EvaluationResult | None, best: EvaluationResult | None) -> bool:
+        assert result is not None
+        assert best is not None
+        if result.metrics[self.key] == best.metrics[self.key]:
+            return True
+        return within_noise(result.answers, best.answers, self.key)
 
 
 METRICS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gpt_pipeline.evaluation.shares import right_by_kind
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.contents import CheckpointRow, read_contents, spread
 from gpt_pipeline.report.metrics import Metric, measured
@@ -20,8 +21,8 @@ class KindCell:
     """One checkpoint at one kind."""
 
     val_loss: float | None
-    correct: float | None
-    """Share of its questions answered right; None where none was asked."""
+    right: str
+    """Share of its questions answered right, with its interval; empty where none was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +54,18 @@ def checkpoints_as_markdown(folder: ExperimentFolder) -> str:
 
 
 def _kind_cell(row: CheckpointRow, name: str) -> KindCell:
-    return KindCell(val_loss=row.metrics.get(f"{_LOSS}/{name}"), correct=row.metrics.get(f"{_RIGHT}/{name}"))
+    return KindCell(val_loss=row.metrics.get(f"{_LOSS}/{name}"), right=_right(row, name))
+
+
+def _right(row: CheckpointRow, name: str) -> str:
+    value = row.metrics.get(f"{_RIGHT}/{name}")
+    if row.evaluation is None or not row.same_questions or value is None:
+        return ""
+    share = right_by_kind(row.evaluation).get(name)
+    return wording.percent(value) if share is None else str(share)
 
 
 def _cells(row: CheckpointRow, metrics: Sequence[Metric]) -> Line:
     step = f"{wording.number(row.step)} best_model" if row.is_best_model else wording.number(row.step)
-    cells = [step, wording.count(row.tokens_seen), *(metric.text(row.metrics.get(metric.key)) for metric in metrics)]
+    cells = [step, wording.count(row.tokens_seen), *(metric.text(row.result_of(metric)) for metric in metrics)]
     return [(cell, "bold") if row.best else cell for cell in cells]

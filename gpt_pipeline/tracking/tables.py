@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gpt_pipeline.evaluation.shares import Share
 from gpt_pipeline.sheet import markdown_table
 from gpt_pipeline.shown import in_markdown
 
@@ -35,16 +36,20 @@ def answers_as_markdown(answers: Sequence[Mapping[str, Any]], *, title: str) -> 
     return "\n".join([f"# {title}\n", *(_answer(number, answer) for number, answer in enumerate(answers, start=1))])
 
 
-def exercises_as_markdown(metrics: Mapping[str, float]) -> str | None:
-    """Return the metrics by kind of exercise (`val_loss/editing`) as a markdown table; None if there are none."""
+def exercises_as_markdown(metrics: Mapping[str, float], right: Mapping[str, Share]) -> str | None:
+    """Return the metrics by kind of exercise (`val_loss/editing`) as a markdown table; None if there are none.
+
+    `right` are the shares of right answers by kind, which are shown with their intervals.
+    """
     measured = [key.partition("/") for key in metrics if "/" in key]
     if not measured:
         return None
     names = list(dict.fromkeys(name for name, _, _ in measured))
     rows = []
     for kind in sorted({kind for _, _, kind in measured}):
-        values = [metrics.get(f"{name}/{kind}") for name in names]
-        rows.append([kind.replace("_", " "), *("" if value is None else f"{value:.4f}" for value in values)])
+        shown = {name: f"{metrics[key]:.4f}" for name in names if (key := f"{name}/{kind}") in metrics}
+        shown |= {"correct": str(right[kind])} if kind in right else {}
+        rows.append([kind.replace("_", " "), *(shown.get(name, "") for name in names)])
     return markdown_table(["exercise", *(name.replace("_", " ") for name in names)], rows)
 
 
