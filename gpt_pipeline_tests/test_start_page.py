@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from gpt_pipeline.start_page.page import STATIC, read_static, render_cards, rend
 from gpt_pipeline.start_page.state import NewestRun, state_of
 from gpt_pipeline.start_page.watch import Watch
 from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.servers import wait
 
 ADDRESSES = Addresses(
     assets="/assets",
@@ -44,7 +46,7 @@ def project(tmp_path: Path) -> TinyProject:
 
 def watch(project: TinyProject, runs: Mapping[str, NewestRun] = {}, clock: Callable[[], float] = lambda: 0.0) -> Watch:
     here = Project(root=project.root, experiments=project.root / "experiments")
-    return Watch(here, newest_runs=lambda _: runs, addresses=ADDRESSES, clock=clock)
+    return Watch(here, newest_runs=lambda _: runs, addresses=ADDRESSES, clock=clock, patience=60)
 
 
 def page(project: TinyProject) -> str:
@@ -223,7 +225,7 @@ def test_watch_shows_an_experiment_that_cannot_be_looked_at_with_the_reason(proj
         return {"other": "/jobs/run_other"}[experiment.name]
 
     here = Project(root=project.root, experiments=project.root / "experiments")
-    found = Watch(here, newest_runs=lambda _: {}, addresses=dataclasses.replace(ADDRESSES, job=job))
+    found = Watch(here, newest_runs=lambda _: {}, addresses=dataclasses.replace(ADDRESSES, job=job), patience=60)
     cards = {card.key: card for card in found.cards()}
     assert cards["tiny"].state.detail.startswith("KeyError: 'tiny'")
     assert cards["other"].state.word == "not begun"
@@ -241,6 +243,35 @@ def test_watch_follows_files_but_rests_between_two_looks(project: TinyProject) -
     assert [card.key for card in after] == ["later", "tiny"]
     assert after[1].chart is not None
     assert not after[1].chart.is_empty
+
+
+def test_watch_puts_experiments_at_work_first(project: TinyProject) -> None:
+    for stem in ("alpha", "zeta"):
+        project.write_experiment(stem)
+    assert [card.key for card in watch(project, {"zeta": WORKING}).cards()] == ["zeta", "alpha", "tiny"]
+
+
+def test_watch_shows_what_is_read_so_far_to_those_who_ask_during_the_first_look(project: TinyProject) -> None:
+    goes_on = Event()
+
+    def runs(_: Any) -> Mapping[str, NewestRun]:
+        goes_on.wait()
+        return {}
+
+    here = Project(root=project.root, experiments=project.root / "experiments")
+    found = Watch(here, newest_runs=runs, addresses=ADDRESSES, patience=0.2)
+    assert [card.state.word for card in found.cards()] in ([], ["not read yet"])
+    goes_on.set()
+    wait(lambda: [card.state.word for card in found.cards()] == ["not begun"], seconds=60, what="the first look")
+
+
+def test_watch_without_a_history_shows_what_the_folders_tell(project: TinyProject) -> None:
+    def runs(_: Any) -> Mapping[str, NewestRun]:
+        raise OSError("database is locked")
+
+    here = Project(root=project.root, experiments=project.root / "experiments")
+    (card,) = Watch(here, newest_runs=runs, addresses=ADDRESSES, patience=60).cards()
+    assert card.state.word == "not begun"
 
 
 def test_cards_bear_a_version_that_changes_with_their_content(project: TinyProject) -> None:

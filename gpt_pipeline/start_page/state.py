@@ -10,7 +10,16 @@ from gpt_pipeline.progress.status import Status
 from gpt_pipeline.progress.training import NOT_YET_KNOWN, TrainingProgress
 
 Word = Literal[
-    "broken", "not begun", "waiting", "making data", "training", "evaluating", "finished", "stopped", "failed"
+    "training",
+    "evaluating",
+    "making data",
+    "waiting",
+    "failed",
+    "stopped",
+    "finished",
+    "not begun",
+    "broken",
+    "not read yet",
 ]
 RunState = Literal["waiting", "working", "failed", "canceled", "succeeded"]
 

@@ -22,27 +22,24 @@ async function look() {
 }
 
 function show(fresh) {
-  const cards = [...fresh.body.children];
-  const before = [...list.children];
-  const same = cards.length === before.length && cards.every((card, i) => card.id === before[i].id);
-  if (!same) {
+  const focused = list.contains(document.activeElement) ? document.activeElement.id : "";
+  const before = new Map([...list.children].map((card) => [card.id, card]));
+  const cards = [...fresh.body.children].map((card) => newer(before.get(card.id), card));
+  if (cards.length !== list.children.length || cards.some((card, i) => card !== list.children[i])) {
     list.replaceChildren(...cards);
-    return;
+    if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
   }
-  cards.forEach((card, i) => {
-    if (card.dataset.version !== before[i].dataset.version) replace(before[i], card);
-  });
 }
 
-function replace(old, card) {
+function newer(old, card) {
+  if (!old) return card;
+  if (old.dataset.version === card.dataset.version) return old;
   for (const details of old.querySelectorAll("details")) {
     const fresh = card.querySelector("#" + CSS.escape(details.id));
     if (fresh) fresh.open = details.open;
   }
   tell(old, card);
-  const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
-  old.replaceWith(card);
-  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+  return card;
 }
 
 function tell(old, card) {
