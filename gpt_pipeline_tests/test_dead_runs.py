@@ -17,7 +17,14 @@ import pytest
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import dead_runs
 from gpt_pipeline.orchestration.build import build_definitions
-from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG, REQUESTER_TAG, at_work, close_dead_runs, process_tag
+from gpt_pipeline.orchestration.dead_runs import (
+    PROCESS_TAG,
+    REQUESTER_TAG,
+    at_work,
+    close_dead_runs,
+    process_of,
+    process_tag,
+)
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.alive import show_life, silence
 from gpt_pipeline.storage.atomic import write_json
@@ -124,7 +131,18 @@ def test_close_dead_runs_ends_a_run_elsewhere_once_it_is_silent_and_holds_no_loc
 
 
 def test_process_tag_names_this_process() -> None:
-    assert ProcessId.from_text(json.loads(process_tag()[PROCESS_TAG])) == ProcessId.here()
+    assert ProcessId.from_text(json.loads(process_tag("a run")[PROCESS_TAG])) == ProcessId.here()
+
+
+@pytest.mark.parametrize(
+    "tag", [process_tag("the first")[PROCESS_TAG], ProcessId.here().as_text], ids=["now", "before"]
+)
+def test_process_of_a_run_that_was_started_again_is_not_that_of_the_first(history: _History, tag: str) -> None:
+    run = history.instance.get_run_by_id(history.add(process=ProcessId.here()))
+    assert run is not None
+    assert process_of(run) == ProcessId.here()
+    again = run._replace(run_id="again", parent_run_id=run.run_id, tags={PROCESS_TAG: tag})
+    assert process_of(again) is None
 
 
 def _of_the_daemon(history: _History, *, pid: int, requested_by: ProcessId) -> str:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,20 @@ def test_run_from_nothing_makes_every_artifact_and_evaluates_every_checkpoint(fi
     assert "tiny" in folder.report.read_text(encoding="utf-8")
     assert "runtime:" in (finished.root / "experiments" / "tiny.yaml").read_text()
     assert len(list(finished.root.rglob("synth_en_samples_300.parquet"))) == 1
+
+
+def test_run_is_shown_on_the_page_of_its_job(finished: TinyProject) -> None:
+    import dagster as dg
+
+    from gpt_pipeline.orchestration.history import open_instance
+    from gpt_pipeline.project import Project
+
+    with chdir(finished.root), open_instance(Project.here()) as instance:
+        of_the_location = {
+            ".dagster/repository": "__repository__@gpt_pipeline.definitions"
+        }  # as the pages ask for them
+        for job, least in (("run_tiny", 1), ("evaluate_tiny", 3), ("report_tiny", 1)):
+            assert instance.get_runs_count(dg.RunsFilter(job_name=job, tags=of_the_location)) >= least
 
 
 def test_run_again_does_nothing_and_says_so(finished: TinyProject) -> None:
@@ -176,10 +191,10 @@ def test_run_stopped_by_two_ctrl_c_saves_leaves_no_process_and_continues_to_the_
     output, _ = process.communicate(timeout=240)
     gate.open()
     assert process.returncode == 130, output
-    assert "Stopped" in output
     assert "Traceback" not in output
     assert trainer_pids(project) == []
     last = max(_weights(project, "long"))
+    assert output.endswith(f"Stopped; checkpoint_step_{last}.pt is saved, and the next run continues from it.\n")
     assert 8 <= last < 40
     evaluated = {result.step for result in read_evaluations(project.experiment("long").folder.evaluations)}
     assert last not in evaluated  # who presses Ctrl+C waits for no further evaluation

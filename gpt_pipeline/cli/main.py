@@ -89,8 +89,8 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise
         _complain(f"{error.filename or 'a file'}: {error.strerror}{remedy}")
         code = FAILED
-    except StoppedError:
-        say("Stopped; what was done is saved. The same command continues from here.")
+    except StoppedError as stopped:
+        say(str(stopped) or "Stopped; what was done is saved. The same command continues from here.")
         code = STOPPED
     except (click.Abort, KeyboardInterrupt):
         say("Stopped.")

@@ -33,8 +33,9 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
 from gpt_pipeline.orchestration.guard import Guard
-from gpt_pipeline.orchestration.history import turn_to_open
-from gpt_pipeline.orchestration.start_routes import MODULE, start_routes
+from gpt_pipeline.orchestration.history import DEFINITIONS, turn_to_open
+from gpt_pipeline.orchestration.start_routes import start_routes
+from gpt_pipeline.orchestration.termination import reach_commands
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.ports import HOST
 from gpt_pipeline.training.stopping import stop_when_parent_dies
@@ -75,6 +76,7 @@ def serve(*, port: int, names: Sequence[str]) -> None:
             instance = stack.enter_context(get_possibly_temporary_instance_for_cli("gpt-pipeline ui"))
         workspace = stack.enter_context(_definitions(instance))
         daemon = stack.enter_context(_daemon(instance, workspace))
+        reach_commands(instance)
         instance.optimize_for_webserver(_STATEMENT_MILLISECONDS, _POOL_RECYCLE_SECONDS, _POOL_OVERFLOW)
         target = WorkspaceFileTarget(paths=[str(workspace)])
         context = stack.enter_context(
@@ -93,7 +95,7 @@ def serve(*, port: int, names: Sequence[str]) -> None:
 @contextmanager
 def _definitions(instance: DagsterInstance) -> Iterator[Path]:
     """Serve the definitions to web server and daemon for the block; yield the workspace file that leads to them."""
-    target = ModuleTarget(MODULE, attribute=None, working_directory=None, location_name=None)
+    target = ModuleTarget(DEFINITIONS, attribute=None, working_directory=None, location_name=None)
     with ProxyServerManager(instance, target, _CODE_LOG_LEVEL) as servers, TemporaryDirectory() as folder:
         workspace = Path(folder) / "workspace.yaml"
         workspace.write_text(json.dumps({"load_from": servers.get_code_server_specs()}), encoding="utf-8")

@@ -41,9 +41,12 @@ _TIME_TO_BEGIN = timedelta(seconds=60)  # a run's process begins within seconds 
 _SILENT_SECONDS = 600.0  # twice the time after which a run that waits for its place in a pool says so again
 
 
-def process_tag() -> Mapping[str, str]:
-    """Return the tag of a run that this very process executes."""
-    return {PROCESS_TAG: ProcessId.here().as_text}
+def process_tag(run_id: str, process: ProcessId | None = None) -> Mapping[str, str]:
+    """Return the tag of a run that `process`, else this very one, executes.
+
+    It names the run: Dagster hands a run's tags on to one that is started from it again.
+    """
+    return {PROCESS_TAG: json.dumps({**dataclasses.asdict(process or ProcessId.here()), "run": run_id})}
 
 
 def requester_tag() -> Mapping[str, str]:
@@ -62,8 +65,8 @@ def at_work(instance: dg.DagsterInstance, run: dg.DagsterRun, base: Path) -> Ite
     if process is None:
         yield
         return
-    if PROCESS_TAG not in run.tags:
-        instance.add_run_tags(run.run_id, {PROCESS_TAG: process.as_text})
+    if process_of(run) is None:
+        instance.add_run_tags(run.run_id, process_tag(run.run_id, process))
     with show_life(base, process):
         yield
 
@@ -116,8 +119,12 @@ def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, folder: ExperimentFol
 
 
 def process_of(run: dg.DagsterRun) -> ProcessId | None:
-    """Return the process that executes a run, as its tag says."""
-    return _tagged(run, PROCESS_TAG)
+    """Return the process that executes a run, as its tag says; None if the tag is of the run that it repeats."""
+    try:
+        of_run = json.loads(run.tags[PROCESS_TAG]).get("run", "" if run.parent_run_id else run.run_id)
+    except (KeyError, AttributeError, ValueError):
+        return None
+    return _tagged(run, PROCESS_TAG) if of_run == run.run_id else None
 
 
 def _tagged(run: dg.DagsterRun, tag: str) -> ProcessId | None:

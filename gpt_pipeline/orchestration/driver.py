@@ -12,13 +12,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import dagster as dg
-from dagster_shared.error import SerializableErrorInfo
+from dagster._core.definitions.job_base import IJob, InMemoryJob
+from dagster._core.events import DagsterEvent
+from dagster._core.execution.api import execute_run_iterator
+from dagster._core.execution.execute_in_process import merge_run_tags
+from dagster._core.origin import JobPythonOrigin
+from dagster._core.storage.tags import MAX_RETRIES_TAG
+from dagster._core.utils import make_new_run_id
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
@@ -31,10 +37,13 @@ from gpt_pipeline.experiment.training import base_experiment, find_start
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
-from gpt_pipeline.orchestration.history import explained_history, open_instance
+from gpt_pipeline.orchestration.failures import is_stop
+from gpt_pipeline.orchestration.history import explained_history, open_instance, remote_origin
 from gpt_pipeline.orchestration.pool_wait import wait_in_pools
 from gpt_pipeline.orchestration.rebuild import reconstructable_job
 from gpt_pipeline.orchestration.stages import finished_shards
+from gpt_pipeline.orchestration.stoppable import NEVER, stoppable
+from gpt_pipeline.orchestration.termination import heed_termination
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR
 from gpt_pipeline.progress.evaluations import WantedEvaluation, pending_evaluations, wanted_evaluations
 from gpt_pipeline.progress.report import report_is_outdated
@@ -94,50 +103,57 @@ class Session:
             StoppedError: the run was interrupted.
         """
         ops = {f"{self.experiment.name}__{asset}": {"config": config} for asset, config in (options or {}).items()}
-        run_config = {"loggers": {"plain": {"config": {}}}, "ops": ops}
-        try:
-            with self._at_work():
-                result = self.definitions.resolve_job_def(job).execute_in_process(
-                    run_config=run_config,
-                    resources={"io_manager": dg.mem_io_manager},
-                    instance=self.instance,
-                    partition_key=partition,
-                    raise_on_error=False,
-                    tags={**(tags or {}), **process_tag()},
-                )
-        except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
-            raise StoppedError from None
-        if not result.success:
-            raise _problem(result)
+        definition = self.definitions.resolve_job_def(job)
+        in_memory = definition.as_ephemeral_job(resource_defs={"io_manager": dg.mem_io_manager}, input_values={})
+        own = merge_run_tags(definition, partition, tags, None, self.instance, None)
+        here = InMemoryJob(in_memory.with_executor_def(stoppable(dg.in_process_executor)))
+        self._execute(here, run_config={"ops": ops}, tags=own)
 
     def execute_in_workers(self, job: str) -> None:
         """Execute a job with a process for each step, as many at a time as there are processors; raises as `execute`.
 
         What the steps leave lies on disk and in the history; this process keeps nothing of it.
         """
-        run_config: dict[str, Any] = {"loggers": {"plain": {"config": {}}}}
+        rebuilt = reconstructable_job(job)
+        self._execute(rebuilt, run_config={}, tags=rebuilt.get_definition().run_tags, code=rebuilt.get_python_origin())
+
+    def _execute(
+        self,
+        job: IJob,
+        *,
+        run_config: Mapping[str, Any],
+        tags: Mapping[str, str],
+        code: JobPythonOrigin | None = None,
+    ) -> None:
+        definition, run_id = job.get_definition(), make_new_run_id()
         try:
-            with (
-                self._at_work(),
-                dg.execute_job(
-                    reconstructable_job(job), self.instance, run_config=run_config, tags=dict(process_tag())
-                ) as result,
-            ):
-                if not result.success:
-                    raise _problem(result)
+            with self._at_work(run_id):
+                run = self.instance.create_run_for_job(
+                    definition,
+                    run_id=run_id,
+                    run_config={"loggers": {"plain": {"config": {}}}, **run_config},
+                    tags={**tags, **process_tag(run_id), MAX_RETRIES_TAG: NEVER},
+                    remote_job_origin=remote_origin(definition.name),
+                    job_code_origin=code,
+                )
+                events = list(execute_run_iterator(job, run, self.instance))
         except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
             raise StoppedError from None
+        ended = self.instance.get_run_by_id(run_id)
+        if ended is None or not ended.is_success:
+            raise _problem(events)
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """Show that this process is alive while it executes a run, and keep its answer to SIGTERM.
+    def _at_work(self, run_id: str) -> Iterator[None]:
+        """Show that this process is alive while it executes a run, and let Dagster's pages stop it.
 
-        Dagster leaves SIGTERM as SIGINT was: ignored, where a shell started the command in the background.
+        Afterwards SIGTERM does what it did. Dagster leaves it as SIGINT was: ignored, where a shell started the
+        command in the background.
         """
         here = threading.current_thread() is threading.main_thread()
         before = signal.getsignal(signal.SIGTERM)
         try:
-            with show_life(self.experiment.folder.base, ProcessId.here()):
+            with show_life(self.experiment.folder.base, ProcessId.here()), heed_termination(self.instance, run_id):
                 yield
         finally:
             if here:
@@ -358,25 +374,22 @@ def _send(child: subprocess.Popen[bytes], order: bytes) -> None:
         os.write(child.stdin.fileno(), order)
 
 
-def _problem(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> Exception:
+def _problem(events: Iterable[DagsterEvent]) -> Exception:
     """Return what ended a run: a stop request, or what the failed steps say.
 
     A failure in our own words is shown as it is; an unforeseen error by its last line, the rest is in the Dagster UI.
     """
     texts = []
-    for event in result.all_events:
-        if event.is_job_failure and (error := event.job_failure_data.error) and _is_interruption(error):
-            return StoppedError()
+    for event in events:
         if event.is_step_failure:
             data = event.step_failure_data
             error = data.error.cause or data.error if data.error else None
-            if error is not None and _is_interruption(error):
-                return StoppedError()
+            if error is not None and is_stop(error):
+                return StoppedError(error.message)
             described = data.user_failure_data.description if data.user_failure_data else None
             reason = described or (error.message.strip() if error else "failed")
             texts.append(f"{keys.stage_of(event.step_key or 'run')}: {reason}")
+        elif event.event_type == dg.DagsterEventType.RUN_CANCELED:
+            error = event.job_canceled_data.error
+            return StoppedError(error.message if error else "")
     return UserError("\n".join(texts) or "the run failed before its first step; its log is in the Dagster UI")
-
-
-def _is_interruption(error: SerializableErrorInfo) -> bool:
-    return error.cls_name == dg.DagsterExecutionInterruptedError.__name__

@@ -106,7 +106,8 @@ def _evaluation(experiment: Experiment, shards: dg.AssetKey, checkpoint: dg.Asse
         from gpt_pipeline.orchestration.evaluation_step import evaluate_partition
 
         # Yielded, not returned: to Dagster a returned None is an evaluation too.
-        with explained(), at_work(context.instance, context.run, experiment.folder.base):
+        stopped = "Stopped; this evaluation is not finished, and the next run makes it."
+        with explained(stopped=stopped), at_work(context.instance, context.run, experiment.folder.base):
             options = context.op_execution_context.op_config
             settings = replace(experiment.config.evaluation, num_questions=options["num_questions"])
             yield from evaluate_partition(context, experiment, mlflow, force=options["force"], settings=settings)

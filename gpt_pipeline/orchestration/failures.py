@@ -1,4 +1,4 @@
-"""A user's mistake becomes a Dagster failure of one clear line, without a traceback of ours and without retries."""
+"""What Dagster shows of a step that cannot go on: one clear line, without a traceback of ours and without retries."""
 
 from __future__ import annotations
 
@@ -6,14 +6,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
+from dagster._core.errors import DagsterUserCodeProcessError
+from dagster_shared.error import SerializableErrorInfo
 
 from gpt_pipeline.errors import UserError
 
+STOPPED = "Stopped; what is finished is kept, and the next run continues from there."
+
+
+class StoppedRunError(dg.DagsterExecutionInterruptedError, DagsterUserCodeProcessError):
+    """A stop that the user asked for. Like Dagster's own interruption it ends the run, but leaves `text` alone.
+
+    Of any other exception Dagster records the traceback. Of an error that another process has sent, which this one
+    claims to be, it takes what was sent.
+    """
+
+    def __init__(self, text: str) -> None:
+        info = SerializableErrorInfo(text, stack=[], cls_name=dg.DagsterExecutionInterruptedError.__name__)
+        super().__init__(text, user_code_process_error_infos=[info])  # type: ignore[no-untyped-call]
+
+
+def is_stop(error: SerializableErrorInfo | None) -> bool:
+    """Whether an error in Dagster's records is a stop that the user asked for."""
+    return error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__
+
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Turn a `UserError` raised in the block into `dagster.Failure` with the same text."""
+def explained(*, stopped: str = STOPPED) -> Iterator[None]:
+    """Turn a `UserError` raised in the block into `dagster.Failure` with the same text, and an interruption into
+    `StoppedRunError` with the text `stopped`."""
     try:
         yield
     except UserError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
+    except StoppedRunError:
+        raise
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+        raise StoppedRunError(stopped) from None

@@ -80,9 +80,8 @@ def _evaluate_oldest(session: Session, attempts: dict[str, int], orders: Orders)
                 session.evaluate(pending)
             except UserError as error:
                 _say(f"evaluation of {pending.checkpoint.path.name}: {error}")
-            except StoppedError:
-                if not orders.stop.is_set():
-                    raise
+            except StoppedError:  # by an order, or terminated on Dagster's pages: then not at once again
+                attempts[pending.fingerprint] = _ATTEMPTS
             return True
     return False
 

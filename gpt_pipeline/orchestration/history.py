@@ -9,7 +9,9 @@ from contextlib import chdir, closing, contextmanager
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.project import Project, dagster_home
@@ -27,6 +29,9 @@ _ON_TERMINAL = {
     "python_logs": {"python_log_level": "INFO"},  # its own console would print the engine's events between ours
     "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"},
 }
+
+DEFINITIONS = "gpt_pipeline.definitions"
+"""The module that Dagster loads, by whose name its code location goes."""
 
 UNFINISHED = (
     dg.DagsterRunStatus.QUEUED,
@@ -87,6 +92,15 @@ def explained_history(project: Project) -> Iterator[None]:
             f"Dagster's history of {home} cannot be read or written ({error.orig}); if its disk is full, free some "
             "space. Finished work is kept: run again, or see what `gpt-pipeline doctor` says of it"
         ) from error
+
+
+def remote_origin(job_name: str) -> RemoteJobOrigin:
+    """Return where Dagster's pages find the job: in the code location that `gpt-pipeline ui` and `dagster dev` serve.
+
+    A run without it appears neither among the runs of its job nor in the timeline.
+    """
+    location = RegisteredCodeLocationOrigin(DEFINITIONS)
+    return RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME).get_job_origin(job_name)
 
 
 def count_runs(project: Project) -> int:

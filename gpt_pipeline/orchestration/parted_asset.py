@@ -88,7 +88,7 @@ def _part_op(stage: StageFactory, key: dg.AssetKey, part: str) -> dg.OpDefinitio
     )
     def make(context: dg.OpExecutionContext, names: list) -> dict:
         started = time.monotonic()
-        with explained():
+        with explained(stopped="Stopped; source files that are finished are kept, and the next run makes the others."):
             facts = stage().make(names, say=context.log.info)
         seconds = max(0.001, round(time.monotonic() - started, 3))
         own = {"files": ", ".join(names), "seconds": seconds, "megabytes_per_second": facts["megabytes"] / seconds}

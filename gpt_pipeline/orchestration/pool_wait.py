@@ -21,6 +21,7 @@ from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, free_its_place, is_over, owners_of_jobs, process_of
+from gpt_pipeline.orchestration.failures import StoppedRunError
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.alive import silence
 from gpt_pipeline.storage.lock import BEAT_SECONDS, SILENT_SECONDS
@@ -38,7 +39,7 @@ def wait_in_pools(
 ) -> None:
     """Have runs that this process executes with `instance` wait for their places as described above.
 
-    The wait ends with a DagsterExecutionInterruptedError at a signal, or once `stopped` returns true.
+    The wait ends with `StoppedRunError` at a signal, or once `stopped` returns true.
     """
     storage = instance.event_log_storage
     claim = storage.claim_concurrency_slot
@@ -52,7 +53,7 @@ def wait_in_pools(
             line = _Line(instance=instance, pool=concurrency_key, run_id=run_id, experiments=experiments, say=say)
             while not status.is_claimed:
                 if stopped() or check_captured_interrupt():
-                    raise dg.DagsterExecutionInterruptedError
+                    raise StoppedRunError(f"Stopped while waiting for a place in the pool {concurrency_key!r}.")
                 line.look()
                 time.sleep(_ASK_SECONDS)
                 status = claim(concurrency_key, run_id, step_key, priority)

@@ -6,6 +6,8 @@ Whoever reaches the page that starts a run writes its configuration. Plain types
 
 import dagster as dg
 
+from gpt_pipeline.orchestration.stoppable import stoppable
+
 
 def switch(description: str) -> dg.Field:
     """Return an option that is off unless chosen."""
@@ -27,4 +29,4 @@ def step_outputs(context: dg.InitResourceContext) -> dg.IOManager:
 
 def fixed_executor(definition: dg.ExecutorDefinition, config: dict[str, object], *, name: str) -> dg.ExecutorDefinition:
     """Return the executor with `config`, to which a run adds nothing: it could name modules to import."""
-    return definition.configured(lambda _: config, config_schema={}, name=name)
+    return stoppable(definition).configured(lambda _: config, config_schema={}, name=name)

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.comparison_step import COMPARISON
+from gpt_pipeline.orchestration.history import DEFINITIONS
 from gpt_pipeline.orchestration.newest_runs import NewestRuns
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.project import START_PATH, Project
@@ -20,8 +21,6 @@ from gpt_pipeline.start_page.card import Addresses
 from gpt_pipeline.start_page.page import STATIC, read_static, render_cards, render_page
 from gpt_pipeline.start_page.watch import Watch
 from gpt_pipeline.tracking.addresses import experiments_page, runs_page
-
-MODULE = "gpt_pipeline.definitions"
 
 _COMMON = {"cache-control": "no-store", "referrer-policy": "same-origin"}
 _POLICY = (
@@ -73,7 +72,7 @@ def addresses(project: Project) -> Addresses:
         runs="/runs",
         sensors="/automation",
         comparison=f"/assets/{COMPARISON.path[0]}",
-        job=lambda experiment: f"/locations/{MODULE}/jobs/{keys.run_job(experiment)}",
+        job=lambda experiment: f"/locations/{DEFINITIONS}/jobs/{keys.run_job(experiment)}",
         mlflow=experiments_page(mlflow),
         mlflow_runs=partial(runs_page, mlflow),
         report=lambda name: f"{START_PATH}/report/{name}",

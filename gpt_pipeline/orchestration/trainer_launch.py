@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -47,8 +46,7 @@ def train_in_child(
     both pass Ctrl+C on; here a signal only sets a flag.
 
     Raises:
-        DagsterExecutionInterruptedError: the run was asked to stop; the trainer has exited. In a step with its own
-            process, a dagster.Failure that says so.
+        DagsterExecutionInterruptedError: the run was asked to stop; the trainer has exited.
         dagster.Failure: the trainer failed; with its own message if it left one.
     """
     stop = StopFlag()
@@ -119,24 +117,9 @@ def _pass_on(messages: Any, received: int, receive: Callable[[Message], None]) -
     return len(messages)
 
 
-def _interruption() -> BaseException:
-    """Return the exception for a step that was asked to stop.
-
-    In a process of its own, a failure with a message: the process that waits for the step cancels the run. Else
-    Dagster's own interruption, which cancels the run.
-    """
-    if multiprocessing.parent_process() is None:
-        return dg.DagsterExecutionInterruptedError()
-    return dg.Failure(
-        description="Stopped on request: the trainer saved a checkpoint and exited. "
-        "Materialize training again to continue from it.",
-        allow_retries=False,
-    )
-
-
 def _check_end(exit_code: int, messages: Sequence[Message], log_file: Path, *, stopped: bool) -> None:
     if stopped:
-        raise _interruption()
+        raise dg.DagsterExecutionInterruptedError
     errors = [message["text"] for message in messages if message["kind"] == "error"]
     if errors:
         raise dg.Failure(description=str(errors[-1]), allow_retries=False)

@@ -18,6 +18,7 @@ from gpt_pipeline.experiment.runtime import runtime_values, write_runtime
 from gpt_pipeline.experiment.start_from import StartNotReadyError
 from gpt_pipeline.experiment.training import base_experiment, find_start, start_in_words, training_job
 from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.failures import StoppedRunError
 from gpt_pipeline.orchestration.metadata import picture_markdown
 from gpt_pipeline.orchestration.stages import finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
@@ -72,13 +73,16 @@ def _train(
             sender.tell()
             reporter.receive(message)
 
-        train_in_child(
-            context,
-            folder.job,
-            folder.root / "trainer.log",
-            processes=job.hardware.num_gpus,
-            receive=receive,
-        )
+        try:
+            train_in_child(
+                context,
+                folder.job,
+                folder.root / "trainer.log",
+                processes=job.hardware.num_gpus,
+                receive=receive,
+            )
+        except dg.DagsterExecutionInterruptedError:
+            raise StoppedRunError(_what_is_saved(job)) from None
     finished = find_finished_training(folder, job.fingerprint)
     if finished is None:
         raise dg.Failure(
@@ -87,6 +91,14 @@ def _train(
             allow_retries=False,
         )
     return finished
+
+
+def _what_is_saved(job: TrainingJob) -> str:
+    """Return what a training that was stopped leaves, and what the next run makes of it."""
+    saved = [each for each in list_checkpoints(job.folder.checkpoints) if each.fingerprint == job.fingerprint]
+    if not saved:
+        return "Stopped before the first step was done; nothing is saved, and the next run starts the training anew."
+    return f"Stopped; {saved[-1].path.name} is saved, and the next run continues from it."
 
 
 def _with_its_start(experiment: Experiment, *, say: Callable[[str], None]) -> Experiment:

@@ -1,0 +1,84 @@
+"""Executors whose runs end as canceled, with one line, when the user stops them.
+
+Dagster itself calls a run canceled only if its pages were asked to terminate it; after Ctrl+C it shows a failure.
+Either way it records the tracebacks of its own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import dagster as dg
+from dagster._core.errors import DagsterSubprocessError
+from dagster._core.events import DagsterEvent
+from dagster._core.execution.context.system import PlanOrchestrationContext
+from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.execution.retries import RetryMode
+from dagster._core.execution.step_dependency_config import StepDependencyConfig
+from dagster._core.executor.base import Executor
+from dagster._core.executor.init import InitExecutorContext
+from dagster._core.storage.tags import MAX_RETRIES_TAG
+
+from gpt_pipeline.orchestration.failures import STOPPED, StoppedRunError, is_stop
+
+NEVER = "0"
+"""For `dagster/max_retries`: Dagster starts the run again on no account."""
+
+
+def stoppable(definition: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
+    """Return the executor with the same name and configuration whose runs are stopped as described above."""
+    create = definition.executor_creation_fn
+    assert create is not None
+
+    def create_stoppable(context: InitExecutorContext) -> Executor:
+        return _Stoppable(create(context))
+
+    return dg.ExecutorDefinition(
+        name=definition.name,
+        config_schema=definition.config_schema,  # type: ignore[arg-type] # taken as it is
+        requirements=definition.get_requirements,
+        executor_creation_fn=create_stoppable,
+        description=definition.description,
+    )
+
+
+class _Stoppable(Executor):
+    def __init__(self, inner: Executor) -> None:
+        self._inner = inner
+
+    @property
+    def retries(self) -> RetryMode:
+        return self._inner.retries
+
+    @property
+    def step_dependency_config(self) -> StepDependencyConfig:
+        return self._inner.step_dependency_config
+
+    def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
+        """Execute the steps as the inner executor does."""
+        texts: list[str] = []
+        try:
+            for event in self._inner.execute(plan_context, execution_plan):
+                if event.is_step_failure and (error := event.step_failure_data.error) and is_stop(error):
+                    texts.append(error.message)
+                yield event
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
+            text = str(error) if isinstance(error, StoppedRunError) else texts[0] if texts else STOPPED
+        except DagsterSubprocessError as error:
+            if not all(is_stop(info) for info in error.subprocess_error_infos):
+                raise
+            text = texts[0] if texts else STOPPED
+        else:
+            return
+        _report_stop(plan_context.instance, plan_context.run_id)
+        raise StoppedRunError(text)
+
+
+def _report_stop(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Tell Dagster that the run was stopped on request, unless it knows, or is to start the run again."""
+    run = instance.get_run_by_id(run_id)
+    if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
+        return
+    again = instance.run_will_resume(run_id) or instance.run_retries_enabled
+    if not again or run.tags.get(MAX_RETRIES_TAG) == NEVER:
+        instance.report_run_canceling(run, message="Asked to stop by a signal, such as Ctrl+C sends.")

@@ -1,0 +1,142 @@
+"""A run that the user stops ends as canceled and leaves one line, whoever asked for the stop."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.events import DagsterEvent
+from dagster._core.execution.api import execute_run_iterator
+from dagster._core.storage.tags import GRPC_INFO_TAG, MAX_RETRIES_TAG
+
+from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG
+from gpt_pipeline.orchestration.failures import STOPPED, explained
+from gpt_pipeline.orchestration.stoppable import NEVER, stoppable
+from gpt_pipeline.orchestration.termination import heed_termination, reach_commands
+
+CANCELED, CANCELING, FAILED, STARTED = (
+    dg.DagsterRunStatus.CANCELED,
+    dg.DagsterRunStatus.CANCELING,
+    dg.DagsterRunStatus.FAILURE,
+    dg.DagsterRunStatus.STARTED,
+)
+SAVED = "Stopped; checkpoint_step_23.pt is saved, and the next run continues from it."
+
+
+@dg.op
+def at_work() -> None:
+    with explained(stopped=SAVED):
+        raise KeyboardInterrupt  # as Ctrl+C does there
+
+
+@dg.op
+def between_steps() -> None:
+    raise dg.DagsterExecutionInterruptedError  # as Dagster does outside the step's own code
+
+
+@dg.graph
+def working() -> None:
+    at_work()
+
+
+@dg.graph
+def beginning() -> None:
+    between_steps()
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+def _execute(
+    instance: dg.DagsterInstance, graph: dg.GraphDefinition, tags: dict[str, str] | None = None
+) -> tuple[dg.DagsterRunStatus, list[DagsterEvent]]:
+    """Return how a run of the graph ends, and its events."""
+    job = graph.to_job(executor_def=stoppable(dg.in_process_executor))
+    run = instance.create_run_for_job(job, tags=tags)
+    events = list(execute_run_iterator(InMemoryJob(job), run, instance))
+    ended = instance.get_run_by_id(run.run_id)
+    assert ended is not None
+    return ended.status, events
+
+
+def _cancellation(events: list[DagsterEvent]) -> DagsterEvent:
+    (event,) = (event for event in events if event.event_type == dg.DagsterEventType.RUN_CANCELED)
+    return event
+
+
+def test_run_stopped_within_a_step_is_canceled_and_says_what_is_saved_without_a_traceback(
+    instance: dg.DagsterInstance,
+) -> None:
+    status, events = _execute(instance, working)
+    assert status == CANCELED
+    (failure,) = (event.step_failure_data.error for event in events if event.is_step_failure)
+    error = _cancellation(events).job_canceled_data.error
+    for shown in (failure, error):
+        assert shown is not None
+        assert (shown.message, list(shown.stack), shown.cause, shown.context) == (SAVED, [], None, None)
+
+
+def test_run_stopped_outside_our_code_is_canceled_too(instance: dg.DagsterInstance) -> None:
+    status, events = _execute(instance, beginning)
+    assert status == CANCELED
+    error = _cancellation(events).job_canceled_data.error
+    assert error is not None
+    assert not error.stack
+
+
+def test_run_that_dagster_retries_still_fails_at_a_signal_unless_it_is_never_to_be_retried() -> None:
+    retried = {"run_retries": {"enabled": True, "max_retries": 2}}
+    with dg.DagsterInstance.ephemeral(settings=retried) as instance:
+        assert _execute(instance, working)[0] == FAILED
+        assert _execute(instance, working, {MAX_RETRIES_TAG: NEVER})[0] == CANCELED
+
+
+def test_explained_says_that_what_is_finished_is_kept_where_nothing_better_is_known() -> None:
+    with pytest.raises(dg.DagsterExecutionInterruptedError, match=STOPPED), explained():
+        raise KeyboardInterrupt
+
+
+def _started(instance: dg.DagsterInstance, tags: dict[str, str] | None = None) -> dg.DagsterRun:
+    return instance.create_run_for_job(working.to_job(), status=STARTED, tags=tags)
+
+
+def test_command_is_interrupted_once_its_run_is_to_be_terminated(instance: dg.DagsterInstance) -> None:
+    run = _started(instance)
+
+    def work() -> None:
+        with heed_termination(instance, run.run_id, every=0.01):
+            instance.report_run_canceling(run)
+            while True:
+                time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
+def test_command_goes_on_while_its_run_is_to_go_on_and_leaves_no_thread(instance: dg.DagsterInstance) -> None:
+    before = threading.active_count()
+    with heed_termination(instance, _started(instance).run_id, every=0.01):
+        time.sleep(0.05)
+    assert threading.active_count() == before
+
+
+def test_terminate_on_the_pages_reaches_the_run_of_a_command(instance: dg.DagsterInstance) -> None:
+    class Launcher(dg.DefaultRunLauncher):
+        def terminate(self, run_id: str) -> bool:
+            return False
+
+    instance._run_launcher = launcher = Launcher()  # type: ignore[assignment]
+    reach_commands(instance)
+    process = json.dumps({"host": "here", "pid": 1})
+    of_a_command = _started(instance, {PROCESS_TAG: process})
+    launched = _started(instance, {PROCESS_TAG: process, GRPC_INFO_TAG: "{}"})
+    assert launcher.terminate(of_a_command.run_id)
+    assert not launcher.terminate(launched.run_id)
+    states = [instance.get_run_by_id(run.run_id) for run in (of_a_command, launched)]
+    assert [run.status for run in states if run] == [CANCELING, STARTED]
