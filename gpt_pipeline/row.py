@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from gpt_pipeline.shown import on_terminal
+from gpt_pipeline.shown import on_terminal, without_password
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -127,6 +129,34 @@ def has_terminal_alone(stream: TextIO) -> bool:
         return os.tcgetpgrp(stream.fileno()) == os.getpgrp()
     except OSError:  # another session's terminal, or no real one
         return False
+
+
+def show_each_warning_once() -> None:
+    """Have a warning of this process printed as text that no terminal obeys, and only once however often it comes."""
+    if logging.lastResort is not None:  # what prints warnings where nothing else is configured
+        logging.lastResort.setFormatter(_Harmless())
+        logging.lastResort.filters[:] = [_Once()]  # of this command, not of one before it in the same process
+
+
+class _Harmless(logging.Formatter):
+    """Warnings quote names of files, which come from elsewhere."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return instead_of_row(sys.stderr, on_terminal(without_password(super().format(record))))
+
+
+class _Once(logging.Filter):
+    """Of the same file, a command asks several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in self._seen
+        self._seen.add(text)
+        return new
 
 
 def instead_of_row(stream: TextIO, text: str) -> str:

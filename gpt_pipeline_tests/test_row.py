@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import io
+import logging
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_pipeline.row import Row, has_terminal_alone, instead_of_row
+from gpt_pipeline.row import Row, has_terminal_alone, instead_of_row, show_each_warning_once
 from gpt_pipeline.training.observer import RowObserver
 
 _TRAIN = {
@@ -109,3 +110,15 @@ def test_line_replaces_a_row_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch)
 def test_row_is_drawn_by_no_process_that_lacks_the_terminal() -> None:
     assert not has_terminal_alone(io.StringIO())
     assert not has_terminal_alone(Terminal())  # as another session's: it has no process group to ask for
+
+
+def test_warning_that_comes_again_is_printed_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "lastResort", logging._StderrHandler(logging.WARNING))  # type: ignore[attr-defined]
+    show_each_warning_once()
+    assert logging.lastResort is not None
+    for text in ("a is damaged", "a is damaged", "b is damaged\x1b[2J"):
+        record = logging.LogRecord("gpt_pipeline", logging.WARNING, "", 0, text, None, None)
+        logging.lastResort.handle(record)
+    assert capsys.readouterr().err.splitlines() == ["a is damaged", "b is damaged\\u001b[2J"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -16,8 +15,7 @@ from gpt_pipeline.cli.experiments import compare, evaluate, init, plan, run, sta
 from gpt_pipeline.cli.machine import completion, doctor, ui
 from gpt_pipeline.cli.models import benchmark, export, generate, import_
 from gpt_pipeline.errors import ConfigError, StoppedError, UserError
-from gpt_pipeline.row import instead_of_row
-from gpt_pipeline.shown import on_terminal, without_password
+from gpt_pipeline.row import show_each_warning_once
 
 
 class _InOrder(click.Group):
@@ -44,17 +42,9 @@ for verb in (
     command.add_command(verb)
 
 
-class _Harmless(logging.Formatter):
-    """Warnings quote names of files, which come from elsewhere."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return instead_of_row(sys.stderr, on_terminal(without_password(super().format(record))))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; the exit code is 0, 1 for a failure, 2 for misuse or a bad file, 130 when stopped."""
-    if logging.lastResort is not None:  # what prints warnings where nothing else is configured
-        logging.lastResort.setFormatter(_Harmless())
+    show_each_warning_once()
     sys.exit(_run(arguments))
 
 

@@ -17,7 +17,7 @@ from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.orchestration.driver import LAST_CALL, Session
 from gpt_pipeline.progress.evaluations import pending_evaluations
 from gpt_pipeline.project import Project
-from gpt_pipeline.row import instead_of_row
+from gpt_pipeline.row import instead_of_row, show_each_warning_once
 from gpt_pipeline.storage.process import give_way
 
 _LOOK_SECONDS = 1.0
@@ -26,6 +26,7 @@ _ATTEMPTS = 2
 
 def main() -> int:
     """Follow the experiment file named on the command line."""
+    show_each_warning_once()
     give_way()  # to the training beside it
     experiment = load_experiment(Path(sys.argv[1]))
     orders = Orders()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.row import show_each_warning_once
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.launch import place_in
 from gpt_pipeline.training.observer import Observer, SilentObserver, console_observer, describe
@@ -78,6 +79,7 @@ def main(arguments: list[str]) -> int:
     """Run the job in the file that is the only argument; return the exit code."""
     from dagster_pipes import open_dagster_pipes
 
+    show_each_warning_once()
     if os.environ.get(DIE_WITH_PARENT):
         stop_when_parent_dies()
     place = place_in(os.environ)
