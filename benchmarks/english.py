@@ -28,8 +28,8 @@ from pathlib import Path
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.raw import RawStage, prepare_raw
 from gpt_pipeline.data.documents.stage import DocumentsStage
-from gpt_pipeline.data.formats.parquet import read_batches
 from gpt_pipeline.data.formats.synth import SYNTH, count_english_rows
+from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.data.stage import PartedStage, prepare
 from gpt_pipeline.storage.resident import peak_resident_bytes
 
@@ -91,7 +91,7 @@ def _loop(job: _Job) -> None:
 
 def _reading(job: _Job) -> None:
     for path in job.raw:
-        for _ in read_batches(path, SYNTH):
+        for _ in read_rows(path, SYNTH.columns):
             pass
 
 

@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.contest import Contestant, Step, Times, compete, describe_machine
 from benchmarks.synth_set import write_set
-from gpt_pipeline.data.formats.parquet import read_batches
 from gpt_pipeline.data.formats.synth import DOCUMENT_SCHEMA, SYNTH, documents_of, select
+from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.data.tokens.encoder import new_encoder
 from gpt_pipeline.data.tokens.part import write_token_part
 from gpt_pipeline.data.tokens.tokenizer import gpt2
@@ -159,7 +159,7 @@ def _write_english(raw: list[Path], path: Path, *, repeat: int, typos: int) -> t
     settings = {"compression": "zstd", "compression_level": 1, "use_dictionary": ["exercise", "article"]}
     with pq.ParquetWriter(path, DOCUMENT_SCHEMA, **settings) as writer:
         for source in raw * repeat:
-            for batch in read_batches(source, SYNTH):
+            for batch in read_rows(source, SYNTH.columns):
                 documents = documents_of(select(batch))
                 text = _with_typos(rng, documents["text"], typos)
                 writer.write_batch(documents.set_column(DOCUMENT_SCHEMA.get_field_index("text"), "text", text))

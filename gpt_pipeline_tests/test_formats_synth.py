@@ -10,8 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_pipeline.data.formats.parquet import read_batches
-from gpt_pipeline.data.formats.protocol import MAX_DOCUMENT_BYTES
 from gpt_pipeline.data.formats.synth import (
     COLUMNS,
     DOCUMENT_SCHEMA,
@@ -21,6 +19,8 @@ from gpt_pipeline.data.formats.synth import (
     select,
 )
 from gpt_pipeline.data.formats.synth_text import article_key, document_text, is_blank
+from gpt_pipeline.data.readers.rows import read_rows
+from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES
 from gpt_pipeline.errors import DataError
 from gpt_pipeline_tests.synth_rows import SCHEMA, row, write_synth
 
@@ -113,13 +113,13 @@ def test_count_english_rows_reads_the_language_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
-def test_read_batches_other_text_types_are_read_alike(tmp_path: Path, kind: pa.DataType) -> None:
+def test_read_rows_other_text_types_are_read_alike(tmp_path: Path, kind: pa.DataType) -> None:
     path = write_synth(tmp_path / "a.parquet", [row(i) for i in range(5)])
     table = pa.parquet.read_table(path)
     other = tmp_path / "b.parquet"
     fields = [field.with_type(kind) if field.type == pa.string() else field for field in table.schema]
     pa.parquet.write_table(table.cast(pa.schema(fields)), other)
-    assert list(read_batches(other, SYNTH)) == list(read_batches(path, SYNTH))
+    assert list(read_rows(other, SYNTH.columns)) == list(read_rows(path, SYNTH.columns))
 
 
 @pytest.mark.parametrize(
@@ -130,32 +130,32 @@ def test_read_batches_other_text_types_are_read_alike(tmp_path: Path, kind: pa.D
         (b"", "0 bytes"),
     ],
 )
-def test_read_batches_file_that_is_not_parquet_is_named_with_its_beginning(
+def test_read_rows_file_that_is_not_parquet_is_named_with_its_beginning(
     tmp_path: Path, content: bytes, said: str
 ) -> None:
     path = tmp_path / "synth_001.parquet"
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"synth_001\.parquet.*not a readable parquet.*{said}"):
-        list(read_batches(path, SYNTH))
+        list(read_rows(path, SYNTH.columns))
 
 
-def test_read_batches_truncated_file_is_named(tmp_path: Path) -> None:
+def test_read_rows_truncated_file_is_named(tmp_path: Path) -> None:
     path = write_synth(tmp_path / "synth_001.parquet", [row(i) for i in range(1000)])
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(DataError, match=r"synth_001\.parquet.*download it again"):
-        list(read_batches(path, SYNTH))
+        list(read_rows(path, SYNTH.columns))
 
 
-def test_read_batches_overwritten_pages_are_named(tmp_path: Path) -> None:
+def test_read_rows_overwritten_pages_are_named(tmp_path: Path) -> None:
     path = write_synth(tmp_path / "synth_001.parquet", [row(i) for i in range(1000)])
     content = bytearray(path.read_bytes())
     content[4:3000] = b"\xff" * 2996
     path.write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"synth_001\.parquet: damaged"):
-        list(read_batches(path, SYNTH))
+        list(read_rows(path, SYNTH.columns))
 
 
-def test_read_batches_flipped_bit_that_the_file_itself_knows_of_is_named(tmp_path: Path) -> None:
+def test_read_rows_flipped_bit_that_the_file_itself_knows_of_is_named(tmp_path: Path) -> None:
     path = tmp_path / "synth_001.parquet"
     table = pa.Table.from_pylist([row(i) for i in range(1000)], schema=SCHEMA)
     settings = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
@@ -164,30 +164,30 @@ def test_read_batches_flipped_bit_that_the_file_itself_knows_of_is_named(tmp_pat
     content[content.index(str(row(500)["query"]).encode())] ^= 1  # another letter, still UTF-8
     path.write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"synth_001\.parquet: damaged .*CRC"):
-        list(read_batches(path, SYNTH))
+        list(read_rows(path, SYNTH.columns))
 
 
-def test_read_batches_column_of_the_same_name_twice_is_named(tmp_path: Path) -> None:
+def test_read_rows_column_of_the_same_name_twice_is_named(tmp_path: Path) -> None:
     table = pa.parquet.read_table(write_synth(tmp_path / "a.parquet", [row(0)]))
     path = tmp_path / "twice.parquet"
     pa.parquet.write_table(table.append_column("words", table["words"]), path)
-    assert list(read_batches(path, SYNTH))  # of a column that nobody reads
+    assert list(read_rows(path, SYNTH.columns))  # of a column that nobody reads
     pa.parquet.write_table(table.append_column("query", table["query"]), path)
     with pytest.raises(DataError, match=r"twice\.parquet: has the column query 2 times, need it once"):
-        list(read_batches(path, SYNTH))
+        list(read_rows(path, SYNTH.columns))
     pa.parquet.write_table(table.append_column("language", table["language"]), path)
     with pytest.raises(DataError, match=r"twice\.parquet: has the column language 2 times"):
         count_english_rows(path, path.name)
 
 
-def test_read_batches_missing_and_wrong_columns_are_named(tmp_path: Path) -> None:
+def test_read_rows_missing_and_wrong_columns_are_named(tmp_path: Path) -> None:
     full = pa.parquet.read_table(write_synth(tmp_path / "a.parquet", [row(0)]))
     lacking, wrong = tmp_path / "lacking.parquet", tmp_path / "wrong.parquet"
     pa.parquet.write_table(full.drop_columns(["language", "synthetic_answer"]), lacking)
     with pytest.raises(
         DataError, match=r"lacking\.parquet: lacks the columns language, synthetic_answer; found synth_id"
     ):
-        list(read_batches(lacking, SYNTH))
+        list(read_rows(lacking, SYNTH.columns))
     pa.parquet.write_table(full.set_column(4, "query", pa.array([7])), wrong)
     with pytest.raises(DataError, match=r"wrong\.parquet: .*query is int64"):
-        list(read_batches(wrong, SYNTH))
+        list(read_rows(wrong, SYNTH.columns))

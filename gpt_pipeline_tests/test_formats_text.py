@@ -14,9 +14,9 @@ from gpt_pipeline.data.config import ColumnsConfig, DataConfig
 from gpt_pipeline.data.documents.files import read_documents
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import document_files, find_documents, prepare_documents
-from gpt_pipeline.data.formats.parquet import read_batches
-from gpt_pipeline.data.formats.protocol import MAX_DOCUMENT_BYTES
 from gpt_pipeline.data.formats.text import TextFormat
+from gpt_pipeline.data.readers.rows import read_rows
+from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES
 from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
 from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer import gpt2
@@ -137,7 +137,7 @@ def test_text_missing_column_names_those_found_and_the_nearest(tmp_path: Path, f
 def test_text_column_that_holds_no_text_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"need text columns, but body is int64; set data\.columns\.text"):
-        list(read_batches(tmp_path / "a.parquet", BODY))
+        list(read_rows(tmp_path / "a.parquet", BODY.columns))
 
 
 def test_text_source_of_blank_texts_is_refused(tmp_path: Path) -> None:
@@ -146,11 +146,11 @@ def test_text_source_of_blank_texts_is_refused(tmp_path: Path) -> None:
         prepare_raw(config_of(tmp_path / "mine"), tmp_path / "data")
 
 
-def test_read_batches_long_texts_come_a_few_at_a_time(tmp_path: Path) -> None:
+def test_read_rows_long_texts_come_a_few_at_a_time(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     long = [rng.bytes(1 << 19).hex() for _ in range(80)]
     path = write_texts(tmp_path / "a.parquet", long)
-    batches = list(read_batches(path, BODY))
+    batches = list(read_rows(path, BODY.columns))
     assert max(batch.num_rows for batch in batches) < 40
     assert [text for batch in batches for text in batch["body"].to_pylist()] == long
 

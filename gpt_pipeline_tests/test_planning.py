@@ -473,7 +473,7 @@ def test_plan_of_a_folder_that_is_not_there_fails_and_one_that_is_there_is_not_c
     path.write_text(text)
     code, output = _run(capsys, "plan", str(path), "--no-measure")
     assert code == 1
-    assert "data.local_dataset_path found no folder" in " ".join(output.split())
+    assert "need a folder, a file or a pattern that exists" in " ".join(output.split())
     (project.root / "synth").mkdir()
     write_synth(project.root / "synth" / "synth_001.parquet", rows(2000))
     plan = _plan(load_experiment(path))
@@ -490,7 +490,7 @@ def test_plan_of_local_files_that_cannot_work_says_why(project: TinyProject) -> 
     def found() -> dict[str, str]:
         return {finding.key: finding.text for finding in _plan(load_experiment(path)).problems}
 
-    assert "a folder with parquet files" in found()["data.local_dataset_path"]
+    assert "files to read: parquet" in found()["data.local_dataset_path"]
     write_synth(folder / "synth_001.parquet", rows(50))
     assert "the files in" in found()["data.num_samples"]
     assert "50 rows" in found()["data.num_samples"]

@@ -127,7 +127,9 @@ def test_raw_folder_that_is_away_keeps_the_identity_of_what_was_made(tmp_path: P
     assert find_raw(config, tmp_path / "data") is None
     with pytest.raises(DataError, match="missing or have changed"):
         raw_files(config, stage)
-    with pytest.raises(ConfigError, match=r"data\.local_dataset_path: .*need a folder that exists"):
+    with pytest.raises(
+        ConfigError, match=r"data\.local_dataset_path: .*need a folder, a file or a pattern that exists"
+    ):
         prepare_raw(config, tmp_path / "data")
 
 
@@ -271,7 +273,7 @@ def test_raw_files_that_are_away_are_not_missed_where_all_that_was_made_of_them_
     folder.rename(tmp_path / "unplugged")
     unneeded = RawStage(config=config, data_folder=tmp_path / "data", is_needed=lambda: False)
     assert prepare(unneeded, say=lambda line: None).fingerprint == stage.fingerprint
-    with pytest.raises(ConfigError, match="need a folder that exists"):
+    with pytest.raises(ConfigError, match="need a folder, a file or a pattern that exists"):
         prepare_raw(config, tmp_path / "data")
 
 

@@ -87,7 +87,7 @@ def validate(experiment: Path) -> None:
     with suppress(StartNotReadyError):  # running the experiment makes it
         find_start(loaded)
     config = loaded.config
-    source = loaded.data.local_dataset_path or config.data.source
+    source = loaded.data.origin
     tell(f"{experiment} is valid.")
     tell(f"  experiment  {config.experiment_name}")
     tell(f"  data        {config.data.amount} samples of {source}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,16 @@ def text_value(text: str | None) -> pa.StringScalar:
     bounds = pa.py_buffer(np.array([0, len(letters)], np.int32))
     validity = _packed(np.array([text is not None]))
     return pa.Array.from_buffers(pa.string(), 1, [validity, bounds, pa.py_buffer(letters)])[0]
+
+
+def of_texts(texts: Sequence[bytes | None]) -> pa.StringArray:
+    """Return texts, which need not be valid UTF-8, as a column."""
+    sizes = np.fromiter((len(text or b"") for text in texts), np.int64, len(texts))
+    bounds = np.append(0, np.cumsum(sizes)).astype(np.int32)
+    is_given = np.fromiter((text is not None for text in texts), np.bool_, len(texts))
+    validity = None if is_given.all() else _packed(is_given)
+    letters = pa.py_buffer(b"".join(text for text in texts if text))
+    return pa.Array.from_buffers(pa.string(), len(texts), [validity, pa.py_buffer(bounds), letters])
 
 
 def _packed(values: Flags) -> pa.Buffer:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,14 +14,36 @@ from gpt_pipeline.storage.fingerprint import added_later
 
 SYNTH = "PleIAs/SYNTH"
 SAMPLE = "sample"
+COMPARED = re.compile(r"\s*(>=|<=|>|<)\s*(.*?)\s*")
+"""A bound in `filter`: how it compares, and the number."""
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_PATH = re.compile(r"\.{1,2}[\\/]|[\\/]|~[\\/]|[A-Za-z]:[\\/]")
+
+
+FORMAT_COLUMNS = {"synth": (), "text": ("text",), "question_answer": ("question", "reasoning", "answer", "result")}
+"""The keys of `data.columns` that each format reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnsConfig:
-    """Which columns of the files hold what the format needs."""
+    """Which columns of the files hold what the format needs; one inside another by a dot, such as `meta.body`."""
 
     text: str = "text"
     """The column with the text of each document, for `format: text`."""
+
+    question: str = added_later("question")
+    """The column with the question, for `format: question_answer`."""
+
+    answer: str = added_later("answer")
+    """The column with the answer, for `format: question_answer`."""
+
+    reasoning: str | None = added_later(None)
+    """The column with what leads to the answer, for `format: question_answer`; null: there is none."""
+
+    result: str | None = added_later(None)
+    """The column with the answer in short, such as a number, by which a model's answers are judged, for
+    `format: question_answer`; null: they are judged by the whole answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +57,15 @@ class DataConfig:
     """Tokens in one training sequence."""
 
     source: str = SYNTH
-    """A dataset of the hub in parquet files, or `sample`: documents that the project generates itself."""
+    """A dataset of the hub in parquet files (`owner/name`); a folder, a file or a pattern of your own, which begins
+    with `./`, `../`, `/` or `~` (`../texts`, `./chats/*.jsonl.gz`); or `sample`: documents that the project generates
+    itself."""
 
     revision: str | None = None
     """Commit of the hub's dataset; null: the newest at the first download, recorded and kept from then on."""
 
     local_dataset_path: str | None = None
-    """A folder with parquet files, such as those of SYNTH as downloaded from the hub; used instead of `source`."""
+    """A folder with files such as those of SYNTH as downloaded from the hub; used instead of `source`."""
 
     validation_fraction: float = 0.005
     """Share of documents held out of training, in (0, 0.5]; those that grew from one article stay together."""
@@ -45,11 +73,25 @@ class DataConfig:
     seed: int = 0
     """Chooses which documents are held out."""
 
-    format: Literal["synth", "text"] = added_later("synth")
-    """What a row is: `synth`, with SYNTH's columns, or `text`, with the text of a document in one column."""
+    format: Literal["synth", "text", "question_answer"] = added_later("synth")
+    """What a row is: `synth`, with SYNTH's columns; `text`, with the text of a document in one column; or
+    `question_answer`, with a question, an answer and, if there is one, the reasoning between them."""
 
     columns: ColumnsConfig = added_later(ColumnsConfig())  # frozen
-    """The names of the columns that `format: text` reads."""
+    """The names of the columns that the format reads."""
+
+    filter: Mapping[str, str] | None = added_later(None)
+    """Which rows to keep, by columns: a value, or a bound (`{language: en, score: '>= 3'}`); null: all rows."""
+
+    group: str | None = added_later(None)
+    """The column that names what must not be split between training and validation, such as the book that a page is
+    of; null: each document by itself. SYNTH's seed articles stay together in any case."""
+
+    kind: str | None = added_later(None)
+    """The column by whose values losses and scores are broken down; null: none. SYNTH has its kinds of exercise."""
+
+    split_text_at: str | None = added_later(None)
+    """Where documents end in plain text files: `line`, or a mark such as `<|endoftext|>`; null: with the file."""
 
     @property
     def document_limit(self) -> int | None:
@@ -69,7 +111,23 @@ class DataConfig:
     @property
     def is_sample(self) -> bool:
         """Whether the project generates the documents itself."""
-        return self.local_dataset_path is None and self.source == SAMPLE
+        return self.local is None and self.source == SAMPLE
+
+    @property
+    def local(self) -> str | None:
+        """The folder, file or pattern of one's own that the documents come from; None for the hub and the sample."""
+        return self.local_dataset_path or (self.source if is_path(self.source) else None)
+
+    @property
+    def local_key(self) -> str:
+        """The key that names it."""
+        return "data.source" if self.local_dataset_path is None else "data.local_dataset_path"
+
+    def at(self, path: str) -> DataConfig:
+        """Return the same block with `path` in the place of `local`."""
+        if self.local_dataset_path is None:
+            return dataclasses.replace(self, source=path)
+        return dataclasses.replace(self, local_dataset_path=path)
 
     def __post_init__(self) -> None:
         limit = self.document_limit
@@ -82,24 +140,19 @@ class DataConfig:
             found=self.num_samples,
             need=f"a whole number above 0 with source={SAMPLE}, which has no end",
         )
-        require(
-            self.format == "text" or self.columns == ColumnsConfig(),
-            "columns.text",
-            found=self.columns.text,
-            need="no data.columns with data.format=synth, whose columns are fixed; set data.format: text",
-        )
+        self._require_fitting_columns()
         require(
             self.format == "synth" or not self.is_sample,
             "format",
             found=self.format,
-            need=f"synth with source={SAMPLE}; for texts of your own set data.local_dataset_path",
+            need=f"synth with source={SAMPLE}; for files of your own set data.source to their folder",
         )
         require(self.max_length > 1, "max_length", found=self.max_length, need="a whole number above 1")
         require(
-            self.source == SAMPLE or self.source.count("/") == 1,
+            self.source == SAMPLE or is_path(self.source) or bool(_HUB_NAME.fullmatch(self.source)),
             "source",
             found=self.source,
-            need=f"a dataset of the hub such as {SYNTH}, or {SAMPLE}",
+            need=f"a dataset of the hub such as {SYNTH}, a path such as ./{self.source.strip('/')}, or {SAMPLE}",
         )
         require(
             0 < self.validation_fraction <= 0.5,
@@ -108,3 +161,48 @@ class DataConfig:
             need="a number above 0, at most 0.5",
         )
         require(self.seed >= 0, "seed", found=self.seed, need="a whole number, 0 or above")
+
+    def _require_fitting_columns(self) -> None:
+        """Raise `ConfigError` if a column is named that the format does not read."""
+        read, neutral = FORMAT_COLUMNS[self.format], ColumnsConfig()
+        for name, default in dataclasses.asdict(neutral).items():
+            found = getattr(self.columns, name)
+            fitting = [each for each, columns in FORMAT_COLUMNS.items() if name in columns]
+            require(
+                name in read or found == default,
+                f"columns.{name}",
+                found=found,
+                need=f"no such key with data.format={self.format}; set data.format: {fitting[0]}",
+            )
+        for name in ("group", "kind"):
+            found = getattr(self, name)
+            need = "none with data.format=synth, which has its own; leave it out, or set data.format"
+            require(self.format != "synth" or found is None, name, found=found, need=need)
+        require(
+            self.format == "text" or self.split_text_at is None,
+            "split_text_at",
+            found=self.split_text_at,
+            need="no such key but with data.format=text",
+        )
+        for column, text in (self.filter or {}).items():
+            bound = COMPARED.fullmatch(text)
+            require(
+                bound is None or as_number(bound[2]) is not None,
+                "filter",
+                found=text,
+                need=f"a number behind {bound and bound[1]}, such as `{column}: '>= 3'`",
+            )
+
+
+def is_path(source: str) -> bool:
+    """Whether a source is a path of this machine rather than the name of a dataset."""
+    return source in (".", "..", "~") or bool(_PATH.match(source))
+
+
+def as_number(text: str) -> float | None:
+    """Return the finite number that a text is, or None."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

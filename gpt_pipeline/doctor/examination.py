@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gpt_pipeline.data.config import SAMPLE
 from gpt_pipeline.doctor.machine import check_disk, check_files, check_memory, check_open_files, check_port
 from gpt_pipeline.doctor.services import (
     CountRuns,
@@ -98,7 +97,7 @@ def _base_folders(experiments: Sequence[Experiment]) -> Iterator[Path]:
 
 def _downloads(experiment: Experiment) -> bool:
     data = experiment.config.data
-    return data.local_dataset_path is None and data.source != SAMPLE
+    return data.local is None and not data.is_sample
 
 
 def _cache() -> Path:

@@ -78,6 +78,8 @@ def answer_metrics(answers: Sequence[ScoredAnswer], names: Mapping[str, str] | N
 
 def _correct_by_exercise(answers: Sequence[ScoredAnswer], names: Mapping[str, str] | None) -> dict[str, float]:
     names = names or exercise_names(each.question.exercise for each in answers)
+    if {each.question.exercise for each in answers} == {"unknown"}:
+        return {}
     groups: dict[str, list[bool]] = defaultdict(list)
     for each in answers:
         groups[f"correct/{names[each.question.exercise]}"].append(each.score.correct)

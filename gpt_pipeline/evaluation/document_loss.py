@@ -100,9 +100,12 @@ def document_losses(
     return [losses[place] for place in range(len(rows))]
 
 
-def loss_metrics(losses: Sequence[DocumentLoss], names: Mapping[str, str] | None = None) -> dict[str, float]:
-    """Return the means in nats per token, of all documents and by exercise; empty without documents.
+def loss_metrics(
+    losses: Sequence[DocumentLoss], names: Mapping[str, str] | None = None, *, have_answers: bool = True
+) -> dict[str, float]:
+    """Return the means in nats per token, of all documents and by kind, if kinds are known; empty without documents.
 
+    Where documents have no answers, nothing is said of those.
     `names` are those of the exercises, as `exercise_names` gives them; null: of these documents' own.
     """
     if not losses:
@@ -111,15 +114,16 @@ def loss_metrics(losses: Sequence[DocumentLoss], names: Mapping[str, str] | None
     for loss in losses:
         groups[loss.exercise].append(loss)
     metrics = {
-        "answer_loss": _answer_mean(losses),
+        **({"answer_loss": _answer_mean(losses)} if have_answers else {}),
         "documents": float(len(losses)),
         "documents_truncated": float(sum(loss.truncated for loss in losses)),
     }
     names = names or exercise_names(groups)
-    for exercise, group in sorted(groups.items()):
+    for exercise, group in sorted(groups.items()) if set(groups) != {"unknown"} else ():
         tokens = sum(loss.n_tokens for loss in group)
         metrics[f"val_loss/{names[exercise]}"] = sum(loss.nats for loss in group) / tokens
-        metrics[f"answer_loss/{names[exercise]}"] = _answer_mean(group)
+        if have_answers:
+            metrics[f"answer_loss/{names[exercise]}"] = _answer_mean(group)
     return metrics
 
 

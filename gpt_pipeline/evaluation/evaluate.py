@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key
 from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.result import (
@@ -223,7 +224,7 @@ def _measure(
         "perplexity": loss.perplexity,
         "val_bpb": loss.val_bpb,
         "validation_tokens": float(loss.n_tokens),
-        **loss_metrics(losses, names),
+        **loss_metrics(losses, names, have_answers=has_questions(task.data)),
         **answer_metrics(answers, names),
     }
     return metrics, [as_record(answer) for answer in answers]

@@ -69,10 +69,10 @@ def choose_documents(
     """Return up to `count` held-out documents, taken in turn from each kind of exercise, in the order of the split.
 
     Within a kind the seed decides by the documents' ids, so that more data changes the choice little. Three columns
-    are read, no text; memory is bounded by `count`. None are chosen where documents are no questions: only their
-    kinds and answers are measured one by one.
+    are read, no text; memory is bounded by `count`. None are chosen where documents are no questions and of no kinds:
+    only kinds and answers are measured one by one.
     """
-    if not has_questions(data):
+    if not has_questions(data) and data.kind is None:
         return HeldOutChoice(documents=(), available=0)
     available = 0
     kept: dict[str, list[tuple[int, int]]] = defaultdict(list)  # heaps of (-rank, number), the last rank on top

@@ -28,7 +28,7 @@ QUESTIONS_VERSION = "1"
 """Raise it when the same data, count and seed give other questions."""
 
 _OFFSETS = ("query_start", "query_end", "reasoning_start", "reasoning_end", "answer_start")
-_COLUMNS = ("id", "kind", "group", "constraints", "text", *_OFFSETS)
+_COLUMNS = ("id", "kind", "group", "constraints", "expected", "text", *_OFFSETS)
 _BATCH_ROWS = 2048  # some 6 MB of text
 _SPARE = 4  # candidates kept for each question asked for, since some turn out to stand in the training documents too
 
@@ -52,7 +52,7 @@ class Question:
     """The document's own."""
 
     expected: str
-    """The number in `constraints` where there is one, else the document's own answer."""
+    """The result that the row names where it names one, else the document's own answer."""
 
     @property
     def with_reasoning(self) -> bool:
@@ -190,7 +190,7 @@ def _question(row: Mapping[str, Any]) -> Question:
         query=_query(row),
         reasoning="" if start is None else text[start:end],
         answer=answer,
-        expected=constraint_result(row["constraints"]) or answer,
+        expected=row["expected"] or constraint_result(row["constraints"]) or answer,
     )
 
 

@@ -9,7 +9,7 @@ import jinja2
 
 from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
-from gpt_pipeline.data.config import SAMPLE
+from gpt_pipeline.data.config import FORMAT_COLUMNS, DataConfig
 from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.tokens.shards import known_shards
 from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID
@@ -97,20 +97,26 @@ def _counts(facts: Mapping[str, Any]) -> dict[str, float]:
 
 def _source(experiment: Experiment) -> str:
     data = experiment.config.data
-    if data.local_dataset_path is not None:
-        if data.format == "text":
-            return f"Texts from the column `{in_markdown(data.columns.text)}` of parquet files in a local folder"
-        return "English documents from parquet files with the columns of PleIAs/SYNTH, in a local folder"
-    if data.source == SAMPLE:
+    if data.local is not None:
+        if data.format == "synth":
+            return "English documents with the columns of PleIAs/SYNTH, from files of one's own"
+        named = ", ".join(f"`{in_markdown(column)}`" for column in _columns(data))
+        return f"{'Texts' if data.format == 'text' else 'Questions and answers'} from files of one's own ({named})"
+    if data.is_sample:
         return "English documents that gpt_pipeline generates itself, with the columns of PleIAs/SYNTH"
     return f"English documents from [{data.source}](https://huggingface.co/datasets/{data.source})" + (
         f" at commit `{data.revision}`" if data.revision else ""
     )
 
 
+def _columns(data: DataConfig) -> list[str]:
+    values = (getattr(data.columns, name) for name in FORMAT_COLUMNS[data.format])
+    return [value for value in values if value is not None]
+
+
 def _is_on_hub(experiment: Experiment) -> str | None:
     data = experiment.config.data
-    return data.source if data.local_dataset_path is None and data.source != SAMPLE else None
+    return data.source if data.local is None and not data.is_sample else None
 
 
 def _settings(info: CheckpointInfo) -> dict[str, Any]:

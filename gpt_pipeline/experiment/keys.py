@@ -128,7 +128,7 @@ def _field_texts(config: Any) -> dict[str, str]:
         if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
             continue
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
-            texts[field.target.id] = inspect.cleandoc(below.value.value)
+            texts[field.target.id] = " ".join(below.value.value.split())
     return texts
 
 

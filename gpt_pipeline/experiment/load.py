@@ -80,12 +80,12 @@ class Experiment:
 
     @property
     def data(self) -> DataConfig:
-        """The `data:` block for the data stages: `local_dataset_path` absolute. Raises ConfigError as `base_folder`."""
+        """The `data:` block for the data stages: a path of one's own absolute. Raises ConfigError as `base_folder`."""
         data = self.config.data
-        if data.local_dataset_path is None:
+        if data.local is None:
             return data
-        path = self._resolved("data.local_dataset_path", data.local_dataset_path)
-        return dataclasses.replace(data, local_dataset_path=str(path))
+        path = str(self._resolved(data.local_key, data.local))
+        return data.at(path)
 
     @property
     def identity(self) -> str:

@@ -15,6 +15,7 @@ from gpt_pipeline.shown import in_markdown
 _ABOUT_DOCUMENTS = {
     "synth": "{amount} different English documents with a query and an answer, one text each.",
     "text": "{amount} different documents, one text each.",
+    "question_answer": "{amount} different documents with a question and an answer, one text each.",
 }
 
 
@@ -48,7 +49,7 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
             part="check_file",
             kinds={"parquet"},
             metadata=code_references(stage_names(data).raw),
-            description=f"The parquet files of {in_markdown(data.origin)} that hold {_amount(data)} documents.",
+            description=f"The files of {in_markdown(data.origin)} that hold {_amount(data)} documents.",
         ),
         parted_asset(
             documents,

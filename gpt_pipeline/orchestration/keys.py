@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from gpt_pipeline.data.config import SAMPLE, DataConfig
+from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.fingerprint import fingerprint, identity_of
 from gpt_pipeline.storage.names import slug
@@ -27,7 +27,7 @@ def stage_of(step_key: str) -> str:
 
 def data_group(data: DataConfig) -> str:
     """Return a readable name that two `data:` blocks share exactly if they describe the same documents."""
-    name = "local" if data.local_dataset_path else "sample" if data.source == SAMPLE else data.source.split("/")[1]
+    name = "local" if data.local else data.source.split("/")[-1]
     identity = {
         "source": data.source,
         "revision": data.revision,
@@ -35,7 +35,7 @@ def data_group(data: DataConfig) -> str:
         "num_samples": data.document_limit or "all",
         "validation_fraction": data.validation_fraction,
         "seed": data.seed,
-        **identity_of(data, "format", "columns"),
+        **identity_of(data, "format", "columns", "filter", "group", "kind", "split_text_at"),
     }
     digest = fingerprint("data_group", config=identity, code_version="1")
     return f"data_{slug(name)}_{data.document_limit or 'all'}_{digest[:6]}"

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.checkpoints.retention import kept_checkpoints
-from gpt_pipeline.data.config import SAMPLE
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import checkpoint_bytes
 from gpt_pipeline.planning.tokens import TokenCount
@@ -120,7 +119,7 @@ def _data_needs(experiment: Experiment, tokens: TokenCount, stages: Sequence[Sta
 
 def _raw_needs(experiment: Experiment, raw: StageProgress, tokens: TokenCount) -> list[DiskNeed]:
     """Return the raw files, and on the hub's disk the space that downloads leave free; nothing for a local folder."""
-    if raw.state == "finished" or experiment.data.local_dataset_path is not None:
+    if raw.state == "finished" or experiment.data.local is not None:
         return []
     if _is_sample(experiment):
         files = math.ceil(tokens.documents / _SAMPLE_DOCUMENTS_PER_FILE)
@@ -162,4 +161,4 @@ def _checkpoint_needs(experiment: Experiment, start: StartDecision, to_come: int
 
 
 def _is_sample(experiment: Experiment) -> bool:
-    return experiment.data.local_dataset_path is None and experiment.data.source == SAMPLE
+    return experiment.data.is_sample

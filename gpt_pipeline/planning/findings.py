@@ -6,9 +6,8 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from gpt_pipeline.data.config import SAMPLE, SYNTH, DataConfig
+from gpt_pipeline.data.config import SYNTH, DataConfig
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import TrainingSize
@@ -17,7 +16,8 @@ from gpt_pipeline.model.costs import MemoryNeed, memory_need
 from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import Disk
 from gpt_pipeline.planning.speed import Duration
-from gpt_pipeline.planning.tokens import SYNTH_DOCUMENTS, TokenCount, footers_of
+from gpt_pipeline.planning.survey import survey
+from gpt_pipeline.planning.tokens import SYNTH_DOCUMENTS, TokenCount
 from gpt_pipeline.progress.stages import StageProgress
 from gpt_pipeline.report import wording
 from gpt_pipeline.storage.room import existing_folder
@@ -27,6 +27,7 @@ _SURE = 0.03  # nats: settings often differ by this much
 _EPOCHS = 4  # up to this many, repeated data is worth almost as much as new: Muennighoff et al. 2023
 _LONG_INTERVAL = 3600.0  # seconds of work that a crash may cost
 _LONG_ON_CPU = 7 * 86_400.0  # seconds: beyond a week, a CPU is hardly what one meant to train on
+_LOOK = "look at the files, at data.columns and at data.filter"
 _FULL = 0.95  # of a GPU's memory: the estimate is not exact to the last percent
 
 
@@ -65,30 +66,32 @@ def _source(known: Known) -> Iterator[Finding]:
     data, raw = known.experiment.data, known.stages[0]
     if raw.state == "finished":
         return
-    if data.local_dataset_path is not None:
-        if not Path(data.local_dataset_path).is_dir():
-            text = f"found no folder {data.local_dataset_path}"
-            yield problem("data.local_dataset_path", text, "connect its disk, or correct the path")
-        else:
-            yield from _local_source(data)
+    if data.local is not None:
+        yield from _local_source(data)
     elif data.source == SYNTH and (data.document_limit or 0) > SYNTH_DOCUMENTS:
         text = f"found {data.document_limit:,}, and {SYNTH} has some {SYNTH_DOCUMENTS:,} English documents"
         yield problem("data.num_samples", text, "set it to `all`, or lower it")
-    elif data.source != SAMPLE and raw.state == "absent" and _hub_is_switched_off():
+    elif not data.is_sample and raw.state == "absent" and _hub_is_switched_off():
         text = f"{data.source} is not downloaded yet, and HF_HUB_OFFLINE forbids downloads"
         yield problem("data.source", text, "unset HF_HUB_OFFLINE, or name a folder with its files: local_dataset_path")
 
 
 def _local_source(data: DataConfig) -> Iterator[Finding]:
-    """Find what the files' footers show: unreadable ones, missing columns, fewer rows than documents are wanted."""
+    """Find what footers and first rows show: unreadable files, missing columns, too few rows."""
     try:
-        rows = sum(footer.num_rows for footer in footers_of(data))
+        held = survey(data)
     except UserError as error:
-        yield problem_of(error, "data.local_dataset_path")
+        yield problem_of(error, data.local_key)
         return
-    if data.document_limit is not None and data.document_limit > rows:
-        text = f"found {data.document_limit:,}, and the files in {data.local_dataset_path} have {rows:,} rows"
+    if held.read and not held.documents:
+        why = ", ".join(f"{reason}: {count:,}" for reason, count in held.dropped.most_common())
+        yield problem(data.local_key, f"none of the first {held.read:,} rows becomes a document ({why})", _LOOK)
+    elif data.document_limit is not None and data.document_limit > held.rows and held.is_exact:
+        text = f"found {data.document_limit:,}, and the files in {data.local} have {held.rows:,} rows"
         yield problem("data.num_samples", text, "set it to `all`, lower it, or add files")
+    elif data.document_limit is not None and data.document_limit > held.documents:
+        text = f"found {data.document_limit:,}, and {data.local} seems to hold about {held.documents:,} documents"
+        yield warning("data.num_samples", text, "set it to `all`, or lower it")
 
 
 def _hub_is_switched_off() -> bool:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
-
-from gpt_pipeline.data.config import SAMPLE, SYNTH, DataConfig
+from gpt_pipeline.data.config import SYNTH, DataConfig
 from gpt_pipeline.data.documents.raw import known_raw
-from gpt_pipeline.data.formats import format_of, stage_names
-from gpt_pipeline.data.formats.parquet import open_raw
-from gpt_pipeline.data.sources.folder import local_path, open_folder
+from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.tokens.shards import known_shards
-from gpt_pipeline.errors import NewerFileError
+from gpt_pipeline.errors import NewerFileError, UserError
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.planning.survey import Survey, survey
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.manifest import Manifest, read_manifest
 
@@ -86,30 +83,20 @@ def _documents(experiment: Experiment) -> int:
         return data.document_limit
     if (raw := known_raw(data, experiment.data_folder)) is not None:
         return int(raw.manifest.facts["documents"])
-    if data.local_dataset_path is None:
+    if data.local is None:
         return SYNTH_DOCUMENTS
-    return sum(metadata.num_rows for metadata in footers_of(data))
+    held = _surveyed(data)
+    return 1 if held is None else max(1, held.documents)
 
 
-def footers_of(data: DataConfig) -> list[pq.FileMetaData]:
-    """Return the footers of the local folder's files.
-
-    Raises:
-        ConfigError: there is no such folder, or no parquet file in it.
-        DataError: one is not a readable parquet file, or lacks a column of the format.
-    """
-    folder = open_folder(local_path(str(data.local_dataset_path)))
-    format, footers = format_of(data), []
-    for name in folder.names:
-        with open_raw(folder.path(name), format) as file:
-            footers.append(file.metadata)
-    return footers
-
-
-def _text_bytes(footers: Iterable[pq.FileMetaData], columns: Sequence[str]) -> int:
-    groups = [footer.row_group(number) for footer in footers for number in range(footer.num_row_groups)]
-    chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+def _surveyed(data: DataConfig) -> Survey | None:
+    """Return what files of one's own hold; None for other sources, and where a finding says what is wrong with them."""
+    if data.local is None:
+        return None
+    try:
+        return survey(data)
+    except UserError:
+        return None
 
 
 def _tokens_per_document(experiment: Experiment) -> tuple[float, str]:
@@ -119,16 +106,15 @@ def _tokens_per_document(experiment: Experiment) -> tuple[float, str]:
     if counted is not None:
         documents, each = counted
         return each, f"estimated: {each:.1f} tokens per document, as counted in {documents:,} of the same source"
-    if data.local_dataset_path is None and data.source == SAMPLE:
+    if data.is_sample:
         each = SAMPLE_TOKENS_PER_DOCUMENT
         return each, f"estimated: {each:.1f} tokens per document, as counted in 16,000 of the sample"
-    if data.local_dataset_path is not None and data.format == "text":
-        footers = footers_of(data)
-        size, rows = _text_bytes(footers, format_of(data).columns), sum(footer.num_rows for footer in footers)
-        each = size / BYTES_PER_TOKEN / max(1, rows)
-        return each, f"estimated: {each:.1f} tokens per document, from the size of {rows:,} texts in the folder"
+    held = _surveyed(data)
+    if held is not None and held.documents:
+        each = held.text_bytes / BYTES_PER_TOKEN / max(1, held.documents) + 1
+        return each, f"estimated: {each:.1f} tokens per document, from the size of the first {held.read:,} texts"
     each = SYNTH_TOKENS_PER_DOCUMENT
-    which = "" if data.local_dataset_path is None and data.source == SYNTH else f"; if the source is like {SYNTH}"
+    which = "" if data.source == SYNTH else f"; if the source is like {SYNTH}"
     return each, f"estimated: {each:.0f} tokens per document, as in the first 2,000,000 of {SYNTH}{which}"
 
 
@@ -158,8 +144,8 @@ def _raw_of(experiment: Experiment, shards: Manifest) -> Manifest | None:
 
 def _is_source(data: DataConfig, description: str) -> bool:
     """Whether raw files with this description come from where `data` says; see the sources' own `description`."""
-    if data.local_dataset_path is not None:
-        return description == data.local_dataset_path
-    if data.source == SAMPLE:
+    if data.local is not None:
+        return description == data.local
+    if data.is_sample:
         return description.startswith("the sample")
     return description.startswith(f"{data.source} at ")

@@ -21,6 +21,8 @@ def report_fingerprint(experiment: Experiment) -> str:
     folder = experiment.folder
     config = identity_of(experiment.config)
     del config["storage"], config["hardware"], config["data"]["local_dataset_path"]  # where and on what it runs
+    if experiment.config.data.local is not None:
+        del config["data"]["source"]
     training = read_kept(folder.training, lambda value: {**value}, otherwise="the report lacks it")
     return fingerprint(
         "report",

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints, read_info, write_manifest
 from gpt_pipeline.checkpoints.save import save_checkpoint
-from gpt_pipeline.data.formats.parquet import read_batches
 from gpt_pipeline.data.formats.text import TextFormat
+from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.take_in import convert_start
 from gpt_pipeline.exchange.tokenizer_files import require_same_tokenizer, write_tokenizer
@@ -150,7 +150,7 @@ def parquet(folder: Path) -> bytes:
 def test_parquet_of_any_bytes_is_read_or_refused(folder: Path, parquet: bytes, data: st.DataObject) -> None:
     path = folder / "mutated.parquet"
     path.write_bytes(data.draw(_mutated_bytes(parquet)))
-    _reads(lambda: [batch.num_rows for batch in read_batches(path, TextFormat(column="text"))])
+    _reads(lambda: [batch.num_rows for batch in read_rows(path, TextFormat(column="text").columns)])
 
 
 _METRICS = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -137,7 +138,7 @@ class FileChoice:
                 self._record.save()
                 return chosen
             if self.limit is None or not rest:
-                raise _too_few(self.limit, total, self._source.description)
+                raise _too_few(self.limit, total, self._source.description, self._dropped(chosen, say))
             say(f"{total:,} different documents of {self.limit:,} in {len(names)} files; taking one more")
             self._source.require_room([name for name in rest[:1] if self._source.find(name) is None])
             names = [*names, rest[0]]
@@ -155,14 +156,21 @@ class FileChoice:
             self._record.new_documents[self._identity_of(facts[:count])] = own.new_documents
         return chosen
 
+    def _dropped(self, chosen: Iterable[ChosenFile], say: Say) -> Counter[str]:
+        """Return why rows of the files became no document, as far as their indexes say so."""
+        indexes = (self.check.index_of(each.name, each.facts, say=say) for each in chosen)
+        return sum((Counter[str](index.manifest.facts.get("dropped", {})) for index in indexes), Counter[str]())
+
     def _identity_of(self, files: Iterable[FileFacts]) -> str:
         checksums = "\n".join(file.sha256 for file in files)
         return hashlib.sha256(f"{code_version(self.check.format)}\n{checksums}".encode()).hexdigest()
 
 
-def _too_few(limit: int | None, documents: int, where: str) -> ConfigError:
+def _too_few(limit: int | None, documents: int, where: str, dropped: Counter[str]) -> ConfigError:
     if not documents:
-        need, remedy = f"documents, but no row in {where} becomes one", "look at the files, and at data.columns"
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.most_common())
+        need = f"documents, but no row in {where} becomes one" + (f" ({reasons})" if reasons else "")
+        remedy = "look at the files, at data.columns and at data.filter"
     else:
         need = f"at most {documents}, the different documents in {where}"
         remedy = f"set it to {documents} or fewer, or add files"

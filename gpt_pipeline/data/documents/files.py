@@ -2,9 +2,10 @@
 
 All have `id`, `group` (documents of one are never split between training and validation) and `text`; those of which it
 is known have a `kind` too. SYNTH's files, which are older than these names, call the other three otherwise on the disk;
-readers get them under the general names. Documents that are questions have more: `constraints`, and where their parts
-begin and end in the text, `query_start`, `query_end`, `reasoning_start`, `reasoning_end`, `answer_start` in characters
-(null where absent) and `answer_bytes`, the bytes of the answer, which is the text's end.
+readers get them under the general names, and null for a column that a file does not have. Documents that are questions
+have more: `constraints` (of SYNTH) or `expected` (of others), by which answers are judged, and where their parts begin
+and end in the text, `query_start`, `query_end`, `reasoning_start`, `reasoning_end`, `answer_start` in characters (null
+where absent) and `answer_bytes`, the bytes of the answer, which is the text's end.
 Without `answer_bytes`, no part of the text is an answer, and every token of it counts.
 """
 
@@ -48,5 +49,7 @@ def read_documents(files: Iterable[Path], columns: Sequence[str], *, batch_rows:
 def _read_file(path: Path, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
         names = names_in(file.schema_arrow)
-        for batch in file.iter_batches(batch_size=batch_rows, columns=[names[name] for name in columns]):
-            yield pa.record_batch([batch[names[name]] for name in columns], names=list(columns))
+        there = [names[name] for name in columns if name in names]
+        for batch in file.iter_batches(batch_size=batch_rows, columns=there):
+            found = [batch[names[name]] if name in names else pa.nulls(batch.num_rows, pa.string()) for name in columns]
+            yield pa.record_batch(found, names=list(columns))

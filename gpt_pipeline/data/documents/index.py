@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 
 from gpt_pipeline.data.arrays import save_array
 from gpt_pipeline.data.columns import Hashes, text_hashes
-from gpt_pipeline.data.formats.parquet import read_batches
 from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.overlap import ahead
+from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.data.stage import Part, Say
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.storage.fingerprint import fingerprint
@@ -37,7 +38,7 @@ def index_part(sha256: str, data_folder: Path, format: Format) -> Part:
 
 
 def prepare_index(path: Path, sha256: str, data_folder: Path, format: Format, *, say: Say) -> StageResult:
-    """Return the finished index of the raw file at `path`; its facts have `rows` and `documents`.
+    """Return the finished index of the raw file at `path`; its facts have `rows`, `documents` and `dropped`.
 
     Raises:
         DataError: the file lacks what the format reads, or is damaged.
@@ -47,10 +48,11 @@ def prepare_index(path: Path, sha256: str, data_folder: Path, format: Format, *,
 
 
 def _make(path: Path, sha256: str, part: Part, format: Format) -> Manifest:
-    rows = 0
+    rows, dropped = 0, Counter[str]()
     found: list[Hashes] = []
-    for batch_rows, texts in ahead(_documents(path, format)):
+    for batch_rows, texts, lost in ahead(_documents(path, format)):
         rows += batch_rows
+        dropped += lost
         found.append(text_hashes(texts))
     hashes = np.concatenate([np.empty((2, 0), np.uint64), *found], axis=1)
     order = np.lexsort((hashes[1], hashes[0])).astype(np.uint32)
@@ -61,14 +63,15 @@ def _make(path: Path, sha256: str, part: Part, format: Format) -> Manifest:
         fingerprint=part.fingerprint,
         config={"raw": sha256},
         files={name: save_array(part.folder / name, array) for name, array in arrays.items()},
-        facts={"rows": rows, "documents": hashes.shape[1]},
+        facts={"rows": rows, "documents": hashes.shape[1], "dropped": dict(dropped.most_common())},
     )
 
 
-def _documents(path: Path, format: Format) -> Iterator[tuple[int, pa.StringArray]]:
-    """Yield the number of rows of each batch of a file, and the texts of the documents that they become."""
-    for batch in read_batches(path, format):
-        yield batch.num_rows, format.documents_of(format.select(batch))["text"]
+def _documents(path: Path, format: Format) -> Iterator[tuple[int, pa.StringArray, Counter[str]]]:
+    """Yield the number of rows of each batch of a file, the texts that they become, and why others become none."""
+    for batch in read_rows(path, format.columns):
+        selection = format.select(batch)
+        yield batch.num_rows, format.documents_of(selection)["text"], selection.dropped
 
 
 def repeated_documents(indexes: Sequence[StageResult]) -> list[Rows]:

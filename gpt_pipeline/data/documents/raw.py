@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpt_pipeline.data.arrays import save_array
-from gpt_pipeline.data.config import SAMPLE, DataConfig
+from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.check import FileCheck
 from gpt_pipeline.data.documents.choice import ChosenFile, FileChoice, code_version
 from gpt_pipeline.data.documents.index import Rows
 from gpt_pipeline.data.formats import format_of, stage_names
 from gpt_pipeline.data.formats.protocol import Format
-from gpt_pipeline.data.sources.folder import LocalFolder, local_path, open_folder, parquet_names
+from gpt_pipeline.data.sources.folder import LocalFiles, LocalFolder, local_files
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import SourceRecord, read_record
 from gpt_pipeline.data.sources.sample.source import SampleFolder
@@ -259,20 +259,25 @@ class RawStage:
 
     @property
     def _origin(self) -> str:
-        return self.config.local_dataset_path or self.config.source
+        return self.config.origin
 
     @property
     def _is_sample(self) -> bool:
-        return self.config.local_dataset_path is None and self.config.source == SAMPLE
+        return self.config.is_sample
+
+    @property
+    def _local_files(self) -> LocalFiles | None:
+        local = self.config.local
+        return None if local is None else local_files(local, key=self.config.local_key)
 
     @property
     def _record_folder(self) -> Path:
         origin = self._origin
-        if self.config.local_dataset_path is not None:
-            origin = local_path(origin).as_posix()
+        if (files := self._local_files) is not None:
+            origin = files.path.as_posix()
         if self._format.identity:  # what is recorded of a file is what one format makes of it
             origin += json.dumps(self._format.identity, sort_keys=True)
-        kind = "sample" if self._is_sample else "hub" if self.config.local_dataset_path is None else "folder"
+        kind = "sample" if self._is_sample else "hub" if files is None else "folder"
         digest = hashlib.sha256(origin.encode("utf-8", "surrogateescape")).hexdigest()[:SHORT]
         return self.data_folder / _SOURCES / f"{kind}-{slug(origin)[-40:]}-{digest}"
 
@@ -284,8 +289,8 @@ class RawStage:
     def _open_source(self, record: SourceRecord, say: Say) -> Source:
         if self._is_sample:
             return self._sample
-        if self.config.local_dataset_path is not None:
-            folder = open_folder(local_path(self.config.local_dataset_path))
+        if (files := self._local_files) is not None:
+            folder = files.opened()
             record.folder_names = list(folder.names)  # saved by those who hold the record
             return folder
         from gpt_pipeline.data.sources.hub import Hub, open_dataset
@@ -299,20 +304,18 @@ class RawStage:
     def _recorded_source(self, record: SourceRecord) -> Source | None:
         if self._is_sample:
             return self._sample
-        if self.config.local_dataset_path is None:
+        if (files := self._local_files) is None:
             from gpt_pipeline.data.sources.hub import Hub, recorded_dataset
 
             return recorded_dataset(self.hub or Hub(), self.config.source, self.config.revision, record)
-        folder = local_path(self.config.local_dataset_path)
         # A folder that is away, such as on a disk not plugged in, cannot have changed: what was made of it stands.
-        names = parquet_names(entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
-        return LocalFolder(folder=folder, names=names or tuple(record.folder_names))
+        return LocalFolder(folder=files.folder, names=files.names or tuple(record.folder_names))
 
     def _last_source(self, record: SourceRecord) -> Source | None:
         """Return the source with the files that it had when the stage was last made."""
-        if self._is_sample or self.config.local_dataset_path is None:
+        if (files := self._local_files) is None:
             return self._recorded_source(record)
-        return LocalFolder(folder=local_path(self.config.local_dataset_path), names=tuple(record.folder_names))
+        return LocalFolder(folder=files.folder, names=tuple(record.folder_names))
 
     def _is_here(self, stage: StageResult) -> bool:
         source = self._recorded_source(read_record(self._record_folder))

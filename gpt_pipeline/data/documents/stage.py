@@ -20,9 +20,9 @@ from gpt_pipeline.data.documents.index import Rows
 from gpt_pipeline.data.documents.raw import RawFile, files_of, known_raw, raw_files, repeats_of
 from gpt_pipeline.data.documents.tally import Tally
 from gpt_pipeline.data.formats import StageNames, format_of, stage_names
-from gpt_pipeline.data.formats.parquet import read_batches
 from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.overlap import ahead
+from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, intact_parts, prepare
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path, link_or_copy
@@ -251,7 +251,7 @@ def documents_of_file(
     `repeats` are the documents, counted from 0 without them being taken out, that are left out.
     """
     seen = 0
-    for whole in read_batches(path, format, batch_rows=batch_rows):
+    for whole in read_rows(path, format.columns, batch_rows=batch_rows):
         batch, selection = whole, format.select(whole)
         new = _new_ones(seen, len(selection.kept), repeats)
         wanted = limit - tally.documents

@@ -35,26 +35,42 @@ _NAMES = {
         documents_part="english_documents",
         documents_file="synth_en_samples",
     ),
-    "text": StageNames(raw="raw_files", documents="documents", documents_part="documents", documents_file="documents"),
 }
+_OF_OWN = StageNames(raw="raw_files", documents="documents", documents_part="documents", documents_file="documents")
 
 
 def stage_names(config: DataConfig) -> StageNames:
     """Return what the data stages of `config` are called; imports no format, for it is asked at every start."""
-    return _NAMES[config.format]
+    return _NAMES.get(config.format, _OF_OWN)
 
 
 def has_questions(config: DataConfig) -> bool:
     """Whether the documents are questions with answers, which an evaluation can ask."""
-    return config.format == "synth"
+    return config.format in ("synth", "question_answer")
 
 
 def format_of(config: DataConfig) -> Format:
     """Return the format of the raw files that `config` names."""
+    from gpt_pipeline.data.formats.filter import conditions_of
+
+    conditions = conditions_of(config.filter)
+    if config.format == "synth":
+        from gpt_pipeline.data.formats.synth import Synth
+
+        return Synth(filter=conditions)
+    from gpt_pipeline.data.formats.keys import RowKeys
+
+    keys, columns = RowKeys(filter=conditions, group=config.group, kind=config.kind), config.columns
     if config.format == "text":
         from gpt_pipeline.data.formats.text import TextFormat
 
-        return TextFormat(column=config.columns.text)
-    from gpt_pipeline.data.formats.synth import SYNTH
+        return TextFormat(column=columns.text, split_at=config.split_text_at, keys=keys)
+    from gpt_pipeline.data.formats.question_answer import QuestionAnswerFormat
 
-    return SYNTH
+    return QuestionAnswerFormat(
+        question=columns.question,
+        reasoning=columns.reasoning,
+        answer=columns.answer,
+        result=columns.result,
+        keys=keys,
+    )

@@ -12,9 +12,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from gpt_pipeline.data.columns import Indices
-
-MAX_DOCUMENT_BYTES = 1 << 20
-"""UTF-8 bytes of a document's text; longer ones are dropped, which bounds the memory of every stage."""
+from gpt_pipeline.data.readers.wanted import Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +50,8 @@ class Format(Protocol):
         ...
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """The text columns that decide a document; the others are never decompressed."""
-        ...
-
-    @property
-    def columns_remedy(self) -> str:
-        """What to do about a file that lacks one of the columns; empty if nothing can be set."""
-        ...
-
-    @property
-    def batch_rows(self) -> int | None:
-        """Rows to decode at a time; None: as many as take some 32 MB."""
+    def columns(self) -> Wanted:
+        """The columns that decide a document."""
         ...
 
     @property

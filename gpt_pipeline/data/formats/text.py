@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from gpt_pipeline.data.columns import Flags, of_indices, text_hashes, text_sizes
-from gpt_pipeline.data.formats.parquet import Rules, is_not_blank, open_counted, require_columns, selected
-from gpt_pipeline.data.formats.protocol import MAX_DOCUMENT_BYTES, Selection
+from gpt_pipeline.data.columns import Flags, of_indices, text_sizes
+from gpt_pipeline.data.formats.keys import NO_KEYS, RowKeys
+from gpt_pipeline.data.formats.protocol import Selection
+from gpt_pipeline.data.formats.rules import Rules, is_not_blank, selected
+from gpt_pipeline.data.readers.rows import count_rows
+from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,47 +23,56 @@ class TextFormat:
     """Every row with a text that is not blank becomes a document; no part of it is an answer."""
 
     column: str
+    split_at: str | None = None
+    """Where documents end in plain text files; see `Wanted.split_at`."""
+
+    keys: RowKeys = NO_KEYS
     version = "1"
-    batch_rows: int | None = None
-    columns_remedy = "set data.columns.text to the column that holds the text"
-    document_schema = pa.schema([(name, pa.string()) for name in ("id", "group", "text")])
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The format's name and its column."""
-        return {"format": "text", "columns": {"text": self.column}}
+        """The format's name and its columns."""
+        split = {} if self.split_at is None else {"split_text_at": self.split_at}
+        return {"format": "text", "columns": {"text": self.column}, **split, **self.keys.identity}
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """The one column that is read."""
-        return (self.column,)
+    def columns(self) -> Wanted:
+        """The text, and what rows are kept, split and broken down by."""
+        return Wanted(
+            texts=(self.column,),
+            values=self.keys.columns,
+            split_at=self.split_at,
+            remedy="set data.columns.text to the column that holds the text",
+        )
+
+    @property
+    def document_schema(self) -> pa.Schema:
+        """The text, and what is known of it."""
+        return pa.schema([*self.keys.fields, ("text", pa.string())])
 
     @property
     def row_tables(self) -> Mapping[str, str]:
-        """None: nothing but the text is known of a row."""
+        """None: rows are counted alone."""
         return {}
 
     @property
     def document_tables(self) -> Mapping[str, str]:
-        """None: documents are all of one kind."""
-        return {}
+        """Documents by kind, if there are kinds."""
+        return self.keys.document_tables
 
     def count_rows(self, file: Path | io.IOBase, name: str) -> int:
-        """Return the file's rows; only its footer is read."""
-        with open_counted(file, name) as parquet:
-            require_columns(parquet.schema_arrow, self.columns, name=name, remedy=self.columns_remedy)
-            return int(parquet.metadata.num_rows)
+        """Return how many rows there are."""
+        return count_rows(file, name, self.columns)
 
     def select(self, batch: pa.RecordBatch) -> Selection:
         """Return the rows whose text is not blank and not too long."""
         return selected(batch, self._rules)
 
     def documents_of(self, selection: Selection) -> pa.RecordBatch:
-        """Return the documents; each is called by the hash of its text, and is a group of its own."""
+        """Return the documents of the selected rows."""
         texts = selection.rows[self.column].take(of_indices(selection.kept))
-        names = pa.array([upper.tobytes().hex() for upper in np.ascontiguousarray(text_hashes(texts).T)], pa.string())
-        columns = [names, names, texts]
-        return pa.record_batch(columns, schema=self.document_schema)
+        columns = {**self.keys.of(selection.rows, selection.kept, texts), "text": texts}
+        return pa.record_batch(list(columns.values()), schema=self.document_schema)
 
     @property
     def _rules(self) -> Rules:
@@ -71,4 +82,4 @@ class TextFormat:
         def is_short_enough(rows: pa.RecordBatch) -> Flags:
             return text_sizes(rows[self.column]) <= MAX_DOCUMENT_BYTES
 
-        return {"no_text": is_given, "too_long": is_short_enough}
+        return {"too_long": is_short_enough, **self.keys.rules, "no_text": is_given}

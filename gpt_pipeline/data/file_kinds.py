@@ -1,0 +1,39 @@
+"""Which kinds of files hold documents, by the ends of their names."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+PARQUET, JSON_LINES, JSON, CSV, TSV, ARROW, TAR, TEXT = "parquet", "jsonl", "json", "csv", "tsv", "arrow", "tar", "text"
+
+_KINDS = {
+    ".parquet": PARQUET,
+    ".jsonl": JSON_LINES,
+    ".ndjson": JSON_LINES,
+    ".json": JSON,
+    ".csv": CSV,
+    ".tsv": TSV,
+    ".arrow": ARROW,
+    ".tar": TAR,
+    ".txt": TEXT,
+    ".md": TEXT,
+}
+COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".bz2": "bz2"}
+
+READABLE = (
+    "parquet, JSON lines, JSON, CSV, TSV, Arrow, tar (WebDataset) and text; all but parquet also as gz, xz, zst, bz2"
+)
+
+
+def kind_of(name: str) -> str | None:
+    """Return what kind of file `name` is; None for one that holds no documents."""
+    suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
+    if suffixes[-1:] and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+        return None if suffixes[-1:] == [".parquet"] else _KINDS.get(suffixes[-1] if suffixes else "")
+    return _KINDS.get(suffixes[-1] if suffixes else "")
+
+
+def compression_of(name: str) -> str | None:
+    """Return how the file is compressed as a whole, if it is."""
+    return COMPRESSIONS.get(PurePosixPath(name).suffix.lower())

@@ -1,0 +1,78 @@
+"""The rules that every format has for rows: which of them become documents, and why the others do not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gpt_pipeline.data.columns import Flags, Indices, of_indices, text_bounds, text_bytes, text_sizes
+from gpt_pipeline.data.formats.protocol import Selection
+
+Rules = Mapping[str, Callable[[pa.RecordBatch], Flags]]
+"""Which rows pass, by the reason under which the others are counted."""
+
+_FIRST_BYTES = 3  # of a text, that mostly tell that it is not blank
+
+
+def selected(batch: pa.RecordBatch, rules: Rules, *, first: Rules | None = None) -> Selection:
+    """Return the rows that pass all rules; each other one is counted under the first that it fails.
+
+    The rules `first` come before the test that texts are UTF-8, which parquet readers do not make.
+    """
+    first = first or {}
+    if is_all_valid(batch):  # nearly always
+        return _passing(batch, np.arange(batch.num_rows), {**first, **rules}, Counter())
+    early = _passing(batch, np.arange(batch.num_rows), first, Counter())
+    rows = batch.take(of_indices(early.kept))
+    valid = np.array(_valid_rows(rows, 0), np.int64)
+    dropped = early.dropped + Counter(invalid_utf8=rows.num_rows - len(valid))
+    return _passing(rows.take(of_indices(valid)), early.kept[valid], rules, +dropped)
+
+
+def _passing(rows: pa.RecordBatch, positions: Indices, rules: Rules, dropped: Counter[str]) -> Selection:
+    is_kept = np.ones(rows.num_rows, dtype=np.bool_)
+    for reason, passes in rules.items():
+        passed = passes(rows)
+        if lost := int((is_kept & ~passed).sum()):
+            dropped[reason] += lost
+        is_kept &= passed
+    kept = np.flatnonzero(is_kept)
+    return Selection(rows=rows, kept=kept, positions=positions[kept], dropped=dropped)
+
+
+def is_all_valid(rows: pa.RecordBatch) -> bool:
+    """Whether all texts are UTF-8."""
+    try:
+        rows.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _valid_rows(rows: pa.RecordBatch, offset: int) -> list[int]:
+    """Return the numbers, from `offset` on, of the rows that are UTF-8."""
+    if is_all_valid(rows):
+        return list(range(offset, offset + rows.num_rows))
+    if rows.num_rows == 1:
+        return []
+    middle = rows.num_rows // 2
+    return _valid_rows(rows.slice(0, middle), offset) + _valid_rows(rows.slice(middle), offset + middle)
+
+
+def is_not_blank(column: pa.StringArray) -> Flags:
+    """Return which texts, valid UTF-8, have a character other than whitespace."""
+    bounds, letters, sizes = text_bounds(column), text_bytes(column), text_sizes(column)
+    shown = np.zeros(len(column), dtype=np.bool_)
+    unsure = np.flatnonzero(sizes)
+    for place in range(_FIRST_BYTES):
+        found = letters[np.minimum(bounds[unsure] + place, bounds[unsure + 1] - 1)]
+        is_visible = (found > ord(" ")) & (found < 0x7F)
+        shown[unsure[is_visible]] = True
+        unsure = unsure[~is_visible]
+    # The others begin with several blanks, or beyond ASCII, where there are blanks too.
+    shown[unsure] = text_sizes(pc.utf8_trim_whitespace(column.take(of_indices(unsure)))) > 0
+    return shown

@@ -1,0 +1,160 @@
+"""Raw parquet files read in bounded memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gpt_pipeline.data.readers.wanted import Wanted, require_present
+from gpt_pipeline.errors import UnreadableFileError
+
+_TEXT_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+_VALUE_KINDS = (*_TEXT_KINDS, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+_READ_BYTES = 1 << 20  # of each column at a time
+_BATCH_BYTES, _MAX_BATCH_ROWS = 32 << 20, 2_000  # decoded at a time
+
+
+def open_parquet(path: Path, wanted: Wanted) -> pq.ParquetFile:
+    """Return a raw file, ready to be read in bounded memory.
+
+    Raises:
+        DataError: the file is missing, is not parquet, is truncated, or lacks a column.
+    """
+    try:
+        # Otherwise the whole row group would be held, or each column's whole chunk: and a file of SYNTH is one of them.
+        file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True, buffer_size=_READ_BYTES)
+    except (FileNotFoundError, PermissionError) as error:
+        raise UnreadableFileError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableFileError(
+            f"{path}: not a readable parquet file ({_first_line(error)}); {_beginning(path)}"
+        ) from error
+    require_columns(file.schema_arrow, wanted, name=str(path))
+    return file
+
+
+def require_columns(schema: pa.Schema, wanted: Wanted, *, name: str) -> None:
+    """Raise unless the file called `name` has each of the columns once, and of a kind that can be read.
+
+    Raises:
+        UnreadableFileError: one is missing, stands there twice, or holds something else.
+    """
+    require_present(wanted.all, _names_in(schema, wanted.all), name=name, remedy=wanted.remedy)
+    if twice := [column for column in wanted.all if schema.names.count(column) > 1]:
+        raise UnreadableFileError(
+            f"{name}: has the column {twice[0]} {schema.names.count(twice[0])} times, need it once; write the file "
+            "again without the others, or under other names"
+        )
+    hint = f"; {wanted.remedy}" if wanted.remedy else ""
+    for what, columns, kinds in (
+        ("text columns", wanted.texts, _TEXT_KINDS),
+        ("plain values", wanted.values, _VALUE_KINDS),
+    ):
+        found = {column: _kind_of(schema, column) for column in columns}
+        if wrong := [f"{column} is {kind}" for column, kind in found.items() if not _is_one_of(kind, kinds)]:
+            raise UnreadableFileError(f"{name}: need {what}, but {', '.join(wrong)}{hint}")
+
+
+def _names_in(schema: pa.Schema, wanted: Sequence[str]) -> list[str]:
+    """Return the columns of a file, and those inside others: all of the groups that `wanted` names a part of."""
+    names: list[str] = []
+    opened = {column.split(".")[0] for column in wanted if "." in column}
+    for field in schema:
+        names.append(field.name)
+        if field.name in opened and pa.types.is_struct(field.type):
+            names += [f"{field.name}.{inner}" for inner in _names_in(pa.schema(list(field.type)), _within(wanted))]
+    return names
+
+
+def _within(wanted: Sequence[str]) -> list[str]:
+    return [column.split(".", 1)[1] for column in wanted if "." in column]
+
+
+def _kind_of(schema: pa.Schema, column: str) -> pa.DataType:
+    if column in schema.names:
+        return schema.field(column).type
+    outer, _, inner = column.partition(".")
+    return _kind_of(pa.schema(list(schema.field(outer).type)), inner)
+
+
+def column_of(batch: pa.RecordBatch, column: str) -> pa.Array:
+    """Return a column of a batch as text, also one inside another."""
+    if column in batch.schema.names:
+        return batch[column].cast(pa.string())
+    outer, *path = column.split(".")
+    return pc.struct_field(batch[outer], path).cast(pa.string())
+
+
+def _is_one_of(kind: pa.DataType, kinds: Sequence[object]) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_one_of(kind.value_type, kinds)
+    return any(is_kind(kind) for is_kind in kinds)  # type: ignore[operator]
+
+
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        beginning = file.read(40)
+    return f"it begins with {beginning!r} and has {path.stat().st_size} bytes; download it again"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+
+
+def read_parquet(path: Path, wanted: Wanted, *, batch_rows: int | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file in order, only the wanted columns, at most `batch_rows` at a time.
+
+    Raises:
+        DataError: the file cannot be read to its end.
+    """
+    columns = list(wanted.all)
+    with open_parquet(path, wanted) as file:
+        size = batch_rows or wanted.batch_rows or _rows_at_a_time(file.metadata, columns)
+        try:
+            for batch in file.iter_batches(batch_size=size, columns=columns, use_threads=False):
+                yield pa.record_batch([column_of(batch, column) for column in columns], names=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise UnreadableFileError(f"{path}: damaged ({_first_line(error)}); {_beginning(path)}") from error
+
+
+def _rows_at_a_time(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
+    """Return how many rows take some `_BATCH_BYTES`, by the row group whose rows are longest."""
+    longest = 1.0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        chunks = (group.column(place) for place in range(group.num_columns))
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+        longest = max(longest, size / max(1, group.num_rows))
+    return max(1, min(_MAX_BATCH_ROWS, int(_BATCH_BYTES / longest)))
+
+
+@contextmanager
+def open_counted(file: Path | io.IOBase, name: str) -> Iterator[pq.ParquetFile]:
+    """Yield a file, which may be a remote one, of which only the footer and few columns are to be read.
+
+    Raises:
+        DataError: it is not a readable parquet file.
+    """
+    try:
+        # No reading ahead: other threads would do that, and the file has one position.
+        with pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True) as parquet:
+            yield parquet
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableFileError(f"{name}: not a readable parquet file ({_first_line(error)})") from error
+
+
+def count_parquet(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:
+    """Return the file's rows; only its footer is read.
+
+    Raises:
+        DataError: it is not a readable parquet file, or lacks a column.
+    """
+    with open_counted(file, name) as parquet:
+        require_columns(parquet.schema_arrow, wanted, name=name)
+        return int(parquet.metadata.num_rows)

@@ -1,0 +1,356 @@
+"""Files of records that are read one after the other: JSON, tables in text, tar archives, plain text.
+
+A record is a mapping from columns to values. What cannot be a document at all (a line of many megabytes) becomes a
+row that is too long, so that it is counted with the others of its kind, and memory stays flat.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from gpt_pipeline.data.columns import of_texts
+from gpt_pipeline.data.file_kinds import CSV, JSON, JSON_LINES, TAR, TEXT, TSV, kind_of
+from gpt_pipeline.data.readers.opened import opened
+from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, Wanted, require_present
+from gpt_pipeline.errors import UnreadableFileError
+
+LINE = "line"
+"""As `Wanted.split_at`: every line of a text is a document."""
+
+_MAX_RECORD_BYTES = 16 << 20  # read of a record; the longest document fits with every character escaped
+_BATCH_BYTES, _MAX_BATCH_ROWS = 8 << 20, 2_000
+_CHUNK_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_SHOWN_COLUMNS = 50
+
+Record = Mapping[str, Any]
+
+
+class _TooLong:
+    """A value, or a whole record, of more bytes than any document may have."""
+
+
+_TOO_LONG = _TooLong()
+_LONG_TEXT = b" " * (MAX_DOCUMENT_BYTES + 1)  # what stands for such a value: the formats count it as too long
+
+
+def read_records(
+    file: Path | io.IOBase, wanted: Wanted, *, name: str, batch_rows: int | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file; see `read_rows`."""
+    rows = _Rows(name=name, wanted=wanted)
+    limit = batch_rows or wanted.batch_rows or _MAX_BATCH_ROWS
+    with opened(file, name) as stream:
+        for place, record in _reader_of(name)(stream, name, wanted):
+            rows.add(place, record)
+            if rows.count >= limit or rows.size >= _BATCH_BYTES:
+                yield rows.taken()
+    rows.require_columns()
+    if rows.count:
+        yield rows.taken()
+
+
+def count_records(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:
+    """Return at least as many as the file has records, by what stands between or around them."""
+    kind = kind_of(name)
+    if kind == TEXT and wanted.split_at is None:
+        return 1
+    with opened(file, name) as stream:
+        if kind == TAR:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                return sum(1 for _ in archive)
+        if kind == JSON:
+            mark = b"{"
+        else:
+            mark = wanted.split_at.encode() if kind == TEXT and wanted.split_at != LINE and wanted.split_at else b"\n"
+        return 1 + _occurrences(stream, mark)
+
+
+def _occurrences(file: BinaryIO, mark: bytes) -> int:
+    count, rest = 0, b""
+    while chunk := file.read(_CHUNK_BYTES):
+        count += (rest + chunk).count(mark)
+        rest = chunk[len(chunk) - len(mark) + 1 :] if len(mark) > 1 else b""
+    return count
+
+
+@dataclass(kw_only=True)
+class _Rows:
+    """Records on their way to columns."""
+
+    name: str
+    wanted: Wanted
+    count: int = 0
+    size: int = 0
+    """Bytes."""
+
+    _columns: dict[str, list[bytes | None]] = field(default_factory=dict)
+    _found: dict[str, None] = field(default_factory=dict)
+    """Columns that a record had, as far as there are few."""
+
+    _any: bool = False
+
+    def __post_init__(self) -> None:
+        self._columns = {column: [] for column in self.wanted.all}
+
+    def add(self, place: str, record: Record | _TooLong) -> None:
+        """Append a record; `place` says where it stands in the file.
+
+        Raises:
+            UnreadableFileError: a value is of a kind that is not wanted.
+        """
+        for column, values in self._columns.items():
+            value = _LONG_TEXT if isinstance(record, _TooLong) else self._value(place, record, column)
+            values.append(value)
+            self.size += len(value or b"")
+        self.count += 1
+        self._any = True
+
+    def _value(self, place: str, record: Record, column: str) -> bytes | None:
+        value, is_there = _at(record, column)
+        if is_there:
+            self._found[column] = None
+        elif len(self._found) < _SHOWN_COLUMNS:
+            self._found.update(dict.fromkeys(_names_of(record, opened=column.partition(".")[0])))
+        if value is None or isinstance(value, bytes):
+            return value
+        if isinstance(value, str):
+            return value.encode("utf-8", "surrogatepass")  # a lone surrogate is no UTF-8, and is counted as such
+        if isinstance(value, _TooLong):
+            return _LONG_TEXT
+        if isinstance(value, bool | int | float) and column not in self.wanted.texts:
+            return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value).encode()
+        need = "text" if column in self.wanted.texts else "text, a number or true or false"
+        hint = f"; {self.wanted.remedy}" if self.wanted.remedy else ""
+        raise UnreadableFileError(f"{self.name}, {place}: {column} is {_kind(value)}, need {need}{hint}")
+
+    def taken(self) -> pa.RecordBatch:
+        """Return the rows so far, and begin anew."""
+        batch = pa.record_batch([of_texts(values) for values in self._columns.values()], names=list(self._columns))
+        self._columns = {column: [] for column in self._columns}
+        self.count = self.size = 0
+        return batch
+
+    def require_columns(self) -> None:
+        """Raise if a column stood in no record, of a file that has any."""
+        if self._any:
+            require_present(self._columns, self._found, name=self.name, remedy=self.wanted.remedy)
+
+
+def _at(record: Record, column: str) -> tuple[Any, bool]:
+    """Return the value of a column, also of one inside another, and whether the record has it."""
+    if column in record:
+        return record[column], True
+    outer, _, inner = column.partition(".")
+    value = record.get(outer)
+    return _at(value, inner) if inner and isinstance(value, Mapping) else (None, False)
+
+
+def _names_of(record: Record, *, opened: str) -> Iterator[str]:
+    """Yield the columns of a record, and those inside the one called `opened`."""
+    for name, value in record.items():
+        yield name
+        if name == opened and isinstance(value, Mapping):
+            yield from (f"{name}.{inner}" for inner in value)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    names = {int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)
+
+
+_Places = Iterator[tuple[str, Record | _TooLong]]
+
+
+def _reader_of(name: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
+    return _READERS[kind_of(name) or ""]
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | _TooLong]]:
+    """Yield each line that is not blank with its number, from 1; without the mark that some programs begin files by."""
+    for number in itertools.count(1):
+        line = file.readline(_MAX_RECORD_BYTES)
+        if not line:
+            return
+        if number == 1:
+            line = line.removeprefix(_BOM)
+        if len(line) == _MAX_RECORD_BYTES and not line.endswith(b"\n"):
+            while (rest := file.readline(_MAX_RECORD_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            yield number, _TOO_LONG
+        elif line.strip():
+            yield number, line
+
+
+def _json_lines(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
+    for number, line in _lines(file):
+        place = f"line {number}"
+        yield place, line if isinstance(line, _TooLong) else _object(_parsed(line, name, place), name, place)
+
+
+def _parsed(line: bytes, name: str, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError:
+        return _parsed(line.decode("utf-8", "surrogateescape").encode("utf-8", "surrogatepass"), name, place)
+    except ValueError as error:
+        raise UnreadableFileError(f"{name}, {place}: not JSON ({error}); it begins with {line[:40]!r}") from None
+
+
+def _object(value: Any, name: str, place: str) -> Record:
+    if not isinstance(value, dict):
+        raise UnreadableFileError(f"{name}, {place}: found {_kind(value)}, need an object such as {{'text': '...'}}")
+    return value
+
+
+def _json(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
+    """Read a list of objects, or objects one after the other, a chunk at a time."""
+    decoder = json.JSONDecoder()
+    text, begun = "", False
+    stream = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    for number in itertools.count(1):
+        while True:
+            text = text.lstrip(" \t\r\n,")
+            if not begun and text:
+                begun, text = True, text.removeprefix("[").lstrip(" \t\r\n")
+            if text.startswith("]"):
+                return
+            try:
+                value, end = decoder.raw_decode(text)
+                if end < len(text):  # what ends with the chunk may go on
+                    break
+            except ValueError as error:
+                failed: ValueError | None = error
+            else:
+                failed = None
+            more = stream.read(max(_CHUNK_BYTES, len(text)))
+            if not more:
+                if not text:
+                    return
+                if failed is None:
+                    break
+                raise UnreadableFileError(f"{name}, record {number}: not JSON ({failed}); it begins with {text[:40]!r}")
+            if len(text) > 8 * _MAX_RECORD_BYTES:
+                what = f"longer than {len(text) >> 20} MB; write the file as JSON lines, one object a line"
+                raise UnreadableFileError(f"{name}, record {number}: {what}")
+            text += more
+        yield f"record {number}", _object(value, name, f"record {number}")
+        text = text[end:]
+
+
+def _table(delimiter: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
+    def read(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
+        csv.field_size_limit(_MAX_RECORD_BYTES)
+        rows = csv.reader(
+            io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""), delimiter=delimiter
+        )
+        try:
+            columns = next(rows, None)
+            if columns is None:
+                return
+            if len(set(columns)) < len(columns):
+                twice = next(column for column in columns if columns.count(column) > 1)
+                raise UnreadableFileError(f"{name}: has the column {twice} {columns.count(twice)} times, need it once")
+            for row in rows:
+                if len(row) == len(columns):
+                    yield f"line {rows.line_num}", dict(zip(columns, map(_escaped, row), strict=True))
+                elif row:
+                    raise UnreadableFileError(
+                        f"{name}, line {rows.line_num}: found {len(row)} fields, need the {len(columns)} of its first "
+                        f"line ({', '.join(columns)}); quote fields that hold {delimiter!r} or a line's end"
+                    )
+        except csv.Error as error:
+            raise UnreadableFileError(f"{name}, line {rows.line_num}: {error}") from None
+
+    return read
+
+
+def _escaped(text: str) -> str | bytes:
+    """Return the text, or, where it was no UTF-8, the bytes that it was."""
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape")
+
+
+def _text(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
+    """Read a text as one document, a document a line, or as what lies between marks."""
+    of_file = {"file": PurePosixPath(Path(name).as_posix()).name}
+    if wanted.split_at is None:
+        whole = file.read(_MAX_RECORD_BYTES)
+        if whole.strip():
+            text = _TOO_LONG if len(whole) == _MAX_RECORD_BYTES else _clean(whole.removeprefix(_BOM))
+            yield "its text", {**of_file, "text": text}
+    elif wanted.split_at == LINE:
+        for number, line in _lines(file):
+            text = line if isinstance(line, _TooLong) else _clean(line)
+            yield f"line {number}", {**of_file, "text": text}
+    else:
+        for number, part in enumerate(_between(file, wanted.split_at.encode()), start=1):
+            if isinstance(part, _TooLong) or part.strip():
+                text = part if isinstance(part, _TooLong) else _clean(part.removeprefix(_BOM) if number == 1 else part)
+                yield f"document {number}", {**of_file, "text": text}
+
+
+def _clean(text: bytes) -> bytes:
+    """Return the text with the line ends of POSIX, and none around it."""
+    return text.replace(b"\r\n", b"\n").strip(b"\n")
+
+
+def _between(file: BinaryIO, mark: bytes) -> Iterator[bytes | _TooLong]:
+    part, is_too_long = b"", False
+    while chunk := file.read(_CHUNK_BYTES):
+        *whole, part = (part + chunk).split(mark)
+        for each in whole:
+            yield _TOO_LONG if is_too_long else each
+            is_too_long = False
+        if len(part) > _MAX_RECORD_BYTES:
+            part, is_too_long = part[-len(mark) :], True
+    yield _TOO_LONG if is_too_long else part
+
+
+def _tar(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
+    """Read samples as WebDataset keeps them: members of one name, one after the other, each end of it a column."""
+    needed = {column.partition(".")[0] for column in wanted.all} | set(wanted.all)
+    key, sample = "", dict[str, Any]()
+    with tarfile.open(fileobj=file, mode="r|") as archive:
+        for member in archive:
+            path = PurePosixPath(member.name)
+            stem, _, end = path.name.partition(".")
+            if not member.isfile() or not end:
+                continue
+            if (own := str(path.with_name(stem))) != key and sample:
+                yield key, sample
+                sample = {}
+            key = own
+            sample["__key__"] = key
+            sample[end] = _member(archive, member, name) if end in needed else None
+    if sample:
+        yield key, sample
+
+
+def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> Any:
+    if member.size > _MAX_RECORD_BYTES:
+        return _TOO_LONG
+    opened_member = archive.extractfile(member)
+    content = b"" if opened_member is None else opened_member.read()
+    return _parsed(content, name, member.name) if member.name.endswith(".json") else content
+
+
+_READERS: Mapping[str, Callable[[BinaryIO, str, Wanted], _Places]] = {
+    JSON_LINES: _json_lines,
+    JSON: _json,
+    CSV: _table(","),
+    TSV: _table("\t"),
+    TEXT: _text,
+    TAR: _tar,
+}

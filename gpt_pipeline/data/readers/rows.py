@@ -1,0 +1,59 @@
+"""The rows of a raw file of any kind, by the end of its name."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from gpt_pipeline.data.file_kinds import ARROW, PARQUET, kind_of
+from gpt_pipeline.data.readers.arrow import count_arrow, read_arrow
+from gpt_pipeline.data.readers.parquet import count_parquet, read_parquet
+from gpt_pipeline.data.readers.records import count_records, read_records
+from gpt_pipeline.data.readers.wanted import Wanted
+
+
+def is_parquet(name: str) -> bool:
+    """Whether a file is read by its columns, without the others."""
+    return kind_of(name) in (PARQUET, None)
+
+
+def read_rows(path: Path, wanted: Wanted, *, batch_rows: int | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a raw file in order, only the wanted columns, all of them text, at most `batch_rows` at a time.
+
+    Raises:
+        DataError: the file is missing, lacks a column, or cannot be read to its end.
+    """
+    if is_parquet(path.name):
+        return read_parquet(path, wanted, batch_rows=batch_rows)
+    if kind_of(path.name) == ARROW:
+        return read_arrow(path, wanted, name=str(path), batch_rows=batch_rows)
+    return read_records(path, wanted, name=str(path), batch_rows=batch_rows)
+
+
+def read_rows_of(file: io.IOBase, path: Path, wanted: Wanted) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of an open file, whose position tells how much of it was read, except for one of parquet.
+
+    Raises:
+        DataError: the file lacks a column, or cannot be read.
+    """
+    if is_parquet(path.name):
+        return read_parquet(path, wanted)
+    if kind_of(path.name) == ARROW:
+        return read_arrow(file, wanted, name=str(path))
+    return read_records(file, wanted, name=str(path))
+
+
+def count_rows(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:
+    """Return at least as many as the file called `name` has rows, reading as little of it as possible.
+
+    Raises:
+        DataError: it is not readable, or lacks a column.
+    """
+    if is_parquet(name):
+        return count_parquet(file, name, wanted)
+    if kind_of(name) == ARROW:
+        return count_arrow(file, name, wanted)
+    return count_records(file, name, wanted)

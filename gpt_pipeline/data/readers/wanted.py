@@ -1,0 +1,59 @@
+"""Which columns are read of a raw file, and how one inside another is named."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gpt_pipeline.errors import UnreadableFileError
+
+MAX_DOCUMENT_BYTES = 1 << 20
+"""UTF-8 bytes of a document's text; longer ones are dropped, which bounds the memory of every stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The columns that decide a document; the others are never decompressed.
+
+    A column inside another is named by both with a dot between them: `meta.language`. What is read of any of them is
+    text, null where there is none.
+    """
+
+    texts: tuple[str, ...]
+    """Columns that have to hold text."""
+
+    values: tuple[str, ...] = ()
+    """Columns of which numbers and truths are taken too, as they are written: `3`, `0.5`, `true`."""
+
+    remedy: str = ""
+    """What to do about a file that lacks one; empty if nothing can be set."""
+
+    split_at: str | None = None
+    """Where a plain text ends and the next begins: at the end of each `line`, or at this mark; None: with its file."""
+
+    batch_rows: int | None = None
+    """Rows to decode at a time; None: as many as take some 32 MB."""
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every column once, in order."""
+        return tuple(dict.fromkeys((*self.texts, *self.values)))
+
+
+def require_present(wanted: Iterable[str], found: Iterable[str], *, name: str, remedy: str) -> None:
+    """Raise unless every column `wanted` is among those `found` in the file called `name`.
+
+    Raises:
+        UnreadableFileError: some are missing; it names those found, and the nearest.
+    """
+    found = list(found)
+    missing = [column for column in wanted if column not in found]
+    if not missing:
+        return
+    which = "column" if len(missing) == 1 else "columns"
+    near = [each for column in missing for each in difflib.get_close_matches(column, found, n=1)]
+    hints = [*([f"nearest: {', '.join(near)}"] if near else []), *([remedy] if remedy else [])]
+    raise UnreadableFileError(
+        f"{name}: lacks the {which} {', '.join(missing)}; found {'; '.join([', '.join(found), *hints])}"
+    )

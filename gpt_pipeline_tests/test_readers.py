@@ -1,0 +1,222 @@
+"""The rows of files of every kind: the same for each, and what wrong input is told."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gpt_pipeline.data.formats.text import TextFormat
+from gpt_pipeline.data.readers.rows import count_rows, read_rows
+from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, Wanted
+from gpt_pipeline.errors import UnreadableFileError
+
+ROWS = [
+    {"body": "One.", "meta": {"lang": "en", "score": 3}},
+    {"body": 'Two, "quoted"\nand é \u2603 \x00', "meta": {"lang": "de", "score": 2.5}},
+    {"body": "", "meta": {"lang": None, "score": None}},
+]
+WANTED = Wanted(texts=("body",), values=("meta.lang", "meta.score"), remedy="set data.columns.text")
+
+
+def write_json_lines(path: Path) -> None:
+    path.write_text("".join(json.dumps(row) + "\r\n\n" for row in ROWS), encoding="utf-8-sig", newline="")
+
+
+def write_json(path: Path) -> None:
+    path.write_text(json.dumps(ROWS, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def write_json_objects(path: Path) -> None:
+    path.write_text("\n".join(json.dumps(row, indent=2) for row in ROWS), encoding="utf-8")
+
+
+def table() -> pa.Table:
+    return pa.Table.from_pylist(ROWS)
+
+
+def write_parquet(path: Path) -> None:
+    pq.write_table(table(), path)
+
+
+def write_arrow_stream(path: Path) -> None:
+    with pa.ipc.new_stream(path, table().schema) as writer:
+        writer.write_table(table())
+
+
+def write_arrow_file(path: Path) -> None:
+    with pa.ipc.new_file(path, table().schema) as writer:
+        writer.write_table(table())
+
+
+def write_tar(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        for number, row in enumerate(ROWS):
+            for end, content in (("body", str(row["body"]).encode()), ("meta", b""), ("jpg", b"\xff\xd8")):
+                member = tarfile.TarInfo(f"shard/{number:04}.{end}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+def read(path: Path, wanted: Wanted = WANTED, batch_rows: int | None = None) -> list[list[object]]:
+    batches = list(read_rows(path, wanted, batch_rows=batch_rows))
+    return [list(row.values()) for batch in batches for row in batch.to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.jsonl", write_json_lines),
+        ("a.json", write_json),
+        ("b.json", write_json_objects),
+        ("a.parquet", write_parquet),
+        ("a.arrow", write_arrow_stream),
+        ("b.arrow", write_arrow_file),
+    ],
+)
+@pytest.mark.parametrize("batch_rows", [None, 1])
+def test_read_rows_of_each_kind_are_the_same_with_columns_inside_others(
+    tmp_path: Path, name: str, write: Callable[[Path], None], batch_rows: int | None
+) -> None:
+    write(tmp_path / name)
+    found = read(tmp_path / name, batch_rows=batch_rows)
+    assert found == [["One.", "en", "3"], [ROWS[1]["body"], "de", "2.5"], ["", None, None]]
+    with (tmp_path / name).open("rb") as file:
+        assert count_rows(file, name, WANTED) >= len(ROWS)
+
+
+@pytest.mark.parametrize(("end", "delimiter"), [("csv", ","), ("tsv", "\t")])
+def test_read_rows_of_a_table_keep_quoted_line_ends(tmp_path: Path, end: str, delimiter: str) -> None:
+    path = tmp_path / f"a.{end}"
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows([["n", "body"], ["1", "One,\r\n\t“two”"], ["2", "x"]])
+    assert read(path, Wanted(texts=("body",), values=("n",))) == [["One,\r\n\t“two”", "1"], ["x", "2"]]
+
+
+def test_read_rows_of_a_tar_are_its_samples(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar")
+    found = read(tmp_path / "a.tar", Wanted(texts=("body",), values=("__key__",)))
+    assert found == [[row["body"], f"shard/{number:04}"] for number, row in enumerate(ROWS)]
+
+
+@pytest.mark.parametrize(
+    ("split_at", "found"),
+    [
+        (None, ["one\n\ntwo<|x|>\nthree"]),
+        ("line", ["one", "two<|x|>", "three"]),
+        ("<|x|>", ["one\n\ntwo", "three"]),
+        ("<|nowhere|>", ["one\n\ntwo<|x|>\nthree"]),
+    ],
+)
+def test_read_rows_of_a_text_end_where_they_are_said_to(tmp_path: Path, split_at: str | None, found: list[str]) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo<|x|>\r\nthree\r\n")
+    wanted = Wanted(texts=("text",), values=("file",), split_at=split_at)
+    assert read(tmp_path / "a.txt", wanted) == [[text, "a.txt"] for text in found]
+    assert count_rows(tmp_path / "a.txt", "a.txt", wanted) >= len(found)
+
+
+@pytest.mark.parametrize(
+    ("end", "compress"),
+    [
+        (".gz", gzip.compress),
+        (".xz", lzma.compress),
+        (".bz2", bz2.compress),
+        (".zst", lambda data: pa.compress(data, "zstd", asbytes=True)),
+    ],
+)
+def test_read_rows_of_a_compressed_file_are_its_own_and_a_truncated_one_is_named(
+    tmp_path: Path, end: str, compress: Callable[[bytes], bytes]
+) -> None:
+    lines = b"".join(json.dumps({"text": f"{number} {number**5}"}).encode() + b"\n" for number in range(5000))
+    path = tmp_path / f"a.jsonl{end}"
+    path.write_bytes(compress(lines))
+    wanted = Wanted(texts=("text",))
+    assert read(path, wanted) == [[json.loads(line)["text"]] for line in lines.splitlines()]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UnreadableFileError, match=rf"a\.jsonl{end}: damaged \(.+\); bring the file here again"):
+        read(path, wanted)
+
+
+def dropped(path: Path, **settings: str) -> dict[str, int]:
+    """Return why rows of `path` become no documents."""
+    format = TextFormat(column="text", **settings)
+    counts = [format.select(batch).dropped for batch in read_rows(path, format.columns)]
+    return dict(sum(counts[1:], counts[0]))
+
+
+def test_read_rows_that_no_document_can_be_are_counted_by_reason(tmp_path: Path) -> None:
+    lines = [
+        b'{"text": "good"}',
+        b'{"text": "invalid \xff\xfe"}',
+        rb'{"text": "a lone surrogate \ud800"}',
+        b'{"text": null, "other": 1}',
+        b'{"other": 1}',
+        b'{"text": "' + b"x" * (MAX_DOCUMENT_BYTES + 1) + b'"}',
+        b'{"text": "' + b"x" * (17 << 20) + b'"}',  # not even read as JSON
+        b'{"text": "good, too"}',
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    assert dropped(tmp_path / "a.jsonl") == {"invalid_utf8": 2, "no_text": 2, "too_long": 2}
+    (tmp_path / "a.csv").write_bytes(b"text\ngood\n\xff\xfe\n")
+    assert dropped(tmp_path / "a.csv") == {"invalid_utf8": 1}
+    (tmp_path / "a.txt").write_bytes(b"good<>" + b"x" * (17 << 20) + b"<>good, too<> <>")
+    assert dropped(tmp_path / "a.txt", split_at="<>") == {"too_long": 1}
+    assert dropped(tmp_path / "a.txt") == {"too_long": 1}
+
+
+def test_read_rows_column_that_is_null_for_long_is_read(tmp_path: Path) -> None:
+    lines = ['{"text": null}\n'] * 30_000 + ['{"text": "late", "more": [1]}\n']
+    (tmp_path / "a.jsonl").write_text("".join(lines), encoding="utf-8")
+    found = read(tmp_path / "a.jsonl", Wanted(texts=("text",)))
+    assert len(found) == 30_001
+    assert found[-1] == ["late"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt"])
+def test_read_rows_of_an_empty_file_are_none(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    assert read(tmp_path / name, Wanted(texts=("text",))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", '{"txt": "x"}\n', r"a\.jsonl: lacks the column text; found txt; nearest: txt; do this"),
+        ("a.jsonl", '{"text": "x"}\n{"text": ["y"]}\n', r"a\.jsonl, line 2: text is a list, need text; do this"),
+        ("a.jsonl", '{"text": 5}\n', r"a\.jsonl, line 1: text is a number, need text; do this"),
+        ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a\.jsonl, line 2: not JSON \(.*\); it begins with"),
+        ("a.jsonl", "[1, 2]\n", r"a\.jsonl, line 1: found a list, need an object"),
+        ("a.json", '[{"text": "x"}, {"text": "y"', r"a\.json, record 2: not JSON"),
+        ("a.csv", "text,n\nx,1\ny\n", r"a\.csv, line 3: found 1 fields, need the 2 of its first line \(text, n\)"),
+        ("a.csv", "text,text\nx,1\n", r"a\.csv: has the column text 2 times, need it once"),
+        ("a.csv", "body\nx\n", r"a\.csv: lacks the column text; found body; do this"),
+        ("a.gone", None, r"a\.gone: cannot be read"),
+        ("a.tar", "no archive", r"a\.tar: damaged"),
+        ("a.arrow", "no arrow", r"a\.arrow: damaged"),
+    ],
+)
+def test_read_rows_of_a_wrong_file_name_it_with_place_and_remedy(
+    tmp_path: Path, name: str, content: str | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UnreadableFileError, match=said):
+        read(tmp_path / name, Wanted(texts=("text",), remedy="do this"))
+
+
+def test_read_rows_long_json_records_span_chunks(tmp_path: Path) -> None:
+    texts: Sequence[str] = [str(number) * 400_000 for number in range(30)]
+    (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in texts]), encoding="utf-8")
+    batches = list(read_rows(tmp_path / "a.json", Wanted(texts=("text",))))
+    assert [text for batch in batches for text in batch["text"].to_pylist()] == texts
+    assert len(batches) > 1
