@@ -12,11 +12,11 @@ from gpt_pipeline.report.charts import (
     Chart,
     Series,
     draw,
-    from_x,
     loss_chart,
     loss_curve_svg,
     nice_ticks,
     points_of,
+    settled,
     short_number,
     smoothed,
     thinned_to_extremes,
@@ -119,7 +119,17 @@ def test_draw_of_no_points_is_empty() -> None:
     assert draw(loss_chart([], x_key="step", x_label="step")) == ""
 
 
-def test_from_x_shows_the_later_part_only() -> None:
-    late = from_x(loss_chart(records(100), x_key="step", x_label="step"), 50, title="late")
-    assert late.title == "late"
-    assert min(x for series in late.series for x, _ in series.points) == 50
+def test_settled_gives_the_height_to_what_comes_after_the_steep_beginning() -> None:
+    steep = [(0.0, 10.8), (5.0, 6.0), (10.0, 2.5), *((x, 2.0) for x in range(20, 80, 10)), (100.0, 1.5)]
+    guess = Series(name="guess", points=((0.0, 10.8), (100.0, 10.8)), colour=4, look="dashed")
+    chart = Chart(title="t", x_label="x", y_label="y", series=(Series(name="a", points=tuple(steep), colour=1), guess))
+    [shown] = settled(chart).series  # not the guess, which lies above
+    assert shown.points == ((pytest.approx(5 + 5 * 3.4 / 3.5), 2.6), *steep[2:])  # 2.6: the last tick
+    assert shown.name == "a"
+
+
+def test_settled_keeps_a_chart_whose_beginning_is_not_above_the_rest() -> None:
+    chart = Chart(title="t", x_label="x", y_label="y", series=(Series(name="a", points=((0, 1), (9, 2)), colour=1),))
+    assert settled(chart) == chart
+    empty = loss_chart([], x_key="step", x_label="step")
+    assert settled(empty) == empty

@@ -152,9 +152,37 @@ def test_report_of_a_training_without_evaluations_shows_curves_and_checkpoints(t
     target = folder(tmp_path)
     write_metrics(target, 60)
     page = build(target)
-    assert page.tags.count("svg") == 6  # loss by steps, tokens, time and in detail; learning rate, speed
+    assert page.tags.count("svg") == 6  # loss by steps, tokens, time and whole; learning rate, speed
     assert "None is evaluated yet" in page.text
     assert "stopped" in page.text
+
+
+def test_report_shows_answers_first_and_some_of_them_folded(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    write_metrics(target, 60)
+    write_result(target, 30, val_loss=2.0, questions=5)
+    page = build(target)
+    sections = [each for each in page.ids if not each.startswith("axis-")]
+    assert sections == ["answers", "loss", "checkpoints", "data", "cost", "configuration", "made"]
+    assert "2 more questions" in page.text
+
+
+def test_report_says_how_it_was_made(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    write_metrics(target, 60)
+    versions = {"machine": "EPYC, 2 logical CPUs", "commit": "f" * 40, "device": "CPU, 1 thread, fp32"}
+    target.training.write_text(json.dumps({"step": 60, "fingerprint": "c" * 64, "versions": versions}))
+    page = build(target, command="gpt-pipeline run experiments/x.yaml")
+    made = page.text[page.text.index("How it was made", page.text.index("Configuration") + 200) :]
+    for shown in (*versions.values(), "gpt-pipeline run experiments/x.yaml", "2 min, on the CPU"):
+        assert shown in made
+
+
+def test_report_of_a_training_that_recorded_no_machine_shows_what_it_said_first(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    event = {"kind": "event", "event": "started", "step": 0, "message": "Training starts: CPU, 1 thread, fp32."}
+    target.metrics.write_text(json.dumps(event) + "\n", encoding="utf-8")
+    assert "Training starts: CPU, 1 thread, fp32." in build(target).text
 
 
 def test_report_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -39,6 +40,7 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
             status=TrainingStatus(word=training.word, detail=training.detail),
             config=experiment.config.as_values(),
             facts=_data_facts(experiment),
+            command=f"gpt-pipeline run {_in_project(experiment)}",
             other=_newest_other(experiment),
         )
         note_report(folder.root, identity)
@@ -54,6 +56,11 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
         },
         data_version=dg.DataVersion(identity),
     )
+
+
+def _in_project(experiment: Experiment) -> str:
+    """Return the experiment file as one names it in the project's folder."""
+    return shlex.quote(f"{experiment.file.parent.name}/{experiment.file.name}")
 
 
 def _data_facts(experiment: Experiment) -> dict[str, Any]:

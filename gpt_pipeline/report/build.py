@@ -14,7 +14,7 @@ from gpt_pipeline import __version__
 from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.report import wording
-from gpt_pipeline.report.charts import Chart, Point, Series, draw, from_x, loss_chart, points_of, smoothed
+from gpt_pipeline.report.charts import Chart, Point, Series, draw, loss_chart, points_of, settled, smoothed
 from gpt_pipeline.report.contents import CheckpointRow, Contents, read_contents
 from gpt_pipeline.report.cost import Record, seconds_at
 from gpt_pipeline.report.metrics import METRICS, measured
@@ -24,7 +24,7 @@ from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import utc_now
 
 _TABLE_ROWS = 12  # of numbers below a figure, for readers who cannot see the curves
-_DETAIL_FROM = 0.2  # of the steps; the steep beginning flattens the rest of the curve
+_QUESTIONS_OPEN = 3  # so that the loss is not far below; the others unfold
 _SMALL_WIDTH, _SMALL_HEIGHT = 460, 230
 
 
@@ -74,12 +74,14 @@ def build_report(
     status: TrainingStatus,
     config: Mapping[str, Any],
     facts: Mapping[str, Mapping[str, Any]],
+    command: str | None = None,
     other: OtherExperiment | None = None,
 ) -> Path:
     """Write the report of the experiment in `folder`; return its path.
 
-    `config` is the experiment's configuration by section, `facts` those of the data stages by stage, `other` an
-    experiment to compare it with. Everything else is read from the folder; the page says what does not exist yet.
+    `config` is the experiment's configuration by section, `facts` those of the data stages by stage, `command` what
+    makes the same again, `other` an experiment to compare it with. Everything else is read from the folder; the page
+    says what does not exist yet.
     """
     contents = read_contents(folder)
     page = (
@@ -89,6 +91,7 @@ def build_report(
             title=title,
             status=status,
             contents=contents,
+            questions_open=_QUESTIONS_OPEN,
             key_figures=_key_figures(contents),
             loss_figures=_loss_figures(contents),
             progress_figures=_progress_figures(contents),
@@ -100,6 +103,7 @@ def build_report(
             cost=contents.cost,
             exercises=kind_table(contents.evaluated),
             facts=facts,
+            command=command,
             versions=_versions(contents),
             fingerprints=_fingerprints(contents),
             generated_at=utc_now(),
@@ -181,7 +185,7 @@ def _training_loss_figure(contents: Contents) -> KeyFigure:
 
 
 def _loss_figures(contents: Contents) -> list[Figure]:
-    """Return the loss against steps, tokens and time, and the end of training in detail."""
+    """Return the loss against steps, tokens and time, and whole where the others leave out its steep beginning."""
     records = contents.records
     at_steps = _losses_at(contents, lambda row: row.step)
     at_tokens = _losses_at(contents, lambda row: row.tokens_seen)
@@ -189,11 +193,9 @@ def _loss_figures(contents: Contents) -> list[Figure]:
     by_step = loss_chart(records, x_key="step", x_label="step", evaluations=at_steps)
     by_tokens = loss_chart(records, x_key="tokens_seen", x_label="training tokens", evaluations=at_tokens)
     by_time = loss_chart(records, x_key="seconds", x_label="training time", x_format=_clock, evaluations=at_times)
-    charts = [("by steps", by_step), ("by tokens", by_tokens), ("by time", by_time)]
-    last_step = max((x for series in by_step.series for x, _ in series.points), default=0)
-    detail = from_x(by_step, last_step * _DETAIL_FROM, title="Loss in nats per token over the later part of training")
-    if any(len(series.points) > 1 for series in detail.series):
-        charts.append(("later part, in detail", detail))
+    charts = [("by steps", settled(by_step)), ("by tokens", settled(by_tokens)), ("by time", settled(by_time))]
+    if settled(by_step) != by_step:
+        charts.append(("with the steep beginning", by_step))
     return [_figure(name, chart) for name, chart in charts if not chart.is_empty]
 
 
@@ -272,8 +274,11 @@ def _leaders(contents: Contents) -> dict[str, frozenset[int]]:
 
 
 def _versions(contents: Contents) -> dict[str, str]:
-    """Return the versions that the training and the newest evaluation ran with."""
+    """Return what the training and the newest evaluation ran with and on; of an unfinished one what it said first."""
     training: Record = (contents.training or {}).get("versions") or {}
+    begun = [record for record in contents.records if record.get("event") in ("started", "resumed")]
+    if begun and "device" not in training:  # not finished, or by a version that did not record it
+        training = {**training, "begun": begun[-1].get("message", "")}
     versions = {f"training · {name}": str(version) for name, version in training.items()}
     newest = contents.newest.evaluation if contents.newest else None
     if newest is not None:

@@ -21,6 +21,8 @@ _LETTER = 6.5  # width of a letter of the legend, on average
 _RAW_POINTS = 900  # more than a screen shows
 _SMOOTH_POINTS = 360
 _SMOOTH_SHARE = 60  # the moving average covers this part of all points
+_STEEP_SHARE = 0.1  # of the x axis; the loss falls so far there that it would flatten the rest of the curve
+_FEW_POINTS = 8
 _UNIFORM_LOSS = math.log(50257)  # of a model that guesses uniformly
 
 # The colours of a picture that stands alone; the report's page defines the same classes from its own palette.
@@ -110,7 +112,7 @@ def draw_standalone(chart: Chart) -> str:
 
 def loss_curve_svg(records: Sequence[Mapping[str, Any]]) -> str:
     """Return training and validation loss against the step as an SVG document; `records` as `read_metrics` gives."""
-    chart = loss_chart(records, x_key="step", x_label="step")
+    chart = settled(loss_chart(records, x_key="step", x_label="step"))
     return draw_standalone(replace(chart, width=INSET_WIDTH, height=INSET_HEIGHT))
 
 
@@ -172,14 +174,31 @@ def loss_chart(
     )
 
 
-def from_x(chart: Chart, x: float, *, title: str) -> Chart:
-    """Return the part of a chart from `x` on, so that its own range fills the height."""
-    series = (
-        replace(each, points=tuple(point for point in each.points if point[0] >= x))
-        for each in chart.series
-        if each.look != "dashed"
-    )
-    return replace(chart, title=title, series=tuple(each for each in series if each.points))
+def settled(chart: Chart) -> Chart:
+    """Return the chart with its height given to what comes after the first tenth, and without what lies above that.
+
+    So each curve enters from above, where it comes down for the last time. A chart of few points stays whole.
+    """
+    xs = [x for each in chart.series for x, _ in each.points]
+    start = min(xs, default=0.0) + _STEEP_SHARE * (max(xs, default=0.0) - min(xs, default=0.0))
+    later = [y for each in chart.series if each.look != "dashed" for x, y in each.points if x >= start]
+    if len(later) < _FEW_POINTS:
+        return chart
+    top = nice_ticks(min(later), max(later), _y_tick_count(chart))[-1]
+    series = tuple(replace(each, points=_from_top(each.points, top)) for each in chart.series)
+    return replace(chart, series=tuple(each for each in series if each.points))
+
+
+def _from_top(points: tuple[Point, ...], top: float) -> tuple[Point, ...]:
+    """Return the points after the last one above `top`, and before them where the line between crosses it."""
+    above = max((place for place, (_, y) in enumerate(points) if y > top), default=None)
+    if above is None:
+        return points
+    rest = points[above + 1 :]
+    if not rest:
+        return ()
+    (x0, y0), (x1, y1) = points[above], rest[0]
+    return ((x0 + (y0 - top) / (y0 - y1) * (x1 - x0), top), *rest)
 
 
 def points_of(records: Iterable[Mapping[str, Any]], kind: str, x_key: str, y_key: str) -> tuple[Point, ...]:
@@ -258,7 +277,7 @@ def _frame(chart: Chart) -> _Frame:
     xs = [x for series in chart.series for x, _ in series.points] or [0, 1]
     ys = [y for series in chart.series for _, y in series.points] or [0, 1]
     low = 0.0 if chart.y_from_zero else min(ys)
-    y_ticks = nice_ticks(low, max(ys), max(3, round(chart.height / 70)))
+    y_ticks = nice_ticks(low, max(ys), _y_tick_count(chart))
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
         x_low, x_high = min(0.0, x_low), (x_high or 1) * 1.25
@@ -273,6 +292,10 @@ def _frame(chart: Chart) -> _Frame:
         width=chart.width,
         height=chart.height,
     )
+
+
+def _y_tick_count(chart: Chart) -> int:
+    return max(3, round(chart.height / 70))
 
 
 def _axes(chart: Chart, frame: _Frame) -> Iterable[str]:

@@ -36,6 +36,7 @@ from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.launch import ignored_launch
 from gpt_pipeline.training.metrics import MetricsLog, Recorder
 from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver
+from gpt_pipeline.training.origin import machine, source_commit
 from gpt_pipeline.training.ranks import Ranks, process_group
 from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.start import Start, prepare_start, read_start, read_start_weights
@@ -284,9 +285,22 @@ def _finished_training(trainer: Trainer) -> FinishedTraining:
         parameters=trainer.updater.model.num_parameters,
         checkpoint=saved.path.name,
         weights_sha256=saved.weights_sha256,
-        versions={"gpt_pipeline": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
+        versions=_origin(trainer),
         created_at=utc_now(),
     )
+
+
+def _origin(trainer: Trainer) -> dict[str, str]:
+    """Return what the training ran with and on, by name."""
+    commit = source_commit()
+    return {
+        "gpt_pipeline": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        **({} if commit is None else {"commit": commit}),
+        "machine": machine(),
+        "device": trainer.compute.describe(),
+    }
 
 
 def _locked(job: TrainingJob, ranks: Ranks, say: Callable[[str], None]) -> AbstractContextManager[None]:
