@@ -5,6 +5,7 @@ What a verb needs is imported when it runs, so that the command starts at once.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -94,6 +95,29 @@ def validate(experiment: Path) -> None:
     if config.start_from is not None:
         tell(f"  starts from {config.start_from.text}")
     tell(f"  folder      {folder}")
+
+
+@click.command("show")
+@EXPERIMENT
+@click.option("--row", default=0, show_default=True, type=click.IntRange(min=0), help="Of the source's first file.")
+@click.option("--count", default=3, show_default=True, type=click.IntRange(min=1), help="Rows to show.")
+@JSON
+def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
+    """Show documents as the model sees them.
+
+    From the raw row to the tokens: what is read, why a row is dropped, the text, the side of the split, and where
+    reasoning and answer begin. Nothing is downloaded or made.
+    """
+    from gpt_pipeline.cli.preview import tell_previews
+    from gpt_pipeline.data.preview import previews
+    from gpt_pipeline.experiment.discover import load_alone
+
+    loaded = load_alone(experiment)
+    found = list(previews(loaded.data, loaded.data_folder, start=row, count=count, say=say))
+    if as_json:
+        print_json([dataclasses.asdict(each) for each in found])
+    else:
+        tell_previews(found)
 
 
 @click.command()

@@ -186,6 +186,26 @@ class RawStage:
         source = self._recorded_source(record)
         return [] if source is None else [name for name in source.names if self._check(source, record).is_ready(name)]
 
+    def first_file(self, *, say: Say) -> tuple[str, Path]:
+        """Return name and path of the source's first file; nothing is downloaded, and only the sample is written.
+
+        Raises:
+            ConfigError: there are no such files.
+            DataError: it was not downloaded yet.
+        """
+        record = read_record(self._record_folder)
+        local = self._is_sample or self._local_files is not None
+        source = self._open_source(record, say) if local else self._recorded_source(record)
+        name = source.names[0] if source is not None else None
+        path = None if source is None or name is None else source.find(name)
+        if self._is_sample and source is not None and name is not None:
+            path = source.fetch(name, say=say)
+        if name is None or path is None:
+            raise DataError(
+                f"no file of {self._origin} is here yet; materialize {self.name}, or run the experiment first"
+            )
+        return name, path
+
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return the files that are not here or not looked at yet, in groups; see `PartedStage`."""
         stage = self._standing(say)

@@ -1,0 +1,105 @@
+"""Some documents on their way from the raw row to the tokens that a model trains on, each step as it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.raw import RawStage
+from gpt_pipeline.data.documents.split import hold_out
+from gpt_pipeline.data.formats import format_of
+from gpt_pipeline.data.formats.protocol import Format
+from gpt_pipeline.data.readers.rows import read_rows
+from gpt_pipeline.data.stage import Say
+from gpt_pipeline.data.tokens.tokenizer import gpt2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """One row of a raw file, and what becomes of it."""
+
+    file: str
+    row: int
+    """From 0."""
+
+    values: Mapping[str, str | None]
+    """The columns that are read."""
+
+    dropped: str | None
+    """Why it becomes no document; null if it does, unless another document has the same text."""
+
+    text: str
+    """The document; empty without one."""
+
+    held_out: bool
+    """Whether it is for validation."""
+
+    tokens: tuple[int, ...]
+    """Behind the `<|endoftext|>` with which it begins."""
+
+    answer_from: int | None
+    """The first of the tokens that are reasoning and answer; null for documents without."""
+
+
+def previews(config: DataConfig, data_folder: Path, *, start: int, count: int, say: Say) -> Iterator[Preview]:
+    """Yield `count` rows from row `start` on of the source's first file.
+
+    Raises:
+        ConfigError: there are no such files.
+        DataError: the file is not here yet, or cannot be read.
+    """
+    name, path = RawStage(config=config, data_folder=data_folder).first_file(say=say)
+    format = format_of(config)
+    seen = 0
+    for batch in read_rows(path, format.columns):
+        for row in range(max(0, start - seen), min(batch.num_rows, start + count - seen)):
+            yield _preview(name, seen + row, batch.slice(row, 1), format, config)
+        seen += batch.num_rows
+        if seen >= start + count:
+            return
+
+
+def _preview(file: str, number: int, row: pa.RecordBatch, format: Format, config: DataConfig) -> Preview:
+    selection = format.select(row)
+    # Text that is no UTF-8 is why the row is dropped, and is shown all the same.
+    values = {name: row[name].cast(pa.binary())[0].as_py() for name in row.schema.names}
+    shown = {name: None if value is None else value.decode(errors="replace") for name, value in values.items()}
+    if not len(selection.kept):
+        return Preview(
+            file=file,
+            row=number,
+            values=shown,
+            dropped=next(iter(selection.dropped)),
+            text="",
+            held_out=False,
+            tokens=(),
+            answer_from=None,
+        )
+    document = format.documents_of(selection).to_pylist()[0]
+    text: str = document["text"]
+    group = document.get("group") or document.get("article") or ""
+    begin = document.get("reasoning_start") or document.get("answer_start")
+    return Preview(
+        file=file,
+        row=number,
+        values=shown,
+        dropped=None,
+        text=text,
+        held_out=hold_out(seed=config.seed, fraction=config.validation_fraction)(group),
+        tokens=tuple(gpt2().encode_ordinary(text)),
+        answer_from=None if begin is None else _token_at(text, len(text[:begin].encode())),
+    )
+
+
+def _token_at(text: str, byte: int) -> int:
+    """Return which token of the text holds the byte, counted from 0."""
+    end = 0
+    for number, token in enumerate(gpt2().encode_ordinary(text)):
+        end += len(gpt2().decode_single_token_bytes(token))
+        if end > byte:
+            return number
+    return 0

@@ -1,0 +1,82 @@
+"""Documents on their way from the raw row to the tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt_pipeline.cli.preview import tell_previews
+from gpt_pipeline.data.config import ColumnsConfig, DataConfig
+from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.split import is_held_out
+from gpt_pipeline.data.documents.stage import prepare_documents
+from gpt_pipeline.data.preview import Preview, previews
+from gpt_pipeline.data.tokens.shards import prepare_shards
+from gpt_pipeline.data.tokens.stream import open_shards
+from gpt_pipeline.data.tokens.tokenizer import gpt2
+from gpt_pipeline.errors import DataError
+
+ROWS = [
+    {"q": "How many?", "why": "Two and one.", "a": "Three ☃", "area": "a"},
+    {"q": "And now?", "why": "", "a": "\x1b[31mred", "area": "d"},
+    {"q": "No answer", "why": "", "a": None, "area": "a"},
+]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DataConfig:
+    (tmp_path / "own").mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (tmp_path / "own" / "a.jsonl").write_text(text, encoding="utf-8")
+    columns = ColumnsConfig(question="q", reasoning="why", answer="a")
+    settings = {"format": "question_answer", "columns": columns, "group": "area", "validation_fraction": 0.5}
+    return DataConfig(num_samples="all", source=str(tmp_path / "own"), max_length=8, **settings)  # type: ignore[arg-type]
+
+
+def shown(config: DataConfig, folder: Path, start: int = 0, count: int = 9) -> list[Preview]:
+    return list(previews(config, folder, start=start, count=count, say=lambda line: None))
+
+
+def test_previews_are_what_the_shards_hold(config: DataConfig, tmp_path: Path) -> None:
+    found = shown(config, tmp_path / "data")
+    assert [each.dropped for each in found] == [None, None, "no_answer"]
+    assert found[2].values == {"q": "No answer", "why": "", "a": None, "area": "a"}
+    assert [each.held_out for each in found[:2]] == [is_held_out(area, seed=0, fraction=0.5) for area in "ad"]
+    stage = prepare_documents(config, prepare_raw(config, tmp_path / "data"), tmp_path / "data")
+    shards = open_shards(prepare_shards(config, stage, tmp_path / "data").folder)
+    for each in found[:2]:
+        stream = shards.validation if each.held_out else shards.train
+        [start] = [
+            start
+            for start in stream.document_starts.tolist()
+            if stream.read(start + 1, len(each.tokens)).tolist() == list(each.tokens)
+        ]
+        assert each.answer_from is not None
+        first = start + 1 + each.answer_from
+        assert stream.in_spans(np.array([first - 1, first])).tolist() == [False, True]
+    assert gpt2().decode(list(found[0].tokens[found[0].answer_from :])).startswith("Two")
+
+
+def test_previews_begin_at_the_row_asked_for(config: DataConfig, tmp_path: Path) -> None:
+    assert [each.row for each in shown(config, tmp_path / "data", start=1, count=1)] == [1]
+    assert shown(config, tmp_path / "data", start=3) == []
+
+
+def test_previews_are_told_with_marks_between_tokens_and_nothing_that_a_terminal_obeys(
+    config: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell_previews(shown(config, tmp_path / "data"))
+    told = capsys.readouterr().out
+    assert "a.jsonl, row 0" in told
+    assert "Q|:| How| many|?|" in told
+    assert "| Three| ☃" in told
+    assert "\x1b" not in told
+    assert "dropped" in told
+
+
+def test_previews_of_a_dataset_that_is_not_here_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file of a/b is here yet; materialize raw_synth, or run"):
+        shown(DataConfig(num_samples=1, source="a/b"), tmp_path)
