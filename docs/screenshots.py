@@ -16,6 +16,7 @@ from PIL import Image
 from playwright.sync_api import Locator, Page
 
 from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.tracking.addresses import runs_page
 from gpt_pipeline_tests.browser_project import DagsterPages, chromium, window
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.servers import dagster_pages, free_port, mlflow_ui, wait
@@ -54,7 +55,7 @@ def _take_all(project: TinyProject) -> None:
             _take_while_running(page, pages, project, run)
         wait(lambda: _is_complete(project), seconds=_PATIENCE_SECONDS, what="all evaluations and the report")
         _take_when_finished(page, pages, project)
-        page.goto(f"{mlflow}/#/experiments/1/runs")
+        page.goto(runs_page(mlflow, ["1"]))
         page.get_by_role("button", name="Close").first.click()  # MLflow's assistant, which takes a third of the page
         _take(page, "mlflow", page.get_by_text("step_735").first)
         page.get_by_role("link", name="training", exact=True).first.click()
@@ -71,6 +72,9 @@ def _take_while_running(page: Page, pages: DagsterPages, project: TinyProject, r
     wait(lambda: bool(read_evaluations(folder.evaluations)), seconds=_PATIENCE_SECONDS, what="the first evaluation")
     pages.open("/assets/demo/report?view=lineage&lineageScope=upstream&lineageDepth=6")
     _take(page, "lineage", page.get_by_text("token_shards").first)
+    wait(lambda: len(read_evaluations(folder.evaluations)) > 2, seconds=_PATIENCE_SECONDS, what="the third evaluation")
+    pages.open("/start")
+    _take(page, "start", page.locator("#demo-answers"))
 
 
 def _take_when_finished(page: Page, pages: DagsterPages, project: TinyProject) -> None:

@@ -70,17 +70,17 @@ def test_links_of_a_database_lead_where_its_pages_are_served(monkeypatch: pytest
     tracking = MlflowTracking(tracking_uri="sqlite:////data/mlflow.db")
     monkeypatch.delenv(MLFLOW_PAGE_VARIABLE, raising=False)
     links = tracking.links(experiment_id="1", run_id="abc")
-    assert links["mlflow_run"].value == "http://127.0.0.1:5000/#/experiments/1/runs/abc"
+    assert links["mlflow_run"].value == "http://127.0.0.1:5000/#/experiments/1/runs/abc?workflowType=machine_learning"
     assert "sqlite:////data/mlflow.db" in str(links["mlflow_pages"].value)
     monkeypatch.setenv(MLFLOW_PAGE_VARIABLE, "http://127.0.0.1:5003/")
     links = tracking.links(experiment_id="1", run_id="abc")
-    assert links["mlflow_run"].value == "http://127.0.0.1:5003/#/experiments/1/runs/abc"
+    assert links["mlflow_run"].value == "http://127.0.0.1:5003/#/experiments/1/runs/abc?workflowType=machine_learning"
 
 
 def test_links_of_a_server_lead_to_it_and_to_nothing_else() -> None:
     links = MlflowTracking(tracking_uri="https://mlflow.example/").links(experiment_id="1", run_id="abc")
     assert {name: link.value for name, link in links.items()} == {
-        "mlflow_run": "https://mlflow.example/#/experiments/1/runs/abc"
+        "mlflow_run": "https://mlflow.example/#/experiments/1/runs/abc?workflowType=machine_learning"
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from gpt_pipeline_tests.projects import TinyProject, trainer_pids
 from gpt_pipeline_tests.servers import dagster_pages, free_port, mlflow_ui, wait
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 pytestmark = [
     pytest.mark.browser,
@@ -106,3 +107,46 @@ def test_browser_project_without_experiments_says_how_to_begin(browser: Browser,
         pages.open("/assets")
         page.get_by_role("button", name="Reload definitions").click()
         page.get_by_role("link", name="first / training").wait_for()
+
+
+def _shown_step(page: Page) -> int:
+    return int(page.locator("#slow .step b").inner_text())
+
+
+def test_browser_start_page_follows_a_training_by_itself_and_leads_on(browser: Browser, tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    write_slow_experiment(project)
+    with dagster_pages(project) as address, window(browser, pictures=tmp_path) as page:
+        page.goto(f"{address}/start")
+        card = page.locator("#slow")
+        card.get_by_text("not begun").wait_for()
+        card.evaluate("() => { window.isStillTheSamePage = true }")
+        training = project.start("run", "experiments/slow.yaml")
+        try:
+            card.get_by_text("training", exact=True).wait_for()
+            card.locator("svg polyline").first.wait_for()
+            first = _shown_step(page)
+            wait(lambda: _shown_step(page) > first, seconds=300, what="a later step on the page")
+            page.set_viewport_size({"width": 400, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth") <= 400
+            training.send_signal(signal.SIGINT)
+            card.get_by_text("stopped", exact=True).wait_for()
+        finally:
+            training.kill()
+            training.communicate()
+        assert page.evaluate("window.isStillTheSamePage")
+        card.get_by_role("link", name="Dagster job").click()
+        page.get_by_role("button", name="Materialize all").wait_for()
+
+
+def test_browser_start_page_without_experiments_shows_the_first_one_when_it_is_written(
+    browser: Browser, tmp_path: Path
+) -> None:
+    project = TinyProject(root=tmp_path)
+    with dagster_pages(project) as address, window(browser, pictures=tmp_path) as page:
+        page.goto(f"{address}/start")
+        page.get_by_text("There is no experiment yet").wait_for()
+        page.get_by_text("gpt-pipeline init").first.wait_for()
+        project.write_experiment("first")
+        page.locator("#first").get_by_text("not begun").wait_for()
+        assert not page.get_by_text("There is no experiment yet").is_visible()

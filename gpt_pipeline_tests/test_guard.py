@@ -106,7 +106,7 @@ def test_start_page_loads_nothing_from_elsewhere_and_runs_no_script_of_its_text(
     assert b"<script>" not in answer.body
     assert b"style=" not in answer.body
     assert re.findall(rb'(?:src|href)="https?:[^"]*"', answer.body) == [
-        b'href="http://127.0.0.1:5000/#/experiments"'  # a link, which nothing loads
+        b'href="http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"'  # a link, which nothing loads
     ]
 
 

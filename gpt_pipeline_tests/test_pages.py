@@ -8,14 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+
+from gpt_pipeline_tests.servers import descendants, wait
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Ctrl+C cannot be sent to a process of a test there")
 
@@ -62,7 +63,7 @@ def test_pages_in_an_empty_folder_answer_until_interrupted(tmp_path: Path, envir
         start = process.stdout.readline().strip()
         dagster = start.removesuffix("/start")
         with urlopen(start, timeout=30) as answer:
-            (mlflow,) = re.findall(r'href="(http://127.0.0.1:[0-9]+)/#/experiments"', answer.read().decode())
+            (mlflow,) = re.findall(r'href="(http://127.0.0.1:[0-9]+)/#/experiments', answer.read().decode())
         for address in (start, dagster, mlflow):
             with urlopen(address, timeout=30) as answer:
                 assert answer.status == 200
@@ -84,24 +85,52 @@ def test_pages_in_an_empty_folder_answer_until_interrupted(tmp_path: Path, envir
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process of its parent's end")
-def test_pages_that_are_killed_leave_no_dagster_behind(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_pages_that_are_killed_leave_no_server_behind(tmp_path: Path, environment: dict[str, str]) -> None:
     process = subprocess.Popen(COMMAND, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
-    servers = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children_of(process.pid)}
+    started = descendants(process.pid)
+    assert len(started) >= 4
     process.kill()
     process.communicate()
     try:
-        (dagster,) = (int(pid) for pid, command in servers.items() if "dagster_server" in command)
-        deadline = time.monotonic() + 120
-        while not group_is_gone(dagster):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait(lambda: not any(map(is_running, started)), seconds=120, what="the end of all that it had started")
     finally:
-        for group in map(int, servers):  # MLflow's server stays, and the next `ui` names its port and process
-            with suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
+        for pid in filter(is_running, started):
+            os.kill(pid, signal.SIGKILL)
+
+
+CHILD = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+PARENT = """
+import subprocess, sys, time
+command = [sys.executable, "-m", "gpt_pipeline.orchestration.with_parent", "child"]
+with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+    time.sleep(600)
+"""
+
+
+def test_module_with_a_parent_ends_with_its_own_children_when_the_parent_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(CHILD)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    last = int(parent.stdout.readline())
+    started = descendants(parent.pid)
+    assert last in started
+    parent.kill()
+    parent.communicate()
+    wait(lambda: not any(map(is_running, started)), seconds=60, what="the end of the module and its child")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def refuses(address: str, headers: dict[str, str], body: bytes | None = None) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -21,6 +22,7 @@ from gpt_pipeline.start_page.card import Addresses, Card
 from gpt_pipeline.start_page.page import STATIC, read_static, render_cards, render_page
 from gpt_pipeline.start_page.state import NewestRun, state_of
 from gpt_pipeline.start_page.watch import Watch
+from gpt_pipeline.tracking.addresses import run_page, runs_page
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.servers import wait
 
@@ -30,8 +32,7 @@ ADDRESSES = Addresses(
     sensors="/automation",
     comparison="/assets/comparison",
     job=lambda experiment: f"/jobs/run_{experiment.name}",
-    mlflow="http://127.0.0.1:5000/#/experiments",
-    mlflow_runs=lambda number: f"http://127.0.0.1:5000/#/experiments/{number}/runs",
+    mlflow_runs=partial(runs_page, "http://127.0.0.1:5000/"),
     report=lambda key: f"/start/report/{key}",
 )
 HOSTILE = "<script>alert(1)</script>\" onload='x' \u202e\x1b[31m &amp; {{ 7*7 }}"
@@ -172,7 +173,7 @@ def test_page_shows_step_curve_answers_and_links(project: TinyProject) -> None:
         "/start/report/tiny",
         "/jobs/run_tiny",
         "/runs/abc",
-        "http://127.0.0.1:5000/#/experiments/17/runs",
+        "http://127.0.0.1:5000/#/experiments/17/runs?workflowType=machine_learning",
     ]
     assert dict(card.facts)["right answers"] == "1 of 2 at step 8"
     assert "<polyline" in text
@@ -295,3 +296,12 @@ def test_report_is_that_of_a_known_experiment_alone(project: TinyProject) -> Non
     folder.report.write_text("", encoding="utf-8")
     assert watch(project).report("tiny") == folder.report
     assert [watch(project).report(key) for key in ("", "..", "tiny.yaml", "../tiny")] == [None] * 4
+
+
+@pytest.mark.parametrize("ids", [[], ["1"], ["1", "2"]])
+def test_links_to_mlflow_open_its_runs_and_never_the_view_without_any(ids: list[str]) -> None:
+    address = runs_page("http://127.0.0.1:5000/", ids)
+    assert address.startswith("http://127.0.0.1:5000/#/")
+    assert "workflowType=machine_learning" in address
+    assert not re.search(r"/experiments/[0-9]+(\?|$)", address)
+    assert run_page("http://h", "1", "abc").startswith("http://h/#/experiments/1/runs/abc?workflowType=")

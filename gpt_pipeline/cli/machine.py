@@ -55,7 +55,7 @@ def ui(
 
     def opened(pages: Pages) -> None:
         click.echo(pages.start)
-        say(f"It leads to Dagster's pages ({pages.dagster.address}) and MLflow's ({pages.mlflow.address}).")
+        say(f"It leads to Dagster's pages ({pages.dagster.place}) and MLflow's ({pages.mlflow.place}).")
         say(f"Logs: {pages.dagster.log.parent}. Ctrl+C stops everything.")
         if in_browser:
             click.launch(pages.start)

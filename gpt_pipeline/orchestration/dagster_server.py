@@ -38,7 +38,6 @@ from gpt_pipeline.orchestration.start_routes import start_routes
 from gpt_pipeline.orchestration.termination import reach_commands
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.ports import HOST
-from gpt_pipeline.training.stopping import stop_when_parent_dies
 
 _CODE_LOG_LEVEL = "warning"
 _POLL_MILLISECONDS = 2000  # how often a page asks for news, as `dagster dev` has it
@@ -127,7 +126,6 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--allow-host", action="append", default=[])
     options = parser.parse_args()
-    stop_when_parent_dies()  # a `gpt-pipeline ui` that is killed cannot tell
     configure_loggers(log_level="INFO")
     setup_interrupt_handlers()
     try:

@@ -18,6 +18,7 @@ from urllib.request import ProxyHandler, build_opener
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.orchestration.guard import LOOPBACK
 from gpt_pipeline.orchestration.process_group import ask_to_stop, is_alive, kill, own_group
+from gpt_pipeline.orchestration.with_parent import STOP_SECONDS
 from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PAGE_VARIABLE, MLFLOW_PORT, START_PATH, Project
 from gpt_pipeline.shown import without_password
 from gpt_pipeline.storage.lock import folder_lock
@@ -27,7 +28,6 @@ from gpt_pipeline.training.stopping import StopFlag, stop_on_signals
 
 _PORTS_TRIED = 50
 _START_SECONDS = 180.0
-_STOP_SECONDS = 150.0  # a training below Dagster's server has 120 to save its checkpoint
 _POLL_SECONDS = 0.2
 _LOG_LINES = 15
 
@@ -47,6 +47,11 @@ class Page:
     """Empty for a server that runs elsewhere."""
 
     log: Path
+
+    @property
+    def place(self) -> str:
+        """Where it is, in few words."""
+        return f"port {self.address.rpartition(':')[2]}" if self.command else self.address
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +155,8 @@ def _mlflow_guard(port: int, names: Sequence[str]) -> Sequence[str]:
 
 
 def _module(name: str, *arguments: str) -> Sequence[str]:
-    return (sys.executable, "-m", name, *arguments)
+    """Return the command of a server that ends with this process, however that ends."""
+    return (sys.executable, "-m", "gpt_pipeline.orchestration.with_parent", name, *arguments)
 
 
 def _port(wanted: int | None, *, usual: int, option: str) -> int:
@@ -171,10 +177,10 @@ def _port(wanted: int | None, *, usual: int, option: str) -> int:
 def _server(page: Page, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server in its own process group, which a terminal's Ctrl+C does not reach; end the group with the block."""
     page.log.parent.mkdir(parents=True, exist_ok=True)
-    with page.log.open("wb") as log, _interruptible():
+    with page.log.open("wb") as log:
         server = subprocess.Popen(
             page.command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # whose end tells the server of ours
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -189,21 +195,9 @@ def _server(page: Page, environment: Mapping[str, str]) -> Iterator[subprocess.P
         _end(server)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let processes started in the block receive SIGINT, which a shell's background jobs ignore."""
-    before = signal.getsignal(signal.SIGINT)
-    if before == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _end(server: subprocess.Popen[bytes]) -> None:
     """Wait until the server's whole group is gone, and kill what stays too long."""
-    deadline = time.monotonic() + _STOP_SECONDS
+    deadline = time.monotonic() + STOP_SECONDS
     while is_alive(server) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
     kill(server)

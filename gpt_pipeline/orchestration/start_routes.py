@@ -20,7 +20,7 @@ from gpt_pipeline.project import START_PATH, Project
 from gpt_pipeline.start_page.card import Addresses
 from gpt_pipeline.start_page.page import STATIC, read_static, render_cards, render_page
 from gpt_pipeline.start_page.watch import Watch
-from gpt_pipeline.tracking.addresses import experiments_page, runs_page
+from gpt_pipeline.tracking.addresses import runs_page
 
 _COMMON = {"cache-control": "no-store", "referrer-policy": "same-origin"}
 _POLICY = (
@@ -73,7 +73,6 @@ def addresses(project: Project) -> Addresses:
         sensors="/automation",
         comparison=f"/assets/{COMPARISON.path[0]}",
         job=lambda experiment: f"/locations/{DEFINITIONS}/jobs/{keys.run_job(experiment)}",
-        mlflow=experiments_page(mlflow),
         mlflow_runs=partial(runs_page, mlflow),
         report=lambda name: f"{START_PATH}/report/{name}",
     )

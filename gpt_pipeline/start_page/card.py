@@ -34,11 +34,8 @@ class Addresses:
     job: Callable[[Experiment], str]
     """That makes an experiment's data and training."""
 
-    mlflow: str
-    """MLflow's list of experiments."""
-
-    mlflow_runs: Callable[[str], str]
-    """Of the experiment that MLflow has under this number."""
+    mlflow_runs: Callable[[Sequence[str]], str]
+    """Of the experiments that MLflow has under these numbers."""
 
     report: Callable[[str], str]
     """Of the experiment with that key."""
@@ -80,6 +77,7 @@ class Card:
     answers: tuple[Answer, ...] = ()
     answers_step: int | None = None
     links: tuple[Link, ...] = ()
+    mlflow_id: str | None = None
     next: NextStep | None = None
     """None where it would be to open this page."""
 
@@ -114,6 +112,7 @@ def card_of(
         chart=_chart(losses, results),
         answers=() if newest is None else _answers(newest.path.parent, newest.fingerprint, newest.created_at),
         answers_step=None if newest is None else newest.step,
+        mlflow_id=mlflow_id,
         links=tuple(_links(experiment, status, run, mlflow_id, addresses)),
         next=None if status.next.command == PAGES_COMMAND else status.next,
     )
@@ -190,4 +189,4 @@ def _links(
     if run is not None:
         yield Link(text="newest run", address=run.page)
     if mlflow_id is not None:
-        yield Link(text="MLflow runs", address=addresses.mlflow_runs(mlflow_id))
+        yield Link(text="MLflow runs", address=addresses.mlflow_runs([mlflow_id]))

@@ -36,6 +36,7 @@ def render_page(cards: Sequence[Card], *, experiments: Path, addresses: Addresse
         experiments=on_terminal(str(experiments)),
         addresses=addresses,
         cards=Markup(render_cards(cards)),
+        mlflow=addresses.mlflow_runs([card.mlflow_id for card in cards if card.mlflow_id is not None]),
         can_compare=sum(card.state.word != "broken" for card in cards) > 1,
     )
 
