@@ -72,6 +72,23 @@ def test_sensor_before_any_training_asks_for_nothing(copy: TinyProject, instance
     assert _ask_sensor(copy, instance) == []
 
 
+def test_sensor_takes_the_settings_that_the_file_has_now_and_says_what_is_wrong_with_it(
+    copy: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    sensor, file = _definitions(copy).resolve_sensor_def("new_checkpoints_tiny"), copy.experiment("tiny").file
+    _forget_evaluation(copy, 8)
+    file.write_text(file.read_text().replace("num_questions: 2", "num_questions: 3"))
+    answer = sensor(dg.build_sensor_context(instance))
+    assert isinstance(answer, dg.SensorResult)
+    (request,) = answer.run_requests or []
+    wanted = {each.partition: each.fingerprint for each in wanted_evaluations(copy.experiment("tiny"))}
+    assert request.tags[EVALUATION_TAG] == wanted["step_00000008"]
+    file.write_text("training: [")
+    answer = sensor(dg.build_sensor_context(instance))
+    assert isinstance(answer, dg.SkipReason)
+    assert file.name in (answer.skip_message or "")
+
+
 def test_sensor_new_checkpoint_is_requested_once_while_its_run_lives(
     copy: TinyProject, instance: dg.DagsterInstance
 ) -> None:

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -14,8 +15,11 @@ from dagster._core.storage.tags import GRPC_INFO_TAG, MAX_RETRIES_TAG
 
 from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG
 from gpt_pipeline.orchestration.failures import STOPPED, explained
+from gpt_pipeline.orchestration.keys import EXPERIMENT_TAG
 from gpt_pipeline.orchestration.stoppable import NEVER, stoppable
 from gpt_pipeline.orchestration.termination import heed_termination, reach_commands
+from gpt_pipeline.progress.at_work import runs_at_work
+from gpt_pipeline.project import Project
 
 CANCELED, CANCELING, FAILED, STARTED = (
     dg.DagsterRunStatus.CANCELED,
@@ -95,6 +99,25 @@ def test_run_that_dagster_retries_still_fails_at_a_signal_unless_it_is_never_to_
     with dg.DagsterInstance.ephemeral(settings=retried) as instance:
         assert _execute(instance, working)[0] == FAILED
         assert _execute(instance, working, {MAX_RETRIES_TAG: NEVER})[0] == CANCELED
+
+
+def test_run_of_an_experiment_is_seen_while_it_is_executed(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project, seen = Project(root=tmp_path, experiments=tmp_path), []
+
+    @dg.op
+    def look() -> None:
+        seen.extend(runs_at_work(project, "tiny"))
+
+    @dg.graph
+    def looking() -> None:
+        look()
+
+    _execute(instance, looking, {EXPERIMENT_TAG: "tiny"})
+    assert [run.job for run in seen] == ["looking"]
+    assert runs_at_work(project, "tiny") == []
 
 
 def test_explained_says_that_what_is_finished_is_kept_where_nothing_better_is_known() -> None:

@@ -21,7 +21,7 @@ from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, free_its_place, is_over, owners_of_jobs, process_of
-from gpt_pipeline.orchestration.failures import StoppedRunError
+from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.alive import silence
 from gpt_pipeline.storage.lock import BEAT_SECONDS, SILENT_SECONDS
@@ -51,12 +51,13 @@ def wait_in_pools(
         if not status.is_claimed:
             experiments = [each.experiment for each in find_experiments(project.experiments) if each.experiment]
             line = _Line(instance=instance, pool=concurrency_key, run_id=run_id, experiments=experiments, say=say)
-            while not status.is_claimed:
-                if stopped() or check_captured_interrupt():
-                    raise StoppedRunError(f"Stopped while waiting for a place in the pool {concurrency_key!r}.")
-                line.look()
-                time.sleep(_ASK_SECONDS)
-                status = claim(concurrency_key, run_id, step_key, priority)
+            with explained(stopped=f"Stopped while waiting for a place in Dagster's pool {concurrency_key!r}."):
+                while not status.is_claimed:
+                    if stopped() or check_captured_interrupt():
+                        raise KeyboardInterrupt
+                    line.look()
+                    time.sleep(_ASK_SECONDS)
+                    status = claim(concurrency_key, run_id, step_key, priority)
         return status
 
     storage.claim_concurrency_slot = patient_claim  # type: ignore[method-assign]

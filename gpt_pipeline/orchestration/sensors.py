@@ -1,7 +1,9 @@
 """What acts by itself: a sensor for checkpoints without an evaluation, a schedule for outdated evaluations.
 
 Both read the folders anew each time and keep no cursor, so a restarted daemon or a changed clock does not matter; what
-is requested twice is still evaluated once.
+is requested twice is still evaluated once. They read the experiment file anew too, which may have changed since the
+definitions were loaded, as the command line and each run do: else a checkpoint would be evaluated by the old settings
+and by the new ones, and be requested again and again.
 """
 
 import logging
@@ -12,7 +14,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from gpt_pipeline.checkpoints.retention import announce_evaluator
-from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, requester_tag
 from gpt_pipeline.orchestration.history import UNFINISHED, is_under_way
@@ -32,7 +35,7 @@ _ATTEMPTS_WITHIN = timedelta(hours=6)  # an evaluation that failed too often is 
 
 
 def new_checkpoints_sensor(
-    experiment: Experiment,
+    loaded: Experiment,
     *,
     evaluate: "UnresolvedAssetJobDefinition",
     report: "UnresolvedAssetJobDefinition",
@@ -43,17 +46,21 @@ def new_checkpoints_sensor(
     It also takes care of runs whose process died, and of what MLflow did not receive, or lost.
     """
 
-    mlflow = MlflowUpkeep(experiment)
+    mlflow = MlflowUpkeep(loaded)
 
     @dg.sensor(
-        name=f"new_checkpoints_{experiment.name}",
+        name=f"new_checkpoints_{loaded.name}",
         jobs=[evaluate, report],
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=_SENSOR_SECONDS,
-        description=f"{in_markdown(experiment.display_name)}: evaluates each new checkpoint in the folder, wherever "
+        description=f"{in_markdown(loaded.display_name)}: evaluates each new checkpoint in the folder, wherever "
         "it came from.",
     )
     def new_checkpoints(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        try:
+            experiment = load_experiment(loaded.file)  # as the runs will
+        except UserError as error:
+            return dg.SkipReason(str(error))
         if not experiment.folder.root.is_dir():
             return dg.SkipReason("Training has not started.")
         for run_id in close_dead_runs(context.instance, [experiment]):
@@ -72,18 +79,21 @@ def new_checkpoints_sensor(
     return new_checkpoints
 
 
-def reevaluation_schedule(experiment: Experiment, *, evaluate: "UnresolvedAssetJobDefinition") -> dg.ScheduleDefinition:
+def reevaluation_schedule(loaded: Experiment, *, evaluate: "UnresolvedAssetJobDefinition") -> dg.ScheduleDefinition:
     """Return the nightly schedule that evaluates again where questions, settings or code of the evaluation changed."""
 
     @dg.schedule(
-        name=f"reevaluate_{experiment.name}",
+        name=f"reevaluate_{loaded.name}",
         cron_schedule="0 3 * * *",
         job=evaluate,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"{in_markdown(experiment.display_name)}: evaluates checkpoints again whose evaluation is out of "
-        "date.",
+        description=f"{in_markdown(loaded.display_name)}: evaluates checkpoints again whose evaluation is out of date.",
     )
     def reevaluate(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        try:
+            experiment = load_experiment(loaded.file)  # as the runs will
+        except UserError as error:
+            return dg.SkipReason(str(error))
         outdated = [evaluation for evaluation in pending_evaluations(experiment) if evaluation.state == "outdated"]
         partitions = [evaluation.partition for evaluation in outdated]
         keys.add_checkpoint_partitions(context.instance, experiment, partitions)

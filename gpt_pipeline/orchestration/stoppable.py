@@ -7,6 +7,7 @@ Either way it records the tracebacks of its own code.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import dagster as dg
 from dagster._core.errors import DagsterSubprocessError
@@ -19,7 +20,10 @@ from dagster._core.executor.base import Executor
 from dagster._core.executor.init import InitExecutorContext
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 
+from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.failures import STOPPED, StoppedRunError, is_stop
+from gpt_pipeline.progress.at_work import show_run
+from gpt_pipeline.project import Project
 
 NEVER = "0"
 """For `dagster/max_retries`: Dagster starts the run again on no account."""
@@ -55,7 +59,13 @@ class _Stoppable(Executor):
         return self._inner.step_dependency_config
 
     def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
-        """Execute the steps as the inner executor does."""
+        """Execute the steps as the inner executor does; meanwhile `gpt-pipeline status` sees the run."""
+        run = plan_context.dagster_run
+        name = run.tags.get(keys.EXPERIMENT_TAG)
+        with show_run(Project.here(), run=run.run_id, job=run.job_name, experiment=name) if name else nullcontext():
+            yield from self._execute(plan_context, execution_plan)
+
+    def _execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
         texts: list[str] = []
         try:
             for event in self._inner.execute(plan_context, execution_plan):

@@ -13,12 +13,14 @@ from gpt_pipeline.evaluation.result import EvaluationResult, summarize_evaluatio
 from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.training import start_in_words
+from gpt_pipeline.progress.at_work import RunAtWork, pages_address, runs_at_work
 from gpt_pipeline.progress.evaluations import WantedEvaluation, wanted_evaluations
 from gpt_pipeline.progress.losses import losses_of
 from gpt_pipeline.progress.report import report_is_outdated
 from gpt_pipeline.progress.stages import StageProgress, data_progress
 from gpt_pipeline.progress.tracking import is_log_pending
 from gpt_pipeline.progress.training import TrainingProgress, experiment_training
+from gpt_pipeline.project import Project
 from gpt_pipeline.storage.names import as_typed
 from gpt_pipeline.training.decision import refuse_newer
 from gpt_pipeline.training.finished import training_state
@@ -103,6 +105,12 @@ class Status:
     best: Best | None = None
     report: Path | None = None
     report_is_outdated: bool = False
+    at_work: RunAtWork | None = None
+    """The run that makes data or training now, or waits for its place."""
+
+    pages: str | None = None
+    """Where the project's web pages are open."""
+
     next: NextStep
 
 
@@ -150,7 +158,7 @@ def experiment_status(experiment: Experiment) -> Status:
 
 
 def _readable_status(experiment: Experiment) -> Status:
-    folder = experiment.folder
+    folder, project = experiment.folder, Project.of_experiments(experiment.file.parent)
     stages = data_progress(experiment)
     wanted = wanted_evaluations(experiment)
     pending = sum(each.state != "done" for each in wanted)
@@ -176,9 +184,17 @@ def _readable_status(experiment: Experiment) -> Status:
         best=_best(results, best_checkpoint(folder.checkpoints)),
         report=folder.report if folder.report.is_file() else None,
         report_is_outdated=stages[-1].state == "finished" and report_is_outdated(experiment),
+        at_work=_maker(project, experiment),
+        pages=pages_address(project),
         next=NextStep(command="", why=""),
     )
     return replace(status, next=_import_step(experiment, checkpoints) or next_step(status))
+
+
+def _maker(project: Project, experiment: Experiment) -> RunAtWork | None:
+    """Return the run that makes the experiment's data or training; evaluations show themselves otherwise."""
+    runs = runs_at_work(project, experiment.name)
+    return next((run for run in runs if run.job.startswith(("run_", "data_"))), None)
 
 
 def _checkpoints(folder: Path) -> list[CheckpointInfo]:
@@ -245,6 +261,8 @@ def next_step(status: Status) -> NextStep:
     assert training is not None  # only of a file that could be read
     if training.state == "running":
         return NextStep(command=PAGES_COMMAND, why="watch it train; Ctrl+C where it runs stops it with a checkpoint")
+    if training.state != "finished" and status.at_work is not None:
+        return NextStep(command=status.pages or "gpt-pipeline ui", why=status.at_work.in_words)
     if not status.start_is_ready:
         return NextStep(command=f"gpt-pipeline run {name}", why=f"{status.start}: that comes first")
     if training.state != "finished":
