@@ -33,20 +33,34 @@ from gpt_pipeline.storage.names import as_typed
 if TYPE_CHECKING:
     from gpt_pipeline.experiment.load import Experiment
 
+_LOOKED_AT = 100  # rows, to find one that becomes a document
 _MANY_FOR_A_CPU = 50_000_000  # parameters
 
 
 @click.command()
 @click.argument("experiment", type=click.Path(path_type=Path), metavar="EXPERIMENT.yaml")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), help="Start from one of the project's experiments.")
-@click.option("--samples", type=click.IntRange(min=1), help="English documents to train on.")
+@click.option("--samples", type=click.IntRange(min=1), help="Documents to train on.")
 @click.option(
     "--start-from",
     metavar="BASE",
     help="Begin with the weights of another experiment (its .yaml), a checkpoint (.pt), or a model of Hugging Face.",
 )
+@click.option(
+    "--data",
+    metavar="PATH_OR_NAME",
+    help="Your own files (a folder, a file or a pattern), which are looked into, or a dataset of the hub.",
+)
 @click.option("--folder", help="For data and checkpoints; relative to the folder of the file.")
-def init(experiment: Path, recipe: str | None, samples: int | None, start_from: str | None, folder: str | None) -> None:
+def init(
+    experiment: Path,
+    *,
+    recipe: str | None,
+    samples: int | None,
+    start_from: str | None,
+    data: str | None,
+    folder: str | None,
+) -> None:
     """Write a new, commented experiment file.
 
     It holds every key with its meaning and default. Keys that you leave unchanged may be deleted.
@@ -54,12 +68,31 @@ def init(experiment: Path, recipe: str | None, samples: int | None, start_from: 
     from gpt_pipeline.experiment.new import write_new_experiment
 
     written = write_new_experiment(
-        experiment, recipe=recipe, num_samples=samples, base_folder=folder, start_from=start_from
+        experiment, recipe=recipe, num_samples=samples, base_folder=folder, start_from=start_from, data=data
     )
     tell(written.file)
     name = as_typed(experiment, Path.cwd())
-    say(f"Next: gpt-pipeline plan {name}, then: gpt-pipeline run {name}")
+    look = f"gpt-pipeline show {name}, then: " if data else ""
+    say(f"Next: {look}gpt-pipeline plan {name}, then: gpt-pipeline run {name}")
     _say_what_suits_a_cpu(written)
+    if written.data.local is not None:
+        _tell_first_document(written)
+
+
+def _tell_first_document(experiment: Experiment) -> None:
+    """Print how much one's own files hold, and the first document as the model will see it."""
+    from gpt_pipeline.cli.preview import tell_previews
+    from gpt_pipeline.data.preview import previews
+    from gpt_pipeline.planning.survey import survey
+
+    data = experiment.data
+    held = survey(data)
+    about = "" if held.is_exact else "about "
+    tell(
+        f"{data.local}: {about}{held.rows:,} rows, about {held.documents:,} documents, {held.text_bytes / 1e6:,.1f} MB"
+    )
+    rows = previews(data, experiment.data_folder, start=0, count=_LOOKED_AT, say=say)
+    tell_previews([each for each in rows if each.dropped is None][:1])
 
 
 def _say_what_suits_a_cpu(experiment: Experiment) -> None:

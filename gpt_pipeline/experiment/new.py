@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.choose import BEST
+from gpt_pipeline.data.config import DataConfig, is_path
+from gpt_pipeline.data.looking import look_at
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.document import SUFFIXES
 from gpt_pipeline.experiment.load import Experiment, load_experiment
-from gpt_pipeline.experiment.recipes import RECIPES, Recipe, Scalar
+from gpt_pipeline.experiment.recipes import RECIPES, Recipe, Value
 from gpt_pipeline.experiment.schema import place_schema
 from gpt_pipeline.experiment.template import render
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file
@@ -41,11 +45,15 @@ def write_new_experiment(
     num_samples: int | None = None,
     base_folder: str | None = None,
     start_from: str | None = None,
+    data: str | None = None,
 ) -> Experiment:
     """Write `file` with every key and its text, and the schema beside it; return what it describes.
 
+    `data` is a path as one types it here, or a dataset of the hub; the block `data:` is written for it.
+
     Raises:
-        UserError: there is such a file, its name does not end in .yaml, or the folder is none of this machine.
+        UserError: there is such a file, its name does not end in .yaml, the folder is none of this machine, or `data`
+            names no files that can be read.
     """
     if file.is_dir() or not file.name:
         raise UserError(f"{file}: found a folder, need a file in it; use {file / 'my-idea.yaml'}")
@@ -61,6 +69,8 @@ def write_new_experiment(
         values["data.num_samples"] = (num_samples, "English documents")
     if start_from is not None:
         values |= _start_values(start_from, file.absolute())
+    if data is not None:
+        values = {**_data_values(data, file.absolute(), num_samples), **_without_data(values)}
     about = _FROM_RECIPE.format(recipe=recipe) if recipe else start.about
     text = render(dataclasses.replace(start, title=_title(file), about=about, values=values), every_key=True)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +81,36 @@ def write_new_experiment(
     return load_experiment(file)
 
 
-def _start_values(start_from: str, file: Path) -> dict[str, tuple[Scalar, str]]:
+def _data_values(data: str, file: Path, num_samples: int | None) -> dict[str, tuple[Value, str]]:
+    """Return the `data:` block for files of one's own, guessed from their first rows, or for a dataset of the hub."""
+    amount: dict[str, tuple[Value, str]] = {"data.num_samples": (num_samples or "all", "or a number of documents")}
+    if not is_path(data) and not Path(data).exists() and not glob.has_magic(data):
+        DataConfig(num_samples=1, source=data)  # raises unless it is the name of a dataset
+        return {"data.source": (data, "of the hub; set data.format and data.columns to what its files hold"), **amount}
+    typed = Path(data).expanduser()
+    path = Path(os.path.abspath(typed))
+    seen = look_at(str(path))
+    named = data if typed.is_absolute() else Path(os.path.relpath(path, file.parent)).as_posix()
+    count = f"{seen.files:,} files" if seen.files > 1 else "1 file"
+    found = ", ".join(f"{name} ({kind})" for name, kind in seen.columns.items())
+    values = {
+        "data.source": (named if is_path(named) else f"./{named}", f"{count}; columns: {found}"),
+        "data.format": (seen.format, "guessed; see `gpt-pipeline show` for the documents that this makes"),
+        **amount,
+    }
+    if seen.chosen:
+        values["data.columns"] = (dict(seen.chosen), "guessed by their names and lengths")
+    if seen.kinds:
+        values["data.kind"] = (None, f"for losses by kind; could be {', '.join(seen.kinds)}")
+    return values
+
+
+def _without_data(values: Mapping[str, tuple[Value, str]]) -> dict[str, tuple[Value, str]]:
+    """Return the recipe's values but for the documents that it names; how long sequences are stays its own."""
+    return {key: value for key, value in values.items() if not key.startswith("data.") or key == "data.max_length"}
+
+
+def _start_values(start_from: str, file: Path) -> dict[str, tuple[Value, str]]:
     """Return the keys of an experiment that starts from another, from a checkpoint, or from a Hugging Face model."""
     path = Path(start_from)
     if path.suffix not in (*SUFFIXES, ".pt"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-Scalar = str | int | float | bool | None
+Value = str | int | float | bool | None | Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +18,11 @@ class Recipe:
     about: str
     """Sentences for the head of the file; a line of it is a line there."""
 
-    values: Mapping[str, tuple[Scalar, str]]
+    values: Mapping[str, tuple[Value, str]]
     """In the order in which they are written."""
 
 
-_STORAGE: dict[str, tuple[Scalar, str]] = {
+_STORAGE: dict[str, tuple[Value, str]] = {
     "storage.base_folder": ("../storage", "relative to this file's folder, or an absolute path"),
     "storage.checkpoint_to_resume": (None, "null: continue from the newest; a file name; or scratch"),
 }

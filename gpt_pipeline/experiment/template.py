@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpt_pipeline.experiment.keys import Block, Key, blocks, file_keys, plain
-from gpt_pipeline.experiment.recipes import Recipe, Scalar
+from gpt_pipeline.experiment.recipes import Recipe, Value
 from gpt_pipeline.experiment.schema import EDITOR_LINE
 
 _WIDTH = 120
@@ -40,7 +40,7 @@ def render(recipe: Recipe, *, every_key: bool = False) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def written(value: Scalar | Mapping[str, str]) -> str:
+def written(value: Value | Mapping[str, str]) -> str:
     """Return a value as YAML, quoted where a reader could take it for something else."""
     if value is None:
         return "null"

@@ -43,6 +43,12 @@ def read_arrow(
                 yield pa.record_batch([column_of(some, column) for column in columns], names=columns)
 
 
+def whole_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a file with all their columns."""
+    with _batches(path, str(path), Wanted(texts=())) as batches:
+        yield from batches
+
+
 def count_arrow(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:
     """Return the file's rows."""
     with _batches(file, name, wanted) as batches:

@@ -60,6 +60,15 @@ def read_records(
         yield rows.taken()
 
 
+def whole_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a file with all their columns; those too long to be read are left out."""
+    name = str(path)
+    with opened(path, name) as stream:
+        for _, record in _reader_of(name)(stream, name, Wanted(texts=())):
+            if not isinstance(record, _TooLong):
+                yield record
+
+
 def count_records(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:
     """Return at least as many as the file has records, by what stands between or around them."""
     kind = kind_of(name)

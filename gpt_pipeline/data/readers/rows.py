@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from gpt_pipeline.data.file_kinds import ARROW, PARQUET, kind_of
-from gpt_pipeline.data.readers.arrow import count_arrow, read_arrow
-from gpt_pipeline.data.readers.parquet import count_parquet, read_parquet
-from gpt_pipeline.data.readers.records import count_records, read_records
+from gpt_pipeline.data.readers.arrow import count_arrow, read_arrow, whole_batches
+from gpt_pipeline.data.readers.parquet import count_parquet, open_parquet, read_parquet
+from gpt_pipeline.data.readers.records import count_records, read_records, whole_records
 from gpt_pipeline.data.readers.wanted import Wanted
+
+_LOOKED_AT = 50  # rows of a batch
 
 
 def is_parquet(name: str) -> bool:
@@ -57,3 +60,20 @@ def count_rows(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:
     if kind_of(name) == ARROW:
         return count_arrow(file, name, wanted)
     return count_records(file, name, wanted)
+
+
+def first_records(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a raw file with all their columns, for one who looks at the first few.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if is_parquet(path.name):
+        with open_parquet(path, Wanted(texts=())) as file:
+            for batch in file.iter_batches(batch_size=_LOOKED_AT):
+                yield from batch.to_pylist()
+    elif kind_of(path.name) == ARROW:
+        for batch in whole_batches(path):
+            yield from batch.slice(0, _LOOKED_AT).to_pylist()
+    else:
+        yield from whole_records(path)

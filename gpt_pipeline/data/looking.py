@@ -1,0 +1,113 @@
+"""What files of one's own seem to be: the columns that their first rows have, and the format that fits them.
+
+A guess for the one who writes an experiment file. Nothing that runs depends on it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_pipeline.data.file_kinds import TEXT, kind_of
+from gpt_pipeline.data.formats.synth_text import SYNTH_COLUMNS
+from gpt_pipeline.data.readers.rows import first_records
+from gpt_pipeline.data.sources.folder import local_files
+from gpt_pipeline.errors import DataError
+
+_ROWS = 200  # looked at
+_MOST_KINDS = 40  # different values that a column of kinds may have among them
+_LONG = 40  # characters: a kind is a word or two
+
+# Common names, the likeliest first; compared without case, blanks and underscores.
+_NAMES: Mapping[str, Sequence[str]] = {
+    "question": ("question", "query", "prompt", "instruction", "problem", "input"),
+    "answer": ("answer", "response", "output", "completion", "target", "solution"),
+    "reasoning": ("reasoning", "rationale", "workedanswer", "explanation", "thought", "chainofthought", "cot"),
+    "result": ("result", "finalanswer", "label", "expected"),
+    "text": ("text", "content", "body", "document", "article", "story", "code", "markdown"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What the files seem to be."""
+
+    files: int
+    columns: Mapping[str, str]
+    """The columns found, with what they hold: `text`, `number`, `true or false`, `list`, `object`, or `nothing`."""
+
+    format: str
+    chosen: Mapping[str, str]
+    """The keys of `data.columns` that differ from their defaults or are the format's own."""
+
+    kinds: Sequence[str]
+    """Columns that could be `data.kind`, since few values recur in them."""
+
+
+def look_at(source: str) -> Look:
+    """Return what the files at `source`, an absolute path, seem to be.
+
+    Raises:
+        ConfigError: there are no files that can be read.
+        DataError: the first file cannot be read, or holds no text.
+    """
+    folder = local_files(source, key="--data").opened()
+    first = folder.names[0]
+    if kind_of(first) == TEXT:
+        return Look(files=len(folder.names), columns={"text": "text"}, format="text", chosen={}, kinds=())
+    records = list(itertools.islice(first_records(folder.path(first)), _ROWS))
+    columns = dict(_columns_of(records))
+    format, chosen = _format_of(columns, records, folder.path(first))
+    taken = set(chosen.values())
+    kinds = [name for name in columns if name not in taken and _is_kind(records, name)] if format != "synth" else []
+    return Look(files=len(folder.names), columns=columns, format=format, chosen=chosen, kinds=kinds)
+
+
+def _columns_of(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    for name in dict.fromkeys(name for record in records for name in record):
+        values = [record[name] for record in records if record.get(name) is not None]
+        yield name, _kind(values[0]) if values else "nothing"
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    kinds = {str: "text", bytes: "text", int: "number", float: "number", list: "list", dict: "object"}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def _format_of(
+    columns: Mapping[str, str], records: Sequence[Mapping[str, Any]], path: Path
+) -> tuple[str, dict[str, str]]:
+    if set(SYNTH_COLUMNS) <= columns.keys():
+        return "synth", {}
+    texts = [name for name, kind in columns.items() if kind == "text"]
+    named = {key: found for key in _NAMES if (found := _named(key, texts)) is not None}
+    if "question" in named and "answer" not in named and "result" in named:  # a short answer alone
+        named["answer"] = named.pop("result")
+    if "question" in named and "answer" in named:
+        parts: dict[str, str] = {
+            key: named[key] for key in ("question", "reasoning", "answer", "result") if key in named
+        }
+        return "question_answer", parts
+    if not texts:
+        found = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "no rows"
+        raise DataError(f"{path}: no column of text in the first {_ROWS} rows; found {found}")
+    longest = max(texts, key=lambda name: sum(len(record.get(name) or "") for record in records))
+    return "text", {"text": named.get("text", longest)}
+
+
+def _named(key: str, texts: Sequence[str]) -> str | None:
+    """Return the column whose name says that it is the `key`."""
+    plain = {name.lower().replace("_", "").replace(" ", ""): name for name in texts}
+    return next((plain[name] for name in _NAMES[key] if name in plain), None)
+
+
+def _is_kind(records: Sequence[Mapping[str, Any]], name: str) -> bool:
+    values = [record.get(name) for record in records]
+    different = {value for value in values if isinstance(value, str)}
+    is_short = all(len(value) <= _LONG for value in different)
+    return is_short and 1 < len(different) <= min(_MOST_KINDS, len(values) // 2)

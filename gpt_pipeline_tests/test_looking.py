@@ -1,0 +1,75 @@
+"""What files of one's own are guessed to be, and the experiment file that is written for them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gpt_pipeline.data.looking import look_at
+from gpt_pipeline.errors import ConfigError, DataError
+from gpt_pipeline.experiment.new import write_new_experiment
+from gpt_pipeline_tests.synth_rows import rows, write_synth
+
+PAGES = [{"path": f"p{n}", "area": "ab"[n % 2], "page": f"A long enough page number {n}.", "n": n} for n in range(20)]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    (tmp_path / "own").mkdir()
+    return tmp_path / "own"
+
+
+def test_look_at_texts_takes_the_longest_column_unless_a_name_says_more(own: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(PAGES), own / "a.parquet")
+    look = look_at(str(own))
+    assert (look.format, look.chosen, look.kinds) == ("text", {"text": "page"}, ["area"])
+    assert look.columns == {"path": "text", "area": "text", "page": "text", "n": "number"}
+    pq.write_table(pa.Table.from_pylist([{**page, "Body": "short"} for page in PAGES]), own / "a.parquet")
+    assert look_at(str(own)).chosen == {"text": "Body"}
+
+
+def test_look_at_questions_finds_their_parts_by_name(own: Path) -> None:
+    with (own / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["Question", "Worked answer", "Result"], ["How many?", "Two and two.", "4"]])
+    look = look_at(str(own / "a.csv"))
+    assert look.format == "question_answer"
+    assert look.chosen == {"question": "Question", "reasoning": "Worked answer", "answer": "Result"}
+
+
+def test_look_at_synth_and_plain_text_needs_no_columns(own: Path) -> None:
+    write_synth(own / "synth_001.parquet", rows(5))
+    assert (look_at(str(own)).format, look_at(str(own)).chosen) == ("synth", {})
+    (own / "a.txt").write_text("Some text.", encoding="utf-8")
+    assert (look_at(str(own / "a.txt")).format, look_at(str(own / "a.txt")).chosen) == ("text", {})
+
+
+def test_look_at_files_without_text_says_what_they_have(own: Path) -> None:
+    (own / "a.jsonl").write_text('{"messages": [1], "n": 2}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.jsonl: no column of text .*; found messages \(list\), n \(number\)"):
+        look_at(str(own))
+
+
+def test_new_experiment_with_data_names_it_as_the_file_sees_it(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own / "a.jsonl").write_text("".join(json.dumps(page) + "\n" for page in PAGES), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    data = write_new_experiment(tmp_path / "experiments" / "mine.yaml", recipe="cpu", data="own").config.data
+    assert (data.source, data.format, data.columns.text, data.num_samples) == ("../own", "text", "page", "all")
+    absolute = write_new_experiment(tmp_path / "experiments" / "other.yaml", data=str(own / "*.jsonl"), num_samples=7)
+    assert (absolute.config.data.source, absolute.config.data.num_samples) == (str(own / "*.jsonl"), 7)
+    hub = write_new_experiment(tmp_path / "experiments" / "hub.yaml", data="owner/name")
+    assert hub.config.data.source == "owner/name"
+
+
+def test_new_experiment_with_data_that_is_nothing_writes_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"found 'gone', need .* a path such as \./gone"):
+        write_new_experiment(tmp_path / "mine.yaml", data="gone")
+    with pytest.raises(ConfigError, match=r"--data: .*need a folder, a file or a pattern that exists"):
+        write_new_experiment(tmp_path / "mine.yaml", data="./gone")
+    assert not (tmp_path / "mine.yaml").exists()
