@@ -110,5 +110,5 @@ def test_benchmark_command_prints_scores_and_unknown_tasks_name_the_nearest(copy
 @pytest.mark.skipif(INSTALLED, reason="the extra `benchmarks` is installed")
 def test_benchmark_without_the_extra_says_what_to_install(finished: TinyProject) -> None:
     of = finished.experiment("tiny")
-    with pytest.raises(UserError, match=r"gpt-pipeline\[benchmarks\]"):
+    with pytest.raises(UserError, match=r"-e '\.\[benchmarks\]'"):
         benchmark_checkpoint(of, of.folder.checkpoints / BEST_NAME, BenchmarkRequest(tasks=["x"]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,28 @@ def test_init_without_a_gpu_points_to_a_recipe_that_fits(
     monkeypatch.setattr("gpt_pipeline.doctor.software.find_nvidia", lambda: nvidia)
     code, text = said(capsys, "init", "mine.yaml", *arguments)
     assert (code, "--recipe cpu" in text) == (0, hint)
+
+
+_FIRST_WORD = """
+import sys
+from gpt_pipeline.cli import experiments
+from gpt_pipeline.cli.main import command
+
+def first(text):
+    print([name for name in ("dagster", "mlflow", "torch") if name in sys.modules], text)
+    sys.exit()
+
+experiments.say = first
+command.main(sys.argv[1:], standalone_mode=False)
+"""
+
+
+@pytest.mark.parametrize("verb", ["run", "evaluate"])
+def test_first_word_comes_before_the_large_libraries_are_imported(project: TinyProject, verb: str) -> None:
+    file = project.write_experiment("tiny")
+    command = [sys.executable, "-c", _FIRST_WORD, verb, str(file)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False, cwd=project.root)
+    assert said.stdout == "[] tiny: loading Dagster ...\n", said.stderr
 
 
 def test_init_below_a_file_says_what_is_in_the_way(project: TinyProject, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,7 +111,10 @@ def _say_what_suits_a_cpu(experiment: Experiment) -> None:
 @click.command()
 @EXPERIMENT
 def validate(experiment: Path) -> None:
-    """Check an experiment file."""
+    """Check an experiment file.
+
+    Its keys and values, and whether this machine can use its folder. Nothing is made or measured; see `plan`.
+    """
     from gpt_pipeline.experiment.discover import load_alone
     from gpt_pipeline.experiment.start_from import StartNotReadyError
     from gpt_pipeline.experiment.training import find_start

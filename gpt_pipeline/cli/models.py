@@ -144,7 +144,7 @@ def benchmark(
 ) -> None:
     """Score a checkpoint on public benchmarks.
 
-    It needs the extra: pip install 'gpt-pipeline[benchmarks]'.
+    It needs an extra; in the project's clone: pip install -c constraints.txt -e '.[benchmarks]'.
     """
     from gpt_pipeline.checkpoints.choose import choose_checkpoint
     from gpt_pipeline.exchange.benchmark import BenchmarkRequest, benchmark_checkpoint

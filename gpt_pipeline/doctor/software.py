@@ -73,7 +73,9 @@ def misfit(requirement: Requirement) -> str | None:
 
 
 def _install() -> str:
-    return f"{sys.executable} -m pip install --upgrade {DISTRIBUTION}; in a clone: pip install -c constraints.txt -e ."
+    return (
+        f"in the project's clone: {sys.executable} -m pip install -c constraints.txt -e . (or install its wheel again)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,7 +107,8 @@ def _harness_version() -> str:
         return importlib.metadata.version("lm_eval")
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
-            "benchmarks need lm-evaluation-harness, which is not installed; run: pip install 'gpt-pipeline[benchmarks]'"
+            "benchmarks need lm-evaluation-harness, which is not installed; in the project's clone run: "
+            "pip install -c constraints.txt -e '.[benchmarks]'"
         ) from None
 
 

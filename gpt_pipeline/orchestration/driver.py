@@ -56,6 +56,7 @@ from gpt_pipeline.storage.process import ProcessId
 
 _FOLLOWER = "gpt_pipeline.orchestration.follower"
 LAST_CALL, STOP = b"\0", b"s"  # orders to the follower; any other byte than the first is a signal's number, and a stop
+_QUIET_SECONDS = 2.0  # a wait that is not worth a word
 _DOCUMENTS_PER_FILE = 120_000  # of SYNTH, about
 
 
@@ -339,10 +340,12 @@ def _follower(session: Session, say: Callable[[str], None]) -> Iterator[None]:
             _send(child, LAST_CALL)
             child.wait()
     except BaseException:
-        if child.poll() is None:
-            say("waiting for the evaluation under way, if there is one")
         _send(child, STOP)
-        child.wait()
+        try:
+            child.wait(_QUIET_SECONDS)
+        except subprocess.TimeoutExpired:
+            say("waiting for the evaluation under way, if there is one")
+            child.wait()
         raise
     finally:
         assert child.stdin is not None
