@@ -2,10 +2,16 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.training_log import LogSender
+from gpt_pipeline.orchestration.training_step import MlflowLink
+from gpt_pipeline.storage.atomic import write_json
+from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.tracking.training_run import SENT_NAME
 
 
 def _wait_for(condition: object) -> None:
@@ -60,3 +66,16 @@ def test_log_sender_lets_the_blocks_own_error_through() -> None:
     with pytest.raises(KeyboardInterrupt), LogSender(lambda: sent.append(1), say=lambda text: None):
         raise KeyboardInterrupt
     assert sent == [1]
+
+
+def test_mlflow_link_is_said_once_as_soon_as_mlflow_has_the_training(tmp_path: Path) -> None:
+    folder, said = ExperimentFolder(root=tmp_path / "tiny"), list[str]()
+    link = MlflowLink(folder, MlflowTracking(tracking_uri="http://there:5000"), say=said.append)
+    link.tell()
+    assert said == []
+    folder.root.mkdir(parents=True)
+    write_json(folder.root / SENT_NAME, {"store": "s", "run_id": "r", "fingerprint": "f", "experiment_id": "7"})
+    link.tell()
+    link.tell()
+    (text,) = said
+    assert "http://there:5000/#/experiments/7/runs" in text

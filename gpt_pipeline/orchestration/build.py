@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.start_from import base_file
@@ -38,7 +39,7 @@ def build_definitions(project: Project) -> dg.Definitions:
     experiments = [entry.experiment for entry in found if entry.experiment is not None]
     groups = keys.data_groups(experiments)
     owners = {groups[experiment.name]: experiment for experiment in reversed(experiments)}
-    bases = _bases(experiments)
+    shown, bases = keys.short_names(owners), _bases(experiments)
     comparison = comparison_definitions(experiments)
     automation = [
         _automation(experiment, _stages(experiment, groups, bases), groups[experiment.name], project.tracking_uri)
@@ -46,7 +47,11 @@ def build_definitions(project: Project) -> dg.Definitions:
     ]
     return dg.Definitions(
         assets=[
-            *(asset for group, experiment in owners.items() for asset in data_assets(group, experiment)),
+            *(
+                asset
+                for group, experiment in owners.items()
+                for asset in data_assets(group, experiment, shown=shown[group])
+            ),
             *(
                 asset
                 for experiment in experiments
@@ -77,10 +82,14 @@ def _bases(experiments: Sequence[Experiment]) -> Mapping[str, Experiment]:
     return {name: by_file[file] for name, file in found.items() if file in by_file}
 
 
+def _data(experiment: Experiment, group: str) -> dg.AssetSelection:
+    return dg.AssetSelection.assets(*(dg.AssetKey([group, name]) for name in stage_names(experiment.data).all))
+
+
 def _stages(experiment: Experiment, groups: Mapping[str, str], bases: Mapping[str, Experiment]) -> dg.AssetSelection:
     """Return data and training of the experiment, and before them those of the experiments that it starts from."""
     training = dg.AssetSelection.assets(keys.asset_key(experiment, "training"))
-    stages = dg.AssetSelection.groups(groups[experiment.name]) | training
+    stages = _data(experiment, groups[experiment.name]) | training
     base = bases.get(experiment.name)
     return stages if base is None else stages | _stages(base, groups, bases)
 
@@ -109,7 +118,7 @@ def _automation(experiment: Experiment, stages: dg.AssetSelection, group: str, t
 
     # Without the report: beside evaluations that do not exist yet, the UI would warn that it may fail. The sensor
     # requests it when the evaluations are done.
-    data = job(keys.data_job(experiment), dg.AssetSelection.groups(group), "the data alone, one step a source file.")
+    data = job(keys.data_job(experiment), _data(experiment, group), "the data alone, one step a source file.")
     run = job(keys.run_job(experiment), stages, "data and training; evaluations and report follow by the sensor.")
     evaluate = job(keys.evaluate_job(experiment), dg.AssetSelection.assets(evaluation), "evaluate one checkpoint.")
     write = job(keys.report_job(experiment), dg.AssetSelection.assets(report), "write the report anew.")

@@ -12,6 +12,9 @@ from gpt_pipeline.orchestration.attributes import code_references
 from gpt_pipeline.orchestration.parted_asset import parted_asset
 from gpt_pipeline.shown import in_markdown
 
+_HOW = (
+    "*Materialize all* of the job `run_<experiment>` makes data and training; of `data_<experiment>`, the data alone."
+)
 _ABOUT_DOCUMENTS = {
     "synth": "{amount} different English documents with a query and an answer, one text each.",
     "text": "{amount} different documents, one text each.",
@@ -19,8 +22,11 @@ _ABOUT_DOCUMENTS = {
 }
 
 
-def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinition]:
-    """Return the assets of raw files, documents and token shards for the documents that `experiment` names."""
+def data_assets(group: str, experiment: Experiment, *, shown: str) -> Sequence[dg.AssetsDefinition]:
+    """Return the assets of raw files, documents and token shards for the documents that `experiment` names.
+
+    Their keys begin with `group`; the pages call the group `shown`.
+    """
     data, folder = experiment.data, experiment.data_folder
     raw_key, documents_key, shards_key = (dg.AssetKey([group, name]) for name in stage_names(data).all)
 
@@ -44,32 +50,32 @@ def data_assets(group: str, experiment: Experiment) -> Sequence[dg.AssetsDefinit
         parted_asset(
             raw,
             key=raw_key,
-            group=group,
+            group=shown,
             upstream=None,
             part="check_file",
             kinds={"parquet"},
             metadata=code_references(stage_names(data).raw),
-            description=f"The files of {in_markdown(data.origin)} that hold {_amount(data)} documents.",
+            description=f"The files of {in_markdown(data.origin)} that hold {_amount(data)} documents. {_HOW}",
         ),
         parted_asset(
             documents,
             key=documents_key,
-            group=group,
+            group=shown,
             upstream=raw_key,
             part="filter_file",
             kinds={"parquet"},
             metadata=code_references(stage_names(data).documents),
-            description=_ABOUT_DOCUMENTS[data.format].format(amount=_amount(data).capitalize()),
+            description=f"{_ABOUT_DOCUMENTS[data.format].format(amount=_amount(data).capitalize())} {_HOW}",
         ),
         parted_asset(
             shards,
             key=shards_key,
-            group=group,
+            group=shown,
             upstream=documents_key,
             part="tokenize_file",
             kinds={"numpy"},
             metadata=code_references("token_shards"),
-            description="The documents' GPT-2 tokens as uint16 shards, split into training and validation.",
+            description=f"The documents' GPT-2 tokens as uint16 shards, split into training and validation. {_HOW}",
         ),
     ]
 

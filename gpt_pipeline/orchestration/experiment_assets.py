@@ -65,7 +65,9 @@ def _training(experiment: Experiment, shards: dg.AssetKey, base: Experiment | No
             )
         },
         description=f"{_name(experiment)}: the model, trained to its last step by a process of its own. "
-        "*Terminate* its run to stop: a checkpoint is saved; materialize again to continue from it.",
+        f"To make it with all that it needs, press *Materialize all* of the job `{keys.run_job(experiment)}`: of this "
+        "group or of the whole graph, that button would also ask for checkpoints and evaluations, which follow by "
+        "themselves. *Terminate* its run to stop: a checkpoint is saved; materialize again to continue from it.",
     )
     def training(context: dg.AssetExecutionContext, mlflow: dg.ResourceParam[MlflowTracking]) -> dg.MaterializeResult:
         from gpt_pipeline.orchestration.training_step import train_experiment

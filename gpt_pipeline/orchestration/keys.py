@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ TRAINING_POOL = "training"
 EVALUATION_POOL = "evaluation"
 EXPERIMENT_TAG = "gpt_pipeline/experiment"
 STAGE_TAG = "gpt_pipeline/stage"
+_DIGEST = re.compile(r"_[0-9a-f]{6}$")  # of `data_group`
 EVALUATION_TAG = ".dagster/gpt_pipeline_evaluation"
 """Bears an evaluation's fingerprint. Dagster's pages hide what begins with `.dagster/`: it says nothing to a person."""
 
@@ -56,6 +59,16 @@ def data_groups(experiments: Sequence[Experiment]) -> Mapping[str, str]:
             group = f"{group}_{experiment.name}"
         groups[experiment.name] = group
     return groups
+
+
+def short_names(groups: Iterable[str]) -> Mapping[str, str]:
+    """Return under which name the pages show each data group: without its digest where that leaves it unique.
+
+    The group itself stays as it is in the assets' keys, under which their histories are found.
+    """
+    shown = {group: _DIGEST.sub("", group) for group in groups}
+    counts = Counter(shown.values())
+    return {group: name if counts[name] == 1 else group for group, name in shown.items()}
 
 
 def asset_key(experiment: Experiment, name: str) -> dg.AssetKey:

@@ -57,7 +57,7 @@ def parted_asset(
         owners=OWNERS,
         tags=stage_tags(key.path[-1]),
         metadata=metadata,
-        code_version=group,
+        code_version=key.path[0],
         description=description,
     )
     return decorate(later_stage if upstream else first_stage)

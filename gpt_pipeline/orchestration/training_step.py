@@ -24,8 +24,10 @@ from gpt_pipeline.orchestration.stages import finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR, train_in_child
 from gpt_pipeline.orchestration.training_log import LogSender, catch_up, send_log
+from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import StageResult
-from gpt_pipeline.tracking.training_run import logged_run
+from gpt_pipeline.tracking.addresses import runs_page
+from gpt_pipeline.tracking.training_run import logged_run, mlflow_experiment_id
 from gpt_pipeline.training.decision import find_finished_work
 from gpt_pipeline.training.finished import FinishedTraining, find_finished_training
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
@@ -46,7 +48,7 @@ def train_experiment(
     finished = find_finished_work(job)
     reused = finished is not None
     if finished is None:
-        finished = _train(context, experiment, job, mlflow.tracking_uri)
+        finished = _train(context, experiment, job, mlflow)
     else:
         catch_up(experiment, mlflow.tracking_uri, say=context.log.warning)
         context.log.info(f"Nothing to do: the training in {job.folder.root} reached its last step, {finished.step}.")
@@ -62,15 +64,18 @@ def train_experiment(
 
 
 def _train(
-    context: dg.AssetExecutionContext, experiment: Experiment, job: TrainingJob, tracking_uri: str
+    context: dg.AssetExecutionContext, experiment: Experiment, job: TrainingJob, mlflow: MlflowTracking
 ) -> FinishedTraining:
     folder = job.folder
     job.write(folder.job)
     reporter = TrainerReporter(context, experiment)
-    with LogSender(lambda: send_log(experiment, tracking_uri), say=context.log.warning) as sender:
+    link = MlflowLink(folder, mlflow, say=context.log.info)
+    link.tell()
+    with LogSender(lambda: send_log(experiment, mlflow.tracking_uri), say=context.log.warning) as sender:
 
         def receive(message: Mapping[str, Any]) -> None:
             sender.tell()
+            link.tell()
             reporter.receive(message)
 
         try:
@@ -127,6 +132,22 @@ def _write_runtime(context: dg.AssetExecutionContext, experiment: Experiment, sh
         raise
     except UserError as error:  # a read-only file, say: its block is for reading, the training does without
         context.log.warning(str(error))
+
+
+class MlflowLink:
+    """Says once where MLflow shows the training while it runs: as soon as MLflow has given it a number."""
+
+    def __init__(self, folder: ExperimentFolder, mlflow: MlflowTracking, *, say: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._mlflow = mlflow
+        self._say = say
+        self._told = False
+
+    def tell(self) -> None:
+        """Say it, if it was not said and the number is known."""
+        if not self._told and (number := mlflow_experiment_id(self._folder)) is not None:
+            self._say(f"Its losses, live in MLflow: {runs_page(self._mlflow.pages, [number])}")
+            self._told = True
 
 
 class TrainerReporter:
