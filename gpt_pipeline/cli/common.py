@@ -126,13 +126,16 @@ def show(result: Result_contra, form: Shown[Result_contra], *, as_json: bool) ->
 
 
 def tell_outcome(project: Project, experiment: Experiment, *, here: Path) -> None:
-    """Print what the experiment came to, and, relative to `here`, how to open the pages of Dagster and MLflow."""
+    """Print what the experiment came to, and, relative to `here`, where the web pages are or how to open them."""
     from rich.console import Console
 
+    from gpt_pipeline.progress.at_work import pages_address
     from gpt_pipeline.progress.outcome import outcome_sheet
     from gpt_pipeline.sheet import print_sheets
 
     command = [as_typed(Path(sys.executable).parent / "gpt-pipeline", here), "ui"]
     if project.experiments != here / "experiments":
         command.append(as_typed(project.experiments, here))
-    print_sheets([outcome_sheet(experiment, pages=" ".join(command))], Console(highlight=False))
+    print_sheets(
+        [outcome_sheet(experiment, pages=pages_address(project) or " ".join(command))], Console(highlight=False)
+    )

@@ -17,7 +17,7 @@ from gpt_pipeline.training.finished import read_finished_training
 def outcome_sheet(experiment: Experiment, *, pages: str) -> Sheet:
     """Return the training, the last and the best checkpoint by its evaluations, the report, and how to open the pages.
 
-    `pages` is the command that opens them.
+    `pages` is their address, or the command that opens them.
     """
     results = comparable_results(experiment)
     rows: list[Line] = [(("training", "dim"), _training_text(experiment))]

@@ -104,6 +104,7 @@ def lines(title: str, meter: Meter, *, say: Say, clock: Callable[[], float] = ti
 
 @contextmanager
 def _row(title: str, meter: Meter, stream: TextIO) -> Iterator[Observer]:
+    title = f"downloading {title}"
     with drawn(stream, meter.row(title)) as row:
 
         def observe(name: str, here: int) -> None:
