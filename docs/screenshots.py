@@ -74,6 +74,7 @@ def _take_while_running(page: Page, pages: DagsterPages, project: TinyProject, r
     _take(page, "lineage", page.get_by_text("token_shards").first)
     wait(lambda: len(read_evaluations(folder.evaluations)) > 2, seconds=_PATIENCE_SECONDS, what="the third evaluation")
     pages.open("/start")
+    page.locator("header code").evaluate("(each) => { each.textContent = '/home/me/gpt_pipeline/experiments' }")
     _take(page, "start", page.locator("#demo-answers"))
 
 

@@ -22,6 +22,11 @@ START_PATH = "/start"
 """Of the page to start from, on the server of Dagster's pages, none of which has this path."""
 
 
+def report_page(key: str) -> str:
+    """Return the path of an experiment's report on the server of Dagster's pages."""
+    return f"{START_PATH}/report/{key}"
+
+
 _MAX_TEMPORARY = 104 - len("/pymp-12345678/listener-12345678") - 1
 """Bytes: a socket's path has 104 on macOS (108 on Linux) with the zero behind it, and multiprocessing names its so."""
 

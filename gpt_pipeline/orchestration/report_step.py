@@ -12,6 +12,7 @@ from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress.report import note_report, report_fingerprint, report_shows
 from gpt_pipeline.progress.training import experiment_training
+from gpt_pipeline.project import report_page
 from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.training.decision import MARKER_NAME
 
@@ -47,8 +48,9 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
     curve = loss_curve_svg(read_metrics(folder.metrics))
     return dg.MaterializeResult(
         metadata={
-            # No link: a browser opens no file from a page of a server. The path can be copied.
             "report": dg.MetadataValue.path(str(folder.report)),
+            # On the server of these pages, as `gpt-pipeline ui` starts it: a browser opens no file from a page.
+            "report_page": dg.MetadataValue.url(report_page(experiment.name)),
             "checkpoints": dg.MetadataValue.md(checkpoints_as_markdown(folder)),
             "loss_curve": dg.MetadataValue.md(picture_markdown("loss against step", curve)),
             "evaluations": len(read_evaluations(folder.evaluations)),

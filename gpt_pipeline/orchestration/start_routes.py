@@ -16,7 +16,7 @@ from gpt_pipeline.orchestration.comparison_step import COMPARISON
 from gpt_pipeline.orchestration.history import DEFINITIONS
 from gpt_pipeline.orchestration.newest_runs import NewestRuns
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
-from gpt_pipeline.project import START_PATH, Project
+from gpt_pipeline.project import START_PATH, Project, report_page
 from gpt_pipeline.start_page.card import Addresses
 from gpt_pipeline.start_page.page import STATIC, read_static, render_cards, render_page
 from gpt_pipeline.start_page.watch import Watch
@@ -60,7 +60,7 @@ def start_routes(project: Project, instance: dg.DagsterInstance) -> Sequence[Rou
         Route(START_PATH, page),
         Route(f"{START_PATH}/experiments", news),
         *map(static, STATIC),
-        Route(f"{START_PATH}/report/{{key}}", report),
+        Route(report_page("{key}"), report),
     ]
 
 
@@ -74,7 +74,7 @@ def addresses(project: Project) -> Addresses:
         comparison=f"/assets/{COMPARISON.path[0]}",
         job=lambda experiment: f"/locations/{DEFINITIONS}/jobs/{keys.run_job(experiment)}",
         mlflow_runs=partial(runs_page, mlflow),
-        report=lambda name: f"{START_PATH}/report/{name}",
+        report=report_page,
     )
 
 
