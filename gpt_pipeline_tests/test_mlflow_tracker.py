@@ -25,7 +25,15 @@ from gpt_pipeline.tracking.mlflow_tracker import (
     TABLE_FILE,
     log_evaluation,
 )
-from gpt_pipeline.tracking.store import LoggedRun, TrackingError, default_tracking_uri, flatten, open_client
+from gpt_pipeline.tracking.store import (
+    LoggedRun,
+    TrackingError,
+    default_tracking_uri,
+    flatten,
+    open_client,
+    open_store,
+)
+from gpt_pipeline.tracking.training_run import FINGERPRINT_TAG as TRAINING_TAG
 
 PARAMETERS = {"training": {"learning_rate": 3e-4, "max_steps": None}, "data": {"num_samples": 100}}
 ANSWER = {
@@ -144,6 +152,52 @@ def test_log_evaluation_again_changes_nothing(tmp_path: Path, store: Path) -> No
     assert again == dataclasses.replace(first, new=False)
     assert len(runs(store)) == 1
     assert metric_rows(store) == rows
+
+
+def _training_run(store: Path, experiment_name: str = "My GPT") -> str:
+    """Make the run of the training that `make_result` belongs to; return its id."""
+    with open_store(
+        default_tracking_uri(store), experiment_name=experiment_name, what="", remedy="", lock=store / "lock"
+    ) as opened:
+        tag, value = TRAINING_TAG, "c" * 64
+        return str(opened.run(tag=tag, value=value, name="training", started_at=None, tags={}).info.run_id)
+
+
+def _series(store: Path, run_id: str, key: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in client(store).get_metric_history(run_id, f"eval/{key}")]
+
+
+def test_log_evaluation_adds_a_point_to_the_series_of_its_training_once(tmp_path: Path, store: Path) -> None:
+    run_id = _training_run(store)
+    early = make_result(tmp_path, step=10, fingerprint="1" * 64)  # as an earlier version left it: in no series
+    late = make_result(tmp_path, step=20, fingerprint="2" * 64)
+    for result in (late, late, early):
+        log(result, store)
+    low = pytest.approx(0.2065, abs=1e-4)  # of one right answer of one
+    assert _series(store, run_id, "val_loss") == [(10, 3.25), (20, 3.25)]
+    assert _series(store, run_id, "correct_low") == [(10, low), (20, low)]
+
+
+def test_log_evaluation_of_a_step_again_leaves_the_series_alone(tmp_path: Path, store: Path) -> None:
+    run_id = _training_run(store)
+    log(make_result(tmp_path, step=10, fingerprint="1" * 64), store)
+    again = make_result(tmp_path, step=10, fingerprint="2" * 64)
+    again = dataclasses.replace(again, metrics={"val_loss": 9.0}, created_at="2026-11-01T12:00:00Z")
+    write_evaluation(again)
+    log(again, store)
+    assert _series(store, run_id, "val_loss") == [(10, 3.25)]
+
+
+def test_log_evaluation_of_other_questions_adds_only_losses_to_the_series(tmp_path: Path, store: Path) -> None:
+    run_id = _training_run(store)
+    log(make_result(tmp_path, step=10, fingerprint="1" * 64), store)
+    other = dataclasses.replace(make_result(tmp_path, step=20, fingerprint="2" * 64), config={"num_questions": 5})
+    other_data = dataclasses.replace(make_result(tmp_path, step=30, fingerprint="3" * 64), upstream={"shards": "x"})
+    for result in (other, other_data):
+        write_evaluation(result)
+    log(other, store)
+    assert _series(store, run_id, "val_loss") == [(10, 3.25), (20, 3.25)]
+    assert _series(store, run_id, "well_formed") == [(10, 1.0)]
 
 
 @pytest.mark.parametrize("reached", ["log_batch", "log_text", "set_terminated"])

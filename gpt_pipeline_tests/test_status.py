@@ -178,7 +178,7 @@ def test_report_and_comparison_of_a_training_in_any_state_say_what_status_says(
         project.write_experiment("tiny", learning_rate=0.005)
     experiment = project.experiment("tiny")
     with folder_lock(root, purpose="training") if state == "running" else nullcontext():
-        write_report(dg.build_asset_context(), experiment, force=True)
+        write_report(dg.build_asset_context(), experiment, tracking_uri="sqlite:///none.db", force=True)
         training = experiment_status(experiment).training
         compared = compare_experiments([experiment]).standings[0].status
     page = experiment.folder.report.read_text(encoding="utf-8")

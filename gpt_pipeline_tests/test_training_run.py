@@ -21,6 +21,7 @@ from gpt_pipeline.tracking.training_run import (
     SENT_NAME,
     earlier_logs_are_pending,
     log_earlier_trainings,
+    log_report,
     log_training,
     logged_run,
     sent_runs,
@@ -63,6 +64,32 @@ def _log(job: TrainingJob, store: Path, **changes: Any) -> LoggedRun | None:
         **changes,
     }
     return log_training(job.folder, **settings)
+
+
+def test_log_training_describes_the_run_and_keeps_file_and_report(
+    finished: TrainingJob, store: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("experiment_name: x\n", encoding="utf-8")
+    where = {"tracking_uri": default_tracking_uri(store), "experiment_name": "My GPT"}
+    finished.folder.report.write_text("<!doctype html>", encoding="utf-8")
+    log_report(finished.folder, fingerprint=finished.fingerprint, **where)  # without a run there is nothing to do
+    logged = _log(finished, store, experiment_file=file)
+    assert logged is not None
+    file.write_text("changed", encoding="utf-8")  # for the next training
+    _log(finished, store, experiment_file=file)
+    log_report(finished.folder, fingerprint=finished.fingerprint, **where)
+    client = open_client(default_tracking_uri(store))
+    run = client.get_run(logged.run_id)
+    assert "| eval/val_loss | nats per token |" in run.data.tags["mlflow.note.content"]
+    assert "| eval/val_loss |" in client.get_experiment(logged.experiment_id).tags["mlflow.note.content"]
+    kept = Path(client.download_artifacts(logged.run_id, "", str(tmp_path)))
+    assert (kept / "experiment.yaml").read_text() == "experiment_name: x\n"
+    assert (kept / "report.html").read_text() == "<!doctype html>"
+    client.set_experiment_tag(logged.experiment_id, "mlflow.note.content", "my own")
+    finished.folder.root.joinpath(SENT_NAME).unlink()
+    _log(finished, store)
+    assert client.get_experiment(logged.experiment_id).tags["mlflow.note.content"] == "my own"
 
 
 def _log_earlier(job: TrainingJob, store: Path) -> None:

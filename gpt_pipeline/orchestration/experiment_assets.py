@@ -132,10 +132,11 @@ def _report(
         description=f"{_name(experiment)}: one self-contained page with curves, checkpoints and answers. "
         "Written again by the sensor when there is something new.",
     )
-    def report(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    def report(context: dg.AssetExecutionContext, mlflow: dg.ResourceParam[MlflowTracking]) -> dg.MaterializeResult:
         from gpt_pipeline.orchestration.report_step import write_report
 
         with explained():
-            return write_report(context, experiment, force=context.op_execution_context.op_config["force"])
+            force = context.op_execution_context.op_config["force"]
+            return write_report(context, experiment, tracking_uri=mlflow.tracking_uri, force=force)
 
     return report

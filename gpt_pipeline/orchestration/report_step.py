@@ -10,17 +10,21 @@ import dagster as dg
 from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.progress.report import note_report, report_fingerprint, report_shows
 from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.project import report_page
 from gpt_pipeline.storage.atomic import read_json
+from gpt_pipeline.tracking.store import TrackingError
 from gpt_pipeline.training.decision import MARKER_NAME
 
 if TYPE_CHECKING:
     from gpt_pipeline.report.build import OtherExperiment
 
 
-def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, force: bool) -> dg.MaterializeResult:
+def write_report(
+    context: dg.AssetExecutionContext, experiment: Experiment, *, tracking_uri: str, force: bool
+) -> dg.MaterializeResult:
     """Write the experiment's report, or find it up to date; return what the UI shows of it."""
     from gpt_pipeline.orchestration.metadata import picture_markdown
     from gpt_pipeline.report.build import TrainingStatus, build_report
@@ -45,6 +49,7 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
             other=_newest_other(experiment),
         )
         note_report(folder.root, identity)
+        _send(context, experiment, tracking_uri)
     curve = loss_curve_svg(read_metrics(folder.metrics))
     return dg.MaterializeResult(
         metadata={
@@ -58,6 +63,24 @@ def write_report(context: dg.AssetExecutionContext, experiment: Experiment, *, f
         },
         data_version=dg.DataVersion(identity),
     )
+
+
+def _send(context: dg.AssetExecutionContext, experiment: Experiment, tracking_uri: str) -> None:
+    """Keep the page with the training's run in MLflow; an MLflow that fails is only mentioned."""
+    from gpt_pipeline.tracking.training_run import log_report
+
+    fingerprint = wanted_fingerprint(experiment)
+    if fingerprint is None:
+        return
+    try:
+        log_report(
+            experiment.folder,
+            fingerprint=fingerprint,
+            tracking_uri=tracking_uri,
+            experiment_name=experiment.display_name,
+        )
+    except TrackingError as error:
+        context.log.warning(str(error))
 
 
 def _in_project(experiment: Experiment) -> str:

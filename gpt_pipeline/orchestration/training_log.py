@@ -43,7 +43,9 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
     fingerprint = wanted_fingerprint(experiment)
     if shards is None or fingerprint is None:
         return
-    tags = {"experiment_file": experiment.file.name}
+    start = experiment.config.start_from
+    tags = {"experiment_file": experiment.file.name, "project": experiment.file.parent.parent.name}
+    tags |= {} if start is None else {"starts_from": start.text}
     log_training(
         experiment.folder,
         fingerprint=fingerprint,
@@ -52,13 +54,14 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
         parameters=experiment.config.as_values(),
         tags={**tags, "shards_fingerprint": shards.fingerprint},
         draw_losses=_draw_losses,
+        experiment_file=experiment.file,
     )
     log_earlier_trainings(
         experiment.folder,
         fingerprint=fingerprint,
         tracking_uri=tracking_uri,
         experiment_name=experiment.display_name,
-        tags=tags,
+        tags={"experiment_file": experiment.file.name},
         draw_losses=_draw_losses,
     )
 

@@ -14,8 +14,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult
+from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.tracking.evaluation_series import send_series
 from gpt_pipeline.tracking.store import MAX_RUNS, LoggedRun, OpenStore, milliseconds, missing_parameters, open_store
 from gpt_pipeline.tracking.tables import answers_as_markdown, answers_as_table
+from gpt_pipeline.tracking.training_run import FINGERPRINT_TAG as TRAINING_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -63,6 +66,9 @@ def log_evaluation(
         new = run.info.status != "FINISHED"
         if new:
             _complete_run(store, run, result, parameters)
+        training = str(result.checkpoint["training_fingerprint"])
+        if (run_of_training := store.find(tag=TRAINING_TAG, value=training)) is not None:
+            send_series(store, run_of_training, ExperimentFolder(root=result.path.parent.parent), training)
         if best_weights is not None:
             _move_alias(store, result, best_weights)
         return LoggedRun(run_id=run.info.run_id, experiment_id=store.experiment_id, new=new)

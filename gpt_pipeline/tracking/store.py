@@ -21,6 +21,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.storage.atomic import fsync_file, fsync_folder
 from gpt_pipeline.storage.lock import hold_lock
 from gpt_pipeline.storage.names import folder_name
+from gpt_pipeline.tracking.descriptions import NOTE_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Param, Run
@@ -63,12 +64,21 @@ class OpenStore:
 
     def run(self, *, tag: str, value: str, name: str, started_at: str | None, tags: Mapping[str, str]) -> Run:
         """Return the run whose `tag` is `value`, the same one each time; create it if there is none."""
-        runs = self.client.search_runs([self.experiment_id], filter_string=f"tags.`{tag}` = '{value}'")
-        if runs:
-            return min(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+        if (found := self.find(tag=tag, value=value)) is not None:
+            return found
         started = None if started_at is None else milliseconds(started_at)
         own = {tag: value, **{key: shortened(text) for key, text in tags.items()}}
         return self.client.create_run(self.experiment_id, start_time=started, tags=own, run_name=name)
+
+    def find(self, *, tag: str, value: str) -> Run | None:
+        """Return the run whose `tag` is `value`, the same one each time; None if there is none."""
+        runs = self.client.search_runs([self.experiment_id], filter_string=f"tags.`{tag}` = '{value}'")
+        return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+
+    def describe(self, text: str) -> None:
+        """Set the experiment's description, unless it has one: a person may have written it."""
+        if NOTE_TAG not in self.client.get_experiment(self.experiment_id).tags:
+            self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, text)
 
     def log_text(self, run: Run, text: str, name: str) -> None:
         """Keep `text` with the run, as a file of that name.

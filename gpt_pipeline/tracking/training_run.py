@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.storage.atomic import known_fields, read_kept, rewrite_json
 from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.tracking.descriptions import NOTE, NOTE_TAG
+from gpt_pipeline.tracking.evaluation_series import send_series
 from gpt_pipeline.tracking.store import LoggedRun, OpenStore, milliseconds, missing_parameters, open_store
 from gpt_pipeline.training.decision import Demand, earlier_trainings
 from gpt_pipeline.training.finished import find_finished_training, training_state
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 FINGERPRINT_TAG = "gpt_pipeline.training"
 RUN_NAME = "training"
 LOSS_FILE = "loss.svg"
+REPORT_FILE = "report.html"
+EXPERIMENT_FILE = "experiment.yaml"
 ENDED = ("FINISHED", "FAILED", "KILLED")
 
 _SENT_KINDS = ("train", "validation", "checkpoint")
@@ -96,11 +100,13 @@ def log_training(
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
     draw_losses: Callable[[Path], str],
+    experiment_file: Path | None = None,
 ) -> LoggedRun | None:
     """Send what MLflow lacks of the training with `fingerprint`; None if the folder holds none of its lines yet.
 
     `parameters` is the experiment's configuration, nested as it may be. `draw_losses` makes an SVG document of
-    `metrics.jsonl`; it is sent with each new checkpoint and at the end, not with every line.
+    `metrics.jsonl`; it is sent with each new checkpoint and at the end, not with every line. `experiment_file`
+    is kept with the run as it is then, once.
 
     Raises:
         TrackingError: MLflow cannot be reached, is busy, or refuses; what it took is recorded, the rest is kept.
@@ -121,11 +127,13 @@ def log_training(
             value=fingerprint,
             name=RUN_NAME,
             started_at=records[0]["time"] if records else None,
-            tags=tags,
+            tags={NOTE_TAG: NOTE, **tags},
         )
         sent = _sent_to(run, store, folder, fingerprint)
         if not sent.experiment_id:
             store.client.log_batch(sent.run_id, params=missing_parameters(run, parameters))
+            store.describe(NOTE)
+            send_series(store, run, folder, fingerprint)
             sent.experiment_id = store.experiment_id
         new = [record for record in records if _is_new(record, sent)]
         _send_lines(store, folder, sent, new)
@@ -136,6 +144,9 @@ def log_training(
         has_checkpoint = any(record["kind"] == "checkpoint" for record in new)
         if has_checkpoint or _status(folder, fingerprint) not in ("RUNNING", sent.status):
             store.log_text(run, draw_losses(folder.metrics), LOSS_FILE)
+            kept = {file.path for file in store.client.list_artifacts(sent.run_id)}
+            if experiment_file is not None and EXPERIMENT_FILE not in kept:
+                store.log_text(run, experiment_file.read_text(encoding="utf-8"), EXPERIMENT_FILE)
         _send_status(store, run, folder, sent)
         return LoggedRun(run_id=sent.run_id, experiment_id=sent.experiment_id, new=bool(new))
 
@@ -168,6 +179,26 @@ def log_earlier_trainings(
             tags={**tags, **({"shards_fingerprint": newest.shards_fingerprint} if newest else {})},
             draw_losses=draw_losses,
         )
+
+
+def log_report(folder: ExperimentFolder, *, fingerprint: str, tracking_uri: str, experiment_name: str) -> None:
+    """Keep the experiment's report with the training's run; nothing if the training was not sent to a run yet.
+
+    Raises:
+        TrackingError: as `log_training`.
+    """
+    if logged_run(folder, fingerprint) is None:
+        return
+    with open_store(
+        tracking_uri,
+        experiment_name=experiment_name,
+        what="the report",
+        remedy=f"it is kept in {folder.report}, and sent when it is written again",
+        lock=folder.root / ".mlflow.lock",
+        wait_seconds=_TURN_SECONDS,
+    ) as store:
+        if (run := store.find(tag=FINGERPRINT_TAG, value=fingerprint)) is not None:
+            store.log_text(run, folder.report.read_text(encoding="utf-8"), REPORT_FILE)
 
 
 def logged_run(folder: ExperimentFolder, fingerprint: str) -> LoggedRun | None:
