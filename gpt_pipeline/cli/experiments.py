@@ -172,10 +172,13 @@ def plan(experiment: Path, as_json: bool, measure: bool) -> None:
     code 1 if something would make the run fail.
     """
     from gpt_pipeline.experiment.discover import load_alone
+
+    loaded = load_alone(experiment)
+    say(f"{loaded.display_name}: loading torch ...")
     from gpt_pipeline.planning import show as form
     from gpt_pipeline.planning.plan import make_plan
 
-    made = make_plan(load_alone(experiment), measured=measure, say=say)
+    made = make_plan(loaded, measured=measure, say=say)
     show(made, form, as_json=as_json)
     if made.problems:
         sys.exit(FAILED)

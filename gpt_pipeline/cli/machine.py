@@ -81,12 +81,14 @@ def doctor(experiment: Path | None, as_json: bool, offline: bool) -> None:
     Python and libraries, torch and GPU, disk, memory, hub, ports, the stores of Dagster and MLflow; each with a remedy
     where something is wrong. Without a file: for all experiments of the project. Exit code 1 if there is a problem.
     """
-    from gpt_pipeline.doctor import show as form
-    from gpt_pipeline.doctor.examination import examine
     from gpt_pipeline.experiment.discover import load_alone
     from gpt_pipeline.project import Project
 
     loaded = None if experiment is None else load_alone(experiment.absolute())
+    say("Checking this machine ...")
+    from gpt_pipeline.doctor import show as form
+    from gpt_pipeline.doctor.examination import examine  # torch
+
     project = Project.here() if loaded is None else Project.of_experiments(loaded.file.parent)
     findings = examine(project, loaded, offline=offline, count_runs=_count_runs)
     show(findings, form, as_json=as_json)
