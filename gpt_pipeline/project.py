@@ -16,6 +16,9 @@ MLFLOW_PAGE_VARIABLE = "GPT_PIPELINE_MLFLOW_PAGE"
 """The address at which MLflow's pages are served, for links to them where the store itself has none."""
 
 DAGSTER_CONFIG = "dagster.yaml"
+OTHER_FILES = frozenset({DAGSTER_CONFIG, "workspace.yaml", "executor.yaml"})
+"""YAML files that are no experiments, where a project without `experiments/` keeps them beside its experiments."""
+
 DAGSTER_PORT = 3000
 MLFLOW_PORT = 5000
 START_PATH = "/start"
@@ -60,7 +63,8 @@ class Project:
             return cls(root=here, experiments=here / "experiments")
         root = next((root for root in (here, *here.parents) if (root / DAGSTER_CONFIG).is_file()), here)
         folder = root / "experiments"
-        beside = not folder.is_dir() and any(root.glob("*.yaml"))  # files without a folder of their own
+        files = {file.name for file in root.glob("*.yaml")} - OTHER_FILES
+        beside = not folder.is_dir() and bool(files)  # files without a folder of their own
         return cls(root=root, experiments=root if beside else folder)
 
     @property

@@ -181,6 +181,15 @@ def test_project_without_a_folder_for_experiments_has_the_files_beside_it(projec
     assert Project.here().experiments == project.root
 
 
+def test_project_with_dagsters_files_alone_keeps_its_experiments_in_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("dagster.yaml", "executor.yaml", "workspace.yaml"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert Project.here().experiments == tmp_path / "experiments"
+
+
 def test_links_of_the_documentation_lead_to_files_that_are_there() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.progress.at_work import RunAtWork
 from gpt_pipeline.progress.stages import StageProgress
 from gpt_pipeline.progress.status import NextStep, Status
 from gpt_pipeline.progress.training import TrainingProgress
@@ -22,6 +23,7 @@ from gpt_pipeline.start_page.card import Addresses, Card
 from gpt_pipeline.start_page.page import STATIC, read_static, render_cards, render_page
 from gpt_pipeline.start_page.state import NewestRun, state_of
 from gpt_pipeline.start_page.watch import Watch
+from gpt_pipeline.storage.process import ProcessId
 from gpt_pipeline.tracking.addresses import run_page, runs_page
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.servers import wait
@@ -125,6 +127,9 @@ def status(states: Sequence[str], training: str, **changes: Any) -> Status:
 
 DONE, NOTHING, PARTLY = ("finished",) * 3, ("absent",) * 3, ("finished", "partly", "absent")
 WORKING = NewestRun(state="working", page="/runs/1", process="process 8 on host")
+AT_WORK = RunAtWork(
+    run="1", job="run_tiny", experiment="tiny", process=ProcessId(host="far", pid=9, started="1"), since="2026-01-01"
+)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +141,7 @@ WORKING = NewestRun(state="working", page="/runs/1", process="process 8 on host"
         (status(PARTLY, "absent"), None, "stopped", "data"),
         (status(DONE, "absent"), None, "not begun", "data is finished"),
         (status(DONE, "absent"), WORKING, "training", "starting, by process 8 on host"),
+        (status(PARTLY, "absent", at_work=AT_WORK), None, "making data", "by process 9 on far"),
         (status(DONE, "running"), WORKING, "training", "by process 7 on host"),
         (status(DONE, "running", is_evaluating=True, evaluations_pending=1), None, "training", "by process 7 on host"),
         (status(DONE, "stopped"), dataclasses.replace(WORKING, state="canceled"), "stopped", "continues"),

@@ -10,13 +10,8 @@ from pathlib import Path
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.document import SUFFIXES
 from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.project import OTHER_FILES
 from gpt_pipeline.storage.names import slug
-
-_OTHERS = {
-    "dagster.yaml",
-    "workspace.yaml",
-    "executor.yaml",
-}  # a project without experiments/ keeps them beside its experiments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +55,7 @@ def load_alone(file: Path) -> Experiment:
 
 
 def _may_be_experiment(file: Path) -> bool:
-    return file.suffix in SUFFIXES and not file.name.startswith(".") and file.name not in _OTHERS
+    return file.suffix in SUFFIXES and not file.name.startswith(".") and file.name not in OTHER_FILES
 
 
 def _distinct(files: list[Path]) -> Iterator[ExperimentFile]:

@@ -260,9 +260,11 @@ def next_step(status: Status) -> NextStep:
     training, pending, name = status.training, status.evaluations_pending, _shown(status.file)
     assert training is not None  # only of a file that could be read
     if training.state == "running":
-        return NextStep(command=PAGES_COMMAND, why="watch it train; Ctrl+C where it runs stops it with a checkpoint")
+        return NextStep(
+            command=status.pages or PAGES_COMMAND, why="watch it train; Ctrl+C where it runs stops it with a checkpoint"
+        )
     if training.state != "finished" and status.at_work is not None:
-        return NextStep(command=status.pages or "gpt-pipeline ui", why=status.at_work.in_words)
+        return NextStep(command=status.pages or PAGES_COMMAND, why=status.at_work.in_words)
     if not status.start_is_ready:
         return NextStep(command=f"gpt-pipeline run {name}", why=f"{status.start}: that comes first")
     if training.state != "finished":
@@ -273,7 +275,7 @@ def next_step(status: Status) -> NextStep:
 def _after_training(name: str, status: Status, pending: int) -> NextStep:
     if status.is_evaluating:
         what = f"{pending} evaluation{'s are' if pending > 1 else ' is'} in progress: watch, or wait for the end"
-        return NextStep(command=PAGES_COMMAND, why=what)
+        return NextStep(command=status.pages or PAGES_COMMAND, why=what)
     if any(stage.state != "finished" for stage in status.stages):
         return NextStep(command=f"gpt-pipeline run {name}", why="makes the data again that is missing or damaged")
     if pending:

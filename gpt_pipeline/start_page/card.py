@@ -114,7 +114,7 @@ def card_of(
         answers_step=None if newest is None else newest.step,
         mlflow_id=mlflow_id,
         links=tuple(_links(experiment, status, run, mlflow_id, addresses)),
-        next=None if status.next.command == PAGES_COMMAND else status.next,
+        next=None if status.next.command in (status.pages, PAGES_COMMAND) else status.next,
     )
 
 

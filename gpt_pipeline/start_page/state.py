@@ -51,7 +51,7 @@ def state_of(status: Status, run: NewestRun | None) -> State:
     """Return the state by what lies in the experiment's folders and by its newest run."""
     training = status.training
     assert training is not None  # only of a file that could be read
-    at_work = run is not None and run.state == "working"
+    at_work = status.at_work is not None or (run is not None and run.state == "working")
     if training.state == "running":
         return State(
             word="training", detail=f"by process {training.process} on {training.host}" if training.host else ""
@@ -70,7 +70,9 @@ def state_of(status: Status, run: NewestRun | None) -> State:
 
 
 def _at_work(status: Status, run: NewestRun | None) -> State:
-    who = f"by {run.process}" if run is not None and run.process else ""
+    shown = status.at_work.process if status.at_work is not None else None
+    process = f"process {shown.pid} on {shown.host}" if shown is not None else run.process if run is not None else ""
+    who = f"by {process}" if process else ""
     unfinished = [stage for stage in status.stages if stage.state != "finished"]
     if not unfinished:
         return State(word="training", detail=", ".join(["starting", *([who] if who else [])]))
