@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 PARQUET, JSON_LINES, JSON, CSV, TSV, ARROW, TAR, TEXT = "parquet", "jsonl", "json", "csv", "tsv", "arrow", "tar", "text"
+TEXT_LIST = "text list"
+"""Written by `data.sources.text_lists`."""
 
 _KINDS = {
     ".parquet": PARQUET,
@@ -17,6 +19,7 @@ _KINDS = {
     ".tar": TAR,
     ".txt": TEXT,
     ".md": TEXT,
+    ".textlist": TEXT_LIST,
 }
 COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".bz2": "bz2"}
 

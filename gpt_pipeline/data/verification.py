@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ import numpy as np
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.raw import RawStage, files_of
 from gpt_pipeline.data.documents.stage import DocumentsStage
+from gpt_pipeline.data.file_kinds import TEXT_LIST, kind_of
 from gpt_pipeline.data.formats import stage_names
+from gpt_pipeline.data.sources.text_lists import listed_files
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.data.tokens.stream import Positions, TokenStream, open_shards
@@ -109,6 +112,8 @@ def _verify_raw(stage: RawStage, raw: StageResult, *, are_needed: bool) -> None:
         path = places[file.name]
         if path is not None and (found := sha256_of(path)) != file.sha256:
             raise DamagedFileError(f"{path}: found sha256 {found}, need {file.sha256}; {remedy}")
+        if path is not None and kind_of(path.name) == TEXT_LIST:
+            deque(listed_files(path), maxlen=0)  # raises if one of its texts is another
     if gone := [name for name, path in places.items() if path is None]:
         which = f"{', '.join(gone[:3])}{', ...' if gone[3:] else ''}"
         if are_needed:

@@ -19,12 +19,14 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.check import FileCheck
 from gpt_pipeline.data.documents.choice import ChosenFile, FileChoice, code_version
 from gpt_pipeline.data.documents.index import Rows
+from gpt_pipeline.data.file_kinds import TEXT_LIST, kind_of
 from gpt_pipeline.data.formats import format_of, stage_names
 from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.sources.folder import LocalFiles, LocalFolder, local_files
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import SourceRecord, read_record
 from gpt_pipeline.data.sources.sample.source import SampleFolder
+from gpt_pipeline.data.sources.text_lists import TextLists, are_listed, text_lists
 from gpt_pipeline.data.stage import Say, ask_again, exclusive, finish_stage, grouped, is_asked_again, prepare
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from gpt_pipeline.data.sources.hub import Hub  # imported where a hub is asked: it takes a third of a worker's start
 
 _SOURCES = "sources"  # folder of the records, one folder a source
+_TEXT_LISTS = "texts"  # folder in a record
 _logger = logging.getLogger(__name__)
 
 
@@ -61,6 +64,15 @@ def find_raw(config: DataConfig, data_folder: Path, *, hub: Hub | None = None) -
 def known_raw(config: DataConfig, data_folder: Path, *, hub: Hub | None = None) -> StageResult | None:
     """Return the stage if it was finished once, also when its files have been deleted or unplugged since."""
     return RawStage(config=config, data_folder=data_folder, hub=hub).known()
+
+
+def raw_file(config: DataConfig, raw: StageResult, file: RawFile) -> Path:
+    """Return the path of one of the stage's files.
+
+    Raises:
+        DataError: it is no longer there, or has become another one.
+    """
+    return RawStage(config=config, data_folder=raw.folder.parent).path(file)
 
 
 def raw_files(config: DataConfig, raw: StageResult, *, hub: Hub | None = None) -> dict[str, Path]:
@@ -180,6 +192,22 @@ class RawStage:
             )
         return {name: path for name, path in found.items() if path is not None}
 
+    def path(self, file: RawFile) -> Path:
+        """Return the path of one of the stage's files; the others are not looked at.
+
+        Raises:
+            DataError: it is no longer there, or has become another one.
+        """
+        record = read_record(self._record_folder)
+        source = self._recorded_source(record)
+        path = None if source is None else source.find(file.name)
+        facts = None if source is None else self._check(source, record).recorded(file.name)
+        if path is None or facts is None or facts.sha256 != file.sha256:
+            raise DataError(
+                f"files of {self._origin} are missing or have changed: {file.name}; materialize {self.name} again"
+            )
+        return path
+
     def ready(self) -> list[str]:
         """Return the source's files that are here and looked at, be they needed or not; asks no network."""
         record = read_record(self._record_folder)
@@ -198,7 +226,7 @@ class RawStage:
         source = self._open_source(record, say) if local else self._recorded_source(record)
         name = source.names[0] if source is not None else None
         path = None if source is None or name is None else source.find(name)
-        if self._is_sample and source is not None and name is not None:
+        if local and source is not None and name is not None:
             path = source.fetch(name, say=say)
         if name is None or path is None:
             raise DataError(
@@ -310,7 +338,7 @@ class RawStage:
         if self._is_sample:
             return self._sample
         if (files := self._local_files) is not None:
-            folder = files.opened()
+            folder = self._as_read(files, files.opened().names)
             record.folder_names = list(folder.names)  # saved by those who hold the record
             return folder
         from gpt_pipeline.data.sources.hub import Hub, open_dataset
@@ -329,13 +357,22 @@ class RawStage:
 
             return recorded_dataset(self.hub or Hub(), self.config.source, self.config.revision, record)
         # A folder that is away, such as on a disk not plugged in, cannot have changed: what was made of it stands.
-        return LocalFolder(folder=files.folder, names=files.names or tuple(record.folder_names))
+        return self._as_read(files, files.names) if files.names else self._last_source(record)
 
     def _last_source(self, record: SourceRecord) -> Source | None:
         """Return the source with the files that it had when the stage was last made."""
         if (files := self._local_files) is None:
             return self._recorded_source(record)
-        return LocalFolder(folder=files.folder, names=tuple(record.folder_names))
+        names = tuple(record.folder_names)
+        if names and kind_of(names[0]) == TEXT_LIST:
+            return TextLists(folder=self._record_folder / _TEXT_LISTS, names=names, texts=files.folder)
+        return LocalFolder(folder=files.folder, names=names)
+
+    def _as_read(self, files: LocalFiles, names: tuple[str, ...]) -> LocalFolder:
+        """Return the files as they are read: each by itself, or many texts by lists."""
+        if are_listed(names):
+            return text_lists(self._record_folder / _TEXT_LISTS, files.folder, names)
+        return LocalFolder(folder=files.folder, names=names)
 
     def _is_here(self, stage: StageResult) -> bool:
         source = self._recorded_source(read_record(self._record_folder))

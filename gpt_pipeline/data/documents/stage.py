@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.files import names_in
 from gpt_pipeline.data.documents.index import Rows
-from gpt_pipeline.data.documents.raw import RawFile, files_of, known_raw, raw_files, repeats_of
+from gpt_pipeline.data.documents.raw import RawFile, files_of, known_raw, raw_file, repeats_of
 from gpt_pipeline.data.documents.tally import Tally
 from gpt_pipeline.data.formats import StageNames, format_of, stage_names
 from gpt_pipeline.data.formats.protocol import Format
@@ -178,7 +178,7 @@ class DocumentsStage:
         return each.part.prepare(say=say, make=lambda: self._write(each, say))
 
     def _write(self, each: DocumentsPart, say: Say) -> Manifest:
-        source = raw_files(self.config, self.raw)[each.raw.name]
+        source = raw_file(self.config, self.raw, each.raw)
         path = each.part.folder / _FILE
         tally = Tally()
         repeats = repeats_of(self.raw, each.raw)
@@ -189,7 +189,7 @@ class DocumentsStage:
                 f"{source}: found {tally.documents} documents, need {each.take}: it has changed; "
                 f"materialize {self._names.raw} again"
             )
-        raw_files(self.config, self.raw)  # raises if the file became another one while it was read
+        raw_file(self.config, self.raw, each.raw)  # raises if the file became another one while it was read
         say(f"{each.raw.name}: {tally.documents:,} documents of {tally.rows_read:,} rows written")
         return Manifest(
             stage=each.part.kind,

@@ -10,6 +10,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,9 +20,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from gpt_pipeline.data.columns import of_texts
-from gpt_pipeline.data.file_kinds import CSV, JSON, JSON_LINES, TAR, TEXT, TSV, kind_of
+from gpt_pipeline.data.file_kinds import CSV, JSON, JSON_LINES, TAR, TEXT, TEXT_LIST, TSV, kind_of
 from gpt_pipeline.data.readers.opened import opened
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, Wanted, require_present
+from gpt_pipeline.data.sources.text_lists import listed_files
 from gpt_pipeline.errors import UnreadableFileError
 
 LINE = "line"
@@ -74,6 +76,9 @@ def count_records(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:
     kind = kind_of(name)
     if kind == TEXT and wanted.split_at is None:
         return 1
+    if kind == TEXT_LIST:
+        of_list = file if isinstance(file, Path) else Path(getattr(file, "name", name))
+        return sum(count_records(path, member, wanted) for member, path in listed_files(of_list))
     with opened(file, name) as stream:
         if kind == TAR:
             with tarfile.open(fileobj=stream, mode="r|") as archive:
@@ -293,7 +298,7 @@ def _escaped(text: str) -> str | bytes:
 
 def _text(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
     """Read a text as one document, a document a line, or as what lies between marks."""
-    of_file = {"file": PurePosixPath(Path(name).as_posix()).name}
+    of_file = {"file": PurePosixPath(Path(name).as_posix()).name if os.path.isabs(name) else name}
     if wanted.split_at is None:
         whole = file.read(_MAX_RECORD_BYTES)
         if whole.strip():
@@ -355,6 +360,14 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> Any
     return _parsed(content, name, member.name) if member.name.endswith(".json") else content
 
 
+def _text_list(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
+    """Read the text files that a list names."""
+    for member, path in listed_files(Path(name)):
+        with opened(path, str(path)) as stream:
+            for place, record in _text(stream, member, wanted):
+                yield f"{member}, {place}", record
+
+
 _READERS: Mapping[str, Callable[[BinaryIO, str, Wanted], _Places]] = {
     JSON_LINES: _json_lines,
     JSON: _json,
@@ -362,4 +375,5 @@ _READERS: Mapping[str, Callable[[BinaryIO, str, Wanted], _Places]] = {
     TSV: _table("\t"),
     TEXT: _text,
     TAR: _tar,
+    TEXT_LIST: _text_list,
 }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from gpt_pipeline.data.file_kinds import PARQUET, READABLE, TEXT, kind_of
+from gpt_pipeline.data.file_kinds import PARQUET, READABLE, TEXT, TEXT_LIST, kind_of
 from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.storage.names import resolve_folder
 
@@ -180,7 +180,7 @@ def _chosen(names: Sequence[str]) -> list[str]:
     """
     if found := parquet_names(names):
         return list(found)
-    kinds = {kind for name in names if (kind := kind_of(name)) not in (None, PARQUET)}
+    kinds = {kind for name in names if (kind := kind_of(name)) not in (None, PARQUET, TEXT_LIST)}
     if len(kinds) > 1:
         kinds.discard(TEXT)
     return [name for name in names if kind_of(name) in kinds] if len(kinds) == 1 else []

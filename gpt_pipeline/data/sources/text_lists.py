@@ -1,0 +1,132 @@
+"""Folders of many text files, of which each is a document: they are read by lists, some thousand files a list.
+
+A part of its own for each would take more time than the text. A list names its files with their checksums, so its own
+checksum stands for all that is in them. Beside it lies where the files are and what the disk said of them, which is no
+part of what they hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt_pipeline.data.file_kinds import TEXT, kind_of
+from gpt_pipeline.data.sources.folder import LocalFolder
+from gpt_pipeline.errors import UnreadableFileError
+from gpt_pipeline.storage.atomic import atomic_path, read_kept, sha256_of, write_json
+
+if TYPE_CHECKING:
+    from gpt_pipeline.data.stage import Say
+
+_FILES = 2_000  # in a list
+_END = ".textlist"
+
+
+def are_listed(names: Sequence[str]) -> bool:
+    """Whether files of these names are read by lists."""
+    return len(names) > 1 and all(kind_of(name) == TEXT for name in names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextLists(LocalFolder):
+    """A folder with lists of text files that lie elsewhere."""
+
+    texts: Path
+    """The folder of the text files."""
+
+    members: tuple[str, ...] = ()
+    """The text files, in order; none while their folder is away, and the lists stand as they are."""
+
+    @property
+    def description(self) -> str:
+        return str(self.texts)
+
+    def find(self, name: str) -> Path | None:
+        """Return the list's path if it was written; one whose files have changed since is written anew first."""
+        path = self.path(name)
+        if not path.is_file():
+            return None
+        if self.members and not self._is_current[name]:
+            self.fetch(name, say=lambda line: None)
+        return path
+
+    def size(self, name: str) -> int:
+        """Return the bytes of the list's files."""
+        return sum(size for size, _ in self._stats(name).values())
+
+    def fetch(self, name: str, *, again: bool = False, say: Say) -> Path:
+        """Return the list's path, after writing it if its files are not what it says; unchanged ones are not read."""
+        path = self.path(name)
+        if not self.members:
+            return path
+        before, stats = _read_beside(path), self._stats(name)
+        known = dict(_lines_of(path)) if path.is_file() and not again else {}
+        lines = []
+        for member, stat in stats.items():
+            is_known = member in known and before.get("stats", {}).get(member) == stat
+            lines.append([member, known[member] if is_known else sha256_of(self.texts / member)])
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            with atomic_path(path) as temporary:
+                temporary.write_text(text, encoding="utf-8", newline="\n")
+        write_json(_beside(path), {"folder": str(self.texts), "stats": stats})
+        self._is_current[name] = True
+        return path
+
+    def _stats(self, name: str) -> dict[str, list[int]]:
+        """Return size in bytes and time of each file of the list."""
+        first = self.names.index(name) * _FILES
+        stats = {member: os.stat(self.texts / member) for member in self.members[first : first + _FILES]}
+        return {member: [stat.st_size, stat.st_mtime_ns] for member, stat in stats.items()}
+
+    @cached_property
+    def _is_current(self) -> dict[str, bool]:
+        """Whether each list was written of its files as they are now, and where they are now."""
+        current = {}
+        for name in self.names:
+            beside = _read_beside(self.path(name))
+            current[name] = beside == {"folder": str(self.texts), "stats": self._stats(name)}
+        return current
+
+
+def text_lists(folder: Path, texts: Path, members: Sequence[str]) -> TextLists:
+    """Return the text files `members` in the folder `texts` as lists, which are written into `folder`."""
+    count = (len(members) + _FILES - 1) // _FILES
+    names = tuple(f"texts-{number:05}{_END}" for number in range(1, count + 1))
+    return TextLists(folder=folder, names=names, texts=texts, members=tuple(members))
+
+
+def listed_files(path: Path) -> Iterator[tuple[str, Path]]:
+    """Yield name and path of each file of a list, which holds what it held when the list was written.
+
+    Raises:
+        UnreadableFileError: one is gone, or holds something else.
+    """
+    folder = Path(_read_beside(path).get("folder", ""))
+    for name, sha256 in _lines_of(path):
+        own = folder / name
+        if not own.is_file():
+            raise UnreadableFileError(f"{own}: is gone since its folder was listed; run again")
+        if sha256_of(own) != sha256:
+            raise UnreadableFileError(f"{own}: has changed since its folder was listed; run again")
+        yield name, own
+
+
+def _lines_of(path: Path) -> Iterator[tuple[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            name, sha256 = json.loads(line)
+            yield name, sha256
+
+
+def _beside(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _read_beside(path: Path) -> Mapping[str, Any]:
+    return read_kept(_beside(path), lambda value: {**value}, otherwise="the text files are hashed again") or {}

@@ -1,0 +1,87 @@
+"""Folders of many text files, read by lists."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.files import read_documents
+from gpt_pipeline.data.documents.raw import find_raw, prepare_raw
+from gpt_pipeline.data.documents.stage import document_files, find_documents, prepare_documents
+from gpt_pipeline.data.sources import text_lists
+from gpt_pipeline.data.verification import verify_data
+from gpt_pipeline.errors import UnreadableFileError
+from gpt_pipeline.storage.manifest import StageResult
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(text_lists, "_FILES", 3)
+    folder = tmp_path / "own"
+    for number in range(8):
+        (folder / f"part {number % 2}").mkdir(parents=True, exist_ok=True)
+        (folder / f"part {number % 2}" / f"{number}.txt").write_text(f"Text {number} é", encoding="utf-8")
+    return folder
+
+
+def config_of(own: Path, **changed: object) -> DataConfig:
+    values = {"format": "text", "validation_fraction": 0.3, "max_length": 4, **changed}
+    return DataConfig(num_samples="all", source=str(own), **values)  # type: ignore[arg-type]
+
+
+def made(config: DataConfig, data_folder: Path) -> StageResult:
+    return prepare_documents(config, prepare_raw(config, data_folder), data_folder)
+
+
+def texts(stage: StageResult) -> list[str]:
+    batches = read_documents(document_files(stage), ("text",), batch_rows=7)
+    return [text for batch in batches for text in batch["text"].to_pylist()]
+
+
+def test_text_lists_are_read_in_order_and_few_files_are_made_of_them(own: Path, tmp_path: Path) -> None:
+    stage = made(config_of(own), tmp_path / "data")
+    assert texts(stage) == [f"Text {number} é" for number in (0, 2, 4, 6, 1, 3, 5, 7)]
+    assert len(document_files(stage)) == 3
+
+
+def test_text_lists_of_a_changed_or_new_file_make_the_stage_anew_and_of_a_touched_one_do_not(
+    own: Path, tmp_path: Path
+) -> None:
+    config, data = config_of(own), tmp_path / "data"
+    first = made(config, data)
+    os.utime(own / "part 0" / "0.txt", ns=(1, 1))
+    assert find_documents(config, data) is not None
+    (own / "part 0" / "0.txt").write_text("Another text", encoding="utf-8")
+    assert find_raw(config, data) is None
+    second = made(config, data)
+    assert texts(second)[0] == "Another text"
+    assert second.fingerprint != first.fingerprint
+    (own / "part 1" / "9.txt").write_text("Text 9", encoding="utf-8")
+    assert texts(made(config, data))[-1] == "Text 9"
+
+
+def test_text_lists_have_the_same_identity_wherever_the_files_lie(own: Path, tmp_path: Path) -> None:
+    first = made(config_of(own), tmp_path / "data")
+    own.rename(tmp_path / "elsewhere")
+    assert find_documents(config_of(own), tmp_path / "data") is not None  # the folder is away, and cannot have changed
+    assert made(config_of(tmp_path / "elsewhere"), tmp_path / "other").fingerprint == first.fingerprint
+
+
+def test_text_lists_split_each_of_their_files_and_tell_them_apart(own: Path, tmp_path: Path) -> None:
+    (own / "part 0" / "0.txt").write_text("One\nTwo\n", encoding="utf-8")
+    stage = made(config_of(own, split_text_at="line", kind="file"), tmp_path / "data")
+    assert texts(stage)[:3] == ["One", "Two", "Text 2 é"]
+    assert stage.manifest.facts["kinds"]["part 0/0.txt"] == 2
+
+
+def test_text_lists_whose_file_changes_while_it_is_read_name_it(own: Path, tmp_path: Path) -> None:
+    config, data = config_of(own), tmp_path / "data"
+    made(config, data)
+    [path] = (data / "sources").glob("*/texts/texts-00001.textlist")
+    (own / "part 0" / "2.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(UnreadableFileError, match=r"2\.txt: has changed since its folder was listed; run again"):
+        list(text_lists.listed_files(path))
+    assert any(found.is_damaged for found in verify_data(config, data))
