@@ -147,11 +147,14 @@ def test_english_damaged_file_fails_by_name_and_the_finished_ones_are_kept(tmp_p
     assert made.stat().st_mtime_ns == before
 
 
-def test_english_of_files_that_changed_since_is_refused_and_leaves_no_part(tmp_path: Path, folder: Path) -> None:
+def test_english_of_files_that_changed_since_is_refused_and_leaves_no_part_of_them(
+    tmp_path: Path, folder: Path
+) -> None:
     config = config_of(folder, 20)
     before = prepare_raw(config, tmp_path / "data")
     write_synth(folder / "synth_002.parquet", [row(i, synthetic_answer="Changed.") for i in range(500, 520)])
     prepare_raw(config, tmp_path / "data")
     with pytest.raises(DataError, match="missing or have changed"):
         prepare_documents(config, before, tmp_path / "data")
-    assert list((tmp_path / "data" / "parts").glob("english_documents-*/manifest.json")) == []
+    (made,) = (tmp_path / "data" / "parts").glob("english_documents-*/manifest.json")
+    assert json.loads(made.read_text())["facts"]["documents"] == before.manifest.facts["files"][0]["documents"]
