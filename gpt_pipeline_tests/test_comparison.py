@@ -183,14 +183,17 @@ def test_compare_answers_within_noise_are_marked_and_none_is_best(project: TinyP
     assert any(line.startswith("~ marks the best of a row") for line in lines)
 
 
-def test_compare_names_the_local_folder_that_is_used_instead_of_the_source(project: TinyProject) -> None:
+def test_compare_names_the_local_files_that_are_used_instead_of_the_source(project: TinyProject) -> None:
     one, two = trained(project, "one", {4: 3.0}), trained(project, "two", {4: 2.0}, shards="e" * 64)
     two.file.write_text(two.file.read_text().replace("source: sample", "local_dataset_path: my texts"))
     found = compare_experiments([one, project.experiment("two")])
     values = {each.key: each.values for each in found.differences}
-    assert values["data.source"] == ("sample", "local folder")
+    assert values["data.source"] == ("sample", "local files")
     assert values["data.local_dataset_path"] == (None, "my texts")
-    assert "300 documents of sample and 300 documents of local folder my texts" in markdown(found)
+    assert "300 documents of sample and 300 documents of local files my texts" in markdown(found)
+
+    config = DataConfig(num_samples=1, source="./my.parquet", format="text")
+    assert config.origin == "local files ./my.parquet"
 
 
 def test_compare_split_of_the_same_documents_names_tokenizer_seed_and_share(copy: TinyProject) -> None:

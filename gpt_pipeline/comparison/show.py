@@ -24,8 +24,8 @@ _CURVES = 4  # as many colours as can be told apart
 _BEST, _NEAR = "*", "~"  # before the best value of a row, and before the best and those within noise of it
 
 _LEGEND = (
-    f"{_NEAR} marks the best of a row and what is within noise of it: on the same questions, a sign test does not tell "
-    f"them apart ({CHANCE:.0%}). Shares have 95 % intervals."
+    f"{_NEAR} marks the best of a row and what is equal or within noise of it: on the same questions, a sign test does "
+    f"not tell them apart ({100 * CHANCE:.0f} %). Shares have 95 % intervals."
 )
 _RANKED = (
     "Ranked by the lowest validation loss of any checkpoint. How far chance (the seed, the order of the data) moves a "

@@ -106,7 +106,7 @@ class DataConfig:
     @property
     def origin(self) -> str:
         """Where the documents come from, for a person."""
-        return self.source if self.local_dataset_path is None else f"local folder {self.local_dataset_path}"
+        return self.source if self.local is None else f"local files {self.local}"
 
     @property
     def is_sample(self) -> bool:

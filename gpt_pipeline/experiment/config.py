@@ -16,7 +16,7 @@ from gpt_pipeline.storage.fingerprint import added_later
 from gpt_pipeline.storage.names import folder_name
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig, sequences_per_step, step_layout
 
-LOCAL = "local folder"
+LOCAL = "local files"
 DATA_FOLDER = "data"  # <base_folder>/data holds what experiments share, so that no experiment may bear the name
 
 
@@ -62,7 +62,7 @@ class ExperimentConfig:
     def as_values(self) -> dict[str, Any]:
         """Return every value by block and key for a person, as JSON values; a block that is null is left out.
 
-        A local folder is used instead of `data.source`, so that its default would name data that is not used.
+        `data.local_dataset_path` is used instead of `data.source`, whose default would name data that is not used.
         """
         values = {name: value for name, value in asdict(self).items() if value is not None}
         return (
