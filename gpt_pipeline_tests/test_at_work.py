@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.progress.at_work import runs_at_work, show_run
 from gpt_pipeline.progress.status import experiment_status
 from gpt_pipeline.project import Project
@@ -20,11 +21,14 @@ def tiny(tmp_path: Path) -> TinyProject:
 
 @pytest.fixture
 def project(tiny: TinyProject, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    for name in ("DAGSTER_HOME", "GPT_PIPELINE_MLFLOW_PAGE", "GPT_PIPELINE_EXPERIMENTS"):
+        monkeypatch.delenv(name, raising=False)
     return Project(root=tiny.root, experiments=tiny.root / "experiments")
 
 
-def test_status_says_which_run_makes_the_experiment_and_where_to_watch_it(tiny: TinyProject, project: Project) -> None:
+def test_status_says_which_run_makes_the_experiment_and_where_to_watch_it(
+    tiny: TinyProject, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert experiment_status(tiny.experiment("tiny")).next.command.startswith("gpt-pipeline plan")
     with show_run(project, run="0123456789", job="run_tiny", experiment="tiny"):
         watch = experiment_status(tiny.experiment("tiny")).next
@@ -32,6 +36,8 @@ def test_status_says_which_run_makes_the_experiment_and_where_to_watch_it(tiny: 
         assert "Dagster run 01234567 (run_tiny; process " in watch.why
         with folder_lock(project.pages, purpose="web pages at http://127.0.0.1:1/start and http://127.0.0.1:2"):
             assert experiment_status(tiny.experiment("tiny")).next.command == "http://127.0.0.1:1/start"
+            monkeypatch.chdir(tiny.root)
+            assert MlflowTracking(tracking_uri="sqlite:///mlflow.db").pages == "http://127.0.0.1:2"
     assert experiment_status(tiny.experiment("tiny")).next.command.startswith("gpt-pipeline plan")
 
 

@@ -129,7 +129,7 @@ def tell_outcome(project: Project, experiment: Experiment, *, here: Path) -> Non
     """Print what the experiment came to, and, relative to `here`, where the web pages are or how to open them."""
     from rich.console import Console
 
-    from gpt_pipeline.progress.at_work import pages_address
+    from gpt_pipeline.progress.at_work import pages_addresses
     from gpt_pipeline.progress.outcome import outcome_sheet
     from gpt_pipeline.sheet import print_sheets
 
@@ -137,5 +137,6 @@ def tell_outcome(project: Project, experiment: Experiment, *, here: Path) -> Non
     if project.experiments != here / "experiments":
         command.append(as_typed(project.experiments, here))
     print_sheets(
-        [outcome_sheet(experiment, pages=pages_address(project) or " ".join(command))], Console(highlight=False)
+        [outcome_sheet(experiment, pages=next(iter(pages_addresses(project)), " ".join(command)))],
+        Console(highlight=False),
     )

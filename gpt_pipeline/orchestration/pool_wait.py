@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 import dagster as dg
 from dagster._core.storage.event_log.base import EventLogStorage
 from dagster._utils.concurrency import ConcurrencyClaimStatus
-from dagster._utils.interrupts import check_captured_interrupt
+from dagster._utils.interrupts import pop_captured_interrupt
 
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
@@ -53,7 +53,7 @@ def wait_in_pools(
             line = _Line(instance=instance, pool=concurrency_key, run_id=run_id, experiments=experiments, say=say)
             with explained(stopped=f"Stopped while waiting for a place in Dagster's pool {concurrency_key!r}."):
                 while not status.is_claimed:
-                    if stopped() or check_captured_interrupt():
+                    if stopped() or pop_captured_interrupt():
                         raise KeyboardInterrupt
                     line.look()
                     time.sleep(_ASK_SECONDS)

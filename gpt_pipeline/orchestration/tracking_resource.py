@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from gpt_pipeline.project import MLFLOW_PAGE_VARIABLE
+from gpt_pipeline.progress.at_work import pages_addresses
+from gpt_pipeline.project import MLFLOW_PAGE_VARIABLE, Project
 from gpt_pipeline.shown import without_password
 from gpt_pipeline.tracking.addresses import run_page
 
@@ -30,12 +31,10 @@ class MlflowTracking:
 
     @property
     def pages(self) -> str:
-        """Address of MLflow's pages. For a database, where `mlflow ui` serves them."""
-        served = (
-            without_password(self.tracking_uri)
-            if self.has_server
-            else os.environ.get(MLFLOW_PAGE_VARIABLE, _DEFAULT_PAGES)
-        )
+        """Address of MLflow's pages. For a database, where `gpt-pipeline ui` serves them now, else its usual one."""
+        if self.has_server:
+            return without_password(self.tracking_uri).rstrip("/")
+        served = os.environ.get(MLFLOW_PAGE_VARIABLE) or next(iter(pages_addresses(Project.here())[1:]), _DEFAULT_PAGES)
         return served.rstrip("/")
 
     def links(self, *, experiment_id: str, run_id: str) -> dict[str, dg.MetadataValue]:

@@ -71,7 +71,6 @@ def _read(path: Path) -> RunAtWork | None:
         return None  # it has just ended
 
 
-def pages_address(project: Project) -> str | None:
-    """Return where the project's web pages are open; None if they are not."""
-    found = re.search(r"https?://\S+", held_for(project.pages) or "")
-    return None if found is None else found[0].rstrip(",;")
+def pages_addresses(project: Project) -> list[str]:
+    """Return where the project's web pages are open: the page to start from, and MLflow's; none if they are not."""
+    return re.findall(r"https?://[^\s,;]+", held_for(project.pages) or "")

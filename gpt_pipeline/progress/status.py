@@ -13,7 +13,7 @@ from gpt_pipeline.evaluation.result import EvaluationResult, summarize_evaluatio
 from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.training import start_in_words
-from gpt_pipeline.progress.at_work import RunAtWork, pages_address, runs_at_work
+from gpt_pipeline.progress.at_work import RunAtWork, pages_addresses, runs_at_work
 from gpt_pipeline.progress.evaluations import WantedEvaluation, wanted_evaluations
 from gpt_pipeline.progress.losses import losses_of
 from gpt_pipeline.progress.report import report_is_outdated
@@ -185,7 +185,7 @@ def _readable_status(experiment: Experiment) -> Status:
         report=folder.report if folder.report.is_file() else None,
         report_is_outdated=stages[-1].state == "finished" and report_is_outdated(experiment),
         at_work=_maker(project, experiment),
-        pages=pages_address(project),
+        pages=next(iter(pages_addresses(project)), None),
         next=NextStep(command="", why=""),
     )
     return replace(status, next=_import_step(experiment, checkpoints) or next_step(status))
