@@ -13,7 +13,7 @@ from gpt_pipeline.evaluation.shares import CHANCE, share_of
 from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.report import wording
-from gpt_pipeline.report.charts import INSET_HEIGHT, INSET_WIDTH, Chart, Series, draw_standalone, points_of
+from gpt_pipeline.report.charts import INSET_HEIGHT, INSET_WIDTH, Chart, Series, draw_standalone, points_of, settled
 from gpt_pipeline.report.metrics import METRICS, Metric
 from gpt_pipeline.sheet import Line, Sheet, markdown_table
 from gpt_pipeline.shown import in_markdown
@@ -122,7 +122,7 @@ def losses_svg(experiments: Sequence[Experiment]) -> str:
         width=INSET_WIDTH,
         height=INSET_HEIGHT,
     )
-    return draw_standalone(chart)
+    return draw_standalone(settled(chart))
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
