@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -63,10 +64,13 @@ def execute(project: TinyProject, instance: dg.DagsterInstance, *more: str, **en
     return run
 
 
+_DIGEST = re.compile(r"(?<=[a-z])_[0-9a-f]{6}(?=\.)")
+
+
 def steps(instance: dg.DagsterInstance, run: dg.DagsterRun, kind: dg.DagsterEventType) -> list[str]:
     records = instance.get_records_for_run(run.run_id, of_type=kind).records
     events = [record.event_log_entry.dagster_event for record in records]
-    return [event.step_key.split("__", 1)[1] for event in events if event and event.step_key]
+    return [_DIGEST.sub("", event.step_key) for event in events if event and event.step_key]
 
 
 def undisturbed(project: TinyProject) -> dict[str, bytes]:

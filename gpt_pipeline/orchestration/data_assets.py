@@ -9,6 +9,7 @@ from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.stage import PartedStage
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.attributes import code_references
+from gpt_pipeline.orchestration.keys import node_name
 from gpt_pipeline.orchestration.parted_asset import parted_asset
 from gpt_pipeline.shown import in_markdown
 
@@ -50,6 +51,7 @@ def data_assets(group: str, experiment: Experiment, *, shown: str) -> Sequence[d
         parted_asset(
             raw,
             key=raw_key,
+            name=node_name(experiment, group, raw_key.path[-1]),
             group=shown,
             upstream=None,
             part="check_file",
@@ -60,6 +62,7 @@ def data_assets(group: str, experiment: Experiment, *, shown: str) -> Sequence[d
         parted_asset(
             documents,
             key=documents_key,
+            name=node_name(experiment, group, documents_key.path[-1]),
             group=shown,
             upstream=raw_key,
             part="filter_file",
@@ -70,6 +73,7 @@ def data_assets(group: str, experiment: Experiment, *, shown: str) -> Sequence[d
         parted_asset(
             shards,
             key=shards_key,
+            name=node_name(experiment, group, shards_key.path[-1]),
             group=shown,
             upstream=documents_key,
             part="tokenize_file",

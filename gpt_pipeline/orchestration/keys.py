@@ -18,14 +18,25 @@ TRAINING_POOL = "training"
 EVALUATION_POOL = "evaluation"
 EXPERIMENT_TAG = "gpt_pipeline/experiment"
 STAGE_TAG = "gpt_pipeline/stage"
-_DIGEST = re.compile(r"_[0-9a-f]{6}$")  # of `data_group`
+_DIGITS = 6  # of the digest at the end of a `data_group`
+_DIGEST = re.compile(r"_[0-9a-f]{6}$")
+_DIGEST_AND_NAME = re.compile(r"_[0-9a-f]{6}(_.*)?$")  # of a `node_name`
 EVALUATION_TAG = ".dagster/gpt_pipeline_evaluation"
 """Bears an evaluation's fingerprint. Dagster's pages hide what begins with `.dagster/`: it says nothing to a person."""
 
 
 def stage_of(step_key: str) -> str:
-    """`data_sample_16000_1907de__raw_synth.check_file[synth_001]` -> `raw_synth`: a step's name for a person."""
-    return step_key.partition(".")[0].rpartition("__")[2]
+    """`raw_synth_1907de.check_file[synth_001]` -> `raw_synth`, `demo__training` -> `training`: a step's stage."""
+    return _DIGEST_AND_NAME.sub("", step_key.partition(".")[0].rpartition("__")[2])
+
+
+def node_name(experiment: Experiment, group: str, stage: str) -> str:
+    """Return what the steps of a data stage are called: the stage, then what tells `group` from others.
+
+    The whole group's name, which says what the data is, would not fit beside what a step does. Nothing of it depends on
+    the project's other experiments: one that is added while a run is at work must not rename its steps.
+    """
+    return f"{stage}_{group.removeprefix(data_group(experiment.config.data)[:-_DIGITS])}"
 
 
 def data_group(data: DataConfig) -> str:
@@ -41,7 +52,7 @@ def data_group(data: DataConfig) -> str:
         **identity_of(data, "format", "columns", "filter", "group", "kind", "split_text_at"),
     }
     digest = fingerprint("data_group", config=identity, code_version="1")
-    return f"data_{slug(name)}_{data.document_limit or 'all'}_{digest[:6]}"
+    return f"data_{slug(name)}_{data.document_limit or 'all'}_{digest[:_DIGITS]}"
 
 
 def data_groups(experiments: Sequence[Experiment]) -> Mapping[str, str]:

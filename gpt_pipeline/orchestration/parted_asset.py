@@ -26,6 +26,7 @@ def parted_asset(
     stage: StageFactory,
     *,
     key: dg.AssetKey,
+    name: str,
     group: str,
     upstream: dg.AssetKey | None,
     part: str,
@@ -33,11 +34,15 @@ def parted_asset(
     metadata: Mapping[str, Any],
     description: str,
 ) -> dg.AssetsDefinition:
-    """Return the asset `key` made by `stage`; `part` names the step that does one group of source files."""
+    """Return the asset `key` made by `stage`.
+
+    `name` is what its steps are called by, its alone in the project; `part` names the step that does one group of
+    source files.
+    """
     # Aliases: in the run a step is called by what it does, while an op's own name must be its alone in the project.
-    plan = _plan_op(stage, key, waits=upstream is not None).alias("plan")
-    make = _part_op(stage, key, part).alias(part)
-    finish = _finish_op(stage, key).alias("finish")
+    plan = _plan_op(stage, name, waits=upstream is not None).alias("plan")
+    make = _part_op(stage, name, part).alias(part)
+    finish = _finish_op(stage, key, name).alias("finish")
 
     def first_stage() -> object:
         return finish(plan().map(make).collect())
@@ -45,27 +50,33 @@ def parted_asset(
     def later_stage(upstream: object) -> object:
         return finish(plan(upstream).map(make).collect())
 
-    decorate = dg.graph_asset(
-        key=key,
-        group_name=group,
-        ins={"upstream": dg.AssetIn(key=upstream, dagster_type=dg.Nothing)} if upstream else None,
+    # `graph_asset` would call its steps by the whole key.
+    compose = dg.graph(
+        name=name,
+        description=description,
         config=dg.ConfigMapping(
             config_fn=lambda chosen: {"plan": {"config": chosen}},
             config_schema=_OPTIONS,
         ),
-        kinds=kinds,
-        owners=OWNERS,
-        tags=stage_tags(key.path[-1]),
-        metadata=metadata,
-        code_version=key.path[0],
-        description=description,
+        ins={"upstream": dg.GraphIn()} if upstream else {},
+        out=dg.GraphOut(),
     )
-    return decorate(later_stage if upstream else first_stage)
+    return dg.AssetsDefinition.from_graph(
+        compose(later_stage if upstream else first_stage),
+        keys_by_input_name={"upstream": upstream} if upstream else {},
+        keys_by_output_name={"result": key},
+        group_name=group,
+        descriptions_by_output_name={"result": description},
+        metadata_by_output_name={"result": metadata},
+        tags_by_output_name={"result": {**stage_tags(key.path[-1]), **{f"dagster/kind/{kind}": "" for kind in kinds}}},
+        owners_by_output_name={"result": OWNERS},
+        code_versions_by_output_name={"result": key.path[0]},
+    )
 
 
-def _plan_op(stage: StageFactory, key: dg.AssetKey, *, waits: bool) -> dg.OpDefinition:
+def _plan_op(stage: StageFactory, name: str, *, waits: bool) -> dg.OpDefinition:
     @dg.op(
-        name=f"{'__'.join(key.path)}__plan",
+        name=f"{name}__plan",
         ins={"upstream": dg.In(dg.Nothing)} if waits else {},
         out=dg.DynamicOut(list),
         config_schema=_OPTIONS,
@@ -80,9 +91,9 @@ def _plan_op(stage: StageFactory, key: dg.AssetKey, *, waits: bool) -> dg.OpDefi
     return plan
 
 
-def _part_op(stage: StageFactory, key: dg.AssetKey, part: str) -> dg.OpDefinition:
+def _part_op(stage: StageFactory, name: str, part: str) -> dg.OpDefinition:
     @dg.op(
-        name=f"{'__'.join(key.path)}__{part}",
+        name=f"{name}__{part}",
         retry_policy=_RETRIES,
         description="Do one source file, or a few small ones.",
     )
@@ -98,8 +109,8 @@ def _part_op(stage: StageFactory, key: dg.AssetKey, part: str) -> dg.OpDefinitio
     return make
 
 
-def _finish_op(stage: StageFactory, key: dg.AssetKey) -> dg.OpDefinition:
-    @dg.op(name=f"{'__'.join(key.path)}__finish", out=dg.Out(dg.Nothing), description="Put the parts together.")
+def _finish_op(stage: StageFactory, key: dg.AssetKey, name: str) -> dg.OpDefinition:
+    @dg.op(name=f"{name}__finish", out=dg.Out(dg.Nothing), description="Put the parts together.")
     def finish(context: dg.OpExecutionContext, made: list) -> dg.Output:
         with explained():
             result = stage().finish(say=context.log.info)
@@ -126,11 +137,8 @@ def labels(groups: Sequence[Sequence[str]]) -> list[str]:
     """Return a name in Dagster's letters for each group of files, all different."""
     found: list[str] = []
     for names in groups:
-        first, last = (
-            re.sub(r"\W", "_", name.removesuffix(".parquet"), flags=re.ASCII) for name in (names[0], names[-1])
-        )
-        label = first if len(names) == 1 else f"{first}_to_{last}"
-        label = label[-_LABEL_LENGTH:]
+        first = re.sub(r"\W", "_", names[0].removesuffix(".parquet"), flags=re.ASCII)[-_LABEL_LENGTH:]
+        label = first if len(names) == 1 else f"{first}_and_{len(names) - 1}_more"
         while label in found:
             label = f"{label}_{len(found)}"
         found.append(label)
