@@ -34,6 +34,16 @@ def signals_for_children() -> None:
             signal.signal(number, lambda *_: None)
 
 
+@pytest.fixture(autouse=True)
+def surroundings() -> Iterator[None]:
+    """Give each test the environment and the folder of the one before it: the command changes both."""
+    variables, folder = dict(os.environ), Path.cwd()
+    yield
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(folder)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
     """A project whose experiment `tiny` was run to the end. Tests must not change it."""

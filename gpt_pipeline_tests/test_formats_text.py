@@ -176,6 +176,7 @@ def test_data_config_whole_sample_is_refused() -> None:
         DataConfig(num_samples="all", source="sample")
 
 
+@pytest.mark.slow
 def test_text_experiment_trains_and_is_evaluated_without_questions(tmp_path: Path, folder: Path) -> None:
     project = TinyProject(root=tmp_path)
     path = project.write_experiment("mine")

@@ -54,6 +54,7 @@ def group_is_gone(number: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_pages_in_an_empty_folder_answer_until_interrupted(tmp_path: Path, environment: dict[str, str]) -> None:
     process = subprocess.Popen(
         COMMAND, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

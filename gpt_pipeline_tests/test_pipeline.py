@@ -119,6 +119,7 @@ def test_run_with_another_learning_rate_trains_anew_on_the_same_data_and_overwri
     assert len(_mlflow_runs(copy)["tiny"]) == 8
 
 
+@pytest.mark.slow
 def test_run_of_second_experiment_with_the_same_data_shares_it(copy: TinyProject) -> None:
     data = _states(copy.root / "storage" / "data")
     copy.write_experiment("other", learning_rate=0.002)
@@ -127,12 +128,14 @@ def test_run_of_second_experiment_with_the_same_data_shares_it(copy: TinyProject
     assert sorted(_weights(copy, "other")) == [4, 8, 12]
 
 
+@pytest.mark.slow
 def test_evaluate_with_more_questions_adds_one_run_per_checkpoint_once(copy: TinyProject) -> None:
     assert "3 evaluated" in copy.run("evaluate", "experiments/tiny.yaml", "--questions", "3")
     assert "Nothing to do" in copy.run("evaluate", "experiments/tiny.yaml", "--questions", "3")
     assert len(_mlflow_runs(copy)["tiny"]) == 7
 
 
+@pytest.mark.slow
 def test_run_after_mlflow_was_wiped_logs_everything_again(copy: TinyProject) -> None:
     before = _states(copy.root)
     (copy.root / "mlflow.db").unlink()
@@ -159,6 +162,7 @@ def gate(tmp_path: Path) -> Gate:
     return Gate(tmp_path, step=10)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals and /proc")
 def test_run_whose_trainer_is_killed_continues_to_the_same_weights(
     uninterrupted: dict[int, str], tmp_path: Path, gate: Gate

@@ -14,7 +14,7 @@ from gpt_pipeline.orchestration.parted_asset import parted_asset
 from gpt_pipeline.shown import in_markdown
 
 _HOW = (
-    "*Materialize all* of the job `run_<experiment>` makes data and training; of `data_<experiment>`, the data alone."
+    "*Materialize all* of an experiment's job `run_...` makes data and training; of its job `data_...`, the data alone."
 )
 _ABOUT_DOCUMENTS = {
     "synth": "{amount} different English documents with a query and an answer, one text each.",

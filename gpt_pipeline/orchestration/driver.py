@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -332,15 +332,16 @@ def _follower(session: Session, say: Callable[[str], None]) -> Iterator[None]:
     command = [sys.executable, "-m", _FOLLOWER, str(session.experiment.file)]
     # Half the cores: the training beside it has the better use for them.
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=os.name != "nt")
+    orders, order = os.pipe()  # both ends stay open here: a signal that comes when the follower is gone writes, too
+    child = subprocess.Popen(command, stdin=orders, env=environment, start_new_session=os.name != "nt")
     try:
-        with _told_of_signals(child):
+        with _told_of_signals(order):
             yield
             say("waiting for the last evaluations")
-            _send(child, LAST_CALL)
+            os.write(order, LAST_CALL)
             child.wait()
     except BaseException:
-        _send(child, STOP)
+        os.write(order, STOP)
         try:
             child.wait(_QUIET_SECONDS)
         except subprocess.TimeoutExpired:
@@ -348,33 +349,25 @@ def _follower(session: Session, say: Callable[[str], None]) -> Iterator[None]:
             child.wait()
         raise
     finally:
-        assert child.stdin is not None
-        child.stdin.close()
+        os.close(order)
+        os.close(orders)
 
 
 @contextmanager
-def _told_of_signals(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Have the follower told at once when a signal arrives here, whoever handles it.
+def _told_of_signals(order: int) -> Iterator[None]:
+    """Have the follower, which reads the other end of `order`, told at once when a signal arrives here.
 
     Else it would learn of a stop when the training has saved its last checkpoint, and begin to evaluate that.
     """
     if os.name == "nt":  # the system's function wants a socket there
         yield
         return
-    assert child.stdin is not None
-    os.set_blocking(child.stdin.fileno(), False)
-    before = signal.set_wakeup_fd(child.stdin.fileno(), warn_on_full_buffer=False)
+    os.set_blocking(order, False)
+    before = signal.set_wakeup_fd(order, warn_on_full_buffer=False)
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-
-
-def _send(child: subprocess.Popen[bytes], order: bytes) -> None:
-    """Write an order to the follower's standard input."""
-    assert child.stdin is not None
-    with suppress(BrokenPipeError):  # it is gone already
-        os.write(child.stdin.fileno(), order)
 
 
 def _problem(events: Iterable[DagsterEvent]) -> Exception:

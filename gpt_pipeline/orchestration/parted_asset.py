@@ -18,7 +18,7 @@ _RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL
 
 
 _OPTIONS = {"force": switch("Make the stage again even if it is finished.")}
-_LABEL_LENGTH = 60
+_LABEL_LENGTH = 50
 StageFactory = Callable[[], PartedStage]
 
 
