@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Watch = Callable[[int, int], None]
-"""Hears how many of how many are done."""
+"""Called with the number done and the total."""
 
 _GAP = "  "
 _BAR = 8  # columns at least; more on a wide terminal
@@ -29,7 +29,7 @@ _ERASE = "\r\x1b[K"
 
 
 def unwatched(done: int, total: int) -> None:
-    """Show it to nobody."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,7 +119,7 @@ def test_browser_start_page_follows_a_training_by_itself_and_leads_on(browser: B
     with dagster_pages(project) as address, window(browser, pictures=tmp_path) as page:
         page.goto(f"{address}/start")
         card = page.locator("#slow")
-        card.get_by_text("not begun").wait_for()
+        card.get_by_text("not started").wait_for()
         card.evaluate("() => { window.isStillTheSamePage = true }")
         training = project.start("run", "experiments/slow.yaml")
         try:
@@ -148,5 +148,5 @@ def test_browser_start_page_without_experiments_shows_the_first_one_when_it_is_w
         page.get_by_text("There is no experiment yet").wait_for()
         page.get_by_text("gpt-pipeline init").first.wait_for()
         project.write_experiment("first")
-        page.locator("#first").get_by_text("not begun").wait_for()
+        page.locator("#first").get_by_text("not started").wait_for()
         assert not page.get_by_text("There is no experiment yet").is_visible()

@@ -175,6 +175,7 @@ def test_columns_missing_inside_another_name_those_there(tmp_path: Path) -> None
         ({"format": "synth", "group": "book"}, "group: found 'book', need none with data.format=synth"),
         ({"format": "synth", "kind": "area"}, "kind: "),
         ({"format": "question_answer", "split_text_at": "line"}, "split_text_at: "),
+        ({"split_text_at": ""}, "split_text_at: found '', need `line` or a mark"),
         ({"filter": {"score": ">= many"}}, "filter: found '>= many', need a number behind >="),
         ({"source": "my texts"}, r"source: found 'my texts', need a dataset of the hub .*, a path such as \./my texts"),
         ({"source": "sample", "num_samples": 5}, "format: "),

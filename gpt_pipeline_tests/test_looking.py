@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -73,3 +76,37 @@ def test_new_experiment_with_data_that_is_nothing_writes_no_file(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"--data: .*need a folder, a file or a pattern that exists"):
         write_new_experiment(tmp_path / "mine.yaml", data="./gone")
     assert not (tmp_path / "mine.yaml").exists()
+
+
+def test_look_at_a_tar_guesses_the_text_of_its_samples_and_no_picture(own: Path) -> None:
+    with tarfile.open(own / "a.tar", "w") as archive:
+        for name, content in (
+            ("0.jpg", b"\xff\xd8\xff"),
+            ("0.txt", b"A text."),
+            ("1.jpg", b"\xff"),
+            ("1.txt", b"Two."),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    look = look_at(str(own))
+    assert (look.format, look.chosen) == ("text", {"text": "txt"})
+    assert look.columns["jpg"] == "nothing"
+
+
+@pytest.mark.parametrize("lines", ['{"a": "text"}\n{"a": 5}\n', '{"a": null}\n{"a": "text"}\n'])
+def test_look_at_values_of_several_kinds_guesses_all_the_same(own: Path, lines: str) -> None:
+    (own / "a.jsonl").write_text(lines, encoding="utf-8")
+    assert look_at(str(own)).chosen == {"text": "a"}
+
+
+def test_look_at_parquet_with_text_that_is_no_utf8_or_damage_says_so(own: Path) -> None:
+    letters, bounds = pa.py_buffer(b"ok\xff\xfe"), pa.py_buffer(np.array([0, 2, 4], np.int32))
+    column = pa.Array.from_buffers(pa.string(), 2, [None, bounds, letters])
+    pq.write_table(pa.table({"a": column}), own / "a.parquet")
+    assert look_at(str(own)).chosen == {"text": "a"}
+    content = bytearray((own / "a.parquet").read_bytes())
+    content[4:60] = b"x" * 56
+    (own / "a.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.parquet: damaged"):
+        look_at(str(own))

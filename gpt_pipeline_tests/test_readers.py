@@ -202,6 +202,8 @@ def test_read_rows_of_an_empty_file_are_none(tmp_path: Path, name: str) -> None:
         ("a.csv", "body\nx\n", r"a\.csv: lacks the column text; found body; do this"),
         ("a.gone", None, r"a\.gone: cannot be read"),
         ("a.tar", "no archive", r"a\.tar: damaged"),
+        ("a.jsonl", '{"text": "x"}\n' + "\0" * 4099, r"a\.jsonl, line 2: not JSON"),
+        ("a.jsonl", '{"text": ' + "[" * 100_000, r"a\.jsonl, line 1: not JSON"),
         ("a.arrow", "no arrow", r"a\.arrow: damaged"),
     ],
 )
@@ -220,3 +222,29 @@ def test_read_rows_long_json_records_span_chunks(tmp_path: Path) -> None:
     batches = list(read_rows(tmp_path / "a.json", Wanted(texts=("text",))))
     assert [text for batch in batches for text in batch["text"].to_pylist()] == texts
     assert len(batches) > 1
+
+
+def test_read_rows_of_many_short_json_records_take_their_time_once(tmp_path: Path) -> None:
+    records = [{"text": f"number {number}"} for number in range(60_000)]
+    (tmp_path / "a.json").write_text(json.dumps(records), encoding="utf-8")  # 1.6 MB: a minute, if each copied the rest
+    assert [row[0] for row in read(tmp_path / "a.json", Wanted(texts=("text",)))] == [each["text"] for each in records]
+
+
+def test_read_rows_of_a_tar_leave_out_what_macos_adds(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in (("._0.txt", b"\x00\x05"), (".DS_Store", b"\xff"), ("0.txt", b"text")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    assert read(tmp_path / "a.tar", Wanted(texts=("txt",))) == [["text"]]
+
+
+def test_read_rows_of_compressed_arrow_files_are_read_or_refused_for_what_they_are(tmp_path: Path) -> None:
+    write_arrow_stream(tmp_path / "a.arrow")
+    write_arrow_file(tmp_path / "b.arrow")
+    for name in ("a", "b"):
+        content = (tmp_path / f"{name}.arrow").read_bytes()
+        (tmp_path / f"{name}.arrow.gz").write_bytes(gzip.compress(content))
+    assert read(tmp_path / "a.arrow.gz") == read(tmp_path / "a.arrow")
+    with pytest.raises(UnreadableFileError, match=r"b\.arrow\.gz: Arrow's file format is read from its end"):
+        read(tmp_path / "b.arrow.gz")

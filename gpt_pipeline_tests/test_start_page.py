@@ -135,11 +135,11 @@ AT_WORK = RunAtWork(
 @pytest.mark.parametrize(
     ("found", "run", "word", "detail"),
     [
-        (status(NOTHING, "absent"), None, "not begun", ""),
+        (status(NOTHING, "absent"), None, "not started", ""),
         (status(NOTHING, "absent"), dataclasses.replace(WORKING, state="waiting"), "waiting", "turn"),
         (status(PARTLY, "absent"), WORKING, "making data", "partly: 1 of 4 files, by process 8 on host"),
         (status(PARTLY, "absent"), None, "stopped", "data"),
-        (status(DONE, "absent"), None, "not begun", "data is finished"),
+        (status(DONE, "absent"), None, "not started", "data is finished"),
         (status(DONE, "absent"), WORKING, "training", "starting, by process 8 on host"),
         (status(PARTLY, "absent", at_work=AT_WORK), None, "making data", "by process 9 on far"),
         (status(DONE, "running"), WORKING, "training", "by process 7 on host"),
@@ -221,7 +221,7 @@ def test_page_with_broken_damaged_and_newer_files_shows_each_reason_beside_the_o
     cards = {card.key: card for card in watch(project).cards()}
     words = {key: card.state.word for key, card in cards.items()}
     assert words["broken"] == words["windows"] == words["newer"] == "broken"
-    assert words["odd"] == words["tiny"] == "not begun"
+    assert words["odd"] == words["tiny"] == "not started"
     assert all(card.state.detail for card in cards.values() if card.state.word == "broken")
 
 
@@ -235,7 +235,7 @@ def test_watch_shows_an_experiment_that_cannot_be_looked_at_with_the_reason(proj
     found = Watch(here, newest_runs=lambda _: {}, addresses=dataclasses.replace(ADDRESSES, job=job), patience=60)
     cards = {card.key: card for card in found.cards()}
     assert cards["tiny"].state.detail.startswith("KeyError: 'tiny'")
-    assert cards["other"].state.word == "not begun"
+    assert cards["other"].state.word == "not started"
 
 
 def test_watch_follows_files_but_rests_between_two_looks(project: TinyProject) -> None:
@@ -269,7 +269,7 @@ def test_watch_shows_what_is_read_so_far_to_those_who_ask_during_the_first_look(
     found = Watch(here, newest_runs=runs, addresses=ADDRESSES, patience=0.2)
     assert [card.state.word for card in found.cards()] in ([], ["not read yet"])
     goes_on.set()
-    wait(lambda: [card.state.word for card in found.cards()] == ["not begun"], seconds=60, what="the first look")
+    wait(lambda: [card.state.word for card in found.cards()] == ["not started"], seconds=60, what="the first look")
 
 
 def test_watch_without_a_history_shows_what_the_folders_tell(project: TinyProject) -> None:
@@ -278,7 +278,7 @@ def test_watch_without_a_history_shows_what_the_folders_tell(project: TinyProjec
 
     here = Project(root=project.root, experiments=project.root / "experiments")
     (card,) = Watch(here, newest_runs=runs, addresses=ADDRESSES, patience=60).cards()
-    assert card.state.word == "not begun"
+    assert card.state.word == "not started"
 
 
 def test_cards_bear_a_version_that_changes_with_their_content(project: TinyProject) -> None:

@@ -85,3 +85,14 @@ def test_text_lists_whose_file_changes_while_it_is_read_name_it(own: Path, tmp_p
     with pytest.raises(UnreadableFileError, match=r"2\.txt: has changed since its folder was listed; run again"):
         list(text_lists.listed_files(path))
     assert any(found.is_damaged for found in verify_data(config, data))
+
+
+def test_text_lists_of_which_two_processes_wrote_one_file_each_are_hashed_again(own: Path, tmp_path: Path) -> None:
+    config, data = config_of(own), tmp_path / "data"
+    made(config, data)
+    [path] = (data / "sources").glob("*/texts/texts-00001.textlist")
+    before = path.read_text(encoding="utf-8")
+    (own / "part 0" / "2.txt").write_text("x", encoding="utf-8")
+    assert find_raw(config, data) is None
+    path.write_text(before, encoding="utf-8")  # the other process wrote last, what it had found first
+    assert texts(made(config, data))[1] == "x"

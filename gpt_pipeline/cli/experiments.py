@@ -142,7 +142,7 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
     """Show documents as the model sees them.
 
     From the raw row to the tokens: what is read, why a row is dropped, the text, the side of the split, and where
-    reasoning and answer begin. Nothing is downloaded or made.
+    reasoning and answer begin. Nothing is downloaded or trained on.
     """
     from gpt_pipeline.cli.preview import tell_previews
     from gpt_pipeline.data.preview import previews

@@ -179,10 +179,10 @@ class DataConfig:
             need = "none with data.format=synth, which has its own; leave it out, or set data.format"
             require(self.format != "synth" or found is None, name, found=found, need=need)
         require(
-            self.format == "text" or self.split_text_at is None,
+            self.split_text_at is None or (self.format == "text" and self.split_text_at != ""),
             "split_text_at",
             found=self.split_text_at,
-            need="no such key but with data.format=text",
+            need="`line` or a mark, and data.format=text",
         )
         for column, text in (self.filter or {}).items():
             bound = COMPARED.fullmatch(text)

@@ -68,8 +68,18 @@ def look_at(source: str) -> Look:
 
 def _columns_of(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     for name in dict.fromkeys(name for record in records for name in record):
-        values = [record[name] for record in records if record.get(name) is not None]
+        values = [record[name] for record in records if record.get(name) is not None and not _is_binary(record[name])]
         yield name, _kind(values[0]) if values else "nothing"
+
+
+def _is_binary(value: object) -> bool:
+    """Whether a value is a picture, say, and no text."""
+    try:
+        if isinstance(value, bytes):
+            value.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _kind(value: object) -> str:
@@ -84,7 +94,7 @@ def _format_of(
 ) -> tuple[str, dict[str, str]]:
     if set(SYNTH_COLUMNS) <= columns.keys():
         return "synth", {}
-    texts = [name for name, kind in columns.items() if kind == "text"]
+    texts = [name for name, kind in columns.items() if kind == "text" and name != "__key__"]  # a sample's name in a tar
     named = {key: found for key in _NAMES if (found := _named(key, texts)) is not None}
     if "question" in named and "answer" not in named and "result" in named:  # a short answer alone
         named["answer"] = named.pop("result")
@@ -96,8 +106,12 @@ def _format_of(
     if not texts:
         found = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "no rows"
         raise DataError(f"{path}: no column of text in the first {_ROWS} rows; found {found}")
-    longest = max(texts, key=lambda name: sum(len(record.get(name) or "") for record in records))
+    longest = max(texts, key=lambda name: sum(_length(record.get(name)) for record in records))
     return "text", {"text": named.get("text", longest)}
+
+
+def _length(value: object) -> int:
+    return len(value) if isinstance(value, str | bytes) else 0
 
 
 def _named(key: str, texts: Sequence[str]) -> str | None:

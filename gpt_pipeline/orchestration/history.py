@@ -31,7 +31,7 @@ _ON_TERMINAL = {
 }
 
 DEFINITIONS = "gpt_pipeline.definitions"
-"""The module that Dagster loads, by whose name its code location goes."""
+"""The module that Dagster loads; its code location has the same name."""
 
 UNFINISHED = (
     dg.DagsterRunStatus.QUEUED,

@@ -26,7 +26,7 @@ from gpt_pipeline.progress.at_work import show_run
 from gpt_pipeline.project import Project
 
 NEVER = "0"
-"""For `dagster/max_retries`: Dagster starts the run again on no account."""
+"""For `dagster/max_retries`: Dagster never starts the run again."""
 
 
 def stoppable(definition: dg.ExecutorDefinition) -> dg.ExecutorDefinition:

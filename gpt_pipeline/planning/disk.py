@@ -103,7 +103,7 @@ def disks(
 def _data_needs(experiment: Experiment, tokens: TokenCount, stages: Sequence[StageProgress]) -> list[DiskNeed]:
     raw, documents, shards = stages
     folder = experiment.data_folder
-    sample = _is_sample(experiment)
+    sample = experiment.data.is_sample
     per_token = _SAMPLE_ENGLISH_BYTES_PER_TOKEN if sample else _ENGLISH_BYTES_PER_TOKEN
     sizes = {
         documents.name: per_token * tokens.tokens,
@@ -121,7 +121,7 @@ def _raw_needs(experiment: Experiment, raw: StageProgress, tokens: TokenCount) -
     """Return the raw files, and on the hub's disk the space that downloads leave free; nothing for a local folder."""
     if raw.state == "finished" or experiment.data.local is not None:
         return []
-    if _is_sample(experiment):
+    if experiment.data.is_sample:
         files = math.ceil(tokens.documents / _SAMPLE_DOCUMENTS_PER_FILE)
         size, present = files * _SAMPLE_FILE_BYTES, raw.files_done * _SAMPLE_FILE_BYTES
         return [DiskNeed(what=f"{raw.name} (written)", folder=experiment.data_folder, size=size, present=present)]
@@ -158,7 +158,3 @@ def _checkpoint_needs(experiment: Experiment, start: StartDecision, to_come: int
     )
     written = DiskNeed(what=f"{kept} checkpoints", folder=folder, size=kept * each, present=present * each)
     return [*([spare] if spare.size else []), written]
-
-
-def _is_sample(experiment: Experiment) -> bool:
-    return experiment.data.is_sample

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow.parquet as pq
 
@@ -100,8 +98,8 @@ class _Sample:
 def _sampled(folder: LocalFolder, format: Format) -> _Sample:
     """Return what the first rows of the first files hold."""
     sample = _Sample()
-    for path in _paths(folder):
-        with path.open("rb", buffering=0) as file:
+    for path in map(folder.path, folder.names):
+        with path.open("rb") as file:
             for batch in read_rows_of(file, path, format.columns):
                 selection = format.select(batch)
                 sample.rows += batch.num_rows
@@ -109,11 +107,7 @@ def _sampled(folder: LocalFolder, format: Format) -> _Sample:
                 sample.text_bytes += int(text_sizes(format.documents_of(selection)["text"]).sum())
                 sample.dropped += selection.dropped
                 if sample.text_bytes >= _SAMPLED_BYTES or sample.rows >= _SAMPLED_ROWS:
-                    sample.size_read += file.tell()
+                    sample.size_read += file.tell() if not is_parquet(path.name) else 0
                     return sample
             sample.size_read += path.stat().st_size
     return sample
-
-
-def _paths(folder: LocalFolder) -> Sequence[Path]:
-    return [folder.path(name) for name in folder.names]

@@ -46,13 +46,22 @@ def show_run(project: Project, *, run: str, job: str, experiment: str) -> Iterat
     folder.mkdir(parents=True, exist_ok=True)
     path, lock = folder / f"{run}.json", folder / f"{run}.lock"
     at_work = RunAtWork(run=run, job=job, experiment=experiment, process=ProcessId.here(), since=utc_now())
-    with hold_lock(lock):
-        write_json(path, dataclasses.asdict(at_work))
-        try:
+    _remove_ended(folder)
+    try:
+        with hold_lock(lock):
+            write_json(path, dataclasses.asdict(at_work))
             yield
-        finally:
+    finally:  # Windows removes no file that is open
+        path.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
+
+
+def _remove_ended(folder: Path) -> None:
+    """Remove what killed runs left."""
+    for path in folder.glob("*.json"):
+        if not is_held(path.with_suffix(".lock")):
             path.unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
+            path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def runs_at_work(project: Project, experiment: str) -> list[RunAtWork]:

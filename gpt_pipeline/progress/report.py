@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpt_pipeline.data.config import is_path
 from gpt_pipeline.evaluation.result import summarize_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.atomic import read_kept, write_json
@@ -21,7 +22,7 @@ def report_fingerprint(experiment: Experiment) -> str:
     folder = experiment.folder
     config = identity_of(experiment.config)
     del config["storage"], config["hardware"], config["data"]["local_dataset_path"]  # where and on what it runs
-    if experiment.config.data.local is not None:
+    if is_path(experiment.config.data.source):
         del config["data"]["source"]
     training = read_kept(folder.training, lambda value: {**value}, otherwise="the report lacks it")
     return fingerprint(

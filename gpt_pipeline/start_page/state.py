@@ -17,7 +17,7 @@ Word = Literal[
     "failed",
     "stopped",
     "finished",
-    "not begun",
+    "not started",
     "broken",
     "not read yet",
 ]
@@ -99,5 +99,7 @@ def _at_rest(status: Status, training: TrainingProgress, run: NewestRun | None) 
 def _before_training(status: Status) -> State:
     states = {stage.state for stage in status.stages}
     if states == {"finished"}:
-        return State(word="not begun", detail="its data is finished")
-    return State(word="not begun") if states == {"absent"} else State(word="stopped", detail="its data is made in part")
+        return State(word="not started", detail="its data is finished")
+    return (
+        State(word="not started") if states == {"absent"} else State(word="stopped", detail="part of its data is made")
+    )

@@ -27,7 +27,7 @@ _PATIENCE_SECONDS = 2.0  # the first look at many large folders takes longer
 _FILES_SECONDS = 30.0  # an experiment file that did not change may still depend on another one's checkpoints
 
 _ORDER: tuple[Word, ...] = (
-    *("training", "evaluating", "making data", "waiting", "failed", "stopped", "finished", "not begun", "broken"),
+    *("training", "evaluating", "making data", "waiting", "failed", "stopped", "finished", "not started", "broken"),
     "not read yet",
 )
 

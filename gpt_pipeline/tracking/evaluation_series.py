@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PREFIX = "eval/"
+_LONGEST_KEY = 250  # MLflow's limit; a kind of some 240 letters stands in the evaluation's own run only
 _LOSS = "val_loss"
 _OF_LOSSES = (_LOSS, "perplexity", "val_bpb")
 
@@ -37,12 +38,20 @@ def send_series(store: OpenStore, run: Run, folder: ExperimentFolder, training_f
     first = min(sent or results, key=lambda result: result.created_at, default=None)
     if first is None:
         return
+    newest = max(times, default=None)  # whose batch may have been cut off
+    known = set(times) - {newest}
     for result in reversed(results):  # of a step that has no point yet, the newest
         at = milliseconds(result.created_at)
-        if same_losses(first, result) and times.setdefault(result.step, at) == at:
+        is_new = result.step not in known and times.setdefault(result.step, at) == at
+        if is_new and same_losses(first, result):
             points = series_values(result, first)
             store.client.log_batch(
-                run.info.run_id, metrics=[Metric(PREFIX + key, value, at, result.step) for key, value in points.items()]
+                run.info.run_id,
+                metrics=[
+                    Metric(PREFIX + key, value, at, result.step)
+                    for key, value in points.items()
+                    if len(PREFIX + key) <= _LONGEST_KEY
+                ],
             )
 
 

@@ -145,7 +145,7 @@ def log_training(
         if has_checkpoint or _status(folder, fingerprint) not in ("RUNNING", sent.status):
             store.log_text(run, draw_losses(folder.metrics), LOSS_FILE)
             kept = {file.path for file in store.client.list_artifacts(sent.run_id)}
-            if experiment_file is not None and EXPERIMENT_FILE not in kept:
+            if experiment_file is not None and experiment_file.is_file() and EXPERIMENT_FILE not in kept:
                 store.log_text(run, experiment_file.read_text(encoding="utf-8"), EXPERIMENT_FILE)
         _send_status(store, run, folder, sent)
         return LoggedRun(run_id=sent.run_id, experiment_id=sent.experiment_id, new=bool(new))

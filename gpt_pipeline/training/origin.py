@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent.parent
@@ -15,6 +16,12 @@ _GIT_SECONDS = 5.0
 def machine() -> str:
     """Return processor, number of logical CPUs and operating system; no name of the machine, which is private."""
     return f"{_processor()}, {os.cpu_count() or 1} logical CPUs, {platform.system()} {platform.release()}"
+
+
+@cache
+def commit_at_start() -> str | None:
+    """Return `source_commit` as it was when this was first called: a pull during a training changes nothing."""
+    return source_commit()
 
 
 def source_commit(package: Path = _PACKAGE) -> str | None:
@@ -30,7 +37,12 @@ def source_commit(package: Path = _PACKAGE) -> str | None:
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True
+            ["git", "--no-optional-locks", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=_GIT_SECONDS,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):  # no git here, or no checkout: both are usual
         return None

@@ -36,7 +36,7 @@ from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.launch import ignored_launch
 from gpt_pipeline.training.metrics import MetricsLog, Recorder
 from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver
-from gpt_pipeline.training.origin import machine, source_commit
+from gpt_pipeline.training.origin import commit_at_start, machine
 from gpt_pipeline.training.ranks import Ranks, process_group
 from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.start import Start, prepare_start, read_start, read_start_weights
@@ -111,6 +111,7 @@ def _run(
     layout = step_layout(
         job.training, max_length=job.max_length, steps_per_epoch=sampler.steps_per_epoch, world_size=ranks.world_size
     )
+    commit_at_start()  # later the source may be another one
     compute = choose_compute(job.hardware, job.training, ranks=ranks, say=observer.message)
     prepare_process(compute)
     start = _agree_on_start(job, layout, observer, ranks)
@@ -292,7 +293,7 @@ def _finished_training(trainer: Trainer) -> FinishedTraining:
 
 def _origin(trainer: Trainer) -> dict[str, str]:
     """Return what the training ran with and on, by name."""
-    commit = source_commit()
+    commit = commit_at_start()
     return {
         "gpt_pipeline": __version__,
         "torch": str(torch.__version__),

@@ -187,7 +187,7 @@ class RawStage:
         known = self.known()
         if missing or known is None or known.fingerprint != raw.fingerprint:
             raise DataError(
-                f"files of {self._origin} are missing or have changed"
+                f"files of {self.config.origin} are missing or have changed"
                 f"{': ' if missing else ''}{', '.join(missing[:3])}; materialize {self.name} again"
             )
         return {name: path for name, path in found.items() if path is not None}
@@ -204,7 +204,7 @@ class RawStage:
         facts = None if source is None else self._check(source, record).recorded(file.name)
         if path is None or facts is None or facts.sha256 != file.sha256:
             raise DataError(
-                f"files of {self._origin} are missing or have changed: {file.name}; materialize {self.name} again"
+                f"files of {self.config.origin} are missing or have changed: {file.name}; materialize {self.name} again"
             )
         return path
 
@@ -215,22 +215,22 @@ class RawStage:
         return [] if source is None else [name for name in source.names if self._check(source, record).is_ready(name)]
 
     def first_file(self, *, say: Say) -> tuple[str, Path]:
-        """Return name and path of the source's first file; nothing is downloaded, and only the sample is written.
+        """Return name and path of the source's first file; nothing is downloaded, only the sample or a list is written.
 
         Raises:
             ConfigError: there are no such files.
             DataError: it was not downloaded yet.
         """
         record = read_record(self._record_folder)
-        local = self._is_sample or self._local_files is not None
-        source = self._open_source(record, say) if local else self._recorded_source(record)
-        name = source.names[0] if source is not None else None
-        path = None if source is None or name is None else source.find(name)
-        if local and source is not None and name is not None:
-            path = source.fetch(name, say=say)
-        if name is None or path is None:
+        if self.config.is_sample or self._local_files is not None:
+            source = self._open_source(record, say)
+            return source.names[0], source.fetch(source.names[0], say=say)
+        dataset = self._recorded_source(record)
+        name = dataset.names[0] if dataset is not None else ""
+        path = dataset.find(name) if dataset is not None else None
+        if path is None:
             raise DataError(
-                f"no file of {self._origin} is here yet; materialize {self.name}, or run the experiment first"
+                f"no file of {self.config.origin} is here yet; materialize {self.name}, or run the experiment first"
             )
         return name, path
 
@@ -294,24 +294,16 @@ class RawStage:
         """Have the files looked at again, and those of the sample written anew."""
         for name in names:
             self._check(source, record).forget(name)
-            if self._is_sample:
+            if self.config.is_sample:
                 source.fetch(name, again=True, say=say)
 
     def _standing(self, say: Say) -> StageResult | None:
         """Return the finished stage, also if its files are away and nobody needs them."""
         stage = self.find()
         if stage is None and (known := self.known()) and not self.is_needed():
-            say(f"files of {self._origin} are away; what was made of them is finished, so they are not needed")
+            say(f"files of {self.config.origin} are away; what was made of them is finished, so they are not needed")
             return known
         return stage
-
-    @property
-    def _origin(self) -> str:
-        return self.config.origin
-
-    @property
-    def _is_sample(self) -> bool:
-        return self.config.is_sample
 
     @property
     def _local_files(self) -> LocalFiles | None:
@@ -320,22 +312,22 @@ class RawStage:
 
     @property
     def _record_folder(self) -> Path:
-        origin = self._origin
+        origin = self.config.origin
         if (files := self._local_files) is not None:
             origin = files.path.as_posix()
         if self._format.identity:  # what is recorded of a file is what one format makes of it
             origin += json.dumps(self._format.identity, sort_keys=True)
-        kind = "sample" if self._is_sample else "hub" if files is None else "folder"
+        kind = "sample" if self.config.is_sample else "hub" if files is None else "folder"
         digest = hashlib.sha256(origin.encode("utf-8", "surrogateescape")).hexdigest()[:SHORT]
         return self.data_folder / _SOURCES / f"{kind}-{slug(origin)[-40:]}-{digest}"
 
     @contextmanager
     def _recording(self, say: Say) -> Iterator[SourceRecord]:
-        with exclusive(self._record_folder, purpose=f"choosing files of {self._origin}", say=say):
+        with exclusive(self._record_folder, purpose=f"choosing files of {self.config.origin}", say=say):
             yield read_record(self._record_folder)
 
     def _open_source(self, record: SourceRecord, say: Say) -> Source:
-        if self._is_sample:
+        if self.config.is_sample:
             return self._sample
         if (files := self._local_files) is not None:
             folder = self._as_read(files, files.opened().names)
@@ -350,14 +342,15 @@ class RawStage:
         return SampleFolder(folder=self._record_folder / "rows")
 
     def _recorded_source(self, record: SourceRecord) -> Source | None:
-        if self._is_sample:
+        if self.config.is_sample:
             return self._sample
         if (files := self._local_files) is None:
             from gpt_pipeline.data.sources.hub import Hub, recorded_dataset
 
             return recorded_dataset(self.hub or Hub(), self.config.source, self.config.revision, record)
         # A folder that is away, such as on a disk not plugged in, cannot have changed: what was made of it stands.
-        return self._as_read(files, files.names) if files.names else self._last_source(record)
+        names = files.names
+        return self._as_read(files, names) if names else self._last_source(record)
 
     def _last_source(self, record: SourceRecord) -> Source | None:
         """Return the source with the files that it had when the stage was last made."""

@@ -9,18 +9,26 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from gpt_pipeline.data.file_kinds import compression_of
 from gpt_pipeline.data.readers.opened import opened
 from gpt_pipeline.data.readers.parquet import column_of, require_columns
 from gpt_pipeline.data.readers.wanted import Wanted
+from gpt_pipeline.errors import UnreadableFileError
 
 _BATCH_ROWS = 2_000
+_FILE_MARK = b"ARROW1"  # begins a file in the file format (Arrow, "IPC File Format")
 
 
 @contextmanager
 def _batches(file: Path | io.IOBase, name: str, wanted: Wanted) -> Iterator[Iterator[pa.RecordBatch]]:
     """Yield the file's batches, of one in Arrow's streaming format or in its file format."""
     with opened(file, name) as stream:
-        if stream.peek(6)[:6] == b"ARROW1" if isinstance(stream, io.BufferedReader) else False:
+        begin = stream.read(len(_FILE_MARK))
+        if begin == _FILE_MARK and compression_of(name):
+            what = "Arrow's file format is read from its end, which a compressed file does not allow"
+            raise UnreadableFileError(f"{name}: {what}; decompress it")
+        stream.seek(0)
+        if begin == _FILE_MARK:
             reader = pa.ipc.open_file(stream)
             batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
         else:

@@ -34,8 +34,12 @@ def opened(file: Path | io.IOBase, name: str) -> Iterator[BinaryIO]:
     except (FileNotFoundError, PermissionError) as error:
         raise UnreadableFileError(f"{name}: cannot be read ({error.strerror or 'no such file'})") from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, tarfile.TarError) as error:
-        what = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise UnreadableFileError(f"{name}: damaged ({what}); bring the file here again") from error
+        raise UnreadableFileError(f"{name}: damaged ({first_line(error)}); bring the file here again") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return what a library says of a file, in one line."""
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
 
 
 @contextmanager

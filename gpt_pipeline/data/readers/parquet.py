@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gpt_pipeline.data.readers.opened import first_line
 from gpt_pipeline.data.readers.wanted import Wanted, require_present
 from gpt_pipeline.errors import UnreadableFileError
 
@@ -33,7 +34,7 @@ def open_parquet(path: Path, wanted: Wanted) -> pq.ParquetFile:
         raise UnreadableFileError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from None
     except (pa.ArrowException, OSError) as error:
         raise UnreadableFileError(
-            f"{path}: not a readable parquet file ({_first_line(error)}); {_beginning(path)}"
+            f"{path}: not a readable parquet file ({first_line(error)}); {_beginning(path)}"
         ) from error
     require_columns(file.schema_arrow, wanted, name=str(path))
     return file
@@ -103,10 +104,6 @@ def _beginning(path: Path) -> str:
     return f"it begins with {beginning!r} and has {path.stat().st_size} bytes; download it again"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-
-
 def read_parquet(path: Path, wanted: Wanted, *, batch_rows: int | None = None) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a file in order, only the wanted columns, at most `batch_rows` at a time.
 
@@ -120,7 +117,20 @@ def read_parquet(path: Path, wanted: Wanted, *, batch_rows: int | None = None) -
             for batch in file.iter_batches(batch_size=size, columns=columns, use_threads=False):
                 yield pa.record_batch([column_of(batch, column) for column in columns], names=columns)
         except (pa.ArrowException, OSError) as error:
-            raise UnreadableFileError(f"{path}: damaged ({_first_line(error)}); {_beginning(path)}") from error
+            raise UnreadableFileError(f"{path}: damaged ({first_line(error)}); {_beginning(path)}") from error
+
+
+def whole_row_groups(path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file with all their columns, `batch_rows` at a time.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    with open_parquet(path, Wanted(texts=())) as file:
+        try:
+            yield from file.iter_batches(batch_size=batch_rows, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise UnreadableFileError(f"{path}: damaged ({first_line(error)}); {_beginning(path)}") from error
 
 
 def _rows_at_a_time(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
@@ -146,7 +156,7 @@ def open_counted(file: Path | io.IOBase, name: str) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
-        raise UnreadableFileError(f"{name}: not a readable parquet file ({_first_line(error)})") from error
+        raise UnreadableFileError(f"{name}: not a readable parquet file ({first_line(error)})") from error
 
 
 def count_parquet(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:

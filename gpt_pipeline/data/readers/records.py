@@ -1,7 +1,8 @@
 """Files of records that are read one after the other: JSON, tables in text, tar archives, plain text.
 
 A record is a mapping from columns to values. What cannot be a document at all (a line of many megabytes) becomes a
-row that is too long, so that it is counted with the others of its kind, and memory stays flat.
+row that is too long, so that it is counted with the others of its kind, and memory stays flat. Only a table's field of
+more than `_MAX_RECORD_BYTES` stops the reading.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import itertools
 import json
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -78,6 +80,8 @@ def count_records(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:
         return 1
     if kind == TEXT_LIST:
         of_list = file if isinstance(file, Path) else Path(getattr(file, "name", name))
+        if wanted.split_at is None:
+            return sum(1 for _ in of_list.open("rb"))
         return sum(count_records(path, member, wanted) for member, path in listed_files(of_list))
     with opened(file, name) as stream:
         if kind == TAR:
@@ -216,10 +220,9 @@ def _json_lines(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
 
 def _parsed(line: bytes, name: str, place: str) -> Any:
     try:
-        return json.loads(line)
-    except UnicodeDecodeError:
-        return _parsed(line.decode("utf-8", "surrogateescape").encode("utf-8", "surrogatepass"), name, place)
-    except ValueError as error:
+        # Bytes that are no UTF-8 stay in the text, and are counted as such. (From bytes, json would guess an encoding.)
+        return json.loads(line.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
         raise UnreadableFileError(f"{name}, {place}: not JSON ({error}); it begins with {line[:40]!r}") from None
 
 
@@ -231,37 +234,44 @@ def _object(value: Any, name: str, place: str) -> Record:
 
 def _json(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
     """Read a list of objects, or objects one after the other, a chunk at a time."""
-    decoder = json.JSONDecoder()
-    text, begun = "", False
     stream = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    for number in itertools.count(1):
-        while True:
-            text = text.lstrip(" \t\r\n,")
-            if not begun and text:
-                begun, text = True, text.removeprefix("[").lstrip(" \t\r\n")
-            if text.startswith("]"):
+    text, at, number = stream.read(_CHUNK_BYTES), 0, 1
+    at = _between_records.match(text).end()  # type: ignore[union-attr] # it matches nothing, too
+    if text.startswith("[", at):
+        at += 1
+    while True:
+        at = _between_records.match(text, at).end()  # type: ignore[union-attr]
+        if text.startswith("]", at):
+            return
+        value, end, problem = _decoded(text, at)
+        if end == len(text):  # what ends with the chunk may go on
+            more = stream.read(max(_CHUNK_BYTES, len(text) - at))
+            if more:
+                if len(text) - at > _MAX_RECORD_BYTES * 8:
+                    what = f"longer than {(len(text) - at) >> 20} MB ({problem}); write the file as JSON lines"
+                    raise UnreadableFileError(f"{name}, record {number}: {what}")
+                text, at = text[at:] + more, 0
+                continue
+            if at == len(text):
                 return
-            try:
-                value, end = decoder.raw_decode(text)
-                if end < len(text):  # what ends with the chunk may go on
-                    break
-            except ValueError as error:
-                failed: ValueError | None = error
-            else:
-                failed = None
-            more = stream.read(max(_CHUNK_BYTES, len(text)))
-            if not more:
-                if not text:
-                    return
-                if failed is None:
-                    break
-                raise UnreadableFileError(f"{name}, record {number}: not JSON ({failed}); it begins with {text[:40]!r}")
-            if len(text) > 8 * _MAX_RECORD_BYTES:
-                what = f"longer than {len(text) >> 20} MB; write the file as JSON lines, one object a line"
-                raise UnreadableFileError(f"{name}, record {number}: {what}")
-            text += more
+        if problem:
+            begin = text[at : at + 40]
+            raise UnreadableFileError(f"{name}, record {number}: not JSON ({problem}); it begins with {begin!r}")
         yield f"record {number}", _object(value, name, f"record {number}")
-        text = text[end:]
+        at, number = end, number + 1
+
+
+_between_records = re.compile(r"[ \t\r\n,]*")
+_decode = json.JSONDecoder().raw_decode
+
+
+def _decoded(text: str, at: int) -> tuple[Any, int, str]:
+    """Return the value that begins at a place, where it ends, and an empty text; else the text's end and the reason."""
+    try:
+        value, end = _decode(text, at)
+    except (ValueError, RecursionError) as error:
+        return None, len(text), str(error)
+    return value, end, ""
 
 
 def _table(delimiter: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
@@ -340,14 +350,14 @@ def _tar(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
         for member in archive:
             path = PurePosixPath(member.name)
             stem, _, end = path.name.partition(".")
-            if not member.isfile() or not end:
+            if not member.isfile() or not stem or not end:  # `.DS_Store`, and what macOS adds
                 continue
             if (own := str(path.with_name(stem))) != key and sample:
                 yield key, sample
                 sample = {}
             key = own
             sample["__key__"] = key
-            sample[end] = _member(archive, member, name) if end in needed else None
+            sample[end] = _member(archive, member, name) if end in needed or not needed else None
     if sample:
         yield key, sample
 

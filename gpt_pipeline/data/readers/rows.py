@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from gpt_pipeline.data.file_kinds import ARROW, PARQUET, kind_of
 from gpt_pipeline.data.readers.arrow import count_arrow, read_arrow, whole_batches
-from gpt_pipeline.data.readers.parquet import count_parquet, open_parquet, read_parquet
+from gpt_pipeline.data.readers.parquet import count_parquet, read_parquet, whole_row_groups
 from gpt_pipeline.data.readers.records import count_records, read_records, whole_records
 from gpt_pipeline.data.readers.wanted import Wanted
 
@@ -69,11 +69,19 @@ def first_records(path: Path) -> Iterator[Mapping[str, Any]]:
         DataError: the file cannot be read.
     """
     if is_parquet(path.name):
-        with open_parquet(path, Wanted(texts=())) as file:
-            for batch in file.iter_batches(batch_size=_LOOKED_AT):
-                yield from batch.to_pylist()
+        for batch in whole_row_groups(path, _LOOKED_AT):
+            yield from _as_records(batch)
     elif kind_of(path.name) == ARROW:
         for batch in whole_batches(path):
-            yield from batch.slice(0, _LOOKED_AT).to_pylist()
+            yield from _as_records(batch.slice(0, _LOOKED_AT))
     else:
         yield from whole_records(path)
+
+
+def _as_records(batch: pa.RecordBatch) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a batch; those with a text that is no UTF-8 are left out."""
+    for row in range(batch.num_rows):
+        try:
+            yield batch.slice(row, 1).to_pylist()[0]
+        except UnicodeDecodeError:
+            continue

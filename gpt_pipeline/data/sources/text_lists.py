@@ -1,13 +1,14 @@
 """Folders of many text files, of which each is a document: they are read by lists, some thousand files a list.
 
 A part of its own for each would take more time than the text. A list names its files with their checksums, so its own
-checksum stands for all that is in them. Beside it lies where the files are and what the disk said of them, which is no
-part of what they hold.
+checksum stands for all that is in them. A second file records where the texts are, with size and time; it is not part
+of the identity.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gpt_pipeline.data.stage import Say
 
 _FILES = 2_000  # in a list
+_logger = logging.getLogger(__name__)
 _END = ".textlist"
 
 
@@ -47,12 +49,15 @@ class TextLists(LocalFolder):
         return str(self.texts)
 
     def find(self, name: str) -> Path | None:
-        """Return the list's path if it was written; one whose files have changed since is written anew first."""
+        """Return the list's path if it was written; one whose files have changed since is written anew first, once."""
         path = self.path(name)
         if not path.is_file():
             return None
         if self.members and not self._is_current[name]:
-            self.fetch(name, say=lambda line: None)
+            try:
+                self.fetch(name, say=_logger.info)
+            except OSError as error:  # a folder that others may only read
+                _logger.warning("%s: what has changed in %s cannot be noted (%s)", path, self.texts, error)
         return path
 
     def size(self, name: str) -> int:
@@ -64,19 +69,28 @@ class TextLists(LocalFolder):
         path = self.path(name)
         if not self.members:
             return path
-        before, stats = _read_beside(path), self._stats(name)
-        known = dict(_lines_of(path)) if path.is_file() and not again else {}
-        lines = []
-        for member, stat in stats.items():
-            is_known = member in known and before.get("stats", {}).get(member) == stat
-            lines.append([member, known[member] if is_known else sha256_of(self.texts / member)])
+        beside, stats = _read_beside(path), self._stats(name)
+        is_known = path.is_file() and not again and beside.get("list") == _sha256_of(path)
+        known = dict(_lines_of(path)) if is_known else {}
+        before = beside.get("stats", {})
+        lines = [
+            [
+                member,
+                known[member] if member in known and before.get(member) == stat else sha256_of(self.texts / member),
+            ]
+            for member, stat in stats.items()
+        ]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             with atomic_path(path) as temporary:
                 temporary.write_text(text, encoding="utf-8", newline="\n")
-        write_json(_beside(path), {"folder": str(self.texts), "stats": stats})
+        write_json(_beside(path), self._said_of(path, stats))
         self._is_current[name] = True
         return path
+
+    def _said_of(self, path: Path, stats: Mapping[str, list[int]]) -> dict[str, Any]:
+        # The list's own checksum: of two processes that write at once, each may have written one of the two files.
+        return {"folder": str(self.texts), "stats": stats, "list": _sha256_of(path)}
 
     def _stats(self, name: str) -> dict[str, list[int]]:
         """Return size in bytes and time of each file of the list."""
@@ -87,11 +101,10 @@ class TextLists(LocalFolder):
     @cached_property
     def _is_current(self) -> dict[str, bool]:
         """Whether each list was written of its files as they are now, and where they are now."""
-        current = {}
-        for name in self.names:
-            beside = _read_beside(self.path(name))
-            current[name] = beside == {"folder": str(self.texts), "stats": self._stats(name)}
-        return current
+        return {
+            name: _read_beside(self.path(name)) == self._said_of(self.path(name), self._stats(name))
+            for name in self.names
+        }
 
 
 def text_lists(folder: Path, texts: Path, members: Sequence[str]) -> TextLists:
@@ -122,6 +135,10 @@ def _lines_of(path: Path) -> Iterator[tuple[str, str]]:
         for line in file:
             name, sha256 = json.loads(line)
             yield name, sha256
+
+
+def _sha256_of(path: Path) -> str | None:
+    return sha256_of(path) if path.is_file() else None
 
 
 def _beside(path: Path) -> Path:
