@@ -108,7 +108,7 @@ def test_writer_yields_each_piece_before_the_next_token_is_computed() -> None:
     assert seen == [("a", 1), ("a", 2), ("a", 3), ("a", 4), ("a", 5)]
 
 
-@given(text=st.text(alphabet=st.characters(min_codepoint=32), max_size=20))
+@given(text=st.text(alphabet=st.characters(min_codepoint=32, exclude_categories=["Cs"]), max_size=20))
 def test_whole_characters_pieces_add_up_to_the_text(text: str) -> None:
     tokens = gpt2().encode_ordinary(text)
     pieces = list(whole_characters(tokens))
