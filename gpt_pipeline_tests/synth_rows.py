@@ -9,7 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.raw import files_of, raw_file
 from gpt_pipeline.data.formats.synth_text import SYNTH_COLUMNS
+from gpt_pipeline.data.sources.hub import Hub
+from gpt_pipeline.storage.manifest import StageResult
 
 SCHEMA = pa.schema([(name, pa.int64() if name == "words" else pa.string()) for name in SYNTH_COLUMNS])
 
@@ -54,3 +58,8 @@ def write_folder(folder: Path, *counts: int) -> Path:
         write_synth(folder / f"synth_{number:03d}.parquet", rows(count, first=first))
         first += count
     return folder
+
+
+def raw_paths(config: DataConfig, raw: StageResult, *, hub: Hub | None = None) -> dict[str, Path]:
+    """Return the paths of the raw stage's files by name, in order."""
+    return {file.name: raw_file(config, raw, file, hub=hub) for file in files_of(raw)}

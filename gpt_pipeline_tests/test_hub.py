@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.raw import find_raw, known_raw, prepare_raw, raw_files
+from gpt_pipeline.data.documents.raw import find_raw, known_raw, prepare_raw
 from gpt_pipeline.data.sources.hub import Hub
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline_tests.hub_server import FakeHub, running_hub
-from gpt_pipeline_tests.synth_rows import write_folder
+from gpt_pipeline_tests.synth_rows import raw_paths, write_folder
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_hub_downloads_only_the_files_that_are_needed_at_the_newest_commit(
 ) -> None:
     config = DataConfig(num_samples=9)
     stage = prepare_raw(config, tmp_path / "data", hub=hub)
-    paths = list(raw_files(config, stage, hub=hub).values())
+    paths = list(raw_paths(config, stage, hub=hub).values())
     assert [path.name for path in paths] == ["synth_001.parquet", "synth_002.parquet"]
     assert [path.read_bytes() for path in paths] == [
         (tmp_path / "published" / path.name).read_bytes() for path in paths
@@ -56,7 +56,7 @@ def test_hub_finished_asks_the_network_nothing(tmp_path: Path, server: FakeHub, 
     assert found is not None
     assert again.reused
     assert again.manifest == found.manifest == first.manifest
-    assert len(raw_files(config, found, hub=hub)) == 2
+    assert len(raw_paths(config, found, hub=hub)) == 2
     assert server.requests == []
 
 
@@ -110,7 +110,7 @@ def test_hub_deleted_cache_is_downloaded_again_at_the_same_commit(tmp_path: Path
 
 def test_hub_cached_file_cut_short_is_downloaded_again(tmp_path: Path, server: FakeHub, hub: Hub) -> None:
     config = DataConfig(num_samples=5)
-    (path,) = raw_files(config, prepare_raw(config, tmp_path / "data", hub=hub), hub=hub).values()
+    (path,) = raw_paths(config, prepare_raw(config, tmp_path / "data", hub=hub), hub=hub).values()
     path.resolve().write_bytes(b"cut")
     assert find_raw(config, tmp_path / "data", hub=hub) is None
     prepare_raw(config, tmp_path / "data", hub=hub)
@@ -119,7 +119,7 @@ def test_hub_cached_file_cut_short_is_downloaded_again(tmp_path: Path, server: F
 
 def test_hub_wrong_bytes_that_were_in_the_cache_before_are_downloaded_again(tmp_path: Path, hub: Hub) -> None:
     config = DataConfig(num_samples=5)
-    (path,) = raw_files(config, prepare_raw(config, tmp_path / "before", hub=hub), hub=hub).values()
+    (path,) = raw_paths(config, prepare_raw(config, tmp_path / "before", hub=hub), hub=hub).values()
     right = path.read_bytes()
     path.resolve().write_bytes(bytes(len(right)))
     said: list[str] = []

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.raw import RawStage, files_of, find_raw, known_raw, prepare_raw, raw_files, repeats_of
+from gpt_pipeline.data.documents.raw import RawStage, files_of, find_raw, known_raw, prepare_raw, repeats_of
 from gpt_pipeline.data.formats.synth import RULE_VERSION
 from gpt_pipeline.data.sources.folder import parquet_names
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord, read_record
 from gpt_pipeline.data.stage import prepare
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.manifest import StageResult
-from gpt_pipeline_tests.synth_rows import row, write_folder, write_synth
+from gpt_pipeline_tests.synth_rows import raw_paths, row, write_folder, write_synth
 
 
 def local(folder: Path, num_samples: int) -> DataConfig:
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(config: DataConfig, stage: StageResult) -> list[str]:
-    return [path.name for path in raw_files(config, stage).values()]
+    return [path.name for path in raw_paths(config, stage).values()]
 
 
 @pytest.mark.parametrize(("num_samples", "files"), [(1, 1), (8, 1), (9, 2), (24, 2), (25, 3), (48, 3)])
@@ -126,7 +126,7 @@ def test_raw_folder_that_is_away_keeps_the_identity_of_what_was_made(tmp_path: P
     assert known.fingerprint == stage.fingerprint
     assert find_raw(config, tmp_path / "data") is None
     with pytest.raises(DataError, match="missing or have changed"):
-        raw_files(config, stage)
+        raw_paths(config, stage)
     with pytest.raises(
         ConfigError, match=r"data\.local_dataset_path: .*need a folder, a file or a pattern that exists"
     ):

@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.raw import find_raw, prepare_raw, raw_files
+from gpt_pipeline.data.documents.raw import find_raw, prepare_raw
 from gpt_pipeline.data.documents.stage import find_documents, prepare_documents
 from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
-from gpt_pipeline_tests.synth_rows import write_folder
+from gpt_pipeline_tests.synth_rows import raw_paths, write_folder
 
 CONFIG = DataConfig(num_samples=300, source="sample", max_length=64, validation_fraction=0.2)
 
@@ -14,7 +14,7 @@ CONFIG = DataConfig(num_samples=300, source="sample", max_length=64, validation_
 def test_sample_is_written_and_holds_enough_documents(tmp_path: Path) -> None:
     assert find_raw(CONFIG, tmp_path) is None
     stage = prepare_raw(CONFIG, tmp_path)
-    assert all(path.is_file() for path in raw_files(CONFIG, stage).values())
+    assert all(path.is_file() for path in raw_paths(CONFIG, stage).values())
     assert stage.manifest.facts["documents"] >= 300
     assert stage.fingerprint == prepare_raw(CONFIG, tmp_path / "anywhere").fingerprint
 
@@ -22,7 +22,7 @@ def test_sample_is_written_and_holds_enough_documents(tmp_path: Path) -> None:
 def test_sample_second_time_does_no_work_and_a_lost_file_is_written_again(tmp_path: Path) -> None:
     first, again = prepare_raw(CONFIG, tmp_path), prepare_raw(CONFIG, tmp_path)
     assert (first.reused, again.reused) == (False, True)
-    next(iter(raw_files(CONFIG, first).values())).unlink()
+    next(iter(raw_paths(CONFIG, first).values())).unlink()
     assert find_raw(CONFIG, tmp_path) is None
     assert prepare_raw(CONFIG, tmp_path).manifest == first.manifest
     assert find_raw(CONFIG, tmp_path) is not None
@@ -41,5 +41,5 @@ def test_sample_goes_through_all_stages_and_each_is_found_again(tmp_path: Path) 
 def test_sample_named_together_with_a_folder_gives_way_to_the_folder(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "synth", 10)
     config = DataConfig(num_samples=5, source="sample", local_dataset_path=str(folder))
-    files = raw_files(config, prepare_raw(config, tmp_path / "data"))
+    files = raw_paths(config, prepare_raw(config, tmp_path / "data"))
     assert files == {"synth_001.parquet": folder / "synth_001.parquet"}

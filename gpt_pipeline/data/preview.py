@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.files import names_in
 from gpt_pipeline.data.documents.raw import RawStage
 from gpt_pipeline.data.documents.split import hold_out
 from gpt_pipeline.data.formats import format_of
 from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.data.stage import Say
+from gpt_pipeline.data.tokens.token_bytes import TokenBytes
 from gpt_pipeline.data.tokens.tokenizer import gpt2
 
 
@@ -81,8 +84,9 @@ def _preview(file: str, number: int, row: pa.RecordBatch, format: Format, config
         )
     document = format.documents_of(selection).to_pylist()[0]
     text: str = document["text"]
-    group = document.get("group") or document.get("article") or ""
+    group = document[names_in(format.document_schema)["group"]] or ""
     begin = document.get("reasoning_start") or document.get("answer_start")
+    tokens = gpt2().encode_ordinary(text)
     return Preview(
         file=file,
         row=number,
@@ -90,16 +94,11 @@ def _preview(file: str, number: int, row: pa.RecordBatch, format: Format, config
         dropped=None,
         text=text,
         held_out=hold_out(seed=config.seed, fraction=config.validation_fraction)(group),
-        tokens=tuple(gpt2().encode_ordinary(text)),
-        answer_from=None if begin is None else _token_at(text, len(text[:begin].encode())),
+        tokens=tuple(tokens),
+        answer_from=None if begin is None else _token_at(tokens, len(text[:begin].encode())),
     )
 
 
-def _token_at(text: str, byte: int) -> int:
-    """Return which token of the text holds the byte, counted from 0."""
-    end = 0
-    for number, token in enumerate(gpt2().encode_ordinary(text)):
-        end += len(gpt2().decode_single_token_bytes(token))
-        if end > byte:
-            return number
-    return 0
+def _token_at(tokens: Sequence[int], byte: int) -> int:
+    """Return which token holds the byte of the text, counted from 0."""
+    return int(TokenBytes(np.array(tokens, np.uint16)).token_at(np.array([byte]))[0])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 
 from gpt_pipeline.data.config import SYNTH, DataConfig
 from gpt_pipeline.data.documents.raw import known_raw
@@ -63,8 +64,9 @@ def count_tokens(experiment: Experiment) -> TokenCount:
 
 def _estimated(experiment: Experiment) -> TokenCount:
     data = experiment.config.data
-    each, source = _tokens_per_document(experiment)
-    documents = _documents(experiment)
+    held = cache(partial(_surveyed, experiment.data))  # looked into once, if at all
+    each, source = _tokens_per_document(experiment, held)
+    documents = _documents(experiment, held)
     tokens = round(documents * each)
     validation = round(tokens * data.validation_fraction)
     return TokenCount(
@@ -76,7 +78,7 @@ def _estimated(experiment: Experiment) -> TokenCount:
     )
 
 
-def _documents(experiment: Experiment) -> int:
+def _documents(experiment: Experiment, surveyed: Callable[[], Survey | None]) -> int:
     """Return how many documents the experiment uses; of a whole source at most its rows, or what SYNTH has."""
     data = experiment.data
     if data.document_limit is not None:
@@ -85,7 +87,7 @@ def _documents(experiment: Experiment) -> int:
         return int(raw.manifest.facts["documents"])
     if data.local is None:
         return SYNTH_DOCUMENTS
-    held = _surveyed(data)
+    held = surveyed()
     return 1 if held is None else max(1, held.documents)
 
 
@@ -99,7 +101,7 @@ def _surveyed(data: DataConfig) -> Survey | None:
         return None
 
 
-def _tokens_per_document(experiment: Experiment) -> tuple[float, str]:
+def _tokens_per_document(experiment: Experiment, surveyed: Callable[[], Survey | None]) -> tuple[float, str]:
     """Return the mean tokens per document and where the number comes from."""
     data = experiment.data
     counted = max(_counted(experiment), key=lambda pair: pair[0], default=None)
@@ -109,7 +111,7 @@ def _tokens_per_document(experiment: Experiment) -> tuple[float, str]:
     if data.is_sample:
         each = SAMPLE_TOKENS_PER_DOCUMENT
         return each, f"estimated: {each:.1f} tokens per document, as counted in 16,000 of the sample"
-    held = _surveyed(data)
+    held = surveyed()
     if held is not None and held.documents:
         each = held.text_bytes / BYTES_PER_TOKEN / max(1, held.documents) + 1
         return each, f"estimated: {each:.1f} tokens per document, from the size of the first {held.read:,} texts"

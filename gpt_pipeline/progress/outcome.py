@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations, same_answers
-from gpt_pipeline.evaluation.shares import wilson_interval
+from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress.show import training_text
 from gpt_pipeline.progress.training import experiment_training
@@ -47,12 +47,12 @@ def comparable_results(experiment: Experiment) -> Sequence[EvaluationResult]:
 
 def result_text(result: EvaluationResult) -> str:
     """Return what an evaluation found, as `val loss 0.562, 33 of 84 right (39 %, 30 to 50 %)`."""
-    right, total = sum(bool(answer.get("correct")) for answer in result.answers), len(result.answers)
-    loss = f"val loss {result.metrics['val_loss']:.3f}"
-    if not total:
+    loss, right = f"val loss {result.metrics['val_loss']:.3f}", share_of(result.answers, "correct")
+    if right is None:
         return loss
-    low, high = wilson_interval(right, total)
-    return f"{loss}, {right} of {total} right ({100 * right / total:.0f} %, {100 * low:.0f} to {100 * high:.0f} %)"
+    low, high = right.interval
+    share = f"{100 * right.value:.0f} %, {100 * low:.0f} to {100 * high:.0f} %"
+    return f"{loss}, {right.successes} of {right.total} right ({share})"
 
 
 def _training_text(experiment: Experiment) -> str:

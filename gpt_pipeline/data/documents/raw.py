@@ -66,22 +66,13 @@ def known_raw(config: DataConfig, data_folder: Path, *, hub: Hub | None = None) 
     return RawStage(config=config, data_folder=data_folder, hub=hub).known()
 
 
-def raw_file(config: DataConfig, raw: StageResult, file: RawFile) -> Path:
+def raw_file(config: DataConfig, raw: StageResult, file: RawFile, *, hub: Hub | None = None) -> Path:
     """Return the path of one of the stage's files.
 
     Raises:
         DataError: it is no longer there, or has become another one.
     """
-    return RawStage(config=config, data_folder=raw.folder.parent).path(file)
-
-
-def raw_files(config: DataConfig, raw: StageResult, *, hub: Hub | None = None) -> dict[str, Path]:
-    """Return the paths of the stage's files by name, in order.
-
-    Raises:
-        DataError: a file is no longer there.
-    """
-    return RawStage(config=config, data_folder=raw.folder.parent, hub=hub).paths(raw)
+    return RawStage(config=config, data_folder=raw.folder.parent, hub=hub).path(file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,23 +165,6 @@ class RawStage:
         """Return where each of the stage's files lies, whole or not; None for one that is gone."""
         source = self._last_source(read_record(self._record_folder))
         return {name: source.place(name) if source else None for name, _ in raw.manifest.config["files"]}
-
-    def paths(self, raw: StageResult) -> dict[str, Path]:
-        """Return the paths of the stage's files by name, in order.
-
-        Raises:
-            DataError: a file is no longer there.
-        """
-        source = self._recorded_source(read_record(self._record_folder))
-        found = {name: source.find(name) if source else None for name, _ in raw.manifest.config["files"]}
-        missing = [name for name, path in found.items() if path is None]
-        known = self.known()
-        if missing or known is None or known.fingerprint != raw.fingerprint:
-            raise DataError(
-                f"files of {self.config.origin} are missing or have changed"
-                f"{': ' if missing else ''}{', '.join(missing[:3])}; materialize {self.name} again"
-            )
-        return {name: path for name, path in found.items() if path is not None}
 
     def path(self, file: RawFile) -> Path:
         """Return the path of one of the stage's files; the others are not looked at.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,8 @@ import pyarrow.compute as pc
 from gpt_pipeline.data.columns import Indices, of_flags, of_indices, text_hashes
 from gpt_pipeline.data.formats.filter import Condition
 from gpt_pipeline.data.formats.rules import Rules, is_not_blank
+from gpt_pipeline.data.readers.rows import count_rows
+from gpt_pipeline.data.readers.wanted import Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,32 @@ class RowKeys:
 
 NO_KEYS = RowKeys()
 """Rows of a text alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnFormat(ABC):
+    """What texts and questions of one's own have in common."""
+
+    keys: RowKeys = NO_KEYS
+
+    @property
+    @abstractmethod
+    def columns(self) -> Wanted:
+        """The columns that decide a document."""
+
+    @property
+    def row_tables(self) -> Mapping[str, str]:
+        """None: rows are counted alone."""
+        return {}
+
+    @property
+    def document_tables(self) -> Mapping[str, str]:
+        """Documents by kind, if there are kinds."""
+        return self.keys.document_tables
+
+    def count_rows(self, file: Path | io.IOBase, name: str) -> int:
+        """Return how many rows there are."""
+        return count_rows(file, name, self.columns)
 
 
 def _named(column: pa.StringArray, kept: Indices, ids: pa.StringArray) -> pa.StringArray:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from gpt_pipeline.data.columns import Flags, Indices, of_indices, text_sizes
-from gpt_pipeline.data.formats.keys import NO_KEYS, RowKeys
+from gpt_pipeline.data.formats.keys import OwnFormat
 from gpt_pipeline.data.formats.protocol import Selection
 from gpt_pipeline.data.formats.question_texts import MARK_BYTES, TEXT_FIELDS, question_texts
 from gpt_pipeline.data.formats.rules import Rules, is_not_blank, selected
-from gpt_pipeline.data.readers.rows import count_rows
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionAnswerFormat:
+class QuestionAnswerFormat(OwnFormat):
     """Every row with a question and an answer becomes a document, written as those of SYNTH are."""
 
     question: str
@@ -32,7 +29,6 @@ class QuestionAnswerFormat:
     result: str | None = None
     """The answer in short, as a number or an option, by which a model's answers are judged; None: the answer itself."""
 
-    keys: RowKeys = NO_KEYS
     version = "1"
 
     @property
@@ -56,20 +52,6 @@ class QuestionAnswerFormat:
     def document_schema(self) -> pa.Schema:
         """The text, where its parts lie in it, and what is known of it."""
         return pa.schema([*self.keys.fields, ("expected", pa.string()), *TEXT_FIELDS])
-
-    @property
-    def row_tables(self) -> Mapping[str, str]:
-        """None: rows are counted alone."""
-        return {}
-
-    @property
-    def document_tables(self) -> Mapping[str, str]:
-        """Documents by kind, if there are kinds."""
-        return self.keys.document_tables
-
-    def count_rows(self, file: Path | io.IOBase, name: str) -> int:
-        """Return how many rows there are."""
-        return count_rows(file, name, self.columns)
 
     def select(self, batch: pa.RecordBatch) -> Selection:
         """Return the rows with a question and an answer that are not too long together."""

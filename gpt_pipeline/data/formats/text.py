@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from gpt_pipeline.data.columns import Flags, of_indices, text_sizes
-from gpt_pipeline.data.formats.keys import NO_KEYS, RowKeys
+from gpt_pipeline.data.formats.keys import OwnFormat
 from gpt_pipeline.data.formats.protocol import Selection
 from gpt_pipeline.data.formats.rules import Rules, is_not_blank, selected
-from gpt_pipeline.data.readers.rows import count_rows
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFormat:
+class TextFormat(OwnFormat):
     """Every row with a text that is not blank becomes a document; no part of it is an answer."""
 
     column: str
     split_at: str | None = None
     """Where documents end in plain text files; see `Wanted.split_at`."""
 
-    keys: RowKeys = NO_KEYS
     version = "1"
 
     @property
@@ -49,20 +45,6 @@ class TextFormat:
     def document_schema(self) -> pa.Schema:
         """The text, and what is known of it."""
         return pa.schema([*self.keys.fields, ("text", pa.string())])
-
-    @property
-    def row_tables(self) -> Mapping[str, str]:
-        """None: rows are counted alone."""
-        return {}
-
-    @property
-    def document_tables(self) -> Mapping[str, str]:
-        """Documents by kind, if there are kinds."""
-        return self.keys.document_tables
-
-    def count_rows(self, file: Path | io.IOBase, name: str) -> int:
-        """Return how many rows there are."""
-        return count_rows(file, name, self.columns)
 
     def select(self, batch: pa.RecordBatch) -> Selection:
         """Return the rows whose text is not blank and not too long."""
