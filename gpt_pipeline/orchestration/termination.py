@@ -12,6 +12,7 @@ import dagster as dg
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from gpt_pipeline.orchestration.dead_runs import process_of
+from gpt_pipeline.storage.lock import beside
 
 _logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 2.0
@@ -21,9 +22,8 @@ _ASKED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 @contextmanager
 def heed_termination(instance: dg.DagsterInstance, run_id: str, *, every: float = _LOOK_SECONDS) -> Iterator[None]:
     """Interrupt the main thread, as Ctrl+C does, once the history says during the block that the run is to stop."""
-    ended = threading.Event()
 
-    def look() -> None:
+    def look(ended: threading.Event) -> None:
         while not ended.wait(every):
             try:
                 run = instance.get_run_by_id(run_id)
@@ -34,13 +34,8 @@ def heed_termination(instance: dg.DagsterInstance, run_id: str, *, every: float 
                 _thread.interrupt_main()
                 return
 
-    thread = threading.Thread(target=look, name="termination", daemon=True)
-    thread.start()
-    try:
+    with beside(look, name="termination"):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def reach_commands(instance: dg.DagsterInstance) -> None:

@@ -149,16 +149,23 @@ def touched(path: Path, *, every: float = BEAT_SECONDS) -> Iterator[None]:
 @contextmanager
 def signs_of_life(give: Callable[[], None], *, every: float) -> Iterator[None]:
     """Call `give` at once and then every few seconds during the block, from a thread."""
-    ended = threading.Event()
 
-    def live() -> None:
+    def live(ended: threading.Event) -> None:
         while True:
             with suppress(OSError):  # a disk that fails for a while: the work itself has to tell of it
                 give()
             if ended.wait(every):
                 return
 
-    thread = threading.Thread(target=live, name="signs of life", daemon=True)
+    with beside(live, name="signs of life"):
+        yield
+
+
+@contextmanager
+def beside(work: Callable[[threading.Event], None], *, name: str) -> Iterator[None]:
+    """Do `work` in a thread during the block; the event that it is given says that the block has ended."""
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=[ended], name=name, daemon=True)
     thread.start()
     try:
         yield
