@@ -7,9 +7,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-from gpt_pipeline.errors import require
+from gpt_pipeline.errors import ConfigError, require
 from gpt_pipeline.storage.fingerprint import added_later
 
 SYNTH = "PleIAs/SYNTH"
@@ -17,6 +17,7 @@ SAMPLE = "sample"
 COMPARED = re.compile(r"\s*(>=|<=|>|<)\s*(.*?)\s*")
 """A bound in `filter`: how it compares, and the number."""
 
+_PART_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _PATH = re.compile(r"\.{1,2}[\\/]|[\\/]|~[\\/]|[A-Za-z]:[\\/]")
 
@@ -47,14 +48,11 @@ class ColumnsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which documents to train on, and how they are cut."""
+class DocumentsConfig:
+    """Which documents to take from one source."""
 
     num_samples: int | Literal["all"] | None
     """Documents to use, taken in file order; `all` or null: the whole source."""
-
-    max_length: int = 512
-    """Tokens in one training sequence."""
 
     source: str = SYNTH
     """A dataset of the hub in parquet files (`owner/name`); a folder, a file or a pattern of your own, which begins
@@ -66,12 +64,6 @@ class DataConfig:
 
     local_dataset_path: str | None = None
     """A folder with files such as those of SYNTH as downloaded from the hub; used instead of `source`."""
-
-    validation_fraction: float = 0.005
-    """Share of documents held out of training, in (0, 0.5]; those that grew from one article stay together."""
-
-    seed: int = 0
-    """Chooses which documents are held out."""
 
     format: Literal["synth", "text", "question_answer"] = added_later("synth")
     """What a row is: `synth`, with SYNTH's columns; `text`, with the text of a document in one column; or
@@ -123,7 +115,7 @@ class DataConfig:
         """The key that names it."""
         return "data.source" if self.local_dataset_path is None else "data.local_dataset_path"
 
-    def at(self, path: str) -> DataConfig:
+    def at(self, path: str) -> Self:
         """Return the same block with `path` in the place of `local`."""
         if self.local_dataset_path is None:
             return dataclasses.replace(self, source=path)
@@ -134,12 +126,6 @@ class DataConfig:
         require(
             limit is None or limit > 0, "num_samples", found=self.num_samples, need="a whole number above 0, or all"
         )
-        require(
-            limit is not None or not self.is_sample,
-            "num_samples",
-            found=self.num_samples,
-            need=f"a whole number above 0 with source={SAMPLE}, which has no end",
-        )
         self._require_fitting_columns()
         require(
             self.format == "synth" or not self.is_sample,
@@ -147,20 +133,12 @@ class DataConfig:
             found=self.format,
             need=f"synth with source={SAMPLE}; for files of your own set data.source to their folder",
         )
-        require(self.max_length > 1, "max_length", found=self.max_length, need="a whole number above 1")
         require(
             self.source == SAMPLE or is_path(self.source) or bool(_HUB_NAME.fullmatch(self.source)),
             "source",
             found=self.source,
             need=f"a dataset of the hub such as {SYNTH}, a path such as ./{self.source.strip('/')}, or {SAMPLE}",
         )
-        require(
-            0 < self.validation_fraction <= 0.5,
-            "validation_fraction",
-            found=self.validation_fraction,
-            need="a number above 0, at most 0.5",
-        )
-        require(self.seed >= 0, "seed", found=self.seed, need="a whole number, 0 or above")
 
     def _require_fitting_columns(self) -> None:
         """Raise `ConfigError` if a column is named that the format does not read."""
@@ -192,6 +170,115 @@ class DataConfig:
                 found=text,
                 need=f"a number behind {bound and bound[1]}, such as `{column}: '>= 3'`",
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartConfig(DocumentsConfig):
+    """One source of a mix."""
+
+    num_samples: int | Literal["all"] | None = None
+    """Documents to use at most, taken in file order; null: as many as `data.num_samples` says."""
+
+    share: float
+    """How many of the training tokens come from here, in proportion to the other parts: 7 and 3 are 0.7 and 0.3."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.share > 0, "share", found=self.share, need="a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(DocumentsConfig):
+    """Which documents to train on, and how they are cut."""
+
+    max_length: int = 512
+    """Tokens in one training sequence."""
+
+    validation_fraction: float = 0.005
+    """Share of documents held out of training, in (0, 0.5]; those that grew from one article stay together."""
+
+    seed: int = 0
+    """Chooses which documents are held out."""
+
+    mix: Mapping[str, PartConfig] | None = added_later(None)
+    """Several sources instead of one, each under a name of yours and with its share of the training tokens; null: the
+    one source of this block. `num_samples` then holds for each part that names no other."""
+
+    mix_until: Literal["first_exhausted", "all_exhausted"] = added_later("first_exhausted")
+    """Where an epoch of a mix ends: when the first part has no more documents, of which the others then leave some out;
+    or when the last one has none, so that the others repeat theirs."""
+
+    @property
+    def parts(self) -> Mapping[str, DataConfig]:
+        """The parts of the mix as blocks of their own, by name; what is no mix is its only part, under an empty one."""
+        if self.mix is None:
+            return {"": self}
+        return {name: self._part(part) for name, part in self.mix.items()}
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """The share of each of `parts`, together 1."""
+        if self.mix is None:
+            return {"": 1.0}
+        total = math.fsum(part.share for part in self.mix.values())
+        return {name: part.share / total for name, part in self.mix.items()}
+
+    @property
+    def origin(self) -> str:
+        """Where the documents come from, for a person."""
+        if self.mix is None:
+            return super().origin
+        return "a mix of " + " and ".join(part.origin for part in self.parts.values())
+
+    def _part(self, part: PartConfig) -> DataConfig:
+        own = {each.name: getattr(part, each.name) for each in dataclasses.fields(DocumentsConfig)}
+        if part.num_samples is None:
+            own["num_samples"] = self.num_samples
+        return dataclasses.replace(self, mix=None, mix_until="first_exhausted", **own)
+
+    def __post_init__(self) -> None:
+        if self.mix is None:
+            super().__post_init__()
+            self._require_an_end()
+        else:
+            self._require_a_mix(self.mix)
+        require(
+            self.mix_until == "first_exhausted" or self.mix is not None,
+            "mix_until",
+            found=self.mix_until,
+            need="no such key without data.mix",
+        )
+        require(self.max_length > 1, "max_length", found=self.max_length, need="a whole number above 1")
+        require(
+            0 < self.validation_fraction <= 0.5,
+            "validation_fraction",
+            found=self.validation_fraction,
+            need="a number above 0, at most 0.5",
+        )
+        require(self.seed >= 0, "seed", found=self.seed, need="a whole number, 0 or above")
+
+    def _require_an_end(self) -> None:
+        require(
+            self.document_limit is not None or not self.is_sample,
+            "num_samples",
+            found=self.num_samples,
+            need=f"a whole number above 0 with source={SAMPLE}, which has no end",
+        )
+
+    def _require_a_mix(self, mix: Mapping[str, PartConfig]) -> None:
+        """Raise `ConfigError` unless there are parts to mix, each of them usable, and no source beside them."""
+        require(len(mix) > 1, "mix", found=len(mix), need="at least two parts; name a single source by data.source")
+        for each in dataclasses.fields(DocumentsConfig):
+            found = getattr(self, each.name)
+            need = "no such key beside data.mix, whose parts have their own"
+            require(each.name == "num_samples" or found == each.default, each.name, found=found, need=need)
+        for name, part in mix.items():
+            need = "letters, digits, -, _ and . for the name of a part, which metrics bear"
+            require(bool(_PART_NAME.fullmatch(name)), f"mix.{name}", found=name, need=need)
+            try:
+                self._part(part)
+            except ConfigError as error:
+                raise error.within(f"mix.{name}") from None
 
 
 def is_path(source: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, StringMark, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
 from gpt_pipeline.experiment.problems import ExperimentFileError, Problem, nearest, quoted
@@ -20,7 +20,7 @@ from gpt_pipeline.experiment.problems import ExperimentFileError, Problem, neare
 BYTE_ORDER_MARK = "\ufeff"
 SUFFIXES = (".yaml", ".yml")
 _MAX_BYTES = 1_000_000  # an experiment file has a few hundred; a larger one is something else
-_DEPTH = 2  # a block, and a mapping in it such as `columns: {text: body}`
+_DEPTH = 4  # down to the columns of a part of `data.mix`
 _TAG = "tag:yaml.org,2002:"
 _CORE_TAGS = {
     _TAG + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "merge", "value")
@@ -56,6 +56,9 @@ class Written:
     kind: Kind
     text: str = ""
     """Without the quotes; empty for a list or a block."""
+
+    items: tuple[Written, ...] = ()
+    """Of a list."""
 
     def __repr__(self) -> str:
         if self.kind is Kind.LIST:
@@ -149,8 +152,10 @@ def _entry(path: Path, key: Node, value: Node, *, depth: int) -> Entry:
 def _written(path: Path, node: Node) -> Written:
     if str(node.tag) not in _CORE_TAGS:
         raise _broken(path, f"found the tag {quoted(str(node.tag))}; remove it, or quote the value", line=_line(node))
+    if isinstance(node, SequenceNode):
+        return Written(kind=Kind.LIST, items=tuple(_written(path, item) for item in node.value))
     if not isinstance(node, ScalarNode):
-        return Written(kind=Kind.BLOCK if isinstance(node, MappingNode) else Kind.LIST)
+        return Written(kind=Kind.BLOCK)
     return Written(kind=Kind.QUOTED if node.style else Kind.PLAIN, text=node.value)
 
 

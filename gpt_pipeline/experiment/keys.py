@@ -120,7 +120,15 @@ def _keys(config: Any, block: str) -> list[Key]:
 
 
 def _field_texts(config: Any) -> dict[str, str]:
-    """Return the docstring below each field of a dataclass. Python does not keep them, so this reads the source."""
+    """Return the docstring below each field of a dataclass, those of the classes that it extends among them."""
+    texts: dict[str, str] = {}
+    for owner in reversed(config.__mro__[:-1]):
+        texts |= _own_field_texts(owner)
+    return texts
+
+
+def _own_field_texts(config: type) -> dict[str, str]:
+    """Return the docstring below each field that the class defines. Python keeps none, so this reads the source."""
     [definition] = ast.parse(inspect.getsource(config)).body
     assert isinstance(definition, ast.ClassDef)
     texts = {}

@@ -20,7 +20,15 @@ from gpt_pipeline.experiment.identity import TRAINING_CODE_VERSION, training_ide
 from gpt_pipeline.experiment.keys import default_of
 from gpt_pipeline.experiment.problems import ExperimentFileError, Problem, listed, nearest, one_line
 from gpt_pipeline.experiment.start_from import base_file, model_from_start, start_checkpoint
-from gpt_pipeline.experiment.values import UNFIT, block_of, choices, need_of, read_value, remedy_for
+from gpt_pipeline.experiment.values import (
+    UNFIT,
+    block_of,
+    choices,
+    named_block_of,
+    need_of,
+    read_value,
+    remedy_for,
+)
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -29,7 +37,11 @@ from gpt_pipeline.training.config import CadenceConfig
 
 RUNTIME = "runtime"  # the block that the pipeline writes; its content has no effect
 _NOTHING = Written(kind=Kind.PLAIN, text="")
-_STAND_INS = {int: 1, str: "x"}  # for a required value that is missing or wrong, so that its block is still checked
+_STAND_INS = {
+    int: 1,
+    float: 1.0,
+    str: "x",
+}  # for a required value that is missing or wrong, so that its block is still checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,8 +234,9 @@ class _Reading:
 
     def _value(self, entry: Entry, hint: Any, *, path: str) -> Any:
         config = block_of(hint)
-        if entry.value.kind is Kind.BLOCK and Mapping in choices(hint):
-            return self._mapping(entry, path=path)
+        if entry.value.kind is Kind.BLOCK and _holds_names(hint):
+            named = named_block_of(hint)
+            return self._mapping(entry, path=path) if named is None else self._named_blocks(entry, named, path=path)
         if config is None:
             # A key without a value is a slip: the whole source may be hundreds of GB. Who means it writes `null`.
             is_slip = entry.value == _NOTHING and "all" in choices(hint)
@@ -252,6 +265,14 @@ class _Reading:
             self.problems.append(self.problem_of(error))
         return values if len(self.problems) == count else UNFIT
 
+    def _named_blocks(self, entry: Entry, config: Any, *, path: str) -> Any:
+        count = len(self.problems)
+        given = self._known(entry.block, dict.fromkeys((each.key for each in entry.block), config), path)
+        values = {key: self._value(each, config, path=_join(path, key)) for key, each in given.items()}
+        for key in (key for key, value in values.items() if value is UNFIT):
+            self._note_unfit_block(given[key], path=_join(path, key))
+        return values if len(self.problems) == count else UNFIT
+
     def _note_missing(self, config: Any, given: Mapping[str, Entry], *, section: str, line: int | None) -> None:
         for key in (name for name in _required(config) if name not in given):
             path = _join(section, key)
@@ -264,19 +285,25 @@ class _Reading:
 
     def _note_unfit(self, config: Any, entry: Entry, values: Mapping[str, Any], *, path: str) -> None:
         hint = _hints(config)[entry.key]
-        if entry.value.kind is Kind.BLOCK and (block_of(hint) or Mapping in choices(hint)):
+        if block_of(hint):
+            self._note_unfit_block(entry, path=path)
+            return
+        if entry.value.kind is Kind.BLOCK and _holds_names(hint):
             return  # the problems inside the block are noted already
-        if not block_of(hint):
-            error = ConfigError(
-                path,
-                found=entry.value,
-                need=_need(config, entry.key, values),
-                remedy=remedy_for(entry.value, hint) or _drop(config, entry),
-            )
-        else:
-            remedy = "write one `key: value` a line, with a space after the colon"
-            error = ConfigError(path, found=entry.value, need=f"keys indented below `{entry.key}:`", remedy=remedy)
+        error = ConfigError(
+            path,
+            found=entry.value,
+            need=_need(config, entry.key, values),
+            remedy=remedy_for(entry.value, hint) or _drop(config, entry),
+        )
         self.problems.append(self.problem_of(error))
+
+    def _note_unfit_block(self, entry: Entry, *, path: str) -> None:
+        if entry.value.kind is Kind.BLOCK:
+            return  # the problems inside the block are noted already
+        remedy = "write one `key: value` a line, with a space after the colon"
+        need = f"keys indented below `{entry.key}:`"
+        self.problems.append(self.problem_of(ConfigError(path, found=entry.value, need=need, remedy=remedy)))
 
     def _note_out_of_range(
         self, config: Any, values: Mapping[str, Any], *, section: str, line: int | None
@@ -295,6 +322,11 @@ class _Reading:
             if error.key in _required(config):
                 sound[error.key] = _stand_ins(config)[error.key]
         return sound
+
+
+def _holds_names(hint: Any) -> bool:
+    """Whether the keys below a key are names that the file chooses."""
+    return Mapping in choices(hint) or named_block_of(hint) is not None
 
 
 class _Default:

@@ -15,7 +15,7 @@ from typing import Any
 
 from gpt_pipeline.experiment.keys import Block, Key, block_from, blocks, file_keys, plain
 from gpt_pipeline.experiment.load import RUNTIME, refusal
-from gpt_pipeline.experiment.values import block_of, choices
+from gpt_pipeline.experiment.values import block_of, choices, named_block_of
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file
 
 SCHEMA_FILE = "experiment.schema.json"
@@ -28,6 +28,7 @@ _TYPES: dict[Any, str] = {
     int: "integer",
     float: "number",
     str: "string",
+    tuple: "array",
     Mapping: "object",
 }
 _OTHER_KEY = re.compile(r"(\w+)=\S*\w")  # `n_head=12` in a need is that key's value of the moment
@@ -88,6 +89,9 @@ def _property(key: Key) -> dict[str, Any]:
     need = need_in_words(key)
     described = {"description": f"{key.text} Takes {need}." if need else key.text}
     default = {} if key.required else {"default": plain(key.default)}
+    if (named := named_block_of(key.hint)) is not None:
+        blocks_of_keys = _block(block_from(key.path, named))
+        return {"type": ["object", "null"], "additionalProperties": blocks_of_keys, **described, **default}
     values = _block(block_from(key.path, key.hint)) if block_of(key.hint) else _values(key)
     return {**values, **described, **default}
 
@@ -100,6 +104,8 @@ def _values(key: Key) -> dict[str, Any]:
     bounds = _bounds(key) if {int, float} & set(taken) else {}
     if Mapping in taken:
         bounds["additionalProperties"] = {"type": "string"}
+    if tuple in taken:
+        bounds["items"] = {"type": "string"}
     if not words:
         return {"type": types[0] if len(types) == 1 else types, **bounds}
     if not types:

@@ -40,7 +40,7 @@ def render(recipe: Recipe, *, every_key: bool = False) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def written(value: Value | Mapping[str, str]) -> str:
+def written(value: Value | Mapping[str, str] | tuple[str, ...]) -> str:
     """Return a value as YAML, quoted where a reader could take it for something else."""
     if value is None:
         return "null"
@@ -48,6 +48,8 @@ def written(value: Value | Mapping[str, str]) -> str:
         return str(value).lower()
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{written(name)}: {written(text)}" for name, text in value.items()) + "}"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(written, value)) + "]"
     if not isinstance(value, str):
         return str(value)
     plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS

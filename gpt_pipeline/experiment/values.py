@@ -55,12 +55,18 @@ def read_value(written: Written, hint: Any) -> Any:
 
 def need_of(hint: Any) -> str:
     """Return in words what a key of this type takes."""
-    return listed([_NAMES.get(choice) or f"`{choice}`" for choice in choices(hint)])
+    return listed([_name_of(choice) for choice in choices(hint)])
+
+
+def _name_of(choice: Any) -> str:
+    if get_origin(choice) is Mapping:
+        return "blocks of keys, each under a name"
+    return _NAMES.get(choice) or f"`{choice}`"
 
 
 def remedy_for(written: Written, hint: Any) -> str:
     """Return the remedy for the usual mistakes in a value that does not fit; else an empty text."""
-    for remedy in (_unquote, _single_quote, _decimal, _finite, _boolean, _similar_word):
+    for remedy in (_bracket, _unquote, _single_quote, _decimal, _finite, _boolean, _similar_word):
         text = remedy(written, hint)
         if text:
             return text
@@ -72,7 +78,9 @@ def choices(hint: Any) -> list[Any]:
     if get_origin(hint) is Literal:
         return list(get_args(hint))
     if get_origin(hint) is Mapping:
-        return [Mapping]
+        return [hint if dataclasses.is_dataclass(get_args(hint)[1]) else Mapping]
+    if get_origin(hint) is tuple:
+        return [tuple]
     if not get_args(hint):
         return [hint]
     return [choice for part in get_args(hint) for choice in choices(part)]
@@ -81,6 +89,11 @@ def choices(hint: Any) -> list[Any]:
 def block_of(hint: Any) -> Any:
     """Return the config class of a block, also of one that may be null; None for the hint of a single value."""
     return next((choice for choice in choices(hint) if dataclasses.is_dataclass(choice)), None)
+
+
+def named_block_of(hint: Any) -> Any:
+    """Return the config class of the blocks of a key that holds several, each under a name; None for other keys."""
+    return next((get_args(choice)[1] for choice in choices(hint) if get_origin(choice) is Mapping), None)
 
 
 def _null(written: Written) -> Any:
@@ -113,19 +126,37 @@ def _text(written: Written) -> Any:
     return written.text if scalar and not empty and not _has_control_characters(written.text) else UNFIT
 
 
+def _texts(written: Written) -> Any:
+    texts = tuple(_text(item) for item in written.items)
+    return texts if written.kind is Kind.LIST and texts and UNFIT not in texts else UNFIT
+
+
 def _word(written: Written, word: str) -> Any:
     return word if written.kind in (Kind.PLAIN, Kind.QUOTED) and written.text == word else UNFIT
 
 
-_READERS: dict[Any, Callable[[Written], Any]] = {NoneType: _null, bool: _bool, int: _whole, float: _number, str: _text}
+_READERS: dict[Any, Callable[[Written], Any]] = {
+    NoneType: _null,
+    bool: _bool,
+    int: _whole,
+    float: _number,
+    str: _text,
+    tuple: _texts,
+}
 _NAMES: dict[Any, str] = {
     NoneType: "null",
     bool: "true or false",
     int: "a whole number",
     float: "a number",
     str: "text",
+    tuple: "a list of texts in brackets",
     Mapping: "`name: text` lines",
 }
+
+
+def _bracket(written: Written, hint: Any) -> str:
+    single = tuple in choices(hint) and _text(written) is not UNFIT
+    return f"write [{written.text}]" if single else ""
 
 
 def _unquote(written: Written, hint: Any) -> str:

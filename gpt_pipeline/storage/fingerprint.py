@@ -44,6 +44,8 @@ def identity_of(config: Any, *keys: str) -> dict[str, Any]:
 def _plain_identity(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return identity_of(value)
+    if isinstance(value, Mapping):
+        return {name: _plain_identity(item) for name, item in value.items()}
     return [_plain_identity(item) for item in value] if isinstance(value, list | tuple) else value
 
 
