@@ -34,7 +34,7 @@ _COMMON = 30  # words are more frequent than a symbol: each is about one word in
 def _words() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float64]]:
     """Return all words' bytes one after the other, where each begins (and the end), and their summed frequencies."""
     encoding = gpt2()
-    tokens = [encoding.decode_single_token_bytes(token) for token in range(EOT_TOKEN)]
+    tokens = [encoding.bytes_of(token) for token in range(EOT_TOKEN)]
     words = [token for token in tokens if token[:1] == b" " and token[1:].isalpha() and token[1:].islower()]
     words[_COMMON:_COMMON] = [symbol.encode() for symbol in _SYMBOLS]
     words[5:5] = [mark.encode() for mark in _MARKS]

@@ -29,7 +29,7 @@ from gpt_pipeline.data.formats.synth import DOCUMENT_SCHEMA, SYNTH, documents_of
 from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.data.tokens.encoder import new_encoder
 from gpt_pipeline.data.tokens.part import write_token_part
-from gpt_pipeline.data.tokens.tokenizer import gpt2
+from gpt_pipeline.data.tokens.tokenizer import gpt2, gpt2_encoding
 
 _OURS = "gpt_pipeline: parquet to verified shards"
 _ALONE = "its tokenizer alone, an instance a thread"
@@ -92,7 +92,7 @@ def _alone(settings: _Settings) -> Step:
 
     def step() -> float:
         def share(number: int) -> None:
-            encoder = new_encoder(print)
+            encoder = new_encoder(print, gpt2())
             for some in texts[number :: settings.threads]:
                 encoder.encode(some)
 
@@ -129,7 +129,7 @@ def _tiktoken(settings: _Settings) -> Step:
 
     def step() -> float:
         for first in range(0, len(texts), _BATCH_ROWS):
-            gpt2().encode_ordinary_batch(texts[first : first + _BATCH_ROWS], num_threads=settings.threads)
+            gpt2_encoding().encode_ordinary_batch(texts[first : first + _BATCH_ROWS], num_threads=settings.threads)
         return 0.0
 
     return step

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from gpt_pipeline.checkpoints.leases import hold
-from gpt_pipeline.checkpoints.load import load_model
+from gpt_pipeline.checkpoints.load import load_trained
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.formats.synth_text import prompt_text
-from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.answers import encode_prompt
 from gpt_pipeline.evaluation.generate import Pick, fit_prompt, greedy, inference_device, next_tokens
 from gpt_pipeline.model.gpt import GPT, KVCache
@@ -50,6 +50,7 @@ class Writer:
     """A checkpoint's model, ready to generate."""
 
     model: GPT
+    tokenizer: Tokenizer
     checkpoint: CheckpointInfo
     context_length: int
     """Tokens of prompt and text together: no more than the model was trained at."""
@@ -68,8 +69,13 @@ class Writer:
             UserError: there is no such checkpoint, it is damaged, or there is no such device.
         """
         with hold(path):
-            model, info = load_model(path, device=inference_device(device))
-        return cls(model=model, checkpoint=info, context_length=min(trained_length, model.config.context_length))
+            trained = load_trained(path, device=inference_device(device))
+        return cls(
+            model=trained.model,
+            tokenizer=trained.tokenizer,
+            checkpoint=trained.info,
+            context_length=min(trained_length, trained.model.config.context_length),
+        )
 
     def write(self, prompt: str, manner: Manner) -> Iterator[str]:
         """Yield what the model generates after a question, or after a raw text, in pieces of whole characters.
@@ -77,10 +83,10 @@ class Writer:
         A question is put in the form of the training documents, so the text is its reasoning, then its answer. A
         prompt that would leave no room is cut as in `fit_prompt`.
         """
-        whole = encode_prompt(prompt if manner.raw else prompt_text(prompt))
+        whole = encode_prompt(prompt if manner.raw else prompt_text(prompt), self.tokenizer)
         tokens = fit_prompt(whole, max_new_tokens=manner.max_new_tokens, context_length=self.context_length)
         self.prompt_truncated = len(tokens) < len(whole)
-        return whole_characters(self._tokens(tokens, manner))
+        return whole_characters(self._tokens(tokens, manner), self.tokenizer)
 
     def _tokens(self, prompt: Sequence[int], manner: Manner) -> Iterator[int]:
         self.end = None
@@ -89,7 +95,7 @@ class Writer:
         following = next_tokens(self.model, ids, cache, manner.pick)
         for _ in range(manner.max_new_tokens):
             token = next(following, None)
-            if token is None or int(token) == EOT_TOKEN:
+            if token is None or int(token) == self.tokenizer.eot_token:
                 self.end = "context" if token is None else "ended"
                 return
             yield int(token)
@@ -118,11 +124,11 @@ def picker(*, temperature: float, top_k: int | None, seed: int) -> Pick:
     return draw
 
 
-def whole_characters(tokens: Iterable[int]) -> Iterator[str]:
+def whole_characters(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
     """Yield the text of the tokens; bytes of an incomplete character wait for the rest of it."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:
-        if text := decoder.decode(gpt2().decode_single_token_bytes(token)):
+        if text := decoder.decode(tokenizer.bytes_of(token)):
             yield text
     if rest := decoder.decode(b"", final=True):
         yield rest

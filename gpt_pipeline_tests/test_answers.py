@@ -43,7 +43,7 @@ def question(number: int, *, reasoning: str = "We add.", answer: str = "12", exp
 
 
 def answered(asked: Question, text: str, *, ended: bool = True) -> ScoredAnswer:
-    tokens = tuple(gpt2().encode_ordinary(text))
+    tokens = tuple(gpt2().encode(text))
     score = score_answer(
         text, query=asked.query, expected=asked.expected, ended=ended, with_reasoning=asked.with_reasoning
     )
@@ -54,15 +54,15 @@ def answered(asked: Question, text: str, *, ended: bool = True) -> ScoredAnswer:
 def test_encode_prompt_continues_into_the_document_as_training_tokenised_it() -> None:
     asked = question(7)
     document = f"{asked.prompt}{asked.reasoning}\n\nA: {asked.answer}"
-    whole = [EOT_TOKEN, *gpt2().encode_ordinary(document)]
-    assert whole[: len(encode_prompt(asked.prompt))] == encode_prompt(asked.prompt)
-    assert whole == [*encode_prompt(asked.answer_prompt), *gpt2().encode_ordinary(f" {asked.answer}")]
+    whole = [EOT_TOKEN, *gpt2().encode(document)]
+    assert whole[: len(encode_prompt(asked.prompt, gpt2()))] == encode_prompt(asked.prompt, gpt2())
+    assert whole == [*encode_prompt(asked.answer_prompt, gpt2()), *gpt2().encode(f" {asked.answer}")]
 
 
 def test_answer_questions_is_the_same_at_any_batch_size(model: GPT) -> None:
     asked = [question(10**n, reasoning="" if n % 2 else "We add.") for n in range(5)]
-    together = answer_questions(model, asked, max_new_tokens=10, context_length=CONTEXT)
-    alone = answer_questions(model, asked, max_new_tokens=10, context_length=CONTEXT, batch_size=1)
+    together = answer_questions(model, asked, gpt2(), max_new_tokens=10, context_length=CONTEXT)
+    alone = answer_questions(model, asked, gpt2(), max_new_tokens=10, context_length=CONTEXT, batch_size=1)
     assert together == alone
     assert [each.question for each in together] == asked
 
@@ -96,7 +96,7 @@ def test_answer_metrics_of_choices_count_the_right_option_however_it_is_named() 
     assert metrics["choice_match"] == 2 / 4
     assert metrics["correct"] == 3 / 5
     assert metrics["correct/mcq"] == 2 / 4
-    assert as_record(answers[1])["choice_match"] is True
+    assert as_record(answers[1], gpt2())["choice_match"] is True
 
 
 def test_answer_metrics_without_numbers_have_no_numeric_match() -> None:
@@ -106,7 +106,7 @@ def test_answer_metrics_without_numbers_have_no_numeric_match() -> None:
 
 
 def test_as_record_of_an_answer_without_answer_part_keeps_what_was_written() -> None:
-    record = as_record(answered(question(1), "I wonder", ended=False))
+    record = as_record(answered(question(1), "I wonder", ended=False), gpt2())
     assert (record["reasoning"], record["answer"], record["generated"]) == ("I wonder", "", "I wonder")
     assert (record["expected"], record["correct"], record["ended"]) == ("12", False, False)
-    assert record["reference_tokens"] == len(gpt2().encode_ordinary("We add.\n\nA: 12"))
+    assert record["reference_tokens"] == len(gpt2().encode("We add.\n\nA: 12"))

@@ -39,7 +39,7 @@ def shards(folder: Path, splits: Mapping[str, Sequence[str]], **facts: int) -> T
     for split, texts in splits.items():
         with SplitWriter(folder=folder, split=split, max_shard_tokens=100) as writer:
             for text in texts:
-                ids = np.array([EOT_TOKEN, *gpt2().encode_ordinary(text)], np.uint16)
+                ids = np.array([EOT_TOKEN, *gpt2().encode(text)], np.uint16)
                 lengths = np.array([len(ids)])
                 writer.add(
                     Documents(
@@ -69,7 +69,7 @@ def by_article() -> dict[str, list[str]]:
 
 def test_articles_split_by_their_hash_are_found_apart(tmp_path: Path) -> None:
     finding = check_articles_kept_apart(
-        english(tmp_path, TEXTS), shards(tmp_path / "shards", by_article()), seed=SEED, fraction=FRACTION
+        english(tmp_path, TEXTS), shards(tmp_path / "shards", by_article()), gpt2(), seed=SEED, fraction=FRACTION
     )
     assert finding.passed
     assert finding.facts == {"articles": len(ARTICLES), "in_both_splits": 0, "misplaced": 0}
@@ -79,7 +79,7 @@ def test_articles_whose_documents_are_in_both_splits_are_found(tmp_path: Path) -
     splits = by_article()
     splits["validation"].append(splits["train"].pop())
     finding = check_articles_kept_apart(
-        english(tmp_path, TEXTS), shards(tmp_path / "shards", splits), seed=SEED, fraction=FRACTION
+        english(tmp_path, TEXTS), shards(tmp_path / "shards", splits), gpt2(), seed=SEED, fraction=FRACTION
     )
     assert not finding.passed
     assert finding.facts["in_both_splits"] == finding.facts["misplaced"] == 1
@@ -88,7 +88,7 @@ def test_articles_whose_documents_are_in_both_splits_are_found(tmp_path: Path) -
 def test_articles_of_documents_that_are_not_in_the_files_prove_nothing(tmp_path: Path) -> None:
     other = {"train": ["Q: who?\n\nA: me"], "validation": ["Q: why?\n\nA: why not"]}
     finding = check_articles_kept_apart(
-        english(tmp_path, TEXTS), shards(tmp_path / "shards", other), seed=SEED, fraction=FRACTION
+        english(tmp_path, TEXTS), shards(tmp_path / "shards", other), gpt2(), seed=SEED, fraction=FRACTION
     )
     assert not finding.passed
 

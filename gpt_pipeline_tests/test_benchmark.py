@@ -66,7 +66,7 @@ def accuracy(checkpoint: Path) -> float:
     for document in DOCUMENTS:
         sums = []
         for choice in document["choices"]:
-            prompt, rest = [EOT_TOKEN, *gpt2().encode_ordinary(document["text"])], gpt2().encode_ordinary(choice)
+            prompt, rest = [EOT_TOKEN, *gpt2().encode(document["text"])], gpt2().encode(choice)
             with torch.inference_mode():
                 logs = model(torch.tensor([prompt + rest]))[0].log_softmax(-1)
             sums.append(sum(float(logs[len(prompt) - 1 + i, token]) for i, token in enumerate(rest)))

@@ -20,6 +20,8 @@ CONTEXT = 32
 class Documents:
     """A split held in memory: documents of random tokens, each with its `<|endoftext|>`."""
 
+    eot_token = EOT_TOKEN
+
     def __init__(self, lengths: Sequence[int], *, answer: int = 3) -> None:
         generator = torch.Generator().manual_seed(0)
         texts = [torch.randint(0, 50256, (length,), generator=generator).tolist() for length in lengths]

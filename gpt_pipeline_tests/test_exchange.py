@@ -110,7 +110,7 @@ def test_export_transformers_generates_what_we_generate(tmp_path: Path) -> None:
     one = experiment(tmp_path)
     info = checkpoint(one)
     export_checkpoint(one, info.path, tmp_path / "hf")
-    prompt = [EOT_TOKEN, *gpt2().encode_ordinary("Q: What is it?")]
+    prompt = [EOT_TOKEN, *gpt2().encode("Q: What is it?")]
     (ours,) = generate(load_model(info.path)[0], [prompt], max_new_tokens=6, context_length=24)
     theirs = loaded(tmp_path / "hf").generate(torch.tensor([prompt]), max_new_tokens=6)[0, len(prompt) :].tolist()
     assert tuple(theirs[: len(ours.tokens)]) == ours.tokens
@@ -135,12 +135,12 @@ def tokenizer(given_away: Path) -> Any:
 @given(text=st.text(max_size=60))
 def test_exported_tokenizer_gives_the_same_ids(tokenizer: Any, text: str) -> None:
     ids = tokenizer(text, split_special_tokens=True)["input_ids"]
-    assert ids == gpt2().encode_ordinary(text)
+    assert ids == gpt2().encode(text)
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
 def test_exported_tokenizer_knows_its_special_token_and_length(tokenizer: Any) -> None:
-    assert tokenizer(f"{EOT}Q: it's")["input_ids"] == [EOT_TOKEN, *gpt2().encode_ordinary("Q: it's")]
+    assert tokenizer(f"{EOT}Q: it's")["input_ids"] == [EOT_TOKEN, *gpt2().encode("Q: it's")]
     assert (tokenizer.bos_token, tokenizer.eos_token) == (EOT, EOT)
     assert tokenizer.model_max_length == 16  # trained at, though the model has 24 positions
     assert len(tokenizer) == VOCAB_SIZE
@@ -151,7 +151,7 @@ def test_exported_vocabulary_and_merges_load_without_the_fast_tokenizers_file(gi
 
     slow = ByteLevelBPETokenizer(str(given_away / "vocab.json"), str(given_away / "merges.txt"))
     for text in ("Hello world", "  naïve 日本語 🤷🏽\n\n\t x", "it's 1234 ..."):
-        assert slow.encode(text).ids == gpt2().encode_ordinary(text)
+        assert slow.encode(text).ids == gpt2().encode(text)
 
 
 def test_export_card_tells_of_model_training_and_missing_evaluation(given_away: Path) -> None:

@@ -37,7 +37,7 @@ def config(tmp_path: Path) -> DataConfig:
 
 
 def shown(config: DataConfig, folder: Path, start: int = 0, count: int = 9) -> list[Preview]:
-    return list(previews(config, folder, start=start, count=count, say=lambda line: None))
+    return list(previews(config, folder, gpt2(), start=start, count=count, say=lambda line: None))
 
 
 def test_previews_are_what_the_shards_hold(config: DataConfig, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_previews_begin_at_the_row_asked_for(config: DataConfig, tmp_path: Path)
 def test_previews_are_told_with_marks_between_tokens_and_nothing_that_a_terminal_obeys(
     config: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tell_previews(shown(config, tmp_path / "data"))
+    tell_previews(shown(config, tmp_path / "data"), gpt2())
     told = capsys.readouterr().out
     assert "a.jsonl, row 0" in told
     assert "Q|:| How| many|?|" in told

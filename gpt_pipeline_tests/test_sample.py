@@ -214,7 +214,7 @@ def test_sample_uses_every_kind_of_exercise_and_every_template_family(english: l
 def test_sample_documents_fit_the_demo_and_use_few_tokens(english: list[Row]) -> None:
     encoding = gpt2()
     texts = [text_of(row["query"], row["synthetic_reasoning"], row["synthetic_answer"]) for row in english[:4000]]
-    tokens = encoding.encode_ordinary_batch(texts, num_threads=1)
+    tokens = encoding.encode_batch(texts)
     assert max(map(len, tokens)) < 80
     assert 40 < sum(map(len, tokens)) / len(tokens) < 60
     assert len({token for each in tokens for token in each}) < 1000

@@ -22,7 +22,6 @@ from gpt_pipeline.data.tokens.encoder import EncodedTexts, FastEncoder
 from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
 from gpt_pipeline.data.tokens.part import TokenPart, write_token_part
 from gpt_pipeline.data.tokens.stream import TokenStream
-from gpt_pipeline.data.tokens.token_bytes import token_lengths
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.data.tokens.writer import Documents, SplitWriter
 from gpt_pipeline.errors import DataError
@@ -84,7 +83,7 @@ def rows_of(file: Path, *, held_out: bool) -> list[dict[str, Any]]:
 def test_token_part_documents_are_tiktokens_in_the_files_order(
     part: TokenPart, file: Path, split: str, held_out: bool
 ) -> None:
-    wanted = [[EOT_TOKEN, *gpt2().encode_ordinary(row["text"])] for row in rows_of(file, held_out=held_out)]
+    wanted = [[EOT_TOKEN, *gpt2().encode(row["text"])] for row in rows_of(file, held_out=held_out)]
     assert documents_of(stream(part, split)) == wanted
 
 
@@ -97,7 +96,7 @@ def test_token_part_answer_starts_hold_the_answers_first_byte(
     for row, start, answer in zip(rows, tokens.document_starts, tokens.answer_starts, strict=True):
         before = len(gpt2().decode_bytes(tokens.read(start + 1, answer - start - 1).tolist()))
         first_byte = len(row["text"].encode()) - row["answer_bytes"]
-        assert before <= first_byte < before + token_lengths()[tokens.read(answer, 1)[0]]
+        assert before <= first_byte < before + gpt2().token_lengths[tokens.read(answer, 1)[0]]
 
 
 def test_token_part_files_are_each_shard_with_its_sidecars(part: TokenPart) -> None:
@@ -130,7 +129,7 @@ def test_token_part_facts_are_what_the_shards_hold(part: TokenPart, file: Path) 
 def test_token_part_tokens_by_exercise_are_those_of_its_documents(part: TokenPart, file: Path) -> None:
     wanted: Counter[str] = Counter()
     for row in pq.read_table(file).to_pylist():
-        wanted[row["exercise"]] += 1 + len(gpt2().encode_ordinary(row["text"]))
+        wanted[row["exercise"]] += 1 + len(gpt2().encode(row["text"]))
     assert part.facts["tokens_by_exercise"] == dict(sorted(wanted.items()))
 
 

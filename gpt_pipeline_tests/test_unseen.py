@@ -58,7 +58,7 @@ def leaking(stages: Stages, folder: Path, number: int) -> StageResult:
 def number_of(stages: Stages, text: str) -> int:
     """The place of the document `text` in the validation split."""
     stream = open_shards(stages.shards.folder).validation
-    wanted = [EOT_TOKEN, *gpt2().encode_ordinary(text)]
+    wanted = [EOT_TOKEN, *gpt2().encode(text)]
     starts = stream.document_starts.tolist()
     return next(n for n, start in enumerate(starts) if stream.read(start, len(wanted)).tolist() == wanted)
 

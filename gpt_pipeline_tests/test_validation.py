@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
-from gpt_pipeline.evaluation.validation import bytes_per_token, validation_loss
+from gpt_pipeline.evaluation.validation import validation_loss
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
 
@@ -45,7 +45,7 @@ def test_validation_loss_equals_the_sum_over_windows_by_hand(model: GPT, n_token
     for start in range(0, n_tokens - 1, T):
         window = torch.from_numpy(stream.tokens[start : start + T + 1].astype(np.int64))[None]
         nats += model(window[:, :-1], window[:, 1:]).item()
-    found = validation_loss(model, stream, sequence_length=T, max_tokens=10**6)
+    found = validation_loss(model, stream, gpt2(), sequence_length=T, max_tokens=10**6)
     assert found.n_tokens == n_tokens - 1
     assert found.val_loss == pytest.approx(nats / (n_tokens - 1), rel=1e-6)
 
@@ -54,7 +54,7 @@ def test_validation_loss_is_the_same_at_any_batch_size_and_with_dropout_configur
     stream = random_stream(40 * T + 3)
     model.train()
     losses = [
-        validation_loss(model, stream, sequence_length=T, max_tokens=10**6, batch_size=size).val_loss
+        validation_loss(model, stream, gpt2(), sequence_length=T, max_tokens=10**6, batch_size=size).val_loss
         for size in (1, 3, 64)
     ]
     assert max(losses) - min(losses) < 1e-6
@@ -62,16 +62,18 @@ def test_validation_loss_is_the_same_at_any_batch_size_and_with_dropout_configur
 
 def test_validation_loss_reads_no_more_than_max_tokens(model: GPT) -> None:
     stream = random_stream(10 * T)
-    first = validation_loss(model, Tokens(stream.tokens[: 3 * T + 6].tolist()), sequence_length=T, max_tokens=10**6)
-    assert validation_loss(model, stream, sequence_length=T, max_tokens=3 * T + 5) == first
+    first = validation_loss(
+        model, Tokens(stream.tokens[: 3 * T + 6].tolist()), gpt2(), sequence_length=T, max_tokens=10**6
+    )
+    assert validation_loss(model, stream, gpt2(), sequence_length=T, max_tokens=3 * T + 5) == first
 
 
 def test_validation_loss_of_a_uniform_model_gives_known_perplexity_and_bits_per_byte() -> None:
     text = "Der Fluß fließt. 🙂 The river flows."
     uniform = GPT(CONFIG)
     torch.nn.init.zeros_(uniform.transformer.wte.weight)
-    tokens = [EOT_TOKEN, *gpt2().encode_ordinary(text), EOT_TOKEN]
-    found = validation_loss(uniform, Tokens(tokens), sequence_length=T, max_tokens=10**6)
+    tokens = [EOT_TOKEN, *gpt2().encode(text), EOT_TOKEN]
+    found = validation_loss(uniform, Tokens(tokens), gpt2(), sequence_length=T, max_tokens=10**6)
     assert found.perplexity == pytest.approx(50257, rel=1e-4)
     assert found.n_bytes == len(text.encode())
     assert found.val_bpb == pytest.approx((len(tokens) - 1) * math.log2(50257) / len(text.encode()), rel=1e-5)
@@ -79,9 +81,9 @@ def test_validation_loss_of_a_uniform_model_gives_known_perplexity_and_bits_per_
 
 def test_validation_loss_of_too_few_tokens_is_refused(model: GPT) -> None:
     with pytest.raises(ValueError, match="need at least 2"):
-        validation_loss(model, Tokens([5]), sequence_length=T, max_tokens=100)
+        validation_loss(model, Tokens([5]), gpt2(), sequence_length=T, max_tokens=100)
 
 
-def test_bytes_per_token_adds_up_to_any_text() -> None:
+def test_token_lengths_add_up_to_any_text() -> None:
     text = "naïve — 漢字 \x00 \n\n\n 12345"
-    assert bytes_per_token()[gpt2().encode_ordinary(text)].sum() == len(text.encode())
+    assert gpt2().token_lengths[gpt2().encode(text)].sum() == len(text.encode())

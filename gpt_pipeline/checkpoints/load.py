@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, manifest_path, possible_infos, read_info
 from gpt_pipeline.checkpoints.snapshot import Snapshot
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer, gpt2, read_tokenizer
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.atomic import sha256_of
@@ -66,8 +68,35 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> Snapshot:
     return Snapshot.from_payload(payload, source=path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a checkpoint holds for whoever uses its model."""
+
+    model: GPT
+    """In eval mode."""
+
+    info: CheckpointInfo
+    tokenizer_file: str | None
+    """The text of its `tokenizer.json`; None: GPT-2's."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return tokenizer_in(self.tokenizer_file, source=self.info.path)
+
+
+def tokenizer_in(file: str | None, *, source: object) -> Tokenizer:
+    """Return the tokenizer that a checkpoint holds, as `Snapshot.tokenizer`; `source` names it in errors."""
+    return gpt2() if file is None else read_tokenizer(file, source=source)
+
+
 def load_model(path: Path, *, device: str | torch.device = "cpu") -> tuple[GPT, CheckpointInfo]:
-    """Return the model of the checkpoint `path`, in eval mode on `device`, and the checkpoint's info.
+    """Return the model of the checkpoint `path` and the checkpoint's info; see `load_trained`."""
+    trained = load_trained(path, device=device)
+    return trained.model, trained.info
+
+
+def load_trained(path: Path, *, device: str | torch.device = "cpu") -> Trained:
+    """Return the model of the checkpoint `path` on `device`, with what belongs to it.
 
     Raises:
         UserError: as `load_checkpoint`.
@@ -77,7 +106,8 @@ def load_model(path: Path, *, device: str | torch.device = "cpu") -> tuple[GPT, 
     with torch.device("meta"):  # so that no initial weights and no random numbers are drawn
         model = GPT(snapshot.model_config)
     model.load_state_dict(dict(snapshot.model), assign=True)
-    return model.requires_grad_(False).to(device).eval(), info
+    model = model.requires_grad_(False).to(device).eval()
+    return Trained(model=model, info=info, tokenizer_file=snapshot.tokenizer)
 
 
 def _not_a_checkpoint(path: Path) -> UserError:

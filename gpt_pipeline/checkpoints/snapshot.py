@@ -91,6 +91,9 @@ class Snapshot:
     settings: Mapping[str, Any] = added(default_factory=dict)
     """The configuration of the training, by key of the experiment file: plain values."""
 
+    tokenizer: str | None = added(default=None)
+    """The text of its `tokenizer.json`; None: GPT-2's, and then nothing of it is written."""
+
     @property
     def step(self) -> int:
         """Optimizer updates done."""
@@ -101,6 +104,8 @@ class Snapshot:
         values: dict[str, Any] = {"format": _FORMAT}
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
+            if value is None and _ADDED in each.metadata:
+                continue  # so that a version which knows no such field reads the checkpoint
             values |= dataclasses.asdict(value) if each.name == "progress" else {each.name: value}
         return {**values, "model_config": dataclasses.asdict(self.model_config)}
 
@@ -176,7 +181,7 @@ def _take_fields(cls: type[Progress], values: dict[str, Any]) -> dict[str, Any]:
 
 def snapshot_bytes(snapshot: Snapshot) -> int:
     """Return about how many bytes the checkpoint file of `snapshot` has, rounded up."""
-    return tensor_bytes(snapshot.payload()) + _OVERHEAD_BYTES
+    return tensor_bytes(snapshot.payload()) + len(snapshot.tokenizer or "") + _OVERHEAD_BYTES
 
 
 def tensor_bytes(value: Any) -> int:

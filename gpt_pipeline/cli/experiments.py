@@ -83,6 +83,7 @@ def _tell_first_document(experiment: Experiment) -> None:
     """Print how much one's own files hold, and the first document as the model will see it."""
     from gpt_pipeline.cli.preview import tell_previews
     from gpt_pipeline.data.preview import previews
+    from gpt_pipeline.data.tokens.tokenizer import gpt2
     from gpt_pipeline.planning.survey import survey
 
     data = experiment.data
@@ -91,8 +92,8 @@ def _tell_first_document(experiment: Experiment) -> None:
     tell(
         f"{data.local}: {about}{held.rows:,} rows, about {held.documents:,} documents, {held.text_bytes / 1e6:,.1f} MB"
     )
-    rows = previews(data, experiment.data_folder, start=0, count=_LOOKED_AT, say=say)
-    tell_previews([each for each in rows if each.dropped is None][:1])
+    rows = previews(data, experiment.data_folder, gpt2(), start=0, count=_LOOKED_AT, say=say)
+    tell_previews([each for each in rows if each.dropped is None][:1], gpt2())
 
 
 def _say_what_suits_a_cpu(experiment: Experiment) -> None:
@@ -146,14 +147,15 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
     """
     from gpt_pipeline.cli.preview import tell_previews
     from gpt_pipeline.data.preview import previews
+    from gpt_pipeline.data.tokens.tokenizer import gpt2
     from gpt_pipeline.experiment.discover import load_alone
 
     loaded = load_alone(experiment)
-    found = list(previews(loaded.data, loaded.data_folder, start=row, count=count, say=say))
+    found = list(previews(loaded.data, loaded.data_folder, gpt2(), start=row, count=count, say=say))
     if as_json:
         print_json([dataclasses.asdict(each) for each in found])
     else:
-        tell_previews(found)
+        tell_previews(found, gpt2())
 
 
 @click.command()

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 from gpt_pipeline.cli.common import tell
 from gpt_pipeline.data.preview import Preview
-from gpt_pipeline.data.tokens.tokenizer import gpt2
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.shown import on_terminal
 
 _SHOWN = 300  # characters of a value
 _INDENT = " " * 4
 
 
-def tell_previews(found: Sequence[Preview]) -> None:
+def tell_previews(found: Sequence[Preview], tokenizer: Tokenizer) -> None:
     """Print rows with what becomes of each; between two tokens of a document stands `|`."""
     for preview in found:
         width = max(len(name) for name in (*preview.values, "document")) + 2
@@ -28,7 +28,7 @@ def tell_previews(found: Sequence[Preview]) -> None:
             size = f"{len(preview.text.encode()):,} bytes, {len(preview.tokens):,} tokens"
             tell(f"  {'document':<{width}}for {'validation' if preview.held_out else 'training'}, {size}")
             tell(f"  {'tokens':<{width}}{_counting(preview)}")
-            tell(textwrap.indent(on_terminal(_cut(preview.tokens)), _INDENT, lambda line: True))
+            tell(textwrap.indent(on_terminal(_cut(preview.tokens, tokenizer)), _INDENT, lambda line: True))
         tell("")
 
 
@@ -48,12 +48,12 @@ def _counting(preview: Preview) -> str:
     )
 
 
-def _cut(tokens: Sequence[int]) -> str:
+def _cut(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
     """Return the text of the tokens with a mark between two; where a character lies in several, they stay together."""
     pieces: list[str] = []
     held = b""
     for token in tokens:
-        held += gpt2().decode_single_token_bytes(token)
+        held += tokenizer.bytes_of(token)
         try:
             pieces.append(held.decode())
         except UnicodeDecodeError:

@@ -15,7 +15,7 @@ from gpt_pipeline.data.columns import of_indices, text_sizes
 from gpt_pipeline.data.documents.files import read_documents
 from gpt_pipeline.data.documents.split import is_held_out
 from gpt_pipeline.data.tokens.stream import TRAIN, VALIDATION, TokenShards, TokenStream
-from gpt_pipeline.data.tokens.tokenizer import gpt2
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.findings import Finding, verdict
 
 _BATCH_ROWS = 4096
@@ -60,14 +60,14 @@ def check_language_purity(document_files: Sequence[Path], *, max_foreign_share: 
 
 
 def check_articles_kept_apart(
-    document_files: Sequence[Path], shards: TokenShards, *, seed: int, fraction: float
+    document_files: Sequence[Path], shards: TokenShards, tokenizer: Tokenizer, *, seed: int, fraction: float
 ) -> Finding:
     """Find no seed article, or other group, on both sides of the split, from what the shards really hold.
 
     Some documents of each split are decoded and looked up in the parquet files by their text.
     """
     wanted = {
-        split: set(_sample_documents(stream))
+        split: set(_sample_documents(stream, tokenizer))
         for split, stream in ((TRAIN, shards.train), (VALIDATION, shards.validation))
     }
     articles: dict[str, set[str]] = {TRAIN: set(), VALIDATION: set()}
@@ -136,7 +136,7 @@ def _articles_of(paths: Sequence[Path], texts: Iterable[bytes]) -> Iterator[tupl
         yield from ((text, article) for text, article in pairs if text in wanted)
 
 
-def _sample_documents(stream: TokenStream) -> Iterator[bytes]:
+def _sample_documents(stream: TokenStream, tokenizer: Tokenizer) -> Iterator[bytes]:
     """Yield the texts of some documents, evenly spread over the stream."""
     documents = _count_documents(stream)
     chosen = np.linspace(0, documents - 1, num=min(_SPLIT_SAMPLE, documents), dtype=np.int64)
@@ -144,5 +144,5 @@ def _sample_documents(stream: TokenStream) -> Iterator[bytes]:
     for bounds in stream.documents_by_shard():
         for index in chosen[(chosen >= first) & (chosen < first + len(bounds) - 1)] - first:
             start, end = bounds[index] + 1, bounds[index + 1]  # past the <|endoftext|> that precedes the document
-            yield gpt2().decode_bytes(stream.read(int(start), int(end - start)).tolist())
+            yield tokenizer.decode_bytes(stream.read(int(start), int(end - start)).tolist())
         first += len(bounds) - 1

@@ -18,7 +18,7 @@ from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.token_bytes import TokenBytes
-from gpt_pipeline.data.tokens.tokenizer import gpt2
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,9 @@ class Preview:
     """The first of the tokens that are reasoning and answer; null for documents without."""
 
 
-def previews(config: DataConfig, data_folder: Path, *, start: int, count: int, say: Say) -> Iterator[Preview]:
+def previews(
+    config: DataConfig, data_folder: Path, tokenizer: Tokenizer, *, start: int, count: int, say: Say
+) -> Iterator[Preview]:
     """Yield `count` rows from row `start` on of the source's first file.
 
     Raises:
@@ -60,13 +62,16 @@ def previews(config: DataConfig, data_folder: Path, *, start: int, count: int, s
     seen = 0
     for batch in read_rows(path, format.columns):
         for row in range(max(0, start - seen), min(batch.num_rows, start + count - seen)):
-            yield _preview(name, seen + row, batch.slice(row, 1), format, config)
+            yield _preview((name, seen + row), batch.slice(row, 1), format, config, tokenizer)
         seen += batch.num_rows
         if seen >= start + count:
             return
 
 
-def _preview(file: str, number: int, row: pa.RecordBatch, format: Format, config: DataConfig) -> Preview:
+def _preview(
+    place: tuple[str, int], row: pa.RecordBatch, format: Format, config: DataConfig, tokenizer: Tokenizer
+) -> Preview:
+    file, number = place
     selection = format.select(row)
     # Text that is no UTF-8 is why the row is dropped, and is shown all the same.
     values = {name: row[name].cast(pa.binary())[0].as_py() for name in row.schema.names}
@@ -86,7 +91,7 @@ def _preview(file: str, number: int, row: pa.RecordBatch, format: Format, config
     text: str = document["text"]
     group = document[names_in(format.document_schema)["group"]] or ""
     begin = document.get("reasoning_start") or document.get("answer_start")
-    tokens = gpt2().encode_ordinary(text)
+    tokens = tokenizer.encode(text)
     return Preview(
         file=file,
         row=number,
@@ -95,10 +100,10 @@ def _preview(file: str, number: int, row: pa.RecordBatch, format: Format, config
         text=text,
         held_out=hold_out(seed=config.seed, fraction=config.validation_fraction)(group),
         tokens=tuple(tokens),
-        answer_from=None if begin is None else _token_at(tokens, len(text[:begin].encode())),
+        answer_from=None if begin is None else _token_at(tokens, len(text[:begin].encode()), tokenizer),
     )
 
 
-def _token_at(tokens: Sequence[int], byte: int) -> int:
+def _token_at(tokens: Sequence[int], byte: int, tokenizer: Tokenizer) -> int:
     """Return which token holds the byte of the text, counted from 0."""
-    return int(TokenBytes(np.array(tokens, np.uint16)).token_at(np.array([byte]))[0])
+    return int(TokenBytes(np.array(tokens, np.uint16), tokenizer).token_at(np.array([byte]))[0])

@@ -20,7 +20,6 @@ from gpt_pipeline.data.sources.text_lists import listed_files
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.data.tokens.stream import Positions, TokenStream, open_shards
-from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import DamagedFileError, DataError, UserError
 from gpt_pipeline.storage.atomic import sha256_of
 from gpt_pipeline.storage.manifest import MANIFEST_NAME, StageResult, has_damaged_manifest, recorded, verify
@@ -127,11 +126,11 @@ def _verify_shards(stage: StageResult) -> None:
     shards = open_shards(stage.folder)
     for stream in (shards.train, shards.validation):
         for name in stream.names:
-            _verify_shard(stage.folder / name)
+            _verify_shard(stage.folder / name, stream.eot_token)
 
 
-def _verify_shard(path: Path) -> None:
-    shard = TokenStream(path.parent, (path.name,))
+def _verify_shard(path: Path, eot_token: int) -> None:
+    shard = TokenStream(path.parent, (path.name,), eot_token=eot_token)
     starts, answers = shard.document_starts, shard.answer_starts
     found = np.concatenate([np.empty(0, np.int64), *_positions_of_eot(shard)])
     if not np.array_equal(found, starts):
@@ -146,4 +145,4 @@ def _verify_shard(path: Path) -> None:
 
 def _positions_of_eot(stream: TokenStream) -> Iterator[Positions]:
     for first, last in itertools.pairwise([*range(0, stream.n_tokens, _CHUNK), stream.n_tokens]):
-        yield first + np.flatnonzero(stream.read(first, last - first) == EOT_TOKEN)
+        yield first + np.flatnonzero(stream.read(first, last - first) == stream.eot_token)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.generate import Generation, generate
 from gpt_pipeline.evaluation.questions import Question
 from gpt_pipeline.evaluation.result import exercise_names
@@ -34,6 +34,7 @@ class ScoredAnswer:
 def answer_questions(
     model: GPT,
     questions: Sequence[Question],
+    tokenizer: Tokenizer,
     *,
     max_new_tokens: int,
     context_length: int,
@@ -41,21 +42,24 @@ def answer_questions(
     watch: Watch = unwatched,
 ) -> list[ScoredAnswer]:
     """Return the model's greedy answer to each question, scored, in the order of the questions."""
-    prompts = [encode_prompt(question.prompt) for question in questions]
+    prompts = [encode_prompt(question.prompt, tokenizer) for question in questions]
     generations = generate(
         model,
         prompts,
         max_new_tokens=max_new_tokens,
         context_length=context_length,
         batch_size=batch_size,
+        eot_token=tokenizer.eot_token,
         watch=watch,
     )
-    return [_scored(question, generation) for question, generation in zip(questions, generations, strict=True)]
+    return [
+        _scored(question, generation, tokenizer) for question, generation in zip(questions, generations, strict=True)
+    ]
 
 
-def encode_prompt(text: str) -> list[int]:
+def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     """Return the tokens of the beginning of a document after `<|endoftext|>`, as in training."""
-    return [EOT_TOKEN, *gpt2().encode_ordinary(text)]
+    return [tokenizer.eot_token, *tokenizer.encode(text)]
 
 
 def answer_metrics(answers: Sequence[ScoredAnswer], names: Mapping[str, str] | None = None) -> dict[str, float]:
@@ -86,7 +90,7 @@ def _correct_by_exercise(answers: Sequence[ScoredAnswer], names: Mapping[str, st
     return {name: sum(group) / len(group) for name, group in sorted(groups.items())}
 
 
-def as_record(answer: ScoredAnswer) -> dict[str, Any]:
+def as_record(answer: ScoredAnswer, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return an answer as JSON values, for the file, the tracker and the report."""
     question, generation = answer.question, answer.generation
     parts = split_answer(answer.text, with_reasoning=question.with_reasoning)
@@ -97,7 +101,7 @@ def as_record(answer: ScoredAnswer) -> dict[str, Any]:
         "expected": question.expected,
         "reference_reasoning": question.reasoning,
         "reference_answer": question.answer,
-        "reference_tokens": len(gpt2().encode_ordinary(_reference(question))),
+        "reference_tokens": len(tokenizer.encode(_reference(question))),
         "reasoning": parts.reasoning,
         "answer": parts.answer,
         "generated": answer.text,
@@ -109,8 +113,8 @@ def as_record(answer: ScoredAnswer) -> dict[str, Any]:
     }
 
 
-def _scored(question: Question, generation: Generation) -> ScoredAnswer:
-    text = gpt2().decode(list(generation.tokens), errors="replace")
+def _scored(question: Question, generation: Generation, tokenizer: Tokenizer) -> ScoredAnswer:
+    text = tokenizer.decode(generation.tokens)
     score = score_answer(
         text,
         query=question.query,

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation.held_out import HeldOutChoice, HeldOutDocument
 from gpt_pipeline.evaluation.result import exercise_names
@@ -27,6 +26,9 @@ _TOKENS_AT_ONCE = 4096  # padding included; their logits take 0.8 GB in float32
 
 class DocumentStream(Stream, Protocol):
     """Tokens of which it is known where documents and answers begin, such as `data.shards.TokenStream`."""
+
+    @property
+    def eot_token(self) -> int: ...
 
     @property
     def document_starts(self) -> NDArray[np.int64]: ...
@@ -140,7 +142,7 @@ def _row(stream: DocumentStream, place: int, document: HeldOutDocument, context_
     starts, number = stream.document_starts, document.number
     start = int(starts[number])
     end = int(starts[number + 1]) if number + 1 < len(starts) else stream.n_tokens
-    ids = np.append(stream.read(start, end - start).astype(np.int64), EOT_TOKEN)
+    ids = np.append(stream.read(start, end - start).astype(np.int64), stream.eot_token)
     cut = max(0, len(ids) - (context_length + 1))
     return _Row(
         place=place,
@@ -166,7 +168,7 @@ def _batches(rows: Iterable[_Row], tokens_at_once: int) -> Iterator[list[_Row]]:
 def _nats(model: GPT, batch: Sequence[_Row]) -> list[NDArray[np.float64]]:
     """Return the nats of each row's tokens but the first."""
     T = max(len(row.ids) for row in batch)
-    padded = np.full((len(batch), T), EOT_TOKEN, dtype=np.int64)
+    padded = np.zeros((len(batch), T), dtype=np.int64)
     for place, row in enumerate(batch):
         padded[place, : len(row.ids)] = row.ids
     losses = token_losses(model, torch.from_numpy(padded).to(model.head_weight.device)).double().cpu().numpy()

@@ -182,16 +182,18 @@ def _measure(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return the metrics by name and the answers as records."""
     from gpt_pipeline.data.tokens.stream import open_shards
+    from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
     from gpt_pipeline.evaluation.answers import answer_metrics, answer_questions, as_record
     from gpt_pipeline.evaluation.document_loss import document_losses, loss_metrics
     from gpt_pipeline.evaluation.held_out import cached_choice
     from gpt_pipeline.evaluation.questions import cached_questions
     from gpt_pipeline.evaluation.validation import validation_loss
 
-    stream, config = open_shards(task.shards.folder).validation, task.config
+    stream, config, tokenizer = open_shards(task.shards.folder).validation, task.config, tokenizer_of(task.shards)
     loss = validation_loss(
         model,
         stream,
+        tokenizer,
         sequence_length=task.max_length,
         max_tokens=config.max_validation_tokens,
         batch_size=max(1, _TOKENS_AT_ONCE // task.max_length),
@@ -213,6 +215,7 @@ def _measure(
     answers = answer_questions(
         model,
         questions,
+        tokenizer,
         max_new_tokens=config.max_new_tokens,
         context_length=context,
         watch=watch("questions"),
@@ -227,7 +230,7 @@ def _measure(
         **loss_metrics(losses, names, have_answers=has_questions(task.data)),
         **answer_metrics(answers, names),
     }
-    return metrics, [as_record(answer) for answer in answers]
+    return metrics, [as_record(answer, tokenizer) for answer in answers]
 
 
 def _checkpoint_record(info: CheckpointInfo) -> dict[str, Any]:

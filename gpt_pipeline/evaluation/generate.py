@@ -63,12 +63,13 @@ def generate(
     max_new_tokens: int,
     context_length: int,
     batch_size: int = 16,
+    eot_token: int = EOT_TOKEN,
     pick: Pick = greedy,
     watch: Watch = unwatched,
 ) -> list[Generation]:
     """Return what `model` generates after each prompt, in the order of the prompts.
 
-    A text ends at `<|endoftext|>`, after `max_new_tokens`, or when prompt and answer fill `context_length`: at most
+    A text ends at `eot_token`, after `max_new_tokens`, or when prompt and answer fill `context_length`: at most
     the model's, and no more than it was trained at. Prompts are cut as in `fit_prompt`. None of this depends on the
     other prompts of a batch, so with `greedy` neither does the text.
 
@@ -81,7 +82,7 @@ def generate(
     waiting = sorted(sequences, key=lambda sequence: len(sequence.tokens))
     while waiting:
         batch, waiting = waiting[:batch_size], waiting[batch_size:]
-        _advance(model, batch, pick)
+        _advance(model, batch, pick, eot_token)
         waiting = [sequence for sequence in batch if not sequence.finished] + waiting
         watch(len(sequences) - len(waiting), len(sequences))
     return [_finish(sequence) for sequence in sequences]
@@ -133,7 +134,7 @@ def _start(prompt: Sequence[int], max_new_tokens: int, context_length: int) -> _
     )
 
 
-def _advance(model: GPT, batch: list[_Sequence], pick: Pick) -> None:
+def _advance(model: GPT, batch: list[_Sequence], pick: Pick, eot_token: int) -> None:
     """Generate until half of the batch is finished or the longest row fills the model's context.
 
     The rows that are left start again with what they have, in a fuller batch with less padding. At least one row
@@ -146,25 +147,21 @@ def _advance(model: GPT, batch: list[_Sequence], pick: Pick) -> None:
     capacity = min(longest + steps, model.config.context_length)
     padding = longest - lengths
     cache = KVCache(model.config, capacity=capacity, padding=padding if bool(padding.any()) else None)
-    ids = torch.tensor([_padded(sequence.tokens, longest) for sequence in batch], device=device)
+    ids = torch.tensor([[0] * (longest - len(sequence.tokens)) + sequence.tokens for sequence in batch], device=device)
     for chosen in next_tokens(model, ids, cache, pick):
         for sequence, token in zip(batch, chosen.tolist(), strict=True):
-            _append(sequence, token)
+            _append(sequence, token, eot_token)
         if sum(not sequence.finished for sequence in batch) <= len(batch) // 2:
             break
 
 
-def _append(sequence: _Sequence, token: int) -> None:
+def _append(sequence: _Sequence, token: int, eot_token: int) -> None:
     if sequence.finished:
         return
-    if token == EOT_TOKEN:
+    if token == eot_token:
         sequence.ended = True
     else:
         sequence.tokens.append(token)
-
-
-def _padded(tokens: list[int], length: int) -> list[int]:
-    return [EOT_TOKEN] * (length - len(tokens)) + tokens
 
 
 def _finish(sequence: _Sequence) -> Generation:

@@ -17,7 +17,7 @@ from gpt_pipeline.data.documents.files import read_documents
 from gpt_pipeline.data.documents.stage import document_files
 from gpt_pipeline.data.tokens.encoder import Encoder, new_encoder
 from gpt_pipeline.data.tokens.stream import TokenStream, open_shards
-from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
+from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation.questions import Question
 from gpt_pipeline.findings import Finding, verdict
@@ -74,7 +74,7 @@ def prove_unseen(questions: Sequence[Question], documents: StageResult, shards: 
     """
     if not questions:
         return verdict(passed=True, text="no questions are asked", facts={"questions": 0})
-    encoder = new_encoder(lambda _: None)
+    encoder = new_encoder(lambda _: None, tokenizer_of(shards))
     texts = [f"{question.answer_prompt} {question.answer}" for question in questions]
     own = set(_encoded(encoder, texts))
     kin = _kin(questions, documents, encoder)
@@ -142,7 +142,7 @@ def _document_hashes(stream: TokenStream) -> Iterator[bytes]:
         itertools.pairwise(bounds.tolist()) for bounds in stream.documents_by_shard()
     ):
         tokens = stream.read(start, end - start)
-        if tokens[0] != EOT_TOKEN:
+        if tokens[0] != stream.eot_token:
             raise DamagedFileError(
                 f"found token {tokens[0]} where a document begins, need <|endoftext|>; "
                 "materialize token_shards with force"

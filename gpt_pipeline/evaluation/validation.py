@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
-from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, VOCAB_SIZE, gpt2
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.model.linear import linear
 from gpt_pipeline.row import Watch, unwatched
@@ -67,6 +66,7 @@ class ValidationLoss:
 def validation_loss(
     model: GPT,
     stream: Stream,
+    tokenizer: Tokenizer,
     *,
     sequence_length: int,
     max_tokens: int,
@@ -84,12 +84,11 @@ def validation_loss(
     model.eval()
     device = model.head_weight.device
     nats, n_tokens, n_bytes = 0.0, 0, 0
-    lengths = bytes_per_token()
     for windows in _batches(stream, sequence_length=sequence_length, max_tokens=max_tokens, batch_size=batch_size):
         losses = token_losses(model, torch.from_numpy(windows).to(device))
         nats += float(losses.double().sum())
         n_tokens += losses.numel()
-        n_bytes += int(lengths[windows[:, 1:]].sum())
+        n_bytes += int(tokenizer.token_lengths[windows[:, 1:]].sum())
         watch(n_tokens, min(stream.n_tokens - 1, max_tokens))
     if n_tokens == 0:
         raise ValueError(f"found {stream.n_tokens} validation tokens, need at least 2")
@@ -106,13 +105,6 @@ def token_losses(model: GPT, ids: Tensor) -> Tensor:
             for some, wanted in zip(x.split(piece), targets.split(piece), strict=True)
         ]
         return torch.cat(losses).view(ids.size(0), -1)
-
-
-@cache
-def bytes_per_token() -> np.ndarray:
-    """Return how many UTF-8 bytes each token stands for, int64 [V]; GPT-2's BPE is made of bytes, so they add up."""
-    lengths = [0 if token == EOT_TOKEN else len(gpt2().decode_single_token_bytes(token)) for token in range(VOCAB_SIZE)]
-    return np.array(lengths, dtype=np.int64)
 
 
 def _batches(stream: Stream, *, sequence_length: int, max_tokens: int, batch_size: int) -> Iterator[np.ndarray]:

@@ -59,12 +59,15 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
         from gpt_pipeline.data.audit import check_articles_kept_apart
         from gpt_pipeline.data.documents.stage import document_files
         from gpt_pipeline.data.tokens.stream import open_shards
+        from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
 
         data = experiment.data
         with explained():
+            shards = finished_shards(experiment)
             finding = check_articles_kept_apart(
                 document_files(finished_documents(experiment)),
-                open_shards(finished_shards(experiment).folder),
+                open_shards(shards.folder),
+                tokenizer_of(shards),
                 seed=data.seed,
                 fraction=data.validation_fraction,
             )

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from gpt_pipeline.data.columns import text_bounds, text_bytes
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.stream import Positions, Tokens
-from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2, token_bytes
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, Tokenizer, gpt2, gpt2_bytes
 
 SEPARATOR = "\x00<|document|>\x00"
 """Stands between the texts that are encoded in one call; texts that hold it go to tiktoken."""
@@ -54,25 +54,30 @@ class Encoder(Protocol):
         """Return the tokens of `texts`, below 1 GB together and none of them null."""
 
 
-def new_encoder(say: Say) -> Encoder:
+def new_encoder(say: Say, tokenizer: Tokenizer) -> Encoder:
     """Return the fastest exact encoder that is installed; `say` is told when that is tiktoken."""
+    if tokenizer is not gpt2():
+        return ReferenceEncoder(tokenizer)
     try:
         return FastEncoder()
     except ImportError as error:
         say(f"encoding with tiktoken, the same tokens at a twentieth of the speed: gigatoken cannot be used ({error})")
-        return ReferenceEncoder()
+        return ReferenceEncoder(tokenizer)
 
 
 class ReferenceEncoder:
-    """tiktoken, which defines the ids."""
+    """The library that defines the ids."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
 
     def encode(self, texts: pa.StringArray) -> EncodedTexts:
         """Return the tokens of `texts`; a special token's name in them is text."""
-        ids = gpt2().encode_ordinary_batch(texts.to_pylist(), num_threads=1)
+        ids = self._tokenizer.encode_batch(texts.to_pylist())
         lengths = np.array([len(own) + 1 for own in ids], dtype=np.int64)
         tokens = np.empty(int(lengths.sum()), dtype=np.uint16)
         starts = np.cumsum(lengths) - lengths
-        tokens[starts] = EOT_TOKEN
+        tokens[starts] = self._tokenizer.eot_token
         for start, own in zip(starts.tolist(), ids, strict=True):
             tokens[start + 1 : start + 1 + len(own)] = own
         return EncodedTexts(tokens=tokens, starts=starts)
@@ -88,7 +93,7 @@ class FastEncoder:
             ImportError: gigatoken is not installed, or not for this machine.
         """
         self._fast = _Gigatoken()
-        self._reference = ReferenceEncoder()
+        self._reference = ReferenceEncoder(gpt2())
         self._judged = np.zeros(_N_CODE_POINTS, dtype=np.bool_)
         self._judged[:128] = True
         self._disputed = np.zeros(_N_CODE_POINTS, dtype=np.bool_)
@@ -122,7 +127,7 @@ class FastEncoder:
         probes = [chr(character) + _PROBE_END for character in characters.tolist()]
         return [
             self._fast.tokens(probe.encode())[1:].tolist() != reference
-            for probe, reference in zip(probes, gpt2().encode_ordinary_batch(probes, num_threads=1), strict=True)
+            for probe, reference in zip(probes, gpt2().encode_batch(probes), strict=True)
         ]
 
 
@@ -170,7 +175,7 @@ def _new_tokenizer() -> _Tokenizer:
 @cache
 def _tiktoken_file() -> bytes:
     """Return the vocabulary in tiktoken's format: a line for each token, its bytes in base64 and its id."""
-    return b"".join(b"%s %d\n" % (base64.b64encode(token), id_) for id_, token in enumerate(token_bytes()))
+    return b"".join(b"%s %d\n" % (base64.b64encode(token), id_) for id_, token in enumerate(gpt2_bytes()))
 
 
 def _joined(texts: pa.StringArray) -> bytes:

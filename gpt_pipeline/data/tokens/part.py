@@ -1,7 +1,7 @@
 """One file's documents as token shards of both splits: the same bytes on any machine, with any number of threads.
 
 The caller's thread writes in the file's order, `threads` others read and encode, and one compares documents with
-tiktoken.
+the library that defines the ids.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
 from gpt_pipeline.data.tokens.pieces import DocumentsFile, Piece, Sample
 from gpt_pipeline.data.tokens.stream import TRAIN, VALIDATION
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer, gpt2
 from gpt_pipeline.data.tokens.writer import MAX_SHARD_TOKENS, SplitWriter
 from gpt_pipeline.shown import duration
 from gpt_pipeline.storage.manifest import FileRecord
 
-_CHECKED_AT_ONCE = 25  # documents; tiktoken's tables have to come near the processor first
+_CHECKED_AT_ONCE = 25  # documents; the library's tables have to come near the processor first
 _SAY_SECONDS = 10.0
 
 
@@ -52,14 +53,17 @@ def write_token_part(
     fraction: float,
     threads: int,
     say: Say,
+    tokenizer: Tokenizer | None = None,
     max_shard_tokens: int = MAX_SHARD_TOKENS,
 ) -> TokenPart:
     """Write the tokens of a parquet file of documents into `folder`; its groups decide the split.
 
+    `tokenizer` is GPT-2's if none is given.
+
     Raises:
-        DataError: the file cannot be read, lacks a column, or has a document whose tokens are not tiktoken's.
+        DataError: the file cannot be read, lacks a column, or has a document with other tokens than its library's.
     """
-    file = DocumentsFile(path=documents, seed=seed, fraction=fraction)
+    file = DocumentsFile(path=documents, seed=seed, fraction=fraction, tokenizer=tokenizer or gpt2())
     progress, tally = _Progress(say=say, total=file.rows), _Tally()
     splits = [SplitWriter(folder=folder, split=name, max_shard_tokens=max_shard_tokens) for name in (TRAIN, VALIDATION)]
     with ExitStack() as stack:
@@ -80,7 +84,7 @@ def write_token_part(
 
 @dataclass(kw_only=True)
 class _Check:
-    """Compares documents with tiktoken, in a thread beside the others."""
+    """Compares documents with what the tokenizer's library makes of them, in a thread beside the others."""
 
     file: DocumentsFile
     thread: ThreadPoolExecutor
@@ -92,7 +96,7 @@ class _Check:
         """Have the documents compared soon.
 
         Raises:
-            DataError: one that was given before is not encoded as tiktoken does.
+            DataError: one that was given before is not encoded as the tokenizer's library does.
         """
         while self._begun and self._begun[0].done():
             self._begun.pop(0).result()
@@ -104,7 +108,7 @@ class _Check:
         """Return how many documents were compared, the longest among them.
 
         Raises:
-            DataError: the tokens of one are not tiktoken's.
+            DataError: the tokens of one are not those of the tokenizer's library.
         """
         if longest is not None:
             self._samples.append(longest)

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,12 +31,12 @@ from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.encoder import EncodedTexts, Encoder, new_encoder
 from gpt_pipeline.data.tokens.stream import Positions, Tokens
 from gpt_pipeline.data.tokens.token_bytes import TokenBytes
-from gpt_pipeline.data.tokens.tokenizer import gpt2
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer, gpt2
 from gpt_pipeline.data.tokens.writer import Documents
 from gpt_pipeline.errors import DataError
 
 CHECKED_DOCUMENTS = 200
-"""Of each file, compared with tiktoken; and the longest."""
+"""Of each file, compared with the library that defines the ids; and the longest."""
 
 _COLUMNS = ("id", "group", "text")  # of every file; see `data.documents.files`
 _MORE_COLUMNS = ("kind", "answer_bytes", "reasoning_start")  # of those that have them
@@ -45,7 +45,7 @@ _PIECE_BYTES = 4 << 20  # of text; long enough that a call costs nothing, short 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A document to be compared with tiktoken."""
+    """A document to be compared with what the library that defines the ids makes of it."""
 
     row: int
     """Of the file."""
@@ -106,6 +106,8 @@ class DocumentsFile:
     fraction: float
     """Share of groups held out."""
 
+    tokenizer: Tokenizer = field(default_factory=gpt2)
+
     @cached_property
     def metadata(self) -> pq.FileMetaData:
         """The file's footer.
@@ -139,7 +141,7 @@ class DocumentsFile:
 
     @cached_property
     def sampled(self) -> Positions:
-        """The rows to compare with tiktoken, spread evenly from where `seed` begins: int64, ascending."""
+        """The rows to compare, spread evenly from where `seed` begins: int64, ascending."""
         count = min(self.rows, CHECKED_DOCUMENTS)
         digest = hashlib.blake2b(f"{self.seed}/checked".encode(), digest_size=8).digest()
         begin = int.from_bytes(digest, "big") / 2.0**64
@@ -155,7 +157,7 @@ class DocumentsFile:
         """Yield all documents in order, encoded by `threads` threads, a few row groups ahead of the caller.
 
         Raises:
-            DataError: the file is damaged, or a document was not encoded as tiktoken does.
+            DataError: the file is damaged, or a document was not encoded as the tokenizer's library does.
         """
         waiting: deque[Future[list[Piece]]] = deque()
         with ExitStack() as stack:
@@ -199,15 +201,16 @@ class DocumentsFile:
             raise DataError(f"{self.path}: {what} ({error}); materialize the documents again") from error
 
     def check(self, samples: list[Sample]) -> None:
-        """Raise `DataError` unless the tokens of the samples are tiktoken's."""
+        """Raise `DataError` unless the tokens of the samples are those of the tokenizer's library."""
         for sample in samples:
-            if gpt2().encode_ordinary(sample.text) != sample.tokens.tolist():
-                raise self.unlike_tiktoken(sample.document)
+            if self.tokenizer.encode(sample.text) != sample.tokens.tolist():
+                raise self.encoded_wrongly(sample.document)
 
-    def unlike_tiktoken(self, document: str) -> DataError:
+    def encoded_wrongly(self, document: str) -> DataError:
+        library = self.tokenizer.library
         return DataError(
-            f"{self.path}: document {document} was not encoded as tiktoken does; run: pip uninstall gigatoken "
-            "(tiktoken then encodes alone), materialize token_shards again, and please report the document"
+            f"{self.path}: document {document} was not encoded as {library} does; run: pip uninstall gigatoken "
+            f"({library} then encodes alone), materialize token_shards again, and please report the document"
         )
 
 
@@ -248,10 +251,10 @@ class _Worker:
 
     def _encoded(self, rows: pa.RecordBatch, first_row: int) -> Piece:
         if self._encoder is None:
-            self._encoder = new_encoder(self.say)
+            self._encoder = new_encoder(self.say, self.file.tokenizer)
         encoded = self._encoder.encode(rows["text"])
         if len(encoded.starts) != rows.num_rows:
-            raise self.file.unlike_tiktoken(rows["id"][0].as_py())
+            raise self.file.encoded_wrongly(rows["id"][0].as_py())
         sizes = text_sizes(rows["text"])
         text = _spelled_text(self.file, rows, encoded, sizes)
         answer_sizes = _answer_sizes(self.file, rows, sizes)
@@ -299,10 +302,10 @@ def _spelled_text(file: DocumentsFile, rows: pa.RecordBatch, encoded: EncodedTex
     Raises:
         DataError: a document's tokens stand for more or fewer bytes than its text has.
     """
-    text = TokenBytes(encoded.tokens)
+    text = TokenBytes(encoded.tokens, file.tokenizer)
     spelled = np.diff(text.before(np.append(encoded.starts, len(encoded.tokens))))  # `<|endoftext|>` stands for none
     if (wrong := np.flatnonzero(spelled != sizes)).size:
-        raise file.unlike_tiktoken(rows["id"][int(wrong[0])].as_py())
+        raise file.encoded_wrongly(rows["id"][int(wrong[0])].as_py())
     return text
 
 

@@ -29,7 +29,10 @@ HEADER_BYTES = 256 * 4
 TOKEN_DTYPE = np.dtype("<u2")
 TRAIN, VALIDATION = "train", "validation"
 EOT_TOKEN = 50256
-"""`<|endoftext|>`, which stands before each document."""
+"""GPT-2's `<|endoftext|>`, which stands before each document; other tokenizers have one of their own."""
+
+TOKENIZER_NAME = "tokenizer.json"
+"""Beside the shards, where they were made with another tokenizer than GPT-2's."""
 
 Tokens = NDArray[np.uint16]
 Positions = NDArray[np.int64]
@@ -146,8 +149,8 @@ def _load_spans(path: Path, *, n_tokens: int) -> Positions:
 class TokenStream:
     """The shards of one split as one array of token ids; nothing is read before it is asked for."""
 
-    def __init__(self, folder: Path, shards: tuple[str, ...]) -> None:
-        """Map `shards`, file names in `folder`, in order.
+    def __init__(self, folder: Path, shards: tuple[str, ...], *, eot_token: int = EOT_TOKEN) -> None:
+        """Map `shards`, file names in `folder`, in order; `eot_token` stands before each document.
 
         Raises:
             DamagedFileError: a shard is missing or is not what its header says.
@@ -156,6 +159,7 @@ class TokenStream:
         allow_open_files(len(shards))  # each map keeps its file open, and all of SYNTH are a thousand
         self._folder = folder
         self.names = shards
+        self.eot_token = eot_token
         self._shards = [map_shard(folder / name) for name in shards]
         self._spans: dict[int, Positions] = {}
         self._bounds: Positions = np.cumsum([0, *(len(shard) for shard in self._shards)], dtype=np.int64)
@@ -210,7 +214,7 @@ class TokenStream:
         if not len(starts):
             return np.zeros(len(inside), dtype=np.bool_)
         before = np.searchsorted(starts, inside, side="right") - 1
-        closes = (inside == ends[before]) & (self._shards[shard][inside] == EOT_TOKEN)
+        closes = (inside == ends[before]) & (self._shards[shard][inside] == self.eot_token)
         found: NDArray[np.bool_] = (before >= 0) & ((inside < ends[before]) | closes)
         if shard > 0 and (inside == 0).any():  # the first <|endoftext|> ends what the shard before it holds last
             last = self._spans_of(shard - 1)
@@ -317,7 +321,7 @@ def open_shards(folder: Path) -> TokenShards:
 
 def _open_split(folder: Path, manifest: Manifest, split: str) -> TokenStream:
     names = tuple(sorted(name for name in manifest.files if name.startswith(f"{split}_") and name.endswith(".bin")))
-    stream = TokenStream(folder, names)
+    stream = TokenStream(folder, names, eot_token=manifest.facts.get("eot_token", EOT_TOKEN))
     needed = manifest.facts[f"{split}_tokens"]
     if stream.n_tokens != needed:
         raise DamagedFileError(f"{folder}: found {stream.n_tokens} {split} tokens, need {needed}; delete it, run again")

@@ -6,15 +6,13 @@ the bytes of one uint64, whose sum takes three operations for all eight, so that
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gpt_pipeline.data.tokens.stream import Positions, Tokens
-from gpt_pipeline.data.tokens.tokenizer import token_bytes
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 
 _BLOCK = 8  # tokens
 _PAIRS = np.uint64(0x00FF00FF00FF00FF)  # every second byte
@@ -23,34 +21,23 @@ _BYTE, _TOP = np.uint64(8), np.uint64(48)
 _FIRST = np.array([(1 << 8 * count) - 1 for count in range(_BLOCK + 1)], np.uint64)  # the first so many bytes
 
 
-@cache
-def token_lengths() -> NDArray[np.uint8]:
-    """Return how many bytes of text each token stands for, none for `<|endoftext|>`: uint8 [50,257]."""
-    return np.array([*map(len, token_bytes()), 0], dtype=np.uint8)
-
-
-@cache
-def _length_of_any() -> pa.UInt8Array:
-    """Return `token_lengths`, and 0 for what is no token, for each number that uint16 can hold."""
-    lengths = np.zeros(1 << 16, np.uint8)
-    lengths[: len(token_lengths())] = token_lengths()
-    return pa.Array.from_buffers(pa.uint8(), len(lengths), [None, pa.py_buffer(lengths)])
-
-
-def _lengths_of(tokens: Tokens) -> NDArray[np.uint8]:
+def _lengths_of(tokens: Tokens, lengths: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return how many bytes each token stands for: uint8 [tokens]."""
-    column = pa.Array.from_buffers(pa.uint16(), len(tokens), [None, pa.py_buffer(tokens)])
-    lengths = pc.take(_length_of_any(), column, boundscheck=False)  # numpy's makes a copy of the tokens first, as int64
-    return np.frombuffer(lengths.buffers()[1], np.uint8, len(tokens))
+    columns = (
+        pa.Array.from_buffers(pa.uint8(), len(lengths), [None, pa.py_buffer(lengths)]),
+        pa.Array.from_buffers(pa.uint16(), len(tokens), [None, pa.py_buffer(tokens)]),
+    )
+    taken = pc.take(*columns, boundscheck=False)  # numpy's makes a copy of the tokens first, as int64
+    return np.frombuffer(taken.buffers()[1], np.uint8, len(tokens))
 
 
 class TokenBytes:
     """The text that some tokens stand for, by the number of its bytes."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens, tokenizer: Tokenizer) -> None:
         blocks = len(tokens) // _BLOCK + 1  # the last one has room, so that the tokens' end lies in a block, too
         sizes = np.zeros(blocks * _BLOCK, np.uint8)
-        sizes[: len(tokens)] = _lengths_of(tokens)
+        sizes[: len(tokens)] = _lengths_of(tokens, tokenizer.token_lengths)
         self._blocks = sizes.view("<u8")
         self._before = np.zeros(blocks + 1, np.int64)
         np.cumsum(_sums(self._blocks), dtype=np.int64, out=self._before[1:])
@@ -71,7 +58,7 @@ class TokenBytes:
 
 
 def _sums(blocks: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the sum of each number's eight bytes; a token has at most 128, so none overflows 16 bits."""
+    """Return the sum of each number's eight bytes; a token has at most 255, so none overflows 16 bits."""
     sums = blocks & _PAIRS
     sums += (blocks >> _BYTE) & _PAIRS
     sums *= _SUM
