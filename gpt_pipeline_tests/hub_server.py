@@ -18,6 +18,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 REPOSITORY = "PleIAs/SYNTH"
+_LARGE = (".parquet", ".arrow", ".tar", ".gz", ".xz", ".zst", ".bz2")  # kept in LFS, whose names are by sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,9 @@ class Sent(NamedTuple):
 @dataclass
 class FakeHub:
     """The hub's state; tests change it while the server runs."""
+
+    repository: str = REPOSITORY
+    """The dataset that it has."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     """Content of each file by name, for each commit; the last is the newest."""
@@ -91,8 +95,9 @@ class FakeHub:
     """Set when stalled answers may end."""
 
     def publish(self, folder: Path) -> str:
-        """Make the files of `folder` the newest commit, and return it."""
-        files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+        """Make the files below `folder` the newest commit, and return it."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
         commit = hashlib.sha1(repr([len(self.commits), *files.items()]).encode()).hexdigest()
         self.commits[commit] = files
         return commit
@@ -100,7 +105,7 @@ class FakeHub:
     def downloads(self) -> list[str]:
         """Return the names of the files whose content was asked for, from some byte to the end."""
         paths = [line.split(" ") for line in self.requests if line.startswith("GET /datasets/")]
-        return [words[1].rsplit("/", 1)[1] for words in paths if len(words) == 2]
+        return [words[1].split("/", 6)[6] for words in paths if len(words) == 2]
 
     def bytes_sent(self, name: str) -> int:
         return sum(sent.count for sent in self.sent if sent.name == name)
@@ -174,7 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer_as_hub(path, has_blobs="blobs=" in url.query)
 
     def _answer_as_hub(self, path: str, *, has_blobs: bool) -> None:
-        api, resolve = f"/api/datasets/{REPOSITORY}", f"/datasets/{REPOSITORY}/resolve/"
+        api = f"/api/datasets/{self.state.repository}"
+        resolve = f"/datasets/{self.state.repository}/resolve/"
         if not path.startswith((api, resolve)):
             return self._refuse(404, "RepoNotFound")
         if self.state.gated:
@@ -200,19 +206,19 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "tree":
             return self._send(200, json.dumps([self._entry(*file) for file in files.items()]).encode())
         siblings = [self._sibling(*file) if has_blobs else {"rfilename": file[0]} for file in files.items()]
-        return self._send(200, json.dumps({"id": REPOSITORY, "sha": commit, "siblings": siblings}).encode())
+        return self._send(200, json.dumps({"id": self.state.repository, "sha": commit, "siblings": siblings}).encode())
 
     @staticmethod
     def _entry(name: str, content: bytes) -> dict[str, object]:
-        entry: dict[str, object] = {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
-        if name.endswith(".parquet"):
+        entry: dict[str, object] = {"type": "file", "path": name, "size": len(content), "oid": _git_hash(content)}
+        if name.endswith(_LARGE):
             entry["lfs"] = {"oid": _digest(content), "size": len(content), "pointerSize": 130}
         return entry
 
     def _sibling(self, name: str, content: bytes) -> dict[str, object]:
         size = self.state.listed_size(len(content))
-        entry: dict[str, object] = {"rfilename": name, "size": size, "blobId": "0" * 40}
-        if name.endswith(".parquet"):
+        entry: dict[str, object] = {"rfilename": name, "size": size, "blobId": _git_hash(content)}
+        if name.endswith(_LARGE):
             entry["lfs"] = {"sha256": _digest(content), "size": len(content), "pointerSize": 130}
         return entry
 
@@ -223,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.state.commits[commit].get(name)
         if content is None:
             return self._refuse(404, "EntryNotFound")
-        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{_digest(content)}"'}
+        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{_etag(name, content)}"'}
         headers |= {"X-Linked-Size": str(len(content)), "Accept-Ranges": "bytes"}
         if self.state.has_cdn:
             place = f"{self.state.cdn_endpoint}/cdn/{commit}/{name}?X-Signature=signed"
@@ -232,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_content(self, commit: str, name: str, headers: Mapping[str, str] | None = None) -> None:
         content = self.state.commits[commit][name]
-        all_headers = {"ETag": f'"{_digest(content)}"', **(headers or {})}
+        all_headers = {"ETag": f'"{_etag(name, content)}"', **(headers or {})}
         fault = self.state.take_fault(name) if self.command == "GET" else Fault()
         if fault.status is not None:
             return self._send(fault.status, b'{"error": "busy"}', fault.headers)
@@ -277,3 +283,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _etag(name: str, content: bytes) -> str:
+    return _digest(content) if name.endswith(_LARGE) else _git_hash(content)

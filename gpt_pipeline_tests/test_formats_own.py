@@ -179,6 +179,9 @@ def test_columns_missing_inside_another_name_those_there(tmp_path: Path) -> None
         ({"filter": {"score": ">= many"}}, "filter: found '>= many', need a number behind >="),
         ({"source": "my texts"}, r"source: found 'my texts', need a dataset of the hub .*, a path such as \./my texts"),
         ({"source": "sample", "num_samples": 5}, "format: "),
+        ({"subset": "en"}, r"subset: found 'en', need no such key with local files .*: only datasets of the hub have"),
+        ({"source": "sample", "split": "test"}, r"(format|split): "),
+        ({"source": "a/b", "split": " "}, "split: found ' ', need the name of a split, or null"),
     ],
 )
 def test_data_config_that_contradicts_itself_says_what_to_set(changed: dict[str, Any], said: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import json
 import os
 import subprocess
@@ -10,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.raw import find_raw, known_raw, prepare_raw
-from gpt_pipeline.data.sources.hub import Hub
-from gpt_pipeline.errors import ConfigError, DataError
+from gpt_pipeline.data.documents.raw import RawStage, find_raw, known_raw, prepare_raw
+from gpt_pipeline.data.sources.hub import Hub, open_dataset
+from gpt_pipeline.data.sources.record import SourceRecord, read_record
+from gpt_pipeline.errors import ConfigError, DamagedFileError, DataError
 from gpt_pipeline_tests.hub_server import FakeHub, running_hub
 from gpt_pipeline_tests.synth_rows import raw_paths, write_folder
 
@@ -167,7 +170,7 @@ def test_hub_dataset_without_parquet_is_refused(tmp_path: Path, server: FakeHub,
     (tmp_path / "card").mkdir()
     (tmp_path / "card" / "README.md").write_text("nothing yet")
     server.publish(tmp_path / "card")
-    with pytest.raises(DataError, match="has no parquet file"):
+    with pytest.raises(DataError, match=r"has no files to read: .* it holds \.md \(1\)"):
         prepare_raw(DataConfig(num_samples=5), tmp_path / "data", hub=hub)
 
 
@@ -217,3 +220,99 @@ def test_hub_refusal_between_two_files_keeps_the_finished_one(tmp_path: Path, se
     server.requests.clear()
     prepare_raw(DataConfig(num_samples=25), tmp_path / "data", hub=hub)
     assert server.downloads() == ["synth_003.parquet"]
+
+
+_CARD = """---
+configs:
+- config_name: en
+  data_files: [{split: train, path: en/train-*}, {split: test, path: en/test.jsonl}]
+- config_name: de
+  data_files: de/*
+---
+"""
+_TEXTS = DataConfig(source="team/texts", subset="en", format="text", num_samples=4)
+
+
+@pytest.fixture
+def texts(tmp_path: Path, server: FakeHub) -> Path:
+    """The folder of a dataset with two subsets, in JSON lines of four documents a file, that the hub has."""
+    folder = tmp_path / "texts"
+    for name in ("en/train-0.jsonl.gz", "en/train-1.jsonl.gz", "en/train-2.jsonl.gz", "en/test.jsonl", "de/a.jsonl"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps({"text": f"The text {number} of {name}."}) + "\n" for number in range(4))
+        path.write_bytes(gzip.compress(lines.encode()) if name.endswith(".gz") else lines.encode())
+    (folder / "README.md").write_text(_CARD)
+    server.repository = "team/texts"
+    server.publish(folder)
+    return folder
+
+
+def test_hub_subset_and_split_are_read_file_by_file_and_asked_for_once(
+    tmp_path: Path, server: FakeHub, hub: Hub, texts: Path
+) -> None:
+    stage = prepare_raw(_TEXTS, tmp_path / "data", hub=hub)
+    assert stage.manifest.facts["source"] == f"team/texts (subset en) at {next(reversed(server.commits))[:12]}"
+    assert server.downloads() == ["en/train-0.jsonl.gz"]
+    server.requests.clear()
+    assert find_raw(_TEXTS, tmp_path / "data", hub=hub) == prepare_raw(_TEXTS, tmp_path / "data", hub=hub)
+    assert server.requests == []
+    more = prepare_raw(dataclasses.replace(_TEXTS, num_samples=6), tmp_path / "data", hub=hub)
+    assert (server.downloads(), more.manifest.facts["documents"]) == (["en/train-1.jsonl.gz"], 8)
+    other = dataclasses.replace(_TEXTS, subset="de", split="train", num_samples="all")
+    assert [name for name, _ in prepare_raw(other, tmp_path / "data", hub=hub).manifest.config["files"]] == [
+        "de/a.jsonl"
+    ]
+
+
+def test_hub_files_of_each_kind_have_the_identity_of_the_same_files_in_a_folder(
+    tmp_path: Path, hub: Hub, texts: Path
+) -> None:
+    for name in ("en/test.jsonl", "en/train-*"):
+        split = name.partition("/")[2].partition(".")[0].removesuffix("-*")
+        config = dataclasses.replace(_TEXTS, split=split, num_samples="all")
+        local = dataclasses.replace(_TEXTS, source=f"{texts}/{name}", subset=None, num_samples="all")
+        of_hub = prepare_raw(config, tmp_path / "data", hub=hub).manifest.facts["files"]
+        of_folder = prepare_raw(local, tmp_path / "data").manifest.facts["files"]
+        assert [{**each, "name": each["name"].removeprefix("en/")} for each in of_hub] == of_folder
+
+
+def test_hub_subset_that_is_not_there_is_named_and_no_file_is_asked_for(
+    tmp_path: Path, server: FakeHub, hub: Hub, texts: Path
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"data\.subset: found None, need one of the subsets of team/texts .*: en, de"
+    ):
+        prepare_raw(dataclasses.replace(_TEXTS, subset=None), tmp_path / "data", hub=hub)
+    with pytest.raises(ConfigError, match=r"data\.split: found 'dev', need .*subset en: train, test"):
+        prepare_raw(dataclasses.replace(_TEXTS, split="dev"), tmp_path / "data", hub=hub)
+    assert server.downloads() == []
+
+
+def test_hub_dataset_that_was_known_before_splits_were_told_apart_keeps_its_files(
+    tmp_path: Path, server: FakeHub, hub: Hub
+) -> None:
+    published = write_folder(tmp_path / "more", 10, 20)
+    (published / "synth_001.parquet").rename(published / "test-1.parquet")
+    (published / "synth_002.parquet").rename(published / "train-1.parquet")
+    server.publish(published)
+    config = DataConfig(num_samples="all", source=server.repository)
+    new = prepare_raw(config, tmp_path / "new", hub=hub)
+    assert [name for name, _ in new.manifest.config["files"]] == ["train-1.parquet"]
+    whole = open_dataset(hub, server.repository, None, SourceRecord(folder=tmp_path / "any"), say=print)
+    test = open_dataset(hub, server.repository, None, SourceRecord(folder=tmp_path / "x"), split="test", say=print)
+    record = read_record(RawStage(config=config, data_folder=tmp_path / "old", hub=hub)._record_folder)
+    record.commits[""] = whole.revision
+    record.listings[whole.revision] = [*test.files.values(), *whole.files.values()]
+    record.save()
+    old = prepare_raw(config, tmp_path / "old", hub=hub)
+    assert (
+        old.fingerprint == prepare_raw(dataclasses.replace(config, source=str(published)), tmp_path / "old").fingerprint
+    )
+
+
+def test_hub_small_file_with_wrong_bytes_is_refused(tmp_path: Path, server: FakeHub, hub: Hub, texts: Path) -> None:
+    config = dataclasses.replace(_TEXTS, split="test")
+    server.corrupt = True
+    with pytest.raises(DamagedFileError, match=r"en/test\.jsonl: found git's hash \w{40}, need \w{40}; it was removed"):
+        prepare_raw(config, tmp_path / "data", hub=hub)

@@ -55,12 +55,18 @@ class DocumentsConfig:
     """Documents to use, taken in file order; `all` or null: the whole source."""
 
     source: str = SYNTH
-    """A dataset of the hub in parquet files (`owner/name`); a folder, a file or a pattern of your own, which begins
+    """A dataset of the hub (`owner/name`); a folder, a file or a pattern of your own, which begins
     with `./`, `../`, `/` or `~` (`../texts`, `./chats/*.jsonl.gz`); or `sample`: documents that the project generates
     itself."""
 
     revision: str | None = None
     """Commit of the hub's dataset; null: the newest at the first download, recorded and kept from then on."""
+
+    subset: str | None = added_later(None)
+    """The subset of the hub's dataset, as its page calls it, or a folder of it; null: the default or the only one."""
+
+    split: str | None = added_later(None)
+    """The split of the hub's dataset; null: `train` or the only one."""
 
     local_dataset_path: str | None = None
     """A folder with files such as those of SYNTH as downloaded from the hub; used instead of `source`."""
@@ -98,7 +104,7 @@ class DocumentsConfig:
     @property
     def origin(self) -> str:
         """Where the documents come from, for a person."""
-        return self.source if self.local is None else f"local files {self.local}"
+        return on_hub(self.source, self.subset, self.split) if self.local is None else f"local files {self.local}"
 
     @property
     def is_sample(self) -> bool:
@@ -139,6 +145,15 @@ class DocumentsConfig:
             found=self.source,
             need=f"a dataset of the hub such as {SYNTH}, a path such as ./{self.source.strip('/')}, or {SAMPLE}",
         )
+
+        for name in ("subset", "split"):
+            found = getattr(self, name)
+            is_on_hub = self.local is None and not self.is_sample
+            need = (
+                f"no such key with {self.origin}: only datasets of the hub have {name}s; use a pattern for your files"
+            )
+            require(found is None or is_on_hub, name, found=found, need=need)
+            require(found is None or bool(found.strip()), name, found=found, need=f"the name of a {name}, or null")
 
     def _require_fitting_columns(self) -> None:
         """Raise `ConfigError` if a column is named that the format does not read."""
@@ -279,6 +294,12 @@ class DataConfig(DocumentsConfig):
                 self._part(part)
             except ConfigError as error:
                 raise error.within(f"mix.{name}") from None
+
+
+def on_hub(source: str, subset: str | None, split: str | None) -> str:
+    """Return what is used of a dataset of the hub, for a person: `owner/name (subset en, split train)`."""
+    told = [f"{key} {value}" for key, value in (("subset", subset), ("split", split)) if value is not None]
+    return f"{source} ({', '.join(told)})" if told else source
 
 
 def is_path(source: str) -> bool:

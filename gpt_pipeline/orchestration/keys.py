@@ -49,7 +49,7 @@ def data_group(data: DataConfig) -> str:
         "num_samples": data.document_limit or "all",
         "validation_fraction": data.validation_fraction,
         "seed": data.seed,
-        **identity_of(data, "format", "columns", "filter", "group", "kind", "split_text_at"),
+        **identity_of(data, "format", "columns", "filter", "group", "kind", "split_text_at", "subset", "split"),
     }
     digest = fingerprint("data_group", config=identity, code_version="1")
     return f"data_{slug(name)}_{data.document_limit or 'all'}_{digest[:_DIGITS]}"

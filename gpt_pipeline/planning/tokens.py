@@ -150,4 +150,4 @@ def _is_source(data: DataConfig, description: str) -> bool:
         return description == data.local
     if data.is_sample:
         return description.startswith("the sample")
-    return description.startswith(f"{data.source} at ")
+    return description.startswith(f"{data.origin} at ")

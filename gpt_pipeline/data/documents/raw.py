@@ -29,7 +29,7 @@ from gpt_pipeline.data.sources.sample.source import SampleFolder
 from gpt_pipeline.data.sources.text_lists import TextLists, are_listed, text_lists
 from gpt_pipeline.data.stage import Say, ask_again, exclusive, finish_stage, grouped, is_asked_again, prepare
 from gpt_pipeline.errors import DataError
-from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
+from gpt_pipeline.storage.fingerprint import SHORT, fingerprint, identity_of
 from gpt_pipeline.storage.manifest import Manifest, StageResult, if_whole, recorded, stage_folder
 from gpt_pipeline.storage.names import slug
 
@@ -289,6 +289,8 @@ class RawStage:
         origin = self.config.origin
         if (files := self._local_files) is not None:
             origin = files.path.as_posix()
+        if asked := identity_of(self.config, "subset", "split"):
+            origin = self.config.source + json.dumps(asked, sort_keys=True)
         if self._format.identity:  # what is recorded of a file is what one format makes of it
             origin += json.dumps(self._format.identity, sort_keys=True)
         kind = "sample" if self.config.is_sample else "hub" if files is None else "folder"
@@ -309,7 +311,16 @@ class RawStage:
             return folder
         from gpt_pipeline.data.sources.hub import Hub, open_dataset
 
-        return open_dataset(self.hub or Hub(), self.config.source, self.config.revision, record, say=say)
+        config = self.config
+        return open_dataset(
+            self.hub or Hub(),
+            config.source,
+            config.revision,
+            record,
+            subset=config.subset,
+            split=config.split,
+            say=say,
+        )
 
     @property
     def _sample(self) -> SampleFolder:
@@ -321,7 +332,10 @@ class RawStage:
         if (files := self._local_files) is None:
             from gpt_pipeline.data.sources.hub import Hub, recorded_dataset
 
-            return recorded_dataset(self.hub or Hub(), self.config.source, self.config.revision, record)
+            config, hub = self.config, self.hub or Hub()
+            return recorded_dataset(
+                hub, config.source, config.revision, record, subset=config.subset, split=config.split
+            )
         # A folder that is away, such as on a disk not plugged in, cannot have changed: what was made of it stands.
         names = files.names
         return self._as_read(files, names) if names else self._last_source(record)

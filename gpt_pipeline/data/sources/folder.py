@@ -23,11 +23,15 @@ _SYNTH_NAME = re.compile(r"synth_\d+\.parquet")
 _SHOWN = 5  # names in an error
 
 
+def numbered_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of the files that are numbered as SYNTH's are, in order: `synth_<number>.parquet`."""
+    return tuple(sorted(name for name in names if _SYNTH_NAME.fullmatch(name)))
+
+
 def parquet_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return the files of a dataset in order: its `synth_<number>.parquet`, or else all its parquet files."""
     candidates = sorted(name for name in names if name.endswith(".parquet") and not name.startswith("."))
-    numbered = tuple(name for name in candidates if _SYNTH_NAME.fullmatch(name))
-    return numbered or tuple(candidates)
+    return numbered_names(candidates) or tuple(candidates)
 
 
 @dataclass(frozen=True, kw_only=True)

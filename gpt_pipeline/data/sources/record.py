@@ -77,7 +77,7 @@ class SourceRecord:
     """The hub's commit for each revision requested; the empty one is the newest, pinned at its first use."""
 
     listings: dict[str, list[HubFile]] = field(default_factory=dict)
-    """The dataset's parquet files at each commit, in order."""
+    """The files that are read of the dataset at each commit, in order."""
 
     folder_names: list[str] = field(default_factory=list)
     """The parquet files of a folder when it was last seen, since its disk may be unplugged."""

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 
-from gpt_pipeline.data.sources.folder import parquet_names
+from gpt_pipeline.data.config import on_hub
+from gpt_pipeline.data.file_kinds import PARQUET, kind_of
+from gpt_pipeline.data.sources.folder import numbered_names
 from gpt_pipeline.data.sources.hub.at_once import Stop, all_of, in_order
 from gpt_pipeline.data.sources.hub.download import CacheEntry, download, etag_of
 from gpt_pipeline.data.sources.hub.explain import NO_HUB, Question, explained
+from gpt_pipeline.data.sources.hub.layout import CARD, chosen_files, front_matter
 from gpt_pipeline.data.sources.hub.patience import persist
 from gpt_pipeline.data.sources.hub.progress import Observer, amounts, shown
 from gpt_pipeline.data.sources.hub.remote import Hub, RangeReader, RemoteFile
@@ -42,10 +45,12 @@ _Identity = tuple[int, int, int]  # a file's inode, size and time
 
 @dataclass(frozen=True, kw_only=True)
 class HubDataset:
-    """A dataset of the hub at one commit."""
+    """A dataset of the hub at one commit, or what a subset and a split have of it."""
 
     hub: Hub
     repository: str
+    subset: str | None = None
+    split: str | None = None
     revision: str
     """Commit, 40 hex digits."""
 
@@ -57,7 +62,7 @@ class HubDataset:
 
     @property
     def description(self) -> str:
-        return f"{self.repository} at {self.revision[:12]}"
+        return f"{on_hub(self.repository, self.subset, self.split)} at {self.revision[:12]}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,6 +94,8 @@ class HubDataset:
     def open(self, name: str, *, say: Say = _logger.info) -> io.IOBase:
         """Open the file in the cache, or else on the hub: of that one only the ranges that are read are transferred.
 
+        Reading it from beginning to end by this would transfer all of it without keeping it; see `fetch`.
+
         Raises:
             UserError: the hub cannot be reached or refuses; also while reading.
         """
@@ -97,10 +104,14 @@ class HubDataset:
     def read_each(
         self, names: Iterable[str], read: Callable[[io.IOBase, str], T], *, say: Say = _logger.info
     ) -> Iterator[tuple[str, T]]:
-        """Yield each name with what `read` returns for it, in order, reading several files at a time.
+        """Yield each name with what `read` returns for it, in order, while the caller asks for more.
 
-        Stops asking when the caller stops taking.
+        Files of parquet are read remotely, several at a time; others, of which all has to be read, are downloaded, one
+        when it is asked for.
         """
+        names = list(names)
+        if any(kind_of(name) != PARQUET for name in names):
+            return self._fetched_each(names, read, say)
         stop = Stop()
 
         def read_one(name: str) -> T:
@@ -108,6 +119,14 @@ class HubDataset:
                 return read(file, name)
 
         return in_order(read_one, names, threads=_READ_THREADS, stop=stop)
+
+    def _fetched_each(
+        self, names: Iterable[str], read: Callable[[io.IOBase, str], T], say: Say
+    ) -> Iterator[tuple[str, T]]:
+        for name in names:
+            self.require_room([name])
+            with self.fetch(name, say=say).open("rb") as file:
+                yield name, read(file, name)
 
     def require_room(self, names: Iterable[str]) -> None:
         """Refuse files that do not fit on the disk of the cache, before the first of them is downloaded.
@@ -210,28 +229,65 @@ def _identity(path: Path) -> _Identity:
 
 
 def open_dataset(
-    hub: Hub, repository: str, revision: str | None, record: SourceRecord, *, say: Callable[[str], None]
+    hub: Hub,
+    repository: str,
+    revision: str | None,
+    record: SourceRecord,
+    *,
+    subset: str | None = None,
+    split: str | None = None,
+    say: Say,
 ) -> HubDataset:
     """Return the dataset at `revision`, asking the hub only for what `record` does not know, which it then learns.
 
-    With `revision` null, the newest commit is asked for once and pinned in the record.
+    With `revision` null, the newest commit is asked for once and pinned in the record. A record is of one subset and
+    split: what it knows was chosen for them.
 
     Raises:
-        UserError: the hub cannot be reached, refuses, or has no such dataset, revision or parquet file.
+        UserError: the hub cannot be reached, refuses, or has no such dataset, revision, subset, split or files.
     """
-    if (known := recorded_dataset(hub, repository, revision, record)) is not None:
+    if (known := recorded_dataset(hub, repository, revision, record, subset=subset, split=split)) is not None:
         return known
-    with explained(Question(repository=repository, address=hub.address, revision=revision)):
-        commit, files = _listing(hub, repository, record.commits.get(revision or "") or revision, say)
-    names = parquet_names(files)
-    if not names:
-        raise DataError(f"{repository} at {commit} has no parquet file; correct data.source, {NO_HUB}")
-    listing = {name: _hub_file(files[name], repository, hub) for name in names}
-    record.commits[revision or ""] = commit
-    record.listings[commit] = list(listing.values())
+    pinned = record.commits.get(revision or "") or revision
+    dataset = asked_dataset(hub, repository, pinned, subset=subset, split=split, say=say)
+    record.commits[revision or ""] = dataset.revision
+    record.listings[dataset.revision] = list(dataset.files.values())
     record.save()
-    say(f"{repository}: using commit {commit} from now on ({len(names)} files)")
-    return HubDataset(hub=hub, repository=repository, revision=commit, files=listing)
+    say(f"{repository}: using commit {dataset.revision} from now on ({len(dataset.names)} files)")
+    return dataset
+
+
+def asked_dataset(
+    hub: Hub, repository: str, revision: str | None, *, subset: str | None, split: str | None, say: Say
+) -> HubDataset:
+    """Return the dataset at `revision`, null: the newest, as the hub has it now.
+
+    Raises:
+        UserError: as `open_dataset`.
+    """
+    with explained(Question(repository=repository, address=hub.address, revision=revision)):
+        commit, files = _listing(hub, repository, revision, say)
+    whole = HubDataset(hub=hub, repository=repository, revision=commit, subset=subset, split=split, files={})
+    names = numbered_names(files)
+    if not names or subset is not None or split is not None:
+        where = f"{repository} at {commit[:12]}"
+        card = _card(whole, files, say)
+        values = front_matter(card, where=where)
+        chosen = chosen_files(files, values, subset=subset, split=split, where=where)
+        names = chosen.names
+        if chosen.text:
+            say(f"{repository}: reading {chosen.text}")
+    return dataclasses.replace(whole, files={name: _hub_file(files[name], repository, hub) for name in names})
+
+
+def _card(dataset: HubDataset, files: Mapping[str, Any], say: Say) -> str:
+    """Return the text of the dataset's card; empty if it has none."""
+    if CARD not in files:
+        return ""
+    listed = {CARD: _hub_file(files[CARD], dataset.repository, dataset.hub)}
+    with dataclasses.replace(dataset, files=listed).open(CARD, say=say) as file:
+        content: bytes = file.read()
+    return content.decode(errors="replace")
 
 
 def _listing(hub: Hub, repository: str, revision: str | None, say: Say) -> tuple[str, dict[str, Any]]:
@@ -247,14 +303,22 @@ def _listing(hub: Hub, repository: str, revision: str | None, say: Say) -> tuple
     return info.sha, {entry.rfilename: entry for entry in info.siblings or ()}
 
 
-def recorded_dataset(hub: Hub, repository: str, revision: str | None, record: SourceRecord) -> HubDataset | None:
+def recorded_dataset(
+    hub: Hub,
+    repository: str,
+    revision: str | None,
+    record: SourceRecord,
+    *,
+    subset: str | None = None,
+    split: str | None = None,
+) -> HubDataset | None:
     """Return the dataset at `revision` as the record knows it, or None; no network."""
     is_commit = revision is not None and _COMMIT.fullmatch(revision)
     commit = revision if is_commit else record.commits.get(revision or "")
     if commit is None or commit not in record.listings:
         return None
     files = {file.name: file for file in record.listings[commit]}
-    return HubDataset(hub=hub, repository=repository, revision=commit, files=files)
+    return HubDataset(hub=hub, repository=repository, subset=subset, split=split, revision=commit, files=files)
 
 
 def _hub_file(entry: Any, repository: str, hub: Hub) -> HubFile:

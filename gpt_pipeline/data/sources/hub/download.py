@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from gpt_pipeline.data.stage import Say
 
 _READ_BYTES = 1 << 20
+_GIT_HASH = re.compile(r"[0-9a-f]{40}")
 _LOCK_SECONDS = 0.2  # wait so long for another process before saying so
 
 
@@ -85,7 +87,7 @@ def download(
     """Return the complete file's path in the cache, and the sha256 of what was downloaded now; null if nothing was.
 
     What an earlier attempt left is used, unless `again`, which also replaces a complete file. What is downloaded is
-    compared with `sha256`, if the hub gives one.
+    compared with `sha256`, if the hub gives one, or else with git's hash, which the name of a small file is.
 
     Raises:
         DamagedFileError: the hub sent a file with another checksum, twice.
@@ -104,11 +106,11 @@ def download(
             return entry.snapshot, None
         partial = _Partial(entry.partial)
         _complete(partial, file, say=say, observer=observer)
-        if damage := partial.damage(file.size, sha256):
+        if damage := partial.damage(file.size, etag, sha256):
             say(f"{file.name}: {damage}; downloading all of it again")
             partial.discard()
             _complete(partial, file, say=say, observer=observer)
-        if damage := partial.damage(file.size, sha256):
+        if damage := partial.damage(file.size, etag, sha256):
             partial.discard()
             raise DamagedFileError(
                 f"{file.name}: {damage}; it was removed. Run again; if it happens again, something between here and "
@@ -159,10 +161,13 @@ class _Partial:
         """Of what is here, hex."""
         return self._digest.hexdigest()
 
-    def damage(self, size: int, sha256: str | None) -> str:
+    def damage(self, size: int, etag: str, sha256: str | None) -> str:
         """Return what is wrong with the complete file; nothing if it is right."""
         if self.size != size:
             return f"found {self.size} bytes, need {size}"
+        if sha256 is None and _GIT_HASH.fullmatch(etag):
+            found = hashlib.sha1(b"blob %d\0" % size + self._path.read_bytes()).hexdigest()
+            return "" if found == etag else f"found git's hash {found}, need {etag}"
         is_wrong = sha256 is not None and self.sha256 != sha256
         return f"found sha256 {self.sha256}, need {sha256}" if is_wrong else ""
 
