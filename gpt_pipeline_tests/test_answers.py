@@ -8,6 +8,7 @@ import torch
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.evaluation.answers import (
     ScoredAnswer,
+    _scored,
     answer_metrics,
     answer_questions,
     as_record,
@@ -65,6 +66,41 @@ def test_answer_questions_is_the_same_at_any_batch_size(model: GPT) -> None:
     alone = answer_questions(model, asked, gpt2(), max_new_tokens=10, context_length=CONTEXT, batch_size=1)
     assert together == alone
     assert [each.question for each in together] == asked
+
+
+def conversation(turns: int, *, system: str = "") -> Question:
+    head = f"System: {system}\n\n" if system else ""
+    parts = [f"Q: What is {n} and one?\n\nA: It is {n + 1}." for n in range(turns - 1)]
+    prompt = "\n\n".join([*parts, "Q: And then?\n\nA:"])
+    starts = [len("\n\n".join(parts[:n])) + (2 if n else 0) + len(head) for n in range(turns)]
+    asked = question(0, reasoning="", answer="One more.")
+    return dataclasses.replace(asked, prompt=head + prompt, turns=tuple(starts))
+
+
+@pytest.mark.parametrize(("turns", "system", "first"), [(1, "", 0), (3, "", 1), (3, "Be brief.", 1), (1, "Be", 0)])
+def test_answer_questions_begins_a_long_conversation_at_a_later_question(
+    model: GPT, turns: int, system: str, first: int
+) -> None:
+    asked = conversation(turns, system=system)
+    room = 8 + len(encode_prompt(asked.prompt[asked.turns[first] :], gpt2()))
+    (cut,) = answer_questions(model, [asked], gpt2(), max_new_tokens=8, context_length=room)
+    (short,) = answer_questions(
+        model,
+        [dataclasses.replace(asked, prompt=asked.prompt[asked.turns[first] :], turns=(0,))],
+        gpt2(),
+        max_new_tokens=8,
+        context_length=room,
+    )
+    assert cut.generation.tokens == short.generation.tokens
+    assert cut.generation.prompt_truncated == (asked.turns[first] > 0)
+
+
+def test_answer_to_a_conversation_ends_where_the_model_asks_itself() -> None:
+    generation = Generation(tokens=tuple(gpt2().encode(" One more.\n\nQ: And")), ended=False, prompt_truncated=False)
+    found = _scored(conversation(2), generation, gpt2())
+    assert (found.text, found.generation.ended, found.score.exact_match) == (" One more.", True, True)
+    of_question = _scored(dataclasses.replace(conversation(2), turns=()), generation, gpt2())
+    assert (of_question.generation.ended, of_question.score.exact_match) == (False, False)
 
 
 def test_answer_metrics_are_means_over_the_answers_they_apply_to() -> None:

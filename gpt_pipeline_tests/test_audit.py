@@ -43,7 +43,12 @@ def shards(folder: Path, splits: Mapping[str, Sequence[str]], **facts: int) -> T
                 lengths = np.array([len(ids)])
                 writer.add(
                     Documents(
-                        tokens=ids, lengths=lengths, answers=lengths - 1, trained=lengths - 1, text_bytes=len(text)
+                        tokens=ids,
+                        lengths=lengths,
+                        answers=lengths - 1,
+                        spans=np.stack((lengths - 1, lengths), axis=1),
+                        span_counts=np.ones(1, np.int64),
+                        text_bytes=len(text),
                     )
                 )
         files += writer.files

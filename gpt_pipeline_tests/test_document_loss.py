@@ -97,6 +97,20 @@ def test_document_losses_of_an_answer_beyond_the_context_are_those_of_its_end(mo
     assert loss.answer_nats < loss.nats
 
 
+def test_document_losses_of_several_answers_are_those_of_all_of_them(model: GPT) -> None:
+    stream = Documents([9, 60])
+    is_answer = np.random.default_rng(0).random(stream.n_tokens) < 0.4
+    losses = document_losses(
+        model, stream, choice_of(stream), context_length=CONTEXT, in_answers=lambda places: is_answer[places]
+    )
+    for number, loss in enumerate(losses):
+        nats = by_hand(model, [*stream.text(number), EOT_TOKEN][-(CONTEXT + 1) :])
+        end = ([*stream.document_starts.tolist(), stream.n_tokens])[number + 1]
+        wanted = is_answer[end - len(nats) + 1 : end]
+        assert loss.n_answer_tokens == wanted.sum()
+        assert loss.answer_nats == pytest.approx(np.array(nats[:-1])[wanted].sum(), rel=1e-5)
+
+
 def test_document_losses_on_other_shards_than_those_of_the_documents_are_refused(model: GPT) -> None:
     stream = Documents([9, 4, 30, 17])
     fewer = HeldOutChoice(documents=choice_of(stream).documents[:2], available=3)

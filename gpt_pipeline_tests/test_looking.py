@@ -44,6 +44,14 @@ def test_look_at_questions_finds_their_parts_by_name(own: Path) -> None:
     assert look.chosen == {"question": "Question", "reasoning": "Worked answer", "answer": "Result"}
 
 
+@pytest.mark.parametrize("names", [("role", "content"), ("from", "value")])
+def test_look_at_conversations_finds_the_list_of_messages(own: Path, names: tuple[str, str]) -> None:
+    turns = [dict(zip(names, said, strict=True)) for said in (("user", "Why?"), ("assistant", "So."))]
+    rows_of_own = [{"prompt": "Why?", "tags": ["a"], "talk": turns if n else None} for n in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows_of_own), own / "a.parquet")
+    assert (look_at(str(own)).format, look_at(str(own)).chosen) == ("chat", {"messages": "talk"})
+
+
 def test_look_at_synth_and_plain_text_needs_no_columns(own: Path) -> None:
     write_synth(own / "synth_001.parquet", rows(5))
     assert (look_at(str(own)).format, look_at(str(own)).chosen) == ("synth", {})

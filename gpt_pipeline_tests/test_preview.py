@@ -54,10 +54,10 @@ def test_previews_are_what_the_shards_hold(config: DataConfig, tmp_path: Path) -
             for start in stream.document_starts.tolist()
             if stream.read(start + 1, len(each.tokens)).tolist() == list(each.tokens)
         ]
-        assert each.answer_from is not None
-        first = start + 1 + each.answer_from
+        [(answer, _)] = each.spans
+        first = start + 1 + answer
         assert stream.in_spans(np.array([first - 1, first])).tolist() == [False, True]
-    assert gpt2().decode(list(found[0].tokens[found[0].answer_from :])).startswith("Two")
+    assert gpt2().decode(list(found[0].tokens[slice(*found[0].spans[0])])).startswith("Two")
 
 
 def test_previews_begin_at_the_row_asked_for(config: DataConfig, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_previews_are_told_with_marks_between_tokens_and_nothing_that_a_terminal
     told = capsys.readouterr().out
     assert "a.jsonl, row 0" in told
     assert "Q|:| How| many|?|" in told
-    assert "| Three| ☃" in told
+    assert "| Three| ☃]]" in told
     assert "\x1b" not in told
     assert "dropped" in told
 

@@ -287,7 +287,10 @@ def test_split_writer_fills_shards_with_whole_documents(
                     tokens=tokens,
                     lengths=np.array(lengths, np.int64),
                     answers=np.array(lengths, np.int64) - 1,
-                    trained=np.array(lengths, np.int64) - 1,
+                    spans=np.array([(place, place + 1) for length in lengths for place in range(length)]).reshape(
+                        -1, 2
+                    ),
+                    span_counts=np.array(lengths, np.int64),
                     text_bytes=0,
                 )
             )
@@ -295,6 +298,9 @@ def test_split_writer_fills_shards_with_whole_documents(
     shards = [TokenStream(folder, (file.name,)) for file in writer.files if file.suffix == ".bin"]
     assert [len(document) for shard in shards for document in documents_of(shard)] == flat
     assert [answer for shard in shards for answer in _within(shard)] == [length - 1 for length in flat]
+    for shard, file in zip(shards, [file for file in writer.files if file.name.endswith("spans.npy")], strict=True):
+        every = np.arange(shard.n_tokens)
+        assert np.array_equal(np.load(file), np.stack((every, every + 1), axis=1))
     assert all(shard.n_tokens <= max_shard_tokens or len(shard.document_starts) == 1 for shard in shards)
     for earlier, later in itertools.pairwise(shards):
         assert earlier.n_tokens + len(documents_of(later)[0]) > max_shard_tokens

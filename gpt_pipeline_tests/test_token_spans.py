@@ -30,23 +30,31 @@ def _write(folder: Path, lengths: list[int], trained: list[int], *, max_shard_to
     with SplitWriter(folder=folder, split="train", max_shard_tokens=max_shard_tokens) as writer:
         tokens = [[EOT_TOKEN, *range(1, length)] for length in lengths]
         firsts = np.array(trained, np.int64)
+        spans = [_spans_of(*document) for document in zip(lengths, trained, strict=True)]
         writer.add(
             Documents(
                 tokens=np.concatenate(tokens).astype(np.uint16),
                 lengths=np.array(lengths, np.int64),
                 answers=firsts,
-                trained=firsts,
+                spans=np.array([span for own in spans for span in own]),
+                span_counts=np.array([len(own) for own in spans]),
                 text_bytes=0,
             )
         )
     return TokenStream(folder, tuple(file.name for file in writer.files if file.suffix == ".bin"))
 
 
+def _spans_of(length: int, first: int) -> list[tuple[int, int]]:
+    """From `first` to the document's end, and before it, where there is room, one that ends inside the document."""
+    return [*([(2, 4)] if first > 5 else []), (first, length)]
+
+
 def _plainly(lengths: list[int], trained: list[int]) -> list[bool]:
     """Return for each token of the stream whether it is trained on, document by document."""
     wanted: list[bool] = []
     for number, (length, first) in enumerate(zip(lengths, trained, strict=True)):
-        wanted += [number > 0 if place == 0 else place >= first for place in range(length)]
+        spans = _spans_of(length, first)
+        wanted += [number > 0, *(any(begin <= place < end for begin, end in spans) for place in range(1, length))]
     return wanted
 
 

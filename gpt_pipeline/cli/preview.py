@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import textwrap
 from collections.abc import Sequence
 
@@ -16,7 +15,10 @@ _INDENT = " " * 4
 
 
 def tell_previews(found: Sequence[Preview], tokenizer: Tokenizer) -> None:
-    """Print rows with what becomes of each; between two tokens of a document stands `|`."""
+    """Print rows with what becomes of each.
+
+    Between two tokens of a document stands `|`; in `[[` and `]]` stand those that an answer-only loss trains on.
+    """
     for preview in found:
         width = max(len(name) for name in (*preview.values, "document")) + 2
         tell(f"{preview.file}, row {preview.row}")
@@ -28,7 +30,7 @@ def tell_previews(found: Sequence[Preview], tokenizer: Tokenizer) -> None:
             size = f"{len(preview.text.encode()):,} bytes, {len(preview.tokens):,} tokens"
             tell(f"  {'document':<{width}}for {'validation' if preview.held_out else 'training'}, {size}")
             tell(f"  {'tokens':<{width}}{_counting(preview)}")
-            tell(textwrap.indent(on_terminal(_cut(preview.tokens, tokenizer)), _INDENT, lambda line: True))
+            tell(textwrap.indent(on_terminal(_cut(preview, tokenizer)), _INDENT, lambda line: True))
         tell("")
 
 
@@ -40,23 +42,28 @@ def _short(value: str | None) -> str:
 
 
 def _counting(preview: Preview) -> str:
-    if preview.answer_from is None:
+    if not preview.spans:
         return "<|endoftext|>, then these; all count"
+    count = sum(last - first for first, last in preview.spans)
     return (
-        f"<|endoftext|>, then these; all count in pre-training. "
-        f"Reasoning and answer: the last {len(preview.tokens) - preview.answer_from:,}"
+        f"<|endoftext|>, then these; all count in pre-training, "
+        f"the {count:,} in [[ ]] and the end where answers alone are trained on"
     )
 
 
-def _cut(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
+def _cut(preview: Preview, tokenizer: Tokenizer) -> str:
     """Return the text of the tokens with a mark between two; where a character lies in several, they stay together."""
+    firsts, lasts = ({span[side] for span in preview.spans} for side in (0, 1))
     pieces: list[str] = []
-    held = b""
-    for token in tokens:
+    held, mark = b"", ""
+    for place, token in enumerate(preview.tokens):
         held += tokenizer.bytes_of(token)
+        mark += "[[" if place in firsts else ""
+        is_last = place + 1 == len(preview.tokens)
         try:
-            pieces.append(held.decode())
+            text = held.decode(errors="replace" if is_last else "strict")
         except UnicodeDecodeError:
             continue
-        held = b""
-    return "|".join(itertools.chain(pieces, [held.decode(errors="replace")] if held else []))
+        pieces.append(f"{mark}{text}{']]' if place + 1 in lasts else ''}")
+        held, mark = b"", ""
+    return "|".join(pieces)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +60,24 @@ def of_texts(texts: Sequence[bytes | None]) -> pa.StringArray:
     validity = None if is_given.all() else _packed(is_given)
     letters = pa.py_buffer(b"".join(text for text in texts if text))
     return pa.Array.from_buffers(pa.string(), len(texts), [validity, pa.py_buffer(bounds), letters])
+
+
+def as_json(value: Any) -> bytes:
+    """Return a list or an object as JSON, whose texts need not be valid UTF-8; what JSON has no form for as text."""
+    return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+
+
+def lists_as_json(column: pa.Array) -> pa.StringArray:
+    """Return each list of a column as JSON; one with a text that is no UTF-8 as bytes that are none either."""
+    return of_texts([_as_json_or_invalid(each) for each in column])
+
+
+def _as_json_or_invalid(value: pa.Scalar) -> bytes | None:
+    try:
+        found = value.as_py()
+    except UnicodeDecodeError:
+        return b"\xff"
+    return None if found is None else as_json(found)
 
 
 def _packed(values: Flags) -> pa.Buffer:

@@ -22,7 +22,12 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _PATH = re.compile(r"\.{1,2}[\\/]|[\\/]|~[\\/]|[A-Za-z]:[\\/]")
 
 
-FORMAT_COLUMNS = {"synth": (), "text": ("text",), "question_answer": ("question", "reasoning", "answer", "result")}
+FORMAT_COLUMNS = {
+    "synth": (),
+    "text": ("text",),
+    "question_answer": ("question", "reasoning", "answer", "result"),
+    "chat": ("messages",),
+}
 """The keys of `data.columns` that each format reads."""
 
 
@@ -45,6 +50,9 @@ class ColumnsConfig:
     result: str | None = added_later(None)
     """The column with the answer in short, such as a number, by which a model's answers are judged, for
     `format: question_answer`; null: they are judged by the whole answer."""
+
+    messages: str = added_later("messages")
+    """The column with the list of messages (`role` and `content`, or `from` and `value`), for `format: chat`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +79,10 @@ class DocumentsConfig:
     local_dataset_path: str | None = None
     """A folder with files such as those of SYNTH as downloaded from the hub; used instead of `source`."""
 
-    format: Literal["synth", "text", "question_answer"] = added_later("synth")
-    """What a row is: `synth`, with SYNTH's columns; `text`, with the text of a document in one column; or
-    `question_answer`, with a question, an answer and, if there is one, the reasoning between them."""
+    format: Literal["synth", "text", "question_answer", "chat"] = added_later("synth")
+    """What a row is: `synth`, with SYNTH's columns; `text`, with the text of a document in one column;
+    `question_answer`, with a question, an answer and, if there is one, the reasoning between them; or `chat`, with a
+    list of messages."""
 
     columns: ColumnsConfig = added_later(ColumnsConfig())  # frozen
     """The names of the columns that the format reads."""

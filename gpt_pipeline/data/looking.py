@@ -27,6 +27,7 @@ _NAMES: Mapping[str, Sequence[str]] = {
     "answer": ("answer", "response", "output", "completion", "target", "solution"),
     "reasoning": ("reasoning", "rationale", "workedanswer", "explanation", "thought", "chainofthought", "cot"),
     "result": ("result", "finalanswer", "label", "expected"),
+    "messages": ("messages", "conversations", "conversation", "dialogue", "dialog"),
     "text": ("text", "content", "body", "document", "article", "story", "code", "markdown"),
 }
 
@@ -94,6 +95,9 @@ def _format_of(
 ) -> tuple[str, dict[str, str]]:
     if set(SYNTH_COLUMNS) <= columns.keys():
         return "synth", {}
+    chats = [name for name in columns if _are_messages(next(filter(None, (row.get(name) for row in records)), None))]
+    if chats:
+        return "chat", {"messages": _named("messages", chats) or chats[0]}
     texts = [name for name, kind in columns.items() if kind == "text" and name != "__key__"]  # a sample's name in a tar
     named = {key: found for key in _NAMES if (found := _named(key, texts)) is not None}
     if "question" in named and "answer" not in named and "result" in named:  # a short answer alone
@@ -108,6 +112,16 @@ def _format_of(
         raise DataError(f"{path}: no column of text in the first {_ROWS} rows; found {found}")
     longest = max(texts, key=lambda name: sum(_length(record.get(name)) for record in records))
     return "text", {"text": named.get("text", longest)}
+
+
+def _are_messages(value: object) -> bool:
+    """Whether a value is a list of what two sides say in turn."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(
+        isinstance(each, dict) and ({"role", "content"} <= each.keys() or {"from", "value"} <= each.keys())
+        for each in value
+    )
 
 
 def _length(value: object) -> int:

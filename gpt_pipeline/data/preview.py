@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,8 +45,8 @@ class Preview:
     tokens: tuple[int, ...]
     """Behind the `<|endoftext|>` with which it begins."""
 
-    answer_from: int | None
-    """The first of the tokens that are reasoning and answer; null for documents without."""
+    spans: tuple[tuple[int, int], ...]
+    """First and last of the tokens, the last excluded, that an answer-only loss trains on; none where all are alike."""
 
 
 def previews(
@@ -85,12 +86,11 @@ def _preview(
             text="",
             held_out=False,
             tokens=(),
-            answer_from=None,
+            spans=(),
         )
     document = format.documents_of(selection).to_pylist()[0]
     text: str = document["text"]
     group = document[names_in(format.document_schema)["group"]] or ""
-    begin = document.get("reasoning_start") or document.get("answer_start")
     tokens = tokenizer.encode(text)
     return Preview(
         file=file,
@@ -100,10 +100,22 @@ def _preview(
         text=text,
         held_out=hold_out(seed=config.seed, fraction=config.validation_fraction)(group),
         tokens=tuple(tokens),
-        answer_from=None if begin is None else _token_at(tokens, len(text[:begin].encode()), tokenizer),
+        spans=tuple(_token_spans(tokens, _byte_bounds(document), tokenizer)),
     )
 
 
-def _token_at(tokens: Sequence[int], byte: int, tokenizer: Tokenizer) -> int:
-    """Return which token holds the byte of the text, counted from 0."""
-    return int(TokenBytes(np.array(tokens, np.uint16), tokenizer).token_at(np.array([byte]))[0])
+def _byte_bounds(document: Mapping[str, Any]) -> Sequence[int]:
+    """Return start and end of each span, one after the other, in bytes of the text."""
+    if "spans" in document:
+        bounds: Sequence[int] = document["spans"]
+        return bounds
+    begin, text = document.get("reasoning_start") or document.get("answer_start"), document["text"]
+    return () if begin is None else (len(text[:begin].encode()), len(text.encode()))
+
+
+def _token_spans(tokens: Sequence[int], bounds: Sequence[int], tokenizer: Tokenizer) -> Iterator[tuple[int, int]]:
+    text = TokenBytes(np.array(tokens, np.uint16), tokenizer)
+    firsts, lasts = (
+        text.token_at(np.array(places, np.int64)) for places in (bounds[::2], np.subtract(bounds[1::2], 1))
+    )
+    yield from zip(firsts.tolist(), (lasts + 1).tolist(), strict=True)

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpt_pipeline.data.formats.conversation import first_answer
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
-from gpt_pipeline.evaluation.generate import Generation, generate
+from gpt_pipeline.evaluation.generate import Generation, generate, longest_prompt
 from gpt_pipeline.evaluation.questions import Question
 from gpt_pipeline.evaluation.result import exercise_names
 from gpt_pipeline.evaluation.score import Score, score_answer, split_answer
@@ -26,7 +27,7 @@ class ScoredAnswer:
     question: Question
     generation: Generation
     text: str
-    """The whole continuation."""
+    """The whole continuation; of a conversation up to where the model begins the next message."""
 
     score: Score
 
@@ -41,8 +42,12 @@ def answer_questions(
     batch_size: int = 16,
     watch: Watch = unwatched,
 ) -> list[ScoredAnswer]:
-    """Return the model's greedy answer to each question, scored, in the order of the questions."""
-    prompts = [encode_prompt(question.prompt, tokenizer) for question in questions]
+    """Return the model's greedy answer to each question, scored, in the order of the questions.
+
+    A conversation that leaves no room to answer begins at a later question of its own.
+    """
+    longest = longest_prompt(max_new_tokens=max_new_tokens, context_length=context_length)
+    prompts = [_prompt(question, longest, tokenizer) for question in questions]
     generations = generate(
         model,
         prompts,
@@ -53,13 +58,31 @@ def answer_questions(
         watch=watch,
     )
     return [
-        _scored(question, generation, tokenizer) for question, generation in zip(questions, generations, strict=True)
+        _scored(question, _noted_as_cut(generation, prompt, question, tokenizer), tokenizer)
+        for question, prompt, generation in zip(questions, prompts, generations, strict=True)
     ]
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     """Return the tokens of the beginning of a document after `<|endoftext|>`, as in training."""
     return [tokenizer.eot_token, *tokenizer.encode(text)]
+
+
+def _prompt(question: Question, longest: int, tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens of a prompt, of a conversation as many last turns as are at most `longest`, at least one."""
+    starts = iter((0, *question.turns))
+    tokens = encode_prompt(question.prompt[next(starts) :], tokenizer)
+    while len(tokens) > longest and (start := next(starts, None)) is not None:
+        tokens = encode_prompt(question.prompt[start:], tokenizer)
+    return tokens
+
+
+def _noted_as_cut(
+    generation: Generation, prompt: Sequence[int], question: Question, tokenizer: Tokenizer
+) -> Generation:
+    """Return the generation, marked as that of a prompt which lost its beginning if turns of it were left out."""
+    is_cut = bool(question.turns) and len(prompt) < len(encode_prompt(question.prompt, tokenizer))
+    return dataclasses.replace(generation, prompt_truncated=True) if is_cut else generation
 
 
 def answer_metrics(answers: Sequence[ScoredAnswer], names: Mapping[str, str] | None = None) -> dict[str, float]:
@@ -115,6 +138,9 @@ def as_record(answer: ScoredAnswer, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _scored(question: Question, generation: Generation, tokenizer: Tokenizer) -> ScoredAnswer:
     text = tokenizer.decode(generation.tokens)
+    if question.turns:
+        text, goes_on = first_answer(text)
+        generation = dataclasses.replace(generation, ended=generation.ended or goes_on)
     score = score_answer(
         text,
         query=question.query,

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens of the longest document of a batch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,10 @@ from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.row import Watch, unwatched
 
 _TOKENS_AT_ONCE = 4096  # padding included; their logits take 0.8 GB in float32
+
+Positions = NDArray[np.int64]
+InAnswers = Callable[[Positions], NDArray[np.bool_]]
+"""Tells of positions in a stream whether an answer's token stands there."""
 
 
 class DocumentStream(Stream, Protocol):
@@ -47,7 +51,7 @@ class DocumentLoss:
 
     n_tokens: int
     answer_nats: float
-    """Spent on the answer's tokens, given question and the document's own reasoning."""
+    """Spent on the answer's tokens, given question and the document's own reasoning; of a conversation all answers."""
 
     n_answer_tokens: int
     truncated: bool
@@ -65,8 +69,8 @@ class _Row:
     ids: NDArray[np.int64]
     """From `<|endoftext|>`, or where it was cut, to the `<|endoftext|>` that ends it."""
 
-    answer: int
-    """Place in `ids` at which the answer begins, at least 1."""
+    is_answer: NDArray[np.bool_]
+    """Of each of `ids` but the first whether it is the answer's; the `<|endoftext|>` at the end is not."""
 
     truncated: bool
 
@@ -77,6 +81,7 @@ def document_losses(
     choice: HeldOutChoice,
     *,
     context_length: int,
+    in_answers: InAnswers | None = None,
     tokens_at_once: int = _TOKENS_AT_ONCE,
     watch: Watch = unwatched,
 ) -> list[DocumentLoss]:
@@ -84,7 +89,8 @@ def document_losses(
 
     A document of more than `context_length` tokens keeps its end, and of an answer that is longer by itself the end is
     scored. Documents of like length share a batch, padded behind their end, where causal attention sees nothing of it:
-    `tokens_at_once` changes the result by rounding in the model alone.
+    `tokens_at_once` changes the result by rounding in the model alone. Which tokens are answers, `in_answers` tells;
+    without it, a document is one from where its answer begins.
 
     Raises:
         DamagedFileError: the stream has not as many documents as the choice was made among.
@@ -94,7 +100,8 @@ def document_losses(
     _require_same_documents(stream, choice)
     model.eval()
     losses: dict[int, DocumentLoss] = {}
-    rows = [_row(stream, place, each, context_length) for place, each in enumerate(choice.documents)]
+    in_answers = in_answers or _in_last_part(stream)
+    rows = [_row(stream, place, each, context_length, in_answers) for place, each in enumerate(choice.documents)]
     for batch in _batches(sorted(rows, key=lambda row: len(row.ids)), tokens_at_once):
         for row, nats in zip(batch, _nats(model, batch), strict=True):
             losses[row.place] = _loss(row, nats)
@@ -138,7 +145,18 @@ def _require_same_documents(stream: DocumentStream, choice: HeldOutChoice) -> No
         )
 
 
-def _row(stream: DocumentStream, place: int, document: HeldOutDocument, context_length: int) -> _Row:
+def _in_last_part(stream: DocumentStream) -> InAnswers:
+    def in_answers(positions: Positions) -> NDArray[np.bool_]:
+        document = np.searchsorted(stream.document_starts, positions, side="right") - 1
+        found: NDArray[np.bool_] = positions >= stream.answer_starts[document]
+        return found
+
+    return in_answers
+
+
+def _row(
+    stream: DocumentStream, place: int, document: HeldOutDocument, context_length: int, in_answers: InAnswers
+) -> _Row:
     starts, number = stream.document_starts, document.number
     start = int(starts[number])
     end = int(starts[number + 1]) if number + 1 < len(starts) else stream.n_tokens
@@ -148,7 +166,7 @@ def _row(stream: DocumentStream, place: int, document: HeldOutDocument, context_
         place=place,
         exercise=document.exercise,
         ids=ids[cut:],
-        answer=max(1, int(stream.answer_starts[number]) - start - cut),
+        is_answer=np.append(in_answers(np.arange(start + cut + 1, end)), False),
         truncated=cut > 0,
     )
 
@@ -176,7 +194,7 @@ def _nats(model: GPT, batch: Sequence[_Row]) -> list[NDArray[np.float64]]:
 
 
 def _loss(row: _Row, nats: NDArray[np.float64]) -> DocumentLoss:
-    answer = nats[row.answer - 1 : -1]  # without the <|endoftext|> after it
+    answer = nats[row.is_answer]
     return DocumentLoss(
         exercise=row.exercise,
         nats=float(nats.sum()),

@@ -220,7 +220,14 @@ def _measure(
         context_length=context,
         watch=watch("questions"),
     )
-    losses = document_losses(model, stream, documents, context_length=context, watch=watch("documents"))
+    losses = document_losses(
+        model,
+        stream,
+        documents,
+        context_length=context,
+        in_answers=stream.in_spans if task.data.format == "chat" else None,  # a conversation has several answers
+        watch=watch("documents"),
+    )
     names = exercise_names([*(each.exercise for each in losses), *(each.exercise for each in questions)])
     metrics = {
         "val_loss": loss.val_loss,

@@ -91,15 +91,18 @@ def generate(
 def fit_prompt(prompt: Sequence[int], *, max_new_tokens: int, context_length: int) -> list[int]:
     """Return the prompt, without its beginning if it leaves no room to answer; `<|endoftext|>` in front is kept.
 
-    Room is `max_new_tokens`, at most half of the context.
-
     Raises:
         ValueError: the prompt is empty.
     """
     if not prompt:
         raise ValueError("found an empty prompt, need at least <|endoftext|>")
-    longest = context_length - min(max_new_tokens, context_length // 2)
+    longest = longest_prompt(max_new_tokens=max_new_tokens, context_length=context_length)
     return list(prompt) if len(prompt) <= longest else [prompt[0], *prompt[len(prompt) - longest + 1 :]]
+
+
+def longest_prompt(*, max_new_tokens: int, context_length: int) -> int:
+    """Return how many tokens leave room to answer: `max_new_tokens`, at most half of the context."""
+    return context_length - min(max_new_tokens, context_length // 2)
 
 
 def inference_device(name: str) -> str:

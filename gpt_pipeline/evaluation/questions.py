@@ -16,6 +16,7 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.split import read_side
 from gpt_pipeline.data.documents.stage import document_files
 from gpt_pipeline.data.formats import has_questions
+from gpt_pipeline.data.formats.conversation import question_starts
 from gpt_pipeline.data.formats.synth_text import ANSWER_MARK
 from gpt_pipeline.evaluation.score import constraint_result
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
@@ -28,7 +29,7 @@ QUESTIONS_VERSION = "1"
 """Raise it when the same data, count and seed give other questions."""
 
 _OFFSETS = ("query_start", "query_end", "reasoning_start", "reasoning_end", "answer_start")
-_COLUMNS = ("id", "kind", "group", "constraints", "expected", "text", *_OFFSETS)
+_COLUMNS = ("id", "kind", "group", "constraints", "expected", "text", "spans", *_OFFSETS)
 _BATCH_ROWS = 2048  # some 6 MB of text
 _SPARE = 4  # candidates kept for each question asked for, since some turn out to stand in the training documents too
 
@@ -45,6 +46,8 @@ class Question:
     document without reasoning, since that is the form in which training showed documents of its kind."""
 
     query: str
+    """Of a conversation all that was said from its first question on."""
+
     reasoning: str
     """The document's own; empty for kinds of exercise that have none."""
 
@@ -53,6 +56,9 @@ class Question:
 
     expected: str
     """The result that the row names where it names one, else the document's own answer."""
+
+    turns: tuple[int, ...] = ()
+    """Where the questions of a conversation begin in the prompt, in characters; none where it is no conversation."""
 
     @property
     def with_reasoning(self) -> bool:
@@ -191,6 +197,7 @@ def _question(row: Mapping[str, Any]) -> Question:
         reasoning="" if start is None else text[start:end],
         answer=answer,
         expected=row["expected"] or constraint_result(row["constraints"]) or answer,
+        turns=() if row["spans"] is None else question_starts(text, row["query_start"], row["spans"]),
     )
 
 
@@ -216,6 +223,7 @@ def _read_questions(path: Path, identity: str) -> list[Question] | None:
     def parse(value: Mapping[str, Any]) -> list[Question] | None:
         if value["fingerprint"] != identity:
             return None
-        return [Question(**known_fields(Question, each)) for each in value["questions"]]
+        kept = (known_fields(Question, each) for each in value["questions"])
+        return [Question(**{**each, "turns": tuple(each.get("turns", ()))}) for each in kept]
 
     return read_kept(path, parse, otherwise="the questions are chosen again")

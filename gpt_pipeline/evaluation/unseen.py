@@ -51,7 +51,7 @@ def cached_proof(folder: Path, questions: Sequence[Question], documents: StageRe
     """Return `prove_unseen`, kept in `folder`: for the same questions and data it is looked for once."""
     identity = fingerprint(
         "questions_unseen",
-        config={"questions": [dataclasses.asdict(question) for question in questions]},
+        config={"questions": [_identity(question) for question in questions]},
         upstream=[documents.fingerprint, shards.fingerprint],
         code_version=PROOF_VERSION,
     )
@@ -62,6 +62,12 @@ def cached_proof(folder: Path, questions: Sequence[Question], documents: StageRe
     kept = {"passed": finding.passed, "text": finding.text, "facts": dict(finding.facts)}
     write_json(path, {"fingerprint": identity, **kept})
     return finding
+
+
+def _identity(question: Question) -> dict[str, Any]:
+    """Return what tells a question from others; the turns came later, and are left out where there are none."""
+    value = dataclasses.asdict(question)
+    return value if question.turns else {name: each for name, each in value.items() if name != "turns"}
 
 
 def prove_unseen(questions: Sequence[Question], documents: StageResult, shards: StageResult) -> Finding:

@@ -30,6 +30,8 @@ _METRICS = {
     "distinct_2": ("Distinct word pairs", "share; low is repetitive"),
 }
 
+_CONTENTS = {"text": "Texts", "question_answer": "Questions and answers", "chat": "Conversations"}
+
 
 def model_card(experiment: Experiment, info: CheckpointInfo, *, max_length: int) -> str:
     """Return the card of a checkpoint as markdown; it says what is unknown (no evaluation, data removed)."""
@@ -101,7 +103,7 @@ def _source(experiment: Experiment) -> str:
         if data.format == "synth":
             return "English documents with the columns of PleIAs/SYNTH, from files of one's own"
         named = ", ".join(f"`{in_markdown(column)}`" for column in _columns(data))
-        return f"{'Texts' if data.format == 'text' else 'Questions and answers'} from files of one's own ({named})"
+        return f"{_CONTENTS[data.format]} from files of one's own ({named})"
     if data.is_sample:
         return "English documents that gpt_pipeline generates itself, with the columns of PleIAs/SYNTH"
     return f"English documents from [{data.source}](https://huggingface.co/datasets/{data.source})" + (

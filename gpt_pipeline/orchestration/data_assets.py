@@ -19,6 +19,7 @@ _HOW = (
 _ABOUT_DOCUMENTS = {
     "synth": "{amount} different English documents with a query and an answer, one text each.",
     "text": "{amount} different documents, one text each.",
+    "chat": "{amount} different conversations, one text each.",
     "question_answer": "{amount} different documents with a question and an answer, one text each.",
 }
 

@@ -6,7 +6,9 @@ readers get them under the general names, and null for a column that a file does
 have more: `constraints` (of SYNTH) or `expected` (of others), by which answers are judged, and where their parts begin
 and end in the text, `query_start`, `query_end`, `reasoning_start`, `reasoning_end`, `answer_start` in characters (null
 where absent) and `answer_bytes`, the bytes of the answer, which is the text's end.
-Without `answer_bytes`, no part of the text is an answer, and every token of it counts.
+A conversation's question is all that was said before its last answer, and `spans` lists start and end of each answer,
+in bytes of the text, one after the other. Without `answer_bytes`, no part of the text is an answer, and every token of
+it counts.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def stage_names(config: DataConfig) -> StageNames:
 
 def has_questions(config: DataConfig) -> bool:
     """Whether the documents are questions with answers, which an evaluation can ask."""
-    return config.format in ("synth", "question_answer")
+    return config.format in ("synth", "question_answer", "chat")
 
 
 def format_of(config: DataConfig) -> Format:
@@ -65,6 +65,10 @@ def format_of(config: DataConfig) -> Format:
         from gpt_pipeline.data.formats.text import TextFormat
 
         return TextFormat(column=columns.text, split_at=config.split_text_at, keys=keys)
+    if config.format == "chat":
+        from gpt_pipeline.data.formats.chat import ChatFormat
+
+        return ChatFormat(messages=columns.messages, keys=keys)
     from gpt_pipeline.data.formats.question_answer import QuestionAnswerFormat
 
     return QuestionAnswerFormat(

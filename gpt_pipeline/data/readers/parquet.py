@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gpt_pipeline.data.columns import lists_as_json
 from gpt_pipeline.data.readers.opened import first_line
 from gpt_pipeline.data.readers.wanted import Wanted, require_present
 from gpt_pipeline.errors import UnreadableFileError
 
 _TEXT_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
 _VALUE_KINDS = (*_TEXT_KINDS, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+_LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _READ_BYTES = 1 << 20  # of each column at a time
 _BATCH_BYTES, _MAX_BATCH_ROWS = 32 << 20, 2_000  # decoded at a time
 
@@ -55,6 +57,7 @@ def require_columns(schema: pa.Schema, wanted: Wanted, *, name: str) -> None:
     hint = f"; {wanted.remedy}" if wanted.remedy else ""
     for what, columns, kinds in (
         ("text columns", wanted.texts, _TEXT_KINDS),
+        ("lists, or text that is a list in JSON", wanted.lists, (*_TEXT_KINDS, *_LIST_KINDS)),
         ("plain values", wanted.values, _VALUE_KINDS),
     ):
         found = {column: _kind_of(schema, column) for column in columns}
@@ -85,11 +88,10 @@ def _kind_of(schema: pa.Schema, column: str) -> pa.DataType:
 
 
 def column_of(batch: pa.RecordBatch, column: str) -> pa.Array:
-    """Return a column of a batch as text, also one inside another."""
-    if column in batch.schema.names:
-        return batch[column].cast(pa.string())
-    outer, *path = column.split(".")
-    return pc.struct_field(batch[outer], path).cast(pa.string())
+    """Return a column of a batch as text, also one inside another; lists as JSON."""
+    outer, *path = [column] if column in batch.schema.names else column.split(".")
+    found = pc.struct_field(batch[outer], path) if path else batch[outer]
+    return lists_as_json(found) if _is_one_of(found.type, _LIST_KINDS) else found.cast(pa.string())
 
 
 def _is_one_of(kind: pa.DataType, kinds: Sequence[object]) -> bool:
@@ -135,11 +137,11 @@ def whole_row_groups(path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
 
 def _rows_at_a_time(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
     """Return how many rows take some `_BATCH_BYTES`, by the row group whose rows are longest."""
-    longest = 1.0
+    longest, within = 1.0, tuple(f"{column}." for column in columns)
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         chunks = (group.column(place) for place in range(group.num_columns))
-        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(within))
         longest = max(longest, size / max(1, group.num_rows))
     return max(1, min(_MAX_BATCH_ROWS, int(_BATCH_BYTES / longest)))
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from gpt_pipeline.data.columns import of_texts
+from gpt_pipeline.data.columns import as_json, of_texts
 from gpt_pipeline.data.file_kinds import CSV, JSON, JSON_LINES, TAR, TEXT, TEXT_LIST, TSV, kind_of
 from gpt_pipeline.data.readers.opened import opened
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, Wanted, require_present
@@ -146,9 +146,14 @@ class _Rows:
             return value.encode("utf-8", "surrogatepass")  # a lone surrogate is no UTF-8, and is counted as such
         if isinstance(value, _TooLong):
             return _LONG_TEXT
-        if isinstance(value, bool | int | float) and column not in self.wanted.texts:
+        if isinstance(value, bool | int | float) and column not in (*self.wanted.texts, *self.wanted.lists):
             return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value).encode()
-        need = "text" if column in self.wanted.texts else "text, a number or true or false"
+        if isinstance(value, list) and column in self.wanted.lists:
+            return as_json(value)
+        if column in self.wanted.lists:
+            need = "a list"
+        else:
+            need = "text" if column in self.wanted.texts else "text, a number or true or false"
         hint = f"; {self.wanted.remedy}" if self.wanted.remedy else ""
         raise UnreadableFileError(f"{self.name}, {place}: {column} is {_kind(value)}, need {need}{hint}")
 

@@ -26,6 +26,9 @@ class Wanted:
     values: tuple[str, ...] = ()
     """Columns of which numbers and truths are taken too, as they are written: `3`, `0.5`, `true`."""
 
+    lists: tuple[str, ...] = ()
+    """Columns that hold lists, which are read as JSON; text, which may be such JSON, is taken as it is."""
+
     remedy: str = ""
     """What to do about a file that lacks one; empty if nothing can be set."""
 
@@ -38,7 +41,7 @@ class Wanted:
     @property
     def all(self) -> tuple[str, ...]:
         """Every column once, in order."""
-        return tuple(dict.fromkeys((*self.texts, *self.values)))
+        return tuple(dict.fromkeys((*self.texts, *self.lists, *self.values)))
 
 
 def require_present(wanted: Iterable[str], found: Iterable[str], *, name: str, remedy: str) -> None:

@@ -39,7 +39,7 @@ CHECKED_DOCUMENTS = 200
 """Of each file, compared with the library that defines the ids; and the longest."""
 
 _COLUMNS = ("id", "group", "text")  # of every file; see `data.documents.files`
-_MORE_COLUMNS = ("kind", "answer_bytes", "reasoning_start")  # of those that have them
+_MORE_COLUMNS = ("kind", "answer_bytes", "reasoning_start", "spans")  # of those that have them
 _PIECE_BYTES = 4 << 20  # of text; long enough that a call costs nothing, short enough to stay near the caches
 
 
@@ -81,7 +81,8 @@ class Piece:
             tokens=_runs_of(whole.tokens, np.cumsum(whole.lengths), chosen),
             lengths=whole.lengths[chosen],
             answers=whole.answers[chosen],
-            trained=whole.trained[chosen],
+            spans=whole.spans[np.repeat(chosen, whole.span_counts)],
+            span_counts=whole.span_counts[chosen],
             text_bytes=int(self.sizes[chosen].sum()),
         )
 
@@ -258,10 +259,9 @@ class _Worker:
         sizes = text_sizes(rows["text"])
         text = _spelled_text(self.file, rows, encoded, sizes)
         answer_sizes = _answer_sizes(self.file, rows, sizes)
-        answers, trained = (
-            text.token_at(np.cumsum(sizes) - own) for own in (answer_sizes, _trained_sizes(rows, answer_sizes))
-        )
+        answers = text.token_at(np.cumsum(sizes) - answer_sizes)
         lengths = np.diff(encoded.starts, append=len(encoded.tokens))
+        spans, span_counts = _spans(rows, text, sizes, answer_sizes)
         sampled = self.file.sampled
         sampled = sampled[(sampled >= first_row) & (sampled < first_row + rows.num_rows)] - first_row
         return Piece(
@@ -269,7 +269,8 @@ class _Worker:
                 tokens=encoded.tokens,
                 lengths=lengths,
                 answers=answers - encoded.starts,
-                trained=trained - encoded.starts,
+                spans=spans - np.repeat(encoded.starts, span_counts)[:, None],
+                span_counts=span_counts,
                 text_bytes=int(sizes.sum()),
             ),
             sizes=sizes,
@@ -325,6 +326,24 @@ def _answer_sizes(file: DocumentsFile, rows: pa.RecordBatch, sizes: Positions) -
             f"its text's {sizes[row]}; materialize the documents again"
         )
     return answer_sizes
+
+
+def _spans(
+    rows: pa.RecordBatch, text: TokenBytes, sizes: Positions, answer_sizes: Positions
+) -> tuple[Positions, Positions]:
+    """Return the spans of tokens that an answer-only loss trains on, int64 [spans, 2], and how many each text has.
+
+    A file of conversations lists them; of others it is one, up to the text's end.
+    """
+    ends = np.cumsum(sizes)
+    if "spans" in rows.schema.names:
+        counts = int32s(pc.list_value_length(rows["spans"])).astype(np.int64) // 2
+        bounds = int32s(rows["spans"].flatten()).astype(np.int64) + np.repeat(ends - sizes, 2 * counts)
+        firsts, lasts = bounds[::2], bounds[1::2]
+    else:
+        counts = np.ones(len(ends), np.int64)
+        firsts, lasts = ends - _trained_sizes(rows, answer_sizes), ends
+    return np.stack((text.token_at(firsts), text.token_at(lasts - 1) + 1), axis=1), counts
 
 
 def _trained_sizes(rows: pa.RecordBatch, answer_sizes: Positions) -> Positions:

@@ -39,8 +39,12 @@ class Documents:
     answers: Positions
     """Tokens of each before the one with its answer's first byte: int64 [documents]."""
 
-    trained: Positions
-    """Tokens of each before the first that an answer-only loss trains on: int64 [documents]; up to its end it does."""
+    spans: Positions
+    """First token and the one behind the last of each span that an answer-only loss trains on, counted from the first
+    of its document: int64 [spans, 2]."""
+
+    span_counts: Positions
+    """Spans of each: int64 [documents]."""
 
     text_bytes: int
     """Of all texts in UTF-8."""
@@ -102,8 +106,10 @@ class SplitWriter:
         starts = ends[first:last] - documents.lengths[first:last] - begin + self._shard_tokens
         self._starts.append(starts)
         self._answers.append(starts + documents.answers[first:last])
-        spans = (starts + documents.trained[first:last], starts + documents.lengths[first:last])
-        self._spans.append(np.stack(spans, axis=1))
+        counts = documents.span_counts
+        before = int(counts[:first].sum())
+        spans = documents.spans[before : before + int(counts[first:last].sum())]
+        self._spans.append(np.repeat(starts, counts[first:last])[:, None] + spans)
         self._shard_tokens += end - begin
         self.tokens += end - begin
         self.documents += last - first

@@ -1,0 +1,166 @@
+"""A conversation as text, and the parts of it that a model is to write itself.
+
+A turn reads as a document of `question_answer` does: `Q: ...`, a blank line, `A: ...`. Turns have a blank line between
+them, and a system message is a paragraph of its own, `System: ...`, where it stands. What ends an answer is the mark of
+the message behind it (a blank line and `Q:`), or the document's end.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gpt_pipeline.data.formats.synth_text import ANSWER_MARK, QUERY_MARK, is_blank
+
+Role = Literal["system", "user", "assistant"]
+_BETWEEN = "\n\n"
+_MARKS: Mapping[Role, str] = {
+    "system": "System: ",
+    "user": QUERY_MARK,
+    "assistant": ANSWER_MARK.removeprefix(_BETWEEN),
+}
+_ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "human": "user",
+    "gpt": "assistant",
+}
+_NEXT_MESSAGE = re.compile("|".join(re.escape(f"{_BETWEEN}{mark.rstrip(' ')}") for mark in _MARKS.values()))
+
+
+class UnusableError(Exception):
+    """A row's messages are no conversation to learn from; the text is the reason under which the row is counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """What one side says."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """Messages as one text, up to the last answer."""
+
+    text: str
+
+    query_start: int
+    query_end: int
+    """The conversation from its first question to the end of its last, in characters."""
+
+    answer_start: int
+    """Where the last answer begins, in characters; it is the text's end."""
+
+    answer_bytes: int
+    """Size of the last answer in UTF-8."""
+
+    spans: Sequence[int]
+    """Start and end of each answer, one after the other, in bytes of UTF-8; what ends an answer belongs to it."""
+
+
+def conversation_of(messages: str | None) -> Conversation:
+    """Return the conversation that a row's messages, a list in JSON, are.
+
+    Raises:
+        UnusableError: there is no question with an answer behind it, or a message is not one.
+    """
+    read = _messages(messages)
+    last = max((place for place, message in enumerate(read) if message.role == "assistant"), default=None)
+    if last is None:
+        raise UnusableError("no_answer")
+    told = read[: last + 1]  # what is asked behind it has no answer
+    for role, reason in (("user", "no_question"), ("assistant", "no_answer")):
+        if any(message.role == role and is_blank(message.content) for message in told):
+            raise UnusableError(reason)
+    if all(message.role != "user" for message in told):
+        raise UnusableError("no_question")
+    return rendered([message for message in told if not is_blank(message.content)])
+
+
+def rendered(messages: Sequence[Message]) -> Conversation:
+    """Return messages, the last of them an answer, as text."""
+    texts: list[str] = []
+    spans: list[int] = []
+    asked: list[tuple[int, int]] = []
+    characters = size = 0
+    for place, message in enumerate(messages):
+        head = f"{_BETWEEN if place else ''}{_MARKS[message.role]}"
+        content_size = len(message.content.encode())
+        begin = characters + len(head)
+        if message.role == "user":
+            asked.append((begin, begin + len(message.content)))
+        elif message.role == "assistant":
+            end = size + len(head) + content_size
+            spans += [end - content_size, end + _ending_bytes(messages, place)]
+        texts += [head, message.content]
+        characters, size = begin + len(message.content), size + len(head) + content_size
+    return Conversation(
+        text="".join(texts),
+        query_start=asked[0][0],
+        query_end=asked[-1][1],
+        answer_start=characters - len(messages[-1].content),
+        answer_bytes=content_size,
+        spans=spans,
+    )
+
+
+def _ending_bytes(messages: Sequence[Message], place: int) -> int:
+    """Return the bytes behind a message that end it; none for the last: `<|endoftext|>` does that."""
+    if place + 1 == len(messages):
+        return 0
+    return len(f"{_BETWEEN}{_MARKS[messages[place + 1].role].rstrip(' ')}")  # the blank is the next message's
+
+
+def question_starts(text: str, query_start: int, spans: Sequence[int]) -> tuple[int, ...]:
+    """Return where the first question, and those that follow an answer, begin in a conversation's text, in characters.
+
+    There the text can be cut: what is left begins with a question.
+    """
+    letters = text.encode()
+    ends = [letters[:end].decode() for end in spans[1:-1:2]]
+    starts = {query_start - len(QUERY_MARK), *(len(head) - len(QUERY_MARK.rstrip(" ")) for head in ends)}
+    return tuple(start for start in sorted(starts) if text.startswith(QUERY_MARK, start))
+
+
+def first_answer(generated: str) -> tuple[str, bool]:
+    """Return what a model wrote up to where it begins another message, and whether it did."""
+    found = _NEXT_MESSAGE.search(generated)
+    return (generated, False) if found is None else (generated[: found.start()], True)
+
+
+def _messages(messages: str | None) -> list[Message]:
+    if messages is None or is_blank(messages):
+        raise UnusableError("no_messages")
+    try:
+        values = json.loads(messages)
+    except (ValueError, RecursionError):
+        raise UnusableError("odd_messages") from None
+    if values is None or values == []:
+        raise UnusableError("no_messages")
+    if not isinstance(values, list):
+        raise UnusableError("odd_messages")
+    return [_message(value) for value in values]
+
+
+def _message(value: Any) -> Message:
+    if not isinstance(value, dict):
+        raise UnusableError("odd_messages")
+    role, content = (
+        next((value[name] for name in names if value.get(name) is not None), "")
+        for names in (("role", "from"), ("content", "value"))
+    )
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise UnusableError("odd_messages")
+    if role not in _ROLES:
+        raise UnusableError("other_role" if role else "odd_messages")
+    try:
+        content.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        raise UnusableError("invalid_utf8") from None
+    return Message(role=_ROLES[role], content=content)
