@@ -60,6 +60,35 @@ def test_definitions_same_documents_in_other_base_folder_have_their_own_assets(p
     assert len({key.split("/")[0] for key in _keys(project)} - {"one", "two", "comparison"}) == 2
 
 
+def test_definitions_mix_stands_on_the_shards_of_its_parts_and_shares_them(project: TinyProject) -> None:
+    project.write_experiment("alone")
+    path = project.write_experiment("mixed")
+    text = path.read_text().replace("{source: sample, num_samples: 300,", "{num_samples: 300,")
+    parts = "mix: {a: {source: sample, share: 2}, b: {source: ./mine, format: text, share: 1}}"
+    path.write_text(text.replace("validation_fraction: 0.1}", f"validation_fraction: 0.1, {parts}}}"))
+    definitions = _definitions(project)
+    graph = definitions.resolve_asset_graph()
+    [mixed] = [key for key in graph.get_all_asset_keys() if key.path[-1] == "mixed_shards"]
+    shards = graph.get(mixed).parent_keys
+    [alone] = [
+        key for key in graph.get(dg.AssetKey(["alone", "training"])).parent_keys if key.path[-1] == "token_shards"
+    ]
+    assert {key.path[-1] for key in shards} == {"token_shards"}
+    assert len(shards) == 2
+    assert alone in shards
+    assert graph.get(dg.AssetKey(["mixed", "training"])).parent_keys == {mixed}
+    selected = definitions.resolve_job_def("run_mixed").asset_layer.executable_asset_keys
+    assert {key.path[-1] for key in selected} == {
+        "raw_synth",
+        "english_parquet",
+        "raw_files",
+        "documents",
+        "token_shards",
+        "mixed_shards",
+        "training",
+    }
+
+
 def test_definitions_broken_file_shows_its_error_and_the_others_load(project: TinyProject) -> None:
     project.write_experiment("good")
     (project.root / "experiments" / "bad.yaml").write_text("experiment_name: [")

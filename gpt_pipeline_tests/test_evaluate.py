@@ -23,6 +23,7 @@ from gpt_pipeline.errors import ConfigError, DamagedFileError, UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.evaluate import (
     CheckpointGoneError,
+    EvaluatedPart,
     EvaluationTask,
     UnusableCheckpointError,
     evaluate_checkpoint,
@@ -89,8 +90,7 @@ def task_of(
     return EvaluationTask(
         checkpoint=checkpoint,
         shards=stages.shards,
-        documents=stages.english,
-        data=DATA,
+        parts=(EvaluatedPart(name="", share=1.0, shards=stages.shards, documents=stages.english, data=DATA),),
         config=config,
         max_length=DATA.max_length,
         device="cpu",

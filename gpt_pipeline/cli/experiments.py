@@ -151,11 +151,18 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
     from gpt_pipeline.experiment.discover import load_alone
 
     loaded = load_alone(experiment)
-    found = list(previews(loaded.data, loaded.data_folder, gpt2(), start=row, count=count, say=say))
+    found = {
+        name: list(previews(part, loaded.data_folder, gpt2(), start=row, count=count, say=say))
+        for name, part in loaded.data.parts.items()
+    }
     if as_json:
-        print_json([dataclasses.asdict(each) for each in found])
-    else:
-        tell_previews(found, gpt2())
+        rows = {name: [dataclasses.asdict(each) for each in own] for name, own in found.items()}
+        print_json(rows if loaded.data.mix is not None else rows[""])
+        return
+    for name, own in found.items():
+        if name:
+            tell(f"{name}: {loaded.data.shares[name]:.1%} of the training tokens\n")
+        tell_previews(own, gpt2())
 
 
 @click.command()

@@ -127,8 +127,8 @@ class DocumentsConfig:
 
     @property
     def local_key(self) -> str:
-        """The key that names it."""
-        return "data.source" if self.local_dataset_path is None else "data.local_dataset_path"
+        """The key that names it, without its block."""
+        return "source" if self.local_dataset_path is None else "local_dataset_path"
 
     def at(self, path: str) -> Self:
         """Return the same block with `path` in the place of `local`."""

@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,10 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.raw import RawStage, files_of
 from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.file_kinds import TEXT_LIST, kind_of
-from gpt_pipeline.data.formats import stage_names
+from gpt_pipeline.data.formats import shards_name, stage_names
 from gpt_pipeline.data.sources.text_lists import listed_files
 from gpt_pipeline.data.stage import Say
-from gpt_pipeline.data.tokens.shards import ShardsStage
+from gpt_pipeline.data.tokens.shards import ShardsStage, shards_stage
 from gpt_pipeline.data.tokens.stream import Positions, TokenStream, open_shards
 from gpt_pipeline.errors import DamagedFileError, DataError, UserError
 from gpt_pipeline.storage.atomic import sha256_of
@@ -49,6 +49,18 @@ def verify_data(config: DataConfig, data_folder: Path, *, say: Say = _logger.inf
 
     A stage counts by its manifest, whatever has become of its files, and of those that it was made of.
     """
+    if config.mix is None:
+        return _verify_part(config, data_folder, say)
+    of_parts = [
+        replace(each, stage=f"{name}: {each.stage}")
+        for name, part in config.parts.items()
+        for each in _verify_part(part, data_folder, say)
+    ]
+    mixed = _Made.at(shards_stage(config, data_folder).place())
+    return [*of_parts, _verified(shards_name(config), mixed, _verify_shards, say)]
+
+
+def _verify_part(config: DataConfig, data_folder: Path, say: Say) -> list[Verified]:
     raw_stage = RawStage(config=config, data_folder=data_folder)
     raw = _Made.at(raw_stage.last_place())
     documents = _Made.after(raw, lambda given: DocumentsStage(config=config, data_folder=data_folder, given_raw=given))

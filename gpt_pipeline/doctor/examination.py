@@ -96,8 +96,7 @@ def _base_folders(experiments: Sequence[Experiment]) -> Iterator[Path]:
 
 
 def _downloads(experiment: Experiment) -> bool:
-    data = experiment.config.data
-    return data.local is None and not data.is_sample
+    return any(data.local is None and not data.is_sample for data in experiment.config.data.parts.values())
 
 
 def _cache() -> Path:

@@ -9,9 +9,9 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +32,14 @@ from gpt_pipeline.evaluation.result import (
 )
 from gpt_pipeline.row import Row, Watch, drawn, has_terminal_alone, unwatched
 from gpt_pipeline.shown import duration
-from gpt_pipeline.storage.fingerprint import SHORT
+from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.lock import hold_lock
 from gpt_pipeline.storage.manifest import StageResult, utc_now
 
 if TYPE_CHECKING:
+    from gpt_pipeline.evaluation.answers import ScoredAnswer
+    from gpt_pipeline.evaluation.document_loss import DocumentLoss
+    from gpt_pipeline.evaluation.validation import ValidationLoss
     from gpt_pipeline.model.gpt import GPT
 
 _TOKENS_AT_ONCE = 4096  # their logits take 0.8 GB in float32, and as much again while the loss is computed
@@ -51,13 +54,37 @@ class UnusableCheckpointError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluatedPart:
+    """Data that is measured by itself."""
+
+    name: str
+    """Of the part of a mix; empty without one."""
+
+    share: float
+    """Of the training tokens, in (0, 1]."""
+
+    shards: StageResult
+    documents: StageResult
+    data: DataConfig
+
+    def kind_of(self, kind: str) -> str:
+        """Return what the results call a kind of this part's documents."""
+        if not self.name:
+            return kind
+        return self.name if kind == "unknown" else f"{self.name}: {kind}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationTask:
     """Everything that decides an evaluation, and where it runs."""
 
     checkpoint: CheckpointInfo
     shards: StageResult
-    documents: StageResult
-    data: DataConfig
+    """Those that the training reads."""
+
+    parts: tuple[EvaluatedPart, ...]
+    """What of the data is measured by itself: each part of a mix, or all of it."""
+
     config: EvaluationConfig
     max_length: int
     """Tokens of a training sequence."""
@@ -68,6 +95,10 @@ class EvaluationTask:
     folder: Path
     """Keeps the results, and the chosen questions and documents."""
 
+    def count_of(self, part: EvaluatedPart, count: int) -> int:
+        """Return how many of `count` documents or questions come from a part: of each one as many, but for rounding."""
+        return even_counts(count, len(self.parts))[self.parts.index(part)]
+
     @property
     def fingerprint(self) -> str:
         return evaluation_fingerprint(
@@ -76,6 +107,11 @@ class EvaluationTask:
             shards_fingerprint=self.shards.fingerprint,
             max_length=self.max_length,
         )
+
+
+def even_counts(count: int, parts: int) -> list[int]:
+    """Return how many of `count` each of `parts` gets: as many as the others, the first ones one more."""
+    return [count // parts + (place < count % parts) for place in range(parts)]
 
 
 def evaluate_checkpoint(task: EvaluationTask, *, force: bool = False) -> EvaluationResult:
@@ -100,11 +136,11 @@ def evaluate_checkpoint(task: EvaluationTask, *, force: bool = False) -> Evaluat
 
 
 @contextmanager
-def _one_at_a_time(folder: Path, fingerprint: str) -> Iterator[None]:
+def _one_at_a_time(folder: Path, identity: str) -> Iterator[None]:
     """Hold this evaluation's lock, waiting for another process that does the same."""
     locks = folder / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with hold_lock(locks / f"{fingerprint[:SHORT]}.lock", wait_seconds=-1):
+    with hold_lock(locks / f"{identity[:SHORT]}.lock", wait_seconds=-1):
         yield
 
 
@@ -119,7 +155,7 @@ def _evaluate(task: EvaluationTask) -> EvaluationResult:
         key=key,
         checkpoint=_checkpoint_record(task.checkpoint),
         config=evaluation_identity(task.config, max_length=task.max_length),
-        upstream={"shards": task.shards.fingerprint, "english": task.documents.fingerprint},
+        upstream={"shards": task.shards.fingerprint, "english": _documents_fingerprint(task)},
         metrics=metrics,
         answers=tuple(answers),
         started_at=started_at,
@@ -130,6 +166,11 @@ def _evaluate(task: EvaluationTask) -> EvaluationResult:
         path=evaluation_path(task.folder, key, task.fingerprint),
         reused=False,
     )
+
+
+def _documents_fingerprint(task: EvaluationTask) -> str:
+    documents = sorted(part.documents.fingerprint for part in task.parts)
+    return documents[0] if len(documents) == 1 else fingerprint("mix", config={}, upstream=documents, code_version="1")
 
 
 def _load(task: EvaluationTask) -> tuple[GPT, str]:
@@ -181,21 +222,64 @@ def _measure(
     task: EvaluationTask, model: GPT, watch: Callable[[str], Watch]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return the metrics by name and the answers as records."""
+    from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
+    from gpt_pipeline.evaluation.answers import answer_metrics, as_record
+    from gpt_pipeline.evaluation.document_loss import loss_metrics
+    from gpt_pipeline.evaluation.validation import mixed_loss
+
+    measured = [_measure_part(task, part, model, watch) for part in task.parts]
+    loss = mixed_loss([each.loss for each in measured], [each.part.share for each in measured])
+    answers = [answer for each in measured for answer in each.answers]
+    of_texts, of_questions = (
+        [loss for each in measured if has_questions(each.part.data) == asked for loss in each.documents]
+        for asked in (False, True)
+    )
+    names = exercise_names(
+        [*(each.exercise for each in (*of_texts, *of_questions)), *(each.question.exercise for each in answers)]
+    )
+    of_documents = [loss_metrics(of_texts, names, have_answers=False), loss_metrics(of_questions, names)]
+    both = {name: sum(each[name] for each in of_documents) for name in set(of_documents[0]) & set(of_documents[1])}
+    metrics = {
+        "val_loss": loss.val_loss,
+        "perplexity": loss.perplexity,
+        "val_bpb": loss.val_bpb,
+        "validation_tokens": float(loss.n_tokens),
+        **of_documents[0],
+        **of_documents[1],
+        **both,
+        **answer_metrics(answers, names),
+        **_losses_by_part(measured),
+    }
+    tokenizer = tokenizer_of(task.parts[0].shards)  # the same for all
+    return metrics, [as_record(answer, tokenizer) for answer in answers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What was measured on one part of the data."""
+
+    part: EvaluatedPart
+    loss: ValidationLoss
+    documents: Sequence[DocumentLoss]
+    answers: Sequence[ScoredAnswer]
+
+
+def _measure_part(task: EvaluationTask, part: EvaluatedPart, model: GPT, watch: Callable[[str], Watch]) -> _Measured:
     from gpt_pipeline.data.tokens.stream import open_shards
     from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
-    from gpt_pipeline.evaluation.answers import answer_metrics, answer_questions, as_record
-    from gpt_pipeline.evaluation.document_loss import document_losses, loss_metrics
+    from gpt_pipeline.evaluation.answers import answer_questions
+    from gpt_pipeline.evaluation.document_loss import document_losses
     from gpt_pipeline.evaluation.held_out import cached_choice
     from gpt_pipeline.evaluation.questions import cached_questions
     from gpt_pipeline.evaluation.validation import validation_loss
 
-    stream, config, tokenizer = open_shards(task.shards.folder).validation, task.config, tokenizer_of(task.shards)
+    stream, config, tokenizer = open_shards(part.shards.folder).validation, task.config, tokenizer_of(part.shards)
     loss = validation_loss(
         model,
         stream,
         tokenizer,
         sequence_length=task.max_length,
-        max_tokens=config.max_validation_tokens,
+        max_tokens=max(1, round(config.max_validation_tokens * part.share)),
         batch_size=max(1, _TOKENS_AT_ONCE // task.max_length),
         watch=watch("tokens"),
     )
@@ -207,10 +291,18 @@ def _measure(
     # Beyond the length it was trained at, a model's position embeddings are still random.
     context = min(task.max_length, model.config.context_length)
     documents = cached_choice(
-        task.folder / "documents", task.documents, task.data, count=config.num_documents, seed=config.seed
+        task.folder / "documents",
+        part.documents,
+        part.data,
+        count=task.count_of(part, config.num_documents),
+        seed=config.seed,
     )
     questions = cached_questions(
-        task.folder / "questions", task.documents, task.data, count=config.num_questions, seed=config.seed
+        task.folder / "questions",
+        part.documents,
+        part.data,
+        count=task.count_of(part, config.num_questions),
+        seed=config.seed,
     )
     answers = answer_questions(
         model,
@@ -225,19 +317,26 @@ def _measure(
         stream,
         documents,
         context_length=context,
-        in_answers=stream.in_spans if task.data.format == "chat" else None,  # a conversation has several answers
+        in_answers=stream.in_spans if part.data.format == "chat" else None,  # a conversation has several answers
         watch=watch("documents"),
     )
-    names = exercise_names([*(each.exercise for each in losses), *(each.exercise for each in questions)])
-    metrics = {
-        "val_loss": loss.val_loss,
-        "perplexity": loss.perplexity,
-        "val_bpb": loss.val_bpb,
-        "validation_tokens": float(loss.n_tokens),
-        **loss_metrics(losses, names, have_answers=has_questions(task.data)),
-        **answer_metrics(answers, names),
-    }
-    return metrics, [as_record(answer, tokenizer) for answer in answers]
+    return _Measured(
+        part=part,
+        loss=loss,
+        documents=[replace(each, exercise=part.kind_of(each.exercise)) for each in losses],
+        answers=[
+            replace(each, question=replace(each.question, exercise=part.kind_of(each.question.exercise)))
+            for each in answers
+        ],
+    )
+
+
+def _losses_by_part(measured: Sequence[_Measured]) -> dict[str, float]:
+    """Return the validation loss of each part of a mix; nothing without one."""
+    if len(measured) == 1:
+        return {}
+    names = exercise_names(each.part.name for each in measured)
+    return {f"val_loss/{names[each.part.name]}": each.loss.val_loss for each in measured}
 
 
 def _checkpoint_record(info: CheckpointInfo) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens of a window.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +61,22 @@ class ValidationLoss:
         tokens than the whole split are evaluated.
         """
         return self.val_loss * self.n_tokens / math.log(2) / max(self.n_bytes, 1)
+
+
+def mixed_loss(losses: Sequence[ValidationLoss], shares: Sequence[float]) -> ValidationLoss:
+    """Return the loss of a mix from those of its parts, of which each counts by its share of the tokens.
+
+    The bytes are those that the tokens would stand for if they had been drawn in these shares.
+    """
+    if len(losses) == 1:
+        return losses[0]
+    n_tokens = sum(loss.n_tokens for loss in losses)
+    bytes_per_token = sum(share * loss.n_bytes / loss.n_tokens for loss, share in zip(losses, shares, strict=True))
+    return ValidationLoss(
+        val_loss=sum(share * loss.val_loss for loss, share in zip(losses, shares, strict=True)),
+        n_tokens=n_tokens,
+        n_bytes=round(n_tokens * bytes_per_token),
+    )
 
 
 def validation_loss(

@@ -84,10 +84,9 @@ def _metrics(evaluation: EvaluationResult | None) -> list[tuple[str, str, str]]:
 def _data(experiment: Experiment) -> dict[str, Any]:
     """Return counts of the data stages by name; empty if the data is gone."""
     facts: dict[str, Any] = {}
-    for stage in (
-        DocumentsStage(config=experiment.data, data_folder=experiment.data_folder).known(),
-        known_shards(experiment.data, experiment.data_folder),
-    ):
+    folder = experiment.data_folder
+    parts = [DocumentsStage(config=part, data_folder=folder).known() for part in experiment.data.parts.values()]
+    for stage in (*(parts if len(parts) == 1 else ()), known_shards(experiment.data, folder)):
         facts |= _counts(stage.manifest.facts) if stage else {}
     return facts
 
@@ -98,7 +97,14 @@ def _counts(facts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _source(experiment: Experiment) -> str:
-    data = experiment.config.data
+    shares = experiment.config.data.shares
+    parts = {name: _source_of(part) for name, part in experiment.config.data.parts.items()}
+    return "; ".join(
+        f"{shares[name]:.1%} of the tokens: {source}" if name else source for name, source in parts.items()
+    )
+
+
+def _source_of(data: DataConfig) -> str:
     if data.local is not None:
         if data.format == "synth":
             return "English documents with the columns of PleIAs/SYNTH, from files of one's own"
@@ -117,8 +123,8 @@ def _columns(data: DataConfig) -> list[str]:
 
 
 def _is_on_hub(experiment: Experiment) -> str | None:
-    data = experiment.config.data
-    return data.source if data.local is None and not data.is_sample else None
+    [data, *others] = experiment.config.data.parts.values()
+    return data.source if not others and data.local is None and not data.is_sample else None
 
 
 def _settings(info: CheckpointInfo) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from math import isqrt
 from typing import Any
 
-from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.config import DataConfig, DocumentsConfig
 from gpt_pipeline.errors import ConfigError, require
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.start_from import StartFromConfig
@@ -65,9 +65,12 @@ class ExperimentConfig:
         `data.local_dataset_path` is used instead of `data.source`, whose default would name data that is not used.
         """
         values = {name: value for name, value in asdict(self).items() if value is not None}
-        return (
-            values if self.data.local_dataset_path is None else values | {"data": {**values["data"], "source": LOCAL}}
-        )
+        if self.data.mix is not None:  # whose parts name what the block names otherwise
+            of_parts = {each.name for each in fields(DocumentsConfig)} - {"num_samples"}
+            return values | {"data": {name: value for name, value in values["data"].items() if name not in of_parts}}
+        if self.data.local_dataset_path is not None:
+            return values | {"data": {**values["data"], "source": LOCAL}}
+        return values
 
     @property
     def sequences_per_step(self) -> int:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
-from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.config import DataConfig, DocumentsConfig
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment.config import DATA_FOLDER, ExperimentConfig, contradictions
 from gpt_pipeline.experiment.document import Entry, Kind, Written, read_document, read_text
@@ -42,6 +42,9 @@ _STAND_INS = {
     float: 1.0,
     str: "x",
 }  # for a required value that is missing or wrong, so that its block is still checked
+
+
+_Documents = TypeVar("_Documents", bound=DocumentsConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +95,26 @@ class Experiment:
 
     @property
     def data(self) -> DataConfig:
-        """The `data:` block for the data stages: a path of one's own absolute. Raises ConfigError as `base_folder`."""
+        """The `data:` block for the data stages: paths of one's own absolute. Raises ConfigError as `base_folder`."""
         data = self.config.data
-        if data.local is None:
-            return data
-        path = str(self._resolved(data.local_key, data.local))
-        return data.at(path)
+        if data.mix is not None:
+            mix = {name: self._at_home(part, f"data.mix.{name}") for name, part in data.mix.items()}
+            return dataclasses.replace(data, mix=mix)
+        return self._at_home(data, "data")
+
+    @property
+    def parts(self) -> Mapping[str, Experiment]:
+        """The same experiment with each part of its mix alone, by the part's name; without a mix, itself under ''."""
+        if self.config.data.mix is None:
+            return {"": self}
+        return {
+            name: dataclasses.replace(
+                self,
+                config=dataclasses.replace(self.config, data=part),
+                lines={key.replace(f"data.mix.{name}.", "data."): line for key, line in self.lines.items()},
+            )
+            for name, part in self.config.data.parts.items()
+        }
 
     @property
     def identity(self) -> str:
@@ -112,6 +129,12 @@ class Experiment:
         """The part of the `evaluation:` block that the trainer needs."""
         names = [field.name for field in dataclasses.fields(CadenceConfig)]
         return CadenceConfig(**{name: getattr(self.config.evaluation, name) for name in names})
+
+    def _at_home(self, data: _Documents, block: str) -> _Documents:
+        """Return the block with a path of one's own absolute."""
+        if data.local is None:
+            return data
+        return data.at(str(self._resolved(f"{block}.{data.local_key}", data.local)))
 
     def _resolved(self, key: str, text: str) -> Path:
         try:

@@ -24,6 +24,7 @@ SOURCES: Mapping[str, str] = {
     "raw_files": "data/documents/raw.py",
     "documents": "data/documents/stage.py",
     "token_shards": "data/tokens/shards.py",
+    "mixed_shards": "data/tokens/mixed.py",
     "training": "training/trainer.py",
     "checkpoint": "checkpoints/save.py",
     "evaluation": "evaluation/evaluate.py",

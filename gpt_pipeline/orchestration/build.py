@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.start_from import base_file
@@ -16,7 +15,7 @@ from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.broken import broken_experiment_asset, no_experiments_asset
 from gpt_pipeline.orchestration.checks import data_checks, evaluation_checks, training_checks
 from gpt_pipeline.orchestration.comparison_step import comparison_definitions
-from gpt_pipeline.orchestration.data_assets import data_assets
+from gpt_pipeline.orchestration.data_assets import data_assets, mixed_asset
 from gpt_pipeline.orchestration.executors import project_executor
 from gpt_pipeline.orchestration.experiment_assets import experiment_assets
 from gpt_pipeline.orchestration.run_config import step_outputs
@@ -38,13 +37,15 @@ def build_definitions(project: Project) -> dg.Definitions:
     found = find_experiments(project.experiments) if project.experiments.is_dir() else []
     experiments = [entry.experiment for entry in found if entry.experiment is not None]
     groups = keys.data_groups(experiments)
-    owners = {groups[experiment.name]: experiment for experiment in reversed(experiments)}
-    shown, bases = keys.short_names(owners), _bases(experiments)
+    owners = {
+        groups[experiment.name][name]: part
+        for experiment in reversed(experiments)
+        for name, part in experiment.parts.items()
+    }
+    mixes = {groups[each.name][""]: each for each in reversed(experiments) if each.config.data.mix is not None}
+    shown, bases = keys.short_names([*owners, *mixes]), _bases(experiments)
     comparison = comparison_definitions(experiments)
-    automation = [
-        _automation(experiment, _stages(experiment, groups, bases), groups[experiment.name], project.tracking_uri)
-        for experiment in experiments
-    ]
+    automation = [_automation(experiment, groups, bases, project.tracking_uri) for experiment in experiments]
     return dg.Definitions(
         assets=[
             *(
@@ -53,16 +54,22 @@ def build_definitions(project: Project) -> dg.Definitions:
                 for asset in data_assets(group, experiment, shown=shown[group])
             ),
             *(
+                mixed_asset(group, experiment, groups[experiment.name], shown=shown[group])
+                for group, experiment in mixes.items()
+            ),
+            *(
                 asset
                 for experiment in experiments
-                for asset in experiment_assets(experiment, groups[experiment.name], bases.get(experiment.name))
+                for asset in experiment_assets(
+                    experiment, keys.shards_key(experiment, groups[experiment.name]), bases.get(experiment.name)
+                )
             ),
             *(each.asset for each in comparison),
             *(broken_experiment_asset(entry) for entry in found if entry.problem is not None),
             *([] if found else [no_experiments_asset(project.experiments)]),
         ],
         asset_checks=[
-            *(check for group, experiment in owners.items() for check in data_checks(group, experiment)),
+            *(check for group, part in owners.items() for check in data_checks(group, part)),
             *(check for experiment in experiments for check in training_checks(experiment)),
             *(check for experiment in experiments for check in evaluation_checks(experiment)),
         ],
@@ -82,14 +89,16 @@ def _bases(experiments: Sequence[Experiment]) -> Mapping[str, Experiment]:
     return {name: by_file[file] for name, file in found.items() if file in by_file}
 
 
-def _data(experiment: Experiment, group: str) -> dg.AssetSelection:
-    return dg.AssetSelection.assets(*(dg.AssetKey([group, name]) for name in stage_names(experiment.data).all))
+def _data(experiment: Experiment, groups: Mapping[str, Mapping[str, str]]) -> dg.AssetSelection:
+    return dg.AssetSelection.assets(*keys.data_keys(experiment, groups[experiment.name]))
 
 
-def _stages(experiment: Experiment, groups: Mapping[str, str], bases: Mapping[str, Experiment]) -> dg.AssetSelection:
+def _stages(
+    experiment: Experiment, groups: Mapping[str, Mapping[str, str]], bases: Mapping[str, Experiment]
+) -> dg.AssetSelection:
     """Return data and training of the experiment, and before them those of the experiments that it starts from."""
     training = dg.AssetSelection.assets(keys.asset_key(experiment, "training"))
-    stages = _data(experiment, groups[experiment.name]) | training
+    stages = _data(experiment, groups) | training
     base = bases.get(experiment.name)
     return stages if base is None else stages | _stages(base, groups, bases)
 
@@ -101,7 +110,12 @@ class _Automation:
     schedule: dg.ScheduleDefinition
 
 
-def _automation(experiment: Experiment, stages: dg.AssetSelection, group: str, tracking_uri: str) -> _Automation:
+def _automation(
+    experiment: Experiment,
+    groups: Mapping[str, Mapping[str, str]],
+    bases: Mapping[str, Experiment],
+    tracking_uri: str,
+) -> _Automation:
     """Return the experiment's jobs and what starts them."""
     evaluation = keys.asset_key(experiment, "evaluation")
     report = keys.asset_key(experiment, "report")
@@ -118,7 +132,8 @@ def _automation(experiment: Experiment, stages: dg.AssetSelection, group: str, t
 
     # Without the report: beside evaluations that do not exist yet, the UI would warn that it may fail. The sensor
     # requests it when the evaluations are done.
-    data = job(keys.data_job(experiment), _data(experiment, group), "the data alone, one step a source file.")
+    data = job(keys.data_job(experiment), _data(experiment, groups), "the data alone, one step a source file.")
+    stages = _stages(experiment, groups, bases)
     run = job(keys.run_job(experiment), stages, "data and training; evaluations and report follow by the sensor.")
     evaluate = job(keys.evaluate_job(experiment), dg.AssetSelection.assets(evaluation), "evaluate one checkpoint.")
     write = job(keys.report_job(experiment), dg.AssetSelection.assets(report), "write the report anew.")

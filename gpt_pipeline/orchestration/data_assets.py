@@ -1,6 +1,6 @@
 """The assets of the data stages, shared by every experiment with the same documents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
@@ -8,9 +8,12 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.stage import PartedStage
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.orchestration.attributes import code_references
+from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.attributes import OWNERS, code_references, stage_tags
+from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.keys import node_name
-from gpt_pipeline.orchestration.parted_asset import parted_asset
+from gpt_pipeline.orchestration.metadata import stage_metadata
+from gpt_pipeline.orchestration.parted_asset import OPTIONS, parted_asset
 from gpt_pipeline.shown import in_markdown
 
 _HOW = (
@@ -83,6 +86,40 @@ def data_assets(group: str, experiment: Experiment, *, shown: str) -> Sequence[d
             description=f"The documents' GPT-2 tokens as uint16 shards, split into training and validation. {_HOW}",
         ),
     ]
+
+
+def mixed_asset(group: str, experiment: Experiment, groups: Mapping[str, str], *, shown: str) -> dg.AssetsDefinition:
+    """Return the asset of the shards of a mix, in `group`; `groups` are those of the experiment, `data_groups`."""
+    data, folder = experiment.data, experiment.data_folder
+    key = keys.shards_key(experiment, groups)
+    parts = [keys.shards_key(part, {"": groups[name]}) for name, part in experiment.parts.items()]
+    shares = ", ".join(f"{share:.1%} {in_markdown(name)}" for name, share in data.shares.items())
+    spec = dg.AssetSpec(
+        key=key,
+        deps=parts,
+        group_name=shown,
+        kinds={"numpy"},
+        owners=OWNERS,
+        tags=stage_tags(key.path[-1]),
+        metadata=code_references(key.path[-1]),
+        description=f"The shards of several sources in their shares of the training tokens: {shares}. {_HOW}",
+        code_version=group,
+    )
+
+    @dg.multi_asset(name=node_name(experiment, group, key.path[-1]), specs=[spec], config_schema=OPTIONS)
+    def mixed(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        from gpt_pipeline.data.tokens.shards import shards_stage
+
+        stage = shards_stage(data, folder)
+        with explained():
+            stage.plan(force=context.op_execution_context.op_config["force"], say=context.log.info)
+            result = stage.finish(say=context.log.info)
+        return dg.MaterializeResult(
+            metadata={**stage_metadata(result), "already_finished": result.reused},
+            data_version=dg.DataVersion(result.fingerprint),
+        )
+
+    return mixed
 
 
 def _amount(data: DataConfig) -> str:

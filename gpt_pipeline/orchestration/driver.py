@@ -252,8 +252,8 @@ def _has_start(experiment: Experiment) -> bool:
 
 def _has_work_for_several(experiment: Experiment) -> bool:
     """Whether the data is still to be made and is of several of SYNTH's files: then each gets a process of its own."""
-    limit = experiment.data.document_limit
-    several = (limit is None or limit > _DOCUMENTS_PER_FILE) and (os.cpu_count() or 1) > 1
+    limits = [part.document_limit for part in experiment.data.parts.values()]
+    several = any(limit is None or limit > _DOCUMENTS_PER_FILE for limit in limits) and (os.cpu_count() or 1) > 1
     return several and find_shards(experiment.data, experiment.data_folder) is None
 
 

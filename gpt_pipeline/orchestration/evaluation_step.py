@@ -10,7 +10,7 @@ import dagster as dg
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_step, find_checkpoint
 from gpt_pipeline.evaluation.config import EvaluationConfig
-from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, EvaluationTask, evaluate_checkpoint
+from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, EvaluatedPart, EvaluationTask, evaluate_checkpoint
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult, alias_of, best_weights
 from gpt_pipeline.evaluation.shares import right_by_kind, share_of
 from gpt_pipeline.experiment.load import Experiment
@@ -46,8 +46,7 @@ def evaluate_partition(
         task = EvaluationTask(
             checkpoint=checkpoint,
             shards=finished_shards(experiment),
-            documents=finished_documents(experiment),
-            data=experiment.data,
+            parts=evaluated_parts(experiment),
             config=settings,
             max_length=experiment.config.data.max_length,
             device=experiment.config.hardware.device,
@@ -70,6 +69,24 @@ def evaluate_partition(
             "already_finished": result.reused,
         },
         data_version=dg.DataVersion(result.fingerprint),
+    )
+
+
+def evaluated_parts(experiment: Experiment) -> tuple[EvaluatedPart, ...]:
+    """Return the finished data that an evaluation measures by itself.
+
+    Raises:
+        DataError: some of it is not finished.
+    """
+    return tuple(
+        EvaluatedPart(
+            name=name,
+            share=experiment.config.data.shares[name],
+            shards=finished_shards(part),
+            documents=finished_documents(part),
+            data=part.data,
+        )
+        for name, part in sorted(experiment.parts.items())
     )
 
 

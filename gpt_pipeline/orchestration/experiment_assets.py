@@ -19,13 +19,12 @@ from gpt_pipeline.shown import in_markdown
 
 
 def experiment_assets(
-    experiment: Experiment, group: str, base: Experiment | None
+    experiment: Experiment, shards: dg.AssetKey, base: Experiment | None
 ) -> Sequence[dg.AssetsDefinition | dg.AssetSpec]:
-    """Return the assets that belong to `experiment` alone; `group` holds the data they read.
+    """Return the assets that belong to `experiment` alone; `shards` is the data they read.
 
     `base` is the experiment of the project that it starts from.
     """
-    shards = dg.AssetKey([group, "token_shards"])
     training = _training(experiment, shards, base)
     checkpoint = dg.AssetSpec(
         key=keys.asset_key(experiment, "checkpoint"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import dagster as dg
 
 from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.formats import shards_name, stage_names
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.fingerprint import fingerprint, identity_of
 from gpt_pipeline.storage.names import slug
@@ -41,6 +42,8 @@ def node_name(experiment: Experiment, group: str, stage: str) -> str:
 
 def data_group(data: DataConfig) -> str:
     """Return a readable name that two `data:` blocks share exactly if they describe the same documents."""
+    if data.mix is not None:
+        return _mix_group(data)
     name = "local" if data.local else data.source.split("/")[-1]
     identity = {
         "source": data.source,
@@ -55,21 +58,40 @@ def data_group(data: DataConfig) -> str:
     return f"data_{slug(name)}_{data.document_limit or 'all'}_{digest[:_DIGITS]}"
 
 
-def data_groups(experiments: Sequence[Experiment]) -> Mapping[str, str]:
-    """Return the data group of each experiment by the experiment's name.
+def _mix_group(data: DataConfig) -> str:
+    parts = sorted([data_group(part), data.shares[name]] for name, part in data.parts.items())
+    digest = fingerprint("data_group", config={"parts": parts, "until": data.mix_until}, code_version="1")
+    return f"data_mix_{data.document_limit or 'all'}_{digest[:_DIGITS]}"
+
+
+def data_groups(experiments: Sequence[Experiment]) -> Mapping[str, Mapping[str, str]]:
+    """Return the data groups of each experiment by its name: those of a mix's parts by theirs, of its shards by ''.
 
     Experiments with the same documents share a group, unless they keep them in different base folders: then the
     second group bears the first experiment's name too.
     """
     owners: dict[str, str] = {}
-    groups: dict[str, str] = {}
+    groups: dict[str, Mapping[str, str]] = {}
     for experiment in experiments:
-        group = data_group(experiment.config.data)
         folder = experiment.config.storage.base_folder
-        if owners.setdefault(group, folder) != folder:
-            group = f"{group}_{experiment.name}"
-        groups[experiment.name] = group
+        own = {}
+        for name, each in {**experiment.parts, "": experiment}.items():
+            group = data_group(each.config.data)
+            own[name] = group if owners.setdefault(group, folder) == folder else f"{group}_{experiment.name}"
+        groups[experiment.name] = own
     return groups
+
+
+def shards_key(experiment: Experiment, groups: Mapping[str, str]) -> dg.AssetKey:
+    """Return the key of the shards that the training of `experiment` reads; `groups` are its own `data_groups`."""
+    return dg.AssetKey([groups[""], shards_name(experiment.config.data)])
+
+
+def data_keys(experiment: Experiment, groups: Mapping[str, str]) -> list[dg.AssetKey]:
+    """Return the keys of all data that the training of `experiment` needs; `groups` are its own `data_groups`."""
+    parts = experiment.parts.items()
+    keys = [dg.AssetKey([groups[name], stage]) for name, each in parts for stage in stage_names(each.config.data).all]
+    return list(dict.fromkeys([*keys, shards_key(experiment, groups)]))
 
 
 def short_names(groups: Iterable[str]) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ from gpt_pipeline.orchestration.run_config import switch
 _RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
 
 
-_OPTIONS = {"force": switch("Make the stage again even if it is finished.")}
+OPTIONS = {"force": switch("Make the stage again even if it is finished.")}
 _LABEL_LENGTH = 50
 StageFactory = Callable[[], PartedStage]
 
@@ -56,7 +56,7 @@ def parted_asset(
         description=description,
         config=dg.ConfigMapping(
             config_fn=lambda chosen: {"plan": {"config": chosen}},
-            config_schema=_OPTIONS,
+            config_schema=OPTIONS,
         ),
         ins={"upstream": dg.GraphIn()} if upstream else {},
         out=dg.GraphOut(),
@@ -79,7 +79,7 @@ def _plan_op(stage: StageFactory, name: str, *, waits: bool) -> dg.OpDefinition:
         name=f"{name}__plan",
         ins={"upstream": dg.In(dg.Nothing)} if waits else {},
         out=dg.DynamicOut(list),
-        config_schema=_OPTIONS,
+        config_schema=OPTIONS,
         description="Find out which source files are still to be done.",
     )
     def plan(context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput]:

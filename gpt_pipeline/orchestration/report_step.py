@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from gpt_pipeline.data.formats import stage_names
+from gpt_pipeline.data.formats import shards_name, stage_names
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.training import wanted_fingerprint
@@ -91,10 +91,13 @@ def _in_project(experiment: Experiment) -> str:
 def _data_facts(experiment: Experiment) -> dict[str, Any]:
     from gpt_pipeline.orchestration.stages import finished_documents, finished_shards
 
-    return {
-        stage_names(experiment.data).documents: dict(finished_documents(experiment).manifest.facts),
-        "token_shards": dict(finished_shards(experiment).manifest.facts),
+    documents = {
+        " of ".join(filter(None, (stage_names(part.data).documents, name))): dict(
+            finished_documents(part).manifest.facts
+        )
+        for name, part in experiment.parts.items()
     }
+    return {**documents, shards_name(experiment.data): dict(finished_shards(experiment).manifest.facts)}
 
 
 def _newest_other(experiment: Experiment) -> OtherExperiment | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from gpt_pipeline.data.formats import stage_names
+from gpt_pipeline.data.formats import shards_name, stage_names
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress import training as progress
@@ -38,14 +38,14 @@ def finished_documents(experiment: Experiment) -> StageResult:
 
 
 def finished_shards(experiment: Experiment) -> StageResult:
-    """Return the finished token_shards stage.
+    """Return the finished stage of the shards that the training reads.
 
     Raises:
         DataError: it is not finished.
     """
     from gpt_pipeline.data.tokens.shards import find_shards
 
-    return _required(find_shards(experiment.data, experiment.data_folder), "token_shards", experiment)
+    return _required(find_shards(experiment.data, experiment.data_folder), shards_name(experiment.data), experiment)
 
 
 def finished_training(experiment: Experiment) -> FinishedTraining:

@@ -8,7 +8,6 @@ text a GPT-2 token. Shards are exact: 2 bytes a token and two int64 a document.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.checkpoints.retention import kept_checkpoints
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import checkpoint_bytes
-from gpt_pipeline.planning.tokens import TokenCount
-from gpt_pipeline.progress.stages import StageProgress
+from gpt_pipeline.planning.tokens import TokenCount, count_tokens
+from gpt_pipeline.progress.stages import StageProgress, part_progress
 from gpt_pipeline.storage.room import existing_folder, free_bytes
 from gpt_pipeline.training.decision import StartDecision
 
@@ -79,7 +78,6 @@ class Disk:
 def disks(
     experiment: Experiment,
     tokens: TokenCount,
-    stages: Sequence[StageProgress],
     start: StartDecision,
     *,
     checkpoints: int | None,
@@ -91,7 +89,7 @@ def disks(
     Raises:
         UserError: one of them does not exist.
     """
-    needs = [*_data_needs(experiment, tokens, stages), *_checkpoint_needs(experiment, start, checkpoints)]
+    needs = [*_data_needs(experiment, tokens), *_checkpoint_needs(experiment, start, checkpoints)]
     by_disk: dict[int, list[DiskNeed]] = {}
     for need in needs:
         by_disk.setdefault(existing_folder(need.folder).stat().st_dev, []).append(need)
@@ -100,8 +98,15 @@ def disks(
     )
 
 
-def _data_needs(experiment: Experiment, tokens: TokenCount, stages: Sequence[StageProgress]) -> list[DiskNeed]:
-    raw, documents, shards = stages
+def _data_needs(experiment: Experiment, tokens: TokenCount) -> list[DiskNeed]:
+    """Return what data stages write; the shards of a mix are links to those of its parts, but for a little."""
+    if experiment.config.data.mix is None:
+        return _part_needs(experiment, tokens)
+    return [need for part in experiment.parts.values() for need in _part_needs(part, count_tokens(part))]
+
+
+def _part_needs(experiment: Experiment, tokens: TokenCount) -> list[DiskNeed]:
+    raw, documents, shards = part_progress(experiment)
     folder = experiment.data_folder
     sample = experiment.data.is_sample
     per_token = _SAMPLE_ENGLISH_BYTES_PER_TOKEN if sample else _ENGLISH_BYTES_PER_TOKEN

@@ -18,7 +18,7 @@ from gpt_pipeline.planning.disk import Disk
 from gpt_pipeline.planning.speed import Duration
 from gpt_pipeline.planning.survey import survey
 from gpt_pipeline.planning.tokens import SYNTH_DOCUMENTS, TokenCount
-from gpt_pipeline.progress.stages import StageProgress
+from gpt_pipeline.progress.stages import StageProgress, part_progress
 from gpt_pipeline.report import wording
 from gpt_pipeline.storage.room import existing_folder
 
@@ -38,7 +38,6 @@ class Known:
     experiment: Experiment
     tokens: TokenCount
     size: TrainingSize | None
-    stages: tuple[StageProgress, ...]
     disks: tuple[Disk, ...]
     need: MemoryNeed | None
     device: Device | None
@@ -52,6 +51,7 @@ def findings(known: Known) -> list[Finding]:
     """Return the findings, those that would make the run fail first."""
     every = [
         *_source(known),
+        *_repeats(known),
         *_disk(known),
         *_memory(known),
         *_validation(known),
@@ -63,7 +63,11 @@ def findings(known: Known) -> list[Finding]:
 
 
 def _source(known: Known) -> Iterator[Finding]:
-    data, raw = known.experiment.data, known.stages[0]
+    for part in known.experiment.parts.values():
+        yield from _part_source(part.data, part_progress(part)[0])
+
+
+def _part_source(data: DataConfig, raw: StageProgress) -> Iterator[Finding]:
     if raw.state == "finished":
         return
     if data.local is not None:
@@ -76,16 +80,25 @@ def _source(known: Known) -> Iterator[Finding]:
         yield problem("data.source", text, "unset HF_HUB_OFFLINE, or name a folder with its files: local_dataset_path")
 
 
+def _repeats(known: Known) -> Iterator[Finding]:
+    for name, times in known.tokens.epochs.items():
+        if times > _EPOCHS:
+            text = f"an epoch of the mix has `{name}` {times:.1f} times; beyond {_EPOCHS} times, little more is learned"
+            yield warning("data.mix", text, f"lower data.mix.{name}.share, or give it more documents")
+
+
 def _local_source(data: DataConfig) -> Iterator[Finding]:
     """Find what footers and first rows show: unreadable files, missing columns, too few rows."""
     try:
         held = survey(data)
     except UserError as error:
-        yield problem_of(error, data.local_key)
+        yield problem_of(error, f"data.{data.local_key}")
         return
     if held.read and not held.documents:
         why = ", ".join(f"{reason}: {count:,}" for reason, count in held.dropped.most_common())
-        yield problem(data.local_key, f"none of the first {held.read:,} rows becomes a document ({why})", _LOOK)
+        yield problem(
+            f"data.{data.local_key}", f"none of the first {held.read:,} rows becomes a document ({why})", _LOOK
+        )
     elif data.document_limit is not None and data.document_limit > held.rows and held.is_exact:
         text = f"found {data.document_limit:,}, and the files in {data.local} have {held.rows:,} rows"
         yield problem("data.num_samples", text, "set it to `all`, lower it, or add files")
@@ -183,7 +196,8 @@ def _schedule(known: Known) -> Iterator[Finding]:
 
 def _regularisation(known: Known) -> Iterator[Finding]:
     dropout = known.experiment.config.model.dropout
-    if known.size is None or dropout == 0 or known.size.layout.max_steps > known.size.steps_per_epoch:
+    repeats = any(times > 1 for times in known.tokens.epochs.values())
+    if known.size is None or dropout == 0 or repeats or known.size.layout.max_steps > known.size.steps_per_epoch:
         return
     text = f"{dropout:g}, but no text is seen twice: there is nothing to overfit (Liu et al. 2025, Drop Dropout)"
     yield warning("model.dropout", text, "use 0.0, which is also faster")

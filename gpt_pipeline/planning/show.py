@@ -169,7 +169,7 @@ def _time_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _done_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     for stage in plan.stages:
-        yield stage.name, stage_text(stage, finished="finished, used again")
+        yield stage.label, stage_text(stage, finished="finished, used again")
     yield "training", start_text(plan)
 
 

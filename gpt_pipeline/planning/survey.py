@@ -48,7 +48,7 @@ def survey(data: DataConfig) -> Survey:
         DataError: one cannot be read, or lacks a column of the format.
     """
     assert data.local is not None
-    folder = local_files(data.local, key=data.local_key).opened()
+    folder = local_files(data.local, key=f"data.{data.local_key}").opened()
     format = format_of(data)
     sample = _sampled(folder, format)
     footers = _footers(folder, format)

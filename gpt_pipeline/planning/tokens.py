@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache, partial
 
 from gpt_pipeline.data.config import SYNTH, DataConfig
 from gpt_pipeline.data.documents.raw import known_raw
 from gpt_pipeline.data.formats import stage_names
+from gpt_pipeline.data.tokens.mixed import epoch_of
 from gpt_pipeline.data.tokens.shards import known_shards
 from gpt_pipeline.errors import NewerFileError, UserError
 from gpt_pipeline.experiment.load import Experiment
@@ -42,6 +43,9 @@ class TokenCount:
     source: str
     """Where the numbers come from."""
 
+    epochs: Mapping[str, float] = field(default_factory=dict)
+    """How many times an epoch of a mix takes each of its parts; empty without a mix."""
+
     @property
     def tokens(self) -> int:
         return self.train_tokens + self.validation_tokens
@@ -51,7 +55,7 @@ def count_tokens(experiment: Experiment) -> TokenCount:
     """Return the tokens of the experiment's data."""
     shards = known_shards(experiment.data, experiment.data_folder)
     if shards is None:
-        return _estimated(experiment)
+        return _estimated(experiment) if experiment.config.data.mix is None else _mixed(experiment)
     facts = shards.manifest.facts
     return TokenCount(
         documents=facts["train_documents"] + facts["validation_documents"],
@@ -59,6 +63,25 @@ def count_tokens(experiment: Experiment) -> TokenCount:
         validation_tokens=facts["validation_tokens"],
         exact=True,
         source=f"counted in {shards.folder.name}",
+        epochs={name: part["epochs"] for name, part in facts.get("parts", {}).items()},
+    )
+
+
+def _mixed(experiment: Experiment) -> TokenCount:
+    """Return what the shards of a mix will contain, by the tokens of its parts."""
+    data, parts = experiment.config.data, {name: count_tokens(part) for name, part in experiment.parts.items()}
+    sizes = {name: max(1, part.train_tokens) for name, part in parts.items()}
+    shares = [data.shares[name] for name in sizes]
+    amounts = dict(zip(sizes, epoch_of([*sizes.values()], shares, until=data.mix_until), strict=True))
+    held_out = epoch_of([max(1, part.validation_tokens) for part in parts.values()], shares, until="first_exhausted")
+    epochs = {name: amounts[name] / size for name, size in sizes.items()}
+    return TokenCount(
+        documents=round(sum(part.documents * epochs[name] for name, part in parts.items())),
+        train_tokens=sum(amounts.values()),
+        validation_tokens=sum(held_out),
+        exact=False,
+        source="; ".join(f"{name}: {part.source}" for name, part in parts.items()),
+        epochs=epochs,
     )
 
 

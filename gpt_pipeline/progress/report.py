@@ -22,8 +22,9 @@ def report_fingerprint(experiment: Experiment) -> str:
     folder = experiment.folder
     config = identity_of(experiment.config)
     del config["storage"], config["hardware"], config["data"]["local_dataset_path"]  # where and on what it runs
-    if is_path(experiment.config.data.source):
-        del config["data"]["source"]
+    for block in (config["data"], *config["data"].get("mix", {}).values()):
+        if is_path(block.get("source", "")):
+            del block["source"]
     training = read_kept(folder.training, lambda value: {**value}, otherwise="the report lacks it")
     return fingerprint(
         "report",

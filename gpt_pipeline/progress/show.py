@@ -45,7 +45,7 @@ def _rows(status: Status) -> Iterator[Line]:
     if status.problem is not None:
         yield _row("problem", status.problem, "red")
     for stage in status.stages:
-        yield _row(stage.name, stage_text(stage), _STYLES[stage.state])
+        yield _row(stage.label, stage_text(stage), _STYLES[stage.state])
     if status.start:
         yield _row("starts from", status.start, "" if status.start_is_ready else "yellow")
     if status.training is not None:

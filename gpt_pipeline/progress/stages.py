@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from gpt_pipeline.data.documents.raw import RawStage
 from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.stage import Part
-from gpt_pipeline.data.tokens.shards import ShardsStage
+from gpt_pipeline.data.tokens.mixed import MixedShardsStage
+from gpt_pipeline.data.tokens.shards import ShardsStage, shards_stage
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.lock import is_locked
 from gpt_pipeline.storage.manifest import damaged_sizes
@@ -23,6 +24,9 @@ class StageProgress:
     """How far one data stage is."""
 
     name: str
+    part: str = ""
+    """The part of a mix that it belongs to; empty without a mix."""
+
     state: State
     files_done: int
     """Source files whose part is finished."""
@@ -38,9 +42,24 @@ class StageProgress:
 
     note: str = ""
 
+    @property
+    def label(self) -> str:
+        """The stage's name for a person."""
+        return f"{self.part}: {self.name}" if self.part else self.name
+
 
 def data_progress(experiment: Experiment) -> tuple[StageProgress, ...]:
-    """Return the three data stages, in order; uses no network and reads no file's content."""
+    """Return the data stages in order, part after part of a mix; uses no network and reads no file's content."""
+    parts = experiment.parts.items()
+    stages = tuple(replace(stage, part=name) for name, each in parts for stage in part_progress(each))
+    if experiment.config.data.mix is None:
+        return stages
+    mixed = shards_stage(experiment.data, experiment.data_folder)
+    return (*stages, _progress(mixed, list, ready=stages[0]))
+
+
+def part_progress(experiment: Experiment) -> tuple[StageProgress, ...]:
+    """Return the data stages of one of `Experiment.parts`."""
     data, folder = experiment.data, experiment.data_folder
     shards = ShardsStage(config=data, data_folder=folder)
     documents = DocumentsStage(config=data, data_folder=folder)
@@ -73,7 +92,7 @@ def _raw_progress(stage: RawStage, *, is_used_up: bool) -> StageProgress:
 
 
 def _progress(
-    stage: DocumentsStage | ShardsStage, parts: Callable[[], Sequence[Part]], *, ready: StageProgress
+    stage: DocumentsStage | ShardsStage | MixedShardsStage, parts: Callable[[], Sequence[Part]], *, ready: StageProgress
 ) -> StageProgress:
     known = stage.known()
     damage = None if known is None else next(damaged_sizes(known), None)

@@ -77,7 +77,7 @@ def _at_work(status: Status, run: NewestRun | None) -> State:
     if not unfinished:
         return State(word="training", detail=", ".join(["starting", *([who] if who else [])]))
     stage = unfinished[0]
-    how_far = f"{stage.name}: {stage_text(stage)}" if stage.state == "partly" else stage.name
+    how_far = f"{stage.label}: {stage_text(stage)}" if stage.state == "partly" else stage.label
     return State(word="making data", detail=", ".join([how_far, *([who] if who else [])]))
 
 

@@ -282,7 +282,7 @@ class RawStage:
     @property
     def _local_files(self) -> LocalFiles | None:
         local = self.config.local
-        return None if local is None else local_files(local, key=self.config.local_key)
+        return None if local is None else local_files(local, key=f"data.{self.config.local_key}")
 
     @property
     def _record_folder(self) -> Path:

@@ -36,6 +36,9 @@ _NAMES = {
         documents_file="synth_en_samples",
     ),
 }
+MIXED_SHARDS = "mixed_shards"
+"""The stage of the shards of a mix."""
+
 _OF_OWN = StageNames(raw="raw_files", documents="documents", documents_part="documents", documents_file="documents")
 
 
@@ -44,9 +47,14 @@ def stage_names(config: DataConfig) -> StageNames:
     return _NAMES.get(config.format, _OF_OWN)
 
 
+def shards_name(config: DataConfig) -> str:
+    """Return what the stage of the shards that a training reads is called."""
+    return stage_names(config).all[-1] if config.mix is None else MIXED_SHARDS
+
+
 def has_questions(config: DataConfig) -> bool:
     """Whether the documents are questions with answers, which an evaluation can ask."""
-    return config.format in ("synth", "question_answer", "chat")
+    return any(part.format in ("synth", "question_answer", "chat") for part in config.parts.values())
 
 
 def format_of(config: DataConfig) -> Format:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.formats import stage_names
@@ -20,7 +20,10 @@ from gpt_pipeline.storage.atomic import link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import Manifest, StageResult, if_whole, recorded, stage_folder, verify
 
-__all__ = ["TokenShards", "TokenStream", "find_shards", "known_shards", "open_shards", "prepare_shards"]
+if TYPE_CHECKING:
+    from gpt_pipeline.data.tokens.mixed import MixedShardsStage
+
+__all__ = ["TokenShards", "TokenStream", "find_shards", "known_shards", "open_shards", "prepare_shards", "shards_stage"]
 
 STAGE = "token_shards"
 CODE_VERSION = "2"
@@ -44,12 +47,21 @@ def prepare_shards(
 
 def find_shards(config: DataConfig, data_folder: Path) -> StageResult | None:
     """Return the finished stage, or None; does no work."""
-    return ShardsStage(config=config, data_folder=data_folder).find()
+    return shards_stage(config, data_folder).find()
 
 
 def known_shards(config: DataConfig, data_folder: Path) -> StageResult | None:
     """Return the stage if it was finished once, whatever has become of its files: what was made of them stands."""
-    return ShardsStage(config=config, data_folder=data_folder).known()
+    return shards_stage(config, data_folder).known()
+
+
+def shards_stage(config: DataConfig, data_folder: Path) -> ShardsStage | MixedShardsStage:
+    """Return the stage of the shards that a training reads: token_shards, or mixed_shards for a mix."""
+    if config.mix is None:
+        return ShardsStage(config=config, data_folder=data_folder)
+    from gpt_pipeline.data.tokens.mixed import MixedShardsStage
+
+    return MixedShardsStage(config=config, data_folder=data_folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +131,7 @@ class ShardsStage:
         """Return the raw files whose documents' tokens are missing, in groups; see `PartedStage`."""
         stage = self.find()
         if stage is not None and not force:
-            _require_a_sequence(self.config, stage.manifest.facts)
+            require_a_sequence(self.config, stage.manifest.facts)
             say(f"{stage.folder} is finished already; nothing to do")
             return []
         if force:
@@ -146,7 +158,7 @@ class ShardsStage:
         wanted = _fingerprint(self.config, self.documents.fingerprint)
         folder = stage_folder(self.data_folder, STAGE, wanted)
         stage = finish_stage(folder, wanted, say=say, make=lambda: self._together(folder, wanted, say))
-        _require_a_sequence(self.config, stage.manifest.facts)
+        require_a_sequence(self.config, stage.manifest.facts)
         return stage
 
     def parts(self) -> list[TokenizedFile]:
@@ -264,7 +276,8 @@ def _require_documents(config: DataConfig, facts: Mapping[str, Any]) -> None:
             )
 
 
-def _require_a_sequence(config: DataConfig, facts: Mapping[str, Any]) -> None:
+def require_a_sequence(config: DataConfig, facts: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` unless the training split is longer than one sequence."""
     if facts["train_tokens"] <= config.max_length:
         raise ConfigError(
             "data.num_samples",

@@ -157,7 +157,7 @@ class TokenStream:
             UserError: the system does not let the process open so many files.
         """
         allow_open_files(len(shards))  # each map keeps its file open, and all of SYNTH are a thousand
-        self._folder = folder
+        self.folder = folder
         self.names = shards
         self.eot_token = eot_token
         self._shards = [map_shard(folder / name) for name in shards]
@@ -182,7 +182,7 @@ class TokenStream:
             DamagedFileError: as `_positions`.
         """
         for name, first, last in zip(self.names, *self._bounds_of_shards(), strict=True):
-            starts = _load_positions(self._folder / starts_name(name), n_tokens=last - first)
+            starts = _load_positions(self.folder / starts_name(name), n_tokens=last - first)
             yield np.append(starts, last - first) + first
 
     @cached_property
@@ -221,10 +221,26 @@ class TokenStream:
             found[inside == 0] = len(last) > 0 and last[-1, 1] == len(self._shards[shard - 1])
         return found
 
+    def spans_between(self, begin: int, end: int) -> Positions:
+        """Return the spans that begin in tokens `begin` to `end` of the stream: int64 [spans, 2], ascending.
+
+        Raises:
+            UserError: the shards were made by a version that wrote no spans.
+            DamagedFileError: a file of spans is not what numpy writes, or leaves its shard.
+        """
+        found = [np.empty((0, 2), np.int64)]
+        first = int(np.searchsorted(self._bounds, begin, side="right")) - 1
+        last = int(np.searchsorted(self._bounds, end, side="left"))
+        for shard, base in zip(range(first, last), self._bounds[first:last].tolist(), strict=True):
+            spans = self._spans_of(shard)
+            chosen = slice(*np.searchsorted(spans[:, 0], [begin - base, end - base]).tolist())
+            found.append(spans[chosen] + base)
+        return np.concatenate(found)
+
     def _spans_of(self, shard: int) -> Positions:
         """Return the spans of a shard, first token and the one behind the last: int64 [spans, 2], ascending; mapped."""
         if shard not in self._spans:
-            path = self._folder / spans_name(self.names[shard])
+            path = self.folder / spans_name(self.names[shard])
             if not path.is_file():
                 raise UserError(
                     f"{path} is missing: these shards were made by a version that kept no spans; make them again, with "
@@ -241,7 +257,7 @@ class TokenStream:
         """
         pieces = [np.empty(0, np.int64)]
         for name, first, last in zip(names, *self._bounds_of_shards(), strict=True):
-            pieces.append(_load_positions(self._folder / name, n_tokens=last - first) + first)
+            pieces.append(_load_positions(self.folder / name, n_tokens=last - first) + first)
         return np.concatenate(pieces)
 
     def _bounds_of_shards(self) -> tuple[list[int], list[int]]:
