@@ -44,33 +44,34 @@ class _Job:
     workers: int
 
 
-def _in_workers(stage: PartedStage, workers: int) -> None:
-    groups = stage.plan(force=False, say=_silent)
+def in_workers(stage: PartedStage, workers: int) -> None:
+    """Make a stage by `workers` processes, as Dagster's multiprocess executor does."""
+    groups = stage.plan(force=False, say=silent)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         list(pool.map(_make, [stage] * len(groups), groups))
-    stage.finish(say=_silent)
+    stage.finish(say=silent)
 
 
 def _make(stage: PartedStage, names: list[str]) -> None:
-    stage.make(names, say=_silent)
+    stage.make(names, say=silent)
 
 
-def _silent(line: str) -> None:
+def silent(line: str) -> None:
     """Takes what is said and forgets it."""
 
 
 def _ours(job: _Job) -> None:
-    _in_workers(DocumentsStage(config=job.config, data_folder=job.work / "data"), job.workers)
+    in_workers(DocumentsStage(config=job.config, data_folder=job.work / "data"), job.workers)
 
 
 def _checked(job: _Job) -> None:
     folder = job.work / "data without anything"
-    _in_workers(RawStage(config=job.config, data_folder=folder), job.workers)
-    _in_workers(DocumentsStage(config=job.config, data_folder=folder), job.workers)
+    in_workers(RawStage(config=job.config, data_folder=folder), job.workers)
+    in_workers(DocumentsStage(config=job.config, data_folder=folder), job.workers)
 
 
 def _one_process(job: _Job) -> None:
-    prepare(DocumentsStage(config=job.config, data_folder=job.work / "data"), say=_silent)
+    prepare(DocumentsStage(config=job.config, data_folder=job.work / "data"), say=silent)
 
 
 def _loop(job: _Job) -> None:
@@ -119,7 +120,7 @@ def main() -> None:
         paths = sorted(raw.glob("*.parquet")) if options.raw else write_set(raw, options.rows)
         english = sum(count_english_rows(path, path.name) for path in paths)
         config = DataConfig(num_samples=int(0.95 * english), local_dataset_path=str(raw))
-        read = prepare_raw(config, Path(name) / "data", say=_silent).manifest.facts["rows"]
+        read = prepare_raw(config, Path(name) / "data", say=silent).manifest.facts["rows"]
         size = sum(path.stat().st_size for path in paths)
         print(f"{len(paths)} files, {size / 1e9:.2f} GB, {read:,} rows, {english:,} of them English")
         found = {contestant: [] for contestant in _CONTESTANTS}

@@ -117,6 +117,18 @@ def _write_file(path: Path, rng: np.random.Generator, first: int, rows: int) -> 
     temporary.replace(path)
 
 
+def with_typos(rng: np.random.Generator, texts: pa.StringArray, every: int) -> pa.StringArray:
+    """Return `texts` with a small letter in every `every`-th byte exchanged for another."""
+    if every == 0:
+        return texts
+    _, offsets, content = texts.buffers()
+    letters = np.frombuffer(content, np.uint8).copy()
+    chosen = rng.integers(0, len(letters), len(letters) // every)
+    chosen = chosen[(letters[chosen] >= ord("a")) & (letters[chosen] <= ord("z"))]
+    letters[chosen] = rng.integers(ord("a"), ord("z") + 1, len(chosen))
+    return pa.StringArray.from_buffers(len(texts), offsets, pa.py_buffer(letters), offset=texts.offset)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.contest import Contestant, Step, Times, compete, describe_machine
-from benchmarks.synth_set import write_set
+from benchmarks.synth_set import with_typos, write_set
 from gpt_pipeline.data.formats.synth import DOCUMENT_SCHEMA, SYNTH, documents_of, select
 from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.data.tokens.encoder import new_encoder
@@ -161,23 +161,11 @@ def _write_english(raw: list[Path], path: Path, *, repeat: int, typos: int) -> t
         for source in raw * repeat:
             for batch in read_rows(source, SYNTH.columns):
                 documents = documents_of(select(batch))
-                text = _with_typos(rng, documents["text"], typos)
+                text = with_typos(rng, documents["text"], typos)
                 writer.write_batch(documents.set_column(DOCUMENT_SCHEMA.get_field_index("text"), "text", text))
                 rows += len(text)
                 text_bytes += pc.sum(pc.binary_length(text)).as_py() or 0
     return rows, text_bytes
-
-
-def _with_typos(rng: np.random.Generator, texts: pa.StringArray, every: int) -> pa.StringArray:
-    """Return `texts` with a small letter in every `every`-th byte exchanged for another."""
-    if every == 0:
-        return texts
-    _, offsets, content = texts.buffers()
-    letters = np.frombuffer(content, np.uint8).copy()
-    chosen = rng.integers(0, len(letters), len(letters) // every)
-    chosen = chosen[(letters[chosen] >= ord("a")) & (letters[chosen] <= ord("z"))]
-    letters[chosen] = rng.integers(ord("a"), ord("z") + 1, len(chosen))
-    return pa.StringArray.from_buffers(len(texts), offsets, pa.py_buffer(letters), offset=texts.offset)
 
 
 def _options() -> argparse.Namespace:

@@ -27,8 +27,19 @@ ROOT = Path(__file__).parents[1]
         ("batches", "--tokens 3000000 --read-bytes 1e6 --turns 1"),
         ("english", "--rows 3000 --turns 1 --workers 1"),
         ("data_memory", "--small 1000 --large 2000"),
+        ("own_data", "--rows 3000 --turns 1 --workers 1"),
     ],
-    ids=["cpu_step", "cuda_step", "checkpoint_stall", "optimizers", "tokens", "batches", "english", "data_memory"],
+    ids=[
+        "cpu_step",
+        "cuda_step",
+        "checkpoint_stall",
+        "optimizers",
+        "tokens",
+        "batches",
+        "english",
+        "data_memory",
+        "own_data",
+    ],
 )
 @pytest.mark.slow
 def test_benchmark_prints_a_ratio(module, arguments):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gpt_pipeline.data.tokens.encoder import (
     SEPARATOR,
     Encoder,
+    Encoders,
     FastEncoder,
     ReferenceEncoder,
     _code_points,
@@ -114,6 +115,18 @@ def test_encoder_new_instances_in_between_change_nothing(monkeypatch: pytest.Mon
     first = encoder._fast._tokenizer
     assert ids(encoder, texts) == ids(encoder, texts) == tiktoken_ids(texts)
     assert encoder._fast._tokenizer is not first
+
+
+def test_encoders_are_taken_by_one_at_a_time_and_used_again_unless_they_failed() -> None:
+    encoders = Encoders(gpt2())
+    with encoders.one(print) as first, encoders.one(print) as second:
+        assert first is not second
+    with encoders.one(print) as again:
+        assert again is second or again is first
+    with pytest.raises(ValueError, match="nulls"), encoders.one(print) as failed:
+        failed.encode(pa.array([None], pa.string()))
+    with encoders.one(print) as one, encoders.one(print) as other:
+        assert failed not in (one, other)
 
 
 def test_encoder_slice_of_a_column_is_encoded_alone() -> None:

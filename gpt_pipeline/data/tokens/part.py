@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_pipeline.data.stage import Say
+from gpt_pipeline.data.tokens.encoder import Encoders
 from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
 from gpt_pipeline.data.tokens.pieces import DocumentsFile, Piece, Sample
 from gpt_pipeline.data.tokens.stream import TRAIN, VALIDATION
-from gpt_pipeline.data.tokens.tokenizer import Tokenizer, gpt2
+from gpt_pipeline.data.tokens.tokenizer import gpt2
 from gpt_pipeline.data.tokens.writer import MAX_SHARD_TOKENS, SplitWriter
 from gpt_pipeline.shown import duration
 from gpt_pipeline.storage.manifest import FileRecord
@@ -53,17 +54,17 @@ def write_token_part(
     fraction: float,
     threads: int,
     say: Say,
-    tokenizer: Tokenizer | None = None,
+    encoders: Encoders | None = None,
     max_shard_tokens: int = MAX_SHARD_TOKENS,
 ) -> TokenPart:
     """Write the tokens of a parquet file of documents into `folder`; its groups decide the split.
 
-    `tokenizer` is GPT-2's if none is given.
+    The tokenizer is that of `encoders`, GPT-2's if none are given.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or has a document with other tokens than its library's.
     """
-    file = DocumentsFile(path=documents, seed=seed, fraction=fraction, tokenizer=tokenizer or gpt2())
+    file = DocumentsFile(path=documents, seed=seed, fraction=fraction, encoders=encoders or Encoders(gpt2()))
     progress, tally = _Progress(say=say, total=file.rows), _Tally()
     splits = [SplitWriter(folder=folder, split=name, max_shard_tokens=max_shard_tokens) for name in (TRAIN, VALIDATION)]
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,10 +28,10 @@ from gpt_pipeline.data.columns import bytes_of_first, int32s, text_sizes, text_v
 from gpt_pipeline.data.documents.files import names_in
 from gpt_pipeline.data.documents.split import held_out_rows, hold_out
 from gpt_pipeline.data.stage import Say
-from gpt_pipeline.data.tokens.encoder import EncodedTexts, Encoder, new_encoder
+from gpt_pipeline.data.tokens.encoder import EncodedTexts, Encoder, Encoders
 from gpt_pipeline.data.tokens.stream import Positions, Tokens
 from gpt_pipeline.data.tokens.token_bytes import TokenBytes
-from gpt_pipeline.data.tokens.tokenizer import Tokenizer, gpt2
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.data.tokens.writer import Documents
 from gpt_pipeline.errors import DataError
 
@@ -107,7 +107,12 @@ class DocumentsFile:
     fraction: float
     """Share of groups held out."""
 
-    tokenizer: Tokenizer = field(default_factory=gpt2)
+    encoders: Encoders
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The one whose tokens are wanted."""
+        return self.encoders.tokenizer
 
     @cached_property
     def metadata(self) -> pq.FileMetaData:
@@ -237,23 +242,19 @@ class _Worker:
     opened: pq.ParquetFile
     say: Say
 
-    _encoder: Encoder | None = None
-    """Made in the thread that needs it first, while others read."""
-
     def pieces(self, row_group: int) -> list[Piece]:
         """Return the documents of a row group, encoded."""
         first_row = self.file.first_rows[row_group]
         pieces = []
-        for rows in self.file.read(self.opened, row_group):
-            for some in _cut_by_bytes(rows):
-                pieces.append(self._encoded(some, first_row))
-                first_row += some.num_rows
+        with self.file.encoders.one(self.say) as encoder:  # built, if need be, while other threads read
+            for rows in self.file.read(self.opened, row_group):
+                for some in _cut_by_bytes(rows):
+                    pieces.append(self._encoded(encoder, some, first_row))
+                    first_row += some.num_rows
         return pieces
 
-    def _encoded(self, rows: pa.RecordBatch, first_row: int) -> Piece:
-        if self._encoder is None:
-            self._encoder = new_encoder(self.say, self.file.tokenizer)
-        encoded = self._encoder.encode(rows["text"])
+    def _encoded(self, encoder: Encoder, rows: pa.RecordBatch, first_row: int) -> Piece:
+        encoded = encoder.encode(rows["text"])
         if len(encoded.starts) != rows.num_rows:
             raise self.file.encoded_wrongly(rows["id"][0].as_py())
         sizes = text_sizes(rows["text"])

@@ -21,6 +21,7 @@ from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import Manifest, StageResult, if_whole, recorded, stage_folder, verify
 
 if TYPE_CHECKING:
+    from gpt_pipeline.data.tokens.encoder import Encoders
     from gpt_pipeline.data.tokens.mixed import MixedShardsStage
 
 __all__ = ["TokenShards", "TokenStream", "find_shards", "known_shards", "open_shards", "prepare_shards", "shards_stage"]
@@ -108,6 +109,13 @@ class ShardsStage:
             raise DataError(f"{name} is not finished in {self.data_folder}; materialize {name} first")
         return documents
 
+    @cached_property
+    def _encoders(self) -> Encoders:
+        from gpt_pipeline.data.tokens.encoder import Encoders
+        from gpt_pipeline.data.tokens.tokenizer import gpt2
+
+        return Encoders(gpt2())
+
     def find(self) -> StageResult | None:
         """Return the finished stage, or None; does no work."""
         return if_whole(self.known())
@@ -191,6 +199,7 @@ class ShardsStage:
             fraction=self.config.validation_fraction,
             threads=min(_THREADS, os.cpu_count() or 1),
             say=say,
+            encoders=self._encoders,
         )
         return Manifest(
             stage=_KIND,
