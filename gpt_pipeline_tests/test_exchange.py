@@ -20,12 +20,13 @@ from gpt_pipeline.checkpoints.load import load_checkpoint, load_model
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints, write_manifest
 from gpt_pipeline.checkpoints.save import save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
-from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, VOCAB_SIZE, gpt2
+from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, VOCAB_SIZE, Tokenizer, gpt2, read_tokenizer
 from gpt_pipeline.errors import DamagedFileError, LockedError, UserError
 from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.exchange.export import export_checkpoint
 from gpt_pipeline.exchange.folder import new_folder
 from gpt_pipeline.exchange.take_in import import_folder
+from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
@@ -144,6 +145,38 @@ def test_exported_tokenizer_knows_its_special_token_and_length(tokenizer: Any) -
     assert (tokenizer.bos_token, tokenizer.eos_token) == (EOT, EOT)
     assert tokenizer.model_max_length == 16  # trained at, though the model has 24 positions
     assert len(tokenizer) == VOCAB_SIZE
+
+
+def own_tokenizer(end: str = "</s>") -> Tokenizer:
+    """A byte-level BPE with another name for the end of a document, as other models have it."""
+    from tokenizers import Tokenizer as Encoding
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    encoding = Encoding(models.BPE())
+    encoding.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoding.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<pad>", end], initial_alphabet=alphabet, show_progress=False
+    )
+    encoding.train_from_iterator(["the cat sat on the mat, that naïve cat"] * 9, trainer)
+    return read_tokenizer(encoding.to_str(), source="a test")
+
+
+def test_exported_tokenizer_of_ones_own_is_the_very_file_and_gives_the_same_ids(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    own = own_tokenizer()
+    write_tokenizer(tmp_path, own, max_length=16)
+    assert (tmp_path / "tokenizer.json").read_text(encoding="utf-8") == own.file
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("the cat", "  </s> naïve 日本語 🤷🏽\n\n\t x", "a\x00b <pad> it's 12"):
+        ids = theirs(text, split_special_tokens=True)["input_ids"]
+        assert ids == own.encode(text)
+        assert theirs.decode(ids, clean_up_tokenization_spaces=False) == text
+    assert theirs("</s>the cat")["input_ids"] == [own.eot_token, *own.encode("the cat")]
+    assert (theirs.bos_token, theirs.eos_token, theirs.eos_token_id) == ("</s>", "</s>", own.eot_token)
+    assert (theirs.model_max_length, len(theirs)) == (16, own.vocab_size)
 
 
 def test_exported_vocabulary_and_merges_load_without_the_fast_tokenizers_file(given_away: Path) -> None:

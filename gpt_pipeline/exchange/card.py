@@ -12,7 +12,7 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.config import FORMAT_COLUMNS, DataConfig
 from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.tokens.shards import known_shards
-from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.experiment.load import Experiment
@@ -33,7 +33,7 @@ _METRICS = {
 _CONTENTS = {"text": "Texts", "question_answer": "Questions and answers", "chat": "Conversations"}
 
 
-def model_card(experiment: Experiment, info: CheckpointInfo, *, max_length: int) -> str:
+def model_card(experiment: Experiment, info: CheckpointInfo, tokenizer: Tokenizer, *, max_length: int) -> str:
     """Return the card of a checkpoint as markdown; it says what is unknown (no evaluation, data removed)."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gpt_pipeline.exchange", package_path="templates"),
@@ -58,7 +58,7 @@ def model_card(experiment: Experiment, info: CheckpointInfo, *, max_length: int)
         settings=_settings(info),
         evaluation=evaluation,
         metrics=_metrics(evaluation),
-        tokenizer=TOKENIZER_ID,
+        tokenizer=tokenizer,
         program_version=__version__,
     )
 

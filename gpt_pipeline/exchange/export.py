@@ -10,10 +10,10 @@ from typing import Any
 from safetensors.torch import save_file
 
 from gpt_pipeline.checkpoints.leases import hold
-from gpt_pipeline.checkpoints.load import load_checkpoint, verify_checkpoint
+from gpt_pipeline.checkpoints.load import load_checkpoint, tokenizer_in, verify_checkpoint
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.checkpoints.snapshot import Snapshot, tensor_bytes
-from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.card import model_card
 from gpt_pipeline.exchange.folder import new_folder, require_replaceable
@@ -51,12 +51,13 @@ def export_checkpoint(experiment: Experiment, checkpoint: Path, target: Path) ->
         info = verify_checkpoint(checkpoint)
         snapshot = load_checkpoint(checkpoint, verify=False)
     _require_room(target, snapshot)
+    tokenizer = tokenizer_in(snapshot.tokenizer, source=checkpoint)
     with new_folder(target, _facts(experiment, info)) as folder:
-        _write_model(folder, snapshot)
+        _write_model(folder, snapshot, tokenizer)
         max_length = trained_length(experiment, info)
-        write_json(folder / "generation_config.json", _generation(max_length))
-        write_tokenizer(folder, max_length=max_length)
-        write_text(folder / "README.md", model_card(experiment, info, max_length=max_length))
+        write_json(folder / "generation_config.json", _generation(tokenizer, max_length))
+        write_tokenizer(folder, tokenizer, max_length=max_length)
+        write_text(folder / "README.md", model_card(experiment, info, tokenizer, max_length=max_length))
     return Exported(folder=target, checkpoint=info, parameters=_parameters(snapshot))
 
 
@@ -66,8 +67,9 @@ def trained_length(experiment: Experiment, info: CheckpointInfo) -> int:
     return min(length, info.model.context_length)
 
 
-def _write_model(folder: Path, snapshot: Snapshot) -> None:
-    write_json(folder / "config.json", hugging_face_config(snapshot.model_config))
+def _write_model(folder: Path, snapshot: Snapshot, tokenizer: Tokenizer) -> None:
+    config = hugging_face_config(snapshot.model_config, eot_token=tokenizer.eot_token)
+    write_json(folder / "config.json", config)
     weights = hugging_face_weights(snapshot.model, snapshot.model_config)
     save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})  # without it transformers refuses the file
     shutil.copymode(
@@ -75,9 +77,9 @@ def _write_model(folder: Path, snapshot: Snapshot) -> None:
     )  # safetensors makes its file readable by its owner alone
 
 
-def _generation(max_length: int) -> dict[str, Any]:
+def _generation(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
     """Return the defaults of `generate`: prompt and answer together end where the positions that were trained do."""
-    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), EOT_TOKEN)
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot_token)
     return {**tokens, "do_sample": False, "max_length": max_length}
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.gpt import GPT
@@ -37,8 +36,8 @@ _ARCHITECTURE: Mapping[str, tuple[Any, ...]] = {
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
-def hugging_face_config(model: ModelConfig) -> dict[str, Any]:
-    """Return the `config.json` of a model of this shape."""
+def hugging_face_config(model: ModelConfig, *, eot_token: int) -> dict[str, Any]:
+    """Return the `config.json` of a model of this shape, whose documents `eot_token` separates."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         **{key: accepted[0] for key, accepted in _ARCHITECTURE.items()},
@@ -51,8 +50,8 @@ def hugging_face_config(model: ModelConfig) -> dict[str, Any]:
         "n_ctx": model.context_length,
         "vocab_size": model.vocab_size,
         "tie_word_embeddings": model.tie_weights,
-        "bos_token_id": EOT_TOKEN,
-        "eos_token_id": EOT_TOKEN,
+        "bos_token_id": eot_token,
+        "eos_token_id": eot_token,
         "initializer_range": 0.02,
         "use_cache": True,
         "torch_dtype": "float32",

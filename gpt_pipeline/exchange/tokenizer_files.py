@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer as files for `transformers` and `tokenizers`, made from the verified vocabulary."""
+"""The tokenizer as files for `transformers` and `tokenizers`: GPT-2's, made from the verified vocabulary, or a file."""
 
 from __future__ import annotations
 
@@ -8,31 +8,34 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, byte_order, letter, vocabulary
+from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
+from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, Tokenizer, byte_order, letter, vocabulary
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.storage.atomic import read_json, write_json, write_text
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
-def write_tokenizer(folder: Path, *, max_length: int) -> None:
-    """Write tokenizer.json, vocab.json, merges.txt and two configs; `max_length` is that of the training sequences."""
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int) -> None:
+    """Write tokenizer.json, what else GPT-2's has, and two configs; `max_length` is that of the training sequences."""
+    if tokenizer.file is None:
+        _write_gpt2(folder)
+        kind = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "add_bos_token": False}
+        special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOT)
+    else:
+        write_text(folder / TOKENIZER_NAME, tokenizer.file)
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        special = dict.fromkeys(("bos_token", "eos_token"), tokenizer.eot)
+    lengths = {"model_max_length": max_length, "clean_up_tokenization_spaces": False, "errors": "replace"}
+    write_json(folder / "tokenizer_config.json", {**kind, **lengths, **special})
+    write_json(folder / "special_tokens_map.json", special)
+
+
+def _write_gpt2(folder: Path) -> None:
     merges = _merges()
     write_text(folder / "vocab.json", _compact(token_ids()))
     write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
-    write_text(folder / "tokenizer.json", _compact(_fast_tokenizer(merges)))
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOT)
-    config = {
-        "tokenizer_class": "GPT2Tokenizer",
-        "model_max_length": max_length,
-        "add_prefix_space": False,
-        "add_bos_token": False,
-        "clean_up_tokenization_spaces": False,
-        "errors": "replace",
-        **special,
-    }
-    write_json(folder / "tokenizer_config.json", config)
-    write_json(folder / "special_tokens_map.json", special)
+    write_text(folder / TOKENIZER_NAME, _compact(_fast_tokenizer(merges)))
 
 
 @functools.cache

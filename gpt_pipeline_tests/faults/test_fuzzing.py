@@ -26,6 +26,7 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints, 
 from gpt_pipeline.checkpoints.save import save_checkpoint
 from gpt_pipeline.data.formats.text import TextFormat
 from gpt_pipeline.data.readers.rows import read_rows
+from gpt_pipeline.data.tokens.tokenizer import gpt2
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.take_in import convert_start
 from gpt_pipeline.exchange.tokenizer_files import require_same_tokenizer, write_tokenizer
@@ -208,7 +209,7 @@ def test_hugging_face_folder_with_a_file_of_any_bytes_is_refused_by_name(
 
 @pytest.fixture(scope="module")
 def tokenizer(folder: Path) -> dict[str, Any]:
-    write_tokenizer(folder / "tokenizer", max_length=32)
+    write_tokenizer(folder / "tokenizer", gpt2(), max_length=32)
     value: dict[str, Any] = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
     return value
 

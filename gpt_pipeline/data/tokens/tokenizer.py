@@ -72,6 +72,9 @@ class Tokenizer:
     eot_token: int
     """Stands before each document, and where one ends."""
 
+    eot: str
+    """The name of that token."""
+
     token_bytes: Sequence[bytes] = field(repr=False)
     """What each token stands for, by id; nothing for special tokens."""
 
@@ -132,6 +135,7 @@ def gpt2() -> Tokenizer:
         library="tiktoken",
         vocab_size=VOCAB_SIZE,
         eot_token=EOT_TOKEN,
+        eot=EOT,
         token_bytes=(*gpt2_bytes(), b""),
         encode=encoding.encode_ordinary,
         encode_batch=lambda texts: encoding.encode_ordinary_batch([*texts], num_threads=1),
@@ -190,6 +194,7 @@ def read_tokenizer(text: str, *, source: object) -> Tokenizer:
         library="tokenizers",
         vocab_size=len(token_bytes),
         eot_token=end,
+        eot=added[end]["content"],
         token_bytes=token_bytes,
         encode=lambda some: list(encoding.encode(some, add_special_tokens=False).ids),
         encode_batch=lambda texts: [
