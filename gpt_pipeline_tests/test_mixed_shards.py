@@ -121,14 +121,8 @@ def test_mix_takes_whole_documents_from_the_beginning_of_each_part(tmp_path: Pat
     tokens = sum(map(len, from_long))
     wanted = parts["short"].train.n_tokens / 3
     assert 0 <= wanted - tokens < len(long[len(from_long)]) + 1
-    facts = stage.manifest.facts["parts"]
-    assert facts["long"]["tokens"] == tokens
-    assert facts["short"] == {
-        "share": 0.75,
-        "tokens": parts["short"].train.n_tokens,
-        "of_tokens": parts["short"].train.n_tokens,
-        "epochs": 1.0,
-    }
+    assert stage.manifest.facts["train_tokens_by_part"] == {"short": parts["short"].train.n_tokens, "long": tokens}
+    assert stage.manifest.facts["epochs_by_part"]["short"] == 1.0
 
 
 def test_mix_repeats_a_part_that_runs_out_by_links_to_its_shards(tmp_path: Path, folder: Path) -> None:

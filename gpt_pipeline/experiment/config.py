@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from math import isqrt
 from typing import Any
 
-from gpt_pipeline.data.config import DataConfig, DocumentsConfig
+from gpt_pipeline.data.config import DataConfig, DocumentsConfig, PartConfig
 from gpt_pipeline.errors import ConfigError, require
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.start_from import StartFromConfig
@@ -67,7 +67,9 @@ class ExperimentConfig:
         values = {name: value for name, value in asdict(self).items() if value is not None}
         if self.data.mix is not None:  # whose parts name what the block names otherwise
             of_parts = {each.name for each in fields(DocumentsConfig)} - {"num_samples"}
-            return values | {"data": {name: value for name, value in values["data"].items() if name not in of_parts}}
+            said = {name: _said_of(part) for name, part in self.data.mix.items()}
+            data = {name: value for name, value in values["data"].items() if name not in of_parts}
+            return values | {"data": data | {"mix": said}}
         if self.data.local_dataset_path is not None:
             return values | {"data": {**values["data"], "source": LOCAL}}
         return values
@@ -95,6 +97,12 @@ class ExperimentConfig:
             steps_per_epoch=steps_per_epoch,
             world_size=self.hardware.num_gpus,
         )
+
+
+def _said_of(part: PartConfig) -> dict[str, Any]:
+    """Return what a part of a mix says beyond the defaults."""
+    values = asdict(part)
+    return {each.name: values[each.name] for each in fields(part) if getattr(part, each.name) != each.default}
 
 
 def contradictions(config: ExperimentConfig) -> Iterator[ConfigError]:

@@ -24,7 +24,10 @@ class Difference:
 
 def config_differences(configs: Sequence[ExperimentConfig]) -> list[Difference]:
     """Return the keys that differ between the configurations, in the order of the blocks."""
-    flat = [_flat(config.as_values()) for config in configs]
+    flat = [
+        flattened({section: block for section, block in config.as_values().items() if section not in _LEFT_OUT})
+        for config in configs
+    ]
     return [
         Difference(key=key, values=tuple(values.get(key) for values in flat))
         for key in dict.fromkeys(key for values in flat for key in values)
@@ -32,10 +35,12 @@ def config_differences(configs: Sequence[ExperimentConfig]) -> list[Difference]:
     ]
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        f"{section}.{key}": value
-        for section, block in values.items()
-        if section not in _LEFT_OUT
-        for key, value in (block or {}).items()
-    }
+def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of blocks, and of blocks inside them, by their whole paths."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": each for inner, each in flattened(value).items()}
+        else:
+            flat[key] = value
+    return flat

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -26,6 +27,7 @@ def write_report(
     context: dg.AssetExecutionContext, experiment: Experiment, *, tracking_uri: str, force: bool
 ) -> dg.MaterializeResult:
     """Write the experiment's report, or find it up to date; return what the UI shows of it."""
+    from gpt_pipeline.experiment.differences import flattened
     from gpt_pipeline.orchestration.metadata import picture_markdown
     from gpt_pipeline.report.build import TrainingStatus, build_report
     from gpt_pipeline.report.charts import loss_curve_svg
@@ -43,7 +45,11 @@ def write_report(
             folder,
             title=experiment.display_name,
             status=TrainingStatus(word=training.word, detail=training.detail),
-            config=experiment.config.as_values(),
+            config={
+                section: flattened(block)
+                for section, block in experiment.config.as_values().items()
+                if isinstance(block, Mapping)
+            },
             facts=_data_facts(experiment),
             command=f"gpt-pipeline run {_in_project(experiment)}",
             other=_newest_other(experiment),

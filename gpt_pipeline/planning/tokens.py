@@ -63,7 +63,7 @@ def count_tokens(experiment: Experiment) -> TokenCount:
         validation_tokens=facts["validation_tokens"],
         exact=True,
         source=f"counted in {shards.folder.name}",
-        epochs={name: part["epochs"] for name, part in facts.get("parts", {}).items()},
+        epochs=facts.get("epochs_by_part", {}),
     )
 
 

@@ -344,13 +344,6 @@ def _facts(
         **facts,
         "document_lengths": lengths.tolist(),
         "tokens_per_document": tokens / documents,
-        "parts": {
-            part.name: {
-                "share": part.share,
-                "tokens": taken[part.name],
-                "of_tokens": part.train.n_tokens,
-                "epochs": round(taken[part.name] / part.train.n_tokens, 4),
-            }
-            for part in parts
-        },
+        "train_tokens_by_part": taken,
+        "epochs_by_part": {part.name: round(taken[part.name] / part.train.n_tokens, 4) for part in parts},
     }
