@@ -74,8 +74,6 @@ def test_new_experiment_with_data_names_it_as_the_file_sees_it(
     assert (data.source, data.format, data.columns.text, data.num_samples) == ("../own", "text", "page", "all")
     absolute = write_new_experiment(tmp_path / "experiments" / "other.yaml", data=str(own / "*.jsonl"), num_samples=7)
     assert (absolute.config.data.source, absolute.config.data.num_samples) == (str(own / "*.jsonl"), 7)
-    hub = write_new_experiment(tmp_path / "experiments" / "hub.yaml", data="owner/name")
-    assert hub.config.data.source == "owner/name"
 
 
 def test_new_experiment_with_data_that_is_nothing_writes_no_file(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from gpt_pipeline.data.preview import Preview, previews
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer import gpt2
-from gpt_pipeline.errors import DataError
 
 ROWS = [
     {"q": "How many?", "why": "Two and one.", "a": "Three ☃", "area": "a"},
@@ -75,8 +74,3 @@ def test_previews_are_told_with_marks_between_tokens_and_nothing_that_a_terminal
     assert "| Three| ☃]]" in told
     assert "\x1b" not in told
     assert "dropped" in told
-
-
-def test_previews_of_a_dataset_that_is_not_here_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no file of a/b is here yet; materialize raw_synth, or run"):
-        shown(DataConfig(num_samples=1, source="a/b"), tmp_path)

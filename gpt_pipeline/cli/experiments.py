@@ -6,6 +6,7 @@ What a verb needs is imported when it runs, so that the command starts at once.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from gpt_pipeline.storage.names import as_typed
 if TYPE_CHECKING:
     from gpt_pipeline.experiment.load import Experiment
 
+_logger = logging.getLogger(__name__)
 _LOOKED_AT = 100  # rows, to find one that becomes a document
 _MANY_FOR_A_CPU = 50_000_000  # parameters
 
@@ -49,8 +51,10 @@ _MANY_FOR_A_CPU = 50_000_000  # parameters
 @click.option(
     "--data",
     metavar="PATH_OR_NAME",
-    help="Your own files (a folder, a file or a pattern), which are looked into, or a dataset of the hub.",
+    help="Your own files (a folder, a file or a pattern), or a dataset of the hub (owner/name); they are looked into.",
 )
+@click.option("--subset", help="Of the hub's dataset, if it has several.")
+@click.option("--split", help="Of the hub's dataset; default: train, or the only one.")
 @click.option("--folder", help="For data and checkpoints; relative to the folder of the file.")
 def init(
     experiment: Path,
@@ -59,6 +63,8 @@ def init(
     samples: int | None,
     start_from: str | None,
     data: str | None,
+    subset: str | None,
+    split: str | None,
     folder: str | None,
 ) -> None:
     """Write a new, commented experiment file.
@@ -68,31 +74,38 @@ def init(
     from gpt_pipeline.experiment.new import write_new_experiment
 
     written = write_new_experiment(
-        experiment, recipe=recipe, num_samples=samples, base_folder=folder, start_from=start_from, data=data
+        experiment,
+        recipe=recipe,
+        num_samples=samples,
+        base_folder=folder,
+        start_from=start_from,
+        data=data,
+        subset=subset,
+        split=split,
+        say=say,
     )
     tell(written.file)
     name = as_typed(experiment, Path.cwd())
     look = f"gpt-pipeline show {name}, then: " if data else ""
     say(f"Next: {look}gpt-pipeline plan {name}, then: gpt-pipeline run {name}")
     _say_what_suits_a_cpu(written)
-    if written.data.local is not None:
+    if data:
         _tell_first_document(written)
 
 
 def _tell_first_document(experiment: Experiment) -> None:
-    """Print how much one's own files hold, and the first document as the model will see it."""
+    """Print how much the files hold, and the first document as the model will see it."""
     from gpt_pipeline.cli.preview import tell_previews
     from gpt_pipeline.data.preview import previews
     from gpt_pipeline.data.tokens.tokenizer import gpt2
     from gpt_pipeline.planning.survey import survey
 
     data = experiment.data
-    held = survey(data)
+    held = survey(data, experiment.data_folder)
     about = "" if held.is_exact else "about "
-    tell(
-        f"{data.local}: {about}{held.rows:,} rows, about {held.documents:,} documents, {held.text_bytes / 1e6:,.1f} MB"
-    )
-    rows = previews(data, experiment.data_folder, gpt2(), start=0, count=_LOOKED_AT, say=say)
+    holds = f"{about}{held.rows:,} rows, about {held.documents:,} documents, {held.text_bytes / 1e6:,.1f} MB"
+    tell(f"{data.local or data.origin}: {holds}")
+    rows = previews(data, experiment.data_folder, gpt2(), start=0, count=_LOOKED_AT, say=_logger.info)
     tell_previews([each for each in rows if each.dropped is None][:1], gpt2())
 
 
@@ -143,7 +156,7 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
     """Show documents as the model sees them.
 
     From the raw row to the tokens: what is read, why a row is dropped, the text, the side of the split, and where
-    reasoning and answer begin. Nothing is downloaded or trained on.
+    reasoning and answer begin. Nothing is kept or trained on: of files on the hub, only what is shown is transferred.
     """
     from gpt_pipeline.cli.preview import tell_previews
     from gpt_pipeline.data.preview import previews

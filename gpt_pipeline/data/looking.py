@@ -1,4 +1,4 @@
-"""What files of one's own seem to be: the columns that their first rows have, and the format that fits them.
+"""What files seem to be: the columns that their first rows have, and the format that fits them.
 
 A guess for the one who writes an experiment file. Nothing that runs depends on it.
 """
@@ -6,16 +6,22 @@ A guess for the one who writes an experiment file. Nothing that runs depends on 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.data.file_kinds import TEXT, kind_of
 from gpt_pipeline.data.formats.synth_text import SYNTH_COLUMNS
 from gpt_pipeline.data.readers.rows import first_records
 from gpt_pipeline.data.sources.folder import local_files
+from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from gpt_pipeline.data.stage import Say
+
+_logger = logging.getLogger(__name__)
 
 _ROWS = 200  # looked at
 _MOST_KINDS = 40  # different values that a column of kinds may have among them
@@ -55,16 +61,26 @@ def look_at(source: str) -> Look:
         ConfigError: there are no files that can be read.
         DataError: the first file cannot be read, or holds no text.
     """
-    folder = local_files(source, key="--data").opened()
-    first = folder.names[0]
+    return look_into(local_files(source, key="--data").opened(), say=_logger.info)
+
+
+def look_into(source: Source, *, say: Say) -> Look:
+    """Return what the files of a source seem to be; of one that is not here, its beginning alone is transferred.
+
+    Raises:
+        UserError: the first file cannot be read, or holds no text.
+    """
+    first = source.names[0]
     if kind_of(first) == TEXT:
-        return Look(files=len(folder.names), columns={"text": "text"}, format="text", chosen={}, kinds=())
-    records = list(itertools.islice(first_records(folder.path(first)), _ROWS))
+        return Look(files=len(source.names), columns={"text": "text"}, format="text", chosen={}, kinds=())
+    where = str(source.find(first) or first)
+    with source.open(first, say=say) as file:
+        records = list(itertools.islice(first_records(file, where), _ROWS))
     columns = dict(_columns_of(records))
-    format, chosen = _format_of(columns, records, folder.path(first))
+    format, chosen = _format_of(columns, records, where)
     taken = set(chosen.values())
     kinds = [name for name in columns if name not in taken and _is_kind(records, name)] if format != "synth" else []
-    return Look(files=len(folder.names), columns=columns, format=format, chosen=chosen, kinds=kinds)
+    return Look(files=len(source.names), columns=columns, format=format, chosen=chosen, kinds=kinds)
 
 
 def _columns_of(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -91,7 +107,7 @@ def _kind(value: object) -> str:
 
 
 def _format_of(
-    columns: Mapping[str, str], records: Sequence[Mapping[str, Any]], path: Path
+    columns: Mapping[str, str], records: Sequence[Mapping[str, Any]], name: str
 ) -> tuple[str, dict[str, str]]:
     if set(SYNTH_COLUMNS) <= columns.keys():
         return "synth", {}
@@ -109,7 +125,7 @@ def _format_of(
         return "question_answer", parts
     if not texts:
         found = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "no rows"
-        raise DataError(f"{path}: no column of text in the first {_ROWS} rows; found {found}")
+        raise DataError(f"{name}: no column of text in the first {_ROWS} rows; found {found}")
     longest = max(texts, key=lambda name: sum(_length(record.get(name)) for record in records))
     return "text", {"text": named.get("text", longest)}
 

@@ -16,10 +16,12 @@ from gpt_pipeline.data.documents.raw import RawStage
 from gpt_pipeline.data.documents.split import hold_out
 from gpt_pipeline.data.formats import format_of
 from gpt_pipeline.data.formats.protocol import Format
-from gpt_pipeline.data.readers.rows import read_rows
+from gpt_pipeline.data.readers.rows import read_rows_of
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.token_bytes import TokenBytes
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
+
+_BATCH_ROWS = 100  # few, since a file may be read remotely
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +58,13 @@ def previews(
 
     Raises:
         ConfigError: there are no such files.
-        DataError: the file is not here yet, or cannot be read.
+        DataError: the file cannot be read, or the hub not be reached.
     """
-    name, path = RawStage(config=config, data_folder=data_folder).first_file(say=say)
+    name, file = RawStage(config=config, data_folder=data_folder).first_file(say=say)
     format = format_of(config)
     seen = 0
-    for batch in read_rows(path, format.columns):
+    where = str(file) if isinstance(file, Path) else name
+    for batch in read_rows_of(file, format.columns, name=where, batch_rows=_BATCH_ROWS):
         for row in range(max(0, start - seen), min(batch.num_rows, start + count - seen)):
             yield _preview((name, seen + row), batch.slice(row, 1), format, config, tokenizer)
         seen += batch.num_rows

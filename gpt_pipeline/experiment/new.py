@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.choose import BEST
 from gpt_pipeline.data.config import DataConfig, is_path
-from gpt_pipeline.data.looking import look_at
-from gpt_pipeline.errors import UserError
+from gpt_pipeline.data.looking import Look, look_at, look_into
+from gpt_pipeline.data.stage import Say
+from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment.document import SUFFIXES
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.recipes import RECIPES, Recipe, Value
@@ -20,6 +22,7 @@ from gpt_pipeline.experiment.template import render
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file
 from gpt_pipeline.storage.names import resolve_folder
 
+_logger = logging.getLogger(__name__)
 _NUM_SAMPLES = 100_000  # of SYNTH: one file, 470 MB; enough for a first look
 
 _FROM_DEFAULTS = Recipe(
@@ -46,14 +49,18 @@ def write_new_experiment(
     base_folder: str | None = None,
     start_from: str | None = None,
     data: str | None = None,
+    subset: str | None = None,
+    split: str | None = None,
+    say: Say = _logger.info,
 ) -> Experiment:
     """Write `file` with every key and its text, and the schema beside it; return what it describes.
 
-    `data` is a path as one types it here, or a dataset of the hub; the block `data:` is written for it.
+    `data` is a path as one types it here, or a dataset of the hub, of which `subset` and `split` may be chosen; the
+    block `data:` is written for it.
 
     Raises:
         UserError: there is such a file, its name does not end in .yaml, the folder is none of this machine, or `data`
-            names no files that can be read.
+            names no files that can be read, or the hub cannot be reached.
     """
     if file.is_dir() or not file.name:
         raise UserError(f"{file}: found a folder, need a file in it; use {file / 'my-idea.yaml'}")
@@ -70,7 +77,10 @@ def write_new_experiment(
     if start_from is not None:
         values |= _start_values(start_from, file.absolute())
     if data is not None:
-        values = {**_data_values(data, file.absolute(), num_samples), **_without_data(values)}
+        values = {
+            **_data_values(data, file.absolute(), num_samples, subset=subset, split=split, say=say),
+            **_without_data(values),
+        }
     about = _FROM_RECIPE.format(recipe=recipe) if recipe else start.about
     text = render(dataclasses.replace(start, title=_title(file), about=about, values=values), every_key=True)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -81,28 +91,56 @@ def write_new_experiment(
     return load_experiment(file)
 
 
-def _data_values(data: str, file: Path, num_samples: int | None) -> dict[str, tuple[Value, str]]:
-    """Return the `data:` block for files of one's own, guessed from their first rows, or for a dataset of the hub."""
-    amount: dict[str, tuple[Value, str]] = {"data.num_samples": (num_samples or "all", "or a number of documents")}
-    if not is_path(data) and not Path(data).exists() and not glob.has_magic(data):
-        DataConfig(num_samples=1, source=data)  # raises unless it is the name of a dataset
-        return {"data.source": (data, "of the hub; set data.format and data.columns to what its files hold"), **amount}
-    typed = Path(data).expanduser()
-    path = Path(os.path.abspath(typed))
-    seen = look_at(str(path))
-    named = data if typed.is_absolute() else Path(os.path.relpath(path, file.parent)).as_posix()
+def _data_values(
+    data: str, file: Path, num_samples: int | None, *, subset: str | None, split: str | None, say: Say
+) -> dict[str, tuple[Value, str]]:
+    """Return the `data:` block for files of one's own, or of a dataset of the hub, guessed from their first rows."""
+    asked = {key: value for key, value in (("subset", subset), ("split", split)) if value is not None}
+    if is_path(data) or Path(data).exists() or glob.has_magic(data):
+        if asked:
+            raise UserError(
+                f"--{next(iter(asked))} is for datasets of the hub; {data} is here: name files by a pattern"
+            )
+        source, seen = _own_files(data, file)
+    else:
+        source, seen = data, _hub_files(DataConfig(num_samples=1, source=data, subset=subset, split=split), say)
     count = f"{seen.files:,} files" if seen.files > 1 else "1 file"
     found = ", ".join(f"{name} ({kind})" for name, kind in seen.columns.items())
-    values = {
-        "data.source": (named if is_path(named) else f"./{named}", f"{count}; columns: {found}"),
+    values: dict[str, tuple[Value, str]] = {
+        "data.source": (source, f"{count}; columns: {found}"),
+        **{f"data.{key}": (value, "") for key, value in asked.items()},
         "data.format": (seen.format, "guessed; see `gpt-pipeline show` for the documents that this makes"),
-        **amount,
+        "data.num_samples": (num_samples or "all", "or a number of documents"),
     }
     if seen.chosen:
         values["data.columns"] = (dict(seen.chosen), "guessed by their names and lengths")
     if seen.kinds:
         values["data.kind"] = (None, f"for losses by kind; could be {', '.join(seen.kinds)}")
     return values
+
+
+def _own_files(data: str, file: Path) -> tuple[str, Look]:
+    """Return what a path, typed here, is called in the experiment file, and what its files seem to be."""
+    typed = Path(data).expanduser()
+    path = Path(os.path.abspath(typed))
+    named = data if typed.is_absolute() else Path(os.path.relpath(path, file.parent)).as_posix()
+    return (named if is_path(named) else f"./{named}"), look_at(str(path))
+
+
+def _hub_files(data: DataConfig, say: Say) -> Look:
+    """Return what the files of a dataset seem to be.
+
+    Raises:
+        ConfigError: a subset or split has to be chosen, or is not there; names the option.
+    """
+    from gpt_pipeline.data.sources.hub import Hub, asked_dataset
+
+    try:
+        dataset = asked_dataset(Hub(), data.source, None, subset=data.subset, split=data.split, say=say)
+    except ConfigError as error:
+        key = error.key.replace("data.", "--")
+        raise ConfigError(key, found=error.found, need=error.need, remedy=error.remedy) from None
+    return look_into(dataset, say=say)
 
 
 def _without_data(values: Mapping[str, tuple[Value, str]]) -> dict[str, tuple[Value, str]]:

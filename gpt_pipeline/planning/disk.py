@@ -13,8 +13,10 @@ from pathlib import Path
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.checkpoints.retention import kept_checkpoints
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import checkpoint_bytes
+from gpt_pipeline.planning.survey import is_surveyed, survey
 from gpt_pipeline.planning.tokens import TokenCount, count_tokens
 from gpt_pipeline.progress.stages import StageProgress, part_progress
 from gpt_pipeline.storage.room import existing_folder, free_bytes
@@ -132,13 +134,25 @@ def _raw_needs(experiment: Experiment, raw: StageProgress, tokens: TokenCount) -
         return [DiskNeed(what=f"{raw.name} (written)", folder=experiment.data_folder, size=size, present=present)]
     from gpt_pipeline.data.sources.hub import Hub
 
-    files = math.ceil(tokens.documents / SYNTH_DOCUMENTS_PER_FILE)
-    size, present = round(files * SYNTH_FILE_BYTES), round(raw.files_done * SYNTH_FILE_BYTES)
+    documents_per_file, file_bytes = _hub_files(experiment)
+    files = math.ceil(tokens.documents / documents_per_file)
+    size, present = round(files * file_bytes), round(raw.files_done * file_bytes)
     cache = Hub().cache
     return [
         DiskNeed(what=f"{raw.name} (download)", folder=cache, size=size, present=present),
         DiskNeed(what="left free by downloads", folder=cache, size=_HUB_SPARE, present=0, is_written=False),
     ]
+
+
+def _hub_files(experiment: Experiment) -> tuple[float, float]:
+    """Return the documents of one of the hub's files, and its bytes: those of SYNTH where nothing is known of them."""
+    try:
+        held = survey(experiment.data, experiment.data_folder) if is_surveyed(experiment.data) else None
+    except UserError:  # a finding says it
+        held = None
+    if held is None or not held.documents:
+        return SYNTH_DOCUMENTS_PER_FILE, SYNTH_FILE_BYTES
+    return held.documents / held.files, held.size / held.files
 
 
 def _stage_need(stage: StageProgress, folder: Path, estimate: int) -> DiskNeed:

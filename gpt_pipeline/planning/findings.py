@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gpt_pipeline.data.config import SYNTH, DataConfig
+from gpt_pipeline.data.config import SYNTH
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import TrainingSize
@@ -16,7 +16,7 @@ from gpt_pipeline.model.costs import MemoryNeed, memory_need
 from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import Disk
 from gpt_pipeline.planning.speed import Duration
-from gpt_pipeline.planning.survey import survey
+from gpt_pipeline.planning.survey import is_surveyed, survey
 from gpt_pipeline.planning.tokens import SYNTH_DOCUMENTS, TokenCount
 from gpt_pipeline.progress.stages import StageProgress, part_progress
 from gpt_pipeline.report import wording
@@ -64,20 +64,21 @@ def findings(known: Known) -> list[Finding]:
 
 def _source(known: Known) -> Iterator[Finding]:
     for part in known.experiment.parts.values():
-        yield from _part_source(part.data, part_progress(part)[0])
+        yield from _part_source(part, part_progress(part)[0])
 
 
-def _part_source(data: DataConfig, raw: StageProgress) -> Iterator[Finding]:
+def _part_source(part: Experiment, raw: StageProgress) -> Iterator[Finding]:
+    data = part.data
     if raw.state == "finished":
         return
-    if data.local is not None:
-        yield from _local_source(data)
+    if data.local is None and not data.is_sample and raw.state == "absent" and _hub_is_switched_off():
+        text = f"{data.source} is not downloaded yet, and HF_HUB_OFFLINE forbids downloads"
+        yield problem("data.source", text, "unset HF_HUB_OFFLINE, or name a folder with its files: local_dataset_path")
+    elif is_surveyed(data):
+        yield from _looked_into(part)
     elif data.source == SYNTH and (data.document_limit or 0) > SYNTH_DOCUMENTS:
         text = f"found {data.document_limit:,}, and {SYNTH} has some {SYNTH_DOCUMENTS:,} English documents"
         yield problem("data.num_samples", text, "set it to `all`, or lower it")
-    elif not data.is_sample and raw.state == "absent" and _hub_is_switched_off():
-        text = f"{data.source} is not downloaded yet, and HF_HUB_OFFLINE forbids downloads"
-        yield problem("data.source", text, "unset HF_HUB_OFFLINE, or name a folder with its files: local_dataset_path")
 
 
 def _repeats(known: Known) -> Iterator[Finding]:
@@ -87,10 +88,12 @@ def _repeats(known: Known) -> Iterator[Finding]:
             yield warning("data.mix", text, f"lower data.mix.{name}.share, or give it more documents")
 
 
-def _local_source(data: DataConfig) -> Iterator[Finding]:
+def _looked_into(part: Experiment) -> Iterator[Finding]:
     """Find what footers and first rows show: unreadable files, missing columns, too few rows."""
+    data = part.data
+    where = data.local or data.origin
     try:
-        held = survey(data)
+        held = survey(data, part.data_folder)
     except UserError as error:
         yield problem_of(error, f"data.{data.local_key}")
         return
@@ -100,10 +103,10 @@ def _local_source(data: DataConfig) -> Iterator[Finding]:
             f"data.{data.local_key}", f"none of the first {held.read:,} rows becomes a document ({why})", _LOOK
         )
     elif data.document_limit is not None and data.document_limit > held.rows and held.is_exact:
-        text = f"found {data.document_limit:,}, and the files in {data.local} have {held.rows:,} rows"
+        text = f"found {data.document_limit:,}, and the files in {where} have {held.rows:,} rows"
         yield problem("data.num_samples", text, "set it to `all`, lower it, or add files")
     elif data.document_limit is not None and data.document_limit > held.documents:
-        text = f"found {data.document_limit:,}, and {data.local} seems to hold about {held.documents:,} documents"
+        text = f"found {data.document_limit:,}, and {where} seems to hold about {held.documents:,} documents"
         yield warning("data.num_samples", text, "set it to `all`, or lower it")
 
 

@@ -13,7 +13,7 @@ from gpt_pipeline.data.tokens.mixed import epoch_of
 from gpt_pipeline.data.tokens.shards import known_shards
 from gpt_pipeline.errors import NewerFileError, UserError
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.planning.survey import Survey, survey
+from gpt_pipeline.planning.survey import Survey, is_surveyed, survey
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.manifest import Manifest, read_manifest
 
@@ -87,7 +87,7 @@ def _mixed(experiment: Experiment) -> TokenCount:
 
 def _estimated(experiment: Experiment) -> TokenCount:
     data = experiment.config.data
-    held = cache(partial(_surveyed, experiment.data))  # looked into once, if at all
+    held = cache(partial(_surveyed, experiment))  # looked into once, if at all
     each, source = _tokens_per_document(experiment, held)
     documents = _documents(experiment, held)
     tokens = round(documents * each)
@@ -108,18 +108,18 @@ def _documents(experiment: Experiment, surveyed: Callable[[], Survey | None]) ->
         return data.document_limit
     if (raw := known_raw(data, experiment.data_folder)) is not None:
         return int(raw.manifest.facts["documents"])
-    if data.local is None:
+    if not is_surveyed(data):
         return SYNTH_DOCUMENTS
     held = surveyed()
     return 1 if held is None else max(1, held.documents)
 
 
-def _surveyed(data: DataConfig) -> Survey | None:
-    """Return what files of one's own hold; None for other sources, and where a finding says what is wrong with them."""
-    if data.local is None:
+def _surveyed(experiment: Experiment) -> Survey | None:
+    """Return what files hold; None for sources that need no look, and where a finding says what is wrong with them."""
+    if not is_surveyed(experiment.data):
         return None
     try:
-        return survey(data)
+        return survey(experiment.data, experiment.data_folder)
     except UserError:
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,7 +35,10 @@ from gpt_pipeline.storage.manifest import Manifest, StageResult, if_whole, recor
 from gpt_pipeline.storage.names import slug
 
 if TYPE_CHECKING:
-    from gpt_pipeline.data.sources.hub import Hub  # imported where a hub is asked: it takes a third of a worker's start
+    from gpt_pipeline.data.sources.hub import (
+        Hub,
+        HubDataset,
+    )  # imported where a hub is asked: it takes a third of a worker's start
 
 _SOURCES = "sources"  # folder of the records, one folder a source
 _TEXT_LISTS = "texts"  # folder in a record
@@ -188,25 +192,34 @@ class RawStage:
         source = self._recorded_source(record)
         return [] if source is None else [name for name in source.names if self._check(source, record).is_ready(name)]
 
-    def first_file(self, *, say: Say) -> tuple[str, Path]:
-        """Return name and path of the source's first file; nothing is downloaded, only the sample or a list is written.
+    def first_file(self, *, say: Say) -> tuple[str, Path | io.IOBase]:
+        """Return name and path of the source's first file; one that is not here is opened on the hub instead.
+
+        Only the sample or a list is written.
 
         Raises:
-            ConfigError: there are no such files.
-            DataError: it was not downloaded yet.
+            UserError: there are no such files, or the hub cannot be reached.
         """
         record = read_record(self._record_folder)
         if self.config.is_sample or self._local_files is not None:
             source = self._open_source(record, say)
             return source.names[0], source.fetch(source.names[0], say=say)
-        dataset = self._recorded_source(record)
-        name = dataset.names[0] if dataset is not None else ""
-        path = dataset.find(name) if dataset is not None else None
-        if path is None:
-            raise DataError(
-                f"no file of {self.config.origin} is here yet; materialize {self.name}, or run the experiment first"
-            )
-        return name, path
+        dataset = self.dataset(say=say)
+        name = dataset.names[0]
+        return name, dataset.find(name) or dataset.open(name, say=say)
+
+    def dataset(self, *, say: Say) -> HubDataset:
+        """Return the hub's dataset as it is recorded, or else as it is now; nothing is recorded.
+
+        Raises:
+            UserError: the hub cannot be reached, refuses, or has no such files.
+        """
+        from gpt_pipeline.data.sources.hub import Hub, asked_dataset
+
+        config = self.config
+        return self._recorded_dataset(read_record(self._record_folder)) or asked_dataset(
+            self.hub or Hub(), config.source, config.revision, subset=config.subset, split=config.split, say=say
+        )
 
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return the files that are not here or not looked at yet, in groups; see `PartedStage`."""
@@ -330,15 +343,16 @@ class RawStage:
         if self.config.is_sample:
             return self._sample
         if (files := self._local_files) is None:
-            from gpt_pipeline.data.sources.hub import Hub, recorded_dataset
-
-            config, hub = self.config, self.hub or Hub()
-            return recorded_dataset(
-                hub, config.source, config.revision, record, subset=config.subset, split=config.split
-            )
+            return self._recorded_dataset(record)
         # A folder that is away, such as on a disk not plugged in, cannot have changed: what was made of it stands.
         names = files.names
         return self._as_read(files, names) if names else self._last_source(record)
+
+    def _recorded_dataset(self, record: SourceRecord) -> HubDataset | None:
+        from gpt_pipeline.data.sources.hub import Hub, recorded_dataset
+
+        config, hub = self.config, self.hub or Hub()
+        return recorded_dataset(hub, config.source, config.revision, record, subset=config.subset, split=config.split)
 
     def _last_source(self, record: SourceRecord) -> Source | None:
         """Return the source with the files that it had when the stage was last made."""

@@ -51,9 +51,9 @@ def read_arrow(
                 yield pa.record_batch([column_of(some, column) for column in columns], names=columns)
 
 
-def whole_batches(path: Path) -> Iterator[pa.RecordBatch]:
+def whole_batches(file: Path | io.IOBase, name: str) -> Iterator[pa.RecordBatch]:
     """Yield the batches of a file with all their columns."""
-    with _batches(path, str(path), Wanted(texts=())) as batches:
+    with _batches(file, name, Wanted(texts=())) as batches:
         yield from batches
 
 

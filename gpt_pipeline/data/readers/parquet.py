@@ -19,27 +19,28 @@ from gpt_pipeline.errors import UnreadableFileError
 _TEXT_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
 _VALUE_KINDS = (*_TEXT_KINDS, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 _LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-_READ_BYTES = 1 << 20  # of each column at a time
+_READ_BYTES, _REMOTE_BYTES = 1 << 20, 1 << 16  # of each column at a time
 _BATCH_BYTES, _MAX_BATCH_ROWS = 32 << 20, 2_000  # decoded at a time
 
 
-def open_parquet(path: Path, wanted: Wanted) -> pq.ParquetFile:
-    """Return a raw file, ready to be read in bounded memory.
+def open_parquet(file: Path | io.IOBase, wanted: Wanted, *, name: str) -> pq.ParquetFile:
+    """Return a raw file, ready to be read in bounded memory; of an open one only what is read of its columns.
 
     Raises:
         DataError: the file is missing, is not parquet, is truncated, or lacks a column.
     """
+    size = _READ_BYTES if isinstance(file, Path) else _REMOTE_BYTES
     try:
         # Otherwise the whole row group would be held, or each column's whole chunk: and a file of SYNTH is one of them.
-        file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True, buffer_size=_READ_BYTES)
+        opened = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True, buffer_size=size)
     except (FileNotFoundError, PermissionError) as error:
-        raise UnreadableFileError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from None
+        raise UnreadableFileError(f"{name}: cannot be read ({error.strerror or 'no such file'})") from None
     except (pa.ArrowException, OSError) as error:
         raise UnreadableFileError(
-            f"{path}: not a readable parquet file ({first_line(error)}); {_beginning(path)}"
+            f"{name}: not a readable parquet file ({first_line(error)}); {_beginning(file)}"
         ) from error
-    require_columns(file.schema_arrow, wanted, name=str(path))
-    return file
+    require_columns(opened.schema_arrow, wanted, name=name)
+    return opened
 
 
 def require_columns(schema: pa.Schema, wanted: Wanted, *, name: str) -> None:
@@ -100,39 +101,46 @@ def _is_one_of(kind: pa.DataType, kinds: Sequence[object]) -> bool:
     return any(is_kind(kind) for is_kind in kinds)  # type: ignore[operator]
 
 
-def _beginning(path: Path) -> str:
-    with path.open("rb") as file:
-        beginning = file.read(40)
-    return f"it begins with {beginning!r} and has {path.stat().st_size} bytes; download it again"
+def _beginning(file: Path | io.IOBase) -> str:
+    if not isinstance(file, Path):
+        return "look at it where it comes from"
+    with file.open("rb") as opened:
+        beginning = opened.read(40)
+    return f"it begins with {beginning!r} and has {file.stat().st_size} bytes; download it again"
 
 
-def read_parquet(path: Path, wanted: Wanted, *, batch_rows: int | None = None) -> Iterator[pa.RecordBatch]:
+def read_parquet(
+    file: Path | io.IOBase, wanted: Wanted, *, name: str, batch_rows: int | None = None
+) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a file in order, only the wanted columns, at most `batch_rows` at a time.
 
     Raises:
         DataError: the file cannot be read to its end.
     """
     columns = list(wanted.all)
-    with open_parquet(path, wanted) as file:
-        size = batch_rows or wanted.batch_rows or _rows_at_a_time(file.metadata, columns)
-        try:
-            for batch in file.iter_batches(batch_size=size, columns=columns, use_threads=False):
-                yield pa.record_batch([column_of(batch, column) for column in columns], names=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise UnreadableFileError(f"{path}: damaged ({first_line(error)}); {_beginning(path)}") from error
+    with open_parquet(file, wanted, name=name) as opened:
+        size = batch_rows or wanted.batch_rows or _rows_at_a_time(opened.metadata, columns)
+        for batch in _batches(opened, file, name, size, columns):
+            yield pa.record_batch([column_of(batch, column) for column in columns], names=columns)
 
 
-def whole_row_groups(path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
+def whole_row_groups(file: Path | io.IOBase, batch_rows: int, *, name: str) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a file with all their columns, `batch_rows` at a time.
 
     Raises:
         DataError: the file cannot be read.
     """
-    with open_parquet(path, Wanted(texts=())) as file:
-        try:
-            yield from file.iter_batches(batch_size=batch_rows, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise UnreadableFileError(f"{path}: damaged ({first_line(error)}); {_beginning(path)}") from error
+    with open_parquet(file, Wanted(texts=()), name=name) as opened:
+        yield from _batches(opened, file, name, batch_rows, None)
+
+
+def _batches(
+    opened: pq.ParquetFile, file: Path | io.IOBase, name: str, size: int, columns: list[str] | None
+) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from opened.iter_batches(batch_size=size, columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableFileError(f"{name}: damaged ({first_line(error)}); {_beginning(file)}") from error
 
 
 def _rows_at_a_time(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:

@@ -64,10 +64,9 @@ def read_records(
         yield rows.taken()
 
 
-def whole_records(path: Path) -> Iterator[Record]:
+def whole_records(file: Path | io.IOBase, name: str) -> Iterator[Record]:
     """Yield the records of a file with all their columns; those too long to be read are left out."""
-    name = str(path)
-    with opened(path, name) as stream:
+    with opened(file, name) as stream:
         for _, record in _reader_of(name)(stream, name, Wanted(texts=())):
             if not isinstance(record, _TooLong):
                 yield record

@@ -29,24 +29,18 @@ def read_rows(path: Path, wanted: Wanted, *, batch_rows: int | None = None) -> I
     Raises:
         DataError: the file is missing, lacks a column, or cannot be read to its end.
     """
-    if is_parquet(path.name):
-        return read_parquet(path, wanted, batch_rows=batch_rows)
-    if kind_of(path.name) == ARROW:
-        return read_arrow(path, wanted, name=str(path), batch_rows=batch_rows)
-    return read_records(path, wanted, name=str(path), batch_rows=batch_rows)
+    return read_rows_of(path, wanted, name=str(path), batch_rows=batch_rows)
 
 
-def read_rows_of(file: io.IOBase, path: Path, wanted: Wanted) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of an open file, whose position tells how much of it was read, except for one of parquet.
+def read_rows_of(
+    file: Path | io.IOBase, wanted: Wanted, *, name: str, batch_rows: int | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file called `name` as `read_rows` does; of an open one, no more is read than is yielded.
 
-    Raises:
-        DataError: the file lacks a column, or cannot be read.
+    The position of an open file tells how much of it was read, except for one of parquet.
     """
-    if is_parquet(path.name):
-        return read_parquet(path, wanted)
-    if kind_of(path.name) == ARROW:
-        return read_arrow(file, wanted, name=str(path))
-    return read_records(file, wanted, name=str(path))
+    read = read_parquet if is_parquet(name) else read_arrow if kind_of(name) == ARROW else read_records
+    return read(file, wanted, name=name, batch_rows=batch_rows)
 
 
 def count_rows(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:
@@ -62,20 +56,20 @@ def count_rows(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:
     return count_records(file, name, wanted)
 
 
-def first_records(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a raw file with all their columns, for one who looks at the first few.
+def first_records(file: Path | io.IOBase, name: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of the file called `name` with all their columns, for one who looks at the first few.
 
     Raises:
         DataError: the file cannot be read.
     """
-    if is_parquet(path.name):
-        for batch in whole_row_groups(path, _LOOKED_AT):
+    if is_parquet(name):
+        for batch in whole_row_groups(file, _LOOKED_AT, name=name):
             yield from _as_records(batch)
-    elif kind_of(path.name) == ARROW:
-        for batch in whole_batches(path):
+    elif kind_of(name) == ARROW:
+        for batch in whole_batches(file, name):
             yield from _as_records(batch.slice(0, _LOOKED_AT))
     else:
-        yield from whole_records(path)
+        yield from whole_records(file, name)
 
 
 def _as_records(batch: pa.RecordBatch) -> Iterator[Mapping[str, Any]]:

@@ -35,6 +35,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _READ_THREADS = 8
 _LISTING_ATTEMPTS = 3
 _LISTING_SECONDS = 60.0  # for the list of all files, which takes the hub longer than the first byte of one
+_PIECE_BYTES = 1 << 18
 _SPARE = 10**9  # bytes to leave free on the disk of the cache
 _GB = 10**9
 _logger = logging.getLogger(__name__)
@@ -189,7 +190,9 @@ class HubDataset:
     def _open(self, name: str, say: Say, still_wanted: Callable[[], None]) -> io.IOBase:
         if (path := self.find(name)) is not None:
             return path.open("rb")
-        return RangeReader(self._remote(name), question=self._question(name), say=say, still_wanted=still_wanted)
+        reader = RangeReader(self._remote(name), question=self._question(name), say=say, still_wanted=still_wanted)
+        # Parquet says which ranges it needs; what is read from the beginning on is read by small pieces.
+        return reader if kind_of(name) == PARQUET else io.BufferedReader(reader, _PIECE_BYTES)
 
     def _download(self, name: str, again: bool, say: Say, observer: Observer) -> Path:
         file, sha256 = self._remote(name), self.sha256(name)
