@@ -246,7 +246,7 @@ def test_mix_in_a_file_gives_its_parts_what_the_block_says(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_mix_trains_resumes_and_is_evaluated_by_part(tmp_path: Path, folder: Path) -> None:
+def test_mix_trains_and_is_evaluated_by_part(tmp_path: Path, folder: Path) -> None:
     project = TinyProject(root=tmp_path)
     path = project.write_experiment("mixed", max_steps=8)
     data = "data: {source: sample, num_samples: 300, max_length: 32, validation_fraction: 0.1}"

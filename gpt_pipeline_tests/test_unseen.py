@@ -18,7 +18,7 @@ from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation import unseen
 from gpt_pipeline.evaluation.questions import Question, held_out_questions
-from gpt_pipeline.evaluation.unseen import cached_proof, prove_unseen
+from gpt_pipeline.evaluation.unseen import TrainedOn, cached_proof, prove_unseen
 from gpt_pipeline.storage.manifest import StageResult
 
 DATA = DataConfig(num_samples=400, max_length=48, source="sample", validation_fraction=0.2)
@@ -37,6 +37,10 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     english = prepare_documents(DATA, prepare_raw(DATA, folder), folder)
     questions = held_out_questions(english, DATA, count=12, seed=0)
     return Stages(english=english, shards=prepare_shards(DATA, english, folder), questions=questions)
+
+
+def on(documents: StageResult, *shards: StageResult) -> list[TrainedOn]:
+    return [TrainedOn(documents=documents, shards=each) for each in shards]
 
 
 def leaking(stages: Stages, folder: Path, number: int) -> StageResult:
@@ -64,7 +68,7 @@ def number_of(stages: Stages, text: str) -> int:
 
 
 def test_prove_unseen_of_an_honest_split_is_green(stages: Stages) -> None:
-    finding = prove_unseen(stages.questions, stages.english, stages.shards)
+    finding = prove_unseen(stages.questions, on(stages.english, stages.shards))
     assert finding.passed, finding.text
     assert finding.facts["questions"] == 12
     assert finding.facts["training_documents"] == len(open_shards(stages.shards.folder).train.document_starts)
@@ -72,15 +76,15 @@ def test_prove_unseen_of_an_honest_split_is_green(stages: Stages) -> None:
 
 
 def test_prove_unseen_does_not_depend_on_the_batch_size(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = prove_unseen(stages.questions, stages.english, stages.shards)
+    whole = prove_unseen(stages.questions, on(stages.english, stages.shards))
     monkeypatch.setattr(unseen, "_BATCH_ROWS", 3)  # most batches then hold nothing of a question's article
-    assert prove_unseen(stages.questions, stages.english, stages.shards) == whole
+    assert prove_unseen(stages.questions, on(stages.english, stages.shards)) == whole
 
 
 def test_prove_unseen_finds_a_questions_text_in_the_training_shards(stages: Stages, tmp_path: Path) -> None:
     asked = stages.questions[0]
     number = number_of(stages, f"{asked.answer_prompt} {asked.answer}")
-    finding = prove_unseen(stages.questions, stages.english, leaking(stages, tmp_path / "s", number))
+    finding = prove_unseen(stages.questions, on(stages.english, leaking(stages, tmp_path / "s", number)))
     assert not finding.passed
     assert finding.facts["same_text"] == 1
     assert "materialize token_shards with force" in finding.text
@@ -93,7 +97,7 @@ def test_prove_unseen_finds_another_document_of_a_questions_article(stages: Stag
     texts = [f"{each.answer_prompt} {each.answer}" for each in others if each.article in articles]
     sibling = next(text for text in texts if text not in own)
     finding = prove_unseen(
-        stages.questions, stages.english, leaking(stages, tmp_path / "s", number_of(stages, sibling))
+        stages.questions, on(stages.english, leaking(stages, tmp_path / "s", number_of(stages, sibling)))
     )
     assert not finding.passed
     assert (finding.facts["same_article"], finding.facts["same_text"]) == (1, 0)
@@ -104,14 +108,14 @@ def test_prove_unseen_finds_a_query_that_a_training_document_asks_too(stages: St
     first = gpt2().decode(stream.read(1, int(stream.document_starts[1]) - 1).tolist())
     query = first.removeprefix("Q: ").split("\n\n")[0]
     asked = dataclasses.replace(stages.questions[0], query=query)
-    finding = prove_unseen([asked], stages.english, stages.shards)
+    finding = prove_unseen([asked], on(stages.english, stages.shards))
     assert not finding.passed
     assert finding.facts["same_query"] >= 1
 
 
 def test_prove_unseen_of_questions_that_are_in_no_split_is_red_since_nothing_was_proved(stages: Stages) -> None:
     asked = dataclasses.replace(stages.questions[0], answer="Something else.")
-    finding = prove_unseen([asked], stages.english, stages.shards)
+    finding = prove_unseen([asked], on(stages.english, stages.shards))
     assert not finding.passed
     assert finding.facts["not_in_validation"] == 1
 
@@ -122,10 +126,19 @@ def test_prove_unseen_on_document_starts_that_are_none_is_refused(stages: Stages
     name = next(path for path in folder.glob("train_*.starts.npy"))
     np.save(name, np.load(name)[1:] + 1)
     with pytest.raises(DamagedFileError, match="where a document begins"):
-        prove_unseen(stages.questions, stages.english, dataclasses.replace(stages.shards, folder=folder))
+        prove_unseen(stages.questions, on(stages.english, dataclasses.replace(stages.shards, folder=folder)))
+
+
+def test_prove_unseen_of_a_mix_finds_what_another_part_trains_on(stages: Stages, tmp_path: Path) -> None:
+    other = DataConfig(num_samples=400, max_length=48, source="sample", validation_fraction=0.2, seed=1)
+    shards = prepare_shards(other, stages.english, tmp_path)  # the same documents, split otherwise
+    finding = prove_unseen(stages.questions, on(stages.english, stages.shards, shards))
+    assert not finding.passed
+    assert finding.facts["same_text"] > 0
+    assert finding.facts["not_in_validation"] == 0
 
 
 def test_cached_proof_is_looked_for_once(stages: Stages, tmp_path: Path) -> None:
-    first = cached_proof(tmp_path / "kept", stages.questions, stages.english, stages.shards)
+    first = cached_proof(tmp_path / "kept", stages.questions, on(stages.english, stages.shards))
     gone = dataclasses.replace(stages.shards, folder=tmp_path / "nowhere")
-    assert cached_proof(tmp_path / "kept", stages.questions, stages.english, gone) == first
+    assert cached_proof(tmp_path / "kept", stages.questions, on(stages.english, gone)) == first

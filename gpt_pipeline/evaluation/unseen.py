@@ -47,18 +47,26 @@ class _Kin:
     """With a question's very query, whatever their article."""
 
 
-def cached_proof(folder: Path, questions: Sequence[Question], documents: StageResult, shards: StageResult) -> Finding:
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """Finished stages of the data that a model was trained on, or of one part of a mix."""
+
+    documents: StageResult
+    shards: StageResult
+
+
+def cached_proof(folder: Path, questions: Sequence[Question], data: Sequence[TrainedOn]) -> Finding:
     """Return `prove_unseen`, kept in `folder`: for the same questions and data it is looked for once."""
     identity = fingerprint(
         "questions_unseen",
         config={"questions": [_identity(question) for question in questions]},
-        upstream=[documents.fingerprint, shards.fingerprint],
+        upstream=[stage.fingerprint for each in data for stage in (each.documents, each.shards)],
         code_version=PROOF_VERSION,
     )
     path = folder / f"{identity[:SHORT]}.unseen.json"
     if (found := _read_finding(path, identity)) is not None:
         return found
-    finding = prove_unseen(questions, documents, shards)
+    finding = prove_unseen(questions, data)
     kept = {"passed": finding.passed, "text": finding.text, "facts": dict(finding.facts)}
     write_json(path, {"fingerprint": identity, **kept})
     return finding
@@ -70,24 +78,24 @@ def _identity(question: Question) -> dict[str, Any]:
     return value if question.turns else {name: each for name, each in value.items() if name != "turns"}
 
 
-def prove_unseen(questions: Sequence[Question], documents: StageResult, shards: StageResult) -> Finding:
+def prove_unseen(questions: Sequence[Question], data: Sequence[TrainedOn]) -> Finding:
     """Find no training document of a question's article, text or query, comparing hashes.
 
     The files of documents say which share an article (by the hash of its name) or a query with a question; their
     texts are encoded as the shards' were. The hash of every training document's tokens, read from the shards, is then
     looked for among theirs. So it does not matter how the split was meant. That the questions' own texts are found in
-    the validation split shows that such hashes do meet.
+    the validation split shows that such hashes do meet. Of a mix, all that any part trains on is looked at.
     """
     if not questions:
         return verdict(passed=True, text="no questions are asked", facts={"questions": 0})
-    encoder = new_encoder(lambda _: None, tokenizer_of(shards))
+    encoder = new_encoder(lambda _: None, tokenizer_of(data[0].shards))
     texts = [f"{question.answer_prompt} {question.answer}" for question in questions]
     own = set(_encoded(encoder, texts))
-    kin = _kin(questions, documents, encoder)
-    streams = open_shards(shards.folder)
-    missing = own - set(_document_hashes(streams.validation))
+    kin = _kin(questions, [file for each in data for file in document_files(each.documents)], encoder)
+    splits = [open_shards(each.shards.folder) for each in data]
+    missing = own - set(itertools.chain.from_iterable(_document_hashes(split.validation) for split in splits))
     seen_article = seen_query = seen_text = trained_on = 0
-    for digest in _document_hashes(streams.train):
+    for digest in itertools.chain.from_iterable(_document_hashes(split.train) for split in splits):
         trained_on += 1
         seen_article += digest in kin.of_article
         seen_query += digest in kin.of_query
@@ -109,12 +117,12 @@ def prove_unseen(questions: Sequence[Question], documents: StageResult, shards: 
     return verdict(passed=passed, text=text if passed else f"{text}: {_REMEDY}", facts=facts)
 
 
-def _kin(questions: Sequence[Question], documents: StageResult, encoder: Encoder) -> _Kin:
+def _kin(questions: Sequence[Question], files: Sequence[Path], encoder: Encoder) -> _Kin:
     articles = {_hash(question.article.encode("utf-8", "surrogatepass")) for question in questions}
     queries = {question.query for question in questions}
     of_article: set[bytes] = set()
     of_query: set[bytes] = set()
-    for batch in read_documents(document_files(documents), _COLUMNS, batch_rows=_BATCH_ROWS):
+    for batch in read_documents(files, _COLUMNS, batch_rows=_BATCH_ROWS):
         names = batch.column("group").dictionary_encode()
         ours = [
             _hash((name or "").encode("utf-8", "surrogatepass")) in articles for name in names.dictionary.to_pylist()

@@ -1,7 +1,7 @@
 """Asset checks: what must be true of a stage's output, and what to do otherwise."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -180,25 +180,15 @@ def _evaluation_of_run(context: dg.AssetCheckExecutionContext, experiment: Exper
 def _judge_questions(experiment: Experiment, result: EvaluationResult) -> "Finding":
     from gpt_pipeline.evaluation.evaluate import even_counts
     from gpt_pipeline.evaluation.questions import cached_questions
-    from gpt_pipeline.evaluation.unseen import cached_proof
+    from gpt_pipeline.evaluation.unseen import TrainedOn, cached_proof
     from gpt_pipeline.orchestration.evaluation_step import evaluated_parts
 
     folder, seed = experiment.folder.evaluations / "questions", int(result.config["seed"])
     parts = evaluated_parts(experiment)
-    proofs = {}
-    for part, count in zip(parts, even_counts(int(result.config["num_questions"]), len(parts)), strict=True):
-        if has_questions(part.data):
-            questions = cached_questions(folder, part.documents, part.data, count=count, seed=seed)
-            proofs[part.name] = cached_proof(folder, questions, part.documents, part.shards)
-    return proofs[""] if "" in proofs else _together(proofs)
-
-
-def _together(findings: Mapping[str, "Finding"]) -> "Finding":
-    """Return the findings on parts of a mix as one."""
-    from gpt_pipeline.findings import verdict
-
-    return verdict(
-        passed=all(each.passed for each in findings.values()),
-        text="; ".join(f"{name}: {each.text}" for name, each in findings.items()),
-        facts={f"{name}_{fact}": value for name, each in findings.items() for fact, value in each.facts.items()},
-    )
+    counts = even_counts(int(result.config["num_questions"]), len(parts))
+    questions = [
+        question
+        for part, count in zip(parts, counts, strict=True)
+        for question in cached_questions(folder, part.documents, part.data, count=count, seed=seed)
+    ]
+    return cached_proof(folder, questions, [TrainedOn(documents=each.documents, shards=each.shards) for each in parts])
