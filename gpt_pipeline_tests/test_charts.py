@@ -96,7 +96,7 @@ def test_points_of_leaves_out_what_is_no_number() -> None:
 
 @pytest.mark.parametrize("steps", [0, 2, 3, 50, 5000])
 def test_loss_curve_svg_is_a_small_picture_of_any_training(steps: int) -> None:
-    svg = loss_curve_svg(records(steps))
+    svg = loss_curve_svg(records(steps), vocab_size=50257)
     root = ElementTree.fromstring(svg)
     assert root.tag == f"{SVG}svg"
     assert len(svg) < 60_000
@@ -105,6 +105,12 @@ def test_loss_curve_svg_is_a_small_picture_of_any_training(steps: int) -> None:
             x, y = map(float, pair.split(","))
             assert 0 <= x <= 960
             assert 0 <= y <= 400
+
+
+def test_loss_curve_shows_the_uniform_guess_of_the_vocabulary_where_the_losses_are_near() -> None:
+    assert "uniform guess: ln 1,024" in loss_curve_svg(records(3), vocab_size=1024)
+    low = [{"kind": "train", "step": step, "train_loss": 1.0} for step in range(3)]
+    assert "uniform" not in loss_curve_svg(low, vocab_size=1024)
 
 
 def test_draw_escapes_names() -> None:
@@ -116,7 +122,7 @@ def test_draw_escapes_names() -> None:
 
 
 def test_draw_of_no_points_is_empty() -> None:
-    assert draw(loss_chart([], x_key="step", x_label="step")) == ""
+    assert draw(loss_chart([], x_key="step", x_label="step", vocab_size=50257)) == ""
 
 
 def test_settled_gives_the_height_to_what_comes_after_the_steep_beginning() -> None:
@@ -131,5 +137,5 @@ def test_settled_gives_the_height_to_what_comes_after_the_steep_beginning() -> N
 def test_settled_keeps_a_chart_whose_beginning_is_not_above_the_rest() -> None:
     chart = Chart(title="t", x_label="x", y_label="y", series=(Series(name="a", points=((0, 1), (9, 2)), colour=1),))
     assert settled(chart) == chart
-    empty = loss_chart([], x_key="step", x_label="step")
+    empty = loss_chart([], x_key="step", x_label="step", vocab_size=50257)
     assert settled(empty) == empty

@@ -1,12 +1,14 @@
 """The figures of several experiments, in groups of those whose losses can be compared.
 
-`same_losses` is the rule: means over the same held-out tokens with the same context and tokenizer. Answers compare
-where they are to the same questions (`same_answers`). Whatever else differs is what the experiments are about.
+`same_losses` is the rule: means over the same held-out tokens with the same context and tokenizer. Where only the
+tokenizer differs, bits per byte of the same held-out text compare. Answers compare where they are to the same questions
+(`same_answers`). Whatever else differs is what the experiments are about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,6 +88,9 @@ class Comparison:
     groups: tuple[Group, ...]
     """In the order asked for, by their first experiment."""
 
+    across: tuple[tuple[Standing, ...], ...]
+    """Experiments of several groups with the same held-out text but other tokenizers, each set by bits per byte."""
+
     waiting: tuple[Standing, ...]
     """Those without evaluations."""
 
@@ -124,6 +129,7 @@ def compare_experiments(experiments: Sequence[Experiment]) -> Comparison:
     ordered = [*(entry for part in parts for entry in part), *waiting]
     return Comparison(
         groups=tuple(_group(part, parts[0]) for part in parts),
+        across=tuple(_across_tokenizers(parts)),
         waiting=tuple(entry.standing for entry in waiting),
         differences=tuple(config_differences([entry.experiment.config for entry in ordered])),
     )
@@ -177,8 +183,12 @@ def _group(part: Sequence[_Entry], first: Sequence[_Entry]) -> Group:
 
 
 def _loss(entry: _Entry) -> float:
-    assert entry.standing.best is not None  # only entries with an evaluation come here
-    return entry.standing.best.metrics[_RANKED_BY]
+    return _metric(entry.standing, _RANKED_BY)
+
+
+def _metric(standing: Standing, key: str) -> float:
+    assert standing.best is not None  # only those with an evaluation come here
+    return standing.best.metrics[key]
 
 
 def _ranked(part: Sequence[_Entry]) -> list[_Entry]:
@@ -191,6 +201,36 @@ def _ranked(part: Sequence[_Entry]) -> list[_Entry]:
     return [
         replace(entry, standing=replace(entry.standing, rank=rank)) for entry, rank in zip(ordered, ranks, strict=True)
     ]
+
+
+def _across_tokenizers(parts: Sequence[Sequence[_Entry]]) -> Iterator[tuple[Standing, ...]]:
+    """Yield the experiments of several groups that bits per byte compare, those with the fewest first."""
+    sets: list[list[Sequence[_Entry]]] = []
+    for part in parts:
+        fitting = next((each for each in sets if _have_same_text(each[0][0], part[0])), None)
+        if fitting is None:
+            sets.append([part])
+        else:
+            fitting.append(part)
+    for each in sets:
+        if len(each) > 1:
+            standings = (entry.standing for part in each for entry in part)
+            yield tuple(sorted(standings, key=lambda standing: _metric(standing, "val_bpb")))
+
+
+def _have_same_text(one: _Entry, other: _Entry) -> bool:
+    """Whether the held-out text is the same and measured alike, in tokens of different tokenizers."""
+    assert one.evaluation is not None
+    assert other.evaluation is not None
+    settings = [_split_settings(entry) for entry in (one, other)]
+    rest = [{key: value for key, value in each.items() if key != "tokenizer"} for each in settings]
+    return (
+        all(settings)
+        and settings[0].get("tokenizer") != settings[1].get("tokenizer")
+        and rest[0] == rest[1]
+        and same_losses(one.evaluation, replace(other.evaluation, upstream=one.evaluation.upstream))
+        and one.evaluation.upstream.get("english") == other.evaluation.upstream.get("english")
+    )
 
 
 def _line(one: _Entry, other: _Entry, differences: Sequence[str]) -> str:
@@ -235,7 +275,7 @@ def _split_differences(one: _Entry, other: _Entry) -> list[str]:
         return []
     settings = [_split_settings(entry) for entry in (one, other)]
     found = [
-        f"another {_split_word(key)} ({settings[0][key]} and {settings[1][key]})"
+        f"another {_split_word(key)} ({_short(settings[0][key])} and {_short(settings[1][key])})"
         for key in _OF_SPLIT
         if all(key in values for values in settings) and settings[0][key] != settings[1][key]
     ]
@@ -254,6 +294,11 @@ def _split_settings(entry: _Entry) -> Mapping[str, Any]:
     stage = known_shards(entry.experiment.data, entry.experiment.data_folder)
     same = stage is not None and stage.fingerprint == entry.evaluation.upstream.get("shards")
     return stage.manifest.config if same and stage is not None else {}
+
+
+def _short(value: Any) -> str:
+    """Return a setting for a person: of a tokenizer, its kind and the first digits of its hash."""
+    return re.sub(r"(?<=-[0-9a-f]{12})[0-9a-f]{52}$", "", str(value))
 
 
 def _split_word(key: str) -> str:

@@ -32,6 +32,10 @@ _RANKED = (
     "loss is not recorded: close losses may be equally good."
 )
 
+_ACROSS = (
+    "Losses per token of different tokenizers do not compare; bits per byte of the same held-out text do, lower first."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -75,6 +79,7 @@ def tables_of(comparison: Comparison) -> list[Table]:
         notes = [note for group in comparison.groups for note in _notes(group, rows)]
         return [Table(title="", standings=everyone, rows=rows, notes=[*last, *notes])]
     tables = [_group_table(number, group) for number, group in enumerate(comparison.groups, start=1)]
+    tables += [_table_across(standings) for standings in comparison.across]
     return [*tables, Table(title="All experiments", standings=everyone, rows=_with_values(costs), notes=last)]
 
 
@@ -101,7 +106,9 @@ def ranking(comparison: Comparison) -> str:
     told = [", ".join(_ranked_text(standing) for standing in group.standings) for group in comparison.groups]
     if len(told) == 1:
         return told[0]
-    return "; ".join(f"group {number}: {text}" for number, text in enumerate(told, start=1))
+    groups = [f"group {number}: {text}" for number, text in enumerate(told, start=1)]
+    across = [f"in bits per byte: {', '.join(map(_bits_text, standings))}" for standings in comparison.across]
+    return "; ".join([*groups, *across])
 
 
 def losses_svg(experiments: Sequence[Experiment]) -> str:
@@ -142,6 +149,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             }
             for group in comparison.groups
         ],
+        "across_tokenizers": [[standing.name for standing in standings] for standings in comparison.across],
         "experiments": [_standing_values(standing) for standing in comparison.standings],
         "differences": {each.key: list(each.values) for each in comparison.differences},
     }
@@ -180,11 +188,28 @@ def _ranked_text(standing: Standing) -> str:
     return loss if standing.rank is None else f"{standing.rank}. {loss}"
 
 
+def _bits_text(standing: Standing) -> str:
+    assert standing.best is not None
+    return f"{standing.name} {wording.decimal(standing.best.metrics['val_bpb'])}"
+
+
 def _group_table(number: int, group: Group) -> Table:
     rows = _with_values(_quality_rows(group.standings))
     return Table(
         title=_title(number, group), standings=group.standings, rows=rows, notes=_notes(group, rows), is_group=True
     )
+
+
+def _table_across(standings: Sequence[Standing]) -> Table:
+    reached = [standing.best for standing in standings]
+    results = [None if each is None else each.evaluation for each in reached]
+    [bits] = [metric for metric in METRICS if metric.key == "val_bpb"]
+    rows = [
+        Row(section="best", label="step", cells=tuple(wording.number(each.step if each else None) for each in reached)),
+        _metric_row("best", bits.label, bits, results),
+    ]
+    names = ", ".join(standing.name for standing in standings)
+    return Table(title=f"Across tokenizers: {names}", standings=standings, rows=rows, notes=[_ACROSS], is_group=True)
 
 
 def _notes(group: Group, rows: Sequence[Row]) -> list[str]:

@@ -56,7 +56,7 @@ def write_report(
         )
         note_report(folder.root, identity)
         _send(context, experiment, tracking_uri)
-    curve = loss_curve_svg(read_metrics(folder.metrics))
+    curve = loss_curve_svg(read_metrics(folder.metrics), vocab_size=experiment.config.model.vocab_size)
     return dg.MaterializeResult(
         metadata={
             "report": dg.MetadataValue.path(str(folder.report)),

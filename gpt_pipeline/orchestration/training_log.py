@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -46,6 +47,7 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
     start = experiment.config.start_from
     tags = {"experiment_file": experiment.file.name, "project": experiment.file.parent.parent.name}
     tags |= {} if start is None else {"starts_from": start.text}
+    draw_losses = partial(_draw_losses, vocab_size=experiment.config.model.vocab_size)
     log_training(
         experiment.folder,
         fingerprint=fingerprint,
@@ -53,7 +55,7 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
         experiment_name=experiment.display_name,
         parameters=experiment.config.as_values(),
         tags={**tags, "shards_fingerprint": shards.fingerprint},
-        draw_losses=_draw_losses,
+        draw_losses=draw_losses,
         experiment_file=experiment.file,
     )
     log_earlier_trainings(
@@ -62,14 +64,14 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
         tracking_uri=tracking_uri,
         experiment_name=experiment.display_name,
         tags={"experiment_file": experiment.file.name},
-        draw_losses=_draw_losses,
+        draw_losses=draw_losses,
     )
 
 
-def _draw_losses(metrics: Path) -> str:
+def _draw_losses(metrics: Path, *, vocab_size: int) -> str:
     from gpt_pipeline.report.charts import loss_curve_svg
 
-    return loss_curve_svg(read_metrics(metrics))
+    return loss_curve_svg(read_metrics(metrics), vocab_size=vocab_size)
 
 
 def catch_up(experiment: Experiment, tracking_uri: str, *, say: Say) -> None:

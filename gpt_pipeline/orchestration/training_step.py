@@ -229,7 +229,7 @@ def _results(experiment: Experiment, finished: FinishedTraining) -> dict[str, An
     """Return what the training came to: the curve, then numbers, which the UI plots from training to training."""
     from gpt_pipeline.report.charts import loss_curve_svg
 
-    curve = loss_curve_svg(read_metrics(experiment.folder.metrics))
+    curve = loss_curve_svg(read_metrics(experiment.folder.metrics), vocab_size=experiment.config.model.vocab_size)
     return {
         "loss_curve": dg.MetadataValue.md(picture_markdown("loss against step", curve)),
         "step": finished.step,

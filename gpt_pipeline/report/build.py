@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +191,10 @@ def _loss_figures(contents: Contents) -> list[Figure]:
     at_steps = _losses_at(contents, lambda row: row.step)
     at_tokens = _losses_at(contents, lambda row: row.tokens_seen)
     at_times = _losses_at(contents, lambda row: seconds_at(records, row.step))
-    by_step = loss_chart(records, x_key="step", x_label="step", evaluations=at_steps)
-    by_tokens = loss_chart(records, x_key="tokens_seen", x_label="training tokens", evaluations=at_tokens)
-    by_time = loss_chart(records, x_key="seconds", x_label="training time", x_format=_clock, evaluations=at_times)
+    chart = partial(loss_chart, records, vocab_size=contents.vocab_size)
+    by_step = chart(x_key="step", x_label="step", evaluations=at_steps)
+    by_tokens = chart(x_key="tokens_seen", x_label="training tokens", evaluations=at_tokens)
+    by_time = chart(x_key="seconds", x_label="training time", x_format=_clock, evaluations=at_times)
     charts = [("by steps", settled(by_step)), ("by tokens", settled(by_tokens)), ("by time", settled(by_time))]
     if settled(by_step) != by_step:
         charts.append(("with the steep beginning", by_step))

@@ -23,7 +23,6 @@ _SMOOTH_POINTS = 360
 _SMOOTH_SHARE = 60  # the moving average covers this part of all points
 _STEEP_SHARE = 0.1  # of the x axis; the loss falls so far there that it would flatten the rest of the curve
 _FEW_POINTS = 8
-_UNIFORM_LOSS = math.log(50257)  # of a model that guesses uniformly
 
 # The colours of a picture that stands alone; the report's page defines the same classes from its own palette.
 _STANDALONE_STYLE = """
@@ -110,9 +109,9 @@ def draw_standalone(chart: Chart) -> str:
     return _svg(chart, size=size, style=f"<style>{_STANDALONE_STYLE}</style>")
 
 
-def loss_curve_svg(records: Sequence[Mapping[str, Any]]) -> str:
+def loss_curve_svg(records: Sequence[Mapping[str, Any]], *, vocab_size: int) -> str:
     """Return training and validation loss against the step as an SVG document; `records` as `read_metrics` gives."""
-    chart = settled(loss_chart(records, x_key="step", x_label="step"))
+    chart = settled(loss_chart(records, x_key="step", x_label="step", vocab_size=vocab_size))
     return draw_standalone(replace(chart, width=INSET_WIDTH, height=INSET_HEIGHT))
 
 
@@ -149,10 +148,14 @@ def loss_chart(
     *,
     x_key: str,
     x_label: str,
+    vocab_size: int,
     x_format: Callable[[float], str] | None = None,
     evaluations: Sequence[Point] = (),
 ) -> Chart:
-    """Return the chart of training loss (raw and smoothed), validation loss and the evaluations' loss against a key."""
+    """Return the chart of training loss (raw and smoothed), validation loss and the evaluations' loss against a key.
+
+    Where the losses come near that of a uniform guess among `vocab_size` tokens, it is shown too.
+    """
     train = points_of(records, "train", x_key, "train_loss")
     validation = points_of(records, "validation", x_key, "val_loss")
     series = [
@@ -162,9 +165,10 @@ def loss_chart(
         Series(name="validation, each checkpoint", points=tuple(evaluations), colour=3, look="dots"),
     ]
     every = [point for each in series for point in each.points]
-    if every and max(y for _, y in every) > _UNIFORM_LOSS - 2:
-        ends = (min(x for x, _ in every), _UNIFORM_LOSS), (max(x for x, _ in every), _UNIFORM_LOSS)
-        series.append(Series(name="uniform guess: ln 50,257", points=ends, colour=4, look="dashed"))
+    uniform = math.log(vocab_size)
+    if every and max(y for _, y in every) > uniform - 2:
+        ends = (min(x for x, _ in every), uniform), (max(x for x, _ in every), uniform)
+        series.append(Series(name=f"uniform guess: ln {vocab_size:,}", points=ends, colour=4, look="dashed"))
     return Chart(
         title=f"Loss in nats per token against {x_label}",
         x_label=x_label,

@@ -9,6 +9,7 @@ from typing import Any
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
 from gpt_pipeline.evaluation.result import EvaluationResult, question_id, read_evaluations, same_answers, same_losses
+from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.report.cost import Cost, Record, cost_of
 from gpt_pipeline.report.metrics import Metric
 from gpt_pipeline.storage.atomic import read_kept
@@ -87,6 +88,11 @@ class Contents:
     questions: tuple[QuestionRow, ...]
     num_questions: int
     """Asked in all; `questions` are the first of them."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model chooses among."""
+        return int(((self.job or {}).get("model") or {}).get("vocab_size", ModelConfig().vocab_size))
 
     def last(self, kind: str) -> Record | None:
         """Return the newest record of a kind."""
