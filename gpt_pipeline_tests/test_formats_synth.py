@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.stage import prepare_documents
+from gpt_pipeline.data.formats import format_of
 from gpt_pipeline.data.formats.synth import (
     COLUMNS,
     DOCUMENT_SCHEMA,
@@ -21,7 +26,7 @@ from gpt_pipeline.data.formats.synth import (
 from gpt_pipeline.data.formats.synth_text import article_key, document_text, is_blank
 from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES
-from gpt_pipeline.errors import DataError
+from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline_tests.synth_rows import SCHEMA, row, write_synth
 
 _TEXT = st.one_of(st.none(), st.sampled_from(["", " \n\u2003", "é\u0301", "Q: <|endoftext|>"]), st.text(max_size=12))
@@ -191,3 +196,61 @@ def test_read_rows_missing_and_wrong_columns_are_named(tmp_path: Path) -> None:
     pa.parquet.write_table(full.set_column(4, "query", pa.array([7])), wrong)
     with pytest.raises(DataError, match=r"wrong\.parquet: .*query is int64"):
         list(read_rows(wrong, SYNTH.columns))
+
+
+LANGUAGES = [row(n, language=("en", "de", "fr", "xx")[n % 4]) for n in range(40)]
+
+
+def synth_of(folder: Path, **changed: Any) -> DataConfig:
+    write_synth(folder / "synth_001.parquet", LANGUAGES)
+    return DataConfig(num_samples="all", source=str(folder), **changed)
+
+
+@pytest.mark.parametrize(
+    ("languages", "kept"),
+    [(("en",), 10), (("fr", "de"), 20), ("de", 10), ("all", 40), (("de", "none"), 10)],
+)
+def test_languages_decide_which_rows_become_documents_and_are_counted_beforehand(
+    tmp_path: Path, languages: Any, kept: int
+) -> None:
+    config = synth_of(tmp_path / "own", languages=languages)
+    path = tmp_path / "own" / "synth_001.parquet"
+    assert format_of(config).count_rows(path, path.name) == kept
+    told: list[str] = []
+    raw = prepare_raw(config, tmp_path / "data")
+    stage = prepare_documents(config, raw, tmp_path / "data", say=told.append)
+    assert stage.manifest.facts["documents"] == kept
+    assert stage.manifest.facts["languages"].keys() == {"en", "de", "fr", "xx"}  # up to the last document's row
+    assert any("no row is in none; found: en" in line for line in told) == ("none" in languages)
+    assert stage.manifest.stage == ("english_parquet" if languages == ("en",) else "documents")
+
+
+def test_languages_leave_english_experiments_as_they_were_and_tell_others_apart() -> None:
+    def identity(**changed: Any) -> Mapping[str, Any]:
+        return format_of(DataConfig(num_samples=1, **changed)).identity
+
+    assert identity() == identity(languages="en") == identity(languages=("en",)) == {}
+    assert identity(languages=("fr", "de", "fr")) == identity(languages=("de", "fr")) == {"languages": ["de", "fr"]}
+    assert identity(languages="all") == {"languages": None}
+
+
+def test_languages_that_no_row_is_in_are_refused_with_those_found(tmp_path: Path) -> None:
+    config = synth_of(tmp_path / "own", languages=("pl", "nl"))
+    said = r"no row in .* becomes one \(language en: 10, language de: 10, language fr: 10, language xx: 10\); look at"
+    with pytest.raises(ConfigError, match=said):
+        prepare_raw(config, tmp_path / "data")
+    path = tmp_path / "own" / "synth_001.parquet"
+    assert format_of(config).count_dropped(path, path.name)["language de"] == 10
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"format": "text", "languages": "de"}, r"languages: found 'de', need no such key with data.format=text"),
+        ({"languages": ("all", "de")}, r"languages: .* or `all` alone"),
+        ({"languages": " "}, r"languages: found ' ', need languages as SYNTH names them"),
+    ],
+)
+def test_languages_that_mean_nothing_are_refused(changed: Mapping[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        DataConfig(num_samples=1, source="./own", **changed)

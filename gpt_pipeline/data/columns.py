@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Flags = NDArray[np.bool_]
@@ -145,6 +146,14 @@ def bytes_of_first(column: pa.StringArray, characters: NDArray[np.int32]) -> Ind
 def _items(column: pa.Array, count: int) -> NDArray[np.int32]:
     items: NDArray[np.int32] = np.frombuffer(column.buffers()[1] or b"", np.int32)[column.offset :][:count]
     return items
+
+
+def counts_of(column: pa.Array) -> dict[str, int]:
+    """Return how often each text of a column occurs; none is `null`."""
+    # As bytes: a name that is not UTF-8 must not stop the count of the others.
+    counts = pc.value_counts(column.cast(pa.binary())).to_pylist()
+    names = ["null" if pair["values"] is None else pair["values"].decode(errors="replace") for pair in counts]
+    return {name: pair["counts"] for name, pair in zip(names, counts, strict=True)}
 
 
 def without_nulls(column: pa.StringArray) -> pa.StringArray:

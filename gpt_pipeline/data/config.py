@@ -14,6 +14,9 @@ from gpt_pipeline.storage.fingerprint import added_later
 
 SYNTH = "PleIAs/SYNTH"
 SAMPLE = "sample"
+ALL = "all"
+"""As `languages`: all of them."""
+
 COMPARED = re.compile(r"\s*(>=|<=|>|<)\s*(.*?)\s*")
 """A bound in `filter`: how it compares, and the number."""
 
@@ -97,8 +100,28 @@ class DocumentsConfig:
     kind: str | None = added_later(None)
     """The column by whose values losses and scores are broken down; null: none. SYNTH has its kinds of exercise."""
 
+    languages: tuple[str, ...] | str = added_later(("en",))
+    """The languages of SYNTH's rows to keep, such as `[de, fr]`, or `all` of them."""
+
     split_text_at: str | None = added_later(None)
     """Where documents end in plain text files: `line`, or a mark such as `<|endoftext|>`; null: with the file."""
+
+    @property
+    def wanted_languages(self) -> tuple[str, ...] | None:
+        """`languages` in order, each once; None for all."""
+        languages = (self.languages,) if isinstance(self.languages, str) else self.languages
+        return None if languages == (ALL,) else tuple(sorted(set(languages)))
+
+    @property
+    def is_english(self) -> bool:
+        """Whether the documents are SYNTH's in English, as they were in the first experiments."""
+        return self.format == "synth" and self.wanted_languages == ("en",)
+
+    @property
+    def in_languages(self) -> str:
+        """What is to be said of the languages behind `documents`; nothing for other formats, and for all of them."""
+        languages = self.wanted_languages
+        return f" in {', '.join(languages)}" if self.format == "synth" and languages is not None else ""
 
     @property
     def document_limit(self) -> int | None:
@@ -185,6 +208,19 @@ class DocumentsConfig:
             "split_text_at",
             found=self.split_text_at,
             need="`line` or a mark, and data.format=text",
+        )
+        require(
+            self.format == "synth" or self.wanted_languages == ("en",),
+            "languages",
+            found=self.languages,
+            need="no such key with data.format="
+            f"{self.format}; keep the rows of one language by data.filter, such as `filter: {{language: de}}`",
+        )
+        require(
+            ALL not in (self.wanted_languages or ()) and all(map(str.strip, self.wanted_languages or ())),
+            "languages",
+            found=self.languages,
+            need="languages as SYNTH names them, such as [en, fr], or `all` alone",
         )
         for column, text in (self.filter or {}).items():
             bound = COMPARED.fullmatch(text)

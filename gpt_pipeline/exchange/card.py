@@ -16,6 +16,7 @@ from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.template import written
 from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.shown import in_markdown
 
@@ -55,6 +56,7 @@ def model_card(experiment: Experiment, info: CheckpointInfo, tokenizer: Tokenize
         data=_data(experiment),
         source=_source(experiment),
         on_hub=_is_on_hub(experiment),
+        languages=_languages(experiment.config.data),
         settings=_settings(info),
         evaluation=evaluation,
         metrics=_metrics(evaluation),
@@ -105,16 +107,26 @@ def _source(experiment: Experiment) -> str:
 
 
 def _source_of(data: DataConfig) -> str:
+    documents = "English documents" if data.is_english else f"Documents{in_markdown(data.in_languages)}"
     if data.local is not None:
         if data.format == "synth":
-            return "English documents with the columns of PleIAs/SYNTH, from files of one's own"
+            return f"{documents} with the columns of PleIAs/SYNTH, from files of one's own"
         named = ", ".join(f"`{in_markdown(column)}`" for column in _columns(data))
         return f"{_CONTENTS[data.format]} from files of one's own ({named})"
     if data.is_sample:
-        return "English documents that gpt_pipeline generates itself, with the columns of PleIAs/SYNTH"
-    return f"English documents from [{data.source}](https://huggingface.co/datasets/{data.source})" + (
+        return f"{documents} that gpt_pipeline generates itself, with the columns of PleIAs/SYNTH"
+    return f"{documents} from [{data.source}](https://huggingface.co/datasets/{data.source})" + (
         f" at commit `{data.revision}`" if data.revision else ""
     )
+
+
+def _languages(data: DataConfig) -> str:
+    """Return the languages of the documents as YAML, for the card's head; nothing where they are not known."""
+    known = [part.wanted_languages or () for part in data.parts.values() if part.format == "synth"]
+    if len(known) < len(data.parts):
+        return ""
+    names = [written(each) for each in sorted({name for part in known for name in part})]
+    return names[0] if len(names) == 1 else f"[{', '.join(names)}]" if names else ""
 
 
 def _columns(data: DataConfig) -> list[str]:

@@ -83,7 +83,7 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
             finding = check_token_counts(open_shards(finished_shards(experiment).folder), documents=documents)
         return _result(finding, remedy=remake)
 
-    of_english = [english_share, language_purity] if experiment.data.format == "synth" else []
+    of_english = [english_share, language_purity] if experiment.data.is_english else []
     return [*of_english, articles_kept_apart, token_counts_add_up]
 
 

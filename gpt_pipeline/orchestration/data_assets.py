@@ -20,7 +20,7 @@ _HOW = (
     "*Materialize all* of an experiment's job `run_...` makes data and training; of its job `data_...`, the data alone."
 )
 _ABOUT_DOCUMENTS = {
-    "synth": "{amount} different English documents with a query and an answer, one text each.",
+    "synth": "{amount} different {english}documents{languages} with a query and an answer, one text each.",
     "text": "{amount} different documents, one text each.",
     "chat": "{amount} different conversations, one text each.",
     "question_answer": "{amount} different documents with a question and an answer, one text each.",
@@ -72,7 +72,7 @@ def data_assets(group: str, experiment: Experiment, *, shown: str) -> Sequence[d
             part="filter_file",
             kinds={"parquet"},
             metadata=code_references(stage_names(data).documents),
-            description=f"{_ABOUT_DOCUMENTS[data.format].format(amount=_amount(data).capitalize())} {_HOW}",
+            description=f"{_about_documents(data)} {_HOW}",
         ),
         parted_asset(
             shards,
@@ -120,6 +120,11 @@ def mixed_asset(group: str, experiment: Experiment, groups: Mapping[str, str], *
         )
 
     return mixed
+
+
+def _about_documents(data: DataConfig) -> str:
+    english, languages = ("English ", "") if data.is_english else ("", in_markdown(data.in_languages))
+    return _ABOUT_DOCUMENTS[data.format].format(amount=_amount(data).capitalize(), english=english, languages=languages)
 
 
 def _amount(data: DataConfig) -> str:

@@ -53,6 +53,7 @@ def data_group(data: DataConfig) -> str:
         "validation_fraction": data.validation_fraction,
         "seed": data.seed,
         **identity_of(data, "format", "columns", "filter", "group", "kind", "split_text_at", "subset", "split"),
+        **({} if data.is_english or data.format != "synth" else {"languages": data.wanted_languages}),
     }
     digest = fingerprint("data_group", config=identity, code_version="1")
     return f"data_{slug(name)}_{data.document_limit or 'all'}_{digest[:_DIGITS]}"

@@ -30,7 +30,9 @@ def stage_metadata(stage: StageResult) -> dict[str, Any]:
     facts = dict(stage.manifest.facts)
     if (read := facts.pop("exercises_read", None)) is not None:
         metadata["exercises"] = in_and_out(read, facts.pop("exercises"))
-        metadata["languages"] = in_and_out(facts.pop("languages"), {ENGLISH: facts["documents"]})
+        kept = stage.manifest.config.get("languages", [ENGLISH])
+        if kept is not None and len(kept) == 1:  # of several it is not known how many each gave
+            metadata["languages"] = in_and_out(facts.pop("languages"), {kept[0]: facts["documents"]})
     for name, value in facts.items():
         metadata[name] = _lengths(value) if name == "document_lengths" else fact(value)
     return metadata

@@ -151,7 +151,7 @@ def _hub_files(experiment: Experiment) -> tuple[float, float]:
     except UserError:  # a finding says it
         held = None
     if held is None or not held.documents:
-        return SYNTH_DOCUMENTS_PER_FILE, SYNTH_FILE_BYTES
+        return SYNTH_DOCUMENTS_PER_FILE * documents_per_english(experiment.data), SYNTH_FILE_BYTES
     return held.documents / held.files, held.size / held.files
 
 

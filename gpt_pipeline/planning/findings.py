@@ -76,7 +76,7 @@ def _part_source(part: Experiment, raw: StageProgress) -> Iterator[Finding]:
         yield problem("data.source", text, "unset HF_HUB_OFFLINE, or name a folder with its files: local_dataset_path")
     elif is_surveyed(data):
         yield from _looked_into(part)
-    elif data.source == SYNTH and (data.document_limit or 0) > SYNTH_DOCUMENTS:
+    elif data.source == SYNTH and data.is_english and (data.document_limit or 0) > SYNTH_DOCUMENTS:
         text = f"found {data.document_limit:,}, and {SYNTH} has some {SYNTH_DOCUMENTS:,} English documents"
         yield problem("data.num_samples", text, "set it to `all`, or lower it")
 

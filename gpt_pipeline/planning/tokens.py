@@ -23,6 +23,9 @@ SYNTH_TOKENS_PER_DOCUMENT = 1.6e9 / 2_000_000
 SYNTH_DOCUMENTS = 62_900_000
 """The English rows of PleIAs/SYNTH: 80.8 % of 77.9 million."""
 
+_SYNTH_SHARES = {"en": 0.808, "de": 0.032, "es": 0.032, "fr": 0.032, "pl": 0.032, "it": 0.032, "nl": 0.016, "la": 0.016}
+_SYNTH_SMALLEST_SHARE = 0.001  # of the other languages, about
+
 BYTES_PER_TOKEN = 4.5
 """UTF-8 bytes of English text in a GPT-2 token, about."""
 
@@ -109,9 +112,17 @@ def _documents(experiment: Experiment, surveyed: Callable[[], Survey | None]) ->
     if (raw := known_raw(data, experiment.data_folder)) is not None:
         return int(raw.manifest.facts["documents"])
     if not is_surveyed(data):
-        return SYNTH_DOCUMENTS
+        return round(SYNTH_DOCUMENTS * documents_per_english(data))
     held = surveyed()
     return 1 if held is None else max(1, held.documents)
+
+
+def documents_per_english(data: DataConfig) -> float:
+    """Return how many documents SYNTH's files have in the languages of `data` for each that is English."""
+    languages = data.wanted_languages
+    if languages is None:
+        return 1 / _SYNTH_SHARES["en"]
+    return sum(_SYNTH_SHARES.get(each, _SYNTH_SMALLEST_SHARE) for each in languages) / _SYNTH_SHARES["en"]
 
 
 def _surveyed(experiment: Experiment) -> Survey | None:

@@ -89,6 +89,10 @@ class FileChoice:
             if self._is_enough(total):
                 break
         self._record.save()
+        if names and not total and self._source.revision is not None:  # before all of it is downloaded for nothing
+            [(_, dropped)] = self._source.read_each(names[:1], self.check.format.count_dropped, say=say)
+            where = f"the {len(names)} files of {self._source.description}"
+            raise _too_few(self.limit, 0, where, dropped)
         return names
 
     def _counts(self, say: Say) -> Iterator[tuple[str, int]]:
@@ -170,7 +174,8 @@ def _too_few(limit: int | None, documents: int, where: str, dropped: Counter[str
     if not documents:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.most_common())
         need = f"documents, but no row in {where} becomes one" + (f" ({reasons})" if reasons else "")
-        remedy = "look at the files, at data.columns and at data.filter"
+        of_languages = any(reason.startswith("language ") for reason in dropped)
+        remedy = f"look at the files, at {'data.languages' if of_languages else 'data.columns'} and at data.filter"
     else:
         need = f"at most {documents}, the different documents in {where}"
         remedy = f"set it to {documents} or fewer, or add files"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -212,6 +212,7 @@ class DocumentsStage:
             listed.append(
                 {"name": each.raw.name, "file": each.file, "documents": each.take, "fingerprint": part.fingerprint}
             )
+        self._tell_missing_languages(tally.tables.get("languages", {}), say)
         if not linked:
             say(f"{folder}: this disk does not support hard links; the parts were copied, which takes twice the space")
         return Manifest(
@@ -222,6 +223,12 @@ class DocumentsStage:
             files=files,
             facts={**tally.facts(), "parts": listed},
         )
+
+    def _tell_missing_languages(self, rows: Mapping[str, int], say: Say) -> None:
+        missing = [each for each in self.config.wanted_languages or () if each not in rows]
+        if rows and missing:
+            found = ", ".join(f"{name} {count:,}" for name, count in rows.items())
+            say(f"data.languages: no row is in {', '.join(missing)}; found: {found}")
 
 
 def _file_name(config: DataConfig, number: int, count: int) -> str:

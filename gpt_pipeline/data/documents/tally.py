@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gpt_pipeline.data.columns import counts_of
 from gpt_pipeline.data.formats.protocol import Format
 
 _EXAMPLES = 3
@@ -72,14 +73,7 @@ class Tally:
 
     def _count(self, batch: pa.RecordBatch, tables: Mapping[str, str]) -> None:
         for name, column in tables.items():
-            self._table(name).update(_counts(batch[column]))
+            self._table(name).update(counts_of(batch[column]))
 
     def _table(self, name: str) -> Counter[str]:
         return self.tables.setdefault(name, Counter())
-
-
-def _counts(column: pa.Array) -> dict[str, int]:
-    # As bytes: a name that is not UTF-8 must not stop the count of the others.
-    counts = pc.value_counts(column.cast(pa.binary())).to_pylist()
-    names = ["null" if pair["values"] is None else pair["values"].decode(errors="replace") for pair in counts]
-    return {name: pair["counts"] for name, pair in zip(names, counts, strict=True)}

@@ -28,14 +28,15 @@ class StageNames:
         return self.raw, self.documents, "token_shards"
 
 
-_NAMES = {
-    "synth": StageNames(
-        raw="raw_synth",
-        documents="english_parquet",
-        documents_part="english_documents",
-        documents_file="synth_en_samples",
-    ),
-}
+_OF_ENGLISH = StageNames(
+    raw="raw_synth",
+    documents="english_parquet",
+    documents_part="english_documents",
+    documents_file="synth_en_samples",
+)
+_OF_LANGUAGES = StageNames(
+    raw="raw_synth", documents="documents", documents_part="documents", documents_file="documents"
+)
 MIXED_SHARDS = "mixed_shards"
 """The stage of the shards of a mix."""
 
@@ -44,7 +45,9 @@ _OF_OWN = StageNames(raw="raw_files", documents="documents", documents_part="doc
 
 def stage_names(config: DataConfig) -> StageNames:
     """Return what the data stages of `config` are called; imports no format, for it is asked at every start."""
-    return _NAMES.get(config.format, _OF_OWN)
+    if config.format != "synth":
+        return _OF_OWN
+    return _OF_ENGLISH if config.is_english else _OF_LANGUAGES
 
 
 def shards_name(config: DataConfig) -> str:
@@ -65,7 +68,7 @@ def format_of(config: DataConfig) -> Format:
     if config.format == "synth":
         from gpt_pipeline.data.formats.synth import Synth
 
-        return Synth(filter=conditions)
+        return Synth(filter=conditions, languages=config.wanted_languages)
     from gpt_pipeline.data.formats.keys import RowKeys
 
     keys, columns = RowKeys(filter=conditions, group=config.group, kind=config.kind), config.columns

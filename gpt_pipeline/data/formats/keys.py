@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,10 @@ class OwnFormat(ABC):
     def count_rows(self, file: Path | io.IOBase, name: str) -> int:
         """Return how many rows there are."""
         return count_rows(file, name, self.columns)
+
+    def count_dropped(self, file: Path | io.IOBase, name: str) -> Counter[str]:
+        """Return nothing: only whole rows tell."""
+        return Counter()
 
 
 def _named(column: pa.StringArray, kept: Indices, ids: pa.StringArray) -> pa.StringArray:

@@ -77,6 +77,10 @@ class Format(Protocol):
         """
         ...
 
+    def count_dropped(self, file: Path | io.IOBase, name: str) -> Counter[str]:
+        """Return why rows of the file become no documents, as far as it tells without being read whole."""
+        ...
+
     def select(self, batch: pa.RecordBatch) -> Selection:
         """Return the rows of `batch` that become documents."""
         ...

@@ -1,17 +1,29 @@
-"""Which rows of SYNTH become documents, decided column by column in Arrow; the rules of `documents` in bulk."""
+"""Which rows of SYNTH become documents, decided column by column in Arrow."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpt_pipeline.data.columns import Flags, flags, of_flags, of_indices, text_sizes, text_value
+from gpt_pipeline.data.columns import (
+    Flags,
+    counts_of,
+    flags,
+    of_flags,
+    of_indices,
+    of_texts,
+    text_sizes,
+    text_value,
+)
 from gpt_pipeline.data.formats.filter import Condition
 from gpt_pipeline.data.formats.protocol import Format, Selection
 from gpt_pipeline.data.formats.question_texts import MARK_BYTES, TEXT_FIELDS, question_texts
@@ -26,6 +38,11 @@ RULE_VERSION = "2"
 
 BATCH_ROWS = 2_000
 """Rows decoded at a time: some 15 MB of SYNTH."""
+
+Languages = tuple[str, ...] | None
+"""Those of the rows that are kept, ascending; None: all."""
+
+_ENGLISH_ALONE: Languages = (ENGLISH,)
 
 COLUMNS = (
     "synth_id",
@@ -48,20 +65,35 @@ def count_english_rows(file: Path | io.IOBase, name: str) -> int:
     Raises:
         DataError: it is not a readable parquet file, or lacks the column.
     """
+    return sum(int(_is_in(_ENGLISH_ALONE, batch).sum()) for batch in _languages(file, name))
+
+
+def _languages(file: Path | io.IOBase, name: str) -> Iterator[pa.RecordBatch]:
     with open_counted(file, name) as parquet:
         require_columns(parquet.schema_arrow, Wanted(texts=("language",)), name=name)
-        batches = parquet.iter_batches(columns=["language"], use_threads=False)
-        return sum(int(_is_english(batch).sum()) for batch in batches)
+        yield from parquet.iter_batches(columns=["language"], use_threads=False)
 
 
-def select(batch: pa.RecordBatch, filter: Sequence[Condition] = ()) -> Selection:
+def select(batch: pa.RecordBatch, filter: Sequence[Condition] = (), languages: Languages = _ENGLISH_ALONE) -> Selection:
     """Return the rows of `batch` that become documents."""
     kept = {condition.reason: condition.passes for condition in filter}
-    return selected(batch, {**kept, **_TEXT_RULES}, first={"language": _is_english})
+    return selected(batch, {**kept, **_TEXT_RULES}, first={"language": partial(_is_in, languages)})
 
 
-def _is_english(rows: pa.RecordBatch) -> Flags:
-    return flags(pc.equal(rows["language"].cast(pa.string()), text_value(ENGLISH)))
+def _is_in(languages: Languages, rows: pa.RecordBatch) -> Flags:
+    """Return which rows are in one of the languages."""
+    if languages is None:
+        return np.ones(rows.num_rows, np.bool_)
+    found = rows["language"].cast(pa.string())
+    if len(languages) == 1:
+        return flags(pc.equal(found, text_value(languages[0])))
+    return flags(pc.is_in(found, value_set=of_texts([language.encode() for language in languages])))
+
+
+def _others(rows: pa.RecordBatch, languages: Languages) -> Counter[str]:
+    """Count the rows in other languages, by language."""
+    found = counts_of(rows["language"])
+    return Counter({f"language {name}": count for name, count in found.items() if name not in (languages or found)})
 
 
 def _has_query(rows: pa.RecordBatch) -> Flags:
@@ -116,16 +148,22 @@ DOCUMENT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Synth:
-    """The format of PleIAs/SYNTH: questions with reasoning and answer, of which the English ones become documents."""
+    """The format of PleIAs/SYNTH: questions with reasoning and answer, of which those in some languages are kept."""
 
     filter: tuple[Condition, ...] = ()
+    languages: Languages = _ENGLISH_ALONE
     version = RULE_VERSION
     document_schema = DOCUMENT_SCHEMA
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The filter, if there is one; the first experiments had none."""
-        return {"filter": {each.column: each.text for each in self.filter}} if self.filter else {}
+        """The filter, if there is one, and languages other than English alone; the first experiments had neither."""
+        kept = {"filter": {each.column: each.text for each in self.filter}} if self.filter else {}
+        return kept if self._is_english else {**kept, "languages": self.languages and list(self.languages)}
+
+    @property
+    def _is_english(self) -> bool:
+        return self.languages == _ENGLISH_ALONE
 
     @property
     def columns(self) -> Wanted:
@@ -144,12 +182,25 @@ class Synth:
         return {"exercises": "exercise"}
 
     def count_rows(self, file: Path | io.IOBase, name: str) -> int:
-        """Return how many rows are in English; of files other than parquet, how many there are."""
-        return count_english_rows(file, name) if is_parquet(name) else count_rows(file, name, self.columns)
+        """Return how many rows are in the languages; of files other than parquet, how many there are."""
+        if self.languages is None or not is_parquet(name):
+            return count_rows(file, name, self.columns)
+        return sum(int(_is_in(self.languages, batch).sum()) for batch in _languages(file, name))
+
+    def count_dropped(self, file: Path | io.IOBase, name: str) -> Counter[str]:
+        """Return how many rows are in other languages, by language."""
+        if not is_parquet(name):
+            return Counter()
+        return sum((_others(batch, self.languages) for batch in _languages(file, name)), Counter[str]())
 
     def select(self, batch: pa.RecordBatch) -> Selection:
-        """Return the English rows with a query and an answer."""
-        return select(batch, self.filter)
+        """Return the rows in the languages with a query and an answer."""
+        selection = select(batch, self.filter, self.languages)
+        if self._is_english or "language" not in selection.dropped:
+            return selection
+        # Who names languages by hand is told which ones there are.
+        dropped = Counter({reason: count for reason, count in selection.dropped.items() if reason != "language"})
+        return replace(selection, dropped=_others(batch, self.languages) + dropped)
 
     def documents_of(self, selection: Selection) -> pa.RecordBatch:
         """Return the documents of the selected rows."""
