@@ -17,7 +17,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import checkpoint_bytes
 from gpt_pipeline.planning.survey import is_surveyed, survey
-from gpt_pipeline.planning.tokens import TokenCount, count_tokens
+from gpt_pipeline.planning.tokens import TokenCount, count_tokens, documents_per_english
 from gpt_pipeline.progress.stages import StageProgress, part_progress
 from gpt_pipeline.storage.room import existing_folder, free_bytes
 from gpt_pipeline.training.decision import StartDecision
