@@ -122,6 +122,18 @@ _ANSWERS = {
     "reference_answer": _TEXT,
     "reference_tokens": _WHOLE,
 }
+_CONTINUATIONS = {
+    **_EVALUATION,
+    "document": _WHOLE,
+    "kind": _TEXT,
+    "beginning": _TEXT,
+    "generated": _TEXT,
+    "original": _TEXT,
+    "ended": _FLAG,
+    "distinct_2": _REAL,
+    "new_tokens": _WHOLE,
+    "reference_tokens": _WHOLE,
+}
 _OWN_NAMES = {"synth_id": "document", "exercise": "kind"}  # of an answer's fields, where a general word serves better
 
 
@@ -189,6 +201,18 @@ def answers(*experiments: str | os.PathLike[str]) -> pd.DataFrame:
     """
     rows = ({**head, **_renamed(answer)} for head, result in _results(experiments) for answer in result.answers)
     return _frame(_ANSWERS, rows)
+
+
+def continuations(*experiments: str | os.PathLike[str]) -> pd.DataFrame:
+    """Return how the models go on with held-out documents that ask nothing: a row per experiment, step and document.
+
+    `document` (its place among the held-out ones, from 0) and `kind`, `beginning` (what the model was given),
+    `generated` (what it wrote) and `original` (how the document really goes on, as far as the model may write);
+    `ended` (it stopped by itself), `distinct_2` in [0, 1], `new_tokens`, `reference_tokens` (of the whole rest of the
+    document). `comparable` as in `evaluations`.
+    """
+    rows = ({**head, **each} for head, result in _results(experiments) for each in result.continuations)
+    return _frame(_CONTINUATIONS, rows)
 
 
 def _load(given: Iterable[str | os.PathLike[str]]) -> list[Experiment]:

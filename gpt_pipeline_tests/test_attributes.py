@@ -12,7 +12,7 @@ from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.project import MLFLOW_PAGE_VARIABLE, Project
 from gpt_pipeline.report.tables import checkpoints_as_markdown
-from gpt_pipeline.tracking.tables import exercises_as_markdown
+from gpt_pipeline.tracking.tables import kinds_as_markdown
 from gpt_pipeline_tests.projects import TinyProject
 
 
@@ -93,15 +93,15 @@ def test_checkpoints_as_markdown_has_a_row_for_each_and_names_the_best(finished:
     assert sum("best_model" in row for row in rows) == 1
 
 
-def test_exercises_as_markdown_puts_what_was_measured_beside_each_other() -> None:
+def test_kinds_as_markdown_puts_what_was_measured_beside_each_other() -> None:
     metrics = {"val_loss": 1.0, "val_loss/rag": 2.0, "answer_loss/rag": 3.0, "val_loss/math_exercise": 4.0}
     metrics |= {"correct/rag": 0.25}
-    assert exercises_as_markdown(metrics, {"rag": Share(successes=1, total=4)}) == "\n".join(
+    assert kinds_as_markdown(metrics, {"rag": Share(successes=1, total=4)}) == "\n".join(
         [
-            "| exercise | val loss | answer loss | correct |",
+            "| kind | val loss | answer loss | correct |",
             "|---|---:|---:|---:|",
             "| math exercise | 4.0000 | | |",
             "| rag | 2.0000 | 3.0000 | 25 % (5–70 %) |",
         ]
     )
-    assert exercises_as_markdown({"val_loss": 1.0}, {}) is None
+    assert kinds_as_markdown({"val_loss": 1.0}, {}) is None

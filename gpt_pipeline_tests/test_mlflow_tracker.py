@@ -20,6 +20,8 @@ from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, fi
 from gpt_pipeline.tracking.lost_runs import lost_runs
 from gpt_pipeline.tracking.mlflow_tracker import (
     ALIAS_TAG,
+    CONTINUATIONS_FILE,
+    CONTINUATIONS_TABLE_FILE,
     FINGERPRINT_TAG,
     MARKDOWN_FILE,
     TABLE_FILE,
@@ -143,6 +145,17 @@ def test_log_evaluation_makes_one_finished_run_with_all_of_the_result(
     assert dict(zip(table["columns"], table["data"][0], strict=True))["answer"] == "It is 42."
     assert "It is 42." in (artifacts / MARKDOWN_FILE).read_text(encoding="utf-8")
     assert list(elsewhere.iterdir()) == []
+
+
+def test_log_evaluation_of_texts_logs_continuations_and_no_questions(tmp_path: Path, store: Path) -> None:
+    texts = (
+        {"kind": "a", "beginning": "Once", "generated": " upon", "original": "", "ended": True, "distinct_2": None},
+    )
+    run_id = log(dataclasses.replace(make_result(tmp_path), answers=(), continuations=texts), store).run_id
+    run = client(store).get_run(run_id)
+    files = {path.name for path in Path(url2pathname(urlparse(run.info.artifact_uri).path)).iterdir()}
+    assert files == {CONTINUATIONS_TABLE_FILE, CONTINUATIONS_FILE}
+    assert [each["path"] for each in json.loads(run.data.tags["mlflow.loggedArtifacts"])] == [CONTINUATIONS_TABLE_FILE]
 
 
 def test_log_evaluation_again_changes_nothing(tmp_path: Path, store: Path) -> None:

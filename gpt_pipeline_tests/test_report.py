@@ -80,7 +80,15 @@ def write_metrics(target: ExperimentFolder, steps: int) -> None:
     target.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def write_result(target: ExperimentFolder, step: int, *, val_loss: float, questions: int = 2, **answer: Any) -> None:
+def write_result(
+    target: ExperimentFolder,
+    step: int,
+    *,
+    val_loss: float,
+    questions: int = 2,
+    continuations: tuple[Any, ...] = (),
+    **answer: Any,
+) -> None:
     key, fingerprint = f"step_{step:08d}", f"{step}-{questions}".ljust(64, "0")
     answers = [
         {
@@ -116,6 +124,7 @@ def write_result(target: ExperimentFolder, step: int, *, val_loss: float, questi
             upstream={"shards": "d" * 64, "english": "e" * 64},
             metrics={"val_loss": val_loss, "perplexity": 2.0, "val_bpb": 1.0, **(shares if questions else {})},
             answers=tuple(answers),
+            continuations=continuations,
             started_at="2026-11-01T10:00:00Z",
             created_at=f"2026-11-01T10:00:{step % 60:02d}Z",
             seconds=1.0,
@@ -257,6 +266,22 @@ def test_report_counts_the_answers_of_one_set_of_questions_with_their_interval(t
     assert "of 84" not in page.text
 
 
+def test_report_of_texts_shows_continuations_once_and_speaks_of_no_questions(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    for step in (10, 30):
+        text = {"document": 7, "kind": "unknown", "beginning": "Once <b>upon", "original": " a midnight"}
+        write_result(target, step, val_loss=4.0, questions=0, continuations=({**text, "generated": f" at {step}"},))
+    page = build(target)
+    html = target.report.read_text(encoding="utf-8")
+    assert [page.text.count(part) for part in ("Once <b>upon", " a midnight", " at 10", " at 30")] == [1, 1, 1, 1]
+    assert 'id="continuations"' in html
+    assert not [
+        word
+        for word in ("question", "answer", "article", "unknown")
+        if word in page.text.lower().partition("training report")[2]
+    ]
+
+
 def test_report_calls_nothing_best_that_is_within_noise(tmp_path: Path) -> None:
     """Of five questions the later checkpoint answers five, the earlier none: chance does as much in 6 of 100 cases."""
     target = folder(tmp_path)
@@ -277,7 +302,7 @@ def test_contents_put_first_best_and_last_side_by_side(tmp_path: Path, best: int
     assert len(steps) == 4
     assert steps == sorted(steps)
     assert {1, best, 11} <= set(steps)
-    answers = [column.answer["answer"] for column in contents.questions[0].columns if column.answer]
+    answers = [column.written["answer"] for column in contents.questions[0].columns if column.written]
     assert answers == [f"answer at {step}" for step in steps]
 
 
@@ -360,7 +385,7 @@ def test_report_shows_losses_by_exercise_of_checkpoints_side_by_side(tmp_path: P
     assert table.steps == (10, 30)
     assert [name for name, _ in table.rows] == ["math exercise", "rag"]
     page = build(target)
-    for shown in ("By kind of exercise", "math exercise", "4.125", "2.125", "100 % (34–100 %) right"):
+    for shown in ("By kind", "math exercise", "4.125", "2.125", "100 % (34–100 %) right"):
         assert shown in page.text
 
 

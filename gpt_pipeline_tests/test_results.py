@@ -20,7 +20,14 @@ from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.training.metrics import MetricsLog
 from gpt_pipeline_tests.projects import TinyProject
 
-READERS = (results.metrics, results.checkpoints, results.evaluations, results.kinds, results.answers)
+READERS = (
+    results.metrics,
+    results.checkpoints,
+    results.evaluations,
+    results.kinds,
+    results.answers,
+    results.continuations,
+)
 ARCHIVE = Path(__file__).parent / "fixtures" / "finished-775e92b.tar.xz"
 DOCUMENTATION = Path(__file__).parent.parent / "docs" / "results.md"
 
@@ -91,6 +98,9 @@ def evaluate(experiment: Experiment, step: int, *, made: int, seed: int = 0, cor
                 "correct/math": 1.0,
             },
             answers=(answer,),
+            continuations=(
+                {"document": 7, "kind": "a", "beginning": "Once", "generated": " upon", "original": " more"},
+            ),
             started_at="2026-11-01T10:00:00Z",
             created_at=f"2026-11-01T10:00:{made:02d}Z",
             seconds=2.0,

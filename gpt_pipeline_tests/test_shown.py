@@ -24,7 +24,7 @@ from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.project import Project
 from gpt_pipeline.sheet import Sheet, plain_text
 from gpt_pipeline.shown import in_markdown, on_terminal, without_password
-from gpt_pipeline.tracking.tables import answers_as_markdown, exercises_as_markdown
+from gpt_pipeline.tracking.tables import answers_as_markdown, kinds_as_markdown
 from gpt_pipeline.training.observer import PlainObserver
 from gpt_pipeline.writing import whole_characters
 from gpt_pipeline_tests.projects import TinyProject
@@ -122,7 +122,7 @@ def test_markdown_of_names_and_texts_from_data_is_no_markup() -> None:
         in_markdown(MARKUP),
         counts_table({MARKUP: 3}).md_str,
         answers_as_markdown([{**ANSWER, "generated": f"{MARKUP}\n\n{MARKUP}"}], title="step 1"),
-        exercises_as_markdown({f"val_loss/{MARKUP}": 1.0}, {}) or "",
+        kinds_as_markdown({f"val_loss/{MARKUP}": 1.0}, {}) or "",
         fact([MARKUP]).md_str,
     ]
     assert not [markdown for markdown in shown if _has_markup(markdown)]

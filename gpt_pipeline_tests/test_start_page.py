@@ -68,7 +68,7 @@ def train_lines(project: TinyProject, *steps: int, stem: str = "tiny") -> None:
         )
 
 
-def write_evaluation(project: TinyProject, *answers: Mapping[str, Any]) -> None:
+def write_evaluation(project: TinyProject, *answers: Mapping[str, Any], **changed: Any) -> None:
     experiment = project.experiment("tiny")
     experiment.folder.evaluations.mkdir(parents=True, exist_ok=True)
     value = {
@@ -84,6 +84,7 @@ def write_evaluation(project: TinyProject, *answers: Mapping[str, Any]) -> None:
         "seconds": 9.0,
         "device": "cpu",
         "versions": {},
+        **changed,
     }
     path = experiment.folder.evaluations / f"step_00000008-{'f' * 12}.json"
     path.write_text(json.dumps(value), encoding="utf-8")
@@ -185,6 +186,15 @@ def test_page_shows_step_curve_answers_and_links(project: TinyProject) -> None:
     assert "<polyline" in text
     assert "Two and two?" in text
     assert "not right" in text
+
+
+def test_page_shows_continuations_without_a_verdict(project: TinyProject) -> None:
+    text = {"beginning": "Once upon", "generated": HOSTILE, "original": " a midnight"}
+    write_evaluation(project, continuations=(text,), metrics={"val_loss": 2.5})
+    shown = page(project)
+    assert [shown.count(part) for part in ("Once upon", " a midnight")] == [1, 1]
+    assert "<script>" not in shown
+    assert "right" not in shown.partition("Newest continuations")[2].partition("</details>")[0]
 
 
 def test_page_shows_text_from_elsewhere_as_it_is_and_obeys_none_of_it(project: TinyProject) -> None:

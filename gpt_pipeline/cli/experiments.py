@@ -251,7 +251,9 @@ def status(experiments: Sequence[Path], as_json: bool) -> None:
 
 @click.command()
 @EXPERIMENT
-@click.option("--questions", type=click.IntRange(min=0), help="Questions to ask; default: as the file says.")
+@click.option(
+    "--questions", type=click.IntRange(min=0), help="Questions to ask, or texts to continue; default: as the file says."
+)
 @click.option("--force", is_flag=True, help="Evaluate again what has been evaluated.")
 def evaluate(experiment: Path, questions: int | None, force: bool) -> None:
     """Evaluate the checkpoints that have no evaluation yet.

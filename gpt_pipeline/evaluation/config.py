@@ -24,13 +24,13 @@ class EvaluationConfig:
     """How many of the newest checkpoints are kept; the best one and those being evaluated are kept as well."""
 
     num_questions: int = 5
-    """Questions from held-out articles that each checkpoint answers."""
+    """Held-out questions that each checkpoint answers; of documents that ask nothing, those that it continues."""
 
     num_documents: int = 256
-    """Held-out documents whose loss is measured one by one: by kind of exercise, and for their answers alone."""
+    """Held-out documents whose loss is measured one by one: by kind, and for their answers alone."""
 
     max_new_tokens: int = 256
-    """Maximum tokens of an answer."""
+    """Maximum tokens of an answer or a continuation."""
 
     max_validation_tokens: int = 1_000_000
     """Maximum held-out tokens for a checkpoint's validation loss, taken from the start of the split."""

@@ -97,7 +97,7 @@ def document_losses(
     """
     if not choice.documents:
         return []
-    _require_same_documents(stream, choice)
+    require_same_documents(stream, choice)
     model.eval()
     losses: dict[int, DocumentLoss] = {}
     in_answers = in_answers or _in_last_part(stream)
@@ -136,7 +136,8 @@ def loss_metrics(
     return metrics
 
 
-def _require_same_documents(stream: DocumentStream, choice: HeldOutChoice) -> None:
+def require_same_documents(stream: DocumentStream, choice: HeldOutChoice) -> None:
+    """Raise `DamagedFileError` if the stream has not as many documents as the choice was made among."""
     found = len(stream.document_starts)
     if found != choice.available:
         raise DamagedFileError(

@@ -1,4 +1,4 @@
-"""Evaluate one checkpoint once: losses on held-out documents and answers to held-out questions.
+"""Evaluate one checkpoint once: losses on held-out documents, and what it writes: answers or continuations.
 
 Torch and the model are imported only to compute, so that a finished evaluation is found in milliseconds.
 """
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +149,7 @@ def _evaluate(task: EvaluationTask) -> EvaluationResult:
     started_at, start = utc_now(), time.monotonic()
     model, device = _load(task)
     with _on_terminal(task.checkpoint.path.name) as watch:
-        metrics, answers = _measure(task, model, watch)
+        metrics, answers, continuations = _measure(task, model, watch)
     key = checkpoint_key(task.checkpoint.step)
     return EvaluationResult(
         fingerprint=task.fingerprint,
@@ -158,6 +159,7 @@ def _evaluate(task: EvaluationTask) -> EvaluationResult:
         upstream={"shards": task.shards.fingerprint, "english": _documents_fingerprint(task)},
         metrics=metrics,
         answers=tuple(answers),
+        continuations=tuple(continuations),
         started_at=started_at,
         created_at=utc_now(),
         seconds=round(time.monotonic() - start, 3),
@@ -220,8 +222,8 @@ def _on_terminal(checkpoint: str) -> Iterator[Callable[[str], Watch]]:
 
 def _measure(
     task: EvaluationTask, model: GPT, watch: Callable[[str], Watch]
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Return the metrics by name and the answers as records."""
+) -> tuple[dict[str, float], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the metrics by name, and the answers and the continuations as records."""
     from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
     from gpt_pipeline.evaluation.answers import answer_metrics, as_record
     from gpt_pipeline.evaluation.document_loss import loss_metrics
@@ -251,7 +253,8 @@ def _measure(
         **_losses_by_part(measured),
     }
     tokenizer = tokenizer_of(task.parts[0].shards)  # the same for all
-    return metrics, [as_record(answer, tokenizer) for answer in answers]
+    continuations = [continuation for each in measured for continuation in each.continuations]
+    return metrics, [as_record(answer, tokenizer) for answer in answers], continuations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,14 +265,16 @@ class _Measured:
     loss: ValidationLoss
     documents: Sequence[DocumentLoss]
     answers: Sequence[ScoredAnswer]
+    continuations: Sequence[dict[str, Any]]
 
 
 def _measure_part(task: EvaluationTask, part: EvaluatedPart, model: GPT, watch: Callable[[str], Watch]) -> _Measured:
     from gpt_pipeline.data.tokens.stream import open_shards
     from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
     from gpt_pipeline.evaluation.answers import answer_questions
+    from gpt_pipeline.evaluation.continuations import continue_documents
     from gpt_pipeline.evaluation.document_loss import document_losses
-    from gpt_pipeline.evaluation.held_out import cached_choice
+    from gpt_pipeline.evaluation.held_out import NO_DOCUMENTS, cached_choice
     from gpt_pipeline.evaluation.questions import cached_questions
     from gpt_pipeline.evaluation.validation import validation_loss
 
@@ -290,18 +295,16 @@ def _measure_part(task: EvaluationTask, part: EvaluatedPart, model: GPT, watch: 
         )
     # Beyond the length it was trained at, a model's position embeddings are still random.
     context = min(task.max_length, model.config.context_length)
-    documents = cached_choice(
-        task.folder / "documents",
-        part.documents,
-        part.data,
-        count=task.count_of(part, config.num_documents),
-        seed=config.seed,
-    )
+    ask, n_questions = has_questions(part.data), task.count_of(part, config.num_questions)
+    choose = partial(cached_choice, task.folder / "documents", part.documents, part.data, seed=config.seed)
+    # One by one, only kinds and answers are measured.
+    is_measured = ask or part.data.kind is not None
+    documents = choose(count=task.count_of(part, config.num_documents)) if is_measured else NO_DOCUMENTS
     questions = cached_questions(
         task.folder / "questions",
         part.documents,
         part.data,
-        count=task.count_of(part, config.num_questions),
+        count=n_questions,
         seed=config.seed,
     )
     answers = answer_questions(
@@ -311,6 +314,15 @@ def _measure_part(task: EvaluationTask, part: EvaluatedPart, model: GPT, watch: 
         max_new_tokens=config.max_new_tokens,
         context_length=context,
         watch=watch("questions"),
+    )
+    continuations = continue_documents(
+        model,
+        stream,
+        NO_DOCUMENTS if ask else choose(count=n_questions),
+        tokenizer,
+        max_new_tokens=config.max_new_tokens,
+        context_length=context,
+        watch=watch("continuations"),
     )
     losses = document_losses(
         model,
@@ -328,6 +340,7 @@ def _measure_part(task: EvaluationTask, part: EvaluatedPart, model: GPT, watch: 
             replace(each, question=replace(each.question, exercise=part.kind_of(each.question.exercise)))
             for each in answers
         ],
+        continuations=[{**each, "kind": part.kind_of(each["kind"])} for each in continuations],
     )
 
 

@@ -1,4 +1,4 @@
-"""Which held-out documents are measured one by one: a fixed choice, spread over the kinds of exercise."""
+"""Which held-out documents are measured or continued one by one: a fixed choice, spread over kinds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import Any
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.split import read_side
 from gpt_pipeline.data.documents.stage import document_files
-from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import StageResult
@@ -46,6 +45,10 @@ class HeldOutChoice:
     """Held-out documents in all."""
 
 
+NO_DOCUMENTS = HeldOutChoice(documents=(), available=0)
+"""Where none is looked at."""
+
+
 def cached_choice(folder: Path, documents: StageResult, data: DataConfig, *, count: int, seed: int) -> HeldOutChoice:
     """Return `choose_documents`, kept in `folder` so that only the first checkpoint reads the columns."""
     identity = fingerprint(
@@ -69,11 +72,8 @@ def choose_documents(
     """Return up to `count` held-out documents, taken in turn from each kind of exercise, in the order of the split.
 
     Within a kind the seed decides by the documents' ids, so that more data changes the choice little. Three columns
-    are read, no text; memory is bounded by `count`. None are chosen where documents are no questions and of no kinds:
-    only kinds and answers are measured one by one.
+    are read, no text; memory is bounded by `count`.
     """
-    if not has_questions(data) and data.kind is None:
-        return HeldOutChoice(documents=(), available=0)
     available = 0
     kept: dict[str, list[tuple[int, int]]] = defaultdict(list)  # heaps of (-rank, number), the last rank on top
     for exercise, synth_id in _held_out_rows(document_files(documents), data, batch_rows=batch_rows):

@@ -58,6 +58,9 @@ class EvaluationResult:
     answers: tuple[Mapping[str, Any], ...]
     """One per question, in the order of the question set."""
 
+    continuations: tuple[Mapping[str, Any], ...] = ()
+    """One per held-out document that was begun, where documents ask nothing; older evaluations lack them."""
+
     started_at: str
     """UTC, ISO 8601. MLflow gets this and `created_at`, so that logging again writes the same."""
 
@@ -150,7 +153,7 @@ def read_evaluations(folder: Path) -> list[EvaluationResult]:
 
 
 def summarize_evaluations(folder: Path) -> list[EvaluationResult]:
-    """Return what `read_evaluations` does, without the answers; a file is read again only once it has changed."""
+    """Return what `read_evaluations` does, without the texts; a file is read again only once it has changed."""
     found = [_summary_now(path) for path in sorted(folder.glob("*.json"))]
     return sorted((each for each in found if each is not None), key=lambda result: (result.step, result.created_at))
 
@@ -166,7 +169,7 @@ def _summary_now(path: Path) -> EvaluationResult | None:
 @lru_cache(maxsize=_REMEMBERED)
 def _summary(path: Path, *_identity: int) -> EvaluationResult | None:
     result = _read_evaluation(path)
-    return None if result is None else dataclasses.replace(result, answers=())
+    return None if result is None else dataclasses.replace(result, answers=(), continuations=())
 
 
 def alias_of(result: EvaluationResult, checkpoints: Path) -> str | None:
@@ -218,6 +221,7 @@ def _read_evaluation(path: Path) -> EvaluationResult | None:
         require_shape(
             _Evaluated(**{each.name: value["checkpoint"][each.name] for each in dataclasses.fields(_Evaluated)})
         )
-        return EvaluationResult(**{**known, "answers": tuple(value["answers"]), "path": path, "reused": True})
+        texts = {"answers": tuple(value["answers"]), "continuations": tuple(value.get("continuations", ()))}
+        return EvaluationResult(**{**known, **texts, "path": path, "reused": True})
 
     return read_kept(path, parse, otherwise="it does not count as an evaluation")

@@ -49,26 +49,28 @@ def _is_earlier(other: EvaluationResult, result: EvaluationResult) -> bool:
 
 
 def output_verdict(result: EvaluationResult) -> Finding:
-    """Judge the answers: a model with too many empty, repetitive or never-ending ones cannot write.
+    """Judge answers and continuations: a model with too many empty, repetitive or never-ending ones cannot write.
 
-    Only answers with enough room for the document's own answer can count as never ending.
+    Only those with enough room for the document's own text can count as never ending.
     """
-    answers = result.answers
-    endable = [answer for answer in answers if answer["reference_tokens"] < answer["new_tokens"] or answer["ended"]]
+    texts = (*result.answers, *result.continuations)
+    endable = [text for text in texts if text["reference_tokens"] < text["new_tokens"] or text["ended"]]
     shares = {
-        "empty": _share(answers, _is_empty),
-        "repetitive": _share(answers, _is_repetitive),
-        "never_ending": _share(endable, lambda answer: not answer["ended"]),
+        "empty": _share(texts, _is_empty),
+        "repetitive": _share(texts, _is_repetitive),
+        "never_ending": _share(endable, lambda text: not text["ended"]),
     }
+    counts = {name: len(some) for name in ("answers", "continuations") if (some := getattr(result, name))}
+    counted = " and ".join(f"{count} {name}" for name, count in counts.items()) or "no texts"
     wrong = [name for name, share in shares.items() if share > MAX_DEGENERATE_SHARE]
     told = ", ".join(f"{share:.0%} {name.replace('_', ' ')}" for name, share in shares.items())
-    text = f"step {result.step:,}: of {len(answers)} answers {told} (up to {MAX_DEGENERATE_SHARE:.0%} each is fine)"
+    text = f"step {result.step:,}: of {counted} {told} (up to {MAX_DEGENERATE_SHARE:.0%} each is fine)"
     if wrong:
         text += (
-            ". Usual in the first thousands of steps. Later: read the answers in the report, check that the loss "
-            "still falls, and lower training.learning_rate if it does not"
+            f". Usual in the first thousands of steps. Later: read the {' and '.join(counts)} in the report, check "
+            "that the loss still falls, and lower training.learning_rate if it does not"
         )
-    return verdict(passed=not wrong, text=text, facts={"step": result.step, "answers": len(answers), **shares})
+    return verdict(passed=not wrong, text=text, facts={"step": result.step, **counts, **shares})
 
 
 def _share(answers: Iterable[Mapping[str, Any]], is_so: Callable[[Mapping[str, Any]], bool]) -> float:

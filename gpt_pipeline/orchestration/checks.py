@@ -118,25 +118,25 @@ def training_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefinition
 
 
 def evaluation_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefinition]:
-    """Return the checks of the experiment's evaluations: one step for the three of them.
+    """Return the checks of the experiment's evaluations: one step for all of them.
 
     In the run of a partition they judge that partition, otherwise the newest evaluation. They warn and stop nothing: a
     failed one says something about the training, whose checkpoints are evaluated all the same.
     """
-    key = keys.asset_key(experiment, "evaluation")
+    key, ask = keys.asset_key(experiment, "evaluation"), has_questions(experiment.data)
     judges: dict[str, tuple[str, Callable[[Experiment, EvaluationResult], Finding]]] = {
         "val_loss_near_best": (
             "The validation loss is not worse than the best so far.",
             lambda _, result: loss_verdict(result, read_evaluations(experiment.folder.evaluations)),
         ),
         "output_not_degenerate": (
-            "Answers are not empty, do not repeat themselves, and end.",
+            f"{'Answers' if ask else 'Continuations'} are not empty, do not repeat themselves, and end.",
             lambda _, result: output_verdict(result),
         ),
         "questions_unseen": ("No training document has a question's article, text or query.", _judge_questions),
     }
-    if not has_questions(experiment.data):
-        judges = {"val_loss_near_best": judges["val_loss_near_best"]}
+    if not ask:
+        del judges["questions_unseen"]
     specs = [dg.AssetCheckSpec(name, asset=key, description=does) for name, (does, _) in judges.items()]
 
     @dg.multi_asset_check(name=f"{experiment.name}_evaluation_checks", specs=specs, can_subset=True)

@@ -21,13 +21,13 @@ from gpt_pipeline.progress.evaluations import mark_logged
 from gpt_pipeline.progress.outcome import result_text
 from gpt_pipeline.progress.tracking import forget_lost_runs
 from gpt_pipeline.storage.process import give_way
-from gpt_pipeline.tracking.tables import answers_as_markdown, exercises_as_markdown
+from gpt_pipeline.tracking.tables import answers_as_markdown, continuations_as_markdown, kinds_as_markdown
 from gpt_pipeline.training.heartbeat import trainer_state
 
 if TYPE_CHECKING:
     from gpt_pipeline.tracking.store import LoggedRun
 
-_ANSWERS_SHOWN = 3  # Dagster shows them in a window no higher than the page
+_TEXTS_SHOWN = 3  # Dagster shows them in a window no higher than the page
 
 
 def evaluate_partition(
@@ -57,7 +57,7 @@ def evaluate_partition(
         context.log.warning(f"Skipped: {gone}")
         return
     if result.reused:
-        context.log.info(f"Nothing to do: {checkpoint.path.name} is already evaluated with the same questions.")
+        context.log.info(f"Nothing to do: {checkpoint.path.name} is already evaluated with the same settings.")
     else:
         context.log.info(f"{checkpoint.path.name}: {result_text(result)}")
     run = _log(context, experiment, mlflow.tracking_uri, result)
@@ -126,16 +126,20 @@ def _log(
 
 
 def _findings(result: EvaluationResult, *, alias: str | None) -> dict[str, Any]:
-    """Return step and metrics as numbers, which the UI plots, and some answers to read."""
+    """Return step and metrics as numbers, which the UI plots, and some answers or continuations to read."""
     overall = {name: round(value, 4) for name, value in result.metrics.items() if "/" not in name}
     metadata: dict[str, Any] = {"step": result.step, **({} if alias is None else {"alias": alias})}
     if (right := share_of(result.answers, "correct")) is not None:
         metadata["right_answers"] = f"{right.successes} of {right.total}: {right}, a 95 % interval"
     metadata |= overall
     if result.answers:
-        shown = result.answers[:_ANSWERS_SHOWN]
+        shown = result.answers[:_TEXTS_SHOWN]
         title = f"{len(shown)} of {len(result.answers)} answers at step {result.step:,}"
         metadata["answers"] = dg.MetadataValue.md(answers_as_markdown(shown, title=title))
-    if (table := exercises_as_markdown(result.metrics, right_by_kind(result))) is not None:
-        metadata["by_exercise"] = dg.MetadataValue.md(table)
+    if result.continuations:
+        shown = result.continuations[:_TEXTS_SHOWN]
+        title = f"{len(shown)} of {len(result.continuations)} continuations at step {result.step:,}"
+        metadata["continuations"] = dg.MetadataValue.md(continuations_as_markdown(shown, title=title))
+    if (table := kinds_as_markdown(result.metrics, right_by_kind(result))) is not None:
+        metadata["by_kind"] = dg.MetadataValue.md(table)
     return {**metadata, "seconds": result.seconds}

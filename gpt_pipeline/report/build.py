@@ -25,7 +25,7 @@ from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import utc_now
 
 _TABLE_ROWS = 12  # of numbers below a figure, for readers who cannot see the curves
-_QUESTIONS_OPEN = 3  # so that the loss is not far below; the others unfold
+_TEXTS_OPEN = 3  # so that the loss is not far below; the others unfold
 _SMALL_WIDTH, _SMALL_HEIGHT = 460, 230
 
 
@@ -92,7 +92,7 @@ def build_report(
             title=title,
             status=status,
             contents=contents,
-            questions_open=_QUESTIONS_OPEN,
+            texts_open=_TEXTS_OPEN,
             key_figures=_key_figures(contents),
             loss_figures=_loss_figures(contents),
             progress_figures=_progress_figures(contents),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.metrics import read_metrics
 
 _COLUMNS_SIDE_BY_SIDE = 4
-_QUESTIONS_SHOWN = 12
+_TEXTS_SHOWN = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +52,21 @@ class CheckpointRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerColumn:
-    """One checkpoint's answer to one question."""
+class TextColumn:
+    """What one checkpoint wrote: its answer to a question, or its continuation of a document."""
 
     step: int
     best: bool
-    answer: Mapping[str, Any] | None
+    written: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionRow:
-    """One question with the answers of several checkpoints."""
+class TextRow:
+    """One question, or one document that was begun, with what several checkpoints wrote."""
 
     number: int
-    question: Mapping[str, Any]
-    columns: tuple[AnswerColumn, ...]
+    given: Mapping[str, Any]
+    columns: tuple[TextColumn, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,14 @@ class Contents:
     rows: tuple[CheckpointRow, ...]
     """By step."""
 
-    questions: tuple[QuestionRow, ...]
+    questions: tuple[TextRow, ...]
     num_questions: int
     """Asked in all; `questions` are the first of them."""
+
+    continuations: tuple[TextRow, ...]
+    """The first of the held-out documents that were begun."""
+
+    num_continuations: int
 
     @property
     def vocab_size(self) -> int:
@@ -124,7 +129,8 @@ def read_contents(folder: ExperimentFolder) -> Contents:
     training, job = _json_or_none(folder.training), _json_or_none(folder.job)
     evaluations = {result.step: result for result in read_evaluations(folder.evaluations)}  # the newest of each step
     rows = _rows(best_checkpoint(folder.checkpoints), list_checkpoints(folder.checkpoints), evaluations, records)
-    questions = _questions(rows)
+    questions = _side_by_side(rows, lambda result: result.answers, question_id)
+    continuations = _side_by_side(rows, lambda result: result.continuations, _document_of)
     return Contents(
         records=records,
         training=training,
@@ -136,9 +142,16 @@ def read_contents(folder: ExperimentFolder) -> Contents:
             evaluation_seconds=sum(row.evaluation.seconds for row in rows if row.evaluation is not None),
         ),
         rows=rows,
-        questions=questions[:_QUESTIONS_SHOWN],
+        questions=questions[:_TEXTS_SHOWN],
         num_questions=len(questions),
+        continuations=continuations[:_TEXTS_SHOWN],
+        num_continuations=len(continuations),
     )
+
+
+def _document_of(continuation: Record) -> tuple[Any, Any]:
+    """Return what tells a document from others; each part of a mix counts its own, and has kinds of its own."""
+    return continuation.get("kind"), continuation.get("document")
 
 
 def _json_or_none(path: Path) -> Record | None:
@@ -180,18 +193,25 @@ def _rows(
     return tuple(rows)
 
 
-def _questions(rows: Sequence[CheckpointRow]) -> tuple[QuestionRow, ...]:
-    """Return the questions of the newest evaluation with the answers of a few checkpoints from first to last."""
-    answered = [row for row in rows if row.same_questions]
-    if not answered or answered[-1].evaluation is None:
-        return ()
-    chosen = spread(answered)
+def _side_by_side(
+    rows: Sequence[CheckpointRow],
+    texts_of: Callable[[EvaluationResult], Sequence[Record]],
+    identity: Callable[[Record], Any],
+) -> tuple[TextRow, ...]:
+    """Return what the newest evaluation asked or began, with what a few checkpoints from first to last wrote."""
+    written = {row.step: texts for row in rows if row.evaluation and (texts := texts_of(row.evaluation))}
+    chosen = spread([row for row in rows if row.same_questions and row.step in written])
     result = []
-    for number, question in enumerate(answered[-1].evaluation.answers, start=1):
+    for number, given in enumerate(written[chosen[-1].step] if chosen else (), start=1):
         columns = tuple(
-            AnswerColumn(step=row.step, best=row.best, answer=_answer_to(question, row.evaluation)) for row in chosen
+            TextColumn(
+                step=row.step,
+                best=row.best,
+                written=next((each for each in written[row.step] if identity(each) == identity(given)), None),
+            )
+            for row in chosen
         )
-        result.append(QuestionRow(number=number, question=question, columns=columns))
+        result.append(TextRow(number=number, given=given, columns=columns))
     return tuple(result)
 
 
@@ -204,8 +224,3 @@ def spread(rows: Sequence[CheckpointRow]) -> list[CheckpointRow]:
         nearest = min((place for place in places if 0 < place < len(rows) - 1), key=lambda place: abs(place - best))
         places = {*places, best} - {nearest}
     return [rows[place] for place in sorted(places)]
-
-
-def _answer_to(question: Record, evaluation: EvaluationResult | None) -> Record | None:
-    answers = evaluation.answers if evaluation else ()
-    return next((answer for answer in answers if question_id(answer) == question_id(question)), None)

@@ -18,8 +18,8 @@ from gpt_pipeline.report import wording
 from gpt_pipeline.report.charts import Chart, Point, Series, smoothed
 from gpt_pipeline.start_page.state import NewestRun, State, state_of
 
-_ANSWERS = 3
-_REMEMBERED = 256  # experiments whose newest answers are kept
+_TEXTS = 3
+_REMEMBERED = 256  # experiments whose newest texts are kept
 _CHART_WIDTH, _CHART_HEIGHT = 460, 240  # small, so that its letters can be read on a narrow screen
 
 
@@ -52,6 +52,23 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """How a model goes on with a held-out document."""
+
+    beginning: str
+    written: str
+    original: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """What a model wrote in its newest evaluation."""
+
+    answers: tuple[Answer, ...] = ()
+    continuations: tuple[Continuation, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Link:
     """A link, and what to know of it."""
 
@@ -74,8 +91,8 @@ class Card:
     max_steps: int | None = None
     facts: tuple[tuple[str, str], ...] = ()
     chart: Chart | None = None
-    answers: tuple[Answer, ...] = ()
-    answers_step: int | None = None
+    texts: Texts = Texts()  # frozen
+    texts_step: int | None = None
     links: tuple[Link, ...] = ()
     mlflow_id: str | None = None
     next: NextStep | None = None
@@ -110,8 +127,8 @@ def card_of(
         max_steps=training.max_steps,
         facts=tuple(_facts(status, training, newest)),
         chart=_chart(losses, results),
-        answers=() if newest is None else _answers(newest.path.parent, newest.fingerprint, newest.created_at),
-        answers_step=None if newest is None else newest.step,
+        texts=Texts() if newest is None else _texts(newest.path.parent, newest.fingerprint, newest.created_at),
+        texts_step=None if newest is None else newest.step,
         mlflow_id=mlflow_id,
         links=tuple(_links(experiment, status, run, mlflow_id, addresses)),
         next=None if status.next.command in (status.pages, PAGES_COMMAND) else status.next,
@@ -164,10 +181,15 @@ def _points(losses: Mapping[int, float]) -> tuple[Point, ...]:
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _answers(folder: Path, fingerprint: str, _created_at: str) -> tuple[Answer, ...]:
-    """Return the first answers of an evaluation: to the same questions from checkpoint to checkpoint."""
+def _texts(folder: Path, fingerprint: str, _created_at: str) -> Texts:
+    """Return the first texts of an evaluation: of the same questions or documents from checkpoint to checkpoint."""
     result = find_evaluation(folder, fingerprint)
-    return () if result is None else tuple(_answer(each) for each in result.answers[:_ANSWERS])
+    if result is None:
+        return Texts()
+    return Texts(
+        answers=tuple(_answer(each) for each in result.answers[:_TEXTS]),
+        continuations=tuple(_continuation(each) for each in result.continuations[:_TEXTS]),
+    )
 
 
 def _answer(value: Any) -> Answer:
@@ -176,6 +198,14 @@ def _answer(value: Any) -> Answer:
         answer=str(value.get("answer") or value.get("generated") or "").strip(),
         expected=str(value.get("expected", "")),
         is_right=value.get("correct") is True,
+    )
+
+
+def _continuation(value: Any) -> Continuation:
+    return Continuation(
+        beginning=str(value.get("beginning", "")),
+        written=str(value.get("generated", "")),
+        original=str(value.get("original", "")),
     )
 
 

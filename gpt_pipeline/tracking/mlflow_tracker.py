@@ -10,6 +10,7 @@ checkpoint becomes the best.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,12 @@ from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.tracking.evaluation_series import send_series
 from gpt_pipeline.tracking.store import MAX_RUNS, LoggedRun, OpenStore, milliseconds, missing_parameters, open_store
-from gpt_pipeline.tracking.tables import answers_as_markdown, answers_as_table
+from gpt_pipeline.tracking.tables import (
+    answers_as_markdown,
+    answers_as_table,
+    continuations_as_markdown,
+    continuations_as_table,
+)
 from gpt_pipeline.tracking.training_run import FINGERPRINT_TAG as TRAINING_TAG
 
 if TYPE_CHECKING:
@@ -27,6 +33,8 @@ FINGERPRINT_TAG = "gpt_pipeline.evaluation"
 ALIAS_TAG = "alias"
 TABLE_FILE = "questions_and_answers.json"
 MARKDOWN_FILE = "questions_and_answers.md"
+CONTINUATIONS_TABLE_FILE = "continuations.json"
+CONTINUATIONS_FILE = "continuations.md"
 _REMEDY = "the result is kept on disk: evaluate again once MLflow works, and it is logged without being computed again"
 
 
@@ -81,8 +89,13 @@ def _complete_run(store: OpenStore, run: Run, result: EvaluationResult, paramete
     client, run_id, at = store.client, run.info.run_id, milliseconds(result.created_at)
     metrics = [Metric(name, value, at, result.step) for name, value in _metrics(result).items()]
     client.log_batch(run_id, metrics=metrics, params=missing_parameters(run, parameters))
-    store.log_text(run, answers_as_table(result.answers), TABLE_FILE)
-    store.log_text(run, answers_as_markdown(result.answers, title=f"step {result.step:,}"), MARKDOWN_FILE)
+    title = f"step {result.step:,}"
+    if result.answers:
+        store.log_text(run, answers_as_table(result.answers), TABLE_FILE)
+        store.log_text(run, answers_as_markdown(result.answers, title=title), MARKDOWN_FILE)
+    if result.continuations:
+        store.log_text(run, continuations_as_table(result.continuations), CONTINUATIONS_TABLE_FILE)
+        store.log_text(run, continuations_as_markdown(result.continuations, title=title), CONTINUATIONS_FILE)
     client.set_terminated(run_id, status="FINISHED", end_time=at)
 
 
@@ -108,12 +121,14 @@ def _metrics(result: EvaluationResult) -> dict[str, float]:
 
 
 def _tags(result: EvaluationResult) -> dict[str, str]:
+    tables = [(TABLE_FILE, result.answers), (CONTINUATIONS_TABLE_FILE, result.continuations)]
+    shown = [{"path": name, "type": "table"} for name, records in tables if records]
     return {
         "step": str(result.step),
         **{key: str(result.checkpoint[key]) for key in ("sha256", "weights_sha256", "training_fingerprint")},
         "checkpoint": str(result.checkpoint["file"]),
         "shards_fingerprint": result.upstream["shards"],
         "device": result.device,
-        # Shows the artifact as a table in MLflow's "evaluation" view.
-        "mlflow.loggedArtifacts": f'[{{"path": "{TABLE_FILE}", "type": "table"}}]',
+        # Shows the artifacts as tables in MLflow's "evaluation" view.
+        "mlflow.loggedArtifacts": json.dumps(shown),
     }
