@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_pipeline.data.documents import index as document_index
-from gpt_pipeline.data.documents.index import prepare_index, repeated_documents
+from gpt_pipeline.data.documents.index import index_part, prepare_index, repeated_documents
 from gpt_pipeline.data.formats.synth import SYNTH
+from gpt_pipeline.data.formats.text import TextFormat
+from gpt_pipeline.errors import UnreadableFileError
 from gpt_pipeline.storage.atomic import sha256_of
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline_tests.synth_rows import row, write_synth
@@ -20,7 +22,7 @@ def index_of(folder: Path, number: int, texts: list[int]) -> StageResult:
         path,
         [row(i, query="?", synthetic_reasoning="", synthetic_answer=f"It is {text}.") for i, text in enumerate(texts)],
     )
-    return prepare_index(path, sha256_of(path), folder, SYNTH, say=lambda line: None)
+    return prepare_index(path, sha256_of(path), folder, SYNTH, seen=path.stat(), say=lambda line: None)
 
 
 @settings(max_examples=25, deadline=None)
@@ -41,6 +43,18 @@ def test_repeated_documents_are_those_that_stand_earlier(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(document_index, "_BUCKET_DOCUMENTS", bucket)
         assert [rows.tolist() for rows in repeated_documents(indexes)] == wanted
+
+
+@pytest.mark.parametrize("written", ['{"text": "another one"}\n', '{"text": "half of'])
+def test_index_of_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, written: str) -> None:
+    path, format = tmp_path / "a.jsonl", TextFormat(column="text")
+    path.write_text('{"text": "one"}\n', encoding="utf-8")
+    seen, sha256 = path.stat(), sha256_of(path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(written)
+    with pytest.raises(UnreadableFileError, match=r"a\.jsonl: changed while it was read; run again when nothing"):
+        prepare_index(path, sha256, tmp_path, format, seen=seen, say=lambda line: None)
+    assert index_part(sha256, tmp_path, format).find() is None
 
 
 def test_repeated_documents_of_no_files_are_none() -> None:

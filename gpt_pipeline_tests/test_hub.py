@@ -311,6 +311,24 @@ def test_hub_dataset_that_was_known_before_splits_were_told_apart_keeps_its_file
     )
 
 
+@pytest.mark.parametrize("end", ["", ".gz"])  # kept in git, and as a large file
+def test_hub_empty_file_and_one_of_the_same_content_among_good_ones_are_read(
+    tmp_path: Path, server: FakeHub, hub: Hub, end: str
+) -> None:
+    (tmp_path / "same").mkdir()
+    for name, content in (("a", b""), ("b", b'{"text": "One."}\n'), ("c", b'{"text": "One."}\n')):
+        compressed = gzip.compress(content, mtime=0) if end and content else content
+        (tmp_path / "same" / f"{name}.jsonl{end}").write_bytes(compressed)
+    server.publish(tmp_path / "same")
+    config = DataConfig(source=server.repository, format="text", num_samples="all")
+    stage = prepare_raw(config, tmp_path / "data", hub=hub)
+    assert [(each["rows"], each["documents"], each["repeated"]) for each in stage.manifest.facts["files"]] == [
+        (0, 0, 0),
+        (1, 1, 0),
+        (1, 0, 1),
+    ]
+
+
 def test_hub_small_file_with_wrong_bytes_is_refused(tmp_path: Path, server: FakeHub, hub: Hub, texts: Path) -> None:
     config = dataclasses.replace(_TEXTS, split="test")
     server.corrupt = True

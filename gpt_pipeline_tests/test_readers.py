@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gpt_pipeline.data.file_kinds import COMPRESSIONS
 from gpt_pipeline.data.formats.text import TextFormat
 from gpt_pipeline.data.readers.rows import count_rows, read_rows
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, Wanted
@@ -182,10 +183,37 @@ def test_read_rows_column_that_is_null_for_long_is_read(tmp_path: Path) -> None:
     assert found[-1] == ["late"]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt"])
+NULL_OUTSIDE = [{"body": "One.", "meta": None}, {"body": "Two.", "meta": None}]
+
+
+@pytest.mark.parametrize("end", ["jsonl", "parquet", "arrow"])
+def test_read_rows_column_inside_one_that_is_null_in_every_row_is_null(tmp_path: Path, end: str) -> None:
+    path, found = tmp_path / f"a.{end}", pa.Table.from_pylist(NULL_OUTSIDE)
+    if end == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in NULL_OUTSIDE), encoding="utf-8")
+    elif end == "parquet":
+        pq.write_table(found, path)
+    else:
+        with pa.ipc.new_stream(path, found.schema) as writer:
+            writer.write_table(found)
+    assert read(path) == [["One.", None, None], ["Two.", None, None]]
+
+
+def test_read_rows_column_inside_one_that_is_null_here_and_there_has_to_be_somewhere(tmp_path: Path) -> None:
+    rows = [NULL_OUTSIDE[0], ROWS[0]]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(
+        UnreadableFileError, match=r"lacks the column meta\.lag; .*nearest: meta\.lang; correct the key .*data\.filter"
+    ):
+        read(tmp_path / "a.jsonl", Wanted(texts=("body",), values=("meta.lag",), remedy="set data.columns.text"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt", "a.csv", *(f"a.jsonl{end}" for end in COMPRESSIONS)])
 def test_read_rows_of_an_empty_file_are_none(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     assert read(tmp_path / name, Wanted(texts=("text",))) == []
+    with (tmp_path / name).open("rb") as file:
+        assert count_rows(file, name, Wanted(texts=("text",))) <= 1
 
 
 @pytest.mark.parametrize(
@@ -205,6 +233,9 @@ def test_read_rows_of_an_empty_file_are_none(tmp_path: Path, name: str) -> None:
         ("a.jsonl", '{"text": "x"}\n' + "\0" * 4099, r"a\.jsonl, line 2: not JSON"),
         ("a.jsonl", '{"text": ' + "[" * 100_000, r"a\.jsonl, line 1: not JSON"),
         ("a.arrow", "no arrow", r"a\.arrow: damaged"),
+        ("a.arrow", "", r"a\.arrow: is empty \(0 bytes\); bring the file here again, or remove it"),
+        ("a.parquet", "", r"a\.parquet: not a readable parquet file .* has 0 bytes; download it again"),
+        ("a.tar", "", r"a\.tar: damaged \(empty file\); bring the file here again"),
     ],
 )
 def test_read_rows_of_a_wrong_file_name_it_with_place_and_remedy(

@@ -84,6 +84,10 @@ def test_text_lists_whose_file_changes_while_it_is_read_name_it(own: Path, tmp_p
     (own / "part 0" / "2.txt").write_text("x", encoding="utf-8")
     with pytest.raises(UnreadableFileError, match=r"2\.txt: has changed since its folder was listed; run again"):
         list(text_lists.listed_files(path))
+    listed = text_lists.listed_files(path)
+    next(listed)[1].write_text("x", encoding="utf-8")
+    with pytest.raises(UnreadableFileError, match=r"0\.txt: changed while it was read; run again"):
+        next(listed)
     assert any(found.is_damaged for found in verify_data(config, data))
 
 

@@ -75,7 +75,7 @@ class FileCheck:
         if self.is_ready(name) and (facts := self.recorded(name)):
             return facts
         path, stat, sha256 = self._brought(name, say)
-        index = prepare_index(path, sha256, self.data_folder, self.format, say=say)
+        index = prepare_index(path, sha256, self.data_folder, self.format, seen=stat, say=say)
         facts = FileFacts(
             key=self.source.record_key(name),
             size=stat.st_size,
@@ -92,9 +92,10 @@ class FileCheck:
     def index_of(self, name: str, facts: FileFacts, *, say: Say) -> StageResult:
         """Return the file's index with every byte as it was written; one that is not is made again from the file."""
         index = index_part(facts.sha256, self.data_folder, self.format).intact(say=say)
-        return index or prepare_index(
-            self.source.fetch(name, say=say), facts.sha256, self.data_folder, self.format, say=say
-        )
+        if index is not None:
+            return index
+        path = self.source.fetch(name, say=say)
+        return prepare_index(path, facts.sha256, self.data_folder, self.format, seen=path.stat(), say=say)
 
     def forget(self, name: str) -> None:
         """Have the file looked at again."""

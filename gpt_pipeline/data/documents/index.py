@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.data.stage import Part, Say
-from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.errors import DamagedFileError, UnreadableFileError
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import Manifest, StageResult
 
@@ -37,14 +38,31 @@ def index_part(sha256: str, data_folder: Path, format: Format) -> Part:
     return Part(kind=KIND, fingerprint=identity, data_folder=data_folder)
 
 
-def prepare_index(path: Path, sha256: str, data_folder: Path, format: Format, *, say: Say) -> StageResult:
+def prepare_index(
+    path: Path, sha256: str, data_folder: Path, format: Format, *, seen: os.stat_result, say: Say
+) -> StageResult:
     """Return the finished index of the raw file at `path`; its facts have `rows`, `documents` and `dropped`.
 
+    `seen` is what the disk said of the file before its checksum was taken.
+
     Raises:
-        DataError: the file lacks what the format reads, or is damaged.
+        DataError: the file lacks what the format reads, is damaged, or has changed since.
     """
     part = index_part(sha256, data_folder, format)
-    return part.prepare(say=say, make=lambda: _make(path, sha256, part, format))
+
+    def make() -> Manifest:
+        try:
+            return _make(path, sha256, part, format)
+        finally:  # what was read, also what seemed damaged, has to be what the checksum is of
+            _require_unchanged(path, seen)
+
+    return part.prepare(say=say, make=make)
+
+
+def _require_unchanged(path: Path, seen: os.stat_result) -> None:
+    now = path.stat() if path.is_file() else None
+    if now is None or (now.st_size, now.st_mtime_ns) != (seen.st_size, seen.st_mtime_ns):
+        raise UnreadableFileError(f"{path}: changed while it was read; run again when nothing writes to it any more")
 
 
 def _make(path: Path, sha256: str, part: Part, format: Format) -> Manifest:

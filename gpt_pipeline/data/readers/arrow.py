@@ -24,6 +24,8 @@ def _batches(file: Path | io.IOBase, name: str, wanted: Wanted) -> Iterator[Iter
     """Yield the file's batches, of one in Arrow's streaming format or in its file format."""
     with opened(file, name) as stream:
         begin = stream.read(len(_FILE_MARK))
+        if not begin:
+            raise UnreadableFileError(f"{name}: is empty (0 bytes); bring the file here again, or remove it")
         if begin == _FILE_MARK and compression_of(name):
             what = "Arrow's file format is read from its end, which a compressed file does not allow"
             raise UnreadableFileError(f"{name}: {what}; decompress it")

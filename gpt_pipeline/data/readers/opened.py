@@ -47,6 +47,9 @@ def _decompressed(file: Path | io.IOBase, compression: str | None) -> Iterator[B
     with ExitStack() as stack:
         whole = stack.enter_context(file.open("rb", buffering=_BUFFER_BYTES)) if isinstance(file, Path) else file
         stream = cast(BinaryIO, whole)
+        if compression in ("bz2", "xz") and not stream.read(1):
+            compression = None  # no bytes at all: no rows, as gz and zst have it
+        stream.seek(0)
         if compression == "gzip":
             stream = cast(BinaryIO, stack.enter_context(gzip.open(stream)))
         elif compression == "bz2":

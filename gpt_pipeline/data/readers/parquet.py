@@ -49,21 +49,22 @@ def require_columns(schema: pa.Schema, wanted: Wanted, *, name: str) -> None:
     Raises:
         UnreadableFileError: one is missing, stands there twice, or holds something else.
     """
-    require_present(wanted.all, _names_in(schema, wanted.all), name=name, remedy=wanted.remedy)
+    require_present(wanted, _names_in(schema, wanted.all), name=name)
     if twice := [column for column in wanted.all if schema.names.count(column) > 1]:
         raise UnreadableFileError(
             f"{name}: has the column {twice[0]} {schema.names.count(twice[0])} times, need it once; write the file "
             "again without the others, or under other names"
         )
-    hint = f"; {wanted.remedy}" if wanted.remedy else ""
     for what, columns, kinds in (
         ("text columns", wanted.texts, _TEXT_KINDS),
         ("lists, or text that is a list in JSON", wanted.lists, (*_TEXT_KINDS, *_LIST_KINDS)),
         ("plain values", wanted.values, _VALUE_KINDS),
     ):
-        found = {column: _kind_of(schema, column) for column in columns}
-        if wrong := [f"{column} is {kind}" for column, kind in found.items() if not _is_one_of(kind, kinds)]:
-            raise UnreadableFileError(f"{name}: need {what}, but {', '.join(wrong)}{hint}")
+        found = {column: _stored(schema, column)[1] for column in columns}
+        if wrong := {column: kind for column, kind in found.items() if not _is_one_of(kind, kinds)}:
+            remedy = wanted.remedy_for(wrong)
+            listed = ", ".join(f"{column} is {kind}" for column, kind in wrong.items())
+            raise UnreadableFileError(f"{name}: need {what}, but {listed}" + (f"; {remedy}" if remedy else ""))
 
 
 def _names_in(schema: pa.Schema, wanted: Sequence[str]) -> list[str]:
@@ -74,6 +75,8 @@ def _names_in(schema: pa.Schema, wanted: Sequence[str]) -> list[str]:
         names.append(field.name)
         if field.name in opened and pa.types.is_struct(field.type):
             names += [f"{field.name}.{inner}" for inner in _names_in(pa.schema(list(field.type)), _within(wanted))]
+        elif pa.types.is_null(field.type):  # null in every row, and so is whatever stands in it in other files
+            names += [column for column in wanted if column.startswith(f"{field.name}.")]
     return names
 
 
@@ -81,17 +84,24 @@ def _within(wanted: Sequence[str]) -> list[str]:
     return [column.split(".", 1)[1] for column in wanted if "." in column]
 
 
-def _kind_of(schema: pa.Schema, column: str) -> pa.DataType:
+def _stored(schema: pa.Schema, column: str) -> tuple[str, pa.DataType]:
+    """Return name and kind of what holds a column: itself, or the group around it if that is null in every row."""
     if column in schema.names:
-        return schema.field(column).type
+        return column, schema.field(column).type
     outer, _, inner = column.partition(".")
-    return _kind_of(pa.schema(list(schema.field(outer).type)), inner)
+    kind = schema.field(outer).type
+    if pa.types.is_null(kind):
+        return outer, kind
+    name, kind = _stored(pa.schema(list(kind)), inner)
+    return f"{outer}.{name}", kind
 
 
 def column_of(batch: pa.RecordBatch, column: str) -> pa.Array:
     """Return a column of a batch as text, also one inside another; lists as JSON."""
     outer, *path = [column] if column in batch.schema.names else column.split(".")
-    found = pc.struct_field(batch[outer], path) if path else batch[outer]
+    found = batch[outer]
+    for name in path:
+        found = found if pa.types.is_null(found.type) else pc.struct_field(found, name)
     return lists_as_json(found) if _is_one_of(found.type, _LIST_KINDS) else found.cast(pa.string())
 
 
@@ -119,8 +129,9 @@ def read_parquet(
     """
     columns = list(wanted.all)
     with open_parquet(file, wanted, name=name) as opened:
-        size = batch_rows or wanted.batch_rows or _rows_at_a_time(opened.metadata, columns)
-        for batch in _batches(opened, file, name, size, columns):
+        stored = [_stored(opened.schema_arrow, column)[0] for column in columns]
+        size = batch_rows or wanted.batch_rows or _rows_at_a_time(opened.metadata, stored)
+        for batch in _batches(opened, file, name, size, stored):
             yield pa.record_batch([column_of(batch, column) for column in columns], names=columns)
 
 

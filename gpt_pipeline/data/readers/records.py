@@ -115,7 +115,8 @@ class _Rows:
     _found: dict[str, None] = field(default_factory=dict)
     """Columns that a record had, as far as there are few."""
 
-    _any: bool = False
+    _lacking: set[str] = field(default_factory=set)
+    """Wanted columns that a record did not have."""
 
     def __post_init__(self) -> None:
         self._columns = {column: [] for column in self.wanted.all}
@@ -131,14 +132,15 @@ class _Rows:
             values.append(value)
             self.size += len(value or b"")
         self.count += 1
-        self._any = True
 
     def _value(self, place: str, record: Record, column: str) -> bytes | None:
         value, is_there = _at(record, column)
         if is_there:
             self._found[column] = None
-        elif len(self._found) < _SHOWN_COLUMNS:
-            self._found.update(dict.fromkeys(_names_of(record, opened=column.partition(".")[0])))
+        elif is_there is False:
+            self._lacking.add(column)
+            if len(self._found) < _SHOWN_COLUMNS:
+                self._found.update(dict.fromkeys(_names_of(record, opened=column.partition(".")[0])))
         if value is None or isinstance(value, bytes):
             return value
         if isinstance(value, str):
@@ -153,7 +155,8 @@ class _Rows:
             need = "a list"
         else:
             need = "text" if column in self.wanted.texts else "text, a number or true or false"
-        hint = f"; {self.wanted.remedy}" if self.wanted.remedy else ""
+        remedy = self.wanted.remedy_for([column])
+        hint = f"; {remedy}" if remedy else ""
         raise UnreadableFileError(f"{self.name}, {place}: {column} is {_kind(value)}, need {need}{hint}")
 
     def taken(self) -> pa.RecordBatch:
@@ -164,18 +167,23 @@ class _Rows:
         return batch
 
     def require_columns(self) -> None:
-        """Raise if a column stood in no record, of a file that has any."""
-        if self._any:
-            require_present(self._columns, self._found, name=self.name, remedy=self.wanted.remedy)
+        """Raise if a column stood in no record, of those that could have had it."""
+        unknown = (column for column in self._columns if column not in self._lacking)
+        require_present(self.wanted, dict.fromkeys([*self._found, *unknown]), name=self.name)
 
 
-def _at(record: Record, column: str) -> tuple[Any, bool]:
-    """Return the value of a column, also of one inside another, and whether the record has it."""
+def _at(record: Record, column: str) -> tuple[Any, bool | None]:
+    """Return the value of a column, also of one inside another, and whether the record has it.
+
+    None: the one around it is null, so that nothing is known of it.
+    """
     if column in record:
         return record[column], True
     outer, _, inner = column.partition(".")
     value = record.get(outer)
-    return _at(value, inner) if inner and isinstance(value, Mapping) else (None, False)
+    if inner and isinstance(value, Mapping):
+        return _at(value, inner)
+    return None, None if inner and outer in record and value is None else False
 
 
 def _names_of(record: Record, *, opened: str) -> Iterator[str]:

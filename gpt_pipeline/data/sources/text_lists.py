@@ -125,9 +125,12 @@ def listed_files(path: Path) -> Iterator[tuple[str, Path]]:
         own = folder / name
         if not own.is_file():
             raise UnreadableFileError(f"{own}: is gone since its folder was listed; run again")
+        before = own.stat()
         if sha256_of(own) != sha256:
             raise UnreadableFileError(f"{own}: has changed since its folder was listed; run again")
         yield name, own
+        if not own.is_file() or own.stat().st_mtime_ns != before.st_mtime_ns:
+            raise UnreadableFileError(f"{own}: changed while it was read; run again")
 
 
 def _lines_of(path: Path) -> Iterator[tuple[str, str]]:

@@ -132,6 +132,7 @@ class _Partial:
         self._path = path
         self.size = 0
         self._digest = hashlib.sha256()
+        path.touch()  # of an empty file nothing more comes
         if path.is_file():
             self._read()
 
