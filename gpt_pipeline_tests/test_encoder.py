@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import itertools
+import json
 import sys
 import unicodedata
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +24,13 @@ from gpt_pipeline.data.tokens.encoder import (
     _code_points,
     new_encoder,
 )
-from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, gpt2
+from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, Tokenizer, gpt2, read_tokenizer
 
 pytest.importorskip("gigatoken", reason="has no wheel for this machine")
 
 YOUNG = "\U000323b0"  # CJK Extension J, of Unicode 17: a letter for gigatoken 0.10, not yet for tiktoken 0.14
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_END = {"id": 1, "content": "</s>", "special": True}
 CATEGORIES = ("L", "M", "N", "P", "S", "Z", "C")
 
 
@@ -34,10 +39,10 @@ def fast() -> FastEncoder:
     return FastEncoder()
 
 
-def ids(encoder: Encoder, texts: list[str]) -> list[list[int]]:
+def ids(encoder: Encoder, texts: list[str], eot_token: int = EOT_TOKEN) -> list[list[int]]:
     encoded = encoder.encode(pa.array(texts, pa.string()))
     assert encoded.tokens.dtype == np.uint16
-    assert (encoded.tokens[encoded.starts] == EOT_TOKEN).all()
+    assert (encoded.tokens[encoded.starts] == eot_token).all()
     bounds = [*encoded.starts.tolist(), len(encoded.tokens)]
     return [encoded.tokens[start + 1 : end].tolist() for start, end in itertools.pairwise(bounds)]
 
@@ -98,6 +103,49 @@ def test_encoder_every_character_between_others_has_tiktokens_ids(kind: str) -> 
 def test_encoder_very_long_runs_have_tiktokens_ids(unit: str) -> None:
     texts = [unit * 20_000, "x" + unit * 999 + "y"]
     assert ids(fast(), texts) == tiktoken_ids(texts)
+
+
+@cache
+def own() -> Tokenizer:
+    """A tokenizer of another vocabulary, without a token for `'d` and with its end in the middle."""
+    from tokenizers import Tokenizer as Encoding
+    from tokenizers import models, pre_tokenizers, trainers
+
+    encoding = Encoding(models.BPE())
+    encoding.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    encoding.train_from_iterator([f"a{YOUNG}b the cat sat 123 on naïve 中文中文 mats ..."] * 9, trainer)
+    return read_tokenizer(encoding.to_str(), source="a test")
+
+
+@cache
+def fast_own() -> FastEncoder:
+    return FastEncoder(own())
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(TEXTS, max_size=5))
+@example(texts=[f"a{YOUNG}b", f" {YOUNG}", f"{YOUNG}'d"])
+@example(texts=["a </s> b<pad>", "</s>", SEPARATOR])
+def test_encoder_of_another_tokenizer_has_the_ids_of_its_library(texts: list[str]) -> None:
+    assert ids(fast_own(), texts, own().eot_token) == [own().encode(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits"}, _BYTE_LEVEL]}}, "into words"),
+        ({"added_tokens": [_END, {**_END, "id": 0, "content": "cat", "special": False}]}, "added tokens"),
+    ],
+)
+def test_encoder_of_a_tokenizer_unlike_gpt2_is_its_library_and_says_so(change: dict[str, Any], told: str) -> None:
+    file = {**json.loads(own().file or ""), **change}
+    other, said = dataclasses.replace(own(), file=json.dumps(file)), list[str]()
+    assert isinstance(new_encoder(said.append, other), ReferenceEncoder)
+    assert told in said[0]
 
 
 def test_encoder_characters_the_libraries_dispute_are_left_to_tiktoken() -> None:
