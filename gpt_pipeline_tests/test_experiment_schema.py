@@ -94,7 +94,7 @@ def test_schema_where_the_loader_takes_a_value_takes_it_too(
         ("data.num_samples", 0),
         ("data.validation_fraction", 0.51),
         ("data.num_sample", 10),
-        ("model.vocab_size", 50258),
+        ("model.vocab_size", 0),
         ("model.dropout", 1.0),
         ("training.optimizer", "sgd"),
         ("training.learning_rate", "fast"),

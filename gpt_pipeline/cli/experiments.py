@@ -97,7 +97,7 @@ def _tell_first_document(experiment: Experiment) -> None:
     """Print how much the files hold, and the first document as the model will see it."""
     from gpt_pipeline.cli.preview import tell_previews
     from gpt_pipeline.data.preview import previews
-    from gpt_pipeline.data.tokens.tokenizer import gpt2
+    from gpt_pipeline.data.tokens.tokenizer_stage import usable_tokenizer
     from gpt_pipeline.planning.survey import survey
 
     data = experiment.data
@@ -105,8 +105,9 @@ def _tell_first_document(experiment: Experiment) -> None:
     about = "" if held.is_exact else "about "
     holds = f"{about}{held.rows:,} rows, about {held.documents:,} documents, {held.text_bytes / 1e6:,.1f} MB"
     tell(f"{data.local or data.origin}: {holds}")
-    rows = previews(data, experiment.data_folder, gpt2(), start=0, count=_LOOKED_AT, say=_logger.info)
-    tell_previews([each for each in rows if each.dropped is None][:1], gpt2())
+    tokenizer = usable_tokenizer(data, experiment.data_folder)
+    rows = previews(data, experiment.data_folder, tokenizer, start=0, count=_LOOKED_AT, say=_logger.info)
+    tell_previews([each for each in rows if each.dropped is None][:1], tokenizer)
 
 
 def _say_what_suits_a_cpu(experiment: Experiment) -> None:
@@ -160,12 +161,13 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
     """
     from gpt_pipeline.cli.preview import tell_previews
     from gpt_pipeline.data.preview import previews
-    from gpt_pipeline.data.tokens.tokenizer import gpt2
+    from gpt_pipeline.data.tokens.tokenizer_stage import usable_tokenizer
     from gpt_pipeline.experiment.discover import load_alone
 
     loaded = load_alone(experiment)
+    tokenizer = usable_tokenizer(loaded.data, loaded.data_folder)
     found = {
-        name: list(previews(part, loaded.data_folder, gpt2(), start=row, count=count, say=say))
+        name: list(previews(part, loaded.data_folder, tokenizer, start=row, count=count, say=say))
         for name, part in loaded.data.parts.items()
     }
     if as_json:
@@ -175,7 +177,7 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
     for name, own in found.items():
         if name:
             tell(f"{name}: {loaded.data.shares[name]:.1%} of the training tokens\n")
-        tell_previews(own, gpt2())
+        tell_previews(own, tokenizer)
 
 
 @click.command()

@@ -17,6 +17,7 @@ SAMPLE = "sample"
 ALL = "all"
 """As `languages`: all of them."""
 
+GPT2 = "gpt2"
 COMPARED = re.compile(r"\s*(>=|<=|>|<)\s*(.*?)\s*")
 """A bound in `filter`: how it compares, and the number."""
 
@@ -56,6 +57,18 @@ class ColumnsConfig:
 
     messages: str = added_later("messages")
     """The column with the list of messages (`role` and `content`, or `from` and `value`), for `format: chat`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """A tokenizer of the experiment's own, trained on its training documents."""
+
+    train: int
+    """Ids of its byte-level BPE, `<|endoftext|>` and the 256 bytes among them: from 257 to 65,536."""
+
+    def __post_init__(self) -> None:
+        need = "a whole number from 257 (256 bytes and <|endoftext|>) to 65536 (what 16 bits hold)"
+        require(257 <= self.train <= 1 << 16, "train", found=self.train, need=need)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +273,11 @@ class DataConfig(DocumentsConfig):
     seed: int = 0
     """Chooses which documents are held out."""
 
+    tokenizer: str | TokenizerConfig = added_later(GPT2)
+    """What makes tokens of the text: `gpt2`; a `tokenizer.json` of your own, by a path that begins with `./`, `../`,
+    `/` or `~`; that of a model on the hub, by its name; or `{train: 16384}`, a byte-level BPE with so many ids that is
+    trained on the training documents. `model.vocab_size` follows."""
+
     mix: Mapping[str, PartConfig] | None = added_later(None)
     """Several sources instead of one, each under a name of yours and with its share of the training tokens; null: the
     one source of this block. `num_samples` then holds for each part that names no other."""
@@ -308,6 +326,16 @@ class DataConfig(DocumentsConfig):
             found=self.mix_until,
             need="no such key without data.mix",
         )
+        require(
+            isinstance(self.tokenizer, TokenizerConfig)
+            or self.tokenizer == GPT2
+            or is_path(self.tokenizer)
+            or bool(_HUB_NAME.fullmatch(self.tokenizer)),
+            "tokenizer",
+            found=self.tokenizer,
+            need="gpt2, the path of a tokenizer.json such as ./tokenizer.json, the name of a model on the hub, or "
+            "{train: 16384}",
+        )
         require(self.max_length > 1, "max_length", found=self.max_length, need="a whole number above 1")
         require(
             0 < self.validation_fraction <= 0.5,
@@ -327,6 +355,13 @@ class DataConfig(DocumentsConfig):
 
     def _require_a_mix(self, mix: Mapping[str, PartConfig]) -> None:
         """Raise `ConfigError` unless there are parts to mix, each of them usable, and no source beside them."""
+        require(
+            isinstance(self.tokenizer, str),
+            "tokenizer",
+            found="{train: ...}",
+            need="gpt2 or a tokenizer.json with data.mix; train one in an experiment on one of the parts, and name the "
+            "tokenizer.json in its folder of token_shards",
+        )
         require(len(mix) > 1, "mix", found=len(mix), need="at least two parts; name a single source by data.source")
         for each in dataclasses.fields(DocumentsConfig):
             found = getattr(self, each.name)

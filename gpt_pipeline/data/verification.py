@@ -20,6 +20,7 @@ from gpt_pipeline.data.sources.text_lists import listed_files
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.shards import ShardsStage, shards_stage
 from gpt_pipeline.data.tokens.stream import Positions, TokenStream, open_shards
+from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
 from gpt_pipeline.errors import DamagedFileError, DataError, UserError
 from gpt_pipeline.storage.atomic import sha256_of
 from gpt_pipeline.storage.manifest import MANIFEST_NAME, StageResult, has_damaged_manifest, recorded, verify
@@ -64,15 +65,18 @@ def _verify_part(config: DataConfig, data_folder: Path, say: Say) -> list[Verifi
     raw_stage = RawStage(config=config, data_folder=data_folder)
     raw = _Made.at(raw_stage.last_place())
     documents = _Made.after(raw, lambda given: DocumentsStage(config=config, data_folder=data_folder, given_raw=given))
+    tokenizer = _Made.after(documents, lambda given: _tokenizer_stage(config, data_folder, given))
     shards = _Made.after(
         documents, lambda given: ShardsStage(config=config, data_folder=data_folder, given_documents=given)
     )
     checks: list[Callable[[StageResult], None]] = [
         lambda stage: _verify_raw(raw_stage, stage, are_needed=documents.result is None),
         verify,
+        *([verify] if stage_names(config).has_tokenizer else []),
         _verify_shards,
     ]
-    stages = zip(stage_names(config).all, (raw, documents, shards), checks, strict=True)
+    made = [raw, documents, *([tokenizer] if stage_names(config).has_tokenizer else []), shards]
+    stages = zip(stage_names(config).all, made, checks, strict=True)
     return [_verified(name, made, check, say) for name, made, check in stages]
 
 
@@ -90,9 +94,15 @@ class _Made:
         return cls() if place is None else cls(folder=place[0], result=recorded(*place))
 
     @classmethod
-    def after(cls, upstream: _Made, stage: Callable[[StageResult], DocumentsStage | ShardsStage]) -> _Made:
+    def after(
+        cls, upstream: _Made, stage: Callable[[StageResult], DocumentsStage | TokenizerStage | ShardsStage]
+    ) -> _Made:
         """Return what is said of the stage that is made of `upstream`."""
         return cls() if upstream.result is None else cls.at(stage(upstream.result).place())
+
+
+def _tokenizer_stage(config: DataConfig, data_folder: Path, documents: StageResult) -> TokenizerStage:
+    return TokenizerStage(config=config, data_folder=data_folder, given_documents=[(documents, config)])
 
 
 class _NothingToCompareError(UserError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_type_hints
 
-from gpt_pipeline.data.config import DataConfig, DocumentsConfig
+from gpt_pipeline.data.config import GPT2, DataConfig, DocumentsConfig, TokenizerConfig, is_path
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment.config import DATA_FOLDER, ExperimentConfig, contradictions
 from gpt_pipeline.experiment.document import Entry, Kind, Written, read_document, read_text
@@ -97,6 +97,9 @@ class Experiment:
     def data(self) -> DataConfig:
         """The `data:` block for the data stages: paths of one's own absolute. Raises ConfigError as `base_folder`."""
         data = self.config.data
+        if isinstance(data.tokenizer, str) and is_path(data.tokenizer):
+            path = self._resolved("data.tokenizer", data.tokenizer)
+            data = dataclasses.replace(data, tokenizer=str(path))
         if data.mix is not None:
             mix = {name: self._at_home(part, f"data.mix.{name}") for name, part in data.mix.items()}
             return dataclasses.replace(data, mix=mix)
@@ -163,11 +166,43 @@ def load_experiment(path: Path, *, later: tuple[Path, ...] = ()) -> Experiment:
         raise ExperimentFileError(path, reading.problems)
     config = ExperimentConfig(**values)
     lines = {key: entry.line for key, entry in reading.entries.items()}
-    config, errors = _with_the_shape_of_its_start(config, path.absolute(), lines, later)
+    config, errors = _with_the_vocabulary(config, path.absolute(), lines)
+    if not errors:
+        config, errors = _with_the_shape_of_its_start(config, path.absolute(), lines, later)
     problems = [reading.problem_of(error) for error in errors or contradictions(config)]
     if problems:
         raise ExperimentFileError(path, problems)
     return Experiment(file=path.absolute(), config=config, lines=lines)
+
+
+def _with_the_vocabulary(
+    config: ExperimentConfig, file: Path, lines: Mapping[str, int]
+) -> tuple[ExperimentConfig, list[ConfigError]]:
+    """Return the experiment with a model for the ids of its tokenizer, as far as they are known."""
+    found = config.model.vocab_size
+    try:
+        size = _vocabulary_size(config, file)
+    except ConfigError as error:
+        return config, [error]
+    if size is None or size == found:
+        return config, []
+    if "model.vocab_size" in lines:
+        need, remedy = f"{size}, the ids of data.tokenizer", "remove the line: it follows the tokenizer"
+        return config, [ConfigError("model.vocab_size", found=found, need=need, remedy=remedy)]
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size)), []
+
+
+def _vocabulary_size(config: ExperimentConfig, file: Path) -> int | None:
+    """Return the ids of the tokenizer; None for one of the hub that has not been fetched."""
+    wanted = config.data.tokenizer
+    if isinstance(wanted, TokenizerConfig):
+        return wanted.train
+    if wanted == GPT2:
+        return ModelConfig().vocab_size
+    from gpt_pipeline.data.tokens.tokenizer_stage import vocabulary_size  # numpy
+
+    experiment = Experiment(file=file, config=config)
+    return vocabulary_size(str(experiment.data.tokenizer), experiment.data_folder)
 
 
 def _with_the_shape_of_its_start(
@@ -184,6 +219,10 @@ def _with_the_shape_of_its_start(
         return config, []
     given = [key.removeprefix("model.") for key in lines if key.startswith("model.")]
     model, errors = model_from_start(config.model, shape, given, source=config.start_from.text)
+    if shape.vocab_size != config.model.vocab_size and not errors:
+        need = f"the tokenizer of {config.start_from.text}, which has {shape.vocab_size} ids; this one has"
+        need += f" {config.model.vocab_size}, so that the rows of its weights would mean other tokens"
+        errors = [ConfigError("data.tokenizer", found=config.data.tokenizer, need=need)]
     return dataclasses.replace(config, model=model), errors
 
 
@@ -265,10 +304,9 @@ class _Reading:
             is_slip = entry.value == _NOTHING and "all" in choices(hint)
             return UNFIT if is_slip else read_value(entry.value, hint)
         if entry.value.kind is not Kind.BLOCK:
-            if read_value(entry.value, NoneType) is UNFIT:
-                return UNFIT
-            if NoneType in choices(hint):
-                return None
+            value = read_value(entry.value, hint)
+            if value is not UNFIT or read_value(entry.value, NoneType) is UNFIT:
+                return value
         count = len(self.problems)
         values = self.block(config, entry.block, section=path, line=entry.line)
         if len(self.problems) > count:
@@ -334,7 +372,10 @@ class _Reading:
         """Note each value that the config's own check refuses; return the others, and stand-ins for required ones."""
         sound = {**_stand_ins(config), **values}
         dropped: list[str] = []
+        stand_ins = _stand_ins(config).keys() - values.keys()
         while (error := _construction_error(config, sound)) is not None:
+            if error.key in stand_ins:
+                break  # which no one wrote
             # A need that quotes a value just found wrong would mislead: it shows the default in that value's place.
             if not any(f"{key}=" in error.need for key in dropped):
                 self.problems.append(self.problem_of(error.within(section), line=line))
@@ -344,6 +385,7 @@ class _Reading:
             del sound[error.key]
             if error.key in _required(config):
                 sound[error.key] = _stand_ins(config)[error.key]
+                stand_ins = stand_ins | {error.key}
         return sound
 
 

@@ -92,8 +92,14 @@ def _property(key: Key) -> dict[str, Any]:
     if (named := named_block_of(key.hint)) is not None:
         blocks_of_keys = _block(block_from(key.path, named))
         return {"type": ["object", "null"], "additionalProperties": blocks_of_keys, **described, **default}
-    values = _block(block_from(key.path, key.hint)) if block_of(key.hint) else _values(key)
+    values = _block_values(key) if block_of(key.hint) else _values(key)
     return {**values, **described, **default}
+
+
+def _block_values(key: Key) -> dict[str, Any]:
+    """Return the part of a property that says which keys a block inside a block takes, or that a text does instead."""
+    own = _block(block_from(key.path, key.hint))
+    return {"anyOf": [{"type": "string"}, own]} if str in choices(key.hint) else own
 
 
 def _values(key: Key) -> dict[str, Any]:

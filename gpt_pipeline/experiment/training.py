@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gpt_pipeline.checkpoints.choose import LAST
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, find_checkpoint, list_checkpoints
-from gpt_pipeline.errors import UserError
+from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment.config import ExperimentConfig
 from gpt_pipeline.experiment.identity import TRAINING_CODE_VERSION, training_identity
 from gpt_pipeline.experiment.load import Experiment, load_experiment
@@ -15,7 +15,7 @@ from gpt_pipeline.experiment.start_from import StartNotReadyError, base_file, st
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.training.finished import find_finished_training, last_checkpoint
-from gpt_pipeline.training.job import StartWeights, TrainingJob
+from gpt_pipeline.training.job import TOKENIZER, StartWeights, TrainingJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,20 @@ def _checkpoint_of(base: Experiment, later: Experiment) -> CheckpointInfo:
     )
 
 
+def _require_same_tokenizer(start: StartPoint, tokenizer: str | None) -> None:
+    """Raise `ConfigError` unless the weights to start from were trained on the tokens of this tokenizer."""
+    theirs = start.checkpoint.settings.get(TOKENIZER)
+    if theirs != tokenizer:
+        ours, theirs = (name or "GPT-2's" for name in (tokenizer, theirs))
+        raise ConfigError(
+            "data.tokenizer",
+            found=ours,
+            need=f"{theirs}, the tokenizer of {start.source}: with another one, the rows of its weights would mean "
+            "other tokens",
+            remedy="name its file, which is in its folder of token_shards and in an export of it",
+        )
+
+
 def training_fingerprint(config: ExperimentConfig, shards_fingerprint: str, *, start: str | None = None) -> str:
     """Return the identity of the weights that `config` gives on these shards; `identity.py` says what is in it.
 
@@ -139,7 +153,9 @@ def training_job(experiment: Experiment, shards: StageResult) -> TrainingJob:
     """
     config = experiment.config
     training_size(config, train_tokens=shards.manifest.facts["train_tokens"])
-    start = find_start(experiment)
+    start, tokenizer = find_start(experiment), shards.manifest.facts.get("tokenizer")
+    if start is not None:
+        _require_same_tokenizer(start, tokenizer)
     weights = None if start is None else start.weights
     sha256 = None if weights is None else weights.weights_sha256
     return TrainingJob(
@@ -155,4 +171,5 @@ def training_job(experiment: Experiment, shards: StageResult) -> TrainingJob:
         hardware=config.hardware,
         resume=config.storage.checkpoint_to_resume,
         start_from=weights,
+        tokenizer=tokenizer,
     )

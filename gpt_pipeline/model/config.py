@@ -29,7 +29,7 @@ class ModelConfig:
     """Longest sequence that the model can take, in tokens; at least `data.max_length`."""
 
     vocab_size: int = 50257
-    """Size of GPT-2's BPE vocabulary; fixed by the tokenizer."""
+    """Ids of the tokenizer, at most 65,536; follows `data.tokenizer`, so it need not be given."""
 
     dropout: float = 0.1
     """Probability of dropping an activation, in [0, 1); applied to embeddings, attention and residuals."""
@@ -45,7 +45,9 @@ class ModelConfig:
             value = getattr(self, key)
             require(value > 0, key, found=value, need="a whole number above 0")
         require(self.n_embd % self.n_head == 0, "n_embd", found=self.n_embd, need=f"a multiple of n_head={self.n_head}")
-        require(self.vocab_size == 50257, "vocab_size", found=self.vocab_size, need="50257, the tokenizer's vocabulary")
+        require(
+            0 < self.vocab_size <= 1 << 16, "vocab_size", found=self.vocab_size, need="a whole number from 1 to 65536"
+        )
         require(0 <= self.dropout < 1, "dropout", found=self.dropout, need="a number from 0 up to, not including, 1")
 
     @property
@@ -55,5 +57,5 @@ class ModelConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """`vocab_size` rounded up for speed: 50,304. The extra rows exist only while training."""
+        """`vocab_size` rounded up for speed, such as 50,304. The extra rows exist only while training."""
         return -(-self.vocab_size // _PADDING_MULTIPLE) * _PADDING_MULTIPLE

@@ -23,6 +23,7 @@ SOURCES: Mapping[str, str] = {
     "english_parquet": "data/documents/stage.py",
     "raw_files": "data/documents/raw.py",
     "documents": "data/documents/stage.py",
+    "tokenizer": "data/tokens/tokenizer_stage.py",
     "token_shards": "data/tokens/shards.py",
     "mixed_shards": "data/tokens/mixed.py",
     "training": "training/trainer.py",

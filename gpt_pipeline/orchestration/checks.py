@@ -28,7 +28,8 @@ _REMAKE = "materialize {documents} and token_shards with force, then train anew;
 
 def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDefinition]:
     """Return the checks of the data stages in `group`."""
-    _, documents_key, shards_key = (dg.AssetKey([group, name]) for name in stage_names(experiment.data).all)
+    names = stage_names(experiment.data)
+    documents_key, shards_key = dg.AssetKey([group, names.documents]), dg.AssetKey([group, names.all[-1]])
     remake = _REMAKE.format(documents=documents_key.path[-1])
 
     @dg.asset_check(asset=documents_key, description="The share of English rows is about SYNTH's 80.8 %.")

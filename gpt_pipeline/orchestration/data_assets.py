@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
-from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.config import DataConfig, TokenizerConfig
 from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.stage import PartedStage
 from gpt_pipeline.experiment.load import Experiment
@@ -33,7 +33,8 @@ def data_assets(group: str, experiment: Experiment, *, shown: str) -> Sequence[d
     Their keys begin with `group`; the pages call the group `shown`.
     """
     data, folder = experiment.data, experiment.data_folder
-    raw_key, documents_key, shards_key = (dg.AssetKey([group, name]) for name in stage_names(data).all)
+    keys = [dg.AssetKey([group, name]) for name in stage_names(data).all]
+    raw_key, documents_key, *tokenizer_key, shards_key = keys
 
     def raw() -> PartedStage:
         from gpt_pipeline.data.documents.raw import RawStage
@@ -46,11 +47,17 @@ def data_assets(group: str, experiment: Experiment, *, shown: str) -> Sequence[d
 
         return DocumentsStage(config=data, data_folder=folder)
 
+    def tokenizer() -> PartedStage:
+        from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
+
+        return TokenizerStage(config=data, data_folder=folder)
+
     def shards() -> PartedStage:
         from gpt_pipeline.data.tokens.shards import ShardsStage
 
         return ShardsStage(config=data, data_folder=folder)
 
+    of_gpt2 = "" if tokenizer_key else " GPT-2"
     return [
         parted_asset(
             raw,
@@ -74,16 +81,30 @@ def data_assets(group: str, experiment: Experiment, *, shown: str) -> Sequence[d
             metadata=code_references(stage_names(data).documents),
             description=f"{_about_documents(data)} {_HOW}",
         ),
+        *(
+            parted_asset(
+                tokenizer,
+                key=key,
+                name=node_name(experiment, group, key.path[-1]),
+                group=shown,
+                upstream=documents_key,
+                part="make_tokenizer",
+                kinds={"json"},
+                metadata=code_references("tokenizer"),
+                description=f"The tokenizer: {_about_tokenizer(data)}. {_HOW}",
+            )
+            for key in tokenizer_key
+        ),
         parted_asset(
             shards,
             key=shards_key,
             name=node_name(experiment, group, shards_key.path[-1]),
             group=shown,
-            upstream=documents_key,
+            upstream=keys[-2],
             part="tokenize_file",
             kinds={"numpy"},
             metadata=code_references("token_shards"),
-            description=f"The documents' GPT-2 tokens as uint16 shards, split into training and validation. {_HOW}",
+            description=f"The documents'{of_gpt2} tokens as uint16 shards, split into training and validation. {_HOW}",
         ),
     ]
 
@@ -125,6 +146,12 @@ def mixed_asset(group: str, experiment: Experiment, groups: Mapping[str, str], *
 def _about_documents(data: DataConfig) -> str:
     english, languages = ("English ", "") if data.is_english else ("", in_markdown(data.in_languages))
     return _ABOUT_DOCUMENTS[data.format].format(amount=_amount(data).capitalize(), english=english, languages=languages)
+
+
+def _about_tokenizer(data: DataConfig) -> str:
+    if isinstance(data.tokenizer, TokenizerConfig):
+        return f"a byte-level BPE of {data.tokenizer.train:,} ids, trained on the training documents"
+    return f"the tokenizer.json of {in_markdown(data.tokenizer)}"
 
 
 def _amount(data: DataConfig) -> str:

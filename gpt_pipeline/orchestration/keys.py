@@ -52,7 +52,9 @@ def data_group(data: DataConfig) -> str:
         "num_samples": data.document_limit or "all",
         "validation_fraction": data.validation_fraction,
         "seed": data.seed,
-        **identity_of(data, "format", "columns", "filter", "group", "kind", "split_text_at", "subset", "split"),
+        **identity_of(
+            data, "format", "columns", "filter", "group", "kind", "split_text_at", "subset", "split", "tokenizer"
+        ),
         **({} if data.is_english or data.format != "synth" else {"languages": data.wanted_languages}),
     }
     digest = fingerprint("data_group", config=identity, code_version="1")

@@ -108,7 +108,7 @@ def _data_needs(experiment: Experiment, tokens: TokenCount) -> list[DiskNeed]:
 
 
 def _part_needs(experiment: Experiment, tokens: TokenCount) -> list[DiskNeed]:
-    raw, documents, shards = part_progress(experiment)
+    raw, documents, *_, shards = part_progress(experiment)  # the tokenizer takes next to nothing
     folder = experiment.data_folder
     sample = experiment.data.is_sample
     per_token = _SAMPLE_ENGLISH_BYTES_PER_TOKEN if sample else _ENGLISH_BYTES_PER_TOKEN

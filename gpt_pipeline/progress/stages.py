@@ -12,9 +12,10 @@ from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.stage import Part
 from gpt_pipeline.data.tokens.mixed import MixedShardsStage
 from gpt_pipeline.data.tokens.shards import ShardsStage, shards_stage
+from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.lock import is_locked
-from gpt_pipeline.storage.manifest import damaged_sizes
+from gpt_pipeline.storage.manifest import StageResult, damaged_sizes
 
 State = Literal["finished", "partly", "absent"]
 
@@ -68,12 +69,17 @@ def part_progress(experiment: Experiment) -> tuple[StageProgress, ...]:
     return (
         raw,
         _progress(documents, lambda: [each.part for each in documents.parts()], ready=raw),
+        *([_progress(shards.tokenizer, list, ready=raw)] if shards.tokenizer.is_made else []),
         _progress(
             shards,
-            lambda: [each.part for each in shards.parts()] if documents_result is not None else [],
+            lambda: [each.part for each in shards.parts()] if _can_be_made(shards, documents_result) else [],
             ready=raw,
         ),
     )
+
+
+def _can_be_made(shards: ShardsStage, documents: StageResult | None) -> bool:
+    return documents is not None and shards.tokenizer.identity is not None
 
 
 def _raw_progress(stage: RawStage, *, is_used_up: bool) -> StageProgress:
@@ -92,7 +98,10 @@ def _raw_progress(stage: RawStage, *, is_used_up: bool) -> StageProgress:
 
 
 def _progress(
-    stage: DocumentsStage | ShardsStage | MixedShardsStage, parts: Callable[[], Sequence[Part]], *, ready: StageProgress
+    stage: DocumentsStage | TokenizerStage | ShardsStage | MixedShardsStage,
+    parts: Callable[[], Sequence[Part]],
+    *,
+    ready: StageProgress,
 ) -> StageProgress:
     known = stage.known()
     damage = None if known is None else next(damaged_sizes(known), None)

@@ -34,7 +34,16 @@ from gpt_pipeline.training.finished import (
     last_checkpoint,
     read_finished_training,
 )
-from gpt_pipeline.training.job import SCRATCH, START_FROM, Change, Settings, TrainingJob, find_changes, listed
+from gpt_pipeline.training.job import (
+    SCRATCH,
+    START_FROM,
+    TOKENIZER,
+    Change,
+    Settings,
+    TrainingJob,
+    find_changes,
+    listed,
+)
 
 MARKER_NAME = "start.json"
 ASKED_ANEW = "starting from scratch as asked"
@@ -258,7 +267,7 @@ def settings_before(info: CheckpointInfo) -> Settings:
     told = info.settings or {f"model.{key}": value for key, value in dataclasses.asdict(info.model).items()}
     sections = {"model": ModelConfig, "training": TrainingConfig}
     later = {f"{name}.{key}": value for name, each in sections.items() for key, value in neutral_values(each).items()}
-    return {START_FROM: None, **later, **told}
+    return {START_FROM: None, TOKENIZER: None, **later, **told}
 
 
 def _own_checkpoints(job: TrainingJob) -> list[CheckpointInfo]:

@@ -59,6 +59,9 @@ class TrainingJob:
     start_from: StartWeights | None = None
     """The weights to begin with; None: random ones."""
 
+    tokenizer: str | None = None
+    """What the shards' manifest says of their tokenizer; None: GPT-2's."""
+
     @property
     def folder(self) -> ExperimentFolder:
         return ExperimentFolder(root=Path(self.experiment_folder))
@@ -66,8 +69,9 @@ class TrainingJob:
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON values."""
         value = dataclasses.asdict(self)
-        if self.start_from is None:  # so that a version that knows no such start reads the job
-            del value["start_from"]
+        for name in (START_FROM, "tokenizer"):
+            if value[name] is None:  # so that a version that does not know the key reads the job
+                del value[name]
         return value
 
     @classmethod
@@ -120,10 +124,13 @@ SHARDS = "token shards"
 START_FROM = "start_from"
 """Stands for the weights that the training began with: their sha256; null: random ones."""
 
+TOKENIZER = "data.tokenizer"
+"""Stands for the tokenizer of the shards; left out: GPT-2's."""
+
 _FREE_SECTIONS = ("hardware", "evaluation")
 _FREE = ("training.micro_batch_size", "training.compile")
 _WARNED_MODEL = "model.dropout"
-_REFUSED = ("training.optimizer",)
+_REFUSED = ("training.optimizer", TOKENIZER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +164,13 @@ def settings_of(job: TrainingJob) -> dict[str, Any]:
     }
     flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
     start = None if job.start_from is None else job.start_from.weights_sha256
-    return {**flat, "data.max_length": job.max_length, SHARDS: job.shards_fingerprint, START_FROM: start}
+    tokenizer = {} if job.tokenizer is None else {TOKENIZER: job.tokenizer}
+    return {**flat, "data.max_length": job.max_length, SHARDS: job.shards_fingerprint, START_FROM: start, **tokenizer}
 
 
 def find_changes(before: Settings, job: TrainingJob) -> list[Change]:
     """Return the keys whose value in `job` is another than in `before`; what `before` does not know is no change."""
-    after = settings_of(job)
+    after = {TOKENIZER: None, **settings_of(job)}
     return [
         Change(key=key, before=before[key], after=value)
         for key, value in after.items()

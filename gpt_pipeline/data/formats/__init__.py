@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,13 @@ class StageNames:
     documents_file: str
     """How the names of the documents' files begin."""
 
+    has_tokenizer: bool = False
+    """Whether there is a stage `tokenizer` before the shards: of all tokenizers but GPT-2's."""
+
     @property
-    def all(self) -> tuple[str, str, str]:
+    def all(self) -> tuple[str, ...]:
         """The data stages in the order in which they are made."""
-        return self.raw, self.documents, "token_shards"
+        return self.raw, self.documents, *(("tokenizer",) if self.has_tokenizer else ()), "token_shards"
 
 
 _OF_ENGLISH = StageNames(
@@ -45,9 +49,8 @@ _OF_OWN = StageNames(raw="raw_files", documents="documents", documents_part="doc
 
 def stage_names(config: DataConfig) -> StageNames:
     """Return what the data stages of `config` are called; imports no format, for it is asked at every start."""
-    if config.format != "synth":
-        return _OF_OWN
-    return _OF_ENGLISH if config.is_english else _OF_LANGUAGES
+    own = _OF_OWN if config.format != "synth" else _OF_ENGLISH if config.is_english else _OF_LANGUAGES
+    return dataclasses.replace(own, has_tokenizer=config.tokenizer != "gpt2")
 
 
 def shards_name(config: DataConfig) -> str:

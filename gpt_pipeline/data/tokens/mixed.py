@@ -20,8 +20,9 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.formats import MIXED_SHARDS
 from gpt_pipeline.data.stage import Say, ask_again, finish_stage
 from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
-from gpt_pipeline.data.tokens.shards import ShardsStage, require_a_sequence
+from gpt_pipeline.data.tokens.shards import ShardsStage, require_a_sequence, tokenizer_facts
 from gpt_pipeline.data.tokens.stream import (
+    TOKENIZER_NAME,
     TRAIN,
     VALIDATION,
     Positions,
@@ -172,9 +173,17 @@ class MixedShardsStage:
             fingerprint=wanted,
             config=self._identity({part.name: part.stage.fingerprint for part in parts}),
             upstream=tuple(sorted(part.stage.fingerprint for part in parts)),
-            files={**train.records, **validation.records},
-            facts=_facts(folder, parts, taken, train, validation),
+            files={**train.records, **validation.records, **_tokenizer(parts[0].stage, folder)},
+            facts={**_facts(folder, parts, taken, train, validation), **tokenizer_facts(parts[0].stage)},
         )
+
+
+def _tokenizer(shards: StageResult, folder: Path) -> dict[str, FileRecord]:
+    """Link the tokenizer of the parts, which is one for all of them, into `folder`, and return its file."""
+    files = {name: record for name, record in shards.manifest.files.items() if name == TOKENIZER_NAME}
+    for name in files:
+        link_or_copy(shards.folder / name, folder / name)
+    return files
 
 
 def epoch_of(sizes: Sequence[int], shares: Sequence[float], *, until: str) -> list[int]:
@@ -231,7 +240,7 @@ class _Split:
                 self._link(stream.folder, name, files)
             left -= stream.n_tokens
         for name in stream.names:
-            shard = TokenStream(stream.folder, (name,))
+            shard = TokenStream(stream.folder, (name,), eot_token=stream.eot_token)
             if shard.n_tokens <= left:
                 self._link(stream.folder, name, files)
                 left -= shard.n_tokens

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, intact_parts, prepare
-from gpt_pipeline.data.tokens.stream import TRAIN, VALIDATION, TokenShards, TokenStream, open_shards, shard_name
+from gpt_pipeline.data.tokens.stream import (
+    TOKENIZER_NAME,
+    TRAIN,
+    VALIDATION,
+    TokenShards,
+    TokenStream,
+    open_shards,
+    shard_name,
+)
+from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID
+from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.atomic import link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
@@ -43,7 +53,10 @@ def prepare_shards(
         ConfigError: no document is held out, or the rest is shorter than one sequence of `max_length` tokens.
         DamagedFileError: a file of documents is not the one that its manifest describes.
     """
-    return prepare(ShardsStage(config=config, data_folder=data_folder, given_documents=documents), force=force, say=say)
+    stage = ShardsStage(config=config, data_folder=data_folder, given_documents=documents)
+    if stage.tokenizer.is_made:
+        prepare(stage.tokenizer, say=say)
+    return prepare(stage, force=force, say=say)
 
 
 def find_shards(config: DataConfig, data_folder: Path) -> StageResult | None:
@@ -90,9 +103,19 @@ class ShardsStage:
     given_documents: StageResult | None = None
     """The finished english_parquet; null: the one that the configuration names."""
 
+    given_tokenizer: TokenizerStage | None = None
+    """The stage of the tokenizer; null: the one that the configuration names, trained on these documents."""
+
     @property
     def name(self) -> str:
         return STAGE
+
+    @cached_property
+    def tokenizer(self) -> TokenizerStage:
+        """The stage of the tokenizer."""
+        given = None if self.given_documents is None else [(self.given_documents, self.config)]
+        own = TokenizerStage(config=self.config, data_folder=self.data_folder, given_documents=given)
+        return self.given_tokenizer or own
 
     @cached_property
     def documents(self) -> StageResult:
@@ -111,10 +134,9 @@ class ShardsStage:
 
     @cached_property
     def _encoders(self) -> Encoders:
-        from gpt_pipeline.data.tokens.encoder import Encoders
-        from gpt_pipeline.data.tokens.tokenizer import gpt2
+        from gpt_pipeline.data.tokens.encoder import Encoders  # pyarrow
 
-        return Encoders(gpt2())
+        return Encoders(self.tokenizer.tokenizer())
 
     def find(self) -> StageResult | None:
         """Return the finished stage, or None; does no work."""
@@ -132,7 +154,10 @@ class ShardsStage:
         documents = self.given_documents or DocumentsStage(config=self.config, data_folder=self.data_folder).known()
         if documents is None:
             return None
-        wanted = _fingerprint(self.config, documents.fingerprint)
+        tokenizer = self.tokenizer.identity
+        if tokenizer is None:
+            return None
+        wanted = _fingerprint(self.config, documents.fingerprint, tokenizer)
         return stage_folder(self.data_folder, STAGE, wanted), wanted
 
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
@@ -163,7 +188,7 @@ class ShardsStage:
         Raises:
             ConfigError: no document is held out, or the rest is shorter than one sequence of `max_length` tokens.
         """
-        wanted = _fingerprint(self.config, self.documents.fingerprint)
+        wanted = _fingerprint(self.config, self.documents.fingerprint, self._tokenizer_identity)
         folder = stage_folder(self.data_folder, STAGE, wanted)
         stage = finish_stage(folder, wanted, say=say, make=lambda: self._together(folder, wanted, say))
         require_a_sequence(self.config, stage.manifest.facts)
@@ -181,8 +206,19 @@ class ShardsStage:
             for entry in self.documents.manifest.facts["parts"]
         ]
 
+    @property
+    def _tokenizer_identity(self) -> str:
+        found = self.tokenizer.identity
+        if found is None:
+            raise DataError(f"tokenizer is not finished in {self.data_folder}; materialize tokenizer first")
+        return found
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return _identity(self.config, self._tokenizer_identity)
+
     def _part(self, documents: str) -> Part:
-        identity = fingerprint(_KIND, config=_identity(self.config), upstream=[documents], code_version=CODE_VERSION)
+        identity = fingerprint(_KIND, config=self._identity, upstream=[documents], code_version=CODE_VERSION)
         return Part(kind=_KIND, fingerprint=identity, data_folder=self.data_folder)
 
     def _made(self, each: TokenizedFile, say: Say) -> StageResult:
@@ -204,7 +240,7 @@ class ShardsStage:
         return Manifest(
             stage=_KIND,
             fingerprint=each.part.fingerprint,
-            config=_identity(self.config),
+            config=self._identity,
             files=tokens.records,
             facts=tokens.facts,
         )
@@ -222,24 +258,36 @@ class ShardsStage:
             files[name] = part.manifest.files[own]
         documents = facts["train_documents"] + facts["validation_documents"]
         tokens = facts["train_tokens"] + facts["validation_tokens"]
+        facts["tokens_per_document"] = tokens / documents
+        upstream = [self.documents]
+        if self.tokenizer.is_made:
+            tokenizer = self.tokenizer.found()
+            link_or_copy(tokenizer.folder / TOKENIZER_NAME, folder / TOKENIZER_NAME)
+            files |= tokenizer.manifest.files
+            facts |= tokenizer_facts(tokenizer)
+            upstream.append(tokenizer)
         return Manifest(
             stage=STAGE,
             fingerprint=wanted,
-            config=_identity(self.config),
-            upstream=(self.documents.fingerprint,),
+            config=self._identity,
+            upstream=tuple(each.fingerprint for each in upstream),
             files=files,
-            facts={**facts, "tokens_per_document": tokens / documents},
+            facts=facts,
         )
 
 
-def _fingerprint(config: DataConfig, upstream: str) -> str:
-    return fingerprint(STAGE, config=_identity(config), upstream=[upstream], code_version=CODE_VERSION)
+def tokenizer_facts(stage: StageResult) -> dict[str, Any]:
+    """Return what the facts of a tokenizer, or of shards made with it, say of it; nothing for GPT-2's."""
+    facts = stage.manifest.facts
+    return {name: facts[name] for name in ("tokenizer", "vocab_size", "eot_token") if name in facts}
 
 
-def _identity(config: DataConfig) -> dict[str, Any]:
-    from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID
+def _fingerprint(config: DataConfig, upstream: str, tokenizer: str = TOKENIZER_ID) -> str:
+    return fingerprint(STAGE, config=_identity(config, tokenizer), upstream=[upstream], code_version=CODE_VERSION)
 
-    return {"validation_fraction": config.validation_fraction, "seed": config.seed, "tokenizer": TOKENIZER_ID}
+
+def _identity(config: DataConfig, tokenizer: str) -> dict[str, Any]:
+    return {"validation_fraction": config.validation_fraction, "seed": config.seed, "tokenizer": tokenizer}
 
 
 def _numbered_through(parts: Sequence[StageResult]) -> Iterator[tuple[str, StageResult, str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -311,6 +311,20 @@ def _rows(shard: Tokens, starts: Positions, length: int) -> Tokens:
     windows = sliding_window_view(shard, length).view(np.dtype((np.void, length * shard.itemsize)))[:, 0]
     rows: Tokens = windows[starts].view(shard.dtype).reshape(-1, length)
     return rows
+
+
+@cache
+def tokenizer_file(folder: str) -> str:
+    """Return the text of the tokenizer.json beside the shards in `folder`.
+
+    Raises:
+        DamagedFileError: it is missing.
+    """
+    path = Path(folder, TOKENIZER_NAME)
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise DamagedFileError(f"{path} is missing; materialize token_shards again") from None
 
 
 @dataclass(frozen=True, kw_only=True)

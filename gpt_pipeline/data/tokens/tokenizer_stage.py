@@ -1,0 +1,314 @@
+"""The stage tokenizer: the `tokenizer.json` that the data block names, or one trained on the training documents.
+
+GPT-2's tokenizer needs no stage. A file, or that of a model on the hub, is copied once under the sha256 of its content,
+with a note of where it came from, so that neither is needed again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt_pipeline.data.config import GPT2, DataConfig, TokenizerConfig, is_path
+from gpt_pipeline.data.stage import Say, ask_again, finish_stage, is_asked_again, prepare_stage
+from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
+from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID, Tokenizer, gpt2, kept_tokenizer, read_tokenizer
+from gpt_pipeline.errors import ConfigError, DataError
+from gpt_pipeline.storage.atomic import read_kept, write_json, write_text
+from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
+from gpt_pipeline.storage.manifest import Manifest, StageResult, if_whole, record_file, recorded, stage_folder
+
+if TYPE_CHECKING:
+    from gpt_pipeline.data.tokens.tokenizer_training import TrainedOn
+
+STAGE = "tokenizer"
+CODE_VERSION = "1"
+_NOTES = "tokenizers"
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerStage:
+    """The stage tokenizer of a data block."""
+
+    config: DataConfig
+    data_folder: Path
+    given_documents: TrainedOn | None = None
+    """What it is trained on, finished; null: the documents that the configuration names."""
+
+    @property
+    def name(self) -> str:
+        return STAGE
+
+    @property
+    def is_made(self) -> bool:
+        """Whether there is something to make: for any tokenizer but GPT-2's."""
+        return self.config.tokenizer != GPT2
+
+    @property
+    def identity(self) -> str | None:
+        """What the fingerprints of token shards say of the tokenizer; None while that is not known."""
+        if not self.is_made:
+            return TOKENIZER_ID
+        place = self.place()
+        return None if place is None else f"{STAGE}-{place[1]}"
+
+    def place(self) -> tuple[Path, str] | None:
+        """Return the stage's folder and fingerprint; None while what it is made of is not known."""
+        wanted = self._fingerprint()
+        return None if wanted is None else (stage_folder(self.data_folder, STAGE, wanted), wanted)
+
+    def find(self) -> StageResult | None:
+        """Return the finished stage, or None; does no work."""
+        return if_whole(self.known())
+
+    def known(self) -> StageResult | None:
+        """Return the stage if it was finished once, whatever has become of its file since."""
+        place = self.place()
+        return None if place is None else recorded(*place)
+
+    def plan(self, *, force: bool, say: Say) -> list[list[str]]:
+        """Return the one file to make, or none if it is made; see `PartedStage`."""
+        stage = self.find()
+        if stage is not None and not force:
+            say(f"{stage.folder} is finished already; nothing to do")
+            return []
+        if stage is not None:
+            ask_again(stage.folder)
+        return [[TOKENIZER_NAME]]
+
+    def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:
+        """Train the tokenizer, or copy its file; see `PartedStage`.
+
+        Raises:
+            UserError: the file cannot be had, or is no tokenizer that can be used.
+        """
+        folder, wanted = self._settled(say)
+        again = is_asked_again(folder)
+        stage = prepare_stage(folder, wanted, force=again, say=say, make=lambda: self._made(folder, wanted, say))
+        return {**stage.manifest.facts, "megabytes": stage.manifest.facts.get("text_bytes", 0) / 1e6}
+
+    def finish(self, *, say: Say) -> StageResult:
+        """Return the stage, made if it is missing; see `PartedStage`."""
+        folder, wanted = self._settled(say)
+        return finish_stage(folder, wanted, say=say, make=lambda: self._made(folder, wanted, say))
+
+    def found(self) -> StageResult:
+        """Return the finished stage.
+
+        Raises:
+            DataError: it is not finished.
+        """
+        stage = self.find()
+        if stage is None:
+            raise DataError(
+                f"{STAGE} is not finished in {self.data_folder}; materialize {STAGE} first, or run the data"
+            )
+        return stage
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer; raises as `found`."""
+        if not self.is_made:
+            return gpt2()
+        stage = self.found()
+        return kept_tokenizer(stage.folder / TOKENIZER_NAME, stage.manifest.files[TOKENIZER_NAME].sha256)
+
+    def _fingerprint(self) -> str | None:
+        wanted = self.config.tokenizer
+        if isinstance(wanted, str):
+            sha256 = _known_sha256(wanted, self.data_folder)
+            return None if sha256 is None else _fingerprint_of_file(sha256)
+        documents = self._known_documents()
+        if documents is None:
+            return None
+        identity = {
+            "train": wanted.train,
+            "validation_fraction": self.config.validation_fraction,
+            "seed": self.config.seed,
+        }
+        upstream = [each.fingerprint for each in documents]
+        return fingerprint(STAGE, config=identity, upstream=upstream, code_version=CODE_VERSION)
+
+    def _known_documents(self) -> list[StageResult] | None:
+        from gpt_pipeline.data.documents.stage import DocumentsStage
+
+        if self.given_documents is not None:
+            return [each for each, _ in self.given_documents]
+        parts = self.config.parts.values()
+        known = [DocumentsStage(config=part, data_folder=self.data_folder).known() for part in parts]
+        return None if None in known else [each for each in known if each is not None]
+
+    def _settled(self, say: Say) -> tuple[Path, str]:
+        """Return folder and fingerprint, fetching the file from the hub if nothing is known of it."""
+        place = self.place()
+        if place is None and isinstance(self.config.tokenizer, str):
+            _fetch(self.config.tokenizer, self.data_folder, say)
+            place = self.place()
+        if place is None:
+            raise DataError(f"the documents are not finished in {self.data_folder}; materialize them first")
+        return place
+
+    def _made(self, folder: Path, wanted: str, say: Say) -> Manifest:
+        asked = self.config.tokenizer
+        if isinstance(asked, str):
+            text = _content(asked, self.data_folder, say)
+            facts: dict[str, Any] = {}
+            tokenizer = read_tokenizer(text, source=asked)
+            vocab_size = tokenizer.vocab_size
+        else:
+            from gpt_pipeline.data.tokens.tokenizer_training import train_tokenizer  # pyarrow
+
+            text, facts = train_tokenizer(asked.train, self._documents(), say)
+            tokenizer, vocab_size = read_tokenizer(text, source=STAGE), asked.train
+        write_text(folder / TOKENIZER_NAME, text)
+        return Manifest(
+            stage=STAGE,
+            fingerprint=wanted,
+            config={"tokenizer": {"train": asked.train} if isinstance(asked, TokenizerConfig) else "a file"},
+            upstream=() if isinstance(asked, str) else tuple(each.fingerprint for each, _ in self._documents()),
+            files={TOKENIZER_NAME: record_file(folder / TOKENIZER_NAME)},
+            facts={
+                **facts,
+                "tokenizer": tokenizer.identity,
+                "vocab_size": vocab_size,
+                "eot_token": tokenizer.eot_token,
+            },
+        )
+
+    def _documents(self) -> TrainedOn:
+        from gpt_pipeline.data.documents.stage import find_documents
+
+        if self.given_documents is not None:
+            return self.given_documents
+        found = [(find_documents(part, self.data_folder), part) for part in self.config.parts.values()]
+        if any(stage is None for stage, _ in found):
+            raise DataError(f"the documents are not finished in {self.data_folder}; materialize them first")
+        return [(stage, part) for stage, part in found if stage is not None]
+
+
+def usable_tokenizer(config: DataConfig, data_folder: Path) -> Tokenizer:
+    """Return the data block's tokenizer for a look at documents; a file of one's own is read where it lies.
+
+    Raises:
+        UserError: it is not trained or fetched yet, or cannot be used.
+    """
+    if isinstance(config.tokenizer, str) and is_path(config.tokenizer):
+        return read_tokenizer(_content(config.tokenizer, data_folder, _logger.info), source=config.tokenizer)
+    return TokenizerStage(config=config, data_folder=data_folder).tokenizer()
+
+
+def vocabulary_size(tokenizer: str, data_folder: Path) -> int | None:
+    """Return how many ids a model needs for a named tokenizer; None for one of the hub that is not fetched yet.
+
+    Raises:
+        ConfigError: there is no such file, or it is no tokenizer.
+    """
+    note = _note(tokenizer, data_folder)
+    if not is_path(tokenizer):
+        return None if note is None else int(note["vocab_size"])
+    path = Path(tokenizer)
+    if path.is_file():
+        return _size_of(path, *_stat(path))
+    if note is None:
+        need = "a tokenizer.json, the name of a model on the hub, gpt2, or {train: 16384}"
+        raise ConfigError("data.tokenizer", found=tokenizer, need=f"{need}; there is no such file")
+    return int(note["vocab_size"])
+
+
+def _fingerprint_of_file(sha256: str) -> str:
+    return fingerprint(STAGE, config={"sha256": sha256}, code_version=CODE_VERSION)
+
+
+def _known_sha256(name: str, data_folder: Path) -> str | None:
+    """Return the sha256 of a named tokenizer: of the file as it is now, or of what was copied once."""
+    if is_path(name) and Path(name).is_file():
+        return _sha256_of(Path(name), *_stat(Path(name)))
+    note = _note(name, data_folder)
+    return None if note is None else str(note["sha256"])
+
+
+def _note_path(name: str, data_folder: Path) -> Path:
+    return data_folder / _NOTES / f"{hashlib.sha256(name.encode()).hexdigest()[:SHORT]}.json"
+
+
+def _note(name: str, data_folder: Path) -> Mapping[str, Any] | None:
+    def parse(value: dict[str, Any]) -> Mapping[str, Any] | None:
+        return {**value, "sha256": str(value["sha256"]), "vocab_size": int(value["vocab_size"])}
+
+    return read_kept(_note_path(name, data_folder), parse, otherwise="the tokenizer is read again")
+
+
+def _stat(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256_of(path: Path, *_identity: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.lru_cache(maxsize=16)
+def _size_of(path: Path, *_identity: int) -> int:
+    """Return how many ids the tokenizer in a file needs; whether it can be used is seen when it is read."""
+    try:
+        value = json.loads(path.read_bytes())
+        ids = [*value["model"]["vocab"].values(), *(token["id"] for token in value.get("added_tokens") or ())]
+        return int(max(ids)) + 1
+    except (ValueError, LookupError, TypeError, AttributeError):
+        need = "a tokenizer.json as `tokenizers` saves it, with a model that has a vocabulary"
+        raise ConfigError("data.tokenizer", found=str(path), need=need) from None
+
+
+def _content(name: str, data_folder: Path, say: Say) -> str:
+    """Return the text of the named tokenizer and note where it came from.
+
+    Raises:
+        UserError: it is neither where it was named nor copied.
+    """
+    if is_path(name):
+        try:
+            content, noted = Path(name).read_bytes(), {}
+        except OSError as error:
+            reason = f"a file that can be read ({error.strerror})"
+            raise ConfigError("data.tokenizer", found=name, need=reason, remedy="correct the path") from None
+    else:
+        content, revision = _downloaded(name, say)
+        noted = {"revision": revision}
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise ConfigError("data.tokenizer", found=name, need="a tokenizer.json, which is UTF-8") from None
+    size, sha256 = read_tokenizer(text, source=name).vocab_size, hashlib.sha256(content).hexdigest()
+    path = _note_path(name, data_folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"name": name, "sha256": sha256, "vocab_size": size, **noted})
+    return text
+
+
+def _fetch(name: str, data_folder: Path, say: Say) -> None:
+    """Note which file the named tokenizer is, reading it for the first time."""
+    _content(name, data_folder, say)
+
+
+def _downloaded(name: str, say: Say) -> tuple[bytes, str]:
+    """Return the content of a model's tokenizer.json on the hub, and its commit; the hub's own cache keeps the file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    say(f"fetching {TOKENIZER_NAME} of {name} from the hub")
+    try:
+        path = Path(hf_hub_download(name, TOKENIZER_NAME))
+    except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"data.tokenizer: {TOKENIZER_NAME} of {name} cannot be fetched from the hub ({reason}); correct the name, "
+            "set HF_TOKEN if it needs one, or download the file elsewhere and name its path"
+        ) from error
+    return path.read_bytes(), path.parent.name  # in the hub's cache, folders bear the commit

@@ -1,0 +1,341 @@
+"""Tokenizers other than GPT-2's: from a file, or trained on the experiment's own training documents."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_pipeline.checkpoints.load import load_checkpoint, tokenizer_in
+from gpt_pipeline.checkpoints.save import save_checkpoint
+from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
+from gpt_pipeline.data.config import DataConfig, TokenizerConfig
+from gpt_pipeline.data.documents.split import is_held_out
+from gpt_pipeline.data.tokens import tokenizer_training
+from gpt_pipeline.data.tokens.shards import ShardsStage, find_shards, known_shards, prepare_shards
+from gpt_pipeline.data.tokens.stream import open_shards
+from gpt_pipeline.data.tokens.tokenizer import EOT, Tokenizer, gpt2, read_tokenizer, tokenizer_of
+from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
+from gpt_pipeline.data.verification import verify_data
+from gpt_pipeline.errors import ConfigError, DamagedFileError, UserError
+from gpt_pipeline.experiment.load import ExperimentFileError, load_experiment
+from gpt_pipeline.experiment.training import StartPoint, _require_same_tokenizer
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline.training.job import TOKENIZER, TrainingJob, find_changes, settings_of
+from gpt_pipeline_tests.test_formats_text import config_of, prepared, texts, write_texts
+from gpt_pipeline_tests.training_jobs import make_job
+
+SIZE = 300
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Documents, and the shards of their own tokenizer."""
+
+    folder: Path
+    config: DataConfig
+    documents: StageResult
+    shards: StageResult
+
+
+def made(folder: Path, bodies: Sequence[str], **changed: object) -> Data:
+    write_texts(folder / "own" / "a.parquet", bodies)
+    config = config_of(folder / "own", **{"tokenizer": TokenizerConfig(train=SIZE), **changed})
+    documents = prepared(config, folder / "data")
+    shards = prepare_shards(config, documents, folder / "data")
+    return Data(folder=folder / "data", config=config, documents=documents, shards=shards)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return made(tmp_path_factory.mktemp("own"), texts(70))
+
+
+@pytest.fixture(scope="module")
+def own(data: Data) -> Tokenizer:
+    return tokenizer_of(data.shards)
+
+
+@given(text=st.text(max_size=60))
+def test_tokenizer_of_ones_own_gives_every_text_back(own: Tokenizer, text: str) -> None:
+    tokens = own.encode(text)
+    assert own.decode_bytes(tokens) == text.encode()
+    assert own.encode_batch([text, "x"]) == [tokens, own.encode("x")]
+    assert int(own.token_lengths[tokens].sum()) == len(text.encode())
+
+
+def test_tokenizer_of_ones_own_takes_the_name_of_a_special_token_for_text(own: Tokenizer) -> None:
+    assert own.eot_token not in own.encode(f"a{EOT}b")
+    assert own.decode(own.encode(f"a{EOT}b")) == f"a{EOT}b"
+    assert own.bytes_of(own.eot_token) == own.bytes_of(65_000) == b""
+
+
+def value_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    assert tokenizer.file is not None
+    found: dict[str, Any] = json.loads(tokenizer.file)
+    return found
+
+
+def refusal(value: object) -> str:
+    with pytest.raises(UserError) as refused:
+        read_tokenizer(value if isinstance(value, str) else json.dumps(value), source="it.json")
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"model": None}, "no model with a vocabulary"),
+        ({"model": {"type": "WordPiece", "vocab": {"a": 0}}}, "a model of type WordPiece"),
+        ({"normalizer": {"type": "NFC"}}, "a normalizer of type NFC"),
+        ({"pre_tokenizer": {"type": "Metaspace"}}, "the steps Metaspace before the BPE"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space: true"),
+        ({"added_tokens": []}, "no token that can stand between documents"),
+        ({"added_tokens": [{"id": 70_000, "content": EOT, "special": True}]}, "70,001 ids, need at most 65,536"),
+    ],
+)
+def test_tokenizer_that_cannot_be_used_is_refused_with_what_is_needed(
+    own: Tokenizer, changed: dict[str, Any], told: str
+) -> None:
+    said = refusal({**value_of(own), **changed})
+    assert told in said
+    assert "need " in said
+
+
+def test_tokenizer_that_is_no_json_or_lacks_bytes_is_refused(own: Tokenizer) -> None:
+    assert "found no JSON" in refusal("{")
+    value = value_of(own)
+    del value["model"]["vocab"]["a"]
+    value["model"]["merges"] = [pair for pair in value["model"]["merges"] if "a" not in "".join(pair)]
+    assert "no token for 1 of the 256 bytes" in refusal(value)
+
+
+def test_tokenizer_whose_documents_end_by_another_name_has_that_token(own: Tokenizer) -> None:
+    value = value_of(own)
+    (end,) = value["added_tokens"]
+    value["model"]["vocab"]["</s>"] = value["model"]["vocab"].pop(EOT)
+    value["added_tokens"] = [{**end, "content": "</s>"}]
+    other = read_tokenizer(json.dumps(value), source="it.json")
+    assert other.eot_token == own.eot_token
+    assert other.eot_token not in other.encode("a</s>b")
+
+
+def test_trained_tokenizer_is_the_same_with_and_without_threads(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for threads in ("true", "false"):
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", threads)
+        found.append(tokenizer_training.train_tokenizer(SIZE, [(data.documents, data.config)], lambda line: None)[0])
+    assert found[0] == found[1] == tokenizer_of(data.shards).file
+
+
+def test_trained_tokenizer_sees_no_held_out_document(tmp_path: Path) -> None:
+    bodies = []
+    for number in range(200):  # which of these are held out is known from the text: each is a group of its own
+        bodies.append(f"{number} " + "zqzqzqzqzq " * 20)
+    plain = made(tmp_path / "a", bodies, tokenizer=TokenizerConfig(train=400))
+    groups = [row["group"] for row in _rows(plain.documents)]
+    held = [is_held_out(group, seed=0, fraction=0.2) for group in groups]
+    assert any(held)
+    documents, text_bytes = (plain_stage(plain).manifest.facts[name] for name in ("documents", "text_bytes"))
+    kept = [row["text"] for row, is_held in zip(_rows(plain.documents), held, strict=True) if not is_held]
+    assert (documents, text_bytes) == (len(kept), sum(len(text.encode()) for text in kept))
+
+
+def _rows(stage: StageResult) -> list[dict[str, Any]]:
+    from gpt_pipeline.data.documents.files import read_documents
+    from gpt_pipeline.data.documents.stage import document_files
+
+    batches = read_documents(document_files(stage), ("text", "group"), batch_rows=1000)
+    return [row for batch in batches for row in batch.to_pylist()]
+
+
+def plain_stage(data: Data) -> StageResult:
+    return TokenizerStage(config=data.config, data_folder=data.folder).found()
+
+
+def test_trained_tokenizer_of_much_text_takes_it_evenly(
+    data: Data, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = plain_stage(data).manifest.facts
+    monkeypatch.setattr(tokenizer_training, "TRAINED_BYTES", whole["text_bytes"] // 4)
+    _, facts = tokenizer_training.train_tokenizer(SIZE, [(data.documents, data.config)], lambda line: None)
+    assert abs(facts["documents"] - whole["documents"] / 4) <= 1
+    assert facts["text_bytes"] == pytest.approx(whole["text_bytes"] / 4, rel=0.2)
+
+
+def test_shards_of_a_trained_tokenizer_hold_every_document(data: Data, own: Tokenizer) -> None:
+    shards = open_shards(data.shards.folder)
+    found = []
+    for stream in (shards.train, shards.validation):
+        assert stream.eot_token == own.eot_token
+        for start, end in zip(stream.document_starts, [*stream.document_starts[1:], stream.n_tokens], strict=True):
+            assert stream.read(int(start), 1)[0] == own.eot_token
+            found.append(own.decode(stream.read(int(start) + 1, int(end - start - 1)).tolist()))
+    assert sorted(found) == sorted(texts(70))
+    facts = data.shards.manifest.facts
+    assert (facts["vocab_size"], facts["eot_token"]) == (SIZE, own.eot_token)
+    assert facts["tokenizer"] == own.identity
+    stages = [(each.stage, each.problem) for each in verify_data(data.config, data.folder)]
+    assert stages == [("raw_files", None), ("documents", None), ("tokenizer", None), ("token_shards", None)]
+
+
+def test_shards_of_another_tokenizer_are_others_beside_the_first(data: Data) -> None:
+    other = dataclasses.replace(data.config, tokenizer=TokenizerConfig(train=280))
+    assert find_shards(other, data.folder) is None
+    theirs = prepare_shards(other, data.documents, data.folder)
+    assert theirs.fingerprint != data.shards.fingerprint
+    assert find_shards(data.config, data.folder) is not None
+
+
+def test_shards_whose_tokenizer_was_changed_on_the_disk_are_refused(tmp_path: Path) -> None:
+    data = made(tmp_path, texts(20))
+    path = data.shards.folder / "tokenizer.json"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content.replace(b"BPE", b"BPF"))
+    with pytest.raises(DamagedFileError, match=r"tokenizer\.json: found sha256"):
+        tokenizer_of(data.shards)
+
+
+def test_tokenizer_file_is_copied_once_and_needed_no_more(data: Data, own: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(str(own.file), encoding="utf-8")
+    config = dataclasses.replace(data.config, tokenizer=str(path))
+    shards = prepare_shards(config, data.documents, data.folder)
+    assert tokenizer_of(shards).identity == own.identity
+    path.unlink()
+    known = known_shards(config, data.folder)
+    assert known is not None
+    assert known.fingerprint == shards.fingerprint
+    value = value_of(own)
+    value["added_tokens"][0]["id"] = 299
+    path.write_text(json.dumps(value), encoding="utf-8")  # another file is another tokenizer
+    assert known_shards(config, data.folder) is None
+
+
+TINY_FILE = """experiment_name: a
+data: {{source: {source}, format: text, num_samples: all, max_length: 8{tokenizer}}}
+model: {{n_layer: 1, n_head: 1, n_embd: 8, context_length: 8{vocab_size}}}
+training: {{batch_size: 1, max_steps: 10, warmup_steps: 1}}
+storage: {{base_folder: {base}}}
+"""
+
+
+def written(folder: Path, tokenizer: str = "", vocab_size: str = "") -> Path:
+    (folder / "texts").mkdir(exist_ok=True)
+    path = folder / "a.yaml"
+    values = {"source": folder / "texts", "base": folder / "out", "tokenizer": tokenizer, "vocab_size": vocab_size}
+    path.write_text(TINY_FILE.format(**values), encoding="utf-8")
+    return path
+
+
+def problem(path: Path) -> str:
+    with pytest.raises(ExperimentFileError) as refused:
+        load_experiment(path)
+    return str(refused.value)
+
+
+def test_experiment_has_as_many_ids_as_its_tokenizer(tmp_path: Path, own: Tokenizer) -> None:
+    (tmp_path / "mine.json").write_text(str(own.file), encoding="utf-8")
+    sizes = {
+        "": 50257,
+        ", tokenizer: gpt2": 50257,
+        ", tokenizer: {train: 1024}": 1024,
+        ", tokenizer: ./mine.json": own.vocab_size,
+        ", tokenizer: owner/name": 50257,  # not fetched yet: nothing is known of it
+    }
+    for tokenizer, size in sizes.items():
+        assert load_experiment(written(tmp_path, tokenizer)).config.model.vocab_size == size, tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "vocab_size", "told"),
+    [
+        ("", ", vocab_size: 1000", "model.vocab_size: found 1000, need 50257"),
+        (", tokenizer: {train: 1024}", ", vocab_size: 1000", "need 1024, the ids of data.tokenizer"),
+        (", tokenizer: {train: 256}", "", "data.tokenizer.train: found 256, need a whole number from 257"),
+        (", tokenizer: {train: 65537}", "", "data.tokenizer.train: found 65537"),
+        (", tokenizer: {tran: 1024}", "", "did you mean data.tokenizer.train?"),
+        (", tokenizer: gtp2", "", "data.tokenizer: found 'gtp2', need gpt2, the path of"),
+        (", tokenizer: ./missing.json", "", "there is no such file"),
+        (", tokenizer: ./texts", "", "data.tokenizer"),
+    ],
+)
+def test_experiment_with_a_tokenizer_that_cannot_be_is_refused(
+    tmp_path: Path, tokenizer: str, vocab_size: str, told: str
+) -> None:
+    assert told in problem(written(tmp_path, tokenizer, vocab_size))
+
+
+def test_experiment_whose_tokenizer_file_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text("[1]", encoding="utf-8")
+    assert "need a tokenizer.json as `tokenizers` saves it" in problem(written(tmp_path, ", tokenizer: ./mine.json"))
+
+
+def snapshot(tokenizer: str | None) -> Snapshot:
+    model = ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=8, vocab_size=SIZE)
+    return Snapshot(
+        model={"w": torch.zeros(2)},
+        model_config=model,
+        optimizer={},
+        random={},
+        progress=Progress(step=3),
+        fingerprint="f",
+        shards_fingerprint="s",
+        tokenizer=tokenizer,
+    )
+
+
+def test_checkpoint_brings_its_tokenizer_and_says_nothing_of_gpt2s(tmp_path: Path, own: Tokenizer) -> None:
+    info = save_checkpoint(tmp_path, snapshot(own.file))
+    loaded = load_checkpoint(info.path)
+    assert tokenizer_in(loaded.tokenizer, source=info.path).identity == own.identity
+    assert loaded.model_config.vocab_size == SIZE
+    assert "tokenizer" not in snapshot(None).payload()
+    assert tokenizer_in(None, source=info.path) is gpt2()
+
+
+def test_job_with_another_tokenizer_does_not_continue_from_a_checkpoint(tmp_path: Path, own: Tokenizer) -> None:
+    plain = make_job(tmp_path)
+    other = dataclasses.replace(plain, tokenizer=own.identity)
+    assert "tokenizer" not in plain.to_json()
+    assert TOKENIZER not in settings_of(plain)
+    assert TrainingJob.from_json(other.to_json()) == other
+    refused = [each.key for each in find_changes(settings_of(other), plain) if each.effect == "refused"]
+    assert refused == [TOKENIZER]
+
+
+def test_training_that_starts_from_weights_of_another_tokenizer_is_refused(tmp_path: Path, own: Tokenizer) -> None:
+    info = save_checkpoint(tmp_path, snapshot(own.file))
+    theirs = dataclasses.replace(info, settings={TOKENIZER: own.identity})
+    start = StartPoint(checkpoint=theirs, source="base.yaml, best_model.pt")
+    _require_same_tokenizer(start, own.identity)
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: found \"GPT-2's\", need tokenizer-"):
+        _require_same_tokenizer(start, None)
+
+
+def test_shards_of_several_parts_are_made_with_one_tokenizer_that_is_given(data: Data, tmp_path: Path) -> None:
+    write_texts(tmp_path / "more" / "b.parquet", [f"Other words, {number} of them" for number in range(60)])
+    second = config_of(tmp_path / "more", tokenizer=data.config.tokenizer)
+    documents = prepared(second, data.folder)
+    common = TokenizerStage(
+        config=data.config,
+        data_folder=data.folder,
+        given_documents=[(data.documents, data.config), (documents, second)],
+    )
+    common.finish(say=lambda line: None)
+    stages = [
+        ShardsStage(config=each, data_folder=data.folder, given_documents=stage, given_tokenizer=common)
+        for each, stage in ((data.config, data.documents), (second, documents))
+    ]
+    shards = [stage.finish(say=lambda line: None) for stage in stages]
+    assert len({each.manifest.facts["tokenizer"] for each in shards}) == 1
+    assert common.found().manifest.facts["documents"] > plain_stage(data).manifest.facts["documents"]
