@@ -25,15 +25,18 @@ from gpt_pipeline.data.tokens.tokenizer import EOT, Tokenizer, gpt2, read_tokeni
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
 from gpt_pipeline.data.verification import verify_data
 from gpt_pipeline.errors import ConfigError, DamagedFileError, UserError
+from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import ExperimentFileError, load_experiment
 from gpt_pipeline.experiment.training import StartPoint, _require_same_tokenizer
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.training.job import TOKENIZER, TrainingJob, find_changes, settings_of
+from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.test_formats_text import config_of, prepared, texts, write_texts
 from gpt_pipeline_tests.training_jobs import make_job
 
 SIZE = 300
+OWN_SOURCE = "source: ../texts, format: text, num_samples: all, tokenizer: {train: 1024}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -339,3 +342,27 @@ def test_shards_of_several_parts_are_made_with_one_tokenizer_that_is_given(data:
     shards = [stage.finish(say=lambda line: None) for stage in stages]
     assert len({each.manifest.facts["tokenizer"] for each in shards}) == 1
     assert common.found().manifest.facts["documents"] > plain_stage(data).manifest.facts["documents"]
+
+
+@pytest.mark.slow
+def test_experiment_with_a_trained_tokenizer_runs_evaluates_and_generates_without_its_data(tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(texts(200)):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"{text} Größe {number}.", encoding="utf-8")
+    path = project.write_experiment("own")
+    own = path.read_text(encoding="utf-8").replace("{source: sample, num_samples: 300,", f"{{{OWN_SOURCE},")
+    path.write_text(own, encoding="utf-8")
+    project.run("run", "experiments/own.yaml")
+    experiment = project.experiment("own")
+    results = read_evaluations(experiment.folder.evaluations)
+    assert results
+    assert all(0 < each.metrics["val_bpb"] < 8 for each in results)
+    assert results[0].metrics["val_loss"] < 7  # ln 1,024 is 6.93, and ln 50,257 is 10.8
+    assert "tokenizer" in project.run("status", "experiments/own.yaml")
+    assert "Größe" in project.run("show", "experiments/own.yaml", "--count", "1").replace("|", "")
+    (tmp_path / "storage" / "data").rename(tmp_path / "gone")
+    written = project.run("generate", "experiments/own.yaml", "--raw", "--prompt", "Number 3", "--max-new-tokens", "4")
+    assert "Number 3" in written
+    (tmp_path / "gone").rename(tmp_path / "storage" / "data")
+    assert "Nothing to do" in project.run("run", "experiments/own.yaml")

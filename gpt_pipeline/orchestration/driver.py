@@ -29,6 +29,7 @@ from dagster._core.utils import make_new_run_id
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
 from gpt_pipeline.data.tokens.shards import find_shards
+from gpt_pipeline.data.tokens.tokenizer_stage import fetch_tokenizer
 from gpt_pipeline.errors import StoppedError, UserError
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
@@ -213,6 +214,7 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
         return False
     if not force:
         require_checkpoint_to_resume(experiment)  # before the hours that the data may take
+    session = _with_its_tokenizer(session, say)
     experiment = _make_start(session, say)
     session = replace(session, experiment=experiment)
     experiment.folder.root.mkdir(parents=True, exist_ok=True)
@@ -225,6 +227,15 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
     evaluate_experiment(session, say=say)
     prune(experiment.folder, keep_last=experiment.cadence.keep_last)  # those that stayed only to be evaluated
     return True
+
+
+def _with_its_tokenizer(session: Session, say: Callable[[str], None]) -> Session:
+    """Return the session of the experiment read anew if its tokenizer had to be fetched, whose ids the model needs."""
+    experiment = session.experiment
+    if not fetch_tokenizer(experiment.data, experiment.data_folder, say):
+        return session
+    definitions = build_definitions(session.project)
+    return replace(session, experiment=load_experiment(experiment.file), definitions=definitions)
 
 
 def _make_start(session: Session, say: Callable[[str], None]) -> Experiment:

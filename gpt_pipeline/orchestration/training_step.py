@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key, list_checkpoints
+from gpt_pipeline.data.config import GPT2
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.problems import ExperimentFileError
@@ -107,13 +108,13 @@ def _what_is_saved(job: TrainingJob) -> str:
 
 
 def _with_its_start(experiment: Experiment, *, say: Callable[[str], None]) -> Experiment:
-    """Return the experiment read anew once the weights that it starts from are there, since they give its shape.
+    """Return the experiment read anew once weights and tokenizer are there that give the model's shape.
 
     Raises:
         UserError: another experiment has to be trained first.
     """
     if experiment.config.start_from is None:
-        return experiment
+        return experiment if experiment.data.tokenizer == GPT2 else load_experiment(experiment.file)
     if base_experiment(experiment) is None:
         from gpt_pipeline.exchange.take_in import convert_start  # torch
 

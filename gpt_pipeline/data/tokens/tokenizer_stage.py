@@ -147,8 +147,7 @@ class TokenizerStage:
     def _settled(self, say: Say) -> tuple[Path, str]:
         """Return folder and fingerprint, fetching the file from the hub if nothing is known of it."""
         place = self.place()
-        if place is None and isinstance(self.config.tokenizer, str):
-            _fetch(self.config.tokenizer, self.data_folder, say)
+        if place is None and fetch_tokenizer(self.config, self.data_folder, say):
             place = self.place()
         if place is None:
             raise DataError(f"the documents are not finished in {self.data_folder}; materialize them first")
@@ -292,9 +291,17 @@ def _content(name: str, data_folder: Path, say: Say) -> str:
     return text
 
 
-def _fetch(name: str, data_folder: Path, say: Say) -> None:
-    """Note which file the named tokenizer is, reading it for the first time."""
+def fetch_tokenizer(config: DataConfig, data_folder: Path, say: Say) -> bool:
+    """Fetch the tokenizer that the block names if nothing is known of it yet, and return whether it was.
+
+    Raises:
+        UserError: it cannot be had, or cannot be used.
+    """
+    name = config.tokenizer
+    if not isinstance(name, str) or name == GPT2 or _known_sha256(name, data_folder) is not None:
+        return False
     _content(name, data_folder, say)
+    return True
 
 
 def _downloaded(name: str, say: Say) -> tuple[bytes, str]:
