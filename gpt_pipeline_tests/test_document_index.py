@@ -34,7 +34,6 @@ def test_repeated_documents_are_those_that_stand_earlier(
     tmp_path_factory: pytest.TempPathFactory, files: list[list[int]], bucket: int
 ) -> None:
     folder = tmp_path_factory.mktemp("index")
-    indexes = [index_of(folder, number, texts) for number, texts in enumerate(files)]
     seen: set[int] = set()
     wanted = []
     for texts in files:
@@ -42,6 +41,8 @@ def test_repeated_documents_are_those_that_stand_earlier(
         seen.update(texts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(document_index, "_BUCKET_DOCUMENTS", bucket)
+        patch.setattr(document_index, "_SORTED_DOCUMENTS", bucket)
+        indexes = [index_of(folder, number, texts) for number, texts in enumerate(files)]
         assert [rows.tolist() for rows in repeated_documents(indexes)] == wanted
 
 
@@ -55,6 +56,17 @@ def test_index_of_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path: Pat
     with pytest.raises(UnreadableFileError, match=r"a\.jsonl: changed while it was read; run again when nothing"):
         prepare_index(path, sha256, tmp_path, format, seen=seen, say=lambda line: None)
     assert index_part(sha256, tmp_path, format).find() is None
+
+
+@pytest.mark.parametrize("at_a_time", [1, 7])
+def test_index_sorted_a_range_at_a_time_has_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_a_time: int
+) -> None:
+    texts = [*range(20), *range(10), *[5] * 10]
+    whole = index_of(tmp_path / "whole", 1, texts).manifest
+    monkeypatch.setattr(document_index, "_SORTED_DOCUMENTS", at_a_time)
+    assert index_of(tmp_path / "ranges", 1, texts).manifest.files == whole.files
+    assert whole.facts["documents"] == len(texts)
 
 
 def test_repeated_documents_of_no_files_are_none() -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from gpt_pipeline.data.file_kinds import COMPRESSIONS
 from gpt_pipeline.data.formats.text import TextFormat
+from gpt_pipeline.data.readers import records
 from gpt_pipeline.data.readers.rows import count_rows, read_rows
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, Wanted
 from gpt_pipeline.errors import UnreadableFileError
@@ -168,11 +169,33 @@ def test_read_rows_that_no_document_can_be_are_counted_by_reason(tmp_path: Path)
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     assert dropped(tmp_path / "a.jsonl") == {"invalid_utf8": 2, "no_text": 2, "too_long": 2}
-    (tmp_path / "a.csv").write_bytes(b"text\ngood\n\xff\xfe\n")
-    assert dropped(tmp_path / "a.csv") == {"invalid_utf8": 1}
+    (tmp_path / "a.csv").write_bytes(b"text\ngood\n\xff\xfe\n" + b"x" * (17 << 20) + b"\ngood too\n")
+    assert dropped(tmp_path / "a.csv") == {"invalid_utf8": 1, "too_long": 1}
     (tmp_path / "a.txt").write_bytes(b"good<>" + b"x" * (17 << 20) + b"<>good, too<> <>")
     assert dropped(tmp_path / "a.txt", split_at="<>") == {"too_long": 1}
     assert dropped(tmp_path / "a.txt") == {"too_long": 1}
+
+
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
+@pytest.mark.parametrize("split_at", ["line", "<>"])
+def test_read_rows_of_utf16_says_so_rather_than_reading_nuls(
+    tmp_path: Path, name: str, order: str, split_at: str
+) -> None:
+    (tmp_path / name).write_bytes("\ufefftext\nmore\n".encode(order))
+    with pytest.raises(UnreadableFileError, match=r"a\.\w+: found UTF-16, need UTF-8"):
+        read(tmp_path / name, Wanted(texts=("text",), split_at=split_at))
+
+
+def test_read_rows_of_a_table_with_a_quote_without_end_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "_MAX_WHOLE_CHARACTERS", 1_000)
+    (tmp_path / "a.csv").write_text('text\n"no end\n' + "more\n" * 1_000, encoding="utf-8")
+    with pytest.raises(
+        UnreadableFileError, match=r"a\.csv, line 2\d\d: field larger than .*; see whether a quote before it"
+    ):
+        read(tmp_path / "a.csv", Wanted(texts=("text",)))
 
 
 def test_read_rows_column_that_is_null_for_long_is_read(tmp_path: Path) -> None:

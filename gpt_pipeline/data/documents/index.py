@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gpt_pipeline.data.arrays import save_array
+from gpt_pipeline.data.arrays import Spool, new_array, record_of
 from gpt_pipeline.data.columns import Hashes, text_hashes
 from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.overlap import ahead
@@ -21,12 +21,13 @@ from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.data.stage import Part, Say
 from gpt_pipeline.errors import DamagedFileError, UnreadableFileError
 from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult
+from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult
 
 KIND = "document_index"
 CODE_VERSION = "1"
 _HASHES, _ORDER = "hashes.npy", "order.npy"
 _BUCKET_DOCUMENTS = 100_000  # compared at a time, some 10 MB, however many there are
+_SORTED_DOCUMENTS = 500_000  # sorted at a time, some 30 MB, each time from among all of the file
 
 Rows = NDArray[np.int64]
 
@@ -67,22 +68,53 @@ def _require_unchanged(path: Path, seen: os.stat_result) -> None:
 
 def _make(path: Path, sha256: str, part: Part, format: Format) -> Manifest:
     rows, dropped = 0, Counter[str]()
-    found: list[Hashes] = []
-    for batch_rows, texts, lost in ahead(_documents(path, format)):
-        rows += batch_rows
-        dropped += lost
-        found.append(text_hashes(texts))
-    hashes = np.concatenate([np.empty((2, 0), np.uint64), *found], axis=1)
-    order = np.lexsort((hashes[1], hashes[0])).astype(np.uint32)
-    by_hash = np.asfortranarray(hashes[:, order])  # both halves of a hash side by side
-    arrays: dict[str, NDArray[np.generic]] = {_HASHES: by_hash, _ORDER: order}
+    with Spool(part.folder, "<u8", 2) as hashes:
+        for batch_rows, texts, lost in ahead(_documents(path, format)):
+            rows += batch_rows
+            dropped += lost
+            hashes.append(text_hashes(texts).T)
+        files = _write_sorted(hashes, part.folder)
     return Manifest(
         stage=KIND,
         fingerprint=part.fingerprint,
         config={"raw": sha256},
-        files={name: save_array(part.folder / name, array) for name, array in arrays.items()},
-        facts={"rows": rows, "documents": hashes.shape[1], "dropped": dict(dropped.most_common())},
+        files=files,
+        facts={"rows": rows, "documents": hashes.count, "dropped": dict(dropped.most_common())},
     )
+
+
+def _write_sorted(hashes: Spool, folder: Path) -> dict[str, FileRecord]:
+    """Write the hashes in ascending order, both halves of one side by side, and the documents that have them.
+
+    One range of hashes after the other is sorted, so that memory is bounded; only equal ones stay together.
+    """
+    bounds = _ranges(hashes.count // _SORTED_DOCUMENTS + 1)
+    with (
+        new_array(folder / _HASHES, "<u8", 2, hashes.count, by_columns=hashes.count > 1) as by_hash,
+        new_array(folder / _ORDER, "<u4", hashes.count) as order,
+    ):
+        for first, last in zip(bounds, [*(bounds[1:] - np.uint64(1)), np.uint64(2**64 - 1)], strict=True):
+            some, rows = _between(hashes, first, last)
+            ascending = np.lexsort((some[:, 1], some[:, 0]))
+            by_hash.write(some[ascending].tobytes())
+            order.write(rows[ascending].astype("<u4").tobytes())
+    return {_HASHES: record_of(by_hash), _ORDER: record_of(order)}
+
+
+def _between(hashes: Spool, first: np.uint64, last: np.uint64) -> tuple[Hashes, Rows]:
+    """Return the hashes whose upper half lies from `first` to `last`, [documents, 2], and which documents have them."""
+    found, rows, begin = [np.empty((0, 2), np.uint64)], [np.empty(0, np.int64)], 0
+    for piece in hashes.pieces():
+        chosen = np.flatnonzero((piece[:, 0] >= first) & (piece[:, 0] <= last))
+        found.append(piece[chosen])
+        rows.append(chosen + begin)
+        begin += len(piece)
+    return np.concatenate(found), np.concatenate(rows)
+
+
+def _ranges(count: int) -> NDArray[np.uint64]:
+    """Return where each of `count` ranges of hashes begins, by their upper half."""
+    return np.array([(number << 64) // count for number in range(count)], np.uint64)
 
 
 def _documents(path: Path, format: Format) -> Iterator[tuple[int, pa.StringArray, Counter[str]]]:
@@ -111,7 +143,7 @@ def _repeats_by_bucket(indexes: Sequence[StageResult]) -> Iterator[tuple[Rows, R
     stored = [_Stored.of(index) for index in indexes]
     total = sum(each.documents for each in stored)
     count = total // _BUCKET_DOCUMENTS + 1
-    bounds = np.array([(bucket << 64) // count for bucket in range(count)], np.uint64)
+    bounds = _ranges(count)
     ends = np.array([each.ends(bounds) for each in stored], np.int64).reshape(-1, count + 1)
     for bucket in range(count):
         firsts, lasts = ends[:, bucket], ends[:, bucket + 1]

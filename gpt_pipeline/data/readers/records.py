@@ -1,8 +1,8 @@
 """Files of records that are read one after the other: JSON, tables in text, tar archives, plain text.
 
 A record is a mapping from columns to values. What cannot be a document at all (a line of many megabytes) becomes a
-row that is too long, so that it is counted with the others of its kind, and memory stays flat. Only a table's field of
-more than `_MAX_RECORD_BYTES` stops the reading.
+row that is too long, so that it is counted with the others of its kind, and memory stays flat. Only a record of JSON
+without lines, or a field of a table, stops the reading when it is longer than `_MAX_WHOLE_CHARACTERS`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ LINE = "line"
 """As `Wanted.split_at`: every line of a text is a document."""
 
 _MAX_RECORD_BYTES = 16 << 20  # read of a record; the longest document fits with every character escaped
+_MAX_WHOLE_CHARACTERS = 128 << 20  # of a record whose end is known only when all of it was read
 _BATCH_BYTES, _MAX_BATCH_ROWS = 8 << 20, 2_000
 _CHUNK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _SHOWN_COLUMNS = 50
 
 Record = Mapping[str, Any]
@@ -144,6 +146,8 @@ class _Rows:
         if value is None or isinstance(value, bytes):
             return value
         if isinstance(value, str):
+            if len(value) > MAX_DOCUMENT_BYTES and column in self.wanted.texts:
+                return _LONG_TEXT
             return value.encode("utf-8", "surrogatepass")  # a lone surrogate is no UTF-8, and is counted as such
         if isinstance(value, _TooLong):
             return _LONG_TEXT
@@ -208,14 +212,26 @@ def _reader_of(name: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
     return _READERS[kind_of(name) or ""]
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | _TooLong]]:
-    """Yield each line that is not blank with its number, from 1; without the mark that some programs begin files by."""
+def _first_of(begin: bytes, name: str) -> bytes:
+    """Return what a file begins with, without the mark that some programs put there.
+
+    Raises:
+        UnreadableFileError: it is the mark of UTF-16, whose bytes would pass for text with NULs.
+    """
+    if begin.startswith(_UTF16_MARKS):
+        what = "found UTF-16, need UTF-8; save it as UTF-8, such as by `iconv -f UTF-16 -t UTF-8`"
+        raise UnreadableFileError(f"{name}: {what}")
+    return begin.removeprefix(_BOM)
+
+
+def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes | _TooLong]]:
+    """Yield each line that is not blank with its number, from 1."""
     for number in itertools.count(1):
         line = file.readline(_MAX_RECORD_BYTES)
         if not line:
             return
         if number == 1:
-            line = line.removeprefix(_BOM)
+            line = _first_of(line, name)
         if len(line) == _MAX_RECORD_BYTES and not line.endswith(b"\n"):
             while (rest := file.readline(_MAX_RECORD_BYTES)) and not rest.endswith(b"\n"):
                 pass
@@ -225,7 +241,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | _TooLong]]:
 
 
 def _json_lines(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
-    for number, line in _lines(file):
+    for number, line in _lines(file, name):
         place = f"line {number}"
         yield place, line if isinstance(line, _TooLong) else _object(_parsed(line, name, place), name, place)
 
@@ -248,6 +264,7 @@ def _json(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
     """Read a list of objects, or objects one after the other, a chunk at a time."""
     stream = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     text, at, number = stream.read(_CHUNK_BYTES), 0, 1
+    _first_of(text[:2].encode("utf-8", "surrogateescape"), name)
     at = _between_records.match(text).end()  # type: ignore[union-attr] # it matches nothing, too
     if text.startswith("[", at):
         at += 1
@@ -259,7 +276,7 @@ def _json(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
         if end == len(text):  # what ends with the chunk may go on
             more = stream.read(max(_CHUNK_BYTES, len(text) - at))
             if more:
-                if len(text) - at > _MAX_RECORD_BYTES * 8:
+                if len(text) - at > _MAX_WHOLE_CHARACTERS:
                     what = f"longer than {(len(text) - at) >> 20} MB ({problem}); write the file as JSON lines"
                     raise UnreadableFileError(f"{name}, record {number}: {what}")
                 text, at = text[at:] + more, 0
@@ -288,7 +305,7 @@ def _decoded(text: str, at: int) -> tuple[Any, int, str]:
 
 def _table(delimiter: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
     def read(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
-        csv.field_size_limit(_MAX_RECORD_BYTES)
+        csv.field_size_limit(_MAX_WHOLE_CHARACTERS)
         rows = csv.reader(
             io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""), delimiter=delimiter
         )
@@ -296,6 +313,7 @@ def _table(delimiter: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
             columns = next(rows, None)
             if columns is None:
                 return
+            _first_of("".join(columns[:1]).encode("utf-8", "surrogateescape"), name)
             if len(set(columns)) < len(columns):
                 twice = next(column for column in columns if columns.count(column) > 1)
                 raise UnreadableFileError(f"{name}: has the column {twice} {columns.count(twice)} times, need it once")
@@ -308,7 +326,8 @@ def _table(delimiter: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
                         f"line ({', '.join(columns)}); quote fields that hold {delimiter!r} or a line's end"
                     )
         except csv.Error as error:
-            raise UnreadableFileError(f"{name}, line {rows.line_num}: {error}") from None
+            remedy = "see whether a quote before it has no end, or write the file as JSON lines"
+            raise UnreadableFileError(f"{name}, line {rows.line_num}: {error}; {remedy}") from None
 
     return read
 
@@ -327,13 +346,13 @@ def _text(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
             text = _TOO_LONG if len(whole) == _MAX_RECORD_BYTES else _clean(whole.removeprefix(_BOM))
             yield "its text", {**of_file, "text": text}
     elif wanted.split_at == LINE:
-        for number, line in _lines(file):
+        for number, line in _lines(file, name):
             text = line if isinstance(line, _TooLong) else _clean(line)
             yield f"line {number}", {**of_file, "text": text}
     else:
         for number, part in enumerate(_between(file, wanted.split_at.encode()), start=1):
             if isinstance(part, _TooLong) or part.strip():
-                text = part if isinstance(part, _TooLong) else _clean(part.removeprefix(_BOM) if number == 1 else part)
+                text = part if isinstance(part, _TooLong) else _clean(_first_of(part, name) if number == 1 else part)
                 yield f"document {number}", {**of_file, "text": text}
 
 

@@ -9,7 +9,7 @@ from types import TracebackType
 
 import numpy as np
 
-from gpt_pipeline.data.arrays import save_array
+from gpt_pipeline.data.arrays import Spool
 from gpt_pipeline.data.tokens.stream import (
     Positions,
     ShardFile,
@@ -65,9 +65,9 @@ class SplitWriter:
     shards: int = 0
     _shard: ShardFile | None = None
     _shard_tokens: int = 0
-    _starts: list[Positions] = field(default_factory=list)
-    _answers: list[Positions] = field(default_factory=list)
-    _spans: list[Positions] = field(default_factory=list)
+    _starts: Spool = field(init=False)
+    _answers: Spool = field(init=False)
+    _spans: Spool = field(init=False)
     _unfinished: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> SplitWriter:
@@ -118,16 +118,19 @@ class SplitWriter:
         self.shards += 1
         path = self.folder / shard_name(self.split, self.shards)
         self.files += [path, *(path.with_name(name(path.name)) for name in (starts_name, answers_name, spans_name))]
-        self._starts, self._answers, self._spans, self._shard_tokens = [], [], [], 0
         self._shard = self._unfinished.enter_context(new_shard(path))
+        self._shard_tokens = 0
+        self._starts, self._answers, self._spans = (
+            self._unfinished.enter_context(Spool(self.folder, "<i8", *row)) for row in ((), (), (2,))
+        )
 
     def _finish_shard(self) -> None:
         if self._shard is None:
             return
-        self._unfinished.close()
         shard, starts, answers, spans = self.files[-4:]
+        with self._unfinished:
+            sidecars = {starts: self._starts, answers: self._answers, spans: self._spans}
+            records = {path.name: numbers.save(path) for path, numbers in sidecars.items()}
         assert self._shard.record is not None  # it is closed
-        self.records[shard.name] = self._shard.record
-        for path, pieces in ((starts, self._starts), (answers, self._answers), (spans, self._spans)):
-            self.records[path.name] = save_array(path, np.concatenate(pieces).astype("<i8", copy=False))
+        self.records |= {shard.name: self._shard.record, **records}
         self._shard = None
