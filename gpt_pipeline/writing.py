@@ -44,6 +44,9 @@ class Manner:
     raw: bool
     """Whether a prompt is the beginning of a text as it is, rather than a question."""
 
+    asked: Callable[[str], str] = prompt_text
+    """Puts a question in the form of the training documents."""
+
 
 @dataclass(kw_only=True)
 class Writer:
@@ -83,7 +86,7 @@ class Writer:
         A question is put in the form of the training documents, so the text is its reasoning, then its answer. A
         prompt that would leave no room is cut as in `fit_prompt`.
         """
-        whole = encode_prompt(prompt if manner.raw else prompt_text(prompt), self.tokenizer)
+        whole = encode_prompt(prompt if manner.raw else manner.asked(prompt), self.tokenizer)
         tokens = fit_prompt(whole, max_new_tokens=manner.max_new_tokens, context_length=self.context_length)
         self.prompt_truncated = len(tokens) < len(whole)
         return whole_characters(self._tokens(tokens, manner), self.tokenizer)

@@ -23,6 +23,7 @@ from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
 from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, VOCAB_SIZE, Tokenizer, gpt2, read_tokenizer
 from gpt_pipeline.errors import DamagedFileError, LockedError, UserError
 from gpt_pipeline.evaluation.shares import share_of
+from gpt_pipeline.exchange.card import model_card
 from gpt_pipeline.exchange.export import export_checkpoint
 from gpt_pipeline.exchange.folder import new_folder
 from gpt_pipeline.exchange.take_in import import_folder
@@ -212,6 +213,26 @@ def test_export_card_has_lines_that_run_and_stop_where_the_trained_positions_end
     exec(lines, names)
     assert "Q:" in capsys.readouterr().out
     assert names["ids"]["input_ids"].shape[1] < names["model"].generate(**names["ids"]).shape[1] <= trained
+
+
+@pytest.mark.parametrize(
+    ("data", "there", "absent"),
+    [
+        ({"format": "text"}, "trained on texts with", ("Q:", "question", "SYNTH", "English", "language:")),
+        ({"format": "chat"}, "next `Q: {question}`", ("Reasoning", "SYNTH", "English", "language:")),
+        ({"format": "question_answer"}, "A: {answer}<|endoftext|>", ("Reasoning", "System:", "SYNTH", "English")),
+        ({"languages": ("de", "no")}, "language: [de, 'no']", ("English documents",)),
+    ],
+)
+def test_export_card_of_own_data_tells_of_its_form_alone(
+    tmp_path: Path, data: dict[str, Any], there: str, absent: tuple[str, ...]
+) -> None:
+    one = experiment(tmp_path)
+    config = dataclasses.replace(one.config.data, source=str(tmp_path), local_dataset_path=None, **data)
+    own = dataclasses.replace(one, config=dataclasses.replace(one.config, data=config))
+    card = model_card(own, checkpoint(one), gpt2(), max_length=40)
+    assert there in card
+    assert [word for word in absent if word in card] == []
 
 
 def test_export_card_shows_the_evaluation_of_exactly_these_weights(finished: TinyProject, tmp_path: Path) -> None:

@@ -43,13 +43,16 @@ def generate(
 ) -> int | None:
     """Generate text from a checkpoint.
 
-    Output streams as it is generated, reasoning first, then the answer; everything else goes to stderr.
+    Output streams as it is generated, reasoning first, then the answer; everything else goes to stderr. A model of
+    texts without questions continues the prompt as with --raw.
     """
     if (prompt is None) != interactive:
         raise click.UsageError("give either --prompt or --interactive", click.get_current_context())
     if top_k is not None and temperature == 0:
         raise click.UsageError("--top-k needs a --temperature above 0", click.get_current_context())
     from gpt_pipeline.checkpoints.choose import choose_checkpoint
+    from gpt_pipeline.data.formats import has_questions, has_reasoning
+    from gpt_pipeline.data.formats.synth_text import answer_prompt_text, prompt_text
     from gpt_pipeline.experiment.load import load_experiment
 
     loaded = load_experiment(experiment)
@@ -64,7 +67,8 @@ def generate(
     manner = Manner(
         pick=picker(temperature=temperature, top_k=top_k, seed=seed),
         max_new_tokens=max_new_tokens or config.evaluation.max_new_tokens,
-        raw=raw,
+        raw=raw or not has_questions(config.data),
+        asked=prompt_text if has_reasoning(config.data) else answer_prompt_text,
     )
     say(f"{writer.checkpoint.path.name}, step {writer.checkpoint.step:,}")
     try:

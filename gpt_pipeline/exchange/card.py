@@ -11,6 +11,7 @@ from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.config import FORMAT_COLUMNS, DataConfig
 from gpt_pipeline.data.documents.stage import DocumentsStage
+from gpt_pipeline.data.formats import has_conversations, has_questions, has_reasoning
 from gpt_pipeline.data.tokens.shards import known_shards
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
@@ -57,6 +58,9 @@ def model_card(experiment: Experiment, info: CheckpointInfo, tokenizer: Tokenize
         source=_source(experiment),
         on_hub=_is_on_hub(experiment),
         languages=_languages(experiment.config.data),
+        asks=has_questions(experiment.config.data),
+        reasons=has_reasoning(experiment.config.data),
+        converses=has_conversations(experiment.config.data),
         settings=_settings(info),
         evaluation=evaluation,
         metrics=_metrics(evaluation),

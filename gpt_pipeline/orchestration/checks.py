@@ -55,7 +55,9 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
             finding = check_language_purity(document_files(finished_documents(experiment)))
         return _result(finding, remedy="a source of other languages: see data.source and the examples in the metadata")
 
-    @dg.asset_check(asset=shards_key, description="No seed article has documents in both splits.")
+    kept = "seed article" if experiment.data.format == "synth" else "group"
+
+    @dg.asset_check(asset=shards_key, description=f"No {kept} has documents in both splits.")
     def articles_kept_apart() -> dg.AssetCheckResult:
         from gpt_pipeline.data.audit import check_articles_kept_apart
         from gpt_pipeline.data.documents.stage import document_files

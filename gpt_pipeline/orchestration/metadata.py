@@ -33,6 +33,8 @@ def stage_metadata(stage: StageResult) -> dict[str, Any]:
         kept = stage.manifest.config.get("languages", [ENGLISH])
         if kept is not None and len(kept) == 1:  # of several it is not known how many each gave
             metadata["languages"] = in_and_out(facts.pop("languages"), {kept[0]: facts["documents"]})
+    if (by_kind := facts.pop("tokens_by_exercise", None)) is not None:
+        facts["tokens_by_kind"] = by_kind  # only SYNTH calls kinds exercises
     for name, value in facts.items():
         metadata[name] = _lengths(value) if name == "document_lengths" else fact(value)
     return metadata

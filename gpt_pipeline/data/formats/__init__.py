@@ -63,6 +63,16 @@ def has_questions(config: DataConfig) -> bool:
     return any(part.format in ("synth", "question_answer", "chat") for part in config.parts.values())
 
 
+def has_reasoning(config: DataConfig) -> bool:
+    """Whether documents reason before they answer."""
+    return any(part.format == "synth" or part.columns.reasoning is not None for part in config.parts.values())
+
+
+def has_conversations(config: DataConfig) -> bool:
+    """Whether documents may have several questions, each with its answer."""
+    return any(part.format == "chat" for part in config.parts.values())
+
+
 def format_of(config: DataConfig) -> Format:
     """Return the format of the raw files that `config` names."""
     from gpt_pipeline.data.formats.filter import conditions_of

@@ -43,6 +43,11 @@ def prompt_text(query: str) -> str:
     return f"{QUERY_MARK}{query}{REASONING_MARK}"
 
 
+def answer_prompt_text(query: str) -> str:
+    """Return the beginning of a document without reasoning, up to where the model has to answer."""
+    return f"{QUERY_MARK}{query}{ANSWER_MARK.rstrip(' ')}"  # the blank belongs to the answer's first token
+
+
 def article_key(query_seed_url: str | None, synth_id: str | None) -> str:
     """Return the name of the article a row grew from; a row without one is an article of its own."""
     if query_seed_url is not None and not is_blank(query_seed_url):
