@@ -164,6 +164,32 @@ def test_columns_missing_inside_another_name_those_there(tmp_path: Path) -> None
         prepare_raw(config, tmp_path / "data")
 
 
+def test_files_that_are_empty_or_the_same_as_another_give_each_text_once(tmp_path: Path) -> None:
+    texts = [{"text": f"Text {number}."} for number in range(5)]
+    for name in ("a", "c"):
+        write(tmp_path / "own" / f"{name}.jsonl", texts)
+    for name in ("b", "d"):
+        (tmp_path / "own" / f"{name}.jsonl").touch()
+    stage = documents_of(config_of(tmp_path / "own"), tmp_path / "data")
+    assert column(stage, "text") == [text["text"] for text in texts]
+    raw = prepare_raw(config_of(tmp_path / "own"), tmp_path / "data").manifest.facts
+    assert [(each["rows"], each["documents"], each["repeated"]) for each in raw["files"]] == [
+        (5, 5, 0),
+        (0, 0, 0),
+        (5, 0, 5),
+        (0, 0, 0),
+    ]
+
+
+def test_files_of_mixed_schemas_are_read_by_the_columns_that_they_share_or_named(tmp_path: Path) -> None:
+    write(tmp_path / "own" / "a.parquet", [{"text": "One.", "n": 1}])
+    write(tmp_path / "own" / "b.parquet", [{"other": [2], "n": "2", "text": "Two."}])
+    assert column(documents_of(config_of(tmp_path / "own"), tmp_path / "data"), "text") == ["One.", "Two."]
+    write(tmp_path / "own" / "c.parquet", [{"body": "Three.", "n": 3}])
+    with pytest.raises(DataError, match=r"c\.parquet: lacks the column text; found body, n; set data\.columns\.text"):
+        documents_of(config_of(tmp_path / "own"), tmp_path / "data")
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

@@ -17,6 +17,7 @@ from gpt_pipeline.data.sources.hub import Hub, open_dataset
 from gpt_pipeline.data.sources.record import SourceRecord, read_record
 from gpt_pipeline.errors import ConfigError, DamagedFileError, DataError
 from gpt_pipeline_tests.hub_server import FakeHub, running_hub
+from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.synth_rows import raw_paths, write_folder
 
 
@@ -240,7 +241,7 @@ def texts(tmp_path: Path, server: FakeHub) -> Path:
     for name in ("en/train-0.jsonl.gz", "en/train-1.jsonl.gz", "en/train-2.jsonl.gz", "en/test.jsonl", "de/a.jsonl"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps({"text": f"The text {number} of {name}."}) + "\n" for number in range(4))
+        lines = "".join(json.dumps({"text": f"The text {number} of {name}. " * 20}) + "\n" for number in range(4))
         path.write_bytes(gzip.compress(lines.encode()) if name.endswith(".gz") else lines.encode())
     (folder / "README.md").write_text(_CARD)
     server.repository = "team/texts"
@@ -334,3 +335,31 @@ def test_hub_small_file_with_wrong_bytes_is_refused(tmp_path: Path, server: Fake
     server.corrupt = True
     with pytest.raises(DamagedFileError, match=r"en/test\.jsonl: found git's hash \w{40}, need \w{40}; it was removed"):
         prepare_raw(config, tmp_path / "data", hub=hub)
+
+
+@pytest.mark.slow
+def test_hub_dataset_with_subsets_goes_all_the_way_and_is_finished_without_the_hub(
+    tmp_path: Path, server: FakeHub, texts: Path
+) -> None:
+    settings = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "home")}
+    project = TinyProject(root=tmp_path / "project", variables=settings)
+    project.root.mkdir()
+    (project.root / "experiments").mkdir()
+    project.run("init", "experiments/texts.yaml", "--data", "team/texts", "--subset", "en", "--recipe", "demo")
+    path = project.write_experiment("tiny", num_samples=6, max_steps=4)
+    data = "source: team/texts, subset: en, format: text"
+    path.write_text(path.read_text().replace("source: sample", data).replace("fraction: 0.1", "fraction: 0.5"))
+    server.requests.clear()
+    assert "about" in project.run("plan", "experiments/tiny.yaml", "--no-measure")
+    assert server.downloads() == []
+    project.run("run", "experiments/tiny.yaml")
+    assert server.downloads() == ["en/train-0.jsonl.gz", "en/train-1.jsonl.gz"]
+    assert [info.step for info in project.checkpoints("tiny")] == [4]
+    project.run("export", "experiments/tiny.yaml", "--to", "exported")
+    card = (project.root / "exported" / "README.md").read_text()
+    assert "Texts from [team/texts](https://huggingface.co/datasets/team/texts) (subset en) (`text`)" in card
+    server.failing = 500
+    server.requests.clear()
+    project.run("run", "experiments/tiny.yaml")
+    assert "finished" in project.run("status")
+    assert server.requests == []

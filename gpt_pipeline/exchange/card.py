@@ -9,7 +9,7 @@ import jinja2
 
 from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
-from gpt_pipeline.data.config import FORMAT_COLUMNS, DataConfig
+from gpt_pipeline.data.config import FORMAT_COLUMNS, DataConfig, on_hub
 from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.formats import has_conversations, has_questions, has_reasoning
 from gpt_pipeline.data.tokens.shards import known_shards
@@ -112,16 +112,21 @@ def _source(experiment: Experiment) -> str:
 
 def _source_of(data: DataConfig) -> str:
     documents = "English documents" if data.is_english else f"Documents{in_markdown(data.in_languages)}"
-    if data.local is not None:
-        if data.format == "synth":
-            return f"{documents} with the columns of PleIAs/SYNTH, from files of one's own"
-        named = ", ".join(f"`{in_markdown(column)}`" for column in _columns(data))
-        return f"{_CONTENTS[data.format]} from files of one's own ({named})"
     if data.is_sample:
         return f"{documents} that gpt_pipeline generates itself, with the columns of PleIAs/SYNTH"
-    return f"{documents} from [{data.source}](https://huggingface.co/datasets/{data.source})" + (
-        f" at commit `{data.revision}`" if data.revision else ""
-    )
+    if data.format == "synth":
+        return f"{documents}{'' if data.local is None else ' with the columns of PleIAs/SYNTH,'} from {_place(data)}"
+    named = ", ".join(f"`{in_markdown(column)}`" for column in _columns(data))
+    return f"{_CONTENTS[data.format]} from {_place(data)} ({named})"
+
+
+def _place(data: DataConfig) -> str:
+    if data.local is not None:
+        return "files of one's own"
+    part = in_markdown(on_hub("", data.subset, data.split))
+    commit = f"at commit `{data.revision}`" if data.revision else ""
+    link = f"[{data.source}](https://huggingface.co/datasets/{data.source})"
+    return " ".join(filter(None, (link, part, commit)))
 
 
 def _languages(data: DataConfig) -> str:
