@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -42,8 +43,8 @@ def _last_step(project: TinyProject) -> int:
     return max((info.step for info in project.checkpoints("slow")), default=0)
 
 
-def _is_evaluated(project: TinyProject, step: int) -> bool:
-    folder = project.experiment("slow").folder.evaluations
+def _is_evaluated(project: TinyProject, stem: str, step: int) -> bool:
+    folder = project.experiment(stem).folder.evaluations
     return any(
         result.step == step and (folder / "logged" / result.path.name).is_file() for result in read_evaluations(folder)
     )
@@ -73,7 +74,11 @@ def test_browser_experiment_is_started_watched_stopped_resumed_and_followed_into
         pages.wait_for_event(f"step {stopped_at}")
         assert _last_step(project) == LAST_STEP
 
-        wait(lambda: _is_evaluated(project, LAST_STEP), seconds=300, what="the sensor's evaluation of the last step")
+        wait(
+            lambda: _is_evaluated(project, "slow", LAST_STEP),
+            seconds=300,
+            what="the sensor's evaluation of the last step",
+        )
         pages.open_asset("slow/evaluation", "partitions&partition=step_00000700")
         page.get_by_text("val_bpb").first.wait_for()
         with mlflow_ui(project, port=mlflow_port), page.context.expect_page() as opened:
@@ -81,6 +86,54 @@ def test_browser_experiment_is_started_watched_stopped_resumed_and_followed_into
             run = opened.value
             run.get_by_text("step_700").first.wait_for()
             run.get_by_text("val_bpb").first.wait_for()
+
+
+def _write_own_data(project: TinyProject) -> None:
+    """Write `experiments/own.yaml`, a mix of texts, pairs and conversations, and their files."""
+    folder = project.root / "mine"
+    (folder / "texts").mkdir(parents=True)
+    for number in range(60):
+        text = f"Chapter {number}. The number {number} follows {number - 1}, and {number + 1} comes behind it.\n"
+        (folder / "texts" / f"{number:03d}.txt").write_text(text * 3, encoding="utf-8")
+    pairs = [f"What is {number} and {number}?,{2 * number}" for number in range(80)]
+    (folder / "pairs.csv").write_text("\n".join(["question,answer", *pairs]), encoding="utf-8")
+    roles = ("user", "assistant", "user", "assistant")
+    with (folder / "chats.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(80):
+            said = ("Count.", f"It is {number}.", "And then?", f"Then it is {number + 1}.")
+            turns = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    own = f"""data:
+  num_samples: all
+  max_length: 32
+  validation_fraction: 0.2
+  mix:
+    texts: {{source: {folder}/texts, format: text, share: 2}}
+    pairs: {{source: {folder}/pairs.csv, format: question_answer, share: 1}}
+    chats: {{source: {folder}/chats.jsonl, format: chat, share: 1}}
+"""
+    path = project.write_experiment("own")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(own.rstrip() if line.startswith("data:") else line for line in lines), encoding="utf-8")
+
+
+def test_browser_own_data_of_several_kinds_goes_from_files_to_an_evaluated_model(
+    browser: Browser, tmp_path: Path
+) -> None:
+    project = TinyProject(root=tmp_path)
+    _write_own_data(project)
+    with dagster_pages(project) as address, window(browser, pictures=tmp_path) as page:
+        pages = DagsterPages(page, address)
+        pages.materialize_all("run_own")
+        pages.wait_for_status("Success")
+
+        wait(lambda: _is_evaluated(project, "own", 12), seconds=300, what="the sensor's evaluation of the last step")
+        pages.open_asset("own/evaluation", "partitions&partition=step_00000012")
+        page.get_by_text("val_bpb").first.wait_for()
+        for text in ("SYNTH", "synth", "English", "exercise"):
+            assert page.get_by_text(text).count() == 0, text
+        metrics = read_evaluations(project.experiment("own").folder.evaluations)[-1].metrics
+        assert {"val_loss/texts", "val_loss/pairs", "val_loss/chats"} <= set(metrics)
 
 
 def test_browser_broken_file_is_a_group_of_its_own_beside_the_others(browser: Browser, tmp_path: Path) -> None:
