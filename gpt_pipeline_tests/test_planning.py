@@ -447,6 +447,16 @@ def test_plan_warns_of_what_is_hardly_wanted_and_can_still_be_run(project: TinyP
     assert {"training.warmup_steps", "training.num_epochs", "evaluation.max_validation_tokens"} <= keys
 
 
+def test_plan_of_a_mix_names_the_part_that_cannot_be_read(project: TinyProject) -> None:
+    (project.root / "texts").mkdir()
+    (project.root / "texts" / "a.jsonl").write_text('{"body": "One."}\n')
+    path = project.write_experiment("mixed")
+    parts = "mix: {a: {source: sample, share: 2}, b: {source: ../texts, format: text, num_samples: all, share: 1}}"
+    path.write_text(path.read_text().replace("source: sample", parts))
+    [found] = _plan(load_experiment(path)).problems
+    assert (found.key, found.remedy) == ("data.mix.b.source", "set data.columns.text to the column that holds the text")
+
+
 def test_plan_remedy_of_a_coarse_validation_raises_what_limits_it(project: TinyProject) -> None:
     path = project.write_experiment("coarse")
     limited = {finding.key: finding for finding in _plan(load_experiment(path)).findings}

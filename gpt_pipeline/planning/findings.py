@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterator
@@ -63,8 +64,10 @@ def findings(known: Known) -> list[Finding]:
 
 
 def _source(known: Known) -> Iterator[Finding]:
-    for part in known.experiment.parts.values():
-        yield from _part_source(part, part_progress(part)[0])
+    for name, part in known.experiment.parts.items():
+        for finding in _part_source(part, part_progress(part)[0]):
+            key = finding.key.replace("data.", f"data.mix.{name}.", 1) if name else finding.key
+            yield dataclasses.replace(finding, key=key)
 
 
 def _part_source(part: Experiment, raw: StageProgress) -> Iterator[Finding]:
