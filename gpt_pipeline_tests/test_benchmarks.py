@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
         ("batches", "--tokens 3000000 --read-bytes 1e6 --turns 1"),
         ("english", "--rows 3000 --turns 1 --workers 1"),
         ("data_memory", "--small 1000 --large 2000"),
+        ("near_duplicates", "--rows 1000"),
         ("own_data", "--rows 3000 --turns 1 --workers 1"),
     ],
     ids=[
@@ -38,6 +39,7 @@ ROOT = Path(__file__).parents[1]
         "batches",
         "english",
         "data_memory",
+        "near_duplicates",
         "own_data",
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.raw import RawStage, files_of, find_raw, known_raw, prepare_raw, repeats_of
+from gpt_pipeline.data.documents.raw import RawStage, files_of, find_raw, known_raw, left_out_of, prepare_raw
 from gpt_pipeline.data.formats.synth import RULE_VERSION
 from gpt_pipeline.data.sources.folder import parquet_names
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord, read_record
@@ -226,7 +226,7 @@ def test_raw_repeated_documents_do_not_count_and_one_more_file_is_taken_for_them
         (2, 4),
         (24, 0),
     ]
-    repeats = [repeats_of(stage, file).tolist() for file in files_of(stage)]
+    repeats = [left_out_of(stage, file).get("repeated", np.empty(0)).tolist() for file in files_of(stage)]
     assert repeats == [[], [0, 1, 2, 4], []]
     assert find_raw(config, tmp_path / "data") is not None
 

@@ -119,6 +119,10 @@ class DocumentsConfig:
     split_text_at: str | None = added_later(None)
     """Where documents end in plain text files: `line`, or a mark such as `<|endoftext|>`; null: with the file."""
 
+    near_duplicates: float | None = added_later(None)
+    """Leave out a document that has at least this share of its runs of five words in common with an earlier one, such
+    as 0.8; null: only those with the same text."""
+
     @property
     def wanted_languages(self) -> tuple[str, ...] | None:
         """`languages` in order, each once; None for all."""
@@ -178,6 +182,12 @@ class DocumentsConfig:
             limit is None or limit > 0, "num_samples", found=self.num_samples, need="a whole number above 0, or all"
         )
         self._require_fitting_columns()
+        require(
+            self.near_duplicates is None or 0 < self.near_duplicates <= 1,
+            "near_duplicates",
+            found=self.near_duplicates,
+            need="a share above 0, at most 1, such as 0.8; or null",
+        )
         require(
             self.format == "synth" or not self.is_sample,
             "format",

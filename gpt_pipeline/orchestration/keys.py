@@ -53,7 +53,9 @@ def data_group(data: DataConfig) -> str:
         "validation_fraction": data.validation_fraction,
         "seed": data.seed,
         **identity_of(
-            data, "format", "columns", "filter", "group", "kind", "split_text_at", "subset", "split", "tokenizer"
+            data,
+            *("format", "columns", "filter", "group", "kind", "split_text_at", "subset", "split", "tokenizer"),
+            "near_duplicates",
         ),
         **({} if data.is_english or data.format != "synth" else {"languages": data.wanted_languages}),
     }

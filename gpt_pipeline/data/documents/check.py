@@ -10,10 +10,11 @@ from functools import cache
 from pathlib import Path
 
 from gpt_pipeline.data.documents.index import index_part, prepare_index
+from gpt_pipeline.data.documents.near import NearDuplicates
 from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
-from gpt_pipeline.data.stage import Say
+from gpt_pipeline.data.stage import Part, Say
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.atomic import sha256_of
 from gpt_pipeline.storage.manifest import StageResult, forget
@@ -31,6 +32,8 @@ class FileCheck:
 
     data_folder: Path
     format: Format
+    near: NearDuplicates | None = None
+    """Finds documents that are nearly the same; None: nobody asks for them."""
 
     def recorded(self, name: str) -> FileFacts | None:
         """Return what was found in a file, unless another file, or none that was looked at, lies there now.
@@ -63,8 +66,13 @@ class FileCheck:
     def is_ready(self, name: str) -> bool:
         """Whether the file is here and looked at."""
         facts = self.recorded(name)
-        is_indexed = facts is not None and index_part(facts.sha256, self.data_folder, self.format).find() is not None
+        is_indexed = facts is not None and all(part.find() is not None for part in self._parts(facts.sha256))
         return is_indexed and self.source.find(name) is not None
+
+    def _parts(self, sha256: str) -> list[Part]:
+        """Return what is made of a raw file here."""
+        index = index_part(sha256, self.data_folder, self.format)
+        return [index] if self.near is None else [index, self.near.part(sha256)]
 
     def look_at(self, name: str, *, say: Say) -> FileFacts:
         """Return what is in a file, after bringing it here and reading it if that was not done before.
@@ -76,6 +84,8 @@ class FileCheck:
             return facts
         path, stat, sha256 = self._brought(name, say)
         index = prepare_index(path, sha256, self.data_folder, self.format, seen=stat, say=say)
+        if self.near is not None:
+            self.near.prepare(path, sha256, seen=stat, say=say)
         facts = FileFacts(
             key=self.source.record_key(name),
             size=stat.st_size,
@@ -97,10 +107,18 @@ class FileCheck:
         path = self.source.fetch(name, say=say)
         return prepare_index(path, facts.sha256, self.data_folder, self.format, seen=path.stat(), say=say)
 
+    def signatures_of(self, near: NearDuplicates, name: str, facts: FileFacts, *, say: Say) -> StageResult:
+        """Return the signatures of the file's documents, as `index_of` does."""
+        if (found := near.part(facts.sha256).intact(say=say)) is not None:
+            return found
+        path = self.source.fetch(name, say=say)
+        return near.prepare(path, facts.sha256, seen=path.stat(), say=say)
+
     def forget(self, name: str) -> None:
         """Have the file looked at again."""
         if facts := self.record.facts(self.source.record_key(name)):
-            forget(index_part(facts.sha256, self.data_folder, self.format).folder)
+            for part in self._parts(facts.sha256):
+                forget(part.folder)
 
     def _brought(self, name: str, say: Say) -> tuple[Path, os.stat_result, str]:
         """Return the file's path, what the disk says of it, and its checksum, which is the source's if that gives one.

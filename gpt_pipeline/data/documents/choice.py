@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from gpt_pipeline.data.documents.check import FileCheck
 from gpt_pipeline.data.documents.index import Rows, repeated_documents
@@ -14,6 +17,9 @@ from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.errors import ConfigError, UnreadableFileError
+
+REPEATED, NEAR_DUPLICATE = "repeated", "near_duplicate"
+"""Why documents are left out, in counts and as keys: the text of an earlier one, or nearly its words."""
 
 _CODE_VERSION = "2"
 
@@ -30,7 +36,8 @@ class ChosenFile:
     name: str
     facts: FileFacts
     new_documents: int
-    repeats: Rows | None = None
+    left_out: Mapping[str, Rows] = field(default_factory=dict)
+    """Documents of the file that are not new, by the reason, from 0 on; nothing where only their number is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +158,16 @@ class FileChoice:
         """Return the files with what each has that none before it has, and record these counts."""
         facts = [self.check.look_at(name, say=say) for name in names]
         indexes = [self.check.index_of(name, each, say=say) for name, each in zip(names, facts, strict=True)]
-        repeats = repeated_documents(indexes)
+        left_out = [{REPEATED: rows} for rows in repeated_documents(indexes)]
+        if (near := self.check.near) is not None:
+            signed = [
+                self.check.signatures_of(near, name, each, say=say) for name, each in zip(names, facts, strict=True)
+            ]
+            for not_new, rows in zip(left_out, near.find(signed), strict=True):
+                not_new[NEAR_DUPLICATE] = np.setdiff1d(rows, not_new[REPEATED], assume_unique=True)
         chosen = [
-            ChosenFile(name=name, facts=each, new_documents=each.documents - len(own), repeats=own)
-            for name, each, own in zip(names, facts, repeats, strict=True)
+            ChosenFile(name=name, facts=each, new_documents=each.documents - sum(map(len, own.values())), left_out=own)
+            for name, each, own in zip(names, facts, left_out, strict=True)
         ]
         for count, own in enumerate(chosen, start=1):
             self._record.new_documents[self._identity_of(facts[:count])] = own.new_documents
@@ -167,7 +180,8 @@ class FileChoice:
 
     def _identity_of(self, files: Iterable[FileFacts]) -> str:
         checksums = "\n".join(file.sha256 for file in files)
-        return hashlib.sha256(f"{code_version(self.check.format)}\n{checksums}".encode()).hexdigest()
+        near = "" if self.check.near is None else f"{json.dumps(self.check.near.identity)}\n"
+        return hashlib.sha256(f"{code_version(self.check.format)}\n{near}{checksums}".encode()).hexdigest()
 
 
 def _too_few(limit: int | None, documents: int, where: str, dropped: Counter[str]) -> ConfigError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,18 +53,26 @@ def prepare_index(
     part = index_part(sha256, data_folder, format)
 
     def make() -> Manifest:
-        try:
+        with unchanged(path, seen):
             return _make(path, sha256, part, format)
-        finally:  # what was read, also what seemed damaged, has to be what the checksum is of
-            _require_unchanged(path, seen)
 
     return part.prepare(say=say, make=make)
 
 
-def _require_unchanged(path: Path, seen: os.stat_result) -> None:
-    now = path.stat() if path.is_file() else None
-    if now is None or (now.st_size, now.st_mtime_ns) != (seen.st_size, seen.st_mtime_ns):
-        raise UnreadableFileError(f"{path}: changed while it was read; run again when nothing writes to it any more")
+@contextmanager
+def unchanged(path: Path, seen: os.stat_result) -> Iterator[None]:
+    """Raise `UnreadableFileError` after the block if the file at `path` is no longer the one that was `seen`.
+
+    What was read in the block, also what seemed damaged, then is what the checksum is of.
+    """
+    try:
+        yield
+    finally:
+        now = path.stat() if path.is_file() else None
+        if now is None or (now.st_size, now.st_mtime_ns) != (seen.st_size, seen.st_mtime_ns):
+            raise UnreadableFileError(
+                f"{path}: changed while it was read; run again when nothing writes to it any more"
+            )
 
 
 def _make(path: Path, sha256: str, part: Part, format: Format) -> Manifest:
@@ -88,7 +97,7 @@ def _write_sorted(hashes: Spool, folder: Path) -> dict[str, FileRecord]:
 
     One range of hashes after the other is sorted, so that memory is bounded; only equal ones stay together.
     """
-    bounds = _ranges(hashes.count // _SORTED_DOCUMENTS + 1)
+    bounds = ranges(hashes.count // _SORTED_DOCUMENTS + 1)
     with (
         new_array(folder / _HASHES, "<u8", 2, hashes.count, by_columns=hashes.count > 1) as by_hash,
         new_array(folder / _ORDER, "<u4", hashes.count) as order,
@@ -112,7 +121,7 @@ def _between(hashes: Spool, first: np.uint64, last: np.uint64) -> tuple[Hashes, 
     return np.concatenate(found), np.concatenate(rows)
 
 
-def _ranges(count: int) -> NDArray[np.uint64]:
+def ranges(count: int) -> NDArray[np.uint64]:
     """Return where each of `count` ranges of hashes begins, by their upper half."""
     return np.array([(number << 64) // count for number in range(count)], np.uint64)
 
@@ -143,7 +152,7 @@ def _repeats_by_bucket(indexes: Sequence[StageResult]) -> Iterator[tuple[Rows, R
     stored = [_Stored.of(index) for index in indexes]
     total = sum(each.documents for each in stored)
     count = total // _BUCKET_DOCUMENTS + 1
-    bounds = _ranges(count)
+    bounds = ranges(count)
     ends = np.array([each.ends(bounds) for each in stored], np.int64).reshape(-1, count + 1)
     for bucket in range(count):
         firsts, lasts = ends[:, bucket], ends[:, bucket + 1]
@@ -187,11 +196,11 @@ class _Stored:
 
     def read(self, first: int, last: int) -> tuple[Hashes, Rows]:
         """Return a range of hashes, and the rows of the documents that have them."""
-        rows = _numbers(self.folder / _ORDER, "<u4", self.order_at, first, last)
+        rows = read_numbers(self.folder / _ORDER, "<u4", self.order_at, first, last)
         return self._hashes(first, last), rows.astype(np.int64)
 
     def _hashes(self, first: int, last: int) -> Hashes:
-        return _numbers(self.folder / _HASHES, "<u8", self.hashes_at, 2 * first, 2 * last).reshape(-1, 2).T
+        return read_numbers(self.folder / _HASHES, "<u8", self.hashes_at, 2 * first, 2 * last).reshape(-1, 2).T
 
 
 def _data_begins(path: Path, kind: str, *shape: int) -> int:
@@ -211,6 +220,6 @@ def _data_begins(path: Path, kind: str, *shape: int) -> int:
         return file.tell()
 
 
-def _numbers(path: Path, kind: str, begin: int, first: int, last: int) -> NDArray[Any]:
+def read_numbers(path: Path, kind: str, begin: int, first: int, last: int) -> NDArray[Any]:
     """Return the numbers from the `first` to before the `last` of those that begin at byte `begin` of a file."""
     return np.fromfile(path, kind, count=last - first, offset=begin + first * np.dtype(kind).itemsize)

@@ -18,8 +18,9 @@ import numpy as np
 from gpt_pipeline.data.arrays import save_array
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.check import FileCheck
-from gpt_pipeline.data.documents.choice import ChosenFile, FileChoice, code_version
+from gpt_pipeline.data.documents.choice import NEAR_DUPLICATE, REPEATED, ChosenFile, FileChoice, code_version
 from gpt_pipeline.data.documents.index import Rows
+from gpt_pipeline.data.documents.near import NearDuplicates
 from gpt_pipeline.data.file_kinds import TEXT_LIST, kind_of
 from gpt_pipeline.data.formats import format_of, stage_names
 from gpt_pipeline.data.formats.protocol import Format
@@ -92,8 +93,8 @@ class RawFile:
     documents: int
     """Those that repeat none before them."""
 
-    repeats: str | None
-    """Name of the file in the stage's folder that says which of its documents repeat an earlier one; int64 .npy."""
+    left_out: Mapping[str, str]
+    """Names of files in the stage's folder that say which of its documents are not new, by the reason; int64 .npy."""
 
 
 def files_of(raw: StageResult) -> list[RawFile]:
@@ -105,19 +106,19 @@ def files_of(raw: StageResult) -> list[RawFile]:
             sha256=checksums[entry["name"]],
             size=entry["size"],
             documents=entry["documents"],
-            repeats=_repeats_name(number) if entry["repeated"] else None,
+            left_out={reason: name(number) for reason, name in _LEFT_OUT.items() if entry.get(reason)},
         )
         for number, entry in enumerate(raw.manifest.facts["files"], start=1)
     ]
 
 
-def repeats_of(raw: StageResult, file: RawFile) -> Rows:
-    """Return which documents of the file, counted from 0, repeat an earlier one: int64, ascending."""
-    return np.empty(0, np.int64) if file.repeats is None else np.load(raw.folder / file.repeats)
+def left_out_of(raw: StageResult, file: RawFile) -> dict[str, Rows]:
+    """Return which documents of the file, counted from 0, are not new, by the reason: int64, ascending."""
+    return {reason: np.load(raw.folder / name) for reason, name in file.left_out.items()}
 
 
-def _repeats_name(number: int) -> str:
-    return f"repeats_{number:06d}.npy"
+_LEFT_OUT = {REPEATED: "repeats_{:06d}.npy".format, NEAR_DUPLICATE: "near_duplicates_{:06d}.npy".format}
+"""Names of the files that say which documents are not new, by the reason, of the number of the raw file."""
 
 
 def _always() -> bool:
@@ -143,6 +144,13 @@ class RawStage:
     @cached_property
     def _format(self) -> Format:
         return format_of(self.config)
+
+    @property
+    def _near(self) -> NearDuplicates | None:
+        threshold = self.config.near_duplicates
+        if threshold is None:
+            return None
+        return NearDuplicates(threshold=threshold, format=self._format, data_folder=self.data_folder)
 
     def find(self) -> StageResult | None:
         """Return the finished stage, or None; reads no file's content and asks no network."""
@@ -272,7 +280,9 @@ class RawStage:
         return finish_stage(folder, wanted, say=say, make=lambda: self._manifest(source, chosen, folder, wanted))
 
     def _check(self, source: Source, record: SourceRecord) -> FileCheck:
-        return FileCheck(source=source, record=record, data_folder=self.data_folder, format=self._format)
+        return FileCheck(
+            source=source, record=record, data_folder=self.data_folder, format=self._format, near=self._near
+        )
 
     def _choice(self, source: Source, record: SourceRecord) -> FileChoice:
         return FileChoice(check=self._check(source, record), limit=self.config.document_limit)
@@ -374,7 +384,8 @@ class RawStage:
         return source is not None and all(source.find(name) for name, _ in stage.manifest.config["files"])
 
     def _identity(self, chosen: Iterable[ChosenFile]) -> dict[str, Any]:
-        return {"files": [[each.name, each.facts.sha256] for each in chosen], **self._format.identity}
+        near = {} if self._near is None else self._near.identity
+        return {"files": [[each.name, each.facts.sha256] for each in chosen], **self._format.identity, **near}
 
     def _place_of(self, chosen: Iterable[ChosenFile]) -> tuple[Path, str]:
         wanted = self._fingerprint(chosen)
@@ -384,11 +395,12 @@ class RawStage:
         return fingerprint(self.name, config=self._identity(chosen), code_version=code_version(self._format))
 
     def _manifest(self, source: Source, chosen: Sequence[ChosenFile], folder: Path, wanted: str) -> Manifest:
-        """Return the stage's manifest, after writing which documents repeat others into its folder."""
+        """Return the stage's manifest, after writing which documents are not new into its folder."""
         written = {
-            (name := _repeats_name(number)): save_array(folder / name, each.repeats)
+            (name := _LEFT_OUT[reason](number)): save_array(folder / name, rows)
             for number, each in enumerate(chosen, start=1)
-            if each.repeats is not None and len(each.repeats)
+            for reason, rows in each.left_out.items()
+            if len(rows)
         }
         return Manifest(
             stage=self.name,
@@ -403,7 +415,7 @@ def _facts(chosen: Sequence[ChosenFile]) -> Mapping[str, Any]:
     return {
         "rows": sum(each.facts.rows for each in chosen),
         "documents": sum(each.new_documents for each in chosen),
-        "repeated": sum(each.facts.documents - each.new_documents for each in chosen),
+        **{reason: sum(len(each.left_out[reason]) for each in chosen) for reason in chosen[0].left_out},
         "bytes": sum(each.facts.size for each in chosen),
         "files": [
             {
@@ -411,7 +423,7 @@ def _facts(chosen: Sequence[ChosenFile]) -> Mapping[str, Any]:
                 "size": each.facts.size,
                 "rows": each.facts.rows,
                 "documents": each.new_documents,
-                "repeated": each.facts.documents - each.new_documents,
+                **{reason: len(rows) for reason, rows in each.left_out.items()},
             }
             for each in chosen
         ],

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.choice import REPEATED
 from gpt_pipeline.data.documents.files import names_in
 from gpt_pipeline.data.documents.index import Rows
-from gpt_pipeline.data.documents.raw import RawFile, files_of, known_raw, raw_file, repeats_of
+from gpt_pipeline.data.documents.raw import RawFile, files_of, known_raw, left_out_of, raw_file
 from gpt_pipeline.data.documents.tally import Tally
 from gpt_pipeline.data.formats import StageNames, format_of, stage_names
 from gpt_pipeline.data.formats.protocol import Format
@@ -168,8 +169,9 @@ class DocumentsStage:
         ]
 
     def _part(self, raw: RawFile, take: int) -> Part:
-        repeats = self.raw.manifest.files[raw.repeats].sha256 if raw.repeats else None
-        config = {"raw": raw.sha256, "repeats": repeats, "take": take, **self._format.identity}
+        left_out = {reason: self.raw.manifest.files[name].sha256 for reason, name in raw.left_out.items()}
+        repeats = left_out.pop(REPEATED, None)  # named before there were other reasons
+        config = {"raw": raw.sha256, "repeats": repeats, **left_out, "take": take, **self._format.identity}
         kind = self._names.documents_part
         identity = fingerprint(kind, config=config, code_version=f"{CODE_VERSION}.{self._format.version}")
         return Part(kind=kind, fingerprint=identity, data_folder=self.data_folder)
@@ -181,8 +183,8 @@ class DocumentsStage:
         source = raw_file(self.config, self.raw, each.raw)
         path = each.part.folder / _FILE
         tally = Tally()
-        repeats = repeats_of(self.raw, each.raw)
-        documents = documents_of_file(source, self._format, each.take, repeats, tally)
+        left_out = left_out_of(self.raw, each.raw)
+        documents = documents_of_file(source, self._format, each.take, left_out, tally)
         record = write_documents(path, self._format.document_schema, ahead(documents))
         if tally.documents < each.take:
             raise DataError(
@@ -251,35 +253,43 @@ def _identity(config: DataConfig) -> dict[str, Any]:
 
 
 def documents_of_file(
-    path: Path, format: Format, limit: int, repeats: Rows, tally: Tally, *, batch_rows: int | None = None
+    path: Path,
+    format: Format,
+    limit: int,
+    left_out: Mapping[str, Rows],
+    tally: Tally,
+    *,
+    batch_rows: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the first `limit` documents of a file in order, counting into `tally`; reads no row beyond the last.
 
-    `repeats` are the documents, counted from 0 without them being taken out, that are left out.
+    `left_out` are documents, counted from 0 without them being taken out, by the reason why they are not taken.
     """
     seen = 0
+    all_left_out = np.concatenate([np.empty(0, np.int64), *left_out.values()])
     for whole in read_rows(path, format.columns, batch_rows=batch_rows):
         batch, selection = whole, format.select(whole)
-        new = _new_ones(seen, len(selection.kept), repeats)
+        new = _new_ones(seen, len(selection.kept), all_left_out)
         wanted = limit - tally.documents
         if len(new) >= wanted:  # end at the last document, so that counts do not depend on the batch size
             batch = whole.slice(0, int(selection.positions[new[wanted - 1]]) + 1)
             selection = format.select(batch)
             new = new[:wanted]
-        found = len(selection.kept)
-        seen += found
+        bounds = (seen, seen + len(selection.kept))
+        seen = bounds[1]
         documents = format.documents_of(selection.only(new))
-        tally.add_rows(batch, selection.dropped + Counter(repeated=found - len(new)), format)
+        not_new = {reason: int(np.diff(np.searchsorted(rows, bounds))[0]) for reason, rows in left_out.items()}
+        tally.add_rows(batch, selection.dropped + Counter(not_new), format)
         tally.add_documents(documents, format)
         yield documents
         if tally.documents >= limit:
             return
 
 
-def _new_ones(first: int, count: int, repeats: Rows) -> Rows:
-    """Return which of `count` documents, of which the first has the number `first`, are not among `repeats`."""
+def _new_ones(first: int, count: int, left_out: Rows) -> Rows:
+    """Return which of `count` documents, of which the first has the number `first`, are not among those left out."""
     numbers = np.arange(first, first + count)
-    return np.flatnonzero(~np.isin(numbers, repeats, assume_unique=True))
+    return np.flatnonzero(~np.isin(numbers, left_out, assume_unique=True))
 
 
 def write_documents(path: Path, schema: pa.Schema, documents: Iterable[pa.RecordBatch]) -> FileRecord:
