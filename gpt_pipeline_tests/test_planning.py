@@ -136,6 +136,13 @@ def test_plan_tokens_of_synth_are_estimated_with_the_constants_source(project: T
     assert "PleIAs/SYNTH" in tokens.source
 
 
+def test_plan_tokens_of_own_files_that_cannot_be_read_are_a_guess_without_synth(project: TinyProject) -> None:
+    path = project.write_experiment("own")
+    source = "source: ./none, format: text, "
+    path.write_text(path.read_text().replace("source: sample, ", source))
+    assert "SYNTH" not in count_tokens(load_experiment(path)).source
+
+
 def test_plan_tokens_of_a_larger_set_go_by_what_was_counted_of_the_same_source(with_data: TinyProject) -> None:
     with_data.write_experiment("more", num_samples=3000)
     counted, estimated = (count_tokens(with_data.experiment(name)) for name in ("tiny", "more"))

@@ -16,6 +16,7 @@ import pytest
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.tracking.descriptions import NOTE_TAG, TEXT_NOTE
 from gpt_pipeline.tracking.store import LoggedRun, TrackingError, default_tracking_uri, open_client
 from gpt_pipeline.tracking.training_run import (
     SENT_NAME,
@@ -90,6 +91,15 @@ def test_log_training_describes_the_run_and_keeps_file_and_report(
     finished.folder.root.joinpath(SENT_NAME).unlink()
     _log(finished, store)
     assert client.get_experiment(logged.experiment_id).tags["mlflow.note.content"] == "my own"
+
+
+def test_log_training_of_texts_describes_no_answers(finished: TrainingJob, store: Path) -> None:
+    assert _log(finished, store, experiment_name="Texts", tags={NOTE_TAG: TEXT_NOTE}) is not None
+    client = open_client(default_tracking_uri(store))
+    experiment = client.get_experiment_by_name("Texts")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.tags[NOTE_TAG] == experiment.tags[NOTE_TAG] == TEXT_NOTE
+    assert not [word for word in ("question", "answer", "correct") if word in TEXT_NOTE]
 
 
 def _log_earlier(job: TrainingJob, store: Path) -> None:

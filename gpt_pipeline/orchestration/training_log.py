@@ -11,10 +11,12 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.progress.tracking import forget_lost_runs, is_log_pending
+from gpt_pipeline.tracking.descriptions import NOTE_TAG, TEXT_NOTE
 from gpt_pipeline.tracking.store import sqlite_file
 from gpt_pipeline.tracking.training_run import log_earlier_trainings, log_training
 from gpt_pipeline.training.heartbeat import trainer_state
@@ -46,7 +48,8 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
         return
     start = experiment.config.start_from
     tags = {"experiment_file": experiment.file.name, "project": experiment.file.parent.parent.name}
-    tags |= {} if start is None else {"starts_from": start.text}
+    note = {} if has_questions(experiment.data) else {NOTE_TAG: TEXT_NOTE}
+    tags |= note if start is None else {"starts_from": start.text, **note}
     draw_losses = partial(_draw_losses, vocab_size=experiment.config.model.vocab_size)
     log_training(
         experiment.folder,
@@ -63,7 +66,7 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
         fingerprint=fingerprint,
         tracking_uri=tracking_uri,
         experiment_name=experiment.display_name,
-        tags={"experiment_file": experiment.file.name},
+        tags={"experiment_file": experiment.file.name, **note},
         draw_losses=draw_losses,
     )
 

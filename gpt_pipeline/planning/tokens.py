@@ -150,6 +150,8 @@ def _tokens_per_document(experiment: Experiment, surveyed: Callable[[], Survey |
         each = held.text_bytes / BYTES_PER_TOKEN / max(1, held.documents) + 1
         return each, f"estimated: {each:.1f} tokens per document, from the size of the first {held.read:,} texts"
     each = SYNTH_TOKENS_PER_DOCUMENT
+    if data.format != "synth":
+        return each, f"a guess: {each:.0f} tokens per document; the files could not be looked into"
     which = "" if data.source == SYNTH else f"; if the source is like {SYNTH}"
     return each, f"estimated: {each:.0f} tokens per document, as in the first 2,000,000 of {SYNTH}{which}"
 

@@ -286,7 +286,7 @@ def _after_training(name: str, status: Status, pending: int) -> NextStep:
     if status.tracking_is_pending:
         return NextStep(command=f"gpt-pipeline run {name}", why="MLflow does not have all of the training yet")
     return NextStep(
-        command=f'gpt-pipeline generate {name} --prompt "..."', why="everything is done: ask the model, or compare it"
+        command=f'gpt-pipeline generate {name} --prompt "..."', why="everything is done: try the model, or compare it"
     )
 
 

@@ -113,6 +113,7 @@ def log_training(
     """
     if not _belongs(folder, fingerprint):
         return None
+    tags = {NOTE_TAG: NOTE, **tags}
     with open_store(
         tracking_uri,
         experiment_name=experiment_name,
@@ -127,12 +128,12 @@ def log_training(
             value=fingerprint,
             name=RUN_NAME,
             started_at=records[0]["time"] if records else None,
-            tags={NOTE_TAG: NOTE, **tags},
+            tags=tags,
         )
         sent = _sent_to(run, store, folder, fingerprint)
         if not sent.experiment_id:
             store.client.log_batch(sent.run_id, params=missing_parameters(run, parameters))
-            store.describe(NOTE)
+            store.describe(tags[NOTE_TAG])
             send_series(store, run, folder, fingerprint)
             sent.experiment_id = store.experiment_id
         new = [record for record in records if _is_new(record, sent)]
