@@ -283,6 +283,19 @@ def test_experiment_whose_tokenizer_file_is_none_is_refused(tmp_path: Path) -> N
     assert "need a tokenizer.json as `tokenizers` saves it" in problem(written(tmp_path, ", tokenizer: ./mine.json"))
 
 
+def test_experiment_that_starts_from_another_has_its_ids_and_needs_its_tokenizer(
+    tmp_path: Path, own: Tokenizer
+) -> None:
+    (tmp_path / "mine.json").write_text(str(own.file), encoding="utf-8")
+    base = written(tmp_path, ", tokenizer: {train: 1024}").rename(tmp_path / "base.yaml")
+    later = written(tmp_path, ", tokenizer: ./mine.json")
+    later.write_text(later.read_text(encoding="utf-8") + f"start_from: {{experiment: {base.name}}}\n", encoding="utf-8")
+    assert load_experiment(later).config.model.vocab_size == 1024  # of which the tokenizer may use fewer
+    text = later.read_text(encoding="utf-8").replace("./mine.json", "gpt2")
+    later.write_text(text, encoding="utf-8")
+    assert "need the tokenizer of base.yaml, whose model has 1024 ids; this one has 50257" in problem(later)
+
+
 def snapshot(tokenizer: str | None) -> Snapshot:
     model = ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=8, vocab_size=SIZE)
     return Snapshot(

@@ -219,9 +219,9 @@ def _with_the_shape_of_its_start(
         return config, []
     given = [key.removeprefix("model.") for key in lines if key.startswith("model.")]
     model, errors = model_from_start(config.model, shape, given, source=config.start_from.text)
-    if shape.vocab_size != config.model.vocab_size and not errors:
-        need = f"the tokenizer of {config.start_from.text}, which has {shape.vocab_size} ids; this one has"
-        need += f" {config.model.vocab_size}, so that the rows of its weights would mean other tokens"
+    size = _vocabulary_size(config, file)
+    if size is not None and size > shape.vocab_size and not errors:  # a trained one may have fewer than the model
+        need = f"the tokenizer of {config.start_from.text}, whose model has {shape.vocab_size} ids; this one has {size}"
         errors = [ConfigError("data.tokenizer", found=config.data.tokenizer, need=need)]
     return dataclasses.replace(config, model=model), errors
 
