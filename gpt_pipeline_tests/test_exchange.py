@@ -44,21 +44,24 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 YAML = """\
 experiment_name: given away
-data: {{source: sample, num_samples: 300, max_length: 16}}
+data: {{source: sample, num_samples: 300, max_length: 16, tokenizer: {tokenizer}}}
 model: {model}
 storage: {{base_folder: storage}}
 """
 SHAPES = [{}, {"qkv_bias": True}, {"tie_weights": False}, {"qkv_bias": True, "tie_weights": False, "n_layer": 2}]
 
 
-def experiment(folder: Path, stem: str = "one", **model: Any) -> Experiment:
+def experiment(folder: Path, stem: str = "one", *, tokenizer: str = "gpt2", **model: Any) -> Experiment:
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 8, "context_length": 24, "dropout": 0.1, **model}
     path = folder / f"{stem}.yaml"
-    path.write_text(YAML.format(model=json.dumps(shape)).replace("given away", f"given away {stem}"), encoding="utf-8")
+    path.write_text(
+        YAML.format(model=json.dumps(shape), tokenizer=tokenizer).replace("given away", f"given away {stem}"),
+        encoding="utf-8",
+    )
     return load_experiment(path)
 
 
-def checkpoint(of: Experiment, step: int = 3) -> CheckpointInfo:
+def checkpoint(of: Experiment, step: int = 3, *, tokenizer: Tokenizer | None = None) -> CheckpointInfo:
     """A checkpoint whose weights, biases and norms are all far from their initial values."""
     torch.manual_seed(step)
     model = GPT(of.config.model)
@@ -76,6 +79,7 @@ def checkpoint(of: Experiment, step: int = 3) -> CheckpointInfo:
         fingerprint="f" * 64,
         shards_fingerprint="5" * 64,
         settings={"data.max_length": 16, "training.learning_rate": 0.001},
+        tokenizer=tokenizer.file if tokenizer else None,
     )
     return save_checkpoint(folder, snapshot)
 
@@ -315,6 +319,31 @@ def test_export_needs_no_transformers(tmp_path: Path) -> None:
     assert (tmp_path / "hf" / info.path.with_name("model.safetensors").name).is_file()
 
 
+def test_export_and_import_of_a_model_with_its_own_tokenizer_keep_it(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    own = own_tokenizer()
+    (tmp_path / "own.json").write_text(own.file or "", encoding="utf-8")
+    one, two = (experiment(tmp_path, stem, tokenizer="./own.json") for stem in ("one", "two"))
+    assert one.config.model.vocab_size == own.vocab_size
+    info = checkpoint(one, tokenizer=own)
+    export_checkpoint(one, info.path, tmp_path / "hf")
+    theirs, (ours, _) = loaded(tmp_path / "hf"), load_model(info.path)
+    assert theirs.generation_config.eos_token_id == theirs.config.bos_token_id == own.eot_token
+    ids = torch.tensor([AutoTokenizer.from_pretrained(tmp_path / "hf")("</s>the cat")["input_ids"]])
+    with torch.inference_mode():
+        assert (theirs(ids).logits.log_softmax(-1) - ours(ids).log_softmax(-1)).abs().max() < 1e-5
+    card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+    assert own.identity in card
+    assert "</s>Q: {question}" in card
+    assert "OpenAI" not in card
+    taken = import_folder(tmp_path / "hf", two).checkpoint
+    assert load_checkpoint(taken.path).tokenizer == own.file
+    assert taken.settings["data.tokenizer"] == own.identity
+    with pytest.raises(UserError, match=r"model\.vocab_size: found 300, the experiment says 50257.*by data\.tokenizer"):
+        import_folder(tmp_path / "hf", experiment(tmp_path, "three"))
+
+
 @pytest.mark.parametrize("model", SHAPES, ids=str)
 def test_import_of_an_export_gives_the_same_weights(tmp_path: Path, model: dict[str, Any]) -> None:
     one, two = experiment(tmp_path, **model), experiment(tmp_path, "two", **model)
@@ -381,13 +410,13 @@ _BPE = {"type": "BPE", "vocab": {"a": 0}}
     [
         ("tokenizer.json", '{"model": {"type": "BPE", "voc', "is damaged"),
         ("vocab.json", '{"a": 1', "is damaged"),
-        ("tokenizer.json", '{"model": {"type": "Unigram", "vocab": [["<unk>", 0.0]]}}', "another kind"),
-        ("tokenizer.json", '{"version": "1.0"}', "another kind"),
-        ("tokenizer.json", "[]", "another kind"),
-        ("tokenizer.json", json.dumps({"model": _BPE, "added_tokens": [{"id": 3}]}), "another kind"),
-        ("tokenizer.json", json.dumps({"model": {**_BPE, "vocab": {"a": "x"}}}), "another kind"),
-        ("tokenizer.json", json.dumps({"model": _BPE, "added_tokens": None}), "that are not GPT-2's"),
-        ("vocab.json", '["a", "b"]', "another kind"),
+        ("tokenizer.json", '{"model": {"type": "Unigram", "vocab": [["<unk>", 0.0]]}}', "of type Unigram"),
+        ("tokenizer.json", '{"version": "1.0"}', "no model"),
+        ("tokenizer.json", "[]", "no model"),
+        ("tokenizer.json", json.dumps({"model": _BPE, "added_tokens": [{"id": 3}]}), "no tokenizer"),
+        ("tokenizer.json", json.dumps({"model": {**_BPE, "vocab": {"a": "x"}}}), "before the BPE"),
+        ("tokenizer.json", json.dumps({"model": _BPE, "added_tokens": None}), "before the BPE"),
+        ("vocab.json", '["a", "b"]', "that are not GPT-2's"),
         ("model.safetensors.index.json", '{"weight_map": ["a"]}', "need a weight_map"),
         ("model.safetensors.index.json", '{"weight_map": {"a": 3}}', "need a weight_map"),
     ],

@@ -1,7 +1,7 @@
 """Export and import of models as folders that Hugging Face's `transformers` reads; it is not needed here.
 
 hugging_face.py     GPT-2 in the layout of `transformers`: config and weights, both ways
-tokenizer_files.py  the tokenizer as files, and whether a folder's tokenizer is the same
+tokenizer_files.py  the tokenizer as files, and that of a folder
 card.py             the model card
 folder.py           a folder that appears only when complete, and replaces nothing but an earlier export
 export.py           write a checkpoint as such a folder

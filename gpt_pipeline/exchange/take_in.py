@@ -20,10 +20,12 @@ from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_path, read_info
 from gpt_pipeline.checkpoints.save import save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot, weights_sha256
+from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer, gpt2
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.exchange.export import WEIGHTS_NAME
 from gpt_pipeline.exchange.hugging_face import our_weights, read_hugging_face_config
-from gpt_pipeline.exchange.tokenizer_files import require_same_tokenizer
+from gpt_pipeline.exchange.tokenizer_files import folder_tokenizer
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.start_from import note_source, source_of, start_checkpoint, weights_path
 from gpt_pipeline.model.config import ModelConfig
@@ -31,6 +33,7 @@ from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.config import TrainingConfig
+from gpt_pipeline.training.job import TOKENIZER
 from gpt_pipeline.training.optimizer import Optimizer
 from gpt_pipeline.training.original import read_original
 from gpt_pipeline.training.state import random_states, seed_all
@@ -63,13 +66,14 @@ def import_folder(source: Path, experiment: Experiment) -> TakenIn:
     """
     model = _fitting_config(source, experiment)
     weights = our_weights(_read_weights(source), model, source=source)
+    snapshot = _snapshot(weights, model, experiment, folder_tokenizer(source))
     folder = experiment.folder
     with folder_lock(folder.root, purpose="import"):
         kept = read_info(checkpoint_path(folder.checkpoints, 0))
         if kept is not None and _is_same_start(kept, weights, experiment.config.training):
             return TakenIn(checkpoint=kept, new=False)
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        return TakenIn(checkpoint=save_checkpoint(folder.checkpoints, _snapshot(weights, model, experiment)), new=True)
+        return TakenIn(checkpoint=save_checkpoint(folder.checkpoints, snapshot), new=True)
 
 
 def convert_start(experiment: Experiment, *, say: Say) -> None:
@@ -97,7 +101,8 @@ def convert_start(experiment: Experiment, *, say: Say) -> None:
         weights, model = read(path, experiment.config.model)
         for stale in folder.start.glob("checkpoint_step_0.*"):
             stale.unlink()
-        save_checkpoint(folder.start, _snapshot(weights, model, experiment))
+        tokenizer = gpt2() if path.is_file() else folder_tokenizer(path)
+        save_checkpoint(folder.start, _snapshot(weights, model, experiment, tokenizer))
         note_source(folder, {**source, "revision": revision})
 
 
@@ -149,17 +154,15 @@ def _fitting_config(source: Path, experiment: Experiment) -> ModelConfig:
     if differences:
         raise UserError(
             f"{source} does not fit {experiment.file.name}: {'; '.join(differences)}; set these keys in the "
-            "experiment file as the folder has them"
+            f"experiment file as the folder has them (vocab_size by data.tokenizer, the folder's {TOKENIZER_NAME})"
         )
     return wanted
 
 
 def _shape_of(source: Path) -> dict[str, Any]:
-    """Return the shape of the model in a folder, by key of `ModelConfig`; its tokenizer has to be GPT-2's."""
+    """Return the shape of the model in a folder, by key of `ModelConfig`."""
     path = source / "config.json"
-    shape = read_hugging_face_config(_json_object(path), source=path)
-    require_same_tokenizer(source)
-    return shape
+    return read_hugging_face_config(_json_object(path), source=path)
 
 
 def _json_object(path: Path) -> Mapping[str, Any]:
@@ -206,9 +209,12 @@ def _is_same_start(kept: CheckpointInfo, weights: Mapping[str, Tensor], training
     return bool(load_checkpoint(kept.path).optimizer["name"] == training.optimizer)
 
 
-def _snapshot(weights: Mapping[str, Tensor], model: ModelConfig, experiment: Experiment) -> Snapshot:
+def _snapshot(
+    weights: Mapping[str, Tensor], model: ModelConfig, experiment: Experiment, tokenizer: Tokenizer
+) -> Snapshot:
     training = experiment.config.training
     seed_all(training.seed)
+    shape = {f"model.{key}": value for key, value in dataclasses.asdict(model).items() if key != "dropout"}
     return Snapshot(
         model=weights,
         model_config=model,
@@ -217,7 +223,8 @@ def _snapshot(weights: Mapping[str, Tensor], model: ModelConfig, experiment: Exp
         progress=Progress(),
         fingerprint="",
         shards_fingerprint="",
-        settings={f"model.{key}": value for key, value in dataclasses.asdict(model).items() if key != "dropout"},
+        settings=shape if tokenizer.file is None else {**shape, TOKENIZER: tokenizer.identity},
+        tokenizer=tokenizer.file,
     )
 
 

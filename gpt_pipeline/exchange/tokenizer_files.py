@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
-from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, Tokenizer, byte_order, letter, vocabulary
+from gpt_pipeline.data.tokens.tokenizer import (
+    EOT,
+    EOT_TOKEN,
+    Tokenizer,
+    byte_order,
+    gpt2,
+    letter,
+    read_tokenizer,
+    vocabulary,
+)
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.storage.atomic import read_json, write_json, write_text
 
@@ -45,40 +54,35 @@ def token_ids() -> Mapping[str, int]:
     return {text: number for number, text in enumerate(texts)}
 
 
-def require_same_tokenizer(folder: Path) -> None:
-    """Check that a folder's tokenizer, if it has one, gives the same ids as ours.
+def folder_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer in a model's folder: GPT-2's if it has those ids, or no file that says otherwise.
 
     Raises:
-        UserError: it has other tokens; names the first. Or it is of another kind.
+        UserError: it is one that cannot be used.
         DamagedFileError: a file cannot be read.
     """
-    for name, ids in _vocabularies(folder):
-        if ids != token_ids():
-            other = sorted(set(ids.items()) ^ set(token_ids().items()), key=lambda item: (item[1], item[0]))[0]
-            raise UserError(
-                f"{folder / name}: found {len(ids):,} tokens that are not GPT-2's (first difference: {other[0]!r}, id "
-                f"{other[1]}), need GPT-2's {len(token_ids()):,}, since the training data is encoded with them"
-            )
+    readers: dict[str, Callable[[Any], Any]] = {"vocab.json": lambda value: value, TOKENIZER_NAME: _fast_vocabulary}
+    there = {name: folder / name for name in readers if (folder / name).is_file()}
+    other = [name for name, path in there.items() if _read(path, readers[name]) != token_ids()]
+    if not other:
+        return gpt2()
+    if TOKENIZER_NAME not in other:
+        raise UserError(
+            f"{folder / other[0]}: found tokens that are not GPT-2's, need a {TOKENIZER_NAME} of theirs beside it, as "
+            "`tokenizers` saves it, which says how texts are cut"
+        )
+    path = there[TOKENIZER_NAME]
+    return read_tokenizer(path.read_bytes().decode(), source=path)
 
 
-def _vocabularies(folder: Path) -> Iterator[tuple[str, Mapping[str, int]]]:
-    """Yield the files that hold a vocabulary, with the ids by token."""
-    readers: dict[str, Callable[[Any], Any]] = {"vocab.json": lambda value: value, "tokenizer.json": _fast_vocabulary}
-    for name, read in readers.items():
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            ids = read(read_json(path))
-        except ValueError as error:
-            raise DamagedFileError(f"{path} is damaged: {error}; bring it here again") from error
-        except (LookupError, TypeError, AttributeError):
-            ids = None
-        if not isinstance(ids, dict) or not all(type(number) is int for number in ids.values()):
-            raise UserError(
-                f"{path}: found a tokenizer of another kind, need GPT-2's: byte-level BPE with ids by token"
-            )
-        yield name, ids
+def _read(path: Path, read: Callable[[Any], Any]) -> Any:
+    """Return what `read` finds in a file; None for a file of another kind."""
+    try:
+        return read(read_json(path))
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged: {error}; bring it here again") from error
+    except (LookupError, TypeError, AttributeError):
+        return None
 
 
 def _fast_vocabulary(value: Any) -> dict[str, Any]:

@@ -50,6 +50,7 @@ _NEED = (
     "back as it was, so that bits per byte would be wrong; take another, or train one with data.tokenizer: "
     "{train: 16384}"
 )
+_AS_SAVED = "need a tokenizer.json as `tokenizers` saves it"
 _KEEPS_TEXT = ("ByteLevel", "Digits", "Punctuation", "Split", "UnicodeScripts")  # of steps before the BPE
 _PROBE = "It's 12,345.6 \t\r\n\n  naïve — 日本語 \U0001f642\x00 <|endoftext|></s> def f(x):\n    return x" + "".join(
     map(chr, range(1, 256))
@@ -180,6 +181,13 @@ def read_tokenizer(text: str, *, source: object) -> Tokenizer:
     Raises:
         UserError: it is no such file, or of a kind that cannot be used.
     """
+    try:
+        return _tokenizer_of_file(text, source)
+    except (LookupError, TypeError, AttributeError) as error:  # values of other types than the file has them
+        raise UserError(f"{source}: found what is no tokenizer ({error!r}), {_AS_SAVED}") from error
+
+
+def _tokenizer_of_file(text: str, source: object) -> Tokenizer:
     value = _parsed(text, source)
     added = _added_tokens(value, source)
     _require_byte_level(value, source)
@@ -211,10 +219,10 @@ def _parsed(text: str, source: object) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{source}: found no JSON ({error}), need a tokenizer.json as `tokenizers` saves it") from None
+        raise UserError(f"{source}: found no JSON ({error}), {_AS_SAVED}") from None
     model = value.get("model") if isinstance(value, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
-        raise UserError(f"{source}: found no model with a vocabulary, need a tokenizer.json as `tokenizers` saves it")
+        raise UserError(f"{source}: found no model with a vocabulary, {_AS_SAVED}")
     return {**value, "added_tokens": [*(value.get("added_tokens") or ())]}
 
 
