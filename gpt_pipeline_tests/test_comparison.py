@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from gpt_pipeline.comparison.compare import Comparison, compare_experiments
 from gpt_pipeline.comparison.show import as_json, losses_svg, markdown, pictures, ranking, sheets
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, write_evaluation
+from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, read_evaluations, write_evaluation
 from gpt_pipeline.experiment.differences import config_differences
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.build import build_definitions
@@ -210,6 +211,33 @@ def test_compare_split_of_the_same_documents_names_tokenizer_seed_and_share(copy
     assert _split_differences(entry, other) == ["another share held out (0.1 and 0.2)"]
 
 
+def test_compare_other_tokenizers_on_the_same_held_out_text_by_bits_per_byte(copy: TinyProject) -> None:
+    one = copy.experiment("tiny")
+    text = one.file.read_text(encoding="utf-8").replace("experiment_name: tiny", "experiment_name: own")
+    path = copy.root / "experiments" / "own.yaml"
+    path.write_text(text.replace("source: sample", "source: sample, tokenizer: {train: 300}"), encoding="utf-8")
+    own = copy.experiment("own")
+    shards = _shards_with(own)
+    found = read_evaluations(one.folder.evaluations)[-1]
+    figures = {"val_loss": found.metrics["val_loss"] / 2, "val_bpb": found.metrics["val_bpb"] / 3}
+    place = evaluation_path(own.folder.evaluations, found.key, found.fingerprint)
+    write_evaluation(replace(_with_shards(found, shards.fingerprint), metrics=figures, path=place))
+    comparison = compare_experiments([one, own])
+    assert ranks(comparison) == [("tiny", None), ("own", None)]
+    assert "another tokenizer (gpt2-bpe-1ce1664773c5 and tokenizer-" in comparison.obstacles[0]
+    assert [[standing.name for standing in each] for each in comparison.across] == [["own", "tiny"]]
+    assert as_json(comparison)["across_tokenizers"] == [["own", "tiny"]]
+    assert f"in bits per byte: own {figures['val_bpb']:.3f}" in ranking(comparison)
+    shown = plain_text(sheets(comparison))
+    assert "Across tokenizers: own, tiny" in shown
+    assert f"*{figures['val_bpb']:.3f}" in shown
+    other = _experiment_with(own, seed=1)
+    moved = replace(_with_shards(found, _shards_with(other).fingerprint), metrics=figures, path=place)
+    write_evaluation(moved)
+    other.file.write_text(path.read_text(encoding="utf-8").replace("{train: 300}", "{train: 300}, seed: 1"))
+    assert compare_experiments([one, copy.experiment("own")]).across == ()  # not the same held-out text
+
+
 def _entry_of(experiment: Experiment) -> Any:
     from gpt_pipeline.comparison.compare import _entry
 
@@ -217,8 +245,6 @@ def _entry_of(experiment: Experiment) -> Any:
 
 
 def _experiment_with(experiment: Experiment, **data: Any) -> Experiment:
-    from dataclasses import replace
-
     return replace(experiment, config=replace(experiment.config, data=replace(experiment.config.data, **data)))
 
 
@@ -233,8 +259,6 @@ def _shards_with(experiment: Experiment, **data: Any) -> Any:
 
 
 def _with_shards(result: EvaluationResult, fingerprint: str) -> EvaluationResult:
-    from dataclasses import replace
-
     return replace(result, upstream={**result.upstream, "shards": fingerprint})
 
 
