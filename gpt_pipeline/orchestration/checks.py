@@ -55,9 +55,7 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
             finding = check_language_purity(document_files(finished_documents(experiment)))
         return _result(finding, remedy="a source of other languages: see data.source and the examples in the metadata")
 
-    kept = "seed article" if experiment.data.format == "synth" else "group"
-
-    @dg.asset_check(asset=shards_key, description=f"No {kept} has documents in both splits.")
+    @dg.asset_check(asset=shards_key, description=f"No {_kin(experiment)} has documents in both splits.")
     def articles_kept_apart() -> dg.AssetCheckResult:
         from gpt_pipeline.data.audit import check_articles_kept_apart
         from gpt_pipeline.data.documents.stage import document_files
@@ -88,6 +86,11 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
 
     of_english = [english_share, language_purity] if experiment.data.is_english else []
     return [*of_english, articles_kept_apart, token_counts_add_up]
+
+
+def _kin(experiment: Experiment) -> str:
+    """Return what documents share that stay on one side of the split."""
+    return "seed article" if all(part.format == "synth" for part in experiment.data.parts.values()) else "group"
 
 
 def _result(finding: "Finding", *, remedy: str) -> dg.AssetCheckResult:
@@ -136,7 +139,10 @@ def evaluation_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefiniti
             f"{'Answers' if ask else 'Continuations'} are not empty, do not repeat themselves, and end.",
             lambda _, result: output_verdict(result),
         ),
-        "questions_unseen": ("No training document has a question's article, text or query.", _judge_questions),
+        "questions_unseen": (
+            f"No training document has a question's {_kin(experiment)}, text or query.",
+            _judge_questions,
+        ),
     }
     if not ask:
         del judges["questions_unseen"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import dagster as dg
 
+from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.attributes import OWNERS, experiment_metadata, stage_tags, training_settings
@@ -79,9 +80,11 @@ def _training(experiment: Experiment, shards: dg.AssetKey, base: Experiment | No
 
 
 def _evaluation(experiment: Experiment, shards: dg.AssetKey, checkpoint: dg.AssetSpec) -> dg.AssetsDefinition:
+    asks = has_questions(experiment.data)
+    written = "answers to held-out questions" if asks else "continuations of their beginnings"
     questions = number(
-        "Held-out questions to ask, 0 or more; at first what the experiment file says. Another number is another "
-        "evaluation, kept beside the first.",
+        f"Held-out {'questions to ask' if asks else 'documents to continue'}, 0 or more; at first what the experiment "
+        "file says. Another number is another evaluation, kept beside the first.",
         default=experiment.config.evaluation.num_questions,
     )
 
@@ -97,7 +100,7 @@ def _evaluation(experiment: Experiment, shards: dg.AssetKey, checkpoint: dg.Asse
         pool=keys.EVALUATION_POOL,
         output_required=False,
         config_schema={"force": switch("Evaluate again even if the result is there."), "num_questions": questions},
-        description=f"{_name(experiment)}: loss on held-out documents and answers to held-out questions, "
+        description=f"{_name(experiment)}: loss on held-out documents and {written}, "
         "one partition and one MLflow run per checkpoint. Its sensor makes them while the training runs; "
         "*Plots* shows each number from checkpoint to checkpoint.",
     )
