@@ -191,8 +191,11 @@ class _Stored:
 
     def ends(self, bounds: NDArray[np.uint64]) -> list[int]:
         """Return how many hashes lie below each bound, and how many there are."""
-        hashes = self._hashes(0, self.documents)
-        return [*np.searchsorted(hashes[0], bounds).tolist(), self.documents]
+        below = np.zeros(len(bounds), np.int64)
+        for first in range(0, self.documents, _BUCKET_DOCUMENTS):
+            some = self._hashes(first, min(first + _BUCKET_DOCUMENTS, self.documents))
+            below += np.searchsorted(some[0], bounds)
+        return [*below.tolist(), self.documents]
 
     def read(self, first: int, last: int) -> tuple[Hashes, Rows]:
         """Return a range of hashes, and the rows of the documents that have them."""
