@@ -22,6 +22,7 @@ from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer import gpt2
 from gpt_pipeline.data.verification import verify_data
 from gpt_pipeline.errors import ConfigError, DataError
+from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline_tests.projects import TINY, TinyProject
@@ -196,5 +197,9 @@ def test_text_experiment_trains_and_is_evaluated_without_questions(tmp_path: Pat
     for output in (said, status):
         assert "english" not in output.lower()
         assert "synth" not in output.lower()
-    assert project.experiment("mine").folder.report.is_file()
+        assert "question" not in output.lower()
+    (last, *_) = reversed(read_evaluations(project.experiment("mine").folder.evaluations))
+    assert last.continuations
+    assert f"{len(last.continuations)} texts continued" in said
+    assert "Continuations" in project.experiment("mine").folder.report.read_text(encoding="utf-8")
     project.run("generate", str(path), "--prompt", "Number", "--max-new-tokens", "2")

@@ -275,6 +275,9 @@ def test_report_of_texts_shows_continuations_once_and_speaks_of_no_questions(tmp
     html = target.report.read_text(encoding="utf-8")
     assert [page.text.count(part) for part in ("Once <b>upon", " a midnight", " at 10", " at 30")] == [1, 1, 1, 1]
     assert 'id="continuations"' in html
+    for generated, shown in (("\n\n", "only blanks"), ("", "nothing: it ended there")):
+        write_result(target, 30, val_loss=4.0, questions=0, continuations=({**text, "generated": generated},))
+        assert shown in build(target).text
     assert not [
         word
         for word in ("question", "answer", "article", "unknown")
