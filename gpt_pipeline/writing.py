@@ -47,6 +47,9 @@ class Manner:
     asked: Callable[[str], str] = prompt_text
     """Puts a question in the form of the training documents."""
 
+    until: Callable[[Iterable[str]], Iterator[str]] = iter
+    """Ends a text that goes on behind its answer, as a conversation does with the next question."""
+
 
 @dataclass(kw_only=True)
 class Writer:
@@ -89,7 +92,7 @@ class Writer:
         whole = encode_prompt(prompt if manner.raw else manner.asked(prompt), self.tokenizer)
         tokens = fit_prompt(whole, max_new_tokens=manner.max_new_tokens, context_length=self.context_length)
         self.prompt_truncated = len(tokens) < len(whole)
-        return whole_characters(self._tokens(tokens, manner), self.tokenizer)
+        return manner.until(whole_characters(self._tokens(tokens, manner), self.tokenizer))
 
     def _tokens(self, prompt: Sequence[int], manner: Manner) -> Iterator[int]:
         self.end = None

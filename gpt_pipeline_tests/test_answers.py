@@ -95,6 +95,16 @@ def test_answer_questions_begins_a_long_conversation_at_a_later_question(
     assert cut.generation.prompt_truncated == (asked.turns[first] > 0)
 
 
+def test_answer_to_a_conversation_is_compared_with_the_options_of_its_last_question() -> None:
+    asked = dataclasses.replace(
+        conversation(1), query="Which?\nA) one\nB) two", prompt="Q: Which?\nA) one\nB) two\n\nA: A\n\nQ: Why?\n\nA:"
+    )
+    asked = dataclasses.replace(asked, turns=(0, asked.prompt.index("Q: Why?")))
+    generation = Generation(tokens=tuple(gpt2().encode(" A")), ended=True, prompt_truncated=False)
+    assert _scored(asked, generation, gpt2()).score.choice_match is None
+    assert _scored(dataclasses.replace(asked, turns=(0,)), generation, gpt2()).score.choice_match is not None
+
+
 def test_answer_to_a_conversation_ends_where_the_model_asks_itself() -> None:
     generation = Generation(tokens=tuple(gpt2().encode(" One more.\n\nQ: And")), ended=False, prompt_truncated=False)
     found = _scored(conversation(2), generation, gpt2())

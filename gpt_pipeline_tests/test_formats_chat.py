@@ -23,6 +23,7 @@ from gpt_pipeline.data.formats.conversation import (
     UnusableError,
     conversation_of,
     first_answer,
+    first_answer_of,
     question_starts,
     rendered,
 )
@@ -238,3 +239,19 @@ def test_held_out_conversations_are_asked_up_to_their_last_question(tmp_path: Pa
         assert (each.answer, each.expected, each.with_reasoning) == (str(number + 2), str(number + 2), False)
     for _ in range(2):  # written, and read
         assert cached_questions(tmp_path / "kept", stage, config, count=4, seed=0) == questions
+
+
+@given(
+    text=st.text(st.sampled_from("\nQA:S ystem"), max_size=40).map(lambda text: f"one{text}"),
+    cuts=st.lists(st.integers(1, 5), max_size=60),
+)
+def test_first_answer_in_pieces_is_that_of_the_whole_text(text: str, cuts: list[int]) -> None:
+    bounds = [0, *itertools.accumulate(cuts), len(text) + 300]
+    pieces = [text[first:last] for first, last in itertools.pairwise(bounds)]
+    assert "".join(first_answer_of(pieces)) == first_answer(text)[0]
+
+
+def test_first_answer_in_pieces_asks_for_no_piece_behind_its_end() -> None:
+    pieces = iter([" 4.", "\n", "\nQ: And", " then", " more"])
+    assert "".join(first_answer_of(pieces)) == " 4."
+    assert next(pieces) == " then"

@@ -51,7 +51,8 @@ def generate(
     if top_k is not None and temperature == 0:
         raise click.UsageError("--top-k needs a --temperature above 0", click.get_current_context())
     from gpt_pipeline.checkpoints.choose import choose_checkpoint
-    from gpt_pipeline.data.formats import has_questions, has_reasoning
+    from gpt_pipeline.data.formats import has_conversations, has_questions, has_reasoning
+    from gpt_pipeline.data.formats.conversation import first_answer_of
     from gpt_pipeline.data.formats.synth_text import answer_prompt_text, prompt_text
     from gpt_pipeline.experiment.load import load_experiment
 
@@ -69,6 +70,7 @@ def generate(
         max_new_tokens=max_new_tokens or config.evaluation.max_new_tokens,
         raw=raw or not has_questions(config.data),
         asked=prompt_text if has_reasoning(config.data) else answer_prompt_text,
+        until=first_answer_of if has_conversations(config.data) and not raw else iter,
     )
     say(f"{writer.checkpoint.path.name}, step {writer.checkpoint.step:,}")
     try:

@@ -137,13 +137,14 @@ def as_record(answer: ScoredAnswer, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _scored(question: Question, generation: Generation, tokenizer: Tokenizer) -> ScoredAnswer:
-    text = tokenizer.decode(generation.tokens)
+    text, query = tokenizer.decode(generation.tokens), question.query
     if question.turns:
+        query = question.prompt[question.turns[-1] :]  # options that an earlier question offers are not asked for
         text, goes_on = first_answer(text)
         generation = dataclasses.replace(generation, ended=generation.ended or goes_on)
     score = score_answer(
         text,
-        query=question.query,
+        query=query,
         expected=question.expected,
         ended=generation.ended,
         with_reasoning=question.with_reasoning,

@@ -65,7 +65,8 @@ def _begun(stream: DocumentStream, document: HeldOutDocument, tokenizer: Tokeniz
     starts = [*stream.document_starts[document.number : document.number + 2].tolist(), stream.n_tokens]
     tokens = stream.read(starts[0] + 1, starts[1] - starts[0] - 1).tolist()
     half = max(1, min(len(tokens) // 2, context_length // 2 - 1))
-    end = next((end for end in range(half, half + _LONGEST_CHARACTER) if _is_whole(tokens[:end], tokenizer)), half)
+    ends = range(half, max(0, half - _LONGEST_CHARACTER), -1)
+    end = next((end for end in ends if _is_whole(tokens[:end], tokenizer)), half)
     return _Begun(document=document, beginning=tokens[:end], rest=tokens[end:])
 
 

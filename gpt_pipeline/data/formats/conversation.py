@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ _ROLES: Mapping[str, Role] = {
     "human": "user",
     "gpt": "assistant",
 }
+_LONGEST_MARK = max(len(f"{_BETWEEN}{mark}") for mark in _MARKS.values())
 _NEXT_MESSAGE = re.compile("|".join(re.escape(f"{_BETWEEN}{mark.rstrip(' ')}") for mark in _MARKS.values()))
 
 
@@ -126,6 +127,20 @@ def question_starts(text: str, query_start: int, spans: Sequence[int]) -> tuple[
     ends = [letters[:end].decode() for end in spans[1:-1:2]]
     starts = {query_start - len(QUERY_MARK), *(len(head) - len(QUERY_MARK.rstrip(" ")) for head in ends)}
     return tuple(start for start in sorted(starts) if text.startswith(QUERY_MARK, start))
+
+
+def first_answer_of(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield what a model writes up to where it begins another message; what could be its mark is held back."""
+    held = ""
+    for piece in pieces:
+        held, goes_on = first_answer(held + piece)
+        if goes_on:
+            break
+        begins = held.find("\n", max(0, len(held) - _LONGEST_MARK))
+        ready = len(held) if begins < 0 else begins
+        yield held[:ready]
+        held = held[ready:]
+    yield held
 
 
 def first_answer(generated: str) -> tuple[str, bool]:
