@@ -219,7 +219,8 @@ def test_compare_other_tokenizers_on_the_same_held_out_text_by_bits_per_byte(cop
     own = copy.experiment("own")
     shards = _shards_with(own)
     found = read_evaluations(one.folder.evaluations)[-1]
-    figures = {"val_loss": found.metrics["val_loss"] / 2, "val_bpb": found.metrics["val_bpb"] / 3}
+    measured = found.metrics
+    figures = {**measured, "val_loss": measured["val_loss"] / 2, "val_bpb": measured["val_bpb"] / 3}
     place = evaluation_path(own.folder.evaluations, found.key, found.fingerprint)
     write_evaluation(replace(_with_shards(found, shards.fingerprint), metrics=figures, path=place))
     comparison = compare_experiments([one, own])
@@ -230,6 +231,7 @@ def test_compare_other_tokenizers_on_the_same_held_out_text_by_bits_per_byte(cop
     assert f"in bits per byte: own {figures['val_bpb']:.3f}" in ranking(comparison)
     shown = plain_text(sheets(comparison))
     assert "Across tokenizers: own, tiny" in shown
+    assert "the first evaluation.max_validation_tokens tokens" in shown
     assert f"*{figures['val_bpb']:.3f}" in shown
     other = _experiment_with(own, seed=1)
     moved = replace(_with_shards(found, _shards_with(other).fingerprint), metrics=figures, path=place)

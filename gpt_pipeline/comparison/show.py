@@ -36,6 +36,11 @@ _ACROSS = (
     "Losses per token of different tokenizers do not compare; bits per byte of the same held-out text do, lower first."
 )
 
+_PARTLY = (
+    "Each reads the first evaluation.max_validation_tokens tokens of it, which are more text with a larger vocabulary; "
+    "raise that number for all of it."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -209,7 +214,13 @@ def _table_across(standings: Sequence[Standing]) -> Table:
         _metric_row("best", bits.label, bits, results),
     ]
     names = ", ".join(standing.name for standing in standings)
-    return Table(title=f"Across tokenizers: {names}", standings=standings, rows=rows, notes=[_ACROSS], is_group=True)
+    notes = [_ACROSS, _PARTLY] if any(map(_reads_a_part, results)) else [_ACROSS]
+    return Table(title=f"Across tokenizers: {names}", standings=standings, rows=rows, notes=notes, is_group=True)
+
+
+def _reads_a_part(result: EvaluationResult | None) -> bool:
+    """Whether the loss is that of the first held-out tokens only."""
+    return result is not None and result.metrics.get("validation_tokens", 0) >= result.config["max_validation_tokens"]
 
 
 def _notes(group: Group, rows: Sequence[Row]) -> list[str]:
