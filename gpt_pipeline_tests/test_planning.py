@@ -143,6 +143,23 @@ def test_plan_tokens_of_own_files_that_cannot_be_read_are_a_guess_without_synth(
     assert "SYNTH" not in count_tokens(load_experiment(path)).source
 
 
+def test_plan_tokens_of_a_small_vocabulary_are_more(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "one.txt").write_text("A sentence of the text. " * 400)
+    counts = {}
+    for tokenizer in ("gpt2", "{train: 1024}"):
+        path = tmp_path / "x.yaml"
+        path.write_text(
+            f"experiment_name: x\nstorage: {{base_folder: s}}\n"
+            f"data: {{source: ./mine, format: text, num_samples: all, tokenizer: {tokenizer}}}\n"
+        )
+        counts[tokenizer] = count_tokens(load_experiment(path))
+    assert counts["{train: 1024}"].tokens == pytest.approx(4.5 / 2.3 * counts["gpt2"].tokens, rel=0.01)
+    assert "with a tokenizer of 1,024 ids" in counts["{train: 1024}"].source
+    assert "ids" not in counts["gpt2"].source
+
+
 def test_plan_tokens_of_a_larger_set_go_by_what_was_counted_of_the_same_source(with_data: TinyProject) -> None:
     with_data.write_experiment("more", num_samples=3000)
     counted, estimated = (count_tokens(with_data.experiment(name)) for name in ("tiny", "more"))
