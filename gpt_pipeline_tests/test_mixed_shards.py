@@ -243,6 +243,9 @@ def test_mix_in_a_file_gives_its_parts_what_the_block_says(tmp_path: Path) -> No
     assert b == experiment.parts["b"].data
     assert json.dumps(experiment.config.as_values()["data"])
     assert "source" not in experiment.config.as_values()["data"]
+    b_said = {"source": "../mine", "format": "text", "num_samples": "all", "share": 1.0}
+    assert experiment.config.as_values()["data"]["mix"]["b"] == b_said
+    assert experiment.parts["b"].config.as_values()["data"]["columns"] == {"text": "text"}
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from math import isqrt
 from typing import Any
 
-from gpt_pipeline.data.config import DataConfig, DocumentsConfig, PartConfig
+from gpt_pipeline.data.config import FORMAT_COLUMNS, DataConfig, DocumentsConfig, PartConfig
 from gpt_pipeline.errors import ConfigError, require
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.start_from import StartFromConfig
@@ -62,9 +62,11 @@ class ExperimentConfig:
     def as_values(self) -> dict[str, Any]:
         """Return every value by block and key for a person, as JSON values; a block that is null is left out.
 
-        `data.local_dataset_path` is used instead of `data.source`, whose default would name data that is not used.
+        Of `data.columns`, those that the format reads. `data.local_dataset_path` is used instead of `data.source`,
+        whose default would name data that is not used.
         """
         values = {name: value for name, value in asdict(self).items() if value is not None}
+        values["data"]["columns"] = _columns_read(self.data)
         if self.data.mix is not None:  # whose parts name what the block names otherwise
             of_parts = {each.name for each in fields(DocumentsConfig)} - {"num_samples"}
             said = {name: _said_of(part) for name, part in self.data.mix.items()}
@@ -99,9 +101,13 @@ class ExperimentConfig:
         )
 
 
+def _columns_read(data: DocumentsConfig) -> dict[str, Any]:
+    return {name: getattr(data.columns, name) for name in FORMAT_COLUMNS[data.format]}
+
+
 def _said_of(part: PartConfig) -> dict[str, Any]:
     """Return what a part of a mix says beyond the defaults."""
-    values = asdict(part)
+    values = asdict(part) | {"columns": _columns_read(part)}
     return {each.name: values[each.name] for each in fields(part) if getattr(part, each.name) != each.default}
 
 
