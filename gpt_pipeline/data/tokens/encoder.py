@@ -196,6 +196,7 @@ class _Gigatoken:
     def tokens(self, text: bytes) -> Tokens:
         """Return `<|endoftext|>` and the tokens of `text`, with `<|endoftext|>` in the place of separators."""
         if self._bytes > _MAX_INSTANCE_BYTES:
+            del self._tokenizer  # first, so that there are never two of them
             self._tokenizer, self._bytes = _new_tokenizer(self._of), 0
         self._bytes += len(text)
         # `encode` would hold Python's lock meanwhile, and plain lists of texts import awkward, which takes 0.2 s.
