@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +23,7 @@ from gpt_pipeline.data.tokens.mixed import epoch_of
 from gpt_pipeline.data.tokens.shards import find_shards, known_shards, prepare_shards, shards_stage
 from gpt_pipeline.data.tokens.stream import TokenShards, TokenStream, open_shards
 from gpt_pipeline.data.verification import verify_data
-from gpt_pipeline.errors import DataError
+from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.experiment.problems import ExperimentFileError
 from gpt_pipeline.storage.manifest import StageResult
@@ -166,6 +169,55 @@ def test_mix_keeps_the_answers_and_spans_of_its_documents(tmp_path: Path, folder
             assert marks == own[document]
 
 
+def test_mix_leaves_out_of_training_what_another_part_holds_out(tmp_path: Path) -> None:
+    same = [f"{text} Told twice." for text in texts(200)]
+    write_texts(tmp_path / "a" / "a.parquet", same)
+    path = tmp_path / "b" / "a.parquet"
+    path.parent.mkdir()
+    groups = [f"book {number // 2}" for number in range(len(same))]
+    pq.write_table(pa.table({"body": same, "book": groups}), path)
+    own = {"format": "text", "columns": ColumnsConfig(text="body"), "share": 1.0}
+    parts = {
+        "a": PartConfig(source=str(tmp_path / "a"), **own),  # type: ignore[arg-type]
+        "b": PartConfig(source=str(tmp_path / "b"), group="book", **own),  # type: ignore[arg-type]
+    }
+    config = DataConfig(num_samples="all", max_length=16, validation_fraction=0.2, mix=parts)
+    stage = made(config, tmp_path / "data")
+    held_out = {
+        document
+        for name in parts
+        for document in documents_of(_shards_of(config, name, tmp_path / "data"), "validation")
+    }
+    trained = documents_of(open_shards(stage.folder))
+    assert held_out.isdisjoint(trained)
+    assert len(trained) > 100
+    left_out = stage.manifest.facts["left_out_by_part"]
+    own_trained = documents_of(_shards_of(config, "a", tmp_path / "data"))
+    assert left_out["a"] == len(held_out.intersection(own_trained)) > 0
+    assert not verify_data(config, tmp_path / "data")[-1].problem
+
+
+def test_mix_of_a_part_shorter_than_a_sequence_is_made(tmp_path: Path, folder: Path) -> None:
+    write_texts(folder / "tiny" / "a.parquet", texts(5, first=9000))
+    config = dataclasses.replace(mix_of(folder, {"tiny": 1, "long": 9}), validation_fraction=0.5, max_length=128)
+    assert made(config, tmp_path).manifest.facts["train_tokens"] > 128
+    assert _shards_of(config, "tiny", tmp_path).train.n_tokens < 128
+
+
+def test_mix_that_would_repeat_a_part_too_often_is_refused(tmp_path: Path, folder: Path) -> None:
+    config = mix_of(folder, {"short": 99, "long": 1}, until="all_exhausted")
+    with pytest.raises(ConfigError, match=r"data\.mix\.short\.share: found 0\.99.*at most 100 times"):
+        made(config, tmp_path)
+
+
+def test_mix_holds_out_more_than_its_smallest_part_alone_would_allow(tmp_path: Path, folder: Path) -> None:
+    config = mix_of(folder, {"short": 9, "long": 1})
+    mixed = open_shards(made(config, tmp_path).folder).validation
+    short, long = (_shards_of(config, name, tmp_path).validation for name in ("short", "long"))
+    assert short.n_tokens / 0.9 < long.n_tokens / 0.1
+    assert mixed.n_tokens == pytest.approx(min(16 * short.n_tokens / 0.9, long.n_tokens / 0.1), rel=0.05)
+
+
 def test_mix_is_the_same_whatever_its_parts_are_called_and_in_whatever_order(tmp_path: Path, folder: Path) -> None:
     one = made(mix_of(folder, {"short": 3, "long": 1}), tmp_path / "one")
     other = made(mix_of(folder, {"long": 0.25, "short": 0.75}, names={"long": "x", "short": "y"}), tmp_path / "two")
@@ -238,7 +290,7 @@ def test_mix_in_a_file_gives_its_parts_what_the_block_says(tmp_path: Path) -> No
     experiment = load_experiment(path)
     assert experiment.config.data.shares == {"a": 0.75, "b": 0.25}
     a, b = experiment.parts["a"].data, experiment.data.parts["b"]
-    assert a == DataConfig(num_samples=9, seed=5, source="sample")
+    assert a == DataConfig(num_samples=9, seed=5, max_length=2, source="sample")
     assert (b.num_samples, b.seed, b.source) == ("all", 5, str(tmp_path.parent / "mine"))
     assert b == experiment.parts["b"].data
     assert json.dumps(experiment.config.as_values()["data"])

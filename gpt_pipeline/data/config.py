@@ -322,20 +322,10 @@ class DataConfig(DocumentsConfig):
         own = {each.name: getattr(part, each.name) for each in dataclasses.fields(DocumentsConfig)}
         if part.num_samples is None:
             own["num_samples"] = self.num_samples
-        return dataclasses.replace(self, mix=None, mix_until="first_exhausted", **own)
+        # The mix has to be longer than a sequence, not each of its parts.
+        return dataclasses.replace(self, max_length=2, mix=None, mix_until="first_exhausted", **own)
 
     def __post_init__(self) -> None:
-        if self.mix is None:
-            super().__post_init__()
-            self._require_an_end()
-        else:
-            self._require_a_mix(self.mix)
-        require(
-            self.mix_until == "first_exhausted" or self.mix is not None,
-            "mix_until",
-            found=self.mix_until,
-            need="no such key without data.mix",
-        )
         require(
             isinstance(self.tokenizer, TokenizerConfig)
             or self.tokenizer == GPT2
@@ -354,6 +344,17 @@ class DataConfig(DocumentsConfig):
             need="a number above 0, at most 0.5",
         )
         require(self.seed >= 0, "seed", found=self.seed, need="a whole number, 0 or above")
+        if self.mix is None:
+            super().__post_init__()
+            self._require_an_end()
+        else:
+            self._require_a_mix(self.mix)
+        require(
+            self.mix_until == "first_exhausted" or self.mix is not None,
+            "mix_until",
+            found=self.mix_until,
+            need="no such key without data.mix",
+        )
 
     def _require_an_end(self) -> None:
         require(

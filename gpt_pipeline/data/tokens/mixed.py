@@ -7,13 +7,17 @@ validation split the documents of the parts take turns, so that however much of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import hashlib
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpt_pipeline.data.arrays import save_array
 from gpt_pipeline.data.config import DataConfig
@@ -35,7 +39,7 @@ from gpt_pipeline.data.tokens.stream import (
     starts_name,
 )
 from gpt_pipeline.data.tokens.writer import MAX_SHARD_TOKENS
-from gpt_pipeline.errors import DataError
+from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.atomic import link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import (
@@ -49,6 +53,10 @@ from gpt_pipeline.storage.manifest import (
 )
 
 CODE_VERSION = "1"
+_MOST_REPEATS = 100  # each is a file of its own; beyond 4 of them little is learned
+_HELD_OUT_REPEATS = 16
+_LOOKED_AT = 8  # tokens of a document, before all of them are
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio: Knuth, The Art of Computer Programming, 6.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,14 +166,15 @@ class MixedShardsStage:
     def _mixed(self, parts: Sequence[MixedPart], folder: Path, wanted: str, say: Say) -> Manifest:
         for part in parts:
             verify(part.stage)
-        amounts = epoch_of(
-            [part.train.n_tokens for part in parts], [part.share for part in parts], until=self.config.mix_until
-        )
+        shards = {part.name: kept for part, kept in zip(parts, without_held_out(parts), strict=True)}
+        sizes = {name: sum(each.n_tokens for each in kept) for name, kept in shards.items()}
+        amounts = epoch_of([*sizes.values()], [part.share for part in parts], until=self.config.mix_until)
+        _require_few_repeats(sizes, amounts, self.config)
         train = _Split(folder=folder, split=TRAIN)
         taken = {}
         for part, amount in zip(parts, amounts, strict=True):
-            taken[part.name] = train.add_tokens(part.train, part.stage.manifest.files, amount)
-            say(_said(part, taken[part.name]))
+            taken[part.name] = train.add_tokens(part, shards[part.name], amount)
+            say(_said(part, shards[part.name], taken[part.name]))
         validation = _Split(folder=folder, split=VALIDATION)
         validation.add_documents([part.validation for part in parts], taking_turns(parts))
         return Manifest(
@@ -174,7 +183,13 @@ class MixedShardsStage:
             config=self._identity({part.name: part.stage.fingerprint for part in parts}),
             upstream=tuple(sorted(part.stage.fingerprint for part in parts)),
             files={**train.records, **validation.records, **_tokenizer(parts[0].stage, folder)},
-            facts={**_facts(folder, parts, taken, train, validation), **tokenizer_facts(parts[0].stage)},
+            facts={
+                **_facts(folder, train, validation),
+                "train_tokens_by_part": taken,
+                "epochs_by_part": {name: round(taken[name] / size, 4) for name, size in sizes.items()},
+                "left_out_by_part": {name: sum(len(each.left_out) for each in own) for name, own in shards.items()},
+                **tokenizer_facts(parts[0].stage),
+            },
         )
 
 
@@ -202,22 +217,106 @@ def epoch_of(sizes: Sequence[int], shares: Sequence[float], *, until: str) -> li
     return amounts if until == "all_exhausted" else [min(pair) for pair in zip(amounts, sizes, strict=True)]
 
 
+def _require_few_repeats(sizes: Mapping[str, int], amounts: Sequence[int], config: DataConfig) -> None:
+    """Raise `ConfigError` where an epoch would have a part so often that the mix would be of links."""
+    for (name, size), amount in zip(sizes.items(), amounts, strict=True):
+        if amount > _MOST_REPEATS * size:
+            raise ConfigError(
+                f"data.mix.{name}.share",
+                found=config.shares[name],
+                need=f"a share for which an epoch has the part's {size:,} tokens at most {_MOST_REPEATS} times "
+                f"(found {amount / size:,.0f} times)",
+                remedy="lower it, give the part more documents, or set data.mix_until: first_exhausted",
+            )
+
+
 def taking_turns(parts: Sequence[MixedPart]) -> Iterator[tuple[int, int]]:
     """Yield the held-out documents of the parts by part and number, next from the part furthest behind its share.
 
-    It ends when a part has no more: those that are left would not have the shares.
+    A part that has no more begins again: what the smallest part holds out would be too little to estimate a loss on.
+    It does so a few times, and then it ends.
     """
+    lengths = [part.validation.n_tokens / part.share for part in parts]
+    end = min(max(lengths), _HELD_OUT_REPEATS * min(lengths))
     begins, whose, numbers = [], [], []
     for place, part in enumerate(parts):
         starts = part.validation.document_starts
-        begins.append(starts / part.share)
-        whose.append(np.full(len(starts), place))
-        numbers.append(np.arange(len(starts)))
-    end = min(part.validation.n_tokens / part.share for part in parts)
+        rounds = np.arange(math.ceil(end / lengths[place]))[:, None]
+        begins.append(((rounds * part.validation.n_tokens + starts) / part.share).ravel())
+        whose.append(np.full(len(begins[-1]), place))
+        numbers.append(np.tile(np.arange(len(starts)), len(rounds)))
     at, of_part, of_document = (np.concatenate(each) for each in (begins, whose, numbers))
     order = np.lexsort((of_part, at))
     order = order[at[order] < end]
     yield from zip(of_part[order].tolist(), of_document[order].tolist(), strict=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptShard:
+    """A shard of a part without the documents that another part holds out of training. Opened when it is read."""
+
+    part: TokenStream
+    name: str
+    n_tokens: int
+    """Of the documents that are kept."""
+
+    left_out: Positions
+    """Numbers of the other documents in the shard: int64, ascending."""
+
+    @property
+    def stream(self) -> TokenStream:
+        return TokenStream(self.part.folder, (self.name,), eot_token=self.part.eot_token)
+
+    def kept(self, stream: TokenStream) -> tuple[Positions, Positions]:
+        """Return the numbers of the kept documents, and the tokens up to the end of each: int64 [documents]."""
+        lengths = np.diff(_bounds(stream))
+        documents = np.setdiff1d(np.arange(len(lengths)), self.left_out, assume_unique=True)
+        return documents, np.cumsum(lengths[documents])
+
+
+def _bounds(stream: TokenStream) -> Positions:
+    """Return where each document begins, and where the last one ends: int64 [documents + 1]."""
+    return np.append(stream.document_starts, stream.n_tokens)
+
+
+def without_held_out(parts: Sequence[MixedPart]) -> list[list[KeptShard]]:
+    """Return the training shards of each part without documents that another part holds out.
+
+    Within a part, documents of one group are on one side; two parts may have the same text in different groups.
+    """
+    keys, digests = [np.empty(0, np.uint64)], set()
+    for stream in (part.validation for part in parts):
+        bounds = _bounds(stream)
+        keys.append(_keys(stream, bounds))
+        digests |= {_digest(stream, bounds, number) for number in range(len(bounds) - 1)}
+    held_out = np.unique(np.concatenate(keys))
+    return [[_kept(part.train, name, held_out, digests) for name in part.train.names] for part in parts]
+
+
+def _kept(part: TokenStream, name: str, keys: NDArray[np.uint64], digests: Set[bytes]) -> KeptShard:
+    stream = TokenStream(part.folder, (name,), eot_token=part.eot_token)
+    bounds = _bounds(stream)
+    alike = np.flatnonzero(np.isin(_keys(stream, bounds), keys))
+    found = [_digest(stream, bounds, number) in digests for number in alike.tolist()]
+    left_out = alike[np.array(found, np.bool_)]
+    n_tokens = stream.n_tokens - int(np.diff(bounds)[left_out].sum())
+    return KeptShard(part=part, name=name, n_tokens=n_tokens, left_out=left_out)
+
+
+def _keys(stream: TokenStream, bounds: Positions) -> NDArray[np.uint64]:
+    """Return a number for each document that is the same for the same tokens: of its length and some of the tokens."""
+    lengths = np.diff(bounds)
+    keys = lengths.astype(np.uint64) * _ODD
+    for place in range(_LOOKED_AT):
+        some = stream.gather(bounds[:-1] + lengths * place // _LOOKED_AT, 1)[:, 0]
+        keys = (keys ^ some.astype(np.uint64)) * _ODD
+    return keys
+
+
+def _digest(stream: TokenStream, bounds: Positions, number: int) -> bytes:
+    """Return the hash of a document's tokens."""
+    begin, end = int(bounds[number]), int(bounds[number + 1])
+    return hashlib.blake2b(stream.read(begin, end - begin).tobytes(), digest_size=16).digest()
 
 
 @dataclass(kw_only=True)
@@ -229,30 +328,34 @@ class _Split:
     records: dict[str, FileRecord] = field(default_factory=dict)
     shards: int = 0
 
-    def add_tokens(self, stream: TokenStream, files: Mapping[str, FileRecord], amount: int) -> int:
+    def add_tokens(self, part: MixedPart, shards: Sequence[KeptShard], amount: int) -> int:
         """Add the first `amount` tokens of a part, from the beginning again behind its end; return how many they are.
 
         They are fewer than `amount` where it ends within a document.
         """
         left = amount
-        while left >= stream.n_tokens:
-            for name in stream.names:
-                self._link(stream.folder, name, files)
-            left -= stream.n_tokens
-        for name in stream.names:
-            shard = TokenStream(stream.folder, (name,), eot_token=stream.eot_token)
+        whole = sum(shard.n_tokens for shard in shards)
+        for shard in itertools.chain.from_iterable(itertools.repeat(shards, math.ceil(amount / whole))):
             if shard.n_tokens <= left:
-                self._link(stream.folder, name, files)
+                self._add(part, shard)
                 left -= shard.n_tokens
                 continue
-            count = int(np.searchsorted(shard.document_starts, left, side="right")) - 1
+            documents, ends = shard.kept(shard.stream)
+            count = int(np.searchsorted(ends, left, side="right"))
             if count == 0 and left == amount:
                 count = 1  # else the part would not be in the mix at all
-            if count:
-                self.add_documents([shard], ((0, number) for number in range(count)))
-                left -= int(np.append(shard.document_starts, shard.n_tokens)[count])
+            self.add_documents([shard.stream], ((0, number) for number in documents[:count].tolist()))
+            left -= int(ends[count - 1]) if count else 0
             break
         return amount - left
+
+    def _add(self, part: MixedPart, shard: KeptShard) -> None:
+        """Add a shard, as a link where all of it is kept."""
+        if len(shard.left_out):
+            stream = shard.stream
+            self.add_documents([stream], ((0, number) for number in shard.kept(stream)[0].tolist()))
+        else:
+            self._link(part.train.folder, shard.name, part.stage.manifest.files)
 
     def add_documents(self, streams: Sequence[TokenStream], chosen: Iterable[tuple[int, int]]) -> None:
         """Add documents, each named by its stream and its number in it."""
@@ -316,21 +419,20 @@ def _runs(chosen: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
     yield place, first, last
 
 
-def _said(part: MixedPart, amount: int) -> str:
-    held = part.train.n_tokens
+def _said(part: MixedPart, shards: Sequence[KeptShard], amount: int) -> str:
+    held, left_out = sum(each.n_tokens for each in shards), sum(len(each.left_out) for each in shards)
     times = amount / held
     if amount == held:
-        how = "each once: this part decides how long an epoch is"
+        how = "each once"
     elif times > 1:
         how = f"{times:.2f} times each"
     else:
         how = f"{times:.1%} of them; the others are left out"
-    return f"{part.name}: {part.share:.1%} of an epoch, {amount:,} tokens from {held:,}, {how}"
+    also = f"; {left_out:,} documents are left out, since another part holds them out of training" if left_out else ""
+    return f"{part.name}: {part.share:.1%} of an epoch, {amount:,} tokens from {held:,}, {how}{also}"
 
 
-def _facts(
-    folder: Path, parts: Sequence[MixedPart], taken: Mapping[str, int], train: _Split, validation: _Split
-) -> dict[str, Any]:
+def _facts(folder: Path, train: _Split, validation: _Split) -> dict[str, Any]:
     """Return what there is to say of the mix, under the names that the shards of one source have."""
     facts: dict[str, Any] = {}
     lengths = np.zeros(len(LENGTH_EDGES) - 1, np.int64)
@@ -349,10 +451,4 @@ def _facts(
     tokens, documents = (
         sum(facts[f"{split}_{what}"] for split in (TRAIN, VALIDATION)) for what in ("tokens", "documents")
     )
-    return {
-        **facts,
-        "document_lengths": lengths.tolist(),
-        "tokens_per_document": tokens / documents,
-        "train_tokens_by_part": taken,
-        "epochs_by_part": {part.name: round(taken[part.name] / part.train.n_tokens, 4) for part in parts},
-    }
+    return {**facts, "document_lengths": lengths.tolist(), "tokens_per_document": tokens / documents}
