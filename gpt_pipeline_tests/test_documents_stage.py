@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.choice import REPEATED
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import document_files, documents_of_file, find_documents, prepare_documents
 from gpt_pipeline.data.documents.tally import Tally
@@ -74,7 +75,9 @@ def test_english_facts_count_what_was_read_kept_and_dropped(tmp_path: Path) -> N
 def test_english_documents_and_counts_do_not_depend_on_the_batch_size(folder: Path, batch_rows: int) -> None:
     def run(size: int) -> tuple[list[dict[str, object]], dict[str, object]]:
         tally = Tally()
-        batches = documents_of_file(folder / "synth_003.parquet", SYNTH, 21, np.array([2, 7]), tally, batch_rows=size)
+        batches = documents_of_file(
+            folder / "synth_003.parquet", SYNTH, 21, {REPEATED: np.array([2, 7])}, tally, batch_rows=size
+        )
         return [value for batch in batches for value in batch.to_pylist()], tally.facts()
 
     assert run(batch_rows) == run(7)

@@ -22,7 +22,7 @@ from gpt_pipeline.data.tokens.encoder import EncodedTexts, FastEncoder
 from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
 from gpt_pipeline.data.tokens.part import TokenPart, write_token_part
 from gpt_pipeline.data.tokens.stream import TokenStream
-from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, Tokenizer, gpt2
 from gpt_pipeline.data.tokens.writer import Documents, SplitWriter
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.manifest import record_file
@@ -157,7 +157,7 @@ def test_token_part_threads_row_groups_and_pieces_change_no_byte(
 def test_token_part_tiktoken_in_place_of_gigatoken_changes_no_byte(
     part: TokenPart, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing() -> None:
+    def missing(tokenizer: Tokenizer) -> None:
         raise ImportError
 
     monkeypatch.setattr(encoder, "FastEncoder", missing)

@@ -26,7 +26,12 @@ _EXECUTORS = {
     "celery_k8s": ("dagster_celery_k8s", "celery_k8s_job_executor"),
 }
 
-PRELOADED = ["gpt_pipeline.definitions", "gpt_pipeline.data.documents.stage", "gpt_pipeline.data.tokens.part"]
+PRELOADED = [
+    "gpt_pipeline.definitions",
+    "gpt_pipeline.data.documents.stage",
+    "gpt_pipeline.data.tokens.part",
+    "tiktoken",
+]
 """Modules that are already imported when a step starts: the definitions, and what a source file needs.
 
 Not torch, which most steps do not need. numpy and Arrow cope with a fork after they have started their threads.
