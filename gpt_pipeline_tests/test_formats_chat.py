@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,19 @@ def test_conversation_reads_as_questions_with_answers_and_knows_each_answer() ->
     assert (found.text[found.answer_start :], found.answer_bytes) == ("3", 1)
     starts = question_starts(found.text, found.query_start, found.spans)
     assert [found.text[start:] for start in starts] == [found.text.partition("\n\n")[2], "Q: + 1?\n\nA: 3"]
+
+
+def test_question_starts_of_a_long_conversation_take_memory_like_its_text() -> None:
+    found = made(said(*[("user", "why ☃?"), ("assistant", "because " * 8)] * 1000))
+    tracemalloc.start()
+    try:
+        starts = question_starts(found.text, found.query_start, found.spans)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(starts) == 1000
+    assert all(found.text.startswith("Q: why", start) for start in starts)
+    assert most < 10 * len(found.text)  # a copy of all that comes before each question would be 500 times its size
 
 
 def test_conversation_of_one_turn_is_the_document_of_a_question_with_an_answer() -> None:

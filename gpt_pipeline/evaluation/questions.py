@@ -77,7 +77,12 @@ class _Candidate:
     """Hash of the seed and the query: the order in which candidates are taken."""
 
     query_hash: bytes
-    question: Question
+    row: Mapping[str, Any]
+    """The document; only what is asked in the end is cut into a question."""
+
+    @property
+    def exercise(self) -> str:
+        return _exercise(self.row)
 
 
 def questions_fingerprint(documents_fingerprint: str, data: DataConfig, *, count: int, seed: int) -> str:
@@ -127,7 +132,7 @@ def held_out_questions(
         exercise: [candidate for candidate in group if candidate.query_hash not in leaked]
         for exercise, group in candidates.items()
     }
-    return [candidate.question for candidate in _in_turn(clean, count=count, seed=seed)]
+    return [_question(candidate.row) for candidate in _in_turn(clean, count=count, seed=seed)]
 
 
 def _candidates(
@@ -137,18 +142,18 @@ def _candidates(
     kept: dict[str, dict[bytes, _Candidate]] = defaultdict(dict)
     for row in _rows(files, data, held_out=True, batch_rows=batch_rows):
         candidate = _candidate(row, seed)
-        group = kept[candidate.question.exercise]
+        group = kept[candidate.exercise]
         same = group.get(candidate.query_hash)
         if same is None or _order(candidate) < _order(same):
             group[candidate.query_hash] = candidate
         if len(group) > 2 * per_exercise:  # pruned now and then, so that each row costs O(log n) on average
-            kept[candidate.question.exercise] = _first(group, per_exercise)
+            kept[candidate.exercise] = _first(group, per_exercise)
     return {exercise: list(_first(group, per_exercise).values()) for exercise, group in kept.items()}
 
 
 def _order(candidate: _Candidate) -> tuple[str, str]:
     """Which of two documents with the same query is asked: never the one that happens to be read first."""
-    return candidate.question.synth_id, candidate.question.answer
+    return candidate.row["id"] or "", candidate.row["text"][candidate.row["answer_start"] :]
 
 
 def _first(group: Mapping[bytes, _Candidate], number: int) -> dict[bytes, _Candidate]:
@@ -175,12 +180,16 @@ def _rows(files: Sequence[Path], data: DataConfig, *, held_out: bool, batch_rows
 
 def _candidate(row: Mapping[str, Any], seed: int) -> _Candidate:
     query = _query(row)
-    return _Candidate(rank=_hash(f"{seed}\n{query}"), query_hash=_hash(query), question=_question(row))
+    return _Candidate(rank=_hash(f"{seed}\n{query}"), query_hash=_hash(query), row=row)
 
 
 def _query(row: Mapping[str, Any]) -> str:
     text: str = row["text"]
     return text[row["query_start"] : row["query_end"]]
+
+
+def _exercise(row: Mapping[str, Any]) -> str:
+    return row["kind"] or "unknown"
 
 
 def _question(row: Mapping[str, Any]) -> Question:
@@ -190,7 +199,7 @@ def _question(row: Mapping[str, Any]) -> Question:
     return Question(
         synth_id=row["id"] or "",
         article=row["group"],
-        exercise=row["kind"] or "unknown",
+        exercise=_exercise(row),
         # The blank after `A:` belongs to the answer's first token.
         prompt=text[: row["answer_start"]].rstrip(" ") if start is None else text[:start],
         query=_query(row),

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 from gpt_pipeline.data.formats.synth_text import ANSWER_MARK, QUERY_MARK, is_blank
@@ -124,8 +125,9 @@ def question_starts(text: str, query_start: int, spans: Sequence[int]) -> tuple[
     There the text can be cut: what is left begins with a question.
     """
     letters = text.encode()
-    ends = [letters[:end].decode() for end in spans[1:-1:2]]
-    starts = {query_start - len(QUERY_MARK), *(len(head) - len(QUERY_MARK.rstrip(" ")) for head in ends)}
+    ends = spans[1:-1:2]
+    passed = accumulate(len(letters[begin:end].decode()) for begin, end in pairwise([0, *ends]))
+    starts = {query_start - len(QUERY_MARK), *(end - len(QUERY_MARK.rstrip(" ")) for end in passed)}
     return tuple(start for start in sorted(starts) if text.startswith(QUERY_MARK, start))
 
 
