@@ -136,6 +136,10 @@ def test_prove_unseen_of_a_mix_finds_what_another_part_trains_on(stages: Stages,
     assert not finding.passed
     assert finding.facts["same_text"] > 0
     assert finding.facts["not_in_validation"] == 0
+    mixed = prove_unseen(stages.questions, on(stages.english, stages.shards, shards), mixed=stages.shards)
+    assert mixed.passed, mixed.text
+    leaks = prove_unseen(stages.questions, on(stages.english, stages.shards, shards), mixed=shards)
+    assert "the parts of the mix overlap" in leaks.text
 
 
 def test_cached_proof_is_looked_for_once(stages: Stages, tmp_path: Path) -> None:

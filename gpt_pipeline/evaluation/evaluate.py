@@ -9,7 +9,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -107,6 +107,7 @@ class EvaluationTask:
             weights_sha256=self.checkpoint.weights_sha256,
             shards_fingerprint=self.shards.fingerprint,
             max_length=self.max_length,
+            parts={part.name: part.shards.fingerprint for part in self.parts if part.name},
         )
 
 
@@ -237,7 +238,11 @@ def _measure(
         for asked in (False, True)
     )
     names = exercise_names(
-        [*(each.exercise for each in (*of_texts, *of_questions)), *(each.question.exercise for each in answers)]
+        [
+            *(each.exercise for each in (*of_texts, *of_questions)),
+            *(each.question.exercise for each in answers),
+            *(each.part.name for each in measured if each.part.name),
+        ]
     )
     of_documents = [loss_metrics(of_texts, names, have_answers=False), loss_metrics(of_questions, names)]
     both = {name: sum(each[name] for each in of_documents) for name in set(of_documents[0]) & set(of_documents[1])}
@@ -250,7 +255,7 @@ def _measure(
         **of_documents[1],
         **both,
         **answer_metrics(answers, names),
-        **_losses_by_part(measured),
+        **_losses_by_part(measured, names),
     }
     tokenizer = tokenizer_of(task.parts[0].shards)  # the same for all
     continuations = [continuation for each in measured for continuation in each.continuations]
@@ -344,11 +349,14 @@ def _measure_part(task: EvaluationTask, part: EvaluatedPart, model: GPT, watch: 
     )
 
 
-def _losses_by_part(measured: Sequence[_Measured]) -> dict[str, float]:
-    """Return the validation loss of each part of a mix; nothing without one."""
+def _losses_by_part(measured: Sequence[_Measured], names: Mapping[str, str]) -> dict[str, float]:
+    """Return the validation loss of each part of a mix; nothing without one.
+
+    It is that of the part's held-out tokens, as `val_loss` is, also where the part's documents are of no kinds and were
+    measured one by one.
+    """
     if len(measured) == 1:
         return {}
-    names = exercise_names(each.part.name for each in measured)
     return {f"val_loss/{names[each.part.name]}": each.loss.val_loss for each in measured}
 
 

@@ -85,16 +85,22 @@ def evaluation_identity(config: EvaluationConfig, *, max_length: int) -> dict[st
 
 
 def evaluation_fingerprint(
-    config: EvaluationConfig, *, weights_sha256: str, shards_fingerprint: str, max_length: int
+    config: EvaluationConfig,
+    *,
+    weights_sha256: str,
+    shards_fingerprint: str,
+    max_length: int,
+    parts: Mapping[str, str] | None = None,
 ) -> str:
     """Return the identity of an evaluation.
 
     The weights count, not the file: `best_model.pt` and the `checkpoint_step_<N>.pt` it equals are one. The shards'
-    fingerprint stands for the documents, the split and the tokenizer, and so for the questions too.
+    fingerprint stands for the documents, the split and the tokenizer, and so for the questions too. `parts` are the
+    fingerprints of the shards of a mix's parts, by the names that its results bear.
     """
     return fingerprint(
         "evaluation",
-        config=evaluation_identity(config, max_length=max_length),
+        config={**evaluation_identity(config, max_length=max_length), **({"parts": dict(parts)} if parts else {})},
         upstream=[weights_sha256, shards_fingerprint],
         code_version=EVALUATION_VERSION,
     )

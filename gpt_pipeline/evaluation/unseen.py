@@ -36,6 +36,12 @@ _REMEDY = (
 )
 
 
+_REMEDY_FOR_A_MIX = (
+    "the model has seen what it is asked, so the answers say little: the parts of the mix overlap; leave one of them "
+    "out, or keep such rows out of it by its data.filter, and train again"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Kin:
     """Hashes, over their tokens, of the documents that no training split may hold."""
@@ -55,18 +61,23 @@ class TrainedOn:
     shards: StageResult
 
 
-def cached_proof(folder: Path, questions: Sequence[Question], data: Sequence[TrainedOn]) -> Finding:
+def cached_proof(
+    folder: Path, questions: Sequence[Question], data: Sequence[TrainedOn], *, mixed: StageResult | None = None
+) -> Finding:
     """Return `prove_unseen`, kept in `folder`: for the same questions and data it is looked for once."""
     identity = fingerprint(
         "questions_unseen",
         config={"questions": [_identity(question) for question in questions]},
-        upstream=[stage.fingerprint for each in data for stage in (each.documents, each.shards)],
+        upstream=[
+            *(stage.fingerprint for each in data for stage in (each.documents, each.shards)),
+            *([] if mixed is None else [mixed.fingerprint]),
+        ],
         code_version=PROOF_VERSION,
     )
     path = folder / f"{identity[:SHORT]}.unseen.json"
     if (found := _read_finding(path, identity)) is not None:
         return found
-    finding = prove_unseen(questions, data)
+    finding = prove_unseen(questions, data, mixed=mixed)
     kept = {"passed": finding.passed, "text": finding.text, "facts": dict(finding.facts)}
     write_json(path, {"fingerprint": identity, **kept})
     return finding
@@ -78,13 +89,16 @@ def _identity(question: Question) -> dict[str, Any]:
     return value if question.turns else {name: each for name, each in value.items() if name != "turns"}
 
 
-def prove_unseen(questions: Sequence[Question], data: Sequence[TrainedOn]) -> Finding:
+def prove_unseen(
+    questions: Sequence[Question], data: Sequence[TrainedOn], *, mixed: StageResult | None = None
+) -> Finding:
     """Find no training document of a question's article, text or query, comparing hashes.
 
     The files of documents say which share an article (by the hash of its name) or a query with a question; their
     texts are encoded as the shards' were. The hash of every training document's tokens, read from the shards, is then
     looked for among theirs. So it does not matter how the split was meant. That the questions' own texts are found in
-    the validation split shows that such hashes do meet. Of a mix, all that any part trains on is looked at.
+    the validation split shows that such hashes do meet. Of the parts of a mix in `data`, what the shards
+    `mixed` hold of all of them is looked at.
     """
     if not questions:
         return verdict(passed=True, text="no questions are asked", facts={"questions": 0})
@@ -95,7 +109,8 @@ def prove_unseen(questions: Sequence[Question], data: Sequence[TrainedOn]) -> Fi
     splits = [open_shards(each.shards.folder) for each in data]
     missing = own - set(itertools.chain.from_iterable(_document_hashes(split.validation) for split in splits))
     seen_article = seen_query = seen_text = trained_on = 0
-    for digest in itertools.chain.from_iterable(_document_hashes(split.train) for split in splits):
+    trained = [split.train for split in splits] if mixed is None else [open_shards(mixed.folder).train]
+    for digest in itertools.chain.from_iterable(map(_document_hashes, trained)):
         trained_on += 1
         seen_article += digest in kin.of_article
         seen_query += digest in kin.of_query
@@ -114,7 +129,8 @@ def prove_unseen(questions: Sequence[Question], data: Sequence[TrainedOn]) -> Fi
         "same_text": seen_text,
         "not_in_validation": len(missing),
     }
-    return verdict(passed=passed, text=text if passed else f"{text}: {_REMEDY}", facts=facts)
+    remedy = _REMEDY if mixed is None else _REMEDY_FOR_A_MIX
+    return verdict(passed=passed, text=text if passed else f"{text}: {remedy}", facts=facts)
 
 
 def _kin(questions: Sequence[Question], files: Sequence[Path], encoder: Encoder) -> _Kin:

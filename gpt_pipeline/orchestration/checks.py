@@ -200,4 +200,6 @@ def _judge_questions(experiment: Experiment, result: EvaluationResult) -> "Findi
         for part, count in zip(parts, counts, strict=True)
         for question in cached_questions(folder, part.documents, part.data, count=count, seed=seed)
     ]
-    return cached_proof(folder, questions, [TrainedOn(documents=each.documents, shards=each.shards) for each in parts])
+    data = [TrainedOn(documents=each.documents, shards=each.shards) for each in parts]
+    mixed = None if experiment.config.data.mix is None else finished_shards(experiment)
+    return cached_proof(folder, questions, data, mixed=mixed)

@@ -73,7 +73,7 @@ def count_tokens(experiment: Experiment) -> TokenCount:
         validation_tokens=facts["validation_tokens"],
         exact=True,
         source=f"counted in {shards.folder.name}",
-        epochs=facts.get("epochs_by_part", {}),
+        epochs={} if experiment.config.data.mix is None else _mixed(experiment).epochs,
     )
 
 

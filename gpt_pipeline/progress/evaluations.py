@@ -38,11 +38,13 @@ def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None
     The best checkpoint of a finished training counts too where it has no `checkpoint_step_<N>.pt` of its own.
     Empty until the token shards are finished. Only manifests are read: no weights, no torch.
     """
-    from gpt_pipeline.data.tokens.shards import find_shards  # numpy
+    from gpt_pipeline.data.tokens.shards import find_shards, known_shards  # numpy
 
     shards = find_shards(experiment.data, experiment.data_folder)
     if shards is None:
         return []
+    of_parts = {name: known_shards(part.data, part.data_folder) for name, part in experiment.parts.items() if name}
+    parts = {name: part.fingerprint for name, part in of_parts.items() if part is not None}
     done = {result.fingerprint: result for result in summarize_evaluations(experiment.folder.evaluations)}
     wanted = []
     for checkpoint in _checkpoints(experiment.folder):
@@ -51,6 +53,7 @@ def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None
             weights_sha256=checkpoint.weights_sha256,
             shards_fingerprint=shards.fingerprint,
             max_length=experiment.config.data.max_length,
+            parts=parts,
         )
         state = _state(experiment.folder, done, fingerprint, checkpoint.weights_sha256)
         wanted.append(WantedEvaluation(checkpoint=checkpoint, fingerprint=fingerprint, state=state))
