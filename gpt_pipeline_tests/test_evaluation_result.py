@@ -5,8 +5,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 
+from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.document_loss import DocumentLoss, loss_metrics
-from gpt_pipeline.evaluation.result import exercise_names
+from gpt_pipeline.evaluation.result import evaluation_fingerprint, exercise_names
 
 
 def test_exercise_names_that_were_fine_are_as_they_were() -> None:
@@ -36,3 +37,13 @@ def test_loss_metrics_of_kinds_that_differ_in_case_keep_each_loss() -> None:
     ]
     found = {name: value for name, value in loss_metrics(losses).items() if name.startswith("val_loss/")}
     assert sorted(found.values()) == pytest.approx([1.0, 2.0, 3.0])
+
+
+def test_evaluation_fingerprint_tells_the_names_of_a_mixs_parts_and_stays_without_a_mix() -> None:
+    def of(parts: dict[str, str] | None) -> str:
+        return evaluation_fingerprint(
+            EvaluationConfig(), weights_sha256="w", shards_fingerprint="s", max_length=8, parts=parts
+        )
+
+    assert of({}) == of(None)
+    assert len({of(None), of({"a": "1", "b": "2"}), of({"a": "2", "b": "1"}), of({"a": "1", "c": "2"})}) == 4
