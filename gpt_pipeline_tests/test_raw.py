@@ -18,6 +18,7 @@ from gpt_pipeline.data.stage import prepare
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline_tests.synth_rows import raw_paths, row, write_folder, write_synth
+from gpt_pipeline_tests.test_formats_text import config_of, texts, write_texts
 
 
 def local(folder: Path, num_samples: int) -> DataConfig:
@@ -229,6 +230,19 @@ def test_raw_repeated_documents_do_not_count_and_one_more_file_is_taken_for_them
     repeats = [left_out_of(stage, file).get("repeated", np.empty(0)).tolist() for file in files_of(stage)]
     assert repeats == [[], [0, 1, 2, 4], []]
     assert find_raw(config, tmp_path / "data") is not None
+
+
+def test_raw_files_for_repeated_documents_are_taken_as_many_at_a_time_as_are_surely_needed(tmp_path: Path) -> None:
+    own = texts(200)
+    for number in range(30):
+        new = own[10 + 5 * number : 15 + 5 * number]
+        write_texts(tmp_path / "mine" / f"{number:02}.parquet", own[:10] if number == 0 else [*own[:5], *new])
+    lines: list[str] = []
+    stage = prepare_raw(config_of(tmp_path / "mine", 100), tmp_path / "data", say=lines.append)
+    assert [file["documents"] for file in stage.manifest.facts["files"]] == [10, *[5] * 18]
+    assert [line.split("; ")[1] for line in lines if "; taking" in line] == [
+        f"taking {count} more" for count in (5, 2, 1, 1)
+    ]
 
 
 def test_raw_repeats_of_a_file_do_not_depend_on_the_files_after_it(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.errors import ConfigError, UnreadableFileError
+from gpt_pipeline.storage.manifest import StageResult
 
 REPEATED, NEAR_DUPLICATE = "repeated", "near_duplicate"
 """Why documents are left out, in counts and as keys: the text of an earlier one, or nearly its words."""
@@ -38,6 +39,17 @@ class ChosenFile:
     new_documents: int
     left_out: Mapping[str, Rows] = field(default_factory=dict)
     """Documents of the file that are not new, by the reason, from 0 on; nothing where only their number is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Looked:
+    """One file, looked at, with what was made of it here; every byte of that is as it was written."""
+
+    name: str
+    facts: FileFacts
+    index: StageResult
+    signatures: StageResult | None
+    """None: nobody asks for near duplicates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,31 +100,39 @@ class FileChoice:
         """
         if self.limit is None:
             return list(self._source.names)
-        names: list[str] = []
-        total = 0
-        for name, count in self._counts(say):
-            names.append(name)
-            total += count
-            if self._is_enough(total):
-                break
-        self._record.save()
+        names, total = self._reaching(self.limit, self._source.names, say)
         if names and not total and self._source.revision is not None:  # before all of it is downloaded for nothing
             [(_, dropped)] = self._source.read_each(names[:1], self.check.format.count_dropped, say=say)
             where = f"the {len(names)} files of {self._source.description}"
             raise _too_few(self.limit, 0, where, dropped)
         return names
 
-    def _counts(self, say: Say) -> Iterator[tuple[str, int]]:
+    def _reaching(self, documents: int, among: Sequence[str], say: Say) -> tuple[list[str], int]:
+        """Return the first of some files that could hold so many documents, and how many they could hold.
+
+        They are never more than will be needed: no file holds more documents than it is counted for.
+        """
+        names: list[str] = []
+        total = 0
+        for name, count in self._counts(among, say):
+            names.append(name)
+            total += count
+            if total >= documents:
+                break
+        self._record.save()
+        return names, total
+
+    def _counts(self, names: Sequence[str], say: Say) -> Iterator[tuple[str, int]]:
         """Yield each file with the documents, or at least the rows, that it has."""
         known: dict[str, int] = {}
-        for name in self._source.names:
+        for name in names:
             facts = self.check.recorded(name)
             count = facts.documents if facts else self._record.english_rows.get(self._source.record_key(name))
             if count is None:
                 break
             known[name] = count
             yield name, count
-        rest = [name for name in self._source.names if name not in known]
+        rest = [name for name in names if name not in known]
         counts = self._source.read_each(rest, self.check.format.count_rows, say=say)
         for name in rest:
             try:
@@ -128,55 +148,68 @@ class FileChoice:
     def choose(self, *, say: Say) -> list[ChosenFile]:
         """Return the first files that hold as many different documents as are wanted, by name in order.
 
-        Rows are more than documents, so the last file may have to be added here.
+        Rows are more than documents, so files may have to be added here.
 
         Raises:
             ConfigError: the source does not hold so many.
             UserError: a file is damaged, or the hub cannot be reached or refuses.
         """
         names = self.enough(say=say)
-        self._source.require_room([name for name in names if self._source.find(name) is None])
+        looked: list[_Looked] = []
         while True:
-            chosen = self._compared(names, say)
+            self._source.require_room([name for name in names if self._source.find(name) is None])
+            looked += [self._look_at(name, say) for name in names]
+            chosen = self._compared(looked)
             total = 0
             for count, each in enumerate(chosen, start=1):
                 total += each.new_documents
                 if self._is_enough(total):
                     self._record.save()
                     return chosen[:count]
-            rest = self._source.names[len(names) :]
+            rest = self._source.names[len(chosen) :]
             if self.limit is None and total:
                 self._record.save()
                 return chosen
             if self.limit is None or not rest:
-                raise _too_few(self.limit, total, self._source.description, self._dropped(chosen, say))
-            say(f"{total:,} different documents of {self.limit:,} in {len(names)} files; taking one more")
-            self._source.require_room([name for name in rest[:1] if self._source.find(name) is None])
-            names = [*names, rest[0]]
+                raise _too_few(self.limit, total, self._source.description, self._dropped(looked))
+            names, _ = self._reaching(self.limit - total, rest, say)
+            found = f"{total:,} different documents of {self.limit:,} in {len(chosen)} files"
+            say(f"{found}; taking {len(names)} more")
 
-    def _compared(self, names: Sequence[str], say: Say) -> list[ChosenFile]:
+    def _look_at(self, name: str, say: Say) -> _Looked:
+        facts = self.check.look_at(name, say=say)
+        near = self.check.near
+        return _Looked(
+            name=name,
+            facts=facts,
+            index=self.check.index_of(name, facts, say=say),
+            signatures=None if near is None else self.check.signatures_of(near, name, facts, say=say),
+        )
+
+    def _compared(self, looked: Sequence[_Looked]) -> list[ChosenFile]:
         """Return the files with what each has that none before it has, and record these counts."""
-        facts = [self.check.look_at(name, say=say) for name in names]
-        indexes = [self.check.index_of(name, each, say=say) for name, each in zip(names, facts, strict=True)]
-        left_out = [{REPEATED: rows} for rows in repeated_documents(indexes)]
+        left_out = [{REPEATED: rows} for rows in repeated_documents([each.index for each in looked])]
         if (near := self.check.near) is not None:
-            signed = [
-                self.check.signatures_of(near, name, each, say=say) for name, each in zip(names, facts, strict=True)
-            ]
+            signed = [each.signatures for each in looked if each.signatures is not None]
             for not_new, rows in zip(left_out, near.find(signed), strict=True):
                 not_new[NEAR_DUPLICATE] = np.setdiff1d(rows, not_new[REPEATED], assume_unique=True)
         chosen = [
-            ChosenFile(name=name, facts=each, new_documents=each.documents - sum(map(len, own.values())), left_out=own)
-            for name, each, own in zip(names, facts, left_out, strict=True)
+            ChosenFile(
+                name=each.name,
+                facts=each.facts,
+                new_documents=each.facts.documents - sum(map(len, own.values())),
+                left_out=own,
+            )
+            for each, own in zip(looked, left_out, strict=True)
         ]
         for count, own in enumerate(chosen, start=1):
-            self._record.new_documents[self._identity_of(facts[:count])] = own.new_documents
+            self._record.new_documents[self._identity_of([each.facts for each in looked[:count]])] = own.new_documents
         return chosen
 
-    def _dropped(self, chosen: Iterable[ChosenFile], say: Say) -> Counter[str]:
+    def _dropped(self, looked: Iterable[_Looked]) -> Counter[str]:
         """Return why rows of the files became no document, as far as their indexes say so."""
-        indexes = (self.check.index_of(each.name, each.facts, say=say) for each in chosen)
-        return sum((Counter[str](index.manifest.facts.get("dropped", {})) for index in indexes), Counter[str]())
+        dropped = (each.index.manifest.facts.get("dropped", {}) for each in looked)
+        return sum(map(Counter[str], dropped), Counter[str]())
 
     def _identity_of(self, files: Iterable[FileFacts]) -> str:
         checksums = "\n".join(file.sha256 for file in files)
