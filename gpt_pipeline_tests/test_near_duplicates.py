@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents import near as near_module
-from gpt_pipeline.data.documents.near import NearDuplicates, band_rows, signatures_of
+from gpt_pipeline.data.documents.near import NearDuplicates, band_rows, bytes_per_document, signatures_of
 from gpt_pipeline.data.documents.raw import RawStage, files_of, left_out_of, prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.stage import prepare
@@ -108,6 +108,12 @@ def test_near_duplicates_of_a_crowd_with_one_band_are_found(tmp_path: Path) -> N
     crowd = [" ".join(changed(rng, words, 1)) for _ in range(60)]
     (found,) = near(tmp_path, 0.8).find([signed(tmp_path, 0, crowd, 0.8)])
     assert found.tolist() == list(range(1, 60))
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 1.0])
+def test_bytes_per_document_are_those_of_the_files(tmp_path: Path, threshold: float) -> None:
+    stage = signed(tmp_path, 0, ["one text", "and another"], threshold)
+    assert sum(record.size for record in stage.manifest.files.values()) == 2 * bytes_per_document(threshold)
 
 
 def test_near_duplicates_of_no_files_and_of_files_without_documents_are_none(tmp_path: Path) -> None:

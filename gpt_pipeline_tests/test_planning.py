@@ -189,6 +189,15 @@ def _distinct_files(folder: Path) -> list[Path]:
     return list(files.values())
 
 
+def test_plan_of_near_duplicates_has_room_for_their_signatures(project: TinyProject) -> None:
+    path = project.write_experiment("near", num_samples=1000)
+    without = _plan(load_experiment(path)).disks[0]
+    path.write_text(path.read_text().replace("source: sample, ", "source: sample, near_duplicates: 0.8, "))
+    disk = _plan(load_experiment(path)).disks[0]
+    assert {need.what: need.size for need in disk.needs}["signatures of near duplicates"] == 1000 * 448
+    assert disk.to_write == without.to_write + 1000 * 448
+
+
 def test_plan_checkpoint_size_is_that_of_the_file(with_data: TinyProject) -> None:
     job = _train(with_data, stop_at=4)
     saved = with_data.checkpoints("tiny")[-1]

@@ -120,8 +120,8 @@ class DocumentsConfig:
     """Where documents end in plain text files: `line`, or a mark such as `<|endoftext|>`; null: with the file."""
 
     near_duplicates: float | None = added_later(None)
-    """Leave out a document that has at least this share of its runs of five words in common with an earlier one, such
-    as 0.8; null: only those with the same text."""
+    """Leave out a document if it and an earlier one have at least this share of runs of five words in common, of all
+    that either has, such as 0.8; null: only those with the same text."""
 
     @property
     def wanted_languages(self) -> tuple[str, ...] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.checkpoints.retention import kept_checkpoints
+from gpt_pipeline.data.documents.near import bytes_per_document
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import checkpoint_bytes
@@ -116,10 +117,16 @@ def _part_needs(experiment: Experiment, tokens: TokenCount) -> list[DiskNeed]:
         documents.name: per_token * tokens.tokens,
         shards.name: _SHARD_BYTES_PER_TOKEN * tokens.tokens + _SHARD_BYTES_PER_DOCUMENT * tokens.documents,
     }
-    index = _INDEX_BYTES_PER_DOCUMENT * tokens.documents
+    by_document = {"document index": _INDEX_BYTES_PER_DOCUMENT}
+    if (threshold := experiment.data.near_duplicates) is not None:
+        by_document["signatures of near duplicates"] = bytes_per_document(threshold)
+    indexes = {what: each * tokens.documents for what, each in by_document.items()}
     return [
         *_raw_needs(experiment, raw, tokens),
-        DiskNeed(what="document index", folder=folder, size=index, present=index if raw.state == "finished" else 0),
+        *(
+            DiskNeed(what=what, folder=folder, size=size, present=size if raw.state == "finished" else 0)
+            for what, size in indexes.items()
+        ),
         *(_stage_need(stage, folder, round(sizes[stage.name])) for stage in (documents, shards)),
     ]
 

@@ -152,6 +152,11 @@ def band_rows(threshold: float) -> int:
     return next((rows for rows in (16, 8, 4) if shared(rows) >= _LEAST_SHARED), 2)
 
 
+def bytes_per_document(threshold: float) -> int:
+    """Return what is written for a document that has words: its signature, and in each band a key and a row."""
+    return 2 * _HASHES + (8 + 4) * (_HASHES // band_rows(threshold))
+
+
 def signatures_of(texts: pa.StringArray) -> tuple[Signatures, NDArray[np.bool_]]:
     """Return the signature of each text, and whether it has no words."""
     hashes, ends = shingles(texts)
