@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer import EOT, Tokenizer, gpt2, read_tokenizer, tokenizer_of
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
 from gpt_pipeline.data.verification import verify_data
-from gpt_pipeline.errors import ConfigError, DamagedFileError, UserError
+from gpt_pipeline.errors import ConfigError, DamagedFileError, DataError, UserError
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import ExperimentFileError, load_experiment
 from gpt_pipeline.experiment.training import StartPoint, _require_same_tokenizer
@@ -264,12 +265,16 @@ def test_experiment_has_as_many_ids_as_its_tokenizer(tmp_path: Path, own: Tokeni
     [
         ("", ", vocab_size: 1000", "model.vocab_size: found 1000, need 50257"),
         (", tokenizer: {train: 1024}", ", vocab_size: 1000", "need 1024, the ids of data.tokenizer"),
-        (", tokenizer: {train: 256}", "", "data.tokenizer.train: found 256, need a whole number from 257"),
+        (", tokenizer: {train: 257}", "", "data.tokenizer.train: found 257, need a whole number from 258"),
         (", tokenizer: {train: 65537}", "", "data.tokenizer.train: found 65537"),
         (", tokenizer: {tran: 1024}", "", "did you mean data.tokenizer.train?"),
         (", tokenizer: gtp2", "", "data.tokenizer: found 'gtp2', need gpt2, the path of"),
         (", tokenizer: ./missing.json", "", "there is no such file"),
         (", tokenizer: ./texts", "", "data.tokenizer"),
+        (", tokenizer: a/b--c", "", "data.tokenizer: found 'a/b--c', need"),
+        (", tokenizer: -a/b", "", "data.tokenizer: found '-a/b', need"),
+        (", tokenizer: a/.b", "", "data.tokenizer: found 'a/.b', need"),
+        (", tokenizer: a/b.git", "", "data.tokenizer: found 'a/b.git', need"),
     ],
 )
 def test_experiment_with_a_tokenizer_that_cannot_be_is_refused(
@@ -278,9 +283,54 @@ def test_experiment_with_a_tokenizer_that_cannot_be_is_refused(
     assert told in problem(written(tmp_path, tokenizer, vocab_size))
 
 
-def test_experiment_whose_tokenizer_file_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "mine.json").write_text("[1]", encoding="utf-8")
-    assert "need a tokenizer.json as `tokenizers` saves it" in problem(written(tmp_path, ", tokenizer: ./mine.json"))
+@pytest.mark.parametrize("name", ["a/b--c", "a/b..c", "-a/b", "a/.b", "a/b-", "a/b.git", f"a/{'b' * 97}", "a/é"])
+def test_name_that_the_hub_cannot_have_is_no_source_and_no_tokenizer(name: str) -> None:
+    for key in ("source", "tokenizer"):
+        with pytest.raises(ConfigError, match=f"^{key}: found "):
+            DataConfig(**{"num_samples": 1, key: name})
+    assert DataConfig(num_samples=1, source="a.b/c-d_e.f", tokenizer="1/2").tokenizer_on_hub == "1/2"
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"model": None}, "found no model with a vocabulary, need a tokenizer.json as `tokenizers` saves it"),
+        ({"model": {"type": "WordPiece", "vocab": {"a": 0}}}, "found a model of type WordPiece, need a byte-level BPE"),
+        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}, "found a model of type Unigram, need a byte-level BPE"),
+        (
+            {"added_tokens": [{"id": 128_255, "content": EOT, "special": True}]},
+            "found 128,256 ids, need at most 65,536",
+        ),
+    ],
+)
+def test_experiment_whose_tokenizer_file_cannot_be_used_is_refused_at_its_line(
+    tmp_path: Path, own: Tokenizer, changed: dict[str, Any], told: str
+) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps({**value_of(own), **changed}), encoding="utf-8")
+    path = written(tmp_path, ", tokenizer: ./mine.json")
+    assert problem(path).startswith(f"{path}:2: data.tokenizer: {told}")
+
+
+def test_experiment_whose_tokenizer_file_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.json").touch()
+
+    read_bytes = Path.read_bytes
+
+    def denied(path: Path) -> bytes:
+        if path.name != "mine.json":
+            return read_bytes(path)
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    path = written(tmp_path, ", tokenizer: ./mine.json")
+    assert "2: data.tokenizer: found './mine.json', need a file that can be read (Permission denied)" in problem(path)
+
+
+def test_tokenizer_of_text_without_a_pair_to_merge_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"found no two bytes beside each other in .* documents"):
+        made(tmp_path, [chr(letter) for letter in range(97, 117)])
 
 
 def test_experiment_that_starts_from_another_has_its_ids_and_needs_its_tokenizer(
@@ -294,6 +344,70 @@ def test_experiment_that_starts_from_another_has_its_ids_and_needs_its_tokenizer
     text = later.read_text(encoding="utf-8").replace("./mine.json", "gpt2")
     later.write_text(text, encoding="utf-8")
     assert "need the tokenizer of base.yaml, whose model has 1024 ids; this one has 50257" in problem(later)
+
+
+def later_of(tmp_path: Path, base: str, tokenizer: str) -> Path:
+    """Return a file that starts from another one, both with their tokenizers."""
+    written(tmp_path, base).rename(tmp_path / "base.yaml")
+    path = written(tmp_path, tokenizer)
+    path.write_text(f"{path.read_text(encoding='utf-8')}start_from: {{experiment: base.yaml}}\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("base", "later"),
+    [
+        (", tokenizer: ./mine.json", ", tokenizer: ./other.json"),
+        (", tokenizer: ./mine.json", ", tokenizer: {train: 280}"),
+        (", tokenizer: {train: 1024}", ", tokenizer: {train: 512}"),
+        (", tokenizer: {train: 1024}", ", seed: 1, tokenizer: {train: 1024}"),  # of other documents
+        (", tokenizer: owner/name", ""),
+        ("", ", tokenizer: ./mine.json"),
+    ],
+)
+def test_experiment_that_starts_from_one_of_another_tokenizer_is_refused_before_any_work(
+    tmp_path: Path, own: Tokenizer, base: str, later: str
+) -> None:
+    (tmp_path / "mine.json").write_text(str(own.file), encoding="utf-8")
+    (tmp_path / "other.json").write_text(f"{own.file}\n", encoding="utf-8")
+    said = problem(later_of(tmp_path, base, later))
+    assert "data.tokenizer: found " in said
+    assert "need the tokenizer of base.yaml" in said
+
+
+@pytest.mark.parametrize(
+    ("base", "later"),
+    [
+        (", tokenizer: ./mine.json", ", tokenizer: ./copy.json"),
+        (", tokenizer: {train: 1024}", ", tokenizer: {train: 1024}"),
+        (", tokenizer: owner/name", ", tokenizer: owner/name"),
+        (", tokenizer: owner/name", ", tokenizer: ./mine.json"),  # not known yet
+        ("", ", seed: 1"),
+    ],
+)
+def test_experiment_that_starts_from_one_of_the_same_tokenizer_is_taken(
+    tmp_path: Path, own: Tokenizer, base: str, later: str
+) -> None:
+    for name in ("mine.json", "copy.json"):
+        (tmp_path / name).write_text(str(own.file), encoding="utf-8")
+    assert load_experiment(later_of(tmp_path, base, later)).config.start_from is not None
+
+
+def test_experiment_that_starts_from_a_checkpoint_of_another_tokenizer_is_refused(
+    tmp_path: Path, own: Tokenizer
+) -> None:
+    shape = {TOKENIZER: own.identity}
+    info = save_checkpoint(tmp_path / "weights", dataclasses.replace(snapshot(own.file), settings=shape))
+    (tmp_path / "mine.json").write_text(str(own.file), encoding="utf-8")
+    (tmp_path / "other.json").write_text(f"{own.file}\n", encoding="utf-8")
+    for name, is_same in (("mine.json", True), ("other.json", False)):
+        path = written(tmp_path, f", tokenizer: ./{name}")
+        start = f"start_from: {{file: {info.path}}}\n"
+        path.write_text(path.read_text(encoding="utf-8") + start, encoding="utf-8")
+        if is_same:
+            assert load_experiment(path).config.model.vocab_size == SIZE
+        else:
+            assert "data.tokenizer: found './other.json', need the tokenizer of" in problem(path)
 
 
 def snapshot(tokenizer: str | None) -> Snapshot:

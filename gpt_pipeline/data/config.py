@@ -22,7 +22,7 @@ COMPARED = re.compile(r"\s*(>=|<=|>|<)\s*(.*?)\s*")
 """A bound in `filter`: how it compares, and the number."""
 
 _PART_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_HUB_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]{1,96}\b/\b[\w.-]{1,96}\b", re.ASCII)  # what the hub allows
 _PATH = re.compile(r"\.{1,2}[\\/]|[\\/]|~[\\/]|[A-Za-z]:[\\/]")
 
 
@@ -64,11 +64,11 @@ class TokenizerConfig:
     """A tokenizer of the experiment's own, trained on its training documents."""
 
     train: int
-    """Ids of its byte-level BPE, `<|endoftext|>` and the 256 bytes among them: from 257 to 65,536."""
+    """Ids of its byte-level BPE, `<|endoftext|>` and the 256 bytes among them: from 258 to 65,536."""
 
     def __post_init__(self) -> None:
-        need = "a whole number from 257 (256 bytes and <|endoftext|>) to 65536 (what 16 bits hold)"
-        require(257 <= self.train <= 1 << 16, "train", found=self.train, need=need)
+        need = "a whole number from 258 (256 bytes, <|endoftext|> and a merge) to 65536 (what 16 bits hold)"
+        require(258 <= self.train <= 1 << 16, "train", found=self.train, need=need)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,7 @@ class DocumentsConfig:
             need=f"synth with source={SAMPLE}; for files of your own set data.source to their folder",
         )
         require(
-            self.source == SAMPLE or is_path(self.source) or bool(_HUB_NAME.fullmatch(self.source)),
+            self.source == SAMPLE or is_path(self.source) or is_hub_name(self.source),
             "source",
             found=self.source,
             need=f"a dataset of the hub such as {SYNTH}, a path such as ./{self.source.strip('/')}, or {SAMPLE}",
@@ -304,6 +304,12 @@ class DataConfig(DocumentsConfig):
         return {name: self._part(part) for name, part in self.mix.items()}
 
     @property
+    def tokenizer_on_hub(self) -> str | None:
+        """The model on the hub whose tokenizer is named; None for any other tokenizer."""
+        named = self.tokenizer
+        return named if isinstance(named, str) and named != GPT2 and not is_path(named) else None
+
+    @property
     def shares(self) -> Mapping[str, float]:
         """The share of each of `parts`, together 1."""
         if self.mix is None:
@@ -330,7 +336,7 @@ class DataConfig(DocumentsConfig):
             isinstance(self.tokenizer, TokenizerConfig)
             or self.tokenizer == GPT2
             or is_path(self.tokenizer)
-            or bool(_HUB_NAME.fullmatch(self.tokenizer)),
+            or is_hub_name(self.tokenizer),
             "tokenizer",
             found=self.tokenizer,
             need="gpt2, the path of a tokenizer.json such as ./tokenizer.json, the name of a model on the hub, or "
@@ -396,6 +402,11 @@ def on_hub(source: str, subset: str | None, split: str | None) -> str:
 def is_path(source: str) -> bool:
     """Whether a source is a path of this machine rather than the name of a dataset."""
     return source in (".", "..", "~") or bool(_PATH.match(source))
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether the hub can have a model or a dataset of this name, `owner/name`."""
+    return _HUB_NAME.fullmatch(text) is not None
 
 
 def as_number(text: str) -> float | None:

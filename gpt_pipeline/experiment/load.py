@@ -34,6 +34,7 @@ from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.names import folder_name, resolve_folder, slug
 from gpt_pipeline.training.config import CadenceConfig
+from gpt_pipeline.training.job import TOKENIZER
 
 RUNTIME = "runtime"  # the block that the pipeline writes; its content has no effect
 _NOTHING = Written(kind=Kind.PLAIN, text="")
@@ -166,7 +167,11 @@ def load_experiment(path: Path, *, later: tuple[Path, ...] = ()) -> Experiment:
         raise ExperimentFileError(path, reading.problems)
     config = ExperimentConfig(**values)
     lines = {key: entry.line for key, entry in reading.entries.items()}
-    config, errors = _with_the_vocabulary(config, path.absolute(), lines)
+    try:
+        config, errors = _with_the_vocabulary(config, path.absolute(), lines)
+    except UserError as error:  # a tokenizer's file that cannot be used, in words of its own
+        key = "data.tokenizer"
+        raise ExperimentFileError(path, [Problem(line=lines.get(key), key=key, text=str(error))]) from error
     if not errors:
         config, errors = _with_the_shape_of_its_start(config, path.absolute(), lines, later)
     problems = [reading.problem_of(error) for error in errors or contradictions(config)]
@@ -212,21 +217,56 @@ def _with_the_shape_of_its_start(
     if config.start_from is None:
         return config, []
     try:
-        shape = _shape_of_start(config, file, later)
+        start = _start(config, file, later)
     except ConfigError as error:
         return config, [error]
-    if shape is None:
+    if start is None:
         return config, []
+    shape = start.model
     given = [key.removeprefix("model.") for key in lines if key.startswith("model.")]
     model, errors = model_from_start(config.model, shape, given, source=config.start_from.text)
     size = _vocabulary_size(config, file)
     if size is not None and size > shape.vocab_size and not errors:  # a trained one may have fewer than the model
         need = f"the tokenizer of {config.start_from.text}, whose model has {shape.vocab_size} ids; this one has {size}"
         errors = [ConfigError("data.tokenizer", found=config.data.tokenizer, need=need)]
+    if not errors and not _has_the_tokenizer_of(start, Experiment(file=file, config=config)):
+        need = f"the tokenizer of {config.start_from.text}: with another one, the rows of its weights would mean others"
+        remedy = "name its tokenizer.json, which is in its folder of token_shards and in an export of it; or gpt2"
+        errors = [ConfigError("data.tokenizer", found=config.data.tokenizer, need=need, remedy=remedy)]
     return dataclasses.replace(config, model=model), errors
 
 
-def _shape_of_start(config: ExperimentConfig, file: Path, later: tuple[Path, ...]) -> ModelConfig | None:
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """The weights that a training will begin with."""
+
+    model: ModelConfig
+    base: Experiment | None = None
+    """The experiment that makes them."""
+
+    tokenizer: str | None = None
+    """What their checkpoint says of its tokenizer; None for GPT-2's, and if an experiment makes them."""
+
+
+def _has_the_tokenizer_of(start: _Start, experiment: Experiment) -> bool:
+    """Whether the experiment has the tokenizer that the weights were trained on, as far as that is known."""
+    ours, base = experiment.data, start.base
+    theirs = GPT2 if base is None and start.tokenizer is None else base and base.data.tokenizer
+    if GPT2 in (ours.tokenizer, theirs):
+        return ours.tokenizer == theirs
+    from gpt_pipeline.data.tokens.tokenizer_stage import known_identity  # numpy
+
+    known = known_identity(ours, experiment.data_folder)
+    wanted = start.tokenizer if base is None else known_identity(base.data, base.data_folder)
+    if known is not None and wanted is not None:
+        return known == wanted
+    if isinstance(ours.tokenizer, str):
+        return True  # to be fetched or, for the weights, to be trained: compared when it is there
+    # One that is trained on other documents is another one.
+    return base is not None and dataclasses.replace(ours, max_length=base.data.max_length) == base.data
+
+
+def _start(config: ExperimentConfig, file: Path, later: tuple[Path, ...]) -> _Start | None:
     start_from = config.start_from
     assert start_from is not None
     base = base_file(start_from, file)
@@ -238,7 +278,7 @@ def _shape_of_start(config: ExperimentConfig, file: Path, later: tuple[Path, ...
         except UserError as error:
             key = "start_from.file" if start_from.file else "start_from.hugging_face"
             raise ConfigError(key, found=start_from.text, need=f"weights that are there ({error})") from error
-        return None if info is None else info.model
+        return None if info is None else _Start(model=info.model, tokenizer=info.settings.get(TOKENIZER))
     chain = (*later, file.resolve())
     key = "start_from.experiment"
     if base in chain:
@@ -247,7 +287,8 @@ def _shape_of_start(config: ExperimentConfig, file: Path, later: tuple[Path, ...
     if not base.is_file():
         raise ConfigError(key, found=start_from.experiment, need=f"an experiment file; {base} does not exist")
     try:
-        return load_experiment(base, later=chain).config.model
+        loaded = load_experiment(base, later=chain)
+        return _Start(model=loaded.config.model, base=loaded)
     except ExperimentFileError as error:
         first = str(error).splitlines()[0]
         raise ConfigError(key, found=start_from.experiment, need=f"an experiment that can be used ({first})") from error

@@ -16,6 +16,7 @@ from typing import Any
 
 from gpt_pipeline.checkpoints.choose import BEST, LAST
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_path, manifest_path, read_info
+from gpt_pipeline.data.config import is_hub_name
 from gpt_pipeline.errors import ConfigError, UserError, require
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.atomic import read_kept, write_json
@@ -23,7 +24,6 @@ from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.names import resolve_folder
 
 _SOURCE_NAME = "source.json"  # beside the converted checkpoint: what it was made of
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _STEP = re.compile(r"step_\d+")
 _READ_BY_TRANSFORMERS = (".json", ".safetensors")
 
@@ -83,8 +83,8 @@ def weights_path(start_from: StartFromConfig, file: Path) -> Path | None:
     text = start_from.file or str(start_from.hugging_face)
     key = "start_from.file" if start_from.file else "start_from.hugging_face"
     path = resolve_folder(text, relative_to=file.parent, key=key)
-    is_hub_name = start_from.file is None and not path.exists() and _HUB_NAME.fullmatch(text) is not None
-    return None if is_hub_name else path
+    is_on_hub = start_from.file is None and not path.exists() and is_hub_name(text)
+    return None if is_on_hub else path
 
 
 def start_checkpoint(start_from: StartFromConfig, file: Path, folder: ExperimentFolder) -> CheckpointInfo | None:

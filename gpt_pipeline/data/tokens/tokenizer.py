@@ -230,15 +230,16 @@ def _require_byte_level(value: Mapping[str, Any], source: object) -> None:
     """Raise `UserError` unless the tokenizer is a byte-level BPE that keeps a text as it is."""
     model, steps = value["model"], [*_steps(value.get("pre_tokenizer"))]
     kinds = [step.get("type") for step in steps]
+    is_bpe = model.get("type", "BPE") == "BPE"
     odd = [
-        f"a model of type {model.get('type')}" if model.get("type", "BPE") != "BPE" else "",
+        "" if is_bpe else f"a model of type {model.get('type')}",
         f"a normalizer of type {value['normalizer'].get('type')}" if value.get("normalizer") else "",
         f"the steps {', '.join(map(str, kinds)) or 'none'} before the BPE"
         if "ByteLevel" not in kinds or not set(kinds) <= set(_KEEPS_TEXT)
         else "",
         "add_prefix_space: true" if any(step.get("add_prefix_space") for step in steps) else "",
         "dropout" if model.get("dropout") else "",
-        "no merges" if not model.get("merges") and not model.get("ignore_merges") else "",
+        "no merges" if is_bpe and not model.get("merges") and not model.get("ignore_merges") else "",
     ]
     if found := "; ".join(filter(None, odd)):
         raise UserError(f"{source}: found {found}, need {_NEED}")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 STAGE = "tokenizer"
 CODE_VERSION = "1"
+_KEY = "data.tokenizer"
 _NOTES = "tokenizers"
 _logger = logging.getLogger(__name__)
 
@@ -202,21 +203,38 @@ def usable_tokenizer(config: DataConfig, data_folder: Path) -> Tokenizer:
     return TokenizerStage(config=config, data_folder=data_folder).tokenizer()
 
 
+def known_identity(config: DataConfig, data_folder: Path) -> str | None:
+    """Return what a model of the block's data will say of its tokenizer; None while that is not known.
+
+    Raises:
+        ConfigError: its file cannot be read.
+    """
+    if config.tokenizer == GPT2:
+        return TOKENIZER_ID
+    if isinstance(config.tokenizer, str):
+        sha256 = _known_sha256(config.tokenizer, data_folder)
+        return None if sha256 is None else f"{STAGE}-{sha256}"
+    made = TokenizerStage(config=config, data_folder=data_folder).known()
+    return None if made is None else str(made.manifest.facts["tokenizer"])
+
+
 def vocabulary_size(tokenizer: str, data_folder: Path) -> int | None:
     """Return how many ids a model needs for a named tokenizer; None for one of the hub that is not fetched yet.
 
     Raises:
-        ConfigError: there is no such file, or it is no tokenizer.
+        UserError: there is no such file, or it cannot be used.
     """
     note = _note(tokenizer, data_folder)
     if not is_path(tokenizer):
         return None if note is None else int(note["vocab_size"])
     path = Path(tokenizer)
-    if path.is_file():
-        return _size_of(path, *_stat(path))
+    if os.path.isfile(path):
+        sha256 = _sha256_of(path, *_stat(path))
+        is_known = note is not None and note["sha256"] == sha256  # and was usable
+        return int(note["vocab_size"]) if note is not None and is_known else _size_of(path, *_stat(path))
     if note is None:
         need = "a tokenizer.json, the name of a model on the hub, gpt2, or {train: 16384}"
-        raise ConfigError("data.tokenizer", found=tokenizer, need=f"{need}; there is no such file")
+        raise ConfigError(_KEY, found=tokenizer, need=f"{need}; there is no such file")
     return int(note["vocab_size"])
 
 
@@ -226,7 +244,7 @@ def _fingerprint_of_file(sha256: str) -> str:
 
 def _known_sha256(name: str, data_folder: Path) -> str | None:
     """Return the sha256 of a named tokenizer: of the file as it is now, or of what was copied once."""
-    if is_path(name) and Path(name).is_file():
+    if is_path(name) and os.path.isfile(name):
         return _sha256_of(Path(name), *_stat(Path(name)))
     note = _note(name, data_folder)
     return None if note is None else str(note["sha256"])
@@ -250,19 +268,27 @@ def _stat(path: Path) -> tuple[int, int, int]:
 
 @functools.lru_cache(maxsize=16)
 def _sha256_of(path: Path, *_identity: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(_read(path)).hexdigest()
 
 
 @functools.lru_cache(maxsize=16)
 def _size_of(path: Path, *_identity: int) -> int:
-    """Return how many ids the tokenizer in a file needs; whether it can be used is seen when it is read."""
+    return read_tokenizer(_decoded(_read(path), str(path)), source=_KEY).vocab_size
+
+
+def _read(path: Path) -> bytes:
     try:
-        value = json.loads(path.read_bytes())
-        ids = [*value["model"]["vocab"].values(), *(token["id"] for token in value.get("added_tokens") or ())]
-        return int(max(ids)) + 1
-    except (ValueError, LookupError, TypeError, AttributeError):
-        need = "a tokenizer.json as `tokenizers` saves it, with a model that has a vocabulary"
-        raise ConfigError("data.tokenizer", found=str(path), need=need) from None
+        return path.read_bytes()
+    except OSError as error:
+        need, remedy = f"a file that can be read ({error.strerror})", "correct the path, or who may read it"
+        raise ConfigError(_KEY, found=str(path), need=need, remedy=remedy) from None
+
+
+def _decoded(content: bytes, name: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(_KEY, found=name, need="a tokenizer.json, which is UTF-8") from None
 
 
 def _content(name: str, data_folder: Path, say: Say) -> str:
@@ -272,19 +298,12 @@ def _content(name: str, data_folder: Path, say: Say) -> str:
         UserError: it is neither where it was named nor copied.
     """
     if is_path(name):
-        try:
-            content, noted = Path(name).read_bytes(), {}
-        except OSError as error:
-            reason = f"a file that can be read ({error.strerror})"
-            raise ConfigError("data.tokenizer", found=name, need=reason, remedy="correct the path") from None
+        content, noted = _read(Path(name)), {}
     else:
         content, revision = _downloaded(name, say)
         noted = {"revision": revision}
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        raise ConfigError("data.tokenizer", found=name, need="a tokenizer.json, which is UTF-8") from None
-    size, sha256 = read_tokenizer(text, source=name).vocab_size, hashlib.sha256(content).hexdigest()
+    text = _decoded(content, name)
+    size, sha256 = read_tokenizer(text, source=f"{_KEY}: {name}").vocab_size, hashlib.sha256(content).hexdigest()
     path = _note_path(name, data_folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"name": name, "sha256": sha256, "vocab_size": size, **noted})

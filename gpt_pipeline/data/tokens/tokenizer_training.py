@@ -21,6 +21,7 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.split import read_side
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.tokenizer import EOT
+from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.manifest import StageResult
 
 TRAINED_BYTES = 256 << 20
@@ -35,7 +36,11 @@ TrainedOn = Sequence[tuple[StageResult, DataConfig]]
 
 
 def train_tokenizer(size: int, documents: TrainedOn, say: Say) -> tuple[str, dict[str, Any]]:
-    """Return the tokenizer.json of a byte-level BPE of at most `size` ids, and what it was trained on."""
+    """Return the tokenizer.json of a byte-level BPE of at most `size` ids, and what it was trained on.
+
+    Raises:
+        DataError: the text has no pair to merge.
+    """
     from tokenizers import Tokenizer as Encoding
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -53,6 +58,11 @@ def train_tokenizer(size: int, documents: TrainedOn, say: Say) -> tuple[str, dic
     )
     encoding.train_from_iterator(taken.texts(documents), trainer)
     merges = encoding.get_vocab_size() - 257
+    if merges == 0:
+        raise DataError(
+            f"data.tokenizer.train: found no two bytes beside each other in {taken.documents:,} training documents "
+            f"({taken.text_bytes:,} bytes), need a pair to merge; add documents, or use gpt2"
+        )
     say(f"{merges:,} merges learnt from {taken.documents:,} documents, {taken.text_bytes / 1e6:,.1f} MB")
     return encoding.to_str(), {"documents": taken.documents, "text_bytes": taken.text_bytes, "merges": merges}
 
