@@ -14,6 +14,8 @@ import pytest
 from gpt_pipeline.comparison.compare import Comparison, compare_experiments
 from gpt_pipeline.comparison.show import as_json, losses_svg, markdown, pictures, ranking, sheets
 from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.stage import prepare
+from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, read_evaluations, write_evaluation
 from gpt_pipeline.experiment.differences import config_differences
 from gpt_pipeline.experiment.load import Experiment
@@ -25,6 +27,9 @@ from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.test_exchange import own_tokenizer
+from gpt_pipeline_tests.test_formats_text import texts, write_texts
+from gpt_pipeline_tests.test_mixed_shards import made, mix_of
 
 CONFIG = {"num_questions": 1, "max_new_tokens": 4, "max_validation_tokens": 512, "seed": 0, "max_length": 32}
 
@@ -238,6 +243,35 @@ def test_compare_other_tokenizers_on_the_same_held_out_text_by_bits_per_byte(cop
     write_evaluation(moved)
     other.file.write_text(path.read_text(encoding="utf-8").replace("{train: 300}", "{train: 300}, seed: 1"))
     assert compare_experiments([one, copy.experiment("own")]).across == ()  # not the same held-out text
+
+
+def test_compare_mixes_across_tokenizers_where_parts_and_shares_are_the_same(
+    project: TinyProject, tmp_path: Path
+) -> None:
+    from gpt_pipeline.comparison.compare import _have_same_text, _split_differences
+
+    for name, first in (("short", 0), ("long", 1000)):
+        write_texts(tmp_path / name / "a.parquet", texts(60, first=first))
+    path = tmp_path / "own.json"
+    path.write_text(str(own_tokenizer().file), encoding="utf-8")
+    one = mix_of(tmp_path, {"short": 3, "long": 1})
+    mixes = [one, replace(one, tokenizer=str(path)), mix_of(tmp_path, {"short": 1, "long": 1})]
+    first, other, shared = (_entry_of_mix(project, name, mix) for name, mix in zip("abc", mixes, strict=True))
+    assert _have_same_text(first, other)
+    assert "another tokenizer (gpt2-bpe-1ce1664773c5 and tokenizer-" in _split_differences(first, other)[0]
+    assert not _have_same_text(other, shared)
+    assert _split_differences(first, shared) == ["other shares of the parts of the mix"]
+
+
+def _entry_of_mix(project: TinyProject, stem: str, data: DataConfig) -> Any:
+    """An experiment on a mix whose shards are made, with an evaluation on them."""
+    experiment = trained(project, stem, {4: 3.0})
+    experiment = replace(experiment, config=replace(experiment.config, data=data))
+    tokenizer = TokenizerStage(config=data, data_folder=experiment.data_folder)
+    if tokenizer.is_made:
+        prepare(tokenizer, say=lambda line: None)
+    entry = _entry_of(experiment)
+    return replace(entry, evaluation=_with_shards(entry.evaluation, made(data, experiment.data_folder).fingerprint))
 
 
 def _entry_of(experiment: Experiment) -> Any:

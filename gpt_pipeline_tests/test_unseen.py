@@ -101,6 +101,8 @@ def test_prove_unseen_finds_another_document_of_a_questions_article(stages: Stag
     )
     assert not finding.passed
     assert (finding.facts["same_article"], finding.facts["same_text"]) == (1, 0)
+    assert finding.text.startswith("1 of ")
+    assert "training documents are of the same group as a question" in finding.text
 
 
 def test_prove_unseen_finds_a_query_that_a_training_document_asks_too(stages: Stages) -> None:

@@ -26,7 +26,7 @@ Same = Callable[[EvaluationResult, EvaluationResult], bool]
 _RANKED_BY = "val_loss"
 
 _OF_SPLIT = ("tokenizer", "validation_fraction", "seed")
-"""Keys of the token shards' manifest: what decides, besides the documents, which tokens are held out."""
+"""What decides, besides the documents, which tokens are held out, by the token shards' manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,17 +283,19 @@ def _split_differences(one: _Entry, other: _Entry) -> list[str]:
         documents = [_documents(entry) for entry in (one, other)]
         which = f"{documents[0]}, made of other files" if len({*documents}) == 1 else " and ".join(documents)
         found.append(f"validation split of other documents ({which})")
+    elif settings[0].get("documents") != settings[1].get("documents"):
+        found.append("other shares of the parts of the mix")
     return found or ["another validation split (the token shards have other fingerprints)"]
 
 
 def _split_settings(entry: _Entry) -> Mapping[str, Any]:
-    """Return the settings of the shards that the evaluation read; empty if they are gone."""
+    """Return what decided the split of the shards that the evaluation read; empty if they are gone."""
     from gpt_pipeline.data.tokens.shards import known_shards
 
     assert entry.evaluation is not None
     stage = known_shards(entry.experiment.data, entry.experiment.data_folder)
     same = stage is not None and stage.fingerprint == entry.evaluation.upstream.get("shards")
-    return stage.manifest.config if same and stage is not None else {}
+    return stage.manifest.facts.get("held_out", stage.manifest.config) if same and stage is not None else {}
 
 
 def _short(value: Any) -> str:
@@ -302,4 +304,4 @@ def _short(value: Any) -> str:
 
 
 def _split_word(key: str) -> str:
-    return {"validation_fraction": "share held out", "seed": "choice of held-out articles"}.get(key, key)
+    return {"validation_fraction": "share held out", "seed": "choice of held-out groups"}.get(key, key)

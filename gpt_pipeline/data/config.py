@@ -278,7 +278,8 @@ class DataConfig(DocumentsConfig):
     """Tokens in one training sequence."""
 
     validation_fraction: float = 0.005
-    """Share of documents held out of training, in (0, 0.5]; those that grew from one article stay together."""
+    """Share of documents held out of training, in (0, 0.5]; those of one group stay together (with SYNTH, of one
+    article)."""
 
     seed: int = 0
     """Chooses which documents are held out."""

@@ -1,4 +1,4 @@
-"""The questions each checkpoint answers: drawn from held-out articles only, the same ones every time."""
+"""The questions each checkpoint answers: drawn from held-out groups only, the same ones every time."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def cached_questions(
 def held_out_questions(
     documents: StageResult, data: DataConfig, *, count: int, seed: int, batch_rows: int = _BATCH_ROWS
 ) -> list[Question]:
-    """Return up to `count` questions from held-out articles, taken in turn from each kind of exercise.
+    """Return up to `count` questions from held-out groups, taken in turn from each kind of exercise.
 
     Fewer come back if the held-out documents do not give more. A query that word for word stands in a training
     document too is left out, and so is a second document with the same query. The choice depends on the documents and

@@ -117,8 +117,8 @@ def prove_unseen(
         seen_text += digest in own
     passed = not (missing or seen_article or seen_query or seen_text)
     text = (
-        f"{seen_article} of {trained_on:,} training documents grew from an article of the {len(questions)} questions, "
-        f"{seen_query} ask one of them, {seen_text} are one of their texts; "
+        f"{seen_article} of {trained_on:,} training documents are of the same group as a question, "
+        f"{seen_query} ask the same, {seen_text} have the same text; "
         f"{len(own) - len(missing)} of {len(own)} texts stand in the validation split"
     )
     facts = {

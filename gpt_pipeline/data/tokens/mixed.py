@@ -189,6 +189,7 @@ class MixedShardsStage:
                 "epochs_by_part": {name: round(taken[name] / size, 4) for name, size in sizes.items()},
                 "left_out_by_part": {name: sum(len(each.left_out) for each in own) for name, own in shards.items()},
                 **tokenizer_facts(parts[0].stage),
+                "held_out": _held_out(parts),
             },
         )
 
@@ -199,6 +200,12 @@ def _tokenizer(shards: StageResult, folder: Path) -> dict[str, FileRecord]:
     for name in files:
         link_or_copy(shards.folder / name, folder / name)
     return files
+
+
+def _held_out(parts: Sequence[MixedPart]) -> dict[str, Any]:
+    """Return what decides which tokens are held out: the settings of the parts' split, and their documents."""
+    documents = sorted([part.stage.manifest.upstream[0], part.share] for part in parts)
+    return {**parts[0].stage.manifest.config, "documents": documents}
 
 
 def epoch_of(sizes: Sequence[int], shares: Sequence[float], *, until: str) -> list[int]:
