@@ -25,11 +25,13 @@ from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer import EOT, Tokenizer, gpt2, read_tokenizer, tokenizer_of
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
 from gpt_pipeline.data.verification import verify_data
+from gpt_pipeline.doctor.examination import _downloads
 from gpt_pipeline.errors import ConfigError, DamagedFileError, DataError, UserError
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import ExperimentFileError, load_experiment
 from gpt_pipeline.experiment.training import StartPoint, _require_same_tokenizer
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.planning.plan import make_plan
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.training.job import TOKENIZER, TrainingJob, find_changes, settings_of
 from gpt_pipeline_tests.projects import TinyProject
@@ -344,6 +346,25 @@ def test_experiment_that_starts_from_another_has_its_ids_and_needs_its_tokenizer
     text = later.read_text(encoding="utf-8").replace("./mine.json", "gpt2")
     later.write_text(text, encoding="utf-8")
     assert "need the tokenizer of base.yaml, whose model has 1024 ids; this one has 50257" in problem(later)
+
+
+@pytest.mark.parametrize("is_off", [False, True])
+def test_plan_and_doctor_know_of_a_tokenizer_that_is_not_fetched_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_off: bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_off)
+    path = written(tmp_path, ", tokenizer: owner/name")
+    (tmp_path / "texts" / "a.txt").write_text("Some words. " * 999, encoding="utf-8")
+    experiment = load_experiment(path)
+    [found] = [
+        each
+        for each in make_plan(experiment, measured=False, say=lambda line: None).findings
+        if each.key == "data.tokenizer"
+    ]
+    assert found.severity == ("problem" if is_off else "note")
+    assert ("HF_HUB_OFFLINE forbids" if is_off else "those with 50,257 ids") in found.text
+    assert _downloads(experiment)
+    assert not _downloads(load_experiment(written(tmp_path)))
 
 
 def later_of(tmp_path: Path, base: str, tokenizer: str) -> Path:

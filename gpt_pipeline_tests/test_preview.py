@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt_pipeline.cli.preview import tell_previews
-from gpt_pipeline.data.config import ColumnsConfig, DataConfig
+from gpt_pipeline.data.config import ColumnsConfig, DataConfig, TokenizerConfig
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.split import is_held_out
 from gpt_pipeline.data.documents.stage import prepare_documents
@@ -17,6 +18,7 @@ from gpt_pipeline.data.preview import Preview, previews
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer import gpt2
+from gpt_pipeline.data.tokens.tokenizer_stage import usable_tokenizer
 
 ROWS = [
     {"q": "How many?", "why": "Two and one.", "a": "Three ☃", "area": "a"},
@@ -57,6 +59,21 @@ def test_previews_are_what_the_shards_hold(config: DataConfig, tmp_path: Path) -
         first = start + 1 + answer
         assert stream.in_spans(np.array([first - 1, first])).tolist() == [False, True]
     assert gpt2().decode(list(found[0].tokens[slice(*found[0].spans[0])])).startswith("Two")
+
+
+def test_previews_before_there_is_a_tokenizer_show_text_and_side_of_the_split(
+    config: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = dataclasses.replace(config, tokenizer=TokenizerConfig(train=300))
+    tokenizer = usable_tokenizer(own, tmp_path / "data")
+    assert tokenizer is None
+    found = list(previews(own, tmp_path / "data", tokenizer, start=0, count=1, say=lambda line: None))
+    plain = dataclasses.replace(shown(config, tmp_path / "data")[0], tokens=None, spans=())
+    assert found == [plain]
+    tell_previews(found, tokenizer)
+    told = capsys.readouterr().out
+    assert "not known yet: a run makes or fetches the tokenizer" in told
+    assert "Q: How many?" in told
 
 
 def test_previews_begin_at_the_row_asked_for(config: DataConfig, tmp_path: Path) -> None:

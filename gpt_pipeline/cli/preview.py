@@ -12,12 +12,14 @@ from gpt_pipeline.shown import on_terminal
 
 _SHOWN = 300  # characters of a value
 _INDENT = " " * 4
+_UNKNOWN = "not known yet: a run makes or fetches the tokenizer; the text:"
 
 
-def tell_previews(found: Sequence[Preview], tokenizer: Tokenizer) -> None:
+def tell_previews(found: Sequence[Preview], tokenizer: Tokenizer | None) -> None:
     """Print rows with what becomes of each.
 
     Between two tokens of a document stands `|`; in `[[` and `]]` stand those that an answer-only loss trains on.
+    Without a tokenizer, which is made or fetched by a run, the text stands alone.
     """
     for preview in found:
         width = max(len(name) for name in (*preview.values, "document")) + 2
@@ -27,10 +29,12 @@ def tell_previews(found: Sequence[Preview], tokenizer: Tokenizer) -> None:
         if preview.dropped is not None:
             tell(f"  {'dropped':<{width}}{preview.dropped}")
         else:
-            size = f"{len(preview.text.encode()):,} bytes, {len(preview.tokens):,} tokens"
+            tokens = "" if preview.tokens is None else f", {len(preview.tokens):,} tokens"
+            size = f"{len(preview.text.encode()):,} bytes{tokens}"
             tell(f"  {'document':<{width}}for {'validation' if preview.held_out else 'training'}, {size}")
-            tell(f"  {'tokens':<{width}}{_counting(preview)}")
-            tell(textwrap.indent(on_terminal(_cut(preview, tokenizer)), _INDENT, lambda line: True))
+            tell(f"  {'tokens':<{width}}{_UNKNOWN if preview.tokens is None else _counting(preview)}")
+            text = preview.text if tokenizer is None else _cut(preview, tokenizer)
+            tell(textwrap.indent(on_terminal(text), _INDENT, lambda line: True))
         tell("")
 
 
@@ -54,12 +58,13 @@ def _counting(preview: Preview) -> str:
 def _cut(preview: Preview, tokenizer: Tokenizer) -> str:
     """Return the text of the tokens with a mark between two; where a character lies in several, they stay together."""
     firsts, lasts = ({span[side] for span in preview.spans} for side in (0, 1))
+    tokens = preview.tokens or ()
     pieces: list[str] = []
     held, mark = b"", ""
-    for place, token in enumerate(preview.tokens):
+    for place, token in enumerate(tokens):
         held += tokenizer.bytes_of(token)
         mark += "[[" if place in firsts else ""
-        is_last = place + 1 == len(preview.tokens)
+        is_last = place + 1 == len(tokens)
         try:
             text = held.decode(errors="replace" if is_last else "strict")
         except UnicodeDecodeError:

@@ -44,15 +44,15 @@ class Preview:
     held_out: bool
     """Whether it is for validation."""
 
-    tokens: tuple[int, ...]
-    """Behind the `<|endoftext|>` with which it begins."""
+    tokens: tuple[int, ...] | None
+    """Behind the `<|endoftext|>` with which it begins; null while there is no tokenizer yet."""
 
     spans: tuple[tuple[int, int], ...]
     """First and last of the tokens, the last excluded, that an answer-only loss trains on; none where all are alike."""
 
 
 def previews(
-    config: DataConfig, data_folder: Path, tokenizer: Tokenizer, *, start: int, count: int, say: Say
+    config: DataConfig, data_folder: Path, tokenizer: Tokenizer | None, *, start: int, count: int, say: Say
 ) -> Iterator[Preview]:
     """Yield `count` rows from row `start` on of the source's first file.
 
@@ -73,7 +73,7 @@ def previews(
 
 
 def _preview(
-    place: tuple[str, int], row: pa.RecordBatch, format: Format, config: DataConfig, tokenizer: Tokenizer
+    place: tuple[str, int], row: pa.RecordBatch, format: Format, config: DataConfig, tokenizer: Tokenizer | None
 ) -> Preview:
     file, number = place
     selection = format.select(row)
@@ -94,7 +94,7 @@ def _preview(
     document = format.documents_of(selection).to_pylist()[0]
     text: str = document["text"]
     group = document[names_in(format.document_schema)["group"]] or ""
-    tokens = tokenizer.encode(text)
+    tokens = None if tokenizer is None else tuple(tokenizer.encode(text))
     return Preview(
         file=file,
         row=number,
@@ -102,8 +102,10 @@ def _preview(
         dropped=None,
         text=text,
         held_out=hold_out(seed=config.seed, fraction=config.validation_fraction)(group),
-        tokens=tuple(tokens),
-        spans=tuple(_token_spans(tokens, _byte_bounds(document), tokenizer)),
+        tokens=tokens,
+        spans=()
+        if tokens is None or tokenizer is None
+        else tuple(_token_spans(tokens, _byte_bounds(document), tokenizer)),
     )
 
 

@@ -96,7 +96,10 @@ def _base_folders(experiments: Sequence[Experiment]) -> Iterator[Path]:
 
 
 def _downloads(experiment: Experiment) -> bool:
-    return any(data.local is None and not data.is_sample for data in experiment.config.data.parts.values())
+    data = experiment.config.data
+    return data.tokenizer_on_hub is not None or any(
+        part.local is None and not part.is_sample for part in data.parts.values()
+    )
 
 
 def _cache() -> Path:

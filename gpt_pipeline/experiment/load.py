@@ -230,8 +230,9 @@ def _with_the_shape_of_its_start(
         need = f"the tokenizer of {config.start_from.text}, whose model has {shape.vocab_size} ids; this one has {size}"
         errors = [ConfigError("data.tokenizer", found=config.data.tokenizer, need=need)]
     if not errors and not _has_the_tokenizer_of(start, Experiment(file=file, config=config)):
-        need = f"the tokenizer of {config.start_from.text}: with another one, the rows of its weights would mean others"
-        remedy = "name its tokenizer.json, which is in its folder of token_shards and in an export of it; or gpt2"
+        need = f"the tokenizer of {config.start_from.text}, by which the rows of its weights are ordered"
+        remedy = "name its tokenizer.json, which is in its folder of token_shards and in an export of it"
+        remedy = "leave the key out, which is gpt2" if start.is_of_gpt2 else remedy
         errors = [ConfigError("data.tokenizer", found=config.data.tokenizer, need=need, remedy=remedy)]
     return dataclasses.replace(config, model=model), errors
 
@@ -247,13 +248,17 @@ class _Start:
     tokenizer: str | None = None
     """What their checkpoint says of its tokenizer; None for GPT-2's, and if an experiment makes them."""
 
+    @property
+    def is_of_gpt2(self) -> bool:
+        """Whether they were trained on the tokens of GPT-2's tokenizer."""
+        return self.tokenizer is None if self.base is None else self.base.data.tokenizer == GPT2
+
 
 def _has_the_tokenizer_of(start: _Start, experiment: Experiment) -> bool:
     """Whether the experiment has the tokenizer that the weights were trained on, as far as that is known."""
     ours, base = experiment.data, start.base
-    theirs = GPT2 if base is None and start.tokenizer is None else base and base.data.tokenizer
-    if GPT2 in (ours.tokenizer, theirs):
-        return ours.tokenizer == theirs
+    if start.is_of_gpt2 or ours.tokenizer == GPT2:
+        return start.is_of_gpt2 and ours.tokenizer == GPT2
     from gpt_pipeline.data.tokens.tokenizer_stage import known_identity  # numpy
 
     known = known_identity(ours, experiment.data_folder)

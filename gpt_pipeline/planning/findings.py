@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gpt_pipeline.data.config import SYNTH
+from gpt_pipeline.data.tokens.tokenizer_stage import vocabulary_size
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import TrainingSize
-from gpt_pipeline.findings import Finding, problem, problem_of, warning
+from gpt_pipeline.findings import Finding, note, problem, problem_of, warning
 from gpt_pipeline.model.costs import MemoryNeed, memory_need
 from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import Disk
@@ -52,6 +53,7 @@ def findings(known: Known) -> list[Finding]:
     """Return the findings, those that would make the run fail first."""
     every = [
         *_source(known),
+        *_tokenizer(known),
         *_repeats(known),
         *_disk(known),
         *_memory(known),
@@ -82,6 +84,21 @@ def _part_source(part: Experiment, raw: StageProgress) -> Iterator[Finding]:
     elif data.source == SYNTH and data.is_english and (data.document_limit or 0) > SYNTH_DOCUMENTS:
         text = f"found {data.document_limit:,}, and {SYNTH} has some {SYNTH_DOCUMENTS:,} English documents"
         yield problem("data.num_samples", text, "set it to `all`, or lower it")
+
+
+def _tokenizer(known: Known) -> Iterator[Finding]:
+    """Find a tokenizer of the hub that is not fetched yet, so that the model's ids are not known."""
+    name = known.experiment.config.data.tokenizer_on_hub
+    if name is None or vocabulary_size(name, known.experiment.data_folder) is not None:
+        return
+    key, text = "data.tokenizer", f"{name} is not fetched yet"
+    if _hub_is_switched_off():
+        remedy = "unset HF_HUB_OFFLINE, or name a tokenizer.json by its path"
+        yield problem(key, f"{text}, and HF_HUB_OFFLINE forbids downloads", remedy)
+    elif known.experiment.config.start_from is None:
+        ids = f"{known.experiment.config.model.vocab_size:,}"
+        text += f", so that sizes are not known: parameters, tokens, memory, disk and time are those with {ids} ids"
+        yield note(key, text, "a run fetches it first; plan again then")
 
 
 def _repeats(known: Known) -> Iterator[Finding]:

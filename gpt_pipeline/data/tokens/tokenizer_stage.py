@@ -192,15 +192,18 @@ class TokenizerStage:
         return [(stage, part) for stage, part in found if stage is not None]
 
 
-def usable_tokenizer(config: DataConfig, data_folder: Path) -> Tokenizer:
-    """Return the data block's tokenizer for a look at documents; a file of one's own is read where it lies.
+def usable_tokenizer(config: DataConfig, data_folder: Path) -> Tokenizer | None:
+    """Return the data block's tokenizer for a look at documents; None while it is not trained or fetched yet.
+
+    A file of one's own is read where it lies.
 
     Raises:
-        UserError: it is not trained or fetched yet, or cannot be used.
+        UserError: it cannot be used.
     """
     if isinstance(config.tokenizer, str) and is_path(config.tokenizer):
         return read_tokenizer(_content(config.tokenizer, data_folder, _logger.info), source=config.tokenizer)
-    return TokenizerStage(config=config, data_folder=data_folder).tokenizer()
+    stage = TokenizerStage(config=config, data_folder=data_folder)
+    return None if stage.is_made and stage.find() is None else stage.tokenizer()
 
 
 def known_identity(config: DataConfig, data_folder: Path) -> str | None:
