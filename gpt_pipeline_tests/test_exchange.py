@@ -20,6 +20,7 @@ from gpt_pipeline.checkpoints.load import load_checkpoint, load_model
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints, write_manifest
 from gpt_pipeline.checkpoints.save import save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
+from gpt_pipeline.data.config import DataConfig, PartConfig
 from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, VOCAB_SIZE, Tokenizer, gpt2, read_tokenizer
 from gpt_pipeline.errors import DamagedFileError, LockedError, UserError
 from gpt_pipeline.evaluation.shares import share_of
@@ -237,6 +238,25 @@ def test_export_card_of_own_data_tells_of_its_form_alone(
     card = model_card(own, checkpoint(one), gpt2(), max_length=40)
     assert there in card
     assert [word for word in absent if word in card] == []
+
+
+def test_export_card_of_a_mix_has_a_form_for_each_part_and_no_language_if_any_part_has_all(tmp_path: Path) -> None:
+    one = experiment(tmp_path)
+
+    def card(**parts: PartConfig) -> str:
+        data = DataConfig(num_samples=9, max_length=16, mix=parts)
+        own = dataclasses.replace(one, config=dataclasses.replace(one.config, data=data))
+        return model_card(own, checkpoint(one), gpt2(), max_length=40)
+
+    mixed = card(
+        web=PartConfig(share=1, source="./a", format="text"), talk=PartConfig(share=1, source="./b", format="chat")
+    )
+    assert "web:\n\nThe model was trained on texts with" in mixed
+    assert "talk:\n\nThe model was trained on texts of this form" in mixed
+    assert "one form of text" not in mixed
+    english = PartConfig(share=1)
+    assert "language:" not in card(en=english, every=PartConfig(share=1, languages="all"))
+    assert "language: en\n" in card(en=english, also=english)
 
 
 def test_export_card_shows_the_evaluation_of_exactly_these_weights(finished: TinyProject, tmp_path: Path) -> None:

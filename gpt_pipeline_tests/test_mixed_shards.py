@@ -106,6 +106,11 @@ def test_epoch_has_the_shares_and_uses_one_part_up(parts: list[tuple[int, float]
         assert all(amount <= size for amount, size in zip(amounts, sizes, strict=True))
 
 
+def test_mix_in_words_tells_the_amount_and_origin_of_each_part(folder: Path) -> None:
+    told = mix_of(folder, {"short": 3, "asked": 1}).documents
+    assert told == f"all documents of local files {folder / 'short'} and 60 documents of sample"
+
+
 def test_epoch_of_a_part_without_tokens_is_refused() -> None:
     with pytest.raises(DataError, match="no training tokens"):
         epoch_of([0, 10], [0.5, 0.5], until="first_exhausted")

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gpt_pipeline.data.config import DataConfig, PartConfig
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, write_evaluation
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress.outcome import outcome_sheet, result_text
+from gpt_pipeline.progress.report import report_fingerprint
 from gpt_pipeline.sheet import plain_text
 from gpt_pipeline.storage.atomic import write_text
 from gpt_pipeline_tests.projects import TinyProject
@@ -54,6 +57,23 @@ def test_result_text_has_loss_and_right_answers_with_their_interval(experiment: 
 
 def test_result_text_without_questions_is_the_loss(experiment: Experiment) -> None:
     assert result_text(_evaluated(experiment, 4, 0.5621, of=0)) == "val loss 0.562"
+
+
+def test_result_text_of_a_mix_has_answers_and_continuations(experiment: Experiment) -> None:
+    result = replace(_evaluated(experiment, 4, 0.5621), continuations=({},))
+    assert result_text(result) == "val loss 0.562, 33 of 84 right (39 %, 30 to 50 %), 1 text continued"
+
+
+def test_report_fingerprint_does_not_depend_on_where_data_and_tokenizer_lie(experiment: Experiment) -> None:
+    def of(folder: str) -> str:
+        parts = {
+            "a": PartConfig(share=1, local_dataset_path=f"/{folder}/a"),
+            "b": PartConfig(share=1, source=f"/{folder}/b"),
+        }
+        data = DataConfig(num_samples=9, max_length=16, tokenizer=f"/{folder}/tokenizer.json", mix=parts)
+        return report_fingerprint(replace(experiment, config=replace(experiment.config, data=data)))
+
+    assert of("here") == of("there")
 
 
 def test_outcome_of_a_best_that_is_not_the_last_shows_both(experiment: Experiment) -> None:

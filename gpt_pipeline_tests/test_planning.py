@@ -34,6 +34,7 @@ from gpt_pipeline.planning.findings import Known, findings
 from gpt_pipeline.planning.host import HostMemory, _limited, host_memory
 from gpt_pipeline.planning.plan import Plan, make_plan
 from gpt_pipeline.planning.probe import Request, sizes_of
+from gpt_pipeline.planning.show import sheets
 from gpt_pipeline.planning.speed import Duration, Speed, TooSlowError, Work, duration, measure, update_seconds
 from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
 from gpt_pipeline.progress.stages import data_progress
@@ -478,6 +479,14 @@ def test_plan_warns_of_what_is_hardly_wanted_and_can_still_be_run(project: TinyP
     assert plan.problems == ()
     keys = {finding.key for finding in plan.findings}
     assert {"training.warmup_steps", "training.num_epochs", "evaluation.max_validation_tokens"} <= keys
+
+
+def test_plan_of_a_mix_says_how_often_an_epoch_takes_each_part(project: TinyProject) -> None:
+    path = project.write_experiment("mixed")
+    parts = "mix: {a: {source: sample, share: 3}, b: {source: sample, share: 1}}"
+    path.write_text(path.read_text().replace("source: sample", parts))
+    rows = [text for sheet in sheets(_plan(load_experiment(path))) for _, _, text in sheet.rows]
+    assert "a 1.00 times, b 0.33 times" in rows
 
 
 def test_plan_of_a_mix_names_the_part_that_cannot_be_read(project: TinyProject) -> None:

@@ -139,10 +139,9 @@ def validate(experiment: Path) -> None:
     with suppress(StartNotReadyError):  # running the experiment makes it
         find_start(loaded)
     config = loaded.config
-    source = loaded.data.origin
     tell(f"{experiment} is valid.")
     tell(f"  experiment  {config.experiment_name}")
-    tell(f"  data        {config.data.amount} samples of {source}")
+    tell(f"  data        {loaded.data.documents}")
     if config.start_from is not None:
         tell(f"  starts from {config.start_from.text}")
     tell(f"  folder      {folder}")

@@ -263,8 +263,7 @@ def _place(key: str) -> str:
 
 
 def _documents(entry: _Entry) -> str:
-    data = entry.experiment.config.data
-    return f"{data.amount} documents of {data.origin}"
+    return entry.experiment.config.data.documents
 
 
 def _split_differences(one: _Entry, other: _Entry) -> list[str]:

@@ -299,7 +299,7 @@ class DataConfig(DocumentsConfig):
 
     @property
     def parts(self) -> Mapping[str, DataConfig]:
-        """The parts of the mix as blocks of their own, by name; what is no mix is its only part, under an empty one."""
+        """The parts of the mix as blocks of their own, by name; without a mix, this block under an empty name."""
         if self.mix is None:
             return {"": self}
         return {name: self._part(part) for name, part in self.mix.items()}
@@ -324,6 +324,11 @@ class DataConfig(DocumentsConfig):
         if self.mix is None:
             return super().origin
         return "a mix of " + " and ".join(part.origin for part in self.parts.values())
+
+    @property
+    def documents(self) -> str:
+        """How many documents are used, and where they come from, for a person; of a mix, those of each part."""
+        return " and ".join(f"{part.amount} documents of {part.origin}" for part in self.parts.values())
 
     def _part(self, part: PartConfig) -> DataConfig:
         own = {each.name: getattr(part, each.name) for each in dataclasses.fields(DocumentsConfig)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jinja2
@@ -12,7 +11,7 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.config import FORMAT_COLUMNS, DataConfig, on_hub
 from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.formats import has_conversations, has_questions, has_reasoning
-from gpt_pipeline.data.tokens.shards import known_shards
+from gpt_pipeline.data.tokens.shards import known_shards, tokenizer_facts
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.evaluation.shares import share_of
@@ -20,6 +19,7 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.template import written
 from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.shown import in_markdown
+from gpt_pipeline.storage.manifest import StageResult
 
 _METRICS = {
     "val_loss": ("Validation loss", "nats per held-out token"),
@@ -60,7 +60,7 @@ def model_card(experiment: Experiment, info: CheckpointInfo, tokenizer: Tokenize
         languages=_languages(experiment.config.data),
         asks=has_questions(experiment.config.data),
         reasons=has_reasoning(experiment.config.data),
-        converses=has_conversations(experiment.config.data),
+        forms=_forms(experiment.config.data),
         settings=_settings(info),
         evaluation=evaluation,
         metrics=_metrics(evaluation),
@@ -93,13 +93,25 @@ def _data(experiment: Experiment) -> dict[str, Any]:
     folder = experiment.data_folder
     parts = [DocumentsStage(config=part, data_folder=folder).known() for part in experiment.data.parts.values()]
     for stage in (*(parts if len(parts) == 1 else ()), known_shards(experiment.data, folder)):
-        facts |= _counts(stage.manifest.facts) if stage else {}
+        facts |= _counts(stage) if stage else {}
     return facts
 
 
-def _counts(facts: Mapping[str, Any]) -> dict[str, float]:
+def _counts(stage: StageResult) -> dict[str, float]:
+    facts, of_tokenizer = stage.manifest.facts, tokenizer_facts(stage)
     plain = {name: value for name, value in facts.items() if isinstance(value, int) and not isinstance(value, bool)}
-    return {name.replace("_", " "): value for name, value in plain.items()}
+    return {name.replace("_", " "): value for name, value in plain.items() if name not in of_tokenizer}
+
+
+def _forms(data: DataConfig) -> list[dict[str, Any]]:
+    """Return the forms of the documents, each once, with the names of the parts of a mix that have it."""
+    names: dict[tuple[bool, bool, bool], list[str]] = {}
+    for name, part in data.parts.items():
+        names.setdefault((has_questions(part), has_reasoning(part), has_conversations(part)), []).append(name)
+    return [
+        {"parts": ", ".join(own), "asks": asks, "reasons": reasons, "converses": converses}
+        for (asks, reasons, converses), own in names.items()
+    ]
 
 
 def _source(experiment: Experiment) -> str:
@@ -131,11 +143,13 @@ def _place(data: DataConfig) -> str:
 
 def _languages(data: DataConfig) -> str:
     """Return the languages of the documents as YAML, for the card's head; nothing where they are not known."""
-    known = [part.wanted_languages or () for part in data.parts.values() if part.format == "synth"]
-    if len(known) < len(data.parts):
-        return ""
-    names = [written(each) for each in sorted({name for part in known for name in part})]
-    return names[0] if len(names) == 1 else f"[{', '.join(names)}]" if names else ""
+    found: set[str] = set()
+    for part in data.parts.values():
+        if part.format != "synth" or part.wanted_languages is None:
+            return ""
+        found.update(part.wanted_languages)
+    names = [written(each) for each in sorted(found)]
+    return names[0] if len(names) == 1 else f"[{', '.join(names)}]"
 
 
 def _columns(data: DataConfig) -> list[str]:

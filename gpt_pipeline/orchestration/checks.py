@@ -93,6 +93,12 @@ def _kin(experiment: Experiment) -> str:
     return "seed article" if all(part.format == "synth" for part in experiment.data.parts.values()) else "group"
 
 
+def _written(experiment: Experiment) -> str:
+    """Return what an evaluation lets the model write."""
+    ask = {has_questions(part) for part in experiment.data.parts.values()}
+    return "Answers and continuations" if len(ask) > 1 else "Answers" if ask == {True} else "Continuations"
+
+
 def _result(finding: "Finding", *, remedy: str) -> dg.AssetCheckResult:
     """Return the finding as a check's result; a failed one says what to do."""
     text = finding.text if finding.passed else f"{finding.text}. To do: {remedy}."
@@ -136,7 +142,7 @@ def evaluation_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefiniti
             lambda _, result: loss_verdict(result, read_evaluations(experiment.folder.evaluations)),
         ),
         "output_not_degenerate": (
-            f"{'Answers' if ask else 'Continuations'} are not empty, do not repeat themselves, and end.",
+            f"{_written(experiment)} are not empty, do not repeat themselves, and end.",
             lambda _, result: output_verdict(result),
         ),
         "questions_unseen": (

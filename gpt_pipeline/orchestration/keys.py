@@ -41,7 +41,11 @@ def node_name(experiment: Experiment, group: str, stage: str) -> str:
 
 
 def data_group(data: DataConfig) -> str:
-    """Return a readable name that two `data:` blocks share exactly if they describe the same documents."""
+    """Return a readable name that two `data:` blocks share exactly if all their data stages are the same.
+
+    That takes the same documents, split and tokenizer: the token shards, which are assets of the group too, differ
+    with each of these. `max_length` does not count, for shards hold whole documents.
+    """
     if data.mix is not None:
         return _mix_group(data)
     name = "local" if data.local else data.source.split("/")[-1]

@@ -78,6 +78,8 @@ def _data_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         f"{about}{wording.count(tokens.train_tokens)} to train on, {wording.count(tokens.validation_tokens)} held out",
     )
     yield "", tokens.source
+    if tokens.epochs:
+        yield "an epoch takes", ", ".join(f"{name} {times:.2f} times" for name, times in tokens.epochs.items())
 
 
 def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -47,12 +47,14 @@ def comparable_results(experiment: Experiment) -> Sequence[EvaluationResult]:
 
 def result_text(result: EvaluationResult) -> str:
     """Return what was found, as `val loss 0.562, 33 of 84 right (39 %, 30 to 50 %)` or `..., 5 texts continued`."""
-    loss, right = f"val loss {result.metrics['val_loss']:.3f}", share_of(result.answers, "correct")
-    if right is None:
-        return f"{loss}, {len(result.continuations)} texts continued" if result.continuations else loss
-    low, high = right.interval
-    share = f"{100 * right.value:.0f} %, {100 * low:.0f} to {100 * high:.0f} %"
-    return f"{loss}, {right.successes} of {right.total} right ({share})"
+    found = [f"val loss {result.metrics['val_loss']:.3f}"]
+    if (right := share_of(result.answers, "correct")) is not None:
+        low, high = right.interval
+        share = f"{100 * right.value:.0f} %, {100 * low:.0f} to {100 * high:.0f} %"
+        found.append(f"{right.successes} of {right.total} right ({share})")
+    if continued := len(result.continuations):
+        found.append(f"{continued} text{'' if continued == 1 else 's'} continued")
+    return ", ".join(found)
 
 
 def _training_text(experiment: Experiment) -> str:

@@ -21,10 +21,12 @@ def report_fingerprint(experiment: Experiment) -> str:
     """Return the identity of what the report would show now: config, training, evaluations."""
     folder = experiment.folder
     config = identity_of(experiment.config)
-    del config["storage"], config["hardware"], config["data"]["local_dataset_path"]  # where and on what it runs
+    del config["storage"], config["hardware"]  # where and on what it runs
     for block in (config["data"], *config["data"].get("mix", {}).values()):
-        if is_path(block.get("source", "")):
-            del block["source"]
+        del block["local_dataset_path"]
+        for key in ("source", "tokenizer"):
+            if isinstance(path := block.get(key), str) and is_path(path):
+                del block[key]
     training = read_kept(folder.training, lambda value: {**value}, otherwise="the report lacks it")
     return fingerprint(
         "report",

@@ -33,7 +33,7 @@ class FileCheck:
     data_folder: Path
     format: Format
     near: NearDuplicates | None = None
-    """Finds documents that are nearly the same; None: nobody asks for them."""
+    """Finds documents that are nearly the same; None: they are not looked for."""
 
     def recorded(self, name: str) -> FileFacts | None:
         """Return what was found in a file, unless another file, or none that was looked at, lies there now.

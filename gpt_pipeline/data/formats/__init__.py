@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gpt_pipeline.data.config import GPT2, DataConfig
+
 if TYPE_CHECKING:
-    from gpt_pipeline.data.config import DataConfig
     from gpt_pipeline.data.formats.protocol import Format
 
 
@@ -50,7 +51,7 @@ _OF_OWN = StageNames(raw="raw_files", documents="documents", documents_part="doc
 def stage_names(config: DataConfig) -> StageNames:
     """Return what the data stages of `config` are called; imports no format, for it is asked at every start."""
     own = _OF_OWN if config.format != "synth" else _OF_ENGLISH if config.is_english else _OF_LANGUAGES
-    return dataclasses.replace(own, has_tokenizer=config.tokenizer != "gpt2")
+    return dataclasses.replace(own, has_tokenizer=config.tokenizer != GPT2)
 
 
 def shards_name(config: DataConfig) -> str:

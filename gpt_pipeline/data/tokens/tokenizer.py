@@ -184,7 +184,7 @@ def read_tokenizer(text: str, *, source: object) -> Tokenizer:
     try:
         return _tokenizer_of_file(text, source)
     except (LookupError, TypeError, AttributeError) as error:  # values of other types than the file has them
-        raise UserError(f"{source}: found what is no tokenizer ({error!r}), {_AS_SAVED}") from error
+        raise UserError(f"{source}: found no tokenizer in it ({error!r}), {_AS_SAVED}") from error
 
 
 def _tokenizer_of_file(text: str, source: object) -> Tokenizer:
@@ -261,7 +261,9 @@ def _added_tokens(value: Mapping[str, Any], source: object) -> dict[int, Mapping
     added = {token["id"]: token for token in value["added_tokens"]}
     eating = [token["content"] for token in added.values() if token.get("lstrip") or token.get("rstrip")]
     if any(not added[id_].get("special") for id_ in added if added[id_]["content"] in eating):
-        raise UserError(f"{source}: found the added token {eating[0]!r}, which swallows blanks, need {_NEED}")
+        raise UserError(
+            f"{source}: found the added token {eating[0]!r}, which takes away the spaces beside it, need {_NEED}"
+        )
     return added
 
 
