@@ -1,4 +1,4 @@
-"""A server on this machine that speaks the part of the hub's interface that is used for a dataset.
+"""A server on this machine that speaks the part of the hub's interface that is used for a dataset or a model's file.
 
 It can send readers on to a second host, as the hub does for large files, and misbehave as networks do.
 """
@@ -181,6 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer_as_hub(self, path: str, *, has_blobs: bool) -> None:
         api = f"/api/datasets/{self.state.repository}"
         resolve = f"/datasets/{self.state.repository}/resolve/"
+        model = f"/{self.state.repository}/resolve/"
+        if path.startswith(model):  # of a model, whose files have no `datasets` in their addresses
+            path = path.replace(model, resolve, 1)
         if not path.startswith((api, resolve)):
             return self._refuse(404, "RepoNotFound")
         if self.state.gated:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from gpt_pipeline.data.tokens import tokenizer_training
 from gpt_pipeline.data.tokens.shards import ShardsStage, find_shards, known_shards, prepare_shards
 from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer import EOT, Tokenizer, gpt2, read_tokenizer, tokenizer_of
-from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
+from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage, vocabulary_size
 from gpt_pipeline.data.verification import verify_data
 from gpt_pipeline.doctor.examination import _downloads
 from gpt_pipeline.errors import ConfigError, DamagedFileError, DataError, UserError
@@ -34,6 +37,7 @@ from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.planning.plan import make_plan
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.training.job import TOKENIZER, TrainingJob, find_changes, settings_of
+from gpt_pipeline_tests.hub_server import running_hub
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.test_formats_text import config_of, prepared, texts, write_texts
 from gpt_pipeline_tests.training_jobs import make_job
@@ -233,6 +237,39 @@ model: {{n_layer: 1, n_head: 1, n_embd: 8, context_length: 8{vocab_size}}}
 training: {{batch_size: 1, max_steps: 10, warmup_steps: 1}}
 storage: {{base_folder: {base}}}
 """
+
+
+_FETCH = """
+import sys
+from pathlib import Path
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.tokens.tokenizer_stage import fetch_tokenizer
+config = DataConfig(num_samples=5, source="sample", tokenizer=sys.argv[1])
+print([fetch_tokenizer(config, Path(sys.argv[2]), lambda line: None) for _ in range(2)])
+"""
+
+
+def test_tokenizer_of_the_hub_is_fetched_once_and_pinned(own: Tokenizer, tmp_path: Path) -> None:
+    assert own.file is not None
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").write_text(own.file, encoding="utf-8")
+    with running_hub() as hub:
+        hub.repository = "someone/model"
+        commit = hub.publish(tmp_path / "model")
+        # Its library reads where the hub is when it is imported.
+        variables = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
+
+        def fetch(name: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-c", _FETCH, name, str(tmp_path / "data")]
+            return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+
+        assert fetch("someone/model").stdout == "[True, False]\n"
+        asked = len(hub.requests)
+        assert fetch("someone/model").stdout == "[False, False]\n"
+        assert len(hub.requests) == asked
+        assert vocabulary_size("someone/model", tmp_path / "data") == own.vocab_size
+        assert commit in "".join(path.read_text() for path in (tmp_path / "data").rglob("*.json"))
+        assert "tokenizer.json of someone/else cannot be fetched from the hub" in fetch("someone/else").stderr
 
 
 def written(folder: Path, tokenizer: str = "", vocab_size: str = "") -> Path:
