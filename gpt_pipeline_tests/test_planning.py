@@ -572,6 +572,7 @@ def test_plan_of_too_large_a_micro_batch_names_one_that_fits(project: TinyProjec
     known = Known(
         experiment=experiment,
         tokens=count_tokens(experiment),
+        stages=data_progress(experiment),
         size=training_size(experiment.config, train_tokens=100_000),
         disks=(),
         need=need(96),
@@ -632,6 +633,7 @@ def test_plan_of_more_than_a_week_on_a_cpu_warns_with_a_remedy(
     known = Known(
         experiment=experiment,
         tokens=count_tokens(experiment),
+        stages=data_progress(experiment),
         size=None,
         disks=(),
         need=None,

@@ -8,6 +8,7 @@ text a GPT-2 token. Shards are exact: 2 bytes a token and two int64 a document.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import checkpoint_bytes
 from gpt_pipeline.planning.survey import is_surveyed, survey
-from gpt_pipeline.planning.tokens import TokenCount, count_tokens, documents_per_english
-from gpt_pipeline.progress.stages import StageProgress, part_progress
+from gpt_pipeline.planning.tokens import TokenCount, documents_per_english
+from gpt_pipeline.progress.stages import StageProgress
 from gpt_pipeline.storage.room import existing_folder, free_bytes
 from gpt_pipeline.training.decision import StartDecision
 
@@ -81,6 +82,7 @@ class Disk:
 def disks(
     experiment: Experiment,
     tokens: TokenCount,
+    stages: Sequence[StageProgress],
     start: StartDecision,
     *,
     checkpoints: int | None,
@@ -92,7 +94,7 @@ def disks(
     Raises:
         UserError: one of them does not exist.
     """
-    needs = [*_data_needs(experiment, tokens), *_checkpoint_needs(experiment, start, checkpoints)]
+    needs = [*_data_needs(experiment, tokens, stages), *_checkpoint_needs(experiment, start, checkpoints)]
     by_disk: dict[int, list[DiskNeed]] = {}
     for need in needs:
         by_disk.setdefault(existing_folder(need.folder).stat().st_dev, []).append(need)
@@ -101,15 +103,17 @@ def disks(
     )
 
 
-def _data_needs(experiment: Experiment, tokens: TokenCount) -> list[DiskNeed]:
+def _data_needs(experiment: Experiment, tokens: TokenCount, stages: Sequence[StageProgress]) -> list[DiskNeed]:
     """Return what data stages write; the shards of a mix are links to those of its parts, but for a little."""
-    if experiment.config.data.mix is None:
-        return _part_needs(experiment, tokens)
-    return [need for part in experiment.parts.values() for need in _part_needs(part, count_tokens(part))]
+    return [
+        need
+        for name, part in experiment.parts.items()
+        for need in _part_needs(part, tokens.parts.get(name, tokens), [each for each in stages if each.part == name])
+    ]
 
 
-def _part_needs(experiment: Experiment, tokens: TokenCount) -> list[DiskNeed]:
-    raw, documents, *_, shards = part_progress(experiment)  # the tokenizer takes next to nothing
+def _part_needs(experiment: Experiment, tokens: TokenCount, stages: Sequence[StageProgress]) -> list[DiskNeed]:
+    raw, documents, *_, shards = stages  # the tokenizer takes next to nothing
     folder = experiment.data_folder
     sample = experiment.data.is_sample
     per_token = _SAMPLE_ENGLISH_BYTES_PER_TOKEN if sample else _ENGLISH_BYTES_PER_TOKEN

@@ -20,7 +20,7 @@ from gpt_pipeline.planning.disk import Disk
 from gpt_pipeline.planning.speed import Duration
 from gpt_pipeline.planning.survey import is_surveyed, survey
 from gpt_pipeline.planning.tokens import SYNTH_DOCUMENTS, TokenCount
-from gpt_pipeline.progress.stages import StageProgress, part_progress
+from gpt_pipeline.progress.stages import StageProgress
 from gpt_pipeline.report import wording
 from gpt_pipeline.storage.room import existing_folder
 
@@ -39,6 +39,7 @@ class Known:
 
     experiment: Experiment
     tokens: TokenCount
+    stages: tuple[StageProgress, ...]
     size: TrainingSize | None
     disks: tuple[Disk, ...]
     need: MemoryNeed | None
@@ -67,7 +68,8 @@ def findings(known: Known) -> list[Finding]:
 
 def _source(known: Known) -> Iterator[Finding]:
     for name, part in known.experiment.parts.items():
-        for finding in _part_source(part, part_progress(part)[0]):
+        raw = next(stage for stage in known.stages if stage.part == name)
+        for finding in _part_source(part, raw):
             key = finding.key.replace("data.", f"data.mix.{name}.", 1) if name else finding.key
             yield dataclasses.replace(finding, key=key)
 

@@ -163,8 +163,9 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
     known = Known(
         experiment=experiment,
         tokens=tokens,
+        stages=stages,
         size=size,
-        disks=_or_problem(found, "disk", lambda: disks(experiment, tokens, start, checkpoints=to_come)) or (),
+        disks=_or_problem(found, "disk", lambda: disks(experiment, tokens, stages, start, checkpoints=to_come)) or (),
         need=need,
         device=device,
         is_measured=speed is not None and speed.source == "measured",

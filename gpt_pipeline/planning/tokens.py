@@ -53,6 +53,9 @@ class TokenCount:
     source: str
     """Where the numbers come from."""
 
+    parts: Mapping[str, TokenCount] = field(default_factory=dict)
+    """Those of each part of a mix by itself; empty without a mix."""
+
     epochs: Mapping[str, float] = field(default_factory=dict)
     """How many times an epoch of a mix takes each of its parts; empty without a mix."""
 
@@ -64,8 +67,9 @@ class TokenCount:
 def count_tokens(experiment: Experiment) -> TokenCount:
     """Return the tokens of the experiment's data."""
     shards = known_shards(experiment.data, experiment.data_folder)
+    mixed = None if experiment.config.data.mix is None else _mixed(experiment)
     if shards is None:
-        return _estimated(experiment) if experiment.config.data.mix is None else _mixed(experiment)
+        return mixed or _estimated(experiment)
     facts = shards.manifest.facts
     return TokenCount(
         documents=facts["train_documents"] + facts["validation_documents"],
@@ -73,7 +77,8 @@ def count_tokens(experiment: Experiment) -> TokenCount:
         validation_tokens=facts["validation_tokens"],
         exact=True,
         source=f"counted in {shards.folder.name}",
-        epochs={} if experiment.config.data.mix is None else _mixed(experiment).epochs,
+        parts={} if mixed is None else mixed.parts,
+        epochs={} if mixed is None else mixed.epochs,
     )
 
 
@@ -91,6 +96,7 @@ def _mixed(experiment: Experiment) -> TokenCount:
         validation_tokens=sum(held_out),
         exact=False,
         source="; ".join(f"{name}: {part.source}" for name, part in parts.items()),
+        parts=parts,
         epochs=epochs,
     )
 
