@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.storage.atomic import remove_leftovers
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.lock import folder_lock, holder_of, is_locked
-from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, forget, verify
+from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, forget, if_whole, recorded, verify
 
 Say = Callable[[str], None]
 """Takes one line of progress for a person."""
@@ -61,6 +62,23 @@ class PartedStage(Protocol):
     def finish(self, *, say: Say) -> StageResult:
         """Return the stage, put together from its parts; one that is missing or damaged is made first."""
         ...
+
+
+class PlacedStage(ABC):
+    """A stage whose folder is known from what it is made of: where it is found again once it is finished."""
+
+    @abstractmethod
+    def place(self) -> tuple[Path, str] | None:
+        """Return the stage's folder and fingerprint; None while what it is made of is not known."""
+
+    def find(self) -> StageResult | None:
+        """Return the finished stage, or None; does no work."""
+        return if_whole(self.known())
+
+    def known(self) -> StageResult | None:
+        """Return the stage if it was finished once, whatever has become of its files since."""
+        place = self.place()
+        return None if place is None else recorded(*place)
 
 
 def prepare(stage: PartedStage, *, force: bool = False, say: Say) -> StageResult:

@@ -97,12 +97,11 @@ def _write_sorted(hashes: Spool, folder: Path) -> dict[str, FileRecord]:
 
     One range of hashes after the other is sorted, so that memory is bounded; only equal ones stay together.
     """
-    bounds = ranges(hashes.count // _SORTED_DOCUMENTS + 1)
     with (
         new_array(folder / _HASHES, "<u8", 2, hashes.count, by_columns=hashes.count > 1) as by_hash,
         new_array(folder / _ORDER, "<u4", hashes.count) as order,
     ):
-        for first, last in zip(bounds, [*(bounds[1:] - np.uint64(1)), np.uint64(2**64 - 1)], strict=True):
+        for first, last in spans(hashes.count // _SORTED_DOCUMENTS + 1):
             some, rows = _between(hashes, first, last)
             ascending = np.lexsort((some[:, 1], some[:, 0]))
             by_hash.write(some[ascending].tobytes())
@@ -124,6 +123,12 @@ def _between(hashes: Spool, first: np.uint64, last: np.uint64) -> tuple[Hashes, 
 def ranges(count: int) -> NDArray[np.uint64]:
     """Return where each of `count` ranges of hashes begins, by their upper half."""
     return np.array([(number << 64) // count for number in range(count)], np.uint64)
+
+
+def spans(count: int) -> Iterator[tuple[np.uint64, np.uint64]]:
+    """Yield the first and the last hash of each of `count` ranges, by their upper half."""
+    begins = ranges(count)
+    yield from zip(begins, [*(begins[1:] - np.uint64(1)), np.uint64(2**64 - 1)], strict=True)
 
 
 def _documents(path: Path, format: Format) -> Iterator[tuple[int, pa.StringArray, Counter[str]]]:

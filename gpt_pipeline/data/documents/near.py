@@ -26,9 +26,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gpt_pipeline.data.arrays import Spool
+from gpt_pipeline.data.arrays import Spool, record_of
 from gpt_pipeline.data.columns import text_bounds
-from gpt_pipeline.data.documents.index import Rows, ranges, read_numbers, unchanged
+from gpt_pipeline.data.documents.index import Rows, ranges, read_numbers, spans, unchanged
 from gpt_pipeline.data.documents.shingles import mixed, shingles
 from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.overlap import ahead
@@ -201,8 +201,7 @@ def _keys(signatures: Signatures, band_rows: int) -> NDArray[np.uint64]:
 
 def _sorted_band(keys: Spool, rows: Spool, band: int) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint32]]]:
     """Yield the keys of one band in ascending order, and the documents that have them, a range at a time."""
-    bounds = ranges(keys.count // _SORTED_DOCUMENTS + 1)
-    for first, last in zip(bounds, [*(bounds[1:] - np.uint64(1)), np.uint64(2**64 - 1)], strict=True):
+    for first, last in spans(keys.count // _SORTED_DOCUMENTS + 1):
         some, their_rows = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
         for piece, piece_rows in zip(keys.pieces(), rows.pieces(), strict=True):
             chosen = (piece[:, band] >= first) & (piece[:, band] <= last)
@@ -218,7 +217,7 @@ def _written(path: Path, records: dict[str, FileRecord]) -> Iterator[HashedFile]
     """Yield a file to write numbers into, atomically, and record what it has to be."""
     with atomic_path(path) as temporary, HashedFile(temporary) as file:
         yield file
-    records[path.name] = FileRecord(size=file.size, sha256=file.sha256)
+    records[path.name] = record_of(file)
 
 
 def _opened(folder: Path, documents: int) -> Signatures:

@@ -36,10 +36,8 @@ from gpt_pipeline.storage.manifest import Manifest, StageResult, if_whole, recor
 from gpt_pipeline.storage.names import slug
 
 if TYPE_CHECKING:
-    from gpt_pipeline.data.sources.hub import (
-        Hub,
-        HubDataset,
-    )  # imported where a hub is asked: it takes a third of a worker's start
+    # Imported where a hub is asked: it takes a third of a worker's start.
+    from gpt_pipeline.data.sources.hub import Hub, HubDataset
 
 _SOURCES = "sources"  # folder of the records, one folder a source
 _TEXT_LISTS = "texts"  # folder in a record

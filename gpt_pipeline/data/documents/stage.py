@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpt_pipeline.data.arrays import record_of
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.choice import REPEATED
 from gpt_pipeline.data.documents.files import names_in
@@ -24,11 +25,11 @@ from gpt_pipeline.data.formats import StageNames, format_of, stage_names
 from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.readers.rows import read_rows
-from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, intact_parts, prepare
+from gpt_pipeline.data.stage import Part, PlacedStage, Say, begin_again, finish_stage, grouped, intact_parts, prepare
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path, link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult, if_whole, recorded, stage_folder
+from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult, stage_folder
 
 CODE_VERSION = "5"
 _FILE = "documents.parquet"
@@ -72,7 +73,7 @@ class DocumentsPart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DocumentsStage:
+class DocumentsStage(PlacedStage):
     """The stage of the documents, for SYNTH english_parquet; a part is the documents of one raw file."""
 
     config: DataConfig
@@ -104,15 +105,6 @@ class DocumentsStage:
             name = self._names.raw
             raise DataError(f"{name} is not finished in {self.data_folder}; materialize {name} first")
         return raw
-
-    def find(self) -> StageResult | None:
-        """Return the finished stage, or None; does no work."""
-        return if_whole(self.known())
-
-    def known(self) -> StageResult | None:
-        """Return the stage if it was finished once, whatever has become of its files since."""
-        place = self.place()
-        return None if place is None else recorded(*place)
 
     def place(self) -> tuple[Path, str] | None:
         """Return the stage's folder and fingerprint; None while the raw files are not known."""
@@ -302,4 +294,4 @@ def write_documents(path: Path, schema: pa.Schema, documents: Iterable[pa.Record
             for batch in documents:
                 if batch.num_rows:
                     writer.write_batch(batch)
-    return FileRecord(size=file.size, sha256=file.sha256)
+    return record_of(file)

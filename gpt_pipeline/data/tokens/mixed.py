@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gpt_pipeline.data.arrays import save_array
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.formats import MIXED_SHARDS
-from gpt_pipeline.data.stage import Say, ask_again, finish_stage
+from gpt_pipeline.data.stage import PlacedStage, Say, ask_again, finish_stage
 from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
 from gpt_pipeline.data.tokens.shards import ShardsStage, require_a_sequence, tokenizer_facts
 from gpt_pipeline.data.tokens.stream import (
@@ -46,8 +46,6 @@ from gpt_pipeline.storage.manifest import (
     FileRecord,
     Manifest,
     StageResult,
-    if_whole,
-    recorded,
     stage_folder,
     verify,
 )
@@ -79,21 +77,12 @@ class MixedPart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedShardsStage:
+class MixedShardsStage(PlacedStage):
     """The stage of the shards of a mix, made in one go: its parts are the stages of shards that it mixes."""
 
     config: DataConfig
     data_folder: Path
     name = MIXED_SHARDS
-
-    def find(self) -> StageResult | None:
-        """Return the finished stage, or None; does no work."""
-        return if_whole(self.known())
-
-    def known(self) -> StageResult | None:
-        """Return the stage if it was finished once, whatever has become of its files since."""
-        place = self.place()
-        return None if place is None else recorded(*place)
 
     def place(self) -> tuple[Path, str] | None:
         """Return the stage's folder and fingerprint; None while the shards of a part are not known."""
@@ -272,18 +261,13 @@ class KeptShard:
 
     @property
     def stream(self) -> TokenStream:
-        return TokenStream(self.part.folder, (self.name,), eot_token=self.part.eot_token)
+        return self.part.shard(self.name)
 
     def kept(self, stream: TokenStream) -> tuple[Positions, Positions]:
         """Return the numbers of the kept documents, and the tokens up to the end of each: int64 [documents]."""
-        lengths = np.diff(_bounds(stream))
+        lengths = np.diff(stream.document_bounds)
         documents = np.setdiff1d(np.arange(len(lengths)), self.left_out, assume_unique=True)
         return documents, np.cumsum(lengths[documents])
-
-
-def _bounds(stream: TokenStream) -> Positions:
-    """Return where each document begins, and where the last one ends: int64 [documents + 1]."""
-    return np.append(stream.document_starts, stream.n_tokens)
 
 
 def without_held_out(parts: Sequence[MixedPart]) -> list[list[KeptShard]]:
@@ -293,7 +277,7 @@ def without_held_out(parts: Sequence[MixedPart]) -> list[list[KeptShard]]:
     """
     keys, digests = [np.empty(0, np.uint64)], set()
     for stream in (part.validation for part in parts):
-        bounds = _bounds(stream)
+        bounds = stream.document_bounds
         keys.append(_keys(stream, bounds))
         digests |= {_digest(stream, bounds, number) for number in range(len(bounds) - 1)}
     held_out = np.unique(np.concatenate(keys))
@@ -301,8 +285,8 @@ def without_held_out(parts: Sequence[MixedPart]) -> list[list[KeptShard]]:
 
 
 def _kept(part: TokenStream, name: str, keys: NDArray[np.uint64], digests: Set[bytes]) -> KeptShard:
-    stream = TokenStream(part.folder, (name,), eot_token=part.eot_token)
-    bounds = _bounds(stream)
+    stream = part.shard(name)
+    bounds = stream.document_bounds
     alike = np.flatnonzero(np.isin(_keys(stream, bounds), keys))
     found = [_digest(stream, bounds, number) in digests for number in alike.tolist()]
     left_out = alike[np.array(found, np.bool_)]
@@ -347,11 +331,12 @@ class _Split:
                 self._add(part, shard)
                 left -= shard.n_tokens
                 continue
-            documents, ends = shard.kept(shard.stream)
+            stream = shard.stream
+            documents, ends = shard.kept(stream)
             count = int(np.searchsorted(ends, left, side="right"))
             if count == 0 and left == amount:
                 count = 1  # else the part would not be in the mix at all
-            self.add_documents([shard.stream], ((0, number) for number in documents[:count].tolist()))
+            self.add_documents([stream], ((0, number) for number in documents[:count].tolist()))
             left -= int(ends[count - 1]) if count else 0
             break
         return amount - left
@@ -366,7 +351,7 @@ class _Split:
 
     def add_documents(self, streams: Sequence[TokenStream], chosen: Iterable[tuple[int, int]]) -> None:
         """Add documents, each named by its stream and its number in it."""
-        bounds = [np.append(stream.document_starts, stream.n_tokens) for stream in streams]
+        bounds = [stream.document_bounds for stream in streams]
         shard: list[tuple[int, int]] = []
         tokens = 0
         for place, number in chosen:

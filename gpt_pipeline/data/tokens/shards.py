@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.formats import stage_names
-from gpt_pipeline.data.stage import Part, Say, begin_again, finish_stage, grouped, intact_parts, prepare
+from gpt_pipeline.data.stage import Part, PlacedStage, Say, begin_again, finish_stage, grouped, intact_parts, prepare
 from gpt_pipeline.data.tokens.stream import (
     TOKENIZER_NAME,
     TRAIN,
@@ -28,7 +28,7 @@ from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.atomic import link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, if_whole, recorded, stage_folder, verify
+from gpt_pipeline.storage.manifest import Manifest, StageResult, stage_folder, verify
 
 if TYPE_CHECKING:
     from gpt_pipeline.data.tokens.encoder import Encoders
@@ -95,7 +95,7 @@ class TokenizedFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardsStage:
+class ShardsStage(PlacedStage):
     """The stage token_shards; a part is the tokens of one file of documents."""
 
     config: DataConfig
@@ -137,15 +137,6 @@ class ShardsStage:
         from gpt_pipeline.data.tokens.encoder import Encoders  # pyarrow
 
         return Encoders(self.tokenizer.tokenizer())
-
-    def find(self) -> StageResult | None:
-        """Return the finished stage, or None; does no work."""
-        return if_whole(self.known())
-
-    def known(self) -> StageResult | None:
-        """Return the stage if it was finished once, whatever has become of its files since."""
-        place = self.place()
-        return None if place is None else recorded(*place)
 
     def place(self) -> tuple[Path, str] | None:
         """Return the stage's folder and fingerprint; None while the documents are not known."""

@@ -173,6 +173,15 @@ class TokenStream:
         """Position of each document's `<|endoftext|>` in the stream, ascending: int64 [documents]."""
         return self._positions([starts_name(name) for name in self.names])
 
+    @property
+    def document_bounds(self) -> Positions:
+        """Where each document begins in the stream, and where the last one ends: int64 [documents + 1]."""
+        return np.append(self.document_starts, self.n_tokens)
+
+    def shard(self, name: str) -> TokenStream:
+        """Return one of the stream's shards by itself; what is read of it is let go of with it."""
+        return TokenStream(self.folder, (name,), eot_token=self.eot_token)
+
     def documents_by_shard(self) -> Iterator[Positions]:
         """Yield, for one shard after the other, where its documents begin in the stream, and where the last one ends.
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.data.config import GPT2, DataConfig, TokenizerConfig, is_path
-from gpt_pipeline.data.stage import Say, ask_again, finish_stage, is_asked_again, prepare_stage
+from gpt_pipeline.data.stage import PlacedStage, Say, ask_again, finish_stage
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
 from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID, Tokenizer, gpt2, kept_tokenizer, read_tokenizer
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.atomic import read_kept, write_json, write_text
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, if_whole, record_file, recorded, stage_folder
+from gpt_pipeline.storage.manifest import Manifest, StageResult, record_file, stage_folder
 
 if TYPE_CHECKING:
     from gpt_pipeline.data.tokens.tokenizer_training import TrainedOn
@@ -35,7 +35,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerStage:
+class TokenizerStage(PlacedStage):
     """The stage tokenizer of a data block."""
 
     config: DataConfig
@@ -65,15 +65,6 @@ class TokenizerStage:
         wanted = self._fingerprint()
         return None if wanted is None else (stage_folder(self.data_folder, STAGE, wanted), wanted)
 
-    def find(self) -> StageResult | None:
-        """Return the finished stage, or None; does no work."""
-        return if_whole(self.known())
-
-    def known(self) -> StageResult | None:
-        """Return the stage if it was finished once, whatever has become of its file since."""
-        place = self.place()
-        return None if place is None else recorded(*place)
-
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return the one file to make, or none if it is made; see `PartedStage`."""
         stage = self.find()
@@ -90,9 +81,7 @@ class TokenizerStage:
         Raises:
             UserError: the file cannot be had, or is no tokenizer that can be used.
         """
-        folder, wanted = self._settled(say)
-        again = is_asked_again(folder)
-        stage = prepare_stage(folder, wanted, force=again, say=say, make=lambda: self._made(folder, wanted, say))
+        stage = self.finish(say=say)
         return {**stage.manifest.facts, "megabytes": stage.manifest.facts.get("text_bytes", 0) / 1e6}
 
     def finish(self, *, say: Say) -> StageResult:
