@@ -17,8 +17,9 @@ from gpt_pipeline.data.tokens.stream import HEADER_BYTES, open_shards, starts_na
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation import unseen
+from gpt_pipeline.evaluation.evaluate import EvaluatedPart
 from gpt_pipeline.evaluation.questions import Question, held_out_questions
-from gpt_pipeline.evaluation.unseen import TrainedOn, cached_proof, prove_unseen
+from gpt_pipeline.evaluation.unseen import cached_proof, prove_unseen
 from gpt_pipeline.storage.manifest import StageResult
 
 DATA = DataConfig(num_samples=400, max_length=48, source="sample", validation_fraction=0.2)
@@ -39,8 +40,8 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     return Stages(english=english, shards=prepare_shards(DATA, english, folder), questions=questions)
 
 
-def on(documents: StageResult, *shards: StageResult) -> list[TrainedOn]:
-    return [TrainedOn(documents=documents, shards=each) for each in shards]
+def on(documents: StageResult, *shards: StageResult) -> list[EvaluatedPart]:
+    return [EvaluatedPart(name="", share=1.0, documents=documents, shards=each, data=DATA) for each in shards]
 
 
 def leaking(stages: Stages, folder: Path, number: int) -> StageResult:

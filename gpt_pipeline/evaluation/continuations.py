@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
-from gpt_pipeline.evaluation.document_loss import DocumentStream, require_same_documents
+from gpt_pipeline.evaluation.document_loss import DocumentStream, document_bounds, require_same_documents
 from gpt_pipeline.evaluation.generate import Generation, generate
 from gpt_pipeline.evaluation.held_out import HeldOutChoice, HeldOutDocument
 from gpt_pipeline.evaluation.score import distinct_n
@@ -62,12 +62,12 @@ def continue_documents(
 
 
 def _begun(stream: DocumentStream, document: HeldOutDocument, tokenizer: Tokenizer, context_length: int) -> _Begun:
-    starts = [*stream.document_starts[document.number : document.number + 2].tolist(), stream.n_tokens]
-    tokens = stream.read(starts[0] + 1, starts[1] - starts[0] - 1).tolist()
+    start, end = document_bounds(stream, document)
+    tokens = stream.read(start + 1, end - start - 1).tolist()
     half = max(1, min(len(tokens) // 2, context_length // 2 - 1))
     ends = range(half, max(0, half - _LONGEST_CHARACTER), -1)
-    end = next((end for end in ends if _is_whole(tokens[:end], tokenizer)), half)
-    return _Begun(document=document, beginning=tokens[:end], rest=tokens[end:])
+    cut = next((end for end in ends if _is_whole(tokens[:end], tokenizer)), half)
+    return _Begun(document=document, beginning=tokens[:cut], rest=tokens[cut:])
 
 
 def _is_whole(tokens: Sequence[int], tokenizer: Tokenizer) -> bool:

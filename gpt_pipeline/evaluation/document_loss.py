@@ -155,12 +155,16 @@ def _in_last_part(stream: DocumentStream) -> InAnswers:
     return in_answers
 
 
+def document_bounds(stream: DocumentStream, document: HeldOutDocument) -> tuple[int, int]:
+    """Return where a document begins in the stream, with its `<|endoftext|>`, and where it ends."""
+    starts, number = stream.document_starts, document.number
+    return int(starts[number]), int(starts[number + 1]) if number + 1 < len(starts) else stream.n_tokens
+
+
 def _row(
     stream: DocumentStream, place: int, document: HeldOutDocument, context_length: int, in_answers: InAnswers
 ) -> _Row:
-    starts, number = stream.document_starts, document.number
-    start = int(starts[number])
-    end = int(starts[number + 1]) if number + 1 < len(starts) else stream.n_tokens
+    start, end = document_bounds(stream, document)
     ids = np.append(stream.read(start, end - start).astype(np.int64), stream.eot_token)
     cut = max(0, len(ids) - (context_length + 1))
     return _Row(

@@ -19,6 +19,7 @@ from gpt_pipeline.data.tokens.encoder import Encoder, new_encoder
 from gpt_pipeline.data.tokens.stream import TokenStream, open_shards
 from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
 from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.evaluation.evaluate import EvaluatedPart
 from gpt_pipeline.evaluation.questions import Question
 from gpt_pipeline.findings import Finding, verdict
 from gpt_pipeline.storage.atomic import read_kept, write_json
@@ -53,16 +54,8 @@ class _Kin:
     """With a question's very query, whatever their article."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainedOn:
-    """Finished stages of the data that a model was trained on, or of one part of a mix."""
-
-    documents: StageResult
-    shards: StageResult
-
-
 def cached_proof(
-    folder: Path, questions: Sequence[Question], data: Sequence[TrainedOn], *, mixed: StageResult | None = None
+    folder: Path, questions: Sequence[Question], data: Sequence[EvaluatedPart], *, mixed: StageResult | None = None
 ) -> Finding:
     """Return `prove_unseen`, kept in `folder`: for the same questions and data it is looked for once."""
     identity = fingerprint(
@@ -90,7 +83,7 @@ def _identity(question: Question) -> dict[str, Any]:
 
 
 def prove_unseen(
-    questions: Sequence[Question], data: Sequence[TrainedOn], *, mixed: StageResult | None = None
+    questions: Sequence[Question], data: Sequence[EvaluatedPart], *, mixed: StageResult | None = None
 ) -> Finding:
     """Find no training document of a question's article, text or query, comparing hashes.
 

@@ -195,7 +195,7 @@ def _evaluation_of_run(context: dg.AssetCheckExecutionContext, experiment: Exper
 def _judge_questions(experiment: Experiment, result: EvaluationResult) -> "Finding":
     from gpt_pipeline.evaluation.evaluate import even_counts
     from gpt_pipeline.evaluation.questions import cached_questions
-    from gpt_pipeline.evaluation.unseen import TrainedOn, cached_proof
+    from gpt_pipeline.evaluation.unseen import cached_proof
     from gpt_pipeline.orchestration.evaluation_step import evaluated_parts
 
     folder, seed = experiment.folder.evaluations / "questions", int(result.config["seed"])
@@ -206,6 +206,5 @@ def _judge_questions(experiment: Experiment, result: EvaluationResult) -> "Findi
         for part, count in zip(parts, counts, strict=True)
         for question in cached_questions(folder, part.documents, part.data, count=count, seed=seed)
     ]
-    data = [TrainedOn(documents=each.documents, shards=each.shards) for each in parts]
     mixed = None if experiment.config.data.mix is None else finished_shards(experiment)
-    return cached_proof(folder, questions, data, mixed=mixed)
+    return cached_proof(folder, questions, parts, mixed=mixed)

@@ -13,7 +13,7 @@ from gpt_pipeline.orchestration.attributes import OWNERS, code_references, stage
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.keys import node_name
 from gpt_pipeline.orchestration.metadata import stage_metadata
-from gpt_pipeline.orchestration.parted_asset import OPTIONS, parted_asset
+from gpt_pipeline.orchestration.parted_asset import OPTIONS, StageFactory, parted_asset
 from gpt_pipeline.shown import in_markdown
 
 _HOW = (
@@ -57,55 +57,46 @@ def data_assets(group: str, experiment: Experiment, *, shown: str) -> Sequence[d
 
         return ShardsStage(config=data, data_folder=folder)
 
+    def asset(
+        stage: StageFactory, key: dg.AssetKey, *, upstream: dg.AssetKey | None, part: str, kind: str, about: str
+    ) -> dg.AssetsDefinition:
+        return parted_asset(
+            stage,
+            key=key,
+            name=node_name(experiment, group, key.path[-1]),
+            group=shown,
+            upstream=upstream,
+            part=part,
+            kinds={kind},
+            metadata=code_references(key.path[-1]),
+            description=f"{about} {_HOW}",
+        )
+
+    about_files = f"The files of {in_markdown(data.origin)} that hold {_amount(data)} documents."
     of_gpt2 = "" if tokenizer_key else " GPT-2"
+    about_shards = f"The documents'{of_gpt2} tokens as uint16 shards, split into training and validation."
     return [
-        parted_asset(
-            raw,
-            key=raw_key,
-            name=node_name(experiment, group, raw_key.path[-1]),
-            group=shown,
-            upstream=None,
-            part="check_file",
-            kinds={"parquet"},
-            metadata=code_references(stage_names(data).raw),
-            description=f"The files of {in_markdown(data.origin)} that hold {_amount(data)} documents. {_HOW}",
-        ),
-        parted_asset(
+        asset(raw, raw_key, upstream=None, part="check_file", kind="parquet", about=about_files),
+        asset(
             documents,
-            key=documents_key,
-            name=node_name(experiment, group, documents_key.path[-1]),
-            group=shown,
+            documents_key,
             upstream=raw_key,
             part="filter_file",
-            kinds={"parquet"},
-            metadata=code_references(stage_names(data).documents),
-            description=f"{_about_documents(data)} {_HOW}",
+            kind="parquet",
+            about=_about_documents(data),
         ),
         *(
-            parted_asset(
+            asset(
                 tokenizer,
-                key=key,
-                name=node_name(experiment, group, key.path[-1]),
-                group=shown,
+                key,
                 upstream=documents_key,
                 part="make_tokenizer",
-                kinds={"json"},
-                metadata=code_references("tokenizer"),
-                description=f"The tokenizer: {_about_tokenizer(data)}. {_HOW}",
+                kind="json",
+                about=f"The tokenizer: {_about_tokenizer(data)}.",
             )
             for key in tokenizer_key
         ),
-        parted_asset(
-            shards,
-            key=shards_key,
-            name=node_name(experiment, group, shards_key.path[-1]),
-            group=shown,
-            upstream=keys[-2],
-            part="tokenize_file",
-            kinds={"numpy"},
-            metadata=code_references("token_shards"),
-            description=f"The documents'{of_gpt2} tokens as uint16 shards, split into training and validation. {_HOW}",
-        ),
+        asset(shards, shards_key, upstream=keys[-2], part="tokenize_file", kind="numpy", about=about_shards),
     ]
 
 

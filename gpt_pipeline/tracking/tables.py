@@ -10,22 +10,8 @@ from gpt_pipeline.evaluation.shares import Share
 from gpt_pipeline.sheet import markdown_table
 from gpt_pipeline.shown import in_markdown
 
-_OF_ANSWERS = {
-    "kind": "exercise",
-    **{
-        name: name
-        for name in (
-            "question",
-            "expected",
-            "reasoning",
-            "answer",
-            "well_formed",
-            "correct",
-            "choice_match",
-            "token_f1",
-        )
-    },
-}
+_SHOWN = ("question", "expected", "reasoning", "answer", "well_formed", "correct", "choice_match", "token_f1")
+_OF_ANSWERS = {"kind": "exercise"} | {name: name for name in _SHOWN}
 _OF_CONTINUATIONS = {
     "kind": "kind",
     "beginning": "beginning",
