@@ -19,8 +19,9 @@ import torch
 from benchmarks.contest import Contestant, Step, compete, describe_machine, print_table
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.evaluation.generate import generate
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.language_model import LanguageModel
 
 _OURS = "gpt_pipeline"
 
@@ -37,12 +38,12 @@ class Settings:
     new_tokens: int
     threads: int | None
 
-    def model(self) -> GPT:
+    def model(self) -> LanguageModel:
         """Return a GPT-2 of 124M parameters, unless `layers` says otherwise, with random weights."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         torch.manual_seed(0)
-        return GPT(ModelConfig(n_layer=self.layers, qkv_bias=True)).eval()
+        return make_model(ModelConfig(n_layer=self.layers, qkv_bias=True)).eval()
 
     def prompts(self) -> list[list[int]]:
         """Return questions of random tokens: speed does not depend on what they say."""

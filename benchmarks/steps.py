@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.contest import Step
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig, step_layout
 from gpt_pipeline.training.device import choose_compute, prepare_process
 from gpt_pipeline.training.feed import Batch
@@ -79,7 +79,7 @@ def make_updater(settings: StepSettings) -> Updater:
     compute = choose_compute(HardwareConfig(device=settings.device), training, ranks=Ranks(), say=print)  # type: ignore[arg-type]
     prepare_process(compute)
     torch.manual_seed(0)
-    model = GPT(settings.model).to(compute.device)
+    model = make_model(settings.model).to(compute.device)
     return Updater(model, training, layout=settings.layout(), compute=compute, ranks=Ranks(), say=print)
 
 

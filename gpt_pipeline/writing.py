@@ -22,7 +22,8 @@ from gpt_pipeline.data.formats.synth_text import prompt_text
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.answers import encode_prompt
 from gpt_pipeline.evaluation.generate import Pick, fit_prompt, greedy, inference_device, next_tokens
-from gpt_pipeline.model.gpt import GPT, KVCache
+from gpt_pipeline.model.attention import KVCache
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.shown import on_terminal
 
 Say = Callable[[str], None]
@@ -55,7 +56,7 @@ class Manner:
 class Writer:
     """A checkpoint's model, ready to generate."""
 
-    model: GPT
+    model: LanguageModel
     tokenizer: Tokenizer
     checkpoint: CheckpointInfo
     context_length: int

@@ -17,16 +17,17 @@ from gpt_pipeline.evaluation.answers import (
 from gpt_pipeline.evaluation.generate import Generation
 from gpt_pipeline.evaluation.questions import Question
 from gpt_pipeline.evaluation.score import score_answer
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.language_model import LanguageModel
 
 CONTEXT = 64
 
 
 @pytest.fixture(scope="module")
-def model() -> GPT:
+def model() -> LanguageModel:
     torch.manual_seed(0)
-    return GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=CONTEXT)).eval()
+    return make_model(ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=CONTEXT)).eval()
 
 
 def question(number: int, *, reasoning: str = "We add.", answer: str = "12", expected: str | None = None) -> Question:
@@ -60,7 +61,7 @@ def test_encode_prompt_continues_into_the_document_as_training_tokenised_it() ->
     assert whole == [*encode_prompt(asked.answer_prompt, gpt2()), *gpt2().encode(f" {asked.answer}")]
 
 
-def test_answer_questions_is_the_same_at_any_batch_size(model: GPT) -> None:
+def test_answer_questions_is_the_same_at_any_batch_size(model: LanguageModel) -> None:
     asked = [question(10**n, reasoning="" if n % 2 else "We add.") for n in range(5)]
     together = answer_questions(model, asked, gpt2(), max_new_tokens=10, context_length=CONTEXT)
     alone = answer_questions(model, asked, gpt2(), max_new_tokens=10, context_length=CONTEXT, batch_size=1)
@@ -79,7 +80,7 @@ def conversation(turns: int, *, system: str = "") -> Question:
 
 @pytest.mark.parametrize(("turns", "system", "first"), [(1, "", 0), (3, "", 1), (3, "Be brief.", 1), (1, "Be", 0)])
 def test_answer_questions_begins_a_long_conversation_at_a_later_question(
-    model: GPT, turns: int, system: str, first: int
+    model: LanguageModel, turns: int, system: str, first: int
 ) -> None:
     asked = conversation(turns, system=system)
     room = 8 + len(encode_prompt(asked.prompt[asked.turns[first] :], gpt2()))

@@ -31,8 +31,8 @@ from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
 from gpt_pipeline.checkpoints.save import DiskFullError, link_best, save_best, save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import HostCopy, Progress, Snapshot, added, snapshot_bytes, weights_sha256
 from gpt_pipeline.errors import DamagedFileError, UserError
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.atomic import sha256_of
 from gpt_pipeline.storage.layout import ExperimentFolder
 
@@ -42,7 +42,7 @@ _CONFIG = ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=8)
 def snapshot(step: int, **changes) -> Snapshot:
     torch.manual_seed(step)
     values = {
-        "model": GPT(_CONFIG).state_dict(),
+        "model": make_model(_CONFIG).state_dict(),
         "model_config": _CONFIG,
         "optimizer": {"name": "adamw", "states": [{"state": {0: {"exp_avg": torch.randn(3)}}, "param_groups": []}]},
         "random": {"torch": torch.get_rng_state(), "python": (3, (1, 2), None)},
@@ -114,7 +114,7 @@ def test_weights_sha256_sees_names_dtypes_shapes_and_bytes():
 
 def test_load_model_gives_the_saved_logits(tmp_path):
     torch.manual_seed(7)
-    model = GPT(_CONFIG).eval()
+    model = make_model(_CONFIG).eval()
     info = save_checkpoint(tmp_path, snapshot(7, model=model.state_dict()))
     loaded, found = load_model(info.path)
     ids = torch.arange(8)[None]

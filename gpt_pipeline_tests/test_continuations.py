@@ -22,8 +22,9 @@ from gpt_pipeline.evaluation.evaluate import EvaluatedPart, EvaluationTask, eval
 from gpt_pipeline.evaluation.held_out import NO_DOCUMENTS, HeldOutChoice, HeldOutDocument
 from gpt_pipeline.evaluation.result import read_evaluations, summarize_evaluations
 from gpt_pipeline.evaluation.verdicts import output_verdict
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.tracking.tables import continuations_as_markdown, continuations_as_table
 from gpt_pipeline_tests.test_evaluate import CONFIG, save
 from gpt_pipeline_tests.test_formats_text import config_of, texts, write_texts
@@ -51,19 +52,19 @@ def choice_of(split: Split) -> HeldOutChoice:
 
 
 @pytest.fixture(scope="module")
-def model() -> GPT:
+def model() -> LanguageModel:
     torch.manual_seed(0)
-    return GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=CONTEXT))
+    return make_model(ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=CONTEXT))
 
 
-def continued(model: GPT, *documents: str, max_new_tokens: int = 4) -> list[dict[str, object]]:
+def continued(model: LanguageModel, *documents: str, max_new_tokens: int = 4) -> list[dict[str, object]]:
     split = Split(*documents)
     return continue_documents(
         model, split, choice_of(split), gpt2(), max_new_tokens=max_new_tokens, context_length=CONTEXT
     )
 
 
-def test_continue_documents_gives_half_of_a_document_at_most_half_of_the_context(model: GPT) -> None:
+def test_continue_documents_gives_half_of_a_document_at_most_half_of_the_context(model: LanguageModel) -> None:
     short, long, least = continued(model, "one two three four", "one " * 40, "one")
     assert (short["beginning"], short["original"], short["reference_tokens"]) == ("one two", " three four", 2)
     assert (long["beginning"], long["original"]) == ("one" + " one" * 6, " one" * 4)
@@ -71,13 +72,13 @@ def test_continue_documents_gives_half_of_a_document_at_most_half_of_the_context
     assert all(each["new_tokens"] == 4 for each in (short, long, least))
 
 
-def test_continue_documents_cuts_no_character_in_two(model: GPT) -> None:
+def test_continue_documents_cuts_no_character_in_two(model: LanguageModel) -> None:
     (each,) = continued(model, "日本語の文章です", max_new_tokens=2)
     assert str(each["beginning"]) + str(each["original"]) in "日本語の文章です"
     assert "�" not in str(each["beginning"]) + str(each["original"])
 
 
-def test_continue_documents_is_the_greedy_text_after_the_beginning(model: GPT) -> None:
+def test_continue_documents_is_the_greedy_text_after_the_beginning(model: LanguageModel) -> None:
     (each,) = continued(model, "one two three four")
     ids = torch.tensor([[EOT_TOKEN, *gpt2().encode("one two")]])
     for _ in range(4):
@@ -86,7 +87,7 @@ def test_continue_documents_is_the_greedy_text_after_the_beginning(model: GPT) -
     assert each["generated"] == gpt2().decode(ids[0, 3:].tolist())
 
 
-def test_continue_documents_on_other_shards_than_those_of_the_documents_is_refused(model: GPT) -> None:
+def test_continue_documents_on_other_shards_than_those_of_the_documents_is_refused(model: LanguageModel) -> None:
     split = Split("one two", "three four")
     fewer = dataclasses.replace(choice_of(split), available=1)
     with pytest.raises(DamagedFileError, match="found 2 documents"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.costs import (
     Precision,
@@ -18,7 +19,7 @@ from gpt_pipeline.model.costs import (
     optimizer_bytes,
     parameter_count,
 )
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.training.config import OptimizerName, TrainingConfig
 from gpt_pipeline.training.optimizer import Optimizer
 
@@ -42,7 +43,7 @@ def test_parameter_count_of_gpt2_is_the_known_one(config, count):
 @pytest.mark.parametrize("tie_weights", [False, True])
 def test_parameter_count_is_that_of_the_model_itself(qkv_bias, tie_weights):
     config = ModelConfig(n_layer=3, n_head=2, n_embd=8, context_length=13, qkv_bias=qkv_bias, tie_weights=tie_weights)
-    assert parameter_count(config) == GPT(config).num_parameters
+    assert parameter_count(config) == make_model(config).num_parameters
 
 
 def test_flops_per_token_of_gpt2_follow_palm():
@@ -57,7 +58,7 @@ def test_flops_per_token_of_gpt2_follow_palm():
 def test_flops_are_those_that_torch_counts(changes: dict) -> None:
     config = dataclasses.replace(_TINY, **changes)
     with torch.device("meta"):
-        model = GPT(config)
+        model = make_model(config)
         ids = torch.zeros((2, 128), dtype=torch.int64)
     with FlopCounterMode(display=False) as counted:
         model(ids, ids).backward()
@@ -65,7 +66,7 @@ def test_flops_are_those_that_torch_counts(changes: dict) -> None:
     assert planned == pytest.approx(counted.get_total_flops(), rel=0.002)  # biases and norms count as matrices
 
 
-def _bytes_kept(model: GPT, ids: torch.Tensor, *, bf16: bool) -> int:
+def _bytes_kept(model: LanguageModel, ids: torch.Tensor, *, bf16: bool) -> int:
     """What autograd keeps of a forward pass, without parameters and without the loss's logits."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
@@ -88,7 +89,7 @@ def _bytes_kept(model: GPT, ids: torch.Tensor, *, bf16: bool) -> int:
 @pytest.mark.parametrize(("dropout", "length"), [(0.0, 256), (0.1, 64), (0.1, 256), (0.1, 200)])
 def test_activations_are_those_that_autograd_keeps(dropout: float, length: int, bf16: bool) -> None:
     config = dataclasses.replace(_TINY, dropout=dropout)
-    model = GPT(config).train()
+    model = make_model(config).train()
     found = _bytes_kept(model, torch.zeros((3, length), dtype=torch.int64), bf16=bf16)
     precision = dataclasses.replace(_EAGER, bf16=bf16)
     assert activation_bytes(config, tokens=3 * length, max_length=length, precision=precision) == pytest.approx(
@@ -98,7 +99,7 @@ def test_activations_are_those_that_autograd_keeps(dropout: float, length: int, 
 
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 def test_optimizer_state_is_that_of_torch_after_a_step(optimizer: str) -> None:
-    model = GPT(_TINY)
+    model = make_model(_TINY)
     made = Optimizer(model, TrainingConfig(optimizer=optimizer))
     model(torch.zeros((1, 8), dtype=torch.int64), torch.zeros((1, 8), dtype=torch.int64)).backward()
     made.step(1e-3)

@@ -11,8 +11,9 @@ from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation.document_loss import DocumentLoss, document_losses, loss_metrics
 from gpt_pipeline.evaluation.held_out import HeldOutChoice, HeldOutDocument
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.language_model import LanguageModel
 
 CONTEXT = 32
 
@@ -45,12 +46,12 @@ def choice_of(stream: Documents) -> HeldOutChoice:
 
 
 @pytest.fixture(scope="module")
-def model() -> GPT:
+def model() -> LanguageModel:
     torch.manual_seed(0)
-    return GPT(ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=CONTEXT, dropout=0.5))
+    return make_model(ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=CONTEXT, dropout=0.5))
 
 
-def by_hand(model: GPT, ids: list[int]) -> list[float]:
+def by_hand(model: LanguageModel, ids: list[int]) -> list[float]:
     """The nats of each token of `ids` but the first, one document alone."""
     model.eval()
     with torch.inference_mode():
@@ -58,7 +59,7 @@ def by_hand(model: GPT, ids: list[int]) -> list[float]:
     return F.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none").tolist()
 
 
-def test_document_losses_equal_each_document_by_itself(model: GPT) -> None:
+def test_document_losses_equal_each_document_by_itself(model: LanguageModel) -> None:
     stream = Documents([9, 4, 30, 17])
     losses = document_losses(model, stream, choice_of(stream), context_length=CONTEXT)
     for number, loss in enumerate(losses):
@@ -68,7 +69,7 @@ def test_document_losses_equal_each_document_by_itself(model: GPT) -> None:
         assert loss.answer_nats == pytest.approx(sum(nats[-4:-1]), rel=1e-5)
 
 
-def test_document_losses_are_the_same_at_any_batch_size_to_a_millionth(model: GPT) -> None:
+def test_document_losses_are_the_same_at_any_batch_size_to_a_millionth(model: LanguageModel) -> None:
     stream = Documents(torch.randint(4, 60, (40,), generator=torch.Generator().manual_seed(1)).tolist())
     choice = choice_of(stream)
     alone, some, all_ = (
@@ -79,7 +80,9 @@ def test_document_losses_are_the_same_at_any_batch_size_to_a_millionth(model: GP
     assert all_ == pytest.approx(alone, rel=1e-6)
 
 
-def test_document_losses_of_a_document_beyond_the_context_are_those_of_its_end_and_counted(model: GPT) -> None:
+def test_document_losses_of_a_document_beyond_the_context_are_those_of_its_end_and_counted(
+    model: LanguageModel,
+) -> None:
     stream = Documents([100, 5])
     long, short = document_losses(model, stream, choice_of(stream), context_length=CONTEXT)
     nats = by_hand(model, [*stream.text(0), EOT_TOKEN][-(CONTEXT + 1) :])
@@ -90,14 +93,14 @@ def test_document_losses_of_a_document_beyond_the_context_are_those_of_its_end_a
     assert loss_metrics([long, short])["documents_truncated"] == 1
 
 
-def test_document_losses_of_an_answer_beyond_the_context_are_those_of_its_end(model: GPT) -> None:
+def test_document_losses_of_an_answer_beyond_the_context_are_those_of_its_end(model: LanguageModel) -> None:
     stream = Documents([100], answer=90)
     (loss,) = document_losses(model, stream, choice_of(stream), context_length=CONTEXT)
     assert loss.n_answer_tokens == CONTEXT - 1  # and the <|endoftext|>, which is not the answer's
     assert loss.answer_nats < loss.nats
 
 
-def test_document_losses_of_several_answers_are_those_of_all_of_them(model: GPT) -> None:
+def test_document_losses_of_several_answers_are_those_of_all_of_them(model: LanguageModel) -> None:
     stream = Documents([9, 60])
     is_answer = np.random.default_rng(0).random(stream.n_tokens) < 0.4
     losses = document_losses(
@@ -111,7 +114,7 @@ def test_document_losses_of_several_answers_are_those_of_all_of_them(model: GPT)
         assert loss.answer_nats == pytest.approx(np.array(nats[:-1])[wanted].sum(), rel=1e-5)
 
 
-def test_document_losses_on_other_shards_than_those_of_the_documents_are_refused(model: GPT) -> None:
+def test_document_losses_on_other_shards_than_those_of_the_documents_are_refused(model: LanguageModel) -> None:
     stream = Documents([9, 4, 30, 17])
     fewer = HeldOutChoice(documents=choice_of(stream).documents[:2], available=3)
     with pytest.raises(DamagedFileError, match="found 4 documents in the validation shards, need the 3"):

@@ -36,8 +36,8 @@ from gpt_pipeline.evaluation.result import (
     read_evaluations,
     summarize_evaluations,
 )
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.manifest import StageResult
 
 MODEL = ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=64)
@@ -60,7 +60,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
 
 def save(folder: Path, step: int, *, seed: int = 0, nan: bool = False) -> CheckpointInfo:
     torch.manual_seed(seed)
-    model = GPT(MODEL)
+    model = make_model(MODEL)
     if nan:
         torch.nn.init.constant_(model.transformer.ln_f.weight, math.nan)
     snapshot = Snapshot(

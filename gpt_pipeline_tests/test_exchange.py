@@ -30,8 +30,8 @@ from gpt_pipeline.exchange.folder import new_folder
 from gpt_pipeline.exchange.take_in import import_folder
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
 from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.state import random_states
 from gpt_pipeline_tests.projects import TinyProject
@@ -65,7 +65,7 @@ def experiment(folder: Path, stem: str = "one", *, tokenizer: str = "gpt2", **mo
 def checkpoint(of: Experiment, step: int = 3, *, tokenizer: Tokenizer | None = None) -> CheckpointInfo:
     """A checkpoint whose weights, biases and norms are all far from their initial values."""
     torch.manual_seed(step)
-    model = GPT(of.config.model)
+    model = make_model(of.config.model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -563,4 +563,5 @@ def test_training_starts_from_an_imported_model(tmp_path: Path) -> None:
 def test_model_config_of_every_field_is_exported() -> None:
     """A new field of `ModelConfig` must be thought of here and in `hugging_face.py`."""
     known = {"n_layer", "n_head", "n_embd", "context_length", "vocab_size", "dropout", "qkv_bias", "tie_weights"}
+    known |= {"architecture", "n_kv_head", "mlp_width", "rope_theta", "norm_eps", "logit_soft_cap"}
     assert {field.name for field in dataclasses.fields(ModelConfig)} == known

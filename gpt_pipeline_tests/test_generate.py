@@ -8,8 +8,9 @@ from torch import Tensor
 
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.evaluation.generate import generate, greedy
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.language_model import LanguageModel
 
 CONTEXT = 48
 CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=CONTEXT, dropout=0.1)
@@ -24,17 +25,17 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def model() -> GPT:
+def model() -> LanguageModel:
     """A model that ends some texts: the weights are large, so that its choices are clear, and EOT is often near."""
     torch.manual_seed(3)
-    model = GPT(CONFIG)
+    model = make_model(CONFIG)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(6.0)
     return model
 
 
-def without_cache(model: GPT, prompt: list[int], steps: int) -> list[int]:
+def without_cache(model: LanguageModel, prompt: list[int], steps: int) -> list[int]:
     """The plain loop: the whole text through the model for each token, the end kept."""
     model.eval()
     tokens = list(prompt)
@@ -56,7 +57,7 @@ def zero(logits: Tensor) -> Tensor:
     return torch.zeros(logits.size(0), dtype=torch.long)
 
 
-def test_generate_equals_the_plain_loop_without_cache(model: GPT) -> None:
+def test_generate_equals_the_plain_loop_without_cache(model: LanguageModel) -> None:
     for prompt in prompts(4):
         (found,) = generate(model, [prompt], max_new_tokens=12, context_length=CONTEXT)
         assert list(found.tokens) == without_cache(model, prompt, 12)[: len(found.tokens)]
@@ -64,14 +65,14 @@ def test_generate_equals_the_plain_loop_without_cache(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_generate_in_batches_equals_one_by_one(model: GPT, batch_size: int) -> None:
+def test_generate_in_batches_equals_one_by_one(model: LanguageModel, batch_size: int) -> None:
     asked = prompts(11)
     together = generate(model, asked, max_new_tokens=24, context_length=CONTEXT, batch_size=batch_size)
     alone = [generate(model, [prompt], max_new_tokens=24, context_length=CONTEXT)[0] for prompt in asked]
     assert together == alone
 
 
-def test_generate_stops_at_the_end_token_and_leaves_it_out(model: GPT) -> None:
+def test_generate_stops_at_the_end_token_and_leaves_it_out(model: LanguageModel) -> None:
     prompt = prompts(1)[0]
     calls = 0
 
@@ -85,7 +86,7 @@ def test_generate_stops_at_the_end_token_and_leaves_it_out(model: GPT) -> None:
     assert found.ended
 
 
-def test_generate_rows_that_end_at_different_times_equal_one_by_one(model: GPT) -> None:
+def test_generate_rows_that_end_at_different_times_equal_one_by_one(model: LanguageModel) -> None:
     def sometimes_end(logits: Tensor) -> Tensor:
         """Depends on the row's own logits only, and ends about every sixth text at each step."""
         chosen = greedy(logits)
@@ -99,13 +100,13 @@ def test_generate_rows_that_end_at_different_times_equal_one_by_one(model: GPT) 
     assert {each.ended for each in together} == {True, False}
 
 
-def test_generate_without_end_stops_at_max_new_tokens(model: GPT) -> None:
+def test_generate_without_end_stops_at_max_new_tokens(model: LanguageModel) -> None:
     (found,) = generate(model, [[EOT_TOKEN, 5]], max_new_tokens=9, context_length=CONTEXT, pick=zero)
     assert found.tokens == (0,) * 9
     assert not found.ended
 
 
-def test_generate_fills_the_context_and_no_more(model: GPT) -> None:
+def test_generate_fills_the_context_and_no_more(model: LanguageModel) -> None:
     prompt = [EOT_TOKEN, *range(30)]
     (found,) = generate(model, [prompt], max_new_tokens=1000, context_length=CONTEXT, pick=zero)
     assert found.prompt_truncated
@@ -114,7 +115,7 @@ def test_generate_fills_the_context_and_no_more(model: GPT) -> None:
     assert (len(short.tokens), len(long.tokens)) == (CONTEXT - 1, CONTEXT - 21)
 
 
-def test_generate_from_a_long_prompt_keeps_its_end(model: GPT) -> None:
+def test_generate_from_a_long_prompt_keeps_its_end(model: LanguageModel) -> None:
     prompt = [EOT_TOKEN, *torch.randint(0, 50256, (200,), generator=torch.Generator().manual_seed(1)).tolist()]
     (long,) = generate(model, [prompt], max_new_tokens=8, context_length=CONTEXT)
     (cut,) = generate(model, [[EOT_TOKEN, *prompt[-(CONTEXT - 8) + 1 :]]], max_new_tokens=8, context_length=CONTEXT)
@@ -122,6 +123,6 @@ def test_generate_from_a_long_prompt_keeps_its_end(model: GPT) -> None:
     assert (long.prompt_truncated, cut.prompt_truncated) == (True, False)
 
 
-def test_generate_from_an_empty_prompt_is_refused(model: GPT) -> None:
+def test_generate_from_an_empty_prompt_is_refused(model: LanguageModel) -> None:
     with pytest.raises(ValueError, match="found an empty prompt"):
         generate(model, [[1], []], max_new_tokens=8, context_length=CONTEXT)

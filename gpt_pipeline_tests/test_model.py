@@ -8,23 +8,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from gpt_pipeline.model.architectures import make_model
+from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT, KVCache
+from gpt_pipeline.model.language_model import LanguageModel
 
 TINY = ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=32, dropout=0.0)
 _TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # transformers keeps them as [in, out]
 
 
-def _model(config: ModelConfig = TINY) -> GPT:
+def _model(config: ModelConfig = TINY) -> LanguageModel:
     torch.manual_seed(1)
-    model = GPT(config).eval()
+    model = make_model(config).eval()
     with torch.no_grad():  # biases and gains away from 0 and 1, so that the comparison sees them
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model
 
 
-def _reference(model: GPT):
+def _reference(model: LanguageModel):
     transformers = pytest.importorskip("transformers")
     config = model.config
     reference = transformers.GPT2LMHeadModel(
@@ -62,7 +64,7 @@ def _ids(B: int = 3, T: int = 17) -> Tensor:
 )
 def test_model_in_gpt2_size_has_the_published_number_of_parameters(qkv_bias, tie_weights, count):
     with torch.device("meta"):
-        assert GPT(ModelConfig(qkv_bias=qkv_bias, tie_weights=tie_weights)).num_parameters == count
+        assert make_model(ModelConfig(qkv_bias=qkv_bias, tie_weights=tie_weights)).num_parameters == count
 
 
 @pytest.mark.parametrize(("qkv_bias", "tie_weights"), [(False, True), (True, True), (True, False)])
@@ -94,7 +96,7 @@ def test_model_with_the_same_weights_equals_transformers(qkv_bias, tie_weights):
 
 def test_model_at_initialisation_follows_gpt2s_scales():
     torch.manual_seed(0)
-    model = GPT(ModelConfig(n_layer=8, n_head=4, n_embd=128, context_length=64))
+    model = make_model(ModelConfig(n_layer=8, n_head=4, n_embd=128, context_length=64))
     block = model.transformer.h[3]
     assert block.attn.c_attn.weight.std().item() == pytest.approx(0.02, rel=0.03)
     assert block.mlp.c_proj.weight.std().item() == pytest.approx(0.02 / math.sqrt(16), rel=0.03)
@@ -105,7 +107,7 @@ def test_model_at_initialisation_follows_gpt2s_scales():
 
 def test_model_at_step_0_knows_nothing():
     torch.manual_seed(0)
-    model = GPT(TINY).eval()
+    model = make_model(TINY).eval()
     ids = _ids(8, 33)
     loss = model(ids[:, :-1], ids[:, 1:]).item() / ids[:, 1:].numel()
     assert loss == pytest.approx(math.log(50257), abs=0.05)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from gpt_pipeline.model import gpt, linear
+from gpt_pipeline.model import attention, linear
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.model.loss import summed_loss
 
 has_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
@@ -43,7 +43,7 @@ def test_loss_in_pieces_equals_the_plain_one_in_bf16():
 
 
 def test_loss_in_pieces_without_gradients_is_the_same_number():
-    model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=16, context_length=32)).eval()
+    model = make_model(ModelConfig(n_layer=1, n_head=1, n_embd=16, context_length=32)).eval()
     ids, targets = torch.randint(0, 50257, (2, 2, 32))
     with torch.no_grad():
         whole = model(ids, targets)
@@ -53,7 +53,7 @@ def test_loss_in_pieces_without_gradients_is_the_same_number():
 
 def test_model_with_its_loss_in_pieces_has_the_same_gradients_head_and_embedding_tied():
     torch.manual_seed(0)
-    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=32, dropout=0.0))
+    model = make_model(ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=32, dropout=0.0))
     ids, targets = torch.randint(0, 50257, (2, 2, 32))
     gradients = []
     for piece in (None, 10):
@@ -95,7 +95,7 @@ def test_linear_gives_no_gradient_that_nobody_wants(monkeypatch):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> list[Tensor]:
     inputs = [one.clone().requires_grad_() for one in (q, k, v)]
-    y = gpt._causal_attention(*inputs, dropout=dropout)
+    y = attention._causal_attention(*inputs, dropout=dropout)
     y.square().sum().backward()
     return [y.detach(), *(one.grad for one in inputs)]
 

@@ -25,9 +25,9 @@ from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.sizes import training_size
 from gpt_pipeline.experiment.training import training_job
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.costs import MemoryNeed, Precision, checkpoint_bytes, memory_need
-from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.planning.device import Device, choose_device
 from gpt_pipeline.planning.disk import Disk, DiskNeed
 from gpt_pipeline.planning.findings import Known, findings
@@ -125,7 +125,7 @@ def test_plan_tokens_of_finished_shards_are_counted_and_steps_are_the_trainers(w
     assert plan.length.tokens_per_step == 128
     assert plan.length.steps == 12
     assert plan.length.steps_per_epoch == (facts["train_tokens"] - 1) // 32 // 4
-    assert plan.parameters == GPT(experiment.config.model).num_parameters
+    assert plan.parameters == make_model(experiment.config.model).num_parameters
 
 
 def test_plan_tokens_of_synth_are_estimated_with_the_constants_source(project: TinyProject) -> None:

@@ -23,7 +23,8 @@ from gpt_pipeline.checkpoints.manifest import best_checkpoint, find_checkpoint, 
 from gpt_pipeline.data.tokens.batches import BatchSampler
 from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.errors import ConfigError, LockedError, UserError
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.architectures import make_model
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.config import HardwareConfig
 from gpt_pipeline.training.finished import find_finished_training
@@ -392,7 +393,7 @@ def test_training_losses_equal_a_plain_loop(tmp_path):
         stream=open_shards(Path(job.shards_folder)).train, sequence_length=T, batch_size=BATCH, seed=0
     )
     torch.manual_seed(0)
-    model = GPT(job.model)
+    model = make_model(job.model)
     decayed = [p for p in model.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if p.dim() != 2]
     optimizer = torch.optim.AdamW(
@@ -457,13 +458,13 @@ def test_training_muon_keeps_one_momentum_for_each_matrix_of_the_blocks(tmp_path
     run_job(job, Listener())
     adamw, muon = load_checkpoint(list_checkpoints(job.folder.checkpoints)[-1].path).optimizer["states"]
     assert len(muon["state"]) == 4  # c_attn, c_proj, c_fc, c_proj of the one block
-    assert len(adamw["state"]) == len(list(GPT(job.model).parameters())) - 4
+    assert len(adamw["state"]) == len(list(make_model(job.model).parameters())) - 4
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_training_with_a_number_that_is_not_finite_stops_before_the_step(tmp_path, monkeypatch, where):
     job = make_job(tmp_path)
-    forward = GPT.forward
+    forward = LanguageModel.forward
     calls = []
 
     def poisoned(self, ids, targets=None, weights=None):
@@ -474,7 +475,7 @@ def test_training_with_a_number_that_is_not_finite_stops_before_the_step(tmp_pat
             loss = loss * math.nan if where == "loss" else _nan_gradient(loss)
         return loss
 
-    monkeypatch.setattr(GPT, "forward", poisoned)
+    monkeypatch.setattr(LanguageModel, "forward", poisoned)
     with pytest.raises(NotFiniteError, match=r"before update 7: found loss .* gradient norm .* learning rate 0\.0"):
         run_job(job, Listener())
     infos = list_checkpoints(job.folder.checkpoints)
@@ -566,7 +567,7 @@ def test_lock_error_is_raised_for_a_second_trainer_in_process(tmp_path):
 
 def test_updater_leaves_norms_and_biases_undecayed(tmp_path):
     job = make_job(tmp_path)
-    model = GPT(job.model)
+    model = make_model(job.model)
     from gpt_pipeline.training.config import step_layout
     from gpt_pipeline.training.device import Compute
     from gpt_pipeline.training.ranks import Ranks

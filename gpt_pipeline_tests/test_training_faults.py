@@ -18,7 +18,7 @@ import torch
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.storage.lock import folder_lock, is_locked
 from gpt_pipeline.storage.process import ProcessId
 from gpt_pipeline.training.device import largest_proper_divisor
@@ -41,7 +41,7 @@ def test_largest_proper_divisor_keeps_the_update_divisible(number, divisor):
 
 @pytest.mark.parametrize("where", ["forward", "optimizer"])
 def test_training_out_of_gpu_memory_names_the_micro_batch_to_try(tmp_path, monkeypatch, where):
-    forward = GPT.forward
+    forward = LanguageModel.forward
 
     def full(self, ids, targets=None, weights=None):
         if self.training:
@@ -52,7 +52,7 @@ def test_training_out_of_gpu_memory_names_the_micro_batch_to_try(tmp_path, monke
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     if where == "forward":
-        monkeypatch.setattr(GPT, "forward", full)
+        monkeypatch.setattr(LanguageModel, "forward", full)
     else:
         monkeypatch.setattr("gpt_pipeline.training.optimizer.Optimizer.step", full_step)
     job = make_job(tmp_path, training={"batch_size": 18, "micro_batch_size": 9})
@@ -64,7 +64,7 @@ def test_training_out_of_gpu_memory_with_one_sequence_says_what_else_to_lower(tm
     def full(self, ids, targets=None, weights=None):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(GPT, "forward", full)
+    monkeypatch.setattr(LanguageModel, "forward", full)
     with pytest.raises(UserError, match=r"lower data\.max_length or the model's size"):
         run_job(make_job(tmp_path, training={"micro_batch_size": 1}), Listener())
 
@@ -72,7 +72,7 @@ def test_training_out_of_gpu_memory_with_one_sequence_says_what_else_to_lower(tm
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_training_loss_that_is_not_finite_leaves_the_best_and_the_last_checkpoint(tmp_path, monkeypatch, value):
     job = make_job(tmp_path)
-    forward = GPT.forward
+    forward = LanguageModel.forward
     calls = []
 
     def poisoned(self, ids, targets=None, weights=None):
@@ -80,7 +80,7 @@ def test_training_loss_that_is_not_finite_leaves_the_best_and_the_last_checkpoin
         calls.append(self.training)
         return loss * value if calls.count(True) > 12 else loss  # from update 7 on, estimates included
 
-    monkeypatch.setattr(GPT, "forward", poisoned)
+    monkeypatch.setattr(LanguageModel, "forward", poisoned)
     with pytest.raises(UserError, match=r"need finite numbers; the weights were not touched"):
         run_job(job, Listener())
     lines = read_metrics(job.folder.metrics)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.architectures import make_model
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.training.config import step_layout
 from gpt_pipeline.training.device import CompiledModel, Compute
 from gpt_pipeline.training.feed import Batch
@@ -25,10 +26,10 @@ from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job
 CPU = Compute(device=torch.device("cpu"), bf16=False, compile=False, peak_flops=None)
 
 
-def _updater(job, *, model: GPT | None = None, compute: Compute = CPU, **changes) -> Updater:
+def _updater(job, *, model: LanguageModel | None = None, compute: Compute = CPU, **changes) -> Updater:
     torch.manual_seed(0)
     plan = step_layout(job.training, max_length=T, steps_per_epoch=5, world_size=1)
-    model = GPT(job.model) if model is None else model
+    model = make_model(job.model) if model is None else model
     return Updater(model, job.training, layout=plan, compute=compute, ranks=Ranks(), **changes)
 
 
@@ -80,14 +81,14 @@ def test_update_that_is_not_finite_and_all_after_it_change_no_weight(tmp_path, o
 def test_training_that_learns_late_of_a_number_that_is_not_finite_names_its_step(tmp_path, monkeypatch):
     job = make_job(tmp_path)
     monkeypatch.setattr(Compute, "updates_in_flight", 2)
-    forward = GPT.forward
+    forward = LanguageModel.forward
     calls = []
 
     def poisoned(self, ids, targets=None, weights=None):
         calls.extend([1] * self.training)
         return forward(self, ids, targets, weights) * (math.nan if self.training and len(calls) == 9 else 1)  # update 5
 
-    monkeypatch.setattr(GPT, "forward", poisoned)
+    monkeypatch.setattr(LanguageModel, "forward", poisoned)
     with pytest.raises(NotFiniteError, match="before update 5: found loss nan"):
         run_job(job, Listener())
     (event,) = [line for line in read_metrics(job.folder.metrics) if line.get("event") == "not_finite"]
@@ -101,7 +102,7 @@ def test_optimizer_divides_the_gradients_as_clipping_would(tmp_path, name):
     weights = []
     for in_the_step in (True, False):
         torch.manual_seed(0)
-        model = GPT(job.model)
+        model = make_model(job.model)
         optimizer = Optimizer(model, job.training)
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter) / (1 if in_the_step else 8)

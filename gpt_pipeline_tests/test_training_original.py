@@ -13,8 +13,8 @@ from torch import nn
 from gpt_pipeline.checkpoints.load import load_checkpoint, load_model
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.errors import DamagedFileError, UserError
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.atomic import sha256_of
 from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.job import SCRATCH, TrainingJob
@@ -144,7 +144,7 @@ def _place(folder: Path, payload, **changes) -> TrainingJob:
 def test_original_weights_give_the_logits_of_the_original_model(tmp_path, original):
     torch.save(_payload(original), tmp_path / NAME)
     found = read_original(tmp_path / NAME)
-    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=8, context_length=T, dropout=0.0, tie_weights=False))
+    model = make_model(ModelConfig(n_layer=2, n_head=2, n_embd=8, context_length=T, dropout=0.0, tie_weights=False))
     model.load_state_dict(dict(found.model))
     ids = torch.randint(0, 50257, (3, T))
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_original_weights_give_the_logits_of_the_original_model(tmp_path, origin
 def test_original_gpt2_has_163_009_536_parameters_under_our_names():
     with torch.device("meta"):
         theirs = _OriginalGPT(width=768, heads=12, layers=12, positions=1024)
-        ours = GPT(ModelConfig(tie_weights=False))
+        ours = make_model(ModelConfig(tie_weights=False))
     assert sum(p.numel() for p in theirs.parameters()) == ours.num_parameters == 163_009_536
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F  # noqa: N812  # its usual name
 from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.model.loss import summed_loss
 from gpt_pipeline.training.config import step_layout
 from gpt_pipeline.training.decision import decide_start
@@ -69,8 +69,8 @@ def test_update_divides_by_the_targets_that_count_whatever_the_micro_batches(tmp
     job = make_job(tmp_path, training={"micro_batch_size": micro_batch_size})
     model = dataclasses.replace(job.model, dropout=0.0)
     torch.manual_seed(0)
-    gpt = GPT(model)
-    reference = GPT(model)
+    gpt = make_model(model)
+    reference = make_model(model)
     reference.load_state_dict(gpt.state_dict())
     generator = torch.Generator().manual_seed(2)
     inputs, targets = (torch.randint(0, 50257, (BATCH, T), generator=generator) for _ in range(2))
@@ -91,7 +91,7 @@ def test_update_divides_by_the_targets_that_count_whatever_the_micro_batches(tmp
 def test_update_without_a_target_that_counts_has_no_loss_and_stays_finite(tmp_path) -> None:
     job = make_job(tmp_path)
     layout = step_layout(job.training, max_length=T, steps_per_epoch=5, world_size=1)
-    updater = Updater(GPT(job.model), job.training, layout=layout, compute=CPU, ranks=Ranks())
+    updater = Updater(make_model(job.model), job.training, layout=layout, compute=CPU, ranks=Ranks())
     ids = torch.zeros(BATCH, T, dtype=torch.int64)
     result = updater.update(0, Batch(ids, ids, torch.zeros(BATCH, T))).result()
     assert (result.train_loss, result.gradient_norm) == (0.0, 0.0)

@@ -8,8 +8,9 @@ import torch
 
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.evaluation.validation import validation_loss
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.language_model import LanguageModel
 
 T = 16
 CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=T, dropout=0.5)
@@ -32,13 +33,13 @@ def random_stream(n_tokens: int) -> Tokens:
 
 
 @pytest.fixture(scope="module")
-def model() -> GPT:
+def model() -> LanguageModel:
     torch.manual_seed(0)
-    return GPT(CONFIG)
+    return make_model(CONFIG)
 
 
 @pytest.mark.parametrize("n_tokens", [2, T, T + 1, T + 2, 5 * T + 7])
-def test_validation_loss_equals_the_sum_over_windows_by_hand(model: GPT, n_tokens: int) -> None:
+def test_validation_loss_equals_the_sum_over_windows_by_hand(model: LanguageModel, n_tokens: int) -> None:
     stream = random_stream(n_tokens)
     model.eval()
     nats = 0.0
@@ -50,7 +51,7 @@ def test_validation_loss_equals_the_sum_over_windows_by_hand(model: GPT, n_token
     assert found.val_loss == pytest.approx(nats / (n_tokens - 1), rel=1e-6)
 
 
-def test_validation_loss_is_the_same_at_any_batch_size_and_with_dropout_configured(model: GPT) -> None:
+def test_validation_loss_is_the_same_at_any_batch_size_and_with_dropout_configured(model: LanguageModel) -> None:
     stream = random_stream(40 * T + 3)
     model.train()
     losses = [
@@ -60,7 +61,7 @@ def test_validation_loss_is_the_same_at_any_batch_size_and_with_dropout_configur
     assert max(losses) - min(losses) < 1e-6
 
 
-def test_validation_loss_reads_no_more_than_max_tokens(model: GPT) -> None:
+def test_validation_loss_reads_no_more_than_max_tokens(model: LanguageModel) -> None:
     stream = random_stream(10 * T)
     first = validation_loss(
         model, Tokens(stream.tokens[: 3 * T + 6].tolist()), gpt2(), sequence_length=T, max_tokens=10**6
@@ -70,7 +71,7 @@ def test_validation_loss_reads_no_more_than_max_tokens(model: GPT) -> None:
 
 def test_validation_loss_of_a_uniform_model_gives_known_perplexity_and_bits_per_byte() -> None:
     text = "Der Fluß fließt. 🙂 The river flows."
-    uniform = GPT(CONFIG)
+    uniform = make_model(CONFIG)
     torch.nn.init.zeros_(uniform.transformer.wte.weight)
     tokens = [EOT_TOKEN, *gpt2().encode(text), EOT_TOKEN]
     found = validation_loss(uniform, Tokens(tokens), gpt2(), sequence_length=T, max_tokens=10**6)
@@ -79,7 +80,7 @@ def test_validation_loss_of_a_uniform_model_gives_known_perplexity_and_bits_per_
     assert found.val_bpb == pytest.approx((len(tokens) - 1) * math.log2(50257) / len(text.encode()), rel=1e-5)
 
 
-def test_validation_loss_of_too_few_tokens_is_refused(model: GPT) -> None:
+def test_validation_loss_of_too_few_tokens_is_refused(model: LanguageModel) -> None:
     with pytest.raises(ValueError, match="need at least 2"):
         validation_loss(model, Tokens([5]), gpt2(), sequence_length=T, max_tokens=100)
 

@@ -20,8 +20,8 @@ from gpt_pipeline.data.formats.synth_text import prompt_text
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.evaluation.generate import generate, greedy
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.writing import Manner, Writer, converse, picker, whole_characters, write_once
 from gpt_pipeline_tests.projects import TinyProject
 
@@ -31,7 +31,7 @@ GREEDY = Manner(pick=greedy, max_new_tokens=10, raw=False)
 def writer(context: int = 32, bias: float = 0.0) -> Writer:
     """A small model with decided opinions; `bias` is for or against `<|endoftext|>`."""
     torch.manual_seed(0)
-    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=8, context_length=32, tie_weights=False)).eval()
+    model = make_model(ModelConfig(n_layer=1, n_head=2, n_embd=8, context_length=32, tie_weights=False)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)

@@ -12,7 +12,8 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo, manifest_path, pos
 from gpt_pipeline.checkpoints.snapshot import Snapshot
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer, gpt2, read_tokenizer
 from gpt_pipeline.errors import DamagedFileError, UserError
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.architectures import make_model
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.storage.atomic import sha256_of
 
 UNREADABLE = (
@@ -72,7 +73,7 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> Snapshot:
 class Trained:
     """What a checkpoint holds for whoever uses its model."""
 
-    model: GPT
+    model: LanguageModel
     """In eval mode."""
 
     info: CheckpointInfo
@@ -89,7 +90,7 @@ def tokenizer_in(file: str | None, *, source: object) -> Tokenizer:
     return gpt2() if file is None else read_tokenizer(file, source=source)
 
 
-def load_model(path: Path, *, device: str | torch.device = "cpu") -> tuple[GPT, CheckpointInfo]:
+def load_model(path: Path, *, device: str | torch.device = "cpu") -> tuple[LanguageModel, CheckpointInfo]:
     """Return the model of the checkpoint `path` and the checkpoint's info; see `load_trained`."""
     trained = load_trained(path, device=device)
     return trained.model, trained.info
@@ -104,7 +105,7 @@ def load_trained(path: Path, *, device: str | torch.device = "cpu") -> Trained:
     info = verify_checkpoint(path)
     snapshot = load_checkpoint(path, verify=False)
     with torch.device("meta"):  # so that no initial weights and no random numbers are drawn
-        model = GPT(snapshot.model_config)
+        model = make_model(snapshot.model_config)
     model.load_state_dict(dict(snapshot.model), assign=True)
     model = model.requires_grad_(False).to(device).eval()
     return Trained(model=model, info=info, tokenizer_file=snapshot.tokenizer)

@@ -14,7 +14,7 @@ from gpt_pipeline.evaluation.generate import Generation, generate, longest_promp
 from gpt_pipeline.evaluation.questions import Question
 from gpt_pipeline.evaluation.result import exercise_names
 from gpt_pipeline.evaluation.score import Score, score_answer, split_answer
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.row import Watch, unwatched
 
 _SCORES = tuple(each.name for each in dataclasses.fields(Score))
@@ -33,7 +33,7 @@ class ScoredAnswer:
 
 
 def answer_questions(
-    model: GPT,
+    model: LanguageModel,
     questions: Sequence[Question],
     tokenizer: Tokenizer,
     *,

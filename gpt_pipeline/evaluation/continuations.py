@@ -11,7 +11,7 @@ from gpt_pipeline.evaluation.document_loss import DocumentStream, document_bound
 from gpt_pipeline.evaluation.generate import Generation, generate
 from gpt_pipeline.evaluation.held_out import HeldOutChoice, HeldOutDocument
 from gpt_pipeline.evaluation.score import distinct_n
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.row import Watch, unwatched
 
 _LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens at most
@@ -29,7 +29,7 @@ class _Begun:
 
 
 def continue_documents(
-    model: GPT,
+    model: LanguageModel,
     stream: DocumentStream,
     choice: HeldOutChoice,
     tokenizer: Tokenizer,

@@ -18,7 +18,7 @@ from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation.held_out import HeldOutChoice, HeldOutDocument
 from gpt_pipeline.evaluation.result import exercise_names
 from gpt_pipeline.evaluation.validation import Stream, token_losses
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.row import Watch, unwatched
 
 _TOKENS_AT_ONCE = 4096  # padding included; their logits take 0.8 GB in float32
@@ -76,7 +76,7 @@ class _Row:
 
 
 def document_losses(
-    model: GPT,
+    model: LanguageModel,
     stream: DocumentStream,
     choice: HeldOutChoice,
     *,
@@ -188,7 +188,7 @@ def _batches(rows: Iterable[_Row], tokens_at_once: int) -> Iterator[list[_Row]]:
         yield batch
 
 
-def _nats(model: GPT, batch: Sequence[_Row]) -> list[NDArray[np.float64]]:
+def _nats(model: LanguageModel, batch: Sequence[_Row]) -> list[NDArray[np.float64]]:
     """Return the nats of each row's tokens but the first."""
     T = max(len(row.ids) for row in batch)
     padded = np.zeros((len(batch), T), dtype=np.int64)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from gpt_pipeline.evaluation.answers import ScoredAnswer
     from gpt_pipeline.evaluation.document_loss import DocumentLoss
     from gpt_pipeline.evaluation.validation import ValidationLoss
-    from gpt_pipeline.model.gpt import GPT
+    from gpt_pipeline.model.language_model import LanguageModel
 
 _TOKENS_AT_ONCE = 4096  # their logits take 0.8 GB in float32, and as much again while the loss is computed
 
@@ -176,7 +176,7 @@ def _documents_fingerprint(task: EvaluationTask) -> str:
     return documents[0] if len(documents) == 1 else fingerprint("mix", config={}, upstream=documents, code_version="1")
 
 
-def _load(task: EvaluationTask) -> tuple[GPT, str]:
+def _load(task: EvaluationTask) -> tuple[LanguageModel, str]:
     """Return the checkpoint's model, verified, and the name of the device it is on."""
     import torch
 
@@ -222,7 +222,7 @@ def _on_terminal(checkpoint: str) -> Iterator[Callable[[str], Watch]]:
 
 
 def _measure(
-    task: EvaluationTask, model: GPT, watch: Callable[[str], Watch]
+    task: EvaluationTask, model: LanguageModel, watch: Callable[[str], Watch]
 ) -> tuple[dict[str, float], list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the metrics by name, and the answers and the continuations as records."""
     from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
@@ -273,7 +273,9 @@ class _Measured:
     continuations: Sequence[dict[str, Any]]
 
 
-def _measure_part(task: EvaluationTask, part: EvaluatedPart, model: GPT, watch: Callable[[str], Watch]) -> _Measured:
+def _measure_part(
+    task: EvaluationTask, part: EvaluatedPart, model: LanguageModel, watch: Callable[[str], Watch]
+) -> _Measured:
     from gpt_pipeline.data.tokens.stream import open_shards
     from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
     from gpt_pipeline.evaluation.answers import answer_questions

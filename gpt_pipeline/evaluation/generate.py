@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import ConfigError
-from gpt_pipeline.model.gpt import GPT, KVCache
+from gpt_pipeline.model.attention import KVCache
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.row import Watch, unwatched
 
 Pick = Callable[[Tensor], Tensor]
@@ -57,7 +58,7 @@ def greedy(logits: Tensor) -> Tensor:
 
 
 def generate(
-    model: GPT,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -118,7 +119,7 @@ def inference_device(name: str) -> str:
     return name if name != "auto" else "cuda" if available else "cpu"
 
 
-def next_tokens(model: GPT, ids: Tensor, cache: KVCache, pick: Pick) -> Iterator[Tensor]:
+def next_tokens(model: LanguageModel, ids: Tensor, cache: KVCache, pick: Pick) -> Iterator[Tensor]:
     """Yield the tokens [B] that follow the prompts `ids` [B, T], step by step, until `cache` is full."""
     while cache.length + ids.size(1) <= cache.capacity:
         with torch.inference_mode():
@@ -137,7 +138,7 @@ def _start(prompt: Sequence[int], max_new_tokens: int, context_length: int) -> _
     )
 
 
-def _advance(model: GPT, batch: list[_Sequence], pick: Pick, eot_token: int) -> None:
+def _advance(model: LanguageModel, batch: list[_Sequence], pick: Pick, eot_token: int) -> None:
     """Generate until half of the batch is finished or the longest row fills the model's context.
 
     The rows that are left start again with what they have, in a fuller batch with less padding. At least one row

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
-from gpt_pipeline.model.gpt import GPT
-from gpt_pipeline.model.linear import linear
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.row import Watch, unwatched
 
 _PIECE = 128  # tokens whose logits are computed together on a CPU: 26 MB stay near it, half the time of 4,096 at once
@@ -80,7 +79,7 @@ def mixed_loss(losses: Sequence[ValidationLoss], shares: Sequence[float]) -> Val
 
 
 def validation_loss(
-    model: GPT,
+    model: LanguageModel,
     stream: Stream,
     tokenizer: Tokenizer,
     *,
@@ -111,13 +110,13 @@ def validation_loss(
     return ValidationLoss(val_loss=nats / n_tokens, n_tokens=n_tokens, n_bytes=n_bytes)
 
 
-def token_losses(model: GPT, ids: Tensor) -> Tensor:
+def token_losses(model: LanguageModel, ids: Tensor) -> Tensor:
     """Return the nats of each token of `ids` [B, T + 1] but the first, given those before it: [B, T], float32."""
     with torch.inference_mode():
-        x, targets = model.transformer(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()
+        x, targets = model.hidden(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()
         piece = len(x) if x.is_cuda else _PIECE
         losses = [
-            F.cross_entropy(linear(some, model.head_weight).float(), wanted, reduction="none")
+            F.cross_entropy(model.logits(some).float(), wanted, reduction="none")
             for some, wanted in zip(x.split(piece), targets.split(piece), strict=True)
         ]
         return torch.cat(losses).view(ids.size(0), -1)

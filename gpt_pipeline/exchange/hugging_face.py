@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
 
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _QKV_BIAS = "attn.c_attn.bias"
@@ -109,7 +109,7 @@ def our_weights(weights: Mapping[str, Tensor], config: ModelConfig, *, source: o
     if not config.qkv_bias:
         _drop_zero_biases(found, source=source)
     with torch.device("meta"):
-        needed = {name: tensor.shape for name, tensor in GPT(config).named_parameters()}
+        needed = {name: tensor.shape for name, tensor in make_model(config).named_parameters()}
     for name in sorted(needed.keys() | found.keys()):
         _require_weight(name, found.get(name), needed.get(name), source=source)
     return {name: found[name] for name in needed}

@@ -28,8 +28,8 @@ from gpt_pipeline.exchange.hugging_face import our_weights, read_hugging_face_co
 from gpt_pipeline.exchange.tokenizer_files import folder_tokenizer
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.start_from import note_source, source_of, start_checkpoint, weights_path
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.config import TrainingConfig
@@ -230,6 +230,6 @@ def _snapshot(
 
 def _fresh_optimizer(weights: Mapping[str, Tensor], model: ModelConfig, training: TrainingConfig) -> dict[str, Any]:
     with torch.device("meta"):
-        network = GPT(model)
+        network = make_model(model)
     network.load_state_dict(dict(weights), assign=True)
     return Optimizer(network, training).state()

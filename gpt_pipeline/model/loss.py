@@ -27,11 +27,13 @@ def summed_loss(
     *,
     padded_vocab_size: int,
     piece: int | None,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """Return the cross entropy, in nats, summed over the tokens `targets` [N], of `x` [N, C] times `head` [V, C].
 
     `weights`: how much each target counts, float32 [N]; None: all the same, 1.
     `piece`: tokens whose logits are in memory together; None for all of them, which a compiler can fuse.
+    `soft_cap`: see `soft_capped`.
     """
     vocab_size = head.size(0)
     if x.is_cuda:
@@ -39,17 +41,28 @@ def summed_loss(
         # no gradient, no probability (their logits are cut off), nothing to keep out of checkpoints.
         head = F.pad(head, (0, 0, 0, padded_vocab_size - vocab_size))
     if piece is not None and len(x) > piece and torch.is_grad_enabled():
-        nats: Tensor = _LossInPieces.apply(x, head, targets, weights, (vocab_size, piece))
+        nats: Tensor = _LossInPieces.apply(x, head, targets, weights, (vocab_size, piece, soft_cap))
         return nats
     size = piece or len(x)
     pieces = [part.split(size) for part in (x, targets)]
     pieces.append([None] * len(pieces[0]) if weights is None else weights.split(size))
-    nats = (_plain(some, head, wanted, count, vocab_size) for some, wanted, count in zip(*pieces, strict=True))
+    nats = (
+        _plain(some, head, wanted, count, (vocab_size, soft_cap)) for some, wanted, count in zip(*pieces, strict=True)
+    )
     return sum(nats, x.new_zeros(()).float())
 
 
-def _plain(x: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None, vocab_size: int) -> Tensor:
-    logits = linear(x, head)[..., :vocab_size]
+def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Return cap * tanh(logits / cap), which lies between -cap and cap (Gemma 2, Riviere et al. 2024); None: as is."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _plain(
+    x: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None, bounds: tuple[int, float | None]
+) -> Tensor:
+    """[N, C], [P, C], [N], [N] -> []; `bounds`: vocabulary, soft cap."""
+    vocab_size, soft_cap = bounds
+    logits = soft_capped(linear(x, head)[..., :vocab_size], soft_cap)
     if weights is None:
         return F.cross_entropy(logits.float(), targets, reduction="sum")
     return (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
@@ -60,10 +73,15 @@ class _LossInPieces(torch.autograd.Function):  # type: ignore[misc]  # torch is 
 
     @staticmethod
     def forward(  # noqa: PLR0917  # autograd passes them by position
-        ctx: Any, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None, sizes: tuple[int, int]
+        ctx: Any,
+        x: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        bounds: tuple[int, int, float | None],
     ) -> Tensor:
-        """[N, C], [P, C], [N], [N] -> []; `sizes`: vocabulary, piece."""
-        vocab_size, piece = sizes
+        """[N, C], [P, C], [N], [N] -> []; `bounds`: vocabulary, piece, soft cap."""
+        vocab_size, piece, soft_cap = bounds
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         with torch.autocast(device, enabled=False):
@@ -73,7 +91,8 @@ class _LossInPieces(torch.autograd.Function):  # type: ignore[misc]  # torch is 
             for start in range(0, len(x), piece):
                 part = slice(start, start + piece)
                 some, wanted = inputs[part], targets[part, None]
-                logits = linear(some, matrix).float()  # [n, P]
+                logits = soft_capped(linear(some, matrix).float(), soft_cap)  # [n, P]
+                slope = None if soft_cap is None else 1 - (logits / soft_cap) ** 2  # of the cap: 1 - tanh^2
                 logits[:, vocab_size:] = -torch.inf
                 normaliser = logits.logsumexp(1, keepdim=True)
                 losses = normaliser - logits.gather(1, wanted)  # [n, 1]
@@ -82,6 +101,8 @@ class _LossInPieces(torch.autograd.Function):  # type: ignore[misc]  # torch is 
                 error.scatter_add_(1, wanted, error.new_full((1, 1), -1.0).expand_as(wanted))
                 if weights is not None:
                     error *= weights[part, None]
+                if slope is not None:
+                    error *= slope
                 error = error.to(dtype)
                 grad_x[part] = linear(error, matrix.t())
                 grad_head += linear(error.t(), some.t())  # summed in the precision of the weights

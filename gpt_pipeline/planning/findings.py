@@ -220,7 +220,7 @@ def _schedule(known: Known) -> Iterator[Finding]:
 
 
 def _regularisation(known: Known) -> Iterator[Finding]:
-    dropout = known.experiment.config.model.dropout
+    dropout = known.experiment.config.model.drop_rate
     repeats = any(times > 1 for times in known.tokens.epochs.values())
     if known.size is None or dropout == 0 or repeats or known.size.layout.max_steps > known.size.steps_per_epoch:
         return

@@ -19,8 +19,10 @@ from typing import Any
 import torch
 
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.model.architectures import make_model
+from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.gpt import GPT, KVCache
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig
 from gpt_pipeline.training.device import choose_compute, peak_memory_bytes, prepare_process
 from gpt_pipeline.training.feed import Batch
@@ -77,7 +79,7 @@ def probe(request: Request, emit: Emit) -> None:
     compute = choose_compute(request.hardware, request.training, ranks=Ranks(), say=notes.append)
     prepare_process(compute)
     torch.manual_seed(0)
-    model = GPT(request.model).to(compute.device)
+    model = make_model(request.model).to(compute.device)
     updater = Updater(model, request.training, layout=request.layout, compute=compute, ranks=Ranks(), say=notes.append)
     emit({"kind": "device", "text": compute.describe(), "peak_flops": compute.peak_flops})
     batch = _batches(request, compute.device)
@@ -126,7 +128,7 @@ def _probe_reading(updater: Updater, batch: Batch, emit: Emit, *, autocast: Call
     emit({"kind": "reading", "tokens": batch[0].numel(), "seconds": time.perf_counter() - start})
 
 
-def _probe_writing(model: GPT, rows: int, emit: Emit) -> None:
+def _probe_writing(model: LanguageModel, rows: int, emit: Emit) -> None:
     """Generate some tokens after prompts of half the context, one per row."""
     length = model.config.context_length // 2
     ids = torch.zeros((rows, max(1, length)), dtype=torch.int64, device=model.head_weight.device)

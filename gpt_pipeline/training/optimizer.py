@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt_pipeline.errors import ConfigError, UserError
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.training.config import TrainingConfig
 
 _DECAY_SHARE = 0.2  # of the training, in which `wsd` decays (Hägele et al. 2024, "Scaling laws beyond fixed durations")
@@ -46,7 +46,7 @@ _EPS = 1e-8
 class Optimizer:
     """One or two torch optimizers that step together at one learning rate."""
 
-    def __init__(self, model: GPT, config: TrainingConfig) -> None:
+    def __init__(self, model: LanguageModel, config: TrainingConfig) -> None:
         """Sort the parameters of `model`, which must be on its device already, into groups."""
         self.name = config.optimizer
         hidden, matrices, others = _sort_parameters(model, muon=config.optimizer == "muon")
@@ -105,13 +105,13 @@ class Optimizer:
             optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 
 
-def _sort_parameters(model: GPT, *, muon: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def _sort_parameters(model: LanguageModel, *, muon: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Return the matrices for Muon, the other matrices (decayed), and vectors (never decayed)."""
     hidden, matrices, others = [], [], []
-    for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
+    for _, parameter, role in model.roles():
+        if role == "vector":
             others.append(parameter)
-        elif muon and ".h." in name:
+        elif muon and role == "matrix":
             hidden.append(parameter)
         else:
             matrices.append(parameter)

@@ -17,8 +17,8 @@ from gpt_pipeline.checkpoints.snapshot import Progress, snapshot_bytes
 from gpt_pipeline.data.tokens.batches import BatchSampler
 from gpt_pipeline.data.tokens.stream import TokenShards, open_shards
 from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.costs import flops_per_token, optimizer_bytes
-from gpt_pipeline.model.gpt import GPT
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.training.config import StepLayout, sequences_per_step, step_layout
@@ -222,7 +222,7 @@ def _trainer(
 ) -> Iterator[Trainer]:
     """Yield the training, in the state that it starts from."""
     seed_all(job.training.seed)
-    model = GPT(job.model)
+    model = make_model(job.model)
     if start.weights is not None:
         model.load_state_dict(dict(start.weights))
     model = model.to(compute.device)

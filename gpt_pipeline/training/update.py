@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.model.gpt import GPT
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.training.config import StepLayout, TrainingConfig
 from gpt_pipeline.training.device import CompiledModel, Compute
 from gpt_pipeline.training.feed import Batch
@@ -91,7 +91,7 @@ class Updater:
 
     def __init__(
         self,
-        model: GPT,
+        model: LanguageModel,
         config: TrainingConfig,
         *,
         layout: StepLayout,

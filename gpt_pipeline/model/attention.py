@@ -1,0 +1,105 @@
+"""Causal attention of H query heads over G heads of keys and values, and the cache of generation.
+
+Shapes: B batch, T tokens of this call, S positions in the cache, H query heads, G key and value heads, which divide H,
+D channels of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # its usual name
+
+from gpt_pipeline.model.config import CPU_ATTENTION_QUERIES, ModelConfig
+
+
+class KVCache:
+    """Keys and values of all positions seen so far, for generation.
+
+    Prompts of different lengths are padded on the left, with any token, so that all rows end together; `padding` [B]
+    counts the padding of each row. Padded positions are invisible to the others, and the first real token of each row
+    stands at position 0.
+    """
+
+    def __init__(self, config: ModelConfig, *, capacity: int, padding: Tensor | None = None) -> None:
+        if capacity > config.context_length:
+            raise ValueError(f"capacity={capacity} must be at most context_length={config.context_length}")
+        self.capacity = capacity
+        self.padding = padding
+        self.length = 0
+        """Positions filled so far, padding included."""
+        self._layers: list[tuple[Tensor, Tensor] | None] = [None] * config.n_layer
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values [B, G, T, D] of new positions; return those of all positions, [B, G, S, D]."""
+        end = self.length + k.size(2)
+        if end > self.capacity:
+            raise ValueError(f"{end} positions do not fit in a cache of {self.capacity}")
+        kept = self._layers[layer]
+        if kept is None:  # made here because autocast decides the dtype
+            shape = (k.size(0), k.size(1), self.capacity, k.size(3))
+            kept = self._layers[layer] = (k.new_empty(shape), v.new_empty(shape))
+        kept[0][:, :, self.length : end] = k
+        kept[1][:, :, self.length : end] = v
+        return kept[0][:, :, :end], kept[1][:, :, :end]
+
+    def mask(self, ids: Tensor) -> Tensor | None:
+        """Return which positions the tokens `ids` [B, T] may see, bool [1 or B, 1, T, S]; None: all of them."""
+        T, S = ids.size(1), self.length + ids.size(1)
+        if T == 1 and self.padding is None:
+            return None
+        query = torch.arange(self.length, S, device=ids.device)[:, None]
+        key = torch.arange(S, device=ids.device)[None, :]
+        visible = (key <= query)[None]
+        if self.padding is not None:
+            # Padding sees itself: a softmax over nothing would be NaN, which 0 * NaN carries into real rows.
+            visible = visible & ((key[None] >= self.padding[:, None, None]) | (key == query)[None])
+        return visible[:, None]
+
+
+def positions_of(ids: Tensor, cache: KVCache | None) -> Tensor:
+    """Return the positions of the tokens `ids` [B, T]: [1, T], or [B, T] with padding."""
+    start = 0 if cache is None else cache.length
+    positions = torch.arange(start, start + ids.size(1), device=ids.device)[None]
+    if cache is None or cache.padding is None:
+        return positions
+    return (positions - cache.padding[:, None]).clamp_min(0)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, layer: int, cache: KVCache | None, mask: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """Return what the positions of `q` [B, H, T, D] see of `k` and `v` [B, G, T, D]: [B, T, H * D].
+
+    With a `cache`, what they see of all its positions, these included, as far as its `mask` lets them.
+    """
+    B, H, T, _ = q.shape
+    if cache is None:
+        y = _causal_attention(q, *_one_for_each(q, k, v), dropout=dropout)
+    else:
+        y = F.scaled_dot_product_attention(q, *_one_for_each(q, *cache.append(layer, k, v)), attn_mask=mask)
+    return y.transpose(1, 2).reshape(B, T, H * q.size(3))
+
+
+def _one_for_each(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return keys and values with one head for each of the queries', [B, H, S, D], that of its group."""
+    group = q.size(1) // k.size(1)
+    return (k, v) if group == 1 else (k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1))
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
+    """[B, H, T, D] each -> [B, H, T, D]: what each position sees of itself and those before it."""
+    T = q.size(2)
+    if q.is_cuda or dropout == 0 or T <= CPU_ATTENTION_QUERIES or torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    # The CPU has no fused kernel with dropout: it computes, drops and keeps all T * T scores, half of them hidden.
+    # Some queries at a time against the keys they can see is two thirds of that (T = 512: 84 ms for 123).
+    parts = []
+    for start in range(0, T, CPU_ATTENTION_QUERIES):
+        end = min(start + CPU_ATTENTION_QUERIES, T)
+        visible = torch.ones(end - start, end, dtype=torch.bool, device=q.device).tril(start)
+        some = q[:, :, start:end]
+        parts.append(
+            F.scaled_dot_product_attention(some, k[:, :, :end], v[:, :, :end], attn_mask=visible, dropout_p=dropout)
+        )
+    return torch.cat(parts, dim=2)

@@ -1,0 +1,128 @@
+"""LLaMA (Touvron et al. 2023): rotary positions, RMSNorm, SwiGLU (Shazeer 2020), grouped keys and values, no biases.
+
+Shapes: B batch, T tokens of this call, C channels, H query heads, G key and value heads, D channels of a head.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # its usual name
+
+from gpt_pipeline.model.attention import KVCache, attention, positions_of
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
+from gpt_pipeline.model.linear import Linear
+from gpt_pipeline.model.norms import RMSNorm
+from gpt_pipeline.model.rotary import rotary_angles, rotated
+
+Angles = tuple[Tensor, Tensor]
+
+
+class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
+    """Causal self-attention of H heads over G heads of keys and values, all turned by their positions."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_size = config.head_size
+        self.dropout = config.drop_rate
+        inner = config.kv_heads * config.head_size
+        self.q_proj = Linear(config.n_embd, config.n_embd, bias=False)
+        self.k_proj = Linear(config.n_embd, inner, bias=False)
+        self.v_proj = Linear(config.n_embd, inner, bias=False)
+        self.o_proj = Linear(config.n_embd, config.n_embd, bias=False)
+        self.resid_dropout = nn.Dropout(config.drop_rate)
+
+    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """[B, T, C] -> [B, T, C]; with a cache, over its positions too, as far as `mask` lets them be seen."""
+        B, T, _ = x.shape
+        q, k, v = (
+            projection(x).view(B, T, -1, self.head_size).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        dropout = self.dropout if self.training else 0.0
+        q, k = rotated(q, *angles), rotated(k, *angles)
+        y = attention(q, k, v, layer=self.layer, cache=cache, mask=mask, dropout=dropout)
+        return self.resid_dropout(self.o_proj(y))
+
+
+class MLP(nn.Module):  # type: ignore[misc]
+    """SwiGLU: a matrix, gated by the SiLU of another, and one back."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.n_embd, config.mlp_channels, bias=False)
+        self.up_proj = Linear(config.n_embd, config.mlp_channels, bias=False)
+        self.down_proj = Linear(config.mlp_channels, config.n_embd, bias=False)
+        self.dropout = nn.Dropout(config.drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        return self.dropout(self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+
+
+class Block(nn.Module):  # type: ignore[misc]
+    """One layer: attention and MLP, each on a normalised copy of the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.n_embd, eps=config.eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.n_embd, eps=config.eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        x = x + self.self_attn(self.input_layernorm(x), angles, cache, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):  # type: ignore[misc]
+    """The embedding, blocks and the final normalisation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.drop = nn.Dropout(config.drop_rate)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = RMSNorm(config.n_embd, eps=config.eps)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Ids [B, T] -> final hidden states [B, T, C]."""
+        config = self.config
+        mask = None if cache is None else cache.mask(ids)
+        angles = rotary_angles(positions_of(ids, cache), head_size=config.head_size, base=config.rope_theta)
+        x = self.drop(self.embed_tokens(ids))
+        for block in self.layers:
+            x = block(x, angles, cache, mask)
+        return self.norm(x)
+
+
+class Llama(LanguageModel):
+    """A LLaMA, as `LlamaForCausalLM`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.model = Transformer(config)
+        self.lm_head = self._make_head()
+        self._initialise()
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding [V, C]."""
+        return self.model.embed_tokens
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """[B, T] -> [B, T, C]."""
+        return self.model(ids, cache)
+
+    def _initialise(self) -> None:
+        """N(0, 0.02); as in GPT-2, what writes into the residual stream is scaled by 1/sqrt(2 * n_layer)."""
+        residual_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        for name, parameter, role in self.roles():
+            if role != "vector":
+                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(parameter, std=residual_std if writes else INIT_STD)

@@ -1,0 +1,129 @@
+"""nanochat's model (Karpathy 2025): rotary positions, norms without parameters, also after the embedding and of queries
+and keys, ReLU squared (So et al. 2021), output projections that begin at zero, soft-capped logits, no biases.
+
+Shapes: B batch, T tokens of this call, C channels, H query heads, G key and value heads, D channels of a head.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # its usual name
+
+from gpt_pipeline.model.attention import KVCache, attention, positions_of
+from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
+from gpt_pipeline.model.linear import Linear
+from gpt_pipeline.model.norms import rms_norm
+from gpt_pipeline.model.rotary import rotary_angles, rotated
+
+Angles = tuple[Tensor, Tensor]
+
+
+class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
+    """Causal self-attention of H heads over G heads of keys and values; queries and keys are turned and normalised."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_size = config.head_size
+        self.eps = config.eps
+        self.dropout = config.drop_rate
+        inner = config.kv_heads * config.head_size
+        self.q_proj = Linear(config.n_embd, config.n_embd, bias=False)
+        self.k_proj = Linear(config.n_embd, inner, bias=False)
+        self.v_proj = Linear(config.n_embd, inner, bias=False)
+        self.o_proj = Linear(config.n_embd, config.n_embd, bias=False)
+        self.resid_dropout = nn.Dropout(config.drop_rate)
+
+    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """[B, T, C] -> [B, T, C]; with a cache, over its positions too, as far as `mask` lets them be seen."""
+        B, T, _ = x.shape
+        q, k, v = (
+            projection(x).view(B, T, -1, self.head_size).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = (rms_norm(rotated(part, *angles), eps=self.eps) for part in (q, k))
+        dropout = self.dropout if self.training else 0.0
+        y = attention(q, k, v, layer=self.layer, cache=cache, mask=mask, dropout=dropout)
+        return self.resid_dropout(self.o_proj(y))
+
+
+class MLP(nn.Module):  # type: ignore[misc]
+    """Two matrices with the square of a ReLU between."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.fc1 = Linear(config.n_embd, config.mlp_channels, bias=False)
+        self.fc2 = Linear(config.mlp_channels, config.n_embd, bias=False)
+        self.dropout = nn.Dropout(config.drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        return self.dropout(self.fc2(F.relu(self.fc1(x)).square()))
+
+
+class Block(nn.Module):  # type: ignore[misc]
+    """One layer: attention and MLP, each on a normalised copy of the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        x = x + self.self_attn(rms_norm(x, eps=self.eps), angles, cache, mask)
+        return x + self.mlp(rms_norm(x, eps=self.eps))
+
+
+class Transformer(nn.Module):  # type: ignore[misc]
+    """The embedding and blocks, between two norms."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.drop = nn.Dropout(config.drop_rate)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Ids [B, T] -> final hidden states [B, T, C]."""
+        config = self.config
+        mask = None if cache is None else cache.mask(ids)
+        cos, sin = rotary_angles(positions_of(ids, cache), head_size=config.head_size, base=config.rope_theta)
+        angles = cos, -sin  # clockwise, as nanochat turns
+        x = self.drop(rms_norm(self.embed_tokens(ids), eps=config.eps))
+        for block in self.layers:
+            x = block(x, angles, cache, mask)
+        return rms_norm(x, eps=config.eps)
+
+
+class NanoChat(LanguageModel):
+    """A model as nanochat trains it, as `NanoChatForCausalLM`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.model = Transformer(config)
+        self.lm_head = self._make_head()
+        self._initialise()
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding [V, C]."""
+        return self.model.embed_tokens
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """[B, T] -> [B, T, C]."""
+        return self.model(ids, cache)
+
+    def _initialise(self) -> None:
+        """Zero for what writes into the residual stream and for an untied head, 1/sqrt(inputs) for the others.
+
+        The scale of the embedding does not show, since a norm follows it.
+        """
+        for name, parameter, role in self.roles():
+            if role == "head" or name.endswith(("o_proj.weight", "fc2.weight")):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=INIT_STD if role == "embedding" else parameter.size(1) ** -0.5)
