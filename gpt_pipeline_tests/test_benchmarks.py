@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.optimizers import rates_beyond_edge
+from benchmarks.recipes import rates_beyond_edge, share_needed
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,3 +63,11 @@ def test_benchmark_prints_a_ratio(module, arguments):
 )
 def test_grid_of_learning_rates_is_widened_until_its_best_is_inside(losses, further):
     assert rates_beyond_edge(losses) == further
+
+
+def test_share_needed_lies_between_the_last_that_reaches_the_target_and_the_next() -> None:
+    losses = {1.0: 2.0, 0.5: 2.2, 0.25: 2.4}
+    assert share_needed(losses, 2.3) == pytest.approx(0.5 * 2**-0.5)
+    assert share_needed(losses, 2.2) == pytest.approx(0.5)
+    assert math.isnan(share_needed(losses, 1.9))
+    assert share_needed(losses, 3.0) == 0.25
