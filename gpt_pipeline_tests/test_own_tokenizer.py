@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from gpt_pipeline.checkpoints.load import load_checkpoint, tokenizer_in
 from gpt_pipeline.checkpoints.save import save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
-from gpt_pipeline.data.config import DataConfig, TokenizerConfig
+from gpt_pipeline.data.config import ColumnsConfig, DataConfig, PartConfig, TokenizerConfig
 from gpt_pipeline.data.documents.split import is_held_out
+from gpt_pipeline.data.stage import prepare
 from gpt_pipeline.data.tokens import tokenizer_training
 from gpt_pipeline.data.tokens.shards import ShardsStage, find_shards, known_shards, prepare_shards
 from gpt_pipeline.data.tokens.stream import open_shards
@@ -510,23 +511,28 @@ def test_training_that_starts_from_weights_of_another_tokenizer_is_refused(tmp_p
         _require_same_tokenizer(start, None)
 
 
-def test_shards_of_several_parts_are_made_with_one_tokenizer_that_is_given(data: Data, tmp_path: Path) -> None:
+def mix_of(**sources: str) -> DataConfig:
+    common = {"share": 1, "num_samples": "all", "format": "text", "columns": ColumnsConfig(text="body")}
+    mix = {name: PartConfig(source=source, **common) for name, source in sources.items()}
+    return DataConfig(num_samples="all", max_length=16, tokenizer=TokenizerConfig(train=SIZE), mix=mix)
+
+
+def test_parts_of_a_mix_share_a_tokenizer_that_is_trained_on_all_of_them(data: Data, tmp_path: Path) -> None:
     write_texts(tmp_path / "more" / "b.parquet", [f"Other words, {number} of them" for number in range(60)])
-    second = config_of(tmp_path / "more", tokenizer=data.config.tokenizer)
-    documents = prepared(second, data.folder)
-    common = TokenizerStage(
-        config=data.config,
-        data_folder=data.folder,
-        given_documents=[(data.documents, data.config), (documents, second)],
-    )
-    common.finish(say=lambda line: None)
-    stages = [
-        ShardsStage(config=each, data_folder=data.folder, given_documents=stage, given_tokenizer=common)
-        for each, stage in ((data.config, data.documents), (second, documents))
-    ]
-    shards = [stage.finish(say=lambda line: None) for stage in stages]
+    first, second = str(data.folder.parent / "own"), str(tmp_path / "more")
+    mix = mix_of(one=first, two=second)
+    stages = {name: ShardsStage(config=part, data_folder=data.folder) for name, part in mix.parts.items()}
+    prepared(mix.parts["one"], data.folder)
+    assert stages["one"].place() is None  # until the documents of the other are known
+    prepared(mix.parts["two"], data.folder)
+    made = [stage.tokenizer.finish(say=lambda line: None) for stage in stages.values()]
+    assert made[0].fingerprint == made[1].fingerprint
+    assert made[1].reused
+    assert made[0].manifest.facts["documents"] > plain_stage(data).manifest.facts["documents"]
+    shards = [prepare(stage, say=lambda line: None) for stage in stages.values()]
     assert len({each.manifest.facts["tokenizer"] for each in shards}) == 1
-    assert common.found().manifest.facts["documents"] > plain_stage(data).manifest.facts["documents"]
+    renamed = mix_of(b=second, a=first).parts["a"]
+    assert TokenizerStage(config=renamed, data_folder=data.folder).found().fingerprint == made[0].fingerprint
 
 
 @pytest.mark.slow

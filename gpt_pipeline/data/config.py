@@ -72,6 +72,14 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharedTokenizerConfig(TokenizerConfig):
+    """A tokenizer that the parts of a mix share, trained on the training documents of all of them."""
+
+    parts: tuple[DataConfig, ...]
+    """The parts, as far as they say which documents those are."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DocumentsConfig:
     """Which documents to take from one source."""
 
@@ -302,7 +310,12 @@ class DataConfig(DocumentsConfig):
         """The parts of the mix as blocks of their own, by name; without a mix, this block under an empty name."""
         if self.mix is None:
             return {"": self}
-        return {name: self._part(part) for name, part in self.mix.items()}
+        parts = {name: self._part(part) for name, part in self.mix.items()}
+        if not isinstance(self.tokenizer, TokenizerConfig):
+            return parts
+        documents = tuple(dataclasses.replace(part, tokenizer=GPT2) for part in parts.values())
+        shared = SharedTokenizerConfig(train=self.tokenizer.train, parts=documents)
+        return {name: dataclasses.replace(part, tokenizer=shared) for name, part in parts.items()}
 
     @property
     def tokenizer_on_hub(self) -> str | None:
@@ -378,13 +391,6 @@ class DataConfig(DocumentsConfig):
 
     def _require_a_mix(self, mix: Mapping[str, PartConfig]) -> None:
         """Raise `ConfigError` unless there are parts to mix, each of them usable, and no source beside them."""
-        require(
-            isinstance(self.tokenizer, str),
-            "tokenizer",
-            found="{train: ...}",
-            need="gpt2 or a tokenizer.json with data.mix; train one in an experiment on one of the parts, and name the "
-            "tokenizer.json in its folder of token_shards",
-        )
         require(len(mix) > 1, "mix", found=len(mix), need="at least two parts; name a single source by data.source")
         for each in dataclasses.fields(DocumentsConfig):
             found = getattr(self, each.name)

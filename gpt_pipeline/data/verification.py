@@ -65,10 +65,12 @@ def _verify_part(config: DataConfig, data_folder: Path, say: Say) -> list[Verifi
     raw_stage = RawStage(config=config, data_folder=data_folder)
     raw = _Made.at(raw_stage.last_place())
     documents = _Made.after(raw, lambda given: DocumentsStage(config=config, data_folder=data_folder, given_raw=given))
-    tokenizer = _Made.after(documents, lambda given: _tokenizer_stage(config, data_folder, given))
-    shards = _Made.after(
-        documents, lambda given: ShardsStage(config=config, data_folder=data_folder, given_documents=given)
-    )
+
+    def shards_of(given: StageResult) -> ShardsStage:
+        return ShardsStage(config=config, data_folder=data_folder, given_documents=given)
+
+    tokenizer = _Made.after(documents, lambda given: shards_of(given).tokenizer)
+    shards = _Made.after(documents, shards_of)
     checks: list[Callable[[StageResult], None]] = [
         lambda stage: _verify_raw(raw_stage, stage, are_needed=documents.result is None),
         verify,
@@ -99,10 +101,6 @@ class _Made:
     ) -> _Made:
         """Return what is said of the stage that is made of `upstream`."""
         return cls() if upstream.result is None else cls.at(stage(upstream.result).place())
-
-
-def _tokenizer_stage(config: DataConfig, data_folder: Path, documents: StageResult) -> TokenizerStage:
-    return TokenizerStage(config=config, data_folder=data_folder, given_documents=[(documents, config)])
 
 
 class _NothingToCompareError(UserError):

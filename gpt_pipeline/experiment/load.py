@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_type_hints
 
-from gpt_pipeline.data.config import GPT2, DataConfig, DocumentsConfig, TokenizerConfig, is_path
+from gpt_pipeline.data.config import GPT2, DataConfig, DocumentsConfig, SharedTokenizerConfig, TokenizerConfig, is_path
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment.config import DATA_FOLDER, ExperimentConfig, contradictions
 from gpt_pipeline.experiment.document import Entry, Kind, Written, read_document, read_text
@@ -101,6 +101,9 @@ class Experiment:
         if isinstance(data.tokenizer, str) and is_path(data.tokenizer):
             path = self._resolved("data.tokenizer", data.tokenizer)
             data = dataclasses.replace(data, tokenizer=str(path))
+        elif isinstance(data.tokenizer, SharedTokenizerConfig):
+            sources = tuple(self._at_home(each, "data") for each in data.tokenizer.parts)
+            data = dataclasses.replace(data, tokenizer=dataclasses.replace(data.tokenizer, parts=sources))
         if data.mix is not None:
             mix = {name: self._at_home(part, f"data.mix.{name}") for name, part in data.mix.items()}
             return dataclasses.replace(data, mix=mix)

@@ -42,6 +42,11 @@ def build_definitions(project: Project) -> dg.Definitions:
         for experiment in reversed(experiments)
         for name, part in experiment.parts.items()
     }
+    documents = {
+        groups[experiment.name][name]: keys.documents_keys(experiment, groups[experiment.name])
+        for experiment in reversed(experiments)
+        for name in experiment.parts
+    }
     mixes = {groups[each.name][""]: each for each in reversed(experiments) if each.config.data.mix is not None}
     shown, bases = keys.short_names([*owners, *mixes]), _bases(experiments)
     comparison = comparison_definitions(experiments)
@@ -51,7 +56,7 @@ def build_definitions(project: Project) -> dg.Definitions:
             *(
                 asset
                 for group, experiment in owners.items()
-                for asset in data_assets(group, experiment, shown=shown[group])
+                for asset in data_assets(group, experiment, documents[group], shown=shown[group])
             ),
             *(
                 mixed_asset(group, experiment, groups[experiment.name], shown=shown[group])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
-from gpt_pipeline.data.config import DataConfig, TokenizerConfig
+from gpt_pipeline.data.config import DataConfig, SharedTokenizerConfig, TokenizerConfig
 from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.stage import PartedStage
 from gpt_pipeline.experiment.load import Experiment
@@ -27,14 +27,17 @@ _ABOUT_DOCUMENTS = {
 }
 
 
-def data_assets(group: str, experiment: Experiment, *, shown: str) -> Sequence[dg.AssetsDefinition]:
+def data_assets(
+    group: str, experiment: Experiment, all_documents: Sequence[dg.AssetKey], *, shown: str
+) -> Sequence[dg.AssetsDefinition]:
     """Return the assets of raw files, documents and token shards for the documents that `experiment` names.
 
-    Their keys begin with `group`; the pages call the group `shown`.
+    Their keys begin with `group`; the pages call the group `shown`. `all_documents` are the keys of the documents of
+    the whole mix, if it is one.
     """
     data, folder = experiment.data, experiment.data_folder
-    keys = [dg.AssetKey([group, name]) for name in stage_names(data).all]
-    raw_key, documents_key, *tokenizer_key, shards_key = keys
+    own_keys = [dg.AssetKey([group, name]) for name in stage_names(data).all]
+    raw_key, documents_key, *tokenizer_keys, shards_key = own_keys
 
     def raw() -> PartedStage:
         from gpt_pipeline.data.documents.raw import RawStage
@@ -73,7 +76,7 @@ def data_assets(group: str, experiment: Experiment, *, shown: str) -> Sequence[d
         )
 
     about_files = f"The files of {in_markdown(data.origin)} that hold {_amount(data)} documents."
-    of_gpt2 = "" if tokenizer_key else " GPT-2"
+    of_gpt2 = "" if tokenizer_keys else " GPT-2"
     about_shards = f"The documents'{of_gpt2} tokens as uint16 shards, split into training and validation."
     return [
         asset(raw, raw_key, upstream=None, part="check_file", kind="parquet", about=about_files),
@@ -86,17 +89,18 @@ def data_assets(group: str, experiment: Experiment, *, shown: str) -> Sequence[d
             about=_about_documents(data),
         ),
         *(
-            asset(
+            _asset_in_one_go(
                 tokenizer,
                 key,
-                upstream=documents_key,
-                part="make_tokenizer",
+                upstream=all_documents if isinstance(data.tokenizer, SharedTokenizerConfig) else [documents_key],
+                name=node_name(experiment, group, key.path[-1]),
+                group=shown,
                 kind="json",
                 about=f"The tokenizer: {_about_tokenizer(data)}.",
             )
-            for key in tokenizer_key
+            for key in tokenizer_keys
         ),
-        asset(shards, shards_key, upstream=keys[-2], part="tokenize_file", kind="numpy", about=about_shards),
+        asset(shards, shards_key, upstream=own_keys[-2], part="tokenize_file", kind="numpy", about=about_shards),
     ]
 
 
@@ -104,34 +108,59 @@ def mixed_asset(group: str, experiment: Experiment, groups: Mapping[str, str], *
     """Return the asset of the shards of a mix, in `group`; `groups` are those of the experiment, `data_groups`."""
     data, folder = experiment.data, experiment.data_folder
     key = keys.shards_key(experiment, groups)
-    parts = [keys.shards_key(part, {"": groups[name]}) for name, part in experiment.parts.items()]
     shares = ", ".join(f"{share:.1%} {in_markdown(name)}" for name, share in data.shares.items())
+
+    def mixed_shards() -> PartedStage:
+        from gpt_pipeline.data.tokens.shards import shards_stage
+
+        return shards_stage(data, folder)
+
+    return _asset_in_one_go(
+        mixed_shards,
+        key,
+        upstream=[keys.shards_key(part, {"": groups[name]}) for name, part in experiment.parts.items()],
+        name=node_name(experiment, group, key.path[-1]),
+        group=shown,
+        kind="numpy",
+        about=f"The shards of several sources in their shares of the training tokens: {shares}.",
+    )
+
+
+def _asset_in_one_go(
+    stage: StageFactory,
+    key: dg.AssetKey,
+    *,
+    upstream: Sequence[dg.AssetKey],
+    name: str,
+    group: str,
+    kind: str,
+    about: str,
+) -> dg.AssetsDefinition:
+    """Return the asset `key` made by `stage` in a single step, since it has no parts."""
     spec = dg.AssetSpec(
         key=key,
-        deps=parts,
-        group_name=shown,
-        kinds={"numpy"},
+        deps=upstream,
+        group_name=group,
+        kinds={kind},
         owners=OWNERS,
         tags=stage_tags(key.path[-1]),
         metadata=code_references(key.path[-1]),
-        description=f"The shards of several sources in their shares of the training tokens: {shares}. {_HOW}",
-        code_version=group,
+        description=f"{about} {_HOW}",
+        code_version=key.path[0],
     )
 
-    @dg.multi_asset(name=node_name(experiment, group, key.path[-1]), specs=[spec], config_schema=OPTIONS)
-    def mixed(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        from gpt_pipeline.data.tokens.shards import shards_stage
-
-        stage = shards_stage(data, folder)
+    @dg.multi_asset(name=name, specs=[spec], config_schema=OPTIONS)
+    def whole(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        made = stage()
         with explained():
-            stage.plan(force=context.op_execution_context.op_config["force"], say=context.log.info)
-            result = stage.finish(say=context.log.info)
+            made.plan(force=context.op_execution_context.op_config["force"], say=context.log.info)
+            result = made.finish(say=context.log.info)
         return dg.MaterializeResult(
             metadata={**stage_metadata(result), "already_finished": result.reused},
             data_version=dg.DataVersion(result.fingerprint),
         )
 
-    return mixed
+    return whole
 
 
 def _about_documents(data: DataConfig) -> str:
@@ -141,7 +170,8 @@ def _about_documents(data: DataConfig) -> str:
 
 def _about_tokenizer(data: DataConfig) -> str:
     if isinstance(data.tokenizer, TokenizerConfig):
-        return f"a byte-level BPE of {data.tokenizer.train:,} ids, trained on the training documents"
+        whose = " of all parts" if isinstance(data.tokenizer, SharedTokenizerConfig) else ""
+        return f"a byte-level BPE of {data.tokenizer.train:,} ids, trained on the training documents{whose}"
     return f"the tokenizer.json of {in_markdown(data.tokenizer)}"
 
 

@@ -96,6 +96,12 @@ def shards_key(experiment: Experiment, groups: Mapping[str, str]) -> dg.AssetKey
     return dg.AssetKey([groups[""], shards_name(experiment.config.data)])
 
 
+def documents_keys(experiment: Experiment, groups: Mapping[str, str]) -> list[dg.AssetKey]:
+    """Return the keys of the documents of all parts of `experiment`; `groups` are its own `data_groups`."""
+    parts = experiment.parts.items()
+    return [dg.AssetKey([groups[name], stage_names(part.config.data).documents]) for name, part in parts]
+
+
 def data_keys(experiment: Experiment, groups: Mapping[str, str]) -> list[dg.AssetKey]:
     """Return the keys of all data that the training of `experiment` needs; `groups` are its own `data_groups`."""
     parts = experiment.parts.items()

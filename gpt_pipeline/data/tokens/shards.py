@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.config import DataConfig, SharedTokenizerConfig
 from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.stage import Part, PlacedStage, Say, begin_again, finish_stage, grouped, intact_parts, prepare
 from gpt_pipeline.data.tokens.stream import (
@@ -103,9 +103,6 @@ class ShardsStage(PlacedStage):
     given_documents: StageResult | None = None
     """The finished english_parquet; null: the one that the configuration names."""
 
-    given_tokenizer: TokenizerStage | None = None
-    """The stage of the tokenizer; null: the one that the configuration names, trained on these documents."""
-
     @property
     def name(self) -> str:
         return STAGE
@@ -113,9 +110,9 @@ class ShardsStage(PlacedStage):
     @cached_property
     def tokenizer(self) -> TokenizerStage:
         """The stage of the tokenizer."""
-        given = None if self.given_documents is None else [(self.given_documents, self.config)]
-        own = TokenizerStage(config=self.config, data_folder=self.data_folder, given_documents=given)
-        return self.given_tokenizer or own
+        is_shared = isinstance(self.config.tokenizer, SharedTokenizerConfig)  # trained on more than these documents
+        given = None if self.given_documents is None or is_shared else [(self.given_documents, self.config)]
+        return TokenizerStage(config=self.config, data_folder=self.data_folder, given_documents=given)
 
     @cached_property
     def documents(self) -> StageResult:

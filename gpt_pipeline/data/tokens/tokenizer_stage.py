@@ -10,12 +10,12 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt_pipeline.data.config import GPT2, DataConfig, TokenizerConfig, is_path
+from gpt_pipeline.data.config import GPT2, DataConfig, SharedTokenizerConfig, TokenizerConfig, is_path
 from gpt_pipeline.data.stage import PlacedStage, Say, ask_again, finish_stage
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
 from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID, Tokenizer, gpt2, kept_tokenizer, read_tokenizer
@@ -41,7 +41,7 @@ class TokenizerStage(PlacedStage):
     config: DataConfig
     data_folder: Path
     given_documents: TrainedOn | None = None
-    """What it is trained on, finished; null: the documents that the configuration names."""
+    """The finished documents that it is trained on; null: those that the configuration names."""
 
     @property
     def name(self) -> str:
@@ -130,9 +130,14 @@ class TokenizerStage(PlacedStage):
 
         if self.given_documents is not None:
             return [each for each, _ in self.given_documents]
-        parts = self.config.parts.values()
-        known = [DocumentsStage(config=part, data_folder=self.data_folder).known() for part in parts]
-        return None if None in known else [each for each in known if each is not None]
+        known = [DocumentsStage(config=each, data_folder=self.data_folder).known() for each in self._sources]
+        return None if None in known else sorted(filter(None, known), key=lambda stage: stage.fingerprint)
+
+    @property
+    def _sources(self) -> Sequence[DataConfig]:
+        """The blocks that name the documents it is trained on."""
+        wanted = self.config.tokenizer
+        return wanted.parts if isinstance(wanted, SharedTokenizerConfig) else [*self.config.parts.values()]
 
     def _settled(self, say: Say) -> tuple[Path, str]:
         """Return folder and fingerprint, fetching the file from the hub if nothing is known of it."""
@@ -175,10 +180,11 @@ class TokenizerStage(PlacedStage):
 
         if self.given_documents is not None:
             return self.given_documents
-        found = [(find_documents(part, self.data_folder), part) for part in self.config.parts.values()]
+        found = [(find_documents(each, self.data_folder), each) for each in self._sources]
         if any(stage is None for stage, _ in found):
             raise DataError(f"the documents are not finished in {self.data_folder}; materialize them first")
-        return [(stage, part) for stage, part in found if stage is not None]
+        made = [(stage, each) for stage, each in found if stage is not None]
+        return sorted(made, key=lambda pair: pair[0].fingerprint)  # whatever the parts of a mix are called
 
 
 def usable_tokenizer(config: DataConfig, data_folder: Path) -> Tokenizer | None:
