@@ -1,1 +1,1 @@
-"""GPT-2 in torch."""
+"""Causal language models in torch."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpt_pipeline.model.anatomy import anatomy
 from gpt_pipeline.model.config import CPU_ATTENTION_QUERIES, ModelConfig
 
 _FLOAT32, _BFLOAT16 = 4, 2
@@ -90,13 +91,11 @@ class MemoryNeed:
 
 
 def parameter_count(model: ModelConfig) -> int:
-    """Return the parameters of a GPT-2 of this shape, without the vocabulary's padding; a tied matrix counts once."""
-    C = model.n_embd
-    embeddings = (model.vocab_size + model.context_length) * C
-    biases = (3 * C if model.qkv_bias else 0) + C + 4 * C + C
-    norms = 2 * 2 * C
-    head = 0 if model.tie_weights else model.vocab_size * C
-    return embeddings + _block_matrices(model) + model.n_layer * (biases + norms) + 2 * C + head
+    """Return the parameters of a model of this shape, without the vocabulary's padding; a tied matrix counts once."""
+    parts = anatomy(model)
+    vocabulary = (1 if model.tie_weights else 2) * model.vocab_size * model.n_embd
+    blocks = model.n_layer * (parts.matrices + parts.vectors)
+    return vocabulary + parts.positions + blocks + parts.final_vectors
 
 
 def flops_per_token(model: ModelConfig, *, max_length: int) -> float:
@@ -105,8 +104,8 @@ def flops_per_token(model: ModelConfig, *, max_length: int) -> float:
     6 for each weight of a matrix product and 12 * n_layer * n_embd * T for attention (PaLM, Chowdhery et al. 2022,
     appendix B). Position embeddings take part in no product, nor does an untied token embedding.
     """
-    looked_up = model.context_length + (0 if model.tie_weights else model.vocab_size)
-    products = parameter_count(model) - looked_up * model.n_embd
+    looked_up = anatomy(model).positions + (0 if model.tie_weights else model.vocab_size * model.n_embd)
+    products = parameter_count(model) - looked_up
     return 6.0 * products + 12.0 * model.n_layer * model.n_embd * max_length
 
 
@@ -164,10 +163,12 @@ def activation_bytes(model: ModelConfig, *, tokens: int, max_length: int, precis
     C, item = model.n_embd, precision.item
     mask = _mask_bytes(model, precision)
     blocks = model.n_layer * (_block_bytes(model, max_length, precision) + 2 * mask * C)
-    rest = mask * C + (_FLOAT32 + item) * C + 2 * _FLOAT32 + 2 * 8  # embeddings, final norm, ids and targets
+    parts = anatomy(model)
+    norms = _FLOAT32 * parts.kept_outside + item * C  # the last one's output as the product reads it
+    rest = mask * C + norms + 2 * 8  # the mask of the embeddings; ids and targets
     # Autocast casts each matrix once for all micro-batches of a pass and keeps the copy.
     casts = _BFLOAT16 * (_block_matrices(model) + model.vocab_size * C) if precision.bf16 else 0
-    return tokens * (blocks + rest) + casts
+    return tokens * (blocks + rest) + max_length * item * parts.kept_angles + casts
 
 
 def loss_bytes(model: ModelConfig, *, tokens: int, precision: Precision) -> int:
@@ -179,14 +180,15 @@ def loss_bytes(model: ModelConfig, *, tokens: int, precision: Precision) -> int:
     piece = precision.loss_piece
     if piece is None or tokens <= piece:
         cast = item if precision.bf16 else 0
-        return (_LOGITS * _FLOAT32 + cast) * columns * tokens
+        cap = 0 if model.soft_cap is None else item  # the tanh, kept for its slope
+        return (_LOGITS * _FLOAT32 + cast + cap) * columns * tokens
     gradients = _FLOAT32 * V * C + (_FLOAT32 + item) * C * tokens  # of the head and of the hidden states
     return gradients + (_LOGITS * _FLOAT32 + (2 * item if precision.bf16 else 0)) * columns * piece
 
 
 def _block_matrices(model: ModelConfig) -> int:
-    """Return the weights in the matrices of all blocks: 3 C*C for QKV, C*C for its projection, 8 C*C for the MLP."""
-    return model.n_layer * 12 * model.n_embd**2
+    """Return the weights in the matrices of all blocks."""
+    return model.n_layer * anatomy(model).matrices
 
 
 def _mask_bytes(model: ModelConfig, precision: Precision) -> int:
@@ -199,14 +201,14 @@ def _mask_bytes(model: ModelConfig, precision: Precision) -> int:
 def _block_bytes(model: ModelConfig, max_length: int, precision: Precision) -> int:
     """Return the bytes that one block saves for each token, without the masks."""
     C, H, item = model.n_embd, model.n_head, precision.item
-    norms = 2 * (_FLOAT32 * C + 2 * _FLOAT32 + item * C)  # input, mean and deviation; output as the product reads it
-    mlp = 2 * 4 * C * item  # before and after the GELU
+    parts = anatomy(model)
+    own = _FLOAT32 * parts.kept_stream + item * parts.kept_products
     if model.dropout == 0 or precision.cuda:
-        return norms + mlp + 4 * C * item + _FLOAT32 * H  # queries, keys, values, output; a normaliser a head
+        return own + 4 * C * item + _FLOAT32 * H  # queries, keys, values, output; a normaliser a head
     starts = range(0, max_length, CPU_ATTENTION_QUERIES)
     ends = [min(start + CPU_ATTENTION_QUERIES, max_length) for start in starts]
     # The keys that each query is compared with, hidden ones of its own block included; the mean over queries.
     keys = sum(end * (end - start) for start, end in zip(starts, ends, strict=True)) / max_length
     copies = _FLOAT32 * C * (1 + 2 * sum(ends) / max_length)  # of queries once, of keys and values for each block
     scores = 3 * _FLOAT32 * H * keys  # probabilities, what is dropped, what is left
-    return norms + mlp + C * item + round(copies + scores)
+    return own + C * item + round(copies + scores)

@@ -38,6 +38,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y.view(*x.shape[:-1], -1)
 
 
+def as_products_read(x: Tensor) -> Tensor:
+    """Return `x` in the precision in which products read it, so that those that share it do not each make a copy."""
+    device = x.device.type
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not on the meta device
+    return x.to(torch.get_autocast_dtype(device)) if casts else x
+
+
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     return bool(
         x.device.type == "cpu"

@@ -13,11 +13,9 @@ from torch.nn import functional as F  # noqa: N812  # its usual name
 from gpt_pipeline.model.attention import KVCache, attention, positions_of
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
-from gpt_pipeline.model.linear import Linear
+from gpt_pipeline.model.linear import Linear, as_products_read
 from gpt_pipeline.model.norms import RMSNorm
-from gpt_pipeline.model.rotary import rotary_angles, rotated
-
-Angles = tuple[Tensor, Tensor]
+from gpt_pipeline.model.rotary import Angles, rotary_angles, rotated
 
 
 class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
@@ -38,12 +36,13 @@ class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by th
     def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
         """[B, T, C] -> [B, T, C]; with a cache, over its positions too, as far as `mask` lets them be seen."""
         B, T, _ = x.shape
+        x = as_products_read(x)
         q, k, v = (
             projection(x).view(B, T, -1, self.head_size).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         dropout = self.dropout if self.training else 0.0
-        q, k = rotated(q, *angles), rotated(k, *angles)
+        q, k = rotated(q, angles), rotated(k, angles)
         y = attention(q, k, v, layer=self.layer, cache=cache, mask=mask, dropout=dropout)
         return self.resid_dropout(self.o_proj(y))
 
@@ -60,6 +59,7 @@ class MLP(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
+        x = as_products_read(x)
         return self.dropout(self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
 
 

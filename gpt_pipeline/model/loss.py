@@ -68,6 +68,35 @@ def _plain(
     return (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
 
 
+def _losses_and_error(
+    product: Tensor, targets: Tensor, weights: Tensor | None, bounds: tuple[int, float | None]
+) -> tuple[Tensor, Tensor]:
+    """Return losses [n, 1], and the gradient of their sum by `product` [n, P], the logits before their cap.
+
+    `targets`, `weights`: [n, 1]; `bounds`: vocabulary, soft cap. Overwrites `product`.
+    """
+    vocab_size, soft_cap = bounds
+    logits = product.float()
+    slope = None if soft_cap is None else _soft_cap_in_place(logits, soft_cap)
+    logits[:, vocab_size:] = -torch.inf
+    normaliser = logits.logsumexp(1, keepdim=True)
+    losses = normaliser - logits.gather(1, targets)
+    error = logits.sub_(normaliser).exp_()  # probabilities, and with the next line the loss's gradient
+    error.scatter_add_(1, targets, error.new_full((1, 1), -1.0).expand_as(targets))
+    for factor in (weights, slope):
+        if factor is not None:
+            error *= factor
+    return losses if weights is None else losses * weights, error.to(product.dtype)
+
+
+def _soft_cap_in_place(logits: Tensor, cap: float) -> Tensor:
+    """Turn `logits` into `soft_capped(logits, cap)`; return the slope of that, 1 - tanh^2."""
+    tanh = logits.div_(cap).tanh_()
+    slope = tanh.square().neg_().add_(1)
+    tanh.mul_(cap)
+    return slope
+
+
 class _LossInPieces(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by the type checker
     """The summed loss; its forward pass computes the gradients already."""
 
@@ -90,22 +119,14 @@ class _LossInPieces(torch.autograd.Function):  # type: ignore[misc]  # torch is 
             nats = torch.zeros((), device=x.device)
             for start in range(0, len(x), piece):
                 part = slice(start, start + piece)
-                some, wanted = inputs[part], targets[part, None]
-                logits = soft_capped(linear(some, matrix).float(), soft_cap)  # [n, P]
-                slope = None if soft_cap is None else 1 - (logits / soft_cap) ** 2  # of the cap: 1 - tanh^2
-                logits[:, vocab_size:] = -torch.inf
-                normaliser = logits.logsumexp(1, keepdim=True)
-                losses = normaliser - logits.gather(1, wanted)  # [n, 1]
-                nats += (losses if weights is None else losses * weights[part, None]).sum()
-                error = logits.sub_(normaliser).exp_()  # probabilities, and with the next line the loss's gradient
-                error.scatter_add_(1, wanted, error.new_full((1, 1), -1.0).expand_as(wanted))
-                if weights is not None:
-                    error *= weights[part, None]
-                if slope is not None:
-                    error *= slope
-                error = error.to(dtype)
+                some, count = inputs[part], None if weights is None else weights[part, None]
+                losses, error = _losses_and_error(
+                    linear(some, matrix), targets[part, None], count, (vocab_size, soft_cap)
+                )
+                nats += losses.sum()
                 grad_x[part] = linear(error, matrix.t())
                 grad_head += linear(error.t(), some.t())  # summed in the precision of the weights
+                del error  # before the next logits are made
         ctx.save_for_backward(grad_x.to(x.dtype), grad_head)
         return nats
 

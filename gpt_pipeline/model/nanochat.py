@@ -7,16 +7,14 @@ Shapes: B batch, T tokens of this call, C channels, H query heads, G key and val
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # its usual name
 
+from gpt_pipeline.model.activations import relu_squared
 from gpt_pipeline.model.attention import KVCache, attention, positions_of
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
-from gpt_pipeline.model.linear import Linear
+from gpt_pipeline.model.linear import Linear, as_products_read
 from gpt_pipeline.model.norms import rms_norm
-from gpt_pipeline.model.rotary import rotary_angles, rotated
-
-Angles = tuple[Tensor, Tensor]
+from gpt_pipeline.model.rotary import Angles, rotary_angles, rotated
 
 
 class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
@@ -38,11 +36,12 @@ class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by th
     def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
         """[B, T, C] -> [B, T, C]; with a cache, over its positions too, as far as `mask` lets them be seen."""
         B, T, _ = x.shape
+        x = as_products_read(x)
         q, k, v = (
             projection(x).view(B, T, -1, self.head_size).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = (rms_norm(rotated(part, *angles), eps=self.eps) for part in (q, k))
+        q, k = (rms_norm(rotated(part, angles), eps=self.eps) for part in (q, k))
         dropout = self.dropout if self.training else 0.0
         y = attention(q, k, v, layer=self.layer, cache=cache, mask=mask, dropout=dropout)
         return self.resid_dropout(self.o_proj(y))
@@ -59,7 +58,7 @@ class MLP(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
-        return self.dropout(self.fc2(F.relu(self.fc1(x)).square()))
+        return self.dropout(self.fc2(relu_squared(self.fc1(x))))
 
 
 class Block(nn.Module):  # type: ignore[misc]
@@ -91,8 +90,8 @@ class Transformer(nn.Module):  # type: ignore[misc]
         """Ids [B, T] -> final hidden states [B, T, C]."""
         config = self.config
         mask = None if cache is None else cache.mask(ids)
-        cos, sin = rotary_angles(positions_of(ids, cache), head_size=config.head_size, base=config.rope_theta)
-        angles = cos, -sin  # clockwise, as nanochat turns
+        positions = positions_of(ids, cache)
+        angles = rotary_angles(positions, head_size=config.head_size, base=config.rope_theta, clockwise=True)
         x = self.drop(rms_norm(self.embed_tokens(ids), eps=config.eps))
         for block in self.layers:
             x = block(x, angles, cache, mask)

@@ -9,16 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gpt_pipeline.model.linear import as_products_read
 
-def rotary_angles(positions: Tensor, *, head_size: int, base: float) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of the angles at `positions` [B or 1, T]: float32 [B or 1, 1, T, D / 2] each."""
+Angles = tuple[Tensor, Tensor]
+"""For each channel the cosine of its angle, and the sine with the sign that it has there."""
+
+
+def rotary_angles(positions: Tensor, *, head_size: int, base: float, clockwise: bool = False) -> Angles:
+    """Return the angles at `positions` [B or 1, T], in the precision of products: [B or 1, 1, T, D] each."""
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=positions.device) / head_size
     angles = positions[:, None, :, None].float() * (1.0 / base**exponents)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin() if not clockwise else -angles.sin()
+    return as_products_read(torch.cat((cos, cos), dim=-1)), as_products_read(torch.cat((-sin, sin), dim=-1))
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x: Tensor, angles: Angles) -> Tensor:
     """Turn each plane of `x` [B, H, T, D] by its angle, counterclockwise."""
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    cos, sin = (each.to(x.dtype) for each in angles)
+    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin)
