@@ -65,15 +65,15 @@ def test_batches_one_epoch_visits_each_window_at_most_once_and_misses_less_than_
 ) -> None:
     batches = sampler(stream, batch_size=batch_size, seed=seed)
     steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
-    windows = np.concatenate([batches.windows_at(step) for step in steps])
+    windows = np.concatenate([batches.sequences_at(step) for step in steps])
     assert len(set(windows.tolist())) == len(windows) > batches.sequences_per_epoch - batch_size
     assert windows.max() < batches.sequences_per_epoch == 200
 
 
 def test_batches_epochs_and_seeds_differ_in_order(stream: TokenStream) -> None:
     batches = sampler(stream)
-    first, second = batches.windows_at(0), batches.windows_at(batches.steps_per_epoch)
-    other = sampler(stream, seed=1).windows_at(0)
+    first, second = batches.sequences_at(0), batches.sequences_at(batches.steps_per_epoch)
+    other = sampler(stream, seed=1).sequences_at(0)
     assert first.tolist() != second.tolist()
     assert first.tolist() != other.tolist()
 
@@ -84,7 +84,7 @@ def test_batches_inputs_are_the_window_and_targets_the_next_tokens(stream: Token
     assert inputs.dtype == targets.dtype == np.int64
     assert inputs.shape == targets.shape == (8, 10)
     assert (targets == inputs + 1).all()
-    assert inputs[:, 0].tolist() == (10 * batches.windows_at(3)).tolist()
+    assert inputs[:, 0].tolist() == (10 * batches.sequences_at(3)).tolist()
 
 
 @settings(max_examples=30)
@@ -115,9 +115,10 @@ def test_batches_any_order_of_steps_and_ranks_gives_the_rows_of_a_new_sampler(
         rank = data.draw(st.integers(0, world_size - 1))
         for step in range(first, first + data.draw(st.integers(1, 40))):
             rows = running.rows_at(step, rank=rank, world_size=world_size)
-            windows = sampler(stream, batch_size=batch_size).windows_at(step, rank=rank, world_size=world_size)
-            assert rows.dtype == np.uint16
-            assert rows.tolist() == [list(range(10 * w, 10 * w + 11)) for w in windows.tolist()]
+            windows = sampler(stream, batch_size=batch_size).sequences_at(step, rank=rank, world_size=world_size)
+            assert rows.inputs.dtype == rows.targets.dtype == np.uint16
+            assert rows.inputs.tolist() == [list(range(10 * w, 10 * w + 10)) for w in windows.tolist()]
+            assert (rows.targets == rows.inputs + 1).all()
 
 
 class _Watched(TokenStream):
@@ -144,7 +145,7 @@ def test_batches_first_batch_reads_itself_only_and_later_ones_ahead(tmp_path: Pa
 def test_batches_rows_read_earlier_stay_as_they_were(stream: TokenStream) -> None:
     running = sampler(stream)
     rows = [running.rows_at(step) for step in range(50)]
-    assert all((row == sampler(stream).rows_at(step)).all() for step, row in enumerate(rows))
+    assert all((row.inputs == sampler(stream).rows_at(step).inputs).all() for step, row in enumerate(rows))
 
 
 def test_batches_uneven_share_of_the_ranks_is_refused(stream: TokenStream) -> None:

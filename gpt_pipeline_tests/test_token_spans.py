@@ -76,7 +76,7 @@ def test_weights_of_a_batch_are_those_of_its_targets(tmp_path: Path) -> None:
     sampler = BatchSampler(stream=stream, sequence_length=8, batch_size=4, seed=0)
     for step in range(5):
         weights = sampler.span_weights_at(step)
-        windows = sampler.windows_at(step)
+        windows = sampler.sequences_at(step)
         assert weights.dtype == np.float32
         for row, window in zip(weights, windows, strict=True):
             assert row.tolist() == wanted[window * 8 + 1 : window * 8 + 9].tolist()

@@ -6,6 +6,8 @@ D channels of a head.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
@@ -57,27 +59,56 @@ class KVCache:
         return visible[:, None]
 
 
-def positions_of(ids: Tensor, cache: KVCache | None) -> Tensor:
-    """Return the positions of the tokens `ids` [B, T]: [1, T], or [B, T] with padding."""
+Visible: TypeAlias = Tensor | list[int] | None
+"""What positions see: by a mask; of their document alone, given the documents' lengths, one row after the other; or
+all before them."""
+
+
+def visible_to(ids: Tensor, cache: KVCache | None, starts: Tensor | None = None) -> Visible:
+    """Return what the tokens `ids` [B, T] see: with a cache, of its positions; else of their documents.
+
+    `starts` [B, T] says where in its row the document of each token begins; None: rows are not divided.
+    """
+    if cache is not None:
+        return cache.mask(ids)
+    if starts is None:
+        return None
+    position = torch.arange(ids.size(1), device=ids.device)
+    if starts.is_cuda or torch.compiler.is_compiling():  # the same operations for any documents
+        return ((position <= position[:, None]) & (position >= starts[:, :, None]))[:, None]
+    begins = (starts == position).flatten().nonzero().flatten().tolist()
+    return [end - begin for begin, end in zip(begins, [*begins[1:], ids.numel()], strict=True)]
+
+
+def positions_of(ids: Tensor, cache: KVCache | None, starts: Tensor | None = None) -> Tensor:
+    """Return the positions of the tokens `ids` [B, T], in their documents where `starts` [B, T] divides the rows:
+    [1, T], or [B, T] with padding or documents."""
     start = 0 if cache is None else cache.length
     positions = torch.arange(start, start + ids.size(1), device=ids.device)[None]
+    if starts is not None:
+        return positions - starts
     if cache is None or cache.padding is None:
         return positions
     return (positions - cache.padding[:, None]).clamp_min(0)
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, layer: int, cache: KVCache | None, mask: Tensor | None, dropout: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, *, layer: int, cache: KVCache | None, mask: Visible, dropout: float = 0.0
 ) -> Tensor:
     """Return what the positions of `q` [B, H, T, D] see of `k` and `v` [B, G, T, D]: [B, T, H * D].
 
-    With a `cache`, what they see of all its positions, these included, as far as its `mask` lets them.
+    With a `cache`, of all its positions, these included. `mask` is what `visible_to` gives.
     """
     B, H, T, _ = q.shape
-    if cache is None:
-        y = _causal_attention(q, *_one_for_each(q, k, v), dropout=dropout)
+    if cache is not None:
+        k, v = cache.append(layer, k, v)
+    k, v = _one_for_each(q, k, v)
+    if isinstance(mask, list):
+        y = _within_documents(q, k, v, mask, dropout=dropout)
+    elif mask is None and cache is None:
+        y = _causal_attention(q, k, v, dropout=dropout)
     else:
-        y = F.scaled_dot_product_attention(q, *_one_for_each(q, *cache.append(layer, k, v)), attn_mask=mask)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return y.transpose(1, 2).reshape(B, T, H * q.size(3))
 
 
@@ -85,6 +116,17 @@ def _one_for_each(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return keys and values with one head for each of the queries', [B, H, S, D], that of its group."""
     group = q.size(1) // k.size(1)
     return (k, v) if group == 1 else (k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1))
+
+
+def _within_documents(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], *, dropout: float) -> Tensor:
+    """[B, H, T, D] each -> [1, H, B * T, D]: what each position sees of its document up to itself.
+
+    On the CPU, where small products cost little more than their arithmetic, one document after the other is less work
+    than T x T with a mask.
+    """
+    rows = (part.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None] for part in (q, k, v))
+    documents = zip(*(part.split(lengths, dim=2) for part in rows), strict=True)
+    return torch.cat([_causal_attention(*document, dropout=dropout) for document in documents], dim=2)
 
 
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:

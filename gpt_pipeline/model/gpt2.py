@@ -11,7 +11,7 @@ from types import MappingProxyType
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
-from gpt_pipeline.model.attention import KVCache, attention, positions_of
+from gpt_pipeline.model.attention import KVCache, Visible, attention, positions_of, visible_to
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
 from gpt_pipeline.model.linear import Linear
@@ -29,8 +29,8 @@ class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by th
         self.c_proj = Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.drop_rate)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
-        """[B, T, C] -> [B, T, C]; with a cache, over its positions too, as far as `mask` lets them be seen."""
+    def forward(self, x: Tensor, cache: KVCache | None = None, mask: Visible = None) -> Tensor:
+        """[B, T, C] -> [B, T, C]; over what `mask` lets positions see, of a cache too."""
         B, T, C = x.shape
         q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2))
         dropout = self.dropout if self.training else 0.0
@@ -62,7 +62,7 @@ class Block(nn.Module):  # type: ignore[misc]
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None, mask: Visible = None) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
         x = x + self.attn(self.ln_1(x), cache, mask)
         return x + self.mlp(self.ln_2(x))
@@ -79,10 +79,10 @@ class Transformer(nn.Module):  # type: ignore[misc]
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.eps)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None) -> Tensor:
         """Ids [B, T] -> final hidden states [B, T, C]."""
-        mask = None if cache is None else cache.mask(ids)
-        x = self.drop(self.wte(ids) + self.wpe(positions_of(ids, cache)))
+        mask = visible_to(ids, cache, starts)
+        x = self.drop(self.wte(ids) + self.wpe(positions_of(ids, cache, starts)))
         for block in self.h:
             x = block(x, cache, mask)
         return self.ln_f(x)
@@ -104,9 +104,9 @@ class GPT2(LanguageModel):
         """The token embedding [V, C]."""
         return self.transformer.wte
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None) -> Tensor:
         """[B, T] -> [B, T, C]."""
-        return self.transformer(ids, cache)
+        return self.transformer(ids, cache, starts)
 
     def _initialise(self) -> None:
         """N(0, 0.02); matrices that write into the residual stream are scaled by 1/sqrt(2 * n_layer), as in GPT-2."""

@@ -45,8 +45,11 @@ class LanguageModel(nn.Module, ABC):  # type: ignore[misc]  # torch is not follo
         """The token embedding [V, C]."""
 
     @abstractmethod
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return the final, normalised hidden states [B, T, C] of `ids` [B, T], after the positions of `cache`."""
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None) -> Tensor:
+        """Return the final, normalised hidden states [B, T, C] of `ids` [B, T], after the positions of `cache`.
+
+        `starts` [B, T]: where in its row the document of each token begins; it sees nothing of those before. None: all.
+        """
 
     @property
     def num_parameters(self) -> int:
@@ -73,11 +76,17 @@ class LanguageModel(nn.Module, ABC):  # type: ignore[misc]  # torch is not follo
         """Hidden states [..., C] -> logits [..., V]."""
         return soft_capped(linear(x, self.head_weight), self.config.soft_cap)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        starts: Tensor | None = None,
+    ) -> Tensor:
         """Return logits [B, T, V] for `ids` [B, T]; with `targets` [B, T] the loss, summed over tokens, in nats.
 
-        `weights` [B, T] says how much each target counts; None: all the same, 1. A sum, not a mean: micro-batches
-        and ranks add up, and the caller divides once by the weight of all targets of the update.
+        `weights` [B, T] says how much each target counts; None: all the same, 1. `starts`: see `hidden`. A sum, not a
+        mean: micro-batches and ranks add up, and the caller divides once by the weight of all targets of the update.
 
         Raises:
             ValueError: more tokens than the model has positions.
@@ -85,7 +94,7 @@ class LanguageModel(nn.Module, ABC):  # type: ignore[misc]  # torch is not follo
         T = ids.size(1)
         if self.config.context_length < T:
             raise ValueError(f"found {T} tokens, need at most context_length={self.config.context_length}")
-        x = self.hidden(ids)
+        x = self.hidden(ids, starts=starts)
         if targets is None:
             return self.logits(x)
         return summed_loss(

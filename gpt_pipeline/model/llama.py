@@ -10,7 +10,7 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
-from gpt_pipeline.model.attention import KVCache, attention, positions_of
+from gpt_pipeline.model.attention import KVCache, Visible, attention, positions_of, visible_to
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
 from gpt_pipeline.model.linear import Linear, as_products_read
@@ -33,8 +33,8 @@ class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by th
         self.o_proj = Linear(config.n_embd, config.n_embd, bias=False)
         self.resid_dropout = nn.Dropout(config.drop_rate)
 
-    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
-        """[B, T, C] -> [B, T, C]; with a cache, over its positions too, as far as `mask` lets them be seen."""
+    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Visible = None) -> Tensor:
+        """[B, T, C] -> [B, T, C]; over what `mask` lets positions see, of a cache too."""
         B, T, _ = x.shape
         x = as_products_read(x)
         q, k, v = (
@@ -73,7 +73,7 @@ class Block(nn.Module):  # type: ignore[misc]
         self.post_attention_layernorm = RMSNorm(config.n_embd, eps=config.eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Visible = None) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
         x = x + self.self_attn(self.input_layernorm(x), angles, cache, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -90,11 +90,11 @@ class Transformer(nn.Module):  # type: ignore[misc]
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd, eps=config.eps)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None) -> Tensor:
         """Ids [B, T] -> final hidden states [B, T, C]."""
         config = self.config
-        mask = None if cache is None else cache.mask(ids)
-        angles = rotary_angles(positions_of(ids, cache), head_size=config.head_size, base=config.rope_theta)
+        mask = visible_to(ids, cache, starts)
+        angles = rotary_angles(positions_of(ids, cache, starts), head_size=config.head_size, base=config.rope_theta)
         x = self.drop(self.embed_tokens(ids))
         for block in self.layers:
             x = block(x, angles, cache, mask)
@@ -115,9 +115,9 @@ class Llama(LanguageModel):
         """The token embedding [V, C]."""
         return self.model.embed_tokens
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None) -> Tensor:
         """[B, T] -> [B, T, C]."""
-        return self.model(ids, cache)
+        return self.model(ids, cache, starts)
 
     def _initialise(self) -> None:
         """N(0, 0.02); as in GPT-2, what writes into the residual stream is scaled by 1/sqrt(2 * n_layer)."""

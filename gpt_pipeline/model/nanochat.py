@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from gpt_pipeline.model.activations import relu_squared
-from gpt_pipeline.model.attention import KVCache, attention, positions_of
+from gpt_pipeline.model.attention import KVCache, Visible, attention, positions_of, visible_to
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
 from gpt_pipeline.model.linear import Linear, as_products_read
@@ -33,8 +33,8 @@ class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by th
         self.o_proj = Linear(config.n_embd, config.n_embd, bias=False)
         self.resid_dropout = nn.Dropout(config.drop_rate)
 
-    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
-        """[B, T, C] -> [B, T, C]; with a cache, over its positions too, as far as `mask` lets them be seen."""
+    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Visible = None) -> Tensor:
+        """[B, T, C] -> [B, T, C]; over what `mask` lets positions see, of a cache too."""
         B, T, _ = x.shape
         x = as_products_read(x)
         q, k, v = (
@@ -70,7 +70,7 @@ class Block(nn.Module):  # type: ignore[misc]
         self.self_attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Visible = None) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
         x = x + self.self_attn(rms_norm(x, eps=self.eps), angles, cache, mask)
         return x + self.mlp(rms_norm(x, eps=self.eps))
@@ -86,11 +86,11 @@ class Transformer(nn.Module):  # type: ignore[misc]
         self.drop = nn.Dropout(config.drop_rate)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None) -> Tensor:
         """Ids [B, T] -> final hidden states [B, T, C]."""
         config = self.config
-        mask = None if cache is None else cache.mask(ids)
-        positions = positions_of(ids, cache)
+        mask = visible_to(ids, cache, starts)
+        positions = positions_of(ids, cache, starts)
         angles = rotary_angles(positions, head_size=config.head_size, base=config.rope_theta, clockwise=True)
         x = self.drop(rms_norm(self.embed_tokens(ids), eps=config.eps))
         for block in self.layers:
@@ -112,9 +112,9 @@ class NanoChat(LanguageModel):
         """The token embedding [V, C]."""
         return self.model.embed_tokens
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None) -> Tensor:
         """[B, T] -> [B, T, C]."""
-        return self.model(ids, cache)
+        return self.model(ids, cache, starts)
 
     def _initialise(self) -> None:
         """Zero for what writes into the residual stream and for an untied head, 1/sqrt(inputs) for the others.

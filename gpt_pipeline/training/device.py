@@ -196,14 +196,16 @@ class CompiledModel(nn.Module):  # type: ignore[misc]  # torch is not followed b
     def is_compiled(self) -> bool:
         return bool(self._compiled)
 
-    def forward(self, ids: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, targets: Tensor, weights: Tensor | None = None, starts: Tensor | None = None
+    ) -> Tensor:
         """Return what the model returns."""
         if self._compiled:
             try:
-                return self._compiled[0](ids, targets, weights)
+                return self._compiled[0](ids, targets, weights, starts)
             except self.errors() as error:
                 self.give_up(error)
-        return self.model(ids, targets, weights)
+        return self.model(ids, targets, weights, starts)
 
     def give_up(self, error: Exception) -> None:
         """Run the model as it is from now on, because of `error`; raise it if that is what failed."""
