@@ -26,7 +26,7 @@ from gpt_pipeline.errors import ConfigError, LockedError, UserError
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.storage.lock import folder_lock
-from gpt_pipeline.training.config import HardwareConfig
+from gpt_pipeline.training.config import HardwareConfig, MuonConfig
 from gpt_pipeline.training.finished import find_finished_training
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
@@ -427,7 +427,19 @@ def test_training_micro_batches_change_the_loss_by_rounding_only(tmp_path):
         assert result == pytest.approx(results[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("training", [{"optimizer": "muon"}, {"lr_schedule": "wsd"}, {"precision": "bf16"}], ids=str)
+_EVERY_VARIANT = MuonConfig(
+    split_qkv=True, momentum_warmup_steps=8, newton_schulz="polar_express", normuon=True, cautious_decay=True
+)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        *({"optimizer": "muon"}, {"optimizer": "muon", "muon": _EVERY_VARIANT}),
+        *({"lr_schedule": "wsd"}, {"precision": "bf16"}),
+    ],
+    ids=str,
+)
 def test_training_variant_stopped_and_resumed_equals_the_uninterrupted(tmp_path, training):
     whole = make_job(tmp_path, training=training)
     run_job(whole, Listener())
@@ -578,7 +590,7 @@ def test_updater_leaves_norms_and_biases_undecayed(tmp_path):
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    updater.optimizer.step(0.5)
+    updater.optimizer.step(0, 0.5, divisor=torch.tensor(1.0), skip=torch.tensor(0.0))
     for name, parameter in model.named_parameters():
         factor = 1 - 0.5 * 0.1 if parameter.dim() == 2 else 1.0
         torch.testing.assert_close(parameter.detach(), before[name].detach() * factor, msg=name)

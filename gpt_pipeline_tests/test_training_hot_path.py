@@ -106,7 +106,7 @@ def test_optimizer_divides_the_gradients_as_clipping_would(tmp_path, name):
         optimizer = Optimizer(model, job.training)
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter) / (1 if in_the_step else 8)
-        optimizer.step(0.1, **({"divisor": torch.tensor(8.0), "skip": torch.tensor(0.0)} if in_the_step else {}))
+        optimizer.step(0, 0.1, divisor=torch.tensor(8.0 if in_the_step else 1.0), skip=torch.tensor(0.0))
         weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-5, atol=1e-6)
 

@@ -23,6 +23,7 @@ from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import LanguageModel
+from gpt_pipeline.storage.atomic import only_known_fields
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig
 from gpt_pipeline.training.device import choose_compute, peak_memory_bytes, prepare_process
 from gpt_pipeline.training.feed import Batch
@@ -56,7 +57,7 @@ class Request:
         """Return the request whose fields `dataclasses.asdict` gave as `value`."""
         return cls(
             model=ModelConfig(**value["model"]),
-            training=TrainingConfig(**value["training"]),
+            training=TrainingConfig(**only_known_fields(TrainingConfig, value["training"])),
             hardware=HardwareConfig(**value["hardware"]),
             layout=StepLayout(**value["layout"]),
             answers=int(value["answers"]),

@@ -246,11 +246,19 @@ def known_fields(kind: type[Any], value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def only_known_fields(kind: type[Any], value: Mapping[str, Any], *, section: str = "") -> dict[str, Any]:
-    """Return `known_fields` of what must not be read in part; an unknown key makes `read_state` refuse the file."""
+    """Return `known_fields` of what must not be read in part; an unknown key makes `read_state` refuse the file.
+
+    A field that is a config by default becomes one of its kind.
+    """
     unknown = _unknown_keys(kind, value)
     if unknown:
         raise UnknownKeysError(_named([f"{section}.{key}" if section else key for key in unknown]))
-    return known_fields(kind, value)
+    found = known_fields(kind, value)
+    for each in dataclasses.fields(kind):
+        inner, given = type(each.default), found.get(each.name)
+        if dataclasses.is_dataclass(inner) and isinstance(given, Mapping):
+            found[each.name] = inner(**only_known_fields(inner, given, section=f"{section}.{each.name}"))
+    return found
 
 
 class UnknownKeysError(ValueError):

@@ -6,13 +6,43 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt_pipeline.errors import require
-from gpt_pipeline.storage.fingerprint import added_later
+from gpt_pipeline.storage.fingerprint import added_later, neutral_values
 
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["cosine", "wsd", "constant"]
 OptimizerName = Literal["adamw", "muon"]
+NewtonSchulz = Literal["jordan", "polar_express"]
 Objective = Literal["pretrain"]
 Device = Literal["auto", "cuda", "cpu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonConfig:
+    """How Muon updates the blocks' matrices."""
+
+    split_qkv: bool = added_later(False)
+    """Whether the query, key and value matrices, which `gpt2` keeps in one, are made orthogonal each for itself."""
+
+    momentum: float = added_later(0.95)
+    """Share of the past in the running mean of gradients."""
+
+    momentum_warmup_steps: int = added_later(0)
+    """Updates over which the momentum rises linearly from 0.85."""
+
+    newton_schulz: NewtonSchulz = added_later("jordan")
+    """Coefficients of the iteration that makes matrices orthogonal: `jordan`, the same five times, or `polar_express`
+    (Amsel et al. 2025), the best for each of the five."""
+
+    normuon: bool = added_later(False)
+    """Whether each row of an update is divided by the root of its second moment (NorMuon, Li et al. 2025)."""
+
+    cautious_decay: bool = added_later(False)
+    """Whether weight decay spares the weights that the update would enlarge (Chen et al. 2025)."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.momentum < 1, "momentum", found=self.momentum, need="a number in [0, 1)")
+        steps = self.momentum_warmup_steps
+        require(steps >= 0, "momentum_warmup_steps", found=steps, need="a whole number, 0 or above")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +97,9 @@ class TrainingConfig:
     objective: Objective = added_later("pretrain")
     """What the targets are: `pretrain`, every next token of every document. More objectives follow."""
 
+    muon: MuonConfig = added_later(MuonConfig())  # frozen
+    """Details of `optimizer: muon`."""
+
     def __post_init__(self) -> None:
         for key in ("batch_size", "num_epochs"):
             require(getattr(self, key) > 0, key, found=getattr(self, key), need="a whole number above 0")
@@ -86,6 +119,15 @@ class TrainingConfig:
             found=self.min_learning_rate,
             need=f"a number from 0 to learning_rate={self.learning_rate}, or null",
         )
+        for key, neutral in neutral_values(MuonConfig).items():
+            value = getattr(self.muon, key)
+            meant = self.optimizer == "muon" or value == neutral
+            require(
+                meant,
+                f"muon.{key}",
+                found=value,
+                need=f"no such key with training.optimizer={self.optimizer}; set training.optimizer: muon",
+            )
 
     @property
     def final_learning_rate(self) -> float:

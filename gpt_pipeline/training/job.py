@@ -162,10 +162,23 @@ def settings_of(job: TrainingJob) -> dict[str, Any]:
         "evaluation": dataclasses.asdict(job.cadence),
         "hardware": dataclasses.asdict(job.hardware),
     }
-    flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
     start = None if job.start_from is None else job.start_from.weights_sha256
     tokenizer = {} if job.tokenizer is None else {TOKENIZER: job.tokenizer}
-    return {**flat, "data.max_length": job.max_length, SHARDS: job.shards_fingerprint, START_FROM: start, **tokenizer}
+    return {
+        **_flat(sections),
+        "data.max_length": job.max_length,
+        SHARDS: job.shards_fingerprint,
+        START_FROM: start,
+        **tokenizer,
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return plain values by the whole path of their key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def find_changes(before: Settings, job: TrainingJob) -> list[Change]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gpt_pipeline.errors import ConfigError, UserError
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.training.config import TrainingConfig
+from gpt_pipeline.training.muon import Muon, momentum_at
 
 _DECAY_SHARE = 0.2  # of the training, in which `wsd` decays (Hägele et al. 2024, "Scaling laws beyond fixed durations")
 
@@ -42,43 +43,46 @@ def _progress(step: int, start: int, max_steps: int) -> float:
 _BETAS = (0.9, 0.95)  # GPT-3 (Brown et al. 2020), appendix B
 _EPS = 1e-8
 
+_Named = tuple[str, nn.Parameter]
+
 
 class Optimizer:
-    """One or two torch optimizers that step together at one learning rate."""
+    """One or two torch optimizers that step together."""
 
     def __init__(self, model: LanguageModel, config: TrainingConfig) -> None:
         """Sort the parameters of `model`, which must be on its device already, into groups."""
         self.name = config.optimizer
+        self._config = config
         hidden, matrices, others = _sort_parameters(model, muon=config.optimizer == "muon")
         groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": [parameter for _, parameter in matrices], "weight_decay": config.weight_decay},
+            {"params": [parameter for _, parameter in others], "weight_decay": 0.0},
         ]
-        adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=_BETAS, eps=_EPS, fused=True)
-        self._optimizers = [adamw, *([_muon(hidden, config)] if hidden else [])]
+        self._adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=_BETAS, eps=_EPS, fused=True)
+        self._muon = _make_muon(model, hidden, config) if hidden else None
+
+    @property
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self._adamw] if self._muon is None else [self._adamw, self._muon]
 
     @property
     def parameters(self) -> list[list[Tensor]]:
         """The parameters of each torch optimizer, in the order in which its state numbers them."""
         return [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in self._optimizers]
 
-    def step(self, learning_rate: float, *, divisor: Tensor | None = None, skip: Tensor | None = None) -> None:
-        """Update the parameters from their gradients, divided by `divisor`, and forget the gradients.
+    def step(self, done: int, learning_rate: float, *, divisor: Tensor, skip: Tensor) -> None:
+        """Make the update after `done` updates from the gradients, divided by `divisor`, and forget them.
 
-        Where `skip` is 1 nothing is updated, parameters and state alike. AdamW decides that on the device, with the
-        arguments that gradient scalers give its fused kernel, and divides in the same pass over memory. Muon has no
-        such arguments: with it the host waits for the decision.
+        Where `skip` is 1 nothing is updated, parameters and state alike. That is decided on the device: by AdamW's
+        fused kernel with the arguments that gradient scalers give it, which divides in the same pass over memory.
         """
-        adamw, *others = self._optimizers
-        adamw.grad_scale, adamw.found_inf = divisor, skip
-        skipped = bool(others) and skip is not None and bool(skip)
-        if others and divisor is not None and not skipped:
-            gradients = [p.grad for other in others for group in other.param_groups for p in group["params"]]
-            torch._foreach_mul_(gradients, divisor.reciprocal())
-        for optimizer in [] if skipped else self._optimizers:
+        for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            optimizer.step()
+        self._adamw.grad_scale, self._adamw.found_inf = divisor, skip
+        self._adamw.step()
+        if self._muon is not None:
+            self._muon.step(momentum=momentum_at(done, self._config.muon), divisor=divisor, skip=skip)
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
 
@@ -105,29 +109,22 @@ class Optimizer:
             optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 
 
-def _sort_parameters(model: LanguageModel, *, muon: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def _sort_parameters(model: LanguageModel, *, muon: bool) -> tuple[list[_Named], list[_Named], list[_Named]]:
     """Return the matrices for Muon, the other matrices (decayed), and vectors (never decayed)."""
     hidden, matrices, others = [], [], []
-    for _, parameter, role in model.roles():
+    for name, parameter, role in model.roles():
         if role == "vector":
-            others.append(parameter)
+            others.append((name, parameter))
         elif muon and role == "matrix":
-            hidden.append(parameter)
+            hidden.append((name, parameter))
         else:
-            matrices.append(parameter)
+            matrices.append((name, parameter))
     return hidden, matrices, others
 
 
-def _muon(hidden: list[Tensor], config: TrainingConfig) -> torch.optim.Optimizer:
-    if not hasattr(torch.optim, "Muon"):
-        raise ConfigError(
-            "training.optimizer",
-            found="muon",
-            need=f"torch 2.9 or newer (here: {torch.__version__})",
-            remedy="update torch, or use adamw",
-        )
-    # "match_rms_adamw" (Liu et al. 2025, "Muon is scalable for LLM training") scales updates to the size of AdamW's,
-    # so that both parts share one learning rate and one decay.
-    return torch.optim.Muon(
-        hidden, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
+def _make_muon(model: LanguageModel, hidden: Iterable[_Named], config: TrainingConfig) -> Muon:
+    held = model.several_in_one if config.muon.split_qkv else {}
+    counted = [
+        (parameter, next((count for end, count in held.items() if name.endswith(end)), 1)) for name, parameter in hidden
+    ]
+    return Muon(counted, config.muon, learning_rate=config.learning_rate, weight_decay=config.weight_decay)

@@ -130,7 +130,7 @@ class Updater:
         torch.maximum(self._failed, (~numbers.isfinite().all()).float(), out=self._failed)
         # As torch's clip_grad_norm_ computes it; dividing is left to the optimizer, which reads the gradients anyway.
         divisor = ((norm + _CLIP_EPS) / self._config.gradient_clip).clamp_min(1.0).float()
-        self.optimizer.step(learning_rate, divisor=divisor, skip=self._failed)
+        self.optimizer.step(step, learning_rate, divisor=divisor, skip=self._failed)
         known = counted if isinstance(counted, int) else None
         return PendingUpdate(numbers, step=step, learning_rate=learning_rate, counted=known)
 

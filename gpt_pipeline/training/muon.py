@@ -1,0 +1,148 @@
+"""Muon (Jordan et al. 2024): momentum, made orthogonal, for the matrices of the blocks.
+
+The state and the arithmetic are those of `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`. What differs is the
+work: matrices of one shape are made orthogonal together, and the device decides whether the update counts, so that the
+host does not wait for it.
+
+Shapes: B matrices of one shape, R rows, C columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gpt_pipeline.training.config import MuonConfig, NewtonSchulz
+
+_COEFFICIENTS: Mapping[NewtonSchulz, tuple[tuple[float, float, float], ...]] = {
+    "jordan": ((3.4445, -4.7750, 2.0315),) * 5,
+    # Amsel et al. 2025, "The Polar Express", algorithm 1: the best polynomial of each step for singular values from
+    # 1e-3 to 1, with the safety factor of 1.01 in all but the last.
+    "polar_express": tuple(
+        (a / safety, b / safety**3, c / safety**5)
+        for safety, (a, b, c) in zip(
+            (1.01, 1.01, 1.01, 1.01, 1.0),
+            (
+                (8.28721201814563, -23.595886519098837, 17.300387312530933),
+                (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+                (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+                (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+                (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+            ),
+            strict=True,
+        )
+    ),
+}
+_ADAMW_RMS = 0.2  # of an update's elements; Liu et al. 2025, "Muon is scalable for LLM training"
+_ROW_DECAY = 0.95  # of NorMuon's second moments; Li et al. 2025, "NorMuon"
+_EPS = 1e-7  # torch.optim.Muon's
+_FIRST_MOMENTUM = 0.85  # of the warm-up
+
+
+def momentum_at(step: int, config: MuonConfig) -> float:
+    """Return the momentum of the update after `step` updates."""
+    if step >= config.momentum_warmup_steps:
+        return config.momentum
+    return _FIRST_MOMENTUM + (config.momentum - _FIRST_MOMENTUM) * step / config.momentum_warmup_steps
+
+
+def orthogonalized(matrices: Tensor, newton_schulz: NewtonSchulz) -> Tensor:
+    """Return the nearest (semi-)orthogonal matrices, roughly, in bfloat16: [B, R, C] -> [B, R, C]."""
+    x = matrices.bfloat16()
+    tall = x.size(1) > x.size(2)
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(_EPS)
+    for a, b, c in _COEFFICIENTS[newton_schulz]:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not followed by the type checker
+    """Updates matrices; the state has the layout of `torch.optim.Muon`, so that its checkpoints fit."""
+
+    def __init__(
+        self,
+        matrices: Iterable[tuple[nn.Parameter, int]],
+        config: MuonConfig,
+        *,
+        learning_rate: float,
+        weight_decay: float,
+    ) -> None:
+        """`matrices` are parameters, each with the number of matrices that it holds on top of each other."""
+        self._config = config
+        self._by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
+        parameters = []
+        for parameter, count in matrices:
+            parameters.append(parameter)
+            self._by_shape.setdefault((parameter.size(0) // count, parameter.size(1)), []).append(parameter)
+        super().__init__(parameters, {"lr": learning_rate, "weight_decay": weight_decay})
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step(self, *, momentum: float, divisor: Tensor, skip: Tensor) -> None:
+        """Update the parameters from their gradients, divided by `divisor`; where `skip` is 1, nothing changes."""
+        skip = skip.bool()
+        for (R, C), parameters in self._by_shape.items():
+            gradients = torch.cat([parameter.grad.reshape(-1, R, C) for parameter in parameters])
+            gradients.mul_(divisor.reciprocal()).masked_fill_(skip, 0.0)  # masked: what is skipped may be NaN
+            self._average(parameters, gradients, momentum=momentum, skip=skip)
+            updates = orthogonalized(gradients, self._config.newton_schulz)
+            if self._config.normuon:
+                updates = self._rows_normalized(parameters, updates, skip=skip)
+            self._apply(parameters, updates.masked_fill_(skip, 0.0), skip=skip)
+
+    def _average(self, parameters: Sequence[nn.Parameter], gradients: Tensor, *, momentum: float, skip: Tensor) -> None:
+        """Blend `gradients` [B, R, C] into their running means and then these into them: Nesterov's momentum."""
+        _, R, C = gradients.shape
+        means = [self._state_of(parameter, "momentum_buffer", C).view(-1, R, C) for parameter in parameters]
+        blend = _unless(skip, 1 - momentum)
+        for mean, gradient in zip(means, _split_like(gradients, means), strict=True):
+            mean.lerp_(gradient, blend)
+            gradient.lerp_(mean, momentum)
+
+    def _rows_normalized(self, parameters: Sequence[nn.Parameter], updates: Tensor, *, skip: Tensor) -> Tensor:
+        """Divide each row of `updates` [B, R, C] by the root of its second moment; keep the norm of a matrix."""
+        _, R, C = updates.shape
+        moments = [self._state_of(parameter, "row_second_moment", 1).view(-1, R, 1) for parameter in parameters]
+        blend = _unless(skip, 1 - _ROW_DECAY)
+        for moment, update in zip(moments, _split_like(updates, moments), strict=True):
+            moment.lerp_(update.float().square().mean(dim=2, keepdim=True), blend)
+        rows = updates / (torch.cat(moments).sqrt() + _EPS)
+        return rows * (math.sqrt(min(R, C)) / rows.norm(dim=(1, 2), keepdim=True).clamp_min(_EPS))
+
+    def _apply(self, parameters: Sequence[nn.Parameter], updates: Tensor, *, skip: Tensor) -> None:
+        """Decay the weights, and add `updates` [B, R, C] to them at the size that AdamW's would have."""
+        _, R, C = updates.shape
+        [group] = self.param_groups
+        decay = group["lr"] * group["weight_decay"]
+        kept = _unless(skip, 1 - decay, otherwise=1.0)
+        weights = [parameter.view(-1, R, C) for parameter in parameters]
+        for weight, update in zip(weights, _split_like(updates, weights), strict=True):
+            if self._config.cautious_decay:
+                weight.addcmul_(weight, (weight * update > 0).to(weight.dtype), value=-decay)
+            else:
+                weight.mul_(kept)
+            weight.add_(update, alpha=-group["lr"] * _ADAMW_RMS * math.sqrt(max(R, C)))
+
+    def _state_of(self, parameter: nn.Parameter, name: str, columns: int) -> Tensor:
+        """Return the state `name` of a parameter, zeros at first, with a row for each of its rows."""
+        state = self.state[parameter]
+        if name not in state:
+            state[name] = parameter.new_zeros(parameter.size(0), columns)
+        found: Tensor = state[name]
+        return found
+
+
+def _split_like(stack: Tensor, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the views of `stack` that belong to `parts`, one behind the other."""
+    views: Sequence[Tensor] = stack.split([len(part) for part in parts])
+    return views
+
+
+def _unless(skip: Tensor, value: float, *, otherwise: float = 0.0) -> Tensor:
+    """Return `value`, or `otherwise` where `skip` is true, on the device and without a wait for it."""
+    return torch.full((), value, device=skip.device).masked_fill_(skip, otherwise)
