@@ -559,6 +559,11 @@ def test_stand_ins_for_required_values_pass_every_check(section, config):
             " training.warmup_steps: found 500 (the default), need a whole number below training.max_steps=300, "
             "or the learning rate never reaches its peak; use 30",
         ),
+        (
+            "training: {decay_share: 0.5}",
+            "6: training.decay_share: found 0.5, need no such key with training.lr_schedule=cosine; "
+            "remove it, or set lr_schedule: wsd",
+        ),
     ],
 )
 def test_contradiction_between_blocks_names_the_values_to_use(problems, content, expected):

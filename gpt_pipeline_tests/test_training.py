@@ -26,7 +26,7 @@ from gpt_pipeline.errors import ConfigError, LockedError, UserError
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.storage.lock import folder_lock
-from gpt_pipeline.training.config import HardwareConfig, MuonConfig
+from gpt_pipeline.training.config import HardwareConfig, LearningRateFactors, MuonConfig
 from gpt_pipeline.training.finished import find_finished_training
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
@@ -436,7 +436,8 @@ _EVERY_VARIANT = MuonConfig(
     "training",
     [
         *({"optimizer": "muon"}, {"optimizer": "muon", "muon": _EVERY_VARIANT}),
-        *({"lr_schedule": "wsd"}, {"precision": "bf16"}),
+        *({"lr_schedule": "wsd", "decay_share": 0.5}, {"precision": "bf16"}),
+        {"learning_rate_factors": LearningRateFactors(embedding=2.0, vectors=0.5)},
     ],
     ids=str,
 )

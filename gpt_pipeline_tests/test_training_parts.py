@@ -54,6 +54,20 @@ def test_schedule_wsd_is_stable_until_the_last_fifth():
     assert rates[-1] == 0.0
 
 
+def test_schedule_wsd_decays_over_the_share_that_is_asked_for():
+    rates = _rates(lr_schedule="wsd", decay_share=0.5, min_learning_rate=0.0)
+    assert rates[10:51] == [1.0] * 41
+    assert rates[51:] == pytest.approx([(99 - step) / 49 for step in range(51, 100)])
+    rates = _rates(lr_schedule="wsd", decay_share=1.0, min_learning_rate=0.0)
+    assert rates[10:] == pytest.approx([(99 - step) / 89 for step in range(10, 100)])  # linear from the peak to zero
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.01])
+def test_decay_share_outside_its_range_is_refused(share):
+    with pytest.raises(ConfigError, match=r"decay_share: found .*, need a number above 0, up to 1"):
+        TrainingConfig(lr_schedule="wsd", decay_share=share)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
 @pytest.mark.parametrize(("max_steps", "warmup"), [(1, 0), (2, 0), (5, 10), (10, 10), (11, 10), (12, 10)])
 def test_schedule_of_a_short_training_stays_between_zero_and_the_peak(schedule, max_steps, warmup):

@@ -12,7 +12,7 @@ from gpt_pipeline.errors import ConfigError, require
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.start_from import StartFromConfig
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.storage.fingerprint import added_later
+from gpt_pipeline.storage.fingerprint import added_later, neutral_values
 from gpt_pipeline.storage.names import folder_name
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig, sequences_per_step, step_layout
 
@@ -117,6 +117,7 @@ def contradictions(config: ExperimentConfig) -> Iterator[ConfigError]:
     yield from _sequence_length(config)
     yield from _batch(config)
     yield from _warmup(config)
+    yield from _decay_share(config)
 
 
 def _name(config: ExperimentConfig) -> Iterator[ConfigError]:
@@ -162,6 +163,13 @@ def _warmup(config: ExperimentConfig) -> Iterator[ConfigError]:
     if steps is not None and warmup >= steps:
         need = f"a whole number below training.max_steps={steps}, or the learning rate never reaches its peak"
         yield ConfigError("training.warmup_steps", found=warmup, need=need, remedy=f"use {steps // 10}")
+
+
+def _decay_share(config: ExperimentConfig) -> Iterator[ConfigError]:
+    schedule, share = config.training.lr_schedule, config.training.decay_share
+    if schedule != "wsd" and share != neutral_values(type(config.training))["decay_share"]:
+        need = f"no such key with training.lr_schedule={schedule}"
+        yield ConfigError("training.decay_share", found=share, need=need, remedy="remove it, or set lr_schedule: wsd")
 
 
 def _divisors_near(value: int, whole: int) -> list[int]:

@@ -46,6 +46,28 @@ class MuonConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearningRateFactors:
+    """Multiples of `learning_rate`, and so of the decoupled weight decay, by what a parameter is."""
+
+    embedding: float = added_later(1.0)
+    """For embeddings, one that is also the head included."""
+
+    head: float = added_later(1.0)
+    """For a head of its own (`tie_weights: false`)."""
+
+    matrices: float = added_later(1.0)
+    """For the matrices of the blocks, which Muon updates if it is the optimizer."""
+
+    vectors: float = added_later(1.0)
+    """For biases and the gains of norms."""
+
+    def __post_init__(self) -> None:
+        for key in neutral_values(type(self)):
+            value = getattr(self, key)
+            require(0 <= value < float("inf"), key, found=value, need="a finite number, 0 or above")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How the weights are updated. All keys but `micro_batch_size` and `compile` enter the training's fingerprint."""
 
@@ -65,7 +87,7 @@ class TrainingConfig:
     """Learning rate of the last step; null: a tenth of `learning_rate`."""
 
     lr_schedule: Schedule = "cosine"
-    """After the linear warm-up: `cosine` decay, `wsd` (stable, then linear decay over the last fifth), `constant`."""
+    """After the linear warm-up: `cosine` decay, `wsd` (stable, then linear decay over `decay_share`), `constant`."""
 
     warmup_steps: int = 500
     """Updates over which the learning rate rises linearly from 0."""
@@ -97,6 +119,13 @@ class TrainingConfig:
     objective: Objective = added_later("pretrain")
     """What the targets are: `pretrain`, every next token of every document. More objectives follow."""
 
+    decay_share: float = added_later(0.2)
+    """Share of the updates over which `lr_schedule: wsd` decays, at the end (Hägele et al. 2024, "Scaling laws and
+    compute-optimal training beyond fixed training durations")."""
+
+    learning_rate_factors: LearningRateFactors = added_later(LearningRateFactors())  # frozen
+    """Multiples of the learning rate, at each step of the schedule, for embedding, head, matrices and vectors."""
+
     muon: MuonConfig = added_later(MuonConfig())  # frozen
     """Details of `optimizer: muon`."""
 
@@ -119,6 +148,7 @@ class TrainingConfig:
             found=self.min_learning_rate,
             need=f"a number from 0 to learning_rate={self.learning_rate}, or null",
         )
+        require(0 < self.decay_share <= 1, "decay_share", found=self.decay_share, need="a number above 0, up to 1")
         for key, neutral in neutral_values(MuonConfig).items():
             value = getattr(self.muon, key)
             meant = self.optimizer == "muon" or value == neutral

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +13,6 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.muon import Muon, momentum_at
-
-_DECAY_SHARE = 0.2  # of the training, in which `wsd` decays (Hägele et al. 2024, "Scaling laws beyond fixed durations")
 
 
 def learning_rate_at(step: int, config: TrainingConfig, *, max_steps: int) -> float:
@@ -29,7 +27,7 @@ def learning_rate_at(step: int, config: TrainingConfig, *, max_steps: int) -> fl
     if config.lr_schedule == "cosine":
         remaining = (1 + math.cos(math.pi * _progress(step, config.warmup_steps, max_steps))) / 2
     else:
-        start = max(config.warmup_steps, max_steps - math.ceil(_DECAY_SHARE * max_steps))
+        start = max(config.warmup_steps, max_steps - math.ceil(config.decay_share * max_steps))
         remaining = 1 - _progress(step, start, max_steps)
     low = config.final_learning_rate
     return low + (config.learning_rate - low) * remaining
@@ -43,8 +41,6 @@ def _progress(step: int, start: int, max_steps: int) -> float:
 _BETAS = (0.9, 0.95)  # GPT-3 (Brown et al. 2020), appendix B
 _EPS = 1e-8
 
-_Named = tuple[str, nn.Parameter]
-
 
 class Optimizer:
     """One or two torch optimizers that step together."""
@@ -53,12 +49,10 @@ class Optimizer:
         """Sort the parameters of `model`, which must be on its device already, into groups."""
         self.name = config.optimizer
         self._config = config
-        hidden, matrices, others = _sort_parameters(model, muon=config.optimizer == "muon")
-        groups = [
-            {"params": [parameter for _, parameter in matrices], "weight_decay": config.weight_decay},
-            {"params": [parameter for _, parameter in others], "weight_decay": 0.0},
-        ]
-        self._adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=_BETAS, eps=_EPS, fused=True)
+        hidden = _hidden_matrices(model) if config.optimizer == "muon" else {}
+        self._adamw = torch.optim.AdamW(
+            _adamw_groups(model, config, but=hidden), lr=config.learning_rate, betas=_BETAS, eps=_EPS, fused=True
+        )
         self._muon = _make_muon(model, hidden, config) if hidden else None
 
     @property
@@ -78,7 +72,7 @@ class Optimizer:
         """
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["rate_factor"]
         self._adamw.grad_scale, self._adamw.found_inf = divisor, skip
         self._adamw.step()
         if self._muon is not None:
@@ -102,29 +96,42 @@ class Optimizer:
                 "set it to that, or start with checkpoint_to_resume: scratch"
             )
         for optimizer, saved in zip(self._optimizers, state["states"], strict=True):
-            groups = [
-                {**present, "params": group["params"]}
-                for present, group in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
-            ]
+            # How the parameters are grouped follows from the configuration; their numbers are always the same.
+            groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 
 
-def _sort_parameters(model: LanguageModel, *, muon: bool) -> tuple[list[_Named], list[_Named], list[_Named]]:
-    """Return the matrices for Muon, the other matrices (decayed), and vectors (never decayed)."""
-    hidden, matrices, others = [], [], []
-    for name, parameter, role in model.roles():
-        if role == "vector":
-            others.append((name, parameter))
-        elif muon and role == "matrix":
-            hidden.append((name, parameter))
-        else:
-            matrices.append((name, parameter))
-    return hidden, matrices, others
+def _hidden_matrices(model: LanguageModel) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter, role in model.roles() if role == "matrix"}
 
 
-def _make_muon(model: LanguageModel, hidden: Iterable[_Named], config: TrainingConfig) -> Muon:
+def _adamw_groups(model: LanguageModel, config: TrainingConfig, *, but: Container[str]) -> list[dict[str, Any]]:
+    """Return the groups of the parameters whose name is not in `but`; those alike in decay and rate are one group."""
+    factors = config.learning_rate_factors
+    rates = {
+        "embedding": factors.embedding,
+        "matrix": factors.matrices,
+        "head": factors.head,
+        "vector": factors.vectors,
+    }
+    groups: list[dict[str, Any]] = []
+    # In this order, since checkpoints number the parameters: all that decay as the model has them, then vectors.
+    for role, rate in rates.items():
+        how = {"weight_decay": 0.0 if role == "vector" else config.weight_decay, "rate_factor": rate}
+        parameters = [parameter for name, parameter, its in model.roles() if its == role and name not in but]
+        if groups and all(groups[-1][key] == value for key, value in how.items()):
+            groups[-1]["params"] += parameters
+        elif parameters:
+            groups.append({"params": parameters, **how})
+    return groups
+
+
+def _make_muon(model: LanguageModel, hidden: Mapping[str, nn.Parameter], config: TrainingConfig) -> Muon:
     held = model.several_in_one if config.muon.split_qkv else {}
     counted = [
-        (parameter, next((count for end, count in held.items() if name.endswith(end)), 1)) for name, parameter in hidden
+        (parameter, next((count for end, count in held.items() if name.endswith(end)), 1))
+        for name, parameter in hidden.items()
     ]
-    return Muon(counted, config.muon, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    muon = Muon(counted, config.muon, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    muon.param_groups[0]["rate_factor"] = config.learning_rate_factors.matrices
+    return muon
