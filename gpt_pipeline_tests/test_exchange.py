@@ -27,9 +27,11 @@ from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.exchange.card import model_card
 from gpt_pipeline.exchange.export import export_checkpoint
 from gpt_pipeline.exchange.folder import new_folder
-from gpt_pipeline.exchange.take_in import import_folder
+from gpt_pipeline.exchange.hugging_face import hugging_face_config, read_hugging_face_config
+from gpt_pipeline.exchange.take_in import convert_start, import_folder
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
 from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.experiment.training import find_start
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.lock import folder_lock
@@ -49,7 +51,18 @@ data: {{source: sample, num_samples: 300, max_length: 16, tokenizer: {tokenizer}
 model: {model}
 storage: {{base_folder: storage}}
 """
-SHAPES = [{}, {"qkv_bias": True}, {"tie_weights": False}, {"qkv_bias": True, "tie_weights": False, "n_layer": 2}]
+LLAMA = {"architecture": "llama", "n_kv_head": 1, "n_layer": 2, "rope_theta": 5000.0, "norm_eps": 1e-5}
+NANOCHAT = {"architecture": "nanochat", "tie_weights": False, "mlp_width": 12}
+SHAPES = [
+    {},
+    {"qkv_bias": True, "mlp_width": 12, "norm_eps": 1e-4},
+    {"tie_weights": False},
+    {"qkv_bias": True, "tie_weights": False, "n_layer": 2},
+    LLAMA,
+    {"architecture": "llama", "tie_weights": False},
+    NANOCHAT,
+    {"architecture": "nanochat", "n_kv_head": 1, "logit_soft_cap": 0.0},
+]
 
 
 def experiment(folder: Path, stem: str = "one", *, tokenizer: str = "gpt2", **model: Any) -> Experiment:
@@ -107,14 +120,16 @@ def test_export_transformers_gives_the_same_log_probabilities(tmp_path: Path, mo
         assert found.shape == (2, 24, VOCAB_SIZE)
         assert (found - needed).abs().max() < 1e-5
         exact = theirs.double()(ids).logits.log_softmax(-1) - ours.double()(ids).log_softmax(-1)
-    assert exact.abs().max() < 1e-11
+    # In float64, transformers' norms of the others still compute in float32.
+    assert exact.abs().max() < (1e-5 if "architecture" in model else 1e-11)
     assert theirs.get_input_embeddings().weight.shape[0] == 50257
 
 
-def test_export_transformers_generates_what_we_generate(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [{}, LLAMA, NANOCHAT], ids=str)
+def test_export_transformers_generates_what_we_generate(tmp_path: Path, model: dict[str, Any]) -> None:
     from gpt_pipeline.evaluation.generate import generate
 
-    one = experiment(tmp_path)
+    one = experiment(tmp_path, **model)
     info = checkpoint(one)
     export_checkpoint(one, info.path, tmp_path / "hf")
     prompt = [EOT_TOKEN, *gpt2().encode("Q: What is it?")]
@@ -218,6 +233,31 @@ def test_export_card_has_lines_that_run_and_stop_where_the_trained_positions_end
     exec(lines, names)
     assert "Q:" in capsys.readouterr().out
     assert names["ids"]["input_ids"].shape[1] < names["model"].generate(**names["ids"]).shape[1] <= trained
+
+
+@pytest.mark.parametrize(
+    ("model", "there", "absent"),
+    [
+        ({}, ("- gpt2\n", "A GPT-2 of 40", "matrices of the blocks are [in, out]", "query, key"), ("LLaMA",)),
+        (
+            LLAMA,
+            ("- llama\n", "A LLaMA of 4", "`LlamaForCausalLM`", "| 2, 2, 8 |", "1, each", "5000"),
+            ("A GPT-2", "cap"),
+        ),
+        (
+            NANOCHAT,
+            ("- nanochat\n", "A nanochat of 8", "`NanoChatForCausalLM`", "| 12 |", "15"),
+            ("A GPT-2", "[in, out]"),
+        ),
+    ],
+)
+def test_export_card_names_the_architecture_and_its_shape(
+    tmp_path: Path, model: dict[str, Any], there: tuple[str, ...], absent: tuple[str, ...]
+) -> None:
+    one = experiment(tmp_path, **model)
+    card = model_card(one, checkpoint(one), gpt2(), max_length=16)
+    assert [told for told in there if told not in card] == []
+    assert [told for told in absent if told in card] == []
 
 
 @pytest.mark.parametrize(
@@ -393,6 +433,152 @@ def test_import_of_what_transformers_saves_gives_the_same_function(tmp_path: Pat
         assert (load_model(taken.checkpoint.path)[0](ids).log_softmax(-1) - needed).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("architecture", ["llama", "nanochat"])
+def test_import_of_a_random_llama_or_nanochat_in_bf16_and_several_files_gives_the_same_function(
+    tmp_path: Path, architecture: str
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 16, "intermediate_size": 24}
+    more = {"num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 24, "vocab_size": VOCAB_SIZE}
+    rope = {"rope_type": "default", "rope_theta": 3000.0}
+    theirs = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(architecture, **sizes, **more, rope_parameters=rope, tie_word_embeddings=False)
+    )
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    theirs.bfloat16().save_pretrained(tmp_path / "hf", max_shard_size="200KB")
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 1
+    shape = {"n_layer": 2, "n_head": 4, "n_embd": 16, "mlp_width": 24, "n_kv_head": 2, "norm_eps": 1e-5}
+    wanted = {**shape, "architecture": architecture, "rope_theta": 3000.0, "tie_weights": False}
+    taken = import_folder(tmp_path / "hf", experiment(tmp_path, **wanted))
+    ids = torch.randint(0, VOCAB_SIZE, (2, 24))
+    with torch.inference_mode():
+        found, needed = load_model(taken.checkpoint.path)[0](ids), loaded(tmp_path / "hf").float()(ids).logits
+    assert found.dtype == torch.float32
+    assert (found - needed).abs().max() < 1e-5
+
+
+def test_import_reads_a_config_of_transformers_4_and_absent_keys_have_its_defaults() -> None:
+    written = {
+        "model_type": "llama",
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "max_position_embeddings": 8192,
+        "vocab_size": 49152,
+        "rope_theta": 100000,
+        "rope_scaling": None,
+        "rms_norm_eps": 1e-05,
+        "tie_word_embeddings": True,
+    }
+    shape = {"n_layer": 30, "n_head": 9, "n_kv_head": 3, "n_embd": 576, "context_length": 8192, "vocab_size": 49152}
+    needed = ModelConfig(architecture="llama", **shape, rope_theta=100000.0, norm_eps=1e-5, mlp_width=1536)
+    assert read_hugging_face_config(written, source="a test") == needed
+    for key in ("num_key_value_heads", "rope_theta", "rms_norm_eps", "tie_word_embeddings"):
+        del written[key]
+    shape["n_kv_head"] = 9
+    plain = ModelConfig(architecture="llama", **shape, norm_eps=1e-6, mlp_width=1536, tie_weights=False)
+    assert read_hugging_face_config(written, source="a test") == plain
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "told"),
+    [
+        (LLAMA, {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_parameters: found .*llama3"),
+        (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: found .*linear.*without scaling"),
+        (LLAMA, {"attention_bias": True}, "attention_bias: found True, need False"),
+        (LLAMA, {"mlp_bias": True}, "mlp_bias: found True, need False"),
+        (LLAMA, {"head_dim": 64}, "head_dim: found 64, need hidden_size=8 / num_attention_heads=2"),
+        (LLAMA, {"hidden_act": "gelu"}, "hidden_act: found 'gelu', need 'silu'"),
+        (NANOCHAT, {"hidden_act": "silu"}, "hidden_act: found 'silu', need 'relu2'"),
+        (
+            LLAMA,
+            {"quantization_config": {"bits": 4}},
+            "quantization_config: found {'bits': 4}.*before it was quantised",
+        ),
+        (LLAMA, {"vocab_size": 128256}, "vocab_size: found 128256, need a whole number from 1 to 65536"),
+        (LLAMA, {"hidden_size": None}, "is not a config of LLaMA.*hidden_size"),
+        (LLAMA, {"rope_parameters": [1]}, "is not a config of LLaMA"),
+        (LLAMA, {"rms_norm_eps": "inf"}, "norm_eps: found inf, need a number"),
+        (LLAMA, {"model_type": "mistral"}, "model_type: found 'mistral', need gpt2, llama, nanochat"),
+        (LLAMA, {"model_type": ["llama"]}, r"model_type: found \['llama'\]"),
+        (LLAMA, {"rms_norm_eps": 1e-6}, "model.norm_eps: found null, the experiment says 1e-05"),
+        (LLAMA, {"model_type": "gpt2"}, "is not a config of GPT-2.*n_layer"),
+    ],
+)
+def test_import_of_a_model_that_computes_another_function_is_refused(
+    tmp_path: Path, model: dict[str, Any], change: dict[str, Any], told: str
+) -> None:
+    (tmp_path / "hf").mkdir()
+    one = experiment(tmp_path, **model)
+    config = hugging_face_config(one.config.model, eot_token=EOT_TOKEN)
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=told) as refused:
+        import_folder(tmp_path / "hf", one)
+    assert str(tmp_path / "hf") in str(refused.value)
+
+
+def test_import_of_a_model_without_its_tokenizer_is_refused_where_gpt2s_has_more_ids(tmp_path: Path) -> None:
+    one = experiment(tmp_path)
+    export_checkpoint(one, checkpoint(one).path, tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    (tmp_path / "hf" / "vocab.json").unlink()
+    weights = load_file(tmp_path / "hf" / "model.safetensors")
+    weights["transformer.wte.weight"] = weights["transformer.wte.weight"][:300].contiguous()
+    save_file(weights, tmp_path / "hf" / "model.safetensors")
+    _changed_config(tmp_path / "hf", vocab_size=300)
+    (tmp_path / "later.yaml").write_text(
+        "\n".join(
+            [
+                "experiment_name: later",
+                "data: {source: sample, num_samples: 300, max_length: 16}",
+                "start_from: {hugging_face: ./hf}",
+                "storage: {base_folder: storage}",
+            ]
+        )
+    )
+    with pytest.raises(UserError, match=r"found a model of 300 ids and a tokenizer of 50257, need .*tokenizer\.json"):
+        convert_start(load_experiment(tmp_path / "later.yaml"), say=lambda text: None)
+
+
+@pytest.mark.parametrize("model", [LLAMA, NANOCHAT], ids=str)
+def test_start_from_an_exported_folder_has_its_architecture_shape_and_dropout(
+    tmp_path: Path, model: dict[str, Any]
+) -> None:
+    one = experiment(tmp_path, **{**model, "dropout": 0.0})
+    info = checkpoint(one)
+    export_checkpoint(one, info.path, tmp_path / "hf")
+    (tmp_path / "later.yaml").write_text(
+        "\n".join(
+            [
+                "experiment_name: later",
+                "data: {source: sample, num_samples: 300, max_length: 16}",
+                "start_from: {hugging_face: ./hf}",
+                "storage: {base_folder: storage}",
+            ]
+        )
+    )
+    convert_start(load_experiment(tmp_path / "later.yaml"), say=lambda text: None)
+    later = load_experiment(tmp_path / "later.yaml")
+    assert later.config.model == one.config.model  # not the dropout of GPT-2, the default before the weights are known
+    start = find_start(later)
+    assert start is not None
+    assert start.checkpoint.weights_sha256 == info.weights_sha256
+
+
+def test_import_of_weights_that_are_quantised_is_refused(tmp_path: Path) -> None:
+    one = experiment(tmp_path, **LLAMA)
+    export_checkpoint(one, checkpoint(one).path, tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    save_file({name: tensor.to(torch.int8) for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(UserError, match=r"found torch.int8, need float32, bfloat16, float16, float64"):
+        import_folder(tmp_path / "hf", one)
+
+
 def test_import_reads_old_names_masks_half_precision_and_several_files(tmp_path: Path) -> None:
     one, two = experiment(tmp_path), experiment(tmp_path, "two")
     export_checkpoint(one, checkpoint(one).path, tmp_path / "hf")
@@ -464,7 +650,8 @@ def _changed_config(hf: Path, **changes: Any) -> None:
     [
         ({"n_layer": 2}, "model.n_layer: found 1, the experiment says 2"),
         ({"n_embd": 16, "context_length": 32}, "model.context_length: found 24, the experiment says 32"),
-        ({"tie_weights": False}, "model.tie_weights: found True"),
+        ({"tie_weights": False}, "model.tie_weights: found true, the experiment says false"),
+        ({"mlp_width": 9}, "model.mlp_width: found null, the experiment says 9"),
     ],
 )
 def test_import_of_another_shape_names_the_difference(tmp_path: Path, model: dict[str, Any], told: str) -> None:
@@ -480,9 +667,9 @@ def test_import_of_another_shape_names_the_difference(tmp_path: Path, model: dic
     ("change", "told"),
     [
         ({"activation_function": "relu"}, "activation_function: found 'relu'"),
-        ({"model_type": "llama"}, "model_type: found 'llama'"),
-        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
-        ({"n_inner": 8}, "n_inner"),
+        ({"model_type": "opt"}, "model_type: found 'opt'"),
+        ({"layer_norm_epsilon": 1e-6}, "model.norm_eps: found 1e-06"),
+        ({"n_inner": 8}, "model.mlp_width: found 8"),
         ({"n_layer": None}, "not a config of GPT-2"),
     ],
 )
@@ -530,6 +717,18 @@ def test_import_while_the_experiment_trains_is_refused(tmp_path: Path) -> None:
         import_folder(tmp_path / "hf", one)
 
 
+def test_checkpoint_of_a_gpt2_is_written_without_keys_that_earlier_versions_do_not_know(tmp_path: Path) -> None:
+    known = {"n_layer", "n_head", "n_embd", "context_length", "vocab_size", "dropout", "qkv_bias", "tie_weights"}
+    one = experiment(tmp_path)
+    info = checkpoint(one)
+    assert torch.load(info.path, weights_only=True)["model_config"].keys() == known
+    assert json.loads(info.path.with_suffix(".json").read_text())["model"].keys() == known
+    assert load_checkpoint(info.path).model_config == info.model == one.config.model
+    other = checkpoint(experiment(tmp_path, "two", **LLAMA))
+    assert load_checkpoint(other.path).model_config == other.model
+    assert other.model.architecture == "llama"
+
+
 def test_import_keeps_another_checkpoint_of_that_name(tmp_path: Path) -> None:
     one, two = experiment(tmp_path), experiment(tmp_path, "two")
     old = checkpoint(two, step=0)
@@ -561,7 +760,7 @@ def test_training_starts_from_an_imported_model(tmp_path: Path) -> None:
 
 
 def test_model_config_of_every_field_is_exported() -> None:
-    """A new field of `ModelConfig` must be thought of here and in `hugging_face.py`."""
+    """A new field of `ModelConfig` must be thought of here and in the layouts of `exchange`."""
     known = {"n_layer", "n_head", "n_embd", "context_length", "vocab_size", "dropout", "qkv_bias", "tie_weights"}
     known |= {"architecture", "n_kv_head", "mlp_width", "rope_theta", "norm_eps", "logit_soft_cap"}
     assert {field.name for field in dataclasses.fields(ModelConfig)} == known

@@ -22,6 +22,7 @@ from gpt_pipeline.storage.atomic import (
     sha256_of,
     write_json,
 )
+from gpt_pipeline.storage.fingerprint import identity_of
 
 _logger = logging.getLogger(__name__)
 
@@ -67,8 +68,10 @@ class CheckpointInfo:
     """The configuration of the training, by key of the experiment file; empty in manifests that predate this field."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the info as JSON values, `path` in full."""
-        return {**dataclasses.asdict(self), "path": str(self.path)}
+        """Return the info as JSON values, `path` in full; the model without keys that an earlier version does not know,
+        where they are neutral.
+        """
+        return {**dataclasses.asdict(self), "path": str(self.path), "model": identity_of(self.model)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> CheckpointInfo:

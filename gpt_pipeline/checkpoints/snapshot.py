@@ -20,6 +20,7 @@ from torch import Tensor
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.atomic import UnknownKeysError, newer_file, only_known_fields
+from gpt_pipeline.storage.fingerprint import identity_of
 
 _FORMAT = 1  # raised when the payload changes in a way that older code cannot read
 _ADDED = "added"
@@ -71,7 +72,7 @@ class Snapshot:
     """The state of a training: tensors and plain values, in mappings and lists."""
 
     model: Mapping[str, Tensor]
-    """By GPT-2's parameter names, without padding; a tied head is not repeated."""
+    """By the names of the model's parameters, without padding; a tied head is not repeated."""
 
     model_config: ModelConfig
     optimizer: Mapping[str, Any]
@@ -107,7 +108,8 @@ class Snapshot:
             if value is None and _ADDED in each.metadata:
                 continue  # so that a version which knows no such field reads the checkpoint
             values |= dataclasses.asdict(value) if each.name == "progress" else {each.name: value}
-        return {**values, "model_config": dataclasses.asdict(self.model_config)}
+        # Without keys that are neutral, which an earlier version does not know.
+        return {**values, "model_config": identity_of(self.model_config)}
 
     @classmethod
     def from_payload(cls, payload: Any, *, source: object) -> Self:

@@ -15,6 +15,7 @@ from gpt_pipeline.data.tokens.shards import known_shards, tokenizer_facts
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.evaluation.shares import share_of
+from gpt_pipeline.exchange.hugging_face import layout_of
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.template import written
 from gpt_pipeline.model.costs import parameter_count
@@ -52,6 +53,7 @@ def model_card(experiment: Experiment, info: CheckpointInfo, tokenizer: Tokenize
         title=in_markdown(experiment.display_name),
         info=info,
         model=info.model,
+        layout=layout_of(info.model),
         parameters=parameter_count(info.model),
         max_length=max_length,
         data=_data(experiment),

@@ -1,53 +1,43 @@
-"""Convert config and weights of GPT-2 between our layout and that of Hugging Face's `transformers`.
+"""Convert config and weights of a model between our layout and that of Hugging Face's `transformers`.
 
-Names are the same; matrices inside a block are transposed there, [in, out], and the query, key and value projection
-always has a bias, which is zero where ours has none.
-
-Shapes: C channels.
+What is peculiar to an architecture stands in the file of its name beside this one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpt_pipeline.errors import UserError
+from gpt_pipeline.errors import ConfigError, UserError
+from gpt_pipeline.exchange.gpt2 import GPT2Layout
+from gpt_pipeline.exchange.layout import Layout
+from gpt_pipeline.exchange.llama import LlamaLayout
+from gpt_pipeline.exchange.nanochat import NanoChatLayout
 from gpt_pipeline.model.architectures import make_model
-from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.config import Architecture, ModelConfig
 
-_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-_QKV_BIAS = "attn.c_attn.bias"
-_MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which older files hold beside the weights
-_PREFIX = "transformer."
+_LAYOUTS: Mapping[Architecture, Layout] = {"gpt2": GPT2Layout(), "llama": LlamaLayout(), "nanochat": NanoChatLayout()}
 _HEAD = "lm_head.weight"
-_EMBEDDING = f"{_PREFIX}wte.weight"
-# What decides the function that the weights compute, besides their shapes, with the values that our model has.
-_ARCHITECTURE: Mapping[str, tuple[Any, ...]] = {
-    "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-}
-_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def layout_of(model: ModelConfig) -> Layout:
+    """Return what is peculiar to the model's architecture in `transformers`."""
+    return _LAYOUTS[model.architecture]
 
 
 def hugging_face_config(model: ModelConfig, *, eot_token: int) -> dict[str, Any]:
     """Return the `config.json` of a model of this shape, whose documents `eot_token` separates."""
+    layout = layout_of(model)
     return {
-        "architectures": ["GPT2LMHeadModel"],
-        **{key: accepted[0] for key, accepted in _ARCHITECTURE.items()},
-        **dict.fromkeys(_DROPOUTS, model.dropout),
-        "n_layer": model.n_layer,
-        "n_head": model.n_head,
-        "n_embd": model.n_embd,
-        "n_inner": None,
-        "n_positions": model.context_length,
-        "n_ctx": model.context_length,
+        "architectures": [layout.class_name],
+        "model_type": model.architecture,
+        **{key: accepted[0] for key, accepted in layout.fixed.items()},
+        **layout.config(model),
         "vocab_size": model.vocab_size,
         "tie_word_embeddings": model.tie_weights,
         "bos_token_id": eot_token,
@@ -58,66 +48,73 @@ def hugging_face_config(model: ModelConfig, *, eot_token: int) -> dict[str, Any]
     }
 
 
-def hugging_face_weights(model: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def hugging_face_weights(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
     """Return our weights with the names and shapes of `transformers`; a tied head is not repeated."""
-    weights = {name: _turned(name, tensor) for name, tensor in model.items()}
-    if not config.qkv_bias:
-        for layer in range(config.n_layer):
-            weights[f"{_PREFIX}h.{layer}.{_QKV_BIAS}"] = torch.zeros(3 * config.n_embd)
-    return weights
+    return layout_of(model).theirs(weights, model)
 
 
-def read_hugging_face_config(config: Mapping[str, Any], *, source: object) -> dict[str, Any]:
-    """Return the model's shape from a `config.json`, by key of `ModelConfig`, without `qkv_bias` and `dropout`.
+def read_hugging_face_config(config: Mapping[str, Any], *, source: object) -> ModelConfig:
+    """Return the model that a `config.json` describes, with the default `dropout` and without `qkv_bias`.
 
     Raises:
-        UserError: it is not a GPT-2, or computes something different from ours; says what was found and is needed.
+        UserError: it is of another architecture, or computes something different from ours; says what was found and is
+            needed.
     """
-    for key, accepted in _ARCHITECTURE.items():
-        found = config.get(key, accepted[0] if key != "model_type" else None)
-        if found not in accepted:
-            raise UserError(f"{source}: {key}: found {found!r}, need {accepted[0]!r}, as in this program's model")
-    try:
-        shape = {
-            "n_layer": int(config["n_layer"]),
-            "n_head": int(config["n_head"]),
-            "n_embd": int(config["n_embd"]),
-            "context_length": int(config["n_positions"]),
-            "vocab_size": int(config["vocab_size"]),
-            "tie_weights": bool(config.get("tie_word_embeddings", True)),
-        }
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    found = config.get("model_type")
+    architecture = next((name for name in _LAYOUTS if name == found), None)
+    if architecture is None:
         raise UserError(
-            f"{source} is not a config of GPT-2: {error!r}; need n_layer, n_head, n_embd and so on"
-        ) from None
-    if config.get("n_inner") not in (None, 4 * shape["n_embd"]):
-        raise UserError(f"{source}: n_inner: found {config['n_inner']}, need {4 * shape['n_embd']}, four times n_embd")
-    return shape
+            f"{source}: model_type: found {found!r}, need {', '.join(_LAYOUTS)}; take a model of one of these types"
+        )
+    layout = _LAYOUTS[architecture]
+    try:
+        return _model_of(config, architecture)
+    except ConfigError as error:
+        raise UserError(f"{source}: {error}") from None
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        needed = ", ".join(layout.config(ModelConfig(architecture=architecture)))
+        raise UserError(f"{source} is not a config of {layout.name}: {error!r}; need {needed}") from None
 
 
-def our_weights(weights: Mapping[str, Tensor], config: ModelConfig, *, source: object) -> dict[str, Tensor]:
+def _model_of(config: Mapping[str, Any], architecture: Architecture) -> ModelConfig:
+    quantization = config.get("quantization_config")
+    if quantization is not None:
+        remedy = "take the model as it was before it was quantised"
+        raise ConfigError("quantization_config", found=quantization, need="weights as floats", remedy=remedy)
+    layout = _LAYOUTS[architecture]
+    layout.check(config)
+    shape = {**layout.shape(config), "vocab_size": int(config["vocab_size"])}
+    for key, value in shape.items():
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(key, found=value, need="a number")
+    return ModelConfig(architecture=architecture, **shape)
+
+
+def our_weights(weights: Mapping[str, Tensor], model: ModelConfig, *, source: object) -> dict[str, Tensor]:
     """Return weights of `transformers` in our layout, float32, by our names.
 
-    With `config.qkv_bias` off, biases that are all zero are left out.
-
     Raises:
-        UserError: a weight is missing, has another shape, is not finite, or has no place in `config`.
+        UserError: a weight is missing, has another shape, is not finite, or has no place in `model`.
     """
-    found = {name: _turned(name, tensor).float() for name, tensor in _renamed(weights)}
-    if config.tie_weights:
-        _drop_repeated_head(found, source=source)
-    if not config.qkv_bias:
-        _drop_zero_biases(found, source=source)
+    layout = layout_of(model)
+    named = {
+        _with_prefix(name, layout): tensor for name, tensor in weights.items() if not name.endswith(layout.buffers)
+    }
+    if model.tie_weights:
+        _drop_repeated_head(named, layout.embedding, source=source)
+    try:
+        found = layout.ours(named, model)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     with torch.device("meta"):
-        needed = {name: tensor.shape for name, tensor in make_model(config).named_parameters()}
+        needed = {name: tensor.shape for name, tensor in make_model(model).named_parameters()}
     for name in sorted(needed.keys() | found.keys()):
         _require_weight(name, found.get(name), needed.get(name), source=source)
-    return {name: found[name] for name in needed}
+    return {name: found[name].float() for name in needed}
 
 
-def has_qkv_bias(weights: Mapping[str, Tensor]) -> bool:
-    """Whether any bias of the query, key and value projections is not zero."""
-    return any(name.endswith(_QKV_BIAS) and bool(tensor.any()) for name, tensor in weights.items())
+def _with_prefix(name: str, layout: Layout) -> str:
+    return name if name == _HEAD or name.startswith(layout.prefix) else layout.prefix + name
 
 
 def _require_weight(name: str, tensor: Tensor | None, needed: torch.Size | None, *, source: object) -> None:
@@ -125,35 +122,18 @@ def _require_weight(name: str, tensor: Tensor | None, needed: torch.Size | None,
         shapes = [None if tensor is None else tensor.shape, needed]
         found, need = ("no such weight" if shape is None else f"shape {tuple(shape)}" for shape in shapes)
         raise UserError(f"{source}: {name}: found {found}, need {need}")
+    if tensor.dtype not in _FLOATS:
+        need = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FLOATS)
+        raise UserError(f"{source}: {name}: found {tensor.dtype}, need {need}; take a model that is not quantised")
     if not torch.isfinite(tensor).all():
         raise UserError(f"{source}: {name}: found NaN or infinity, need numbers")
 
 
-def _renamed(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in weights.items():
-        if not name.endswith(_MASKS):
-            yield (name if name == _HEAD or name.startswith(_PREFIX) else _PREFIX + name), tensor
-
-
-def _turned(name: str, tensor: Tensor) -> Tensor:
-    return tensor.t().contiguous() if name.endswith(_TRANSPOSED) and tensor.dim() == 2 else tensor.contiguous()
-
-
-def _drop_repeated_head(weights: dict[str, Tensor], *, source: object) -> None:
+def _drop_repeated_head(weights: dict[str, Tensor], embedding: str, *, source: object) -> None:
     """Keep the one matrix of both ends under the embedding's name; a file may hold it under the head's alone."""
     head = weights.pop(_HEAD, None)
-    if head is not None and not torch.equal(head, weights.setdefault(_EMBEDDING, head)):
+    if head is not None and not torch.equal(head.float(), weights.setdefault(embedding, head).float()):
         raise UserError(
             f"{source}: found a {_HEAD} of its own, need the token embedding's matrix, since tie_word_embeddings is "
             "true; set it to false in config.json, and model.tie_weights: false in the experiment file"
         )
-
-
-def _drop_zero_biases(weights: dict[str, Tensor], *, source: object) -> None:
-    if has_qkv_bias(weights):
-        raise UserError(
-            f"{source}: found query, key and value biases other than zero, need none, since model.qkv_bias is false; "
-            "set model.qkv_bias: true in the experiment file"
-        )
-    for name in [name for name in weights if name.endswith(_QKV_BIAS)]:
-        del weights[name]

@@ -24,10 +24,12 @@ from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer, gpt2
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.exchange.export import WEIGHTS_NAME
+from gpt_pipeline.exchange.gpt2 import has_qkv_bias
 from gpt_pipeline.exchange.hugging_face import our_weights, read_hugging_face_config
 from gpt_pipeline.exchange.tokenizer_files import folder_tokenizer
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.start_from import note_source, source_of, start_checkpoint, weights_path
+from gpt_pipeline.experiment.template import written
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.atomic import read_json
@@ -60,13 +62,13 @@ def import_folder(source: Path, experiment: Experiment) -> TakenIn:
     The optimizer starts afresh. Another checkpoint of that name is set aside, not overwritten.
 
     Raises:
-        UserError: the folder holds no GPT-2 that fits the experiment; names each difference, with the keys to set.
+        UserError: the folder holds no model that fits the experiment; names each difference, with the keys to set.
         LockedError: the experiment is being trained.
         DiskFullError: there is no room.
     """
     model = _fitting_config(source, experiment)
     weights = our_weights(_read_weights(source), model, source=source)
-    snapshot = _snapshot(weights, model, experiment, folder_tokenizer(source))
+    snapshot = _snapshot(weights, model, experiment, _tokenizer_in(source, model))
     folder = experiment.folder
     with folder_lock(folder.root, purpose="import"):
         kept = read_info(checkpoint_path(folder.checkpoints, 0))
@@ -80,7 +82,7 @@ def convert_start(experiment: Experiment, *, say: Say) -> None:
     """Convert what `start_from` names to a checkpoint in the experiment's `start` folder, unless that is done already.
 
     Raises:
-        UserError: it is not a GPT-2 in one of the forms that are known, or the hub cannot be reached or refuses.
+        UserError: it is not a model in one of the forms that are known, or the hub cannot be reached or refuses.
         DiskFullError: there is no room.
     """
     start_from, folder = experiment.config.start_from, experiment.folder
@@ -101,17 +103,15 @@ def convert_start(experiment: Experiment, *, say: Say) -> None:
         weights, model = read(path, experiment.config.model)
         for stale in folder.start.glob("checkpoint_step_0.*"):
             stale.unlink()
-        tokenizer = gpt2() if path.is_file() else folder_tokenizer(path)
+        tokenizer = gpt2() if path.is_file() else _tokenizer_in(path, model)
         save_checkpoint(folder.start, _snapshot(weights, model, experiment, tokenizer))
         note_source(folder, {**source, "revision": revision})
 
 
-def _read_folder(source: Path, model: ModelConfig) -> tuple[Mapping[str, Tensor], ModelConfig]:
-    shape = _shape_of(source)
-    weights = _read_weights(source)
-    qkv_bias = any(bool(tensor.any()) for name, tensor in weights.items() if name.endswith("attn.c_attn.bias"))
-    found = ModelConfig(**shape, qkv_bias=qkv_bias, dropout=model.dropout)
-    return our_weights(weights, found, source=source), found
+def _read_folder(source: Path, _: ModelConfig) -> tuple[Mapping[str, Tensor], ModelConfig]:
+    weights, model = _read_weights(source), _model_in(source)
+    model = dataclasses.replace(model, qkv_bias=has_qkv_bias(weights))
+    return our_weights(weights, model, source=source), model
 
 
 def _read_original(path: Path, model: ModelConfig) -> tuple[Mapping[str, Tensor], ModelConfig]:
@@ -144,12 +144,12 @@ def _downloaded(name: str, say: Say) -> tuple[Path, str]:
 
 def _fitting_config(source: Path, experiment: Experiment) -> ModelConfig:
     """Return the experiment's model, which the folder's fits; raises UserError with all differences otherwise."""
-    shape = _shape_of(source)
+    shape = dataclasses.asdict(_model_in(source))
     wanted = experiment.config.model
     differences = [
-        f"model.{key}: found {value}, the experiment says {getattr(wanted, key)}"
+        f"model.{key}: found {written(value)}, the experiment says {written(getattr(wanted, key))}"
         for key, value in shape.items()
-        if value != getattr(wanted, key)
+        if key not in ("qkv_bias", "dropout") and value != getattr(wanted, key)
     ]
     if differences:
         raise UserError(
@@ -159,17 +159,27 @@ def _fitting_config(source: Path, experiment: Experiment) -> ModelConfig:
     return wanted
 
 
-def _shape_of(source: Path) -> dict[str, Any]:
-    """Return the shape of the model in a folder, by key of `ModelConfig`."""
+def _model_in(source: Path) -> ModelConfig:
+    """Return the model in a folder as its config describes it: what that does not say has its default."""
     path = source / "config.json"
     return read_hugging_face_config(_json_object(path), source=path)
+
+
+def _tokenizer_in(source: Path, model: ModelConfig) -> Tokenizer:
+    tokenizer = folder_tokenizer(source)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{source}: found a model of {model.vocab_size} ids and a tokenizer of {tokenizer.vocab_size}, need the "
+            f"model's own {TOKENIZER_NAME} in this folder (without one, it is taken to be GPT-2's)"
+        )
+    return tokenizer
 
 
 def _json_object(path: Path) -> Mapping[str, Any]:
     try:
         value = read_json(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; need a folder with a GPT-2 as transformers saves it") from None
+        raise UserError(f"{path}: no such file; need a folder with a model as transformers saves it") from None
     except ValueError as error:
         raise DamagedFileError(f"{path} is no JSON: {error}") from error
     if not isinstance(value, dict):

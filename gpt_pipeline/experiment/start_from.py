@@ -40,7 +40,7 @@ class StartFromConfig:
     """Another experiment file, relative to this one. `run` trains it first if it is not finished."""
 
     hugging_face: str | None = None
-    """A folder with a GPT-2 as transformers saves it, or the model's name on the hub, `owner/name`."""
+    """A folder with a model as transformers saves it (GPT-2, LLaMA, nanochat), or its name on the hub, `owner/name`."""
 
     file: str | None = None
     """A checkpoint file: one of this program with its manifest, or one of the original scripts."""
@@ -121,7 +121,7 @@ def _require_weights(path: Path) -> None:
             found = ", ".join(sorted(names)[:5]) or "nothing"
             raise UserError(
                 f"{path}: found {found}; need a folder with config.json and the weights as .safetensors, as "
-                "transformers saves a GPT-2"
+                "transformers saves a model"
             )
 
 

@@ -21,6 +21,7 @@ _MEANT_FOR = {
     "rope_theta": ("llama", "nanochat"),
     "logit_soft_cap": ("nanochat",),
 }
+_RESOLVED = {"n_kv_head": "kv_heads", "mlp_width": "mlp_channels", "norm_eps": "eps", "logit_soft_cap": "soft_cap"}
 _PADDING_MULTIPLE = 64  # a vocabulary that is a multiple of this keeps the head's matrix product on fast tiles
 
 
@@ -86,6 +87,15 @@ class ModelConfig:
         )
         require(0 <= self.drop_rate < 1, "dropout", found=self.dropout, need="a number from 0 up to, not including, 1")
         self._check_modern()
+        self._forget_defaults()
+
+    def _forget_defaults(self) -> None:
+        """Make null of a value that null stands for, so that one model is compared and fingerprinted in one way."""
+        for key, resolved in _RESOLVED.items():
+            given = getattr(self, key)
+            object.__setattr__(self, key, None)
+            if getattr(self, resolved) != given:
+                object.__setattr__(self, key, given)
 
     def _check_modern(self) -> None:
         """Check the keys that came with the architectures after GPT-2."""

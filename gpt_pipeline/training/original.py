@@ -127,6 +127,7 @@ def _converted(payload: Mapping[str, Any]) -> OriginalCheckpoint:
 def _shape(weights: Mapping[str, Tensor], n_layer: int) -> dict[str, Any]:
     vocab_size, n_embd = weights["tok_emb.weight"].shape
     return {
+        "architecture": "gpt2",
         "n_layer": n_layer,
         "n_embd": n_embd,
         "context_length": weights["pos_emb.weight"].size(0),
