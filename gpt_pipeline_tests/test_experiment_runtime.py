@@ -205,7 +205,8 @@ def _after_block(text: str) -> str:
 
 def test_runtime_values_of_the_original_experiment(tmp_path):
     config = load_experiment(_written(tmp_path / "original.yaml", ORIGINAL)).config
-    assert runtime_values(config, {"train_tokens": 1_000_000, "tokens_per_document": 812.3456}) == {
+    size = training_size(config, train_tokens=1_000_000)
+    assert runtime_values(config, {"tokens_per_document": 812.3456}, size) == {
         "parameters": 124_412_160,
         "trainable_parameters": 124_412_160,
         "tokens_per_epoch": 244 * 4096,

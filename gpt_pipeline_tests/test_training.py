@@ -480,8 +480,8 @@ def test_training_with_a_number_that_is_not_finite_stops_before_the_step(tmp_pat
     forward = LanguageModel.forward
     calls = []
 
-    def poisoned(self, ids, targets=None, weights=None):
-        loss = forward(self, ids, targets, weights)
+    def poisoned(self, ids, targets=None, weights=None, starts=None):
+        loss = forward(self, ids, targets, weights, starts)
         if self.training:
             calls.append(1)
         if self.training and len(calls) == 13:  # the first micro-batch of update 7

@@ -43,10 +43,10 @@ def test_largest_proper_divisor_keeps_the_update_divisible(number, divisor):
 def test_training_out_of_gpu_memory_names_the_micro_batch_to_try(tmp_path, monkeypatch, where):
     forward = LanguageModel.forward
 
-    def full(self, ids, targets=None, weights=None):
+    def full(self, ids, targets=None, weights=None, starts=None):
         if self.training:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return forward(self, ids, targets, weights)
+        return forward(self, ids, targets, weights, starts)
 
     def full_step(self, learning_rate, **options):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
@@ -61,7 +61,7 @@ def test_training_out_of_gpu_memory_names_the_micro_batch_to_try(tmp_path, monke
 
 
 def test_training_out_of_gpu_memory_with_one_sequence_says_what_else_to_lower(tmp_path, monkeypatch):
-    def full(self, ids, targets=None, weights=None):
+    def full(self, ids, targets=None, weights=None, starts=None):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(LanguageModel, "forward", full)
@@ -75,8 +75,8 @@ def test_training_loss_that_is_not_finite_leaves_the_best_and_the_last_checkpoin
     forward = LanguageModel.forward
     calls = []
 
-    def poisoned(self, ids, targets=None, weights=None):
-        loss = forward(self, ids, targets, weights)
+    def poisoned(self, ids, targets=None, weights=None, starts=None):
+        loss = forward(self, ids, targets, weights, starts)
         calls.append(self.training)
         return loss * value if calls.count(True) > 12 else loss  # from update 7 on, estimates included
 

@@ -84,9 +84,11 @@ def test_training_that_learns_late_of_a_number_that_is_not_finite_names_its_step
     forward = LanguageModel.forward
     calls = []
 
-    def poisoned(self, ids, targets=None, weights=None):
+    def poisoned(self, ids, targets=None, weights=None, starts=None):
         calls.extend([1] * self.training)
-        return forward(self, ids, targets, weights) * (math.nan if self.training and len(calls) == 9 else 1)  # update 5
+        return forward(self, ids, targets, weights, starts) * (
+            math.nan if self.training and len(calls) == 9 else 1
+        )  # update 5
 
     monkeypatch.setattr(LanguageModel, "forward", poisoned)
     with pytest.raises(NotFiniteError, match="before update 5: found loss nan"):

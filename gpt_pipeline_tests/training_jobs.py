@@ -20,8 +20,17 @@ BATCH = 4
 SHARDS_FINGERPRINT = "5" * 64
 
 
-def write_shards(folder: Path, *, train_tokens: int = 16 * 4 * 5 + 1, validation_tokens: int = 70) -> Path:
-    """Write a finished token_shards stage; with the default sizes an epoch has five updates of four sequences."""
+def write_shards(
+    folder: Path,
+    *,
+    train_tokens: int = 16 * 4 * 5 + 1,
+    validation_tokens: int = 70,
+    document_length: int | None = None,
+) -> Path:
+    """Write a finished token_shards stage; with the default sizes an epoch has five updates of four sequences.
+
+    Documents have `document_length` tokens, the last one maybe fewer; None: each split is one document.
+    """
     random = np.random.default_rng(0)
     counts = {"train": train_tokens, "validation": validation_tokens}
     files = {}
@@ -29,7 +38,7 @@ def write_shards(folder: Path, *, train_tokens: int = 16 * 4 * 5 + 1, validation
         name = f"{split}_000001.bin"
         with new_shard(folder / name) as shard:
             shard.append(random.integers(0, 50257, count).astype(np.uint16))
-        np.save(folder / starts_name(name), np.array([0]))
+        np.save(folder / starts_name(name), np.arange(0, count, document_length or count))
         files |= {file: record_file(folder / file) for file in (name, starts_name(name))}
     facts = {f"{split}_tokens": count for split, count in counts.items()}
     Manifest(stage="token_shards", fingerprint=SHARDS_FINGERPRINT, config={}, files=files, facts=facts).write(folder)

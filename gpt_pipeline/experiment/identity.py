@@ -33,7 +33,7 @@ def training_identity(config: ExperimentConfig, *, start: str | None = None) -> 
         training.compile: the same arithmetic in fused kernels, but for rounding.
         evaluation: looks at the weights, never changes them.
         storage, experiment_name, runtime: where the files lie and what they are called.
-        data, but for max_length: the fingerprint of the shards says more than the block.
+        data, but for max_length and packing: the fingerprint of the shards says more than the block.
     Kept although it is about hardware: training.precision, since bf16 trains visibly different weights. It counts as
     written: `auto` is an identity of its own, or else the device would be part of it.
     A key that is `added_later` is left out while it is neutral.
@@ -49,5 +49,6 @@ def training_identity(config: ExperimentConfig, *, start: str | None = None) -> 
         "model": identity_of(config.model),
         "training": training,
         "max_length": config.data.max_length,
+        **identity_of(config.data, "packing"),
         **({} if start is None else {"start_from": {"weights_sha256": start}}),
     }

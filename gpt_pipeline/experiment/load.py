@@ -271,7 +271,10 @@ def _has_the_tokenizer_of(start: _Start, experiment: Experiment) -> bool:
     if isinstance(ours.tokenizer, str):
         return True  # to be fetched or, for the weights, to be trained: compared when it is there
     # One that is trained on other documents is another one.
-    return base is not None and dataclasses.replace(ours, max_length=base.data.max_length) == base.data
+    return (
+        base is not None
+        and dataclasses.replace(ours, max_length=base.data.max_length, packing=base.data.packing) == base.data
+    )
 
 
 def _start(config: ExperimentConfig, file: Path, later: tuple[Path, ...]) -> _Start | None:

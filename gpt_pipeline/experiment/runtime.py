@@ -20,7 +20,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.config import ExperimentConfig
 from gpt_pipeline.experiment.document import BYTE_ORDER_MARK, Entry, compose, read_document, read_text
 from gpt_pipeline.experiment.load import RUNTIME
-from gpt_pipeline.experiment.sizes import training_size
+from gpt_pipeline.experiment.sizes import TrainingSize
 from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file
 
@@ -35,13 +35,10 @@ class _EditedMeanwhileError(Exception):
     """The file changed between being read and being replaced."""
 
 
-def runtime_values(config: ExperimentConfig, shards_facts: Mapping[str, Any]) -> dict[str, int | float]:
-    """Return what the `runtime:` block tells of an experiment whose shards have these facts.
-
-    Raises:
-        DataError: the shards do not fill one update.
-    """
-    size = training_size(config, train_tokens=shards_facts["train_tokens"])
+def runtime_values(
+    config: ExperimentConfig, shards_facts: Mapping[str, Any], size: TrainingSize
+) -> dict[str, int | float]:
+    """Return what the `runtime:` block tells of an experiment of this size whose shards have these facts."""
     parameters = parameter_count(config.model)
     return {
         "parameters": parameters,

@@ -1,11 +1,14 @@
-"""How long a training is, from the config and the number of its tokens alone: no torch, no data read."""
+"""How long a training is, without torch: from the config and the number of its tokens, or from its shards."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.config import ExperimentConfig
+from gpt_pipeline.storage.manifest import Manifest
 from gpt_pipeline.training.config import StepLayout
 
 
@@ -17,21 +20,48 @@ class TrainingSize:
     """Updates in one pass over the training tokens; what does not fill a whole update is left out of the pass."""
 
     layout: StepLayout
+    padding: float | None = 0.0
+    """Share of the positions that no token fills, in [0, 1); None: whole documents are to be packed, and not known."""
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Tokens trained on in one pass."""
+        """Tokens trained on in one pass, padding included."""
         return self.steps_per_epoch * self.layout.tokens_per_step
 
 
-def training_size(config: ExperimentConfig, *, train_tokens: int) -> TrainingSize:
+def size_on(folder: Path, manifest: Manifest, config: ExperimentConfig) -> TrainingSize:
+    """Return the length of the training that `config` asks for on the shards in `folder`.
+
+    Raises:
+        DataError: the tokens do not fill one update.
+        DamagedFileError: whole documents are to be packed, and what says where they begin cannot be read.
+    """
+    tokens = int(manifest.facts["train_tokens"])
+    if config.data.packing == "stream":
+        return training_size(config, train_tokens=tokens)
+    rows = _rows_on(folder, manifest.fingerprint, config.data.max_length)
+    size = training_size(config, train_tokens=tokens, rows=rows)
+    return replace(size, padding=1 - tokens / (rows * config.data.max_length))
+
+
+@lru_cache(maxsize=64)
+def _rows_on(folder: Path, _fingerprint: str, row_length: int) -> int:
+    from gpt_pipeline.data.tokens.packing import count_rows  # numpy
+    from gpt_pipeline.data.tokens.stream import open_shards
+
+    return count_rows(open_shards(folder).train.documents_by_shard(), row_length)
+
+
+def training_size(config: ExperimentConfig, *, train_tokens: int, rows: int | None = None) -> TrainingSize:
     """Return the length of the training that `config` asks for on `train_tokens` tokens.
+
+    `rows`: how many sequences they are where documents are packed; None: as many as they fill.
 
     Raises:
         DataError: the tokens do not fill one update.
     """
     # As `BatchSampler` cuts them: a sequence's targets reach one token into the next one.
-    sequences = max(0, train_tokens - 1) // config.data.max_length
+    sequences = max(0, train_tokens - 1) // config.data.max_length if rows is None else rows
     steps_per_epoch = sequences // config.sequences_per_step
     if steps_per_epoch == 0:
         raise DataError(
@@ -39,4 +69,8 @@ def training_size(config: ExperimentConfig, *, train_tokens: int) -> TrainingSiz
             f"{config.sequences_per_step} sequences of {config.data.max_length} tokens; "
             "raise data.num_samples, or lower training.batch_size or data.max_length"
         )
-    return TrainingSize(steps_per_epoch=steps_per_epoch, layout=config.step_layout(steps_per_epoch=steps_per_epoch))
+    return TrainingSize(
+        steps_per_epoch=steps_per_epoch,
+        layout=config.step_layout(steps_per_epoch=steps_per_epoch),
+        padding=0.0 if config.data.packing == "stream" else None,
+    )

@@ -10,7 +10,7 @@ from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment.config import ExperimentConfig
 from gpt_pipeline.experiment.identity import TRAINING_CODE_VERSION, training_identity
 from gpt_pipeline.experiment.load import Experiment, load_experiment
-from gpt_pipeline.experiment.sizes import training_size
+from gpt_pipeline.experiment.sizes import size_on
 from gpt_pipeline.experiment.start_from import StartNotReadyError, base_file, start_checkpoint
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import StageResult
@@ -152,7 +152,7 @@ def training_job(experiment: Experiment, shards: StageResult) -> TrainingJob:
         UserError: as `find_start`.
     """
     config = experiment.config
-    training_size(config, train_tokens=shards.manifest.facts["train_tokens"])
+    size_on(shards.folder, shards.manifest, config)
     start, tokenizer = find_start(experiment), shards.manifest.facts.get("tokenizer")
     if start is not None:
         _require_same_tokenizer(start, tokenizer)
@@ -172,4 +172,5 @@ def training_job(experiment: Experiment, shards: StageResult) -> TrainingJob:
         resume=config.storage.checkpoint_to_resume,
         start_from=weights,
         tokenizer=tokenizer,
+        packing=config.data.packing,
     )

@@ -16,6 +16,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.problems import ExperimentFileError
 from gpt_pipeline.experiment.runtime import runtime_values, write_runtime
+from gpt_pipeline.experiment.sizes import size_on
 from gpt_pipeline.experiment.start_from import StartNotReadyError
 from gpt_pipeline.experiment.training import base_experiment, find_start, start_in_words, training_job
 from gpt_pipeline.orchestration import keys
@@ -128,7 +129,8 @@ def _with_its_start(experiment: Experiment, *, say: Callable[[str], None]) -> Ex
 
 def _write_runtime(context: dg.AssetExecutionContext, experiment: Experiment, shards: StageResult) -> None:
     try:
-        write_runtime(experiment.file, runtime_values(experiment.config, shards.manifest.facts))
+        size = size_on(shards.folder, shards.manifest, experiment.config)
+        write_runtime(experiment.file, runtime_values(experiment.config, shards.manifest.facts, size))
     except ExperimentFileError:
         raise
     except UserError as error:  # a read-only file, say: its block is for reading, the training does without

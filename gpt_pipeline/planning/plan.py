@@ -13,7 +13,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
-from gpt_pipeline.experiment.sizes import TrainingSize, training_size
+from gpt_pipeline.experiment.sizes import TrainingSize, size_on, training_size
 from gpt_pipeline.experiment.start_from import StartNotReadyError
 from gpt_pipeline.experiment.training import start_in_words, training_job
 from gpt_pipeline.findings import Finding, problem, problem_of
@@ -63,6 +63,9 @@ class Length:
     grad_accum_steps: int
     world_size: int
     """Processes that share an update: one per GPU."""
+
+    padding: float | None
+    """Share of the positions that no token fills, in [0, 1); None: not counted, since the shards do not exist yet."""
 
     checkpoints: int
     """Still to be written, including those that are deleted again."""
@@ -150,7 +153,7 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
     found: list[Finding] = []
     tokens, stages = count_tokens(experiment), data_progress(experiment)
     config = experiment.config
-    size = _or_problem(found, "data.num_samples", lambda: training_size(config, train_tokens=tokens.train_tokens))
+    size = _or_problem(found, "data.num_samples", lambda: _size(experiment, tokens))
     running = trainer_state(experiment.folder.root) == "running"
     start = _running(experiment) if running else _or_problem(found, _RESUME, lambda: _start(experiment)) or _ANEW
     device = _or_problem(found, "hardware", lambda: choose_device(config.hardware, config.training))
@@ -220,6 +223,13 @@ def _running(experiment: Experiment) -> StartDecision:
     return StartDecision(kind="continue", step=step)
 
 
+def _size(experiment: Experiment, tokens: TokenCount) -> TrainingSize:
+    shards = known_shards(experiment.data, experiment.data_folder)
+    if shards is None:
+        return training_size(experiment.config, train_tokens=tokens.train_tokens)
+    return size_on(shards.folder, shards.manifest, experiment.config)
+
+
 def _length(experiment: Experiment, size: TrainingSize, start: StartDecision) -> Length:
     config, layout = experiment.config, size.layout
     left = max(0, layout.max_steps - start.step)
@@ -229,6 +239,7 @@ def _length(experiment: Experiment, size: TrainingSize, start: StartDecision) ->
         steps=layout.max_steps,
         steps_left=left,
         steps_per_epoch=size.steps_per_epoch,
+        padding=size.padding,
         tokens_per_step=layout.tokens_per_step,
         sequences_per_step=layout.batch_size,
         micro_batch_size=layout.micro_batch_size,

@@ -87,6 +87,9 @@ def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     if length is None:
         return
     yield "tokens per step", f"{length.tokens_per_step:,} {_cut(length)}"
+    if length.padding != 0:
+        share = "some" if length.padding is None else f"{length.padding:.1%}"
+        yield "", f"whole documents in each sequence, {share} padding"
     about = "" if plan.tokens.exact else "about "
     yield "steps", f"{about}{length.steps:,}, {length.epochs:.2f} epochs"
     each = f"{plan.tokens_per_parameter or 0:.3g} per parameter (compute-optimal: about 20, Hoffmann et al. 2022)"

@@ -16,9 +16,10 @@ from gpt_pipeline.checkpoints.manifest import (
 )
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.sizes import training_size
+from gpt_pipeline.experiment.sizes import size_on
 from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.training.finished import (
     FinishedTraining,
     find_finished_training,
@@ -107,13 +108,13 @@ def experiment_training(experiment: Experiment) -> TrainingProgress:
     return training_progress(
         experiment.folder,
         fingerprint=wanted_fingerprint(experiment),
-        max_steps=_max_steps(experiment, shards.manifest.facts["train_tokens"]),
+        max_steps=_max_steps(experiment, shards),
     )
 
 
-def _max_steps(experiment: Experiment, train_tokens: int) -> int | None:
+def _max_steps(experiment: Experiment, shards: StageResult) -> int | None:
     try:
-        return training_size(experiment.config, train_tokens=train_tokens).layout.max_steps
+        return size_on(shards.folder, shards.manifest, experiment.config).layout.max_steps
     except DataError:  # too few tokens for one update: `plan` and `run` say so
         return None
 

@@ -8,6 +8,7 @@ NOTE_TAG = "mlflow.note.content"
 _METRICS = (
     ("train_loss", "nats per token", "mean of the updates since the row before"),
     ("val_loss", "nats per token", "run `training`: the trainer's estimate on a few batches; run `step_N`: evaluated"),
+    ("document_loss", "nats per token", "as val_loss, on held-out documents by themselves, each from its beginning"),
     ("eval/val_loss", "nats per token", "the checkpoint's evaluation, on up to max_validation_tokens; lower is better"),
     ("eval/val_bpb", "bits per UTF-8 byte", "the same for any tokenizer"),
     ("eval/val_loss/KIND", "as above", "on one kind of documents"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt_pipeline.data.tokens.batches import Sampler
+from gpt_pipeline.data.tokens.packing import DocumentSampler
 from gpt_pipeline.training.ranks import Ranks
 
 
@@ -55,6 +56,12 @@ class BatchFeed:
             parts = [None if part is None else _widened(part.to(self._device, non_blocking=True)) for part in parts]
         return Batch(*parts)
 
+    def packing_in_words(self) -> str:
+        """Return what is to be said of the sequences behind their number; nothing of windows of the stream."""
+        if not isinstance(self._sampler, DocumentSampler):
+            return ""
+        return f" of whole documents ({self._sampler.packing.padding:.1%} padding)"
+
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(cancel_futures=True)
@@ -69,6 +76,12 @@ class BatchFeed:
         if self._device.type == "cuda":  # copies from pinned memory overlap with computing
             return tensor.pin_memory()
         return _widened(tensor).to(self._device)
+
+
+def batch_of(parts: Iterable[NDArray[Any] | None], device: torch.device) -> Batch:
+    """Return sequences, such as `Rows`, as a model takes them."""
+    wide = (part if part is None or part.dtype == np.float32 else part.astype(np.int64, copy=False) for part in parts)
+    return Batch(*(None if part is None else torch.from_numpy(part).to(device) for part in wide))
 
 
 def _widened(part: Tensor) -> Tensor:

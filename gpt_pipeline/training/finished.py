@@ -33,6 +33,8 @@ class FinishedTraining:
     """After the last update, mean nats per token."""
 
     best_val_loss: float
+    """As `Progress.best_val_loss`."""
+
     best_step: int
     seconds: float
     """Training time over all runs, validation and checkpoints included."""
@@ -47,6 +49,9 @@ class FinishedTraining:
     versions: Mapping[str, str]
     created_at: str
     """UTC, ISO 8601."""
+
+    document_loss: float | None = None
+    """As `val_loss`, on whole documents; None: a version before that finished the training."""
 
     def write(self, folder: ExperimentFolder) -> None:
         """Write the manifest, atomically."""

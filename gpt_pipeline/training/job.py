@@ -15,6 +15,7 @@ from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig
 
 SCRATCH = "scratch"
+STREAM, DOCUMENTS = "stream", "documents"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,9 @@ class TrainingJob:
     tokenizer: str | None = None
     """What the shards' manifest says of their tokenizer; None: GPT-2's."""
 
+    packing: str = STREAM
+    """The experiment file's `data.packing`."""
+
     @property
     def folder(self) -> ExperimentFolder:
         return ExperimentFolder(root=Path(self.experiment_folder))
@@ -72,6 +76,8 @@ class TrainingJob:
         for name in (START_FROM, "tokenizer"):
             if value[name] is None:  # so that a version that does not know the key reads the job
                 del value[name]
+        if self.packing == STREAM:
+            del value["packing"]
         return value
 
     @classmethod
@@ -167,6 +173,7 @@ def settings_of(job: TrainingJob) -> dict[str, Any]:
     return {
         **_flat(sections),
         "data.max_length": job.max_length,
+        "data.packing": job.packing,
         SHARDS: job.shards_fingerprint,
         START_FROM: start,
         **tokenizer,

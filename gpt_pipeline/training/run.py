@@ -14,7 +14,8 @@ import torch
 from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import BEST_NAME, CheckpointInfo
 from gpt_pipeline.checkpoints.snapshot import Progress, snapshot_bytes
-from gpt_pipeline.data.tokens.batches import BatchSampler
+from gpt_pipeline.data.tokens.batches import BatchSampler, Sampler
+from gpt_pipeline.data.tokens.packing import DocumentSampler
 from gpt_pipeline.data.tokens.stream import TokenShards, open_shards
 from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.model.architectures import make_model
@@ -32,7 +33,7 @@ from gpt_pipeline.training.device import (
 from gpt_pipeline.training.feed import BatchFeed
 from gpt_pipeline.training.finished import FinishedTraining
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat
-from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.job import DOCUMENTS, TrainingJob
 from gpt_pipeline.training.launch import ignored_launch
 from gpt_pipeline.training.metrics import MetricsLog, Recorder
 from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver
@@ -151,7 +152,8 @@ def _train(trainer: Trainer) -> TrainingOutcome:
         begun,
         f"Training {'continues after' if progress.step else 'starts at'} step {progress.step} of {layout.max_steps}: "
         f"{trainer.updater.model.num_parameters:,} parameters, {layout.tokens_per_step:,} tokens a step in "
-        f"{layout.grad_accum_steps} x {layout.micro_batch_size} sequences, {trainer.compute.describe()}.",
+        f"{layout.grad_accum_steps} x {layout.micro_batch_size} sequences{trainer.feed.packing_in_words()}, "
+        f"{trainer.compute.describe()}.",
     )
     finished = trainer.train()
     if finished and trainer.ranks.is_first:
@@ -184,8 +186,9 @@ def _open_shards(job: TrainingJob) -> TokenShards:
     return shards
 
 
-def _sampler(job: TrainingJob, shards: TokenShards) -> BatchSampler:
-    return BatchSampler(
+def _sampler(job: TrainingJob, shards: TokenShards) -> Sampler:
+    kind = DocumentSampler if job.packing == DOCUMENTS else BatchSampler
+    return kind(
         stream=shards.train,
         sequence_length=job.max_length,
         batch_size=sequences_per_step(job.training, max_length=job.max_length),
@@ -213,7 +216,7 @@ def _trainer(
     *,
     start: Start,
     shards: TokenShards,
-    sampler: BatchSampler,
+    sampler: Sampler,
     layout: StepLayout,
     compute: Compute,
     ranks: Ranks,
@@ -280,6 +283,7 @@ def _finished_training(trainer: Trainer) -> FinishedTraining:
         tokens_seen=progress.tokens_seen,
         train_loss=progress.train_loss,
         val_loss=progress.val_loss,
+        document_loss=progress.document_loss,
         best_val_loss=progress.best_val_loss,
         best_step=progress.best_step,
         seconds=progress.seconds,

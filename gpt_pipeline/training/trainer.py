@@ -17,14 +17,14 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import BatchFeed
-from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.job import DOCUMENTS, TrainingJob
 from gpt_pipeline.training.metrics import Recorder
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.state import take_snapshot
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline.training.update import NotFiniteError, PendingUpdate, Updater
-from gpt_pipeline.training.validate import estimate_val_loss
+from gpt_pipeline.training.validate import Estimate, estimate_losses
 
 _COLLECT_EVERY = 1000  # updates between two collections of garbage, at the most
 
@@ -142,20 +142,21 @@ class Trainer:
         is_best = False
         if self._is_due(cadence.eval_freq) and self.progress.validated_step != self.progress.step:
             self.recorder.flush()
-            val_loss = self._estimate()
-            if val_loss is None:
+            estimate = self._estimate()
+            if estimate is None:
                 return False
-            is_best = self.progress.note_validation(val_loss)
-            self.recorder.validation(val_loss, is_best=is_best)
+            deciding = estimate.document_loss if self.job.packing == DOCUMENTS else estimate.val_loss
+            is_best = self.progress.note_validation(*estimate, deciding=deciding)
+            self.recorder.validation(estimate, is_best=is_best)
         self._save(checkpoint=self._is_due(cadence.save_every_n_iterations), best=is_best)
         return True
 
     def _is_due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.layout.max_steps
 
-    def _estimate(self) -> float | None:
+    def _estimate(self) -> Estimate | None:
         config = self.job.training
-        val_loss: float | None = estimate_val_loss(
+        found: Estimate | None = estimate_losses(
             self.updater.evaluator,
             self.validation,
             n_windows=self.job.cadence.eval_iters * config.batch_size,
@@ -165,14 +166,14 @@ class Trainer:
             should_stop=self._is_stopping,
             watch=self.recorder.validating,
         )
-        if val_loss is not None and not math.isfinite(val_loss):
+        if found is not None and not all(map(math.isfinite, found)):
             raise self._noted(
                 NotFiniteError(
-                    f"training stopped: found validation loss {val_loss} after step "
+                    f"training stopped: found validation loss {found.val_loss} after step "
                     f"{self.progress.step}, need a finite number; the last checkpoint stands"
                 )
             )
-        return val_loss
+        return found
 
     def _noted(self, error: NotFiniteError) -> NotFiniteError:
         self.recorder.flush()

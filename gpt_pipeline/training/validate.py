@@ -1,19 +1,28 @@
-"""The estimate of the validation loss while training. Draws no random numbers: training goes on as without it."""
+"""The losses on held-out documents while training. Draws no random numbers: training goes on as without them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from gpt_pipeline.data.tokens.batches import sequential_windows
+from gpt_pipeline.data.tokens.packing import packed_in_order
 from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.row import Watch
 from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.device import Compute
+from gpt_pipeline.training.feed import batch_of
 from gpt_pipeline.training.ranks import Ranks
+
+_Counted = tuple[int, Iterable[NDArray[Any] | None], int]
+"""Which loss a batch is for, the batch, and how many of its targets count."""
 
 
 def require_validation_tokens(stream: TokenStream) -> None:
@@ -25,8 +34,18 @@ def require_validation_tokens(stream: TokenStream) -> None:
         )
 
 
+class Estimate(NamedTuple):
+    """Mean losses on held-out documents, nats per token."""
+
+    val_loss: float
+    """Of windows of the stream of documents, which begin anywhere."""
+
+    document_loss: float
+    """Of documents by themselves, each from its beginning up to the length of a sequence."""
+
+
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def estimate_val_loss(
+def estimate_losses(
     model: nn.Module,
     stream: TokenStream,
     *,
@@ -36,30 +55,31 @@ def estimate_val_loss(
     ranks: Ranks,
     should_stop: Callable[[], bool],
     watch: Watch,
-) -> float | None:
-    """Return the mean loss, nats per token, on the first `n_windows` windows of `stream`; None if told to stop.
+) -> Estimate | None:
+    """Return the losses on the first `n_windows` windows of `stream`, and on as many of its first documents as are half
+    of that; None if told to stop.
 
-    The same windows each time and on any number of processes, so that estimates can be compared. `watch` is told how
-    many of how many batches are done, by all processes together.
+    The same ones each time and on any number of processes, so that estimates can be compared. `watch` is told how many
+    of how many batches are done, by all processes together.
     """
-    windows = sequential_windows(
-        stream,
-        sequence_length=layout.max_length,
-        max_tokens=n_windows * layout.max_length,
-        batch_size=layout.micro_batch_size,
-    )
-    whole, rest = divmod(min(n_windows * layout.max_length, stream.n_tokens - 1), layout.max_length)
-    batches = -(-whole // layout.micro_batch_size) + (rest > 0)
-    nats = torch.zeros((), dtype=torch.float64, device=compute.device)
-    n_tokens = 0
+    T = layout.max_length
+    whole, rest = divmod(min(n_windows * T, stream.n_tokens - 1), T)
+    size = layout.micro_batch_size
+    windows = sequential_windows(stream, sequence_length=T, max_tokens=n_windows * T, batch_size=size)
+    documents = [*packed_in_order(stream, row_length=T, max_positions=(whole * T + rest) // 2, batch_size=size)]
+    batches = -(-whole // size) + (rest > 0) + len(documents)
+    nats = torch.zeros(len(Estimate._fields), dtype=torch.float64, device=compute.device)
+    counted = [0, 0]
     model.eval()
-    for number, (inputs, targets) in enumerate(windows):
+    of_windows = ((0, parts, parts[1].size) for parts in windows)
+    of_documents = ((1, parts, int(np.count_nonzero(np.asarray(parts.weights)))) for parts in documents)
+    for number, (which, parts, n_targets) in enumerate(chain[_Counted](of_windows, of_documents)):
         watch(number, batches)
         if should_stop():
             return None
         if number % ranks.world_size == ranks.rank:
             with compute.autocast():
-                loss = model(torch.from_numpy(inputs).to(compute.device), torch.from_numpy(targets).to(compute.device))
-            nats += loss.double()
-        n_tokens += targets.size
-    return float(ranks.sum(nats)) / n_tokens
+                loss = model(*batch_of(parts, compute.device))
+            nats[which] += loss.double()
+        counted[which] += n_targets
+    return Estimate(*(total / count for total, count in zip(ranks.sum(nats).tolist(), counted, strict=True)))

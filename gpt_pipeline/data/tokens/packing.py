@@ -184,6 +184,14 @@ class _Patterns:
         return cls(**dict(zip(("rows", "slots", "length", "first", "stride"), as_array, strict=True)))
 
 
+def count_rows(documents: Iterable[Ints], row_length: int) -> int:
+    """Return how many rows `pack` makes; quicker, since it does not ask which documents go where."""
+    counts = np.zeros(row_length + 1, dtype=np.int64)
+    for bounds in documents:
+        counts += np.bincount(cut(bounds, row_length)[1], minlength=row_length + 1)
+    return sum(rows for _, rows in best_fit(counts))
+
+
 def pack(documents: Iterable[Ints], row_length: int) -> Packing:
     """Return the packing of documents, given by their bounds as `cut` takes them, some at a time."""
     cuts = [cut(bounds, row_length) for bounds in documents]

@@ -1,0 +1,134 @@
+"""Trainings on rows of whole documents, and the loss on whole documents of any training."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from gpt_pipeline.checkpoints.load import load_checkpoint
+from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.tokens.packing import DocumentSampler
+from gpt_pipeline.data.tokens.stream import open_shards
+from gpt_pipeline.experiment.config import ExperimentConfig, StorageConfig
+from gpt_pipeline.experiment.identity import training_identity
+from gpt_pipeline.model.architectures import make_model
+from gpt_pipeline.training.config import step_layout
+from gpt_pipeline.training.device import Compute
+from gpt_pipeline.training.feed import batch_of
+from gpt_pipeline.training.job import TrainingJob, find_changes, settings_of
+from gpt_pipeline.training.metrics import read_metrics
+from gpt_pipeline.training.ranks import Ranks
+from gpt_pipeline.training.run import run_job
+from gpt_pipeline.training.stopping import StopFlag
+from gpt_pipeline.training.update import Updater, UpdateResult
+from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job, write_shards
+
+CPU = Compute(device=torch.device("cpu"), bf16=False, compile=False, peak_flops=None)
+
+
+@pytest.fixture
+def job(tmp_path) -> TrainingJob:
+    """Documents of seven tokens, of which two fit a row of 16."""
+    write_shards(tmp_path / "shards", document_length=7)
+    return make_job(tmp_path, packing="documents", fingerprint="d" * 64)
+
+
+def run(job: TrainingJob, *, stop_at: int | None = None) -> Listener:
+    stop = StopFlag()
+    listener = Listener(lambda step: stop.request(signal.SIGTERM) if step == stop_at else None)
+    assert run_job(job, listener, stop=stop).finished == (stop_at is None)
+    return listener
+
+
+def test_training_on_documents_stopped_and_resumed_equals_an_undisturbed_one(job: TrainingJob, tmp_path) -> None:
+    run(job)
+    stopped = dataclasses.replace(job, experiment_folder=str(tmp_path / "stopped"))
+    run(stopped, stop_at=5)
+    run(stopped)
+    weights = [load_checkpoint(list_checkpoints(each.folder.checkpoints)[-1].path).model for each in (job, stopped)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    losses = [
+        [
+            (each["step"], each.get("train_loss"), each.get("document_loss"))
+            for each in read_metrics(one.folder.metrics)
+            if each["kind"] in ("train", "validation")
+        ]
+        for one in (job, stopped)
+    ]
+    assert set(losses[0]) == set(losses[1])
+
+
+def test_training_on_documents_tells_the_share_of_padding(job: TrainingJob) -> None:
+    messages = run(job).messages  # 45 documents of 7 and one of 6 make 23 rows
+    assert any("sequences of whole documents (12.8% padding)" in message for message in messages)
+
+
+def test_job_of_the_stream_is_read_by_a_version_that_knows_no_packing(job: TrainingJob) -> None:
+    stream = dataclasses.replace(job, packing="stream")
+    assert "packing" not in stream.to_json()
+    assert TrainingJob.from_json(stream.to_json()) == stream
+    assert TrainingJob.from_json(job.to_json()) == job
+    assert [(each.key, each.effect) for each in find_changes(settings_of(stream), job)] == [("data.packing", "warned")]
+
+
+def test_identity_has_the_packing_only_where_it_is_not_the_stream(tmp_path) -> None:
+    data, storage = DataConfig(num_samples=10), StorageConfig(base_folder=str(tmp_path))
+    stream = ExperimentConfig(experiment_name="a", data=data, storage=storage)
+    packed = dataclasses.replace(stream, data=dataclasses.replace(data, packing="documents"))
+    assert training_identity(packed) == {**training_identity(stream), "packing": "documents"}
+
+
+def updated(job: TrainingJob, *, micro_batch_size: int) -> UpdateResult:
+    training = dataclasses.replace(job.training, micro_batch_size=micro_batch_size)
+    torch.manual_seed(0)
+    model = make_model(dataclasses.replace(job.model, dropout=0.0))
+    layout = step_layout(training, max_length=T, steps_per_epoch=5, world_size=1)
+    updater = Updater(model, training, layout=layout, compute=CPU, ranks=Ranks())
+    stream = open_shards(job.folder.root.parent / "shards").train
+    rows = DocumentSampler(stream=stream, sequence_length=T, batch_size=BATCH, seed=0).rows_at(0)
+    return updater.update(0, batch_of(rows, CPU.device)).result()
+
+
+def test_update_on_documents_is_the_mean_over_their_tokens_whatever_the_micro_batches(job: TrainingJob) -> None:
+    results = [updated(job, micro_batch_size=size) for size in (1, 2, 4)]
+    for each in results[1:]:
+        assert each.train_loss == pytest.approx(results[0].train_loss, rel=1e-6)
+        assert each.gradient_norm == pytest.approx(results[0].gradient_norm, rel=1e-4)
+    assert 10 < results[0].train_loss < 11.7  # ln 50,257 is 10.8: padding is no part of the mean
+
+
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_both_losses_are_estimated_whatever_the_packing_and_that_of_its_own_decides(
+    job: TrainingJob, packing: str
+) -> None:
+    job = dataclasses.replace(job, packing=packing)
+    run(job)
+    estimates = {each["step"]: each for each in read_metrics(job.folder.metrics) if each["kind"] == "validation"}
+    deciding = "document_loss" if packing == "documents" else "val_loss"
+    best = best_checkpoint(job.folder.checkpoints)
+    assert best is not None
+    assert best.step == min((step for step in estimates if step), key=lambda step: estimates[step][deciding])
+    last = load_checkpoint(list_checkpoints(job.folder.checkpoints)[-1].path)
+    model = make_model(job.model)
+    model.load_state_dict(dict(last.model))
+    model.eval()
+    stream = open_shards(job.folder.root.parent / "shards").validation
+    assert estimates[12]["document_loss"] == pytest.approx(plain_document_loss(model, stream), rel=1e-5)
+
+
+def plain_document_loss(model, stream) -> float:
+    """Of the documents in the first 32 of 64 tokens: four of seven."""
+    nats, count = 0.0, 0
+    for begin, end in itertools.islice(itertools.pairwise(stream.document_bounds.tolist()), 4):
+        ids = np.append(stream.read(begin, end - begin), stream.eot_token).astype(np.int64)
+        ids[-1] = stream.read(end, 1)[0]  # these documents begin with any token, not with <|endoftext|>
+        ids = torch.from_numpy(ids)[None]
+        nats += float(model(ids[:, :-1], ids[:, 1:]).detach())
+        count += end - begin
+    return nats / count
