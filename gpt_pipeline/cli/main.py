@@ -28,7 +28,7 @@ class _InOrder(click.Group):
 @click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="gpt-pipeline")
 def command() -> None:
-    """Pre-train GPT-2 on SYNTH or your own text: from one YAML file to trained, evaluated, compared checkpoints.
+    """Pre-train small GPTs on SYNTH or your own text: from one YAML file to trained, evaluated, compared checkpoints.
 
     Begin with `init experiments/my-idea.yaml`, then `plan` and `run` that file; `status` says what comes next.
     Everything runs through the project's Dagster definitions and history, so the web pages that `ui` opens show it.

@@ -100,7 +100,7 @@ class Updater:
         say: Callable[[str], None] = _logger.warning,
     ) -> None:
         self.model = model
-        """The model itself, with GPT-2's names."""
+        """The model itself, with its own names of parameters."""
         model.loss_piece = compute.loss_piece
         self.optimizer = Optimizer(model, config)
         self.evaluator: nn.Module = CompiledModel(model, say=say) if compute.compile else model
