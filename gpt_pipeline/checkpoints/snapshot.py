@@ -60,15 +60,9 @@ class Progress:
     best_step: int = -1
     """Its step; -1: none yet."""
 
-    document_loss: float | None = added(default=None)
-    """As `val_loss`, on whole documents."""
-
-    def note_validation(self, val_loss: float, document_loss: float | None = None, *, deciding: float) -> bool:
-        """Record an estimate at the present step; return whether it is the best of a trained model so far.
-
-        `deciding` is the one of the two that decides this.
-        """
-        self.val_loss, self.document_loss, self.validated_step = val_loss, document_loss, self.step
+    def note_validation(self, val_loss: float, *, deciding: float) -> bool:
+        """Record an estimate at the present step; return whether `deciding` is the lowest of a trained model so far."""
+        self.val_loss, self.validated_step = val_loss, self.step
         if self.step == 0 or deciding >= (math.inf if self.best_val_loss is None else self.best_val_loss):
             return False
         self.best_val_loss, self.best_step = deciding, self.step

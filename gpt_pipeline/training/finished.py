@@ -50,9 +50,6 @@ class FinishedTraining:
     created_at: str
     """UTC, ISO 8601."""
 
-    document_loss: float | None = None
-    """As `val_loss`, on whole documents; None: a version before that finished the training."""
-
     def write(self, folder: ExperimentFolder) -> None:
         """Write the manifest, atomically."""
         write_json(folder.training, dataclasses.asdict(self))

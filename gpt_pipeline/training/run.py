@@ -283,7 +283,6 @@ def _finished_training(trainer: Trainer) -> FinishedTraining:
         tokens_seen=progress.tokens_seen,
         train_loss=progress.train_loss,
         val_loss=progress.val_loss,
-        document_loss=progress.document_loss,
         best_val_loss=progress.best_val_loss,
         best_step=progress.best_step,
         seconds=progress.seconds,

@@ -146,7 +146,7 @@ class Trainer:
             if estimate is None:
                 return False
             deciding = estimate.document_loss if self.job.packing == DOCUMENTS else estimate.val_loss
-            is_best = self.progress.note_validation(*estimate, deciding=deciding)
+            is_best = self.progress.note_validation(estimate.val_loss, deciding=deciding)
             self.recorder.validation(estimate, is_best=is_best)
         self._save(checkpoint=self._is_due(cadence.save_every_n_iterations), best=is_best)
         return True
