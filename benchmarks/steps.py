@@ -37,6 +37,7 @@ class StepSettings:
     compile: bool | str = "auto"
     device: str = "cpu"
     threads: int | None = None
+    gradient_checkpointing: bool = False
     without: str = ""
     """A technique to leave out, where a benchmark knows how."""
 
@@ -56,6 +57,7 @@ class StepSettings:
             gradient_clip=CLIP,
             precision=self.precision,  # type: ignore[arg-type]
             compile=self.compile,  # type: ignore[arg-type]
+            gradient_checkpointing=self.gradient_checkpointing,
         )
 
     def layout(self) -> StepLayout:

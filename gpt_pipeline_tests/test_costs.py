@@ -128,6 +128,20 @@ def _check_activations(config: ModelConfig, *, length: int, bf16: bool) -> None:
     assert planned == pytest.approx(found, rel=0.03)
 
 
+@pytest.mark.parametrize("changes", _BLOCKS)
+def test_activations_of_recomputed_blocks_are_their_inputs_and_those_of_one(changes: dict) -> None:
+    config = dataclasses.replace(_TINY, vocab_size=500, n_layer=4, **changes)
+    ids = torch.zeros((3, 200), dtype=torch.int64)
+    model = make_model(config).train()
+    kept = _bytes_kept(model, ids, bf16=False)
+    model.recompute_blocks(True)
+    forward = _bytes_kept(model, ids, bf16=False)  # the blocks' inputs, and what is kept outside of them
+    of_blocks = kept - (forward - config.n_layer * ids.numel() * config.n_embd * 4)
+    planned = activation_bytes(config, tokens=600, max_length=200, precision=_EAGER, recompute=True)
+    assert planned == pytest.approx(forward + of_blocks / config.n_layer, rel=0.03)
+    assert planned < 0.5 * kept
+
+
 class _PeakBytes(TorchDispatchMode):
     """The most bytes of tensors that lived together, of those made in the block."""
 

@@ -13,7 +13,7 @@ TRAINING_CODE_VERSION = "2"
 2: gradients are clipped inside the optimizer's step; on the CPU, products by oneDNN on AMD and attention in blocks.
 """
 
-_HOW_NOT_WHAT = {"micro_batch_size", "compile"}
+_HOW_NOT_WHAT = {"micro_batch_size", "compile", "gradient_checkpointing"}
 _SAID_OTHERWISE = {"batch_size", "tokens_per_step", "num_epochs", "max_steps", "min_learning_rate"}
 
 
@@ -31,6 +31,7 @@ def training_identity(config: ExperimentConfig, *, start: str | None = None) -> 
         training.micro_batch_size: how an update is cut to fit the memory; the same gradient but for rounding and for
             where dropout falls. Who runs out of memory lowers it and goes on.
         training.compile: the same arithmetic in fused kernels, but for rounding.
+        training.gradient_checkpointing: the same arithmetic, some of it twice.
         evaluation: looks at the weights, never changes them.
         storage, experiment_name, runtime: where the files lie and what they are called.
         data, but for max_length and packing: the fingerprint of the shards says more than the block.

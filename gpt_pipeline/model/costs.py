@@ -135,16 +135,27 @@ def checkpoint_bytes(model: ModelConfig, optimizer: str) -> int:
 
 
 def memory_need(
-    model: ModelConfig, *, optimizer: str, micro_batch_size: int, max_length: int, precision: Precision
+    model: ModelConfig,
+    *,
+    optimizer: str,
+    micro_batch_size: int,
+    max_length: int,
+    precision: Precision,
+    recompute: bool = False,
 ) -> MemoryNeed:
-    """Return what one process holds that trains `model` on micro-batches of sequences of `max_length` tokens."""
+    """Return what one process holds that trains `model` on micro-batches of sequences of `max_length` tokens.
+
+    `recompute`: whether the blocks' activations are computed again in the backward pass.
+    """
     tokens = micro_batch_size * max_length
     loss = loss_bytes(model, tokens=tokens, precision=precision)
     return MemoryNeed(
         weights=weight_bytes(model),
         gradients=weight_bytes(model),
         optimizer=optimizer_bytes(model, optimizer),
-        activations=activation_bytes(model, tokens=tokens, max_length=max_length, precision=precision),
+        activations=activation_bytes(
+            model, tokens=tokens, max_length=max_length, precision=precision, recompute=recompute
+        ),
         loss=loss,
         spare=0 if precision.cuda else loss,
         runtime=_RUNTIME_CUDA if precision.cuda else _RUNTIME_CPU,
@@ -153,8 +164,12 @@ def memory_need(
     )
 
 
-def activation_bytes(model: ModelConfig, *, tokens: int, max_length: int, precision: Precision) -> int:
+def activation_bytes(
+    model: ModelConfig, *, tokens: int, max_length: int, precision: Precision, recompute: bool = False
+) -> int:
     """Return the bytes that autograd saves of a forward pass over N `tokens`, without the loss.
+
+    With `recompute`, what is there when the backward pass is in a block: the inputs of all, and what that one keeps.
 
     As Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 4.1, count
     them, with two differences: the residual stream stays in float32 under autocast, and attention saves its scores
@@ -162,7 +177,8 @@ def activation_bytes(model: ModelConfig, *, tokens: int, max_length: int, precis
     """
     C, item = model.n_embd, precision.item
     mask = _mask_bytes(model, precision)
-    blocks = model.n_layer * (_block_bytes(model, max_length, precision) + 2 * mask * C)
+    block = _block_bytes(model, max_length, precision) + 2 * mask * C
+    blocks = model.n_layer * _FLOAT32 * C + block if recompute else model.n_layer * block
     parts = anatomy(model)
     norms = _FLOAT32 * parts.kept_outside + item * C  # the last one's output as the product reads it
     rest = mask * C + norms + 2 * 8  # the mask of the embeddings; ids and targets

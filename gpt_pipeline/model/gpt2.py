@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
 from gpt_pipeline.model.attention import KVCache, Visible, attention, positions_of, visible_to
+from gpt_pipeline.model.blocks import Blocks
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
 from gpt_pipeline.model.linear import Linear
@@ -76,15 +77,14 @@ class Transformer(nn.Module):  # type: ignore[misc]
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.context_length, config.n_embd)
         self.drop = nn.Dropout(config.drop_rate)
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.h = Blocks(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.eps)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None) -> Tensor:
         """Ids [B, T] -> final hidden states [B, T, C]."""
         mask = visible_to(ids, cache, starts)
         x = self.drop(self.wte(ids) + self.wpe(positions_of(ids, cache, starts)))
-        for block in self.h:
-            x = block(x, cache, mask)
+        x = self.h(x, cache, mask)
         return self.ln_f(x)
 
 

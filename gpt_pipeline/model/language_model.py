@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from gpt_pipeline.model.attention import KVCache
+from gpt_pipeline.model.blocks import Blocks
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.linear import Linear, linear
 from gpt_pipeline.model.loss import soft_capped, summed_loss
@@ -50,6 +51,12 @@ class LanguageModel(nn.Module, ABC):  # type: ignore[misc]  # torch is not follo
 
         `starts` [B, T]: where in its row the document of each token begins; it sees nothing of those before. None: all.
         """
+
+    def recompute_blocks(self, wanted: bool) -> None:
+        """Have the blocks compute their activations again in the backward pass instead of keeping them, or not."""
+        for module in self.modules():
+            if isinstance(module, Blocks):
+                module.recompute = wanted
 
     @property
     def num_parameters(self) -> int:

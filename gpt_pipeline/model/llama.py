@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
 from gpt_pipeline.model.attention import KVCache, Visible, attention, positions_of, visible_to
+from gpt_pipeline.model.blocks import Blocks
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
 from gpt_pipeline.model.linear import Linear, as_products_read
@@ -87,7 +88,7 @@ class Transformer(nn.Module):  # type: ignore[misc]
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
         self.drop = nn.Dropout(config.drop_rate)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.layers = Blocks(Block(config, layer) for layer in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd, eps=config.eps)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None) -> Tensor:
@@ -96,8 +97,7 @@ class Transformer(nn.Module):  # type: ignore[misc]
         mask = visible_to(ids, cache, starts)
         angles = rotary_angles(positions_of(ids, cache, starts), head_size=config.head_size, base=config.rope_theta)
         x = self.drop(self.embed_tokens(ids))
-        for block in self.layers:
-            x = block(x, angles, cache, mask)
+        x = self.layers(x, angles, cache, mask)
         return self.norm(x)
 
 

@@ -92,7 +92,7 @@ def _losses_and_error(
 def _soft_cap_in_place(logits: Tensor, cap: float) -> Tensor:
     """Turn `logits` into `soft_capped(logits, cap)`; return the slope of that, 1 - tanh^2."""
     tanh = logits.div_(cap).tanh_()
-    slope = tanh.square().neg_().add_(1)
+    slope = torch.addcmul(tanh.new_ones(()), tanh, tanh, value=-1)
     tanh.mul_(cap)
     return slope
 

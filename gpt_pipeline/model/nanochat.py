@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gpt_pipeline.model.activations import relu_squared
 from gpt_pipeline.model.attention import KVCache, Visible, attention, positions_of, visible_to
+from gpt_pipeline.model.blocks import Blocks
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
 from gpt_pipeline.model.linear import Linear, as_products_read
@@ -84,7 +85,7 @@ class Transformer(nn.Module):  # type: ignore[misc]
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
         self.drop = nn.Dropout(config.drop_rate)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.layers = Blocks(Block(config, layer) for layer in range(config.n_layer))
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None) -> Tensor:
         """Ids [B, T] -> final hidden states [B, T, C]."""
@@ -93,8 +94,7 @@ class Transformer(nn.Module):  # type: ignore[misc]
         positions = positions_of(ids, cache, starts)
         angles = rotary_angles(positions, head_size=config.head_size, base=config.rope_theta, clockwise=True)
         x = self.drop(rms_norm(self.embed_tokens(ids), eps=config.eps))
-        for block in self.layers:
-            x = block(x, angles, cache, mask)
+        x = self.layers(x, angles, cache, mask)
         return rms_norm(x, eps=config.eps)
 
 

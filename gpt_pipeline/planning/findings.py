@@ -170,22 +170,26 @@ def _memory(known: Known) -> Iterator[Finding]:
 
 
 def _smaller_batch(known: Known, memory: int) -> str:
-    """Return the largest micro-batch size that divides the update and fits."""
+    """Return the largest micro-batch size that divides the update and fits, if need be with blocks computed again."""
     config, device = known.experiment.config, known.device
     if known.size is None or device is None:
         return "lower data.max_length or the model"
     layout = known.size.layout
     share = layout.batch_size // layout.world_size
-    for size in range(layout.micro_batch_size - 1, 0, -1):
-        need = memory_need(
-            config.model,
-            optimizer=config.training.optimizer,
-            micro_batch_size=size,
-            max_length=config.data.max_length,
-            precision=device.precision,
-        )
-        if share % size == 0 and need.device <= _FULL * memory:
-            return f"set training.micro_batch_size: {size} (the update stays the same)"
+    is_on = config.training.gradient_checkpointing
+    for recompute in sorted({is_on, True}):
+        also = "" if recompute == is_on else "training.gradient_checkpointing: true and "
+        for size in range(layout.micro_batch_size if also else layout.micro_batch_size - 1, 0, -1):
+            need = memory_need(
+                config.model,
+                optimizer=config.training.optimizer,
+                micro_batch_size=size,
+                max_length=config.data.max_length,
+                precision=device.precision,
+                recompute=recompute,
+            )
+            if share % size == 0 and need.device <= _FULL * memory:
+                return f"set {also}training.micro_batch_size: {size} (the update stays the same)"
     return "lower data.max_length or the model"
 
 

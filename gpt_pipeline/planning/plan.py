@@ -258,6 +258,7 @@ def _memory(experiment: Experiment, length: Length, precision: Precision) -> Mem
         micro_batch_size=length.micro_batch_size,
         max_length=config.data.max_length,
         precision=precision,
+        recompute=config.training.gradient_checkpointing,
     )
 
 
@@ -342,4 +343,7 @@ class _Measuring:
         from gpt_pipeline.training.device import largest_proper_divisor
 
         smaller = largest_proper_divisor(length.micro_batch_size)
-        return "lower data.max_length or the model" if smaller is None else f"set training.micro_batch_size: {smaller}"
+        if smaller is not None:
+            return f"set training.micro_batch_size: {smaller}"
+        is_on = self.experiment.config.training.gradient_checkpointing
+        return "lower data.max_length or the model" if is_on else "set training.gradient_checkpointing: true"

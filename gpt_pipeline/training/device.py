@@ -228,23 +228,24 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
 
 @contextmanager
-def explained_out_of_memory(layout: StepLayout) -> Iterator[None]:
+def explained_out_of_memory(layout: StepLayout, training: TrainingConfig) -> Iterator[None]:
     """Turn running out of GPU memory, wherever in the block, into a UserError that says what to try."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError(out_of_memory(layout)) from error
+        raise UserError(out_of_memory(layout, training)) from error
 
 
-def out_of_memory(layout: StepLayout) -> str:
-    """Return the advice: the next smaller micro-batch that divides the update as this one does."""
+def out_of_memory(layout: StepLayout, training: TrainingConfig) -> str:
+    """Return the advice: the next smaller micro-batch that divides the update as this one does, or recomputation."""
     micro = layout.micro_batch_size
     smaller = largest_proper_divisor(micro)
-    advice = (
-        "lower data.max_length or the model's size"
-        if smaller is None
-        else f"set training.micro_batch_size: {smaller} and start again"
-    )
+    if smaller is not None:
+        advice = f"set training.micro_batch_size: {smaller} and start again"
+    elif not training.gradient_checkpointing:
+        advice = "set training.gradient_checkpointing: true and start again"
+    else:
+        advice = "lower data.max_length or the model's size"
     return (
         f"the GPU's memory does not hold a forward and backward pass of {micro} sequences of "
         f"{layout.max_length} tokens; "

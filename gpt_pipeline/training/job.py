@@ -134,7 +134,7 @@ TOKENIZER = "data.tokenizer"
 """Stands for the tokenizer of the shards; left out: GPT-2's."""
 
 _FREE_SECTIONS = ("hardware", "evaluation")
-_FREE = ("training.micro_batch_size", "training.compile")
+_FREE = ("training.micro_batch_size", "training.compile", "training.gradient_checkpointing")
 _WARNED_MODEL = "model.dropout"
 _REFUSED = ("training.optimizer", TOKENIZER)
 

@@ -121,7 +121,7 @@ def _run(
             finished=True, reused=True, step=start.finished.step, checkpoint=start.checkpoint, exit_code=0
         )
     with (
-        explained_out_of_memory(layout),
+        explained_out_of_memory(layout, job.training),
         _trainer(
             job,
             observer,

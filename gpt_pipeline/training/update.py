@@ -102,6 +102,7 @@ class Updater:
         self.model = model
         """The model itself, with its own names of parameters."""
         model.loss_piece = compute.loss_piece
+        model.recompute_blocks(config.gradient_checkpointing)
         self.optimizer = Optimizer(model, config)
         self.evaluator: nn.Module = CompiledModel(model, say=say) if compute.compile else model
         """The same model, compiled or itself, to be called without gradients."""
