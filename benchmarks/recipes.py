@@ -45,12 +45,12 @@ from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.storage.manifest import StageResult
-from gpt_pipeline.training.config import CadenceConfig
+from gpt_pipeline.training.config import CadenceConfig, MuonConfig
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.update import NotFiniteError
 
-_BUDGETS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18)
+_BUDGETS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.13)
 """Shares of the baseline's updates that the recipes are trained with."""
 
 _TUNED_AT = 0.5
@@ -70,26 +70,46 @@ class Recipe:
     rates: tuple[float, ...]
     """Learning rates to try first, each twice the one before."""
 
-    def plus(self, name: str, *, model: Mapping[str, Any] | None = None, **training: Any) -> Recipe:
+    def plus(
+        self,
+        name: str,
+        *,
+        model: Mapping[str, Any] | None = None,
+        rates: tuple[float, ...] | None = None,
+        **training: Any,
+    ) -> Recipe:
         """Return this recipe with more techniques, under `name`."""
-        model = {**self.model, **(model or {})}
-        return dataclasses.replace(self, name=name, model=model, training={**self.training, **training})
+        return Recipe(
+            name=name,
+            model={**self.model, **(model or {})},
+            training={**self.training, **training},
+            rates=rates or self.rates,
+        )
 
 
-_ADAMW = Recipe(name="GPT-2, AdamW, cosine", rates=(2e-3, 4e-3))
+_LINEAR = {"lr_schedule": "wsd", "min_learning_rate": 0.0}
+_ADAMW = Recipe(name="GPT-2, AdamW, cosine", rates=(4e-3, 8e-3))
 _MUON = Recipe(name="GPT-2, Muon as it was", training={"optimizer": "muon"}, rates=(8e-3, 16e-3))
-_LLAMA = _ADAMW.plus("LLaMA blocks, AdamW", model={"architecture": "llama"})
-_NANOCHAT = _MUON.plus("nanochat blocks, Muon", model={"architecture": "nanochat"})
-_UNTIED = _NANOCHAT.plus("+ head of its own", model={"tie_weights": False})
-_TO_ZERO = _UNTIED.plus("+ linear to zero", lr_schedule="wsd", min_learning_rate=0.0)
+_SPLIT = _MUON.plus("GPT-2, Muon with split QKV", muon=MuonConfig(split_qkv=True))
+_NANOCHAT = _MUON.plus("nanochat, Muon", model={"architecture": "nanochat"}, rates=(16e-3, 32e-3))
+_UNTIED = _NANOCHAT.plus("nanochat, Muon, own head", model={"tie_weights": False})
+_TO_ZERO = _UNTIED.plus("  and linear to zero", **_LINEAR)
 RECIPES = (
     _ADAMW,
-    _ADAMW.plus("AdamW, linear to zero", lr_schedule="wsd", min_learning_rate=0.0),
-    _LLAMA,
     _MUON,
     _NANOCHAT,
     _UNTIED,
     _TO_ZERO,
+    _TO_ZERO.plus("  and NorMuon", muon=MuonConfig(normuon=True)),
+    _TO_ZERO.plus("  and Polar Express", muon=MuonConfig(newton_schulz="polar_express")),
+    _TO_ZERO.plus("  and cautious decay", muon=MuonConfig(cautious_decay=True)),
+    _TO_ZERO.plus("  and momentum warm-up", muon=MuonConfig(momentum_warmup_steps=50)),
+    _ADAMW.plus("GPT-2, AdamW, linear to zero", **_LINEAR),
+    _ADAMW.plus("LLaMA, AdamW", model={"architecture": "llama"}, rates=(2e-3, 4e-3)),
+    _ADAMW.plus("nanochat, AdamW", model={"architecture": "nanochat"}),
+    _SPLIT,
+    _SPLIT.plus("  and linear to zero, GPT-2", **_LINEAR),
+    _MUON.plus("LLaMA, Muon", model={"architecture": "llama"}),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-Value = str | int | float | bool | None | Mapping[str, str]
+Value = str | int | float | bool | None | Mapping[str, str] | Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,44 @@ The values rest on the reasons beside them and on smaller trainings; they were n
     },
 )
 
+NANOCHAT_124M = Recipe(
+    title="nanochat 124M on one GPU",
+    about="""\
+The data and the size of gpt2-124m.yaml, with the blocks of nanochat: 85 million parameters outside the embeddings, and
+162 million in all, since the head has a matrix of its own. Small trainings reached the loss of GPT-2 with AdamW on a
+quarter of the tokens with these blocks and Muon (docs/benchmarks.md); nothing was tuned at this size.""",
+    values={
+        "data.num_samples": (2_000_000, "16 files of PleIAs/SYNTH, 7.6 GB, about 1.6 billion tokens"),
+        "data.max_length": (1024, "a document of SYNTH has about 800 tokens: most fit whole, with their answer"),
+        "model.architecture": (
+            "nanochat",
+            "rotary positions, normalised queries and keys, ReLU squared, capped logits",
+        ),
+        "model.n_head": (6, "heads of 128 channels, as nanochat has them at every size"),
+        "model.context_length": (1024, ""),
+        "model.tie_weights": (False, "nanochat's head is its own and begins at zero; it costs memory, no time"),
+        "training.num_epochs": (1, "half as much as gpt2-124m.yaml; 2 to go on from there"),
+        "training.tokens_per_step": (524_288, "0.5 million, as in the GPT-3 paper for this size"),
+        "training.micro_batch_size": (16, "16,384 tokens at a time; raise it to 64 on 80 GB; changes no result"),
+        "training.optimizer": ("muon", ""),
+        "training.learning_rate": (
+            0.0036,
+            "makes updates of the size that nanochat's own rate for matrices, 0.02, makes",
+        ),
+        "training.muon": ({"momentum_warmup_steps": 300}, "from 0.85 to 0.95, as nanochat does"),
+        "training.lr_schedule": ("wsd", "constant until the last fifth"),
+        "training.min_learning_rate": (0.0, "the last fifth decays to nothing"),
+        "training.warmup_steps": (100, "3 % of about 3,050 updates"),
+        "training.precision": ("bf16", "tensor cores at full speed, half the activations; weights stay in fp32"),
+        "evaluation.eval_freq": (100, ""),
+        "evaluation.save_every_n_iterations": (500, "7 checkpoints, including the last"),
+        "evaluation.num_questions": (100, "a share of 100 is accurate to about five points"),
+        **_STORAGE,
+        "hardware.device": ("cuda", ""),
+        "hardware.num_gpus": (1, "8 for a whole node: the same batches in the same order"),
+    },
+)
+
 GPU_8GB = Recipe(
     title="GPT-2 124M on an 8 GB GPU",
     about="""\
@@ -144,5 +182,11 @@ A GPT of 17 million parameters on SYNTH, for a machine without a GPU: hours rath
     },
 )
 
-RECIPES: Mapping[str, Recipe] = {"demo": DEMO, "gpt2-124m": GPT2_124M, "gpu-8gb": GPU_8GB, "cpu": CPU}
+RECIPES: Mapping[str, Recipe] = {
+    "demo": DEMO,
+    "gpt2-124m": GPT2_124M,
+    "nanochat-124m": NANOCHAT_124M,
+    "gpu-8gb": GPU_8GB,
+    "cpu": CPU,
+}
 """By name, which is also the stem of the file in `experiments/`."""
