@@ -27,13 +27,13 @@ from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.exchange.card import model_card
 from gpt_pipeline.exchange.export import export_checkpoint
 from gpt_pipeline.exchange.folder import new_folder
-from gpt_pipeline.exchange.hugging_face import hugging_face_config, read_hugging_face_config
 from gpt_pipeline.exchange.take_in import convert_start, import_folder
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.training import find_start
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.config_json import hugging_face_config, read_hugging_face_config
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.state import random_states
 from gpt_pipeline_tests.projects import TinyProject
@@ -535,7 +535,7 @@ def test_import_of_a_model_without_its_tokenizer_is_refused_where_gpt2s_has_more
         "\n".join(
             [
                 "experiment_name: later",
-                "data: {source: sample, num_samples: 300, max_length: 16}",
+                "data: {source: sample, num_samples: 300, max_length: 16, tokenizer: {train: 300}}",
                 "start_from: {hugging_face: ./hf}",
                 "storage: {base_folder: storage}",
             ]
@@ -562,7 +562,9 @@ def test_start_from_an_exported_folder_has_its_architecture_shape_and_dropout(
             ]
         )
     )
-    convert_start(load_experiment(tmp_path / "later.yaml"), say=lambda text: None)
+    to_come = load_experiment(tmp_path / "later.yaml")
+    assert to_come.config.model == one.config.model
+    convert_start(to_come, say=lambda text: None)
     later = load_experiment(tmp_path / "later.yaml")
     assert later.config.model == one.config.model  # not the dropout of GPT-2, the default before the weights are known
     start = find_start(later)

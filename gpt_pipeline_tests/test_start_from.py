@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from gpt_pipeline.experiment.new import write_new_experiment
 from gpt_pipeline.experiment.start_from import StartNotReadyError
 from gpt_pipeline.experiment.training import find_start, training_job, wanted_fingerprint
 from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.planning.plan import make_plan
 from gpt_pipeline.progress.show import training_text
 from gpt_pipeline.progress.status import experiment_status
 from gpt_pipeline.project import Project
@@ -242,6 +244,52 @@ def test_hugging_face_folder_is_converted_once_and_gives_the_same_weights(folder
     assert find_start(later).checkpoint.path.stat().st_mtime_ns == written
     shutil.rmtree(folder.parent / "hf")  # an unplugged disk: what was made of it stands
     assert find_start(load_experiment(later.file)).checkpoint.weights_sha256 == info.weights_sha256
+
+
+def test_hugging_face_folder_gives_its_shape_before_it_is_converted(folder: Path) -> None:
+    _export(folder)
+    more = "model: {dropout: 0.0, qkv_bias: true}\n"  # the weights alone tell whether the biases are zero
+    later = _later(folder, "{hugging_face: ../hf}", more=more)
+    assert later.config.model == dataclasses.replace(_base(folder).config.model, qkv_bias=True)
+    found = make_plan(later, measured=False, say=str).findings
+    assert "start_from.hugging_face" not in [finding.key for finding in found]
+    with pytest.raises(UserError, match=r"model\.n_embd: found 24, need 8, as \.\./hf has it"):
+        _later(folder, "{hugging_face: ../hf}", more="model: {n_embd: 24}\n")
+    _change(folder.parent / "hf" / "config.json", n_positions=16)
+    with pytest.raises(UserError, match=r"data\.max_length: found 32"):
+        _later(folder, "{hugging_face: ../hf}")
+    _change(folder.parent / "hf" / "config.json", model_type="mamba")
+    with pytest.raises(UserError, match=r"start_from\.hugging_face: found '\.\./hf'.*need gpt2, llama, nanochat"):
+        _later(folder, "{hugging_face: ../hf}")
+
+
+def _change(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_model_of_the_hub_has_its_shape_once_it_is_downloaded_and_the_plan_says_so_before(
+    folder: Path, monkeypatch
+) -> None:
+    cache = folder.parent / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    later = _later(folder, "{hugging_face: someone/small}")
+    found = {finding.key: finding.text for finding in make_plan(later, measured=False, say=str).findings}
+    assert "someone/small is not downloaded yet" in found["start_from.hugging_face"]
+    _export(folder)
+    shutil.copytree(folder.parent / "hf", cache / "models--someone--small" / "snapshots" / ("c" * 40))
+    (cache / "models--someone--small" / "refs").mkdir()
+    (cache / "models--someone--small" / "refs" / "main").write_text("c" * 40)
+    assert load_experiment(later.file).config.model.n_embd == 8
+
+
+def test_original_checkpoint_is_gpt2_whatever_the_model_block_says(folder: Path) -> None:
+    (folder / "original.pt").write_bytes(b"without a manifest")
+    more = "model: {architecture: llama, n_head: 4, n_embd: 64, n_kv_head: 2}\n"
+    with pytest.raises(
+        UserError, match=r"architecture: found 'llama', need gpt2, as original.pt.*remove the line"
+    ) as no:
+        _later(folder, "{file: original.pt}", more=more)
+    assert "model.n_kv_head: found 2, need None" in str(no.value)
 
 
 def test_hugging_face_folder_that_changed_is_converted_again(folder: Path) -> None:

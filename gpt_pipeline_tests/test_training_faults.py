@@ -48,7 +48,7 @@ def test_training_out_of_gpu_memory_names_the_micro_batch_to_try(tmp_path, monke
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return forward(self, ids, targets, weights, starts)
 
-    def full_step(self, learning_rate, **options):
+    def full_step(self, *arguments, **options):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     if where == "forward":
@@ -60,13 +60,18 @@ def test_training_out_of_gpu_memory_names_the_micro_batch_to_try(tmp_path, monke
         run_job(job, Listener())
 
 
-def test_training_out_of_gpu_memory_with_one_sequence_says_what_else_to_lower(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("keeps_little", "remedy"),
+    [(False, r"set training\.gradient_checkpointing: true"), (True, r"lower data\.max_length or the model's size")],
+)
+def test_training_out_of_gpu_memory_with_one_sequence_says_what_else_helps(tmp_path, monkeypatch, keeps_little, remedy):
     def full(self, ids, targets=None, weights=None, starts=None):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(LanguageModel, "forward", full)
-    with pytest.raises(UserError, match=r"lower data\.max_length or the model's size"):
-        run_job(make_job(tmp_path, training={"micro_batch_size": 1}), Listener())
+    training = {"micro_batch_size": 1, "gradient_checkpointing": keeps_little}
+    with pytest.raises(UserError, match=remedy):
+        run_job(make_job(tmp_path, training=training), Listener())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

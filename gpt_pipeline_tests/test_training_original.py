@@ -264,6 +264,13 @@ def test_original_checkpoint_that_the_model_block_does_not_fit_names_the_keys(tm
     assert (job.folder.checkpoints / NAME).is_file()
 
 
+def test_original_checkpoint_in_an_experiment_of_another_architecture_is_said_to_be_gpt2(tmp_path, original):
+    job = _place(tmp_path, _payload(original), architecture="llama", rope_theta=5000.0)
+    with pytest.raises(UserError, match=r"model\.architecture: gpt2 -> llama.*model\.rope_theta: 10000\.0 -> 5000\.0"):
+        run_job(job, Listener())
+    assert (job.folder.checkpoints / NAME).is_file()
+
+
 def test_original_checkpoint_needs_adamw_and_steps_to_go(tmp_path, original):
     job = _place(tmp_path, _payload(original))
     muon = dataclasses.replace(job.training, optimizer="muon")

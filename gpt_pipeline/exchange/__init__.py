@@ -1,7 +1,7 @@
 """Export and import of models as folders that Hugging Face's `transformers` reads; it is not needed here.
 
-hugging_face.py     config and weights in the layout of `transformers`, both ways
-layout.py           what is peculiar to an architecture there; gpt2.py, llama.py and nanochat.py say it of each
+hugging_face.py     weights in the layout of `transformers`, both ways; model/config_json.py has their config
+layout.py           names and shapes of the weights there; gpt2.py says what GPT-2 has in its own way
 tokenizer_files.py  the tokenizer as files, and that of a folder
 card.py             the model card
 folder.py           a folder that appears only when complete, and replaces nothing but an earlier export

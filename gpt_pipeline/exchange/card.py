@@ -15,9 +15,9 @@ from gpt_pipeline.data.tokens.shards import known_shards, tokenizer_facts
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.evaluation.shares import share_of
-from gpt_pipeline.exchange.hugging_face import layout_of
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.template import written
+from gpt_pipeline.model.config_json import config_json_of
 from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.shown import in_markdown
 from gpt_pipeline.storage.manifest import StageResult
@@ -53,7 +53,7 @@ def model_card(experiment: Experiment, info: CheckpointInfo, tokenizer: Tokenize
         title=in_markdown(experiment.display_name),
         info=info,
         model=info.model,
-        layout=layout_of(info.model),
+        layout=config_json_of(info.model),
         parameters=parameter_count(info.model),
         max_length=max_length,
         data=_data(experiment),

@@ -17,9 +17,10 @@ from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.card import model_card
 from gpt_pipeline.exchange.folder import new_folder, require_replaceable
-from gpt_pipeline.exchange.hugging_face import hugging_face_config, hugging_face_weights
+from gpt_pipeline.exchange.hugging_face import hugging_face_weights
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.model.config_json import hugging_face_config
 from gpt_pipeline.storage.atomic import write_json, write_text
 from gpt_pipeline.storage.room import free_bytes
 

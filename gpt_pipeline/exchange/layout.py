@@ -1,56 +1,26 @@
-"""What `transformers` has in its own way for each architecture: the keys of `config.json`, the names of weights."""
+"""The names and shapes that weights have in `transformers`; here those of LLaMA and nanochat, which are ours."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.model.config import ModelConfig
 
 Weights = Mapping[str, Tensor]
 
 
-class Layout(ABC):
-    """An architecture in `transformers`, where it is a `model_type` of the same name."""
+class Layout:
+    """The weights of an architecture there."""
 
-    class_name: ClassVar[str]
-    name: ClassVar[str]
-    """For people."""
-
-    prefix: ClassVar[str]
+    prefix: ClassVar[str] = "model."
     """Of all weights but the head's; a model saved without its head lacks it."""
 
-    embedding: ClassVar[str]
-    buffers: ClassVar[tuple[str, ...]]
+    embedding: ClassVar[str] = "model.embed_tokens.weight"
+    buffers: ClassVar[tuple[str, ...]] = (".rotary_emb.inv_freq",)
     """Ends of the names of what older files hold beside the weights, although it follows from the config."""
-
-    fixed: ClassVar[Mapping[str, tuple[Any, ...]]]
-    """Keys of `config.json` that decide the function which the weights compute, with the values that ours has. The
-    first one is written, and stands for a key that is absent."""
-
-    def check(self, config: Mapping[str, Any]) -> None:
-        """Raise ConfigError if a model with this `config.json` computes another function than ours."""
-        for key, accepted in self.fixed.items():
-            found = config.get(key, accepted[0])
-            if found not in accepted:
-                need = f"{accepted[0]!r}, as in this program's {self.name}"
-                raise ConfigError(key, found=found, need=need, remedy="take a model that has it")
-
-    @abstractmethod
-    def config(self, model: ModelConfig) -> dict[str, Any]:
-        """Return the shape of `model` by the keys of `config.json`."""
-
-    @abstractmethod
-    def shape(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the shape in a `config.json` by the keys of `ModelConfig`, without `qkv_bias` and `dropout`.
-
-        Raises:
-            KeyError, TypeError, ValueError, OverflowError: a key is absent, or its value is none of its kind.
-        """
 
     def theirs(self, weights: Weights, model: ModelConfig) -> dict[str, Tensor]:
         """Return our weights as `transformers` has them."""

@@ -25,14 +25,14 @@ from gpt_pipeline.data.tokens.tokenizer import Tokenizer, gpt2
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.exchange.export import WEIGHTS_NAME
 from gpt_pipeline.exchange.gpt2 import has_qkv_bias
-from gpt_pipeline.exchange.hugging_face import our_weights, read_hugging_face_config
+from gpt_pipeline.exchange.hugging_face import our_weights
 from gpt_pipeline.exchange.tokenizer_files import folder_tokenizer
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.start_from import note_source, source_of, start_checkpoint, weights_path
 from gpt_pipeline.experiment.template import written
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.storage.atomic import read_json
+from gpt_pipeline.model.config_json import json_object, model_in_folder
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.job import TOKENIZER
@@ -109,7 +109,7 @@ def convert_start(experiment: Experiment, *, say: Say) -> None:
 
 
 def _read_folder(source: Path, _: ModelConfig) -> tuple[Mapping[str, Tensor], ModelConfig]:
-    weights, model = _read_weights(source), _model_in(source)
+    weights, model = _read_weights(source), model_in_folder(source)
     model = dataclasses.replace(model, qkv_bias=has_qkv_bias(weights))
     return our_weights(weights, model, source=source), model
 
@@ -144,7 +144,7 @@ def _downloaded(name: str, say: Say) -> tuple[Path, str]:
 
 def _fitting_config(source: Path, experiment: Experiment) -> ModelConfig:
     """Return the experiment's model, which the folder's fits; raises UserError with all differences otherwise."""
-    shape = dataclasses.asdict(_model_in(source))
+    shape = dataclasses.asdict(model_in_folder(source))
     wanted = experiment.config.model
     differences = [
         f"model.{key}: found {written(value)}, the experiment says {written(getattr(wanted, key))}"
@@ -159,12 +159,6 @@ def _fitting_config(source: Path, experiment: Experiment) -> ModelConfig:
     return wanted
 
 
-def _model_in(source: Path) -> ModelConfig:
-    """Return the model in a folder as its config describes it: what that does not say has its default."""
-    path = source / "config.json"
-    return read_hugging_face_config(_json_object(path), source=path)
-
-
 def _tokenizer_in(source: Path, model: ModelConfig) -> Tokenizer:
     tokenizer = folder_tokenizer(source)
     if tokenizer.vocab_size > model.vocab_size:
@@ -173,18 +167,6 @@ def _tokenizer_in(source: Path, model: ModelConfig) -> Tokenizer:
             f"model's own {TOKENIZER_NAME} in this folder (without one, it is taken to be GPT-2's)"
         )
     return tokenizer
-
-
-def _json_object(path: Path) -> Mapping[str, Any]:
-    try:
-        value = read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; need a folder with a model as transformers saves it") from None
-    except ValueError as error:
-        raise DamagedFileError(f"{path} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise DamagedFileError(f"{path}: found a {type(value).__name__}, need an object")
-    return value
 
 
 def _read_weights(source: Path) -> dict[str, Tensor]:
@@ -203,7 +185,7 @@ def _weight_files(source: Path) -> list[Path]:
     if (source / WEIGHTS_NAME).is_file():
         return [source / WEIGHTS_NAME]
     if (source / _INDEX_NAME).is_file():
-        listed = _json_object(source / _INDEX_NAME).get("weight_map")
+        listed = json_object(source / _INDEX_NAME).get("weight_map")
         if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
             raise DamagedFileError(f"{source / _INDEX_NAME} is damaged: need a weight_map with a file for each weight")
         return sorted({source / Path(name).name for name in listed.values()})  # none from elsewhere

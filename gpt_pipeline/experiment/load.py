@@ -19,7 +19,7 @@ from gpt_pipeline.experiment.document import Entry, Kind, Written, read_document
 from gpt_pipeline.experiment.identity import TRAINING_CODE_VERSION, training_identity
 from gpt_pipeline.experiment.keys import default_of
 from gpt_pipeline.experiment.problems import ExperimentFileError, Problem, listed, nearest, one_line
-from gpt_pipeline.experiment.start_from import base_file, model_from_start, start_checkpoint
+from gpt_pipeline.experiment.start_from import base_file, model_from_start, shape_to_come, start_checkpoint
 from gpt_pipeline.experiment.values import (
     UNFIT,
     block_of,
@@ -223,16 +223,14 @@ def _with_the_shape_of_its_start(
         start = _start(config, file, later)
     except ConfigError as error:
         return config, [error]
-    if start is None:
-        return config, []
-    shape = start.model
     given = [key.removeprefix("model.") for key in lines if key.startswith("model.")]
-    model, errors = model_from_start(config.model, shape, given, source=config.start_from.text)
+    model, errors = model_from_start(config.model, start.shape, given, source=config.start_from.text)
     size = _vocabulary_size(config, file)
-    if size is not None and size > shape.vocab_size and not errors:  # a trained one may have fewer than the model
-        need = f"the tokenizer of {config.start_from.text}, whose model has {shape.vocab_size} ids; this one has {size}"
+    ids = start.shape.get("vocab_size", size)
+    if size is not None and size > ids and not errors:  # a trained one may have fewer than the model
+        need = f"the tokenizer of {config.start_from.text}, whose model has {ids} ids; this one has {size}"
         errors = [ConfigError("data.tokenizer", found=config.data.tokenizer, need=need)]
-    if not errors and not _has_the_tokenizer_of(start, Experiment(file=file, config=config)):
+    if not errors and start.is_made and not _has_the_tokenizer_of(start, Experiment(file=file, config=config)):
         need = f"the tokenizer of {config.start_from.text}, by which the rows of its weights are ordered"
         remedy = "name its tokenizer.json, which is in its folder of token_shards and in an export of it"
         remedy = "leave the key out, which is gpt2" if start.is_of_gpt2 else remedy
@@ -244,9 +242,14 @@ def _with_the_shape_of_its_start(
 class _Start:
     """The weights that a training will begin with."""
 
-    model: ModelConfig
+    shape: Mapping[str, Any]
+    """What is known of their model, by the keys of `ModelConfig`."""
+
     base: Experiment | None = None
     """The experiment that makes them."""
+
+    is_made: bool = True
+    """False while they are to be converted, so that their tokenizer is not known."""
 
     tokenizer: str | None = None
     """What their checkpoint says of its tokenizer; None for GPT-2's, and if an experiment makes them."""
@@ -277,7 +280,7 @@ def _has_the_tokenizer_of(start: _Start, experiment: Experiment) -> bool:
     )
 
 
-def _start(config: ExperimentConfig, file: Path, later: tuple[Path, ...]) -> _Start | None:
+def _start(config: ExperimentConfig, file: Path, later: tuple[Path, ...]) -> _Start:
     start_from = config.start_from
     assert start_from is not None
     base = base_file(start_from, file)
@@ -286,10 +289,12 @@ def _start(config: ExperimentConfig, file: Path, later: tuple[Path, ...]) -> _St
         folder = ExperimentFolder(root=root / folder_name(config.experiment_name, key="experiment_name"))
         try:
             info = start_checkpoint(start_from, file, folder)
+            if info is None:
+                return _Start(shape=shape_to_come(start_from, file), is_made=False)
         except UserError as error:
             key = "start_from.file" if start_from.file else "start_from.hugging_face"
-            raise ConfigError(key, found=start_from.text, need=f"weights that are there ({error})") from error
-        return None if info is None else _Start(model=info.model, tokenizer=info.settings.get(TOKENIZER))
+            raise ConfigError(key, found=start_from.text, need=f"weights that can be used ({error})") from error
+        return _Start(shape=dataclasses.asdict(info.model), tokenizer=info.settings.get(TOKENIZER))
     chain = (*later, file.resolve())
     key = "start_from.experiment"
     if base in chain:
@@ -299,7 +304,7 @@ def _start(config: ExperimentConfig, file: Path, later: tuple[Path, ...]) -> _St
         raise ConfigError(key, found=start_from.experiment, need=f"an experiment file; {base} does not exist")
     try:
         loaded = load_experiment(base, later=chain)
-        return _Start(model=loaded.config.model, base=loaded)
+        return _Start(shape=dataclasses.asdict(loaded.config.model), base=loaded)
     except ExperimentFileError as error:
         first = str(error).splitlines()[0]
         raise ConfigError(key, found=start_from.experiment, need=f"an experiment that can be used ({first})") from error

@@ -2,7 +2,7 @@
 
 Weights that are not a checkpoint of ours (a folder for transformers, a model of the hub, a checkpoint of the original
 scripts) are converted once, to a checkpoint in the experiment's `start` folder, before the training needs them. What is
-read here is manifests only: no torch, no network.
+read here is manifests and a model's config.json: no torch, no network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_path, m
 from gpt_pipeline.data.config import is_hub_name
 from gpt_pipeline.errors import ConfigError, UserError, require
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.config_json import model_in_folder
 from gpt_pipeline.storage.atomic import read_kept, write_json
+from gpt_pipeline.storage.fingerprint import neutral_values
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.names import resolve_folder
 
@@ -111,6 +113,33 @@ def start_checkpoint(start_from: StartFromConfig, file: Path, folder: Experiment
     return read_info(checkpoint_path(folder.start, 0))
 
 
+def shape_to_come(start_from: StartFromConfig, file: Path) -> Mapping[str, Any]:
+    """Return what is known, by the keys of `ModelConfig`, of a model that is still to be converted.
+
+    Of a model of the hub that has not been downloaded: nothing.
+
+    Raises:
+        UserError: the folder's `config.json` describes no model that can be trained here.
+    """
+    path = weights_path(start_from, file) or _downloaded(start_from.text)
+    if path is None:
+        return {}
+    if path.is_file():
+        return neutral_values(ModelConfig)  # the original scripts train GPT-2, and know no key that came later
+    shape = dataclasses.asdict(model_in_folder(path))
+    if shape["architecture"] == "gpt2":
+        del shape["qkv_bias"]  # which the weights alone tell
+    return shape
+
+
+def _downloaded(name: str) -> Path | None:
+    """Return the folder of a model in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, "config.json")
+    return Path(path).parent if isinstance(path, str) else None
+
+
 def _require_weights(path: Path) -> None:
     """Raise UserError unless `path` is a file, or a folder with a model's configuration and weights."""
     if not path.exists():
@@ -144,20 +173,21 @@ def _listing(path: Path) -> dict[str, list[int]]:
 
 
 def model_from_start(
-    model: ModelConfig, shape: ModelConfig, given: Sequence[str], *, source: str
+    model: ModelConfig, shape: Mapping[str, Any], given: Sequence[str], *, source: str
 ) -> tuple[ModelConfig, list[ConfigError]]:
-    """Return the model that the weights have, with the experiment's own `dropout`, and what the file says otherwise.
+    """Return `model` with the shape of the weights, and what the file says otherwise.
 
-    `given` are the keys that the `model:` block gives.
+    `given` are the keys that the `model:` block gives; a `dropout` among them is kept.
     """
+    known = {key: value for key, value in shape.items() if key != "dropout" or key not in given}
     problems = [
         ConfigError(
             f"model.{key}",
             found=getattr(model, key),
-            need=f"{getattr(shape, key)}, as {source} has it",
+            need=f"{known[key]}, as {source} has it",
             remedy="remove the line: the model has the shape of the weights it starts from",
         )
         for key in given
-        if key != "dropout" and getattr(model, key) != getattr(shape, key)
+        if key in known and getattr(model, key) != known[key]
     ]
-    return dataclasses.replace(shape, dropout=model.dropout) if "dropout" in given else shape, problems
+    return model if problems else dataclasses.replace(model, **known), problems

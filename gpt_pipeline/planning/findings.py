@@ -13,8 +13,9 @@ from gpt_pipeline.data.tokens.tokenizer_stage import vocabulary_size
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import TrainingSize
+from gpt_pipeline.experiment.start_from import shape_to_come, start_checkpoint
 from gpt_pipeline.findings import Finding, note, problem, problem_of, warning
-from gpt_pipeline.model.costs import MemoryNeed, memory_need
+from gpt_pipeline.model.costs import MemoryNeed, memory_need, parameter_count
 from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import Disk
 from gpt_pipeline.planning.speed import Duration
@@ -55,6 +56,7 @@ def findings(known: Known) -> list[Finding]:
     every = [
         *_source(known),
         *_tokenizer(known),
+        *_start(known),
         *_repeats(known),
         *_disk(known),
         *_memory(known),
@@ -101,6 +103,22 @@ def _tokenizer(known: Known) -> Iterator[Finding]:
         ids = f"{known.experiment.config.model.vocab_size:,}"
         text += f", so that sizes are not known: parameters, tokens, memory, disk and time are those with {ids} ids"
         yield note(key, text, "a run fetches it first; plan again then")
+
+
+def _start(known: Known) -> Iterator[Finding]:
+    """Find weights to start from whose shape shows only when a run has fetched or read them."""
+    experiment, start_from = known.experiment, known.experiment.config.start_from
+    if start_from is None or start_from.experiment is not None:
+        return
+    made = start_checkpoint(start_from, experiment.file, experiment.folder)
+    if made is not None or "n_layer" in shape_to_come(start_from, experiment.file):
+        return
+    key, done = ("file", "read") if start_from.file else ("hugging_face", "downloaded")
+    text = (
+        f"{start_from.text} is not {done} yet, so that its shape is not known: parameters, memory, disk and time are "
+    )
+    text += f"those of a model with {parameter_count(experiment.config.model):,} parameters"
+    yield note(f"start_from.{key}", text, "a run converts it first; plan again then")
 
 
 def _repeats(known: Known) -> Iterator[Finding]:

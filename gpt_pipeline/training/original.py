@@ -19,6 +19,7 @@ from gpt_pipeline.checkpoints.load import UNREADABLE
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.storage.fingerprint import neutral_values
 from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.optimizer import Optimizer
 
@@ -127,7 +128,7 @@ def _converted(payload: Mapping[str, Any]) -> OriginalCheckpoint:
 def _shape(weights: Mapping[str, Tensor], n_layer: int) -> dict[str, Any]:
     vocab_size, n_embd = weights["tok_emb.weight"].shape
     return {
-        "architecture": "gpt2",
+        **neutral_values(ModelConfig),  # GPT-2, without the keys that came later
         "n_layer": n_layer,
         "n_embd": n_embd,
         "context_length": weights["pos_emb.weight"].size(0),
