@@ -97,6 +97,9 @@ class Snapshot:
     tokenizer: str | None = added(default=None)
     """The text of its `tokenizer.json`; None: GPT-2's, and then nothing of it is written."""
 
+    average: Mapping[str, Tensor] | None = added(default=None)
+    """The mean of the weights over updates, as `model`, in float32; None: none is kept, or it has not begun."""
+
     @property
     def step(self) -> int:
         """Optimizer updates done."""

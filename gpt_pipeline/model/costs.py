@@ -59,6 +59,9 @@ class MemoryNeed:
     weights: int
     gradients: int
     optimizer: int
+    average: int
+    """The mean of the weights, where it is kept."""
+
     activations: int
     """Saved for the backward pass of one micro-batch, in eager mode; a compiled model saves less."""
 
@@ -80,8 +83,8 @@ class MemoryNeed:
 
     @property
     def state(self) -> int:
-        """Weights, gradients and optimizer: exact, and the same for every micro-batch size."""
-        return self.weights + self.gradients + self.optimizer
+        """Weights, gradients, optimizer and mean: exact, and the same for every micro-batch size."""
+        return self.weights + self.gradients + self.optimizer + self.average
 
     @property
     def device(self) -> int:
@@ -129,9 +132,9 @@ def optimizer_bytes(model: ModelConfig, optimizer: str) -> int:
     return _FLOAT32 * (states.blocks * blocks + states.others * (parameter_count(model) - blocks))
 
 
-def checkpoint_bytes(model: ModelConfig, optimizer: str) -> int:
-    """Return the bytes of the tensors in one checkpoint file: the weights and the optimizer's state."""
-    return weight_bytes(model) + optimizer_bytes(model, optimizer)
+def checkpoint_bytes(model: ModelConfig, optimizer: str, *, averaged: bool = False) -> int:
+    """Return the bytes of the tensors in one checkpoint file: weights, optimizer state, the mean where it is kept."""
+    return (2 if averaged else 1) * weight_bytes(model) + optimizer_bytes(model, optimizer)
 
 
 def memory_need(
@@ -142,10 +145,12 @@ def memory_need(
     max_length: int,
     precision: Precision,
     recompute: bool = False,
+    averaged: bool = False,
 ) -> MemoryNeed:
     """Return what one process holds that trains `model` on micro-batches of sequences of `max_length` tokens.
 
-    `recompute`: whether the blocks' activations are computed again in the backward pass.
+    `recompute`: whether the blocks' activations are computed again in the backward pass;
+    `averaged`: whether the mean of the weights is kept.
     """
     tokens = micro_batch_size * max_length
     loss = loss_bytes(model, tokens=tokens, precision=precision)
@@ -153,13 +158,14 @@ def memory_need(
         weights=weight_bytes(model),
         gradients=weight_bytes(model),
         optimizer=optimizer_bytes(model, optimizer),
+        average=weight_bytes(model) if averaged else 0,
         activations=activation_bytes(
             model, tokens=tokens, max_length=max_length, precision=precision, recompute=recompute
         ),
         loss=loss,
         spare=0 if precision.cuda else loss,
         runtime=_RUNTIME_CUDA if precision.cuda else _RUNTIME_CPU,
-        checkpoint_copy=checkpoint_bytes(model, optimizer),
+        checkpoint_copy=checkpoint_bytes(model, optimizer, averaged=averaged),
         on_host=not precision.cuda,
     )
 

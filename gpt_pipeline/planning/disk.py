@@ -177,7 +177,8 @@ def _checkpoint_needs(experiment: Experiment, start: StartDecision, to_come: int
     A training that writes fewer than it may keep checks for the space of all of them when it starts.
     """
     config, folder = experiment.config, experiment.folder.checkpoints
-    each = checkpoint_bytes(config.model, config.training.optimizer)
+    training = config.training
+    each = checkpoint_bytes(config.model, training.optimizer, averaged=training.average_weights.is_wanted)
     present = 0 if start.kind in ("anew", "weights") else len(list_checkpoints(folder))
     if start.kind == "finished":
         return [DiskNeed(what="checkpoints", folder=folder, size=present * each, present=present * each)]

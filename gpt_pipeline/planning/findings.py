@@ -205,6 +205,7 @@ def _smaller_batch(known: Known, memory: int) -> str:
                 max_length=config.data.max_length,
                 precision=device.precision,
                 recompute=recompute,
+                averaged=config.training.average_weights.is_wanted,
             )
             if share % size == 0 and need.device <= _FULL * memory:
                 return f"set {also}training.micro_batch_size: {size} (the update stays the same)"

@@ -259,6 +259,7 @@ def _memory(experiment: Experiment, length: Length, precision: Precision) -> Mem
         max_length=config.data.max_length,
         precision=precision,
         recompute=config.training.gradient_checkpointing,
+        averaged=config.training.average_weights.is_wanted,
     )
 
 

@@ -131,6 +131,8 @@ def _terms(need: MemoryNeed) -> Iterator[tuple[str, int]]:
     yield "weights", need.weights
     yield "gradients", need.gradients
     yield "optimizer", need.optimizer
+    if need.average:
+        yield "mean of weights", need.average
     yield "activations", need.activations
     yield "loss", need.loss
     yield "libraries, spare", need.runtime + need.spare

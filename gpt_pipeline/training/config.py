@@ -68,6 +68,34 @@ class LearningRateFactors:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AverageConfig:
+    """Which mean of the weights is kept beside them; none unless one of the keys is set."""
+
+    decay: float | None = added_later(None)
+    """Share of the past in the exponential mean at each update (EMA), such as 0.999."""
+
+    last: float | None = added_later(None)
+    """Share of the updates, at the end, over whose weights the plain mean is taken, such as 0.1."""
+
+    def __post_init__(self) -> None:
+        decay, last = self.decay, self.last
+        require(decay is None or 0 < decay < 1, "decay", found=decay, need="a number between 0 and 1, or null")
+        require(last is None or 0 < last <= 1, "last", found=last, need="a number above 0, up to 1, or null")
+        require(
+            decay is None or last is None,
+            "decay",
+            found=f"{decay} and last={last}",
+            need="one of the two",
+            remedy="remove one of the keys",
+        )
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a mean is kept."""
+        return self.decay is not None or self.last is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How the weights are updated. All keys but `micro_batch_size` and `compile` enter the training's fingerprint."""
 
@@ -132,6 +160,10 @@ class TrainingConfig:
 
     muon: MuonConfig = added_later(MuonConfig())  # frozen
     """Details of `optimizer: muon`."""
+
+    average_weights: AverageConfig = added_later(AverageConfig())  # frozen
+    """A mean of the weights that is kept beside them in checkpoints: exponential (`decay: 0.999`), or plain over the
+    end of the training (`last: 0.1`). The training itself stays the same."""
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "num_epochs"):

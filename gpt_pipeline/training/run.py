@@ -19,7 +19,7 @@ from gpt_pipeline.data.tokens.packing import DocumentSampler
 from gpt_pipeline.data.tokens.stream import TokenShards, open_shards
 from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.model.architectures import make_model
-from gpt_pipeline.model.costs import flops_per_token, optimizer_bytes
+from gpt_pipeline.model.costs import flops_per_token, optimizer_bytes, weight_bytes
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.training.config import StepLayout, sequences_per_step, step_layout
@@ -233,8 +233,13 @@ def _trainer(
     progress = restore(start.snapshot, updater) if start.snapshot else Progress()
     saver = Saver(job, observer)
     if ranks.is_first:
-        size = snapshot_bytes(take_snapshot(job, progress, updater))
-        saver.require_room(size if start.snapshot else size + optimizer_bytes(job.model, job.training.optimizer))
+        snapshot = take_snapshot(job, progress, updater)
+        size = snapshot_bytes(snapshot)
+        if start.snapshot is None:
+            size += optimizer_bytes(job.model, job.training.optimizer)
+        if snapshot.average is None and job.training.average_weights.is_wanted:
+            size += weight_bytes(job.model)
+        saver.require_room(size)
         saver.restore_best(progress)
     recorder = Recorder(
         progress,

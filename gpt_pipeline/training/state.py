@@ -60,6 +60,7 @@ def take_snapshot(job: TrainingJob, progress: Progress, updater: Updater) -> Sna
         model={name: tensor.detach() for name, tensor in updater.model.state_dict().items()},
         model_config=job.model,
         optimizer=updater.optimizer.state(),
+        average=updater.average.state(),
         random=random_states(),
         progress=dataclasses.replace(progress),
         fingerprint=job.fingerprint,
@@ -73,5 +74,6 @@ def restore(snapshot: Snapshot, updater: Updater) -> Progress:
     """Put the state of `snapshot` into the model, the optimizer and the generators; return its progress."""
     updater.model.load_state_dict(dict(snapshot.model))
     updater.optimizer.restore(snapshot.optimizer)
+    updater.average.restore(snapshot.average)
     restore_random_states(snapshot.random)
     return dataclasses.replace(snapshot.progress)

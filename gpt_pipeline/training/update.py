@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.language_model import LanguageModel
+from gpt_pipeline.training.average import WeightAverage
 from gpt_pipeline.training.config import StepLayout, TrainingConfig
 from gpt_pipeline.training.device import CompiledModel, Compute
 from gpt_pipeline.training.feed import Batch
@@ -104,6 +105,7 @@ class Updater:
         model.loss_piece = compute.loss_piece
         model.recompute_blocks(config.gradient_checkpointing)
         self.optimizer = Optimizer(model, config)
+        self.average = WeightAverage(model, config.average_weights, max_steps=layout.max_steps)
         self.evaluator: nn.Module = CompiledModel(model, say=say) if compute.compile else model
         """The same model, compiled or itself, to be called without gradients."""
         self._runner = _spread(self.evaluator, compute=compute, ranks=ranks)
@@ -132,6 +134,7 @@ class Updater:
         # As torch's clip_grad_norm_ computes it; dividing is left to the optimizer, which reads the gradients anyway.
         divisor = ((norm + _CLIP_EPS) / self._config.gradient_clip).clamp_min(1.0).float()
         self.optimizer.step(step, learning_rate, divisor=divisor, skip=self._failed)
+        self.average.update(step + 1, skip=self._failed)
         known = counted if isinstance(counted, int) else None
         return PendingUpdate(numbers, step=step, learning_rate=learning_rate, counted=known)
 
