@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpt_pipeline.checkpoints.leases import hold
-from gpt_pipeline.checkpoints.load import load_trained
+from gpt_pipeline.checkpoints.load import Weights, load_trained
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.formats.synth_text import prompt_text
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
@@ -69,14 +69,14 @@ class Writer:
     """Whether the last prompt lost its beginning so that it fits."""
 
     @classmethod
-    def of_checkpoint(cls, path: Path, *, device: str, trained_length: int) -> Writer:
+    def of_checkpoint(cls, path: Path, *, device: str, trained_length: int, weights: Weights = "raw") -> Writer:
         """Return the writer of the checkpoint `path`; `device` is `auto`, `cuda` or `cpu`.
 
         Raises:
-            UserError: there is no such checkpoint, it is damaged, or there is no such device.
+            UserError: there is no such checkpoint, it is damaged or lacks these weights, or there is no such device.
         """
         with hold(path):
-            trained = load_trained(path, device=inference_device(device))
+            trained = load_trained(path, device=inference_device(device), weights=weights)
         return cls(
             model=trained.model,
             tokenizer=trained.tokenizer,

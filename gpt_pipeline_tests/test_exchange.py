@@ -108,6 +108,24 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
+def test_export_of_the_average_is_that_model_and_its_card_says_so(tmp_path: Path) -> None:
+    one = experiment(tmp_path)
+    kept = load_checkpoint(checkpoint(one).path)
+    mean = {name: tensor / 2 for name, tensor in kept.model.items()}
+    info = save_checkpoint(one.folder.checkpoints, dataclasses.replace(kept, average=mean))
+    facts = []
+    for weights in ("average", "raw"):
+        export_checkpoint(one, info.path, tmp_path / weights, weights=weights)
+        facts.append(json.loads((tmp_path / weights / "export.json").read_text(encoding="utf-8")))
+    found, raw = (load_file(tmp_path / weights / "model.safetensors") for weights in ("average", "raw"))
+    assert all(torch.equal(found[name], raw[name] / 2) for name in raw if "attn.bias" not in name)
+    assert facts[0]["weights"] == "average"
+    assert facts[0]["weights_sha256"] != facts[1]["weights_sha256"] == info.weights_sha256
+    cards = [(tmp_path / weights / "README.md").read_text(encoding="utf-8") for weights in ("average", "raw")]
+    assert ["Its weights are the mean" in card for card in cards] == [True, False]
+    assert "while training" not in cards[0]  # a loss of the other weights
+
+
 @pytest.mark.parametrize("model", SHAPES, ids=str)
 def test_export_transformers_gives_the_same_log_probabilities(tmp_path: Path, model: dict[str, Any]) -> None:
     one = experiment(tmp_path, **model)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from gpt_pipeline.checkpoints.load import load_checkpoint
+from gpt_pipeline.checkpoints.load import load_checkpoint, load_trained, load_weights
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
-from gpt_pipeline.checkpoints.snapshot import Snapshot, tensor_bytes
-from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.checkpoints.snapshot import Snapshot, tensor_bytes, weights_sha256
+from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.costs import checkpoint_bytes
@@ -143,3 +143,26 @@ def test_job_with_an_average_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_average_that_is_none_is_refused(keys: dict[str, float], need: str) -> None:
     with pytest.raises(ConfigError, match=need):
         AverageConfig(**keys)
+
+
+def test_weights_of_a_checkpoint_are_its_own_or_their_mean(tmp_path: Path) -> None:
+    job = _job(tmp_path, AverageConfig(last=0.5))
+    _train(job)
+    paths = {info.step: info.path for info in list_checkpoints(job.folder.checkpoints)}
+    kept = load_checkpoint(paths[12])
+    assert kept.average is not None
+    found = load_trained(paths[12], weights="average")
+    assert all(torch.equal(weight, kept.average[name]) for name, weight in found.model.named_parameters())
+    assert found.info.weights_sha256 == weights_sha256(kept.average) != weights_sha256(kept.model)
+    raw = load_trained(paths[12]).model
+    assert all(torch.equal(weight, kept.model[name]) for name, weight in raw.named_parameters())
+    with pytest.raises(UserError, match="choose a later checkpoint"):
+        load_weights(paths[4], "average")
+
+
+def test_weights_of_a_training_without_a_mean_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    job = _job(tmp_path)
+    _train(job)
+    [*_, last] = list_checkpoints(job.folder.checkpoints)
+    with pytest.raises(UserError, match=r"--weights average: found .*leave --weights out, or train with"):
+        load_weights(last.path, "average")

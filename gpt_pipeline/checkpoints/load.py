@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, manifest_path, possible_infos, read_info
-from gpt_pipeline.checkpoints.snapshot import Snapshot
+from gpt_pipeline.checkpoints.snapshot import Snapshot, weights_sha256
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer, gpt2, read_tokenizer
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.storage.atomic import sha256_of
+
+Weights = Literal["raw", "average"]
+"""Those that the training changes, or their mean."""
 
 UNREADABLE = (
     pickle.UnpicklingError,
@@ -96,14 +101,37 @@ def load_model(path: Path, *, device: str | torch.device = "cpu") -> tuple[Langu
     return trained.model, trained.info
 
 
-def load_trained(path: Path, *, device: str | torch.device = "cpu") -> Trained:
-    """Return the model of the checkpoint `path` on `device`, with what belongs to it.
+def load_weights(path: Path, weights: Weights) -> tuple[Snapshot, CheckpointInfo]:
+    """Return the state in the checkpoint `path` with those of its `weights` as its model, and its info.
+
+    With `average` the info has their hash, and no losses: those of a checkpoint are of the weights themselves.
 
     Raises:
-        UserError: as `load_checkpoint`.
+        UserError: as `load_checkpoint`, or the checkpoint has no average.
     """
     info = verify_checkpoint(path)
     snapshot = load_checkpoint(path, verify=False)
+    if weights == "raw":
+        return snapshot, info
+    if snapshot.average is None:
+        asked = any(info.settings.get(f"training.average_weights.{key}") for key in ("decay", "last"))
+        remedy = (
+            "choose a later checkpoint: the mean begins with the last updates"
+            if asked
+            else "leave --weights out, or train with training.average_weights, such as {decay: 0.999}"
+        )
+        raise UserError(f"--weights average: found {path.name}, which holds no mean of the weights; {remedy}")
+    info = dataclasses.replace(info, weights_sha256=weights_sha256(snapshot.average), metrics={})
+    return dataclasses.replace(snapshot, model=snapshot.average), info
+
+
+def load_trained(path: Path, *, device: str | torch.device = "cpu", weights: Weights = "raw") -> Trained:
+    """Return the model of the checkpoint `path` on `device`, with what belongs to it.
+
+    Raises:
+        UserError: as `load_weights`.
+    """
+    snapshot, info = load_weights(path, weights)
     with torch.device("meta"):  # so that no initial weights and no random numbers are drawn
         model = make_model(snapshot.model_config)
     model.load_state_dict(dict(snapshot.model), assign=True)

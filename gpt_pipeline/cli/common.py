@@ -86,6 +86,15 @@ CHECKPOINT = click.option(
 )
 
 
+WEIGHTS = click.option(
+    "--weights",
+    type=click.Choice(["raw", "average"]),
+    default="raw",
+    show_default=True,
+    help="The weights themselves, or their mean (training.average_weights).",
+)
+
+
 def say(text: str) -> None:
     """Print a line for the person who watches."""
     click.echo(instead_of_row(sys.stderr, on_terminal(text)), err=True)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from gpt_pipeline.cli.common import CHECKPOINT, EXPERIMENT, JSON, STOPPED, print_json, say, tell
+from gpt_pipeline.cli.common import CHECKPOINT, EXPERIMENT, JSON, STOPPED, WEIGHTS, print_json, say, tell
 from gpt_pipeline.storage.names import as_typed
+
+if TYPE_CHECKING:
+    from gpt_pipeline.checkpoints.load import Weights
 
 
 @click.command()
 @EXPERIMENT
 @CHECKPOINT
+@WEIGHTS
 @click.option("--prompt", help="The question; with --raw, the beginning of the text.")
 @click.option("--interactive", is_flag=True, help="Answer one line after the other, until Ctrl+D.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, not as a question; it is printed too.")
@@ -32,6 +37,7 @@ def generate(
     *,
     experiment: Path,
     checkpoint: str,
+    weights: Weights,
     prompt: str | None,
     interactive: bool,
     raw: bool,
@@ -63,7 +69,10 @@ def generate(
     from gpt_pipeline.writing import Manner, Writer, converse, picker, write_once  # torch
 
     writer = Writer.of_checkpoint(
-        chosen.path, device=device or config.hardware.device, trained_length=config.data.max_length
+        chosen.path,
+        device=device or config.hardware.device,
+        trained_length=config.data.max_length,
+        weights=weights,
     )
     manner = Manner(
         pick=picker(temperature=temperature, top_k=top_k, seed=seed),
@@ -87,8 +96,9 @@ def generate(
 @click.command()
 @EXPERIMENT
 @CHECKPOINT
+@WEIGHTS
 @click.option("--to", "target", type=click.Path(path_type=Path), required=True, help="A new folder.")
-def export(experiment: Path, checkpoint: str, target: Path) -> None:
+def export(experiment: Path, checkpoint: str, weights: Weights, target: Path) -> None:
     """Write a checkpoint as a folder for transformers.
 
     Weights, tokenizer and model card, as Hugging Face's library loads them. It replaces an earlier export, and
@@ -102,7 +112,7 @@ def export(experiment: Path, checkpoint: str, target: Path) -> None:
     say(f"Loading {chosen.path.name} ...")
     from gpt_pipeline.exchange.export import export_checkpoint  # torch
 
-    exported = export_checkpoint(loaded, chosen.path, target)
+    exported = export_checkpoint(loaded, chosen.path, target, weights=weights)
     say(f"{chosen.path.name}, step {exported.checkpoint.step:,}: {exported.parameters:,} parameters")
     tell(exported.folder)
 
@@ -133,6 +143,7 @@ def import_(folder: Path, experiment: Path) -> None:
 @click.command()
 @EXPERIMENT
 @CHECKPOINT
+@WEIGHTS
 @click.option("--tasks", required=True, metavar="A,B", help="As lm-evaluation-harness names them, such as hellaswag.")
 @click.option("--limit", type=click.IntRange(min=1), help="Documents of each task; default: all.")
 @click.option("--task-folder", type=click.Path(path_type=Path, exists=True), help="With task files of your own.")
@@ -142,6 +153,7 @@ def benchmark(
     *,
     experiment: Path,
     checkpoint: str,
+    weights: Weights,
     tasks: str,
     limit: int | None,
     task_folder: Path | None,
@@ -159,7 +171,7 @@ def benchmark(
     loaded = load_experiment(experiment)
     chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    request = BenchmarkRequest(tasks=names, limit=limit, task_folder=task_folder, device=device)
+    request = BenchmarkRequest(tasks=names, limit=limit, task_folder=task_folder, weights=weights, device=device)
     say(f"Loading {chosen.path.name} and lm-evaluation-harness ...")
     result = benchmark_checkpoint(loaded, chosen.path, request)
     say(f"{chosen.path.name}, step {result.step:,}" + (", measured before" if result.reused else ""))

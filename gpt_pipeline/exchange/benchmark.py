@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt_pipeline.checkpoints.load import verify_checkpoint
+from gpt_pipeline.checkpoints.load import Weights, load_weights
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.export import export_checkpoint, trained_length
@@ -67,6 +67,7 @@ class BenchmarkRequest:
     task_folder: Path | None = None
     """A folder with your own task files."""
 
+    weights: Weights = "raw"
     device: str = "cpu"
     batch_size: int = 16
 
@@ -81,7 +82,7 @@ def benchmark_checkpoint(experiment: Experiment, checkpoint: Path, request: Benc
         DamagedFileError: the checkpoint is damaged.
     """
     version = _harness_version()
-    info = verify_checkpoint(checkpoint)
+    _, info = load_weights(checkpoint, request.weights)
     identity = _fingerprint(request, info, version, max_length=trained_length(experiment, info))
     path = experiment.folder.root / _FOLDER / f"{checkpoint_key(info.step)}-{identity[:SHORT]}.json"
     if (kept := _read(path, identity)) is not None:
@@ -133,7 +134,7 @@ def _run(experiment: Experiment, info: CheckpointInfo, request: BenchmarkRequest
     manager = TaskManager(include_path=str(request.task_folder) if request.task_folder else None)
     _require_known(request.tasks, manager.all_tasks)
     with tempfile.TemporaryDirectory(prefix="gpt-pipeline-") as temporary:
-        exported = export_checkpoint(experiment, info.path, Path(temporary) / "model")
+        exported = export_checkpoint(experiment, info.path, Path(temporary) / "model", weights=request.weights)
         model = HFLM(
             pretrained=str(exported.folder),
             device=request.device,

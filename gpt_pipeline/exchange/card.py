@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 
 from gpt_pipeline import __version__
+from gpt_pipeline.checkpoints.load import Weights
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.config import FORMAT_COLUMNS, DataConfig, on_hub
 from gpt_pipeline.data.documents.stage import DocumentsStage
@@ -36,7 +37,9 @@ _METRICS = {
 _CONTENTS = {"text": "Texts", "question_answer": "Questions and answers", "chat": "Conversations"}
 
 
-def model_card(experiment: Experiment, info: CheckpointInfo, tokenizer: Tokenizer, *, max_length: int) -> str:
+def model_card(
+    experiment: Experiment, info: CheckpointInfo, tokenizer: Tokenizer, *, max_length: int, weights: Weights = "raw"
+) -> str:
     """Return the card of a checkpoint as markdown; it says what is unknown (no evaluation, data removed)."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gpt_pipeline.exchange", package_path="templates"),
@@ -56,6 +59,7 @@ def model_card(experiment: Experiment, info: CheckpointInfo, tokenizer: Tokenize
         layout=config_json_of(info.model),
         parameters=parameter_count(info.model),
         max_length=max_length,
+        averaged=weights == "average",
         data=_data(experiment),
         source=_source(experiment),
         on_hub=_is_on_hub(experiment),

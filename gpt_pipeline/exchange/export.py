@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from gpt_pipeline.checkpoints.leases import hold
-from gpt_pipeline.checkpoints.load import load_checkpoint, tokenizer_in, verify_checkpoint
+from gpt_pipeline.checkpoints.load import Weights, load_weights, tokenizer_in
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.checkpoints.snapshot import Snapshot, tensor_bytes
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
@@ -37,28 +37,29 @@ class Exported:
     parameters: int
 
 
-def export_checkpoint(experiment: Experiment, checkpoint: Path, target: Path) -> Exported:
+def export_checkpoint(experiment: Experiment, checkpoint: Path, target: Path, *, weights: Weights = "raw") -> Exported:
     """Write the model of one of the experiment's checkpoints to the folder `target`, for `transformers`.
 
     The same checkpoint with the same evaluation gives the same bytes.
 
     Raises:
-        UserError: `target` holds something other than an earlier export, the disk is full, or there is no checkpoint.
+        UserError: `target` holds something other than an earlier export, the disk is full, or there is no checkpoint or
+            no such weights in it.
         DamagedFileError: the checkpoint is damaged.
     """
     target = target.absolute()
     require_replaceable(target)
     with hold(checkpoint):
-        info = verify_checkpoint(checkpoint)
-        snapshot = load_checkpoint(checkpoint, verify=False)
+        snapshot, info = load_weights(checkpoint, weights)
     _require_room(target, snapshot)
     tokenizer = tokenizer_in(snapshot.tokenizer, source=checkpoint)
-    with new_folder(target, _facts(experiment, info)) as folder:
+    with new_folder(target, _facts(experiment, info, weights)) as folder:
         _write_model(folder, snapshot, tokenizer)
         max_length = trained_length(experiment, info)
         write_json(folder / "generation_config.json", _generation(tokenizer, max_length))
         write_tokenizer(folder, tokenizer, max_length=max_length)
-        write_text(folder / "README.md", model_card(experiment, info, tokenizer, max_length=max_length))
+        card = model_card(experiment, info, tokenizer, max_length=max_length, weights=weights)
+        write_text(folder / "README.md", card)
     return Exported(folder=target, checkpoint=info, parameters=_parameters(snapshot))
 
 
@@ -84,13 +85,14 @@ def _generation(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
     return {**tokens, "do_sample": False, "max_length": max_length}
 
 
-def _facts(experiment: Experiment, info: CheckpointInfo) -> dict[str, Any]:
+def _facts(experiment: Experiment, info: CheckpointInfo, weights: Weights) -> dict[str, Any]:
     return {
         "experiment": experiment.display_name,
         "step": info.step,
         "weights_sha256": info.weights_sha256,
         "training_fingerprint": info.fingerprint,
         "shards_fingerprint": info.shards_fingerprint,
+        **({} if weights == "raw" else {"weights": weights}),
     }
 
 
