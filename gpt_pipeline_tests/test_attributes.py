@@ -48,7 +48,7 @@ def test_assets_of_an_experiment_lead_to_its_file_and_those_that_are_shared_do_n
 
 def test_training_tells_its_main_numbers_before_it_runs(definitions: dg.Definitions) -> None:
     (training,) = [spec for spec in definitions.resolve_all_asset_specs() if spec.key.path == ["two", "training"]]
-    assert str(training.metadata["model"]).startswith("808,400 parameters: 1 layer,")
+    assert str(training.metadata["model"]).startswith("808,400 parameters: gpt2, 1 layer,")
     assert training.metadata["batch"] == "128 tokens a step: 4 x 32"
     assert "from 0.01" in str(training.metadata["schedule"])
 

@@ -66,7 +66,7 @@ def training_settings(experiment: Experiment) -> dict[str, Any]:
     layers = "1 layer" if model.n_layer == 1 else f"{model.n_layer} layers"
     shape = f"{layers}, {model.n_head} heads, {model.n_embd:,} wide, context {model.context_length:,}"
     return {
-        "model": f"{parameter_count(model):,} parameters: {shape}",
+        "model": f"{parameter_count(model):,} parameters: {model.architecture}, {shape}",
         "batch": f"{config.tokens_per_step:,} tokens a step: {config.sequences_per_step} x {config.data.max_length}",
         "schedule": f"{length}, {training.optimizer}, {training.lr_schedule} from {training.learning_rate:g} "
         f"after {training.warmup_steps:,} steps of warm-up",
