@@ -564,6 +564,21 @@ def test_stand_ins_for_required_values_pass_every_check(section, config):
             "6: training.decay_share: found 0.5, need no such key with training.lr_schedule=cosine; "
             "remove it, or set lr_schedule: wsd",
         ),
+        (
+            "training: {learning_rate_factors: {head: 0.5}}",
+            "6: training.learning_rate_factors.head: found 0.5, need no such key with model.tie_weights=true, where "
+            "the embedding is the head; set learning_rate_factors.embedding, or model.tie_weights: false",
+        ),
+        (
+            "training: {learning_rate_factors: {vectors: 2}}\nmodel: {architecture: nanochat}",
+            "6: training.learning_rate_factors.vectors: found 2, need no such key with model.architecture=nanochat, "
+            "without vectors; remove it",
+        ),
+        (
+            "training: {optimizer: muon, muon: {split_qkv: true}}\nmodel: {architecture: llama}",
+            "6: training.muon.split_qkv: found 'true', need no such key with model.architecture=llama, whose matrices "
+            "are apart already; remove it",
+        ),
     ],
 )
 def test_contradiction_between_blocks_names_the_values_to_use(problems, content, expected):

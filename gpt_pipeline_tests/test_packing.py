@@ -197,7 +197,8 @@ def test_packed_in_order_takes_the_first_documents_from_their_beginning(stream: 
 
 def test_packed_in_order_takes_one_document_at_least(stream: TokenStream) -> None:
     rows = list(packed_in_order(stream, row_length=24, max_positions=1, batch_size=2))
-    assert [len(each.inputs) for each in rows] == [1]
+    assert [int((each.starts == 0).all(axis=1).sum()) for each in rows] == [2]  # a document, and a row of padding
+    assert [each.weights.any(axis=1).tolist() for each in rows] == [[True, False]]
 
 
 def test_packing_of_no_documents_has_no_rows() -> None:

@@ -18,7 +18,8 @@ from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.experiment.config import ExperimentConfig, StorageConfig
 from gpt_pipeline.experiment.identity import training_identity
 from gpt_pipeline.model.architectures import make_model
-from gpt_pipeline.training.config import step_layout
+from gpt_pipeline.training.config import LearningRateFactors, step_layout
+from gpt_pipeline.training.decision import settings_before
 from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import batch_of
 from gpt_pipeline.training.job import TrainingJob, find_changes, settings_of
@@ -75,6 +76,45 @@ def test_job_of_the_stream_is_read_by_a_version_that_knows_no_packing(job: Train
     assert TrainingJob.from_json(stream.to_json()) == stream
     assert TrainingJob.from_json(job.to_json()) == job
     assert [(each.key, each.effect) for each in find_changes(settings_of(stream), job)] == [("data.packing", "warned")]
+
+
+def test_checkpoint_from_before_keys_had_their_neutral_values_and_changes_of_them_are_told(job: TrainingJob) -> None:
+    stream = dataclasses.replace(job, packing="stream")
+    run(stream)
+    info = list_checkpoints(stream.folder.checkpoints)[-1]
+    later = (
+        "packing",
+        "learning_rate_factors",
+        "training.muon",
+        "decay_share",
+        "gradient_checkpointing",
+        "architecture",
+    )
+    old = {key: value for key, value in info.settings.items() if not any(part in key for part in later)}
+    factors = LearningRateFactors(vectors=3.0)
+    training = dataclasses.replace(job.training, learning_rate_factors=factors, gradient_checkpointing=True)
+    changes = find_changes(
+        settings_before(dataclasses.replace(info, settings=old)), dataclasses.replace(job, training=training)
+    )
+    assert {each.key: each.effect for each in changes} == {
+        "data.packing": "warned",
+        "training.learning_rate_factors.vectors": "warned",
+        "training.gradient_checkpointing": "free",
+    }
+
+
+def test_best_is_counted_anew_where_another_loss_decides_from_now_on(job: TrainingJob) -> None:
+    stream = dataclasses.replace(job, packing="stream", fingerprint="e" * 64)
+    run(stream, stop_at=8)
+    name = list_checkpoints(stream.folder.checkpoints)[-1].path.name
+    run(dataclasses.replace(job, resume=name))
+    best = best_checkpoint(job.folder.checkpoints)
+    assert best is not None
+    assert best.fingerprint == job.fingerprint
+    losses = {
+        each["step"]: each["document_loss"] for each in read_metrics(job.folder.metrics) if "document_loss" in each
+    }
+    assert best.step == min((step for step in losses if step >= 8), key=losses.__getitem__)
 
 
 def test_identity_has_the_packing_only_where_it_is_not_the_stream(tmp_path) -> None:

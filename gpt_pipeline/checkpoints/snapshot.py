@@ -68,6 +68,10 @@ class Progress:
         self.best_val_loss, self.best_step = deciding, self.step
         return True
 
+    def forget_best(self) -> None:
+        """Count the best from the present step on, which is estimated again."""
+        self.best_val_loss, self.best_step, self.validated_step = None, -1, -1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:

@@ -318,7 +318,7 @@ class DataConfig(DocumentsConfig):
         parts = {name: self._part(part) for name, part in self.mix.items()}
         if not isinstance(self.tokenizer, TokenizerConfig):
             return parts
-        documents = tuple(dataclasses.replace(part, tokenizer=GPT2) for part in parts.values())
+        documents = tuple(sorted((dataclasses.replace(part, tokenizer=GPT2) for part in parts.values()), key=repr))
         shared = SharedTokenizerConfig(train=self.tokenizer.train, parts=documents)
         return {name: dataclasses.replace(part, tokenizer=shared) for name, part in parts.items()}
 

@@ -118,6 +118,7 @@ def contradictions(config: ExperimentConfig) -> Iterator[ConfigError]:
     yield from _batch(config)
     yield from _warmup(config)
     yield from _decay_share(config)
+    yield from _idle(config)
 
 
 def _name(config: ExperimentConfig) -> Iterator[ConfigError]:
@@ -170,6 +171,23 @@ def _decay_share(config: ExperimentConfig) -> Iterator[ConfigError]:
     if schedule != "wsd" and share != neutral_values(type(config.training))["decay_share"]:
         need = f"no such key with training.lr_schedule={schedule}"
         yield ConfigError("training.decay_share", found=share, need=need, remedy="remove it, or set lr_schedule: wsd")
+
+
+def _idle(config: ExperimentConfig) -> Iterator[ConfigError]:
+    """Yield keys for parameters that the model does not have: they would change nothing."""
+    factors, model = config.training.learning_rate_factors, config.model
+    if factors.head != 1 and model.tie_weights:
+        need = "no such key with model.tie_weights=true, where the embedding is the head"
+        remedy = "set learning_rate_factors.embedding, or model.tie_weights: false"
+        yield ConfigError("training.learning_rate_factors.head", found=factors.head, need=need, remedy=remedy)
+    if factors.vectors != 1 and model.architecture == "nanochat":
+        need = "no such key with model.architecture=nanochat, which has no vectors"
+        yield ConfigError(
+            "training.learning_rate_factors.vectors", found=factors.vectors, need=need, remedy="remove it"
+        )
+    if config.training.muon.split_qkv and model.architecture != "gpt2":
+        need = f"no such key with model.architecture={model.architecture}, whose matrices are apart already"
+        yield ConfigError("training.muon.split_qkv", found=True, need=need, remedy="remove it")
 
 
 def _divisors_near(value: int, whole: int) -> list[int]:

@@ -98,21 +98,21 @@ class ModelConfig:
                 object.__setattr__(self, key, given)
 
     def _check_modern(self) -> None:
-        """Check the keys that came with the architectures after GPT-2."""
+        """Check the keys that came with the architectures after GPT-2; their ranges first, which hold for all."""
+        for key in ("n_kv_head", "mlp_width", "norm_eps"):
+            value = getattr(self, key)
+            require(value is None or value > 0, key, found=value, need="a number above 0, or null")
+        require(self.rope_theta > 1, "rope_theta", found=self.rope_theta, need="a number above 1")
+        cap = self.logit_soft_cap
+        require(cap is None or cap >= 0, "logit_soft_cap", found=cap, need="a number, 0 or above, or null")
         neutral = neutral_values(type(self))
         for key, architectures in _MEANT_FOR.items():
             if getattr(self, key) != neutral[key] and self.architecture not in architectures:
                 need = f"no value: it belongs to {' and '.join(architectures)}"
                 remedy = f"remove it, or set architecture: {architectures[0]}"
                 raise ConfigError(key, found=getattr(self, key), need=need, remedy=remedy)
-        for key in ("n_kv_head", "mlp_width", "norm_eps"):
-            value = getattr(self, key)
-            require(value is None or value > 0, key, found=value, need="a number above 0, or null")
         heads = self.kv_heads
         require(self.n_head % heads == 0, "n_kv_head", found=heads, need=f"a divisor of n_head={self.n_head}")
-        require(self.rope_theta > 1, "rope_theta", found=self.rope_theta, need="a number above 1")
-        cap = self.logit_soft_cap
-        require(cap is None or cap >= 0, "logit_soft_cap", found=cap, need="a number, 0 or above, or null")
         if self.architecture == "gpt2":
             return
         require(not self.qkv_bias, "qkv_bias", found=True, need=f"false: {self.architecture} has no biases")

@@ -202,7 +202,7 @@ def loss_bytes(model: ModelConfig, *, tokens: int, precision: Precision) -> int:
     piece = precision.loss_piece
     if piece is None or tokens <= piece:
         cast = item if precision.bf16 else 0
-        cap = 0 if model.soft_cap is None else item  # the tanh, kept for its slope
+        cap = 0 if model.soft_cap is None else _FLOAT32  # the tanh, kept for its slope
         return (_LOGITS * _FLOAT32 + cast + cap) * columns * tokens
     gradients = _FLOAT32 * V * C + (_FLOAT32 + item) * C * tokens  # of the head and of the hidden states
     return gradients + (_LOGITS * _FLOAT32 + (2 * item if precision.bf16 else 0)) * columns * piece

@@ -62,7 +62,7 @@ def _plain(
 ) -> Tensor:
     """[N, C], [P, C], [N], [N] -> []; `bounds`: vocabulary, soft cap."""
     vocab_size, soft_cap = bounds
-    logits = soft_capped(linear(x, head)[..., :vocab_size], soft_cap)
+    logits = soft_capped(linear(x, head)[..., :vocab_size].float(), soft_cap)
     if weights is None:
         return F.cross_entropy(logits.float(), targets, reduction="sum")
     return (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()

@@ -97,7 +97,8 @@ class AverageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How the weights are updated. All keys but `micro_batch_size` and `compile` enter the training's fingerprint."""
+    """How the weights are updated. All keys enter the training's fingerprint but `micro_batch_size`, `compile` and
+    `gradient_checkpointing`."""
 
     batch_size: int = 8
     """Sequences of `data.max_length` tokens in one optimizer update."""

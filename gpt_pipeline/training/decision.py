@@ -35,13 +35,16 @@ from gpt_pipeline.training.finished import (
     read_finished_training,
 )
 from gpt_pipeline.training.job import (
+    PACKING,
     SCRATCH,
     START_FROM,
+    STREAM,
     TOKENIZER,
     Change,
     Settings,
     TrainingJob,
     find_changes,
+    flat_settings,
     listed,
 )
 
@@ -265,9 +268,8 @@ def settings_before(info: CheckpointInfo) -> Settings:
     A key that did not exist yet had its neutral value.
     """
     told = info.settings or {f"model.{key}": value for key, value in dataclasses.asdict(info.model).items()}
-    sections = {"model": ModelConfig, "training": TrainingConfig}
-    later = {f"{name}.{key}": value for name, each in sections.items() for key, value in neutral_values(each).items()}
-    return {START_FROM: None, TOKENIZER: None, **later, **told}
+    later = {"model": neutral_values(ModelConfig), "training": neutral_values(TrainingConfig)}
+    return {START_FROM: None, TOKENIZER: None, PACKING: STREAM, **flat_settings(later), **told}
 
 
 def _own_checkpoints(job: TrainingJob) -> list[CheckpointInfo]:

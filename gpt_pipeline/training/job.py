@@ -130,6 +130,8 @@ SHARDS = "token shards"
 START_FROM = "start_from"
 """Stands for the weights that the training began with: their sha256; null: random ones."""
 
+PACKING = "data.packing"
+
 TOKENIZER = "data.tokenizer"
 """Stands for the tokenizer of the shards; left out: GPT-2's."""
 
@@ -171,20 +173,22 @@ def settings_of(job: TrainingJob) -> dict[str, Any]:
     start = None if job.start_from is None else job.start_from.weights_sha256
     tokenizer = {} if job.tokenizer is None else {TOKENIZER: job.tokenizer}
     return {
-        **_flat(sections),
+        **flat_settings(sections),
         "data.max_length": job.max_length,
-        "data.packing": job.packing,
+        PACKING: job.packing,
         SHARDS: job.shards_fingerprint,
         START_FROM: start,
         **tokenizer,
     }
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return plain values by the whole path of their key."""
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return plain values by the whole path of their key, those of configs inside `values` too."""
     flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    for key, given in values.items():
+        is_config = dataclasses.is_dataclass(given) and not isinstance(given, type)
+        value = dataclasses.asdict(given) if is_config else given
+        flat |= flat_settings(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 

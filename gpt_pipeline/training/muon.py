@@ -20,19 +20,15 @@ from gpt_pipeline.training.config import MuonConfig, NewtonSchulz
 _COEFFICIENTS: Mapping[NewtonSchulz, tuple[tuple[float, float, float], ...]] = {
     "jordan": ((3.4445, -4.7750, 2.0315),) * 5,
     # Amsel et al. 2025, "The Polar Express", algorithm 1: the best polynomial of each step for singular values from
-    # 1e-3 to 1, with the safety factor of 1.01 in all but the last.
+    # 1e-3 to 1, with the paper's safety factor.
     "polar_express": tuple(
-        (a / safety, b / safety**3, c / safety**5)
-        for safety, (a, b, c) in zip(
-            (1.01, 1.01, 1.01, 1.01, 1.0),
-            (
-                (8.28721201814563, -23.595886519098837, 17.300387312530933),
-                (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-                (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-                (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-                (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-            ),
-            strict=True,
+        (a / 1.01, b / 1.01**3, c / 1.01**5)
+        for a, b, c in (
+            (8.28721201814563, -23.595886519098837, 17.300387312530933),
+            (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+            (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+            (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+            (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
         )
     ),
 }
@@ -85,15 +81,26 @@ class Muon(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not followe
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, *, momentum: float, divisor: Tensor, skip: Tensor) -> None:
         """Update the parameters from their gradients, divided by `divisor`; where `skip` is 1, nothing changes."""
-        skip = skip.bool()
-        for (R, C), parameters in self._by_shape.items():
-            gradients = torch.cat([parameter.grad.reshape(-1, R, C) for parameter in parameters])
-            gradients.mul_(divisor.reciprocal()).masked_fill_(skip, 0.0)  # masked: what is skipped may be NaN
-            self._average(parameters, gradients, momentum=momentum, skip=skip)
-            updates = orthogonalized(gradients, self._config.newton_schulz)
-            if self._config.normuon:
-                updates = self._rows_normalized(parameters, updates, skip=skip)
-            self._apply(parameters, updates.masked_fill_(skip, 0.0), skip=skip)
+        skip, scale = skip.bool(), divisor.reciprocal()
+        for shape, parameters in self._by_shape.items():
+            self._step_together(shape, parameters, momentum=momentum, scale=scale, skip=skip)
+
+    def _step_together(
+        self,
+        shape: tuple[int, int],
+        parameters: Sequence[nn.Parameter],
+        *,
+        momentum: float,
+        scale: Tensor,
+        skip: Tensor,
+    ) -> None:
+        gradients = torch.cat([parameter.grad.reshape(-1, *shape) for parameter in parameters])
+        gradients.mul_(scale).masked_fill_(skip, 0.0)  # masked: what is skipped may be NaN
+        self._average(parameters, gradients, momentum=momentum, skip=skip)
+        updates = orthogonalized(gradients, self._config.newton_schulz)
+        if self._config.normuon:
+            updates = self._rows_normalized(parameters, updates, skip=skip)
+        self._apply(parameters, updates.masked_fill_(skip, 0.0), skip=skip)
 
     def _average(self, parameters: Sequence[nn.Parameter], gradients: Tensor, *, momentum: float, skip: Tensor) -> None:
         """Blend `gradients` [B, R, C] into their running means and then these into them: Nesterov's momentum."""

@@ -33,7 +33,7 @@ from gpt_pipeline.training.device import (
 from gpt_pipeline.training.feed import BatchFeed
 from gpt_pipeline.training.finished import FinishedTraining
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat
-from gpt_pipeline.training.job import DOCUMENTS, TrainingJob
+from gpt_pipeline.training.job import DOCUMENTS, PACKING, STREAM, TrainingJob
 from gpt_pipeline.training.launch import ignored_launch
 from gpt_pipeline.training.metrics import MetricsLog, Recorder
 from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver
@@ -231,6 +231,8 @@ def _trainer(
     model = model.to(compute.device)
     updater = Updater(model, job.training, layout=layout, compute=compute, ranks=ranks, say=observer.message)
     progress = restore(start.snapshot, updater) if start.snapshot else Progress()
+    if start.snapshot and start.snapshot.settings.get(PACKING, STREAM) != job.packing:
+        progress.forget_best()  # by a loss that does not compare
     saver = Saver(job, observer)
     if ranks.is_first:
         snapshot = take_snapshot(job, progress, updater)

@@ -111,4 +111,4 @@ class Saver:
         self._observer.message(
             f"The best model, of step {progress.best_step}, is gone; the best is counted from step {progress.step} on."
         )
-        progress.best_val_loss, progress.best_step, progress.validated_step = None, -1, -1
+        progress.forget_best()

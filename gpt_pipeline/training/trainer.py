@@ -169,8 +169,8 @@ class Trainer:
         if found is not None and not all(map(math.isfinite, found)):
             raise self._noted(
                 NotFiniteError(
-                    f"training stopped: found validation loss {found.val_loss} after step "
-                    f"{self.progress.step}, need a finite number; the last checkpoint stands"
+                    f"training stopped: found val_loss {found.val_loss} and document_loss {found.document_loss} after "
+                    f"step {self.progress.step}, need finite numbers; the last checkpoint stands"
                 )
             )
         return found

@@ -243,7 +243,8 @@ class DocumentSampler(Sampler):
 def packed_in_order(stream: TokenStream, *, row_length: int, max_positions: int, batch_size: int) -> Iterator[Rows]:
     """Yield rows of the stream's first documents, which take at most `max_positions` and are at least one document.
 
-    Of a document that is longer than a row, only its beginning.
+    Of a document that is longer than a row, only its beginning. The last batch is filled up with rows of padding, so
+    that a compiled model meets one shape.
     """
     bounds = stream.document_bounds
     lengths = np.minimum(np.diff(bounds), row_length)
@@ -255,4 +256,4 @@ def packed_in_order(stream: TokenStream, *, row_length: int, max_positions: int,
     for first in range(0, packing.n_rows, batch_size):
         rows = np.arange(first, min(first + batch_size, packing.n_rows), dtype=np.int64)
         placed = packing.place(rows, key="validation")
-        yield read_placed(stream, placed, n_rows=len(rows), row_length=row_length)
+        yield read_placed(stream, placed, n_rows=batch_size, row_length=row_length)
