@@ -572,7 +572,7 @@ def test_stand_ins_for_required_values_pass_every_check(section, config):
         (
             "training: {learning_rate_factors: {vectors: 2}}\nmodel: {architecture: nanochat}",
             "6: training.learning_rate_factors.vectors: found 2, need no such key with model.architecture=nanochat, "
-            "without vectors; remove it",
+            "which has no vectors; remove it",
         ),
         (
             "training: {optimizer: muon, muon: {split_qkv: true}}\nmodel: {architecture: llama}",

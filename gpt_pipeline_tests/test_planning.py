@@ -394,7 +394,7 @@ def test_duration_of_a_known_speed_is_arithmetic() -> None:
         eval_freq=500, eval_iters=20, save_every_n_iterations=250, num_questions=5, max_new_tokens=100
     )
     found = duration(work, config, speed, [])
-    assert found.validation_seconds == pytest.approx(2 * 20 * 8 * 512 / 4000)
+    assert found.validation_seconds == pytest.approx(2 * 1.5 * 20 * 8 * 512 / 4000)  # and half as many in documents
     assert found.training_seconds == pytest.approx(1000 * 4.096 + found.validation_seconds)
     assert found.evaluation_seconds == pytest.approx(4 * ((10**6 + 256 * 512) / 4000 + 5 * 100 / 100))
 
