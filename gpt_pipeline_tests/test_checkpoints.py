@@ -375,26 +375,26 @@ def test_host_copy_outlives_changes_and_uses_its_memory_again():
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Averaged(Snapshot):
+class _Later(Snapshot):
     """What a later version may keep besides: one line."""
 
-    average: Mapping[str, Tensor] = added(default_factory=dict)
+    second_moments: Mapping[str, Tensor] = added(default_factory=dict)
 
 
 def test_added_state_is_copied_counted_saved_and_loaded_and_an_older_checkpoint_lacks_it(tmp_path):
     mean = torch.arange(1_000_000.0)
     plain = snapshot(7)
     fields = {each.name: getattr(plain, each.name) for each in dataclasses.fields(plain)}
-    given = _Averaged(**fields, average={"w": mean})
+    given = _Later(**fields, second_moments={"w": mean})
     assert snapshot_bytes(given) == snapshot_bytes(plain) + 4_000_000
     copy = HostCopy().of(given)
     mean.zero_()  # as the next update does while the copy is written
     payload = torch.load(save_checkpoint(tmp_path, copy).path, weights_only=True)
-    loaded = _Averaged.from_payload(payload, source="later")
-    assert torch.equal(loaded.average["w"], torch.arange(1_000_000.0))
+    loaded = _Later.from_payload(payload, source="later")
+    assert torch.equal(loaded.second_moments["w"], torch.arange(1_000_000.0))
     assert (loaded.step, loaded.progress) == (7, plain.progress)
-    older = _Averaged.from_payload(plain.payload(), source="today's")
-    assert (older.average, older.progress) == ({}, plain.progress)
+    older = _Later.from_payload(plain.payload(), source="today's")
+    assert (older.second_moments, older.progress) == ({}, plain.progress)
 
 
 def test_added_progress_is_neutral_in_an_older_checkpoint(monkeypatch):

@@ -93,7 +93,7 @@ def _schema(value: dict[str, Any]) -> None:
 
 
 def _model(value: dict[str, Any]) -> None:
-    value["model"]["n_kv_head"] = 1
+    value["model"]["n_experts"] = 1
 
 
 def _manifest(job: TrainingJob, step: int = 12) -> Path:
@@ -123,7 +123,7 @@ def test_checkpoint_of_a_newer_version_stops_the_training_and_keeps_every_byte(
         said = str(raised.value)
         assert said.startswith(f"{_manifest(job, step)} was written by a newer version")
         assert f"({_NEWER}; this is {__version__})" in said
-        assert ("'model.n_kv_head'" if change is _model else "schema 2") in said
+        assert ("'model.n_experts'" if change is _model else "schema 2") in said
         assert "update gpt_pipeline" in said
     assert _bytes(job) == before
 
@@ -172,7 +172,7 @@ def test_checkpoint_whose_manifest_is_damaged_is_set_aside(
     [
         ({"format": 2}, "format 2"),
         ({"ema": {}}, "'ema'"),
-        ({"model_config": {"n_kv_head": 1}}, "'model_config.n_kv_head'"),
+        ({"model_config": {"n_experts": 1}}, "'model_config.n_experts'"),
     ],
 )
 def test_payload_of_a_newer_version_stops_the_training_and_keeps_its_name(

@@ -41,7 +41,8 @@ class _RMSNorm(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         """[..., C], [C] -> [..., C]."""
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        precision = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precision)
         scale = norm.square_().div_(x.size(-1)).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         y = x * scale
@@ -52,7 +53,7 @@ class _RMSNorm(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """[..., C] -> [..., C], [C]."""
         x, weight, scale = ctx.saved_tensors
-        products = gradient * x.float()
+        products = gradient * x.to(scale.dtype)
         if weight is None:
             for_weight, for_x, along_x = None, gradient * scale, products.sum(-1, keepdim=True)
         else:
