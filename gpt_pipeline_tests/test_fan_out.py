@@ -82,6 +82,7 @@ def undisturbed(project: TinyProject) -> dict[str, bytes]:
     return bytes_of(folder)
 
 
+@pytest.mark.slow
 def test_fan_out_damaged_file_fails_alone_and_is_done_again_alone(
     project: TinyProject, instance: dg.DagsterInstance
 ) -> None:

@@ -86,6 +86,7 @@ def test_average_over_the_last_updates_begins_with_them() -> None:
     [(AverageConfig(decay=0.9), 5), (AverageConfig(last=0.5), 3), (AverageConfig(last=0.5), 9)],
     ids=["decay", "before-the-window", "inside-the-window"],
 )
+@pytest.mark.slow
 def test_average_of_a_training_stopped_and_resumed_equals_that_of_an_undisturbed_one(
     average: AverageConfig, stop_at: int, tmp_path: Path
 ) -> None:
