@@ -125,6 +125,15 @@ def load_weights(path: Path, weights: Weights) -> tuple[Snapshot, CheckpointInfo
     return dataclasses.replace(snapshot, model=snapshot.average), info
 
 
+def weights_info(path: Path, weights: Weights) -> CheckpointInfo:
+    """Return the info that `load_weights` returns; of the weights themselves the manifest has it, and they stay unread.
+
+    Raises:
+        UserError: as `load_weights`.
+    """
+    return verify_checkpoint(path) if weights == "raw" else load_weights(path, weights)[1]
+
+
 def load_trained(path: Path, *, device: str | torch.device = "cpu", weights: Weights = "raw") -> Trained:
     """Return the model of the checkpoint `path` on `device`, with what belongs to it.
 

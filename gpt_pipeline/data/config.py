@@ -18,6 +18,7 @@ ALL = "all"
 """As `languages`: all of them."""
 
 GPT2 = "gpt2"
+STREAM, DOCUMENTS = "stream", "documents"  # of `packing`
 COMPARED = re.compile(r"\s*(>=|<=|>|<)\s*(.*?)\s*")
 """A bound in `filter`: how it compares, and the number."""
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt_pipeline.checkpoints.load import Weights, load_weights
+from gpt_pipeline.checkpoints.load import Weights, weights_info
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.export import export_checkpoint, trained_length
@@ -82,7 +82,7 @@ def benchmark_checkpoint(experiment: Experiment, checkpoint: Path, request: Benc
         DamagedFileError: the checkpoint is damaged.
     """
     version = _harness_version()
-    _, info = load_weights(checkpoint, request.weights)
+    info = weights_info(checkpoint, request.weights)
     identity = _fingerprint(request, info, version, max_length=trained_length(experiment, info))
     path = experiment.folder.root / _FOLDER / f"{checkpoint_key(info.step)}-{identity[:SHORT]}.json"
     if (kept := _read(path, identity)) is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from gpt_pipeline.data.config import STREAM
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.config import ExperimentConfig
 from gpt_pipeline.storage.manifest import Manifest
@@ -37,7 +38,7 @@ def size_on(folder: Path, manifest: Manifest, config: ExperimentConfig) -> Train
         DamagedFileError: whole documents are to be packed, and what says where they begin cannot be read.
     """
     tokens = int(manifest.facts["train_tokens"])
-    if config.data.packing == "stream":
+    if config.data.packing == STREAM:
         return training_size(config, train_tokens=tokens)
     rows = _rows_on(folder, manifest.fingerprint, config.data.max_length)
     size = training_size(config, train_tokens=tokens, rows=rows)
@@ -72,5 +73,5 @@ def training_size(config: ExperimentConfig, *, train_tokens: int, rows: int | No
     return TrainingSize(
         steps_per_epoch=steps_per_epoch,
         layout=config.step_layout(steps_per_epoch=steps_per_epoch),
-        padding=0.0 if config.data.packing == "stream" else None,
+        padding=0.0 if config.data.packing == STREAM else None,
     )

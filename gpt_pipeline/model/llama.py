@@ -10,45 +10,17 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
-from gpt_pipeline.model.attention import KVCache, Visible, attention, positions_of, visible_to
+from gpt_pipeline.model.attention import KVCache, Visible, positions_of, visible_to
 from gpt_pipeline.model.blocks import Blocks
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
 from gpt_pipeline.model.linear import Linear, as_products_read
 from gpt_pipeline.model.norms import RMSNorm
-from gpt_pipeline.model.rotary import Angles, rotary_angles, rotated
+from gpt_pipeline.model.rotary import Angles, rotary_angles
+from gpt_pipeline.model.rotary_attention import RotaryAttention
 
 
-class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
-    """Causal self-attention of H heads over G heads of keys and values, all turned by their positions."""
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
-        self.head_size = config.head_size
-        self.dropout = config.drop_rate
-        inner = config.kv_heads * config.head_size
-        self.q_proj = Linear(config.n_embd, config.n_embd, bias=False)
-        self.k_proj = Linear(config.n_embd, inner, bias=False)
-        self.v_proj = Linear(config.n_embd, inner, bias=False)
-        self.o_proj = Linear(config.n_embd, config.n_embd, bias=False)
-        self.resid_dropout = nn.Dropout(config.drop_rate)
-
-    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Visible = None) -> Tensor:
-        """[B, T, C] -> [B, T, C]; over what `mask` lets positions see, of a cache too."""
-        B, T, _ = x.shape
-        x = as_products_read(x)
-        q, k, v = (
-            projection(x).view(B, T, -1, self.head_size).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        dropout = self.dropout if self.training else 0.0
-        q, k = rotated(q, angles), rotated(k, angles)
-        y = attention(q, k, v, layer=self.layer, cache=cache, mask=mask, dropout=dropout)
-        return self.resid_dropout(self.o_proj(y))
-
-
-class MLP(nn.Module):  # type: ignore[misc]
+class MLP(nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
     """SwiGLU: a matrix, gated by the SiLU of another, and one back."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -70,7 +42,7 @@ class Block(nn.Module):  # type: ignore[misc]
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.n_embd, eps=config.eps)
-        self.self_attn = Attention(config, layer)
+        self.self_attn = RotaryAttention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.n_embd, eps=config.eps)
         self.mlp = MLP(config)
 

@@ -9,46 +9,29 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from gpt_pipeline.model.activations import relu_squared
-from gpt_pipeline.model.attention import KVCache, Visible, attention, positions_of, visible_to
+from gpt_pipeline.model.attention import KVCache, Visible, positions_of, visible_to
 from gpt_pipeline.model.blocks import Blocks
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
-from gpt_pipeline.model.linear import Linear, as_products_read
+from gpt_pipeline.model.linear import Linear
 from gpt_pipeline.model.norms import rms_norm
-from gpt_pipeline.model.rotary import Angles, rotary_angles, rotated
+from gpt_pipeline.model.rotary import Angles, rotary_angles
+from gpt_pipeline.model.rotary_attention import RotaryAttention
 
 
-class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
-    """Causal self-attention of H heads over G heads of keys and values; queries and keys are turned and normalised."""
+class Attention(RotaryAttention):
+    """Queries and keys are normalised after they are turned."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
-        self.head_size = config.head_size
+        super().__init__(config, layer)
         self.eps = config.eps
-        self.dropout = config.drop_rate
-        inner = config.kv_heads * config.head_size
-        self.q_proj = Linear(config.n_embd, config.n_embd, bias=False)
-        self.k_proj = Linear(config.n_embd, inner, bias=False)
-        self.v_proj = Linear(config.n_embd, inner, bias=False)
-        self.o_proj = Linear(config.n_embd, config.n_embd, bias=False)
-        self.resid_dropout = nn.Dropout(config.drop_rate)
 
-    def forward(self, x: Tensor, angles: Angles, cache: KVCache | None = None, mask: Visible = None) -> Tensor:
-        """[B, T, C] -> [B, T, C]; over what `mask` lets positions see, of a cache too."""
-        B, T, _ = x.shape
-        x = as_products_read(x)
-        q, k, v = (
-            projection(x).view(B, T, -1, self.head_size).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k = (rms_norm(rotated(part, angles), eps=self.eps) for part in (q, k))
-        dropout = self.dropout if self.training else 0.0
-        y = attention(q, k, v, layer=self.layer, cache=cache, mask=mask, dropout=dropout)
-        return self.resid_dropout(self.o_proj(y))
+    def turned(self, x: Tensor, angles: Angles) -> Tensor:
+        """Return queries or keys [B, H or G, T, D] as they meet each other."""
+        return rms_norm(super().turned(x, angles), eps=self.eps)
 
 
-class MLP(nn.Module):  # type: ignore[misc]
+class MLP(nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
     """Two matrices with the square of a ReLU between."""
 
     def __init__(self, config: ModelConfig) -> None:

@@ -21,6 +21,7 @@ from gpt_pipeline.checkpoints.manifest import (
     newer_manifests,
     read_info,
 )
+from gpt_pipeline.data.config import STREAM
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.atomic import read_kept, rewrite_json
@@ -38,7 +39,6 @@ from gpt_pipeline.training.job import (
     PACKING,
     SCRATCH,
     START_FROM,
-    STREAM,
     TOKENIZER,
     Change,
     Settings,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gpt_pipeline.data.config import STREAM
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.atomic import only_known_fields, read_state, write_json
@@ -15,7 +16,6 @@ from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig
 
 SCRATCH = "scratch"
-STREAM, DOCUMENTS = "stream", "documents"
 
 
 @dataclass(frozen=True, kw_only=True)

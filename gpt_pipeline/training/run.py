@@ -14,6 +14,7 @@ import torch
 from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import BEST_NAME, CheckpointInfo
 from gpt_pipeline.checkpoints.snapshot import Progress, snapshot_bytes
+from gpt_pipeline.data.config import DOCUMENTS, STREAM
 from gpt_pipeline.data.tokens.batches import BatchSampler, Sampler
 from gpt_pipeline.data.tokens.packing import DocumentSampler
 from gpt_pipeline.data.tokens.stream import TokenShards, open_shards
@@ -33,7 +34,7 @@ from gpt_pipeline.training.device import (
 from gpt_pipeline.training.feed import BatchFeed
 from gpt_pipeline.training.finished import FinishedTraining
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat
-from gpt_pipeline.training.job import DOCUMENTS, PACKING, STREAM, TrainingJob
+from gpt_pipeline.training.job import PACKING, TrainingJob
 from gpt_pipeline.training.launch import ignored_launch
 from gpt_pipeline.training.metrics import MetricsLog, Recorder
 from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
+from gpt_pipeline.data.config import DOCUMENTS
 from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import BatchFeed
-from gpt_pipeline.training.job import DOCUMENTS, TrainingJob
+from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import Recorder
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.saver import Saver
