@@ -15,9 +15,10 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import TrainingSize
 from gpt_pipeline.experiment.start_from import shape_to_come, start_checkpoint
 from gpt_pipeline.findings import Finding, note, problem, problem_of, warning
-from gpt_pipeline.model.costs import MemoryNeed, memory_need, parameter_count
+from gpt_pipeline.model.costs import MemoryNeed, parameter_count
 from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import Disk
+from gpt_pipeline.planning.memory import training_need
 from gpt_pipeline.planning.speed import Duration
 from gpt_pipeline.planning.survey import is_surveyed, survey
 from gpt_pipeline.planning.tokens import SYNTH_DOCUMENTS, TokenCount
@@ -198,15 +199,7 @@ def _smaller_batch(known: Known, memory: int) -> str:
     for recompute in sorted({is_on, True}):
         also = "" if recompute == is_on else "training.gradient_checkpointing: true and "
         for size in range(layout.micro_batch_size if also else layout.micro_batch_size - 1, 0, -1):
-            need = memory_need(
-                config.model,
-                optimizer=config.training.optimizer,
-                micro_batch_size=size,
-                max_length=config.data.max_length,
-                precision=device.precision,
-                recompute=recompute,
-                averaged=config.training.average_weights.is_wanted,
-            )
+            need = training_need(config, micro_batch_size=size, precision=device.precision, recompute=recompute)
             if share % size == 0 and need.device <= _FULL * memory:
                 return f"set {also}training.micro_batch_size: {size} (the update stays the same)"
     return "lower data.max_length or the model"

@@ -17,10 +17,11 @@ from gpt_pipeline.experiment.sizes import TrainingSize, size_on, training_size
 from gpt_pipeline.experiment.start_from import StartNotReadyError
 from gpt_pipeline.experiment.training import start_in_words, training_job
 from gpt_pipeline.findings import Finding, problem, problem_of
-from gpt_pipeline.model.costs import MemoryNeed, Precision, flops_per_token, memory_need, parameter_count
+from gpt_pipeline.model.costs import MemoryNeed, flops_per_token, parameter_count
 from gpt_pipeline.planning.device import Device, absent_gpu, choose_device
 from gpt_pipeline.planning.disk import Disk, disks
 from gpt_pipeline.planning.findings import Known, findings, too_long
+from gpt_pipeline.planning.memory import training_need
 from gpt_pipeline.planning.probe import Request
 from gpt_pipeline.planning.speed import (
     LIMIT_SECONDS,
@@ -159,7 +160,11 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
     device = _or_problem(found, "hardware", lambda: choose_device(config.hardware, config.training))
     length = None if size is None else _length(experiment, size, start)
     precision = absent_gpu(config.training) if device is None else device.precision
-    need = None if length is None else _memory(experiment, length, precision)
+    need = (
+        None
+        if length is None
+        else training_need(experiment.config, micro_batch_size=length.micro_batch_size, precision=precision)
+    )
     measuring = _Measuring(experiment=experiment, length=length, device=device, need=need, start=start, running=running)
     speed, not_measured = measuring.speed(found, measured=measured, say=say)
     to_come = None if length is None else length.checkpoints
@@ -247,19 +252,6 @@ def _length(experiment: Experiment, size: TrainingSize, start: StartDecision) ->
         world_size=layout.world_size,
         checkpoints=multiples + (1 if left and layout.max_steps % every else 0),
         flops_per_token=flops_per_token(config.model, max_length=config.data.max_length),
-    )
-
-
-def _memory(experiment: Experiment, length: Length, precision: Precision) -> MemoryNeed:
-    config = experiment.config
-    return memory_need(
-        config.model,
-        optimizer=config.training.optimizer,
-        micro_batch_size=length.micro_batch_size,
-        max_length=config.data.max_length,
-        precision=precision,
-        recompute=config.training.gradient_checkpointing,
-        averaged=config.training.average_weights.is_wanted,
     )
 
 

@@ -45,16 +45,17 @@ class BatchFeed:
         self._ranks = ranks
         self._device = device
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-        self._ahead: tuple[int, Future[list[Tensor | None]]] | None = None
+        self._ahead: tuple[int, Future[Batch]] | None = None
 
     def batch_at(self, step: int) -> Batch:
         """Return the batch of the update after `step` updates."""
         ahead = self._ahead
-        parts = ahead[1].result() if ahead is not None and ahead[0] == step else self._read(step)
+        batch = ahead[1].result() if ahead is not None and ahead[0] == step else self._read(step)
         self._ahead = (step + 1, self._thread.submit(self._read, step + 1))
-        if self._device.type == "cuda":  # copied at 2 bytes a token, and widened there
-            parts = [None if part is None else _widened(part.to(self._device, non_blocking=True)) for part in parts]
-        return Batch(*parts)
+        if self._device.type != "cuda":
+            return batch
+        # Copied at 2 bytes a token, and widened there.
+        return Batch(*(None if part is None else _widened(part.to(self._device, non_blocking=True)) for part in batch))
 
     def packing_in_words(self) -> str:
         """Return what is to be said of the sequences behind their number; nothing of windows of the stream."""
@@ -66,22 +67,22 @@ class BatchFeed:
         """End the thread."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _read(self, step: int) -> list[Tensor | None]:
-        """Return the parts of a batch, for CUDA in pinned memory as they are kept, otherwise widened on the device."""
+    def _read(self, step: int) -> Batch:
+        """Return a batch, for CUDA in pinned memory and as it is kept, otherwise as the model takes it."""
         rows = self._sampler.rows_at(step, rank=self._ranks.rank, world_size=self._ranks.world_size)
-        return [None if part is None else self._tensor(np.ascontiguousarray(part)) for part in rows]
-
-    def _tensor(self, part: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(part.view(np.int16) if part.dtype == np.uint16 else part)
         if self._device.type == "cuda":  # copies from pinned memory overlap with computing
-            return tensor.pin_memory()
-        return _widened(tensor).to(self._device)
+            return Batch(*(None if part is None else _tensor(part).pin_memory() for part in rows))
+        return batch_of(rows, self._device)
 
 
 def batch_of(parts: Iterable[NDArray[Any] | None], device: torch.device) -> Batch:
     """Return sequences, such as `Rows`, as a model takes them."""
-    wide = (part if part is None or part.dtype == np.float32 else part.astype(np.int64, copy=False) for part in parts)
-    return Batch(*(None if part is None else torch.from_numpy(part).to(device) for part in wide))
+    return Batch(*(None if part is None else _widened(_tensor(part)).to(device) for part in parts))
+
+
+def _tensor(part: NDArray[Any]) -> Tensor:
+    part = np.ascontiguousarray(part)
+    return torch.from_numpy(part.view(np.int16) if part.dtype == np.uint16 else part)
 
 
 def _widened(part: Tensor) -> Tensor:
