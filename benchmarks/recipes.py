@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.contest import describe_machine
+from benchmarks.contest import Contestant, Step, compete, describe_machine
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.documents.raw import RawStage
 from gpt_pipeline.data.documents.stage import DocumentsStage
@@ -42,13 +42,17 @@ from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
 from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.storage.manifest import StageResult
-from gpt_pipeline.training.config import CadenceConfig, MuonConfig
+from gpt_pipeline.training.config import CadenceConfig, MuonConfig, step_layout
+from gpt_pipeline.training.device import choose_compute, prepare_process
+from gpt_pipeline.training.feed import Batch
 from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.run import run_job
-from gpt_pipeline.training.update import NotFiniteError
+from gpt_pipeline.training.update import NotFiniteError, Updater
 
 _BUDGETS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.13)
 """Shares of the baseline's updates that the recipes are trained with."""
@@ -93,6 +97,7 @@ _MUON = Recipe(name="GPT-2, Muon as it was", training={"optimizer": "muon"}, rat
 _SPLIT = _MUON.plus("GPT-2, Muon with split QKV", muon=MuonConfig(split_qkv=True))
 _NANOCHAT = _MUON.plus("nanochat, Muon", model={"architecture": "nanochat"}, rates=(16e-3, 32e-3))
 _UNTIED = _NANOCHAT.plus("nanochat, Muon, own head", model={"tie_weights": False})
+_WARMED = MuonConfig(momentum_warmup_steps=50)
 _TO_ZERO = _UNTIED.plus("  and linear to zero", **_LINEAR)
 RECIPES = (
     _ADAMW,
@@ -103,7 +108,8 @@ RECIPES = (
     _TO_ZERO.plus("  and NorMuon", muon=MuonConfig(normuon=True)),
     _TO_ZERO.plus("  and Polar Express", muon=MuonConfig(newton_schulz="polar_express")),
     _TO_ZERO.plus("  and cautious decay", muon=MuonConfig(cautious_decay=True)),
-    _TO_ZERO.plus("  and momentum warm-up", muon=MuonConfig(momentum_warmup_steps=50)),
+    _TO_ZERO.plus("  and momentum warm-up", muon=_WARMED),
+    _UNTIED.plus("nanochat, Muon, own head, momentum warm-up", muon=_WARMED),
     _ADAMW.plus("GPT-2, AdamW, linear to zero", **_LINEAR),
     _ADAMW.plus("LLaMA, AdamW", model={"architecture": "llama"}, rates=(2e-3, 4e-3)),
     _ADAMW.plus("nanochat, AdamW", model={"architecture": "nanochat"}),
@@ -174,12 +180,6 @@ class _Bench:
             )
         return self._done[run].bits_per_byte
 
-    def cpu_seconds_per_update(self, recipe: Recipe) -> float:
-        """Return the processor's time for an update of `recipe`: the median of its trainings."""
-        return statistics.median(
-            outcome.cpu_seconds / run.steps for run, outcome in self._done.items() if run.recipe == recipe.name
-        )
-
     def tuned(self, recipe: Recipe, *, share: float) -> float:
         """Return the learning rate at which `recipe` ends lowest."""
         losses: dict[float, float] = {}
@@ -224,9 +224,6 @@ class _Row:
     shares: list[float]
     """Of the baseline's updates, that it needs for the baseline's loss, by seed."""
 
-    cpu_seconds: float
-    """Of an update."""
-
 
 def _measured(bench: _Bench, recipe: Recipe, target: float, seeds: int) -> _Row:
     rate = bench.tuned(recipe, share=_TUNED_AT)
@@ -244,7 +241,7 @@ def _measured(bench: _Bench, recipe: Recipe, target: float, seeds: int) -> _Row:
     for seed in range(_TUNING_SEED + 1, _TUNING_SEED + seeds):
         own = {share: bench.loss(recipe, share=share, rate=rate, seed=seed) for share in around}
         shares.append(share_needed(own, target))
-    return _Row(recipe=recipe, rate=rate, shares=shares, cpu_seconds=bench.cpu_seconds_per_update(recipe))
+    return _Row(recipe=recipe, rate=rate, shares=shares)
 
 
 def _around(losses: Mapping[float, float], target: float) -> list[float]:
@@ -273,18 +270,44 @@ def _compare(bench: _Bench, experiment: Experiment, options: argparse.Namespace)
         f"by seed {', '.join(f'{end:.4f}' for end in ends)}",
         flush=True,
     )
-    chosen = [each for each in RECIPES[1:] if options.only in each.name]
+    chosen = [each for each in RECIPES[1:] if not options.only or each.name.strip() in options.only]
     with ThreadPoolExecutor(options.workers) as pool:
         rows = list(pool.map(lambda recipe: _measured(bench, recipe, target, options.seeds), chosen))
-    _print_table(rows, baseline=bench.cpu_seconds_per_update(_ADAMW))
+    _print_table(rows, seconds=_seconds_per_update(experiment, [_ADAMW, *chosen], turns=options.turns))
 
 
-def _print_table(rows: Sequence[_Row], *, baseline: float) -> None:
-    print(f"\n{'recipe':36} {'rate':>7} {'tokens needed':>14} {'by seed':24} {'CPU time a token':>17}")
+def _seconds_per_update(experiment: Experiment, recipes: Sequence[Recipe], *, turns: int) -> dict[str, float]:
+    """Return the time for an update with each of the recipes, which take turns on one thread."""
+    contestants = [
+        Contestant(name=recipe.name, make=_make_step, settings=(experiment.file, recipe)) for recipe in recipes
+    ]
+    return {name: one.median for name, one in compete(contestants, turns=turns, steps=2).items()}
+
+
+def _make_step(settings: tuple[Path, Recipe]) -> Step:
+    """Return an update of the recipe, on random tokens."""
+    file, recipe = settings
+    torch.set_num_threads(1)
+    config = load_experiment(file).config
+    training = dataclasses.replace(config.training, **recipe.training, max_steps=1_000_000, learning_rate=1e-4)
+    layout = step_layout(training, max_length=config.data.max_length, steps_per_epoch=1, world_size=1)
+    compute = choose_compute(config.hardware, training, ranks=Ranks(), say=_silent)
+    prepare_process(compute)
+    torch.manual_seed(0)
+    model = make_model(_model(config.model, recipe)).to(compute.device)
+    updater = Updater(model, training, layout=layout, compute=compute, ranks=Ranks(), say=_silent)
+    ids = torch.randint(0, config.model.vocab_size, (layout.batch_size, layout.max_length + 1)).to(compute.device)
+    batch, steps = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()), itertools.count()
+    return lambda: updater.update(next(steps), batch).result().train_loss
+
+
+def _print_table(rows: Sequence[_Row], *, seconds: Mapping[str, float]) -> None:
+    """Print the ratios to the baseline."""
+    print(f"\n{'RATIOS to ' + _ADAMW.name:44} {'rate':>7} {'tokens needed':>14} {'by seed':24} {'time a token':>13}")
     for row in rows:
         by_seed = ", ".join(f"{share:.2f}" for share in row.shares)
-        mean, time_ratio = statistics.mean(row.shares), row.cpu_seconds / baseline
-        print(f"{row.recipe.name:36} {row.rate:7g} {mean:14.2f} {by_seed:24} {time_ratio:17.2f}")
+        mean, time_ratio = statistics.mean(row.shares), seconds[row.recipe.name] / seconds[_ADAMW.name]
+        print(f"{row.recipe.name:44} {row.rate:7g} {mean:14.2f} {by_seed:24} {time_ratio:13.2f}")
 
 
 def _prepare(experiment: Experiment) -> None:
@@ -407,8 +430,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recipes")
     parser.add_argument("experiments", type=Path, nargs="+", help="files with data, a GPT-2 and training.max_steps")
     parser.add_argument("--results", type=Path, default=Path("recipes.jsonl"), help="what has been trained")
-    parser.add_argument("--only", default="", help="only recipes with this in their name")
+    parser.add_argument("--only", nargs="+", default=(), metavar="RECIPE", help="only those with these names")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=9, help="for the time of an update")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="trainings under way together")
     return parser.parse_args()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,14 @@ import pytest
 from benchmarks.recipes import rates_beyond_edge, share_needed
 
 ROOT = Path(__file__).parents[1]
+_TINY = """
+experiment_name: tiny
+data: {source: sample, num_samples: 300, tokenizer: {train: 512}, max_length: 16}
+model: {n_layer: 1, n_head: 2, n_embd: 32, context_length: 16, dropout: 0.0}
+training: {batch_size: 2, max_steps: 8, warmup_steps: 0}
+storage: {base_folder: storage}
+hardware: {device: cpu}
+"""
 
 
 @pytest.mark.parametrize(
@@ -22,7 +31,11 @@ ROOT = Path(__file__).parents[1]
         ("cpu_step", "--layers 1 --length 32 --turns 1 --threads 1 --eager-only"),
         ("cuda_step", "--tiny --turns 1 --steps 2"),
         ("checkpoint_stall", "--layers 1 --length 16 --sequences 1 --saves 2 --steps 1 --device cpu"),
-        ("optimizers", "--layers 1 --width 32 --length 16 --sequences 2 --steps 3 --seeds 1 --samples 200"),
+        ("muon", "--layers 1 --width 32 --turns 1"),
+        (
+            "recipes",
+            "{experiment} --results {folder}/runs.jsonl --seeds 1 --turns 1 --only GPT-2,\\ Muon\\ as\\ it\\ was",
+        ),
         ("tokens", "--rows 2000 --turns 1"),
         ("batches", "--tokens 3000000 --read-bytes 1e6 --turns 1"),
         ("english", "--rows 3000 --turns 1 --workers 1"),
@@ -34,7 +47,8 @@ ROOT = Path(__file__).parents[1]
         "cpu_step",
         "cuda_step",
         "checkpoint_stall",
-        "optimizers",
+        "muon",
+        "recipes",
         "tokens",
         "batches",
         "english",
@@ -44,8 +58,11 @@ ROOT = Path(__file__).parents[1]
     ],
 )
 @pytest.mark.slow
-def test_benchmark_prints_a_ratio(module, arguments):
-    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments.split()]
+def test_benchmark_prints_a_ratio(module, arguments, tmp_path):
+    experiment = tmp_path / "tiny.yaml"
+    experiment.write_text(_TINY, encoding="utf-8")
+    filled = shlex.split(arguments.format(experiment=experiment, folder=tmp_path))
+    command = [sys.executable, "-m", f"benchmarks.{module}", *filled]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stderr
