@@ -46,8 +46,6 @@ def test_completion_script_is_one_that_bash_takes() -> None:
     assert b"_gpt_pipeline_completion" in checked.stdout
 
 
-def test_completion_of_a_checkpoint_offers_the_steps_on_the_disk(tmp_path: Path) -> None:
-    project = TinyProject(root=tmp_path)
-    project.write_experiment("tiny", max_steps=8)
-    project.run("run", "experiments/tiny.yaml")
-    assert offered(tmp_path, "generate", "experiments/tiny.yaml", "--checkpoint", "step_") == ["step_4", "step_8"]
+def test_completion_of_a_checkpoint_offers_the_steps_on_the_disk(finished: TinyProject) -> None:
+    words = ("generate", "experiments/tiny.yaml", "--checkpoint", "step_")
+    assert offered(finished.root, *words) == ["step_4", "step_8", "step_12"]

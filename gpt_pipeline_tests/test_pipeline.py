@@ -97,6 +97,7 @@ def test_run_after_history_was_deleted_finds_everything_and_tells_dagster(copy: 
         os.chdir(code)
 
 
+@pytest.mark.slow
 def test_materialize_by_dagsters_own_command_twice_does_no_work(copy: TinyProject) -> None:
     before = _states(copy.root)
     output = copy.run(*_MATERIALIZE, '+key:"tiny/training"', module="dagster")
@@ -107,6 +108,7 @@ def test_materialize_by_dagsters_own_command_twice_does_no_work(copy: TinyProjec
     assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
 
 
+@pytest.mark.slow
 def test_run_with_another_learning_rate_trains_anew_on_the_same_data_and_overwrites_nothing(copy: TinyProject) -> None:
     data = _states(copy.root / "storage" / "data")
     old = _weights(copy, "tiny")
@@ -181,6 +183,7 @@ def test_run_whose_trainer_is_killed_continues_to_the_same_weights(
     assert _weights(project, "long")[40] == uninterrupted[40]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals and /proc")
 def test_run_stopped_by_two_ctrl_c_saves_leaves_no_process_and_continues_to_the_same_weights(
     uninterrupted: dict[int, str], tmp_path: Path, gate: Gate
