@@ -22,6 +22,7 @@ from gpt_pipeline.data.formats.synth_text import prompt_text
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.answers import encode_prompt
 from gpt_pipeline.evaluation.generate import Pick, fit_prompt, greedy, inference_device, next_tokens
+from gpt_pipeline.evaluation.sampling import Sampling
 from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.shown import on_terminal
@@ -117,16 +118,12 @@ def picker(*, temperature: float, top_k: int | None, seed: int) -> Pick:
     """
     if temperature == 0:
         return greedy
-    generator = torch.Generator().manual_seed(seed)
+    generator, sampling = torch.Generator().manual_seed(seed), Sampling(temperature=temperature, top_k=top_k)
 
     def draw(logits: Tensor) -> Tensor:
+        uniform = torch.rand(len(logits), dtype=torch.float64, generator=generator)
         # On the CPU in float64: the same draws on every device, but for the rounding of the logits themselves.
-        scaled = logits.double().cpu() / temperature
-        if top_k is not None and top_k < scaled.size(-1):
-            least = scaled.topk(top_k, dim=-1).values[:, -1:]
-            scaled = scaled.masked_fill(scaled < least, float("-inf"))
-        drawn = torch.multinomial(scaled.softmax(dim=-1), 1, generator=generator)[:, 0]
-        return drawn.to(logits.device)
+        return sampling.choose(logits.double().cpu(), uniform).to(logits.device)
 
     return draw
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
 from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.evaluation.sampling import Draws
 from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.row import Watch, unwatched
@@ -38,6 +39,9 @@ class Generation:
 @dataclass(kw_only=True)
 class _Sequence:
     """One prompt on its way to a `Generation`."""
+
+    number: int
+    """Of the prompt."""
 
     tokens: list[int]
     n_prompt: int
@@ -66,24 +70,25 @@ def generate(
     batch_size: int = 16,
     eot_token: int = EOT_TOKEN,
     pick: Pick = greedy,
+    draws: Draws | None = None,
     watch: Watch = unwatched,
 ) -> list[Generation]:
     """Return what `model` generates after each prompt, in the order of the prompts.
 
     A text ends at `eot_token`, after `max_new_tokens`, or when prompt and answer fill `context_length`: at most
     the model's, and no more than it was trained at. Prompts are cut as in `fit_prompt`. None of this depends on the
-    other prompts of a batch, so with `greedy` neither does the text.
+    other prompts of a batch, so with `greedy`, or with `draws` in place of `pick`, neither does the text.
 
     Raises:
         ValueError: an empty prompt.
     """
     model.eval()
-    sequences = [_start(prompt, max_new_tokens, context_length) for prompt in prompts]
+    sequences = [_start(number, prompt, max_new_tokens, context_length) for number, prompt in enumerate(prompts)]
     # Prompts of like length share a batch: less padding, and rows that end at about the same time.
     waiting = sorted(sequences, key=lambda sequence: len(sequence.tokens))
     while waiting:
         batch, waiting = waiting[:batch_size], waiting[batch_size:]
-        _advance(model, batch, pick, eot_token)
+        _advance(model, batch, pick if draws is None else _pick_of(batch, draws), eot_token)
         waiting = [sequence for sequence in batch if not sequence.finished] + waiting
         watch(len(sequences) - len(waiting), len(sequences))
     return [_finish(sequence) for sequence in sequences]
@@ -128,9 +133,20 @@ def next_tokens(model: LanguageModel, ids: Tensor, cache: KVCache, pick: Pick) -
         ids = chosen[:, None]
 
 
-def _start(prompt: Sequence[int], max_new_tokens: int, context_length: int) -> _Sequence:
+def _pick_of(batch: Sequence[_Sequence], draws: Draws) -> Pick:
+    """Return what chooses by `draws` the next token of each text of the batch, as long as it is by then."""
+
+    def pick(logits: Tensor) -> Tensor:
+        lengths = [0 if each.finished else len(each.tokens) - each.n_prompt for each in batch]
+        return draws.choose(logits, [each.number for each in batch], lengths)
+
+    return pick
+
+
+def _start(number: int, prompt: Sequence[int], max_new_tokens: int, context_length: int) -> _Sequence:
     tokens = fit_prompt(prompt, max_new_tokens=max_new_tokens, context_length=context_length)
     return _Sequence(
+        number=number,
         tokens=tokens,
         n_prompt=len(tokens),
         limit=min(len(tokens) + max_new_tokens, context_length),

@@ -1,0 +1,71 @@
+"""Draws of tokens that are functions of a key and a position, not of a generator's state.
+
+So a text depends on its own key alone: neither on the others of its batch nor on what was drawn before, and what a
+killed program drew is drawn again.
+
+Shapes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpt_pipeline.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """From which distribution tokens are drawn."""
+
+    temperature: float = 1.0
+    """Divides the logits; above 0."""
+
+    top_k: int | None = None
+    """Only this many of the likeliest tokens; None: all."""
+
+    def __post_init__(self) -> None:
+        found = self.temperature
+        require(0 < found < float("inf"), "temperature", found=found, need="a finite number above 0")
+        require(self.top_k is None or self.top_k > 0, "top_k", found=self.top_k, need="a whole number above 0, or null")
+
+    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """Return the tokens [B] at which the distribution functions of the rows of `logits` [B, V] pass `uniform` [B].
+
+        `uniform` lies in [0, 1).
+        """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        if self.top_k is not None and self.top_k < logits.size(-1):
+            least = logits.topk(self.top_k, dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        passed = logits.softmax(dim=-1).cumsum(dim=-1)
+        wanted = uniform.to(passed)[:, None] * passed[:, -1:]  # the sum is 1 but for rounding
+        # Rounding may also set `wanted` to the whole sum, which no token would pass.
+        wanted = torch.minimum(wanted, torch.nextafter(passed[:, -1:], torch.zeros_like(wanted)))
+        return torch.searchsorted(passed, wanted, right=True)[:, 0]
+
+
+class Draws:
+    """The numbers by which the tokens behind some prompts are drawn."""
+
+    def __init__(self, keys: Sequence[str], sampling: Sampling, *, length: int) -> None:
+        """`keys` name the texts, one for each prompt; `length` is the most tokens of one."""
+        self._uniform = np.stack([uniform(key, length) for key in keys]) if keys else np.empty((0, length))
+        self._sampling = sampling
+
+    def choose(self, logits: Tensor, prompts: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Return a token [B] for each row of `logits` [B, V]: at `positions` in the texts behind `prompts`."""
+        drawn = torch.from_numpy(self._uniform[list(prompts), list(positions)])
+        return self._sampling.choose(logits, drawn.to(logits.device, torch.float32))
+
+
+def uniform(key: str, count: int) -> NDArray[np.float64]:
+    """Return `count` numbers in [0, 1) that `key` names: those of Philox (Salmon et al. 2011), a counter's function."""
+    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(count)
