@@ -4,8 +4,8 @@ Each experiment file names data, a GPT-2 and its number of updates. Tuned, with 
 the loss on held-out text at its end. Every other recipe adds a technique or two to another. Its learning rate is tuned,
 on a grid of doublings whose best has a worse one on either side; then it is trained with fewer and fewer updates, each
 time with a schedule of its own, until it misses the target: between the last two lies the number that it needs. Other
-seeds at those two give the spread. The data and its order are the same, and so is the number of parameters outside the
-embeddings, within 2 %.
+seeds, from those two on, give the spread. The data and its order are the same, and so is the number of parameters
+outside the embeddings, within 2 %.
 
 Each training has one thread and a process of its own; `--workers` are under way together, with low priority. What was
 trained stands in RESULTS and is not trained again: the benchmark can be stopped, continued, and given more recipes.
@@ -227,28 +227,30 @@ class _Row:
 
 def _measured(bench: _Bench, recipe: Recipe, target: float, seeds: int) -> _Row:
     rate = bench.tuned(recipe, share=_TUNED_AT)
-    losses: dict[float, float] = {}
-    for share in _BUDGETS[_BUDGETS.index(_TUNED_AT) :]:
-        losses[share] = bench.loss(recipe, share=share, rate=rate, seed=_TUNING_SEED)
-        if losses[share] > target:
-            break
-    for share in reversed(_BUDGETS[: _BUDGETS.index(_TUNED_AT)]):
-        if min(losses.values()) <= target:
-            break
-        losses[share] = bench.loss(recipe, share=share, rate=rate, seed=_TUNING_SEED)
-    around = _around(losses, target)
-    shares = [share_needed(losses, target)]
-    for seed in range(_TUNING_SEED + 1, _TUNING_SEED + seeds):
-        own = {share: bench.loss(recipe, share=share, rate=rate, seed=seed) for share in around}
-        shares.append(share_needed(own, target))
+    shares, begin = [], [_TUNED_AT]
+    for seed in range(_TUNING_SEED, _TUNING_SEED + seeds):
+        losses = _on_both_sides(bench, recipe, rate=rate, seed=seed, target=target, begin=begin)
+        shares.append(share_needed(losses, target))
+        begin = sorted(losses, key=lambda share: abs(losses[share] - target))[:2]
     return _Row(recipe=recipe, rate=rate, shares=shares)
 
 
-def _around(losses: Mapping[float, float], target: float) -> list[float]:
-    """Return the smallest share that reaches `target` and the next below it, or the two that are nearest to it."""
-    reached = [share for share, loss in losses.items() if loss <= target]
-    missed = [share for share, loss in losses.items() if loss > target]
-    return [min(reached), max(missed)] if reached and missed else sorted(losses)[:2]
+def _on_both_sides(
+    bench: _Bench, recipe: Recipe, *, rate: float, seed: int, target: float, begin: Sequence[float]
+) -> dict[float, float]:
+    """Return losses by share: those at `begin`, and further ones until some are below the target and some above it."""
+
+    def loss(share: float) -> float:
+        return bench.loss(recipe, share=share, rate=rate, seed=seed)
+
+    losses = {share: loss(share) for share in begin}
+    for share in reversed(_BUDGETS):
+        if share > max(losses) and min(losses.values()) > target:
+            losses[share] = loss(share)
+    for share in _BUDGETS:
+        if share < min(losses) and max(losses.values()) <= target:
+            losses[share] = loss(share)
+    return losses
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from gpt_pipeline.evaluation.answers import (
     answer_questions,
     as_record,
     encode_prompt,
+    with_samples,
 )
-from gpt_pipeline.evaluation.generate import Generation
+from gpt_pipeline.evaluation.generate import Generation, generate
 from gpt_pipeline.evaluation.questions import Question
+from gpt_pipeline.evaluation.sampling import Draws, Sampling
 from gpt_pipeline.evaluation.score import score_answer
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
@@ -67,6 +70,42 @@ def test_answer_questions_is_the_same_at_any_batch_size(model: LanguageModel) ->
     alone = answer_questions(model, asked, gpt2(), max_new_tokens=10, context_length=CONTEXT, batch_size=1)
     assert together == alone
     assert [each.question for each in together] == asked
+
+
+def test_samples_are_scored_one_by_one_and_leave_the_likeliest_answer_as_it_is(model: LanguageModel) -> None:
+    asked = [question(7, reasoning="", expected="1"), question(8, reasoning="", expected="nothing like this")]
+    limits: dict[str, Any] = {"max_new_tokens": 6, "context_length": CONTEXT}
+    likeliest = answer_questions(model, asked, gpt2(), **limits)
+    drawn = with_samples(likeliest, model, gpt2(), samples=5, sampling=Sampling(), seed=0, **limits)
+    assert [dataclasses.replace(each, sampled=()) for each in drawn] == likeliest
+    keys = [f"0/1/{sample}" for sample in range(5)]
+    prompt = encode_prompt(asked[1].prompt, gpt2())
+    texts = generate(model, [prompt] * 5, draws=Draws(keys, Sampling(), length=6), **limits)
+    assert drawn[1].sampled == (False,) * 5
+    wanted = dataclasses.replace(asked[1], expected=gpt2().decode(texts[3].tokens))
+    again = with_samples(
+        [dataclasses.replace(each, question=to) for each, to in zip(likeliest, [asked[0], wanted], strict=True)],
+        model,
+        gpt2(),
+        samples=5,
+        sampling=Sampling(),
+        seed=0,
+        **limits,
+    )
+    assert again[1].sampled == (False, False, False, True, False)
+
+
+def test_pass_at_1_is_the_share_of_right_samples_and_pass_at_k_whether_there_is_one() -> None:
+    one, other = (answered(question(n), "We add.\n\nA: 12") for n in (1, 2))
+    answers = [
+        dataclasses.replace(one, sampled=(True, False, False, True)),
+        dataclasses.replace(other, sampled=(False,) * 4),
+    ]
+    metrics = answer_metrics(answers)
+    assert (metrics["pass_at_1"], metrics["pass_at_k"]) == (0.25, 0.5)
+    assert as_record(answers[0], gpt2())["pass_at_k"] is True
+    assert "pass_at_1" not in answer_metrics([one, other])
+    assert "pass_at_k" not in as_record(one, gpt2())
 
 
 def conversation(turns: int, *, system: str = "") -> Question:

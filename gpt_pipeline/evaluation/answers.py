@@ -13,10 +13,12 @@ from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.generate import Generation, generate, longest_prompt
 from gpt_pipeline.evaluation.questions import Question
 from gpt_pipeline.evaluation.result import exercise_names
+from gpt_pipeline.evaluation.sampling import Draws, Sampling
 from gpt_pipeline.evaluation.score import Score, score_answer, split_answer
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.row import Watch, unwatched
 
+_SAMPLES_AT_ONCE = 64
 _SCORES = tuple(each.name for each in dataclasses.fields(Score))
 
 
@@ -30,6 +32,19 @@ class ScoredAnswer:
     """The whole continuation; of a conversation up to where the model begins the next message."""
 
     score: Score
+    sampled: tuple[bool, ...] = ()
+    """Whether each of the answers that were drawn is right; none were, if empty."""
+
+    @property
+    def passes(self) -> dict[str, Any]:
+        """The share of drawn answers that are right, and whether any is; empty if none were drawn.
+
+        Their means over questions are pass@1 and pass@k (Chen et al. 2021, "Evaluating large language models trained on
+        code", with as many samples as k).
+        """
+        if not self.sampled:
+            return {}
+        return {"pass_at_1": sum(self.sampled) / len(self.sampled), "pass_at_k": any(self.sampled)}
 
 
 def answer_questions(
@@ -46,8 +61,7 @@ def answer_questions(
 
     A conversation that leaves no room to answer begins at a later question of its own.
     """
-    longest = longest_prompt(max_new_tokens=max_new_tokens, context_length=context_length)
-    prompts = [_prompt(question, longest, tokenizer) for question in questions]
+    prompts = _prompts(questions, tokenizer, max_new_tokens=max_new_tokens, context_length=context_length)
     generations = generate(
         model,
         prompts,
@@ -61,6 +75,53 @@ def answer_questions(
         _scored(question, _noted_as_cut(generation, prompt, question, tokenizer), tokenizer)
         for question, prompt, generation in zip(questions, prompts, generations, strict=True)
     ]
+
+
+def with_samples(
+    answers: Sequence[ScoredAnswer],
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    *,
+    samples: int,
+    sampling: Sampling,
+    seed: int,
+    max_new_tokens: int,
+    context_length: int,
+    watch: Watch = unwatched,
+) -> list[ScoredAnswer]:
+    """Return the answers, each with whether `samples` more that are drawn to its question are right.
+
+    What is drawn depends on the seed and the question's place alone: other weights meet the same chance.
+    """
+    questions = [answer.question for answer in answers]
+    prompts = _prompts(questions, tokenizer, max_new_tokens=max_new_tokens, context_length=context_length)
+    places = [place for place in range(len(questions)) for _ in range(samples)]
+    keys = [f"{seed}/{place}/{sample}" for place in range(len(questions)) for sample in range(samples)]
+    drawn = generate(
+        model,
+        [prompts[place] for place in places],
+        max_new_tokens=max_new_tokens,
+        context_length=context_length,
+        batch_size=_SAMPLES_AT_ONCE,
+        eot_token=tokenizer.eot_token,
+        draws=Draws(keys, sampling, length=max_new_tokens),
+        watch=watch,
+    )
+    right = [
+        _scored(questions[place], generation, tokenizer).score.correct
+        for place, generation in zip(places, drawn, strict=True)
+    ]
+    return [
+        dataclasses.replace(answer, sampled=tuple(right[place * samples : (place + 1) * samples]))
+        for place, answer in enumerate(answers)
+    ]
+
+
+def _prompts(
+    questions: Sequence[Question], tokenizer: Tokenizer, *, max_new_tokens: int, context_length: int
+) -> list[list[int]]:
+    longest = longest_prompt(max_new_tokens=max_new_tokens, context_length=context_length)
+    return [_prompt(question, longest, tokenizer) for question in questions]
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -98,6 +159,7 @@ def answer_metrics(answers: Sequence[ScoredAnswer], names: Mapping[str, str] | N
         "new_tokens": _mean(len(each.generation.tokens) for each in answers),
         "num_questions": float(len(answers)),
         "prompts_truncated": float(sum(each.generation.prompt_truncated for each in answers)),
+        **{name: _mean(each.passes.get(name) for each in answers) for name in ("pass_at_1", "pass_at_k")},
     }
     present = {name: value for name, value in means.items() if value is not None}
     return {**present, **_correct_by_exercise(answers, names)}
@@ -133,6 +195,7 @@ def as_record(answer: ScoredAnswer, tokenizer: Tokenizer) -> dict[str, Any]:
         **{name: getattr(answer.score, name) for name in _SCORES},
         "new_tokens": len(generation.tokens),
         "prompt_truncated": generation.prompt_truncated,
+        **answer.passes,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt_pipeline.errors import require
+from gpt_pipeline.storage.fingerprint import added_later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,13 @@ class EvaluationConfig:
     seed: int = 0
     """Selects questions and documents among the held-out ones."""
 
+    samples_per_question: int = added_later(0)
+    """Answers drawn to each question besides the likeliest one, for pass@1 and pass@k: how often one is right, and how
+    often any of them is; 0: none."""
+
+    sample_temperature: float = added_later(1.0)
+    """At which these are drawn."""
+
     def __post_init__(self) -> None:
         for key in (
             "eval_freq",
@@ -48,5 +56,14 @@ class EvaluationConfig:
             "max_validation_tokens",
         ):
             require(getattr(self, key) > 0, key, found=getattr(self, key), need="a whole number above 0")
-        for key in ("num_questions", "num_documents", "seed"):
+        for key in ("num_questions", "num_documents", "seed", "samples_per_question"):
             require(getattr(self, key) >= 0, key, found=getattr(self, key), need="a whole number, 0 or above")
+        found = self.sample_temperature
+        require(0 < found < float("inf"), "sample_temperature", found=found, need="a finite number above 0")
+        require(
+            self.samples_per_question > 0 or found == 1,
+            "sample_temperature",
+            found=found,
+            need="no such key with samples_per_question=0, which draws nothing",
+            remedy="set samples_per_question",
+        )

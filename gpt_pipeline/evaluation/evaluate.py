@@ -278,11 +278,12 @@ def _measure_part(
 ) -> _Measured:
     from gpt_pipeline.data.tokens.stream import open_shards
     from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
-    from gpt_pipeline.evaluation.answers import answer_questions
+    from gpt_pipeline.evaluation.answers import answer_questions, with_samples
     from gpt_pipeline.evaluation.continuations import continue_documents
     from gpt_pipeline.evaluation.document_loss import document_losses
     from gpt_pipeline.evaluation.held_out import NO_DOCUMENTS, cached_choice
     from gpt_pipeline.evaluation.questions import cached_questions
+    from gpt_pipeline.evaluation.sampling import Sampling
     from gpt_pipeline.evaluation.validation import validation_loss
 
     stream, config, tokenizer = open_shards(part.shards.folder).validation, task.config, tokenizer_of(part.shards)
@@ -322,6 +323,18 @@ def _measure_part(
         context_length=context,
         watch=watch("questions"),
     )
+    if config.samples_per_question:
+        answers = with_samples(
+            answers,
+            model,
+            tokenizer,
+            samples=config.samples_per_question,
+            sampling=Sampling(temperature=config.sample_temperature),
+            seed=config.seed,
+            max_new_tokens=config.max_new_tokens,
+            context_length=context,
+            watch=watch("samples"),
+        )
     continuations = continue_documents(
         model,
         stream,

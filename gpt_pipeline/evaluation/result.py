@@ -18,7 +18,8 @@ from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint, identity_of
 from gpt_pipeline.storage.shape import require_shape
 
-OF_ANSWERS = ("num_questions", "max_new_tokens", "num_documents", "seed")
+_OF_SAMPLES = ("samples_per_question", "sample_temperature")
+OF_ANSWERS = ("num_questions", "max_new_tokens", "num_documents", "seed", *_OF_SAMPLES)
 """Keys of `EvaluationResult.config` that leave the validation loss alone."""
 
 BEST_ALIAS = BEST_NAME.removesuffix(".pt")
@@ -80,7 +81,7 @@ class EvaluationResult:
 
 def evaluation_identity(config: EvaluationConfig, *, max_length: int) -> dict[str, Any]:
     """Return the part of the configuration that decides the result of an evaluation."""
-    keys = ("num_questions", "num_documents", "max_new_tokens", "max_validation_tokens", "seed")
+    keys = ("num_questions", "num_documents", "max_new_tokens", "max_validation_tokens", "seed", *_OF_SAMPLES)
     return {**identity_of(config, *keys), "max_length": max_length}
 
 

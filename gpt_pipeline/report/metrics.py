@@ -94,6 +94,8 @@ METRICS = (
     Metric(key="correct", label="right", meaning="the expected number, else the expected text", share=True),
     Metric(key="numeric_match", label="number", meaning="right where a number is expected", share=True),
     Metric(key="choice_match", label="option", meaning="right where the question gives options", share=True),
+    Metric(key="pass_at_1", label="pass@1", meaning="share of drawn answers that are right", places=2),
+    Metric(key="pass_at_k", label="pass@k", meaning="any of the drawn answers is right", share=True),
     Metric(key="token_f1", label="word F1", meaning="overlap with the expected words"),
     Metric(
         key="distinct_2",
