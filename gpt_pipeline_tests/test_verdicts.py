@@ -6,8 +6,14 @@ from typing import Any
 
 import pytest
 
-from gpt_pipeline.evaluation.result import EvaluationResult
-from gpt_pipeline.evaluation.verdicts import LOSS_MARGIN, loss_verdict, output_verdict
+from gpt_pipeline.evaluation.result import BASE_LOSS, EvaluationResult
+from gpt_pipeline.evaluation.verdicts import (
+    FORGETTING_MARGIN,
+    LOSS_MARGIN,
+    forgetting_verdict,
+    loss_verdict,
+    output_verdict,
+)
 from gpt_pipeline_tests.test_mlflow_tracker import ANSWER, make_result
 
 
@@ -36,6 +42,28 @@ def test_loss_verdict_compares_with_earlier_checkpoints_of_the_same_training_and
     finding = loss_verdict(early, [early, later, elsewhere, other_test])
     assert finding.passed
     assert "no earlier" in finding.text
+
+
+@pytest.mark.parametrize(("lost", "passed"), [(-0.3, True), (FORGETTING_MARGIN - 1e-9, True), (0.3, False)])
+@pytest.mark.parametrize("key", ["val_loss", BASE_LOSS])
+def test_forgetting_verdict_goes_by_the_margin_above_the_start(
+    tmp_path: Path, key: str, lost: float, passed: bool
+) -> None:
+    other = {"val_loss": 9.0} if key == BASE_LOSS else {}
+    start, later = (
+        dataclasses.replace(judged(tmp_path, step, 0.0), metrics={**other, key: loss})
+        for step, loss in ((0, 2.0), (100, 2.0 + lost))
+    )
+    finding = forgetting_verdict(later, [start, later])
+    assert finding.passed is passed
+    assert ("lower training.learning_rate" in finding.text) is not passed
+    assert finding.facts["before"] == 2.0
+
+
+def test_forgetting_verdict_without_the_start_says_so(tmp_path: Path) -> None:
+    finding = forgetting_verdict(judged(tmp_path, 100, 3.0), [judged(tmp_path, 50, 1.0)])
+    assert finding.passed
+    assert "no evaluation to compare with" in finding.text
 
 
 GOOD: dict[str, Any] = {}

@@ -23,6 +23,7 @@ from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.result import (
+    BASE_LOSS,
     EvaluationResult,
     evaluation_fingerprint,
     evaluation_identity,
@@ -95,6 +96,10 @@ class EvaluationTask:
 
     folder: Path
     """Keeps the results, and the chosen questions and documents."""
+
+    base: StageResult | None = None
+    """Shards of the pretraining that the checkpoint goes on from, if others: what it may unlearn. None: they are the
+    same, or not here. Not part of the fingerprint, so that removing them makes no evaluation outdated."""
 
     def count_of(self, part: EvaluatedPart, count: int) -> int:
         """Return how many of `count` documents or questions come from a part: of each one as many, but for rounding."""
@@ -256,6 +261,7 @@ def _measure(
         **both,
         **answer_metrics(answers, names),
         **_losses_by_part(measured, names),
+        **_loss_on_base(task, model, watch("the base's tokens")),
     }
     tokenizer = tokenizer_of(task.parts[0].shards)  # the same for all
     continuations = [continuation for each in measured for continuation in each.continuations]
@@ -373,6 +379,26 @@ def _losses_by_part(measured: Sequence[_Measured], names: Mapping[str, str]) -> 
     if len(measured) == 1:
         return {}
     return {f"val_loss/{names[each.part.name]}": each.loss.val_loss for each in measured}
+
+
+def _loss_on_base(task: EvaluationTask, model: LanguageModel, watch: Watch) -> dict[str, float]:
+    """Return the validation loss on what the pretraining held out; nothing where `val_loss` is that."""
+    from gpt_pipeline.data.tokens.stream import open_shards
+    from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
+    from gpt_pipeline.evaluation.validation import validation_loss
+
+    if task.base is None:
+        return {}
+    loss = validation_loss(
+        model,
+        open_shards(task.base.folder).validation,
+        tokenizer_of(task.base),
+        sequence_length=task.max_length,
+        max_tokens=task.config.max_validation_tokens,
+        batch_size=max(1, _TOKENS_AT_ONCE // task.max_length),
+        watch=watch,
+    )
+    return {BASE_LOSS: loss.val_loss}
 
 
 def _checkpoint_record(info: CheckpointInfo) -> dict[str, Any]:

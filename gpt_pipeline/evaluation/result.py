@@ -22,6 +22,9 @@ _OF_SAMPLES = ("samples_per_question", "sample_temperature")
 OF_ANSWERS = ("num_questions", "max_new_tokens", "num_documents", "seed", *_OF_SAMPLES)
 """Keys of `EvaluationResult.config` that leave the validation loss alone."""
 
+BASE_LOSS = "base_val_loss"
+"""The metric of a post-training: nats per token of what its pretraining held out; absent where `val_loss` is that."""
+
 BEST_ALIAS = BEST_NAME.removesuffix(".pt")
 """The second name of the evaluated checkpoint whose weights `best_model.pt` holds."""
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from gpt_pipeline.evaluation.result import EvaluationResult, same_losses
+from gpt_pipeline.evaluation.result import BASE_LOSS, EvaluationResult, same_losses
 from gpt_pipeline.findings import Finding, verdict
 
 LOSS_MARGIN = 0.05
 """Nats per token by which a checkpoint may be worse than the best before it."""
+
+FORGETTING_MARGIN = 0.2
+"""Nats per token by which post-training may raise the validation loss of the pretraining: a perplexity 1.22 times as
+high."""
 
 MAX_DEGENERATE_SHARE = 0.5
 """Share of the answers, for each kind of degeneration."""
@@ -43,9 +47,36 @@ def loss_verdict(result: EvaluationResult, others: Iterable[EvaluationResult]) -
     return verdict(passed=worse <= LOSS_MARGIN, text=text, facts=facts)
 
 
+def forgetting_verdict(result: EvaluationResult, others: Iterable[EvaluationResult]) -> Finding:
+    """Compare the loss on the pretraining's held-out tokens with that of the weights which post-training began with."""
+    key = BASE_LOSS if BASE_LOSS in result.metrics else "val_loss"
+    starts = [each for each in others if each.step == 0 and _is_comparable(each, result) and key in each.metrics]
+    found, facts = result.metrics[key], {"step": result.step, "margin": FORGETTING_MARGIN}
+    if not starts:
+        text = f"{found:.4f} nats per token; the weights it began with have no evaluation to compare with"
+        return verdict(passed=True, text=text, facts=facts)
+    before = starts[-1].metrics[key]
+    lost = found - before
+    text = (
+        f"step {result.step:,}: {found:.4f} nats per token of what the pretraining held out, {abs(lost):.4f} "
+        f"{'above' if lost > 0 else 'below'} the weights it began with ({before:.4f}; up to {FORGETTING_MARGIN} above "
+        "is fine)"
+    )
+    if lost > FORGETTING_MARGIN:
+        text += (
+            ". It unlearns what the base knew: lower training.learning_rate or the number of updates, or add the data "
+            "of the base by data.mix"
+        )
+    return verdict(passed=lost <= FORGETTING_MARGIN, text=text, facts={**facts, "before": before, "above_before": lost})
+
+
 def _is_earlier(other: EvaluationResult, result: EvaluationResult) -> bool:
+    return _is_comparable(other, result) and other.step < result.step
+
+
+def _is_comparable(other: EvaluationResult, result: EvaluationResult) -> bool:
     same_training = other.checkpoint["training_fingerprint"] == result.checkpoint["training_fingerprint"]
-    return same_training and same_losses(other, result) and other.step < result.step
+    return same_training and same_losses(other, result)
 
 
 def output_verdict(result: EvaluationResult) -> Finding:

@@ -72,6 +72,17 @@ def base_experiment(experiment: Experiment) -> Experiment | None:
     return None if path is None else load_experiment(path)
 
 
+def pretraining_of(experiment: Experiment) -> Experiment | None:
+    """Return the pretraining that the experiment goes on from, itself or over others; None if it is none of a file.
+
+    The experiment itself where it pretrains.
+    """
+    found: Experiment | None = experiment
+    while found is not None and found.config.training.objective != "pretrain":
+        found = base_experiment(found)
+    return found
+
+
 def _checkpoint_of(base: Experiment, later: Experiment) -> CheckpointInfo:
     """Return the checkpoint of `base` that `later` names, which belongs to the training that base's file asks for."""
     start_from = later.config.start_from

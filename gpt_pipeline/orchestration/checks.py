@@ -9,7 +9,7 @@ import dagster as dg
 from gpt_pipeline.data.formats import has_questions, stage_names
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.evaluation.result import EvaluationResult, find_evaluation, read_evaluations
-from gpt_pipeline.evaluation.verdicts import loss_verdict, output_verdict
+from gpt_pipeline.evaluation.verdicts import FORGETTING_MARGIN, forgetting_verdict, loss_verdict, output_verdict
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.failures import explained
@@ -152,6 +152,11 @@ def evaluation_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefiniti
     }
     if not ask:
         del judges["questions_unseen"]
+    if experiment.config.training.objective != "pretrain" and experiment.config.start_from is not None:
+        judges["base_not_forgotten"] = (
+            f"The loss on what the pretraining held out is at most {FORGETTING_MARGIN} above that of the base.",
+            lambda _, result: forgetting_verdict(result, read_evaluations(experiment.folder.evaluations)),
+        )
     specs = [dg.AssetCheckSpec(name, asset=key, description=does) for name, (does, _) in judges.items()]
 
     @dg.multi_asset_check(name=f"{experiment.name}_evaluation_checks", specs=specs, can_subset=True)

@@ -14,12 +14,14 @@ from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, EvaluatedPart,
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult, alias_of, best_weights
 from gpt_pipeline.evaluation.shares import right_by_kind, share_of
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.training import pretraining_of
 from gpt_pipeline.orchestration.stages import finished_documents, finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.training_log import catch_up
 from gpt_pipeline.progress.evaluations import mark_logged
 from gpt_pipeline.progress.outcome import result_text
 from gpt_pipeline.progress.tracking import forget_lost_runs
+from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.storage.process import give_way
 from gpt_pipeline.tracking.tables import answers_as_markdown, continuations_as_markdown, kinds_as_markdown
 from gpt_pipeline.training.heartbeat import trainer_state
@@ -51,6 +53,7 @@ def evaluate_partition(
             max_length=experiment.config.data.max_length,
             device=experiment.config.hardware.device,
             folder=experiment.folder.evaluations,
+            base=_base_shards(experiment),
         )
         result = evaluate_checkpoint(task, force=force)
     except CheckpointGoneError as gone:
@@ -88,6 +91,18 @@ def evaluated_parts(experiment: Experiment) -> tuple[EvaluatedPart, ...]:
         )
         for name, part in sorted(experiment.parts.items())
     )
+
+
+def _base_shards(experiment: Experiment) -> StageResult | None:
+    """Return the shards of the pretraining that a post-training goes on from; None where its own are the same."""
+    from gpt_pipeline.data.tokens.shards import find_shards
+
+    pretraining = pretraining_of(experiment)
+    if pretraining is None or pretraining.file == experiment.file:
+        return None
+    shards = find_shards(pretraining.data, pretraining.data_folder)
+    is_other = shards is not None and shards.fingerprint != finished_shards(experiment).fingerprint
+    return shards if is_other else None
 
 
 def _find_checkpoint(experiment: Experiment, partition: str) -> CheckpointInfo:

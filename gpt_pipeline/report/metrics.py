@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gpt_pipeline.evaluation.result import EvaluationResult
+from gpt_pipeline.evaluation.result import BASE_LOSS, EvaluationResult
 from gpt_pipeline.evaluation.shares import share_of, within_noise
 from gpt_pipeline.report import wording
 
@@ -80,6 +80,13 @@ METRICS = (
         label="answer loss",
         meaning="nats per token of the reference answers, given question and reference reasoning",
         higher_is_better=False,
+    ),
+    Metric(
+        key=BASE_LOSS,
+        label="base's loss",
+        meaning="nats per token of what the pretraining held out, which post-training may unlearn",
+        higher_is_better=False,
+        of_answers=False,
     ),
     Metric(
         key="documents_truncated",

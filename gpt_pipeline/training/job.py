@@ -70,6 +70,11 @@ class TrainingJob:
     def folder(self) -> ExperimentFolder:
         return ExperimentFolder(root=Path(self.experiment_folder))
 
+    @property
+    def is_post_training(self) -> bool:
+        """Whether this goes on from a model that continues text to one that answers."""
+        return self.training.objective != "pretrain"
+
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON values."""
         value = dataclasses.asdict(self)

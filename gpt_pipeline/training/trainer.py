@@ -186,10 +186,14 @@ class Trainer:
         return self.ranks.any(self.stop.requested)
 
     def _save(self, *, checkpoint: bool, best: bool) -> None:
-        """Begin to write this step as its checkpoint, unless that was done or nothing is trained, and as the best."""
+        """Begin to write this step as its checkpoint, unless that was done or nothing is trained, and as the best.
+
+        Before the first update only post-training is saved: its evaluation is what later ones are compared with.
+        """
         step = self.progress.step
         done = max(self._begun_step, -1 if self.saved is None else self.saved.step)
-        checkpoint = checkpoint and step not in (0, done)
+        is_trained = step > 0 or (self.job.is_post_training and self.job.start_from is not None)
+        checkpoint = checkpoint and is_trained and step != done
         if not self.ranks.is_first or not (checkpoint or best):
             return
         self.recorder.flush()
