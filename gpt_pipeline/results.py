@@ -43,6 +43,7 @@ _METRICS = {
     "train_loss": _REAL,
     "val_loss": _REAL,
     "document_loss": _REAL,
+    "completion_loss": _REAL,
     "is_best": _FLAG,
     "learning_rate": _REAL,
     "gradient_norm": _REAL,
@@ -146,8 +147,8 @@ def metrics(*experiments: str | os.PathLike[str]) -> pd.DataFrame:
     `train`: means or last values since the row before. `train_loss` (nats per token), `learning_rate`,
     `gradient_norm` (before clipping), `tokens_per_second`, `mfu` (share of the device's peak, in [0, 1]),
     `peak_flops` (FLOP/s of all devices), `memory_gb` (peak, GB), `eta_seconds` (estimated time left), `updates`.
-    `validation`: `val_loss` and, on whole documents, `document_loss` (nats per token, on a few batches),
-    `is_best` (lowest so far).
+    `validation`: `val_loss`, on whole documents `document_loss`, and in fine-tuning `completion_loss`, on their answers
+    with reasoning alone (nats per token, on a few batches), `is_best` (lowest so far).
     `checkpoint`: `file`, `sha256`, `size` (bytes), `stall_seconds` (how long it kept the training waiting).
     `event`: `event` (its name), `message`.
     """

@@ -69,21 +69,6 @@ def test_spans_found_are_those_of_a_plain_walk_over_the_documents(
     assert stream.in_spans(np.arange(stream.n_tokens)).tolist() == _plainly(lengths, trained)
 
 
-def test_weights_of_a_batch_are_those_of_its_targets(tmp_path: Path) -> None:
-    lengths, trained = [9, 30, 11, 40, 15], [3, 20, 1, 39, 7]
-    stream = _write(tmp_path, lengths, trained, max_shard_tokens=50)
-    wanted = np.array(_plainly(lengths, trained))
-    sampler = BatchSampler(stream=stream, sequence_length=8, batch_size=4, seed=0)
-    for step in range(5):
-        weights = sampler.span_weights_at(step)
-        windows = sampler.sequences_at(step)
-        assert weights.dtype == np.float32
-        for row, window in zip(weights, windows, strict=True):
-            assert row.tolist() == wanted[window * 8 + 1 : window * 8 + 9].tolist()
-    halves = [sampler.span_weights_at(3, rank=rank, world_size=2) for rank in (0, 1)]
-    assert np.concatenate(halves).tolist() == sampler.span_weights_at(3).tolist()
-
-
 def test_shards_without_spans_are_read_and_say_what_to_do_when_spans_are_asked_for(tmp_path: Path) -> None:
     stream = _write(tmp_path, [9, 7], [3, 2])
     (tmp_path / spans_name("train_000001.bin")).unlink()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
-from gpt_pipeline.data.tokens.stream import new_shard, starts_name
+from gpt_pipeline.data.tokens.stream import EOT_TOKEN, new_shard, spans_name, starts_name
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.manifest import Manifest, record_file
 from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig
@@ -26,20 +26,28 @@ def write_shards(
     train_tokens: int = 16 * 4 * 5 + 1,
     validation_tokens: int = 70,
     document_length: int | None = None,
+    question_length: int = 0,
 ) -> Path:
     """Write a finished token_shards stage; with the default sizes an epoch has five updates of four sequences.
 
-    Documents have `document_length` tokens, the last one maybe fewer; None: each split is one document.
+    Documents have `document_length` tokens, the last one maybe fewer; None: each split is one document. What follows
+    the `<|endoftext|>` and `question_length` tokens is their answer.
     """
     random = np.random.default_rng(0)
     counts = {"train": train_tokens, "validation": validation_tokens}
     files = {}
     for split, count in counts.items():
         name = f"{split}_000001.bin"
+        starts = np.arange(0, count, document_length or count)
+        ends = np.append(starts[1:], count)
+        tokens = random.integers(0, 50257, count).astype(np.uint16)
+        if question_length:
+            tokens[starts] = EOT_TOKEN
         with new_shard(folder / name) as shard:
-            shard.append(random.integers(0, 50257, count).astype(np.uint16))
-        np.save(folder / starts_name(name), np.arange(0, count, document_length or count))
-        files |= {file: record_file(folder / file) for file in (name, starts_name(name))}
+            shard.append(tokens)
+        np.save(folder / starts_name(name), starts)
+        np.save(folder / spans_name(name), np.stack([np.minimum(starts + 1 + question_length, ends), ends], axis=1))
+        files |= {file: record_file(folder / file) for file in (name, starts_name(name), spans_name(name))}
     facts = {f"{split}_tokens": count for split, count in counts.items()}
     Manifest(stage="token_shards", fingerprint=SHARDS_FINGERPRINT, config={}, files=files, facts=facts).write(folder)
     return folder

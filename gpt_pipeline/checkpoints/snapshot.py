@@ -55,7 +55,7 @@ class Progress:
     """Step of `val_loss`; -1: none yet."""
 
     best_val_loss: float | None = None
-    """Lowest estimate so far of the loss that decides: `val_loss`; `document_loss` with `data.packing: documents`."""
+    """Lowest estimate so far of the loss that decides: `TrainingJob.deciding_loss`."""
 
     best_step: int = -1
     """Its step; -1: none yet."""

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from math import isqrt
 from typing import Any
 
-from gpt_pipeline.data.config import FORMAT_COLUMNS, DataConfig, DocumentsConfig, PartConfig
+from gpt_pipeline.data.config import DOCUMENTS, FORMAT_COLUMNS, DataConfig, DocumentsConfig, PartConfig
+from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.errors import ConfigError, require
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.start_from import StartFromConfig
@@ -118,6 +119,7 @@ def contradictions(config: ExperimentConfig) -> Iterator[ConfigError]:
     yield from _batch(config)
     yield from _warmup(config)
     yield from _decay_share(config)
+    yield from _objective(config)
     yield from _idle(config)
 
 
@@ -171,6 +173,20 @@ def _decay_share(config: ExperimentConfig) -> Iterator[ConfigError]:
     if schedule != "wsd" and share != neutral_values(type(config.training))["decay_share"]:
         need = f"no such key with training.lr_schedule={schedule}"
         yield ConfigError("training.decay_share", found=share, need=need, remedy="remove it, or set lr_schedule: wsd")
+
+
+def _objective(config: ExperimentConfig) -> Iterator[ConfigError]:
+    if config.training.objective != "sft":
+        return
+    if config.data.packing != DOCUMENTS:
+        need = f"{DOCUMENTS} with training.objective=sft: an answer is learnt behind its own question"
+        remedy = f"set data.packing: {DOCUMENTS}"
+        yield ConfigError("data.packing", found=config.data.packing, need=need, remedy=remedy)
+    for name, part in config.data.parts.items():
+        if not has_questions(part):
+            key = f"data.mix.{name}.format" if name else "data.format"
+            need = "synth, question_answer or chat with training.objective=sft, which trains on answers"
+            yield ConfigError(key, found=part.format, need=need, remedy="or set training.objective: pretrain")
 
 
 def _idle(config: ExperimentConfig) -> Iterator[ConfigError]:

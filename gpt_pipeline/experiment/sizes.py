@@ -40,17 +40,18 @@ def size_on(folder: Path, manifest: Manifest, config: ExperimentConfig) -> Train
     tokens = int(manifest.facts["train_tokens"])
     if config.data.packing == STREAM:
         return training_size(config, train_tokens=tokens)
-    rows = _rows_on(folder, manifest.fingerprint, config.data.max_length)
+    rows, filled = _packed_on(folder, manifest.fingerprint, config.data.max_length, config.training.objective == "sft")
     size = training_size(config, train_tokens=tokens, rows=rows)
-    return replace(size, padding=1 - tokens / (rows * config.data.max_length))
+    return replace(size, padding=1 - filled / (rows * config.data.max_length))
 
 
 @lru_cache(maxsize=64)
-def _rows_on(folder: Path, _fingerprint: str, row_length: int) -> int:
-    from gpt_pipeline.data.tokens.packing import count_rows  # numpy
+def _packed_on(folder: Path, _fingerprint: str, row_length: int, answers_only: bool) -> tuple[int, int]:
+    """Return how many rows documents make, and the positions that they fill."""
+    from gpt_pipeline.data.tokens.packing import begin, count, cut  # numpy
     from gpt_pipeline.data.tokens.stream import open_shards
 
-    return count_rows(open_shards(folder).train.documents_by_shard(), row_length)
+    return count(open_shards(folder).train.documents_by_shard(), row_length, begin if answers_only else cut)
 
 
 def training_size(config: ExperimentConfig, *, train_tokens: int, rows: int | None = None) -> TrainingSize:

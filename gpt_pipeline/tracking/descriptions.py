@@ -17,9 +17,10 @@ _METRICS = (
     ("tokens_per_second", "tokens/s", "training tokens, all devices together"),
     ("mfu", "share, 0 to 1", "of the devices' peak FLOP/s"),
     ("memory_gb", "GB", "peak of the first process"),
-    ("best_val_loss, best_step", "nats per token, step", "lowest estimate of the trainer: best_model.pt"),
+    ("best_val_loss, best_step", "nats per token, step", "lowest estimate of what it trains on: best_model.pt"),
 )
 _OF_ANSWERS = (
+    ("completion_loss", "nats per token", "in fine-tuning: as document_loss, of answers with their reasoning alone"),
     ("eval/answer_loss", "nats per token", "of the reference answers, given question and reference reasoning"),
     ("eval/correct", "share, 0 to 1", "right answers; eval/correct_low and eval/correct_high bound its 95 % interval"),
     ("eval/well_formed", "share, 0 to 1", "answers that have all their parts and end by themselves"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from gpt_pipeline.data.config import STREAM
 from gpt_pipeline.errors import require
 from gpt_pipeline.storage.fingerprint import added_later, neutral_values
 
@@ -12,7 +13,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["cosine", "wsd", "constant"]
 OptimizerName = Literal["adamw", "muon"]
 NewtonSchulz = Literal["jordan", "polar_express"]
-Objective = Literal["pretrain"]
+Objective = Literal["pretrain", "sft"]
 Device = Literal["auto", "cuda", "cpu"]
 
 
@@ -150,7 +151,8 @@ class TrainingConfig:
     """Chooses the initial weights, the order of the data and the dropout masks."""
 
     objective: Objective = added_later("pretrain")
-    """What the targets are: `pretrain`, every next token of every document. More objectives follow."""
+    """What the targets are: `pretrain`, every next token of every document; `sft` (supervised fine-tuning), those of
+    reasoning and answer alone, which needs `data.packing: documents`."""
 
     decay_share: float = added_later(0.2)
     """Share of the updates over which `lr_schedule: wsd` decays, at the end (Hägele et al. 2024, "Scaling laws and
@@ -231,6 +233,13 @@ class CadenceConfig:
 
     keep_last: int
     """Number of newest checkpoints to keep; the best one and those being evaluated are kept as well."""
+
+
+def deciding_loss(objective: Objective, packing: str) -> str:
+    """Return by which estimate, lower being better, the checkpoints of a training are ranked: what it trains on."""
+    if objective == "sft":
+        return "completion_loss"
+    return "val_loss" if packing == STREAM else "document_loss"
 
 
 def sequences_per_step(config: TrainingConfig, *, max_length: int) -> int:

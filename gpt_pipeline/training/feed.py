@@ -61,7 +61,12 @@ class BatchFeed:
         """Return what is to be said of the sequences behind their number; nothing of windows of the stream."""
         if not isinstance(self._sampler, DocumentSampler):
             return ""
-        return f" of whole documents ({self._sampler.packing.padding:.1%} padding)"
+        told = f" of whole documents ({self._sampler.packing.padding:.1%} padding)"
+        if not self._sampler.answers_only:
+            return told
+        left_out, of = self._sampler.left_out, self._sampler.stream.n_tokens
+        beyond = f"; {left_out:,} of {of:,} tokens are beyond a sequence and left out" if left_out else ""
+        return f"{told}, where answers alone count{beyond}"
 
     def close(self) -> None:
         """End the thread."""

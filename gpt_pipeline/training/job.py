@@ -13,7 +13,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.atomic import only_known_fields, read_state, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
-from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig
+from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig, deciding_loss
 
 SCRATCH = "scratch"
 
@@ -75,6 +75,11 @@ class TrainingJob:
         """Whether this goes on from a model that continues text to one that answers."""
         return self.training.objective != "pretrain"
 
+    @property
+    def deciding_loss(self) -> str:
+        """Name of the estimate by which the best checkpoint is chosen."""
+        return deciding_loss(self.training.objective, self.packing)
+
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON values."""
         value = dataclasses.asdict(self)
@@ -135,6 +140,7 @@ SHARDS = "token shards"
 START_FROM = "start_from"
 """Stands for the weights that the training began with: their sha256; null: random ones."""
 
+OBJECTIVE = "training.objective"
 PACKING = "data.packing"
 
 TOKENIZER = "data.tokenizer"

@@ -25,7 +25,6 @@ from gpt_pipeline.training.observer import Observer
 if TYPE_CHECKING:
     from gpt_pipeline.checkpoints.snapshot import Progress
     from gpt_pipeline.training.update import UpdateResult
-    from gpt_pipeline.training.validate import Estimate
 
 SENT_NAME = "metrics.sent.json"
 """Beside `metrics.jsonl`: what a tracker noted of how much of it was sent. It moves with its training."""
@@ -39,6 +38,7 @@ _NUMBERS: tuple[str, ...] = (
     "train_loss",
     "val_loss",
     "document_loss",
+    "completion_loss",
     "updates",
     "learning_rate",
     "gradient_norm",
@@ -211,10 +211,10 @@ class Recorder:
         """Tell the user how far an estimate of the validation loss is, in batches."""
         self._observer.validating(done, total)
 
-    def validation(self, estimate: Estimate, *, is_best: bool) -> None:
-        """Write an estimate of the loss on held-out documents."""
+    def validation(self, losses: Mapping[str, float], *, is_best: bool) -> None:
+        """Write estimates of the losses on held-out documents, by name."""
         self.tick()
-        self._write("validation", **estimate._asdict(), is_best=is_best)
+        self._write("validation", **losses, is_best=is_best)
 
     def checkpoint(self, info: CheckpointInfo, *, stall_seconds: float) -> None:
         """Write that a checkpoint has become durable, maybe some steps after its own."""

@@ -155,7 +155,7 @@ def training_row(record: Mapping[str, Any], *, before: Row, val: tuple[str, ...]
 def describe(record: Mapping[str, Any]) -> str:
     """Return a line of metrics in words."""
     if record["kind"] == "validation":
-        names = ("val_loss", "document_loss")
+        names = ("val_loss", "document_loss", "completion_loss")
         return "  ".join(f"{name} {record[name]:.4f}" for name in names if record.get(name) is not None)
     words = [f"train_loss {record['train_loss']:.4f}", *_speed(record)]
     return "  ".join([*words, f"{duration(record['eta_seconds'])} left"])

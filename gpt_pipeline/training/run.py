@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.costs import flops_per_token, optimizer_bytes, weight_bytes
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.manifest import utc_now
-from gpt_pipeline.training.config import StepLayout, sequences_per_step, step_layout
+from gpt_pipeline.training.config import StepLayout, deciding_loss, sequences_per_step, step_layout
 from gpt_pipeline.training.device import (
     Compute,
     choose_compute,
@@ -34,7 +35,7 @@ from gpt_pipeline.training.device import (
 from gpt_pipeline.training.feed import BatchFeed
 from gpt_pipeline.training.finished import FinishedTraining
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat
-from gpt_pipeline.training.job import PACKING, TrainingJob
+from gpt_pipeline.training.job import OBJECTIVE, PACKING, Settings, TrainingJob
 from gpt_pipeline.training.launch import ignored_launch
 from gpt_pipeline.training.metrics import MetricsLog, Recorder
 from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver
@@ -188,7 +189,8 @@ def _open_shards(job: TrainingJob) -> TokenShards:
 
 
 def _sampler(job: TrainingJob, shards: TokenShards) -> Sampler:
-    kind = DocumentSampler if job.packing == DOCUMENTS else BatchSampler
+    answers_only = job.training.objective == "sft"
+    kind = partial(DocumentSampler, answers_only=answers_only) if job.packing == DOCUMENTS else BatchSampler
     return kind(
         stream=shards.train,
         sequence_length=job.max_length,
@@ -232,7 +234,7 @@ def _trainer(
     model = model.to(compute.device)
     updater = Updater(model, job.training, layout=layout, compute=compute, ranks=ranks, say=observer.message)
     progress = restore(start.snapshot, updater) if start.snapshot else Progress()
-    if start.snapshot and start.snapshot.settings.get(PACKING, STREAM) != job.packing:
+    if start.snapshot and _deciding_before(start.snapshot.settings) != job.deciding_loss:
         progress.forget_best()  # by a loss that does not compare
     saver = Saver(job, observer)
     if ranks.is_first:
@@ -276,6 +278,11 @@ def _trainer(
         saver.close()
         feed.close()
         recorder.close()
+
+
+def _deciding_before(settings: Settings) -> str:
+    """Return the loss by which the best was chosen in a training with these settings."""
+    return deciding_loss(settings.get(OBJECTIVE, "pretrain"), settings.get(PACKING, STREAM))
 
 
 def _finished_training(trainer: Trainer) -> FinishedTraining:

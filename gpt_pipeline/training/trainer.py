@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
-from gpt_pipeline.data.config import DOCUMENTS
 from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.training.config import StepLayout
@@ -25,7 +24,7 @@ from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.state import take_snapshot
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline.training.update import NotFiniteError, PendingUpdate, Updater
-from gpt_pipeline.training.validate import Estimate, estimate_losses
+from gpt_pipeline.training.validate import estimate_losses
 
 _COLLECT_EVERY = 1000  # updates between two collections of garbage, at the most
 
@@ -146,8 +145,8 @@ class Trainer:
             estimate = self._estimate()
             if estimate is None:
                 return False
-            deciding = estimate.document_loss if self.job.packing == DOCUMENTS else estimate.val_loss
-            is_best = self.progress.note_validation(estimate.val_loss, deciding=deciding)
+            deciding = estimate[self.job.deciding_loss]
+            is_best = self.progress.note_validation(estimate["val_loss"], deciding=deciding)
             self.recorder.validation(estimate, is_best=is_best)
         self._save(checkpoint=self._is_due(cadence.save_every_n_iterations), best=is_best)
         return True
@@ -155,23 +154,25 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.layout.max_steps
 
-    def _estimate(self) -> Estimate | None:
+    def _estimate(self) -> dict[str, float] | None:
         config = self.job.training
-        found: Estimate | None = estimate_losses(
+        found: dict[str, float] | None = estimate_losses(
             self.updater.evaluator,
             self.validation,
             n_windows=self.job.cadence.eval_iters * config.batch_size,
+            answers_too=config.objective == "sft",
             layout=self.layout,
             compute=self.compute,
             ranks=self.ranks,
             should_stop=self._is_stopping,
             watch=self.recorder.validating,
         )
-        if found is not None and not all(map(math.isfinite, found)):
+        if found is not None and not all(map(math.isfinite, found.values())):
+            losses = " and ".join(f"{name} {loss}" for name, loss in found.items())
             raise self._noted(
                 NotFiniteError(
-                    f"training stopped: found val_loss {found.val_loss} and document_loss {found.document_loss} after "
-                    f"step {self.progress.step}, need finite numbers; the last checkpoint stands"
+                    f"training stopped: found {losses} after step {self.progress.step}, need finite numbers; the last "
+                    "checkpoint stands"
                 )
             )
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import batch_of
 from gpt_pipeline.training.ranks import Ranks
 
-_Counted = tuple[int, Iterable[NDArray[Any] | None], int]
+_Counted = tuple[str, Iterable[NDArray[Any] | None], int]
 """Which loss a batch is for, the batch, and how many of its targets count."""
 
 
@@ -34,30 +34,24 @@ def require_validation_tokens(stream: TokenStream) -> None:
         )
 
 
-class Estimate(NamedTuple):
-    """Mean losses on held-out documents, nats per token."""
-
-    val_loss: float
-    """Of windows of the stream of documents, which begin anywhere."""
-
-    document_loss: float
-    """Of documents by themselves, each from its beginning up to the length of a sequence."""
-
-
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def estimate_losses(
     model: nn.Module,
     stream: TokenStream,
     *,
     n_windows: int,
+    answers_too: bool = False,
     layout: StepLayout,
     compute: Compute,
     ranks: Ranks,
     should_stop: Callable[[], bool],
     watch: Watch,
-) -> Estimate | None:
-    """Return the losses on the first `n_windows` windows of `stream`, and on as many of its first documents as are half
-    of that; None if told to stop.
+) -> dict[str, float] | None:
+    """Return mean losses on held-out documents, nats per token, by name; None if told to stop.
+
+    `val_loss`: on the first `n_windows` windows of the stream of documents, which begin anywhere. `document_loss`: on
+    the first documents, half as many tokens, by themselves, each from its beginning up to the length of a sequence.
+    `completion_loss`, with `answers_too`: on the answers and their reasoning in these alone.
 
     The same ones each time and on any number of processes, so that estimates can be compared. `watch` is told how many
     of how many batches are done, by all processes together.
@@ -66,20 +60,37 @@ def estimate_losses(
     whole, rest = divmod(min(n_windows * T, stream.n_tokens - 1), T)
     size = layout.micro_batch_size
     windows = sequential_windows(stream, sequence_length=T, max_tokens=n_windows * T, batch_size=size)
-    documents = [*packed_in_order(stream, row_length=T, max_positions=(whole * T + rest) // 2, batch_size=size)]
-    batches = -(-whole // size) + (rest > 0) + len(documents)
-    nats = torch.zeros(len(Estimate._fields), dtype=torch.float64, device=compute.device)
-    counted = [0, 0]
+    documents = {
+        name: [
+            *packed_in_order(
+                stream,
+                row_length=T,
+                max_positions=(whole * T + rest) // 2,
+                batch_size=size,
+                answers_only=name == "completion_loss",
+            )
+        ]
+        for name in ("document_loss", *(["completion_loss"] if answers_too else []))
+    }
+    names = ["val_loss", *documents]
+    batches = -(-whole // size) + (rest > 0) + sum(map(len, documents.values()))
+    nats = torch.zeros(len(names), dtype=torch.float64, device=compute.device)
+    counted = dict.fromkeys(names, 0)
     model.eval()
-    of_windows = ((0, parts, parts[1].size) for parts in windows)
-    of_documents = ((1, parts, int(np.count_nonzero(np.asarray(parts.weights)))) for parts in documents)
-    for number, (which, parts, n_targets) in enumerate(chain[_Counted](of_windows, of_documents)):
+    of_windows = (("val_loss", parts, parts[1].size) for parts in windows)
+    of_documents = (
+        (name, parts, int(np.count_nonzero(np.asarray(parts.weights))))
+        for name, some in documents.items()
+        for parts in some
+    )
+    for number, (name, parts, n_targets) in enumerate(chain[_Counted](of_windows, of_documents)):
         watch(number, batches)
         if should_stop():
             return None
         if number % ranks.world_size == ranks.rank:
             with compute.autocast():
                 loss = model(*batch_of(parts, compute.device))
-            nats[which] += loss.double()
-        counted[which] += n_targets
-    return Estimate(*(total / count for total, count in zip(ranks.sum(nats).tolist(), counted, strict=True)))
+            nats[names.index(name)] += loss.double()
+        counted[name] += n_targets
+    totals = dict(zip(names, ranks.sum(nats).tolist(), strict=True))
+    return {name: total / counted[name] for name, total in totals.items()}

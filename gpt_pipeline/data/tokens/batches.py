@@ -171,16 +171,6 @@ class BatchSampler(Sampler):
         windows = self.stream.gather(sequences * self.sequence_length, self.sequence_length + 1)
         return Rows(windows[:, :-1], windows[:, 1:])
 
-    def span_weights_at(self, step: int, *, rank: int = 0, world_size: int = 1) -> NDArray[np.float32]:
-        """Return how much each target of that batch counts in an answer-only loss: float32 [B / world_size, T].
-
-        1 on the tokens that `TokenStream.in_spans` finds, 0 on all others. A loss on every token, as in pretraining,
-        needs no weights.
-        """
-        firsts = self.sequences_at(step, rank=rank, world_size=world_size) * self.sequence_length
-        targets = firsts[:, None] + np.arange(1, self.sequence_length + 1)
-        return self.stream.in_spans(targets).astype(np.float32)
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Ahead:

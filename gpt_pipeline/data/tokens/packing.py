@@ -6,6 +6,7 @@ seconds. Which of the documents of a length goes where is another permutation in
 
 A document of n tokens takes n + 1 positions: the inputs are `<|endoftext|>` and its tokens, the targets its tokens and
 `<|endoftext|>`. One that is longer than a row becomes pieces of a whole row each, and the rest a piece of its own.
+Where only answers are trained on, what does not fit is left out: an answer without its question would teach nothing.
 
 Shapes: T positions in a row, D pieces of documents, R rows, P patterns, S places for pieces in all patterns together.
 """
@@ -13,7 +14,7 @@ Shapes: T positions in a row, D pieces of documents, R rows, P patterns, S place
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -40,6 +41,15 @@ def cut(bounds: Ints, row_length: int) -> tuple[Ints, Ints]:
     before = np.arange(total) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # of the same document
     offsets = before * row_length
     return np.repeat(bounds[:-1], pieces) + offsets, np.minimum(np.repeat(lengths, pieces) - offsets, row_length)
+
+
+def begin(bounds: Ints, row_length: int) -> tuple[Ints, Ints]:
+    """Return the same for documents of which only the beginning is taken, as much as fits a row: one piece each."""
+    return bounds[:-1], np.minimum(np.diff(bounds), row_length)
+
+
+Cut = Callable[[Ints, int], tuple[Ints, Ints]]
+"""`cut` or `begin`."""
 
 
 def best_fit(counts: Ints) -> list[tuple[Pattern, int]]:
@@ -115,10 +125,14 @@ class Packing:
         return int(self._patterns.rows[-1])
 
     @property
+    def positions(self) -> int:
+        """Those that documents fill."""
+        return int((self.counts * np.arange(self.row_length + 1)).sum())
+
+    @property
     def padding(self) -> float:
         """Share of the rows' positions that no document fills, in [0, 1)."""
-        filled = int((self.counts * np.arange(self.row_length + 1)).sum())
-        return 1 - filled / (self.n_rows * self.row_length) if self.n_rows else 0.0
+        return 1 - self.positions / (self.n_rows * self.row_length) if self.n_rows else 0.0
 
     @cached_property
     def _patterns(self) -> _Patterns:
@@ -184,24 +198,40 @@ class _Patterns:
         return cls(**dict(zip(("rows", "slots", "length", "first", "stride"), as_array, strict=True)))
 
 
-def count_rows(documents: Iterable[Ints], row_length: int) -> int:
-    """Return how many rows `pack` makes; quicker, since it does not ask which documents go where."""
+class Amount(NamedTuple):
+    """What `pack` makes of documents."""
+
+    rows: int
+    """R."""
+
+    positions: int
+    """Filled in them."""
+
+
+def count(documents: Iterable[Ints], row_length: int, how: Cut = cut) -> Amount:
+    """Return how much `pack` makes; quicker, since it does not ask which documents go where."""
     counts = np.zeros(row_length + 1, dtype=np.int64)
     for bounds in documents:
-        counts += np.bincount(cut(bounds, row_length)[1], minlength=row_length + 1)
-    return sum(rows for _, rows in best_fit(counts))
+        counts += np.bincount(how(bounds, row_length)[1], minlength=row_length + 1)
+    rows = sum(rows for _, rows in best_fit(counts))
+    return Amount(rows=rows, positions=int((counts * np.arange(row_length + 1)).sum()))
 
 
-def pack(documents: Iterable[Ints], row_length: int) -> Packing:
+def pack(documents: Iterable[Ints], row_length: int, how: Cut = cut) -> Packing:
     """Return the packing of documents, given by their bounds as `cut` takes them, some at a time."""
-    cuts = [cut(bounds, row_length) for bounds in documents]
+    cuts = [how(bounds, row_length) for bounds in documents]
     starts, lengths = (np.concatenate([np.empty(0, np.int64), *(each[part] for each in cuts)]) for part in (0, 1))
     order = np.argsort(lengths.astype(np.min_scalar_type(row_length)), kind="stable")
     return Packing(row_length=row_length, starts=starts[order], counts=np.bincount(lengths, minlength=row_length + 1))
 
 
-def read_placed(stream: TokenStream, placed: Placed, *, n_rows: int, row_length: int) -> Rows:
-    """Return the rows with `placed` pieces; their targets count 1, and padding behind the last piece 0."""
+def read_placed(
+    stream: TokenStream, placed: Placed, *, n_rows: int, row_length: int, answers_only: bool = False
+) -> Rows:
+    """Return the rows with `placed` pieces; padding behind the last piece counts 0.
+
+    Their targets count 1; with `answers_only`, those that `TokenStream.in_spans` finds alone.
+    """
     size = n_rows * row_length
     before = np.cumsum(placed.length) - placed.length
     inside = np.arange(int(placed.length.sum())) - np.repeat(before, placed.length)
@@ -213,7 +243,7 @@ def read_placed(stream: TokenStream, placed: Placed, *, n_rows: int, row_length:
     has_next = tokens + 1 < stream.n_tokens  # the stream's last document has no <|endoftext|> behind it
     targets[positions[has_next]] = stream.gather(tokens[has_next] + 1, 1)[:, 0]
     weights = np.zeros(size, dtype=np.float32)
-    weights[positions] = 1
+    weights[positions] = stream.in_spans(tokens + 1) if answers_only else 1
     filled = np.bincount(placed.row, placed.length, minlength=n_rows).astype(np.int32)
     starts = np.repeat(filled, row_length)  # padding is as a document of its own
     starts[positions] = np.repeat(placed.offset, placed.length)
@@ -225,9 +255,17 @@ def read_placed(stream: TokenStream, placed: Placed, *, n_rows: int, row_length:
 class DocumentSampler(Sampler):
     """Batches of rows of whole documents."""
 
+    answers_only: bool = False
+    """Whether only answers count, and of a document that is longer than a row its beginning alone is taken."""
+
     @cached_property
     def packing(self) -> Packing:
-        return pack(self.stream.documents_by_shard(), self.sequence_length)
+        return pack(self.stream.documents_by_shard(), self.sequence_length, begin if self.answers_only else cut)
+
+    @cached_property
+    def left_out(self) -> int:
+        """Training tokens that no row holds, since their documents are longer than one."""
+        return self.stream.n_tokens - self.packing.positions
 
     @property
     def sequences_per_epoch(self) -> int:
@@ -237,10 +275,18 @@ class DocumentSampler(Sampler):
     def read(self, sequences: Ints, *, epoch: int) -> Rows:
         """Return the rows with these numbers."""
         placed = self.packing.place(sequences, key=f"{self.seed}/{epoch}/documents")
-        return read_placed(self.stream, placed, n_rows=len(sequences), row_length=self.sequence_length)
+        return read_placed(
+            self.stream,
+            placed,
+            n_rows=len(sequences),
+            row_length=self.sequence_length,
+            answers_only=self.answers_only,
+        )
 
 
-def packed_in_order(stream: TokenStream, *, row_length: int, max_positions: int, batch_size: int) -> Iterator[Rows]:
+def packed_in_order(
+    stream: TokenStream, *, row_length: int, max_positions: int, batch_size: int, answers_only: bool = False
+) -> Iterator[Rows]:
     """Yield rows of the stream's first documents, which take at most `max_positions` and are at least one document.
 
     Of a document that is longer than a row, only its beginning. The last batch is filled up with rows of padding, so
@@ -248,12 +294,9 @@ def packed_in_order(stream: TokenStream, *, row_length: int, max_positions: int,
     """
     bounds = stream.document_bounds
     lengths = np.minimum(np.diff(bounds), row_length)
-    count = max(1, int(np.searchsorted(np.cumsum(lengths), max_positions, side="right")))
-    counts = np.bincount(lengths[:count], minlength=row_length + 1)
-    packing = Packing(
-        row_length=row_length, starts=bounds[:count][np.argsort(lengths[:count], kind="stable")], counts=counts
-    )
+    taken = max(1, int(np.searchsorted(np.cumsum(lengths), max_positions, side="right")))
+    packing = pack([bounds[: taken + 1]], row_length, begin)
     for first in range(0, packing.n_rows, batch_size):
         rows = np.arange(first, min(first + batch_size, packing.n_rows), dtype=np.int64)
         placed = packing.place(rows, key="validation")
-        yield read_placed(stream, placed, n_rows=batch_size, row_length=row_length)
+        yield read_placed(stream, placed, n_rows=batch_size, row_length=row_length, answers_only=answers_only)

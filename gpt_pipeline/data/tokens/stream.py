@@ -203,7 +203,7 @@ class TokenStream:
         """Return which of the tokens at `positions`, of any shape, an answer-only loss trains on.
 
         They are those in a document's spans, and the `<|endoftext|>` that follows a span which reaches the document's
-        end: a model has to learn where an answer ends.
+        end: a model has to learn where an answer ends. Behind the last token, at position `n_tokens`, one is imagined.
 
         Raises:
             UserError: the shards were made by a version that wrote no spans.
@@ -213,6 +213,9 @@ class TokenStream:
         found = np.zeros(len(flat), dtype=np.bool_)
         shards = np.searchsorted(self._bounds, flat, side="right") - 1
         for shard in np.unique(shards).tolist():
+            if shard == len(self._shards):
+                found[shards == shard] = self._ends_in_span(shard - 1)
+                continue
             chosen = np.flatnonzero(shards == shard)
             found[chosen] = self._in_spans_of(shard, flat[chosen] - self._bounds[shard])
         return found.reshape(positions.shape)
@@ -226,9 +229,13 @@ class TokenStream:
         closes = (inside == ends[before]) & (self._shards[shard][inside] == self.eot_token)
         found: NDArray[np.bool_] = (before >= 0) & ((inside < ends[before]) | closes)
         if shard > 0 and (inside == 0).any():  # the first <|endoftext|> ends what the shard before it holds last
-            last = self._spans_of(shard - 1)
-            found[inside == 0] = len(last) > 0 and last[-1, 1] == len(self._shards[shard - 1])
+            found[inside == 0] = self._ends_in_span(shard - 1)
         return found
+
+    def _ends_in_span(self, shard: int) -> bool:
+        """Whether the last span of a shard reaches its end."""
+        spans = self._spans_of(shard)
+        return len(spans) > 0 and bool(spans[-1, 1] == len(self._shards[shard]))
 
     def spans_between(self, begin: int, end: int) -> Positions:
         """Return the spans that begin in tokens `begin` to `end` of the stream: int64 [spans, 2], ascending.
