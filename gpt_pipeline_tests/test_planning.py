@@ -19,6 +19,7 @@ from gpt_pipeline.checkpoints.save import DiskFullError
 from gpt_pipeline.cli import main
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import DocumentsStage
+from gpt_pipeline.data.tokens.packing import Answers
 from gpt_pipeline.data.tokens.shards import ShardsStage, find_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
@@ -380,6 +381,7 @@ def test_duration_of_a_known_speed_is_arithmetic() -> None:
         tokens_per_step=4096,
         max_length=512,
         batch_size=8,
+        losses_of_documents=1,
         validation_tokens=10**6,
         tokens_per_document=800,
         evaluations=4,
@@ -585,6 +587,32 @@ def test_plan_of_too_large_a_micro_batch_names_one_that_fits(project: TinyProjec
     assert found.severity == ("warning" if cuda else "problem")
     assert not any(finding.key == "memory" for finding in findings(dataclasses.replace(known, need=need(32))))
     assert not any(finding.key == "memory" for finding in findings(dataclasses.replace(known, is_measured=True)))
+
+
+def test_plan_of_a_fine_tuning_warns_of_random_weights_and_of_answers_beyond_their_sequence(
+    project: TinyProject,
+) -> None:
+    path = project.write_experiment("sft")
+    path.write_text(path.read_text().replace("training: {", "training: {objective: sft, "))
+    experiment = load_experiment(path)
+    size = training_size(experiment.config, train_tokens=100_000)
+    known = Known(
+        experiment=experiment,
+        tokens=count_tokens(experiment),
+        stages=data_progress(experiment),
+        size=dataclasses.replace(size, answers=Answers(documents=20, cut=5, tokens=90, left_out=10)),
+        disks=(),
+        need=None,
+        device=None,
+        is_measured=False,
+        duration=None,
+    )
+    by_key = {finding.key: finding for finding in findings(known)}
+    assert "random weights" in by_key["start_from"].text
+    assert "5 of 20 documents are cut" in by_key["data.max_length"].text
+    assert "leaves out 10.0% of such tokens" in by_key["data.max_length"].text
+    fits = dataclasses.replace(size, answers=Answers(documents=20, cut=1, tokens=999, left_out=1))
+    assert not any(finding.key == "data.max_length" for finding in findings(dataclasses.replace(known, size=fits)))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

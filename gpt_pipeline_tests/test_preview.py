@@ -91,3 +91,19 @@ def test_previews_are_told_with_marks_between_tokens_and_nothing_that_a_terminal
     assert "| Three| ☃]]" in told
     assert "\x1b" not in told
     assert "dropped" in told
+
+
+@pytest.mark.parametrize("within", [8, 200])
+def test_previews_where_answers_alone_are_trained_on_tell_how_many_tokens_of_them_count(
+    config: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], within: int
+) -> None:
+    [first] = shown(config, tmp_path / "data", count=1)
+    [(begin, end)] = first.spans
+    assert first.tokens is not None
+    assert end == len(first.tokens) > 8
+    tell_previews([first], gpt2(), answers_within=within)
+    wanted = {
+        8: f"the {max(0, 8 - begin)} count that are in [[ ]] and among the first 8 (data.max_length)",
+        200: f"the {end - begin} in [[ ]] and the end count",
+    }
+    assert wanted[within] in capsys.readouterr().out

@@ -46,6 +46,16 @@ def listener() -> Listener:
     return Listener()
 
 
+_OBJECTIVES = pytest.mark.parametrize("objective", ["pretrain", pytest.param("sft", marks=pytest.mark.slow)])
+
+
+def _make_job(folder: Path, *, objective: str, training: dict | None = None) -> TrainingJob:
+    if objective == "pretrain":
+        return make_job(folder, training=training)
+    write_shards(folder / "shards", document_length=7, question_length=3)
+    return make_job(folder, training={**(training or {}), "objective": objective}, packing="documents")
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, listener) -> TrainingJob:
     """A job of 12 updates, over two epochs of 5 and into a third, that ran to its end."""
@@ -210,8 +220,12 @@ def test_trainer_process_told_to_stop_saves_and_says_so(tmp_path, name):
 
 
 @posix_only
-def test_trainer_process_killed_and_started_again_equals_the_uninterrupted(tmp_path, uninterrupted):
-    job = make_job(tmp_path)
+@_OBJECTIVES
+def test_trainer_process_killed_and_started_again_equals_the_uninterrupted(tmp_path, uninterrupted, objective):
+    job = _make_job(tmp_path, objective=objective)
+    if objective != "pretrain":
+        uninterrupted = dataclasses.replace(job, experiment_folder=str(tmp_path / "uninterrupted"))
+        run_job(uninterrupted, Listener())
     slow = """
         import sys, time
         from gpt_pipeline.training.job import TrainingJob
@@ -310,9 +324,9 @@ def test_second_trainer_on_a_folder_is_refused_and_told_who_holds_it(tmp_path):
     assert "training test" in result.stderr
 
 
-def _one_and_two(tmp_path: Path) -> tuple[TrainingJob, TrainingJob]:
+def _one_and_two(tmp_path: Path, *, objective: str = "pretrain") -> tuple[TrainingJob, TrainingJob]:
     """Return the same job twice, in two folders; the first ran to its end in one process."""
-    one = make_job(tmp_path, training={"micro_batch_size": 1})
+    one = _make_job(tmp_path, objective=objective, training={"micro_batch_size": 1})
     one = dataclasses.replace(one, model=dataclasses.replace(one.model, dropout=0.0))
     run_job(one, Listener())
     return one, dataclasses.replace(one, experiment_folder=str(tmp_path / "two"))
@@ -333,8 +347,9 @@ def _assert_same_but_for_rounding(two: TrainingJob, one: TrainingJob) -> None:
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_two_processes_that_accumulate_gradients_train_as_one(tmp_path):
-    one, two = _one_and_two(tmp_path)
+@_OBJECTIVES
+def test_two_processes_that_accumulate_gradients_train_as_one(tmp_path, objective):
+    one, two = _one_and_two(tmp_path, objective=objective)
     trainer = _torchrun(two, "--standalone", "--nproc-per-node=2")
     _, errors = trainer.communicate()
     assert trainer.returncode == 0, errors

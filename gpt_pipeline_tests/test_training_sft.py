@@ -17,17 +17,19 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, find_checkpoint, list_checkpoints
 from gpt_pipeline.data.config import ColumnsConfig, DataConfig
-from gpt_pipeline.data.tokens.packing import DocumentSampler, begin, pack
+from gpt_pipeline.data.tokens.packing import Answers, DocumentSampler, begin, count_answers, pack
 from gpt_pipeline.data.tokens.stream import EOT_TOKEN, TokenStream, new_shard, open_shards, spans_name, starts_name
-from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.exchange.hugging_face import hugging_face_weights
 from gpt_pipeline.experiment.config import ExperimentConfig, StorageConfig, contradictions
+from gpt_pipeline.experiment.load import load_experiment
+from gpt_pipeline.experiment.problems import ExperimentFileError
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.training.config import TrainingConfig, step_layout
 from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import batch_of
-from gpt_pipeline.training.job import StartWeights, TrainingJob
+from gpt_pipeline.training.job import StartWeights, TrainingJob, find_changes, settings_of
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.run import run_job
@@ -91,7 +93,10 @@ def test_answers_that_fit_count_once_and_whole_each_behind_its_question(
     assert (rows.inputs == EOT_TOKEN).sum() >= len(sizes)
     for row, place in zip(*np.nonzero(rows.weights), strict=True):
         assert rows.inputs[row, rows.starts[row, place]] == EOT_TOKEN  # its document begins in the same row
-    assert sampler.left_out == sum(max(0, 1 + question + answer - 24) for question, answer in sizes)
+    is_cut = [1 + question + answer > 24 for question, answer in sizes]
+    left_out = sum(answer + 1 for _, answer in sizes) - sum(wanted)
+    held = Answers(documents=len(sizes), cut=sum(is_cut), tokens=sum(wanted), left_out=left_out)
+    assert count_answers(stream, 24) == held
 
 
 def test_pack_of_beginnings_has_a_piece_of_each_document() -> None:
@@ -155,7 +160,38 @@ def test_fine_tuning_ranks_its_checkpoints_by_the_loss_on_answers_and_tells_all_
     best = best_checkpoint(job.folder.checkpoints)
     assert best is not None
     assert best.step == min(losses[1:], key=lambda each: each["completion_loss"])["step"]
-    assert any("where answers alone count" in message for message in listener.messages)
+    counted = "where answers alone count (183 tokens of answers count)"  # 45 documents with 3 and the end, one with 2
+    assert any(counted in message for message in listener.messages)
+
+
+def test_fine_tuning_tells_which_share_of_the_answers_its_sequences_leave_out(job: TrainingJob) -> None:
+    messages = " ".join(run(dataclasses.replace(job, max_length=5)).messages)
+    assert "92 tokens of answers count; 46 of 46 documents are cut at data.max_length=5" in messages
+    assert "leaves out 49.7% of such tokens" in messages
+
+
+def test_estimate_without_an_answer_within_a_sequence_is_refused(job: TrainingJob) -> None:
+    with pytest.raises(UserError, match=r"no answer lies within the first 2 tokens .* raise data\.max_length"):
+        run(dataclasses.replace(job, max_length=2))
+
+
+def test_fine_tuning_on_shards_that_do_not_say_where_answers_are_is_refused(job: TrainingJob) -> None:
+    for path in (job.folder.root.parent / "shards").glob("*.spans.npy"):
+        path.unlink()
+    with pytest.raises(UserError, match="materializing token_shards with `force`"):
+        run(job)
+
+
+def test_change_of_the_objective_is_told_and_the_best_is_counted_anew(job: TrainingJob) -> None:
+    training = dataclasses.replace(job.training, objective="pretrain")
+    before = dataclasses.replace(job, training=training, fingerprint="e" * 64)
+    run(before, stop_at=8)
+    after = dataclasses.replace(job, resume=list_checkpoints(job.folder.checkpoints)[-1].path.name)
+    assert [str(each) for each in find_changes(settings_of(before), after)] == ["training.objective: pretrain -> sft"]
+    assert any("training.objective: pretrain -> sft" in message for message in run(after).messages)
+    best = best_checkpoint(job.folder.checkpoints)
+    assert best is not None
+    assert best.fingerprint == job.fingerprint
 
 
 def test_completion_loss_is_the_mean_over_the_targets_that_count(job: TrainingJob) -> None:
@@ -236,3 +272,14 @@ def test_fine_tuning_on_what_has_no_answers_behind_questions_is_refused(
     [problem] = [each for each in contradictions(config) if isinstance(each, ConfigError)]
     assert key in str(problem)
     assert need in str(problem)
+
+
+def test_experiment_file_that_trains_on_answers_and_names_no_packing_has_rows_of_documents(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    text = "experiment_name: a\ndata: {num_samples: 10%s}\ntraining: {objective: %s}\nstorage: {base_folder: x}\n"
+    for packing, objective, wanted in (("", "sft", "documents"), ("", "pretrain", "stream")):
+        path.write_text(text % (packing, objective))
+        assert load_experiment(path).config.data.packing == wanted
+    path.write_text(text % (", packing: stream", "sft"))
+    with pytest.raises(ExperimentFileError, match=r"a\.yaml:2: data\.packing: found 'stream', need documents"):
+        load_experiment(path)

@@ -176,7 +176,8 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
     for name, own in found.items():
         if name:
             tell(f"{name}: {loaded.data.shares[name]:.1%} of the training tokens\n")
-        tell_previews(own, tokenizer)
+        is_sft = loaded.config.training.objective == "sft"
+        tell_previews(own, tokenizer, answers_within=loaded.data.max_length if is_sft else None)
 
 
 @click.command()

@@ -15,11 +15,12 @@ _INDENT = " " * 4
 _UNKNOWN = "not known yet: a run makes or fetches the tokenizer; the text:"
 
 
-def tell_previews(found: Sequence[Preview], tokenizer: Tokenizer | None) -> None:
+def tell_previews(found: Sequence[Preview], tokenizer: Tokenizer | None, *, answers_within: int | None = None) -> None:
     """Print rows with what becomes of each.
 
     Between two tokens of a document stands `|`; in `[[` and `]]` stand those that an answer-only loss trains on.
-    Without a tokenizer, which is made or fetched by a run, the text stands alone.
+    Without a tokenizer, which is made or fetched by a run, the text stands alone. `answers_within`: only answers are
+    trained on, in so many targets from a document's beginning on; None: everything is.
     """
     for preview in found:
         width = max(len(name) for name in (*preview.values, "document")) + 2
@@ -32,7 +33,7 @@ def tell_previews(found: Sequence[Preview], tokenizer: Tokenizer | None) -> None
             tokens = "" if preview.tokens is None else f", {len(preview.tokens):,} tokens"
             size = f"{len(preview.text.encode()):,} bytes{tokens}"
             tell(f"  {'document':<{width}}for {'validation' if preview.held_out else 'training'}, {size}")
-            tell(f"  {'tokens':<{width}}{_UNKNOWN if preview.tokens is None else _counting(preview)}")
+            tell(f"  {'tokens':<{width}}{_UNKNOWN if preview.tokens is None else _counting(preview, answers_within)}")
             text = preview.text if tokenizer is None else _cut(preview, tokenizer)
             tell(textwrap.indent(on_terminal(text), _INDENT, lambda line: True))
         tell("")
@@ -45,7 +46,9 @@ def _short(value: str | None) -> str:
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]} ... ({len(value):,} characters)"
 
 
-def _counting(preview: Preview) -> str:
+def _counting(preview: Preview, answers_within: int | None) -> str:
+    if answers_within is not None:
+        return f"<|endoftext|>, then these; {_counting_answers(preview, answers_within)}"
     if not preview.spans:
         return "<|endoftext|>, then these; all count"
     count = sum(last - first for first, last in preview.spans)
@@ -53,6 +56,14 @@ def _counting(preview: Preview) -> str:
         f"<|endoftext|>, then these; all count in pre-training, "
         f"the {count:,} in [[ ]] and the end where answers alone are trained on"
     )
+
+
+def _counting_answers(preview: Preview, row_length: int) -> str:
+    counted = sum(max(0, min(last, row_length) - first) for first, last in preview.spans)
+    tokens = preview.tokens or ()
+    if len(tokens) < row_length:
+        return f"the {counted:,} in [[ ]] and the end count"
+    return f"the {counted:,} count that are in [[ ]] and among the first {row_length:,} (data.max_length)"
 
 
 def _cut(preview: Preview, tokenizer: Tokenizer) -> str:

@@ -289,7 +289,7 @@ class DataConfig(DocumentsConfig):
     packing: Literal["stream", "documents"] = added_later("stream")
     """What a training sequence is: `stream`, a window of all documents, one behind the other, that begins and ends
     anywhere; or `documents`, whole documents that see nothing of each other, with a little padding at its end, where
-    only a document above `max_length` is cut."""
+    only a document above `max_length` is cut. Left out, it is `documents` with `training.objective: sft`."""
 
     validation_fraction: float = 0.005
     """Share of documents held out of training, in (0, 0.5]; those of one group stay together (with SYNTH, of one

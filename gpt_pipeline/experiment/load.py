@@ -168,8 +168,8 @@ def load_experiment(path: Path, *, later: tuple[Path, ...] = ()) -> Experiment:
     values = reading.block(ExperimentConfig, read_document(path, read_text(path)), section="", line=None)
     if reading.problems:
         raise ExperimentFileError(path, reading.problems)
-    config = ExperimentConfig(**values)
     lines = {key: entry.line for key, entry in reading.entries.items()}
+    config = _with_the_packing_of_its_objective(ExperimentConfig(**values), lines)
     try:
         config, errors = _with_the_vocabulary(config, path.absolute(), lines)
     except UserError as error:  # a tokenizer's file that cannot be used, in words of its own
@@ -181,6 +181,13 @@ def load_experiment(path: Path, *, later: tuple[Path, ...] = ()) -> Experiment:
     if problems:
         raise ExperimentFileError(path, problems)
     return Experiment(file=path.absolute(), config=config, lines=lines)
+
+
+def _with_the_packing_of_its_objective(config: ExperimentConfig, lines: Mapping[str, int]) -> ExperimentConfig:
+    """Return the experiment with rows of whole documents where only answers count and the file names no packing."""
+    if config.training.objective != "sft" or "data.packing" in lines:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, packing="documents"))
 
 
 def _with_the_vocabulary(

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpt_pipeline.data.config import STREAM
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.config import ExperimentConfig
 from gpt_pipeline.storage.manifest import Manifest
 from gpt_pipeline.training.config import StepLayout
+
+if TYPE_CHECKING:
+    from gpt_pipeline.data.tokens.packing import Answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,9 @@ class TrainingSize:
     padding: float | None = 0.0
     """Share of the positions that no token fills, in [0, 1); None: whole documents are to be packed, and not known."""
 
+    answers: Answers | None = None
+    """What of the documents counts, where only answers do; None: everything, or not known."""
+
     @property
     def tokens_per_epoch(self) -> int:
         """Tokens trained on in one pass, padding included."""
@@ -35,23 +42,27 @@ def size_on(folder: Path, manifest: Manifest, config: ExperimentConfig) -> Train
 
     Raises:
         DataError: the tokens do not fill one update.
+        UserError: only answers count, and the shards were made by a version that did not say where they are.
         DamagedFileError: whole documents are to be packed, and what says where they begin cannot be read.
     """
     tokens = int(manifest.facts["train_tokens"])
     if config.data.packing == STREAM:
         return training_size(config, train_tokens=tokens)
-    rows, filled = _packed_on(folder, manifest.fingerprint, config.data.max_length, config.training.objective == "sft")
+    answers_only = config.training.objective == "sft"
+    rows, filled, answers = _packed_on(folder, manifest.fingerprint, config.data.max_length, answers_only)
     size = training_size(config, train_tokens=tokens, rows=rows)
-    return replace(size, padding=1 - filled / (rows * config.data.max_length))
+    return replace(size, padding=1 - filled / (rows * config.data.max_length), answers=answers)
 
 
 @lru_cache(maxsize=64)
-def _packed_on(folder: Path, _fingerprint: str, row_length: int, answers_only: bool) -> tuple[int, int]:
-    """Return how many rows documents make, and the positions that they fill."""
-    from gpt_pipeline.data.tokens.packing import begin, count, cut  # numpy
+def _packed_on(folder: Path, _fingerprint: str, row_length: int, answers_only: bool) -> tuple[int, int, Answers | None]:
+    """Return how many rows documents make, the positions that they fill, and which of them count, if not all do."""
+    from gpt_pipeline.data.tokens.packing import begin, count, count_answers, cut  # numpy
     from gpt_pipeline.data.tokens.stream import open_shards
 
-    return count(open_shards(folder).train.documents_by_shard(), row_length, begin if answers_only else cut)
+    stream = open_shards(folder).train
+    amount = count(stream.documents_by_shard(), row_length, begin if answers_only else cut)
+    return *amount, count_answers(stream, row_length) if answers_only else None
 
 
 def training_size(config: ExperimentConfig, *, train_tokens: int, rows: int | None = None) -> TrainingSize:

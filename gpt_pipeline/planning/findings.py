@@ -32,6 +32,7 @@ _EPOCHS = 4  # up to this many, repeated data is worth almost as much as new: Mu
 _LONG_INTERVAL = 3600.0  # seconds of work that a crash may cost
 _LONG_ON_CPU = 7 * 86_400.0  # seconds: beyond a week, a CPU is hardly what one meant to train on
 _LOOK = "look at the files, at data.columns and at data.filter"
+_CUT = 0.01  # of the tokens of answers: as many may be lost without a word
 _FULL = 0.95  # of a GPU's memory: the estimate is not exact to the last percent
 
 
@@ -63,6 +64,7 @@ def findings(known: Known) -> list[Finding]:
         *_memory(known),
         *_validation(known),
         *_schedule(known),
+        *_answers(known),
         *_regularisation(known),
         *_time(known),
     ]
@@ -233,6 +235,20 @@ def _schedule(known: Known) -> Iterator[Finding]:
     if epochs > _EPOCHS:
         text = f"{epochs:.1f} epochs: beyond {_EPOCHS}, repeated text helps less and less (Muennighoff et al. 2023)"
         yield warning("training.num_epochs", text, "raise data.num_samples instead")
+
+
+def _answers(known: Known) -> Iterator[Finding]:
+    """Find what a training on answers alone lacks: weights that know the language, or room for the answers."""
+    config = known.experiment.config
+    if config.training.objective != "sft":
+        return
+    if config.start_from is None:
+        text = "answers alone are trained on, beginning with random weights, which can neither read nor write"
+        yield warning("start_from", text, "name what to start from: an experiment, a file or a model of the hub")
+    answers = None if known.size is None else known.size.answers
+    if answers is not None and answers.left_out > _CUT * (answers.tokens + answers.left_out):
+        text = f"{answers.in_words(config.data.max_length)}, and how those end is not learnt"
+        yield warning("data.max_length", text, f"raise it (model.context_length={config.model.context_length})")
 
 
 def _regularisation(known: Known) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from gpt_pipeline.data.tokens.packing import Answers
 from gpt_pipeline.data.tokens.shards import known_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import read_evaluations
@@ -38,7 +39,7 @@ from gpt_pipeline.planning.tokens import TokenCount, count_tokens
 from gpt_pipeline.progress.evaluations import pending_evaluations
 from gpt_pipeline.progress.stages import StageProgress, data_progress
 from gpt_pipeline.progress.training import newest_records
-from gpt_pipeline.training.config import StepLayout
+from gpt_pipeline.training.config import Objective, StepLayout
 from gpt_pipeline.training.decision import StartDecision, decide_start, refuse_newer
 from gpt_pipeline.training.heartbeat import trainer_state
 
@@ -67,6 +68,9 @@ class Length:
 
     padding: float | None
     """Share of the positions that no token fills, in [0, 1); None: not counted, since the shards do not exist yet."""
+
+    answers: Answers | None
+    """What of the documents counts, where only answers do and the shards exist."""
 
     checkpoints: int
     """Still to be written, including those that are deleted again."""
@@ -98,6 +102,7 @@ class Plan:
     file: Path
     name: str
     folder: Path
+    objective: Objective
     parameters: int
     """All are trained."""
 
@@ -184,6 +189,7 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
         file=experiment.file,
         name=experiment.display_name,
         folder=experiment.folder.root,
+        objective=config.training.objective,
         parameters=parameter_count(config.model),
         tokens=tokens,
         length=length,
@@ -245,6 +251,7 @@ def _length(experiment: Experiment, size: TrainingSize, start: StartDecision) ->
         steps_left=left,
         steps_per_epoch=size.steps_per_epoch,
         padding=size.padding,
+        answers=size.answers,
         tokens_per_step=layout.tokens_per_step,
         sequences_per_step=layout.batch_size,
         micro_batch_size=layout.micro_batch_size,
@@ -265,6 +272,7 @@ def _duration(
         tokens_per_step=length.tokens_per_step,
         max_length=config.data.max_length,
         batch_size=config.training.batch_size,
+        losses_of_documents=2 if config.training.objective == "sft" else 1,
         validation_tokens=tokens.validation_tokens,
         tokens_per_document=tokens.tokens / tokens.documents,
         evaluations=length.checkpoints + pending,

@@ -90,6 +90,9 @@ def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     if length.padding != 0:
         share = "some" if length.padding is None else f"{length.padding:.1%}"
         yield "", f"whole documents in each sequence, {share} padding"
+    if plan.objective == "sft":
+        row_length = length.tokens_per_step // length.sequences_per_step
+        yield "loss", "only answers count" if length.answers is None else length.answers.in_words(row_length)
     about = "" if plan.tokens.exact else "about "
     yield "steps", f"{about}{length.steps:,}, {length.epochs:.2f} epochs"
     each = f"{plan.tokens_per_parameter or 0:.3g} per parameter (compute-optimal: about 20, Hoffmann et al. 2022)"

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 LIMIT_SECONDS = 120.0
 """Of a measurement, from the start of its process on."""
 
-_BOTH_LOSSES = 1.5  # what an estimate reads: windows, and half as many tokens in documents (training.validate)
 _PROBE = "gpt_pipeline.planning.probe"
 _FORWARD_SHARE = 1 / 3  # of the FLOPs of an update: forward 2, backward 4 for each weight (see `flops_per_token`)
 _LAST_LINES = 5  # of what a failed probe printed
@@ -244,6 +243,9 @@ class Work:
     batch_size: int
     """`training.batch_size`: an estimate of the validation loss reads `eval_iters` times as many sequences."""
 
+    losses_of_documents: int
+    """Losses on documents in an estimate, each of which reads half as many tokens as that on windows."""
+
     validation_tokens: int
     tokens_per_document: float
     evaluations: int
@@ -262,7 +264,7 @@ def duration(work: Work, config: EvaluationConfig, speed: Speed | None, done: Se
         )
     step = work.tokens_per_step / speed.tokens_per_second
     tokens = min(config.eval_iters * work.batch_size * work.max_length, work.validation_tokens)
-    each = _BOTH_LOSSES * tokens / _reading_speed(speed)
+    each = (1 + work.losses_of_documents / 2) * tokens / _reading_speed(speed)
     validation = each * -(-work.steps // config.eval_freq)
     return Duration(
         training_seconds=work.steps * step + validation,

@@ -152,7 +152,7 @@ class TrainingConfig:
 
     objective: Objective = added_later("pretrain")
     """What the targets are: `pretrain`, every next token of every document; `sft` (supervised fine-tuning), those of
-    reasoning and answer alone, which needs `data.packing: documents`."""
+    reasoning and answer alone, in rows of whole documents."""
 
     decay_share: float = added_later(0.2)
     """Share of the updates over which `lr_schedule: wsd` decays, at the end (Hägele et al. 2024, "Scaling laws and

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt_pipeline.data.tokens.batches import Sampler
-from gpt_pipeline.data.tokens.packing import DocumentSampler
+from gpt_pipeline.data.tokens.packing import DocumentSampler, count_answers
 from gpt_pipeline.training.ranks import Ranks
 
 
@@ -64,9 +64,8 @@ class BatchFeed:
         told = f" of whole documents ({self._sampler.packing.padding:.1%} padding)"
         if not self._sampler.answers_only:
             return told
-        left_out, of = self._sampler.left_out, self._sampler.stream.n_tokens
-        beyond = f"; {left_out:,} of {of:,} tokens are beyond a sequence and left out" if left_out else ""
-        return f"{told}, where answers alone count{beyond}"
+        length = self._sampler.sequence_length
+        return f"{told}, where answers alone count ({count_answers(self._sampler.stream, length).in_words(length)})"
 
     def close(self) -> None:
         """End the thread."""

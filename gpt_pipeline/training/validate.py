@@ -55,6 +55,9 @@ def estimate_losses(
 
     The same ones each time and on any number of processes, so that estimates can be compared. `watch` is told how many
     of how many batches are done, by all processes together.
+
+    Raises:
+        UserError: answers are asked for, and none of the documents has one within its sequence.
     """
     T = layout.max_length
     whole, rest = divmod(min(n_windows * T, stream.n_tokens - 1), T)
@@ -92,5 +95,10 @@ def estimate_losses(
                 loss = model(*batch_of(parts, compute.device))
             nats[names.index(name)] += loss.double()
         counted[name] += n_targets
+    if not all(counted.values()):
+        raise UserError(
+            f"no answer lies within the first {T} tokens of the held-out documents of an estimate; raise "
+            "data.max_length, evaluation.eval_iters or data.validation_fraction"
+        )
     totals = dict(zip(names, ranks.sum(nats).tolist(), strict=True))
     return {name: total / counted[name] for name, total in totals.items()}

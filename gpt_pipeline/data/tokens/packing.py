@@ -262,11 +262,6 @@ class DocumentSampler(Sampler):
     def packing(self) -> Packing:
         return pack(self.stream.documents_by_shard(), self.sequence_length, begin if self.answers_only else cut)
 
-    @cached_property
-    def left_out(self) -> int:
-        """Training tokens that no row holds, since their documents are longer than one."""
-        return self.stream.n_tokens - self.packing.positions
-
     @property
     def sequences_per_epoch(self) -> int:
         """W."""
@@ -282,6 +277,51 @@ class DocumentSampler(Sampler):
             row_length=self.sequence_length,
             answers_only=self.answers_only,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """How much of the documents' answers rows hold that take the beginning of each document."""
+
+    documents: int
+    cut: int
+    """Documents that are longer than a row."""
+
+    tokens: int
+    """Targets that count, those that end an answer included."""
+
+    left_out: int
+    """Those that would count and lie beyond their document's row."""
+
+    def in_words(self, row_length: int) -> str:
+        """Return what counts, and what is left out, as a phrase."""
+        counted = f"{self.tokens:,} tokens of answers count"
+        if not self.cut:
+            return counted
+        share = self.left_out / max(1, self.tokens + self.left_out)
+        return (
+            f"{counted}; {self.cut:,} of {self.documents:,} documents are cut at data.max_length={row_length}, which "
+            f"leaves out {share:.1%} of such tokens"
+        )
+
+
+def count_answers(stream: TokenStream, row_length: int) -> Answers:
+    """Return how much of the answers in `stream` the rows of documents' beginnings hold.
+
+    Raises:
+        UserError: the shards were made by a version that wrote no spans.
+    """
+    documents = cut = tokens = left_out = 0
+    for bounds in stream.documents_by_shard():
+        spans = stream.spans_between(int(bounds[0]), int(bounds[-1]))
+        document = np.searchsorted(bounds, spans[:, 0], side="right") - 1
+        ends = spans[:, 1] + (spans[:, 1] == bounds[document + 1])  # with the <|endoftext|> behind the document
+        held = np.clip(bounds[document] + row_length + 1, spans[:, 0], ends)
+        documents += len(bounds) - 1
+        cut += int((np.diff(bounds) > row_length).sum())
+        tokens += int((held - spans[:, 0]).sum())
+        left_out += int((ends - held).sum())
+    return Answers(documents=documents, cut=cut, tokens=tokens, left_out=left_out)
 
 
 def packed_in_order(
