@@ -113,6 +113,15 @@ def test_loss_curve_shows_the_uniform_guess_of_the_vocabulary_where_the_losses_a
     assert "uniform" not in loss_curve_svg(low, vocab_size=1024)
 
 
+def test_loss_chart_draws_each_estimate_that_the_training_recorded() -> None:
+    estimates = {"val_loss": 3.0, "document_loss": 2.5, "completion_loss": 2.0}
+    recorded = [{"kind": "validation", "step": step, **estimates} for step in (4, 8)]
+    drawn = {each.name: each for each in loss_chart(recorded, x_key="step", x_label="step", vocab_size=50257).series}
+    for name, loss in (("validation", 3.0), ("documents", 2.5), ("answers", 2.0)):
+        assert drawn[f"{name}, while training"].points == ((4.0, loss), (8.0, loss))
+    assert len({each.colour for each in drawn.values()}) == 3
+
+
 def test_draw_escapes_names() -> None:
     series = Series(name="<b>&", points=((0, 0), (1, 1)), colour=1)
     other = Series(name="b", points=((0, 1), (1, 0)), colour=2)

@@ -35,6 +35,14 @@ def test_losses_of_no_file_are_none_until_there_is_one(metrics: Path) -> None:
     assert (losses.train, losses.validation) == ({1: 5.0}, {1: 6.0})
 
 
+def test_losses_keep_each_estimate_apart(metrics: Path) -> None:
+    packed = json.dumps({"kind": "validation", "step": 2, "val_loss": 3.0, "document_loss": 2.5}) + "\n"
+    _append(metrics, _train(1), _validation(1, 4.0), _train(2), packed)
+    assert losses_of(metrics).estimates == {"val_loss": {1: 4.0, 2: 3.0}, "document_loss": {2: 2.5}}
+    _append(metrics, _train(1))  # back to the checkpoint of step 1
+    assert losses_of(metrics).estimates == {"val_loss": {1: 4.0}, "document_loss": {}}
+
+
 def test_losses_of_a_line_that_is_being_written_come_when_it_is_whole(metrics: Path) -> None:
     _append(metrics, _train(1), _train(2)[:20])
     assert list(losses_of(metrics).train) == [1]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
+from gpt_pipeline.training.config import ESTIMATES
 from gpt_pipeline.training.metrics import parse_record
 
 _MOST_POINTS = 800  # of the training loss; a screen shows no more
@@ -16,18 +18,23 @@ _REMEMBERED = 256  # files
 
 
 class Losses:
-    """Training and validation loss by step. Only lines that came since the last look are read."""
+    """Training loss and the trainer's estimates by step. Only lines that came since the last look are read."""
 
     def __init__(self, path: Path) -> None:
         self.train: dict[int, float] = {}
         """Nats per token, ascending, of each record or of each second, fourth ... one: some 800 at most."""
 
-        self.validation: dict[int, float] = {}
-        """The trainer's estimates, nats per token."""
+        self.estimates: dict[str, dict[int, float]] = {}
+        """Nats per token, by the names of `ESTIMATES`; what the file lacks is absent."""
 
         self._path = path
         self._turn = Lock()
         self._begin_anew()
+
+    @property
+    def validation(self) -> Mapping[int, float]:
+        """The estimates of `val_loss`."""
+        return self.estimates.get("val_loss", {})
 
     def refresh(self) -> None:
         """Read what was appended since; a file that took the other's place is read from its beginning."""
@@ -44,7 +51,7 @@ class Losses:
                 self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self.train, self.validation = {}, {}
+        self.train, self.estimates = {}, {}
         self._head, self._offset, self._lines, self._every = b"", 0, 0, 1
 
     def _take(self, block: bytes) -> bool:
@@ -67,10 +74,13 @@ class Losses:
         if record["kind"] == "train" and record.get("train_loss") is not None:
             if step <= next(reversed(self.train), -1):  # the training went back to a checkpoint
                 self.train = {each: loss for each, loss in self.train.items() if each < step}
-                self.validation = {each: loss for each, loss in self.validation.items() if each <= step}
+                for name, losses in self.estimates.items():
+                    self.estimates[name] = {each: loss for each, loss in losses.items() if each <= step}
             self.train[step] = float(record["train_loss"])
-        elif record["kind"] == "validation" and record.get("val_loss") is not None:
-            self.validation[step] = float(record["val_loss"])
+        elif record["kind"] == "validation":
+            for name in ESTIMATES:
+                if record.get(name) is not None:
+                    self.estimates.setdefault(name, {})[step] = float(record[name])
         if len(self.train) > _MOST_POINTS:
             self.train = dict(list(self.train.items())[1::2])
             self._every *= 2

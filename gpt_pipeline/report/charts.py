@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
 
+from gpt_pipeline.training.config import ESTIMATES
+
 Point = tuple[float, float]
 Look = Literal["line", "faint", "dots", "dashed"]
 
@@ -18,6 +20,9 @@ INSET_WIDTH, INSET_HEIGHT = 600, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 24.0, 14.0, 46.0
 _LEGEND_ROW = 20.0
 _LETTER = 6.5  # width of a letter of the legend, on average
+ESTIMATE_COLOURS = (2, 5, 6)
+"""Of the curves of `training.config.ESTIMATES`."""
+
 _RAW_POINTS = 900  # more than a screen shows
 _SMOOTH_POINTS = 360
 _SMOOTH_SHARE = 60  # the moving average covers this part of all points
@@ -27,9 +32,9 @@ _FEW_POINTS = 8
 # The colours of a picture that stands alone; the report's page defines the same classes from its own palette.
 _STANDALONE_STYLE = """
 svg{background:#fff;font-family:system-ui,sans-serif;--ink:#1d2430;--muted:#5d6675;--grid:#e3e6eb;
---c1:#2f6fb5;--c2:#c8501e;--c3:#2b7f62;--c4:#7a4fa3}
+--c1:#2f6fb5;--c2:#c8501e;--c3:#2b7f62;--c4:#7a4fa3;--c5:#a8821a;--c6:#b23a72}
 @media(prefers-color-scheme:dark){svg{background:#14181f;--ink:#e8ebf0;--muted:#9aa4b2;--grid:#2a313c;
---c1:#6ea8e6;--c2:#f08a57;--c3:#5fc39b;--c4:#b794dd}}
+--c1:#6ea8e6;--c2:#f08a57;--c3:#5fc39b;--c4:#b794dd;--c5:#d9b64a;--c6:#ee86b4}}
 .grid{stroke:var(--grid)}.axis{stroke:var(--muted)}text{fill:var(--muted);font-size:12px}.label{fill:var(--ink)}
 .line,.faint,.dashed{fill:none;stroke-linejoin:round}.line{stroke-width:2}.faint{stroke-width:1;opacity:.45}
 .dashed{stroke-dasharray:5 5}.dots{stroke:none}
@@ -51,7 +56,7 @@ class Series:
     """By ascending x, finite."""
 
     colour: int
-    """1 to 4, of the palette."""
+    """1 to 6, of the palette."""
 
     look: Look = "line"
 
@@ -110,7 +115,7 @@ def draw_standalone(chart: Chart) -> str:
 
 
 def loss_curve_svg(records: Sequence[Mapping[str, Any]], *, vocab_size: int) -> str:
-    """Return training and validation loss against the step as an SVG document; `records` as `read_metrics` gives."""
+    """Return the training loss and the estimates against the step as an SVG document."""
     chart = settled(loss_chart(records, x_key="step", x_label="step", vocab_size=vocab_size))
     return draw_standalone(replace(chart, width=INSET_WIDTH, height=INSET_HEIGHT))
 
@@ -152,16 +157,19 @@ def loss_chart(
     x_format: Callable[[float], str] | None = None,
     evaluations: Sequence[Point] = (),
 ) -> Chart:
-    """Return the chart of training loss (raw and smoothed), validation loss and the evaluations' loss against a key.
+    """Return the chart of training loss (raw and smoothed), the trainer's estimates and the evaluations' loss.
 
     Where the losses come near that of a uniform guess among `vocab_size` tokens, it is shown too.
     """
     train = points_of(records, "train", x_key, "train_loss")
-    validation = points_of(records, "validation", x_key, "val_loss")
     series = [
         Series(name="train, each record", points=thinned_to_extremes(train, _RAW_POINTS), colour=1, look="faint"),
         Series(name="train, smoothed", points=smoothed(train), colour=1),
-        Series(name="validation, while training", points=thinned_to_extremes(validation, _RAW_POINTS), colour=2),
+        *(
+            Series(name=f"{word}, while training", points=thinned_to_extremes(points, _RAW_POINTS), colour=colour)
+            for (key, word), colour in zip(ESTIMATES.items(), ESTIMATE_COLOURS, strict=True)
+            if (points := points_of(records, "validation", x_key, key))
+        ),
         Series(name="validation, each checkpoint", points=tuple(evaluations), colour=3, look="dots"),
     ]
     every = [point for each in series for point in each.points]

@@ -15,8 +15,9 @@ from gpt_pipeline.progress.losses import Losses
 from gpt_pipeline.progress.status import PAGES_COMMAND, NextStep, Status
 from gpt_pipeline.progress.training import TrainingProgress
 from gpt_pipeline.report import wording
-from gpt_pipeline.report.charts import Chart, Point, Series, smoothed
+from gpt_pipeline.report.charts import ESTIMATE_COLOURS, Chart, Point, Series, smoothed
 from gpt_pipeline.start_page.state import NewestRun, State, state_of
+from gpt_pipeline.training.config import ESTIMATES
 
 _TEXTS = 3
 _REMEMBERED = 256  # experiments whose newest texts are kept
@@ -163,7 +164,10 @@ def _chart(losses: Losses, results: Sequence[EvaluationResult]) -> Chart:
     evaluated = [(float(each.step), float(each.metrics["val_loss"])) for each in results if "val_loss" in each.metrics]
     series = (
         Series(name="train", points=smoothed(_points(losses.train)), colour=1),
-        Series(name="validation", points=_points(losses.validation), colour=2),
+        *(
+            Series(name=word, points=_points(losses.estimates.get(key, {})), colour=colour)
+            for (key, word), colour in zip(ESTIMATES.items(), ESTIMATE_COLOURS, strict=True)
+        ),
         Series(name="checkpoints", points=tuple(evaluated), colour=3, look="dots"),
     )
     return Chart(

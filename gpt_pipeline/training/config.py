@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -233,6 +234,10 @@ class CadenceConfig:
 
     keep_last: int
     """Number of newest checkpoints to keep; the best one and those being evaluated are kept as well."""
+
+
+ESTIMATES: Mapping[str, str] = {"val_loss": "validation", "document_loss": "documents", "completion_loss": "answers"}
+"""Losses that a running training estimates, by name, and what a chart calls each; not every training has all."""
 
 
 def deciding_loss(objective: Objective, packing: str) -> str:

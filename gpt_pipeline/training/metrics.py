@@ -19,7 +19,7 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.storage.atomic import parse_json, write_text
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.storage.room import explained_full_disk
-from gpt_pipeline.training.config import StepLayout
+from gpt_pipeline.training.config import ESTIMATES, StepLayout
 from gpt_pipeline.training.observer import Observer
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ _NUMBERS: tuple[str, ...] = (
     "tokens_seen",
     "seconds",
     "train_loss",
-    "val_loss",
-    "document_loss",
-    "completion_loss",
+    *ESTIMATES,
     "updates",
     "learning_rate",
     "gradient_norm",

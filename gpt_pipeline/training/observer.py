@@ -12,6 +12,7 @@ from typing import Any, Protocol, TextIO
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.row import Drawn, Row, drawn
 from gpt_pipeline.shown import duration, on_terminal
+from gpt_pipeline.training.config import ESTIMATES
 
 _logger = logging.getLogger(__name__)
 
@@ -155,8 +156,7 @@ def training_row(record: Mapping[str, Any], *, before: Row, val: tuple[str, ...]
 def describe(record: Mapping[str, Any]) -> str:
     """Return a line of metrics in words."""
     if record["kind"] == "validation":
-        names = ("val_loss", "document_loss", "completion_loss")
-        return "  ".join(f"{name} {record[name]:.4f}" for name in names if record.get(name) is not None)
+        return "  ".join(f"{name} {record[name]:.4f}" for name in ESTIMATES if record.get(name) is not None)
     words = [f"train_loss {record['train_loss']:.4f}", *_speed(record)]
     return "  ".join([*words, f"{duration(record['eta_seconds'])} left"])
 
