@@ -289,7 +289,7 @@ def test_original_checkpoint_is_gpt2_whatever_the_model_block_says(folder: Path)
         UserError, match=r"architecture: found 'llama', need gpt2, as original.pt.*remove the line"
     ) as no:
         _later(folder, "{file: original.pt}", more=more)
-    assert "model.n_kv_head: found 2, need None" in str(no.value)
+    assert "model.n_kv_head: found 2, need null" in str(no.value)
 
 
 def test_hugging_face_folder_that_changed_is_converted_again(folder: Path) -> None:

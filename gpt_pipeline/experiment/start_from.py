@@ -8,6 +8,7 @@ read here is manifests and a model's config.json: no torch, no network.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -184,10 +185,15 @@ def model_from_start(
         ConfigError(
             f"model.{key}",
             found=getattr(model, key),
-            need=f"{known[key]}, as {source} has it",
+            need=f"{_written(known[key])}, as {source} has it",
             remedy="remove the line: the model has the shape of the weights it starts from",
         )
         for key in given
         if key in known and getattr(model, key) != known[key]
     ]
     return model if problems else dataclasses.replace(model, **known), problems
+
+
+def _written(value: Any) -> str:
+    """Return a value as an experiment file has it."""
+    return value if isinstance(value, str) else json.dumps(value)
