@@ -11,7 +11,7 @@ from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.fingerprint import fingerprint, identity_of
 from gpt_pipeline.storage.manifest import utc_now
 
-REPORT_VERSION = "4"
+REPORT_VERSION = "3"
 """Raised by hand when the page shows the same results differently."""
 
 _RECORD = "report.json"
