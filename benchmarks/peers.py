@@ -26,7 +26,7 @@ def make_transformers(settings: StepSettings) -> Step:
     cuda = settings.device == "cuda"
     if cuda:
         torch.set_float32_matmul_precision("high")
-    model = _their_model(settings.model).to(settings.device).train()
+    model = their_model(settings.model).to(settings.device).train()
     parameters = list(model.parameters())
     run = torch.compile(model) if settings.compile else model
     optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
@@ -52,7 +52,7 @@ def make_transformers(settings: StepSettings) -> Step:
     return update
 
 
-def _their_model(shape: ModelConfig) -> nn.Module:
+def their_model(shape: ModelConfig) -> nn.Module:
     """Return transformers' model of this architecture and shape."""
     import transformers
 

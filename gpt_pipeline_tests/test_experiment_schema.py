@@ -173,12 +173,19 @@ def test_generated_files_of_the_repository_are_those_of_the_code() -> None:
 
 @pytest.mark.parametrize("recipe", [None, *RECIPES])
 def test_new_experiment_with_all_comments_turned_into_keys_means_the_same(tmp_path: Path, recipe: str | None) -> None:
-    made = write_new_experiment(tmp_path / "experiments" / "my-idea.yaml", recipe=recipe)
+    file = tmp_path / "experiments" / "my-idea.yaml"
+    goes_on = recipe is not None and any(key.startswith("start_from.") for key in RECIPES[recipe].values)
+    if goes_on:
+        with pytest.raises(UserError, match="name them by --start-from"):
+            write_new_experiment(file, recipe=recipe)
+        write_new_experiment(tmp_path / "experiments" / "base.yaml")
+    base = str(tmp_path / "experiments" / "base.yaml") if goes_on else None
+    made = write_new_experiment(file, recipe=recipe, start_from=base)
     text = made.file.read_text(encoding="utf-8")
     names = {key.name for block in blocks() if not block.nullable for key in block.keys}
     optional = sum(len(block.keys) for block in blocks() if block.nullable)
     active = re.sub(r"^  # (\w+): ", lambda m: f"  {m[1]}: " if m[1] in names else m[0], text, flags=re.MULTILINE)
-    assert len(re.findall(r"^  \w+: ", active, flags=re.MULTILINE)) == len(all_keys()) - optional - 1
+    assert len(re.findall(r"^  \w+: ", active, flags=re.MULTILINE)) == len(all_keys()) - optional - 1 + 2 * goes_on
     made.file.write_text(active, encoding="utf-8")
     assert load_experiment(made.file).config == made.config
     assert made.config.experiment_name == "My idea"

@@ -69,12 +69,18 @@ def write_new_experiment(
     if file.exists():
         raise UserError(f"{file} is there already and stays as it is; choose another name")
     start = RECIPES[recipe] if recipe else _FROM_DEFAULTS
+    if recipe and start_from is None and any(_is_of_start(key) for key in start.values):
+        raise UserError(
+            f"--recipe {recipe} goes on from weights; name them by --start-from: an experiment's .yaml, a checkpoint's "
+            ".pt, or a model of Hugging Face, such as openai-community/gpt2"
+        )
     base_folder = base_folder or ("../storage" if file.absolute().parent.name == "experiments" else "storage")
     resolve_folder(base_folder, relative_to=file.absolute().parent, key="--folder")
     values = {**start.values, "storage.base_folder": (base_folder, start.values["storage.base_folder"][1])}
     if num_samples is not None:
         values["data.num_samples"] = (num_samples, "English documents")
     if start_from is not None:
+        values = {key: value for key, value in values.items() if not _is_of_start(key)}
         values |= _start_values(start_from, file.absolute())
     if data is not None:
         values = {
@@ -144,8 +150,13 @@ def _hub_files(data: DataConfig, say: Say) -> Look:
 
 
 def _without_data(values: Mapping[str, tuple[Value, str]]) -> dict[str, tuple[Value, str]]:
-    """Return the recipe's values but for the documents that it names; how long sequences are stays its own."""
-    return {key: value for key, value in values.items() if not key.startswith("data.") or key == "data.max_length"}
+    """Return the recipe's values but for the documents that it names; what sequences are stays its own."""
+    kept = ("data.max_length", "data.packing")
+    return {key: value for key, value in values.items() if not key.startswith("data.") or key in kept}
+
+
+def _is_of_start(key: str) -> bool:
+    return key.startswith("start_from.")
 
 
 def _start_values(start_from: str, file: Path) -> dict[str, tuple[Value, str]]:

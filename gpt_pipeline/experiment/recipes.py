@@ -58,6 +58,39 @@ The demo: a small GPT that learns on a CPU within minutes, from documents that t
     },
 )
 
+DEMO_SFT = Recipe(
+    title="Demo SFT",
+    about="""\
+The demo's second half: its model is trained further on the answers alone, of the same documents.
+`gpt-pipeline run experiments/demo-sft.yaml` runs the demo first if it is not finished.""",
+    values={
+        **{key: DEMO.values[key] for key in ("data.source", "data.num_samples", "data.max_length")},
+        "data.packing": ("documents", "each question with its whole answer, and nothing of other documents"),
+        "data.validation_fraction": (0.05, "as in demo.yaml: the same documents are held out, and asked about"),
+        "start_from.experiment": ("demo.yaml", "the model has its shape"),
+        "start_from.checkpoint": ("best", ""),
+        "training.objective": ("sft", "only reasoning and answer count"),
+        "training.batch_size": (10, "960 positions in an update"),
+        "training.max_steps": (150, "a fifth of a pass"),
+        "training.optimizer": ("muon", "as in demo.yaml"),
+        "training.learning_rate": (
+            0.001,
+            "a tenth of the peak that demo.yaml has; 0.003 unlearnt far more of the rest",
+        ),
+        "training.min_learning_rate": (0.0, "decays to nothing"),
+        "training.warmup_steps": (5, "3 % of the updates"),
+        "evaluation.eval_freq": (75, ""),
+        "evaluation.eval_iters": (10, ""),
+        "evaluation.save_every_n_iterations": (150, "2 evaluations: of the start, as step 0, and of the end"),
+        **{
+            f"evaluation.{key}": DEMO.values[f"evaluation.{key}"]
+            for key in ("num_questions", "max_new_tokens", "max_validation_tokens")
+        },
+        **_STORAGE,
+        "hardware.device": ("cpu", ""),
+    },
+)
+
 GPT2_124M = Recipe(
     title="GPT-2 124M on one GPU",
     about="""\
@@ -90,6 +123,39 @@ The values rest on the reasons beside them and on smaller trainings; they were n
         **_STORAGE,
         "hardware.device": ("cuda", ""),
         "hardware.num_gpus": (1, "8 for a whole node: the same batches in the same order"),
+    },
+)
+
+SFT = Recipe(
+    title="Fine-tuning on answers",
+    about="""\
+Supervised fine-tuning of gpt2-124m.yaml, or of another model of 10 to 400 million parameters, on the reasoning and the
+answers of SYNTH. `gpt-pipeline init my.yaml --recipe sft --start-from BASE --data FILES` makes it yours.
+The values are those of public practice, with their reasons; they were not tuned at this size.""",
+    values={
+        "data.num_samples": (100_000, "one file of PleIAs/SYNTH, about 80 million tokens"),
+        "data.max_length": (1024, "`plan` tells which share of the answers' tokens is beyond it"),
+        "data.packing": ("documents", "each question with its whole answer, and nothing of other documents"),
+        "start_from.experiment": ("gpt2-124m.yaml", "`run` trains it first; the model has its shape"),
+        "start_from.checkpoint": ("best", "or last, or a step such as step_50000"),
+        "training.objective": ("sft", "only reasoning and answer count"),
+        "training.num_epochs": (2, "1 to 3: after that, answers are learnt by heart rather than better"),
+        "training.tokens_per_step": (65_536, "an eighth of the base's: about 2,400 updates"),
+        "training.micro_batch_size": (16, "16,384 tokens at a time; halve it if memory runs out; changes no result"),
+        "training.optimizer": ("muon", "as the base"),
+        "training.learning_rate": (
+            0.0002,
+            "a tenth of the base's peak, as is common: a high rate unlearns what the base knows",
+        ),
+        "training.min_learning_rate": (0.0, "decays to nothing, as is common"),
+        "training.warmup_steps": (75, "3 % of the updates"),
+        "training.weight_decay": (0.01, "small: the weights are to stay near those that they begin with"),
+        "training.precision": ("bf16", ""),
+        "evaluation.eval_freq": (50, ""),
+        "evaluation.save_every_n_iterations": (400, "7 evaluations, that of the start included"),
+        "evaluation.num_questions": (100, "a share of 100 is accurate to about five points"),
+        **_STORAGE,
+        "hardware.device": ("cuda", ""),
     },
 )
 
@@ -184,9 +250,11 @@ A GPT of 17 million parameters on SYNTH, for a machine without a GPU: hours rath
 
 RECIPES: Mapping[str, Recipe] = {
     "demo": DEMO,
+    "demo-sft": DEMO_SFT,
     "gpt2-124m": GPT2_124M,
     "nanochat-124m": NANOCHAT_124M,
     "gpu-8gb": GPU_8GB,
     "cpu": CPU,
+    "sft": SFT,
 }
 """By name, which is also the stem of the file in `experiments/`."""
