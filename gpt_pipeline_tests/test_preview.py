@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpt_pipeline.cli.preview import tell_previews
+from gpt_pipeline.cli.preview import tell_previews, tell_sequences
 from gpt_pipeline.data.config import ColumnsConfig, DataConfig, TokenizerConfig
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.split import is_held_out
 from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.preview import Preview, previews
+from gpt_pipeline.data.tokens.packing import DocumentSampler
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer import gpt2
@@ -107,3 +109,29 @@ def test_previews_where_answers_alone_are_trained_on_tell_how_many_tokens_of_the
         200: f"the {end - begin} in [[ ]] and the end count",
     }
     assert wanted[within] in capsys.readouterr().out
+
+
+def test_sequences_are_told_as_training_has_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own").mkdir()
+    texts = "".join(json.dumps({"text": f"{number} " + "x " * number}) + "\n" for number in range(10, 40))
+    (tmp_path / "own" / "a.jsonl").write_text(texts, encoding="utf-8")
+    settings = {"format": "text", "max_length": 48, "validation_fraction": 0.2}
+    config = DataConfig(num_samples="all", source=str(tmp_path / "own"), **settings)  # type: ignore[arg-type]
+    stage = prepare_documents(config, prepare_raw(config, tmp_path / "data"), tmp_path / "data")
+    stream = open_shards(prepare_shards(config, stage, tmp_path / "data").folder).train
+    one, four = (DocumentSampler(stream=stream, sequence_length=48, batch_size=size, seed=3) for size in (1, 4))
+    tell_sequences(one, gpt2(), count=2)
+    told = capsys.readouterr().out.split("  sequence ")
+    assert f"{one.packing.n_rows} sequences of 48 positions an epoch" in told[0]
+    trained = four.rows_at(0)
+    for number, lines in enumerate(told[1:]):
+        places = re.findall(r"(\d+) to +(\d+) +(\d+) count  (\d+) x", lines)
+        begins = np.unique(trained.starts[number])
+        assert [int(first) for first, *_ in places] == begins[: len(places)].tolist()
+        for first, last, counted, document in places:
+            tokens = trained.inputs[number, int(first) : int(last) + 1].tolist()
+            assert gpt2().decode(tokens).startswith(f"{document} x")
+            assert int(counted) == len(tokens)
+        padding = 47 - int(places[-1][1])
+        assert ("padding" in lines) is (padding > 0)
+        assert np.count_nonzero(trained.weights[number]) == 48 - padding

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gpt_pipeline.experiment.load import Experiment
 
 _logger = logging.getLogger(__name__)
+_SEQUENCES_SHOWN = 2
 _LOOKED_AT = 100  # rows, to find one that becomes a document
 _MANY_FOR_A_CPU = 50_000_000  # parameters
 
@@ -157,8 +158,10 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
 
     From the raw row to the tokens: what is read, why a row is dropped, the text, the side of the split, and where
     reasoning and answer begin. Nothing is kept or trained on: of files on the hub, only what is shown is transferred.
+    With data.packing: documents, also the first sequences of the training, once the token shards are made.
     """
     from gpt_pipeline.cli.preview import tell_previews
+    from gpt_pipeline.data.config import DOCUMENTS
     from gpt_pipeline.data.preview import previews
     from gpt_pipeline.data.tokens.tokenizer_stage import usable_tokenizer
     from gpt_pipeline.experiment.discover import load_alone
@@ -178,6 +181,29 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
             tell(f"{name}: {loaded.data.shares[name]:.1%} of the training tokens\n")
         is_sft = loaded.config.training.objective == "sft"
         tell_previews(own, tokenizer, answers_within=loaded.data.max_length if is_sft else None)
+    if loaded.data.packing == DOCUMENTS:
+        _tell_sequences(loaded)
+
+
+def _tell_sequences(experiment: Experiment) -> None:
+    from gpt_pipeline.cli.preview import tell_sequences
+    from gpt_pipeline.data.tokens.packing import DocumentSampler
+    from gpt_pipeline.data.tokens.shards import find_shards
+    from gpt_pipeline.data.tokens.stream import open_shards
+    from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
+
+    shards, config = find_shards(experiment.data, experiment.data_folder), experiment.config
+    if shards is None:
+        tell("The sequences that training packs these into are shown once the token shards are made.")
+        return
+    sampler = DocumentSampler(
+        stream=open_shards(shards.folder).train,
+        sequence_length=config.data.max_length,
+        batch_size=1,
+        seed=config.training.seed,
+        answers_only=config.training.objective == "sft",
+    )
+    tell_sequences(sampler, tokenizer_of(shards), count=_SEQUENCES_SHOWN)
 
 
 @click.command()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+import numpy as np
+
 from gpt_pipeline.cli.common import tell
 from gpt_pipeline.data.preview import Preview
+from gpt_pipeline.data.tokens.packing import DocumentSampler
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.shown import on_terminal
 
 _SHOWN = 300  # characters of a value
+_BEGINNING = 60  # characters of a document in a sequence
 _INDENT = " " * 4
 _UNKNOWN = "not known yet: a run makes or fetches the tokenizer; the text:"
 
@@ -39,11 +43,39 @@ def tell_previews(found: Sequence[Preview], tokenizer: Tokenizer | None, *, answ
         tell("")
 
 
-def _short(value: str | None) -> str:
+def tell_sequences(sampler: DocumentSampler, tokenizer: Tokenizer, *, count: int) -> None:
+    """Print the first sequences of a training on whole documents: what is in each, where, and how much is padding.
+
+    `sampler` has one sequence a batch.
+    """
+    T, packing = sampler.sequence_length, sampler.packing
+    count = min(count, packing.n_rows)
+    sequences = np.concatenate([sampler.sequences_at(step) for step in range(count)])
+    rows, placed = sampler.read(sequences, epoch=0), sampler.place(sequences, epoch=0)
+    assert rows.weights is not None
+    padding = f"{packing.padding:.1%} padding"
+    tell(
+        f"{packing.n_rows:,} sequences of {T:,} positions an epoch, {padding}; the first {count}, as training has them"
+    )
+    for number in range(count):
+        tell(f"  sequence {number + 1}")
+        filled = 0
+        for piece in np.flatnonzero(placed.row == number):
+            first, length = int(placed.offset[piece]), int(placed.length[piece])
+            filled = first + length
+            counted = int(np.count_nonzero(rows.weights[number, first:filled]))
+            text = tokenizer.decode(rows.inputs[number, first:filled].tolist())
+            tell(f"    {first:>6,} to {filled - 1:>6,}  {counted:>6,} count  {_short(text, _BEGINNING)}")
+        if filled < T:
+            tell(f"    {filled:>6,} to {T - 1:>6,}  padding")
+    tell("")
+
+
+def _short(value: str | None, limit: int = _SHOWN) -> str:
     if value is None:
         return "null"
     line = on_terminal(" ".join(value.split()))
-    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]} ... ({len(value):,} characters)"
+    return line if len(line) <= limit else f"{line[:limit]} ... ({len(value):,} characters)"
 
 
 def _counting(preview: Preview, answers_within: int | None) -> str:

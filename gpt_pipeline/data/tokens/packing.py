@@ -267,12 +267,15 @@ class DocumentSampler(Sampler):
         """W."""
         return self.packing.n_rows
 
+    def place(self, sequences: Ints, *, epoch: int) -> Placed:
+        """Return which pieces are in the rows with these numbers."""
+        return self.packing.place(sequences, key=f"{self.seed}/{epoch}/documents")
+
     def read(self, sequences: Ints, *, epoch: int) -> Rows:
         """Return the rows with these numbers."""
-        placed = self.packing.place(sequences, key=f"{self.seed}/{epoch}/documents")
         return read_placed(
             self.stream,
-            placed,
+            self.place(sequences, epoch=epoch),
             n_rows=len(sequences),
             row_length=self.sequence_length,
             answers_only=self.answers_only,
