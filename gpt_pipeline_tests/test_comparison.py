@@ -121,6 +121,18 @@ def test_compare_same_test_ranks_by_the_lowest_validation_loss_of_any_checkpoint
     assert found.standings[1].cost.tokens_per_second == 128
 
 
+def test_compare_a_base_with_its_fine_tuning_ranks_by_right_answers(project: TinyProject) -> None:
+    answers = [{"correct": n < 3} for n in range(8)]
+    base = trained(project, "base", {4: 2.0}, answers=[{"correct": False}] * 8)
+    trained(project, "tuned", {4: 2.5}, answers=answers)
+    path = project.root / "experiments" / "tuned.yaml"
+    path.write_text(path.read_text().replace("training: {", "training: {objective: sft, "))
+    found = compare_experiments([base, project.experiment("tuned")])
+    assert ranks(found) == [("tuned", 1), ("base", 2)]
+    assert found.groups[0].ranked_by == "correct"
+    assert "Ranked by the share of right answers" in plain_text(sheets(found))
+
+
 def test_compare_equal_losses_share_a_rank(project: TinyProject) -> None:
     experiments = [trained(project, name, {4: loss}) for name, loss in (("a", 2.0), ("b", 2.0), ("c", 3.0))]
     assert ranks(compare_experiments(experiments)) == [("a", 1), ("b", 1), ("c", 3)]

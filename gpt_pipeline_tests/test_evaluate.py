@@ -58,7 +58,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     return Stages(english=english, shards=prepare_shards(DATA, english, folder))
 
 
-def save(folder: Path, step: int, *, seed: int = 0, nan: bool = False) -> CheckpointInfo:
+def save(folder: Path, step: int, *, seed: int = 0, nan: bool = False, average: bool = False) -> CheckpointInfo:
     torch.manual_seed(seed)
     model = make_model(MODEL)
     if nan:
@@ -71,6 +71,7 @@ def save(folder: Path, step: int, *, seed: int = 0, nan: bool = False) -> Checkp
         progress=Progress(step=step, tokens_seen=step * 10, seconds=1.0, train_loss=3.0),
         fingerprint="t" * 64,
         shards_fingerprint="s" * 64,
+        average={name: 2 * tensor for name, tensor in model.state_dict().items()} if average else None,
     )
     folder.mkdir(exist_ok=True)
     return save_checkpoint(folder, snapshot)
@@ -114,6 +115,15 @@ def test_evaluate_checkpoint_measures_and_keeps_the_result(tmp_path: Path, stage
     assert len(result.answers) == result.metrics["num_questions"] == 4
     kept = find_evaluation(result.path.parent, result.fingerprint)
     assert kept == dataclasses.replace(result, reused=True)
+
+
+def test_evaluate_checkpoint_with_a_mean_of_its_weights_measures_that_too(tmp_path: Path, stages: Stages) -> None:
+    plain, averaged = (save(tmp_path / name, 50, average=name == "b") for name in ("a", "b"))
+    alone, both = (evaluate(each.path, stages, tmp_path / each.path.parent.name) for each in (plain, averaged))
+    assert "averaged_val_loss" not in alone.metrics
+    assert both.fingerprint == alone.fingerprint  # which stands for the weights themselves
+    assert both.metrics.pop("averaged_val_loss") != both.metrics["val_loss"]  # type: ignore[attr-defined]
+    assert both.metrics == alone.metrics
 
 
 def test_evaluate_checkpoint_again_does_no_work(tmp_path: Path, stages: Stages) -> None:
@@ -239,7 +249,8 @@ def test_evaluate_checkpoint_without_questions_and_documents_still_has_a_loss(tm
     neither = dataclasses.replace(CONFIG, num_questions=0, num_documents=0)
     result = evaluate(checkpoint.path, stages, tmp_path, neither)
     assert result.answers == ()
-    assert set(result.metrics) == {"val_loss", "perplexity", "val_bpb", "validation_tokens"}
+    of_tokens = {"val_loss", "perplexity", "val_bpb", "validation_tokens", "document_loss", "completion_loss"}
+    assert set(result.metrics) == of_tokens
 
 
 def test_evaluate_checkpoint_from_two_processes_at_once_computes_once(tmp_path: Path, stages: Stages) -> None:

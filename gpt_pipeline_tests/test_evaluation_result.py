@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -7,7 +10,8 @@ from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.document_loss import DocumentLoss, loss_metrics
-from gpt_pipeline.evaluation.result import evaluation_fingerprint, exercise_names
+from gpt_pipeline.evaluation.result import evaluation_fingerprint, exercise_names, rank_of, ranking_metric
+from gpt_pipeline_tests.test_mlflow_tracker import make_result
 
 
 def test_exercise_names_that_were_fine_are_as_they_were() -> None:
@@ -28,6 +32,28 @@ def test_exercise_names_are_all_different_and_taken_by_mlflow(kinds: set[str]) -
         for metric in ("val_loss", "answer_loss", "correct"):
             _validate_metric_name(f"{metric}/{name}")
             assert len(f"{metric}/{name}") <= MAX_ENTITY_KEY_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("decides", "metric", "best"),
+    [
+        ("val_loss", "val_loss", 0),
+        ("document_loss", "document_loss", 1),
+        ("completion_loss", "val_loss", 0),  # which one of them does not have
+        ("error_rate", "correct", 2),
+    ],
+)
+def test_evaluations_are_ranked_by_what_their_training_brings_down(
+    tmp_path: Path, decides: str, metric: str, best: int
+) -> None:
+    found = [
+        {"val_loss": 1.0, "document_loss": 3.0, "completion_loss": 1.0, "correct": 0.1},
+        {"val_loss": 2.0, "document_loss": 1.0, "completion_loss": 0.5, "correct": 0.2},
+        {"val_loss": 3.0, "document_loss": 2.0, "correct": 0.3},
+    ]
+    results = [dataclasses.replace(make_result(tmp_path), metrics=each) for each in found]
+    assert ranking_metric(results, decides) == metric
+    assert min(range(3), key=lambda place: rank_of(results[place], metric)) == best
 
 
 def test_loss_metrics_of_kinds_that_differ_in_case_keep_each_loss() -> None:

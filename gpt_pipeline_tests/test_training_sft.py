@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from gpt_pipeline.checkpoints.load import load_checkpoint
+from gpt_pipeline.checkpoints.load import load_checkpoint, load_model
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, find_checkpoint, list_checkpoints
 from gpt_pipeline.data.config import ColumnsConfig, DataConfig
 from gpt_pipeline.data.tokens.packing import Answers, DocumentSampler, begin, count_answers, pack
 from gpt_pipeline.data.tokens.stream import EOT_TOKEN, TokenStream, new_shard, open_shards, spans_name, starts_name
 from gpt_pipeline.errors import ConfigError, UserError
+from gpt_pipeline.evaluation.validation import packed_loss
 from gpt_pipeline.exchange.hugging_face import hugging_face_weights
 from gpt_pipeline.experiment.config import ExperimentConfig, StorageConfig, contradictions
 from gpt_pipeline.experiment.load import load_experiment
@@ -212,6 +213,19 @@ def test_completion_loss_is_the_mean_over_the_targets_that_count(job: TrainingJo
         nats, count = nats + float(answer.detach().double().sum()), count + len(answer)
     found = [each for each in read_metrics(job.folder.metrics) if each["kind"] == "validation"][-1]
     assert found["completion_loss"] == pytest.approx(nats / count, rel=1e-5)
+
+
+def test_evaluation_of_documents_measures_what_the_trainer_estimates(job: TrainingJob) -> None:
+    run(job)
+    model, _ = load_model(list_checkpoints(job.folder.checkpoints)[-1].path)
+    found = [each for each in read_metrics(job.folder.metrics) if each["kind"] == "validation"][-1]
+    stream = open_shards(job.folder.root.parent / "shards").validation
+    for name, answers_only in (("document_loss", False), ("completion_loss", True)):
+        loss = packed_loss(
+            model, stream, row_length=T, max_tokens=BATCH * T // 2, batch_size=3, answers_only=answers_only
+        )
+        assert loss == pytest.approx(found[name], rel=1e-6)
+    assert packed_loss(model, stream, row_length=2, max_tokens=7, answers_only=True) is None  # questions are longer
 
 
 def updated(job: TrainingJob, *, micro_batch_size: int) -> float:

@@ -141,11 +141,30 @@ def load_trained(path: Path, *, device: str | torch.device = "cpu", weights: Wei
         UserError: as `load_weights`.
     """
     snapshot, info = load_weights(path, weights)
+    return Trained(model=_model_of(snapshot, device), info=info, tokenizer_file=snapshot.tokenizer)
+
+
+def load_with_average(
+    path: Path, *, device: str | torch.device = "cpu"
+) -> tuple[LanguageModel, LanguageModel | None, CheckpointInfo]:
+    """Return the model of the checkpoint, the same with the mean of the weights if it has one, and its info.
+
+    Raises:
+        UserError: as `load_checkpoint`.
+    """
+    snapshot, info = load_weights(path, "raw")
+    average = None
+    if snapshot.average is not None:
+        average = _model_of(dataclasses.replace(snapshot, model=snapshot.average), device)
+    return _model_of(snapshot, device), average, info
+
+
+def _model_of(snapshot: Snapshot, device: str | torch.device) -> LanguageModel:
     with torch.device("meta"):  # so that no initial weights and no random numbers are drawn
         model = make_model(snapshot.model_config)
     model.load_state_dict(dict(snapshot.model), assign=True)
-    model = model.requires_grad_(False).to(device).eval()
-    return Trained(model=model, info=info, tokenizer_file=snapshot.tokenizer)
+    model.requires_grad_(False).to(device).eval()
+    return model
 
 
 def _not_a_checkpoint(path: Path) -> UserError:

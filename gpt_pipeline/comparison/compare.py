@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gpt_pipeline.evaluation.result import OF_ANSWERS, EvaluationResult, same_answers, same_losses
+from gpt_pipeline.evaluation.result import (
+    OF_ANSWERS,
+    EvaluationResult,
+    rank_of,
+    ranking_metric,
+    same_answers,
+    same_losses,
+)
 from gpt_pipeline.experiment.differences import Difference, config_differences
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import parameter_count
@@ -22,8 +29,6 @@ from gpt_pipeline.report.cost import Cost, seconds_at
 
 Same = Callable[[EvaluationResult, EvaluationResult], bool]
 """Whether two evaluations compare."""
-
-_RANKED_BY = "val_loss"
 
 _OF_SPLIT = ("tokenizer", "validation_fraction", "seed")
 """What decides, besides the documents, which tokens are held out, by the token shards' manifest."""
@@ -54,8 +59,11 @@ class Standing:
     status: str
     parameters: int
     cost: Cost
+    decides: str
+    """Name of the loss by which its trainer chooses the best checkpoint."""
+
     best: Reached | None
-    """Lowest validation loss of its evaluations."""
+    """The best of its evaluations, by what its training brings down."""
 
     last: Reached | None
     """Newest of its evaluated checkpoints."""
@@ -70,6 +78,9 @@ class Group:
 
     standings: tuple[Standing, ...]
     """Best first."""
+
+    ranked_by: str
+    """The metric of their best checkpoints by which they are ranked."""
 
     held_out_of: str
     """The documents from which the validation split was taken, for a person."""
@@ -117,7 +128,7 @@ class _Entry:
 
 
 def compare_experiments(experiments: Sequence[Experiment]) -> Comparison:
-    """Return the experiments' figures, ranked by the lowest validation loss among those whose losses compare.
+    """Return the experiments' figures, ranked by those of their best checkpoints, among those whose losses compare.
 
     Raises:
         ConfigError: a base folder is not a path on this machine.
@@ -153,6 +164,7 @@ def _entry(experiment: Experiment) -> _Entry:
         status=experiment_training(experiment).word,
         parameters=parameter_count(experiment.config.model),
         cost=contents.cost,
+        decides=experiment.config.deciding_loss,
         best=_reached(contents, contents.best),
         last=_reached(contents, contents.newest),
     )
@@ -176,14 +188,26 @@ def _group(part: Sequence[_Entry], first: Sequence[_Entry]) -> Group:
     other_questions = [part[places[0]] for places in alike([entry.evaluation for entry in part], same_answers)[1:]]
     return Group(
         standings=tuple(entry.standing for entry in part),
+        ranked_by=_ranking(part),
         held_out_of=_documents(part[0]),
         apart=tuple(apart),
         answer_obstacles=tuple(_line(part[0], other, _answer_differences(part[0], other)) for other in other_questions),
     )
 
 
-def _loss(entry: _Entry) -> float:
-    return _metric(entry.standing, _RANKED_BY)
+def _ranking(part: Sequence[_Entry]) -> str:
+    """Return the metric that ranks the entries: what all their trainings bring down; right answers where that differs.
+
+    Post-training raises the validation loss on purpose: beside its base, only what both are for compares.
+    """
+    results = [entry.standing.best.evaluation for entry in part if entry.standing.best is not None]
+    decides = {entry.standing.decides for entry in part}
+    if len(decides) == 1:
+        return ranking_metric(results, *decides)
+    asked_the_same = len(alike(results, same_answers)) == 1
+    is_post = any(entry.experiment.config.training.objective != "pretrain" for entry in part)
+    is_asked = all("correct" in result.metrics for result in results)
+    return "correct" if is_post and asked_the_same and is_asked else "val_loss"
 
 
 def _metric(standing: Standing, key: str) -> float:
@@ -195,9 +219,15 @@ def _ranked(part: Sequence[_Entry]) -> list[_Entry]:
     """Return the entries with their ranks, best first; equal losses share one, and one alone has none."""
     if len(part) == 1:
         return [*part]
-    losses = [_loss(entry) for entry in part]
-    ordered = sorted(part, key=_loss)
-    ranks = [1 + sum(loss < _loss(entry) for loss in losses) for entry in ordered]
+    metric = _ranking(part)
+
+    def value(entry: _Entry) -> float:
+        assert entry.standing.best is not None  # only those with an evaluation come here
+        return rank_of(entry.standing.best.evaluation, metric)
+
+    values = [value(entry) for entry in part]
+    ordered = sorted(part, key=value)
+    ranks = [1 + sum(other < value(entry) for other in values) for entry in ordered]
     return [
         replace(entry, standing=replace(entry.standing, rank=rank)) for entry, rank in zip(ordered, ranks, strict=True)
     ]

@@ -28,8 +28,8 @@ _LEGEND = (
     f"not tell them apart ({100 * CHANCE:.0f} %). Shares have 95 % intervals."
 )
 _RANKED = (
-    "Ranked by the lowest validation loss of any checkpoint. How far chance (the seed, the order of the data) moves a "
-    "loss is not recorded: close losses may be equally good."
+    "Ranked by the {metric} of their best checkpoints. How far chance (the seed, the order of the data) moves it is "
+    "not recorded: close ones may be equally good."
 )
 
 _ACROSS = (
@@ -108,7 +108,10 @@ def pictures(comparison: Comparison, experiments: Sequence[Experiment]) -> dict[
 
 def ranking(comparison: Comparison) -> str:
     """Return who is best in each group, in a line."""
-    told = [", ".join(_ranked_text(standing) for standing in group.standings) for group in comparison.groups]
+    told = [
+        ", ".join(_ranked_text(standing, group.ranked_by) for standing in group.standings)
+        for group in comparison.groups
+    ]
     if len(told) == 1:
         return told[0]
     groups = [f"group {number}: {text}" for number, text in enumerate(told, start=1)]
@@ -148,6 +151,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "groups": [
             {
                 "experiments": [standing.name for standing in group.standings],
+                "ranked_by": group.ranked_by,
                 "held_out_of": group.held_out_of,
                 "apart": list(group.apart),
                 "answer_obstacles": list(group.answer_obstacles),
@@ -187,10 +191,15 @@ def _title(number: int, group: Group) -> str:
     return f"Group {number}: {names} (held out of {group.held_out_of})"
 
 
-def _ranked_text(standing: Standing) -> str:
+def _ranked_text(standing: Standing, metric: str) -> str:
     assert standing.best is not None
-    loss = f"{standing.name} {wording.decimal(standing.best.metrics['val_loss'])}"
-    return loss if standing.rank is None else f"{standing.rank}. {loss}"
+    value = f"{standing.name} {wording.decimal(standing.best.metrics[metric])}"
+    return value if standing.rank is None else f"{standing.rank}. {value}"
+
+
+def _words(metric: str) -> str:
+    """Return what a metric is for a person, as in a sentence."""
+    return {"val_loss": "validation loss", "correct": "share of right answers"}.get(metric, metric.replace("_", " "))
 
 
 def _bits_text(standing: Standing) -> str:
@@ -232,7 +241,7 @@ def _notes(group: Group, rows: Sequence[Row]) -> list[str]:
     if any(len(row.best) > 1 for row in rows):
         notes.append(_LEGEND)
     if len(group.standings) > 1:
-        notes.append(_RANKED)
+        notes.append(_RANKED.format(metric=_words(group.ranked_by)))
     return notes
 
 

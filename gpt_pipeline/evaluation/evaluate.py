@@ -39,11 +39,13 @@ from gpt_pipeline.storage.lock import hold_lock
 from gpt_pipeline.storage.manifest import StageResult, utc_now
 
 if TYPE_CHECKING:
+    from gpt_pipeline.data.tokens.stream import TokenStream
     from gpt_pipeline.evaluation.answers import ScoredAnswer
     from gpt_pipeline.evaluation.document_loss import DocumentLoss
     from gpt_pipeline.evaluation.validation import ValidationLoss
     from gpt_pipeline.model.language_model import LanguageModel
 
+_SHARE_OF_DOCUMENTS = 0.25  # of max_validation_tokens, for each loss of documents by themselves
 _TOKENS_AT_ONCE = 4096  # their logits take 0.8 GB in float32, and as much again while the loss is computed
 
 
@@ -153,9 +155,11 @@ def _one_at_a_time(folder: Path, identity: str) -> Iterator[None]:
 
 def _evaluate(task: EvaluationTask) -> EvaluationResult:
     started_at, start = utc_now(), time.monotonic()
-    model, device = _load(task)
+    model, average, device = _load(task)
     with _on_terminal(task.checkpoint.path.name) as watch:
         metrics, answers, continuations = _measure(task, model, watch)
+        if average is not None:
+            metrics["averaged_val_loss"] = _loss(task, average, watch("tokens, mean weights"))
     key = checkpoint_key(task.checkpoint.step)
     return EvaluationResult(
         fingerprint=task.fingerprint,
@@ -181,26 +185,26 @@ def _documents_fingerprint(task: EvaluationTask) -> str:
     return documents[0] if len(documents) == 1 else fingerprint("mix", config={}, upstream=documents, code_version="1")
 
 
-def _load(task: EvaluationTask) -> tuple[LanguageModel, str]:
-    """Return the checkpoint's model, verified, and the name of the device it is on."""
+def _load(task: EvaluationTask) -> tuple[LanguageModel, LanguageModel | None, str]:
+    """Return the checkpoint's model, verified, that of the mean of its weights, and the name of their device."""
     import torch
 
     from gpt_pipeline.checkpoints.leases import hold
-    from gpt_pipeline.checkpoints.load import load_model
+    from gpt_pipeline.checkpoints.load import load_with_average
     from gpt_pipeline.evaluation.generate import inference_device
 
     device = inference_device(task.device)
     path = task.checkpoint.path
     try:
         with hold(path):
-            model, found = load_model(path, device=device)
+            model, average, found = load_with_average(path, device=device)
     except (UserError, FileNotFoundError) as error:
         if path.is_file():
             raise
         raise CheckpointGoneError(f"{path} no longer exists; only the last checkpoints are kept") from error
     if found.weights_sha256 != task.checkpoint.weights_sha256:  # best_model.pt was replaced in between
         raise CheckpointGoneError(f"{path} now holds step {found.step}, no longer step {task.checkpoint.step}")
-    return model, torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    return model, average, torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
 @contextmanager
@@ -261,6 +265,8 @@ def _measure(
         **both,
         **answer_metrics(answers, names),
         **_losses_by_part(measured, names),
+        **_together(measured, "document_loss"),
+        **_together(measured, "completion_loss"),
         **_loss_on_base(task, model, watch("the base's tokens")),
     }
     tokenizer = tokenizer_of(task.parts[0].shards)  # the same for all
@@ -274,6 +280,9 @@ class _Measured:
 
     part: EvaluatedPart
     loss: ValidationLoss
+    packed: Mapping[str, float]
+    """Losses of documents by themselves, by name."""
+
     documents: Sequence[DocumentLoss]
     answers: Sequence[ScoredAnswer]
     continuations: Sequence[dict[str, Any]]
@@ -290,18 +299,9 @@ def _measure_part(
     from gpt_pipeline.evaluation.held_out import NO_DOCUMENTS, cached_choice
     from gpt_pipeline.evaluation.questions import cached_questions
     from gpt_pipeline.evaluation.sampling import Sampling
-    from gpt_pipeline.evaluation.validation import validation_loss
 
     stream, config, tokenizer = open_shards(part.shards.folder).validation, task.config, tokenizer_of(part.shards)
-    loss = validation_loss(
-        model,
-        stream,
-        tokenizer,
-        sequence_length=task.max_length,
-        max_tokens=max(1, round(config.max_validation_tokens * part.share)),
-        batch_size=max(1, _TOKENS_AT_ONCE // task.max_length),
-        watch=watch("tokens"),
-    )
+    loss = _loss_of_part(task, part, model, watch("tokens"))
     if not math.isfinite(loss.val_loss):
         raise UnusableCheckpointError(
             f"{task.checkpoint.path}: found a validation loss of {loss.val_loss}, need a finite number; "
@@ -361,6 +361,7 @@ def _measure_part(
     return _Measured(
         part=part,
         loss=loss,
+        packed=_losses_of_documents(task, part, model, stream, watch),
         documents=[replace(each, exercise=part.kind_of(each.exercise)) for each in losses],
         answers=[
             replace(each, question=replace(each.question, exercise=part.kind_of(each.question.exercise)))
@@ -368,6 +369,41 @@ def _measure_part(
         ],
         continuations=[{**each, "kind": part.kind_of(each["kind"])} for each in continuations],
     )
+
+
+def _losses_of_documents(
+    task: EvaluationTask,
+    part: EvaluatedPart,
+    model: LanguageModel,
+    stream: TokenStream,
+    watch: Callable[[str], Watch],
+) -> dict[str, float]:
+    """Return the losses that a training on whole documents, or on answers alone, brings down."""
+    from gpt_pipeline.evaluation.validation import packed_loss
+
+    names = {"document_loss": False}
+    if has_questions(part.data) and stream.has_spans:
+        names["completion_loss"] = True
+    found = {
+        name: packed_loss(
+            model,
+            stream,
+            row_length=task.max_length,
+            max_tokens=max(1, round(task.config.max_validation_tokens * part.share * _SHARE_OF_DOCUMENTS)),
+            batch_size=max(1, _TOKENS_AT_ONCE // task.max_length),
+            answers_only=answers_only,
+            watch=watch(name.replace("_loss", "s")),
+        )
+        for name, answers_only in names.items()
+    }
+    return {name: loss for name, loss in found.items() if loss is not None}
+
+
+def _together(measured: Sequence[_Measured], name: str) -> dict[str, float]:
+    """Return such a loss of all parts that have it, each by its share of the training tokens."""
+    having = [each for each in measured if name in each.packed]
+    total = sum(each.part.share for each in having)
+    return {name: sum(each.part.share * each.packed[name] for each in having) / total} if having else {}
 
 
 def _losses_by_part(measured: Sequence[_Measured], names: Mapping[str, str]) -> dict[str, float]:
@@ -379,6 +415,30 @@ def _losses_by_part(measured: Sequence[_Measured], names: Mapping[str, str]) -> 
     if len(measured) == 1:
         return {}
     return {f"val_loss/{names[each.part.name]}": each.loss.val_loss for each in measured}
+
+
+def _loss(task: EvaluationTask, model: LanguageModel, watch: Watch) -> float:
+    """Return the validation loss."""
+    from gpt_pipeline.evaluation.validation import mixed_loss
+
+    losses = [_loss_of_part(task, part, model, watch) for part in task.parts]
+    return mixed_loss(losses, [part.share for part in task.parts]).val_loss
+
+
+def _loss_of_part(task: EvaluationTask, part: EvaluatedPart, model: LanguageModel, watch: Watch) -> ValidationLoss:
+    from gpt_pipeline.data.tokens.stream import open_shards
+    from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
+    from gpt_pipeline.evaluation.validation import validation_loss
+
+    return validation_loss(
+        model,
+        open_shards(part.shards.folder).validation,
+        tokenizer_of(part.shards),
+        sequence_length=task.max_length,
+        max_tokens=max(1, round(task.config.max_validation_tokens * part.share)),
+        batch_size=max(1, _TOKENS_AT_ONCE // task.max_length),
+        watch=watch,
+    )
 
 
 def _loss_on_base(task: EvaluationTask, model: LanguageModel, watch: Watch) -> dict[str, float]:

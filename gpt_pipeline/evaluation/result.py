@@ -28,6 +28,8 @@ BASE_LOSS = "base_val_loss"
 BEST_ALIAS = BEST_NAME.removesuffix(".pt")
 """The second name of the evaluated checkpoint whose weights `best_model.pt` holds."""
 
+_SHARES = ("pass_at_1", "correct")  # of which more is better
+_STAND_FOR: Mapping[str, tuple[str, ...]] = {"error_rate": _SHARES}  # what an evaluation measures instead
 _LONGEST_NAME = 250 - len("answer_loss/")  # MLflow's longest key
 _HASH_DIGITS, _KEPT_LETTERS = 12, 60
 _REMEMBERED = 4096  # results, some 10 kB each: those of all experiments that a web page shows
@@ -192,6 +194,23 @@ def best_weights(checkpoints: Path, *, training_fingerprint: str) -> str | None:
     """Return the hash of the weights in `best_model.pt`, or None if there is none of this training."""
     best = best_checkpoint(checkpoints)
     return best.weights_sha256 if best is not None and best.fingerprint == training_fingerprint else None
+
+
+def ranking_metric(results: Iterable[EvaluationResult], decides: str) -> str:
+    """Return the metric that ranks evaluations: the loss by which their trainings choose the best, where all have it.
+
+    `decides` is that loss (`training.config.deciding_loss`). Earlier versions measured `val_loss` alone, which then
+    ranks them all.
+    """
+    found = [result.metrics for result in results]
+    names = _STAND_FOR.get(decides, (decides,))
+    return next((name for name in names if all(name in metrics for metrics in found)), "val_loss")
+
+
+def rank_of(result: EvaluationResult, metric: str) -> float:
+    """Return a number that is lower for a better result."""
+    value = float(result.metrics[metric])
+    return -value if metric in _SHARES else value
 
 
 def same_losses(one: EvaluationResult, other: EvaluationResult) -> bool:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
+from gpt_pipeline.data.tokens.packing import packed_in_order
+from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.row import Watch, unwatched
@@ -110,16 +112,55 @@ def validation_loss(
     return ValidationLoss(val_loss=nats / n_tokens, n_tokens=n_tokens, n_bytes=n_bytes)
 
 
+def packed_loss(
+    model: LanguageModel,
+    stream: TokenStream,
+    *,
+    row_length: int,
+    max_tokens: int,
+    batch_size: int = 8,
+    answers_only: bool = False,
+    watch: Watch = unwatched,
+) -> float | None:
+    """Return the mean nats per token of the stream's first documents, which are `max_tokens` together.
+
+    Each stands by itself, from its beginning up to `row_length` tokens; the trainer's estimates are the same on fewer.
+    With `answers_only`, of their reasoning and answers alone; None if there is none among them.
+    """
+    model.eval()
+    device = model.head_weight.device
+    nats, counted, read = 0.0, 0.0, 0
+    for rows in packed_in_order(
+        stream, row_length=row_length, max_positions=max_tokens, batch_size=batch_size, answers_only=answers_only
+    ):
+        assert rows.weights is not None
+        ids, targets, starts = (
+            torch.from_numpy(np.asarray(part, dtype=np.int64)).to(device)
+            for part in (rows.inputs, rows.targets, rows.starts)
+        )
+        losses = _losses(model, ids, targets, starts=starts)
+        nats += float((losses.double() * torch.from_numpy(rows.weights).to(device)).sum())
+        counted += float(rows.weights.sum())
+        read += targets.numel()
+        watch(min(read, max_tokens), max_tokens)
+    return nats / counted if counted else None
+
+
 def token_losses(model: LanguageModel, ids: Tensor) -> Tensor:
     """Return the nats of each token of `ids` [B, T + 1] but the first, given those before it: [B, T], float32."""
-    with torch.inference_mode():
-        x, targets = model.hidden(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()
-        piece = len(x) if x.is_cuda else _PIECE
-        losses = [
-            F.cross_entropy(model.logits(some).float(), wanted, reduction="none")
-            for some, wanted in zip(x.split(piece), targets.split(piece), strict=True)
-        ]
-        return torch.cat(losses).view(ids.size(0), -1)
+    return _losses(model, ids[:, :-1], ids[:, 1:])
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def _losses(model: LanguageModel, ids: Tensor, targets: Tensor, *, starts: Tensor | None = None) -> Tensor:
+    """Return the nats of each target, [B, T], float32."""
+    x = model.hidden(ids, starts=starts).flatten(0, 1)
+    piece = len(x) if x.is_cuda else _PIECE
+    losses = [
+        F.cross_entropy(model.logits(some).float(), wanted, reduction="none")
+        for some, wanted in zip(x.split(piece), targets.flatten().split(piece), strict=True)
+    ]
+    return torch.cat(losses).view(targets.shape)
 
 
 def _batches(stream: Stream, *, sequence_length: int, max_tokens: int, batch_size: int) -> Iterator[np.ndarray]:

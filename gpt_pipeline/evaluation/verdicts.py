@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from gpt_pipeline.evaluation.result import BASE_LOSS, EvaluationResult, same_losses
+from gpt_pipeline.evaluation.result import BASE_LOSS, EvaluationResult, ranking_metric, same_losses
 from gpt_pipeline.findings import Finding, verdict
 
 LOSS_MARGIN = 0.05
@@ -24,19 +24,24 @@ MIN_DISTINCT_2 = 0.3
 _MIN_WORDS = 12  # a shorter text may repeat a word without being repetitive
 
 
-def loss_verdict(result: EvaluationResult, others: Iterable[EvaluationResult]) -> Finding:
-    """Compare the validation loss with the best of the same training's earlier checkpoints, measured the same way."""
+def loss_verdict(result: EvaluationResult, others: Iterable[EvaluationResult], decides: str = "val_loss") -> Finding:
+    """Compare a loss with the best of the same training's earlier checkpoints, measured the same way.
+
+    It is the one that `decides` which checkpoint is best, where all of them have it; else the validation loss.
+    """
     earlier = [other for other in others if _is_earlier(other, result)]
-    found = result.metrics["val_loss"]
+    metric = ranking_metric([result, *earlier], decides)
+    found = result.metrics[metric]
     if not earlier:
         return verdict(
             passed=True, text=f"{found:.4f}; no earlier checkpoint to compare with", facts={"step": result.step}
         )
-    best = min(earlier, key=lambda other: other.metrics["val_loss"])
-    worse = found - best.metrics["val_loss"]
+    best = min(earlier, key=lambda other: other.metrics[metric])
+    worse = found - best.metrics[metric]
     text = (
-        f"step {result.step:,}: {found:.4f} nats per token, {abs(worse):.4f} {'above' if worse > 0 else 'below'} the "
-        f"best so far ({best.metrics['val_loss']:.4f} at step {best.step:,}; up to {LOSS_MARGIN} above is fine)"
+        f"step {result.step:,}: {metric} {found:.4f} nats per token, {abs(worse):.4f} "
+        f"{'above' if worse > 0 else 'below'} the best so far ({best.metrics[metric]:.4f} at step {best.step:,}; up to "
+        f"{LOSS_MARGIN} above is fine)"
     )
     if worse > LOSS_MARGIN:
         text += (

@@ -15,7 +15,14 @@ from gpt_pipeline.experiment.start_from import StartFromConfig
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.fingerprint import added_later, neutral_values
 from gpt_pipeline.storage.names import folder_name
-from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig, sequences_per_step, step_layout
+from gpt_pipeline.training.config import (
+    HardwareConfig,
+    StepLayout,
+    TrainingConfig,
+    deciding_loss,
+    sequences_per_step,
+    step_layout,
+)
 
 LOCAL = "local files"
 DATA_FOLDER = "data"  # <base_folder>/data holds what experiments share, so that no experiment may bear the name
@@ -76,6 +83,11 @@ class ExperimentConfig:
         if self.data.local_dataset_path is not None:
             return values | {"data": {**values["data"], "source": LOCAL}}
         return values
+
+    @property
+    def deciding_loss(self) -> str:
+        """Name of the loss by which the trainer chooses the best checkpoint."""
+        return deciding_loss(self.training.objective, self.data.packing)
 
     @property
     def sequences_per_step(self) -> int:

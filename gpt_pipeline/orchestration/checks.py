@@ -138,8 +138,10 @@ def evaluation_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefiniti
     key, ask = keys.asset_key(experiment, "evaluation"), has_questions(experiment.data)
     judges: dict[str, tuple[str, Callable[[Experiment, EvaluationResult], Finding]]] = {
         "val_loss_near_best": (
-            "The validation loss is not worse than the best so far.",
-            lambda _, result: loss_verdict(result, read_evaluations(experiment.folder.evaluations)),
+            "The loss that decides which checkpoint is best is not worse than the best so far.",
+            lambda _, result: loss_verdict(
+                result, read_evaluations(experiment.folder.evaluations), experiment.config.deciding_loss
+            ),
         ),
         "output_not_degenerate": (
             f"{_written(experiment)} are not empty, do not repeat themselves, and end.",

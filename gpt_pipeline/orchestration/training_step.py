@@ -237,7 +237,8 @@ def _results(experiment: Experiment, finished: FinishedTraining) -> dict[str, An
         "loss_curve": dg.MetadataValue.md(picture_markdown("loss against step", curve)),
         "step": finished.step,
         "final_val_loss": round(finished.val_loss, 4),
-        "best_val_loss": round(finished.best_val_loss, 4),
+        # Under its old name where it is that, so that the plot of earlier trainings goes on.
+        f"best_{experiment.config.deciding_loss}": round(finished.best_val_loss, 4),
         "best_step": finished.best_step,
         "final_train_loss": round(finished.train_loss, 4),
         "uniform_loss": round(math.log(experiment.config.model.vocab_size), 4),

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations, same_answers
+from gpt_pipeline.evaluation.result import (
+    EvaluationResult,
+    rank_of,
+    ranking_metric,
+    read_evaluations,
+    same_answers,
+)
 from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress.show import training_text
@@ -22,19 +28,20 @@ def outcome_sheet(experiment: Experiment, *, pages: str) -> Sheet:
     results = comparable_results(experiment)
     rows: list[Line] = [(("training", "dim"), _training_text(experiment))]
     if results:
-        last, best = results[-1], min(results, key=lambda result: result.metrics["val_loss"])
+        metric = ranking_metric(results, experiment.config.deciding_loss)
+        last, best = results[-1], min(results, key=lambda result: rank_of(result, metric))
         label = "best = last" if best is last else "last"
-        rows.append(((label, "dim"), _of_checkpoint(last)))
+        rows.append(((label, "dim"), _of_checkpoint(last, metric)))
         if best is not last:
-            rows.append((("best", "dim"), _of_checkpoint(best)))
+            rows.append((("best", "dim"), _of_checkpoint(best, metric)))
     if experiment.folder.report.is_file():
         rows.append((("report", "dim"), str(experiment.folder.report)))
     rows.append((("web pages", "dim"), pages))
     return Sheet(heading=((experiment.display_name, "bold"),), rows=rows, indent=2)
 
 
-def _of_checkpoint(result: EvaluationResult) -> str:
-    return f"{result.checkpoint.get('file', f'step {result.step}')}: {result_text(result)}"
+def _of_checkpoint(result: EvaluationResult, metric: str) -> str:
+    return f"{result.checkpoint.get('file', f'step {result.step}')}: {result_text(result, metric)}"
 
 
 def comparable_results(experiment: Experiment) -> Sequence[EvaluationResult]:
@@ -45,9 +52,14 @@ def comparable_results(experiment: Experiment) -> Sequence[EvaluationResult]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def result_text(result: EvaluationResult) -> str:
-    """Return what was found, as `val loss 0.562, 33 of 84 right (39 %, 30 to 50 %)` or `..., 5 texts continued`."""
+def result_text(result: EvaluationResult, metric: str | None = None) -> str:
+    """Return what was found, as `val loss 0.562, 33 of 84 right (39 %, 30 to 50 %)` or `..., 5 texts continued`.
+
+    `metric` is the one that ranks it, which then stands first.
+    """
     found = [f"val loss {result.metrics['val_loss']:.3f}"]
+    if metric is not None and metric not in ("val_loss", "correct"):
+        found.insert(0, f"{metric.replace('_', ' ')} {result.metrics[metric]:.3f}")
     if (right := share_of(result.answers, "correct")) is not None:
         low, high = right.interval
         share = f"{100 * right.value:.0f} %, {100 * low:.0f} to {100 * high:.0f} %"

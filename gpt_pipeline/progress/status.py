@@ -9,7 +9,7 @@ from pathlib import Path
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
 from gpt_pipeline.checkpoints.retention import evaluator_is_at_work
 from gpt_pipeline.errors import NewerFileError, UserError
-from gpt_pipeline.evaluation.result import EvaluationResult, summarize_evaluations
+from gpt_pipeline.evaluation.result import EvaluationResult, rank_of, ranking_metric, summarize_evaluations
 from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.training import start_in_words
@@ -50,11 +50,21 @@ class CheckpointStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The lowest validation loss so far."""
+    """The best checkpoint so far."""
 
     step: int
     val_loss: float
     """Nats per token."""
+
+    metric: str
+    """By which it is the best, such as `val_loss`."""
+
+    value: float
+
+    @property
+    def words(self) -> str:
+        """The metric for a person: `val loss`."""
+        return self.metric.replace("_", " ")
 
     evaluated: bool
     """Whether an evaluation measured it; otherwise it is the trainer's own estimate."""
@@ -181,7 +191,7 @@ def _readable_status(experiment: Experiment) -> Status:
         evaluations_pending=pending,
         is_evaluating=pending > 0 and evaluator_is_at_work(folder.root),
         tracking_is_pending=is_log_pending(experiment),
-        best=_best(results, best_checkpoint(folder.checkpoints)),
+        best=_best(results, best_checkpoint(folder.checkpoints), experiment.config.deciding_loss),
         report=folder.report if folder.report.is_file() else None,
         report_is_outdated=stages[-1].state == "finished" and report_is_outdated(experiment),
         at_work=_maker(project, experiment),
@@ -230,16 +240,23 @@ def _bytes_on_disk(folder: Path) -> int:
     return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in stats}.values())
 
 
-def _best(results: Sequence[EvaluationResult], model: CheckpointInfo | None) -> Best | None:
+def _best(results: Sequence[EvaluationResult], model: CheckpointInfo | None, decides: str) -> Best | None:
     """Return the best by the evaluations; before there is one, by the trainer's estimates."""
-    losses = [(float(result.metrics["val_loss"]), result.step) for result in results if "val_loss" in result.metrics]
-    if losses:
-        loss, step = min(losses)
-        return Best(step=step, val_loss=loss, evaluated=True)
+    measured = [result for result in results if "val_loss" in result.metrics]
+    if measured:
+        metric = ranking_metric(measured, decides)
+        best = min(measured, key=lambda result: (rank_of(result, metric), result.step))
+        return Best(
+            step=best.step,
+            val_loss=float(best.metrics["val_loss"]),
+            metric=metric,
+            value=float(best.metrics[metric]),
+            evaluated=True,
+        )
     loss_of_model = None if model is None else model.metrics.get("val_loss")
     if model is None or loss_of_model is None:
         return None
-    return Best(step=model.step, val_loss=loss_of_model, evaluated=False)
+    return Best(step=model.step, val_loss=loss_of_model, metric="val_loss", value=loss_of_model, evaluated=False)
 
 
 def _import_step(experiment: Experiment, checkpoints: Sequence[CheckpointInfo]) -> NextStep | None:

@@ -160,13 +160,12 @@ def _quality_figures(contents: Contents) -> list[KeyFigure]:
     best, newest = contents.best, contents.newest
     if best is None or newest is None:
         return [_training_loss_figure(contents)]
-    loss = best.metrics
+    metric = contents.ranked_by
+    others = [] if metric == "val_loss" else [f"validation loss {wording.decimal(best.metrics['val_loss'])}"]
+    details = [f"step {best.step:,}", *others, f"{wording.decimal(best.metrics['val_bpb'], 2)} bits per byte"]
+    label = next(each.label for each in METRICS if each.key == metric).replace("val loss", "validation loss")
     figures = [
-        KeyFigure(
-            label="Best validation loss",
-            value=wording.decimal(loss["val_loss"]),
-            note=f"step {best.step:,} · {wording.decimal(loss['val_bpb'], 2)} bits per byte",
-        )
+        KeyFigure(label=f"Best {label}", value=wording.decimal(best.metrics[metric]), note=" · ".join(details)),
     ]
     for label, key in (("Right answers", "correct"), ("Well-formed", "well_formed")):
         share = share_of(newest.evaluation.answers, key) if newest.evaluation is not None else None
@@ -206,8 +205,9 @@ def _clock(seconds: float) -> str:
 
 
 def _losses_at(contents: Contents, place: Callable[[CheckpointRow], float | None]) -> list[Point]:
-    """Return the validation losses of the evaluations against what `place` gives, where it gives something."""
-    places = [(place(row), row.metrics["val_loss"]) for row in contents.evaluated]
+    """Return the losses that rank the evaluations against what `place` gives, where it gives something."""
+    metric = contents.ranked_by if contents.ranked_by.endswith("_loss") else "val_loss"
+    places = [(place(row), row.metrics[metric]) for row in contents.evaluated]
     return [(float(x), loss) for x, loss in places if x is not None]
 
 

@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
-from gpt_pipeline.evaluation.result import EvaluationResult, question_id, read_evaluations, same_answers, same_losses
+from gpt_pipeline.data.config import STREAM
+from gpt_pipeline.evaluation.result import (
+    EvaluationResult,
+    question_id,
+    rank_of,
+    ranking_metric,
+    read_evaluations,
+    same_answers,
+    same_losses,
+)
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.report.cost import Cost, Record, cost_of
 from gpt_pipeline.report.metrics import Metric
 from gpt_pipeline.storage.atomic import read_kept
 from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.training.config import deciding_loss
 from gpt_pipeline.training.metrics import read_metrics
 
 _COLUMNS_SIDE_BY_SIDE = 4
@@ -73,6 +83,9 @@ class TextRow:
 class Contents:
     """Everything that the page shows of an experiment."""
 
+    decides: str
+    """Name of the loss by which the trainer chose the best checkpoint."""
+
     records: Sequence[Record]
     training: Record | None
     """`training.json`, once training is finished."""
@@ -104,6 +117,11 @@ class Contents:
         return next((record for record in reversed(self.records) if record["kind"] == kind), None)
 
     @property
+    def ranked_by(self) -> str:
+        """The metric by which `best` is the best of the evaluated checkpoints."""
+        return ranking_metric([row.evaluation for row in self.evaluated if row.evaluation is not None], self.decides)
+
+    @property
     def evaluated(self) -> tuple[CheckpointRow, ...]:
         """The rows whose losses can be compared with each other, by step."""
         return tuple(row for row in self.rows if row.comparable)
@@ -128,10 +146,14 @@ def read_contents(folder: ExperimentFolder) -> Contents:
     records = read_metrics(folder.metrics)
     training, job = _json_or_none(folder.training), _json_or_none(folder.job)
     evaluations = {result.step: result for result in read_evaluations(folder.evaluations)}  # the newest of each step
-    rows = _rows(best_checkpoint(folder.checkpoints), list_checkpoints(folder.checkpoints), evaluations, records)
+    decides = _deciding_loss(job or {})
+    rows = _rows(
+        best_checkpoint(folder.checkpoints), list_checkpoints(folder.checkpoints), evaluations, records, decides
+    )
     questions = _side_by_side(rows, lambda result: result.answers, question_id)
     continuations = _side_by_side(rows, lambda result: result.continuations, _document_of)
     return Contents(
+        decides=decides,
         records=records,
         training=training,
         job=job,
@@ -149,6 +171,12 @@ def read_contents(folder: ExperimentFolder) -> Contents:
     )
 
 
+def _deciding_loss(job: Record) -> str:
+    training = job.get("training")
+    objective = training.get("objective", "pretrain") if isinstance(training, dict) else "pretrain"
+    return deciding_loss(objective, str(job.get("packing", STREAM)))
+
+
 def _document_of(continuation: Record) -> tuple[Any, Any]:
     """Return what tells a document from others; each part of a mix counts its own, and has kinds of its own."""
     return continuation.get("kind"), continuation.get("document")
@@ -163,13 +191,15 @@ def _rows(
     kept: Sequence[CheckpointInfo],
     evaluations: Mapping[int, EvaluationResult],
     records: Sequence[Record],
+    decides: str,
 ) -> tuple[CheckpointRow, ...]:
     checkpoints = {info.step: info for info in (*([best_model] if best_model else []), *kept)}
     said = {int(record["step"]): record for record in records if record["kind"] == "checkpoint"}
     newest = max(evaluations.values(), key=lambda result: result.created_at, default=None)
     comparable = {step for step, result in evaluations.items() if newest is not None and same_losses(result, newest)}
     same_questions = {step for step in comparable if newest is not None and same_answers(evaluations[step], newest)}
-    best = min(comparable, key=lambda step: evaluations[step].metrics["val_loss"], default=None)
+    metric = ranking_metric([evaluations[step] for step in comparable], decides)
+    best = min(comparable, key=lambda step: (rank_of(evaluations[step], metric), step), default=None)
     rows = []
     for step in sorted({*checkpoints, *evaluations, *said}):
         info, result, record = checkpoints.get(step), evaluations.get(step), said.get(step, {})

@@ -76,6 +76,27 @@ METRICS = (
         of_answers=False,
     ),
     Metric(
+        key="document_loss",
+        label="document loss",
+        meaning="nats per token of held-out documents by themselves, each from its beginning",
+        higher_is_better=False,
+        of_answers=False,
+    ),
+    Metric(
+        key="completion_loss",
+        label="completion loss",
+        meaning="the same, of their reasoning and answers alone, which fine-tuning trains on",
+        higher_is_better=False,
+        of_answers=False,
+    ),
+    Metric(
+        key="averaged_val_loss",
+        label="averaged",
+        meaning="val loss of the mean of the weights (training.average_weights)",
+        higher_is_better=False,
+        of_answers=False,
+    ),
+    Metric(
         key="answer_loss",
         label="answer loss",
         meaning="nats per token of the reference answers, given question and reference reasoning",

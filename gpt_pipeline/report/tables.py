@@ -45,10 +45,13 @@ def kind_table(evaluated: Sequence[CheckpointRow]) -> KindTable | None:
 
 def checkpoints_as_markdown(folder: ExperimentFolder) -> str:
     """Return the evaluated checkpoints of the experiment in `folder` by step, the best in bold."""
-    evaluated = read_contents(folder).evaluated
+    contents = read_contents(folder)
+    evaluated = contents.evaluated
     if not evaluated:
         return "No checkpoint is evaluated yet."
-    metrics = [metric for metric in measured(row.metrics for row in evaluated) if metric.key in _COLUMNS]
+    metrics = [
+        metric for metric in measured(row.metrics for row in evaluated) if metric.key in (*_COLUMNS, contents.ranked_by)
+    ]
     heads = ["step", "tokens", *(metric.label for metric in metrics)]
     return markdown_table(heads, [_cells(row, metrics) for row in evaluated])
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gpt_pipeline.evaluation.result import EvaluationResult, find_evaluation
+from gpt_pipeline.evaluation.result import EvaluationResult, find_evaluation, ranking_metric
 from gpt_pipeline.experiment.discover import ExperimentFile
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress.losses import Losses
@@ -127,7 +127,7 @@ def card_of(
         step=None if training.state == "absent" else training.step,
         max_steps=training.max_steps,
         facts=tuple(_facts(status, training, newest)),
-        chart=_chart(losses, results),
+        chart=_chart(losses, results, experiment.config.deciding_loss),
         texts=Texts() if newest is None else _texts(newest.path.parent, newest.fingerprint, newest.created_at),
         texts_step=None if newest is None else newest.step,
         mlflow_id=mlflow_id,
@@ -146,7 +146,8 @@ def _facts(status: Status, training: TrainingProgress, newest: EvaluationResult 
     if training.val_loss is not None and training.val_step is not None:
         yield "validation loss", f"about {wording.decimal(training.val_loss)} at step {training.val_step:,}"
     if status.best is not None and status.best.evaluated:
-        yield "best checkpoint", f"step {status.best.step:,}, loss {wording.decimal(status.best.val_loss)}"
+        best = status.best
+        yield "best checkpoint", f"step {best.step:,}, {best.words} {wording.decimal(best.value)}"
     if newest is not None and newest.metrics.get("num_questions"):
         asked = newest.metrics["num_questions"]
         yield "right answers", f"{newest.metrics['correct'] * asked:.0f} of {asked:.0f} at step {newest.step:,}"
@@ -160,8 +161,10 @@ def _facts(status: Status, training: TrainingProgress, newest: EvaluationResult 
         yield "damaged", f"{', '.join(training.damaged)}; the one before is used"
 
 
-def _chart(losses: Losses, results: Sequence[EvaluationResult]) -> Chart:
-    evaluated = [(float(each.step), float(each.metrics["val_loss"])) for each in results if "val_loss" in each.metrics]
+def _chart(losses: Losses, results: Sequence[EvaluationResult], decides: str) -> Chart:
+    known = [each for each in results if "val_loss" in each.metrics]
+    metric = ranking_metric(known, decides if decides in losses.estimates else "val_loss")
+    evaluated = [(float(each.step), float(each.metrics[metric])) for each in known]
     series = (
         Series(name="train", points=smoothed(_points(losses.train)), colour=1),
         *(

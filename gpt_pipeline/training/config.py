@@ -240,7 +240,7 @@ ESTIMATES: Mapping[str, str] = {"val_loss": "validation", "document_loss": "docu
 """Losses that a running training estimates, by name, and what a chart calls each; not every training has all."""
 
 
-def deciding_loss(objective: Objective, packing: str) -> str:
+def deciding_loss(objective: str, packing: str) -> str:
     """Return by which estimate, lower being better, the checkpoints of a training are ranked: what it trains on."""
     if objective == "sft":
         return "completion_loss"

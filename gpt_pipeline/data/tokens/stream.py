@@ -199,6 +199,11 @@ class TokenStream:
         """Position of the token that holds the first byte of each document's answer: int64 [documents]."""
         return self._positions([answers_name(name) for name in self.names])
 
+    @property
+    def has_spans(self) -> bool:
+        """Whether it is known which tokens an answer-only loss trains on; earlier versions did not keep it."""
+        return all((self.folder / spans_name(name)).is_file() for name in self.names)
+
     def in_spans(self, positions: Positions) -> NDArray[np.bool_]:
         """Return which of the tokens at `positions`, of any shape, an answer-only loss trains on.
 
