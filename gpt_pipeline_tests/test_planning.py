@@ -611,6 +611,12 @@ def test_plan_of_a_fine_tuning_warns_of_random_weights_and_of_answers_beyond_the
     assert "random weights" in by_key["start_from"].text
     assert "5 of 20 documents are cut" in by_key["data.max_length"].text
     assert "leaves out 10.0% of such tokens" in by_key["data.max_length"].text
+    assert by_key["data.max_length"].remedy == "raise it (model.context_length=64)"
+    longest = dataclasses.replace(experiment.config.data, max_length=64)
+    longest_known = dataclasses.replace(
+        known, experiment=dataclasses.replace(experiment, config=dataclasses.replace(experiment.config, data=longest))
+    )
+    assert any("leave long documents out" in finding.remedy for finding in findings(longest_known))
     fits = dataclasses.replace(size, answers=Answers(documents=20, cut=1, tokens=999, left_out=1))
     assert not any(finding.key == "data.max_length" for finding in findings(dataclasses.replace(known, size=fits)))
 

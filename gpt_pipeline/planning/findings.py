@@ -248,7 +248,11 @@ def _answers(known: Known) -> Iterator[Finding]:
     answers = None if known.size is None else known.size.answers
     if answers is not None and answers.left_out > _CUT * (answers.tokens + answers.left_out):
         text = f"{answers.in_words(config.data.max_length)}, and how those end is not learnt"
-        yield warning("data.max_length", text, f"raise it (model.context_length={config.model.context_length})")
+        longest = config.model.context_length
+        remedy = f"raise it (model.context_length={longest})"
+        if config.data.max_length == longest:
+            remedy = "start from a model with a larger context_length, or leave long documents out"
+        yield warning("data.max_length", text, remedy)
 
 
 def _regularisation(known: Known) -> Iterator[Finding]:
