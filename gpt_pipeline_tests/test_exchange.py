@@ -784,3 +784,27 @@ def test_model_config_of_every_field_is_exported() -> None:
     known = {"n_layer", "n_head", "n_embd", "context_length", "vocab_size", "dropout", "qkv_bias", "tie_weights"}
     known |= {"architecture", "n_kv_head", "mlp_width", "rope_theta", "norm_eps", "logit_soft_cap"}
     assert {field.name for field in dataclasses.fields(ModelConfig)} == known
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["llama", "nanochat"])
+def test_exported_folder_that_another_experiment_starts_from_trains_on_and_writes(
+    tmp_path: Path, architecture: str
+) -> None:
+    project = TinyProject(root=tmp_path)
+    # Hardly anything changes at the later one's rate: its text shows that it goes on from these weights.
+    rates = {"base": 0.01, "later": 1e-9}
+    base, later = (project.write_experiment(stem, max_steps=4, learning_rate=rate) for stem, rate in rates.items())
+    begin = "model: {n_layer: 1, n_head: 2, n_embd: 16, context_length: 64}"
+    shape = f"model: {{architecture: {architecture}, n_layer: 1, n_head: 2, n_embd: 16, context_length: 64}}"
+    for file, line in ((base, shape), (later, "start_from: {hugging_face: ../hf}")):
+        text = file.read_text(encoding="utf-8")
+        assert begin in text
+        file.write_text(text.replace(begin, line), encoding="utf-8")
+    project.run("run", str(base))
+    project.run("export", str(base), "--to", "hf")
+    project.run("run", str(later))
+    started, trained = project.checkpoints("base")[-1], project.checkpoints("later")[-1]
+    assert trained.weights_sha256 != started.weights_sha256
+    of_base, of_later = (project.run("generate", str(file), "--prompt", "Number", "--raw") for file in (base, later))
+    assert of_base.replace("base", "later") == of_later
