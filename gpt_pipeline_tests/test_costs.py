@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
+from collections.abc import Iterable
+from functools import partial
 from typing import get_args
 
 import pytest
@@ -25,7 +27,7 @@ from gpt_pipeline.model.costs import (
 )
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.model.loss import summed_loss
-from gpt_pipeline.training.config import OptimizerName, TrainingConfig
+from gpt_pipeline.training.config import MuonConfig, OptimizerName, TrainingConfig
 from gpt_pipeline.training.optimizer import Optimizer
 
 _TINY = ModelConfig(n_layer=2, n_head=4, n_embd=64, context_length=256, dropout=0.0)
@@ -143,12 +145,12 @@ def test_activations_of_recomputed_blocks_are_their_inputs_and_those_of_one(chan
 
 
 class _PeakBytes(TorchDispatchMode):
-    """The most bytes of tensors that lived together, of those made in the block."""
+    """The most bytes of tensors that lived together, of those made in the block; `known` were made before."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.peak = 0
-        self._alive: dict[int, int] = {}
+        self._alive: dict[int, int] = {tensor.untyped_storage()._cdata: 0 for tensor in known}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -178,12 +180,16 @@ def test_loss_needs_the_memory_that_was_planned(soft_cap: float, piece: int | No
     assert planned / 2 < found.peak < 1.02 * (planned + gradients)
 
 
-@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
+@pytest.mark.parametrize("optimizer", [*get_args(OptimizerName), "normuon"])
 @pytest.mark.parametrize("changes", [{}, {"architecture": "llama"}, {"architecture": "nanochat", "tie_weights": False}])
 def test_optimizer_state_is_that_of_torch_after_a_step(changes: dict, optimizer: str) -> None:
     config = dataclasses.replace(_TINY, vocab_size=500, **changes)
     model = make_model(config)
-    made = Optimizer(model, TrainingConfig(optimizer=optimizer))
+    names = (
+        {"optimizer": "muon", "muon": MuonConfig(normuon=True)} if optimizer == "normuon" else {"optimizer": optimizer}
+    )
+    training = TrainingConfig(**names)
+    made = Optimizer(model, training)
     model(torch.zeros((1, 8), dtype=torch.int64), torch.zeros((1, 8), dtype=torch.int64)).backward()
     made.step(0, 1e-3, divisor=torch.tensor(1.0), skip=torch.tensor(0.0))
     tensors = [
@@ -193,7 +199,32 @@ def test_optimizer_state_is_that_of_torch_after_a_step(changes: dict, optimizer:
         for value in entry.values()
         if isinstance(value, torch.Tensor) and value.dim()
     ]
-    assert optimizer_bytes(config, optimizer) == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    assert optimizer_bytes(config, training.optimizer_variant) == sum(
+        tensor.numel() * tensor.element_size() for tensor in tensors
+    )
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "nanochat"])
+@pytest.mark.parametrize("normuon", [False, True])
+def test_update_of_muon_needs_the_memory_that_was_planned(architecture: str, normuon: bool) -> None:
+    config = ModelConfig(architecture=architecture, n_layer=4, n_head=4, n_embd=64, vocab_size=100, context_length=16)
+    training = TrainingConfig(optimizer="muon", muon=MuonConfig(normuon=normuon))
+    model = make_model(config)
+    made = Optimizer(model, training)
+    ids = torch.zeros((1, 8), dtype=torch.int64)
+    model(ids, ids).backward()
+    step = partial(made.step, learning_rate=1e-3, divisor=torch.tensor(1.0), skip=torch.tensor(0.0))
+    step(0)  # makes the state
+    model(ids, ids).backward()
+    states = [entry for state in made.state()["states"] for entry in state["state"].values()]
+    kept = [value for entry in states for value in entry.values() if isinstance(value, torch.Tensor)]
+    kept += [tensor for each in model.parameters() for tensor in (each, each.grad)]
+    with _PeakBytes(kept) as found:
+        step(1)
+    planned = memory_need(
+        config, optimizer=training.optimizer_variant, micro_batch_size=1, max_length=8, precision=_EAGER
+    ).update
+    assert 0.7 * planned < found.peak < 1.02 * planned
 
 
 def test_memory_grows_with_the_micro_batch_but_not_its_state() -> None:

@@ -200,6 +200,11 @@ class TrainingConfig:
             )
 
     @property
+    def optimizer_variant(self) -> str:
+        """The optimizer by what it keeps: `adamw`, `muon`, or `normuon`."""
+        return "normuon" if self.optimizer == "muon" and self.muon.normuon else self.optimizer
+
+    @property
     def final_learning_rate(self) -> float:
         """Learning rate of the last step."""
         return self.learning_rate / 10 if self.min_learning_rate is None else self.min_learning_rate
