@@ -16,6 +16,7 @@ from gpt_pipeline.checkpoints.snapshot import Snapshot, tensor_bytes
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.card import model_card
+from gpt_pipeline.exchange.chat_template import chat_template
 from gpt_pipeline.exchange.folder import new_folder, require_replaceable
 from gpt_pipeline.exchange.hugging_face import hugging_face_weights
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
@@ -57,7 +58,8 @@ def export_checkpoint(experiment: Experiment, checkpoint: Path, target: Path, *,
         _write_model(folder, snapshot, tokenizer)
         max_length = trained_length(experiment, info)
         write_json(folder / "generation_config.json", _generation(tokenizer, max_length))
-        write_tokenizer(folder, tokenizer, max_length=max_length)
+        template = chat_template(experiment.config.data)
+        write_tokenizer(folder, tokenizer, max_length=max_length, chat_template=template)
         card = model_card(experiment, info, tokenizer, max_length=max_length, weights=weights)
         write_text(folder / "README.md", card)
     return Exported(folder=target, checkpoint=info, parameters=_parameters(snapshot))

@@ -25,7 +25,7 @@ from gpt_pipeline.storage.atomic import read_json, write_json, write_text
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int) -> None:
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int, chat_template: str | None = None) -> None:
     """Write tokenizer.json, what else GPT-2's has, and two configs; `max_length` is that of the training sequences."""
     if tokenizer.file is None:
         _write_gpt2(folder)
@@ -36,7 +36,8 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int) -> N
         kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
         special = dict.fromkeys(("bos_token", "eos_token"), tokenizer.eot)
     lengths = {"model_max_length": max_length, "clean_up_tokenization_spaces": False, "errors": "replace"}
-    write_json(folder / "tokenizer_config.json", {**kind, **lengths, **special})
+    chat = {} if chat_template is None else {"chat_template": chat_template}
+    write_json(folder / "tokenizer_config.json", {**kind, **lengths, **special, **chat})
     write_json(folder / "special_tokens_map.json", special)
 
 

@@ -17,11 +17,13 @@ from typing import Any, Literal
 from gpt_pipeline.data.formats.synth_text import ANSWER_MARK, QUERY_MARK, is_blank
 
 Role = Literal["system", "user", "assistant"]
-_BETWEEN = "\n\n"
-_MARKS: Mapping[Role, str] = {
+BETWEEN = "\n\n"
+"""Between two messages."""
+
+MARKS: Mapping[Role, str] = {
     "system": "System: ",
     "user": QUERY_MARK,
-    "assistant": ANSWER_MARK.removeprefix(_BETWEEN),
+    "assistant": ANSWER_MARK.removeprefix(BETWEEN),
 }
 _ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -30,8 +32,8 @@ _ROLES: Mapping[str, Role] = {
     "human": "user",
     "gpt": "assistant",
 }
-_LONGEST_MARK = max(len(f"{_BETWEEN}{mark}") for mark in _MARKS.values())
-_NEXT_MESSAGE = re.compile("|".join(re.escape(f"{_BETWEEN}{mark.rstrip(' ')}") for mark in _MARKS.values()))
+_LONGEST_MARK = max(len(f"{BETWEEN}{mark}") for mark in MARKS.values())
+_NEXT_MESSAGE = re.compile("|".join(re.escape(f"{BETWEEN}{mark.rstrip(' ')}") for mark in MARKS.values()))
 
 
 class UnusableError(Exception):
@@ -92,7 +94,7 @@ def rendered(messages: Sequence[Message]) -> Conversation:
     asked: list[tuple[int, int]] = []
     characters = size = 0
     for place, message in enumerate(messages):
-        head = f"{_BETWEEN if place else ''}{_MARKS[message.role]}"
+        head = f"{BETWEEN if place else ''}{MARKS[message.role]}"
         content_size = len(message.content.encode())
         begin = characters + len(head)
         if message.role == "user":
@@ -116,7 +118,7 @@ def _ending_bytes(messages: Sequence[Message], place: int) -> int:
     """Return the bytes behind a message that end it; none for the last: `<|endoftext|>` does that."""
     if place + 1 == len(messages):
         return 0
-    return len(f"{_BETWEEN}{_MARKS[messages[place + 1].role].rstrip(' ')}")  # the blank is the next message's
+    return len(f"{BETWEEN}{MARKS[messages[place + 1].role].rstrip(' ')}")  # the blank is the next message's
 
 
 def question_starts(text: str, query_start: int, spans: Sequence[int]) -> tuple[int, ...]:

@@ -1,0 +1,62 @@
+"""The chat template of an export gives the tokens that training had."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from gpt_pipeline.data.config import ColumnsConfig, DataConfig
+from gpt_pipeline.data.formats.conversation import conversation_of
+from gpt_pipeline.data.formats.synth_text import answer_prompt_text, document_text, prompt_text
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.exchange.chat_template import chat_template
+from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
+
+CHAT = DataConfig(num_samples=10, source="./x.jsonl", format="chat")
+ASKED = {"role": "user", "content": "What's  2 + 2? "}
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    ASKED,
+    {"role": "assistant", "content": "4."},
+    {"role": "user", "content": "And 日本?\n\nWell?"},
+    {"role": "assistant", "content": "No idea"},
+]
+
+
+def tokenizer_of(data: DataConfig, folder: Path) -> Any:
+    write_tokenizer(folder, gpt2(), max_length=64, chat_template=chat_template(data))
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("turns", [TURNS, TURNS[1:], TURNS[1:3]], ids=["with system", "several", "one"])
+def test_conversation_has_the_ids_of_training(tmp_path: Path, turns: list[dict[str, str]]) -> None:
+    tokenizer = tokenizer_of(CHAT, tmp_path)
+    wanted = [EOT_TOKEN, *gpt2().encode(conversation_of(json.dumps(turns)).text)]
+    assert tokenizer.apply_chat_template(turns)["input_ids"] == wanted
+    prompt = tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True)["input_ids"]
+    assert wanted[: len(prompt)] == prompt  # the answer follows in tokens of its own
+    assert tokenizer.decode(prompt).endswith("\n\nA:")
+
+
+@pytest.mark.parametrize("reasoning", [None, "reasons"])
+def test_question_has_the_ids_of_training_with_its_reasoning(tmp_path: Path, reasoning: str | None) -> None:
+    columns = ColumnsConfig(question="q", answer="a", reasoning=reasoning)
+    data = DataConfig(num_samples=10, source="./x.jsonl", format="question_answer", columns=columns)
+    tokenizer = tokenizer_of(data, tmp_path)
+    answered = {"role": "assistant", "content": "4", **({"reasoning_content": "We add."} if reasoning else {})}
+    wanted = document_text(ASKED["content"], "We add." if reasoning else None, "4")
+    assert tokenizer.apply_chat_template([ASKED, answered])["input_ids"] == [EOT_TOKEN, *gpt2().encode(wanted)]
+    prompt = (prompt_text if reasoning else answer_prompt_text)(ASKED["content"])
+    asked = tokenizer.apply_chat_template([ASKED], add_generation_prompt=True)["input_ids"]
+    assert asked == [EOT_TOKEN, *gpt2().encode(prompt)]
+
+
+def test_texts_have_no_chat_template_and_other_roles_are_refused(tmp_path: Path) -> None:
+    texts = DataConfig(num_samples=10, source="./x.txt", format="text")
+    assert chat_template(texts) is None
+    with pytest.raises(Exception, match="need the role system, user or assistant, found tool"):
+        tokenizer_of(CHAT, tmp_path).apply_chat_template([{"role": "tool", "content": "x"}])
