@@ -28,6 +28,7 @@ def test_every_asset_has_description_owner_stage_kind_and_code_that_is_there(def
     specs = list(definitions.resolve_all_asset_specs())
     shown = {spec.key.path[-1] for spec in specs}
     of_others = {"raw_files", "documents", "tokenizer", "mixed_shards"}  # of other formats, of a tokenizer, of a mix
+    of_others |= {"rl_prompts"}  # of reinforcement learning
     assert shown | of_others == set(attributes.SOURCES)
     for spec in specs:
         assert spec.description

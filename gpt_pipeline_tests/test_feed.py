@@ -41,7 +41,7 @@ def feed(request: pytest.FixtureRequest, sampler: BatchSampler) -> Iterator[Batc
 
 def test_feed_batches_in_and_out_of_order_are_the_samplers(feed: BatchFeed, sampler: BatchSampler) -> None:
     for step in [*range(60), 7, 8, 3, 200]:
-        inputs, targets, weights, starts = feed.batch_at(step)
+        inputs, targets, weights, starts = feed.batch_at(step).tensors
         assert weights is None
         assert starts is None
         assert inputs.dtype == targets.dtype == torch.int64
@@ -59,8 +59,8 @@ def test_feed_of_documents_has_weights_and_where_documents_begin(tmp_path: Path,
     feed = BatchFeed(sampler, ranks=Ranks(), device=torch.device(device))
     for step in range(4):
         batch, wanted = feed.batch_at(step), sampler.rows_at(step)
-        assert [part.dtype for part in batch] == [torch.int64, torch.int64, torch.float32, torch.int64]
-        assert all((part.cpu().numpy() == rows).all() for part, rows in zip(batch, wanted, strict=True))
+        assert [part.dtype for part in batch.tensors] == [torch.int64, torch.int64, torch.float32, torch.int64]
+        assert all((part.cpu().numpy() == rows).all() for part, rows in zip(batch.tensors, wanted, strict=True))
     feed.close()
 
 

@@ -129,7 +129,7 @@ def test_gradients_are_those_of_transformers_with_labels_of_minus_100(job: Train
     assert batch.weights is not None
     assert batch.starts is not None
     count = batch.weights.sum()
-    (ours(*batch) / count).backward()
+    (ours(*batch.tensors) / count).backward()
     for row, starts in enumerate(batch.starts):
         for start in starts.unique():
             ids, targets, weights = (

@@ -29,7 +29,7 @@ QUESTIONS_VERSION = "1"
 """Raise it when the same data, count and seed give other questions."""
 
 _OFFSETS = ("query_start", "query_end", "reasoning_start", "reasoning_end", "answer_start")
-_COLUMNS = ("id", "kind", "group", "constraints", "expected", "text", "spans", *_OFFSETS)
+COLUMNS = ("id", "kind", "group", "constraints", "expected", "text", "spans", *_OFFSETS)
 _BATCH_ROWS = 2048  # some 6 MB of text
 _SPARE = 4  # candidates kept for each question asked for, since some turn out to stand in the training documents too
 
@@ -132,7 +132,7 @@ def held_out_questions(
         exercise: [candidate for candidate in group if candidate.query_hash not in leaked]
         for exercise, group in candidates.items()
     }
-    return [_question(candidate.row) for candidate in _in_turn(clean, count=count, seed=seed)]
+    return [question_of(candidate.row) for candidate in _in_turn(clean, count=count, seed=seed)]
 
 
 def _candidates(
@@ -173,7 +173,7 @@ def _queries_in_training(files: Sequence[Path], data: DataConfig, known: set[byt
 
 def _rows(files: Sequence[Path], data: DataConfig, *, held_out: bool, batch_rows: int) -> Iterator[dict[str, Any]]:
     """Yield the held-out documents, or the others, reading a batch at a time."""
-    columns = _COLUMNS if held_out else ("group", "text", "query_start", "query_end")
+    columns = COLUMNS if held_out else ("group", "text", "query_start", "query_end")
     for batch in read_side(files, columns, data, held_out=held_out, batch_rows=batch_rows):
         yield from batch.to_pylist()
 
@@ -192,7 +192,8 @@ def _exercise(row: Mapping[str, Any]) -> str:
     return row["kind"] or "unknown"
 
 
-def _question(row: Mapping[str, Any]) -> Question:
+def question_of(row: Mapping[str, Any]) -> Question:
+    """Return the question that a row with `COLUMNS` asks."""
     text: str = row["text"]
     start, end = row["reasoning_start"], row["reasoning_end"]
     answer = text[row["answer_start"] :]

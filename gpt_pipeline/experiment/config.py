@@ -13,6 +13,7 @@ from gpt_pipeline.errors import ConfigError, require
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.start_from import StartFromConfig
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.storage.fingerprint import added_later, neutral_values
 from gpt_pipeline.storage.names import folder_name
 from gpt_pipeline.training.config import (
@@ -20,6 +21,7 @@ from gpt_pipeline.training.config import (
     StepLayout,
     TrainingConfig,
     deciding_loss,
+    rollout_layout,
     sequences_per_step,
     step_layout,
 )
@@ -64,6 +66,8 @@ class ExperimentConfig:
     start_from: StartFromConfig | None = added_later(None)
     """The weights to begin with; null: random ones."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    rl: RlConfig = added_later(RlConfig())  # frozen
+    """With `training.objective: rl`: how answers are sampled and rewarded."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
@@ -74,6 +78,8 @@ class ExperimentConfig:
         whose default would name data that is not used.
         """
         values = {name: value for name, value in asdict(self).items() if value is not None}
+        if not self.has_rollouts:
+            del values["rl"]
         values["data"]["columns"] = _columns_read(self.data)
         if self.data.mix is not None:  # whose parts name what the block names otherwise
             of_parts = {each.name for each in fields(DocumentsConfig)} - {"num_samples"}
@@ -90,13 +96,20 @@ class ExperimentConfig:
         return deciding_loss(self.training.objective, self.data.packing)
 
     @property
+    def has_rollouts(self) -> bool:
+        """Whether training is on answers that the model samples."""
+        return self.training.objective == "rl"
+
+    @property
     def sequences_per_step(self) -> int:
         """Sequences in one optimizer update, all GPUs and micro-batches together."""
+        if self.has_rollouts:
+            return self.rl.prompts_per_step * self.rl.samples_per_prompt
         return sequences_per_step(self.training, max_length=self.data.max_length)
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens in one optimizer update, all GPUs and micro-batches together."""
+        """Tokens in one optimizer update, all GPUs and micro-batches together; of sampled answers the most."""
         return self.sequences_per_step * self.data.max_length
 
     @property
@@ -106,11 +119,14 @@ class ExperimentConfig:
 
     def step_layout(self, *, steps_per_epoch: int) -> StepLayout:
         """Return how the trainer will cut its updates on the hardware that the file names."""
+        length, size = self.data.max_length, self.hardware.num_gpus
+        if self.has_rollouts:
+            return rollout_layout(self.training, self.rl, max_length=length, world_size=size)
         return step_layout(
             self.training,
-            max_length=self.data.max_length,
+            max_length=length,
             steps_per_epoch=steps_per_epoch,
-            world_size=self.hardware.num_gpus,
+            world_size=size,
         )
 
 
@@ -128,7 +144,8 @@ def contradictions(config: ExperimentConfig) -> Iterator[ConfigError]:
     """Yield what the blocks of `config` do not agree on, each with the values to use instead."""
     yield from _name(config)
     yield from _sequence_length(config)
-    yield from _batch(config)
+    yield from _rollouts(config) if config.has_rollouts else _batch(config)
+    yield from _rl_block(config)
     yield from _warmup(config)
     yield from _decay_share(config)
     yield from _objective(config)
@@ -171,6 +188,41 @@ def _batch(config: ExperimentConfig) -> Iterator[ConfigError]:
         need = f"a divisor of the {share} sequences of one update on each GPU"
         use = _either(_divisors_near(size, share))
         yield ConfigError("training.micro_batch_size", found=size, need=need, remedy=use)
+
+
+def _rl_block(config: ExperimentConfig) -> Iterator[ConfigError]:
+    for each in () if config.has_rollouts else fields(RlConfig):
+        found = getattr(config.rl, each.name)
+        if found != each.default:
+            need = f"no such key with training.objective={config.training.objective}"
+            remedy = "set training.objective: rl, or remove the block `rl:`"
+            yield ConfigError(f"rl.{each.name}", found=found, need=need, remedy=remedy)
+
+
+def _rollouts(config: ExperimentConfig) -> Iterator[ConfigError]:
+    """Yield what a training on sampled answers lacks, and what it has no use for."""
+    training, rl, length = config.training, config.rl, config.data.max_length
+    if config.start_from is None:
+        need, remedy = "weights to begin with, for training.objective=rl", "name the experiment that trains them"
+        yield ConfigError("start_from", found=None, need=need, remedy=remedy)
+    if training.max_steps is None:
+        need = "a whole number above 0: with training.objective=rl there are no epochs to count"
+        yield ConfigError("training.max_steps", found=None, need=need, remedy="use 200, say")
+    for key, neutral in {"batch_size": 8, "tokens_per_step": None, "num_epochs": 1}.items():
+        if (found := getattr(training, key)) != neutral:
+            need = "no such key with training.objective=rl"
+            remedy = (
+                "remove it: rl.prompts_per_step and rl.samples_per_prompt say what an update has, max_steps how many"
+            )
+            yield ConfigError(f"training.{key}", found=found, need=need, remedy=remedy)
+    if rl.max_new_tokens >= length:
+        need = f"less than data.max_length={length}, which question and answer share"
+        yield ConfigError("rl.max_new_tokens", found=rl.max_new_tokens, need=need, remedy=f"use {length // 2}")
+    gpus = config.hardware.num_gpus
+    if rl.prompts_per_step % gpus:
+        need = f"a multiple of hardware.num_gpus={gpus}"
+        remedy = f"use {-(-rl.prompts_per_step // gpus) * gpus}"
+        yield ConfigError("rl.prompts_per_step", found=rl.prompts_per_step, need=need, remedy=remedy)
 
 
 def _warmup(config: ExperimentConfig) -> Iterator[ConfigError]:

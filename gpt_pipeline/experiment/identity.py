@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gpt_pipeline.experiment.config import ExperimentConfig
+from gpt_pipeline.rl.config import RlConfig
+from gpt_pipeline.rl.stage import prompts_identity
 from gpt_pipeline.storage.fingerprint import identity_of
 
 TRAINING_CODE_VERSION = "2"
@@ -37,7 +39,8 @@ def training_identity(config: ExperimentConfig, *, start: str | None = None) -> 
         data, but for max_length and packing: the fingerprint of the shards says more than the block.
     Kept although it is about hardware: training.precision, since bf16 trains visibly different weights. It counts as
     written: `auto` is an identity of its own, or else the device would be part of it.
-    A key that is `added_later` is left out while it is neutral.
+    A key that is `added_later` is left out while it is neutral. With `training.objective: rl`, the questions and what
+    their answers are worth belong to it.
     """
     training = identity_of(config.training)
     for name in _HOW_NOT_WHAT | _SAID_OTHERWISE:
@@ -52,4 +55,9 @@ def training_identity(config: ExperimentConfig, *, start: str | None = None) -> 
         "max_length": config.data.max_length,
         **identity_of(config.data, "packing"),
         **({} if start is None else {"start_from": {"weights_sha256": start}}),
+        **({"rl": _rl_identity(config.rl)} if config.has_rollouts else {}),
     }
+
+
+def _rl_identity(config: RlConfig) -> dict[str, Any]:
+    return {**identity_of(config), **prompts_identity(config)}

@@ -176,7 +176,10 @@ def load_experiment(path: Path, *, later: tuple[Path, ...] = ()) -> Experiment:
         key = "data.tokenizer"
         raise ExperimentFileError(path, [Problem(line=lines.get(key), key=key, text=str(error))]) from error
     if not errors:
-        config, errors = _with_the_shape_of_its_start(config, path.absolute(), lines, later)
+        try:
+            config, errors = _with_the_shape_of_its_start(config, path.absolute(), lines, later)
+        except ConfigError as error:  # what blocks do not agree on, whatever the shape
+            errors = [error]
     problems = [reading.problem_of(error) for error in errors or contradictions(config)]
     if problems:
         raise ExperimentFileError(path, problems)

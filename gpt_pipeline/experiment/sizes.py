@@ -46,7 +46,7 @@ def size_on(folder: Path, manifest: Manifest, config: ExperimentConfig) -> Train
         DamagedFileError: whole documents are to be packed, and what says where they begin cannot be read.
     """
     tokens = int(manifest.facts["train_tokens"])
-    if config.data.packing == STREAM:
+    if config.data.packing == STREAM or config.has_rollouts:
         return training_size(config, train_tokens=tokens)
     answers_only = config.training.objective == "sft"
     rows, filled, answers = _packed_on(folder, manifest.fingerprint, config.data.max_length, answers_only)
@@ -73,6 +73,9 @@ def training_size(config: ExperimentConfig, *, train_tokens: int, rows: int | No
     Raises:
         DataError: the tokens do not fill one update.
     """
+    if config.has_rollouts:  # without epochs: one that is as long as the training
+        steps = config.training.max_steps or 1
+        return TrainingSize(steps_per_epoch=steps, layout=config.step_layout(steps_per_epoch=steps))
     # As `BatchSampler` cuts them: a sequence's targets reach one token into the next one.
     sequences = max(0, train_tokens - 1) // config.data.max_length if rows is None else rows
     steps_per_epoch = sequences // config.sequences_per_step

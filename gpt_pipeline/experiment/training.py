@@ -12,10 +12,11 @@ from gpt_pipeline.experiment.identity import TRAINING_CODE_VERSION, training_ide
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.sizes import size_on
 from gpt_pipeline.experiment.start_from import StartNotReadyError, base_file, start_checkpoint
+from gpt_pipeline.rl.stage import PromptsStage
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.training.finished import find_finished_training, last_checkpoint
-from gpt_pipeline.training.job import TOKENIZER, StartWeights, TrainingJob
+from gpt_pipeline.training.job import TOKENIZER, Rollouts, StartWeights, TrainingJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +155,42 @@ def wanted_fingerprint(experiment: Experiment) -> str | None:
     return training_fingerprint(experiment.config, shards.fingerprint, start=weights)
 
 
+def prompts_stage(experiment: Experiment) -> PromptsStage | None:
+    """Return the stage of the questions whose answers are trained on; None before its data and its start are made.
+
+    Raises:
+        UserError: the weights to begin with cannot be had.
+    """
+    from gpt_pipeline.data.tokens.shards import known_shards
+
+    shards = known_shards(experiment.data, experiment.data_folder)
+    try:
+        start = find_start(experiment)
+    except StartNotReadyError:
+        return None
+    return None if shards is None or start is None else _prompts_stage(experiment, shards, start)
+
+
+def _prompts_stage(experiment: Experiment, shards: StageResult, start: StartPoint) -> PromptsStage:
+    config = experiment.config
+    return PromptsStage(
+        config=config.rl,
+        seed=config.training.seed,
+        max_length=config.data.max_length,
+        shards_fingerprint=shards.fingerprint,
+        weights_sha256=start.checkpoint.weights_sha256,
+        data_folder=experiment.data_folder,
+    )
+
+
+def _rollouts(experiment: Experiment, shards: StageResult, start: StartPoint | None) -> Rollouts | None:
+    if not experiment.config.has_rollouts:
+        return None
+    assert start is not None  # `experiment.config` asks for it
+    folder, identity = _prompts_stage(experiment, shards, start).place()
+    return Rollouts(config=experiment.config.rl, prompts_folder=str(folder), prompts_fingerprint=identity)
+
+
 def training_job(experiment: Experiment, shards: StageResult) -> TrainingJob:
     """Return what the trainer has to do for `experiment` on `shards`.
 
@@ -184,4 +221,5 @@ def training_job(experiment: Experiment, shards: StageResult) -> TrainingJob:
         start_from=weights,
         tokenizer=tokenizer,
         packing=config.data.packing,
+        rollouts=_rollouts(experiment, shards, start),
     )

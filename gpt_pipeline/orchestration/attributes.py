@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from gpt_pipeline.experiment.config import ExperimentConfig
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.orchestration import keys
@@ -26,6 +27,7 @@ SOURCES: Mapping[str, str] = {
     "tokenizer": "data/tokens/tokenizer_stage.py",
     "token_shards": "data/tokens/shards.py",
     "mixed_shards": "data/tokens/mixed.py",
+    "rl_prompts": "rl/stage.py",
     "training": "training/trainer.py",
     "checkpoint": "checkpoints/save.py",
     "evaluation": "evaluation/evaluate.py",
@@ -67,7 +69,7 @@ def training_settings(experiment: Experiment) -> dict[str, Any]:
     shape = f"{layers}, {model.n_head} heads, {model.n_embd:,} wide, context {model.context_length:,}"
     return {
         "model": f"{parameter_count(model):,} parameters: {model.architecture}, {shape}",
-        "batch": f"{config.tokens_per_step:,} tokens a step: {config.sequences_per_step} x {config.data.max_length}",
+        "batch": _batch(config),
         "schedule": f"{length}, {training.optimizer}, {training.lr_schedule} from {training.learning_rate:g} "
         f"after {training.warmup_steps:,} steps of warm-up",
         "checkpoints": f"every {config.evaluation.save_every_n_iterations:,} steps, the last "
@@ -75,6 +77,13 @@ def training_settings(experiment: Experiment) -> dict[str, Any]:
         "hardware": f"{config.hardware.device}, {training.precision}"
         + (f", {config.hardware.num_gpus} GPUs" if config.hardware.num_gpus > 1 else ""),
     }
+
+
+def _batch(config: ExperimentConfig) -> str:
+    if config.has_rollouts:
+        rl = config.rl
+        return f"{rl.samples_per_prompt} answers to each of {rl.prompts_per_step} questions a step"
+    return f"{config.tokens_per_step:,} tokens a step: {config.sequences_per_step} x {config.data.max_length}"
 
 
 def _references(places: Mapping[str, tuple[Path, int]]) -> dict[str, Any]:

@@ -102,8 +102,8 @@ def _stages(
     experiment: Experiment, groups: Mapping[str, Mapping[str, str]], bases: Mapping[str, Experiment]
 ) -> dg.AssetSelection:
     """Return data and training of the experiment, and before them those of the experiments that it starts from."""
-    training = dg.AssetSelection.assets(keys.asset_key(experiment, "training"))
-    stages = _data(experiment, groups) | training
+    own = dg.AssetSelection.assets(*keys.own_stages(experiment))
+    stages = _data(experiment, groups) | own
     base = bases.get(experiment.name)
     return stages if base is None else stages | _stages(base, groups, bases)
 

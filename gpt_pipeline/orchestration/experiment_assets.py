@@ -26,7 +26,9 @@ def experiment_assets(
 
     `base` is the experiment of the project that it starts from.
     """
-    training = _training(experiment, shards, base)
+    upstream = [shards, *([] if base is None else [keys.asset_key(base, "training")])]
+    prompts = [_rl_prompts(experiment, upstream)] if experiment.config.has_rollouts else []
+    training = _training(experiment, [*upstream, *prompts])
     checkpoint = dg.AssetSpec(
         key=keys.asset_key(experiment, "checkpoint"),
         group_name=experiment.name,
@@ -40,18 +42,43 @@ def experiment_assets(
         "runs. Not made by hand: materialize *training*. Only the last ones and the best stay on the disk.",
     )
     evaluation = _evaluation(experiment, shards, checkpoint)
-    return [training, checkpoint, evaluation, _report(experiment, training, evaluation)]
+    return [*prompts, training, checkpoint, evaluation, _report(experiment, training, evaluation)]
 
 
 def _name(experiment: Experiment) -> str:
     return f"**{in_markdown(experiment.display_name)}**"
 
 
-def _training(experiment: Experiment, shards: dg.AssetKey, base: Experiment | None) -> dg.AssetsDefinition:
+def _rl_prompts(experiment: Experiment, upstream: Sequence[dg.AssetKey]) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=keys.asset_key(experiment, "rl_prompts"),
+        group_name=experiment.name,
+        deps=upstream,
+        kinds={"json"},
+        owners=OWNERS,
+        tags=stage_tags("rl_prompts", experiment),
+        metadata=experiment_metadata("rl_prompts", experiment),
+        pool=keys.TRAINING_POOL,
+        code_version=experiment.identity,
+        config_schema={"force": switch("Have the start weights answer the questions again even if that is done.")},
+        description=f"{_name(experiment)}: the training-side questions that the start weights answer sometimes right "
+        "and sometimes wrong, which are those that training on rewards can learn from.",
+    )
+    def rl_prompts(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        from gpt_pipeline.orchestration.prompts_step import measure_prompts
+
+        stopped = "Stopped; what was answered is kept, and the next run goes on behind it."
+        with explained(stopped=stopped), at_work(context.instance, context.run, experiment.folder.base):
+            return measure_prompts(context, experiment, force=context.op_execution_context.op_config["force"])
+
+    return rl_prompts
+
+
+def _training(experiment: Experiment, upstream: Sequence[dg.AssetKey | dg.AssetsDefinition]) -> dg.AssetsDefinition:
     @dg.asset(
         key=keys.asset_key(experiment, "training"),
         group_name=experiment.name,
-        deps=[shards, *([] if base is None else [keys.asset_key(base, "training")])],
+        deps=upstream,
         kinds={"pytorch"},
         owners=OWNERS,
         tags=stage_tags("training", experiment),

@@ -124,6 +124,12 @@ def asset_key(experiment: Experiment, name: str) -> dg.AssetKey:
     return dg.AssetKey([experiment.name, name])
 
 
+def own_stages(experiment: Experiment) -> list[dg.AssetKey]:
+    """Return the keys of what the experiment makes of its data, up to its training."""
+    names = ("rl_prompts", "training") if experiment.config.has_rollouts else ("training",)
+    return [asset_key(experiment, name) for name in names]
+
+
 def run_job(experiment: Experiment) -> str:
     """Name of the job that makes data and training."""
     return f"run_{experiment.name}"

@@ -40,7 +40,7 @@ def train_experiment(
     context: dg.AssetExecutionContext, experiment: Experiment, mlflow: MlflowTracking, *, force: bool
 ) -> dg.MaterializeResult:
     """Train to the last step, or find that done; return what the UI shows of it."""
-    experiment = _with_its_start(experiment, say=context.log.info)
+    experiment = with_its_start(experiment, say=context.log.info)
     shards = finished_shards(experiment)
     job = training_job(experiment, shards)
     if force:
@@ -108,7 +108,7 @@ def _what_is_saved(job: TrainingJob) -> str:
     return f"Stopped; {saved[-1].path.name} is saved, and the next run continues from it."
 
 
-def _with_its_start(experiment: Experiment, *, say: Callable[[str], None]) -> Experiment:
+def with_its_start(experiment: Experiment, *, say: Callable[[str], None]) -> Experiment:
     """Return the experiment read anew once weights and tokenizer are there that give the model's shape.
 
     Raises:

@@ -13,7 +13,11 @@ from gpt_pipeline.data.stage import Part
 from gpt_pipeline.data.tokens.mixed import MixedShardsStage
 from gpt_pipeline.data.tokens.shards import ShardsStage, shards_stage
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.training import prompts_stage
+from gpt_pipeline.rl.stage import NAME as PROMPTS
+from gpt_pipeline.rl.stage import PromptsStage
 from gpt_pipeline.storage.lock import is_locked
 from gpt_pipeline.storage.manifest import StageResult, damaged_sizes
 
@@ -50,13 +54,23 @@ class StageProgress:
 
 
 def data_progress(experiment: Experiment) -> tuple[StageProgress, ...]:
-    """Return the data stages in order, part after part of a mix; uses no network and reads no file's content."""
+    """Return what training is made of, in order, part after part of a mix; uses no network, reads no file's content."""
     parts = experiment.parts.items()
     stages = tuple(replace(stage, part=name) for name, each in parts for stage in part_progress(each))
-    if experiment.config.data.mix is None:
-        return stages
-    mixed = shards_stage(experiment.data, experiment.data_folder)
-    return (*stages, _progress(mixed, list, ready=stages[0]))
+    if experiment.config.data.mix is not None:
+        mixed = shards_stage(experiment.data, experiment.data_folder)
+        stages = (*stages, _progress(mixed, list, ready=stages[0]))
+    return (*stages, _prompts_progress(experiment, ready=stages[0])) if experiment.config.has_rollouts else stages
+
+
+def _prompts_progress(experiment: Experiment, *, ready: StageProgress) -> StageProgress:
+    try:
+        stage = prompts_stage(experiment)
+    except UserError:  # the weights to begin with cannot be had, which `start_in_words` says
+        stage = None
+    if stage is None:
+        return StageProgress(name=PROMPTS, state="absent", files_done=0, files=None, size=0, folder=None)
+    return _progress(stage, list, ready=ready)
 
 
 def part_progress(experiment: Experiment) -> tuple[StageProgress, ...]:
@@ -98,7 +112,7 @@ def _raw_progress(stage: RawStage, *, is_used_up: bool) -> StageProgress:
 
 
 def _progress(
-    stage: DocumentsStage | TokenizerStage | ShardsStage | MixedShardsStage,
+    stage: DocumentsStage | TokenizerStage | ShardsStage | MixedShardsStage | PromptsStage,
     parts: Callable[[], Sequence[Part]],
     *,
     ready: StageProgress,

@@ -28,6 +28,11 @@ class ExperimentFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def samples(self) -> Path:
+        """Of a training on sampled answers: some to held-out questions, with their rewards, one question a line."""
+        return self.root / "samples.jsonl"
+
+    @property
     def job(self) -> Path:
         """The trainer's job, as JSON."""
         return self.root / "job.json"

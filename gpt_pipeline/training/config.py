@@ -8,14 +8,18 @@ from typing import Literal
 
 from gpt_pipeline.data.config import STREAM
 from gpt_pipeline.errors import require
+from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.storage.fingerprint import added_later, neutral_values
 
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["cosine", "wsd", "constant"]
 OptimizerName = Literal["adamw", "muon"]
 NewtonSchulz = Literal["jordan", "polar_express"]
-Objective = Literal["pretrain", "sft"]
+Objective = Literal["pretrain", "sft", "rl"]
 Device = Literal["auto", "cuda", "cpu"]
+
+ERROR_RATE = "error_rate"
+"""With `rl`: share of the sampled answers to held-out questions that have no reward, 1 - pass@1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +156,9 @@ class TrainingConfig:
     """Chooses the initial weights, the order of the data and the dropout masks."""
 
     objective: Objective = added_later("pretrain")
-    """What the targets are: `pretrain`, every next token of every document; `sft` (supervised fine-tuning), those of
-    reasoning and answer alone, in rows of whole documents."""
+    """What is learned: `pretrain`, every next token of every document; `sft` (supervised fine-tuning), reasoning and
+    answer alone, in rows of whole documents; `rl` (reinforcement learning), what is rewarded among the
+    answers that the model samples to questions (the `rl:` block), without dropout."""
 
     decay_share: float = added_later(0.2)
     """Share of the updates over which `lr_schedule: wsd` decays, at the end (Hägele et al. 2024, "Scaling laws and
@@ -247,6 +252,8 @@ ESTIMATES: Mapping[str, str] = {"val_loss": "validation", "document_loss": "docu
 
 def deciding_loss(objective: str, packing: str) -> str:
     """Return by which estimate, lower being better, the checkpoints of a training are ranked: what it trains on."""
+    if objective == "rl":
+        return ERROR_RATE
     if objective == "sft":
         return "completion_loss"
     return "val_loss" if packing == STREAM else "document_loss"
@@ -295,7 +302,9 @@ class StepLayout:
     @property
     def grad_accum_steps(self) -> int:
         """Forward passes of one process in one update."""
-        return self.batch_size // (self.world_size * self.micro_batch_size)
+        return -(
+            -self.batch_size // (self.world_size * self.micro_batch_size)
+        )  # the last of sampled ones may be smaller
 
     @property
     def log_every(self) -> int:
@@ -322,6 +331,29 @@ def step_layout(config: TrainingConfig, *, max_length: int, steps_per_epoch: int
         max_length=max_length,
         world_size=world_size,
         max_steps=total_steps(config, steps_per_epoch=steps_per_epoch),
+    )
+
+
+def rollout_layout(config: TrainingConfig, rl: RlConfig, *, max_length: int, world_size: int) -> StepLayout:
+    """Return the layout of a training on sampled answers, whose sequences have at most `max_length` tokens.
+
+    Raises:
+        ConfigError: the questions do not divide evenly among the processes.
+    """
+    prompts, key = rl.prompts_per_step, "rl.prompts_per_step"
+    need, remedy = (
+        f"a multiple of the {world_size} processes that share it",
+        f"use {-(-prompts // world_size) * world_size}",
+    )
+    require(prompts % world_size == 0, key, found=prompts, need=need, remedy=remedy)
+    assert config.max_steps is not None  # `experiment.config` asks for it
+    share = prompts * rl.samples_per_prompt // world_size
+    return StepLayout(
+        batch_size=share * world_size,
+        micro_batch_size=share if config.micro_batch_size is None else min(config.micro_batch_size, share),
+        max_length=max_length,
+        world_size=world_size,
+        max_steps=config.max_steps,
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,21 @@ from torch import Tensor
 
 from gpt_pipeline.data.tokens.batches import Sampler
 from gpt_pipeline.data.tokens.packing import DocumentSampler, count_answers
+from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.ranks import Ranks
+
+
+class Rollout(NamedTuple):
+    """What is known of the sampled answers of an update, in all processes together."""
+
+    tokens: int
+    """All that were sampled."""
+
+    trained_tokens: int
+    """Those whose answers are better or worse than others: what the summed loss is divided by."""
+
+    figures: Mapping[str, float]
+    """What is logged of them."""
 
 
 class Batch(NamedTuple):
@@ -31,10 +45,38 @@ class Batch(NamedTuple):
     starts: Tensor | None = None
     """Where in its row the document of each input begins, int64 [B, T]: it sees nothing of those before; None: all."""
 
+    rollout: Rollout | None = None
+    """Of sampled answers; None: the batch is of documents."""
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What the model takes, in its order."""
+        return self.inputs, self.targets, self.weights, self.starts
+
     def split(self, size: int) -> Iterator[Batch]:
         """Yield parts of at most `size` sequences."""
         for first in range(0, len(self.inputs), size):
-            yield Batch(*(None if part is None else part[first : first + size] for part in self))
+            yield Batch(*(None if part is None else part[first : first + size] for part in self.tensors))
+
+
+class Feed(Protocol):
+    """Where the batches of a training come from."""
+
+    def batch_at(self, step: int) -> Batch:
+        """Return the batch of the update after `step` updates."""
+        ...
+
+    def measure(self, step: int, *, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Return what the feed itself measures of the present weights; None if told to stop."""
+        ...
+
+    def in_words(self, layout: StepLayout) -> str:
+        """Return what an update is made of."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        ...
 
 
 class BatchFeed:
@@ -55,9 +97,22 @@ class BatchFeed:
         if self._device.type != "cuda":
             return batch
         # Copied at 2 bytes a token, and widened there.
-        return Batch(*(None if part is None else _widened(part.to(self._device, non_blocking=True)) for part in batch))
+        return Batch(
+            *(None if part is None else _widened(part.to(self._device, non_blocking=True)) for part in batch.tensors)
+        )
 
-    def packing_in_words(self) -> str:
+    def measure(self, step: int, *, should_stop: Callable[[], bool]) -> dict[str, float]:
+        """Return nothing: losses say how good the weights are."""
+        return {}
+
+    def in_words(self, layout: StepLayout) -> str:
+        """Return how the tokens of an update are cut."""
+        return (
+            f"{layout.tokens_per_step:,} tokens a step in {layout.grad_accum_steps} x {layout.micro_batch_size} "
+            f"sequences{self._packing_in_words()}"
+        )
+
+    def _packing_in_words(self) -> str:
         """Return what is to be said of the sequences behind their number; nothing of windows of the stream."""
         if not isinstance(self._sampler, DocumentSampler):
             return ""

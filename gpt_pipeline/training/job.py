@@ -11,7 +11,9 @@ from typing import Any, Literal
 from gpt_pipeline.data.config import STREAM
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.storage.atomic import only_known_fields, read_state, write_json
+from gpt_pipeline.storage.fingerprint import added_later
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig, deciding_loss
 
@@ -30,6 +32,17 @@ class StartWeights:
 
     source: str
     """Where they come from, for people: `gpt2-124m.yaml, best_model.pt, step 50000`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """What a training on sampled answers needs besides."""
+
+    config: RlConfig = added_later(RlConfig())  # frozen
+    prompts_folder: str
+    """Of the stage `rl_prompts`."""
+
+    prompts_fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +79,9 @@ class TrainingJob:
     packing: str = STREAM
     """The experiment file's `data.packing`."""
 
+    rollouts: Rollouts | None = None
+    """With `training.objective: rl`."""
+
     @property
     def folder(self) -> ExperimentFolder:
         return ExperimentFolder(root=Path(self.experiment_folder))
@@ -83,7 +99,7 @@ class TrainingJob:
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON values."""
         value = dataclasses.asdict(self)
-        for name in (START_FROM, "tokenizer"):
+        for name in (START_FROM, "tokenizer", "rollouts"):
             if value[name] is None:  # so that a version that does not know the key reads the job
                 del value[name]
         if self.packing == STREAM:
@@ -102,11 +118,12 @@ class TrainingJob:
             "cadence": CadenceConfig,
             "hardware": HardwareConfig,
             "start_from": StartWeights,
+            "rollouts": Rollouts,
         }
         parts = {
             name: kind(**only_known_fields(kind, value[name], section=name))
             for name, kind in kinds.items()
-            if name != START_FROM or value.get(name) is not None
+            if name not in (START_FROM, "rollouts") or value.get(name) is not None
         }
         return cls(**{**only_known_fields(cls, value), **parts})
 
@@ -180,6 +197,7 @@ def settings_of(job: TrainingJob) -> dict[str, Any]:
         "training": dataclasses.asdict(job.training),
         "evaluation": dataclasses.asdict(job.cadence),
         "hardware": dataclasses.asdict(job.hardware),
+        "rl": {} if job.rollouts is None else dataclasses.asdict(job.rollouts.config),
     }
     start = None if job.start_from is None else job.start_from.weights_sha256
     tokenizer = {} if job.tokenizer is None else {TOKENIZER: job.tokenizer}

@@ -42,6 +42,8 @@ _NUMBERS: tuple[str, ...] = (
     "gradient_norm",
 )
 _NUMBERS += ("tokens_per_second", "mfu", "peak_flops", "memory_gb", "eta_seconds", "size", "stall_seconds")
+_NUMBERS += ("reward", "dropped_groups", "answer_tokens", "entropy", "ended", "distance")
+_NUMBERS += ("pass_at_1", "pass_at_k", "error_rate")
 
 
 class MetricsLog:
@@ -164,6 +166,7 @@ class Recorder:
         self._clock = clock
         self._updates: list[UpdateResult] = []
         self._update_seconds = 0.0
+        self._tokens_seen = progress.tokens_seen  # those of updates under way left out
         self._last_tick = clock()
 
     def tick(self) -> float:
@@ -176,6 +179,7 @@ class Recorder:
     def update(self, result: UpdateResult) -> None:
         """Take note of an update that has just been made; write a line when it is time."""
         self._updates.append(result)
+        self._tokens_seen += result.tokens
         self._update_seconds += self.tick()
         if result.step % self._layout.log_every == 0:
             self.flush()
@@ -184,23 +188,23 @@ class Recorder:
         """Write the updates since the last line as one line."""
         if not self._updates:
             return
-        last = self._updates[-1]
-        speed = len(self._updates) * self._layout.tokens_per_step / max(self._update_seconds, 1e-9)
+        last, count, seconds = self._updates[-1], len(self._updates), max(self._update_seconds, 1e-9)
+        speed = sum(update.tokens for update in self._updates) / seconds
         memory = self._peak_memory()
-        ahead = self._progress.step - last.step  # updates that the device is at
         self._write(
             "train",
             step=last.step,
-            tokens_seen=self._progress.tokens_seen - ahead * self._layout.tokens_per_step,
-            train_loss=sum(update.train_loss for update in self._updates) / len(self._updates),
-            updates=len(self._updates),
+            tokens_seen=self._tokens_seen,
+            train_loss=sum(update.train_loss for update in self._updates) / count,
+            **{name: sum(update.figures[name] for update in self._updates) / count for name in last.figures},
+            updates=count,
             learning_rate=last.learning_rate,
             gradient_norm=last.gradient_norm,
             tokens_per_second=speed,
             mfu=None if self._peak_flops is None else speed * self._flops_per_token / self._peak_flops,
             peak_flops=self._peak_flops,
             memory_gb=None if memory is None else round(memory / 1e9, 3),
-            eta_seconds=(self._layout.max_steps - last.step) * self._layout.tokens_per_step / speed,
+            eta_seconds=(self._layout.max_steps - last.step) * seconds / count,
         )
         self._updates.clear()
         self._update_seconds = 0.0

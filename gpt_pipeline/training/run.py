@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +20,16 @@ from gpt_pipeline.data.config import DOCUMENTS, STREAM
 from gpt_pipeline.data.tokens.batches import BatchSampler, Sampler
 from gpt_pipeline.data.tokens.packing import DocumentSampler
 from gpt_pipeline.data.tokens.stream import TokenShards, open_shards
+from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
 from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.costs import flops_per_token, optimizer_bytes, weight_bytes
+from gpt_pipeline.model.language_model import LanguageModel
+from gpt_pipeline.rl.prompts import read_prompts
+from gpt_pipeline.rl.rollouts import Sampler as RolloutSampler
 from gpt_pipeline.storage.lock import folder_lock
-from gpt_pipeline.storage.manifest import utc_now
-from gpt_pipeline.training.config import StepLayout, deciding_loss, sequences_per_step, step_layout
+from gpt_pipeline.storage.manifest import StageResult, utc_now
+from gpt_pipeline.training.config import StepLayout, deciding_loss, rollout_layout, sequences_per_step, step_layout
 from gpt_pipeline.training.device import (
     Compute,
     choose_compute,
@@ -32,7 +37,7 @@ from gpt_pipeline.training.device import (
     peak_memory_bytes,
     prepare_process,
 )
-from gpt_pipeline.training.feed import BatchFeed
+from gpt_pipeline.training.feed import BatchFeed, Feed
 from gpt_pipeline.training.finished import FinishedTraining
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat
 from gpt_pipeline.training.job import OBJECTIVE, PACKING, Settings, TrainingJob
@@ -41,6 +46,7 @@ from gpt_pipeline.training.metrics import MetricsLog, Recorder
 from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver
 from gpt_pipeline.training.origin import commit_at_start, machine
 from gpt_pipeline.training.ranks import Ranks, process_group
+from gpt_pipeline.training.rollout_feed import RolloutFeed
 from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.start import Start, prepare_start, read_start, read_start_weights
 from gpt_pipeline.training.state import restore, seed_all, take_snapshot
@@ -110,10 +116,8 @@ def _run(
     job: TrainingJob, observer: Observer, *, stop: StopFlag, ranks: Ranks, beat: Callable[[int], None]
 ) -> TrainingOutcome:
     shards = _open_shards(job)
-    sampler = _sampler(job, shards)
-    layout = step_layout(
-        job.training, max_length=job.max_length, steps_per_epoch=sampler.steps_per_epoch, world_size=ranks.world_size
-    )
+    sampler = None if job.rollouts else _sampler(job, shards)
+    layout = _layout(job, sampler, ranks)
     commit_at_start()  # later the source may be another one
     compute = choose_compute(job.hardware, job.training, ranks=ranks, say=observer.message)
     prepare_process(compute)
@@ -153,8 +157,7 @@ def _train(trainer: Trainer) -> TrainingOutcome:
     trainer.recorder.event(
         begun,
         f"Training {'continues after' if progress.step else 'starts at'} step {progress.step} of {layout.max_steps}: "
-        f"{trainer.updater.model.num_parameters:,} parameters, {layout.tokens_per_step:,} tokens a step in "
-        f"{layout.grad_accum_steps} x {layout.micro_batch_size} sequences{trainer.feed.packing_in_words()}, "
+        f"{trainer.updater.model.num_parameters:,} parameters, {trainer.feed.in_words(layout)}, "
         f"{trainer.compute.describe()}.",
     )
     finished = trainer.train()
@@ -188,6 +191,14 @@ def _open_shards(job: TrainingJob) -> TokenShards:
     return shards
 
 
+def _layout(job: TrainingJob, sampler: Sampler | None, ranks: Ranks) -> StepLayout:
+    length, size = job.max_length, ranks.world_size
+    if sampler is None:
+        assert job.rollouts is not None
+        return rollout_layout(job.training, job.rollouts.config, max_length=length, world_size=size)
+    return step_layout(job.training, max_length=length, steps_per_epoch=sampler.steps_per_epoch, world_size=size)
+
+
 def _sampler(job: TrainingJob, shards: TokenShards) -> Sampler:
     answers_only = job.training.objective == "sft"
     kind = partial(DocumentSampler, answers_only=answers_only) if job.packing == DOCUMENTS else BatchSampler
@@ -219,7 +230,7 @@ def _trainer(
     *,
     start: Start,
     shards: TokenShards,
-    sampler: Sampler,
+    sampler: Sampler | None,
     layout: StepLayout,
     compute: Compute,
     ranks: Ranks,
@@ -228,7 +239,8 @@ def _trainer(
 ) -> Iterator[Trainer]:
     """Yield the training, in the state that it starts from."""
     seed_all(job.training.seed)
-    model = make_model(job.model)
+    # What answers are sampled from and what is trained on them have to be the same model, so without dropout.
+    model = make_model(dataclasses.replace(job.model, dropout=0.0) if job.rollouts else job.model)
     if start.weights is not None:
         model.load_state_dict(dict(start.weights))
     model = model.to(compute.device)
@@ -236,6 +248,11 @@ def _trainer(
     progress = restore(start.snapshot, updater) if start.snapshot else Progress()
     if start.snapshot and _deciding_before(start.snapshot.settings) != job.deciding_loss:
         progress.forget_best()  # by a loss that does not compare
+    feed: Feed = (
+        _rollout_feed(job, model, shards, layout=layout, compute=compute, ranks=ranks)
+        if sampler is None
+        else BatchFeed(sampler, ranks=ranks, device=compute.device)
+    )
     saver = Saver(job, observer)
     if ranks.is_first:
         snapshot = take_snapshot(job, progress, updater)
@@ -255,7 +272,6 @@ def _trainer(
         peak_flops=compute.peak_flops * ranks.world_size if compute.peak_flops else None,
         peak_memory=lambda: peak_memory_bytes(compute.device),
     )
-    feed = BatchFeed(sampler, ranks=ranks, device=compute.device)
     # best_model.pt does not stand in for the checkpoint that is due at its step.
     saved = start.checkpoint if start.checkpoint and start.checkpoint.path.name != BEST_NAME else None
     try:
@@ -283,6 +299,36 @@ def _trainer(
 def _deciding_before(settings: Settings) -> str:
     """Return the loss by which the best was chosen in a training with these settings."""
     return deciding_loss(settings.get(OBJECTIVE, "pretrain"), settings.get(PACKING, STREAM))
+
+
+def _rollout_feed(
+    job: TrainingJob, model: LanguageModel, shards: TokenShards, *, layout: StepLayout, compute: Compute, ranks: Ranks
+) -> RolloutFeed:
+    rollouts, weights = job.rollouts, job.start_from
+    assert rollouts is not None
+    assert weights is not None
+    reference = None
+    if rollouts.config.kl:
+        reference = make_model(job.model)
+        reference.load_state_dict(dict(read_start_weights(job, weights)))
+        reference.to(compute.device)
+    stage = StageResult(folder=Path(job.shards_folder), manifest=shards.manifest, reused=True)
+    return RolloutFeed(
+        model=model,
+        reference=reference,
+        prompts=read_prompts(Path(rollouts.prompts_folder), rollouts.prompts_fingerprint),
+        sampler=RolloutSampler(
+            config=rollouts.config,
+            tokenizer=tokenizer_of(stage),
+            context_length=job.max_length,
+            batch_size=layout.micro_batch_size,
+        ),
+        seed=job.training.seed,
+        measured=job.cadence.eval_iters * rollouts.config.prompts_per_step,
+        compute=compute,
+        ranks=ranks,
+        samples_file=job.folder.samples,
+    )
 
 
 def _finished_training(trainer: Trainer) -> FinishedTraining:

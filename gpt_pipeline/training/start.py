@@ -270,7 +270,7 @@ def _rewind(folder: ExperimentFolder, to: CheckpointInfo, say: Say) -> None:
     kept = checkpoint_key(to.step + 1)
     evaluations = [path for path in folder.evaluations.glob("step_*.json") if path.name >= kept]
     moved = [path for pt in checkpoints for path in (manifest_path(pt), pt)]
-    moved += [path for path in (*evaluations, folder.training, folder.report) if path.exists()]
+    moved += [path for path in (*evaluations, folder.training, folder.report, folder.samples) if path.exists()]
     if not moved and not folder.metrics.is_file():
         return
     aside = _new_previous(folder)
@@ -288,7 +288,7 @@ def _rewind(folder: ExperimentFolder, to: CheckpointInfo, say: Say) -> None:
 
 def _move_aside(folder: ExperimentFolder, why: str, say: Say) -> None:
     """Move what an earlier training left to a new folder in `previous`."""
-    names = (folder.training, folder.checkpoints, folder.metrics, folder.evaluations, folder.report)
+    names = (folder.training, folder.checkpoints, folder.metrics, folder.evaluations, folder.report, folder.samples)
     present = [path for path in (*names, folder.root / MARKER_NAME) if path.exists()]
     if not any(path.is_file() or any(path.iterdir()) for path in present):
         return

@@ -6,7 +6,7 @@ import gc
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.device import Compute
-from gpt_pipeline.training.feed import BatchFeed
+from gpt_pipeline.training.feed import Feed
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import Recorder
 from gpt_pipeline.training.ranks import Ranks
@@ -56,7 +56,7 @@ class Trainer:
     compute: Compute
     ranks: Ranks
     updater: Updater
-    feed: BatchFeed
+    feed: Feed
     validation: TokenStream
     progress: Progress
     saver: Saver
@@ -109,9 +109,10 @@ class Trainer:
         progress = self.progress
         self.recorder.tick()  # what went before is no time of updates
         batch = self.feed.batch_at(progress.step)
-        self._in_flight.append(self.updater.update(progress.step, batch))
+        pending = self.updater.update(progress.step, batch)
+        self._in_flight.append(pending)
         progress.step += 1
-        progress.tokens_seen += self.layout.tokens_per_step
+        progress.tokens_seen += pending.tokens
         self._look(leave=self.compute.updates_in_flight)
 
     def _look(self, *, leave: int = 0) -> None:
@@ -121,15 +122,15 @@ class Trainer:
             try:
                 result = pending.result()
             except NotFiniteError as error:
-                self._take_back(self.progress.step - pending.step)
+                self._take_back([pending, *self._in_flight])
                 raise self._noted(error) from None
             self.progress.train_loss = result.train_loss
             self.recorder.update(result)
 
-    def _take_back(self, updates: int) -> None:
-        """Count the last `updates` as not made."""
-        self.progress.step -= updates
-        self.progress.tokens_seen -= updates * self.layout.tokens_per_step
+    def _take_back(self, updates: Sequence[PendingUpdate]) -> None:
+        """Count these, the last ones, as not made."""
+        self.progress.step -= len(updates)
+        self.progress.tokens_seen -= sum(update.tokens for update in updates)
 
     def _settle_boundary(self) -> bool:
         """Validate and save where this step wants it; return False if told to stop meanwhile."""
@@ -175,7 +176,8 @@ class Trainer:
                     "checkpoint stands"
                 )
             )
-        return found
+        measured = None if found is None else self.feed.measure(self.progress.step, should_stop=self._is_stopping)
+        return None if found is None or measured is None else found | measured
 
     def _noted(self, error: NotFiniteError) -> NotFiniteError:
         self.recorder.flush()

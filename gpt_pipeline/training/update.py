@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -47,18 +47,35 @@ class UpdateResult:
     """Global norm before clipping."""
 
     learning_rate: float
+    tokens: int
+    """In the update, all processes together."""
+
+    figures: Mapping[str, float]
+    """Of sampled answers; else none."""
 
 
 class PendingUpdate:
     """An update that the device may still be computing."""
 
-    def __init__(self, numbers: Tensor, *, step: int, learning_rate: float, counted: int | None) -> None:
+    def __init__(
+        self,
+        numbers: Tensor,
+        *,
+        step: int,
+        learning_rate: float,
+        counted: int | None,
+        tokens: int,
+        figures: Mapping[str, float],
+    ) -> None:
         """`numbers`: the summed loss in nats, the gradient norm and the sum of the targets' weights, float32 [3].
 
-        `counted` stands for the last where each target has weight 1.
+        `counted` stands for the last where that is known beforehand.
         """
         self.step = step
         """Updates done before this one."""
+        self.tokens = tokens
+        """In the update, all processes together."""
+        self._figures = figures
         self._learning_rate = learning_rate
         self._counted = counted
         self._event: torch.cuda.Event | None = None
@@ -83,7 +100,12 @@ class PendingUpdate:
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             raise NotFiniteError(_not_finite(self.step, loss, gradient_norm, self._learning_rate))
         return UpdateResult(
-            step=self.step + 1, train_loss=loss, gradient_norm=gradient_norm, learning_rate=self._learning_rate
+            step=self.step + 1,
+            train_loss=loss,
+            gradient_norm=gradient_norm,
+            learning_rate=self._learning_rate,
+            tokens=self.tokens,
+            figures=self._figures,
         )
 
 
@@ -133,13 +155,29 @@ class Updater:
         torch.maximum(self._failed, (~numbers.isfinite().all()).float(), out=self._failed)
         # As torch's clip_grad_norm_ computes it; dividing is left to the optimizer, which reads the gradients anyway.
         divisor = ((norm + _CLIP_EPS) / self._config.gradient_clip).clamp_min(1.0).float()
-        self.optimizer.step(step, learning_rate, divisor=divisor, skip=self._failed)
+        rollout = batch.rollout
+        # Where no answer is better than another there is no gradient: momentum and decay are not to act alone.
+        idle = rollout is not None and rollout.trained_tokens == 0
+        skip = torch.ones_like(self._failed) if idle else self._failed
+        self.optimizer.step(step, learning_rate, divisor=divisor, skip=skip)
         self.average.update(step + 1, skip=self._failed)
         known = counted if isinstance(counted, int) else None
-        return PendingUpdate(numbers, step=step, learning_rate=learning_rate, counted=known)
+        return PendingUpdate(
+            numbers,
+            step=step,
+            learning_rate=learning_rate,
+            counted=known,
+            tokens=self._layout.tokens_per_step if rollout is None else rollout.tokens,
+            figures={} if rollout is None else rollout.figures,
+        )
 
     def _count(self, batch: Batch) -> int | Tensor:
-        """Return the summed weight of the update's targets, in all processes together; 1 where none counts."""
+        """Return the summed weight of the update's targets, in all processes together; 1 where none counts.
+
+        Of sampled answers, whose weights are advantages and add up to 0, the number of the tokens that have one.
+        """
+        if batch.rollout is not None:
+            return max(1, batch.rollout.trained_tokens)
         if batch.weights is None:
             return self._layout.tokens_per_step
         weight = self._ranks.sum(batch.weights.sum())
@@ -166,7 +204,7 @@ class Updater:
         for number, part in enumerate(parts, start=1):
             with self._sync_gradients(last=number == len(parts)):
                 with self._compute.autocast():
-                    loss = self._runner(*part)
+                    loss = self._runner(*part.tensors)
                 (loss * scale).backward()
             nats += loss.detach()
         return nats

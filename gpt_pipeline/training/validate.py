@@ -92,7 +92,7 @@ def estimate_losses(
             return None
         if number % ranks.world_size == ranks.rank:
             with compute.autocast():
-                loss = model(*batch_of(parts, compute.device))
+                loss = model(*batch_of(parts, compute.device).tensors)
             nats[names.index(name)] += loss.double()
         counted[name] += n_targets
     if not all(counted.values()):

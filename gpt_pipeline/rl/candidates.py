@@ -1,0 +1,140 @@
+"""Questions with a check, from the documents: a fixed choice on each side of the split, training and held-out."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.split import read_side
+from gpt_pipeline.data.documents.stage import document_files
+from gpt_pipeline.data.formats import has_questions
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer
+from gpt_pipeline.evaluation.answers import encode_prompt
+from gpt_pipeline.evaluation.questions import COLUMNS, question_of
+from gpt_pipeline.rl.prompts import Prompt
+from gpt_pipeline.rl.rewards import Question, reward_for
+from gpt_pipeline.storage.manifest import StageResult
+
+_BATCH_ROWS = 2048  # some 6 MB of text
+_SPARE = 2  # chosen for each one wanted, since some turn out too long, or stand on both sides
+
+Documents = Sequence[tuple[StageResult, DataConfig]]
+"""The finished documents of each part of the data, and its block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Questions whose answers can be judged."""
+
+    training: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+    left_out: Mapping[str, int]
+    """Training-side documents that are no candidates, by the reason."""
+
+
+def choose_candidates(documents: Documents, tokenizer: Tokenizer, *, count: int, seed: int, longest: int) -> Candidates:
+    """Return up to `count` questions of each side, those of `longest` tokens at most that the seed puts first.
+
+    None stands on both sides, or twice on one. Memory is bounded by `count`; the files are read twice.
+    """
+    left_out: Counter[str] = Counter()
+    held_out = _First(limit=_SPARE * count, seed=seed)
+    for prompt in _asked(documents, held_out=True, left_out=Counter()):
+        held_out.add(prompt)
+    training = _First(limit=_SPARE * count, seed=seed, watched=frozenset(held_out.kept))
+    for prompt in _asked(documents, held_out=False, left_out=left_out):
+        training.add(prompt)
+    unseen = [asked for key, asked in held_out.in_order() if key not in training.met]
+    return Candidates(
+        training=_fitting((asked for _, asked in training.in_order()), tokenizer, longest, count, left_out),
+        held_out=_fitting(unseen, tokenizer, longest, count, Counter()),
+        left_out=dict(left_out),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    id: str
+    text: str
+    """The document up to where the model takes over."""
+
+    question: Question
+
+
+@dataclass(kw_only=True)
+class _First:
+    """The first questions by the hash of seed and text, one for each text: of two, the one of the smaller id."""
+
+    limit: int
+    seed: int
+    watched: frozenset[bytes] = frozenset()
+    met: set[bytes] = field(default_factory=set)
+    """Those of `watched` that were added."""
+
+    kept: dict[bytes, _Asked] = field(default_factory=dict)
+
+    def add(self, asked: _Asked) -> None:
+        key = hashlib.blake2b(f"{self.seed}\n{asked.text}".encode(), digest_size=16).digest()
+        if key in self.watched:
+            self.met.add(key)
+        same = self.kept.get(key)
+        if same is None or asked.id < same.id:
+            self.kept[key] = asked
+        if len(self.kept) > 2 * self.limit:  # now and then, so that each costs O(log n) on average
+            self.kept = dict(self.in_order())
+
+    def in_order(self) -> list[tuple[bytes, _Asked]]:
+        return heapq.nsmallest(self.limit, self.kept.items(), key=lambda item: item[0])
+
+
+def _asked(documents: Documents, *, held_out: bool, left_out: Counter[str]) -> Iterator[_Asked]:
+    """Yield the questions of one side that have a check, counting the others by reason."""
+    for stage, data in documents:
+        if not has_questions(data):
+            left_out["asks_nothing"] += int(stage.manifest.facts.get("documents", 0))
+            continue
+        for batch in read_side(document_files(stage), COLUMNS, data, held_out=held_out, batch_rows=_BATCH_ROWS):
+            for row in batch.to_pylist():
+                asked = _checkable(row)
+                if asked is None:
+                    left_out["no_check"] += 1
+                else:
+                    yield asked
+
+
+def _checkable(row: Mapping[str, Any]) -> _Asked | None:
+    found = question_of(row)
+    # Of a conversation only its last question says what is to be answered.
+    query = found.prompt[found.turns[-1] :] if found.turns else found.query
+    reward = reward_for(query, found.expected)
+    if reward is None:
+        return None
+    question = Question(
+        query=query,
+        expected=found.expected,
+        with_reasoning=found.with_reasoning,
+        is_conversation=bool(found.turns),
+        reward=reward,
+    )
+    return _Asked(id=found.synth_id, text=found.prompt, question=question)
+
+
+def _fitting(
+    asked: Iterable[_Asked], tokenizer: Tokenizer, longest: int, count: int, left_out: Counter[str]
+) -> tuple[Prompt, ...]:
+    """Return the first `count` of at most `longest` tokens."""
+    found: list[Prompt] = []
+    for each in asked:
+        if len(found) == count:
+            break
+        tokens = encode_prompt(each.text, tokenizer)
+        if len(tokens) > longest:
+            left_out["too_long"] += 1
+        else:
+            found.append(Prompt(id=each.id, tokens=tuple(tokens), question=each.question))
+    return tuple(found)

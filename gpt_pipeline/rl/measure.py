@@ -1,0 +1,77 @@
+"""Make the stage `rl_prompts`: have the weights of a checkpoint answer the candidates."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from gpt_pipeline.checkpoints.load import load_checkpoint
+from gpt_pipeline.data.stage import Say
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer, tokenizer_of
+from gpt_pipeline.evaluation.generate import inference_device
+from gpt_pipeline.model.architectures import make_model
+from gpt_pipeline.model.language_model import LanguageModel
+from gpt_pipeline.rl.candidates import Candidates, Documents, choose_candidates
+from gpt_pipeline.rl.prompts import Prompt
+from gpt_pipeline.rl.rollouts import Group, Sampler
+from gpt_pipeline.rl.stage import PromptsStage
+from gpt_pipeline.storage.manifest import StageResult
+
+_AT_ONCE = 128  # texts continued together, unless the training has fewer in a forward pass
+_logger = logging.getLogger(__name__)
+
+
+def prepare_prompts(
+    stage: PromptsStage,
+    documents: Documents,
+    shards: StageResult,
+    checkpoint: Path,
+    *,
+    device: str,
+    batch_size: int | None = None,
+    force: bool = False,
+    say: Say = _logger.info,
+) -> StageResult:
+    """Return the finished stage, measured with the weights in `checkpoint` if it is not finished.
+
+    Raises:
+        DataError: there is no question to train on, or none to measure with.
+        ConfigError: there is no such device.
+    """
+    tokenizer = tokenizer_of(shards)
+    answers = _Answers(stage, tokenizer, checkpoint, device=inference_device(device), batch_size=batch_size or _AT_ONCE)
+
+    def candidates() -> Candidates:
+        config, longest = stage.config, stage.max_length - stage.config.max_new_tokens
+        return choose_candidates(documents, tokenizer, count=config.candidates, seed=stage.seed, longest=longest)
+
+    return stage.prepare(candidates, answers.to, force=force, say=say)
+
+
+class _Answers:
+    """Answers of the weights in a checkpoint, which is loaded when the first are asked for."""
+
+    def __init__(
+        self, stage: PromptsStage, tokenizer: Tokenizer, checkpoint: Path, *, device: str, batch_size: int
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._device = torch.device(device)
+        self._sampler = Sampler(
+            config=stage.config, tokenizer=tokenizer, context_length=stage.max_length, batch_size=batch_size
+        )
+
+    def to(self, prompts: Sequence[Prompt], names: Sequence[str]) -> list[Group]:
+        """Return the answers to the prompts."""
+        return self._sampler.sample(self._model, prompts, names)
+
+    @cached_property
+    def _model(self) -> LanguageModel:
+        snapshot = load_checkpoint(self._checkpoint)
+        model = make_model(snapshot.model_config)
+        model.load_state_dict(dict(snapshot.model))
+        model.to(self._device)
+        return model

@@ -1,0 +1,143 @@
+"""Batches of answers that the present weights sample, with their advantages as weights.
+
+The gradient of the mean reward by one update on fresh samples (REINFORCE, Williams 1992) is that of the cross-entropy
+of what was sampled, each token weighted by how much better its answer is than others to the same question.
+
+Shapes: B sequences of this process, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gpt_pipeline.errors import DiskFullError
+from gpt_pipeline.model.language_model import LanguageModel
+from gpt_pipeline.rl.prompts import PromptSet, prompts_at
+from gpt_pipeline.rl.rollouts import (
+    Group,
+    Rows,
+    Sampler,
+    Tally,
+    kept_answers,
+    rows_of,
+    subtract_distance,
+    target_log_probabilities,
+)
+from gpt_pipeline.training.config import ERROR_RATE, StepLayout
+from gpt_pipeline.training.device import Compute
+from gpt_pipeline.training.feed import Batch, Rollout
+from gpt_pipeline.training.metrics import MetricsLog
+from gpt_pipeline.training.ranks import Ranks
+
+_TOKENS_AT_ONCE = 2048  # whose logits are in memory where the start weights are asked
+_SHOWN_QUESTIONS = 8  # of the held-out ones, whose answers are kept at each measurement
+_LOG_BYTES = 16 << 20  # kept of them in all: the first ones
+
+
+@dataclass(kw_only=True)
+class RolloutFeed:
+    """Samples the answers of each update before it, on each process those to its own share of the questions."""
+
+    model: LanguageModel
+    """Whose weights are trained."""
+
+    reference: LanguageModel | None
+    """With the start weights; None where the distance from them costs nothing."""
+
+    prompts: PromptSet
+    sampler: Sampler
+    seed: int
+    measured: int
+    """Held-out questions that measure the training, at most."""
+
+    compute: Compute
+    ranks: Ranks
+    samples_file: Path
+    """Keeps answers to held-out questions, one question a line."""
+
+    def batch_at(self, step: int) -> Batch:
+        """Return the batch of the update after `step` updates: a function of weights, seed and step."""
+        config = self.sampler.config
+        count, available = config.prompts_per_step, len(self.prompts.training)
+        chosen = prompts_at(step, available=available, count=count, seed=self.seed)
+        places = range(self.ranks.rank, count, self.ranks.world_size)
+        prompts = [self.prompts.training[chosen[place]] for place in places]
+        with self.compute.autocast():
+            groups = self.sampler.sample(self.model, prompts, [f"{self.seed}/{step}/{place}" for place in places])
+        answers = list(kept_answers(groups))
+        rows, tally = rows_of(answers), Tally.of(groups)
+        if self.reference is not None and answers:
+            log_ratios = subtract_distance(rows, answers, self._reference(self.reference, rows), config.kl)
+            tally = tally._replace(distance=log_ratios)
+        tally = self._summed(tally)
+        inputs, targets, weights = (torch.from_numpy(part).to(self.compute.device) for part in rows)
+        figures = tally.figures(with_distance=self.reference is not None)
+        return Batch(inputs, targets, weights, rollout=Rollout(int(tally.tokens), int(tally.trained_tokens), figures))
+
+    def measure(self, step: int, *, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Return pass@1, what it lacks to 1, and pass@k on held-out questions; None if told to stop.
+
+        What is drawn is the same each time, so that only the weights make a difference.
+        """
+        config, held_out = self.sampler.config, self.prompts.held_out[: self.measured]
+        tally = Tally()
+        for first in range(0, len(held_out), config.prompts_per_step):
+            if should_stop():
+                return None
+            end = min(first + config.prompts_per_step, len(held_out))
+            places = range(first + self.ranks.rank, end, self.ranks.world_size)
+            with self.compute.autocast():
+                groups = self.sampler.sample(
+                    self.model,
+                    [held_out[place] for place in places],
+                    [f"{self.seed}/held-out/{place}" for place in places],
+                )
+            tally = Tally(*map(sum, zip(tally, Tally.of(groups), strict=True)))
+            if first == 0:
+                self._keep(step, groups[:_SHOWN_QUESTIONS])
+        total = self._summed(tally)
+        right = total.reward / total.samples
+        return {"pass_at_1": right, "pass_at_k": total.passed / total.groups, ERROR_RATE: 1 - right}
+
+    def in_words(self, layout: StepLayout) -> str:
+        """Return how many answers to how many questions an update has."""
+        config, available = self.sampler.config, len(self.prompts.training)
+        return (
+            f"{config.samples_per_prompt} answers to each of {config.prompts_per_step} questions a step, of "
+            f"{available:,}, {layout.micro_batch_size} answers at a time"
+        )
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+    def _reference(self, model: LanguageModel, rows: Rows) -> np.ndarray:
+        inputs, targets = (torch.from_numpy(part).to(self.compute.device) for part in rows[:2])
+        with self.compute.autocast():
+            found = target_log_probabilities(model, inputs, targets, at_once=_TOKENS_AT_ONCE)
+        return np.asarray(found.cpu().numpy())
+
+    def _summed(self, tally: Tally) -> Tally:
+        """Return the sums over all processes."""
+        return Tally(*self.ranks.sum(torch.tensor(tally, dtype=torch.float64)).tolist())
+
+    def _keep(self, step: int, groups: Sequence[Group]) -> None:
+        """Append the answers to these questions to the file, as far as it has room."""
+        if not self.ranks.is_first:
+            return
+        log = MetricsLog(self.samples_file)
+        try:
+            for prompt, samples in groups:
+                if self.samples_file.stat().st_size > _LOG_BYTES:
+                    return
+                answers = [{"text": each.text, "ended": each.ended, "reward": each.reward} for each in samples]
+                question = {"id": prompt.id, "question": prompt.question.query, "expected": prompt.question.expected}
+                with suppress(DiskFullError):  # checkpoints come first, and say that the disk is full
+                    log.write({"step": step, **question, "answers": answers})
+        finally:
+            log.close()
