@@ -251,7 +251,8 @@ def test_deleted_evaluation_of_an_earlier_version_is_made_again_and_logged_once(
     project.run("evaluate", project.file("adamw"))
     after = _read_json(path)
     assert after["fingerprint"] == before["fingerprint"]
-    assert after["metrics"] == pytest.approx(before["metrics"], rel=1e-4)
+    measured_then = {name: after["metrics"][name] for name in before["metrics"]}  # this version measures more
+    assert measured_then == pytest.approx(before["metrics"], rel=1e-4)
     assert [each["question"] for each in after["answers"]] == [each["question"] for each in before["answers"]]
     assert project.mlflow_runs("adamw") == runs
 
