@@ -27,7 +27,7 @@ from gpt_pipeline.model.costs import (
 )
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.model.loss import summed_loss
-from gpt_pipeline.training.config import MuonConfig, OptimizerName, TrainingConfig
+from gpt_pipeline.training.config import OptimizerName, TrainingConfig
 from gpt_pipeline.training.optimizer import Optimizer
 
 _TINY = ModelConfig(n_layer=2, n_head=4, n_embd=64, context_length=256, dropout=0.0)
@@ -180,15 +180,12 @@ def test_loss_needs_the_memory_that_was_planned(soft_cap: float, piece: int | No
     assert planned / 2 < found.peak < 1.02 * (planned + gradients)
 
 
-@pytest.mark.parametrize("optimizer", [*get_args(OptimizerName), "normuon"])
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 @pytest.mark.parametrize("changes", [{}, {"architecture": "llama"}, {"architecture": "nanochat", "tie_weights": False}])
 def test_optimizer_state_is_that_of_torch_after_a_step(changes: dict, optimizer: str) -> None:
     config = dataclasses.replace(_TINY, vocab_size=500, **changes)
     model = make_model(config)
-    names = (
-        {"optimizer": "muon", "muon": MuonConfig(normuon=True)} if optimizer == "normuon" else {"optimizer": optimizer}
-    )
-    training = TrainingConfig(**names)
+    training = TrainingConfig(optimizer=optimizer)  # type: ignore[arg-type]
     made = Optimizer(model, training)
     model(torch.zeros((1, 8), dtype=torch.int64), torch.zeros((1, 8), dtype=torch.int64)).backward()
     made.step(0, 1e-3, divisor=torch.tensor(1.0), skip=torch.tensor(0.0))
@@ -199,16 +196,15 @@ def test_optimizer_state_is_that_of_torch_after_a_step(changes: dict, optimizer:
         for value in entry.values()
         if isinstance(value, torch.Tensor) and value.dim()
     ]
-    assert optimizer_bytes(config, training.optimizer_variant) == sum(
+    assert optimizer_bytes(config, training.optimizer) == sum(
         tensor.numel() * tensor.element_size() for tensor in tensors
     )
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "nanochat"])
-@pytest.mark.parametrize("normuon", [False, True])
-def test_update_of_muon_needs_the_memory_that_was_planned(architecture: str, normuon: bool) -> None:
+def test_update_of_muon_needs_the_memory_that_was_planned(architecture: str) -> None:
     config = ModelConfig(architecture=architecture, n_layer=4, n_head=4, n_embd=64, vocab_size=100, context_length=16)
-    training = TrainingConfig(optimizer="muon", muon=MuonConfig(normuon=normuon))
+    training = TrainingConfig(optimizer="muon")
     model = make_model(config)
     made = Optimizer(model, training)
     ids = torch.zeros((1, 8), dtype=torch.int64)
@@ -222,7 +218,7 @@ def test_update_of_muon_needs_the_memory_that_was_planned(architecture: str, nor
     with _PeakBytes(kept) as found:
         step(1)
     planned = memory_need(
-        config, optimizer=training.optimizer_variant, micro_batch_size=1, max_length=8, precision=_EAGER
+        config, optimizer=training.optimizer, micro_batch_size=1, max_length=8, precision=_EAGER
     ).update
     assert 0.7 * planned < found.peak < 1.02 * planned
 

@@ -442,9 +442,7 @@ def test_training_micro_batches_change_the_loss_by_rounding_only(tmp_path):
         assert result == pytest.approx(results[0], rel=1e-5)
 
 
-_EVERY_VARIANT = MuonConfig(
-    split_qkv=True, momentum_warmup_steps=8, newton_schulz="polar_express", normuon=True, cautious_decay=True
-)
+_EVERY_VARIANT = MuonConfig(split_qkv=True, momentum_warmup_steps=8)
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,6 @@ class Anatomy:
     matrices: int
     """Weights in the matrices of one block."""
 
-    rows: int
-    """Rows, one for each output, of these matrices together."""
-
     vectors: int
     """Biases and gains of one block."""
 
@@ -55,7 +52,6 @@ def _gpt2(model: ModelConfig) -> Anatomy:
     C, M = model.n_embd, model.mlp_channels
     return Anatomy(
         matrices=4 * C * C + 2 * C * M,
-        rows=5 * C + M,
         vectors=(3 * C if model.qkv_bias else 0) + C + M + C + 4 * C,  # biases; two norms with a gain and a bias
         final_vectors=2 * C,
         positions=model.context_length * C,
@@ -67,10 +63,9 @@ def _gpt2(model: ModelConfig) -> Anatomy:
 
 
 def _llama(model: ModelConfig) -> Anatomy:
-    C, M, K = model.n_embd, model.mlp_channels, model.kv_heads * model.head_size
+    C, M = model.n_embd, model.mlp_channels
     return Anatomy(
         matrices=_attention_matrices(model) + 3 * C * M,
-        rows=3 * C + 2 * K + 2 * M,
         vectors=2 * C,
         final_vectors=C,
         positions=0,
@@ -85,7 +80,6 @@ def _nanochat(model: ModelConfig) -> Anatomy:
     C, M, K = model.n_embd, model.mlp_channels, model.kv_heads * model.head_size
     return Anatomy(
         matrices=_attention_matrices(model) + 2 * C * M,
-        rows=3 * C + 2 * K + M,
         vectors=0,
         final_vectors=0,
         positions=0,

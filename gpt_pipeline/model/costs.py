@@ -29,18 +29,14 @@ class _States:
     others: int
     """For embeddings, an untied head, biases and norms."""
 
-    rows: int = 0
-    """For each row of the blocks' matrices."""
-
     update: float = 0.0
     """What an update takes for a moment, at most, as a multiple of the blocks' matrices. Measured: 0.75 to 1.0 with
-    Muon, 1.17 with NorMuon."""
+    Muon."""
 
 
 _OPTIMIZER_STATES = {
     "adamw": _States(blocks=2, others=2),
     "muon": _States(blocks=1, others=2, update=1.0),  # the momentum; AdamW updates the others
-    "normuon": _States(blocks=1, others=2, rows=1, update=1.2),  # with the rows' second moments
 }
 
 
@@ -130,15 +126,14 @@ def weight_bytes(model: ModelConfig) -> int:
 
 
 def optimizer_bytes(model: ModelConfig, optimizer: str) -> int:
-    """Return the bytes of the optimizer's state after its first step; `optimizer`: `TrainingConfig.optimizer_variant`.
+    """Return the bytes of the optimizer's state after its first step; `optimizer`: `TrainingConfig.optimizer`.
 
     Raises:
         ValueError: this module does not know what the optimizer keeps.
     """
     states = _states(optimizer)
     blocks = _block_matrices(model)
-    numbers = states.blocks * blocks + states.others * (parameter_count(model) - blocks)
-    return _FLOAT32 * (numbers + states.rows * model.n_layer * anatomy(model).rows)
+    return _FLOAT32 * (states.blocks * blocks + states.others * (parameter_count(model) - blocks))
 
 
 def _states(optimizer: str) -> _States:

@@ -178,7 +178,7 @@ def _checkpoint_needs(experiment: Experiment, start: StartDecision, to_come: int
     """
     config, folder = experiment.config, experiment.folder.checkpoints
     training = config.training
-    each = checkpoint_bytes(config.model, training.optimizer_variant, averaged=training.average_weights.is_wanted)
+    each = checkpoint_bytes(config.model, training.optimizer, averaged=training.average_weights.is_wanted)
     present = 0 if start.kind in ("anew", "weights") else len(list_checkpoints(folder))
     if start.kind == "finished":
         return [DiskNeed(what="checkpoints", folder=folder, size=present * each, present=present * each)]

@@ -16,7 +16,7 @@ def training_need(
     training = config.training
     return memory_need(
         config.model,
-        optimizer=training.optimizer_variant,
+        optimizer=training.optimizer,
         micro_batch_size=micro_batch_size,
         max_length=config.data.max_length,
         precision=precision,

@@ -14,7 +14,6 @@ from gpt_pipeline.storage.fingerprint import added_later, neutral_values
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["cosine", "wsd", "constant"]
 OptimizerName = Literal["adamw", "muon"]
-NewtonSchulz = Literal["jordan", "polar_express"]
 Objective = Literal["pretrain", "sft", "rl"]
 Device = Literal["auto", "cuda", "cpu"]
 
@@ -34,16 +33,6 @@ class MuonConfig:
 
     momentum_warmup_steps: int = added_later(0)
     """Updates over which the momentum rises linearly from 0.85."""
-
-    newton_schulz: NewtonSchulz = added_later("jordan")
-    """Coefficients of the iteration that makes matrices orthogonal: `jordan`, the same five times, or `polar_express`
-    (Amsel et al. 2025), the best for each of the five."""
-
-    normuon: bool = added_later(False)
-    """Whether each row of an update is divided by the root of its second moment (NorMuon, Li et al. 2025)."""
-
-    cautious_decay: bool = added_later(False)
-    """Whether weight decay spares the weights that the update would enlarge (Chen et al. 2025)."""
 
     def __post_init__(self) -> None:
         require(0 <= self.momentum < 1, "momentum", found=self.momentum, need="a number in [0, 1)")
@@ -203,11 +192,6 @@ class TrainingConfig:
                 found=value,
                 need=f"no such key with training.optimizer={self.optimizer}; set training.optimizer: muon",
             )
-
-    @property
-    def optimizer_variant(self) -> str:
-        """The optimizer by what it keeps: `adamw`, `muon`, or `normuon`."""
-        return "normuon" if self.optimizer == "muon" and self.muon.normuon else self.optimizer
 
     @property
     def final_learning_rate(self) -> float:

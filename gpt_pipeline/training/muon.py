@@ -10,30 +10,15 @@ Shapes: B matrices of one shape, R rows, C columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from gpt_pipeline.training.config import MuonConfig, NewtonSchulz
+from gpt_pipeline.training.config import MuonConfig
 
-_COEFFICIENTS: Mapping[NewtonSchulz, tuple[tuple[float, float, float], ...]] = {
-    "jordan": ((3.4445, -4.7750, 2.0315),) * 5,
-    # Amsel et al. 2025, "The Polar Express", algorithm 1: the best polynomial of each step for singular values from
-    # 1e-3 to 1, with the paper's safety factor.
-    "polar_express": tuple(
-        (a / 1.01, b / 1.01**3, c / 1.01**5)
-        for a, b, c in (
-            (8.28721201814563, -23.595886519098837, 17.300387312530933),
-            (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-            (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-            (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-            (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-        )
-    ),
-}
+_A, _B, _C, _STEPS = 3.4445, -4.7750, 2.0315, 5  # Newton-Schulz iterations, as torch.optim.Muon has them
 _ADAMW_RMS = 0.2  # of an update's elements; Liu et al. 2025, "Muon is scalable for LLM training"
-_ROW_DECAY = 0.95  # of NorMuon's second moments; Li et al. 2025, "NorMuon"
 _EPS = 1e-7  # torch.optim.Muon's
 _FIRST_MOMENTUM = 0.85  # of the warm-up
 
@@ -45,16 +30,16 @@ def momentum_at(step: int, config: MuonConfig) -> float:
     return _FIRST_MOMENTUM + (config.momentum - _FIRST_MOMENTUM) * step / config.momentum_warmup_steps
 
 
-def orthogonalized(matrices: Tensor, newton_schulz: NewtonSchulz) -> Tensor:
+def orthogonalized(matrices: Tensor) -> Tensor:
     """Return the nearest (semi-)orthogonal matrices, roughly, in bfloat16: [B, R, C] -> [B, R, C]."""
     x = matrices.bfloat16()
     tall = x.size(1) > x.size(2)
     if tall:
         x = x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(_EPS)
-    for a, b, c in _COEFFICIENTS[newton_schulz]:
+    for _ in range(_STEPS):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
     return x.mT if tall else x
 
 
@@ -97,51 +82,34 @@ class Muon(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not followe
         gradients = torch.cat([parameter.grad.reshape(-1, *shape) for parameter in parameters])
         gradients.mul_(scale).masked_fill_(skip, 0.0)  # masked: what is skipped may be NaN
         self._average(parameters, gradients, momentum=momentum, skip=skip)
-        updates = orthogonalized(gradients, self._config.newton_schulz)
-        if self._config.normuon:
-            updates = self._rows_normalized(parameters, updates, skip=skip)
-        self._apply(parameters, updates.masked_fill_(skip, 0.0), skip=skip)
+        self._apply(parameters, orthogonalized(gradients).masked_fill_(skip, 0.0), skip=skip)
 
     def _average(self, parameters: Sequence[nn.Parameter], gradients: Tensor, *, momentum: float, skip: Tensor) -> None:
         """Blend `gradients` [B, R, C] into their running means and then these into them: Nesterov's momentum."""
         _, R, C = gradients.shape
-        means = [self._state_of(parameter, "momentum_buffer", C).view(-1, R, C) for parameter in parameters]
+        means = [self._mean_of(parameter).view(-1, R, C) for parameter in parameters]
         blend = _unless(skip, 1 - momentum)
         for mean, gradient in zip(means, _split_like(gradients, means), strict=True):
             mean.lerp_(gradient, blend)
             gradient.lerp_(mean, momentum)
 
-    def _rows_normalized(self, parameters: Sequence[nn.Parameter], updates: Tensor, *, skip: Tensor) -> Tensor:
-        """Divide each row of `updates` [B, R, C] by the root of its second moment; keep the norm of a matrix."""
-        _, R, C = updates.shape
-        moments = [self._state_of(parameter, "row_second_moment", 1).view(-1, R, 1) for parameter in parameters]
-        blend = _unless(skip, 1 - _ROW_DECAY)
-        for moment, update in zip(moments, _split_like(updates, moments), strict=True):
-            moment.lerp_(update.float().square().mean(dim=2, keepdim=True), blend)
-        rows = updates / (torch.cat(moments).sqrt() + _EPS)
-        return rows * (math.sqrt(min(R, C)) / rows.norm(dim=(1, 2), keepdim=True).clamp_min(_EPS))
-
     def _apply(self, parameters: Sequence[nn.Parameter], updates: Tensor, *, skip: Tensor) -> None:
         """Decay the weights, and add `updates` [B, R, C] to them at the size that AdamW's would have."""
         _, R, C = updates.shape
         [group] = self.param_groups
-        decay = group["lr"] * group["weight_decay"]
-        kept = _unless(skip, 1 - decay, otherwise=1.0)
+        kept = _unless(skip, 1 - group["lr"] * group["weight_decay"], otherwise=1.0)
         weights = [parameter.view(-1, R, C) for parameter in parameters]
         for weight, update in zip(weights, _split_like(updates, weights), strict=True):
-            if self._config.cautious_decay:
-                weight.addcmul_(weight, (weight * update > 0).to(weight.dtype), value=-decay)
-            else:
-                weight.mul_(kept)
+            weight.mul_(kept)
             weight.add_(update, alpha=-group["lr"] * _ADAMW_RMS * math.sqrt(max(R, C)))
 
-    def _state_of(self, parameter: nn.Parameter, name: str, columns: int) -> Tensor:
-        """Return the state `name` of a parameter, zeros at first, with a row for each of its rows."""
+    def _mean_of(self, parameter: nn.Parameter) -> Tensor:
+        """Return the running mean of a parameter's gradients, zeros at first."""
         state = self.state[parameter]
-        if name not in state:
-            state[name] = parameter.new_zeros(parameter.size(0), columns)
-        found: Tensor = state[name]
-        return found
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        mean: Tensor = state["momentum_buffer"]
+        return mean
 
 
 def _split_like(stack: Tensor, parts: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -258,7 +258,7 @@ def _trainer(
         snapshot = take_snapshot(job, progress, updater)
         size = snapshot_bytes(snapshot)
         if start.snapshot is None:
-            size += optimizer_bytes(job.model, job.training.optimizer_variant)
+            size += optimizer_bytes(job.model, job.training.optimizer)
         if snapshot.average is None and job.training.average_weights.is_wanted:
             size += weight_bytes(job.model)
         saver.require_room(size)
