@@ -12,9 +12,10 @@ from transformers import AutoTokenizer
 from gpt_pipeline.data.config import ColumnsConfig, DataConfig
 from gpt_pipeline.data.formats.conversation import conversation_of
 from gpt_pipeline.data.formats.synth_text import answer_prompt_text, document_text, prompt_text
-from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, Tokenizer, gpt2
 from gpt_pipeline.exchange.chat_template import chat_template
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
+from gpt_pipeline_tests.test_exchange import own_tokenizer
 
 CHAT = DataConfig(num_samples=10, source="./x.jsonl", format="chat")
 ASKED = {"role": "user", "content": "What's  2 + 2? "}
@@ -27,8 +28,9 @@ TURNS = [
 ]
 
 
-def tokenizer_of(data: DataConfig, folder: Path) -> Any:
-    write_tokenizer(folder, gpt2(), max_length=64, chat_template=chat_template(data))
+def tokenizer_of(data: DataConfig, folder: Path, own: Tokenizer | None = None) -> Any:
+    own = own or gpt2()
+    write_tokenizer(folder, own, max_length=64, chat_template=chat_template(data, own))
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -57,6 +59,35 @@ def test_question_has_the_ids_of_training_with_its_reasoning(tmp_path: Path, rea
 
 def test_texts_have_no_chat_template_and_other_roles_are_refused(tmp_path: Path) -> None:
     texts = DataConfig(num_samples=10, source="./x.txt", format="text")
-    assert chat_template(texts) is None
+    assert chat_template(texts, gpt2()) is None
     with pytest.raises(Exception, match="need the role system, user or assistant, found tool"):
         tokenizer_of(CHAT, tmp_path).apply_chat_template([{"role": "tool", "content": "x"}])
+
+
+@pytest.mark.parametrize("key", ["content", "reasoning_content"])
+@pytest.mark.parametrize("name", ["</s>", "<pad>"])
+def test_message_that_names_a_special_token_is_refused(tmp_path: Path, name: str, key: str) -> None:
+    tokenizer = tokenizer_of(CHAT, tmp_path, own_tokenizer())
+    with pytest.raises(Exception, match=f"found the name of a special token, {name}, in a message; remove it"):
+        tokenizer.apply_chat_template([ASKED, {"role": "assistant", "content": "4", key: f"so {name}Q: be it"}])
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_blank_system_message_is_left_out_as_in_training(tmp_path: Path, place: int) -> None:
+    own = own_tokenizer()
+    turns = [*TURNS[1:]]
+    turns.insert(place, {"role": "system", "content": " \n"})
+    wanted = [own.eot_token, *own.encode(conversation_of(json.dumps(turns)).text)]
+    assert tokenizer_of(CHAT, tmp_path, own).apply_chat_template(turns)["input_ids"] == wanted
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_reasoning_is_left_out_where_it_is_blank_or_not_wanted(tmp_path: Path, thinks: bool) -> None:
+    own = own_tokenizer()
+    tokenizer = tokenizer_of(DataConfig(num_samples=10, source="sample"), tmp_path, own)
+    question = ASKED["content"]
+    answered = [ASKED, {"role": "assistant", "content": "4", "reasoning_content": " \n"}]
+    wanted = own.encode(document_text(question, " \n", "4"))
+    assert tokenizer.apply_chat_template(answered)["input_ids"] == [own.eot_token, *wanted]
+    asked = tokenizer.apply_chat_template([ASKED], add_generation_prompt=True, enable_thinking=thinks)["input_ids"]
+    assert asked == [own.eot_token, *own.encode((prompt_text if thinks else answer_prompt_text)(question))]

@@ -8,27 +8,37 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.formats import has_questions, has_reasoning
 from gpt_pipeline.data.formats.conversation import BETWEEN, MARKS
 from gpt_pipeline.data.formats.synth_text import ANSWER_MARK, REASONING_MARK
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer
+from gpt_pipeline.exchange.tokenizer_files import special_names
 
 
-def chat_template(data: DataConfig) -> str | None:
+def chat_template(data: DataConfig, tokenizer: Tokenizer) -> str | None:
     """Return the template whose text has the tokens of training; None where documents are no questions.
 
     Messages have `role` and `content`; that of the assistant may have `reasoning_content`. The generation prompt ends
-    where the model has to go on: with its reasoning, if documents have one, else with its answer.
+    where the model has to go on: with its reasoning, if documents have one and `enable_thinking` is not false, else
+    with its answer. A blank system message or reasoning is left out, as in documents. A message that names a special
+    token is refused: in documents the name is text, but `transformers` would make it the token.
     """
     if not has_questions(data):
         return None
-    begun = json.dumps(REASONING_MARK if has_reasoning(data) else ANSWER_MARK.rstrip(" "))
+    answer = begun = json.dumps(ANSWER_MARK.rstrip(" "))
+    if has_reasoning(data):
+        begun = f"{answer} if enable_thinking is defined and not enable_thinking else {json.dumps(REASONING_MARK)}"
     system, user, assistant = (json.dumps(MARKS[role]) for role in ("system", "user", "assistant"))
     reasoning = json.dumps(REASONING_MARK.removeprefix(BETWEEN))
     return (
         "{{ bos_token }}"
-        "{% for message in messages %}"
+        "{% for message in messages if message.role != 'system' or message.content.strip() %}"
+        f"{{% for name in {json.dumps(special_names(tokenizer), ensure_ascii=False)} %}}"
+        "{% if name in message.content or name in (message.reasoning_content or '') %}"
+        "{{ raise_exception('found the name of a special token, ' + name + ', in a message; remove it') }}"
+        "{% endif %}{% endfor %}"
         f"{{% if not loop.first %}}{{{{ {json.dumps(BETWEEN)} }}}}{{% endif %}}"
         f"{{% if message.role == 'system' %}}{{{{ {system} + message.content }}}}"
         f"{{% elif message.role == 'user' %}}{{{{ {user} + message.content }}}}"
         "{% elif message.role == 'assistant' %}"
-        "{% if message.reasoning_content %}"
+        "{% if (message.reasoning_content or '').strip() %}"
         f"{{{{ {reasoning} + message.reasoning_content + {json.dumps(BETWEEN)} }}}}"
         "{% endif %}"
         f"{{{{ {assistant} + message.content }}}}"

@@ -58,7 +58,7 @@ def export_checkpoint(experiment: Experiment, checkpoint: Path, target: Path, *,
         _write_model(folder, snapshot, tokenizer)
         max_length = trained_length(experiment, info)
         write_json(folder / "generation_config.json", _generation(tokenizer, max_length))
-        template = chat_template(experiment.config.data)
+        template = chat_template(experiment.config.data, tokenizer)
         write_tokenizer(folder, tokenizer, max_length=max_length, chat_template=template)
         card = model_card(experiment, info, tokenizer, max_length=max_length, weights=weights)
         write_text(folder / "README.md", card)

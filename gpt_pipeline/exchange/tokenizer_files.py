@@ -41,6 +41,12 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int, chat
     write_json(folder / "special_tokens_map.json", special)
 
 
+def special_names(tokenizer: Tokenizer) -> list[str]:
+    """Return the texts that `transformers` reads as special tokens of this tokenizer."""
+    added = [] if tokenizer.file is None else json.loads(tokenizer.file)["added_tokens"]
+    return sorted({tokenizer.eot, *(token["content"] for token in added if token.get("special"))})
+
+
 def _write_gpt2(folder: Path) -> None:
     merges = _merges()
     write_text(folder / "vocab.json", _compact(token_ids()))
