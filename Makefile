@@ -3,12 +3,16 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
-BENCH  ?= cpu_step checkpoint_stall muon english tokens batches data_memory own_data near_duplicates generation startup
+BENCH  ?= cpu_step sft_step checkpoint_stall muon english tokens batches data_memory own_data near_duplicates generation startup
 
-.PHONY: demo test test-slow test-browser check bench docs screenshots format ui clean
+.PHONY: demo demo-chat test test-slow test-browser check bench docs screenshots format ui clean
 
 demo: $(READY)  ## materialize the whole pipeline for experiments/demo.yaml
 	@$(BIN)/gpt-pipeline run experiments/demo.yaml
+
+demo-chat: $(READY)  ## continue the demo: fine-tuned on answers, then trained on rewards; compare the three
+	@$(BIN)/gpt-pipeline run experiments/demo-rl.yaml
+	@$(BIN)/gpt-pipeline compare experiments/demo.yaml experiments/demo-sft.yaml experiments/demo-rl.yaml
 
 test: $(READY)  ## the default test suite, two files at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_pipeline.row import Row, has_terminal_alone, instead_of_row, show_each_warning_once
-from gpt_pipeline.training.observer import RowObserver
+from gpt_pipeline.training.observer import RowObserver, describe, training_row
 
 _TRAIN = {
     "kind": "train",
@@ -122,3 +122,12 @@ def test_warning_that_comes_again_is_printed_once(
         record = logging.LogRecord("gpt_pipeline", logging.WARNING, "", 0, text, None, None)
         logging.lastResort.handle(record)
     assert capsys.readouterr().err.splitlines() == ["a is damaged", "b is damaged\\u001b[2J"]
+
+
+def test_training_on_rewards_tells_the_reward_in_place_of_its_loss_and_how_often_samples_are_right() -> None:
+    rewarded = {**_TRAIN, "reward": 0.4375}
+    assert describe(rewarded).startswith("reward 0.438  151,234 tokens/s")
+    assert "train_loss" not in describe(rewarded)
+    assert "reward 0.438" in training_row(rewarded, before=Row(title="training"), val=()).details
+    validation = {"kind": "validation", "val_loss": 2.0, "pass_at_1": 0.25, "pass_at_k": 0.5}
+    assert describe(validation) == "val_loss 2.0000  pass_at_1 0.2500  pass_at_k 0.5000"

@@ -91,6 +91,38 @@ The demo's second half: its model is trained further on the answers alone, of th
     },
 )
 
+DEMO_RL = Recipe(
+    title="Demo RL",
+    about="""\
+The demo's last part: the fine-tuned model answers questions, and is trained on what it gets right and wrong.
+`make demo-chat` runs the whole chain and compares its ends.""",
+    values={
+        **{key: DEMO.values[key] for key in ("data.source", "data.num_samples")},
+        "data.max_length": (96, "tokens of a question and its answer together"),
+        "data.validation_fraction": (0.05, "as in demo.yaml: the same documents are held out, and asked about"),
+        "start_from.experiment": ("demo-sft.yaml", "the model has its shape"),
+        "start_from.checkpoint": ("best", ""),
+        "training.objective": ("rl", "the reward is 1 for a right answer that ends, else 0"),
+        "training.max_steps": (40, ""),
+        "training.optimizer": ("muon", "as in demo.yaml"),
+        "training.learning_rate": (0.0002, "a fifth of the fine-tuning's: a few dozen answers tell little of the way"),
+        "training.min_learning_rate": (0.0, "decays to nothing"),
+        "training.warmup_steps": (2, ""),
+        "rl.prompts_per_step": (4, "questions in an update"),
+        "rl.samples_per_prompt": (8, "answers to each"),
+        "rl.max_new_tokens": (60, ""),
+        "rl.candidates": (128, "questions that are tried once; those answered now and then are trained on"),
+        "evaluation.eval_freq": (20, ""),
+        "evaluation.eval_iters": (10, ""),
+        "evaluation.save_every_n_iterations": (40, "2 evaluations: of the start, as step 0, and of the end"),
+        "evaluation.num_questions": (84, "enough for the shares to be meaningful"),
+        "evaluation.max_new_tokens": (60, ""),
+        "evaluation.max_validation_tokens": (20_000, ""),
+        **_STORAGE,
+        "hardware.device": ("cpu", ""),
+    },
+)
+
 GPT2_124M = Recipe(
     title="GPT-2 124M on one GPU",
     about="""\
@@ -251,6 +283,7 @@ A GPT of 17 million parameters on SYNTH, for a machine without a GPU: hours rath
 RECIPES: Mapping[str, Recipe] = {
     "demo": DEMO,
     "demo-sft": DEMO_SFT,
+    "demo-rl": DEMO_RL,
     "gpt2-124m": GPT2_124M,
     "nanochat-124m": NANOCHAT_124M,
     "gpu-8gb": GPU_8GB,

@@ -221,7 +221,19 @@ def _progress_figures(contents: Contents) -> list[Figure]:
     for name, key, label, colour in wanted:
         points = smoothed(points_of(contents.records, "train", "step", key))
         charts.append((name, _small_chart(name, label, (Series(name=name, points=points, colour=colour),))))
+    charts += _reward_charts(contents)
     return [_figure(name, chart) for name, chart in charts if not chart.is_empty]
+
+
+def _reward_charts(contents: Contents) -> list[tuple[str, Chart]]:
+    """Return how often sampled answers are right, in training and on held-out questions; empty without rewards."""
+    sampled = smoothed(points_of(contents.records, "train", "step", "reward"))
+    held_out = [
+        Series(name=name, points=points_of(contents.records, "validation", "step", key), colour=colour)
+        for name, key, colour in (("held out, pass@1", "pass_at_1", 2), ("held out, pass@k", "pass_at_k", 3))
+    ]
+    series = (Series(name="training, mean reward", points=sampled, colour=1), *held_out)
+    return [("Rewards", _small_chart("Rewards", "share of answers", tuple(each for each in series if each.points)))]
 
 
 def _small_chart(name: str, y_label: str, series: tuple[Series, ...]) -> Chart:

@@ -149,16 +149,24 @@ def training_row(record: Mapping[str, Any], *, before: Row, val: tuple[str, ...]
     details = before.details
     if record["kind"] == "train":
         left = (f"{duration(record['eta_seconds'])} left",) if step < steps else ()
-        details = (*left, f"loss {record['train_loss']:.3f}", *val, *_speed(record))
+        said = f"loss {record['train_loss']:.3f}" if record.get("reward") is None else _reward(record)
+        details = (*left, said, *val, *_speed(record))
     return Row(title="training", done=step, total=steps, amount=amount, details=details)
 
 
 def describe(record: Mapping[str, Any]) -> str:
     """Return a line of metrics in words."""
     if record["kind"] == "validation":
-        return "  ".join(f"{name} {record[name]:.4f}" for name in ESTIMATES if record.get(name) is not None)
-    words = [f"train_loss {record['train_loss']:.4f}", *_speed(record)]
+        names = (*ESTIMATES, "pass_at_1", "pass_at_k")
+        return "  ".join(f"{name} {record[name]:.4f}" for name in names if record.get(name) is not None)
+    said = f"train_loss {record['train_loss']:.4f}" if record.get("reward") is None else _reward(record)
+    words = [said, *_speed(record)]
     return "  ".join([*words, f"{duration(record['eta_seconds'])} left"])
+
+
+def _reward(record: Mapping[str, Any]) -> str:
+    """Return what sampled answers are worth: the loss that moves them says little."""
+    return f"reward {record['reward']:.3f}"
 
 
 def _speed(record: Mapping[str, Any]) -> list[str]:
