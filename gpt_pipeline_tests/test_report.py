@@ -206,6 +206,30 @@ def test_report_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
     assert "url(" not in target.report.read_text(encoding="utf-8")
 
 
+def test_report_of_a_training_on_rewards_draws_them_and_ranks_by_right_answers(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    lines = []
+    for step in range(1, 41):
+        common = {"step": step, "tokens_seen": step * 64, "seconds": step * 2.0}
+        lines.append({"kind": "train", "train_loss": -77.0, "reward": step / 40, **common})
+        if step % 20 == 0:
+            lines.append({"kind": "validation", "val_loss": 2.0, "pass_at_1": 0.25, "pass_at_k": 0.5, **common})
+    target.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    target.job.write_text(json.dumps({"training": {"objective": "rl"}}), encoding="utf-8")
+    write_result(target, 20, val_loss=1.0)
+    write_result(target, 40, val_loss=2.0)  # which answers right
+    page = build(target)
+    for told in (
+        "training, mean reward",
+        "held out, pass@1",
+        "held out, pass@k",
+        "with the most right answers is gold",
+    ):
+        assert told in page.text
+    assert "-77" not in page.text  # no measure of a model
+    assert "Best right" in page.text
+
+
 def test_report_of_a_finished_training_shows_facts_and_figures(tmp_path: Path) -> None:
     target = folder(tmp_path)
     write_metrics(target, 60)

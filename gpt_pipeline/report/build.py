@@ -163,10 +163,10 @@ def _quality_figures(contents: Contents) -> list[KeyFigure]:
     metric = contents.ranked_by
     others = [] if metric == "val_loss" else [f"validation loss {wording.decimal(best.metrics['val_loss'])}"]
     details = [f"step {best.step:,}", *others, f"{wording.decimal(best.metrics['val_bpb'], 2)} bits per byte"]
-    label = next(each.label for each in METRICS if each.key == metric).replace("val loss", "validation loss")
-    figures = [
-        KeyFigure(label=f"Best {label}", value=wording.decimal(best.metrics[metric]), note=" · ".join(details)),
-    ]
+    ranking = next(each for each in METRICS if each.key == metric)
+    label = ranking.label.replace("val loss", "validation loss")
+    value = wording.percent(best.metrics[metric]) if ranking.share else wording.decimal(best.metrics[metric])
+    figures = [KeyFigure(label=f"Best {label}", value=value, note=" · ".join(details))]
     for label, key in (("Right answers", "correct"), ("Well-formed", "well_formed")):
         share = share_of(newest.evaluation.answers, key) if newest.evaluation is not None else None
         if share is not None:

@@ -161,7 +161,8 @@ def loss_chart(
 
     Where the losses come near that of a uniform guess among `vocab_size` tokens, it is shown too.
     """
-    train = points_of(records, "train", x_key, "train_loss")
+    # The loss that moves rewarded answers is no measure of a model.
+    train = points_of([each for each in records if each.get("reward") is None], "train", x_key, "train_loss")
     series = [
         Series(name="train, each record", points=thinned_to_extremes(train, _RAW_POINTS), colour=1, look="faint"),
         Series(name="train, smoothed", points=smoothed(train), colour=1),
