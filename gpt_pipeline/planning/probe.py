@@ -125,7 +125,7 @@ def _probe_reading(updater: Updater, batch: Batch, emit: Emit, *, autocast: Call
     for _ in range(2):
         start = time.perf_counter()
         with torch.no_grad(), autocast():
-            float(updater.evaluator(*batch))
+            float(updater.evaluator(*batch.tensors))
     emit({"kind": "reading", "tokens": batch[0].numel(), "seconds": time.perf_counter() - start})
 
 

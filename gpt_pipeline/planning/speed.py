@@ -157,7 +157,7 @@ def _check(records: list[Mapping[str, Any]], exit_code: int, errors: str, *, lat
     for record in records:
         if record["kind"] == "refused":
             raise UserError(str(record["text"]))
-    if "first" in kinds and (late or "update" in kinds):
+    if "first" in kinds and (late or exit_code == 0):
         return
     if late:
         raise TooSlowError(f"no update finished in {limit_seconds:.0f} s")
