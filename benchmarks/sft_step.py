@@ -111,7 +111,9 @@ def _padded(rows: Rows) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 def _documents(rows: Rows) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield each document with what follows it, and its labels: -100, or the token where it counts."""
-    inputs, targets, weights, starts = batch_of(rows, torch.device("cpu"))
+    inputs, targets, weights, starts = batch_of(rows, torch.device("cpu")).tensors
+    assert inputs is not None
+    assert targets is not None
     assert weights is not None
     assert starts is not None
     for row in range(len(inputs)):

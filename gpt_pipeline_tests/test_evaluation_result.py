@@ -56,6 +56,17 @@ def test_evaluations_are_ranked_by_what_their_training_brings_down(
     assert min(range(3), key=lambda place: rank_of(results[place], metric)) == best
 
 
+def test_evaluations_of_other_questions_are_not_ranked_by_right_answers(tmp_path: Path) -> None:
+    few, many = (
+        dataclasses.replace(
+            make_result(tmp_path), metrics={"val_loss": 1.0, "correct": right}, config={"num_questions": asked}
+        )
+        for right, asked in ((1.0, 5), (0.8, 100))
+    )
+    assert ranking_metric([few, many], "error_rate") == "val_loss"
+    assert ranking_metric([many, many], "error_rate") == "correct"
+
+
 def test_loss_metrics_of_kinds_that_differ_in_case_keep_each_loss() -> None:
     losses = [
         DocumentLoss(exercise=kind, nats=nats, n_tokens=1, answer_nats=0.0, n_answer_tokens=1, truncated=False)

@@ -240,3 +240,39 @@ def test_stage_is_another_with_other_weights_or_keys(tmp_path: Path) -> None:
     ]
     assert len({each.place()[1] for each in (own, *others)}) == 4
     assert dataclasses.replace(own, config=dataclasses.replace(RL, kl=1.0)).place() == own.place()
+
+
+MIX = """
+data:
+  num_samples: all
+  max_length: 96
+  mix:
+    a: {source: sample, num_samples: 50, share: 1}
+    b: {source: ./texts, format: text, num_samples: 50, share: 1}
+"""
+
+
+def test_rl_on_a_mix_has_parts_that_can_be_looked_at_alone(tmp_path: Path) -> None:
+    text = f"""
+experiment_name: mixed
+start_from: {{hugging_face: owner/name}}
+training: {{objective: rl, max_steps: 10, warmup_steps: 1}}
+rl: {{max_new_tokens: 32}}
+storage: {{base_folder: storage}}
+{MIX}"""
+    (tmp_path / "texts").mkdir()
+    file = tmp_path / "mixed.yaml"
+    file.write_text(text, encoding="utf-8")
+    assert sorted(load_experiment(file).parts) == ["a", "b"]
+
+
+def test_rl_on_texts_without_questions_is_refused_at_their_line(tmp_path: Path) -> None:
+    file = tmp_path / "texts.yaml"
+    file.write_text(
+        "experiment_name: texts\nstart_from: {hugging_face: owner/name}\n"
+        "training: {objective: rl, max_steps: 10, warmup_steps: 1}\nrl: {max_new_tokens: 32}\n"
+        "storage: {base_folder: storage}\ndata: {source: ./texts, format: text, num_samples: 5, max_length: 96}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(UserError, match="found 'text', need synth, question_answer or chat"):
+        load_experiment(file)

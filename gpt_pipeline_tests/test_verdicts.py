@@ -54,16 +54,34 @@ def test_forgetting_verdict_goes_by_the_margin_above_the_start(
         dataclasses.replace(judged(tmp_path, step, 0.0), metrics={**other, key: loss})
         for step, loss in ((0, 2.0), (100, 2.0 + lost))
     )
-    finding = forgetting_verdict(later, [start, later])
+    finding = forgetting_verdict(later, [start, later], on_the_same_data=True)
     assert finding.passed is passed
     assert ("lower training.learning_rate" in finding.text) is not passed
     assert finding.facts["before"] == 2.0
 
 
 def test_forgetting_verdict_without_the_start_says_so(tmp_path: Path) -> None:
-    finding = forgetting_verdict(judged(tmp_path, 100, 3.0), [judged(tmp_path, 50, 1.0)])
+    finding = forgetting_verdict(judged(tmp_path, 100, 3.0), [judged(tmp_path, 50, 1.0)], on_the_same_data=True)
     assert finding.passed
     assert "no evaluation to compare with" in finding.text
+
+
+def test_forgetting_verdict_on_data_that_is_not_the_bases_measures_nothing(tmp_path: Path) -> None:
+    start, later = judged(tmp_path, 0, 1.0), judged(tmp_path, 100, 9.0)
+    finding = forgetting_verdict(later, [start], on_the_same_data=False)
+    assert finding.passed
+    assert "not measured" in finding.text
+
+
+@pytest.mark.parametrize(("share", "passed"), [(0.9, True), (0.55, True), (0.3, False)])
+def test_loss_verdict_of_right_answers_takes_more_for_better(tmp_path: Path, share: float, passed: bool) -> None:
+    before, now = (
+        dataclasses.replace(judged(tmp_path, step, 0.0), metrics={"val_loss": 1.0, "correct": right})
+        for step, right in ((100, 0.6), (200, share))
+    )
+    finding = loss_verdict(now, [before], "error_rate")
+    assert finding.passed is passed
+    assert "nats" not in finding.text
 
 
 GOOD: dict[str, Any] = {}

@@ -36,6 +36,10 @@ FORMAT_COLUMNS = {
 """The keys of `data.columns` that each format reads."""
 
 
+LENGTH_OF_PART = 2
+"""`max_length` of a part of a mix by itself: it is the mix that has to be longer than a sequence."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ColumnsConfig:
     """Which columns of the files hold what the format needs; one inside another by a dot, such as `meta.body`."""
@@ -354,7 +358,7 @@ class DataConfig(DocumentsConfig):
         if part.num_samples is None:
             own["num_samples"] = self.num_samples
         # The mix has to be longer than a sequence, not each of its parts.
-        return dataclasses.replace(self, max_length=2, mix=None, mix_until="first_exhausted", **own)
+        return dataclasses.replace(self, max_length=LENGTH_OF_PART, mix=None, mix_until="first_exhausted", **own)
 
     def __post_init__(self) -> None:
         require(

@@ -202,9 +202,18 @@ def ranking_metric(results: Iterable[EvaluationResult], decides: str) -> str:
     `decides` is that loss (`training.config.deciding_loss`). Earlier versions measured `val_loss` alone, which then
     ranks them all.
     """
-    found = [result.metrics for result in results]
+    found = list(results)
     names = _STAND_FOR.get(decides, (decides,))
-    return next((name for name in names if all(name in metrics for metrics in found)), "val_loss")
+    # Shares of answers compare where the questions are the same.
+    asked_alike = all((each.config, each.upstream) == (found[0].config, found[0].upstream) for each in found)
+    return next(
+        (
+            name
+            for name in names
+            if all(name in each.metrics for each in found) and (asked_alike or name not in _SHARES)
+        ),
+        "val_loss",
+    )
 
 
 def rank_of(result: EvaluationResult, metric: str) -> float:

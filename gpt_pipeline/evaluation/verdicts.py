@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from gpt_pipeline.evaluation.result import BASE_LOSS, EvaluationResult, ranking_metric, same_losses
+from gpt_pipeline.evaluation.result import BASE_LOSS, EvaluationResult, rank_of, ranking_metric, same_losses
 from gpt_pipeline.findings import Finding, verdict
 
 LOSS_MARGIN = 0.05
 """Nats per token by which a checkpoint may be worse than the best before it."""
+
+SHARE_MARGIN = 0.1
+"""The same for a share of right answers, which few questions tell no better."""
 
 FORGETTING_MARGIN = 0.2
 """Nats per token by which post-training may raise the validation loss of the pretraining: a perplexity 1.22 times as
@@ -36,24 +39,34 @@ def loss_verdict(result: EvaluationResult, others: Iterable[EvaluationResult], d
         return verdict(
             passed=True, text=f"{found:.4f}; no earlier checkpoint to compare with", facts={"step": result.step}
         )
-    best = min(earlier, key=lambda other: other.metrics[metric])
-    worse = found - best.metrics[metric]
+    best = min(earlier, key=lambda other: rank_of(other, metric))
+    worse = rank_of(result, metric) - rank_of(best, metric)
+    is_loss = metric.endswith("_loss")
+    margin = LOSS_MARGIN if is_loss else SHARE_MARGIN
     text = (
-        f"step {result.step:,}: {metric} {found:.4f} nats per token, {abs(worse):.4f} "
-        f"{'above' if worse > 0 else 'below'} the best so far ({best.metrics[metric]:.4f} at step {best.step:,}; up to "
-        f"{LOSS_MARGIN} above is fine)"
+        f"step {result.step:,}: {metric} {found:.4f}{' nats per token' if is_loss else ''}, {abs(worse):.4f} "
+        f"{'worse' if worse > 0 else 'better'} than the best so far ({best.metrics[metric]:.4f} at step {best.step:,}; "
+        f"up to {margin} is fine)"
     )
-    if worse > LOSS_MARGIN:
+    if worse > margin:
         text += (
             ". The training diverges or overfits: look at loss and gradient norm in the report; lower "
             "training.learning_rate or training.num_epochs, or raise data.num_samples; best_model.pt keeps the best"
         )
-    facts = {"step": result.step, "best_step": best.step, "above_best": worse, "margin": LOSS_MARGIN}
-    return verdict(passed=worse <= LOSS_MARGIN, text=text, facts=facts)
+    facts = {"step": result.step, "best_step": best.step, "above_best": worse, "margin": margin}
+    return verdict(passed=worse <= margin, text=text, facts=facts)
 
 
-def forgetting_verdict(result: EvaluationResult, others: Iterable[EvaluationResult]) -> Finding:
-    """Compare the loss on the pretraining's held-out tokens with that of the weights which post-training began with."""
+def forgetting_verdict(
+    result: EvaluationResult, others: Iterable[EvaluationResult], *, on_the_same_data: bool
+) -> Finding:
+    """Compare the loss on the pretraining's held-out tokens with that of the weights which post-training began with.
+
+    `on_the_same_data`: `val_loss` is that loss, since the pretraining had the same documents.
+    """
+    if BASE_LOSS not in result.metrics and not on_the_same_data:
+        text = "not measured: what the pretraining held out is not here"
+        return verdict(passed=True, text=text, facts={"step": result.step})
     key = BASE_LOSS if BASE_LOSS in result.metrics else "val_loss"
     starts = [each for each in others if each.step == 0 and _is_comparable(each, result) and key in each.metrics]
     found, facts = result.metrics[key], {"step": result.step, "margin": FORGETTING_MARGIN}
@@ -68,10 +81,7 @@ def forgetting_verdict(result: EvaluationResult, others: Iterable[EvaluationResu
         "is fine)"
     )
     if lost > FORGETTING_MARGIN:
-        text += (
-            ". It unlearns what the base knew: lower training.learning_rate or the number of updates, or add the data "
-            "of the base by data.mix"
-        )
+        text += ". It unlearns what the base knew: lower training.learning_rate or the number of updates"
     return verdict(passed=lost <= FORGETTING_MARGIN, text=text, facts={**facts, "before": before, "above_before": lost})
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from math import isqrt
 from typing import Any
 
-from gpt_pipeline.data.config import DOCUMENTS, FORMAT_COLUMNS, DataConfig, DocumentsConfig, PartConfig
+from gpt_pipeline.data.config import DOCUMENTS, FORMAT_COLUMNS, LENGTH_OF_PART, DataConfig, DocumentsConfig, PartConfig
 from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.errors import ConfigError, require
 from gpt_pipeline.evaluation.config import EvaluationConfig
@@ -215,7 +215,13 @@ def _rollouts(config: ExperimentConfig) -> Iterator[ConfigError]:
                 "remove it: rl.prompts_per_step and rl.samples_per_prompt say what an update has, max_steps how many"
             )
             yield ConfigError(f"training.{key}", found=found, need=need, remedy=remedy)
-    if rl.max_new_tokens >= length:
+    is_whole = length > LENGTH_OF_PART  # a part of a mix need not ask questions, nor know how long a sequence is
+    if is_whole and not has_questions(config.data):
+        need = "synth, question_answer or chat with training.objective=rl, which rewards answers"
+        yield ConfigError(
+            "data.format", found=config.data.format, need=need, remedy="or set training.objective: pretrain"
+        )
+    if is_whole and rl.max_new_tokens >= length:
         need = f"less than data.max_length={length}, which question and answer share"
         yield ConfigError("rl.max_new_tokens", found=rl.max_new_tokens, need=need, remedy=f"use {length // 2}")
     gpus = config.hardware.num_gpus

@@ -12,6 +12,7 @@ from gpt_pipeline.experiment.identity import TRAINING_CODE_VERSION, training_ide
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.sizes import size_on
 from gpt_pipeline.experiment.start_from import StartNotReadyError, base_file, start_checkpoint
+from gpt_pipeline.rl.prompts import TRAINING
 from gpt_pipeline.rl.stage import PromptsStage
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import StageResult
@@ -187,8 +188,14 @@ def _rollouts(experiment: Experiment, shards: StageResult, start: StartPoint | N
     if not experiment.config.has_rollouts:
         return None
     assert start is not None  # `experiment.config` asks for it
-    folder, identity = _prompts_stage(experiment, shards, start).place()
-    return Rollouts(config=experiment.config.rl, prompts_folder=str(folder), prompts_fingerprint=identity)
+    stage = _prompts_stage(experiment, shards, start)
+    (folder, identity), made = stage.place(), stage.find()
+    return Rollouts(
+        config=experiment.config.rl,
+        prompts_folder=str(folder),
+        prompts_fingerprint=identity,
+        prompts_sha256="" if made is None else made.manifest.files[TRAINING].sha256,
+    )
 
 
 def training_job(experiment: Experiment, shards: StageResult) -> TrainingJob:

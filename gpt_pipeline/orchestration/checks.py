@@ -157,7 +157,7 @@ def evaluation_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefiniti
     if experiment.config.training.objective != "pretrain" and experiment.config.start_from is not None:
         judges["base_not_forgotten"] = (
             f"The loss on what the pretraining held out is at most {FORGETTING_MARGIN} above that of the base.",
-            lambda _, result: forgetting_verdict(result, read_evaluations(experiment.folder.evaluations)),
+            _judge_forgetting,
         )
     specs = [dg.AssetCheckSpec(name, asset=key, description=does) for name, (does, _) in judges.items()]
 
@@ -197,6 +197,14 @@ def _evaluation_of_run(context: dg.AssetCheckExecutionContext, experiment: Exper
         f"no evaluation of {experiment.display_name!r} is recorded with its result in "
         f"{experiment.folder.evaluations}; evaluate a checkpoint first"
     )
+
+
+def _judge_forgetting(experiment: Experiment, result: EvaluationResult) -> "Finding":
+    from gpt_pipeline.orchestration.evaluation_step import pretraining_shards
+
+    base = pretraining_shards(experiment)
+    same = base is not None and base.fingerprint == result.upstream.get("shards")
+    return forgetting_verdict(result, read_evaluations(experiment.folder.evaluations), on_the_same_data=same)
 
 
 def _judge_questions(experiment: Experiment, result: EvaluationResult) -> "Finding":

@@ -53,7 +53,7 @@ def evaluate_partition(
             max_length=experiment.config.data.max_length,
             device=experiment.config.hardware.device,
             folder=experiment.folder.evaluations,
-            base=_base_shards(experiment),
+            base=_other_shards(experiment),
         )
         result = evaluate_checkpoint(task, force=force)
     except CheckpointGoneError as gone:
@@ -93,16 +93,20 @@ def evaluated_parts(experiment: Experiment) -> tuple[EvaluatedPart, ...]:
     )
 
 
-def _base_shards(experiment: Experiment) -> StageResult | None:
-    """Return the shards of the pretraining that a post-training goes on from; None where its own are the same."""
+def pretraining_shards(experiment: Experiment) -> StageResult | None:
+    """Return the shards of the pretraining that a post-training goes on from; None where they are not here."""
     from gpt_pipeline.data.tokens.shards import find_shards
 
     pretraining = pretraining_of(experiment)
     if pretraining is None or pretraining.file == experiment.file:
         return None
-    shards = find_shards(pretraining.data, pretraining.data_folder)
-    is_other = shards is not None and shards.fingerprint != finished_shards(experiment).fingerprint
-    return shards if is_other else None
+    return find_shards(pretraining.data, pretraining.data_folder)
+
+
+def _other_shards(experiment: Experiment) -> StageResult | None:
+    """Return the same; None where its own shards are those."""
+    shards = pretraining_shards(experiment)
+    return None if shards is None or shards.fingerprint == finished_shards(experiment).fingerprint else shards
 
 
 def _find_checkpoint(experiment: Experiment, partition: str) -> CheckpointInfo:

@@ -67,6 +67,7 @@ def findings(known: Known) -> list[Finding]:
         *_answers(known),
         *_regularisation(known),
         *_time(known),
+        *_sampling(known),
     ]
     return sorted(every, key=lambda finding: finding.severity != "problem")
 
@@ -262,6 +263,15 @@ def _regularisation(known: Known) -> Iterator[Finding]:
         return
     text = f"{dropout:g}, but no text is seen twice: there is nothing to overfit (Liu et al. 2025, Drop Dropout)"
     yield warning("model.dropout", text, "use 0.0, which is also faster")
+
+
+def _sampling(known: Known) -> Iterator[Finding]:
+    if known.experiment.config.has_rollouts:
+        yield note(
+            "training.objective",
+            "time and tokens are those of updates on full sequences alone: sampling answers, measuring them, and "
+            "rl_prompts come on top, and most answers are shorter",
+        )
 
 
 def _time(known: Known) -> Iterator[Finding]:

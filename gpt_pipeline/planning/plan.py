@@ -267,6 +267,7 @@ def _duration(
 ) -> Duration:
     config = experiment.config
     pending = 0 if start.moves_checkpoints else len(pending_evaluations(experiment))
+    is_post_training = config.start_from is not None and config.training.objective != "pretrain"  # evaluates its start
     work = Work(
         steps=length.steps_left,
         tokens_per_step=length.tokens_per_step,
@@ -275,7 +276,7 @@ def _duration(
         losses_of_documents=2 if config.training.objective == "sft" else 1,
         validation_tokens=tokens.validation_tokens,
         tokens_per_document=tokens.tokens / tokens.documents,
-        evaluations=length.checkpoints + pending,
+        evaluations=length.checkpoints + pending + is_post_training,
     )
     return duration(work, config.evaluation, speed, read_evaluations(experiment.folder.evaluations))
 

@@ -40,7 +40,7 @@ class Candidates:
 def choose_candidates(documents: Documents, tokenizer: Tokenizer, *, count: int, seed: int, longest: int) -> Candidates:
     """Return up to `count` questions of each side, those of `longest` tokens at most that the seed puts first.
 
-    None stands on both sides, or twice on one. Memory is bounded by `count`; the files are read twice.
+    None stands on both sides, or twice on one. Memory is bounded by `count`; the held-out side is read twice.
     """
     left_out: Counter[str] = Counter()
     held_out = _First(limit=_SPARE * count, seed=seed)
@@ -50,10 +50,18 @@ def choose_candidates(documents: Documents, tokenizer: Tokenizer, *, count: int,
     for prompt in _asked(documents, held_out=False, left_out=left_out):
         training.add(prompt)
     unseen = [asked for key, asked in held_out.in_order() if key not in training.met]
+    # What one part of a mix holds out, another may train on.
+    asked_there = {
+        key
+        for prompt in _asked(documents, held_out=True, left_out=Counter())
+        if (key := training.key(prompt)) in training.kept
+    }
+    allowed = [asked for key, asked in training.in_order() if key not in asked_there]
+    left_out["held_out_too"] += len(asked_there)
     return Candidates(
-        training=_fitting((asked for _, asked in training.in_order()), tokenizer, longest, count, left_out),
+        training=_fitting(allowed, tokenizer, longest, count, left_out),
         held_out=_fitting(unseen, tokenizer, longest, count, Counter()),
-        left_out=dict(left_out),
+        left_out=dict(+left_out),
     )
 
 
@@ -78,8 +86,11 @@ class _First:
 
     kept: dict[bytes, _Asked] = field(default_factory=dict)
 
+    def key(self, asked: _Asked) -> bytes:
+        return hashlib.blake2b(f"{self.seed}\n{asked.text}".encode(), digest_size=16).digest()
+
     def add(self, asked: _Asked) -> None:
-        key = hashlib.blake2b(f"{self.seed}\n{asked.text}".encode(), digest_size=16).digest()
+        key = self.key(asked)
         if key in self.watched:
             self.met.add(key)
         same = self.kept.get(key)

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import torch
 
+from gpt_pipeline.checkpoints.leases import hold
 from gpt_pipeline.checkpoints.load import load_checkpoint
+from gpt_pipeline.checkpoints.snapshot import weights_sha256
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer, tokenizer_of
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.generate import inference_device
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.language_model import LanguageModel
@@ -41,6 +44,7 @@ def prepare_prompts(
     Raises:
         DataError: there is no question to train on, or none to measure with.
         ConfigError: there is no such device.
+        UserError: the checkpoint is damaged, or holds other weights by now.
     """
     tokenizer = tokenizer_of(shards)
     answers = _Answers(stage, tokenizer, checkpoint, device=inference_device(device), batch_size=batch_size or _AT_ONCE)
@@ -58,7 +62,7 @@ class _Answers:
     def __init__(
         self, stage: PromptsStage, tokenizer: Tokenizer, checkpoint: Path, *, device: str, batch_size: int
     ) -> None:
-        self._checkpoint = checkpoint
+        self._checkpoint, self._wanted = checkpoint, stage.weights_sha256
         self._device = torch.device(device)
         self._sampler = Sampler(
             config=stage.config, tokenizer=tokenizer, context_length=stage.max_length, batch_size=batch_size
@@ -70,7 +74,13 @@ class _Answers:
 
     @cached_property
     def _model(self) -> LanguageModel:
-        snapshot = load_checkpoint(self._checkpoint)
+        with hold(self._checkpoint):
+            snapshot = load_checkpoint(self._checkpoint)
+        if (found := weights_sha256(snapshot.model)) != self._wanted:
+            raise UserError(
+                f"{self._checkpoint}: found weights with sha256 {found}, need {self._wanted}: it was written anew "
+                "meanwhile; run again to start from what is there now"
+            )
         model = make_model(snapshot.model_config)
         model.load_state_dict(dict(snapshot.model))
         model.to(self._device)

@@ -17,7 +17,11 @@ _METRICS = (
     ("tokens_per_second", "tokens/s", "training tokens, all devices together"),
     ("mfu", "share, 0 to 1", "of the devices' peak FLOP/s"),
     ("memory_gb", "GB", "peak of the first process"),
-    ("best_val_loss, best_step", "nats per token, step", "lowest estimate of what it trains on: best_model.pt"),
+    (
+        "best_val_loss or the like, best_step",
+        "as that loss, step",
+        "lowest estimate of what it trains on: best_model.pt",
+    ),
 )
 _OF_ANSWERS = (
     ("completion_loss", "nats per token", "in fine-tuning: as document_loss, of answers with their reasoning alone"),

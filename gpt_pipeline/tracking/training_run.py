@@ -315,7 +315,7 @@ def _send_status(store: OpenStore, run: Run, folder: ExperimentFolder, sent: _Se
         finished = find_finished_training(folder, sent.fingerprint) if status == "FINISHED" else None
         ended = milliseconds(finished.created_at) if finished else int(folder.metrics.stat().st_mtime * 1000)
         if finished is not None:
-            best = {"best_val_loss": finished.best_val_loss, "best_step": float(finished.best_step)}
+            best = {f"best_{finished.decided_by}": finished.best_val_loss, "best_step": float(finished.best_step)}
             had = run.data.metrics  # of the same training, made again
             metrics = [Metric(key, value, ended, finished.step) for key, value in best.items() if key not in had]
             store.client.log_batch(sent.run_id, metrics=metrics)

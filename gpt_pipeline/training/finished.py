@@ -50,6 +50,9 @@ class FinishedTraining:
     created_at: str
     """UTC, ISO 8601."""
 
+    decided_by: str = "val_loss"
+    """Name of the loss that `best_val_loss` is; earlier versions did not note it."""
+
     def write(self, folder: ExperimentFolder) -> None:
         """Write the manifest, atomically."""
         write_json(folder.training, dataclasses.asdict(self))

@@ -43,6 +43,8 @@ class Rollouts:
     """Of the stage `rl_prompts`."""
 
     prompts_fingerprint: str
+    prompts_sha256: str = added_later("")
+    """Of the questions to train on: measured again, on another device say, they may be others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +160,9 @@ START_FROM = "start_from"
 """Stands for the weights that the training began with: their sha256; null: random ones."""
 
 OBJECTIVE = "training.objective"
+PROMPTS = "rl_prompts"
+"""Stands for the questions that sampled answers are to: their file's sha256."""
+
 PACKING = "data.packing"
 
 TOKENIZER = "data.tokenizer"
@@ -165,6 +170,7 @@ TOKENIZER = "data.tokenizer"
 
 _FREE_SECTIONS = ("hardware", "evaluation")
 _FREE = ("training.micro_batch_size", "training.compile", "training.gradient_checkpointing")
+_SAMPLED_TOGETHER = "training.micro_batch_size"
 _WARNED_MODEL = "model.dropout"
 _REFUSED = ("training.optimizer", TOKENIZER)
 
@@ -176,11 +182,15 @@ class Change:
     key: str
     before: Any
     after: Any
+    of_rollouts: bool = False
+    """Whether the training samples its answers."""
 
     @property
     def effect(self) -> Effect:
         """What the change means for a training that goes on."""
         section = self.key.split(".")[0]
+        if self.of_rollouts and self.key == _SAMPLED_TOGETHER:
+            return "warned"  # what is sampled together is rounded together, and so may be another text
         if section in _FREE_SECTIONS or self.key in _FREE:
             return "free"
         refused = self.key in _REFUSED or (section == "model" and self.key != _WARNED_MODEL)
@@ -199,6 +209,7 @@ def settings_of(job: TrainingJob) -> dict[str, Any]:
         "hardware": dataclasses.asdict(job.hardware),
         "rl": {} if job.rollouts is None else dataclasses.asdict(job.rollouts.config),
     }
+    prompts = {} if job.rollouts is None else {PROMPTS: job.rollouts.prompts_sha256}
     start = None if job.start_from is None else job.start_from.weights_sha256
     tokenizer = {} if job.tokenizer is None else {TOKENIZER: job.tokenizer}
     return {
@@ -208,6 +219,7 @@ def settings_of(job: TrainingJob) -> dict[str, Any]:
         SHARDS: job.shards_fingerprint,
         START_FROM: start,
         **tokenizer,
+        **prompts,
     }
 
 
@@ -225,7 +237,7 @@ def find_changes(before: Settings, job: TrainingJob) -> list[Change]:
     """Return the keys whose value in `job` is another than in `before`; what `before` does not know is no change."""
     after = {TOKENIZER: None, **settings_of(job)}
     return [
-        Change(key=key, before=before[key], after=value)
+        Change(key=key, before=before[key], after=value, of_rollouts=job.rollouts is not None)
         for key, value in after.items()
         if key in before and before[key] != value
     ]

@@ -61,6 +61,9 @@ class RolloutFeed:
     samples_file: Path
     """Keeps answers to held-out questions, one question a line."""
 
+    beat: Callable[[int], None]
+    """Called with the steps done while answers are sampled: all is well."""
+
     def batch_at(self, step: int) -> Batch:
         """Return the batch of the update after `step` updates: a function of weights, seed and step."""
         config = self.sampler.config
@@ -69,7 +72,12 @@ class RolloutFeed:
         places = range(self.ranks.rank, count, self.ranks.world_size)
         prompts = [self.prompts.training[chosen[place]] for place in places]
         with self.compute.autocast():
-            groups = self.sampler.sample(self.model, prompts, [f"{self.seed}/{step}/{place}" for place in places])
+            groups = self.sampler.sample(
+                self.model,
+                prompts,
+                [f"{self.seed}/{step}/{place}" for place in places],
+                watch=lambda *_: self.beat(step),
+            )
         answers = list(kept_answers(groups))
         rows, tally = rows_of(answers), Tally.of(groups)
         if self.reference is not None and answers:
@@ -97,6 +105,7 @@ class RolloutFeed:
                     self.model,
                     [held_out[place] for place in places],
                     [f"{self.seed}/held-out/{place}" for place in places],
+                    watch=lambda *_: self.beat(step),
                 )
             tally = Tally(*map(sum, zip(tally, Tally.of(groups), strict=True)))
             if first == 0:

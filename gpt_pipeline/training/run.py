@@ -249,7 +249,7 @@ def _trainer(
     if start.snapshot and _deciding_before(start.snapshot.settings) != job.deciding_loss:
         progress.forget_best()  # by a loss that does not compare
     feed: Feed = (
-        _rollout_feed(job, model, shards, layout=layout, compute=compute, ranks=ranks)
+        _rollout_feed(job, model, shards, layout=layout, compute=compute, ranks=ranks, beat=beat)
         if sampler is None
         else BatchFeed(sampler, ranks=ranks, device=compute.device)
     )
@@ -269,7 +269,8 @@ def _trainer(
         observer=observer,
         layout=layout,
         flops_per_token=flops_per_token(job.model, max_length=job.max_length),
-        peak_flops=compute.peak_flops * ranks.world_size if compute.peak_flops else None,
+        # Of sampled answers, an update has more work than its tokens tell.
+        peak_flops=compute.peak_flops * ranks.world_size if compute.peak_flops and not job.rollouts else None,
         peak_memory=lambda: peak_memory_bytes(compute.device),
     )
     # best_model.pt does not stand in for the checkpoint that is due at its step.
@@ -302,7 +303,14 @@ def _deciding_before(settings: Settings) -> str:
 
 
 def _rollout_feed(
-    job: TrainingJob, model: LanguageModel, shards: TokenShards, *, layout: StepLayout, compute: Compute, ranks: Ranks
+    job: TrainingJob,
+    model: LanguageModel,
+    shards: TokenShards,
+    *,
+    layout: StepLayout,
+    compute: Compute,
+    ranks: Ranks,
+    beat: Callable[[int], None],
 ) -> RolloutFeed:
     rollouts, weights = job.rollouts, job.start_from
     assert rollouts is not None
@@ -328,6 +336,7 @@ def _rollout_feed(
         compute=compute,
         ranks=ranks,
         samples_file=job.folder.samples,
+        beat=beat,
     )
 
 
@@ -345,6 +354,7 @@ def _finished_training(trainer: Trainer) -> FinishedTraining:
         train_loss=progress.train_loss,
         val_loss=progress.val_loss,
         best_val_loss=progress.best_val_loss,
+        decided_by=trainer.job.deciding_loss,
         best_step=progress.best_step,
         seconds=progress.seconds,
         parameters=trainer.updater.model.num_parameters,
