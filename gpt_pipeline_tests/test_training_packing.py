@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import signal
 
 import numpy as np
 import pytest
@@ -13,24 +12,15 @@ import torch
 from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.tokens.packing import DocumentSampler
 from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.experiment.config import ExperimentConfig, StorageConfig
 from gpt_pipeline.experiment.identity import training_identity
 from gpt_pipeline.model.architectures import make_model
-from gpt_pipeline.training.config import LearningRateFactors, step_layout
+from gpt_pipeline.training.config import LearningRateFactors
 from gpt_pipeline.training.decision import settings_before
-from gpt_pipeline.training.device import Compute
-from gpt_pipeline.training.feed import batch_of
 from gpt_pipeline.training.job import TrainingJob, find_changes, settings_of
 from gpt_pipeline.training.metrics import read_metrics
-from gpt_pipeline.training.ranks import Ranks
-from gpt_pipeline.training.run import run_job
-from gpt_pipeline.training.stopping import StopFlag
-from gpt_pipeline.training.update import Updater, UpdateResult
-from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job, write_shards
-
-CPU = Compute(device=torch.device("cpu"), bf16=False, compile=False, peak_flops=None)
+from gpt_pipeline_tests.training_jobs import first_update, make_job, run, write_shards
 
 
 @pytest.fixture
@@ -38,13 +28,6 @@ def job(tmp_path) -> TrainingJob:
     """Documents of seven tokens, of which two fit a row of 16."""
     write_shards(tmp_path / "shards", document_length=7)
     return make_job(tmp_path, packing="documents", fingerprint="d" * 64)
-
-
-def run(job: TrainingJob, *, stop_at: int | None = None) -> Listener:
-    stop = StopFlag()
-    listener = Listener(lambda step: stop.request(signal.SIGTERM) if step == stop_at else None)
-    assert run_job(job, listener, stop=stop).finished == (stop_at is None)
-    return listener
 
 
 def test_training_on_documents_stopped_and_resumed_equals_an_undisturbed_one(job: TrainingJob, tmp_path) -> None:
@@ -124,19 +107,8 @@ def test_identity_has_the_packing_only_where_it_is_not_the_stream(tmp_path) -> N
     assert training_identity(packed) == {**training_identity(stream), "packing": "documents"}
 
 
-def updated(job: TrainingJob, *, micro_batch_size: int) -> UpdateResult:
-    training = dataclasses.replace(job.training, micro_batch_size=micro_batch_size)
-    torch.manual_seed(0)
-    model = make_model(dataclasses.replace(job.model, dropout=0.0))
-    layout = step_layout(training, max_length=T, steps_per_epoch=5, world_size=1)
-    updater = Updater(model, training, layout=layout, compute=CPU, ranks=Ranks())
-    stream = open_shards(job.folder.root.parent / "shards").train
-    rows = DocumentSampler(stream=stream, sequence_length=T, batch_size=BATCH, seed=0).rows_at(0)
-    return updater.update(0, batch_of(rows, CPU.device)).result()
-
-
 def test_update_on_documents_is_the_mean_over_their_tokens_whatever_the_micro_batches(job: TrainingJob) -> None:
-    results = [updated(job, micro_batch_size=size) for size in (1, 2, 4)]
+    results = [first_update(job, micro_batch_size=size) for size in (1, 2, 4)]
     for each in results[1:]:
         assert each.train_loss == pytest.approx(results[0].train_loss, rel=1e-6)
         assert each.gradient_norm == pytest.approx(results[0].gradient_norm, rel=1e-4)

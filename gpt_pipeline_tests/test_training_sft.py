@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,19 @@ from gpt_pipeline.data.config import ColumnsConfig, DataConfig
 from gpt_pipeline.data.tokens.packing import Answers, DocumentSampler, begin, count_answers, pack
 from gpt_pipeline.data.tokens.stream import EOT_TOKEN, TokenStream, new_shard, open_shards, spans_name, starts_name
 from gpt_pipeline.errors import ConfigError, UserError
-from gpt_pipeline.evaluation.validation import packed_loss
+from gpt_pipeline.evaluation.validation import packed_losses
 from gpt_pipeline.exchange.hugging_face import hugging_face_weights
 from gpt_pipeline.experiment.config import ExperimentConfig, StorageConfig, contradictions
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.experiment.problems import ExperimentFileError
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.training.config import TrainingConfig, step_layout
-from gpt_pipeline.training.device import Compute
+from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.feed import batch_of
 from gpt_pipeline.training.job import StartWeights, TrainingJob, find_changes, settings_of
 from gpt_pipeline.training.metrics import read_metrics
-from gpt_pipeline.training.ranks import Ranks
-from gpt_pipeline.training.run import run_job
-from gpt_pipeline.training.stopping import StopFlag
-from gpt_pipeline.training.update import Updater
-from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job, write_shards
+from gpt_pipeline_tests.training_jobs import BATCH, CPU, T, first_update, make_job, run, write_shards
 
-CPU = Compute(device=torch.device("cpu"), bf16=False, compile=False, peak_flops=None)
 SFT = {"objective": "sft"}
 
 
@@ -47,13 +40,6 @@ def job(tmp_path: Path) -> TrainingJob:
     """Documents of seven tokens, three of them the answer."""
     write_shards(tmp_path / "shards", document_length=7, question_length=3)
     return make_job(tmp_path, packing="documents", fingerprint="d" * 64, training=SFT)
-
-
-def run(job: TrainingJob, *, stop_at: int | None = None) -> Listener:
-    stop = StopFlag()
-    listener = Listener(lambda step: stop.request(signal.SIGTERM) if step == stop_at else None)
-    assert run_job(job, listener, stop=stop).finished == (stop_at is None)
-    return listener
 
 
 def documents(folder: Path, questions: list[int], answers: list[int]) -> TokenStream:
@@ -220,27 +206,16 @@ def test_evaluation_of_documents_measures_what_the_trainer_estimates(job: Traini
     model, _ = load_model(list_checkpoints(job.folder.checkpoints)[-1].path)
     found = [each for each in read_metrics(job.folder.metrics) if each["kind"] == "validation"][-1]
     stream = open_shards(job.folder.root.parent / "shards").validation
-    for name, answers_only in (("document_loss", False), ("completion_loss", True)):
-        loss = packed_loss(
-            model, stream, row_length=T, max_tokens=BATCH * T // 2, batch_size=3, answers_only=answers_only
-        )
+    losses = packed_losses(model, stream, row_length=T, max_tokens=BATCH * T // 2, batch_size=3, answers_too=True)
+    assert set(losses) == {"document_loss", "completion_loss"}
+    for name, loss in losses.items():
         assert loss == pytest.approx(found[name], rel=1e-6)
-    assert packed_loss(model, stream, row_length=2, max_tokens=7, answers_only=True) is None  # questions are longer
-
-
-def updated(job: TrainingJob, *, micro_batch_size: int) -> float:
-    training = dataclasses.replace(job.training, micro_batch_size=micro_batch_size)
-    torch.manual_seed(0)
-    model = make_model(dataclasses.replace(job.model, dropout=0.0))
-    layout = step_layout(training, max_length=T, steps_per_epoch=5, world_size=1)
-    updater = Updater(model, training, layout=layout, compute=CPU, ranks=Ranks())
-    stream = open_shards(job.folder.root.parent / "shards").train
-    rows = DocumentSampler(stream=stream, sequence_length=T, batch_size=BATCH, seed=0, answers_only=True).rows_at(0)
-    return updater.update(0, batch_of(rows, CPU.device)).result().gradient_norm
+    of_questions = packed_losses(model, stream, row_length=2, max_tokens=7, answers_too=True)
+    assert "completion_loss" not in of_questions  # questions are longer
 
 
 def test_update_on_answers_is_the_same_whatever_the_micro_batches(job: TrainingJob) -> None:
-    norms = [updated(job, micro_batch_size=size) for size in (1, 2, 4)]
+    norms = [first_update(job, micro_batch_size=size).gradient_norm for size in (1, 2, 4)]
     assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-5)
 
 

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
-from gpt_pipeline.data.tokens.stream import EOT_TOKEN, new_shard, spans_name, starts_name
+from gpt_pipeline.data.tokens.packing import DocumentSampler
+from gpt_pipeline.data.tokens.stream import EOT_TOKEN, new_shard, open_shards, spans_name, starts_name
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.manifest import Manifest, record_file
-from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig
+from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig, step_layout
+from gpt_pipeline.training.device import Compute
+from gpt_pipeline.training.feed import batch_of
 from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.ranks import Ranks
+from gpt_pipeline.training.run import run_job
+from gpt_pipeline.training.stopping import StopFlag
+from gpt_pipeline.training.update import Updater, UpdateResult
 
 T = 16
 BATCH = 4
 SHARDS_FINGERPRINT = "5" * 64
+CPU = Compute(device=torch.device("cpu"), bf16=False, compile=False, peak_flops=None)
 
 
 def write_shards(
@@ -107,6 +118,26 @@ class Listener:
 
     def message(self, text: str) -> None:
         self.messages.append(text)
+
+
+def run(job: TrainingJob, *, stop_at: int | None = None) -> Listener:
+    """Run the job in this process, to its end or until it is told to stop after a step."""
+    stop = StopFlag()
+    listener = Listener(lambda step: stop.request(signal.SIGTERM) if step == stop_at else None)
+    assert run_job(job, listener, stop=stop).finished == (stop_at is None)
+    return listener
+
+
+def first_update(job: TrainingJob, *, micro_batch_size: int) -> UpdateResult:
+    """Return what the first update of the job, on whole documents and without dropout, comes to."""
+    training = dataclasses.replace(job.training, micro_batch_size=micro_batch_size)
+    torch.manual_seed(0)
+    model = make_model(dataclasses.replace(job.model, dropout=0.0))
+    layout = step_layout(training, max_length=T, steps_per_epoch=5, world_size=1)
+    updater = Updater(model, training, layout=layout, compute=CPU, ranks=Ranks())
+    stream, answers_only = open_shards(Path(job.shards_folder)).train, training.answers_only
+    sampler = DocumentSampler(stream=stream, sequence_length=T, batch_size=BATCH, seed=0, answers_only=answers_only)
+    return updater.update(0, batch_of(sampler.rows_at(0), CPU.device)).result()
 
 
 def trainer_command(job: TrainingJob) -> list[str]:

@@ -179,7 +179,7 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
     for name, own in found.items():
         if name:
             tell(f"{name}: {loaded.data.shares[name]:.1%} of the training tokens\n")
-        is_sft = loaded.config.training.objective == "sft"
+        is_sft = loaded.config.training.answers_only
         tell_previews(own, tokenizer, answers_within=loaded.data.max_length if is_sft else None)
     if loaded.data.packing == DOCUMENTS:
         _tell_sequences(loaded)
@@ -201,7 +201,7 @@ def _tell_sequences(experiment: Experiment) -> None:
         sequence_length=config.data.max_length,
         batch_size=1,
         seed=config.training.seed,
-        answers_only=config.training.objective == "sft",
+        answers_only=config.training.answers_only,
     )
     tell_sequences(sampler, tokenizer_of(shards), count=_SEQUENCES_SHOWN)
 

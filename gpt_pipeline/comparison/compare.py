@@ -59,9 +59,6 @@ class Standing:
     status: str
     parameters: int
     cost: Cost
-    decides: str
-    """Name of the loss by which its trainer chooses the best checkpoint."""
-
     best: Reached | None
     """The best of its evaluations, by what its training brings down."""
 
@@ -164,7 +161,6 @@ def _entry(experiment: Experiment) -> _Entry:
         status=experiment_training(experiment).word,
         parameters=parameter_count(experiment.config.model),
         cost=contents.cost,
-        decides=experiment.config.deciding_loss,
         best=_reached(contents, contents.best),
         last=_reached(contents, contents.newest),
     )
@@ -201,11 +197,11 @@ def _ranking(part: Sequence[_Entry]) -> str:
     Post-training raises the validation loss on purpose: beside its base, only what both are for compares.
     """
     results = [entry.standing.best.evaluation for entry in part if entry.standing.best is not None]
-    decides = {entry.standing.decides for entry in part}
+    decides = {entry.experiment.config.deciding_loss for entry in part}
     if len(decides) == 1:
         return ranking_metric(results, *decides)
     asked_the_same = len(alike(results, same_answers)) == 1
-    is_post = any(entry.experiment.config.training.objective != "pretrain" for entry in part)
+    is_post = any(entry.experiment.config.training.is_post_training for entry in part)
     is_asked = all("correct" in result.metrics for result in results)
     return "correct" if is_post and asked_the_same and is_asked else "val_loss"
 

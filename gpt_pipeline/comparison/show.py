@@ -199,7 +199,7 @@ def _ranked_text(standing: Standing, metric: str) -> str:
 
 def _words(metric: str) -> str:
     """Return what a metric is for a person, as in a sentence."""
-    return {"val_loss": "validation loss", "correct": "share of right answers"}.get(metric, metric.replace("_", " "))
+    return {"val_loss": "validation loss", "correct": "share of right answers"}.get(metric, wording.words(metric))
 
 
 def _bits_text(standing: Standing) -> str:

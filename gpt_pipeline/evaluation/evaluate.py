@@ -379,24 +379,17 @@ def _losses_of_documents(
     watch: Callable[[str], Watch],
 ) -> dict[str, float]:
     """Return the losses that a training on whole documents, or on answers alone, brings down."""
-    from gpt_pipeline.evaluation.validation import packed_loss
+    from gpt_pipeline.evaluation.validation import packed_losses
 
-    names = {"document_loss": False}
-    if has_questions(part.data) and stream.has_spans:
-        names["completion_loss"] = True
-    found = {
-        name: packed_loss(
-            model,
-            stream,
-            row_length=task.max_length,
-            max_tokens=max(1, round(task.config.max_validation_tokens * part.share * _SHARE_OF_DOCUMENTS)),
-            batch_size=max(1, _TOKENS_AT_ONCE // task.max_length),
-            answers_only=answers_only,
-            watch=watch(name.replace("_loss", "s")),
-        )
-        for name, answers_only in names.items()
-    }
-    return {name: loss for name, loss in found.items() if loss is not None}
+    return packed_losses(
+        model,
+        stream,
+        row_length=task.max_length,
+        max_tokens=max(1, round(task.config.max_validation_tokens * part.share * _SHARE_OF_DOCUMENTS)),
+        batch_size=max(1, _TOKENS_AT_ONCE // task.max_length),
+        answers_too=has_questions(part.data) and stream.has_spans,
+        watch=watch("tokens of documents"),
+    )
 
 
 def _together(measured: Sequence[_Measured], name: str) -> dict[str, float]:

@@ -28,8 +28,10 @@ BASE_LOSS = "base_val_loss"
 BEST_ALIAS = BEST_NAME.removesuffix(".pt")
 """The second name of the evaluated checkpoint whose weights `best_model.pt` holds."""
 
-_SHARES = ("pass_at_1", "correct")  # of which more is better
-_STAND_FOR: Mapping[str, tuple[str, ...]] = {"error_rate": _SHARES}  # what an evaluation measures instead
+SHARES = ("pass_at_1", "correct")
+"""Of the metrics that rank evaluations, those of which more is better; the others are losses."""
+
+_STAND_FOR: Mapping[str, tuple[str, ...]] = {"error_rate": SHARES}  # what an evaluation measures instead
 _LONGEST_NAME = 250 - len("answer_loss/")  # MLflow's longest key
 _HASH_DIGITS, _KEPT_LETTERS = 12, 60
 _REMEMBERED = 4096  # results, some 10 kB each: those of all experiments that a web page shows
@@ -207,11 +209,7 @@ def ranking_metric(results: Iterable[EvaluationResult], decides: str) -> str:
     # Shares of answers compare where the questions are the same.
     asked_alike = all((each.config, each.upstream) == (found[0].config, found[0].upstream) for each in found)
     return next(
-        (
-            name
-            for name in names
-            if all(name in each.metrics for each in found) and (asked_alike or name not in _SHARES)
-        ),
+        (name for name in names if all(name in each.metrics for each in found) and (asked_alike or name not in SHARES)),
         "val_loss",
     )
 
@@ -219,7 +217,7 @@ def ranking_metric(results: Iterable[EvaluationResult], decides: str) -> str:
 def rank_of(result: EvaluationResult, metric: str) -> float:
     """Return a number that is lower for a better result."""
     value = float(result.metrics[metric])
-    return -value if metric in _SHARES else value
+    return -value if metric in SHARES else value
 
 
 def same_losses(one: EvaluationResult, other: EvaluationResult) -> bool:

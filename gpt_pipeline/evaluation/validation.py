@@ -112,38 +112,51 @@ def validation_loss(
     return ValidationLoss(val_loss=nats / n_tokens, n_tokens=n_tokens, n_bytes=n_bytes)
 
 
-def packed_loss(
+def packed_losses(
     model: LanguageModel,
     stream: TokenStream,
     *,
     row_length: int,
     max_tokens: int,
     batch_size: int = 8,
-    answers_only: bool = False,
+    answers_too: bool = False,
     watch: Watch = unwatched,
-) -> float | None:
-    """Return the mean nats per token of the stream's first documents, which are `max_tokens` together.
+) -> dict[str, float]:
+    """Return the mean nats per token of the stream's first documents, which are `max_tokens` together, by name.
 
-    Each stands by itself, from its beginning up to `row_length` tokens; the trainer's estimates are the same on fewer.
-    With `answers_only`, of their reasoning and answers alone; None if there is none among them.
+    `document_loss`: each stands by itself, from its beginning up to `row_length` tokens; the trainer's estimates are
+    the same on fewer. With `answers_too`, `completion_loss`: of their reasoning and answers alone; absent if there is
+    none among them.
     """
     model.eval()
     device = model.head_weight.device
-    nats, counted, read = 0.0, 0.0, 0
-    for rows in packed_in_order(
-        stream, row_length=row_length, max_positions=max_tokens, batch_size=batch_size, answers_only=answers_only
-    ):
-        assert rows.weights is not None
+    names = ["document_loss", *(["completion_loss"] if answers_too else [])]
+    nats, counted, read = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0), 0
+    # The same rows, of which other targets count.
+    sets = [
+        packed_in_order(
+            stream,
+            row_length=row_length,
+            max_positions=max_tokens,
+            batch_size=batch_size,
+            answers_only=name == "completion_loss",
+        )
+        for name in names
+    ]
+    for same in zip(*sets, strict=True):
+        rows = same[0]
         ids, targets, starts = (
             torch.from_numpy(np.asarray(part, dtype=np.int64)).to(device)
             for part in (rows.inputs, rows.targets, rows.starts)
         )
-        losses = _losses(model, ids, targets, starts=starts)
-        nats += float((losses.double() * torch.from_numpy(rows.weights).to(device)).sum())
-        counted += float(rows.weights.sum())
+        losses = _losses(model, ids, targets, starts=starts).double()
+        for name, weights in zip(names, (each.weights for each in same), strict=True):
+            assert weights is not None
+            nats[name] += float((losses * torch.from_numpy(weights).to(device)).sum())
+            counted[name] += float(weights.sum())
         read += targets.numel()
         watch(min(read, max_tokens), max_tokens)
-    return nats / counted if counted else None
+    return {name: nats[name] / counted[name] for name in names if counted[name]}
 
 
 def token_losses(model: LanguageModel, ids: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from gpt_pipeline.evaluation.result import BASE_LOSS, EvaluationResult, rank_of, ranking_metric, same_losses
+from gpt_pipeline.evaluation.result import BASE_LOSS, SHARES, EvaluationResult, rank_of, ranking_metric, same_losses
 from gpt_pipeline.findings import Finding, verdict
 
 LOSS_MARGIN = 0.05
@@ -41,7 +41,7 @@ def loss_verdict(result: EvaluationResult, others: Iterable[EvaluationResult], d
         )
     best = min(earlier, key=lambda other: rank_of(other, metric))
     worse = rank_of(result, metric) - rank_of(best, metric)
-    is_loss = metric.endswith("_loss")
+    is_loss = metric not in SHARES
     margin = LOSS_MARGIN if is_loss else SHARE_MARGIN
     text = (
         f"step {result.step:,}: {metric} {found:.4f}{' nats per token' if is_loss else ''}, {abs(worse):.4f} "

@@ -246,7 +246,7 @@ def _decay_share(config: ExperimentConfig) -> Iterator[ConfigError]:
 
 
 def _objective(config: ExperimentConfig) -> Iterator[ConfigError]:
-    if config.training.objective != "sft":
+    if not config.training.answers_only:
         return
     if config.data.packing != DOCUMENTS:
         need = f"{DOCUMENTS} with training.objective=sft: an answer is learnt behind its own question"

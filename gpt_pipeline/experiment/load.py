@@ -188,7 +188,7 @@ def load_experiment(path: Path, *, later: tuple[Path, ...] = ()) -> Experiment:
 
 def _with_the_packing_of_its_objective(config: ExperimentConfig, lines: Mapping[str, int]) -> ExperimentConfig:
     """Return the experiment with rows of whole documents where only answers count and the file names no packing."""
-    if config.training.objective != "sft" or "data.packing" in lines:
+    if not config.training.answers_only or "data.packing" in lines:
         return config
     return dataclasses.replace(config, data=dataclasses.replace(config.data, packing="documents"))
 

@@ -48,7 +48,7 @@ def size_on(folder: Path, manifest: Manifest, config: ExperimentConfig) -> Train
     tokens = int(manifest.facts["train_tokens"])
     if config.data.packing == STREAM or config.has_rollouts:
         return training_size(config, train_tokens=tokens)
-    answers_only = config.training.objective == "sft"
+    answers_only = config.training.answers_only
     rows, filled, answers = _packed_on(folder, manifest.fingerprint, config.data.max_length, answers_only)
     size = training_size(config, train_tokens=tokens, rows=rows)
     return replace(size, padding=1 - filled / (rows * config.data.max_length), answers=answers)

@@ -80,7 +80,7 @@ def pretraining_of(experiment: Experiment) -> Experiment | None:
     The experiment itself where it pretrains.
     """
     found: Experiment | None = experiment
-    while found is not None and found.config.training.objective != "pretrain":
+    while found is not None and found.config.training.is_post_training:
         found = base_experiment(found)
     return found
 

@@ -154,7 +154,7 @@ def evaluation_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefiniti
     }
     if not ask:
         del judges["questions_unseen"]
-    if experiment.config.training.objective != "pretrain" and experiment.config.start_from is not None:
+    if experiment.config.training.is_post_training and experiment.config.start_from is not None:
         judges["base_not_forgotten"] = (
             f"The loss on what the pretraining held out is at most {FORGETTING_MARGIN} above that of the base.",
             _judge_forgetting,

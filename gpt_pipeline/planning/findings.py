@@ -241,7 +241,7 @@ def _schedule(known: Known) -> Iterator[Finding]:
 def _answers(known: Known) -> Iterator[Finding]:
     """Find what a training on answers alone lacks: weights that know the language, or room for the answers."""
     config = known.experiment.config
-    if config.training.objective != "sft":
+    if not config.training.answers_only:
         return
     if config.start_from is None:
         text = "answers alone are trained on, beginning with random weights, which can neither read nor write"

@@ -267,13 +267,13 @@ def _duration(
 ) -> Duration:
     config = experiment.config
     pending = 0 if start.moves_checkpoints else len(pending_evaluations(experiment))
-    is_post_training = config.start_from is not None and config.training.objective != "pretrain"  # evaluates its start
+    is_post_training = config.start_from is not None and config.training.is_post_training  # evaluates its start
     work = Work(
         steps=length.steps_left,
         tokens_per_step=length.tokens_per_step,
         max_length=config.data.max_length,
         batch_size=config.training.batch_size,
-        losses_of_documents=2 if config.training.objective == "sft" else 1,
+        losses_of_documents=2 if config.training.answers_only else 1,
         validation_tokens=tokens.validation_tokens,
         tokens_per_document=tokens.tokens / tokens.documents,
         evaluations=length.checkpoints + pending + is_post_training,

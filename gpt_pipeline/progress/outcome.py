@@ -59,7 +59,7 @@ def result_text(result: EvaluationResult, metric: str | None = None) -> str:
     """
     found = [f"val loss {result.metrics['val_loss']:.3f}"]
     if metric is not None and metric not in ("val_loss", "correct"):
-        found.insert(0, f"{metric.replace('_', ' ')} {result.metrics[metric]:.3f}")
+        found.insert(0, f"{wording.words(metric)} {result.metrics[metric]:.3f}")
     if (right := share_of(result.answers, "correct")) is not None:
         low, high = right.interval
         share = f"{100 * right.value:.0f} %, {100 * low:.0f} to {100 * high:.0f} %"

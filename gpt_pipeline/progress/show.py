@@ -131,6 +131,9 @@ def _result_rows(status: Status) -> Iterator[Line]:
     yield _row("evaluations", text, "yellow" if pending else "")
     if status.best is not None:
         how = "" if status.best.evaluated else " (the trainer's estimate)"
-        yield _row("best so far", f"step {status.best.step:,}, {status.best.words} {status.best.value:.3f}{how}")
+        yield _row(
+            "best so far",
+            f"step {status.best.step:,}, {wording.words(status.best.metric)} {status.best.value:.3f}{how}",
+        )
     if status.report is not None:
         yield _row("report", f"{status.report}{' (outdated)' if status.report_is_outdated else ''}")

@@ -61,11 +61,6 @@ class Best:
 
     value: float
 
-    @property
-    def words(self) -> str:
-        """The metric for a person: `val loss`."""
-        return self.metric.replace("_", " ")
-
     evaluated: bool
     """Whether an evaluation measured it; otherwise it is the trainer's own estimate."""
 

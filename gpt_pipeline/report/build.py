@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from gpt_pipeline import __version__
+from gpt_pipeline.evaluation.result import SHARES
 from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.report import wording
@@ -206,7 +207,7 @@ def _clock(seconds: float) -> str:
 
 def _losses_at(contents: Contents, place: Callable[[CheckpointRow], float | None]) -> list[Point]:
     """Return the losses that rank the evaluations against what `place` gives, where it gives something."""
-    metric = contents.ranked_by if contents.ranked_by.endswith("_loss") else "val_loss"
+    metric = "val_loss" if contents.ranked_by in SHARES else contents.ranked_by
     places = [(place(row), row.metrics[metric]) for row in contents.evaluated]
     return [(float(x), loss) for x, loss in places if x is not None]
 

@@ -83,8 +83,8 @@ class TextRow:
 class Contents:
     """Everything that the page shows of an experiment."""
 
-    decides: str
-    """Name of the loss by which the trainer chose the best checkpoint."""
+    ranked_by: str
+    """The metric by which `best` is the best of the evaluated checkpoints."""
 
     records: Sequence[Record]
     training: Record | None
@@ -117,11 +117,6 @@ class Contents:
         return next((record for record in reversed(self.records) if record["kind"] == kind), None)
 
     @property
-    def ranked_by(self) -> str:
-        """The metric by which `best` is the best of the evaluated checkpoints."""
-        return ranking_metric([row.evaluation for row in self.evaluated if row.evaluation is not None], self.decides)
-
-    @property
     def evaluated(self) -> tuple[CheckpointRow, ...]:
         """The rows whose losses can be compared with each other, by step."""
         return tuple(row for row in self.rows if row.comparable)
@@ -146,14 +141,17 @@ def read_contents(folder: ExperimentFolder) -> Contents:
     records = read_metrics(folder.metrics)
     training, job = _json_or_none(folder.training), _json_or_none(folder.job)
     evaluations = {result.step: result for result in read_evaluations(folder.evaluations)}  # the newest of each step
-    decides = _deciding_loss(job or {})
-    rows = _rows(
-        best_checkpoint(folder.checkpoints), list_checkpoints(folder.checkpoints), evaluations, records, decides
+    rows, ranked_by = _rows(
+        best_checkpoint(folder.checkpoints),
+        list_checkpoints(folder.checkpoints),
+        evaluations,
+        records,
+        decides=_deciding_loss(job or {}),
     )
     questions = _side_by_side(rows, lambda result: result.answers, question_id)
     continuations = _side_by_side(rows, lambda result: result.continuations, _document_of)
     return Contents(
-        decides=decides,
+        ranked_by=ranked_by,
         records=records,
         training=training,
         job=job,
@@ -191,8 +189,10 @@ def _rows(
     kept: Sequence[CheckpointInfo],
     evaluations: Mapping[int, EvaluationResult],
     records: Sequence[Record],
+    *,
     decides: str,
-) -> tuple[CheckpointRow, ...]:
+) -> tuple[tuple[CheckpointRow, ...], str]:
+    """Return the rows, and the metric by which one of them is the best; `decides` is what the trainer went by."""
     checkpoints = {info.step: info for info in (*([best_model] if best_model else []), *kept)}
     said = {int(record["step"]): record for record in records if record["kind"] == "checkpoint"}
     newest = max(evaluations.values(), key=lambda result: result.created_at, default=None)
@@ -220,7 +220,7 @@ def _rows(
                 is_best_model=best_model is not None and best_model.step == step,
             )
         )
-    return tuple(rows)
+    return tuple(rows), metric
 
 
 def _side_by_side(

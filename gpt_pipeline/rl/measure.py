@@ -7,16 +7,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from gpt_pipeline.checkpoints.leases import hold
-from gpt_pipeline.checkpoints.load import load_checkpoint
-from gpt_pipeline.checkpoints.snapshot import weights_sha256
+from gpt_pipeline.checkpoints.load import load_model
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer, tokenizer_of
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.generate import inference_device
-from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.rl.candidates import Candidates, Documents, choose_candidates
 from gpt_pipeline.rl.prompts import Prompt
@@ -63,7 +59,7 @@ class _Answers:
         self, stage: PromptsStage, tokenizer: Tokenizer, checkpoint: Path, *, device: str, batch_size: int
     ) -> None:
         self._checkpoint, self._wanted = checkpoint, stage.weights_sha256
-        self._device = torch.device(device)
+        self._device = device
         self._sampler = Sampler(
             config=stage.config, tokenizer=tokenizer, context_length=stage.max_length, batch_size=batch_size
         )
@@ -75,13 +71,10 @@ class _Answers:
     @cached_property
     def _model(self) -> LanguageModel:
         with hold(self._checkpoint):
-            snapshot = load_checkpoint(self._checkpoint)
-        if (found := weights_sha256(snapshot.model)) != self._wanted:
+            model, found = load_model(self._checkpoint, device=self._device)
+        if found.weights_sha256 != self._wanted:
             raise UserError(
-                f"{self._checkpoint}: found weights with sha256 {found}, need {self._wanted}: it was written anew "
-                "meanwhile; run again to start from what is there now"
+                f"{self._checkpoint}: found weights with sha256 {found.weights_sha256}, need {self._wanted}: it was "
+                "written anew meanwhile; run again to start from what is there now"
             )
-        model = make_model(snapshot.model_config)
-        model.load_state_dict(dict(snapshot.model))
-        model.to(self._device)
         return model

@@ -76,9 +76,10 @@ class Sampler:
         keys = [f"{name}/{sample}" for name in names for sample in range(config.samples_per_prompt)]
         sampling = Sampling(temperature=config.temperature, top_k=config.top_k)
         draws = RecordedDraws(keys, sampling, length=config.max_new_tokens)
+        asked = [prompt for prompt in prompts for _ in range(config.samples_per_prompt)]
         generations = generate(
             model,
-            [prompt.tokens for prompt in prompts for _ in range(config.samples_per_prompt)],
+            [prompt.tokens for prompt in asked],
             max_new_tokens=config.max_new_tokens,
             context_length=self.context_length,
             batch_size=self.batch_size,
@@ -86,7 +87,6 @@ class Sampler:
             draws=draws,
             watch=watch,
         )
-        asked = [prompt for prompt in prompts for _ in range(config.samples_per_prompt)]
         samples = list(map(self._judged, asked, generations, draws.log_probabilities))
         size = config.samples_per_prompt
         return [(prompt, samples[size * place : size * (place + 1)]) for place, prompt in enumerate(prompts)]

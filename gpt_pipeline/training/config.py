@@ -194,6 +194,16 @@ class TrainingConfig:
             )
 
     @property
+    def is_post_training(self) -> bool:
+        """Whether it goes on from a model that continues text to one that answers."""
+        return self.objective != "pretrain"
+
+    @property
+    def answers_only(self) -> bool:
+        """Whether only reasoning and answers count, of documents that each stand whole in a row."""
+        return self.objective == "sft"
+
+    @property
     def final_learning_rate(self) -> float:
         """Learning rate of the last step."""
         return self.learning_rate / 10 if self.min_learning_rate is None else self.min_learning_rate

@@ -89,11 +89,6 @@ class TrainingJob:
         return ExperimentFolder(root=Path(self.experiment_folder))
 
     @property
-    def is_post_training(self) -> bool:
-        """Whether this goes on from a model that continues text to one that answers."""
-        return self.training.objective != "pretrain"
-
-    @property
     def deciding_loss(self) -> str:
         """Name of the estimate by which the best checkpoint is chosen."""
         return deciding_loss(self.training.objective, self.packing)

@@ -200,8 +200,9 @@ def _layout(job: TrainingJob, sampler: Sampler | None, ranks: Ranks) -> StepLayo
 
 
 def _sampler(job: TrainingJob, shards: TokenShards) -> Sampler:
-    answers_only = job.training.objective == "sft"
-    kind = partial(DocumentSampler, answers_only=answers_only) if job.packing == DOCUMENTS else BatchSampler
+    kind = (
+        partial(DocumentSampler, answers_only=job.training.answers_only) if job.packing == DOCUMENTS else BatchSampler
+    )
     return kind(
         stream=shards.train,
         sequence_length=job.max_length,

@@ -161,7 +161,7 @@ class Trainer:
             self.updater.evaluator,
             self.validation,
             n_windows=self.job.cadence.eval_iters * config.batch_size,
-            answers_too=config.objective == "sft",
+            answers_too=config.answers_only,
             layout=self.layout,
             compute=self.compute,
             ranks=self.ranks,
@@ -195,7 +195,7 @@ class Trainer:
         """
         step = self.progress.step
         done = max(self._begun_step, -1 if self.saved is None else self.saved.step)
-        is_trained = step > 0 or (self.job.is_post_training and self.job.start_from is not None)
+        is_trained = step > 0 or (self.job.training.is_post_training and self.job.start_from is not None)
         checkpoint = checkpoint and is_trained and step != done
         if not self.ranks.is_first or not (checkpoint or best):
             return

@@ -125,14 +125,9 @@ class Packing:
         return int(self._patterns.rows[-1])
 
     @property
-    def positions(self) -> int:
-        """Those that documents fill."""
-        return int((self.counts * np.arange(self.row_length + 1)).sum())
-
-    @property
     def padding(self) -> float:
         """Share of the rows' positions that no document fills, in [0, 1)."""
-        return 1 - self.positions / (self.n_rows * self.row_length) if self.n_rows else 0.0
+        return 1 - _filled(self.counts) / (self.n_rows * self.row_length) if self.n_rows else 0.0
 
     @cached_property
     def _patterns(self) -> _Patterns:
@@ -214,7 +209,12 @@ def count(documents: Iterable[Ints], row_length: int, how: Cut = cut) -> Amount:
     for bounds in documents:
         counts += np.bincount(how(bounds, row_length)[1], minlength=row_length + 1)
     rows = sum(rows for _, rows in best_fit(counts))
-    return Amount(rows=rows, positions=int((counts * np.arange(row_length + 1)).sum()))
+    return Amount(rows=rows, positions=_filled(counts))
+
+
+def _filled(counts: Ints) -> int:
+    """Return the positions that `counts[n]` pieces of each length n fill."""
+    return int((counts * np.arange(len(counts))).sum())
 
 
 def pack(documents: Iterable[Ints], row_length: int, how: Cut = cut) -> Packing:
