@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 BENCH  ?= cpu_step sft_step checkpoint_stall muon english tokens batches data_memory own_data near_duplicates generation startup
 
-.PHONY: demo demo-chat test test-slow test-browser check bench docs screenshots format ui clean
+.PHONY: demo demo-chat test test-slow test-browser check bench docs screenshots format ui update clean
 
 demo: $(READY)  ## materialize the whole pipeline for experiments/demo.yaml
 	@$(BIN)/gpt-pipeline run experiments/demo.yaml
@@ -39,6 +39,9 @@ docs: $(READY)  ## write what docs/ and experiments/ take from the code
 
 screenshots: $(READY)  ## the pictures of docs/images, from the running product in Chromium
 	@$(BIN)/python -m docs.screenshots
+
+update:  ## move constraints.txt to the newest versions that pass; TORCH=2.14.1 moves torch too
+	@$(PYTHON) -m gpt_pipeline_tests.newest $(if $(TORCH),--torch $(TORCH))
 
 format: $(READY)
 	@$(BIN)/ruff format .

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import multiprocessing
 import os
@@ -129,6 +130,19 @@ def has_terminal_alone(stream: TextIO) -> bool:
         return os.tcgetpgrp(stream.fileno()) == os.getpgrp()
     except OSError:  # another session's terminal, or no real one
         return False
+
+
+def speak_utf8() -> None:
+    """Write UTF-8 to files and pipes from now on, in this process and those it starts, unless the user chose otherwise.
+
+    Windows writes them in the encoding of its language (Python does until 3.15), which lacks letters that documents
+    have. A terminal keeps its encoding; what that lacks is printed as `?`.
+    """
+    chosen = "PYTHONIOENCODING" in os.environ
+    os.environ.setdefault("PYTHONUTF8", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=stream.encoding if chosen or stream.isatty() else "utf-8", errors="replace")
 
 
 def show_each_warning_once() -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gpt_pipeline.storage.alive import show_life, silence
@@ -68,6 +69,19 @@ def test_process_in_another_pid_namespace_is_neither_dead_nor_seen(tmp_path: Pat
     child.send_signal(signal.SIGKILL)
     child.communicate()
     assert not process.is_dead
+
+
+@pytest.mark.parametrize(
+    ("later", "dead"), [(0.0, False), (-2.0, False), (60.0, True)], ids=["same", "clock corrected", "another process"]
+)
+def test_process_elsewhere_than_linux_is_known_by_when_it_started(
+    later: float, dead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    process = ProcessId.here()
+    assert abs(float(process.started) - psutil.Process().create_time()) < 1
+    other = dataclasses.replace(process, started=str(float(process.started) + later))
+    assert other.is_dead is dead
 
 
 @pytest.mark.parametrize(

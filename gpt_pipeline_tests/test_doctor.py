@@ -171,6 +171,18 @@ def test_files_of_a_disk_that_lacks_something_are_named_for_what_they_lack(
     assert text in found.text
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a system whose own limit is known")
+def test_files_of_a_folder_whose_path_leaves_no_room_are_a_note(tmp_path: Path) -> None:
+    deep = tmp_path
+    longest = os.pathconf(tmp_path, "PC_PATH_MAX") - 150
+    while (room := longest - len(str(deep)) - 1) > 1:
+        deep /= "d" * min(room, 200)
+    deep.mkdir(parents=True)
+    found = _one(check_files([deep]))
+    assert (found.severity, "cannot hold a path" in found.text) == ("note", True)
+    assert "shorter storage.base_folder" in found.remedy
+
+
 # Hub and ports
 
 

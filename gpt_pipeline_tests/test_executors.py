@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.orchestration.build import build_definitions
-from gpt_pipeline.orchestration.executors import PRELOADED, project_executor
+from gpt_pipeline.orchestration.executors import PRELOADED, _start_method, project_executor
 from gpt_pipeline.project import Project
 from gpt_pipeline_tests.projects import TinyProject
 
@@ -68,3 +69,11 @@ def test_executor_file_that_cannot_be_used_says_why(
 ) -> None:
     with pytest.raises(error, match=says):
         project_executor(write(tmp_path, text))
+
+
+def test_steps_on_macos_are_started_anew_and_not_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert "forkserver" not in str(_start_method())
+    monkeypatch.undo()
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        assert "forkserver" in str(_start_method())

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_pipeline.row import Row, has_terminal_alone, instead_of_row, show_each_warning_once
+from gpt_pipeline.row import Row, has_terminal_alone, instead_of_row, show_each_warning_once, speak_utf8
 from gpt_pipeline.training.observer import RowObserver, describe, training_row
 
 _TRAIN = {
@@ -131,3 +133,26 @@ def test_training_on_rewards_tells_the_reward_in_place_of_its_loss_and_how_often
     assert "reward 0.438" in training_row(rewarded, before=Row(title="training"), val=()).details
     validation = {"kind": "validation", "val_loss": 2.0, "pass_at_1": 0.25, "pass_at_k": 0.5}
     assert describe(validation) == "val_loss 2.0000  pass_at_1 0.2500  pass_at_k 0.5000"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "terminal", "written"),
+    [(None, False, "é→".encode()), (None, True, b"\xe9?"), ("cp1252", False, b"\xe9?")],
+    ids=["file or pipe", "terminal", "encoding chosen by the user"],
+)
+def test_output_that_the_systems_encoding_lacks_is_printed_and_nothing_fails(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, terminal: bool, written: bytes
+) -> None:
+    target = io.BytesIO()
+    stream = io.TextIOWrapper(target, encoding="cp1252")  # of a Windows in western Europe
+    stream.isatty = lambda: terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.delenv("PYTHONUTF8", raising=False)
+    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("PYTHONIOENCODING", chosen)
+    speak_utf8()
+    print("é→", end="")
+    stream.flush()
+    assert target.getvalue() == written
+    assert os.environ["PYTHONUTF8"] == "1"  # for the processes that this one starts

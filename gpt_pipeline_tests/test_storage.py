@@ -310,6 +310,28 @@ def test_write_json_on_a_disk_that_does_not_make_renames_durable_writes_and_says
     assert [str(tmp_path) in text and "does not make renames durable" in text for text in caplog.messages] == [True]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no fcntl")
+@pytest.mark.parametrize("refused", [False, True])
+def test_write_json_on_macos_has_the_drive_empty_its_cache(tmp_path: Path, monkeypatch, refused: bool) -> None:
+    import fcntl
+
+    full_sync, flushed, plain = 51, [], []  # F_FULLFSYNC of macOS' fcntl.h
+
+    def flush(descriptor: int, command: int) -> int:
+        assert command == full_sync
+        if refused:
+            raise OSError(errno.ENOTSUP, "as a disk on the network")
+        flushed.append(os.readlink(f"/dev/fd/{descriptor}"))
+        return 0
+
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", full_sync, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", flush)
+    monkeypatch.setattr(os, "fsync", plain.append)
+    write_json(tmp_path / "state.json", {"step": 1})
+    assert (len(flushed), len(plain)) == ((0, 2) if refused else (2, 0))  # the file, then its folder
+
+
 def test_write_json_on_a_disk_that_does_not_make_files_durable_names_file_and_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

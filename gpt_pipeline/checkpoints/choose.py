@@ -26,8 +26,8 @@ _STEP = re.compile(r"step_(\d+)")
 def choose_checkpoint(folder: Path, name: str) -> CheckpointInfo:
     """Return the checkpoint that `name` means in the `checkpoints` folder; its content is not read.
 
-    `best` is the lowest validation loss while training, `last` the newest step, `step_70` or `step_00000070` that
-    step, anything else a file: in the folder, or wherever its path leads.
+    `best` has the lowest, while training, of the loss that decides (`training/config.deciding_loss`), `last` is the
+    newest step, `step_70` or `step_00000070` that step, anything else a file, in the folder or wherever its path leads.
 
     Raises:
         UserError: there is none of that name; the message lists those that exist.

@@ -137,7 +137,7 @@ def list_checkpoints(folder: Path) -> list[CheckpointInfo]:
 
 
 def best_checkpoint(folder: Path) -> CheckpointInfo | None:
-    """Return `best_model.pt`, the one with the lowest validation loss so far, or None."""
+    """Return `best_model.pt`, the one with the lowest so far of the loss that decides, or None."""
     return _readable_info(folder / BEST_NAME)
 
 

@@ -15,7 +15,7 @@ from gpt_pipeline.cli.experiments import compare, evaluate, init, plan, preview,
 from gpt_pipeline.cli.machine import completion, doctor, ui
 from gpt_pipeline.cli.models import benchmark, export, generate, import_
 from gpt_pipeline.errors import ConfigError, StoppedError, UserError
-from gpt_pipeline.row import show_each_warning_once
+from gpt_pipeline.row import show_each_warning_once, speak_utf8
 
 
 class _InOrder(click.Group):
@@ -45,6 +45,7 @@ for verb in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; the exit code is 0, 1 for a failure, 2 for misuse or a bad file, 130 when stopped."""
+    speak_utf8()
     show_each_warning_once()
     sys.exit(_run(arguments))
 

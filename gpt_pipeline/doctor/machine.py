@@ -26,6 +26,7 @@ _LEAST_DISK, _AMPLE_DISK = 10**9, 20 * 10**9  # the second: what SYNTH's first f
 _LEAST_MEMORY, _AMPLE_MEMORY = 10**9, 6 * 10**9  # two worker processes of the data; GPT-2 124M on a CPU
 _LEAST_FILES = 1024
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "lustre", "glusterfs")
+_DEEPEST = 120  # characters below a folder: a run's files, and the temporary ones beside them
 _SHOWN_LETTERS = 100  # of a command
 _ANSWER_SECONDS = 2.0
 
@@ -98,6 +99,10 @@ def _tried(folder: Path, place: Path) -> Iterator[Finding]:
         yield note("files", f"{where} does not make renames durable ({reason}): a power cut may undo the newest files")
     elif _failure(_link, place):
         yield note("files", f"{where} does not support hard links: finished data takes twice the space there")
+    elif reason := _failure(_go_deep, place):
+        text = f"{where} cannot hold a path {_DEEPEST} characters longer ({reason})"
+        remedy = "choose a shorter storage.base_folder; Windows allows 260 in all unless LongPathsEnabled is set"
+        yield note("files", text, remedy)
     elif kind in _NETWORK:
         yield note("files", f"{where} is a network disk", "use one machine at a time for an experiment")
     else:
@@ -139,6 +144,12 @@ def _lock(place: Path) -> None:
 def _link(place: Path) -> None:
     (place / "one").write_text("one", encoding="ascii")
     os.link(place / "one", place / "two")
+
+
+def _go_deep(place: Path) -> None:
+    deep = place / ("d" * (_DEEPEST // 2)) / ("f" * (_DEEPEST // 2))
+    deep.parent.mkdir()
+    deep.touch()
 
 
 def _kind_of(folder: Path) -> str:

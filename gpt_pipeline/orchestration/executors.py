@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def project_executor(root: Path) -> dg.ExecutorDefinition:
     """Return the executor that `executor.yaml` in the folder `root` names, with its configuration.
 
     Without the file, Dagster's default: a process for each step, as many at a time as there are processors. Where the
-    system can fork, from a process that has already loaded the definitions: a step starts in a tenth of the time.
+    system can fork safely, from a process that has loaded the definitions: a step starts in a tenth of the time.
 
     Raises:
         ConfigError: the file names no known executor, or configures it wrongly.
@@ -77,7 +78,9 @@ def _default() -> dg.ExecutorDefinition:
 
 
 def _start_method() -> dict[str, Any]:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    # On macOS the system's own libraries may have started threads by then, which a fork does not survive (Python's
+    # documentation of multiprocessing: "Contexts and start methods").
+    if sys.platform == "darwin" or "forkserver" not in multiprocessing.get_all_start_methods():
         return {}
     return {"start_method": {"forkserver": {"preload_modules": PRELOADED}}}
 

@@ -90,7 +90,7 @@ def _start(
         output = int(terminal) if terminal else log
         return subprocess.Popen(
             command,
-            env={**inherited, **environment, DIE_WITH_PARENT: "1"},
+            env={**inherited, "PYTHONUTF8": "1", **environment, DIE_WITH_PARENT: "1"},
             stdout=output,
             stderr=output,
             **own_group(),

@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import json
 import os
+import platform
 import socket
 import sys
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ _SYNCHRONIZE = 0x00100000  # Windows' right to wait for a process
 _ACCESS_DENIED = 5  # Windows: the process exists and belongs to someone else
 _BELOW_NORMAL = 0x00004000  # Windows' priority class
 _LOW_RANK = 10  # niceness, half of the maximum: about a tenth of the CPU time when others want all of it
+_CLOCK_SECONDS = 5.0
 _WAIT_TIMEOUT = 0x102  # Windows: the process has not ended
 
 
@@ -47,12 +49,11 @@ class ProcessId:
     @classmethod
     def of(cls, pid: int) -> ProcessId:
         """Return the process of this machine that has the number `pid` now."""
-        stat = _linux_stat(pid)
         return cls(
             host=socket.gethostname(),
             pid=pid,
             boot=boot_id(),
-            started=stat[_START_TIME] if stat else "",
+            started=_started(pid),
             namespace=pid_namespace(),
         )
 
@@ -82,9 +83,9 @@ class ProcessId:
             return {self.namespace, pid_namespace()} <= {_FIRST_NAMESPACE, ""}
         if not self.is_seen_here:
             return False
-        stat = _linux_stat(self.pid)
-        if stat and self.started:
-            return stat[_STATE] == "Z" or stat[_START_TIME] != self.started
+        started = _started(self.pid)
+        if started and self.started:
+            return _is_zombie(self.pid) or not _is_one_time(started, self.started)
         return not _is_there(self.pid)
 
     @property
@@ -115,6 +116,33 @@ def _linux_stat(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return []
+
+
+def _is_zombie(pid: int) -> bool:
+    return _linux_stat(pid)[_STATE : _STATE + 1] == ["Z"]
+
+
+def _started(pid: int) -> str:
+    """Return when a process started: in ticks since the boot (Linux), else in seconds; empty if that is not told.
+
+    psutil is missing where only the trainer is installed.
+    """
+    if platform.system() == "Linux":
+        stat = _linux_stat(pid)
+        return stat[_START_TIME] if stat else ""
+    try:
+        import psutil
+    except ImportError:
+        return ""
+    try:
+        return f"{psutil.Process(pid).create_time():.0f}"
+    except psutil.Error:
+        return ""
+
+
+def _is_one_time(one: str, other: str) -> bool:
+    """Whether two values of `_started` are the same; seconds differ a little when the system's clock is corrected."""
+    return one == other or (platform.system() != "Linux" and abs(float(one) - float(other)) <= _CLOCK_SECONDS)
 
 
 def _is_there(pid: int) -> bool:
