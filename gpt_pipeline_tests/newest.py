@@ -17,9 +17,9 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
-_INSTALLED = ".[dev,benchmarks]"
-# What torch's build for one platform brings; constraining it would keep others from theirs.
-_OF_TORCH = re.compile(r"(nvidia|cuda|triton|pytorch-triton)([-_].*)?", re.IGNORECASE)
+_INSTALLED = ".[dev,benchmarks,postgres]"
+# The project itself; what torch brings for one platform, since constraining it would keep others from theirs.
+_LEFT_OUT = re.compile(r"((nvidia|cuda|triton|pytorch-triton)([-_].*)?|gpt[-_]pipeline)", re.IGNORECASE)
 _CHECKS = (
     ("ruff", "format", "--check", "."),
     ("ruff", "check", "."),
@@ -75,7 +75,7 @@ def _bin(folder: Path) -> Path:
 def versions_of(text: str) -> dict[str, str]:
     """Return the versions by package that lines such as `torch==2.13.0` name, without builds as in `+cpu`."""
     lines = (re.match(r"([A-Za-z0-9._-]+)==([^\s;+]+)", line) for line in text.splitlines())
-    return {found[1]: found[2] for found in lines if found and not _OF_TORCH.fullmatch(found[1])}
+    return {found[1]: found[2] for found in lines if found and not _LEFT_OUT.fullmatch(found[1])}
 
 
 def with_versions(text: str, versions: Mapping[str, str]) -> str:

@@ -131,10 +131,10 @@ def _started(instance: dg.DagsterInstance, tags: dict[str, str] | None = None) -
 
 def test_command_is_interrupted_once_its_run_is_to_be_terminated(instance: dg.DagsterInstance) -> None:
     run = _started(instance)
+    instance.report_run_canceling(run)  # not in the block: an interrupt inside of SQLAlchemy may be swallowed there
 
     def work() -> None:
         with heed_termination(instance, run.run_id, every=0.01):
-            instance.report_run_canceling(run)
             while True:
                 time.sleep(0.01)
 
