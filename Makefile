@@ -8,6 +8,7 @@ BENCH  ?= cpu_step sft_step checkpoint_stall muon english tokens batches data_me
 .PHONY: demo demo-chat test test-slow test-browser check bench docs screenshots format ui update clean
 
 demo: $(READY)  ## materialize the whole pipeline for experiments/demo.yaml
+	@echo "The demo: data, training and evaluations on the CPU, about six minutes on two free cores."
 	@$(BIN)/gpt-pipeline run experiments/demo.yaml
 
 demo-chat: $(READY)  ## continue the demo: fine-tuned on answers, then trained on rewards; compare the three
@@ -52,6 +53,7 @@ ui: $(READY)  ## the web pages of Dagster and MLflow
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "found Python %d.%d, need 3.11 or newer; set PYTHON=/path/to/python3.11" % sys.version_info[:2])'
+	@echo "Installing into $(VENV), once: two or three minutes, some 2 GB (with a GPU build of torch, 6 GB)."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)

@@ -47,7 +47,9 @@ def _evaluated(
 
 
 def _lines(experiment: Experiment) -> dict[str, str]:
-    text = plain_text([outcome_sheet(experiment, pages="gpt-pipeline ui")])
+    text = plain_text(
+        [outcome_sheet(experiment, pages="gpt-pipeline ui", talk="gpt-pipeline generate", another="init")]
+    )
     return {label.strip(): rest for label, rest in (line[2:].split("  ", 1) for line in text.splitlines()[1:])}
 
 

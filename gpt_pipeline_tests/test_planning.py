@@ -33,6 +33,7 @@ from gpt_pipeline.planning.device import Device, choose_device
 from gpt_pipeline.planning.disk import Disk, DiskNeed
 from gpt_pipeline.planning.findings import Known, findings
 from gpt_pipeline.planning.host import HostMemory, _limited, host_memory
+from gpt_pipeline.planning.outline import outline
 from gpt_pipeline.planning.plan import Plan, make_plan
 from gpt_pipeline.planning.probe import Request, sizes_of
 from gpt_pipeline.planning.show import sheets
@@ -247,6 +248,18 @@ def test_data_progress_tells_absent_partly_and_finished(project: TinyProject) ->
     assert (found[1].files_done, found[1].files) == (1, 2)
     _make_data(experiment)
     assert [stage.state for stage in data_progress(experiment)] == ["finished"] * 3
+
+
+def test_outline_before_with_data_and_after_the_training(with_data: TinyProject) -> None:
+    with_data.write_experiment("more", num_samples=6000)
+    absent = [*outline(with_data.experiment("more"))]
+    assert absent[0].startswith("data         english_parquet, token_shards: about ")  # the raw files are there
+    ready = [*outline(with_data.experiment("tiny"))]
+    steps = _plan(with_data.experiment("tiny")).length.steps
+    assert f"about {steps} steps of " in ready[0]
+    assert ready[0].startswith("training")
+    _train(with_data)
+    assert [*outline(with_data.experiment("tiny"))] == []
 
 
 def test_plan_start_before_during_and_after_a_training(with_data: TinyProject) -> None:

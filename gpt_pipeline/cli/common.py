@@ -142,10 +142,14 @@ def tell_outcome(project: Project, experiment: Experiment, *, here: Path) -> Non
     from gpt_pipeline.progress.outcome import outcome_sheet
     from gpt_pipeline.sheet import print_sheets
 
-    command = [as_typed(Path(sys.executable).parent / "gpt-pipeline", here), "ui"]
+    program = as_typed(Path(sys.executable).parent / "gpt-pipeline", here)
+    pages = [program, "ui"]
     if project.experiments != here / "experiments":
-        command.append(as_typed(project.experiments, here))
-    print_sheets(
-        [outcome_sheet(experiment, pages=next(iter(pages_addresses(project)), " ".join(command)))],
-        Console(highlight=False),
+        pages.append(as_typed(project.experiments, here))
+    sheet = outcome_sheet(
+        experiment,
+        pages=next(iter(pages_addresses(project)), " ".join(pages)),
+        talk=f"{program} generate {as_typed(experiment.file, here)} --interactive",
+        another=f"{program} init experiments/my-idea.yaml",
     )
+    print_sheets([sheet], Console(highlight=False))

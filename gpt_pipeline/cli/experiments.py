@@ -250,12 +250,23 @@ def run(experiment: Path, force: bool) -> None:
     say(f"{loaded.display_name}: loading Dagster ...")
     from gpt_pipeline.orchestration.driver import Session, run_experiment, stop_at_sigterm
 
+    _say_outline(loaded)
     project = Project.of_experiments(loaded.file.parent)
     say("Opening the project's history ...")
     with stop_at_sigterm(), Session.open(project, loaded, say=say) as session:
         worked = run_experiment(session, force=force, say=say)
     say("Everything is done." if worked else "Nothing to do: everything is finished, from the raw files to the report.")
     tell_outcome(project, loaded, here=here)
+
+
+def _say_outline(experiment: Experiment) -> None:
+    from gpt_pipeline.planning.outline import outline
+
+    lines = [*outline(experiment)]
+    if lines:
+        say(f"{experiment.display_name}: this run makes what is missing.")
+    for line in lines:
+        say(f"  {line}")
 
 
 @click.command()

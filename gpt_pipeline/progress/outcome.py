@@ -20,10 +20,11 @@ from gpt_pipeline.sheet import Line, Sheet
 from gpt_pipeline.training.finished import read_finished_training
 
 
-def outcome_sheet(experiment: Experiment, *, pages: str) -> Sheet:
-    """Return the training, the last and the best checkpoint by its evaluations, the report, and how to open the pages.
+def outcome_sheet(experiment: Experiment, *, pages: str, talk: str, another: str) -> Sheet:
+    """Return the training, the last and the best checkpoint by its evaluations, the report, and what may come next.
 
-    `pages` is their address, or the command that opens them.
+    `pages` is the address of the web pages, or the command that opens them; `talk` and `another` are the commands that
+    let the model answer and that write another experiment.
     """
     results = comparable_results(experiment)
     rows: list[Line] = [(("training", "dim"), _training_text(experiment))]
@@ -36,7 +37,7 @@ def outcome_sheet(experiment: Experiment, *, pages: str) -> Sheet:
             rows.append((("best", "dim"), _of_checkpoint(best, metric)))
     if experiment.folder.report.is_file():
         rows.append((("report", "dim"), str(experiment.folder.report)))
-    rows.append((("web pages", "dim"), pages))
+    rows += [(("web pages", "dim"), pages), (("talk to it", "dim"), talk), (("your own", "dim"), another)]
     return Sheet(heading=((experiment.display_name, "bold"),), rows=rows, indent=2)
 
 
