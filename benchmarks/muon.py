@@ -23,7 +23,7 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    prepare_process(Compute(device=device, bf16=False, compile=False, peak_flops=None))  # as the trainer does
+    prepare_process(Compute(device=device, compile=False, peak_flops=None))  # as the trainer does
     parameters = _parameters(options.layers, options.width, device)
     ours = Muon([(each, 1) for each in parameters], MuonConfig(), learning_rate=1e-3, weight_decay=0.1)
     theirs = torch.optim.Muon(parameters, lr=1e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")

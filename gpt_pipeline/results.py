@@ -47,6 +47,8 @@ _METRICS = {
     "is_best": _FLAG,
     "learning_rate": _REAL,
     "gradient_norm": _REAL,
+    "loss_scale": _REAL,
+    "skipped_updates": _WHOLE,
     "tokens_per_second": _REAL,
     "mfu": _REAL,
     "peak_flops": _REAL,
@@ -147,6 +149,7 @@ def metrics(*experiments: str | os.PathLike[str]) -> pd.DataFrame:
     `train`: means or last values since the row before. `train_loss` (nats per token), `learning_rate`,
     `gradient_norm` (before clipping), `tokens_per_second`, `mfu` (share of the device's peak, in [0, 1]),
     `peak_flops` (FLOP/s of all devices), `memory_gb` (peak, GB), `eta_seconds` (estimated time left), `updates`.
+    In fp16 also `loss_scale` and `skipped_updates`.
     `validation`: `val_loss`, on whole documents `document_loss`, and in fine-tuning `completion_loss`, on their answers
     with reasoning alone (nats per token, on a few batches), `is_best` (lowest so far).
     `checkpoint`: `file`, `sha256`, `size` (bytes), `stall_seconds` (how long it kept the training waiting).

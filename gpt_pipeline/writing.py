@@ -21,8 +21,9 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.formats.synth_text import prompt_text
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.answers import encode_prompt
-from gpt_pipeline.evaluation.generate import Pick, fit_prompt, greedy, inference_device, next_tokens
+from gpt_pipeline.evaluation.generate import Pick, fit_prompt, greedy, next_tokens
 from gpt_pipeline.evaluation.sampling import Sampling
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.shown import on_terminal
@@ -77,7 +78,7 @@ class Writer:
             UserError: there is no such checkpoint, it is damaged or lacks these weights, or there is no such device.
         """
         with hold(path):
-            trained = load_trained(path, device=inference_device(device), weights=weights)
+            trained = load_trained(path, device=devices.choose_kind(device), weights=weights)
         return cls(
             model=trained.model,
             tokenizer=trained.tokenizer,
@@ -123,7 +124,7 @@ def picker(*, temperature: float, top_k: int | None, seed: int) -> Pick:
     def draw(logits: Tensor) -> Tensor:
         uniform = torch.rand(len(logits), dtype=torch.float64, generator=generator)
         # On the CPU in float64: the same draws on every device, but for the rounding of the logits themselves.
-        return sampling.choose(logits.double().cpu(), uniform).to(logits.device)
+        return sampling.choose(logits.cpu().double(), uniform).to(logits.device)
 
     return draw
 

@@ -28,7 +28,6 @@ from gpt_pipeline.evaluation.evaluate import (
     UnusableCheckpointError,
     evaluate_checkpoint,
 )
-from gpt_pipeline.evaluation.generate import inference_device
 from gpt_pipeline.evaluation.result import (
     EvaluationResult,
     evaluation_fingerprint,
@@ -36,6 +35,7 @@ from gpt_pipeline.evaluation.result import (
     read_evaluations,
     summarize_evaluations,
 )
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.manifest import StageResult
@@ -240,8 +240,8 @@ def test_find_evaluation_of_a_newer_version_reads_it_without_the_fields_it_does_
 def test_inference_device_on_a_machine_without_a_gpu_names_the_remedy() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(ConfigError, match="use cpu or auto"):
-        inference_device("cuda")
+    with pytest.raises(ConfigError, match="auto or cpu"):
+        devices.choose_kind("cuda")
 
 
 def test_evaluate_checkpoint_without_questions_and_documents_still_has_a_loss(tmp_path: Path, stages: Stages) -> None:

@@ -599,7 +599,7 @@ def test_updater_leaves_norms_and_biases_undecayed(tmp_path):
     from gpt_pipeline.training.ranks import Ranks
 
     plan = step_layout(job.training, max_length=T, steps_per_epoch=5, world_size=1)
-    compute = Compute(device=torch.device("cpu"), bf16=False, compile=False, peak_flops=None)
+    compute = Compute(device=torch.device("cpu"), compile=False, peak_flops=None)
     updater = Updater(model, job.training, layout=plan, compute=compute, ranks=Ranks())
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():

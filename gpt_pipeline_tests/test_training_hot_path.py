@@ -23,7 +23,7 @@ from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.update import NotFiniteError, Updater
 from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job
 
-CPU = Compute(device=torch.device("cpu"), bf16=False, compile=False, peak_flops=None)
+CPU = Compute(device=torch.device("cpu"), compile=False, peak_flops=None)
 
 
 def _updater(job, *, model: LanguageModel | None = None, compute: Compute = CPU, **changes) -> Updater:

@@ -237,7 +237,7 @@ def test_cpu_computes_in_fp32_unless_asked_and_is_told_where_bf16_would_be_faste
     said: list[str] = []
     training = TrainingConfig(precision=precision)
     compute = choose_compute(HardwareConfig(device="cpu"), training, ranks=Ranks(), say=said.append)
-    assert compute.bf16 == (precision == "bf16")
+    assert compute.precision == ("bf16" if precision == "bf16" else "fp32")
     assert ["training.precision: bf16" in text for text in said] == [True] * advised
 
 

@@ -28,7 +28,7 @@ from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline.training.update import Updater
 from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job
 
-CPU = Compute(device=torch.device("cpu"), bf16=False, compile=False, peak_flops=None)
+CPU = Compute(device=torch.device("cpu"), compile=False, peak_flops=None)
 
 
 def _inputs(tokens: int, *, channels: int = 8, vocab_size: int = 50) -> tuple[torch.Tensor, ...]:

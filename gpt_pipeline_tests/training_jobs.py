@@ -28,7 +28,7 @@ from gpt_pipeline.training.update import Updater, UpdateResult
 T = 16
 BATCH = 4
 SHARDS_FINGERPRINT = "5" * 64
-CPU = Compute(device=torch.device("cpu"), bf16=False, compile=False, peak_flops=None)
+CPU = Compute(device=torch.device("cpu"), compile=False, peak_flops=None)
 
 
 def write_shards(

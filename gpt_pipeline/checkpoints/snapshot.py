@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.atomic import UnknownKeysError, newer_file, only_known_fields
 from gpt_pipeline.storage.fingerprint import identity_of
@@ -104,6 +105,9 @@ class Snapshot:
     average: Mapping[str, Tensor] | None = added(default=None)
     """The mean of the weights over updates, as `model`, in float32; None: none is kept, or it has not begun."""
 
+    loss_scale: Mapping[str, Tensor] | None = added(default=None)
+    """Of a training in fp16: `value`, and `good_updates` since it last changed; None: trained in another precision."""
+
     @property
     def step(self) -> int:
         """Optimizer updates done."""
@@ -158,13 +162,12 @@ class HostCopy:
     def of(self, snapshot: Snapshot) -> Snapshot:
         """Return `snapshot` with tensors that no update changes any more; the next call reuses their memory."""
         copy: Snapshot = self._copied(snapshot, ())
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        devices.synchronize()
         return copy
 
     def _copied(self, value: Any, place: _Place) -> Any:
         if isinstance(value, Tensor):
-            return self._buffer(value, place).copy_(value, non_blocking=True)
+            return self._buffer(value, place).copy_(value, non_blocking=devices.runs_ahead(value.device))
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             names = [each.name for each in dataclasses.fields(value)]
             parts = {name: self._copied(getattr(value, name), (*place, name)) for name in names}
@@ -179,7 +182,7 @@ class HostCopy:
         kept = self._memory.get(place)
         if kept is None or kept.shape != value.shape or kept.dtype != value.dtype:
             # Not empty_like: a tensor that is a view would have its whole storage written to the file.
-            kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=devices.runs_ahead(value.device))
             self._memory[place] = kept
         return kept
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from gpt_pipeline.cli.common import CHECKPOINT, EXPERIMENT, JSON, STOPPED, WEIGHTS, print_json, say, tell
 from gpt_pipeline.storage.names import as_typed
+from gpt_pipeline.training.config import Device
 
 if TYPE_CHECKING:
     from gpt_pipeline.checkpoints.load import Weights
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=click.IntRange(min=1), help="Sample from this many of the most likely tokens.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sampling.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Default: as the experiment file says.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: as the experiment file says.")
+@click.option("--device", type=click.Choice(get_args(Device)), help="Default: as the experiment file says.")
 def generate(
     *,
     experiment: Path,

@@ -95,13 +95,15 @@ def check_torch(hardware: HardwareConfig | None) -> Iterator[Finding]:
         text = f"cannot be loaded: {str(error).strip().splitlines()[0]}"
         yield problem("torch", text, f"install it anew: {sys.executable} -m pip install --force-reinstall torch")
         return
-    name = f"{torch.__version__} ({_build(torch.version.cuda, getattr(torch.version, 'hip', None))})"
-    if torch.cuda.is_available():
+    from gpt_pipeline.hardware import devices
+
+    name, kind = f"{torch.__version__} ({_build()})", devices.find_gpu()
+    if kind is not None:
         yield ok("torch", name)
-        yield from _check_gpus(hardware)
+        yield from _check_gpus(kind, hardware)
         return
     nvidia = find_nvidia()
-    wants_gpu = hardware is not None and hardware.device == "cuda"
+    wants_gpu = hardware is not None and hardware.device not in ("auto", "cpu")
     if hardware is not None and hardware.device == "cpu":
         yield ok("torch", f"{name}; the experiment trains on the CPU")
     elif nvidia is not None and torch.version.cuda is None:
@@ -121,7 +123,7 @@ def check_compiler() -> Iterator[Finding]:
         import torch
     except (ImportError, OSError):  # which `check_torch` says
         return
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available():  # Apple's GPUs need none of it, Intel's have it in their build of torch
         return
     missing = [text for text in (_triton(), _c_compiler(), _headers()) if text is not None]
     if missing:
@@ -168,21 +170,35 @@ def _cuda_version(text: str) -> tuple[int, int] | None:
     return None if found is None else (int(found[1]), int(found[2]))
 
 
-def _build(cuda: str | None, hip: str | None) -> str:
-    if cuda is not None:
-        return f"CUDA {cuda} build"
-    return "CPU build" if hip is None else f"ROCm {hip} build"
-
-
-def _check_gpus(hardware: HardwareConfig | None) -> Iterator[Finding]:
+def _build() -> str:
     import torch
 
-    count = torch.cuda.device_count()
+    if torch.version.hip is not None:
+        return f"ROCm {torch.version.hip} build"
+    if torch.version.cuda is not None:
+        return f"CUDA {torch.version.cuda} build"
+    if torch.version.xpu is not None:
+        return f"XPU {torch.version.xpu} build"
+    return "build for Apple's GPUs" if torch.backends.mps.is_built() else "CPU build"
+
+
+def _check_gpus(kind: str, hardware: HardwareConfig | None) -> Iterator[Finding]:
+    import torch
+
+    from gpt_pipeline.hardware import devices
+
+    count = devices.count_gpus()
     for number in range(count):
-        name = torch.cuda.get_device_name(number)
-        free, total = torch.cuda.mem_get_info(number)
+        device = torch.device(f"{kind}:{number}")
+        name = devices.name_of(device)
+        free, total = devices.memory_of(device)
         yield ok("gpu", f"{number}: {name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
-    if hardware is not None and hardware.device != "cpu" and hardware.num_gpus > count:
+    if hardware is None or hardware.device == "cpu":
+        return
+    if hardware.device not in ("auto", kind):
+        text = f"torch finds a GPU of kind {kind}, and the experiment asks for {hardware.device}"
+        yield problem("gpu", text, f"set hardware.device: auto or {kind}, or run where there is such a one")
+    elif hardware.num_gpus > count:
         text = f"the experiment asks for {hardware.num_gpus} GPUs, here are {count}"
         yield problem("gpu", text, f"set hardware.num_gpus: {count}, or run where there are as many")
 

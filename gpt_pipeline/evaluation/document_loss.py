@@ -194,7 +194,7 @@ def _nats(model: LanguageModel, batch: Sequence[_Row]) -> list[NDArray[np.float6
     padded = np.zeros((len(batch), T), dtype=np.int64)
     for place, row in enumerate(batch):
         padded[place, : len(row.ids)] = row.ids
-    losses = token_losses(model, torch.from_numpy(padded).to(model.head_weight.device)).double().cpu().numpy()
+    losses = token_losses(model, torch.from_numpy(padded).to(model.head_weight.device)).cpu().double().numpy()
     return [losses[place, : len(row.ids) - 1] for place, row in enumerate(batch)]
 
 

@@ -94,7 +94,7 @@ class EvaluationTask:
     """Tokens of a training sequence."""
 
     device: str
-    """`auto`, `cuda` or `cpu`."""
+    """As `hardware.device`."""
 
     folder: Path
     """Keeps the results, and the chosen questions and documents."""
@@ -187,13 +187,11 @@ def _documents_fingerprint(task: EvaluationTask) -> str:
 
 def _load(task: EvaluationTask) -> tuple[LanguageModel, LanguageModel | None, str]:
     """Return the checkpoint's model, verified, that of the mean of its weights, and the name of their device."""
-    import torch
-
     from gpt_pipeline.checkpoints.leases import hold
     from gpt_pipeline.checkpoints.load import load_with_average
-    from gpt_pipeline.evaluation.generate import inference_device
+    from gpt_pipeline.hardware import devices
 
-    device = inference_device(task.device)
+    device = devices.choose_kind(task.device)
     path = task.checkpoint.path
     try:
         with hold(path):
@@ -204,7 +202,7 @@ def _load(task: EvaluationTask) -> tuple[LanguageModel, LanguageModel | None, st
         raise CheckpointGoneError(f"{path} no longer exists; only the last checkpoints are kept") from error
     if found.weights_sha256 != task.checkpoint.weights_sha256:  # best_model.pt was replaced in between
         raise CheckpointGoneError(f"{path} now holds step {found.step}, no longer step {task.checkpoint.step}")
-    return model, average, torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    return model, average, "cpu" if device == "cpu" else devices.name_of(device)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
-from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.evaluation.sampling import Draws
 from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.language_model import LanguageModel
@@ -109,19 +108,6 @@ def fit_prompt(prompt: Sequence[int], *, max_new_tokens: int, context_length: in
 def longest_prompt(*, max_new_tokens: int, context_length: int) -> int:
     """Return how many tokens leave room to answer: `max_new_tokens`, at most half of the context."""
     return context_length - min(max_new_tokens, context_length // 2)
-
-
-def inference_device(name: str) -> str:
-    """Return `cuda` or `cpu` for `auto`, `cuda` or `cpu`.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        need = "a device of this machine, which has no GPU that torch can use"
-        raise ConfigError("hardware.device", found=name, need=need, remedy="use cpu or auto")
-    return name if name != "auto" else "cuda" if available else "cpu"
 
 
 def next_tokens(model: LanguageModel, ids: Tensor, cache: KVCache, pick: Pick) -> Iterator[Tensor]:

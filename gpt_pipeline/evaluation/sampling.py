@@ -62,7 +62,10 @@ class Draws:
     def choose(self, logits: Tensor, prompts: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Return a token [B] for each row of `logits` [B, V]: at `positions` in the texts behind `prompts`."""
         drawn = torch.from_numpy(self._uniform[list(prompts), list(positions)])
-        return self._sampling.choose(logits, drawn.to(logits.device, torch.float32))
+        device = logits.device
+        if torch.are_deterministic_algorithms_enabled():
+            logits = logits.cpu()  # no GPU adds up a row in a fixed order
+        return self._sampling.choose(logits, drawn.to(logits.device, torch.float32)).to(device)
 
 
 def uniform(key: str, count: int) -> NDArray[np.float64]:

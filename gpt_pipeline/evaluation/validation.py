@@ -18,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812  # its usual name
 from gpt_pipeline.data.tokens.packing import packed_in_order
 from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.row import Watch, unwatched
 
@@ -93,7 +94,8 @@ def validation_loss(
     """Return the loss on the first `max_tokens` tokens of `stream` that have one before them.
 
     Window i gives the model tokens [i*T, i*T + T) and asks for the ones that follow each; the last window may be
-    shorter. Losses are summed as float64, so that `batch_size` changes the result by rounding in the model alone.
+    shorter. Losses are summed as float64, on the host since not every GPU has it, so that `batch_size` changes the
+    result by rounding in the model alone.
 
     Raises:
         ValueError: the stream has fewer than two tokens.
@@ -103,7 +105,7 @@ def validation_loss(
     nats, n_tokens, n_bytes = 0.0, 0, 0
     for windows in _batches(stream, sequence_length=sequence_length, max_tokens=max_tokens, batch_size=batch_size):
         losses = token_losses(model, torch.from_numpy(windows).to(device))
-        nats += float(losses.double().sum())
+        nats += float(losses.cpu().double().sum())
         n_tokens += losses.numel()
         n_bytes += int(tokenizer.token_lengths[windows[:, 1:]].sum())
         watch(n_tokens, min(stream.n_tokens - 1, max_tokens))
@@ -149,10 +151,10 @@ def packed_losses(
             torch.from_numpy(np.asarray(part, dtype=np.int64)).to(device)
             for part in (rows.inputs, rows.targets, rows.starts)
         )
-        losses = _losses(model, ids, targets, starts=starts).double()
+        losses = _losses(model, ids, targets, starts=starts).cpu().double()
         for name, weights in zip(names, (each.weights for each in same), strict=True):
             assert weights is not None
-            nats[name] += float((losses * torch.from_numpy(weights).to(device)).sum())
+            nats[name] += float((losses * torch.from_numpy(weights)).sum())
             counted[name] += float(weights.sum())
         read += targets.numel()
         watch(min(read, max_tokens), max_tokens)
@@ -168,7 +170,7 @@ def token_losses(model: LanguageModel, ids: Tensor) -> Tensor:
 def _losses(model: LanguageModel, ids: Tensor, targets: Tensor, *, starts: Tensor | None = None) -> Tensor:
     """Return the nats of each target, [B, T], float32."""
     x = model.hidden(ids, starts=starts).flatten(0, 1)
-    piece = len(x) if x.is_cuda else _PIECE
+    piece = len(x) if devices.on_gpu(x) else _PIECE
     losses = [
         F.cross_entropy(model.logits(some).float(), wanted, reduction="none")
         for some, wanted in zip(x.split(piece), targets.flatten().split(piece), strict=True)

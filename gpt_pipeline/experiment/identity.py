@@ -15,7 +15,7 @@ TRAINING_CODE_VERSION = "2"
 2: gradients are clipped inside the optimizer's step; on the CPU, products by oneDNN on AMD and attention in blocks.
 """
 
-_HOW_NOT_WHAT = {"micro_batch_size", "compile", "gradient_checkpointing"}
+_HOW_NOT_WHAT = {"micro_batch_size", "compile", "gradient_checkpointing", "deterministic"}
 _SAID_OTHERWISE = {"batch_size", "tokens_per_step", "num_epochs", "max_steps", "min_learning_rate"}
 
 
@@ -34,11 +34,14 @@ def training_identity(config: ExperimentConfig, *, start: str | None = None) -> 
             where dropout falls. Who runs out of memory lowers it and goes on.
         training.compile: the same arithmetic in fused kernels, but for rounding.
         training.gradient_checkpointing: the same arithmetic, some of it twice.
+        training.deterministic: the same arithmetic, whose sums have a fixed order.
         evaluation: looks at the weights, never changes them.
         storage, experiment_name, runtime: where the files lie and what they are called.
         data, but for max_length and packing: the fingerprint of the shards says more than the block.
-    Kept although it is about hardware: training.precision, since bf16 trains visibly different weights. It counts as
-    written: `auto` is an identity of its own, or else the device would be part of it.
+    Kept although it is about hardware: training.precision, since bf16 and fp16 train visibly different weights. It
+    counts as written: `auto` is an identity of its own, or else the device would be part of it. So a training with
+    `auto` that moves from a GPU with bf16 to one with fp16, or to a CPU, continues; who wants the same everywhere names
+    the precision. What `auto` came to stands in the training's record.
     A key that is `added_later` is left out while it is neutral. With `training.objective: rl`, the questions and what
     their answers are worth belong to it.
     """

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.config import CPU_ATTENTION_QUERIES, ModelConfig
 
 
@@ -74,7 +75,7 @@ def visible_to(ids: Tensor, cache: KVCache | None, starts: Tensor | None = None)
     if starts is None:
         return None
     position = torch.arange(ids.size(1), device=ids.device)
-    if starts.is_cuda or torch.compiler.is_compiling():  # the same operations for any documents
+    if devices.on_gpu(starts) or torch.compiler.is_compiling():  # the same operations for any documents
         return ((position <= position[:, None]) & (position >= starts[:, :, None]))[:, None]
     begins = (starts == position).flatten().nonzero().flatten().tolist()
     return [end - begin for begin, end in zip(begins, [*begins[1:], ids.numel()], strict=True)]
@@ -132,7 +133,7 @@ def _within_documents(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], *, dr
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
     """[B, H, T, D] each -> [B, H, T, D]: what each position sees of itself and those before it."""
     T = q.size(2)
-    if q.is_cuda or dropout == 0 or T <= CPU_ATTENTION_QUERIES or torch.compiler.is_compiling():
+    if devices.on_gpu(q) or dropout == 0 or T <= CPU_ATTENTION_QUERIES or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     # The CPU has no fused kernel with dropout: it computes, drops and keeps all T * T scores, half of them hidden.
     # Some queries at a time against the keys they can see is two thirds of that (T = 512: 84 ms for 123).

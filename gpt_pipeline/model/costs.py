@@ -42,10 +42,14 @@ _OPTIMIZER_STATES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """How the forward pass computes."""
+    """How the forward pass computes. The names are keys of `plan --json`, older than other GPUs and fp16."""
 
     cuda: bool
+    """Whether on a GPU, of any kind."""
+
     bf16: bool
+    """Whether products read numbers of 16 bits, bf16 or fp16."""
+
     compiled: bool
     loss_piece: int | None
     """Tokens whose logits are in memory together; None: all. See `training.device.Compute.loss_piece`."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.linear import linear
 
 
@@ -36,7 +37,7 @@ def summed_loss(
     `soft_cap`: see `soft_capped`.
     """
     vocab_size = head.size(0)
-    if x.is_cuda:
+    if devices.on_gpu(x):
         # Tensor cores want a multiple of 64 columns. The zero rows live inside this product only: no parameter,
         # no gradient, no probability (their logits are cut off), nothing to keep out of checkpoints.
         head = F.pad(head, (0, 0, 0, padded_vocab_size - vocab_size))

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
+from gpt_pipeline.hardware import devices
+
 
 class RMSNorm(nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
     """RMSNorm with a gain for each channel."""
@@ -28,7 +30,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float) -> Tensor:
 
     `weight` None: without gains.
     """
-    if x.is_cuda or torch.compiler.is_compiling():
+    if devices.on_gpu(x) or torch.compiler.is_compiling():
         with torch.autocast(x.device.type, enabled=False):  # on CUDA it would make float32 of queries and keys
             return F.rms_norm(x, x.shape[-1:], weight, eps)
     y: Tensor = _RMSNorm.apply(x, weight, eps)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.costs import Precision
 from gpt_pipeline.planning.host import host_memory
 from gpt_pipeline.training.config import HardwareConfig, TrainingConfig
@@ -31,24 +32,24 @@ def choose_device(hardware: HardwareConfig, training: TrainingConfig) -> Device:
     """Return what the trainer would choose here.
 
     Raises:
-        ConfigError: the file asks for CUDA, more GPUs or a compiler that this machine lacks.
+        ConfigError: the file asks for a GPU, more of them or a compiler that this machine lacks.
     """
     compute = choose_compute(hardware, training, ranks=Ranks(), say=lambda _: None)
-    if compute.is_cuda and hardware.num_gpus > torch.cuda.device_count():
+    if compute.on_gpu and hardware.num_gpus > devices.count_gpus():
         raise ConfigError(
             "hardware.num_gpus",
             found=hardware.num_gpus,
-            need=f"at most {torch.cuda.device_count()}, the GPUs of this machine",
+            need=f"at most {devices.count_gpus()}, the GPUs of this machine",
             remedy="lower it, or run on a machine that has as many",
         )
-    return _gpu(compute) if compute.is_cuda else _cpu(compute)
+    return _gpu(compute) if compute.on_gpu else _cpu(compute)
 
 
 def absent_gpu(training: TrainingConfig) -> Precision:
     """Return how a GPU that this machine lacks would compute, with Triton, which torch for CUDA includes."""
     compute = Compute(
         device=torch.device("cuda"),
-        bf16=training.precision != "fp32",
+        precision="bf16" if training.precision == "auto" else training.precision,
         compile=training.compile is not False,
         peak_flops=None,
     )
@@ -56,7 +57,7 @@ def absent_gpu(training: TrainingConfig) -> Precision:
 
 
 def _gpu(compute: Compute) -> Device:
-    free, total = torch.cuda.mem_get_info(compute.device)
+    free, total = devices.memory_of(compute.device)
     return Device(description=compute.describe(), precision=_precision(compute), memory_total=total, memory_free=free)
 
 
@@ -71,4 +72,4 @@ def _cpu(compute: Compute) -> Device:
 
 
 def _precision(compute: Compute) -> Precision:
-    return Precision(cuda=compute.is_cuda, bf16=compute.bf16, compiled=compute.compile, loss_piece=compute.loss_piece)
+    return Precision(cuda=compute.on_gpu, bf16=compute.half, compiled=compute.compile, loss_piece=compute.loss_piece)

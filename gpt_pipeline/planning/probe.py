@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.config import ModelConfig
@@ -156,10 +157,12 @@ def main() -> int:
 
     try:
         probe(Request.from_json(json.load(sys.stdin)), emit)
-    except torch.OutOfMemoryError:
-        emit({"kind": "out_of_memory"})
     except UserError as error:
         emit({"kind": "refused", "text": str(error)})
+    except RuntimeError as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        emit({"kind": "out_of_memory"})
     return 0
 
 

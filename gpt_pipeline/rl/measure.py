@@ -12,7 +12,7 @@ from gpt_pipeline.checkpoints.load import load_model
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer, tokenizer_of
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.evaluation.generate import inference_device
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.rl.candidates import Candidates, Documents, choose_candidates
 from gpt_pipeline.rl.prompts import Prompt
@@ -43,7 +43,9 @@ def prepare_prompts(
         UserError: the checkpoint is damaged, or holds other weights by now.
     """
     tokenizer = tokenizer_of(shards)
-    answers = _Answers(stage, tokenizer, checkpoint, device=inference_device(device), batch_size=batch_size or _AT_ONCE)
+    answers = _Answers(
+        stage, tokenizer, checkpoint, device=devices.choose_kind(device), batch_size=batch_size or _AT_ONCE
+    )
 
     def candidates() -> Candidates:
         config, longest = stage.config, stage.max_length - stage.config.max_new_tokens

@@ -14,6 +14,7 @@ _METRICS = (
     ("eval/val_loss/KIND", "as above", "on one kind of documents"),
     ("learning_rate", "", "of the last update"),
     ("gradient_norm", "", "before clipping"),
+    ("loss_scale, skipped_updates", "", "in fp16: what the loss is multiplied by, and updates that were beyond fp16"),
     ("tokens_per_second", "tokens/s", "training tokens, all devices together"),
     ("mfu", "share, 0 to 1", "of the devices' peak FLOP/s"),
     ("memory_gb", "GB", "peak of the first process"),

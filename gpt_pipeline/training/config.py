@@ -11,11 +11,11 @@ from gpt_pipeline.errors import require
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.storage.fingerprint import added_later, neutral_values
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule = Literal["cosine", "wsd", "constant"]
 OptimizerName = Literal["adamw", "muon"]
 Objective = Literal["pretrain", "sft", "rl"]
-Device = Literal["auto", "cuda", "cpu"]
+Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 
 ERROR_RATE = "error_rate"
 """With `rl`: share of the sampled answers to held-out questions that have no reward, 1 - pass@1."""
@@ -92,8 +92,8 @@ class AverageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How the weights are updated. All keys enter the training's fingerprint but `micro_batch_size`, `compile` and
-    `gradient_checkpointing`."""
+    """How the weights are updated. All keys enter the training's fingerprint but `micro_batch_size`, `compile`,
+    `gradient_checkpointing` and `deterministic`."""
 
     batch_size: int = 8
     """Sequences of `data.max_length` tokens in one optimizer update."""
@@ -132,14 +132,19 @@ class TrainingConfig:
     """Sequences in one forward pass; null: the whole update at once. Less saves memory and changes no result."""
 
     precision: Precision = "auto"
-    """`fp32`, `bf16` (autocast), or `auto`: bf16 on CUDA, fp32 on CPU."""
+    """`fp32`; `bf16` or `fp16` in products (autocast), fp16 with loss scaling; or `auto`: on a GPU bf16 where its chip
+    multiplies in it, else fp16 where an NVIDIA chip has tensor cores, else fp32."""
 
     compile: bool | Literal["auto"] = "auto"
-    """Whether to compile the model; `auto`: on CUDA if Triton is installed."""
+    """Whether to compile the model; `auto`: on CUDA or XPU if Triton is installed."""
 
     gradient_checkpointing: bool = added_later(False)
     """Whether blocks compute their activations again in the backward pass instead of keeping them: less memory, about a
     third more time, the same result."""
+
+    deterministic: bool = added_later(False)
+    """Whether a GPU adds up in a fixed order: the same training on the same machine gives the same bits, more slowly. A
+    CPU always does."""
 
     seed: int = 0
     """Chooses the initial weights, the order of the data and the dropout masks."""
@@ -214,7 +219,8 @@ class HardwareConfig:
     """The hardware to train on. It never enters a fingerprint."""
 
     device: Device = "auto"
-    """`cuda`, `cpu`, or `auto`: CUDA if torch finds it."""
+    """`cuda` (NVIDIA, or AMD with torch for ROCm), `mps` (Apple), `xpu` (Intel), `cpu`, or `auto`: a GPU if torch finds
+    one."""
 
     num_gpus: int = 1
     """Number of GPUs of this machine to train on."""

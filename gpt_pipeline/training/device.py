@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gpt_pipeline.errors import ConfigError, UserError
+from gpt_pipeline.hardware import devices
+from gpt_pipeline.hardware.peaks import peak_flops
 from gpt_pipeline.storage.resident import peak_resident_bytes
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig
 from gpt_pipeline.training.ranks import Ranks
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 _LOSS_PIECE_CPU = 1024  # 0.2 GB of logits
-_LOSS_PIECE_CUDA = 8192  # 1.6 GB of logits; small enough to fit, large enough for full-speed matrix products
+_LOSS_PIECE_GPU = 8192  # 1.6 GB of logits; small enough to fit, large enough for full-speed matrix products
 
-# Dense bf16 FLOP/s on tensor cores, without sparsity, from NVIDIA's data sheets.
-_PEAK_BF16_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
+_COMPILED_BY_TRITON = ("cuda", "xpu")
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_NO_FIXED_ORDER = re.compile(r"(\S+) does not have a deterministic implementation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +37,30 @@ class Compute:
     """How this process computes."""
 
     device: torch.device
-    bf16: bool
-    """Whether matrix products run in bfloat16 (autocast); weights and optimizer stay in float32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of matrix products (autocast); weights and optimizer stay in float32."""
 
     compile: bool
     peak_flops: float | None
     """Of the device in this precision; None where unknown."""
 
+    deterministic: bool = False
+    """Whether a GPU is to add up in a fixed order."""
+
     @property
-    def is_cuda(self) -> bool:
-        return bool(self.device.type == "cuda")
+    def on_gpu(self) -> bool:
+        """Whether it computes on a GPU of any kind."""
+        return self.device.type in devices.GPUS
+
+    @property
+    def half(self) -> bool:
+        """Whether products read numbers of 16 bits."""
+        return self.precision != "fp32"
 
     @property
     def updates_in_flight(self) -> int:
         """How many updates may be under way on the device while the host prepares the next."""
-        return 1 if self.is_cuda else 0
+        return 1 if devices.runs_ahead(self.device) else 0
 
     @property
     def loss_piece(self) -> int | None:
@@ -64,20 +70,21 @@ class Compute:
         those are taken at once. A compiler fuses the loss and never holds logits in float32; eager on a GPU they would
         be the largest thing in memory.
         """
-        if not self.is_cuda:
+        if not self.on_gpu:
             return _LOSS_PIECE_CPU
-        return None if self.compile else _LOSS_PIECE_CUDA
+        return None if self.compile else _LOSS_PIECE_GPU
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which the model runs forward."""
-        if not self.bf16:
+        if not self.half:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)  # type: ignore[no-any-return]
+        return torch.autocast(self.device.type, dtype=devices.DTYPES[self.precision])  # type: ignore[no-any-return]
 
     def describe(self) -> str:
         """Return the choice in words."""
-        name = torch.cuda.get_device_name(self.device) if self.is_cuda else f"CPU, {_threads(torch.get_num_threads())}"
-        return f"{name}, {'bf16' if self.bf16 else 'fp32'}, {'compiled' if self.compile else 'eager'}"
+        name = devices.name_of(self.device) if self.on_gpu else f"CPU, {_threads(torch.get_num_threads())}"
+        how = f"{name}, {self.precision}, {'compiled' if self.compile else 'eager'}"
+        return f"{how}, deterministic" if self.deterministic and self.on_gpu else how
 
 
 def _threads(count: int) -> str:
@@ -85,12 +92,17 @@ def _threads(count: int) -> str:
 
 
 def prepare_process(compute: Compute) -> None:
-    """Have this process keep the memory that it frees, where it computes on the CPU of a machine with glibc.
+    """Set up this process for how it computes, before the first operation on the device.
 
-    Gradients and activations are allocated anew in each update. glibc gives large blocks back to the kernel at once,
-    and having them zeroed and mapped again takes a tenth of the time of an update.
+    On the CPU of a machine with glibc, have it keep the memory that it frees: gradients and activations are allocated
+    anew in each update. glibc gives large blocks back to the kernel at once, and having them zeroed and mapped again
+    takes a tenth of the time of an update. On a GPU, fix the order of sums if that is asked for.
     """
-    if compute.is_cuda or not sys.platform.startswith("linux"):
+    if compute.on_gpu:
+        if compute.deterministic:
+            _fix_order_of_sums()
+        return
+    if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # not in musl
@@ -99,27 +111,68 @@ def prepare_process(compute: Compute) -> None:
         libc.mallopt(_M_TOP_PAD, 64 << 20)
 
 
+def _fix_order_of_sums() -> None:
+    """Have the libraries of GPUs use only kernels that add up in a fixed order, and torch refuse what has none.
+
+    cuBLAS reads its variable with its first product (its manual, "Results Reproducibility"), NCCL with its first
+    message: of its algorithms the ring adds up in the order of the ranks. torch then takes flash and memory-efficient
+    attention with a backward pass in a fixed order and cuDNN's not at all, and its compiler chooses no kernel by a
+    stopwatch. What is not written is never read, so new memory need not be filled.
+    """
+    os.environ.setdefault(_CUBLAS, ":4096:8")
+    os.environ.setdefault("NCCL_ALGO", "Ring")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.deterministic = True
+
+
 def choose_compute(
     hardware: HardwareConfig, training: TrainingConfig, *, ranks: Ranks, say: Callable[[str], None]
 ) -> Compute:
     """Return how to compute what is asked for on what is there.
 
     Raises:
-        ConfigError: CUDA is asked for and torch has none, or compilation and nothing to compile with.
+        ConfigError: the GPU that is asked for is not here, it has no bf16 and that is asked for, or compilation and
+            nothing to compile with.
     """
     device = _choose_device(hardware, ranks)
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.set_device(device)
+    gpu = device.type in devices.GPUS
+    if gpu:
+        if device.index is not None:
+            torch.accelerator.set_device_index(device.index)
         torch.set_float32_matmul_precision("high")  # TF32 where products remain in float32
-    bf16 = cuda if training.precision == "auto" else training.precision == "bf16"
-    if training.precision == "auto" and not cuda and cpu_has_bf16():
-        say(
-            "This processor has bf16 instructions: with training.precision: bf16 an update takes about two thirds of "
-            "the time (docs/benchmarks.md). `auto` computes in fp32 on every processor."
+    precision = _choose_precision(training, device, say)
+    return Compute(
+        device=device,
+        precision=precision,
+        compile=_choose_compile(training, device, say=say),
+        peak_flops=peak_flops(devices.name_of(device)) if gpu and precision != "fp32" else None,
+        deterministic=training.deterministic,
+    )
+
+
+def _choose_precision(
+    training: TrainingConfig, device: torch.device, say: Callable[[str], None]
+) -> Literal["fp32", "bf16", "fp16"]:
+    wanted = training.precision
+    if wanted == "auto" and device.type == "cpu":
+        if cpu_has_bf16():
+            say(
+                "This processor has bf16 instructions: with training.precision: bf16 an update takes about two thirds "
+                "of the time (docs/benchmarks.md). `auto` computes in fp32 on every processor."
+            )
+        return "fp32"
+    if wanted == "auto":
+        return devices.native_half(device) or "fp32"
+    if wanted == "bf16" and not devices.allows_bf16(device):
+        raise ConfigError(
+            "training.precision",
+            found="bf16",
+            need=f"a precision that {devices.name_of(device)} multiplies in; it would emulate bf16, which is slower "
+            "than fp32",
+            remedy="use fp16 or fp32; what was trained so far continues with storage.checkpoint_to_resume",
         )
-    peak = _peak_flops(torch.cuda.get_device_name(device)) if cuda and bf16 else None
-    return Compute(device=device, bf16=bf16, compile=_choose_compile(training, cuda=cuda, say=say), peak_flops=peak)
+    return wanted
 
 
 def cpu_has_bf16() -> bool:
@@ -129,28 +182,20 @@ def cpu_has_bf16() -> bool:
 
 
 def _choose_device(hardware: HardwareConfig, ranks: Ranks) -> torch.device:
-    available = torch.cuda.is_available()
-    if hardware.device == "cuda" and not available:
-        raise ConfigError(
-            "hardware.device",
-            found="cuda",
-            need=f"a GPU that torch can use; torch {torch.__version__} sees none",
-            remedy="install a CUDA build of torch (https://pytorch.org/get-started/locally), or set hardware.device: "
-            "auto or cpu",
-        )
-    if hardware.device == "cpu" or not available:
+    kind = devices.choose_kind(hardware.device)
+    if kind == "cpu":
         return torch.device("cpu")
-    if ranks.local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            "hardware.num_gpus", found=ranks.local_rank + 1, need=f"at most {torch.cuda.device_count()}, the GPUs here"
-        )
-    return torch.device("cuda", ranks.local_rank)
+    count = devices.count_gpus()
+    if ranks.local_rank >= count:
+        raise ConfigError("hardware.num_gpus", found=ranks.local_rank + 1, need=f"at most {count}, the GPUs here")
+    return torch.device("mps") if kind == "mps" else torch.device(kind, ranks.local_rank)
 
 
-def _choose_compile(training: TrainingConfig, *, cuda: bool, say: Callable[[str], None]) -> bool:
-    if training.compile is False or (training.compile == "auto" and not cuda):
+def _choose_compile(training: TrainingConfig, device: torch.device, *, say: Callable[[str], None]) -> bool:
+    by_triton = device.type in _COMPILED_BY_TRITON
+    if training.compile is False or (training.compile == "auto" and not by_triton):
         return False
-    missing = _missing_for_compile(cuda=cuda)
+    missing = _missing_for_compile(by_triton=by_triton)
     if missing is None:
         return True
     if training.compile is True:
@@ -159,15 +204,11 @@ def _choose_compile(training: TrainingConfig, *, cuda: bool, say: Callable[[str]
     return False
 
 
-def _missing_for_compile(*, cuda: bool) -> str | None:
-    if cuda and importlib.util.find_spec("triton") is None:
+def _missing_for_compile(*, by_triton: bool) -> str | None:
+    if by_triton and importlib.util.find_spec("triton") is None:
         return "Triton"
     compilers = ("cc", "gcc", "clang", "cl")
     return None if any(shutil.which(name) for name in compilers) else "a C compiler"
-
-
-def _peak_flops(name: str) -> float | None:
-    return next((flops for part, flops in _PEAK_BF16_FLOPS.items() if part in name.replace("NVL", "")), None)
 
 
 class CompiledModel(nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
@@ -222,9 +263,7 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
     The host keeps count of both, so asking waits for no device.
     """
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return peak_resident_bytes()
+    return devices.peak_memory(device) if device.type in devices.GPUS else peak_resident_bytes()
 
 
 @contextmanager
@@ -232,8 +271,30 @@ def explained_out_of_memory(layout: StepLayout, training: TrainingConfig) -> Ite
     """Turn running out of GPU memory, wherever in the block, into a UserError that says what to try."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not devices.is_out_of_memory(error):
+            raise
         raise UserError(out_of_memory(layout, training)) from error
+
+
+@contextmanager
+def explained_order_of_sums() -> Iterator[None]:
+    """Turn torch's refusal of what adds up in no fixed order into a UserError that names it."""
+    try:
+        yield
+    except RuntimeError as error:
+        refused = _NO_FIXED_ORDER.search(str(error))
+        if refused is not None:
+            found, remedy = f"{refused[1]}, which has no such kernel in torch {torch.__version__}", ""
+        elif _CUBLAS in str(error):
+            found = f"{_CUBLAS}={os.environ.get(_CUBLAS)}, with which cuBLAS has none"
+            remedy = "unset that variable, or "
+        else:
+            raise
+        raise UserError(
+            f"training.deterministic: found {found}; need sums in a fixed order. {remedy.capitalize()}set "
+            "training.deterministic: false and start again: the training continues from its checkpoint"
+        ) from error
 
 
 def out_of_memory(layout: StepLayout, training: TrainingConfig) -> str:

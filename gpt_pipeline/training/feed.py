@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpt_pipeline.data.tokens.batches import Sampler
 from gpt_pipeline.data.tokens.packing import DocumentSampler, count_answers
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.ranks import Ranks
 
@@ -94,7 +95,7 @@ class BatchFeed:
         ahead = self._ahead
         batch = ahead[1].result() if ahead is not None and ahead[0] == step else self._read(step)
         self._ahead = (step + 1, self._thread.submit(self._read, step + 1))
-        if self._device.type != "cuda":
+        if not devices.runs_ahead(self._device):
             return batch
         # Copied at 2 bytes a token, and widened there.
         return Batch(
@@ -127,9 +128,9 @@ class BatchFeed:
         self._thread.shutdown(cancel_futures=True)
 
     def _read(self, step: int) -> Batch:
-        """Return a batch, for CUDA in pinned memory and as it is kept, otherwise as the model takes it."""
+        """Return a batch, for a GPU in pinned memory and as it is kept, otherwise as the model takes it."""
         rows = self._sampler.rows_at(step, rank=self._ranks.rank, world_size=self._ranks.world_size)
-        if self._device.type == "cuda":  # copies from pinned memory overlap with computing
+        if devices.runs_ahead(self._device):  # copies from pinned memory overlap with computing
             return Batch(*(None if part is None else _tensor(part).pin_memory() for part in rows))
         return batch_of(rows, self._device)
 

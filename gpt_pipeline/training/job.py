@@ -164,7 +164,7 @@ TOKENIZER = "data.tokenizer"
 """Stands for the tokenizer of the shards; left out: GPT-2's."""
 
 _FREE_SECTIONS = ("hardware", "evaluation")
-_FREE = ("training.micro_batch_size", "training.compile", "training.gradient_checkpointing")
+_FREE = tuple(f"training.{key}" for key in ("micro_batch_size", "compile", "gradient_checkpointing", "deterministic"))
 _SAMPLED_TOGETHER = "training.micro_batch_size"
 _WARNED_MODEL = "model.dropout"
 _REFUSED = ("training.optimizer", TOKENIZER)

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ _NUMBERS: tuple[str, ...] = (
     "gradient_norm",
 )
 _NUMBERS += ("tokens_per_second", "mfu", "peak_flops", "memory_gb", "eta_seconds", "size", "stall_seconds")
+_NUMBERS += ("loss_scale", "skipped_updates")
 _NUMBERS += ("reward", "dropped_groups", "answer_tokens", "entropy", "ended", "distance")
 _NUMBERS += ("pass_at_1", "pass_at_k", "error_rate")
 
@@ -134,6 +135,12 @@ def _cut_torn_line(path: Path) -> None:
         file.truncate(end)
 
 
+def _scaling(updates: Sequence[UpdateResult]) -> dict[str, float]:
+    """Return the last loss scale and how many updates were skipped; nothing where losses are not scaled."""
+    scale = updates[-1].loss_scale
+    return {} if scale is None else {"loss_scale": scale, "skipped_updates": sum(each.skipped for each in updates)}
+
+
 Clock = Callable[[], float]
 
 
@@ -199,7 +206,8 @@ class Recorder:
             **{name: sum(update.figures[name] for update in self._updates) / count for name in last.figures},
             updates=count,
             learning_rate=last.learning_rate,
-            gradient_norm=last.gradient_norm,
+            gradient_norm=next((each.gradient_norm for each in reversed(self._updates) if not each.skipped), None),
+            **_scaling(self._updates),
             tokens_per_second=speed,
             mfu=None if self._peak_flops is None else speed * self._flops_per_token / self._peak_flops,
             peak_flops=self._peak_flops,

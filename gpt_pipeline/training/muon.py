@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.training.config import MuonConfig
 
 _A, _B, _C, _STEPS = 3.4445, -4.7750, 2.0315, 5  # Newton-Schulz iterations, as torch.optim.Muon has them
@@ -31,8 +32,11 @@ def momentum_at(step: int, config: MuonConfig) -> float:
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """Return the nearest (semi-)orthogonal matrices, roughly, in bfloat16: [B, R, C] -> [B, R, C]."""
-    x = matrices.bfloat16()
+    """Return the nearest (semi-)orthogonal matrices, roughly, in bfloat16 (see `products_dtype`): [B, R, C] each."""
+    dtype = devices.products_dtype(matrices.device)
+    if dtype == torch.float16:  # which has nothing below 6e-8
+        matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(_EPS)
+    x = matrices.to(dtype)
     tall = x.size(1) > x.size(2)
     if tall:
         x = x.mT

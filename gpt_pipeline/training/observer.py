@@ -174,7 +174,11 @@ def _speed(record: Mapping[str, Any]) -> list[str]:
     words = [f"{record['tokens_per_second']:,.0f} tokens/s"]
     if record["mfu"] is not None:
         words.append(f"mfu {record['mfu']:.1%} of {record['peak_flops'] / 1e12:,.0f} TFLOP/s")
-    words += [f"lr {record['learning_rate']:.2e}", f"norm {record['gradient_norm']:.2f}"]
+    words.append(f"lr {record['learning_rate']:.2e}")
+    if record["gradient_norm"] is not None:
+        words.append(f"norm {record['gradient_norm']:.2f}")
+    if record.get("skipped_updates"):
+        words.append(f"{record['skipped_updates']} skipped at loss scale {record['loss_scale']:,.0f}")
     if record["memory_gb"] is not None:
         words.append(f"{record['memory_gb']:.1f} GB")
     return words

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.muon import Muon, momentum_at
@@ -68,17 +69,26 @@ class Optimizer:
         """Make the update after `done` updates from the gradients, divided by `divisor`, and forget them.
 
         Where `skip` is 1 nothing is updated, parameters and state alike. That is decided on the device: by AdamW's
-        fused kernel with the arguments that gradient scalers give it, which divides in the same pass over memory.
+        fused kernel with the arguments that gradient scalers give it, which divides in the same pass over memory. Where
+        the kernel reads no such arguments, the host decides.
         """
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group["rate_factor"]
-        self._adamw.grad_scale, self._adamw.found_inf = divisor, skip
-        self._adamw.step()
+        self._step_adamw(divisor, skip)
         if self._muon is not None:
             self._muon.step(momentum=momentum_at(done, self._config.muon), divisor=divisor, skip=skip)
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
+
+    def _step_adamw(self, divisor: Tensor, skip: Tensor) -> None:
+        if devices.scales_in_optimizer(divisor.device):
+            self._adamw.grad_scale, self._adamw.found_inf = divisor, skip
+        elif bool(skip):
+            return
+        else:
+            torch._foreach_mul_([p.grad for p in self.parameters[0] if p.grad is not None], divisor.reciprocal())
+        self._adamw.step()
 
     def state(self) -> dict[str, Any]:
         """Return the state as tensors and plain values."""

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.training.launch import place_in
 
 
@@ -69,7 +70,7 @@ class Ranks:
 def process_group(ranks: Ranks, say: Callable[[str], None], *, wait_seconds: float = 600.0) -> Iterator[None]:
     """Connect the processes for the length of the block; nothing to do for one alone.
 
-    Tensors on GPUs go through NCCL where torch has it, those on the CPU (stop flags, paths) through gloo.
+    Tensors on GPUs go through NCCL (on Intel's, XCCL), those on the CPU (stop flags, paths) through gloo.
 
     Raises:
         UserError: the others did not come within `wait_seconds`.
@@ -88,8 +89,7 @@ def process_group(ranks: Ranks, say: Callable[[str], None], *, wait_seconds: flo
             f"RANK={ranks.rank} of WORLD_SIZE={ranks.world_size}: the processes that train together did not meet at "
             f"{where} within {wait_seconds:.0f} s; start them all, or unset RANK to train with one process"
         ) from error
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    dist.init_process_group(devices.collective_backends(), store=store, rank=rank, world_size=size)
     try:
         yield
     finally:

@@ -33,6 +33,7 @@ from gpt_pipeline.training.config import StepLayout, deciding_loss, rollout_layo
 from gpt_pipeline.training.device import (
     Compute,
     choose_compute,
+    explained_order_of_sums,
     explained_out_of_memory,
     peak_memory_bytes,
     prepare_process,
@@ -128,6 +129,7 @@ def _run(
         )
     with (
         explained_out_of_memory(layout, job.training),
+        explained_order_of_sums(),
         _trainer(
             job,
             observer,

@@ -13,6 +13,7 @@ import torch
 
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
 from gpt_pipeline.data.tokens.stream import tokenizer_file
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.training.job import TrainingJob, settings_of
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def random_states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (name, np.asarray(keys).tolist(), *rest),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        **devices.generator_states(),
     }
 
 
@@ -50,8 +51,7 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(states["torch"])
-    for number, state in enumerate(states["cuda"][: torch.cuda.device_count() if torch.cuda.is_available() else 0]):
-        torch.cuda.set_rng_state(state, number)
+    devices.restore_generators(states)
 
 
 def take_snapshot(job: TrainingJob, progress: Progress, updater: Updater) -> Snapshot:
@@ -61,6 +61,7 @@ def take_snapshot(job: TrainingJob, progress: Progress, updater: Updater) -> Sna
         model_config=job.model,
         optimizer=updater.optimizer.state(),
         average=updater.average.state(),
+        loss_scale=None if updater.loss_scale is None else updater.loss_scale.state(),
         random=random_states(),
         progress=dataclasses.replace(progress),
         fingerprint=job.fingerprint,
@@ -71,9 +72,14 @@ def take_snapshot(job: TrainingJob, progress: Progress, updater: Updater) -> Sna
 
 
 def restore(snapshot: Snapshot, updater: Updater) -> Progress:
-    """Put the state of `snapshot` into the model, the optimizer and the generators; return its progress."""
+    """Put the state of `snapshot` into the model, the optimizer and the generators; return its progress.
+
+    What was trained in another precision has no loss scale, and begins with the first.
+    """
     updater.model.load_state_dict(dict(snapshot.model))
     updater.optimizer.restore(snapshot.optimizer)
     updater.average.restore(snapshot.average)
+    if updater.loss_scale is not None and snapshot.loss_scale is not None:
+        updater.loss_scale.restore(snapshot.loss_scale)
     restore_random_states(snapshot.random)
     return dataclasses.replace(snapshot.progress)

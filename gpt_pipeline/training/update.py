@@ -10,23 +10,27 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.training.average import WeightAverage
 from gpt_pipeline.training.config import StepLayout, TrainingConfig
 from gpt_pipeline.training.device import CompiledModel, Compute
 from gpt_pipeline.training.feed import Batch
+from gpt_pipeline.training.loss_scale import LossScale, is_overflow
 from gpt_pipeline.training.optimizer import Optimizer, learning_rate_at
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.state import seed_step
 
 _logger = logging.getLogger(__name__)
 _CLIP_EPS = 1e-6  # torch's
+_BEYOND_FP16 = "; or train with training.precision: bf16 or fp32, since fp16 ends at 65,504"
 
 
 class NotFiniteError(UserError):
@@ -44,7 +48,7 @@ class UpdateResult:
     """Mean nats per token over the update's tokens, of all processes together, before the update."""
 
     gradient_norm: float
-    """Global norm before clipping."""
+    """Global norm before clipping; infinite or NaN where the update was skipped."""
 
     learning_rate: float
     tokens: int
@@ -52,6 +56,12 @@ class UpdateResult:
 
     figures: Mapping[str, float]
     """Of sampled answers; else none."""
+
+    loss_scale: float | None
+    """What the loss was multiplied by, in fp16; else None."""
+
+    skipped: bool
+    """Whether its gradient was beyond fp16 at this scale, so that it changed no weight."""
 
 
 class PendingUpdate:
@@ -69,7 +79,7 @@ class PendingUpdate:
     ) -> None:
         """`numbers`: the summed loss in nats, the gradient norm and the sum of the targets' weights, float32 [3].
 
-        `counted` stands for the last where that is known beforehand.
+        `counted` stands for the last where that is known beforehand. In fp16 a fourth number is the loss scale.
         """
         self.step = step
         """Updates done before this one."""
@@ -78,13 +88,13 @@ class PendingUpdate:
         self._figures = figures
         self._learning_rate = learning_rate
         self._counted = counted
-        self._event: torch.cuda.Event | None = None
+        self._event: Any = None
         self._numbers = numbers
-        if numbers.is_cuda:
+        if devices.runs_ahead(numbers.device):
             self._numbers = torch.empty(len(numbers), dtype=numbers.dtype, pin_memory=True).copy_(
                 numbers, non_blocking=True
             )
-            self._event = torch.cuda.Event()
+            self._event = torch.get_device_module(numbers.device).Event()
             self._event.record()
 
     def result(self) -> UpdateResult:
@@ -95,10 +105,13 @@ class PendingUpdate:
         """
         if self._event is not None:
             self._event.synchronize()
-        total, gradient_norm, weight = self._numbers.tolist()
+        numbers = self._numbers
+        total, gradient_norm, weight, *scale = numbers.tolist()
+        skipped = bool(scale and is_overflow(numbers[0], numbers[1], numbers[3]))
         loss = total / (weight if self._counted is None else self._counted)
-        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            raise NotFiniteError(_not_finite(self.step, loss, gradient_norm, self._learning_rate))
+        if not (skipped or (math.isfinite(loss) and math.isfinite(gradient_norm))):
+            message = _not_finite(self.step, loss, gradient_norm, self._learning_rate)
+            raise NotFiniteError(f"{message}{_BEYOND_FP16 if scale else ''}")
         return UpdateResult(
             step=self.step + 1,
             train_loss=loss,
@@ -106,6 +119,8 @@ class PendingUpdate:
             learning_rate=self._learning_rate,
             tokens=self.tokens,
             figures=self._figures,
+            loss_scale=scale[0] if scale else None,
+            skipped=skipped,
         )
 
 
@@ -131,6 +146,8 @@ class Updater:
         self.evaluator: nn.Module = CompiledModel(model, say=say) if compute.compile else model
         """The same model, compiled or itself, to be called without gradients."""
         self._runner = _spread(self.evaluator, compute=compute, ranks=ranks)
+        self.loss_scale = LossScale(compute.device) if compute.precision == "fp16" else None
+        """None unless the products are in fp16."""
         self._failed = torch.zeros((), device=compute.device)
         """1 after a loss or gradient that was not finite: nothing is updated any more."""
         self._config = config
@@ -151,15 +168,19 @@ class Updater:
         nats = self._accumulate_compiled_or_not(step, batch, counted)
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         weight = nats.new_full((), counted) if isinstance(counted, int) else counted
+        norm = norm if self.loss_scale is None else norm / self.loss_scale.value
         numbers = torch.stack([self._ranks.sum(nats), norm.to(nats.dtype), weight.to(nats.dtype)])
-        torch.maximum(self._failed, (~numbers.isfinite().all()).float(), out=self._failed)
         # As torch's clip_grad_norm_ computes it; dividing is left to the optimizer, which reads the gradients anyway.
         divisor = ((norm + _CLIP_EPS) / self._config.gradient_clip).clamp_min(1.0).float()
+        if self.loss_scale is None:
+            torch.maximum(self._failed, (~numbers.isfinite().all()).float(), out=self._failed)
+            skip = self._failed
+        else:
+            numbers, divisor, skip = self._unscale(self.loss_scale, numbers, divisor)
         rollout = batch.rollout
         # Where no answer is better than another there is no gradient: momentum and decay are not to act alone.
         idle = rollout is not None and rollout.trained_tokens == 0
-        skip = torch.ones_like(self._failed) if idle else self._failed
-        self.optimizer.step(step, learning_rate, divisor=divisor, skip=skip)
+        self.optimizer.step(step, learning_rate, divisor=divisor, skip=torch.ones_like(skip) if idle else skip)
         self.average.update(step + 1, skip=self._failed)
         known = counted if isinstance(counted, int) else None
         return PendingUpdate(
@@ -170,6 +191,18 @@ class Updater:
             tokens=self._layout.tokens_per_step if rollout is None else rollout.tokens,
             figures={} if rollout is None else rollout.figures,
         )
+
+    def _unscale(self, scale: LossScale, numbers: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `numbers` with the loss scale behind them, and the divisor and skip of gradients that bear it.
+
+        Takes note of what is not finite: an overflow changes the scale and skips this update alone.
+        """
+        overflow = is_overflow(numbers[0], numbers[1], scale.value)
+        failed = ~(numbers.isfinite().all() | overflow)
+        torch.maximum(self._failed, failed.float(), out=self._failed)
+        numbers, divisor = torch.cat([numbers, scale.value[None]]), divisor * scale.value
+        scale.update(overflow)
+        return numbers, divisor, torch.maximum(self._failed, overflow.float())
 
     def _count(self, batch: Batch) -> int | Tensor:
         """Return the summed weight of the update's targets, in all processes together; 1 where none counts.
@@ -201,6 +234,8 @@ class Updater:
         nats = torch.zeros((), device=batch.inputs.device)
         # DDP averages gradients over processes; what is wanted is their sum over the global count.
         scale = self._ranks.world_size / counted
+        if self.loss_scale is not None:
+            scale = scale * self.loss_scale.value
         for number, part in enumerate(parts, start=1):
             with self._sync_gradients(last=number == len(parts)):
                 with self._compute.autocast():
@@ -218,7 +253,7 @@ class Updater:
 def _spread(model: nn.Module, *, compute: Compute, ranks: Ranks) -> nn.Module:
     if ranks.world_size == 1:
         return model
-    devices = [compute.device] if compute.is_cuda else None
+    devices = [compute.device] if compute.on_gpu else None
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 

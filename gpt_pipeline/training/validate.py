@@ -15,6 +15,7 @@ from gpt_pipeline.data.tokens.batches import sequential_windows
 from gpt_pipeline.data.tokens.packing import packed_in_order
 from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.row import Watch
 from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.device import Compute
@@ -77,7 +78,8 @@ def estimate_losses(
     }
     names = ["val_loss", *documents]
     batches = -(-whole // size) + (rest > 0) + sum(map(len, documents.values()))
-    nats = torch.zeros(len(names), dtype=torch.float64, device=compute.device)
+    exact = compute.device if devices.has_float64(compute.device) else torch.device("cpu")
+    nats = torch.zeros(len(names), dtype=torch.float64, device=exact)
     counted = dict.fromkeys(names, 0)
     model.eval()
     of_windows = (("val_loss", parts, parts[1].size) for parts in windows)
@@ -93,7 +95,7 @@ def estimate_losses(
         if number % ranks.world_size == ranks.rank:
             with compute.autocast():
                 loss = model(*batch_of(parts, compute.device).tensors)
-            nats[names.index(name)] += loss.double()
+            nats[names.index(name)] += loss.to(exact).double()
         counted[name] += n_targets
     if not all(counted.values()):
         raise UserError(
