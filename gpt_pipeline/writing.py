@@ -72,7 +72,7 @@ class Writer:
 
     @classmethod
     def of_checkpoint(cls, path: Path, *, device: str, trained_length: int, weights: Weights = "raw") -> Writer:
-        """Return the writer of the checkpoint `path`; `device` is `auto`, `cuda` or `cpu`.
+        """Return the writer of the checkpoint `path`; `device` is as `hardware.device`.
 
         Raises:
             UserError: there is no such checkpoint, it is damaged or lacks these weights, or there is no such device.

@@ -362,10 +362,13 @@ CASES = {
         "training: {batch_size: true}",
         "6: training.batch_size: found 'true', need a whole number ab",
     ),
-    "unlike any word": ("hardware: {device: tpu}", "6: hardware.device: found 'tpu', need `auto`, `cuda` or `cpu`"),
+    "unlike any word": (
+        "hardware: {device: tpu}",
+        "6: hardware.device: found 'tpu', need `auto`, `cpu`, `cuda`, `mps` or `xpu`",
+    ),
     "word in capitals": (
         "hardware: {device: CUDA}",
-        "6: hardware.device: found 'CUDA', need `auto`, `cuda` or `cpu`; did",
+        "6: hardware.device: found 'CUDA', need `auto`, `cpu`, `cuda`, `mps` or `xpu`; did",
     ),
     "nothing": (
         "training: {batch_size: }",
