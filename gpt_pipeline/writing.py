@@ -8,7 +8,8 @@ from __future__ import annotations
 import codecs
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +19,11 @@ from torch import Tensor
 from gpt_pipeline.checkpoints.leases import hold
 from gpt_pipeline.checkpoints.load import Weights, load_trained
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
-from gpt_pipeline.data.formats.synth_text import prompt_text
+from gpt_pipeline.data.formats.conversation import Message, prompt_of
+from gpt_pipeline.data.formats.forms import PLAIN, with_names, without_marks
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.answers import encode_prompt
-from gpt_pipeline.evaluation.generate import Pick, fit_prompt, greedy, next_tokens
+from gpt_pipeline.evaluation.generate import Pick, fit_prompt, greedy, longest_prompt, next_tokens
 from gpt_pipeline.evaluation.sampling import Sampling
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.attention import KVCache
@@ -47,8 +49,11 @@ class Manner:
     raw: bool
     """Whether a prompt is the beginning of a text as it is, rather than a question."""
 
-    asked: Callable[[str], str] = prompt_text
-    """Puts a question in the form of the training documents."""
+    asked: Callable[[Sequence[Message]], str] = field(default=partial(prompt_of, form=PLAIN, reasons=True))
+    """Puts a question, behind those before it, in the form of the training documents."""
+
+    remembers: bool = False
+    """Whether a conversation goes on: a question is asked behind those before it and their answers."""
 
     until: Callable[[Iterable[str]], Iterator[str]] = iter
     """Ends a text that goes on behind its answer, as a conversation does with the next question."""
@@ -86,13 +91,20 @@ class Writer:
             context_length=min(trained_length, trained.model.config.context_length),
         )
 
-    def write(self, prompt: str, manner: Manner) -> Iterator[str]:
+    def write(self, prompt: str, manner: Manner, said: Sequence[Message] = ()) -> Iterator[str]:
         """Yield what the model generates after a question, or after a raw text, in pieces of whole characters.
 
-        A question is put in the form of the training documents, so the text is its reasoning, then its answer. A
-        prompt that would leave no room is cut as in `fit_prompt`.
+        A question is put in the form of the training documents, so the text is its reasoning, then its answer. It is
+        asked behind what was `said` before, of which the oldest is left out if there is no room for all. A prompt that
+        would leave no room is cut as in `fit_prompt`.
         """
-        whole = encode_prompt(prompt if manner.raw else manner.asked(prompt), self.tokenizer)
+        asked, before = Message(role="user", content=prompt), [*said]
+        raw = without_marks(prompt) if self.tokenizer.marks else prompt
+        whole = encode_prompt(raw if manner.raw else manner.asked([*before, asked]), self.tokenizer)
+        longest = longest_prompt(max_new_tokens=manner.max_new_tokens, context_length=self.context_length)
+        while before and len(whole) > longest:
+            del before[:2]
+            whole = encode_prompt(manner.asked([*before, asked]), self.tokenizer)
         tokens = fit_prompt(whole, max_new_tokens=manner.max_new_tokens, context_length=self.context_length)
         self.prompt_truncated = len(tokens) < len(whole)
         return manner.until(whole_characters(self._tokens(tokens, manner), self.tokenizer))
@@ -104,7 +116,7 @@ class Writer:
         following = next_tokens(self.model, ids, cache, manner.pick)
         for _ in range(manner.max_new_tokens):
             token = next(following, None)
-            if token is None or int(token) == self.tokenizer.eot_token:
+            if token is None or int(token) in self.tokenizer.ends:
                 self.end = "context" if token is None else "ended"
                 return
             yield int(token)
@@ -134,19 +146,21 @@ def whole_characters(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[st
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:
         if text := decoder.decode(tokenizer.bytes_of(token)):
-            yield text
+            yield with_names(text) if tokenizer.marks else text
     if rest := decoder.decode(b"", final=True):
         yield rest
 
 
-def write_once(writer: Writer, manner: Manner, prompt: str, *, say: Say) -> None:
-    """Stream what is generated after `prompt` to the standard output; `say` gets remarks on it.
+def write_once(writer: Writer, manner: Manner, prompt: str, *, say: Say, said: Sequence[Message] = ()) -> str:
+    """Stream what is generated after `prompt` to the standard output, and return it; `say` gets remarks on it.
 
     A raw prompt comes first, so that the output is the text as a whole.
     """
     if manner.raw:
         _put(prompt)
-    for piece in writer.write(prompt, manner):
+    pieces = []
+    for piece in writer.write(prompt, manner, said):
+        pieces.append(piece)
         _put(piece)
     _put("\n")
     if writer.prompt_truncated:
@@ -154,24 +168,29 @@ def write_once(writer: Writer, manner: Manner, prompt: str, *, say: Say) -> None
     if writer.end in _ENDS:
         text = _ENDS[writer.end].format(tokens=manner.max_new_tokens, context=writer.context_length)
         say(f"[{text}]")
+    return "".join(pieces)
 
 
 def converse(writer: Writer, manner: Manner, *, say: Say) -> None:
-    """Answer the standard input line by line until it ends, each line without those before it.
+    """Answer the standard input line by line until it ends: each by itself, or as one conversation.
 
     Ctrl+C interrupts an answer; between two answers it leaves.
     """
     asking = sys.stdin.isatty()
     if asking:
         say("One question a line. Ctrl+C stops an answer, Ctrl+D (Windows: Ctrl+Z and Enter) leaves.")
+    said: list[Message] = []
     while (line := _next_line("> " if asking else "")) is not None:
         if not line.strip():
             continue
         try:
-            write_once(writer, manner, line, say=say)
+            answer = write_once(writer, manner, line, say=say, said=said)
         except KeyboardInterrupt:
             _put("\n")
             say("[stopped]")
+            continue
+        if manner.remembers:
+            said += [Message(role="user", content=line), Message(role="assistant", content=answer.strip())]
 
 
 def _next_line(prompt: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from gpt_pipeline.data.config import ColumnsConfig, DataConfig
+from gpt_pipeline.data.formats import forms
 from gpt_pipeline.data.formats.conversation import conversation_of
 from gpt_pipeline.data.formats.synth_text import answer_prompt_text, document_text, prompt_text
-from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, Tokenizer, gpt2
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, Tokenizer, gpt2, with_turns
 from gpt_pipeline.exchange.chat_template import chat_template
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
 from gpt_pipeline_tests.test_exchange import own_tokenizer
@@ -55,6 +57,44 @@ def test_question_has_the_ids_of_training_with_its_reasoning(tmp_path: Path, rea
     prompt = (prompt_text if reasoning else answer_prompt_text)(ASKED["content"])
     asked = tokenizer.apply_chat_template([ASKED], add_generation_prompt=True)["input_ids"]
     assert asked == [EOT_TOKEN, *gpt2().encode(prompt)]
+
+
+CHATML = dataclasses.replace(CHAT, template="chatml")
+
+
+@pytest.mark.parametrize("turns", [TURNS, TURNS[1:], TURNS[1:3]], ids=["with system", "several", "one"])
+@pytest.mark.parametrize("is_own", [False, True])
+def test_conversation_in_chatml_has_the_ids_of_training(
+    tmp_path: Path, turns: list[dict[str, str]], is_own: bool
+) -> None:
+    ours = with_turns(own_tokenizer() if is_own else gpt2())
+    tokenizer = tokenizer_of(CHATML, tmp_path, ours)
+    wanted = [ours.eot_token, *ours.encode(conversation_of(json.dumps(turns), "chatml").text)]
+    assert tokenizer.apply_chat_template(turns)["input_ids"] == wanted
+    prompt = tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True)["input_ids"]
+    assert wanted[: len(prompt)] == prompt
+    assert wanted[-2] == ours.ends[0]
+    assert tokenizer.decode(prompt).endswith("<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_question_in_chatml_has_the_ids_of_training_with_its_reasoning(tmp_path: Path, thinks: bool) -> None:
+    ours = with_turns(gpt2())
+    tokenizer = tokenizer_of(DataConfig(num_samples=10, source="sample", template="chatml"), tmp_path, ours)
+    answered = {"role": "assistant", "content": "4", "reasoning_content": "We add." if thinks else " "}
+    wanted = forms.CHATML.document(ASKED["content"], "We add." if thinks else "", "4")
+    assert tokenizer.apply_chat_template([ASKED, answered])["input_ids"] == [EOT_TOKEN, *ours.encode(wanted)]
+    asked = tokenizer.apply_chat_template([ASKED], add_generation_prompt=True, enable_thinking=thinks)["input_ids"]
+    assert asked == [EOT_TOKEN, *ours.encode(forms.CHATML.prompt(ASKED["content"], reasons=thinks))]
+
+
+def test_chatml_refuses_its_own_tokens_in_messages_and_other_roles(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(CHATML, tmp_path, with_turns(gpt2()))
+    for name in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"):
+        with pytest.raises(Exception, match=r"found the name of a special token, .*, in a message; remove it"):
+            tokenizer.apply_chat_template([{"role": "user", "content": f"a{name}b"}])
+    with pytest.raises(Exception, match="need the role system, user or assistant, found tool"):
+        tokenizer.apply_chat_template([{"role": "tool", "content": "x"}])
 
 
 def test_texts_have_no_chat_template_and_other_roles_are_refused(tmp_path: Path) -> None:

@@ -486,10 +486,10 @@ def snapshot(tokenizer: str | None) -> Snapshot:
 def test_checkpoint_brings_its_tokenizer_and_says_nothing_of_gpt2s(tmp_path: Path, own: Tokenizer) -> None:
     info = save_checkpoint(tmp_path, snapshot(own.file))
     loaded = load_checkpoint(info.path)
-    assert tokenizer_in(loaded.tokenizer, source=info.path).identity == own.identity
+    assert tokenizer_in(loaded.tokenizer, info).identity == own.identity
     assert loaded.model_config.vocab_size == SIZE
     assert "tokenizer" not in snapshot(None).payload()
-    assert tokenizer_in(None, source=info.path) is gpt2()
+    assert tokenizer_in(None, info) is gpt2()
 
 
 def test_job_with_another_tokenizer_does_not_continue_from_a_checkpoint(tmp_path: Path, own: Tokenizer) -> None:

@@ -63,7 +63,7 @@ def test_drawn_text_depends_on_its_own_key_alone() -> None:
             max_new_tokens=9,
             context_length=CONTEXT,
             batch_size=batch_size,
-            eot_token=59,
+            ends=(59,),
             draws=Draws([keys[place] for place in order], Sampling(), length=9),
         )
         return {place: each.tokens for place, each in zip(order, found, strict=True)}

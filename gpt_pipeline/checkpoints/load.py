@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from gpt_pipeline.checkpoints.manifest import CheckpointInfo, manifest_path, possible_infos, read_info
+from gpt_pipeline.checkpoints.manifest import (
+    TOKENIZER,
+    CheckpointInfo,
+    manifest_path,
+    new_tokens,
+    possible_infos,
+    read_info,
+)
 from gpt_pipeline.checkpoints.snapshot import Snapshot, weights_sha256
-from gpt_pipeline.data.tokens.tokenizer import Tokenizer, gpt2, read_tokenizer
+from gpt_pipeline.data.tokens.tokenizer import Tokenizer, as_identified, gpt2, read_tokenizer
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.language_model import LanguageModel
+from gpt_pipeline.model.vocabulary import with_new_tokens
 from gpt_pipeline.storage.atomic import sha256_of
 
 Weights = Literal["raw", "average"]
@@ -87,18 +96,28 @@ class Trained:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return tokenizer_in(self.tokenizer_file, source=self.info.path)
+        return tokenizer_in(self.tokenizer_file, self.info)
 
 
-def tokenizer_in(file: str | None, *, source: object) -> Tokenizer:
-    """Return the tokenizer that a checkpoint holds, as `Snapshot.tokenizer`; `source` names it in errors."""
-    return gpt2() if file is None else read_tokenizer(file, source=source)
+def tokenizer_in(file: str | None, info: CheckpointInfo) -> Tokenizer:
+    """Return the tokenizer that a checkpoint holds, with `file` as `Snapshot.tokenizer`."""
+    found = gpt2() if file is None else read_tokenizer(file, source=info.path)
+    return as_identified(found, info.settings.get(TOKENIZER))
 
 
-def load_model(path: Path, *, device: str | torch.device = "cpu") -> tuple[LanguageModel, CheckpointInfo]:
-    """Return the model of the checkpoint `path` and the checkpoint's info; see `load_trained`."""
-    trained = load_trained(path, device=device)
-    return trained.model, trained.info
+def load_model(
+    path: Path, *, device: str | torch.device = "cpu", shards_facts: Mapping[str, Any] | None = None
+) -> tuple[LanguageModel, CheckpointInfo]:
+    """Return the model of the checkpoint `path` and the checkpoint's info; see `load_trained`.
+
+    With `shards_facts` it has rows for their tokens, as a training on those shards that starts from it begins with.
+    """
+    snapshot, info = load_weights(path, "raw")
+    if ids := new_tokens(info.settings, shards_facts or {}):
+        size = max(snapshot.model_config.vocab_size, *(id_ + 1 for id_ in ids))
+        config = dataclasses.replace(snapshot.model_config, vocab_size=size)
+        snapshot = dataclasses.replace(snapshot, model=with_new_tokens(snapshot.model, ids), model_config=config)
+    return _model_of(snapshot, device), info
 
 
 def load_weights(path: Path, weights: Weights) -> tuple[Snapshot, CheckpointInfo]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt_pipeline.data.config import ADDED_TURNS, CHATML_SUFFIX
 from gpt_pipeline.errors import NewerFileError
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.atomic import (
@@ -26,8 +27,17 @@ from gpt_pipeline.storage.fingerprint import identity_of
 
 _logger = logging.getLogger(__name__)
 
+TOKENIZER = "data.tokenizer"
+"""In a checkpoint's settings: stands for the tokenizer of the shards; left out: GPT-2's."""
+
 BEST_NAME = "best_model.pt"
 _PENDING_BEST = "best_model.next.json"
+
+
+def new_tokens(settings: Mapping[str, Any], shards_facts: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the ids of ChatML's tokens, if the shards of these facts have them and weights with these settings not."""
+    has_them = str(settings.get(TOKENIZER) or "").endswith(CHATML_SUFFIX)
+    return () if has_them else tuple(shards_facts.get(ADDED_TURNS, ()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -51,7 +52,7 @@ def generate(
     """Generate text from a checkpoint.
 
     Output streams as it is generated, reasoning first, then the answer; everything else goes to stderr. A model of
-    texts without questions continues the prompt as with --raw.
+    texts without questions continues the prompt as with --raw; one of conversations remembers the lines before.
     """
     if (prompt is None) != interactive:
         raise click.UsageError("give either --prompt or --interactive", click.get_current_context())
@@ -59,8 +60,8 @@ def generate(
         raise click.UsageError("--top-k needs a --temperature above 0", click.get_current_context())
     from gpt_pipeline.checkpoints.choose import choose_checkpoint
     from gpt_pipeline.data.formats import has_conversations, has_questions, has_reasoning
-    from gpt_pipeline.data.formats.conversation import first_answer_of
-    from gpt_pipeline.data.formats.synth_text import answer_prompt_text, prompt_text
+    from gpt_pipeline.data.formats.conversation import first_answer_of, prompt_of
+    from gpt_pipeline.data.formats.forms import CHATML, PLAIN
     from gpt_pipeline.experiment.load import load_experiment
 
     loaded = load_experiment(experiment)
@@ -75,12 +76,15 @@ def generate(
         trained_length=config.data.max_length,
         weights=weights,
     )
+    form = CHATML if writer.tokenizer.marks else PLAIN
+    is_conversation = has_conversations(config.data) and not raw
     manner = Manner(
         pick=picker(temperature=temperature, top_k=top_k, seed=seed),
         max_new_tokens=max_new_tokens or config.evaluation.max_new_tokens,
         raw=raw or not has_questions(config.data),
-        asked=prompt_text if has_reasoning(config.data) else answer_prompt_text,
-        until=first_answer_of if has_conversations(config.data) and not raw else iter,
+        asked=partial(prompt_of, form=form, reasons=has_reasoning(config.data)),
+        remembers=is_conversation,
+        until=first_answer_of if is_conversation and not form.has_marks else iter,
     )
     say(f"{writer.checkpoint.path.name}, step {writer.checkpoint.step:,}")
     try:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpt_pipeline.cli.common import tell
+from gpt_pipeline.data.formats.forms import with_names
 from gpt_pipeline.data.preview import Preview
 from gpt_pipeline.data.tokens.packing import DocumentSampler
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
@@ -16,6 +17,7 @@ from gpt_pipeline.shown import on_terminal
 _SHOWN = 300  # characters of a value
 _BEGINNING = 60  # characters of a document in a sequence
 _INDENT = " " * 4
+_AND_THE_END = " and the end"
 _UNKNOWN = "not known yet: a run makes or fetches the tokenizer; the text:"
 
 
@@ -35,11 +37,15 @@ def tell_previews(found: Sequence[Preview], tokenizer: Tokenizer | None, *, answ
             tell(f"  {'dropped':<{width}}{preview.dropped}")
         else:
             tokens = "" if preview.tokens is None else f", {len(preview.tokens):,} tokens"
+            is_marked = tokenizer is not None and bool(tokenizer.marks)
             size = f"{len(preview.text.encode()):,} bytes{tokens}"
             tell(f"  {'document':<{width}}for {'validation' if preview.held_out else 'training'}, {size}")
-            tell(f"  {'tokens':<{width}}{_UNKNOWN if preview.tokens is None else _counting(preview, answers_within)}")
+            counting = _UNKNOWN if preview.tokens is None else _counting(preview, answers_within)
+            # In ChatML the token that ends an answer is in the text.
+            tell(f"  {'tokens':<{width}}{counting.replace(_AND_THE_END, '') if is_marked else counting}")
             text = preview.text if tokenizer is None else _cut(preview, tokenizer)
-            tell(textwrap.indent(on_terminal(text), _INDENT, lambda line: True))
+            shown = on_terminal(with_names(text) if is_marked else text)
+            tell(textwrap.indent(shown, _INDENT, lambda line: True))
         tell("")
 
 
@@ -86,7 +92,7 @@ def _counting(preview: Preview, answers_within: int | None) -> str:
     count = sum(last - first for first, last in preview.spans)
     return (
         f"<|endoftext|>, then these; all count in pre-training, "
-        f"the {count:,} in [[ ]] and the end where answers alone are trained on"
+        f"the {count:,} in [[ ]]{_AND_THE_END} where answers alone are trained on"
     )
 
 
@@ -94,7 +100,7 @@ def _counting_answers(preview: Preview, row_length: int) -> str:
     counted = sum(max(0, min(last, row_length) - first) for first, last in preview.spans)
     tokens = preview.tokens or ()
     if len(tokens) < row_length:
-        return f"the {counted:,} in [[ ]] and the end count"
+        return f"the {counted:,} in [[ ]]{_AND_THE_END} count"
     return f"the {counted:,} count that are in [[ ]] and among the first {row_length:,} (data.max_length)"
 
 

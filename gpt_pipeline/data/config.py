@@ -27,6 +27,14 @@ _HUB_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]{1,96}\b/\b[\w.-]{1,96}\b
 _PATH = re.compile(r"\.{1,2}[\\/]|[\\/]|~[\\/]|[A-Za-z]:[\\/]")
 
 
+PLAIN: Literal["plain"] = "plain"  # of `template`
+CHATML: Literal["chatml"] = "chatml"
+CHATML_SUFFIX = "+chatml"
+"""Behind what facts and settings say of a tokenizer that has the tokens of ChatML."""
+
+ADDED_TURNS = "added_turns"
+"""Of the facts of shards: the ids of ChatML's tokens, where the tokenizer had none of its own."""
+
 FORMAT_COLUMNS = {
     "synth": (),
     "text": ("text",),
@@ -307,6 +315,11 @@ class DataConfig(DocumentsConfig):
     `/` or `~`; that of a model on the hub, by its name; or `{train: 16384}`, a byte-level BPE with so many ids that is
     trained on the training documents. `model.vocab_size` follows."""
 
+    template: Literal["plain", "chatml"] = added_later(PLAIN)
+    """How documents of questions and conversations are written: `plain`, as `Q: ...`, `Reasoning:`, `A: ...`; or
+    `chatml`, in turns between the tokens `<|im_start|>` and `<|im_end|>`, with the reasoning in `<think>`. Of a mix, it
+    holds for the parts that have questions."""
+
     mix: Mapping[str, PartConfig] | None = added_later(None)
     """Several sources instead of one, each under a name of yours and with its share of the training tokens; null: the
     one source of this block. `num_samples` then holds for each part that names no other."""
@@ -357,6 +370,7 @@ class DataConfig(DocumentsConfig):
         own = {each.name: getattr(part, each.name) for each in dataclasses.fields(DocumentsConfig)}
         if part.num_samples is None:
             own["num_samples"] = self.num_samples
+        own["template"] = PLAIN if part.format == "text" else self.template
         # The mix has to be longer than a sequence, not each of its parts.
         return dataclasses.replace(self, max_length=LENGTH_OF_PART, mix=None, mix_until="first_exhausted", **own)
 
@@ -384,6 +398,13 @@ class DataConfig(DocumentsConfig):
             self._require_an_end()
         else:
             self._require_a_mix(self.mix)
+        formats = {self.format} if self.mix is None else {part.format for part in self.mix.values()}
+        require(
+            self.template == PLAIN or formats != {"text"},
+            "template",
+            found=self.template,
+            need="plain with data.format=text, whose documents have no turns; leave it out, or set data.format",
+        )
         require(
             self.mix_until == "first_exhausted" or self.mix is not None,
             "mix_until",
@@ -419,6 +440,11 @@ def on_hub(source: str, subset: str | None, split: str | None) -> str:
     """Return what is used of a dataset of the hub, for a person: `owner/name (subset en, split train)`."""
     told = [f"{key} {value}" for key, value in (("subset", subset), ("split", split)) if value is not None]
     return f"{source} ({', '.join(told)})" if told else source
+
+
+def is_gpt2(identity: str | None) -> bool:
+    """Whether facts or settings that say `identity` of a tokenizer mean GPT-2's, with or without ChatML's tokens."""
+    return identity is None or identity.startswith(GPT2)
 
 
 def is_path(source: str) -> bool:

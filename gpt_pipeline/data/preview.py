@@ -15,6 +15,7 @@ from gpt_pipeline.data.documents.files import names_in
 from gpt_pipeline.data.documents.raw import RawStage
 from gpt_pipeline.data.documents.split import hold_out
 from gpt_pipeline.data.formats import format_of
+from gpt_pipeline.data.formats.forms import FORMS, Form
 from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.readers.rows import read_rows_of
 from gpt_pipeline.data.stage import Say
@@ -105,17 +106,17 @@ def _preview(
         tokens=tokens,
         spans=()
         if tokens is None or tokenizer is None
-        else tuple(_token_spans(tokens, _byte_bounds(document), tokenizer)),
+        else tuple(_token_spans(tokens, _byte_bounds(document, FORMS[config.template]), tokenizer)),
     )
 
 
-def _byte_bounds(document: Mapping[str, Any]) -> Sequence[int]:
+def _byte_bounds(document: Mapping[str, Any], form: Form) -> Sequence[int]:
     """Return start and end of each span, one after the other, in bytes of the text."""
     if "spans" in document:
         bounds: Sequence[int] = document["spans"]
         return bounds
     begin, text = document.get("reasoning_start") or document.get("answer_start"), document["text"]
-    return () if begin is None else (len(text[:begin].encode()), len(text.encode()))
+    return () if begin is None else (len(text[:begin].encode()), len(text.encode()) - form.unlearnt_bytes)
 
 
 def _token_spans(tokens: Sequence[int], bounds: Sequence[int], tokenizer: Tokenizer) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_pipeline.data.formats.conversation import first_answer
+from gpt_pipeline.data.formats.forms import with_names
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.generate import Generation, generate, longest_prompt
 from gpt_pipeline.evaluation.questions import Question
@@ -68,7 +69,7 @@ def answer_questions(
         max_new_tokens=max_new_tokens,
         context_length=context_length,
         batch_size=batch_size,
-        eot_token=tokenizer.eot_token,
+        ends=tokenizer.ends,
         watch=watch,
     )
     return [
@@ -103,7 +104,7 @@ def with_samples(
         max_new_tokens=max_new_tokens,
         context_length=context_length,
         batch_size=_SAMPLES_AT_ONCE,
-        eot_token=tokenizer.eot_token,
+        ends=tokenizer.ends,
         draws=Draws(keys, sampling, length=max_new_tokens),
         watch=watch,
     )
@@ -178,11 +179,11 @@ def _correct_by_exercise(answers: Sequence[ScoredAnswer], names: Mapping[str, st
 def as_record(answer: ScoredAnswer, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return an answer as JSON values, for the file, the tracker and the report."""
     question, generation = answer.question, answer.generation
-    parts = split_answer(answer.text, with_reasoning=question.with_reasoning)
+    parts = split_answer(answer.text, with_reasoning=question.with_reasoning, form=question.form)
     return {
         "synth_id": question.synth_id,
         "exercise": question.exercise,
-        "question": question.query,
+        "question": with_names(question.query) if question.form.has_marks else question.query,
         "expected": question.expected,
         "reference_reasoning": question.reasoning,
         "reference_answer": question.answer,
@@ -200,24 +201,24 @@ def as_record(answer: ScoredAnswer, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _scored(question: Question, generation: Generation, tokenizer: Tokenizer) -> ScoredAnswer:
-    text, query = tokenizer.decode(generation.tokens), question.query
-    if question.turns:
-        query = question.prompt[question.turns[-1] :]  # options that an earlier question offers are not asked for
+    text = tokenizer.decode(generation.tokens)
+    if question.turns and not question.form.has_marks:
         text, goes_on = first_answer(text)
         generation = dataclasses.replace(generation, ended=generation.ended or goes_on)
     score = score_answer(
         text,
-        query=query,
+        query=question.last_query,
         expected=question.expected,
         ended=generation.ended,
         with_reasoning=question.with_reasoning,
+        form=question.form,
     )
     return ScoredAnswer(question=question, generation=generation, text=text, score=score)
 
 
 def _reference(question: Question) -> str:
-    """Return the rest of the document after the prompt."""
-    return f"{question.answer_prompt} {question.answer}".removeprefix(question.prompt)
+    """Return the rest of the document after the prompt, up to the end of its answer."""
+    return question.text.removeprefix(question.prompt).removesuffix(question.form.end)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -52,7 +52,7 @@ def continue_documents(
         [[tokenizer.eot_token, *each.beginning] for each in begun],
         max_new_tokens=max_new_tokens,
         context_length=context_length,
-        eot_token=tokenizer.eot_token,
+        ends=tokenizer.ends,
         watch=watch,
     )
     return [

@@ -100,7 +100,7 @@ def document_losses(
     require_same_documents(stream, choice)
     model.eval()
     losses: dict[int, DocumentLoss] = {}
-    in_answers = in_answers or _in_last_part(stream)
+    in_answers = in_answers or in_last_part(stream)
     rows = [_row(stream, place, each, context_length, in_answers) for place, each in enumerate(choice.documents)]
     for batch in _batches(sorted(rows, key=lambda row: len(row.ids)), tokens_at_once):
         for row, nats in zip(batch, _nats(model, batch), strict=True):
@@ -146,7 +146,9 @@ def require_same_documents(stream: DocumentStream, choice: HeldOutChoice) -> Non
         )
 
 
-def _in_last_part(stream: DocumentStream) -> InAnswers:
+def in_last_part(stream: DocumentStream) -> InAnswers:
+    """Return what tells which tokens stand where the last answer of a document begins, or behind."""
+
     def in_answers(positions: Positions) -> NDArray[np.bool_]:
         document = np.searchsorted(stream.document_starts, positions, side="right") - 1
         found: NDArray[np.bool_] = positions >= stream.answer_starts[document]

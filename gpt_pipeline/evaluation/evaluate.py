@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key
-from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.config import PLAIN, DataConfig
 from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
@@ -41,7 +41,7 @@ from gpt_pipeline.storage.manifest import StageResult, utc_now
 if TYPE_CHECKING:
     from gpt_pipeline.data.tokens.stream import TokenStream
     from gpt_pipeline.evaluation.answers import ScoredAnswer
-    from gpt_pipeline.evaluation.document_loss import DocumentLoss
+    from gpt_pipeline.evaluation.document_loss import DocumentLoss, InAnswers
     from gpt_pipeline.evaluation.validation import ValidationLoss
     from gpt_pipeline.model.language_model import LanguageModel
 
@@ -232,7 +232,7 @@ def _measure(
     task: EvaluationTask, model: LanguageModel, watch: Callable[[str], Watch]
 ) -> tuple[dict[str, float], list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the metrics by name, and the answers and the continuations as records."""
-    from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
+    from gpt_pipeline.data.tokens.tokenizer import common_tokenizer
     from gpt_pipeline.evaluation.answers import answer_metrics, as_record
     from gpt_pipeline.evaluation.document_loss import loss_metrics
     from gpt_pipeline.evaluation.validation import mixed_loss
@@ -267,7 +267,7 @@ def _measure(
         **_together(measured, "completion_loss"),
         **_loss_on_base(task, model, watch("the base's tokens")),
     }
-    tokenizer = tokenizer_of(task.parts[0].shards)  # the same for all
+    tokenizer = common_tokenizer([part.shards for part in task.parts])
     continuations = [continuation for each in measured for continuation in each.continuations]
     return metrics, [as_record(answer, tokenizer) for answer in answers], continuations
 
@@ -353,7 +353,7 @@ def _measure_part(
         stream,
         documents,
         context_length=context,
-        in_answers=stream.in_spans if part.data.format == "chat" else None,  # a conversation has several answers
+        in_answers=_answers_in(stream, part.data),
         watch=watch("documents"),
     )
     return _Measured(
@@ -367,6 +367,18 @@ def _measure_part(
         ],
         continuations=[{**each, "kind": part.kind_of(each["kind"])} for each in continuations],
     )
+
+
+def _answers_in(stream: TokenStream, data: DataConfig) -> InAnswers | None:
+    """Return what tells which tokens are answers; None: all from where a document's answer begins."""
+    from gpt_pipeline.evaluation.document_loss import in_last_part
+
+    if data.format == "chat":  # a conversation has several answers
+        return stream.in_spans
+    if data.template == PLAIN:
+        return None
+    in_last = in_last_part(stream)
+    return lambda positions: in_last(positions) & stream.in_spans(positions)  # without what follows the end
 
 
 def _losses_of_documents(

@@ -26,13 +26,16 @@ class Generation:
     """What the model generated after one prompt."""
 
     tokens: tuple[int, ...]
-    """Without the prompt and without the `<|endoftext|>` that ended it."""
+    """Without the prompt and without the token that ended it."""
 
     ended: bool
     """Whether the model ended it, rather than the limit."""
 
     prompt_truncated: bool
     """Whether the prompt lost its beginning so that it fits the context."""
+
+    end: int | None = None
+    """The token that ended it; None: none did."""
 
 
 @dataclass(kw_only=True)
@@ -48,11 +51,11 @@ class _Sequence:
     """Tokens, prompt included, at which it is cut off."""
 
     prompt_truncated: bool
-    ended: bool = False
+    end: int | None = None
 
     @property
     def finished(self) -> bool:
-        return self.ended or len(self.tokens) >= self.limit
+        return self.end is not None or len(self.tokens) >= self.limit
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -67,14 +70,14 @@ def generate(
     max_new_tokens: int,
     context_length: int,
     batch_size: int = 16,
-    eot_token: int = EOT_TOKEN,
+    ends: Sequence[int] = (EOT_TOKEN,),
     pick: Pick = greedy,
     draws: Draws | None = None,
     watch: Watch = unwatched,
 ) -> list[Generation]:
     """Return what `model` generates after each prompt, in the order of the prompts.
 
-    A text ends at `eot_token`, after `max_new_tokens`, or when prompt and answer fill `context_length`: at most
+    A text ends at one of `ends`, after `max_new_tokens`, or when prompt and answer fill `context_length`: at most
     the model's, and no more than it was trained at. Prompts are cut as in `fit_prompt`. None of this depends on the
     other prompts of a batch, so with `greedy`, or with `draws` in place of `pick`, neither does the text.
 
@@ -87,7 +90,7 @@ def generate(
     waiting = sorted(sequences, key=lambda sequence: len(sequence.tokens))
     while waiting:
         batch, waiting = waiting[:batch_size], waiting[batch_size:]
-        _advance(model, batch, pick if draws is None else _pick_of(batch, draws), eot_token)
+        _advance(model, batch, pick if draws is None else _pick_of(batch, draws), ends)
         waiting = [sequence for sequence in batch if not sequence.finished] + waiting
         watch(len(sequences) - len(waiting), len(sequences))
     return [_finish(sequence) for sequence in sequences]
@@ -140,7 +143,7 @@ def _start(number: int, prompt: Sequence[int], max_new_tokens: int, context_leng
     )
 
 
-def _advance(model: LanguageModel, batch: list[_Sequence], pick: Pick, eot_token: int) -> None:
+def _advance(model: LanguageModel, batch: list[_Sequence], pick: Pick, ends: Sequence[int]) -> None:
     """Generate until half of the batch is finished or the longest row fills the model's context.
 
     The rows that are left start again with what they have, in a fuller batch with less padding. At least one row
@@ -156,16 +159,16 @@ def _advance(model: LanguageModel, batch: list[_Sequence], pick: Pick, eot_token
     ids = torch.tensor([[0] * (longest - len(sequence.tokens)) + sequence.tokens for sequence in batch], device=device)
     for chosen in next_tokens(model, ids, cache, pick):
         for sequence, token in zip(batch, chosen.tolist(), strict=True):
-            _append(sequence, token, eot_token)
+            _append(sequence, token, ends)
         if sum(not sequence.finished for sequence in batch) <= len(batch) // 2:
             break
 
 
-def _append(sequence: _Sequence, token: int, eot_token: int) -> None:
+def _append(sequence: _Sequence, token: int, ends: Sequence[int]) -> None:
     if sequence.finished:
         return
-    if token == eot_token:
-        sequence.ended = True
+    if token in ends:
+        sequence.end = token
     else:
         sequence.tokens.append(token)
 
@@ -173,6 +176,7 @@ def _append(sequence: _Sequence, token: int, eot_token: int) -> None:
 def _finish(sequence: _Sequence) -> Generation:
     return Generation(
         tokens=tuple(sequence.tokens[sequence.n_prompt :]),
-        ended=sequence.ended,
+        ended=sequence.end is not None,
+        end=sequence.end,
         prompt_truncated=sequence.prompt_truncated,
     )

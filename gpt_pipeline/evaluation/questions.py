@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.config import PLAIN, DataConfig
 from gpt_pipeline.data.documents.split import read_side
 from gpt_pipeline.data.documents.stage import document_files
 from gpt_pipeline.data.formats import has_questions
-from gpt_pipeline.data.formats.conversation import question_starts
-from gpt_pipeline.data.formats.synth_text import ANSWER_MARK
+from gpt_pipeline.data.formats.conversation import question_starts, turn_starts
+from gpt_pipeline.data.formats.forms import FORMS, MARKS, Form
 from gpt_pipeline.evaluation.score import constraint_result
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
@@ -31,6 +31,7 @@ QUESTIONS_VERSION = "1"
 _OFFSETS = ("query_start", "query_end", "reasoning_start", "reasoning_end", "answer_start")
 COLUMNS = ("id", "kind", "group", "constraints", "expected", "text", "spans", *_OFFSETS)
 _BATCH_ROWS = 2048  # some 6 MB of text
+_AS_LINES = str.maketrans(dict.fromkeys(MARKS, "\n"))
 _SPARE = 4  # candidates kept for each question asked for, since some turn out to stand in the training documents too
 
 
@@ -60,6 +61,9 @@ class Question:
     turns: tuple[int, ...] = ()
     """Where the questions of a conversation begin in the prompt, in characters; none where it is no conversation."""
 
+    template: str = PLAIN
+    """Of the document; see `forms`."""
+
     @property
     def with_reasoning(self) -> bool:
         """Whether the model is asked to reason before it answers."""
@@ -68,7 +72,24 @@ class Question:
     @property
     def answer_prompt(self) -> str:
         """The document up to its answer, its own reasoning included: `...\n\nA:`."""
-        return f"{self.prompt}{self.reasoning}{ANSWER_MARK.rstrip(' ')}" if self.with_reasoning else self.prompt
+        return f"{self.prompt}{self.reasoning}{self.form.reasoned.rstrip(' ')}" if self.with_reasoning else self.prompt
+
+    @property
+    def form(self) -> Form:
+        """What stands around the document's parts."""
+        return FORMS[self.template]
+
+    @property
+    def text(self) -> str:
+        """The whole document."""
+        blank = self.form.reasoned.removeprefix(self.form.reasoned.rstrip(" "))
+        return f"{self.answer_prompt}{blank}{self.answer}{self.form.end}"
+
+    @property
+    def last_query(self) -> str:
+        """What is to be answered: of a conversation the last question, with the marks around it."""
+        last = self.prompt[self.turns[-1] :] if self.turns else self.query
+        return last.translate(_AS_LINES) if self.form.has_marks else last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +153,7 @@ def held_out_questions(
         exercise: [candidate for candidate in group if candidate.query_hash not in leaked]
         for exercise, group in candidates.items()
     }
-    return [question_of(candidate.row) for candidate in _in_turn(clean, count=count, seed=seed)]
+    return [question_of(candidate.row, data.template) for candidate in _in_turn(clean, count=count, seed=seed)]
 
 
 def _candidates(
@@ -192,11 +213,11 @@ def _exercise(row: Mapping[str, Any]) -> str:
     return row["kind"] or "unknown"
 
 
-def question_of(row: Mapping[str, Any]) -> Question:
-    """Return the question that a row with `COLUMNS` asks."""
+def question_of(row: Mapping[str, Any], template: str = PLAIN) -> Question:
+    """Return the question that a row with `COLUMNS` asks, of documents with this template."""
     text: str = row["text"]
     start, end = row["reasoning_start"], row["reasoning_end"]
-    answer = text[row["answer_start"] :]
+    answer = text[row["answer_start"] :].removesuffix(FORMS[template].end)
     return Question(
         synth_id=row["id"] or "",
         article=row["group"],
@@ -207,8 +228,17 @@ def question_of(row: Mapping[str, Any]) -> Question:
         reasoning="" if start is None else text[start:end],
         answer=answer,
         expected=row["expected"] or constraint_result(row["constraints"]) or answer,
-        turns=() if row["spans"] is None else question_starts(text, row["query_start"], row["spans"]),
+        turns=_turns(row, template),
+        template=template,
     )
+
+
+def _turns(row: Mapping[str, Any], template: str) -> tuple[int, ...]:
+    if row["spans"] is None:
+        return ()
+    if template == PLAIN:
+        return question_starts(row["text"], row["query_start"], row["spans"])
+    return turn_starts(row["text"][: row["answer_start"]])
 
 
 def _in_turn(groups: Mapping[str, Sequence[_Candidate]], *, count: int, seed: int) -> list[_Candidate]:

@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpt_pipeline.data.formats.synth_text import ANSWER_MARK
+from gpt_pipeline.data.formats.forms import PLAIN, Form
 from gpt_pipeline.evaluation.choice import choice_match, normalise
 
-_ANSWER_MARK = ANSWER_MARK.rstrip(" ")  # the space belongs to the answer's first token, and an answer may start a line
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+")
 _CONSTRAINT_RESULT = re.compile(r"(?:^|[\s,;{\"'])result\"?\s*:\s*\"?\s*([^\s,;}\"']+(?:,\d{3})*)", re.IGNORECASE)
 _RELATIVE_TOLERANCE = 1e-6  # 0.3333333 for a third is right, 0.33 is not
@@ -57,21 +56,23 @@ class Score:
         return next(verdict for verdict in verdicts if verdict is not None)
 
 
-def split_answer(generated: str, *, with_reasoning: bool) -> Answer:
+def split_answer(generated: str, *, with_reasoning: bool, form: Form = PLAIN) -> Answer:
     """Split what a model generated after its prompt into reasoning and answer.
 
-    With reasoning, the prompt ended in `Reasoning:` and the first `A:` paragraph starts the answer. Without, the
-    prompt ended in `A:` and everything is the answer.
+    With reasoning, the prompt ended in `Reasoning:` and the first `A:` paragraph starts the answer (in ChatML, in
+    `<think>`, and what stands behind `</think>`). Without, the prompt ended in `A:` and everything is the answer.
     """
     if not with_reasoning:
         return Answer(reasoning="", answer=generated.strip())
-    reasoning, _, answer = generated.partition(_ANSWER_MARK)
+    reasoning, _, answer = generated.partition(form.reasoned.rstrip(" "))  # an answer may start a line
     return Answer(reasoning=reasoning.strip(), answer=answer.strip())
 
 
-def score_answer(generated: str, *, query: str, expected: str, ended: bool, with_reasoning: bool) -> Score:
+def score_answer(
+    generated: str, *, query: str, expected: str, ended: bool, with_reasoning: bool, form: Form = PLAIN
+) -> Score:
     """Score one continuation against the expected answer; `ended`: the model stopped by itself."""
-    parts = split_answer(generated, with_reasoning=with_reasoning)
+    parts = split_answer(generated, with_reasoning=with_reasoning, form=form)
     well_formed = ended and bool(parts.answer) and (bool(parts.reasoning) or not with_reasoning)
     return Score(
         well_formed=well_formed,

@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gpt_pipeline.data.config import PLAIN
 from gpt_pipeline.data.documents.files import read_documents
 from gpt_pipeline.data.documents.stage import document_files
 from gpt_pipeline.data.tokens.encoder import Encoder, new_encoder
 from gpt_pipeline.data.tokens.stream import TokenStream, open_shards
-from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
+from gpt_pipeline.data.tokens.tokenizer import common_tokenizer
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation.evaluate import EvaluatedPart
 from gpt_pipeline.evaluation.questions import Question
@@ -77,9 +78,10 @@ def cached_proof(
 
 
 def _identity(question: Question) -> dict[str, Any]:
-    """Return what tells a question from others; the turns came later, and are left out where there are none."""
+    """Return what tells a question from others; turns and template came later, and are left out where there is none."""
     value = dataclasses.asdict(question)
-    return value if question.turns else {name: each for name, each in value.items() if name != "turns"}
+    neutral: dict[str, Any] = {"turns": (), "template": PLAIN}
+    return {name: each for name, each in value.items() if name not in neutral or each != neutral[name]}
 
 
 def prove_unseen(
@@ -95,8 +97,8 @@ def prove_unseen(
     """
     if not questions:
         return verdict(passed=True, text="no questions are asked", facts={"questions": 0})
-    encoder = new_encoder(lambda _: None, tokenizer_of(data[0].shards))
-    texts = [f"{question.answer_prompt} {question.answer}" for question in questions]
+    encoder = new_encoder(lambda _: None, common_tokenizer([each.shards for each in data]))
+    texts = [question.text for question in questions]
     own = set(_encoded(encoder, texts))
     kin = _kin(questions, [file for each in data for file in document_files(each.documents)], encoder)
     splits = [open_shards(each.shards.folder) for each in data]

@@ -53,7 +53,7 @@ def export_checkpoint(experiment: Experiment, checkpoint: Path, target: Path, *,
     with hold(checkpoint):
         snapshot, info = load_weights(checkpoint, weights)
     _require_room(target, snapshot)
-    tokenizer = tokenizer_in(snapshot.tokenizer, source=checkpoint)
+    tokenizer = tokenizer_in(snapshot.tokenizer, info)
     with new_folder(target, _facts(experiment, info, weights)) as folder:
         _write_model(folder, snapshot, tokenizer)
         max_length = trained_length(experiment, info)
@@ -83,7 +83,9 @@ def _write_model(folder: Path, snapshot: Snapshot, tokenizer: Tokenizer) -> None
 
 def _generation(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
     """Return the defaults of `generate`: prompt and answer together end where the positions that were trained do."""
-    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot_token)
+    tokens: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot_token)
+    if len(tokenizer.ends) > 1:
+        tokens["eos_token_id"] = list(tokenizer.ends)
     return {**tokens, "do_sample": False, "max_length": max_length}
 
 

@@ -21,7 +21,7 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_path, r
 from gpt_pipeline.checkpoints.save import save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot, weights_sha256
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
-from gpt_pipeline.data.tokens.tokenizer import Tokenizer, gpt2
+from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID, Tokenizer, gpt2
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.exchange.export import WEIGHTS_NAME
 from gpt_pipeline.exchange.gpt2 import has_qkv_bias
@@ -215,7 +215,7 @@ def _snapshot(
         progress=Progress(),
         fingerprint="",
         shards_fingerprint="",
-        settings=shape if tokenizer.file is None else {**shape, TOKENIZER: tokenizer.identity},
+        settings=shape if tokenizer.identity == TOKENIZER_ID else {**shape, TOKENIZER: tokenizer.identity},
         tokenizer=tokenizer.file,
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gpt_pipeline.data.formats.forms import END, MARKS
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
 from gpt_pipeline.data.tokens.tokenizer import (
     EOT,
@@ -18,6 +19,7 @@ from gpt_pipeline.data.tokens.tokenizer import (
     letter,
     read_tokenizer,
     vocabulary,
+    with_turns,
 )
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.storage.atomic import read_json, write_json, write_text
@@ -27,14 +29,18 @@ _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": T
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int, chat_template: str | None = None) -> None:
     """Write tokenizer.json, what else GPT-2's has, and two configs; `max_length` is that of the training sequences."""
+    special: dict[str, Any]
     if tokenizer.file is None:
-        _write_gpt2(folder)
+        _write_gpt2(folder, tokenizer)
         kind = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "add_bos_token": False}
         special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOT)
     else:
         write_text(folder / TOKENIZER_NAME, tokenizer.file)
         kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
         special = dict.fromkeys(("bos_token", "eos_token"), tokenizer.eot)
+    if tokenizer.marks:
+        names = [MARKS[mark] for mark in tokenizer.marks]
+        special |= {"eos_token": MARKS[END], "pad_token": tokenizer.eot, "additional_special_tokens": names}
     lengths = {"model_max_length": max_length, "clean_up_tokenization_spaces": False, "errors": "replace"}
     chat = {} if chat_template is None else {"chat_template": chat_template}
     write_json(folder / "tokenizer_config.json", {**kind, **lengths, **special, **chat})
@@ -44,14 +50,15 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int, chat
 def special_names(tokenizer: Tokenizer) -> list[str]:
     """Return the texts that `transformers` reads as special tokens of this tokenizer."""
     added = [] if tokenizer.file is None else json.loads(tokenizer.file)["added_tokens"]
-    return sorted({tokenizer.eot, *(token["content"] for token in added if token.get("special"))})
+    own = (MARKS[mark] for mark in tokenizer.marks)
+    return sorted({tokenizer.eot, *own, *(token["content"] for token in added if token.get("special"))})
 
 
-def _write_gpt2(folder: Path) -> None:
+def _write_gpt2(folder: Path, tokenizer: Tokenizer) -> None:
     merges = _merges()
     write_text(folder / "vocab.json", _compact(token_ids()))
     write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
-    write_text(folder / TOKENIZER_NAME, _compact(_fast_tokenizer(merges)))
+    write_text(folder / TOKENIZER_NAME, _compact(_fast_tokenizer(merges, tokenizer)))
 
 
 @functools.cache
@@ -61,8 +68,14 @@ def token_ids() -> Mapping[str, int]:
     return {text: number for number, text in enumerate(texts)}
 
 
+def _special_of_gpt2(tokenizer: Tokenizer) -> dict[str, int]:
+    return {EOT: EOT_TOKEN, **{MARKS[mark]: id_ for mark, id_ in tokenizer.marks.items()}}
+
+
 def folder_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer in a model's folder: GPT-2's if it has those ids, or no file that says otherwise.
+
+    With the tokens of ChatML, if it has them where an export puts them.
 
     Raises:
         UserError: it is one that cannot be used.
@@ -73,6 +86,8 @@ def folder_tokenizer(folder: Path) -> Tokenizer:
     other = [name for name, path in there.items() if _read(path, readers[name]) != token_ids()]
     if not other:
         return gpt2()
+    if other == [TOKENIZER_NAME] and _read(there[TOKENIZER_NAME], readers[TOKENIZER_NAME]) == _ids_with_turns():
+        return with_turns(gpt2())
     if TOKENIZER_NAME not in other:
         raise UserError(
             f"{folder / other[0]}: found tokens that are not GPT-2's, need a {TOKENIZER_NAME} of theirs beside it, as "
@@ -80,6 +95,10 @@ def folder_tokenizer(folder: Path) -> Tokenizer:
         )
     path = there[TOKENIZER_NAME]
     return read_tokenizer(path.read_bytes().decode(), source=path)
+
+
+def _ids_with_turns() -> dict[str, int]:
+    return {**token_ids(), **_special_of_gpt2(with_turns(gpt2()))}
 
 
 def _read(path: Path, read: Callable[[Any], Any]) -> Any:
@@ -105,7 +124,7 @@ def _merges() -> list[str]:
     return vocabulary().split("\n")[1:-1]  # the first line is a version
 
 
-def _fast_tokenizer(merges: list[str]) -> dict[str, Any]:
+def _fast_tokenizer(merges: list[str], tokenizer: Tokenizer) -> dict[str, Any]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     model = {
         "type": "BPE",
@@ -123,7 +142,7 @@ def _fast_tokenizer(merges: list[str]) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": EOT_TOKEN, "content": EOT, **flags}],
+        "added_tokens": [{"id": id_, "content": name, **flags} for name, id_ in _special_of_gpt2(tokenizer).items()],
         "normalizer": None,
         "pre_tokenizer": _BYTE_LEVEL,
         "post_processor": {**_BYTE_LEVEL, "trim_offsets": False},

@@ -12,7 +12,18 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_type_hints
 
-from gpt_pipeline.data.config import GPT2, DataConfig, DocumentsConfig, SharedTokenizerConfig, TokenizerConfig, is_path
+from gpt_pipeline.data.config import (
+    CHATML_SUFFIX,
+    GPT2,
+    PLAIN,
+    DataConfig,
+    DocumentsConfig,
+    SharedTokenizerConfig,
+    TokenizerConfig,
+    is_gpt2,
+    is_path,
+)
+from gpt_pipeline.data.formats.forms import MARKS
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment.config import DATA_FOLDER, ExperimentConfig, contradictions
 from gpt_pipeline.experiment.document import Entry, Kind, Written, read_document, read_text
@@ -213,14 +224,15 @@ def _with_the_vocabulary(
 def _vocabulary_size(config: ExperimentConfig, file: Path) -> int | None:
     """Return the ids of the tokenizer; None for one of the hub that has not been fetched."""
     wanted = config.data.tokenizer
+    added = 0 if config.data.template == PLAIN else len(MARKS)
     if isinstance(wanted, TokenizerConfig):
-        return wanted.train
+        return wanted.train + added
     if wanted == GPT2:
-        return ModelConfig().vocab_size
+        return ModelConfig().vocab_size + added
     from gpt_pipeline.data.tokens.tokenizer_stage import vocabulary_size  # numpy
 
     experiment = Experiment(file=file, config=config)
-    return vocabulary_size(str(experiment.data.tokenizer), experiment.data_folder)
+    return vocabulary_size(str(experiment.data.tokenizer), experiment.data_folder, config.data.template)
 
 
 def _with_the_shape_of_its_start(
@@ -237,6 +249,11 @@ def _with_the_shape_of_its_start(
     model, errors = model_from_start(config.model, start.shape, given, source=config.start_from.text)
     size = _vocabulary_size(config, file)
     ids = start.shape.get("vocab_size", size)
+    if start.gains_turns(config.data.template) and size is not None and ids < size <= ids + len(MARKS):
+        model, ids = dataclasses.replace(model, vocab_size=size), size  # the rows of ChatML's tokens are new
+    if start.has_turns and config.data.template == PLAIN and not errors:
+        need = f"chatml, as {config.start_from.text} has it, whose model has tokens for its turns"
+        errors = [ConfigError("data.template", found=config.data.template, need=need)]
     if size is not None and size > ids and not errors:  # a trained one may have fewer than the model
         need = f"the tokenizer of {config.start_from.text}, whose model has {ids} ids; this one has {size}"
         errors = [ConfigError("data.tokenizer", found=config.data.tokenizer, need=need)]
@@ -267,7 +284,20 @@ class _Start:
     @property
     def is_of_gpt2(self) -> bool:
         """Whether they were trained on the tokens of GPT-2's tokenizer."""
-        return self.tokenizer is None if self.base is None else self.base.data.tokenizer == GPT2
+        if self.base is not None:
+            return self.base.data.tokenizer == GPT2
+        return is_gpt2(self.tokenizer)
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether they were trained on the turns of ChatML, as far as that is known."""
+        if self.base is not None:
+            return self.base.data.template != PLAIN
+        return (self.tokenizer or "").endswith(CHATML_SUFFIX)
+
+    def gains_turns(self, template: str) -> bool:
+        """Whether a training with this template gives them the rows of ChatML's tokens."""
+        return template != PLAIN and not self.has_turns
 
 
 def _has_the_tokenizer_of(start: _Start, experiment: Experiment) -> bool:
@@ -279,6 +309,7 @@ def _has_the_tokenizer_of(start: _Start, experiment: Experiment) -> bool:
 
     known = known_identity(ours, experiment.data_folder)
     wanted = start.tokenizer if base is None else known_identity(base.data, base.data_folder)
+    wanted = wanted and wanted.removesuffix(CHATML_SUFFIX)
     if known is not None and wanted is not None:
         return known == wanted
     if isinstance(ours.tokenizer, str):

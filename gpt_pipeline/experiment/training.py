@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt_pipeline.checkpoints.choose import LAST
-from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, find_checkpoint, list_checkpoints
+from gpt_pipeline.checkpoints.manifest import (
+    CheckpointInfo,
+    best_checkpoint,
+    find_checkpoint,
+    list_checkpoints,
+    new_tokens,
+)
+from gpt_pipeline.data.config import CHATML_SUFFIX, is_gpt2
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment.config import ExperimentConfig
 from gpt_pipeline.experiment.identity import TRAINING_CODE_VERSION, training_identity
@@ -28,11 +35,15 @@ class StartPoint:
     source: str
     """For people: `gpt2-124m.yaml, best_model.pt, step 50000`."""
 
-    @property
-    def weights(self) -> StartWeights:
-        """The same for the trainer."""
+    def weights(self, shards: StageResult) -> StartWeights:
+        """Return the same for the trainer, which trains them on `shards`."""
         info = self.checkpoint
-        return StartWeights(file=str(info.path), weights_sha256=info.weights_sha256, source=self.source)
+        return StartWeights(
+            file=str(info.path),
+            weights_sha256=info.weights_sha256,
+            source=self.source,
+            new_tokens=new_tokens(info.settings, shards.manifest.facts),
+        )
 
 
 def find_start(experiment: Experiment) -> StartPoint | None:
@@ -115,7 +126,10 @@ def _checkpoint_of(base: Experiment, later: Experiment) -> CheckpointInfo:
 def _require_same_tokenizer(start: StartPoint, tokenizer: str | None) -> None:
     """Raise `ConfigError` unless the weights to start from were trained on the tokens of this tokenizer."""
     theirs = start.checkpoint.settings.get(TOKENIZER)
-    if theirs != tokenizer:
+    same = {tokenizer}
+    if tokenizer is not None and tokenizer.endswith(CHATML_SUFFIX):
+        same.add(_without_turns(tokenizer))
+    if theirs not in same:
         ours, theirs = (name or "GPT-2's" for name in (tokenizer, theirs))
         raise ConfigError(
             "data.tokenizer",
@@ -124,6 +138,11 @@ def _require_same_tokenizer(start: StartPoint, tokenizer: str | None) -> None:
             "other tokens",
             remedy="name its file, which is in its folder of token_shards and in an export of it",
         )
+
+
+def _without_turns(tokenizer: str) -> str | None:
+    """Return what settings say of the same tokenizer without the tokens of ChatML."""
+    return None if is_gpt2(tokenizer) else tokenizer.removesuffix(CHATML_SUFFIX)
 
 
 def training_fingerprint(config: ExperimentConfig, shards_fingerprint: str, *, start: str | None = None) -> str:
@@ -211,7 +230,7 @@ def training_job(experiment: Experiment, shards: StageResult) -> TrainingJob:
     start, tokenizer = find_start(experiment), shards.manifest.facts.get("tokenizer")
     if start is not None:
         _require_same_tokenizer(start, tokenizer)
-    weights = None if start is None else start.weights
+    weights = None if start is None else start.weights(shards)
     sha256 = None if weights is None else weights.weights_sha256
     return TrainingJob(
         experiment_name=experiment.display_name,

@@ -111,25 +111,24 @@ def _asked(documents: Documents, *, held_out: bool, left_out: Counter[str]) -> I
             continue
         for batch in read_side(document_files(stage), COLUMNS, data, held_out=held_out, batch_rows=_BATCH_ROWS):
             for row in batch.to_pylist():
-                asked = _checkable(row)
+                asked = _checkable(row, data.template)
                 if asked is None:
                     left_out["no_check"] += 1
                 else:
                     yield asked
 
 
-def _checkable(row: Mapping[str, Any]) -> _Asked | None:
-    found = question_of(row)
-    # Of a conversation only its last question says what is to be answered.
-    query = found.prompt[found.turns[-1] :] if found.turns else found.query
-    reward = reward_for(query, found.expected)
+def _checkable(row: Mapping[str, Any], template: str) -> _Asked | None:
+    found = question_of(row, template)
+    reward = reward_for(found.last_query, found.expected)
     if reward is None:
         return None
     question = Question(
-        query=query,
+        query=found.last_query,
         expected=found.expected,
         with_reasoning=found.with_reasoning,
-        is_conversation=bool(found.turns),
+        is_conversation=bool(found.turns) and not found.form.has_marks,
+        template=template,
         reward=reward,
     )
     return _Asked(id=found.synth_id, text=found.prompt, question=question)

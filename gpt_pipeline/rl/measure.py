@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from gpt_pipeline.checkpoints.leases import hold
 from gpt_pipeline.checkpoints.load import load_model
 from gpt_pipeline.data.stage import Say
-from gpt_pipeline.data.tokens.tokenizer import Tokenizer, tokenizer_of
+from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.language_model import LanguageModel
@@ -43,9 +44,11 @@ def prepare_prompts(
         UserError: the checkpoint is damaged, or holds other weights by now.
     """
     tokenizer = tokenizer_of(shards)
-    answers = _Answers(
-        stage, tokenizer, checkpoint, device=devices.choose_kind(device), batch_size=batch_size or _AT_ONCE
+    sampler = Sampler(
+        config=stage.config, tokenizer=tokenizer, context_length=stage.max_length, batch_size=batch_size or _AT_ONCE
     )
+    facts, on = shards.manifest.facts, devices.choose_kind(device)
+    answers = _Answers(sampler, checkpoint, stage.weights_sha256, device=on, shards_facts=facts)
 
     def candidates() -> Candidates:
         config, longest = stage.config, stage.max_length - stage.config.max_new_tokens
@@ -58,13 +61,10 @@ class _Answers:
     """Answers of the weights in a checkpoint, which is loaded when the first are asked for."""
 
     def __init__(
-        self, stage: PromptsStage, tokenizer: Tokenizer, checkpoint: Path, *, device: str, batch_size: int
+        self, sampler: Sampler, checkpoint: Path, wanted: str, *, device: str, shards_facts: Mapping[str, Any]
     ) -> None:
-        self._checkpoint, self._wanted = checkpoint, stage.weights_sha256
-        self._device = device
-        self._sampler = Sampler(
-            config=stage.config, tokenizer=tokenizer, context_length=stage.max_length, batch_size=batch_size
-        )
+        self._sampler, self._checkpoint, self._wanted = sampler, checkpoint, wanted
+        self._device, self._shards_facts = device, shards_facts
 
     def to(self, prompts: Sequence[Prompt], names: Sequence[str]) -> list[Group]:
         """Return the answers to the prompts."""
@@ -73,7 +73,7 @@ class _Answers:
     @cached_property
     def _model(self) -> LanguageModel:
         with hold(self._checkpoint):
-            model, found = load_model(self._checkpoint, device=self._device)
+            model, found = load_model(self._checkpoint, device=self._device, shards_facts=self._shards_facts)
         if found.weights_sha256 != self._wanted:
             raise UserError(
                 f"{self._checkpoint}: found weights with sha256 {found.weights_sha256}, need {self._wanted}: it was "

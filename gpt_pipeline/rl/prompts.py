@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt_pipeline.data.config import PLAIN
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.rl.rewards import Question
 from gpt_pipeline.storage.atomic import known_fields, read_json, write_json
@@ -48,7 +49,13 @@ class PromptSet:
 
 def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
     """Write the questions to `path`, atomically."""
-    write_json(path, [dataclasses.asdict(prompt) for prompt in prompts])
+    write_json(path, [{**dataclasses.asdict(prompt), "question": _as_json(prompt.question)} for prompt in prompts])
+
+
+def _as_json(question: Question) -> dict[str, Any]:
+    """Return a question as JSON values; the template came later, and is left out where it is the plain one."""
+    value = dataclasses.asdict(question)
+    return {name: each for name, each in value.items() if name != "template" or each != PLAIN}
 
 
 def read_prompts(folder: Path, fingerprint: str) -> PromptSet:

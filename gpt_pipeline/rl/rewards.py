@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from gpt_pipeline.data.config import PLAIN
 from gpt_pipeline.data.formats.conversation import first_answer
+from gpt_pipeline.data.formats.forms import FORMS
 from gpt_pipeline.evaluation.choice import choice_match
 from gpt_pipeline.evaluation.score import as_number, exact_match, numeric_match, split_answer
 
@@ -30,7 +32,10 @@ class Question:
     """Whether the continuation is reasoning, then `A:` and the answer."""
 
     is_conversation: bool = False
-    """Whether an answer also ends where the model begins the next message."""
+    """Whether an answer also ends where the model begins the next message, as text."""
+
+    template: str = PLAIN
+    """Of the documents; see `data.formats.forms`."""
 
     reward: Reward
 
@@ -76,4 +81,4 @@ def reward_for(query: str, expected: str) -> Reward | None:
 
 
 def _answer(question: Question, continuation: str) -> str:
-    return split_answer(continuation, with_reasoning=question.with_reasoning).answer
+    return split_answer(continuation, with_reasoning=question.with_reasoning, form=FORMS[question.template]).answer

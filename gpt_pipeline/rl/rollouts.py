@@ -30,7 +30,7 @@ class Sample:
     """One answer that the model sampled."""
 
     tokens: tuple[int, ...]
-    """With the `<|endoftext|>` that ended it, if one did."""
+    """With the token that ended it, if one did."""
 
     ended: bool
     text: str
@@ -83,7 +83,7 @@ class Sampler:
             max_new_tokens=config.max_new_tokens,
             context_length=self.context_length,
             batch_size=self.batch_size,
-            eot_token=self.tokenizer.eot_token,
+            ends=self.tokenizer.ends,
             draws=draws,
             watch=watch,
         )
@@ -92,7 +92,7 @@ class Sampler:
         return [(prompt, samples[size * place : size * (place + 1)]) for place, prompt in enumerate(prompts)]
 
     def _judged(self, prompt: Prompt, generation: Generation, log_probabilities: NDArray[np.float32]) -> Sample:
-        end = (self.tokenizer.eot_token,) if generation.ended else ()
+        end = () if generation.end is None else (generation.end,)
         tokens, text = (*generation.tokens, *end), self.tokenizer.decode(generation.tokens)
         return Sample(
             tokens=tokens,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gpt_pipeline.checkpoints.manifest import TOKENIZER as TOKENIZER  # noqa: PLC0414  # exported
 from gpt_pipeline.data.config import STREAM
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.config import ModelConfig
@@ -32,6 +33,10 @@ class StartWeights:
 
     source: str
     """Where they come from, for people: `gpt2-124m.yaml, best_model.pt, step 50000`."""
+
+    new_tokens: tuple[int, ...] = ()
+    """Tokens that they were not trained on, whose rows begin as `model.vocabulary` says. The shards and the weights
+    decide which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +165,6 @@ PROMPTS = "rl_prompts"
 
 PACKING = "data.packing"
 
-TOKENIZER = "data.tokenizer"
-"""Stands for the tokenizer of the shards; left out: GPT-2's."""
 
 _FREE_SECTIONS = ("hardware", "evaluation")
 _FREE = tuple(f"training.{key}" for key in ("micro_batch_size", "compile", "gradient_checkpointing", "deterministic"))

@@ -28,6 +28,7 @@ from gpt_pipeline.checkpoints.manifest import (
 )
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot, weights_sha256
 from gpt_pipeline.errors import DamagedFileError, UserError
+from gpt_pipeline.model.vocabulary import with_new_tokens
 from gpt_pipeline.storage.atomic import fsync_folder, remove_leftovers, sha256_of
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.config import sequences_per_step
@@ -110,7 +111,7 @@ def _carry_out(decision: StartDecision, job: TrainingJob, max_steps: int, say: S
     if decision.why_moved:
         _move_aside(job.folder, decision.why_moved, say)
     if job.start_from is not None:
-        say(f"Starting from the weights of {job.start_from.source}.")
+        say(f"Starting from the weights of {job.start_from.source}.{_new_in_words(job.start_from)}")
     return Start(weights=weights)
 
 
@@ -153,8 +154,13 @@ def _start_from_named(decision: StartDecision, job: TrainingJob, max_steps: int,
     return Start(checkpoint=info, snapshot=snapshot)
 
 
+def _new_in_words(start_from: StartWeights) -> str:
+    ids = " and ".join(f"{id_:,}" for id_ in start_from.new_tokens)
+    return f" The tokens {ids} are new to them: their rows begin as the mean of the others." if ids else ""
+
+
 def read_start_weights(job: TrainingJob, start_from: StartWeights) -> Weights:
-    """Return the weights that `job` begins with.
+    """Return the weights that `job` begins with, with rows for tokens that they were not trained on.
 
     Raises:
         UserError: the file is missing or damaged, holds other weights than the job was made for, or a model of another
@@ -163,7 +169,8 @@ def read_start_weights(job: TrainingJob, start_from: StartWeights) -> Weights:
     path = Path(start_from.file)
     snapshot = load_checkpoint(path)
     weights, shape = snapshot.model, dataclasses.asdict(snapshot.model_config)
-    changes = find_changes({f"model.{key}": value for key, value in shape.items() if key != "dropout"}, job)
+    unlike = {"dropout", *(("vocab_size",) if start_from.new_tokens else ())}
+    changes = find_changes({f"model.{key}": value for key, value in shape.items() if key not in unlike}, job)
     if changes:
         found = ", ".join(f"{change.key}={change.before}" for change in changes)
         need = ", ".join(f"{change.key}={change.after}" for change in changes)
@@ -177,7 +184,7 @@ def read_start_weights(job: TrainingJob, start_from: StartWeights) -> Weights:
             f"start_from: {path} holds weights with sha256 {sha256}, need {start_from.weights_sha256} "
             f"({start_from.source}): it was written anew meanwhile; run again to start from what is there now"
         )
-    return weights
+    return with_new_tokens(weights, start_from.new_tokens)
 
 
 def read_start(job: TrainingJob, info: CheckpointInfo) -> Snapshot:

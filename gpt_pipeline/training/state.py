@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
+from gpt_pipeline.data.config import is_gpt2
 from gpt_pipeline.data.tokens.stream import tokenizer_file
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.training.job import TrainingJob, settings_of
@@ -67,7 +68,7 @@ def take_snapshot(job: TrainingJob, progress: Progress, updater: Updater) -> Sna
         fingerprint=job.fingerprint,
         shards_fingerprint=job.shards_fingerprint,
         settings=settings_of(job),
-        tokenizer=None if job.tokenizer is None else tokenizer_file(job.shards_folder),
+        tokenizer=None if is_gpt2(job.tokenizer) else tokenizer_file(job.shards_folder),
     )
 
 

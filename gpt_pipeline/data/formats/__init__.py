@@ -82,7 +82,7 @@ def format_of(config: DataConfig) -> Format:
     if config.format == "synth":
         from gpt_pipeline.data.formats.synth import Synth
 
-        return Synth(filter=conditions, languages=config.wanted_languages)
+        return Synth(filter=conditions, languages=config.wanted_languages, template=config.template)
     from gpt_pipeline.data.formats.keys import RowKeys
 
     keys, columns = RowKeys(filter=conditions, group=config.group, kind=config.kind), config.columns
@@ -93,7 +93,7 @@ def format_of(config: DataConfig) -> Format:
     if config.format == "chat":
         from gpt_pipeline.data.formats.chat import ChatFormat
 
-        return ChatFormat(messages=columns.messages, keys=keys)
+        return ChatFormat(messages=columns.messages, keys=keys, template=config.template)
     from gpt_pipeline.data.formats.question_answer import QuestionAnswerFormat
 
     return QuestionAnswerFormat(
@@ -102,4 +102,5 @@ def format_of(config: DataConfig) -> Format:
         answer=columns.answer,
         result=columns.result,
         keys=keys,
+        template=config.template,
     )

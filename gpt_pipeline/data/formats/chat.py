@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from gpt_pipeline.data.columns import Flags, of_indices, of_int32s, of_texts, text_sizes
 from gpt_pipeline.data.formats.conversation import Conversation, UnusableError, conversation_of
+from gpt_pipeline.data.formats.forms import Template
 from gpt_pipeline.data.formats.keys import OwnFormat
 from gpt_pipeline.data.formats.protocol import Selection
 from gpt_pipeline.data.formats.rules import selected
@@ -32,7 +33,7 @@ class ChatFormat(OwnFormat):
     @property
     def identity(self) -> Mapping[str, Any]:
         """The format's name and its column."""
-        return {"format": "chat", "columns": {"messages": self.messages}, **self.keys.identity}
+        return {"format": "chat", "columns": {"messages": self.messages}, **self.keys.identity, **self.templated}
 
     @property
     def columns(self) -> Wanted:
@@ -57,7 +58,9 @@ class ChatFormat(OwnFormat):
             return text_sizes(rows[self.messages]) <= MAX_DOCUMENT_BYTES
 
         passed = selected(batch, {"too_long": is_short_enough, **self.keys.rules})
-        made = [_made(text) for text in passed.rows[self.messages].take(of_indices(passed.kept)).to_pylist()]
+        made = [
+            _made(text, self.template) for text in passed.rows[self.messages].take(of_indices(passed.kept)).to_pylist()
+        ]
         usable = [each for each in made if isinstance(each, Conversation)]
         chosen = passed.only(np.flatnonzero([isinstance(each, Conversation) for each in made]))
         rows = chosen.rows.take(of_indices(chosen.kept))
@@ -73,14 +76,15 @@ class ChatFormat(OwnFormat):
         """Return the documents of the selected rows."""
         made = selection.rows[self.messages].take(of_indices(selection.kept))
         parts = {field.name: made.field(place) for place, field in enumerate(made.type)}
-        columns = {**self.keys.of(selection.rows, selection.kept, parts["text"]), **parts}
+        plain = parts.pop("plain")
+        columns = {**self.keys.of(selection.rows, selection.kept, plain), **parts}
         return pa.record_batch(list(columns.values()), schema=self.document_schema)
 
 
-def _made(messages: str | None) -> Conversation | str:
+def _made(messages: str | None, template: Template) -> Conversation | str:
     """Return the conversation, or why there is none."""
     try:
-        return conversation_of(messages)
+        return conversation_of(messages, template)
     except UnusableError as error:
         return str(error)
 
@@ -88,10 +92,14 @@ def _made(messages: str | None) -> Conversation | str:
 def _column_of(conversations: Sequence[Conversation]) -> pa.StructArray:
     """Return the columns of conversations in the documents' parquet, as one."""
     texts = of_texts([each.text.encode("utf-8", "surrogatepass") for each in conversations])
+    plain = texts
+    if any(each.plain is not each.text for each in conversations):
+        plain = of_texts([each.plain.encode("utf-8", "surrogatepass") for each in conversations])
     numbers = {name: of_int32s(np.array([getattr(each, name) for each in conversations])) for name in _NUMBERS}
     bounds = np.append(0, np.cumsum([len(each.spans) for each in conversations])).astype(np.int32)
     spans = np.array([bound for each in conversations for bound in each.spans])
     columns = {
+        "plain": plain,
         "text": texts,
         **numbers,
         "spans": pa.ListArray.from_arrays(of_int32s(bounds), of_int32s(spans)),

@@ -2,7 +2,8 @@
 
 A turn reads as a document of `question_answer` does: `Q: ...`, a blank line, `A: ...`. Turns have a blank line between
 them, and a system message is a paragraph of its own, `System: ...`, where it stands. What ends an answer is the mark of
-the message behind it (a blank line and `Q:`), or the document's end.
+the message behind it (a blank line and `Q:`), or the document's end. In ChatML each message is a turn, and its end mark
+ends an answer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
+from gpt_pipeline.data.formats.forms import CHATML, END, START, Form, Template, turn, without_marks
 from gpt_pipeline.data.formats.synth_text import ANSWER_MARK, QUERY_MARK, is_blank
 
 Role = Literal["system", "user", "assistant"]
@@ -67,8 +69,11 @@ class Conversation:
     spans: Sequence[int]
     """Start and end of each answer, one after the other, in bytes of UTF-8; what ends an answer belongs to it."""
 
+    plain: str
+    """The same text without a template: by it the document is called, so that any template holds out the same ones."""
 
-def conversation_of(messages: str | None) -> Conversation:
+
+def conversation_of(messages: str | None, template: Template = "plain") -> Conversation:
     """Return the conversation that a row's messages, a list in JSON, are.
 
     Raises:
@@ -84,7 +89,36 @@ def conversation_of(messages: str | None) -> Conversation:
             raise UnusableError(reason)
     if all(message.role != "user" for message in told):
         raise UnusableError("no_question")
-    return rendered([message for message in told if not is_blank(message.content)])
+    said = [message for message in told if not is_blank(message.content)]
+    if template == "plain":
+        return rendered(said)
+    if any(without_marks(message.content) != message.content for message in said):
+        raise UnusableError("reserved_character")
+    return in_turns(said)
+
+
+def in_turns(messages: Sequence[Message]) -> Conversation:
+    """Return messages, the last of them an answer, as turns of ChatML."""
+    texts = [turn(message.role, message.content) for message in messages]
+    begins = [0, *accumulate(map(len, texts))]
+    sizes = [0, *accumulate(len(text.encode()) for text in texts)]
+    asked, spans = [], []
+    for place, message in enumerate(messages):
+        if message.role == "user":
+            last = begins[place + 1] - len(CHATML.end)
+            asked.append((last - len(message.content), last))
+        elif message.role == "assistant":
+            last = sizes[place + 1] - CHATML.unlearnt_bytes
+            spans += [last - len(f"{message.content}{END}".encode()), last]
+    return Conversation(
+        text="".join(texts),
+        query_start=asked[0][0],
+        query_end=asked[-1][1],
+        answer_start=begins[-1] - len(f"{messages[-1].content}{CHATML.end}"),
+        answer_bytes=sizes[-1] - spans[-2],
+        spans=spans,
+        plain=rendered(messages).text,
+    )
 
 
 def rendered(messages: Sequence[Message]) -> Conversation:
@@ -104,13 +138,15 @@ def rendered(messages: Sequence[Message]) -> Conversation:
             spans += [end - content_size, end + _ending_bytes(messages, place)]
         texts += [head, message.content]
         characters, size = begin + len(message.content), size + len(head) + content_size
+    text = "".join(texts)
     return Conversation(
-        text="".join(texts),
+        text=text,
         query_start=asked[0][0],
         query_end=asked[-1][1],
         answer_start=characters - len(messages[-1].content),
         answer_bytes=content_size,
         spans=spans,
+        plain=text,
     )
 
 
@@ -131,6 +167,26 @@ def question_starts(text: str, query_start: int, spans: Sequence[int]) -> tuple[
     passed = accumulate(len(letters[begin:end].decode()) for begin, end in pairwise([0, *ends]))
     starts = {query_start - len(QUERY_MARK), *(end - len(QUERY_MARK.rstrip(" ")) for end in passed)}
     return tuple(start for start in sorted(starts) if text.startswith(QUERY_MARK, start))
+
+
+def prompt_of(messages: Sequence[Message], form: Form, *, reasons: bool) -> str:
+    """Return a conversation up to where the model takes over, with its reasoning or with its answer.
+
+    `rendered` and `in_turns` write documents so. What someone typed gives none of the tokens that ChatML has.
+    """
+    begun = form.prompt("", reasons=reasons).removeprefix(form.query)
+    if form.has_marks:
+        said = "".join(turn(message.role, without_marks(message.content)) for message in messages)
+        return f"{said}{begun.removeprefix(form.end)}"
+    return f"{BETWEEN.join(f'{MARKS[message.role]}{message.content}' for message in messages)}{begun}"
+
+
+def turn_starts(prompt: str) -> tuple[int, ...]:
+    """Return the same of the beginning of a document in ChatML."""
+    begins = [place for place, letter in enumerate(prompt) if letter == START]
+    roles = [prompt[begin + 1 :].partition("\n")[0] for begin in begins]
+    asking = [place for place, role in enumerate(roles) if role == "user"]
+    return tuple(begins[place] for place in asking if place == asking[0] or roles[place - 1] == "assistant")
 
 
 def first_answer_of(pieces: Iterable[str]) -> Iterator[str]:

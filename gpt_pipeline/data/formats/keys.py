@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from gpt_pipeline.data.columns import Indices, of_flags, of_indices, text_hashes
 from gpt_pipeline.data.formats.filter import Condition
+from gpt_pipeline.data.formats.forms import FORMS, Form, Template
 from gpt_pipeline.data.formats.rules import Rules, is_not_blank
 from gpt_pipeline.data.readers.rows import count_rows
 from gpt_pipeline.data.readers.wanted import Wanted
@@ -83,6 +84,17 @@ class OwnFormat(ABC):
     """What texts and questions of one's own have in common."""
 
     keys: RowKeys = NO_KEYS
+    template: Template = "plain"
+
+    @property
+    def form(self) -> Form:
+        """What stands around the parts of a document."""
+        return FORMS[self.template]
+
+    @property
+    def templated(self) -> Mapping[str, Any]:
+        """The template for fingerprints; nothing for the plain one, which was the first."""
+        return {} if self.template == "plain" else {"template": self.template}
 
     @property
     @abstractmethod

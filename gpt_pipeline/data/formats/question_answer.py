@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from gpt_pipeline.data.columns import Flags, Indices, of_indices, text_sizes
+from gpt_pipeline.data.formats.forms import PLAIN
 from gpt_pipeline.data.formats.keys import OwnFormat
 from gpt_pipeline.data.formats.protocol import Selection
-from gpt_pipeline.data.formats.question_texts import MARK_BYTES, TEXT_FIELDS, question_texts
-from gpt_pipeline.data.formats.rules import Rules, is_not_blank, selected
+from gpt_pipeline.data.formats.question_texts import TEXT_FIELDS, question_texts
+from gpt_pipeline.data.formats.rules import Rules, is_not_blank, mark_rules, selected
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, Wanted
 
 
@@ -36,7 +37,7 @@ class QuestionAnswerFormat(OwnFormat):
         """The format's name and its columns."""
         named = {name: getattr(self, name) for name in ("question", "reasoning", "answer", "result")}
         columns = {name: column for name, column in named.items() if column is not None}
-        return {"format": "question_answer", "columns": columns, **self.keys.identity}
+        return {"format": "question_answer", "columns": columns, **self.keys.identity, **self.templated}
 
     @property
     def columns(self) -> Wanted:
@@ -60,9 +61,12 @@ class QuestionAnswerFormat(OwnFormat):
     def documents_of(self, selection: Selection) -> pa.RecordBatch:
         """Return the documents of the selected rows."""
         rows, kept = selection.rows, selection.kept
-        parts = question_texts(rows[self.question], self._reasoning(rows), rows[self.answer], kept)
+        columns_read = rows[self.question], self._reasoning(rows), rows[self.answer], kept
+        parts = question_texts(*columns_read, self.form)
+        # Called by its plain text, so that the same documents are held out with any template.
+        plain = parts if self.form is PLAIN else question_texts(*columns_read)
         expected = self._expected(rows, kept)
-        columns = {**self.keys.of(rows, kept, parts["text"]), "expected": expected, **parts}
+        columns = {**self.keys.of(rows, kept, plain["text"]), "expected": expected, **parts}
         return pa.record_batch(list(columns.values()), schema=self.document_schema)
 
     def _expected(self, rows: pa.RecordBatch, kept: Indices) -> pa.StringArray:
@@ -84,7 +88,7 @@ class QuestionAnswerFormat(OwnFormat):
 
         def is_short_enough(rows: pa.RecordBatch) -> Flags:
             sizes = np.sum([text_sizes(rows[column]) for column in self.columns.texts], axis=0)
-            fitting: Flags = sizes + MARK_BYTES <= MAX_DOCUMENT_BYTES
+            fitting: Flags = sizes + self.form.size <= MAX_DOCUMENT_BYTES
             return fitting
 
         return {
@@ -92,4 +96,5 @@ class QuestionAnswerFormat(OwnFormat):
             **self.keys.rules,
             "no_question": has_question,
             "no_answer": has_answer,
+            **mark_rules(self.form, self.columns.texts),
         }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpt_pipeline.data.columns import Flags, Indices, of_indices, text_bounds, text_bytes, text_sizes
+from gpt_pipeline.data.columns import Flags, Indices, flags, of_indices, text_bounds, text_bytes, text_sizes
+from gpt_pipeline.data.formats.forms import MARKS, Form
 from gpt_pipeline.data.formats.protocol import Selection
 
 Rules = Mapping[str, Callable[[pa.RecordBatch], Flags]]
@@ -31,6 +32,19 @@ def selected(batch: pa.RecordBatch, rules: Rules, *, first: Rules | None = None)
     valid = np.array(_valid_rows(rows, 0), np.int64)
     dropped = early.dropped + Counter(invalid_utf8=rows.num_rows - len(valid))
     return _passing(rows.take(of_indices(valid)), early.kept[valid], rules, +dropped)
+
+
+def mark_rules(form: Form, columns: Sequence[str]) -> Rules:
+    """Return the rule that texts hold no character which stands for a token in `form`; none where there are none."""
+
+    def has_no_mark(rows: pa.RecordBatch) -> Flags:
+        is_free = np.ones(rows.num_rows, np.bool_)
+        for column in columns:
+            for mark in MARKS:
+                is_free &= ~flags(pc.match_substring(rows[column], mark))
+        return is_free
+
+    return {"reserved_character": has_no_mark} if form.has_marks else {}
 
 
 def _passing(rows: pa.RecordBatch, positions: Indices, rules: Rules, dropped: Counter[str]) -> Selection:

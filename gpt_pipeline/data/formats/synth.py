@@ -25,9 +25,10 @@ from gpt_pipeline.data.columns import (
     text_value,
 )
 from gpt_pipeline.data.formats.filter import Condition
+from gpt_pipeline.data.formats.forms import FORMS, PLAIN, Form, Template
 from gpt_pipeline.data.formats.protocol import Format, Selection
-from gpt_pipeline.data.formats.question_texts import MARK_BYTES, TEXT_FIELDS, question_texts
-from gpt_pipeline.data.formats.rules import Rules, is_not_blank, selected
+from gpt_pipeline.data.formats.question_texts import TEXT_FIELDS, question_texts
+from gpt_pipeline.data.formats.rules import Rules, is_not_blank, mark_rules, selected
 from gpt_pipeline.data.formats.synth_text import ENGLISH, FAILED_CONSTRAINT
 from gpt_pipeline.data.readers.parquet import open_counted, require_columns
 from gpt_pipeline.data.readers.rows import count_rows, is_parquet
@@ -74,10 +75,17 @@ def _languages(file: Path | io.IOBase, name: str) -> Iterator[pa.RecordBatch]:
         yield from parquet.iter_batches(columns=["language"], use_threads=False)
 
 
-def select(batch: pa.RecordBatch, filter: Sequence[Condition] = (), languages: Languages = _ENGLISH_ALONE) -> Selection:
+def select(
+    batch: pa.RecordBatch,
+    filter: Sequence[Condition] = (),
+    languages: Languages = _ENGLISH_ALONE,
+    form: Form = PLAIN,
+) -> Selection:
     """Return the rows of `batch` that become documents."""
     kept = {condition.reason: condition.passes for condition in filter}
-    return selected(batch, {**kept, **_TEXT_RULES}, first={"language": partial(_is_in, languages)})
+    fits: Rules = {"too_long": partial(_is_short_enough, form), **mark_rules(form, _TEXTS)}
+    rules = {**kept, **_TEXT_RULES, **fits}
+    return selected(batch, rules, first={"language": partial(_is_in, languages)})
 
 
 def _is_in(languages: Languages, rows: pa.RecordBatch) -> Flags:
@@ -108,21 +116,21 @@ def _is_not_failed(rows: pa.RecordBatch) -> Flags:
     return ~flags(pc.match_substring(rows["constraints"], FAILED_CONSTRAINT))
 
 
-def _is_short_enough(rows: pa.RecordBatch) -> Flags:
-    sizes = [text_sizes(rows[name]) for name in ("query", "synthetic_reasoning", "synthetic_answer")]
-    return sizes[0] + sizes[1] + sizes[2] + MARK_BYTES <= MAX_DOCUMENT_BYTES
+def _is_short_enough(form: Form, rows: pa.RecordBatch) -> Flags:
+    sizes = [text_sizes(rows[name]) for name in _TEXTS]
+    return sizes[0] + sizes[1] + sizes[2] + form.size <= MAX_DOCUMENT_BYTES
 
 
+_TEXTS = ("query", "synthetic_reasoning", "synthetic_answer")
 _TEXT_RULES: Rules = {
     "no_query": _has_query,
     "no_answer": _has_answer,
     "failed_constraint": _is_not_failed,
-    "too_long": _is_short_enough,
 }
 """After the language and the encoding: a row is counted under the first reason that applies."""
 
 
-def documents_of(selection: Selection) -> pa.RecordBatch:
+def documents_of(selection: Selection, form: Form = PLAIN) -> pa.RecordBatch:
     """Return the documents of selected rows: `DOCUMENT_SCHEMA`, one for each."""
     rows, kept = selection.rows, selection.kept
     columns = {
@@ -130,7 +138,7 @@ def documents_of(selection: Selection) -> pa.RecordBatch:
         "exercise": rows["exercise"].take(of_indices(kept)),
         "article": _articles(rows).take(of_indices(kept)),
         "constraints": rows["constraints"].take(of_indices(kept)),
-        **question_texts(rows["query"], rows["synthetic_reasoning"], rows["synthetic_answer"], kept),
+        **question_texts(rows["query"], rows["synthetic_reasoning"], rows["synthetic_answer"], kept, form),
     }
     return pa.record_batch(list(columns.values()), schema=DOCUMENT_SCHEMA)
 
@@ -152,13 +160,16 @@ class Synth:
 
     filter: tuple[Condition, ...] = ()
     languages: Languages = _ENGLISH_ALONE
+    template: Template = "plain"
     version = RULE_VERSION
     document_schema = DOCUMENT_SCHEMA
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The filter, if there is one, and languages other than English alone; the first experiments had neither."""
-        kept = {"filter": {each.column: each.text for each in self.filter}} if self.filter else {}
+        """The filter and template, if there are, and languages other than English alone: the first experiments had
+        none."""
+        kept: dict[str, Any] = {"filter": {each.column: each.text for each in self.filter}} if self.filter else {}
+        kept |= {"template": self.template} if self.template != "plain" else {}
         return kept if self._is_english else {**kept, "languages": self.languages and list(self.languages)}
 
     @property
@@ -195,7 +206,7 @@ class Synth:
 
     def select(self, batch: pa.RecordBatch) -> Selection:
         """Return the rows in the languages with a query and an answer."""
-        selection = select(batch, self.filter, self.languages)
+        selection = select(batch, self.filter, self.languages, FORMS[self.template])
         if self._is_english or "language" not in selection.dropped:
             return selection
         # Who names languages by hand is told which ones there are.
@@ -204,7 +215,7 @@ class Synth:
 
     def documents_of(self, selection: Selection) -> pa.RecordBatch:
         """Return the documents of the selected rows."""
-        return documents_of(selection)
+        return documents_of(selection, FORMS[self.template])
 
 
 SYNTH: Format = Synth()

@@ -128,6 +128,7 @@ class FastEncoder:
         self._reference = ReferenceEncoder(self._tokenizer)
         self._judged = np.zeros(_N_CODE_POINTS, dtype=np.bool_)
         self._judged[:128] = True
+        self._judged[[ord(mark) for mark in self._tokenizer.marks]] = True  # tokens by themselves for both
         self._disputed = np.zeros(_N_CODE_POINTS, dtype=np.bool_)
 
     def encode(self, texts: pa.StringArray) -> EncodedTexts:
@@ -183,7 +184,7 @@ def _last_word(text: str) -> str:
 
 
 class _Gigatoken:
-    """gigatoken with `SEPARATOR` as its only special token, in bounded memory."""
+    """gigatoken with `SEPARATOR`, and what stands for ChatML's tokens, as its only special ones, in bounded memory."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         from gigatoken import BytesSource
@@ -224,13 +225,13 @@ def _new_tokenizer(of: Tokenizer) -> _Tokenizer:
     with tempfile.TemporaryDirectory(prefix="gpt-pipeline-") as folder:  # it reads a vocabulary from files only
         path = Path(folder) / "gpt2.tiktoken"
         path.write_bytes(_tiktoken_file())
-        tokenizer: _Tokenizer = gigatoken.Tokenizer.from_tiktoken(path, "gpt2", {SEPARATOR: EOT_TOKEN})
+        tokenizer: _Tokenizer = gigatoken.Tokenizer.from_tiktoken(path, "gpt2", {SEPARATOR: EOT_TOKEN, **of.marks})
         return tokenizer
 
 
 @lru_cache(maxsize=8)
 def _with_separator(tokenizer: Tokenizer) -> str:
-    """Return the `tokenizer.json` with `SEPARATOR` as its only special token.
+    """Return the `tokenizer.json` with `SEPARATOR`, and what stands for ChatML's tokens, as its only special ones.
 
     Raises:
         _UnlikeGpt2Error: it does something that GPT-2's does not.
@@ -244,8 +245,9 @@ def _with_separator(tokenizer: Tokenizer) -> str:
     if any(model.get(key) for key in ("ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")):
         raise _UnlikeGpt2Error("its words are not merged as GPT-2's are")
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    end = {"id": tokenizer.eot_token, "content": SEPARATOR, "special": True, **flags}
-    return json.dumps({**value, "added_tokens": [end]})
+    special = {SEPARATOR: tokenizer.eot_token, **tokenizer.marks}
+    tokens = [{"id": id_, "content": text, "special": True, **flags} for text, id_ in special.items()]
+    return json.dumps({**value, "added_tokens": tokens})
 
 
 @cache

@@ -24,7 +24,7 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.formats import MIXED_SHARDS
 from gpt_pipeline.data.stage import PlacedStage, Say, ask_again, finish_stage
 from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
-from gpt_pipeline.data.tokens.shards import ShardsStage, require_a_sequence, tokenizer_facts
+from gpt_pipeline.data.tokens.shards import ShardsStage, has_turns, require_a_sequence, tokenizer_facts
 from gpt_pipeline.data.tokens.stream import (
     TOKENIZER_NAME,
     TRAIN,
@@ -177,7 +177,7 @@ class MixedShardsStage(PlacedStage):
                 "train_tokens_by_part": taken,
                 "epochs_by_part": {name: round(taken[name] / size, 4) for name, size in sizes.items()},
                 "left_out_by_part": {name: sum(len(each.left_out) for each in own) for name, own in shards.items()},
-                **tokenizer_facts(parts[0].stage),
+                **tokenizer_facts(max((part.stage for part in parts), key=has_turns)),
                 "held_out": _held_out(parts),
             },
         )

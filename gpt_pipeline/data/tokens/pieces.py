@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from gpt_pipeline.data.columns import bytes_of_first, int32s, text_sizes, text_value
 from gpt_pipeline.data.documents.files import names_in
 from gpt_pipeline.data.documents.split import held_out_rows, hold_out
+from gpt_pipeline.data.formats.forms import CHATML
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.encoder import EncodedTexts, Encoder, Encoders
 from gpt_pipeline.data.tokens.stream import Positions, Tokens
@@ -113,6 +114,11 @@ class DocumentsFile:
     def tokenizer(self) -> Tokenizer:
         """The one whose tokens are wanted."""
         return self.encoders.tokenizer
+
+    @property
+    def unlearnt_bytes(self) -> int:
+        """Bytes at a text's end that belong neither to an answer nor to what ends it."""
+        return CHATML.unlearnt_bytes if self.tokenizer.marks else 0
 
     @cached_property
     def metadata(self) -> pq.FileMetaData:
@@ -262,7 +268,7 @@ class _Worker:
         answer_sizes = _answer_sizes(self.file, rows, sizes)
         answers = text.token_at(np.cumsum(sizes) - answer_sizes)
         lengths = np.diff(encoded.starts, append=len(encoded.tokens))
-        spans, span_counts = _spans(rows, text, sizes, answer_sizes)
+        spans, span_counts = _spans(rows, text, sizes, answer_sizes, self.file.unlearnt_bytes)
         sampled = self.file.sampled
         sampled = sampled[(sampled >= first_row) & (sampled < first_row + rows.num_rows)] - first_row
         return Piece(
@@ -330,11 +336,11 @@ def _answer_sizes(file: DocumentsFile, rows: pa.RecordBatch, sizes: Positions) -
 
 
 def _spans(
-    rows: pa.RecordBatch, text: TokenBytes, sizes: Positions, answer_sizes: Positions
+    rows: pa.RecordBatch, text: TokenBytes, sizes: Positions, answer_sizes: Positions, unlearnt_bytes: int
 ) -> tuple[Positions, Positions]:
     """Return the spans of tokens that an answer-only loss trains on, int64 [spans, 2], and how many each text has.
 
-    A file of conversations lists them; of others it is one, up to the text's end.
+    A file of conversations lists them; of others it is one, up to the `unlearnt_bytes` at the text's end.
     """
     ends = np.cumsum(sizes)
     if "spans" in rows.schema.names:
@@ -343,7 +349,7 @@ def _spans(
         firsts, lasts = bounds[::2], bounds[1::2]
     else:
         counts = np.ones(len(ends), np.int64)
-        firsts, lasts = ends - _trained_sizes(rows, answer_sizes), ends
+        firsts, lasts = ends - _trained_sizes(rows, answer_sizes), ends - unlearnt_bytes
     return np.stack((text.token_at(firsts), text.token_at(lasts - 1) + 1), axis=1), counts
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt_pipeline.data.config import DataConfig, SharedTokenizerConfig
+from gpt_pipeline.data.config import ADDED_TURNS, CHATML, CHATML_SUFFIX, DataConfig, SharedTokenizerConfig
 from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.stage import Part, PlacedStage, Say, begin_again, finish_stage, grouped, intact_parts, prepare
 from gpt_pipeline.data.tokens.stream import (
@@ -23,11 +23,11 @@ from gpt_pipeline.data.tokens.stream import (
     open_shards,
     shard_name,
 )
-from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID
+from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID, Tokenizer, added_turns, with_turns
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.atomic import link_or_copy
-from gpt_pipeline.storage.fingerprint import fingerprint
+from gpt_pipeline.storage.fingerprint import fingerprint, identity_of
 from gpt_pipeline.storage.manifest import Manifest, StageResult, stage_folder, verify
 
 if TYPE_CHECKING:
@@ -133,7 +133,8 @@ class ShardsStage(PlacedStage):
     def _encoders(self) -> Encoders:
         from gpt_pipeline.data.tokens.encoder import Encoders  # pyarrow
 
-        return Encoders(self.tokenizer.tokenizer())
+        tokenizer = self.tokenizer.tokenizer()
+        return Encoders(with_turns(tokenizer) if self.config.template == CHATML else tokenizer)
 
     def place(self) -> tuple[Path, str] | None:
         """Return the stage's folder and fingerprint; None while the documents are not known."""
@@ -254,6 +255,8 @@ class ShardsStage(PlacedStage):
             files |= tokenizer.manifest.files
             facts |= tokenizer_facts(tokenizer)
             upstream.append(tokenizer)
+        if self.config.template == CHATML:
+            facts |= _chatml_facts(self.tokenizer.tokenizer())
         return Manifest(
             stage=STAGE,
             fingerprint=wanted,
@@ -264,10 +267,25 @@ class ShardsStage(PlacedStage):
         )
 
 
+def _chatml_facts(tokenizer: Tokenizer) -> dict[str, Any]:
+    made = with_turns(tokenizer)
+    return {
+        "tokenizer": made.identity,
+        "vocab_size": made.vocab_size,
+        "eot_token": made.eot_token,
+        ADDED_TURNS: added_turns(tokenizer),
+    }
+
+
+def has_turns(shards: StageResult) -> bool:
+    """Whether shards have the tokens of ChatML."""
+    return str(shards.manifest.facts.get("tokenizer", "")).endswith(CHATML_SUFFIX)
+
+
 def tokenizer_facts(stage: StageResult) -> dict[str, Any]:
     """Return what the facts of a tokenizer, or of shards made with it, say of it; nothing for GPT-2's."""
     facts = stage.manifest.facts
-    return {name: facts[name] for name in ("tokenizer", "vocab_size", "eot_token") if name in facts}
+    return {name: facts[name] for name in ("tokenizer", "vocab_size", "eot_token", ADDED_TURNS) if name in facts}
 
 
 def _fingerprint(config: DataConfig, upstream: str, tokenizer: str = TOKENIZER_ID) -> str:
@@ -275,7 +293,8 @@ def _fingerprint(config: DataConfig, upstream: str, tokenizer: str = TOKENIZER_I
 
 
 def _identity(config: DataConfig, tokenizer: str) -> dict[str, Any]:
-    return {"validation_fraction": config.validation_fraction, "seed": config.seed, "tokenizer": tokenizer}
+    split = {"validation_fraction": config.validation_fraction, "seed": config.seed}
+    return {**split, "tokenizer": tokenizer, **identity_of(config, "template")}
 
 
 def _numbered_through(parts: Sequence[StageResult]) -> Iterator[tuple[str, StageResult, str]]:

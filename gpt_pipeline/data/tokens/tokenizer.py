@@ -6,10 +6,12 @@ where an answer begins in its tokens, are exact for those alone.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_pipeline.data.config import CHATML_SUFFIX
+from gpt_pipeline.data.formats.forms import END, MARKS, with_names
 from gpt_pipeline.data.tokens.stream import EOT_TOKEN as EOT_TOKEN  # noqa: PLC0414  # exported
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
 from gpt_pipeline.errors import DamagedFileError, UserError
@@ -80,13 +84,21 @@ class Tokenizer:
     """What each token stands for, by id; nothing for special tokens."""
 
     encode: Callable[[str], list[int]] = field(repr=False)
-    """Return the tokens of a text; the name of a special token in it is text."""
+    """Return the tokens of a text; the name of a special token in it is text, a character of `marks` a token."""
 
     encode_batch: Callable[[Sequence[str]], list[list[int]]] = field(repr=False)
     """Return the same for several texts."""
 
     file: str | None = field(default=None, repr=False)
     """The text of its `tokenizer.json`; None for GPT-2's, which every installation has."""
+
+    marks: Mapping[str, int] = field(default_factory=dict)
+    """The tokens of ChatML by the characters that stand for them in documents; see `with_turns`."""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end an answer, the usual one first."""
+        return (self.marks[END], self.eot_token) if self.marks else (self.eot_token,)
 
     def bytes_of(self, token: int) -> bytes:
         """Return what a token stands for; nothing for a special one, or an id that is no token."""
@@ -97,8 +109,9 @@ class Tokenizer:
         return b"".join(map(self.bytes_of, tokens))
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the tokens' text, with a replacement character for what is no UTF-8."""
-        return self.decode_bytes(tokens).decode(errors="replace")
+        """Return the tokens' text for people: replacement characters for what is no UTF-8, ChatML's tokens by name."""
+        text = self.decode_bytes(tokens).decode(errors="replace")
+        return with_names(text) if self.marks else text
 
     @cached_property
     def token_lengths(self) -> NDArray[np.uint8]:
@@ -143,6 +156,98 @@ def gpt2() -> Tokenizer:
     )
 
 
+@functools.lru_cache(maxsize=8)
+def with_turns(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer with the tokens of ChatML, which stand where a text has `forms.START` and `forms.END`.
+
+    A `tokenizer.json` that has them keeps their ids; to others they are added behind the last id. Texts are cut at the
+    two characters, and what lies between is encoded by itself, so that nothing else gives the tokens.
+
+    Raises:
+        UserError: there is no room for two more ids, or `<|im_end|>` is what stands between documents.
+    """
+    if tokenizer.marks:
+        return tokenizer
+    marks = _chatml_ids(tokenizer)
+    size = max(tokenizer.vocab_size, *(id_ + 1 for id_ in marks.values()))
+    token_bytes = [*tokenizer.token_bytes, *[b""] * (size - len(tokenizer.token_bytes))]
+    for mark, id_ in marks.items():
+        token_bytes[id_] = mark.encode()
+    return dataclasses.replace(
+        tokenizer,
+        identity=f"{tokenizer.identity}{CHATML_SUFFIX}",
+        vocab_size=size,
+        token_bytes=tuple(token_bytes),
+        encode=lambda text: _encoded_with(marks, tokenizer.encode_batch, text),
+        encode_batch=lambda texts: [_encoded_with(marks, tokenizer.encode_batch, text) for text in texts],
+        file=None if tokenizer.file is None else _with_added(tokenizer.file, marks),
+        marks=marks,
+    )
+
+
+def _own_turns(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the ids of those of ChatML's tokens that a `tokenizer.json` has, by name."""
+    added = [] if tokenizer.file is None else json.loads(tokenizer.file).get("added_tokens") or []
+    return {token["content"]: int(token["id"]) for token in added if token["content"] in MARKS.values()}
+
+
+def added_turns(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that `with_turns` adds; raises as it does."""
+    own = _own_turns(tokenizer)
+    return [id_ for mark, id_ in _chatml_ids(tokenizer).items() if MARKS[mark] not in own]
+
+
+def lacking_turns(tokenizer: Tokenizer) -> int:
+    """Return how many ids `with_turns` would add."""
+    return len(MARKS) - len(_own_turns(tokenizer))
+
+
+def _chatml_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the ids of ChatML's tokens by what stands for them: the tokenizer's own, or the next free ones."""
+    own = _own_turns(tokenizer)
+    free = iter(range(tokenizer.vocab_size, MAX_IDS))
+    ids = {mark: own[name] if name in own else next(free, MAX_IDS) for mark, name in MARKS.items()}
+    if max(ids.values()) >= MAX_IDS:
+        raise UserError(
+            f"data.template: found chatml with a tokenizer of {tokenizer.vocab_size:,} ids, need at most "
+            f"{MAX_IDS - len(MARKS):,}, which leave room for {' and '.join(MARKS.values())}; take a smaller vocabulary"
+        )
+    if tokenizer.eot_token in ids.values():
+        raise UserError(
+            f"data.template: found chatml with a tokenizer that has {tokenizer.eot} alone to stand between documents, "
+            f"need another token there; add {EOT} to the added_tokens of its tokenizer.json, with the next free id"
+        )
+    return ids
+
+
+def _encoded_with(
+    marks: Mapping[str, int], encode_batch: Callable[[Sequence[str]], list[list[int]]], text: str
+) -> list[int]:
+    pieces = re.split(f"([{''.join(marks)}])", text)
+    ids = iter(encode_batch(pieces[::2]))
+    return [*next(ids), *(id_ for mark in pieces[1::2] for id_ in (marks[mark], *next(ids)))]
+
+
+def _with_added(file: str, marks: Mapping[str, int]) -> str:
+    """Return the `tokenizer.json` with the tokens of ChatML as special tokens."""
+    value = json.loads(file)
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokens = [{"id": id_, "content": MARKS[mark], **flags} for mark, id_ in marks.items()]
+    others = [token for token in value.get("added_tokens") or () if token["content"] not in MARKS.values()]
+    return json.dumps({**value, "added_tokens": sorted([*others, *tokens], key=lambda token: int(token["id"]))})
+
+
+def as_identified(tokenizer: Tokenizer, identity: str | None) -> Tokenizer:
+    """Return the tokenizer, with the tokens of ChatML if facts or settings say `identity` of it."""
+    return with_turns(tokenizer) if (identity or "").endswith(CHATML_SUFFIX) else tokenizer
+
+
+def common_tokenizer(shards: Sequence[StageResult]) -> Tokenizer:
+    """Return the tokenizer of the parts of a mix, with the tokens of ChatML if any has them; see `tokenizer_of`."""
+    found = [tokenizer_of(each) for each in shards]
+    return next((tokenizer for tokenizer in found if tokenizer.marks), found[0])
+
+
 def tokenizer_of(shards: StageResult) -> Tokenizer:
     """Return the tokenizer that the token shards were made with.
 
@@ -150,7 +255,8 @@ def tokenizer_of(shards: StageResult) -> Tokenizer:
         DamagedFileError: its file is missing or is not what the manifest says.
     """
     record = shards.manifest.files.get(TOKENIZER_NAME)
-    return gpt2() if record is None else kept_tokenizer(shards.folder / TOKENIZER_NAME, record.sha256)
+    found = gpt2() if record is None else kept_tokenizer(shards.folder / TOKENIZER_NAME, record.sha256)
+    return as_identified(found, shards.manifest.facts.get("tokenizer"))
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,10 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt_pipeline.data.config import GPT2, DataConfig, SharedTokenizerConfig, TokenizerConfig, is_path
+from gpt_pipeline.data.config import GPT2, PLAIN, DataConfig, SharedTokenizerConfig, TokenizerConfig, is_path
+from gpt_pipeline.data.formats.forms import MARKS
 from gpt_pipeline.data.stage import PlacedStage, Say, ask_again, finish_stage
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
-from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID, Tokenizer, gpt2, kept_tokenizer, read_tokenizer
+from gpt_pipeline.data.tokens.tokenizer import (
+    TOKENIZER_ID,
+    Tokenizer,
+    gpt2,
+    kept_tokenizer,
+    lacking_turns,
+    read_tokenizer,
+    with_turns,
+)
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.atomic import read_kept, write_json, write_text
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
@@ -31,6 +40,7 @@ STAGE = "tokenizer"
 CODE_VERSION = "1"
 _KEY = "data.tokenizer"
 _NOTES = "tokenizers"
+_ADDED_TURNS = "added_turns"  # ids that the tokens of ChatML add
 _logger = logging.getLogger(__name__)
 
 
@@ -195,10 +205,13 @@ def usable_tokenizer(config: DataConfig, data_folder: Path) -> Tokenizer | None:
     Raises:
         UserError: it cannot be used.
     """
+    found: Tokenizer | None
     if isinstance(config.tokenizer, str) and is_path(config.tokenizer):
-        return read_tokenizer(_content(config.tokenizer, data_folder, _logger.info), source=config.tokenizer)
-    stage = TokenizerStage(config=config, data_folder=data_folder)
-    return None if stage.is_made and stage.find() is None else stage.tokenizer()
+        found = read_tokenizer(_content(config.tokenizer, data_folder, _logger.info), source=config.tokenizer)
+    else:
+        stage = TokenizerStage(config=config, data_folder=data_folder)
+        found = None if stage.is_made and stage.find() is None else stage.tokenizer()
+    return found if found is None or config.template == PLAIN else with_turns(found)
 
 
 def known_identity(config: DataConfig, data_folder: Path) -> str | None:
@@ -216,24 +229,31 @@ def known_identity(config: DataConfig, data_folder: Path) -> str | None:
     return None if made is None else str(made.manifest.facts["tokenizer"])
 
 
-def vocabulary_size(tokenizer: str, data_folder: Path) -> int | None:
+def vocabulary_size(tokenizer: str, data_folder: Path, template: str = PLAIN) -> int | None:
     """Return how many ids a model needs for a named tokenizer; None for one of the hub that is not fetched yet.
+
+    Those that the template adds are counted.
 
     Raises:
         UserError: there is no such file, or it cannot be used.
     """
     note = _note(tokenizer, data_folder)
     if not is_path(tokenizer):
-        return None if note is None else int(note["vocab_size"])
+        return None if note is None else _ids_in(note, template)
     path = Path(tokenizer)
     if os.path.isfile(path):
         sha256 = _sha256_of(path, *_stat(path))
         is_known = note is not None and note["sha256"] == sha256  # and was usable
-        return int(note["vocab_size"]) if note is not None and is_known else _size_of(path, *_stat(path))
+        return _ids_in(note if note is not None and is_known else _sizes_of(path, *_stat(path)), template)
     if note is None:
         need = "a tokenizer.json, the name of a model on the hub, gpt2, or {train: 16384}"
         raise ConfigError(_KEY, found=tokenizer, need=f"{need}; there is no such file")
-    return int(note["vocab_size"])
+    return _ids_in(note, template)
+
+
+def _ids_in(sizes: Mapping[str, Any], template: str) -> int:
+    added = 0 if template == PLAIN else int(sizes.get(_ADDED_TURNS, len(MARKS)))  # earlier notes do not say it
+    return int(sizes["vocab_size"]) + added
 
 
 def _fingerprint_of_file(sha256: str) -> str:
@@ -270,8 +290,12 @@ def _sha256_of(path: Path, *_identity: int) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _size_of(path: Path, *_identity: int) -> int:
-    return read_tokenizer(_decoded(_read(path), str(path)), source=_KEY).vocab_size
+def _sizes_of(path: Path, *_identity: int) -> Mapping[str, int]:
+    return _sizes(read_tokenizer(_decoded(_read(path), str(path)), source=_KEY))
+
+
+def _sizes(tokenizer: Tokenizer) -> Mapping[str, int]:
+    return {"vocab_size": tokenizer.vocab_size, _ADDED_TURNS: lacking_turns(tokenizer)}
 
 
 def _read(path: Path) -> bytes:
@@ -301,10 +325,10 @@ def _content(name: str, data_folder: Path, say: Say) -> str:
         content, revision = _downloaded(name, say)
         noted = {"revision": revision}
     text = _decoded(content, name)
-    size, sha256 = read_tokenizer(text, source=f"{_KEY}: {name}").vocab_size, hashlib.sha256(content).hexdigest()
+    sizes, sha256 = _sizes(read_tokenizer(text, source=f"{_KEY}: {name}")), hashlib.sha256(content).hexdigest()
     path = _note_path(name, data_folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"name": name, "sha256": sha256, "vocab_size": size, **noted})
+    write_json(path, {"name": name, "sha256": sha256, **sizes, **noted})
     return text
 
 

@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gpt_pipeline.data.columns import of_flags
-from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.config import PLAIN, DataConfig
 from gpt_pipeline.data.documents.split import read_side
+from gpt_pipeline.data.formats.forms import MARKS
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.tokenizer import EOT
 from gpt_pipeline.errors import DataError
@@ -30,6 +31,7 @@ TRAINED_BYTES = 256 << 20
 _DOCUMENT_BYTES = 1 << 20  # of a longer document only its beginning counts
 _LONGEST_TOKEN = 128  # bytes; longer ones are rulers and blanks, which cost ids
 _BATCH_ROWS = 1024
+_MARKS = f"[{''.join(MARKS)}]"  # which stand for tokens, and are no text to learn from
 
 TrainedOn = Sequence[tuple[StageResult, DataConfig]]
 """Stages of documents, each with the block that says which of its documents are held out."""
@@ -79,7 +81,8 @@ def _training_texts(documents: TrainedOn) -> Iterator[pa.StringArray]:
 
     for stage, data in documents:
         for batch in read_side(document_files(stage), ("text", "group"), data, held_out=False, batch_rows=_BATCH_ROWS):
-            yield batch["text"]
+            texts = batch["text"]
+            yield texts if data.template == PLAIN else pc.replace_substring_regex(texts, _MARKS, "\n")
 
 
 def _sizes(texts: pa.StringArray) -> NDArray[np.int64]:
