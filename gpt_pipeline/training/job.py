@@ -38,6 +38,9 @@ class StartWeights:
     """Tokens that they were not trained on, whose rows begin as `model.vocabulary` says. The shards and the weights
     decide which."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "new_tokens", tuple(self.new_tokens))  # JSON has lists
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts:
