@@ -30,6 +30,7 @@ hardware: {device: cpu}
     [
         ("cpu_step", "--layers 1 --length 32 --turns 1 --threads 1 --eager-only"),
         ("sft_step", "--layers 1 --width 48 --length 32 --turns 1 --threads 1"),
+        ("rollouts", "--layers 1 --width 64 --prompts 2 --samples 2 --new-tokens 3 --threads 1"),
         ("cuda_step", "--tiny --turns 1 --steps 2"),
         ("checkpoint_stall", "--layers 1 --length 16 --sequences 1 --saves 2 --steps 1 --device cpu"),
         ("muon", "--layers 1 --width 32 --turns 1"),
@@ -47,6 +48,7 @@ hardware: {device: cpu}
     ids=[
         "cpu_step",
         "sft_step",
+        "rollouts",
         "cuda_step",
         "checkpoint_stall",
         "muon",

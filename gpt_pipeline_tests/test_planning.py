@@ -394,7 +394,6 @@ def test_duration_of_a_known_speed_is_arithmetic() -> None:
         tokens_per_step=4096,
         max_length=512,
         batch_size=8,
-        losses_of_documents=1,
         validation_tokens=10**6,
         tokens_per_document=800,
         evaluations=4,

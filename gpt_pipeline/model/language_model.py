@@ -92,8 +92,9 @@ class LanguageModel(nn.Module, ABC):  # type: ignore[misc]  # torch is not follo
     ) -> Tensor:
         """Return logits [B, T, V] for `ids` [B, T]; with `targets` [B, T] the loss, summed over tokens, in nats.
 
-        `weights` [B, T] says how much each target counts; None: all the same, 1. `starts`: see `hidden`. A sum, not a
-        mean: micro-batches and ranks add up, and the caller divides once by the weight of all targets of the update.
+        `weights` [B, T] says how much each target counts; None: all the same, 1. Weights [S, B, T] give S sums of the
+        same losses, without gradients. `starts`: see `hidden`. A sum, not a mean: micro-batches and ranks add up, and
+        the caller divides once by the weight of all targets of the update.
 
         Raises:
             ValueError: more tokens than the model has positions.
@@ -108,7 +109,7 @@ class LanguageModel(nn.Module, ABC):  # type: ignore[misc]  # torch is not follo
             x.flatten(0, 1),
             self.head_weight,
             targets.flatten(),
-            None if weights is None else weights.flatten(),
+            None if weights is None else weights.flatten(-2),
             padded_vocab_size=self.config.padded_vocab_size,
             piece=self.loss_piece,
             soft_cap=self.config.soft_cap,

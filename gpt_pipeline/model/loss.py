@@ -32,7 +32,8 @@ def summed_loss(
 ) -> Tensor:
     """Return the cross entropy, in nats, summed over the tokens `targets` [N], of `x` [N, C] times `head` [V, C].
 
-    `weights`: how much each target counts, float32 [N]; None: all the same, 1.
+    `weights`: how much each target counts, float32 [N]; None: all the same, 1. Without gradients also [S, N], for as
+    many sums of the same losses, [S].
     `piece`: tokens whose logits are in memory together; None for all of them, which a compiler can fuse.
     `soft_cap`: see `soft_capped`.
     """
@@ -46,7 +47,7 @@ def summed_loss(
         return nats
     size = piece or len(x)
     pieces = [part.split(size) for part in (x, targets)]
-    pieces.append([None] * len(pieces[0]) if weights is None else weights.split(size))
+    pieces.append([None] * len(pieces[0]) if weights is None else weights.split(size, dim=-1))
     nats = (
         _plain(some, head, wanted, count, (vocab_size, soft_cap)) for some, wanted, count in zip(*pieces, strict=True)
     )
@@ -61,12 +62,13 @@ def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
 def _plain(
     x: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None, bounds: tuple[int, float | None]
 ) -> Tensor:
-    """[N, C], [P, C], [N], [N] -> []; `bounds`: vocabulary, soft cap."""
+    """[N, C], [P, C], [N], [N] -> [], or with weights [S, N] -> [S]; `bounds`: vocabulary, soft cap."""
     vocab_size, soft_cap = bounds
     logits = soft_capped(linear(x, head)[..., :vocab_size].float(), soft_cap)
     if weights is None:
         return F.cross_entropy(logits.float(), targets, reduction="sum")
-    return (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum()
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    return (losses * weights).sum() if weights.dim() == 1 else torch.stack([(losses * each).sum() for each in weights])
 
 
 def _losses_and_error(

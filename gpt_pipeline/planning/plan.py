@@ -273,7 +273,6 @@ def _duration(
         tokens_per_step=length.tokens_per_step,
         max_length=config.data.max_length,
         batch_size=config.training.batch_size,
-        losses_of_documents=2 if config.training.answers_only else 1,
         validation_tokens=tokens.validation_tokens,
         tokens_per_document=tokens.tokens / tokens.documents,
         evaluations=length.checkpoints + pending + is_post_training,

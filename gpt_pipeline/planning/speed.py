@@ -243,9 +243,6 @@ class Work:
     batch_size: int
     """`training.batch_size`: an estimate of the validation loss reads `eval_iters` times as many sequences."""
 
-    losses_of_documents: int
-    """Losses on documents in an estimate, each of which reads half as many tokens as that on windows."""
-
     validation_tokens: int
     tokens_per_document: float
     evaluations: int
@@ -264,7 +261,7 @@ def duration(work: Work, config: EvaluationConfig, speed: Speed | None, done: Se
         )
     step = work.tokens_per_step / speed.tokens_per_second
     tokens = min(config.eval_iters * work.batch_size * work.max_length, work.validation_tokens)
-    each = (1 + work.losses_of_documents / 2) * tokens / _reading_speed(speed)
+    each = 1.5 * tokens / _reading_speed(speed)  # windows, and documents of half as many tokens
     validation = each * -(-work.steps // config.eval_freq)
     return Duration(
         training_seconds=work.steps * step + validation,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from gpt_pipeline.data.tokens.batches import sequential_windows
+from gpt_pipeline.data.tokens.batches import Rows, sequential_windows
 from gpt_pipeline.data.tokens.packing import packed_in_order
 from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
@@ -22,8 +23,10 @@ from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import batch_of
 from gpt_pipeline.training.ranks import Ranks
 
-_Counted = tuple[str, Iterable[NDArray[Any] | None], int]
-"""Which loss a batch is for, the batch, and how many of its targets count."""
+_Counted = tuple[slice, Iterable[NDArray[Any] | None], list[int]]
+"""Which losses a batch is for, the batch, and how many of its targets count for each."""
+
+_OF_WINDOWS, _OF_DOCUMENTS = slice(0, 1), slice(1, None)
 
 
 def require_validation_tokens(stream: TokenStream) -> None:
@@ -64,43 +67,36 @@ def estimate_losses(
     whole, rest = divmod(min(n_windows * T, stream.n_tokens - 1), T)
     size = layout.micro_batch_size
     windows = sequential_windows(stream, sequence_length=T, max_tokens=n_windows * T, batch_size=size)
-    documents = {
-        name: [
-            *packed_in_order(
-                stream,
-                row_length=T,
-                max_positions=(whole * T + rest) // 2,
-                batch_size=size,
-                answers_only=name == "completion_loss",
-            )
-        ]
-        for name in ("document_loss", *(["completion_loss"] if answers_too else []))
-    }
-    names = ["val_loss", *documents]
-    batches = -(-whole // size) + (rest > 0) + sum(map(len, documents.values()))
+    names = ["val_loss", "document_loss", *(["completion_loss"] if answers_too else [])]
+    read = partial(packed_in_order, stream, row_length=T, max_positions=(whole * T + rest) // 2, batch_size=size)
+    documents = [*zip(*(read(answers_only=name == "completion_loss") for name in names[1:]), strict=True)]
+    batches = -(-whole // size) + (rest > 0) + len(documents)
     exact = compute.device if devices.has_float64(compute.device) else torch.device("cpu")
     nats = torch.zeros(len(names), dtype=torch.float64, device=exact)
-    counted = dict.fromkeys(names, 0)
+    counted = np.zeros(len(names), dtype=np.int64)
     model.eval()
-    of_windows = (("val_loss", parts, parts[1].size) for parts in windows)
-    of_documents = (
-        (name, parts, int(np.count_nonzero(np.asarray(parts.weights))))
-        for name, some in documents.items()
-        for parts in some
-    )
-    for number, (name, parts, n_targets) in enumerate(chain[_Counted](of_windows, of_documents)):
+    of_windows = ((_OF_WINDOWS, parts, [parts[1].size]) for parts in windows)
+    of_documents = ((_OF_DOCUMENTS, *_as_one(same)) for same in documents)
+    for number, (places, parts, n_targets) in enumerate(chain[_Counted](of_windows, of_documents)):
         watch(number, batches)
         if should_stop():
             return None
         if number % ranks.world_size == ranks.rank:
             with compute.autocast():
                 loss = model(*batch_of(parts, compute.device).tensors)
-            nats[names.index(name)] += loss.to(exact).double()
-        counted[name] += n_targets
-    if not all(counted.values()):
+            nats[places] += loss.to(exact).double()
+        counted[places] += n_targets
+    if not counted.all():
         raise UserError(
             f"no answer lies within the first {T} tokens of the held-out documents of an estimate; raise "
             "data.max_length, evaluation.eval_iters or data.validation_fraction"
         )
-    totals = dict(zip(names, ranks.sum(nats).tolist(), strict=True))
-    return {name: total / counted[name] for name, total in totals.items()}
+    totals = zip(names, ranks.sum(nats).tolist(), counted.tolist(), strict=True)
+    return {name: total / count for name, total, count in totals}
+
+
+def _as_one(same: Sequence[Rows]) -> tuple[Rows, list[int]]:
+    """Return the same rows, of which other targets count for each loss, as rows for one pass, and how many count."""
+    weights = np.stack([np.asarray(each.weights) for each in same])
+    rows = same[0] if len(same) == 1 else same[0]._replace(weights=weights)
+    return rows, np.count_nonzero(weights, axis=(1, 2)).tolist()
