@@ -37,7 +37,7 @@ from gpt_pipeline.planning.outline import outline
 from gpt_pipeline.planning.plan import Plan, make_plan
 from gpt_pipeline.planning.probe import Request, sizes_of
 from gpt_pipeline.planning.show import sheets
-from gpt_pipeline.planning.speed import Duration, Speed, TooSlowError, Work, duration, measure, update_seconds
+from gpt_pipeline.planning.speed import Duration, Sampling, Speed, TooSlowError, Work, duration, measure, update_seconds
 from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
 from gpt_pipeline.progress.stages import data_progress
 from gpt_pipeline.storage.lock import folder_lock
@@ -345,6 +345,8 @@ def test_measure_makes_real_updates_and_leaves_nothing_behind(tmp_path: Path, mo
     assert speed.tokens_per_second == pytest.approx(128 / speed.update_seconds)
     assert speed.reading_tokens_per_second > 0
     assert speed.writing_tokens_per_second > 0
+    assert speed.sampling_tokens_per_second is None
+    assert measure(_request(samples=3), world_size=1, say=_quiet).sampling_tokens_per_second > 0
     assert "CPU" in speed.device
     assert any("first update" in text for text in told)
     assert list(tmp_path.iterdir()) == []
@@ -411,6 +413,33 @@ def test_duration_of_a_known_speed_is_arithmetic() -> None:
     assert found.validation_seconds == pytest.approx(2 * 1.5 * 20 * 8 * 512 / 4000)  # and half as many in documents
     assert found.training_seconds == pytest.approx(1000 * 4.096 + found.validation_seconds)
     assert found.evaluation_seconds == pytest.approx(4 * ((10**6 + 256 * 512) / 4000 + 5 * 100 / 100))
+
+
+def test_duration_of_rewards_counts_the_answers_that_are_sampled() -> None:
+    work = Work(
+        steps=10,
+        tokens_per_step=1000,
+        max_length=100,
+        batch_size=1,
+        validation_tokens=10**6,
+        tokens_per_document=80,
+        evaluations=0,
+        sampling=Sampling(update=400, estimate=200, prompts=5000),
+    )
+    speed = Speed(
+        tokens_per_second=1000.0,
+        source="measured",
+        reading_tokens_per_second=4000.0,
+        sampling_tokens_per_second=100.0,
+    )
+    config = EvaluationConfig(eval_freq=5, eval_iters=4, save_every_n_iterations=10)
+    found = duration(work, config, speed, [])
+    assert found.sampling_seconds == pytest.approx(10 * 4 + 2 * 2)
+    assert found.prompts_seconds == pytest.approx(50)
+    assert found.training_seconds == pytest.approx(10 * (1 + 4) + found.validation_seconds)
+    assert found.validation_seconds == pytest.approx(2 * (1.5 * 400 / 4000 + 2))
+    unknown = duration(work, config, dataclasses.replace(speed, sampling_tokens_per_second=None), [])
+    assert unknown.sampling_seconds is None
 
 
 # The command

@@ -266,11 +266,21 @@ def _regularisation(known: Known) -> Iterator[Finding]:
 
 
 def _sampling(known: Known) -> Iterator[Finding]:
-    if known.experiment.config.has_rollouts:
+    if not known.experiment.config.has_rollouts:
+        return
+    time, longest = known.duration, known.experiment.config.rl.max_new_tokens
+    if time is None or time.sampling_seconds is None or time.prompts_seconds is None:
         yield note(
             "training.objective",
             "time and tokens are those of updates on full sequences alone: sampling answers, measuring them, and "
             "rl_prompts come on top, and most answers are shorter",
+        )
+    else:
+        yield note(
+            "training.objective",
+            f"time is the most that it takes, with updates on full sequences and answers of rl.max_new_tokens="
+            f"{longest}: {wording.duration(time.sampling_seconds)} of the training's is sampling, and rl_prompts takes "
+            f"{wording.duration(time.prompts_seconds)} before it unless it is made; answers that end early take less",
         )
 
 

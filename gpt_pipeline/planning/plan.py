@@ -12,6 +12,7 @@ from gpt_pipeline.data.tokens.packing import Answers
 from gpt_pipeline.data.tokens.shards import known_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.experiment.config import ExperimentConfig
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
 from gpt_pipeline.experiment.sizes import TrainingSize, size_on, training_size
@@ -28,6 +29,7 @@ from gpt_pipeline.planning.speed import (
     LIMIT_SECONDS,
     Duration,
     OutOfMemoryError,
+    Sampling,
     Speed,
     TooSlowError,
     Work,
@@ -276,8 +278,20 @@ def _duration(
         validation_tokens=tokens.validation_tokens,
         tokens_per_document=tokens.tokens / tokens.documents,
         evaluations=length.checkpoints + pending + is_post_training,
+        sampling=_sampling(config, length) if config.has_rollouts else None,
     )
     return duration(work, config.evaluation, speed, read_evaluations(experiment.folder.evaluations))
+
+
+def _sampling(config: ExperimentConfig, length: Length) -> Sampling:
+    rl = config.rl
+    each = rl.samples_per_prompt * rl.max_new_tokens
+    measured = min(config.evaluation.eval_iters * rl.prompts_per_step, rl.candidates)
+    return Sampling(
+        update=rl.prompts_per_step * each // length.world_size,
+        estimate=measured * each // length.world_size,
+        prompts=rl.candidates * each,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,6 +352,7 @@ class _Measuring:
                 max_steps=length.steps,
             ),
             answers=min(16, config.evaluation.num_questions),  # as many as an evaluation generates at once
+            samples=length.micro_batch_size if config.has_rollouts else 0,
         )
 
     def _smaller(self, length: Length) -> str:

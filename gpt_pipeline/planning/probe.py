@@ -35,6 +35,7 @@ _WHOLE = 4  # larger updates are computed from updates of one and of this many m
 _ROUNDS = 4  # of each size, at least
 _LEAST_SECONDS = 5.0  # of updates, so that short ones are repeated often
 _MOST_UPDATES = 200
+_SHORT_PROMPT = 32  # tokens: reading prompts is a small part of sampling, and here would be most of it
 _WRITING_STEPS = 8  # tokens generated one by one, as answers are
 
 Emit = Callable[[Mapping[str, Any]], None]
@@ -53,6 +54,9 @@ class Request:
     answers: int
     """Rows generated in one batch; 0: none."""
 
+    samples: int = 0
+    """Rows sampled in one batch, as a training on sampled answers does; 0: none."""
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Request:
         """Return the request whose fields `dataclasses.asdict` gave as `value`."""
@@ -62,6 +66,7 @@ class Request:
             hardware=HardwareConfig(**value["hardware"]),
             layout=StepLayout(**value["layout"]),
             answers=int(value["answers"]),
+            samples=int(value["samples"]),
         )
 
 
@@ -72,7 +77,7 @@ def sizes_of(layout: StepLayout) -> tuple[int, ...]:
 
 
 def probe(request: Request, emit: Emit) -> None:
-    """Make updates of each size in turn, then a forward pass without gradients, then generate a few tokens.
+    """Make updates of each size in turn, then a forward pass without gradients, then generate and sample a few tokens.
 
     Raises:
         UserError: the device or the compiler that the request asks for is missing.
@@ -94,8 +99,12 @@ def probe(request: Request, emit: Emit) -> None:
         step, spent = step + 1, spent + seconds
         emit({"kind": "update", "micro_batches": size, "seconds": seconds, "memory": peak_memory_bytes(compute.device)})
     _probe_reading(updater, batch(1), emit, autocast=compute.autocast)
+    half = model.config.context_length // 2
     if request.answers:
-        _probe_writing(model, request.answers, emit)
+        _probe_writing(model, request.answers, emit, kind="writing", prompt=half)
+    if request.samples:
+        with compute.autocast():
+            _probe_writing(model, request.samples, emit, kind="sampling", prompt=min(half, _SHORT_PROMPT))
     for note in notes:
         emit({"kind": "note", "text": note})
 
@@ -130,10 +139,10 @@ def _probe_reading(updater: Updater, batch: Batch, emit: Emit, *, autocast: Call
     emit({"kind": "reading", "tokens": batch[0].numel(), "seconds": time.perf_counter() - start})
 
 
-def _probe_writing(model: LanguageModel, rows: int, emit: Emit) -> None:
-    """Generate some tokens after prompts of half the context, one per row."""
-    length = model.config.context_length // 2
-    ids = torch.zeros((rows, max(1, length)), dtype=torch.int64, device=model.head_weight.device)
+def _probe_writing(model: LanguageModel, rows: int, emit: Emit, *, kind: str, prompt: int) -> None:
+    """Generate some tokens after prompts of so many, one per row."""
+    length = max(1, prompt)
+    ids = torch.zeros((rows, length), dtype=torch.int64, device=model.head_weight.device)
     cache = KVCache(model.config, capacity=min(model.config.context_length, length + 1 + _WRITING_STEPS))
     steps = min(_WRITING_STEPS, cache.capacity - ids.size(1))
     model.eval()
@@ -144,7 +153,7 @@ def _probe_writing(model: LanguageModel, rows: int, emit: Emit) -> None:
             ids = model.forward_cached(ids, cache).argmax(-1)[:, None]
         ids.tolist()  # waits for the device
     if steps > 0:
-        emit({"kind": "writing", "tokens": rows * steps, "seconds": time.perf_counter() - start})
+        emit({"kind": kind, "tokens": rows * steps, "seconds": time.perf_counter() - start})
 
 
 def main() -> int:

@@ -70,6 +70,9 @@ class Speed:
     writing_tokens_per_second: float | None = None
     """Of answers generated in one batch, on one device."""
 
+    sampling_tokens_per_second: float | None = None
+    """Of answers sampled as a training on them does, on one device."""
+
     notes: tuple[str, ...] = ()
 
 
@@ -189,6 +192,7 @@ def _speed(request: Request, records: list[Mapping[str, Any]], *, world_size: in
         peak_flops=by_kind["device"]["peak_flops"],
         reading_tokens_per_second=_rate(by_kind.get("reading")),
         writing_tokens_per_second=_rate(by_kind.get("writing")),
+        sampling_tokens_per_second=_rate(by_kind.get("sampling")),
         notes=tuple(notes),
     )
 
@@ -232,6 +236,12 @@ class Duration:
     evaluations: int
     """Remaining."""
 
+    sampling_seconds: float | None = None
+    """Of the training's, those that sampling answers takes at most; None where unknown, or where none are."""
+
+    prompts_seconds: float | None = None
+    """Before the training: what choosing questions takes at most, by answers sampled to all candidates."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
@@ -246,6 +256,20 @@ class Work:
     validation_tokens: int
     tokens_per_document: float
     evaluations: int
+    sampling: Sampling | None = None
+    """Of a training on sampled answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Tokens of answers that one process samples, at most: none ends early."""
+
+    update: int
+    estimate: int
+    """In a measurement on held-out questions, which comes with each estimate of the losses."""
+
+    prompts: int
+    """To choose questions once."""
 
 
 def duration(work: Work, config: EvaluationConfig, speed: Speed | None, done: Sequence[EvaluationResult]) -> Duration:
@@ -259,17 +283,30 @@ def duration(work: Work, config: EvaluationConfig, speed: Speed | None, done: Se
             evaluation_seconds=None if evaluation is None else evaluation * work.evaluations,
             evaluations=work.evaluations,
         )
-    step = work.tokens_per_step / speed.tokens_per_second
+    sampled, measured, prompts = _sampling_seconds(work.sampling, speed)
+    step = work.tokens_per_step / speed.tokens_per_second + (sampled or 0.0)
     tokens = min(config.eval_iters * work.batch_size * work.max_length, work.validation_tokens)
-    each = 1.5 * tokens / _reading_speed(speed)  # windows, and documents of half as many tokens
+    each = 1.5 * tokens / _reading_speed(speed) + (measured or 0.0)  # windows, and documents of half as many
     validation = each * -(-work.steps // config.eval_freq)
     return Duration(
         training_seconds=work.steps * step + validation,
         validation_seconds=validation,
+        sampling_seconds=None
+        if sampled is None or measured is None
+        else work.steps * sampled + measured * -(-work.steps // config.eval_freq),
+        prompts_seconds=prompts,
         checkpoint_interval_seconds=min(work.steps, config.save_every_n_iterations) * (step + each / config.eval_freq),
         evaluation_seconds=None if evaluation is None else evaluation * work.evaluations,
         evaluations=work.evaluations,
     )
+
+
+def _sampling_seconds(sampling: Sampling | None, speed: Speed) -> tuple[float | None, float | None, float | None]:
+    """Return what sampling takes at most: in an update, in an estimate, and once before."""
+    rate = speed.sampling_tokens_per_second
+    if sampling is None or rate is None:
+        return None, None, None
+    return sampling.update / rate, sampling.estimate / rate, sampling.prompts / rate
 
 
 def _evaluation_seconds(
