@@ -137,6 +137,13 @@ def test_precision_bf16_is_had_where_macos_has_it_and_on_every_cpu(pretend):
     assert _choose(HardwareConfig(device="cpu"), precision="bf16").precision == "bf16"
 
 
+def test_precision_fp16_on_a_cpu_is_had_with_a_word():
+    said: list[str] = []
+    training, cpu = TrainingConfig(precision="fp16"), HardwareConfig(device="cpu")
+    assert choose_compute(cpu, training, ranks=Ranks(), say=said.append).precision == "fp16"
+    assert ["slower than in fp32" in text for text in said] == [True]
+
+
 def test_peak_is_of_16_bits_only(pretend):
     pretend("cuda", name="NVIDIA H100 80GB HBM3")
     assert _choose().peak_flops == 989.4e12

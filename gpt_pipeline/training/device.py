@@ -172,6 +172,8 @@ def _choose_precision(
             "than fp32",
             remedy="use fp16 or fp32; what was trained so far continues with storage.checkpoint_to_resume",
         )
+    if wanted == "fp16" and device.type == "cpu":
+        say("CPUs compute in fp16 many times slower than in fp32: training.precision: auto is faster here.")
     return wanted
 
 
