@@ -28,8 +28,14 @@ MISUSE = 2
 STOPPED = 130  # as a shell reports a command that Ctrl+C ended
 
 
-def _absolute(_context: click.Context, _: click.Parameter, given: Any) -> Any:
-    return given.absolute() if isinstance(given, Path) else [path.absolute() for path in given]
+def _absolute(_context: click.Context, _: click.Parameter, given: Path) -> Path:
+    return given.absolute()
+
+
+def _files(_context: click.Context, _: click.Parameter, given: Sequence[Path]) -> list[Path]:
+    from gpt_pipeline.experiment.discover import files_named
+
+    return [file.absolute() for path in given for file in files_named(path)]
 
 
 EXPERIMENT = click.argument(
@@ -38,14 +44,14 @@ EXPERIMENT = click.argument(
 
 
 def experiments_argument(*, required: bool, metavar: str) -> Callable[[_Verb], _Verb]:
-    """Return the decorator of an argument that takes any number of experiment files."""
+    """Return the decorator of an argument that takes any number of experiment files, folders and patterns of them."""
     return click.argument(
         "experiments",
         type=click.Path(path_type=Path),
         nargs=-1,
         required=required,
         metavar=metavar,
-        callback=_absolute,
+        callback=_files,
     )
 
 

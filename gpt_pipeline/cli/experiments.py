@@ -27,7 +27,7 @@ from gpt_pipeline.cli.common import (
     tell,
     tell_outcome,
 )
-from gpt_pipeline.errors import UserError
+from gpt_pipeline.errors import StoppedError, UserError
 from gpt_pipeline.experiment.recipes import RECIPES
 from gpt_pipeline.storage.names import as_typed
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 _SEQUENCES_SHOWN = 2
 _LOOKED_AT = 100  # rows, to find one that becomes a document
+_OF_A_FAMILY = ("experiment", "base", "assignments")  # what `init` takes for one
 _MANY_FOR_A_CPU = 50_000_000  # parameters
 
 
@@ -57,9 +58,27 @@ _MANY_FOR_A_CPU = 50_000_000  # parameters
 @click.option("--subset", help="Of the hub's dataset, if it has several.")
 @click.option("--split", help="Of the hub's dataset; default: train, or the only one.")
 @click.option("--folder", help="For data and checkpoints; relative to the folder of the file.")
+@click.option(
+    "--from",
+    "base",
+    type=click.Path(path_type=Path),
+    metavar="BASE.yaml",
+    help="Write a family of experiments: copies of BASE, one for each combination of the values of --set.",
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE,...",
+    help="With --from: a key and its values, such as training.learning_rate=0.001,0.002. Give it once for each key.",
+)
+@click.pass_context
 def init(
+    context: click.Context,
     experiment: Path,
     *,
+    base: Path | None,
+    assignments: tuple[str, ...],
     recipe: str | None,
     samples: int | None,
     start_from: str | None,
@@ -71,7 +90,12 @@ def init(
     """Write a new, commented experiment file.
 
     It holds every key with its meaning and default. Keys that you leave unchanged may be deleted.
+
+    With --from and --set, a family of files whose names begin with EXPERIMENT and say their values.
     """
+    if base is not None or assignments:
+        _init_family(context, experiment, base, assignments)
+        return
     from gpt_pipeline.experiment.new import write_new_experiment
 
     written = write_new_experiment(
@@ -92,6 +116,21 @@ def init(
     _say_what_suits_a_cpu(written)
     if data:
         _tell_first_document(written)
+
+
+def _init_family(context: click.Context, new: Path, base: Path | None, assignments: Sequence[str]) -> None:
+    from gpt_pipeline.experiment.grid import parse_values, write_family
+
+    others = [name for name, value in context.params.items() if value is not None and name not in _OF_A_FAMILY]
+    if base is None or not assignments or others:
+        need = "--from and --set go together" if not others else f"--from copies BASE, and takes no --{others[0]}"
+        raise click.UsageError(need.replace("_", "-"), context)
+    family = write_family(new, base, parse_values(assignments))
+    for each in family.experiments:
+        tell(f"{each.file}{'' if each.file in family.written else '  (was there already)'}")
+    stem = family.experiments[0].config.family
+    files = as_typed(new.absolute().with_name(f"{stem}-"), Path.cwd()) + "*.yaml"
+    say(f"{len(family.experiments)} experiments. Next: gpt-pipeline plan one of them, then: gpt-pipeline run {files}")
 
 
 def _tell_first_document(experiment: Experiment) -> None:
@@ -235,28 +274,47 @@ def plan(experiment: Path, as_json: bool, measure: bool) -> None:
 
 
 @click.command()
-@EXPERIMENT
+@experiments_argument(required=True, metavar="EXPERIMENT.yaml ...")
 @click.option("--force", is_flag=True, help="Train again from the first step; the old training is moved aside.")
-def run(experiment: Path, force: bool) -> None:
+def run(experiments: Sequence[Path], force: bool) -> None:
     """Do everything: data, training, evaluations, report.
 
     Finished work is not done again. Ctrl+C saves a checkpoint; the same command continues from it.
+
+    Several experiments, also as a folder or a pattern such as 'experiments/rates-*.yaml', run one after the other; one
+    that fails does not keep the next from running. Then a table says how each ended; exit code 1 if one failed.
     """
+    if len({*experiments}) > 1:
+        _run_several([*dict.fromkeys(experiments)], force=force)
+        return
     from gpt_pipeline.experiment.discover import load_alone
     from gpt_pipeline.project import Project
 
     here = Path.cwd()  # the session works in the project's folder
-    loaded = load_alone(experiment)
+    loaded = load_alone(experiments[0])
     say(f"{loaded.display_name}: loading Dagster ...")
-    from gpt_pipeline.orchestration.driver import Session, run_experiment, stop_at_sigterm
+    from gpt_pipeline.orchestration.driver import run_alone, stop_at_sigterm
 
     _say_outline(loaded)
-    project = Project.of_experiments(loaded.file.parent)
-    say("Opening the project's history ...")
-    with stop_at_sigterm(), Session.open(project, loaded, say=say) as session:
-        worked = run_experiment(session, force=force, say=say)
+    with stop_at_sigterm():
+        worked = run_alone(loaded, force=force, say=say)
     say("Everything is done." if worked else "Nothing to do: everything is finished, from the raw files to the report.")
-    tell_outcome(project, loaded, here=here)
+    tell_outcome(Project.of_experiments(loaded.file.parent), loaded, here=here)
+
+
+def _run_several(files: Sequence[Path], *, force: bool) -> None:
+    from gpt_pipeline.progress import several as form
+
+    say(f"{len(files)} experiments, one after the other: loading Dagster ...")
+    from gpt_pipeline.orchestration.driver import run_each, stop_at_sigterm
+
+    with stop_at_sigterm():
+        ended = run_each(files, force=force, say=say)
+    show(ended, form, as_json=False)
+    if any(each.state == "stopped" for each in ended):
+        raise StoppedError("Stopped; what was done is saved. The same command continues from here.")
+    if any(each.state == "failed" for each in ended):
+        sys.exit(FAILED)
 
 
 def _say_outline(experiment: Experiment) -> None:

@@ -220,6 +220,12 @@ def rank_of(result: EvaluationResult, metric: str) -> float:
     return -value if metric in SHARES else value
 
 
+def losses_key(result: EvaluationResult) -> str:
+    """Return what is equal for results of which `same_losses` is true."""
+    config = {"upstream": dict(result.upstream), "config": _of_losses(result.config)}
+    return fingerprint("losses", config=config, code_version="1")
+
+
 def same_losses(one: EvaluationResult, other: EvaluationResult) -> bool:
     """Whether the validation losses compare: means over the same held-out tokens, measured alike.
 

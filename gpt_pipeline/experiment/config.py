@@ -62,6 +62,9 @@ class ExperimentConfig:
 
     data: DataConfig
     storage: StorageConfig
+    family: str | None = added_later(None)
+    """The set of experiments that this one belongs to, such as a grid of learning rates; `status` and `compare` sum it
+    up. It changes no result; null: none."""
     model: ModelConfig = field(default_factory=ModelConfig)
     start_from: StartFromConfig | None = added_later(None)
     """The weights to begin with; null: random ones."""
@@ -143,6 +146,8 @@ def _said_of(part: PartConfig) -> dict[str, Any]:
 def contradictions(config: ExperimentConfig) -> Iterator[ConfigError]:
     """Yield what the blocks of `config` do not agree on, each with the values to use instead."""
     yield from _name(config)
+    if config.family is not None and not config.family.strip():
+        yield ConfigError("family", found=config.family, need="a name, or null")
     yield from _sequence_length(config)
     yield from _rollouts(config) if config.has_rollouts else _batch(config)
     yield from _rl_block(config)

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt_pipeline.experiment.config import ExperimentConfig
 
-_LEFT_OUT = ("experiment_name", "storage")  # its name and location, not what is computed
+_LEFT_OUT = ("experiment_name", "family", "storage")  # its names and location, not what is computed
 
 
 @dataclass(frozen=True, kw_only=True)

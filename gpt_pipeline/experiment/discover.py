@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import glob
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -52,6 +53,36 @@ def load_alone(file: Path) -> Experiment:
         if found.file == experiment.file and found.problem is not None:
             raise UserError(found.problem)
     return experiment
+
+
+def files_named(path: Path) -> list[Path]:
+    """Return the experiment files that `path` names: those of a folder, those that fit a pattern, or the file itself.
+
+    Raises:
+        UserError: the folder has none, or the pattern fits none.
+    """
+    if path.is_dir():
+        found = sorted(filter(_may_be_experiment, path.iterdir()))
+    elif not path.exists() and glob.has_magic(str(path)):
+        found = sorted(filter(_may_be_experiment, map(Path, glob.glob(str(path)))))
+    else:
+        return [path]
+    if not found:
+        raise UserError(f"{path}: found no experiment file there, need at least one; `gpt-pipeline init` writes one")
+    return found
+
+
+def refuse_taken(experiments: Sequence[Experiment], folder: Path) -> None:
+    """Raise UserError where one of `experiments`, new in `folder`, would share a name or a folder with another.
+
+    The other is one of them, or stands in a file of `folder` that none of them is to replace.
+    """
+    files = {each.file for each in experiments}
+    neighbours = find_experiments(folder) if folder.is_dir() else []
+    taken: dict[str, Path] = {}
+    for each in (*(found.experiment for found in neighbours if found.file not in files), *experiments):
+        if each is not None:
+            _take(taken, each)
 
 
 def _may_be_experiment(file: Path) -> bool:

@@ -36,7 +36,7 @@ def training_identity(config: ExperimentConfig, *, start: str | None = None) -> 
         training.gradient_checkpointing: the same arithmetic, some of it twice.
         training.deterministic: the same arithmetic, whose sums have a fixed order.
         evaluation: looks at the weights, never changes them.
-        storage, experiment_name, runtime: where the files lie and what they are called.
+        storage, experiment_name, family, runtime: where the files lie and what they are called.
         data, but for max_length and packing: the fingerprint of the shards says more than the block.
     Kept although it is about hardware: training.precision, since bf16 and fp16 train visibly different weights. It
     counts as written: `auto` is an identity of its own, or else the device would be part of it. So a training with

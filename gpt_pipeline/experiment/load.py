@@ -167,7 +167,12 @@ class Experiment:
 
 
 def load_experiment(path: Path, *, later: tuple[Path, ...] = ()) -> Experiment:
-    """Return the experiment that the YAML file `path` describes.
+    """Return the experiment that the YAML file `path` describes; see `read_experiment`."""
+    return read_experiment(path, read_text(path), later=later)
+
+
+def read_experiment(path: Path, text: str, *, later: tuple[Path, ...] = ()) -> Experiment:
+    """Return the experiment that `text` describes, which stands in the file `path`, or is to stand there.
 
     `later` are the experiments, the last one first read, for which this one is read because they start from it.
 
@@ -176,7 +181,7 @@ def load_experiment(path: Path, *, later: tuple[Path, ...] = ()) -> Experiment:
             Contradictions between blocks are checked once each block is valid by itself.
     """
     reading = _Reading()
-    values = reading.block(ExperimentConfig, read_document(path, read_text(path)), section="", line=None)
+    values = reading.block(ExperimentConfig, read_document(path, text), section="", line=None)
     if reading.problems:
         raise ExperimentFileError(path, reading.problems)
     lines = {key: entry.line for key, entry in reading.entries.items()}

@@ -88,7 +88,7 @@ def write_new_experiment(
             **_without_data(values),
         }
     about = _FROM_RECIPE.format(recipe=recipe) if recipe else start.about
-    text = render(dataclasses.replace(start, title=_title(file), about=about, values=values), every_key=True)
+    text = render(dataclasses.replace(start, title=title_of(file.stem), about=about, values=values), every_key=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
@@ -176,7 +176,7 @@ def _start_values(start_from: str, file: Path) -> dict[str, tuple[Value, str]]:
     }
 
 
-def _title(file: Path) -> str:
-    """Return the file's name as one would say it: `my-idea.yaml` is `My idea`."""
-    words = file.stem.replace("-", " ").replace("_", " ").strip() or "Experiment"
+def title_of(stem: str) -> str:
+    """Return a file's name as one would say it: `my-idea` is `My idea`."""
+    words = stem.replace("-", " ").replace("_", " ").strip() or "Experiment"
     return words[0].upper() + words[1:]

@@ -97,6 +97,14 @@ def with_runtime(path: Path, text: str, values: Mapping[str, RuntimeValue]) -> s
     return changed
 
 
+def without_runtime(path: Path, text: str) -> str:
+    """Return `text`, which stands in `path`, without the block and the empty line before it."""
+    root = compose(path, text)
+    start, end = _block_range(text, root, root.start_mark.column if isinstance(root, MappingNode) else 0)
+    line_end = "\r\n" if "\r\n" in text else "\n"
+    return text if start == end else text[:start].removesuffix(line_end) + text[end:]
+
+
 def _block_range(text: str, root: Node | None, indent: int) -> tuple[int, int]:
     """Return where the block stands in `text`; an empty range at the end when there is none."""
     skipped = len(text) - len(text.removeprefix(BYTE_ORDER_MARK))  # marks count from after it

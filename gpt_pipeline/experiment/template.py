@@ -28,8 +28,10 @@ def render(recipe: Recipe, *, every_key: bool = False) -> str:
 
     With `every_key`, the keys that the recipe leaves out appear as comments, with their defaults and meanings.
     """
-    [name] = file_keys()
+    name, *others = file_keys()
     head = [EDITOR_LINE, *(f"# {line}" for line in recipe.about.splitlines()), f"{name.name}: {written(recipe.title)}"]
+    if every_key:
+        head += [line.removeprefix("  ") for line in _aligned([_default(key, "# ") for key in others])]
     parts = ["\n".join(head)]
     for block in blocks():
         lines = list(_lines(block, recipe, every_key=every_key))

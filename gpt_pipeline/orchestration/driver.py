@@ -12,9 +12,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -31,6 +33,7 @@ from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
 from gpt_pipeline.data.tokens.shards import find_shards
 from gpt_pipeline.data.tokens.tokenizer_stage import fetch_tokenizer
 from gpt_pipeline.errors import StoppedError, UserError
+from gpt_pipeline.experiment.discover import load_alone
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
 from gpt_pipeline.experiment.start_from import StartNotReadyError
@@ -38,7 +41,7 @@ from gpt_pipeline.experiment.training import base_experiment, find_start
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
-from gpt_pipeline.orchestration.failures import is_stop
+from gpt_pipeline.orchestration.failures import failure_text, is_stop
 from gpt_pipeline.orchestration.history import explained_history, open_instance, remote_origin
 from gpt_pipeline.orchestration.pool_wait import wait_in_pools
 from gpt_pipeline.orchestration.rebuild import reconstructable_job
@@ -47,7 +50,9 @@ from gpt_pipeline.orchestration.stoppable import NEVER, stoppable
 from gpt_pipeline.orchestration.termination import heed_termination
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR
 from gpt_pipeline.progress.evaluations import WantedEvaluation, pending_evaluations, wanted_evaluations
+from gpt_pipeline.progress.failures import forget_failure, note_failure
 from gpt_pipeline.progress.report import report_is_outdated
+from gpt_pipeline.progress.several import End, Ended
 from gpt_pipeline.progress.stages import data_progress
 from gpt_pipeline.progress.tracking import forget_lost_runs, is_log_pending
 from gpt_pipeline.progress.training import finished_training
@@ -229,6 +234,49 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
     return True
 
 
+def run_alone(experiment: Experiment, *, force: bool, say: Callable[[str], None]) -> bool:
+    """Open a session for the experiment and run it; see `run_experiment`."""
+    project = Project.of_experiments(experiment.file.parent)
+    say("Opening the project's history ...")
+    try:
+        with Session.open(project, experiment, say=say) as session:
+            worked = run_experiment(session, force=force, say=say)
+    except UserError as error:
+        note_failure(project, experiment.name, job=keys.run_job(experiment), text=str(error))
+        raise
+    forget_failure(project, experiment.name, job=keys.run_job(experiment))
+    return worked
+
+
+def run_each(files: Sequence[Path], *, force: bool, say: Callable[[str], None]) -> list[Ended]:
+    """Run the experiments in `files` one after the other; return how each ended.
+
+    One that fails does not keep the next from running; a stop does.
+    """
+    ended: list[Ended] = []
+    for number, file in enumerate(files, start=1):
+        say(f"[{number}/{len(files)}] {file.name}")
+        begun = time.monotonic()
+        state, problem = _run_one(file, force=force, say=say)
+        if problem:
+            say(f"{file.name} {state}: {problem}")
+        ended.append(Ended(file=file, state=state, problem=problem, seconds=time.monotonic() - begun))
+        if state == "stopped":
+            break
+    left = files[len(ended) :]
+    return [*ended, *(Ended(file=file, state="not started", problem="", seconds=0.0) for file in left)]
+
+
+def _run_one(file: Path, *, force: bool, say: Callable[[str], None]) -> tuple[End, str]:
+    """Run the experiment in `file`; return how it ended, and what kept it from its end."""
+    try:
+        return ("finished" if run_alone(load_alone(file), force=force, say=say) else "nothing to do"), ""
+    except (StoppedError, KeyboardInterrupt):
+        return "stopped", ""
+    except (UserError, OSError) as error:
+        return "failed", str(error)
+
+
 def _with_its_tokenizer(session: Session, say: Callable[[str], None]) -> Session:
     """Return the session of the experiment read anew if its tokenizer had to be fetched, whose ids the model needs."""
     experiment = session.experiment
@@ -382,10 +430,7 @@ def _told_of_signals(order: int) -> Iterator[None]:
 
 
 def _problem(events: Iterable[DagsterEvent]) -> Exception:
-    """Return what ended a run: a stop request, or what the failed steps say.
-
-    A failure in our own words is shown as it is; an unforeseen error by its last line, the rest is in the Dagster UI.
-    """
+    """Return what ended a run: a stop request, or what the failed steps say; the rest is in the Dagster UI."""
     texts = []
     for event in events:
         if event.is_step_failure:
@@ -393,9 +438,7 @@ def _problem(events: Iterable[DagsterEvent]) -> Exception:
             error = data.error.cause or data.error if data.error else None
             if error is not None and is_stop(error):
                 return StoppedError(error.message)
-            described = data.user_failure_data.description if data.user_failure_data else None
-            reason = described or (error.message.strip() if error else "failed")
-            texts.append(f"{keys.stage_of(event.step_key or 'run')}: {reason}")
+            texts.append(failure_text(event))
         elif event.event_type == dg.DagsterEventType.RUN_CANCELED:
             error = event.job_canceled_data.error
             return StoppedError(error.message if error else "")

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 
 import dagster as dg
 from dagster._core.errors import DagsterUserCodeProcessError
+from dagster._core.events import DagsterEvent
 from dagster_shared.error import SerializableErrorInfo
 
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.orchestration import keys
 
 STOPPED = "Stopped; what is finished is kept, and the next run continues from there."
 
@@ -29,6 +31,15 @@ class StoppedRunError(dg.DagsterExecutionInterruptedError, DagsterUserCodeProces
 def is_stop(error: SerializableErrorInfo | None) -> bool:
     """Whether an error in Dagster's records is a stop that the user asked for."""
     return error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__
+
+
+def failure_text(event: DagsterEvent) -> str:
+    """Return why a step failed: in our own words as it is, an unforeseen error by its last line."""
+    data = event.step_failure_data
+    error = data.error.cause or data.error if data.error else None
+    described = data.user_failure_data.description if data.user_failure_data else None
+    reason = described or (error.message.strip() if error else "failed")
+    return f"{keys.stage_of(event.step_key or 'run')}: {reason}"
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Either way it records the tracebacks of its own code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import dagster as dg
@@ -21,8 +21,9 @@ from dagster._core.executor.init import InitExecutorContext
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 
 from gpt_pipeline.orchestration import keys
-from gpt_pipeline.orchestration.failures import STOPPED, StoppedRunError, is_stop
+from gpt_pipeline.orchestration.failures import STOPPED, StoppedRunError, failure_text, is_stop
 from gpt_pipeline.progress.at_work import show_run
+from gpt_pipeline.progress.failures import forget_failure, note_failure
 from gpt_pipeline.project import Project
 
 NEVER = "0"
@@ -67,11 +68,15 @@ class _Stoppable(Executor):
 
     def _execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
         texts: list[str] = []
+        failures: list[str] = []
         try:
             for event in self._inner.execute(plan_context, execution_plan):
                 if event.is_step_failure and (error := event.step_failure_data.error) and is_stop(error):
                     texts.append(error.message)
+                elif event.is_step_failure:
+                    failures.append(failure_text(event))
                 yield event
+            _note_end(plan_context.dagster_run, failures)
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
             text = str(error) if isinstance(error, StoppedRunError) else texts[0] if texts else STOPPED
         except DagsterSubprocessError as error:
@@ -82,6 +87,15 @@ class _Stoppable(Executor):
             return
         _report_stop(plan_context.instance, plan_context.run_id)
         raise StoppedRunError(text)
+
+
+def _note_end(run: dg.DagsterRun, failures: Sequence[str]) -> None:
+    """Note for `gpt-pipeline status` what the run of an experiment failed of, or that such a run ended well."""
+    name, project = run.tags.get(keys.EXPERIMENT_TAG), Project.here()
+    if name and failures:
+        note_failure(project, name, job=run.job_name, text="\n".join(failures))
+    elif name:
+        forget_failure(project, name, job=run.job_name)
 
 
 def _report_stop(instance: dg.DagsterInstance, run_id: str) -> None:

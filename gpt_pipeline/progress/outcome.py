@@ -41,6 +41,16 @@ def outcome_sheet(experiment: Experiment, *, pages: str, talk: str, another: str
     return Sheet(heading=((experiment.display_name, "bold"),), rows=rows, indent=2)
 
 
+def best_text(experiment: Experiment) -> str:
+    """Return what the best of the evaluated checkpoints reached, in a line; "" where none is evaluated."""
+    results = comparable_results(experiment)
+    if not results:
+        return ""
+    metric = ranking_metric(results, experiment.config.deciding_loss)
+    best = min(results, key=lambda result: rank_of(result, metric))
+    return f"step {best.step:,}: {result_text(best, metric)}"
+
+
 def _of_checkpoint(result: EvaluationResult, metric: str) -> str:
     return f"{result.checkpoint.get('file', f'step {result.step}')}: {result_text(result, metric)}"
 

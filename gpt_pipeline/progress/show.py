@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gpt_pipeline.checkpoints.manifest import BEST_NAME
+from gpt_pipeline.progress.family import family_sheet
 from gpt_pipeline.progress.stages import StageProgress
 from gpt_pipeline.progress.status import CheckpointStatus, Status
 from gpt_pipeline.progress.training import NOT_YET_KNOWN, TrainingProgress
@@ -24,16 +27,18 @@ _STYLES = {
 
 
 def sheets(statuses: Sequence[Status]) -> list[Sheet]:
-    """Return the statuses as blocks of lines, an empty line between them."""
-    return [
-        Sheet(
-            heading=((status.name, "bold"), str(status.folder or status.file)),
-            rows=list(_rows(status)),
-            indent=2,
-            closing=[] if status is statuses[-1] else [("",)],
-        )
-        for status in statuses
-    ]
+    """Return the statuses as blocks of lines, an empty line between them; several of one family share a block."""
+    counts = Counter(status.family for status in statuses)
+    blocks: list[Sheet] = []
+    summed_up: set[str] = set()
+    for status in statuses:
+        if status.family is None or counts[status.family] < 2:
+            heading = ((status.name, "bold"), str(status.folder or status.file))
+            blocks.append(Sheet(heading=heading, rows=list(_rows(status)), indent=2))
+        elif status.family not in summed_up:
+            summed_up.add(status.family)
+            blocks.append(family_sheet([each for each in statuses if each.family == status.family]))
+    return [replace(block, closing=[*block.closing, ("",)]) for block in blocks[:-1]] + blocks[-1:]
 
 
 def as_json(statuses: Sequence[Status]) -> list[dict[str, Any]]:
@@ -56,6 +61,8 @@ def _rows(status: Status) -> Iterator[Line]:
         for number, text in enumerate(_checkpoint_texts(status)):
             yield _row("" if number else "checkpoints", text)
         yield from _result_rows(status)
+    if status.failure is not None:
+        yield _row("last run", status.failure.in_words, "red")
     yield _row("next", f"{status.next.command}   # {status.next.why}")
 
 

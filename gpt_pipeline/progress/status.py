@@ -9,12 +9,13 @@ from pathlib import Path
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
 from gpt_pipeline.checkpoints.retention import evaluator_is_at_work
 from gpt_pipeline.errors import NewerFileError, UserError
-from gpt_pipeline.evaluation.result import EvaluationResult, rank_of, ranking_metric, summarize_evaluations
+from gpt_pipeline.evaluation.result import EvaluationResult, losses_key, rank_of, ranking_metric, summarize_evaluations
 from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.training import start_in_words
 from gpt_pipeline.progress.at_work import RunAtWork, pages_addresses, runs_at_work
 from gpt_pipeline.progress.evaluations import WantedEvaluation, wanted_evaluations
+from gpt_pipeline.progress.failures import Failure, last_failure
 from gpt_pipeline.progress.losses import losses_of
 from gpt_pipeline.progress.report import report_is_outdated
 from gpt_pipeline.progress.stages import StageProgress, data_progress
@@ -64,6 +65,9 @@ class Best:
     evaluated: bool
     """Whether an evaluation measured it; otherwise it is the trainer's own estimate."""
 
+    measured_on: str = ""
+    """The same for values that compare: what stands for the held-out tokens and how they were measured."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NextStep:
@@ -84,6 +88,12 @@ class Status:
     folder: Path | None
     problem: str | None
     """What is wrong with the experiment file, or what only a newer version can read; the rest is empty then."""
+
+    family: str | None = None
+    """The set of experiments that it belongs to."""
+
+    failure: Failure | None = None
+    """What its last run failed of, if it did."""
 
     stages: tuple[StageProgress, ...] = ()
     start: str = ""
@@ -176,6 +186,8 @@ def _readable_status(experiment: Experiment) -> Status:
         name=experiment.display_name,
         folder=folder.root,
         problem=None,
+        family=experiment.config.family,
+        failure=last_failure(project, experiment.name),
         stages=stages,
         start=start,
         start_is_ready=start_is_ready,
@@ -247,6 +259,7 @@ def _best(results: Sequence[EvaluationResult], model: CheckpointInfo | None, dec
             metric=metric,
             value=float(best.metrics[metric]),
             evaluated=True,
+            measured_on=losses_key(best),
         )
     loss_of_model = None if model is None else model.metrics.get("val_loss")
     if model is None or loss_of_model is None:

@@ -1,0 +1,63 @@
+"""What the last run of an experiment failed of: a file for each experiment in the folder of Dagster's history.
+
+It goes when a run of the same job, or one that makes everything, ends well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt_pipeline.project import Project
+from gpt_pipeline.shown import without_password
+from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
+from gpt_pipeline.storage.manifest import utc_now
+
+_FOLDER = "failures"
+_LONGEST = 4000  # letters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A run that failed."""
+
+    job: str
+    text: str
+    at: str
+    """UTC, ISO 8601."""
+
+    @property
+    def in_words(self) -> str:
+        """When it failed, and the first line of why."""
+        return f"failed at {self.at.replace('T', ' ').rstrip('Z')} UTC: {self.text.partition(chr(10))[0]}"
+
+
+def note_failure(project: Project, experiment: str, *, job: str, text: str) -> None:
+    """Note what a run of the experiment, by its name as a key, failed of, where there is a history to note it in."""
+    if not project.history.is_dir():
+        return
+    failure = Failure(job=job, text=without_password(text)[:_LONGEST], at=utc_now())
+    path = _path(project, experiment)
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, dataclasses.asdict(failure))
+
+
+def forget_failure(project: Project, experiment: str, *, job: str) -> None:
+    """Note that a run of the job ended well; the job that makes everything makes up for any other."""
+    noted = last_failure(project, experiment)
+    if noted is not None and (noted.job == job or job.startswith("run_")):
+        _path(project, experiment).unlink(missing_ok=True)
+
+
+def last_failure(project: Project, experiment: str) -> Failure | None:
+    """Return what the experiment's last run failed of; None if it did not fail."""
+    return read_kept(
+        _path(project, experiment),
+        lambda value: Failure(**known_fields(Failure, value)),
+        otherwise="what the last run failed of is not shown",
+    )
+
+
+def _path(project: Project, experiment: str) -> Path:
+    return project.history / _FOLDER / f"{experiment}.json"

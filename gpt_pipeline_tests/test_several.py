@@ -1,0 +1,138 @@
+"""Several experiments at once: which files are meant, how each run ends, and what their status sums up."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.cli import main
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.discover import files_named
+from gpt_pipeline.progress.failures import forget_failure, last_failure, note_failure
+from gpt_pipeline.progress.show import sheets
+from gpt_pipeline.progress.status import statuses
+from gpt_pipeline.project import Project
+from gpt_pipeline.sheet import plain_text
+from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.test_comparison import trained
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyProject:
+    for name in ("DAGSTER_HOME", "GPT_PIPELINE_EXPERIMENTS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dagster").mkdir()
+    return TinyProject(root=tmp_path)
+
+
+def _with(file: Path, old: str, new: str) -> Path:
+    file.write_text(file.read_text().replace(old, new))
+    return file
+
+
+def _of_family(project: TinyProject, stem: str, name: str = "lr") -> Path:
+    return _with(project.write_experiment(stem), "data:", f"family: {name}\ndata:")
+
+
+def test_files_named_by_a_folder_or_a_pattern_are_its_experiments_by_name(project: TinyProject) -> None:
+    b, a = (project.write_experiment(stem) for stem in ("b", "a"))
+    (a.parent / "notes.txt").write_text("")
+    assert files_named(a.parent) == [a, b]
+    assert files_named(a.parent / "[a]*") == [a]
+    assert files_named(a) == [a]
+    for nothing in (project.root, a.parent / "c*"):
+        with pytest.raises(UserError, match="found no experiment file there"):
+            files_named(nothing)
+
+
+def test_run_of_several_goes_on_past_those_that_fail_and_tells_each(
+    project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _with(project.write_experiment("a"), "max_steps", "max_stops")
+    _with(project.write_experiment("b"), "../storage}", "../storage, checkpoint_to_resume: a.pt}")
+    with pytest.raises(SystemExit) as end:
+        main(["run", "experiments", "experiments/c.yaml"])
+    printed = capsys.readouterr()
+    assert end.value.code == 1
+    lines = printed.out.splitlines()
+    assert lines[0] == "3 experiments: 3 failed"
+    assert [line.split()[:2] for line in lines[1:]] == [[f"{name}.yaml", "failed"] for name in "abc"]
+    assert "max_stops: unknown key" in lines[1]
+    assert "found 'a.pt'" in lines[2]
+    assert "no such file" in lines[3]
+    assert "[3/3] c.yaml" in printed.err
+    noted = last_failure(Project.here(), "b")
+    assert noted is not None
+    assert "found 'a.pt'" in noted.text
+
+
+@pytest.mark.slow
+def test_run_of_several_trains_the_next_after_a_failure_on_the_same_data(project: TinyProject) -> None:
+    project.write_experiment("b")
+    project.write_experiment("c", learning_rate=0.01)
+    _with(project.write_experiment("a"), "max_steps", "max_stops")
+    printed = project.run("run", "experiments", expect=1)
+    assert "3 experiments: 1 failed, 2 finished" in printed
+    assert printed.count("english_parquet: synth_001.parquet") == 1
+    assert "2 nothing to do" in project.run("run", "experiments/b.yaml", "experiments/c.yaml")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_run_of_several_that_is_stopped_starts_no_other(project: TinyProject) -> None:
+    project.write_experiment("a", max_steps=100_000)
+    project.write_experiment("b")
+    process = project.start("run", "experiments", start_new_session=True)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "training: step 4/" in line:
+            os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() == 130
+    printed = "".join(lines)
+    assert "2 experiments: 1 stopped, 1 not started" in printed
+    assert [info.step > 0 for info in project.checkpoints("a")][-1]
+    assert not project.checkpoints("b")
+
+
+def test_failure_is_forgotten_once_the_same_job_or_the_whole_run_ends_well(project: TinyProject) -> None:
+    here = Project.of_experiments(project.root / "experiments")
+    note_failure(here, "a", job="evaluate_a", text="mysql://me:secret@host is away\nmore")
+    forget_failure(here, "a", job="report_a")
+    noted = last_failure(here, "a")
+    assert noted is not None
+    assert "secret" not in noted.text
+    assert noted.in_words.endswith("mysql://host is away")
+    forget_failure(here, "a", job="run_a")
+    assert last_failure(here, "a") is None
+
+
+def test_status_of_a_family_counts_its_states_and_marks_the_best(project: TinyProject) -> None:
+    for stem, loss in (("a", 2.5), ("b", 2.25)):
+        trained(project, stem, {4: loss})
+        _with(project.root / "experiments" / f"{stem}.yaml", "data:", "family: lr\ndata:")
+    note_failure(Project.here(), "c", job="run_c", text="the disk is full\nmore")
+    files = [project.root / "experiments" / f"{stem}.yaml" for stem in "ab"] + [_of_family(project, "c")]
+    project.write_experiment("alone")
+    text = plain_text(sheets(statuses([*files, project.root / "experiments/alone.yaml"], experiments=project.root)))
+    lines = text.splitlines()
+    assert lines[0] == "lr  family of 3: 2 not started, 1 failed"
+    assert lines[1].split()[:2] == ["a.yaml", "not"]
+    assert lines[2].startswith("  b.yaml *")
+    assert "val loss 2.250 at step 4" in lines[2]
+    assert "failed" in lines[3]
+    assert lines[3].endswith("the disk is full")
+    assert lines[4].startswith("  next  gpt-pipeline run experiments/a.yaml experiments/b.yaml experiments/c.yaml")
+    assert lines[6].startswith("alone")
+
+
+def test_status_of_a_family_on_other_held_out_tokens_marks_no_best(project: TinyProject) -> None:
+    for stem, shards in (("a", "d" * 64), ("b", "e" * 64)):
+        trained(project, stem, {4: 2.5}, shards=shards)
+    files = [_with(project.root / "experiments" / f"{stem}.yaml", "data:", "family: lr\ndata:") for stem in "ab"]
+    assert " *" not in plain_text(sheets(statuses(files, experiments=project.root)))
