@@ -378,20 +378,36 @@ def evaluate(experiment: Path, questions: int | None, force: bool) -> None:
 
 @click.command()
 @experiments_argument(required=True, metavar="A.yaml B.yaml ...")
+@click.option("--by", "key", metavar="KEY", help="Show a metric by this key's values, such as training.learning_rate.")
+@click.option("--metric", metavar="METRIC", help="For --by, such as val_loss or correct; default: what ranks them.")
+@click.option(
+    "--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with pictures, too."
+)
 @JSON
-def compare(experiments: Sequence[Path], as_json: bool) -> None:
+def compare(
+    experiments: Sequence[Path], *, key: str | None, metric: str | None, page: Path | None, as_json: bool
+) -> None:
     """Compare experiments.
 
     Quality, cost, and the keys of their files that differ. They are ranked only if their losses are of the same
-    held-out tokens.
+    held-out tokens. Experiments of one family are also compared by the key in which they differ most.
     """
     from gpt_pipeline.comparison import show as form
-    from gpt_pipeline.comparison.compare import compare_experiments
+    from gpt_pipeline.comparison.compare import compare_experiments, with_key
     from gpt_pipeline.experiment.load import load_experiment
 
     if twice := [path.name for path, count in Counter(experiments).items() if count > 1]:
         raise UserError(f"found {', '.join(twice)} twice, need different experiments; name each once")
-    show(compare_experiments([load_experiment(path) for path in experiments]), form, as_json=as_json)
+    loaded = [load_experiment(path) for path in experiments]
+    found = compare_experiments(loaded)
+    families = {each.config.family for each in loaded}
+    if key or metric or (len(families) == 1 and None not in families):
+        found = with_key(found, key=key, metric=metric)
+    show(found, form, as_json=as_json)
+    if page is not None:
+        from gpt_pipeline.comparison.page import write_page
+
+        say(f"Written: {write_page(found, loaded, page)}")
 
 
 @click.command()

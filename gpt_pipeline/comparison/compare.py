@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gpt_pipeline.comparison.by_key import ByKey, by_key
 from gpt_pipeline.evaluation.result import (
     OF_ANSWERS,
     EvaluationResult,
@@ -105,6 +106,9 @@ class Comparison:
     differences: tuple[Difference, ...]
     """Values in the order of `standings`."""
 
+    by_key: tuple[ByKey, ...] = ()
+    """A metric against a key, group by group; see `with_key`."""
+
     @property
     def standings(self) -> tuple[Standing, ...]:
         """All: group by group, then those without evaluations."""
@@ -141,6 +145,20 @@ def compare_experiments(experiments: Sequence[Experiment]) -> Comparison:
         waiting=tuple(entry.standing for entry in waiting),
         differences=tuple(config_differences([entry.experiment.config for entry in ordered])),
     )
+
+
+def with_key(comparison: Comparison, *, key: str | None = None, metric: str | None = None) -> Comparison:
+    """Return the comparison with its metric against a key; see `by_key` for both, and for the errors."""
+    return replace(comparison, by_key=by_key(comparison, key=key, metric=metric))
+
+
+def families(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
+    """Return the experiments of each family that has several, by its name."""
+    found: dict[str, list[Experiment]] = {}
+    for each in experiments:
+        if each.config.family is not None:
+            found.setdefault(each.config.family, []).append(each)
+    return {name: members for name, members in found.items() if len(members) > 1}
 
 
 def alike(results: Sequence[EvaluationResult | None], same: Same) -> list[list[int]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from gpt_pipeline.comparison.by_key import ByKey, key_chart, key_sheet, key_values
 from gpt_pipeline.comparison.compare import Comparison, Group, Reached, Standing, alike
 from gpt_pipeline.evaluation.result import EvaluationResult, same_answers
 from gpt_pipeline.evaluation.shares import CHANCE, share_of
@@ -90,12 +91,28 @@ def tables_of(comparison: Comparison) -> list[Table]:
 
 def sheets(comparison: Comparison) -> list[Sheet]:
     """Return the tables as columns; the best of a row has a colour and a `*`, several within noise of it a `~`."""
-    return [_sheet(table) for table in tables_of(comparison)]
+    tables = [_sheet(table) for table in tables_of(comparison)]
+    lead = [Sheet(heading=("",))] if comparison.by_key and not tables_of(comparison)[-1].is_group else []
+    return [*tables, *lead, *map(key_sheet, comparison.by_key)]
 
 
 def markdown(comparison: Comparison) -> str:
     """Return the tables as markdown; the best of a row is bold, several within noise are marked by `~`."""
     return "\n\n".join(_table_markdown(table) for table in tables_of(comparison))
+
+
+def key_markdown(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """Return, for each metric against a key, its title, its picture as SVG, and its figures as markdown."""
+    return [
+        (by.title, draw_standalone(replace(key_chart(by), width=INSET_WIDTH, height=INSET_HEIGHT)), _key_table(by))
+        for by in comparison.by_key
+    ]
+
+
+def _key_table(by: ByKey) -> str:
+    head, *rows = key_sheet(by).rows
+    names = [cell if isinstance(cell, str) else cell[0] for cell in head]
+    return "\n".join([markdown_table([by.key, *names[1:]], rows), "", *(f"- {in_markdown(note)}" for note in by.notes)])
 
 
 def pictures(comparison: Comparison, experiments: Sequence[Experiment]) -> dict[str, str]:
@@ -120,7 +137,12 @@ def ranking(comparison: Comparison) -> str:
 
 
 def losses_svg(experiments: Sequence[Experiment]) -> str:
-    """Return the trainers' validation loss against tokens seen, of the first four experiments that have any, as SVG.
+    """Return `losses_chart` as an SVG document of the size that Dagster's pages show."""
+    return draw_standalone(replace(losses_chart(experiments), width=INSET_WIDTH, height=INSET_HEIGHT))
+
+
+def losses_chart(experiments: Sequence[Experiment]) -> Chart:
+    """Return the trainers' validation loss against tokens seen, of the first four experiments that have any.
 
     Give those of a group, the best first.
     """
@@ -134,10 +156,8 @@ def losses_svg(experiments: Sequence[Experiment]) -> str:
         x_label="training tokens",
         y_label="nats per token",
         series=tuple(curves),
-        width=INSET_WIDTH,
-        height=INSET_HEIGHT,
     )
-    return draw_standalone(settled(chart))
+    return settled(chart)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -160,6 +180,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         ],
         "across_tokenizers": [[standing.name for standing in standings] for standings in comparison.across],
         "experiments": [_standing_values(standing) for standing in comparison.standings],
+        "by_key": [key_values(by) for by in comparison.by_key],
         "differences": {each.key: list(each.values) for each in comparison.differences},
     }
 
@@ -256,13 +277,19 @@ def _sheet(table: Table) -> Sheet:
     return Sheet(heading=heading, rows=lines, numbers_from=2, closing=closing)
 
 
-def _table_markdown(table: Table) -> str:
-    lines: list[Line] = []
+def table_lines(table: Table) -> list[Line]:
+    """Return the table with its head first; the best cell of a row has a style."""
+    lines: list[Line] = [["", *(standing.name for standing in table.standings)]]
     for row in table.rows:
         label = f"{row.section} · {row.label}" if row.section else row.label
         lines.append([label, *(_marked(row, place) for place in range(len(row.cells)))])
+    return lines
+
+
+def _table_markdown(table: Table) -> str:
     head = [f"### {in_markdown(table.title)}", ""] if table.title else []
-    body = markdown_table(["", *(standing.name for standing in table.standings)], lines)
+    names, *lines = table_lines(table)
+    body = markdown_table([str(name) for name in names], lines)
     return "\n".join([*head, body, "", *(f"- {in_markdown(note)}" for note in table.notes)])
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 COMPARISON = dg.AssetKey(["comparison"])
 COMPARISON_JOB = "compare_experiments"
-_VERSION = "2"  # raised by hand when the same reports give another comparison
+_VERSION = "3"  # raised by hand when the same reports give another comparison
 _SENSOR_SECONDS = 60
 
 
@@ -81,8 +81,10 @@ def _compare(experiments: Sequence[Experiment]) -> dg.MaterializeResult:
         f"{in_markdown(title)}\n\n{picture_markdown('validation losses', svg)}"
         for title, svg in pictures(found, experiments).items()
     ]
+    by_key = _by_key(experiments)
     return dg.MaterializeResult(
         metadata={
+            **({"families": dg.MetadataValue.md(by_key)} if by_key else {}),
             "ranking": ranking(found) or "nothing is evaluated yet",
             "table": dg.MetadataValue.md(markdown(found)),
             "losses": dg.MetadataValue.md("\n\n".join(losses)),
@@ -92,6 +94,19 @@ def _compare(experiments: Sequence[Experiment]) -> dg.MaterializeResult:
         },
         data_version=dg.DataVersion(identity),
     )
+
+
+def _by_key(experiments: Sequence[Experiment]) -> str:
+    """Return, for each family, the metric that ranks it against the key in which it differs most, as markdown."""
+    from gpt_pipeline.comparison.compare import compare_experiments, families, with_key
+    from gpt_pipeline.comparison.show import key_markdown
+
+    parts = []
+    for name, members in families(experiments).items():
+        for title, svg, table in key_markdown(with_key(compare_experiments(members))):
+            picture = picture_markdown("picture", svg)
+            parts.append(f"### {in_markdown(name)}: {in_markdown(title)}\n\n{picture}\n\n{table}")
+    return "\n\n".join(parts)
 
 
 def _sensor(experiments: Sequence[Experiment], job: "UnresolvedAssetJobDefinition") -> dg.SensorDefinition:

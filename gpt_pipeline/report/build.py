@@ -87,7 +87,7 @@ def build_report(
     """
     contents = read_contents(folder)
     page = (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             title=title,
@@ -116,7 +116,8 @@ def build_report(
     return folder.report
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Return what renders the templates of the report, and of pages in its style."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gpt_pipeline.report", package_path="templates"),
         autoescape=True,

@@ -75,6 +75,8 @@ class Chart:
     height: float = 400
     y_from_zero: bool = False
     x_format: Callable[[float], str] | None = None
+    x_ticks: tuple[tuple[float, str], ...] = ()
+    """The marks of the x axis with their texts; empty: round numbers."""
 
     @property
     def is_empty(self) -> bool:
@@ -294,8 +296,10 @@ def _frame(chart: Chart) -> _Frame:
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
         x_low, x_high = min(0.0, x_low), (x_high or 1) * 1.25
-    x_low = 0.0 if 0 < x_low < 0.15 * x_high else x_low
-    x_ticks = [tick for tick in nice_ticks(x_low, x_high, max(4, round(chart.width / 130))) if x_low <= tick <= x_high]
+    x_low = 0.0 if 0 < x_low < 0.15 * x_high and not chart.x_ticks else x_low
+    x_ticks = [x for x, _ in chart.x_ticks] or [
+        tick for tick in nice_ticks(x_low, x_high, max(4, round(chart.width / 130))) if x_low <= tick <= x_high
+    ]
     return _Frame(
         x_ticks=x_ticks,
         y_ticks=y_ticks,
@@ -318,8 +322,9 @@ def _axes(chart: Chart, frame: _Frame) -> Iterable[str]:
         yield f'<line class="grid" x1="{_LEFT}" x2="{right:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
         yield f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short_number(tick)}</text>'
     yield f'<line class="axis" x1="{_LEFT}" x2="{right:g}" y1="{bottom:g}" y2="{bottom:g}"/>'
+    texts = dict(chart.x_ticks)
     for tick in frame.x_ticks:
-        x, text = frame.x(tick), (chart.x_format or short_number)(tick)
+        x, text = frame.x(tick), texts.get(tick) or (chart.x_format or short_number)(tick)
         yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom:g}" y2="{bottom + 5:g}"/>'
         yield f'<text x="{x:.1f}" y="{bottom + 18:g}" text-anchor="middle">{html.escape(text)}</text>'
     yield (
@@ -346,7 +351,8 @@ def _legend_places(chart: Chart) -> list[tuple[int, float, Series]]:
     """Return the row and the left edge of each curve's name above the plot; a chart of one curve needs no names."""
     places: list[tuple[int, float, Series]] = []
     row, left = 0, _LEFT
-    for series in chart.series if len(chart.series) > 1 else ():
+    named = [series for series in chart.series if series.name]
+    for series in named if len(named) > 1 else ():
         width = 30 + len(series.name) * _LETTER
         if left > _LEFT and left + width > chart.width - _RIGHT:
             row, left = row + 1, _LEFT

@@ -1,0 +1,227 @@
+"""A metric of the experiments' best checkpoints against a key of their files, a line for each combination of others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log10
+from typing import TYPE_CHECKING, Any
+
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.problems import listed, nearest
+from gpt_pipeline.report import wording
+from gpt_pipeline.report.charts import Chart, Look, Point, Series
+from gpt_pipeline.report.metrics import METRICS, Metric
+from gpt_pipeline.sheet import Line as SheetLine
+from gpt_pipeline.sheet import Sheet
+
+if TYPE_CHECKING:
+    from gpt_pipeline.comparison.compare import Comparison, Group, Standing
+
+_LOOKS: tuple[Look, ...] = ("line", "dashed")
+_LINES = 6 * len(_LOOKS)  # there are six colours
+_WIDE = 8  # times the smallest value: from there on the axis has equal steps for equal factors
+_TICKS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyLine:
+    """Experiments that differ in the key alone."""
+
+    name: str
+    """The other keys' values, such as `data.seed 1`; empty where no other key differs."""
+
+    standings: tuple[Standing | None, ...]
+    """One for each of the key's values; None where no experiment with an evaluation has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByKey:
+    """Experiments whose losses compare, by the value of a key."""
+
+    key: str
+    metric: Metric
+    values: tuple[Any, ...]
+    """Ascending if they are numbers."""
+
+    lines: tuple[KeyLine, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.metric.label} of the best checkpoints by {self.key}"
+
+
+def by_key(comparison: Comparison, *, key: str | None = None, metric: str | None = None) -> tuple[ByKey, ...]:
+    """Return, for each group of experiments in which the key differs, the metric by the key's values.
+
+    Without a key, that with the most different numbers; without a metric, the one that ranks the group.
+
+    Raises:
+        UserError: the key differs nowhere, or there is no such metric.
+    """
+    known = [each.key for each in METRICS]
+    if metric is not None and metric not in known:
+        raise UserError(f"--metric: found {metric}, need {listed(known)}{_meant(metric, known)}")
+    everywhere = [each.key for each in comparison.differences]
+    if key is not None and key not in everywhere:
+        need = (
+            f"a key in which the experiments differ: {listed(everywhere)}" if everywhere else "experiments that differ"
+        )
+        raise UserError(f"--by: found {key}, need {need}{_meant(key, everywhere)}")
+    found = [_of_group(group, _settings(comparison, group), key, metric) for group in comparison.groups]
+    return tuple(each for each in found if each is not None)
+
+
+def _meant(word: str, known: Sequence[str]) -> str:
+    meant = nearest(word, known)
+    return f"; did you mean {meant}?" if meant else ""
+
+
+def _settings(comparison: Comparison, group: Group) -> Mapping[str, Sequence[Any]]:
+    """Return the keys that differ in the group, with the values of its standings, in their order."""
+    places = {standing.name: place for place, standing in enumerate(comparison.standings)}
+    values = {
+        each.key: [each.values[places[standing.name]] for standing in group.standings]
+        for each in comparison.differences
+    }
+    return {key: own for key, own in values.items() if len(_distinct(own)) > 1}
+
+
+def _of_group(group: Group, settings: Mapping[str, Sequence[Any]], key: str | None, metric: str | None) -> ByKey | None:
+    key = key or _most_telling(settings)
+    if key is None or key not in settings:
+        return None
+    [chosen] = [each for each in METRICS if each.key == (metric or group.ranked_by)]
+    values = _sorted(_distinct(settings[key]))
+    others = [other for other in settings if other != key and not _follows(settings[other], settings[key])]
+    lines, notes = _lines(group, settings[key], {other: settings[other] for other in others})
+    if len(lines) > _LINES:
+        notes.append(f"Of {len(lines)} lines, the picture shows the first {_LINES}.")
+    return ByKey(key=key, metric=chosen, values=tuple(values), lines=tuple(lines), notes=tuple(notes))
+
+
+def _lines(group: Group, along: Sequence[Any], others: Mapping[str, Sequence[Any]]) -> tuple[list[KeyLine], list[str]]:
+    """Return a line for each combination of the other keys' values, in their order, and what it leaves out."""
+    values = _sorted(_distinct(along))
+    ranks = {key: _sorted(_distinct(own)) for key, own in others.items()}
+    lines: dict[str, dict[int, Standing]] = {}
+    order: dict[str, tuple[int, ...]] = {}
+    notes = []
+    for place, standing in enumerate(group.standings):  # the best first
+        name = ", ".join(f"{key} {wording.setting(own[place])}" for key, own in others.items())
+        order[name] = tuple(ranks[key].index(own[place]) for key, own in others.items())
+        line, at = lines.setdefault(name, {}), values.index(along[place])
+        if at in line:
+            notes.append(f"{standing.name} has the settings of {line[at].name}, which is better and stands for both.")
+        else:
+            line[at] = standing
+    names = sorted(lines, key=order.__getitem__)
+    return [KeyLine(name=name, standings=tuple(map(lines[name].get, range(len(values))))) for name in names], notes
+
+
+def _most_telling(settings: Mapping[str, Sequence[Any]]) -> str | None:
+    """Return the key with the most different values, a number's before others'; None where none differs."""
+    return max(settings, key=lambda key: (_are_numbers(settings[key]), len(_distinct(settings[key]))), default=None)
+
+
+def _follows(other: Sequence[Any], given: Sequence[Any]) -> bool:
+    """Whether the values of `other` are known from those of `given`, with which they vary."""
+    pairs = _distinct([*zip(given, other, strict=True)])
+    return len(pairs) == len(_distinct(given))
+
+
+def _distinct(values: Sequence[Any]) -> list[Any]:
+    return [value for place, value in enumerate(values) if value not in values[:place]]
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _sorted(values: list[Any]) -> list[Any]:
+    return sorted(values) if _are_numbers(values) else values
+
+
+def key_sheet(by: ByKey) -> Sheet:
+    """Return the figures as a table: a row for each value of the key, a column for each line."""
+    head: SheetLine = ["", *((line.name or by.metric.label, "bold") for line in by.lines)]
+    best = _best(by)
+    rows: list[SheetLine] = [head]
+    for at, value in enumerate(by.values):
+        cells = [
+            (f"*{_text(by, standing)}", "bold green") if standing in best else _text(by, standing)
+            for standing in (line.standings[at] for line in by.lines)
+        ]
+        rows.append([wording.setting(value), *cells])
+    closing: list[SheetLine] = [(note,) for note in by.notes]
+    return Sheet(heading=((by.title, "bold"),), rows=rows, numbers_from=0, closing=closing)
+
+
+def _text(by: ByKey, standing: Standing | None) -> str:
+    return wording.NOTHING if standing is None or standing.best is None else by.metric.text(standing.best.evaluation)
+
+
+def _best(by: ByKey) -> list[Standing | None]:
+    """Return the best experiment, if it is better than the others beyond noise."""
+    flat = [standing for line in by.lines for standing in line.standings if standing is not None]
+    leaders = by.metric.leaders([standing.best.evaluation if standing.best else None for standing in flat])
+    return [flat[place] for place in leaders] if len(leaders) == 1 else []
+
+
+def key_chart(by: ByKey) -> Chart:
+    """Return the figures as a picture, with the key along its x axis."""
+    places = _places(by.values)
+    curves = [
+        (line, tuple((x, y) for x, y in zip(places, _figures(by, line), strict=True) if y is not None))
+        for line in by.lines[:_LINES]
+    ]
+    step = -(-len(places) // _TICKS)
+    return Chart(
+        title=by.title,
+        x_label=by.key,
+        y_label=by.metric.label,
+        series=tuple(each for number, (line, points) in enumerate(curves) for each in _series(number, line, points)),
+        x_ticks=tuple(zip(places, map(wording.setting, by.values), strict=True))[::step],
+    )
+
+
+def _figures(by: ByKey, line: KeyLine) -> list[float | None]:
+    reached = [standing.best if standing else None for standing in line.standings]
+    return [each.metrics.get(by.metric.key) if each else None for each in reached]
+
+
+def _places(values: Sequence[Any]) -> list[float]:
+    """Return where values stand on the axis: numbers as they are, or by their factors; others one after the other."""
+    if not _are_numbers(values):
+        return [float(place) for place in range(len(values))]
+    if values[0] > 0 and values[-1] / values[0] >= _WIDE:
+        return [log10(value) for value in values]
+    return [float(value) for value in values]
+
+
+def _series(number: int, line: KeyLine, points: tuple[Point, ...]) -> list[Series]:
+    """Return the line through the points, which has the name, and the points."""
+    colour, look = number % 6 + 1, _LOOKS[number // 6]
+    return [
+        Series(name=line.name, points=points, colour=colour, look=look),
+        Series(name="", points=points, colour=colour, look="dots"),
+    ]
+
+
+def key_values(by: ByKey) -> dict[str, Any]:
+    """Return the figures as JSON values."""
+    return {
+        "key": by.key,
+        "metric": by.metric.key,
+        "values": list(by.values),
+        "lines": [
+            {
+                "name": line.name,
+                "experiments": [standing.name if standing else None for standing in line.standings],
+                "figures": _figures(by, line),
+            }
+            for line in by.lines
+        ],
+        "notes": list(by.notes),
+    }

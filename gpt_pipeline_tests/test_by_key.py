@@ -1,0 +1,137 @@
+"""A metric against a key: which experiments share a line, and what is said where there is nothing to show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.cli import main
+from gpt_pipeline.comparison.by_key import ByKey, key_chart
+from gpt_pipeline.comparison.compare import compare_experiments, families, with_key
+from gpt_pipeline.comparison.page import write_page
+from gpt_pipeline.comparison.show import as_json, key_markdown, markdown
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.report.charts import draw
+from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.test_comparison import trained
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> list[Experiment]:
+    project = TinyProject(root=tmp_path)
+    made = []
+    for seed in (2, 1):
+        for rate, loss in ((0.01, 2.5), (0.001, 3.0), (0.002, 2.75)):
+            name = f"r-{rate}-{seed}"
+            trained(project, name, {4: loss + seed / 100}, learning_rate=f"{rate}, seed: {seed}")
+            file = project.root / "experiments" / f"{name}.yaml"
+            file.write_text(file.read_text().replace("data:", "family: r\ndata:"))
+            made.append(load_experiment(file))
+    return made
+
+
+def _only(experiments: list[Experiment], **asked: str) -> ByKey:
+    (found,) = with_key(compare_experiments(experiments), **asked).by_key
+    return found
+
+
+def _losses(by: ByKey) -> list[list[float | None]]:
+    lines = [[each.best if each else None for each in line.standings] for line in by.lines]
+    return [[round(each.metrics["val_loss"], 3) if each else None for each in line] for line in lines]
+
+
+def test_by_key_without_a_key_takes_the_one_with_the_most_numbers(grid: list[Experiment]) -> None:
+    by = _only(grid)
+    assert (by.key, by.metric.key, by.values) == ("training.learning_rate", "val_loss", (0.001, 0.002, 0.01))
+    assert [line.name for line in by.lines] == ["training.seed 1", "training.seed 2"]
+    assert _losses(by) == [[3.01, 2.76, 2.51], [3.02, 2.77, 2.52]]
+
+
+def test_by_key_of_another_key_and_metric_has_a_line_for_each_rate(grid: list[Experiment]) -> None:
+    by = _only(grid[1:], key="training.seed", metric="val_bpb")
+    assert (by.metric.key, by.values) == ("val_bpb", (1, 2))
+    assert [line.name for line in by.lines] == [f"training.learning_rate {rate}" for rate in (0.001, 0.002, 0.01)]
+    assert _losses(by) == [[3.01, 3.02], [2.76, 2.77], [2.51, None]]
+
+
+def test_by_key_leaves_out_a_key_that_only_follows_it(grid: list[Experiment]) -> None:
+    by = _only([grid[0], grid[4]])
+    assert [line.name for line in by.lines] == [""]
+
+
+def test_by_key_of_experiments_on_other_held_out_tokens_keeps_them_apart(tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    experiments = [
+        trained(project, f"{shards}{rate}", {4: 2.5}, learning_rate=rate, shards=shards * 64)
+        for shards in "de"
+        for rate in (0.001, 0.002)
+    ]
+    assert [
+        [each for each in line.standings if each]
+        for by in with_key(compare_experiments(experiments)).by_key
+        for line in by.lines
+    ] != []
+    assert len(with_key(compare_experiments(experiments)).by_key) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ({"key": "training.sead"}, "found training.sead, need a key in which .* did you mean training.seed"),
+        ({"metric": "val_los"}, "found val_los, need .* did you mean val_loss"),
+    ],
+)
+def test_by_key_that_is_none_names_what_there_is(grid: list[Experiment], asked: dict[str, str], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        with_key(compare_experiments(grid), **asked)
+
+
+def test_by_key_drawn_has_equal_steps_for_equal_factors_and_the_values_as_marks(grid: list[Experiment]) -> None:
+    chart = key_chart(_only(grid))
+    assert [text for _, text in chart.x_ticks] == ["0.001", "0.002", "0.01"]
+    low, middle, high = (x for x, _ in chart.x_ticks)
+    assert (middle - low) / (high - low) == pytest.approx(0.301, abs=0.001)
+    picture = draw(chart)
+    assert picture.count("<polyline") == 2
+    assert picture.count("training.seed 1") == 1  # one name for the line and its points
+
+
+def test_compare_of_a_family_prints_its_table_and_writes_the_page(
+    grid: list[Experiment], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    files = [str(each.file) for each in grid]
+    with pytest.raises(SystemExit) as end:
+        main(["compare", *files, "--html", str(tmp_path / "page.html")])
+    assert not end.value.code
+    printed = capsys.readouterr().out
+    table = printed[printed.index("val loss of the best checkpoints by training.learning_rate") :].splitlines()
+    assert table[1].split() == ["training.seed", "1", "training.seed", "2"]
+    assert table[-1].split() == ["0.01", "*2.510", "2.520"]
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 2
+    assert "*2.510" in page
+
+
+def test_page_of_a_name_with_markup_shows_it_as_text(tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    experiments = [trained(project, stem, {4: 2.5}, max_steps=steps) for stem, steps in (("a", 10), ("b", 12))]
+    page = write_page(with_key(compare_experiments(experiments)), experiments, tmp_path / "page.html").read_text()
+    assert "training.max_steps" in page
+    assert "<script" not in page
+
+
+def test_comparison_without_a_key_says_nothing_of_one(grid: list[Experiment]) -> None:
+    found = compare_experiments(grid)
+    assert as_json(found)["by_key"] == []
+    assert "best checkpoints by" not in markdown(found)
+
+
+def test_families_of_several_are_told_by_name(grid: list[Experiment]) -> None:
+    assert {name: len(members) for name, members in families(grid).items()} == {"r": 6}
+    assert families(grid[:1]) == {}
+    ((title, picture, table),) = key_markdown(with_key(compare_experiments(grid)))
+    assert title.endswith("by training.learning_rate")
+    assert picture.startswith("<svg")
+    assert "| 0.01 |" in table
