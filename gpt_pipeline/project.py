@@ -16,7 +16,8 @@ MLFLOW_PAGE_VARIABLE = "GPT_PIPELINE_MLFLOW_PAGE"
 """The address at which MLflow's pages are served, for links to them where the store itself has none."""
 
 DAGSTER_CONFIG = "dagster.yaml"
-OTHER_FILES = frozenset({DAGSTER_CONFIG, "workspace.yaml", "executor.yaml"})
+NOTIFY_CONFIG = "notify.yaml"
+OTHER_FILES = frozenset({DAGSTER_CONFIG, NOTIFY_CONFIG, "workspace.yaml", "executor.yaml"})
 """YAML files that are no experiments, where a project without `experiments/` keeps them beside its experiments."""
 
 DAGSTER_PORT = 3000

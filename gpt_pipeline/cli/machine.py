@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import get_completion_class
 
-from gpt_pipeline.cli.common import FAILED, JSON, say, show
+from gpt_pipeline.cli.common import FAILED, JSON, say, show, tell
 
 if TYPE_CHECKING:
     from gpt_pipeline.orchestration.pages import Pages
@@ -69,6 +69,38 @@ def ui(
         opened=opened,
         stopping=lambda: say("Stopping ..."),
     )
+
+
+@click.command()
+@click.option("--test", is_flag=True, help="Send a test message to each address; exit code 1 if one does not get it.")
+def notify(test: bool) -> None:
+    """Show where the project's notifications go, or try it.
+
+    Runs tell when they failed, were stopped, or finished. Addresses are apprise's, in notify.yaml beside dagster.yaml,
+    or in GPT_PIPELINE_NOTIFY; of an address only its kind is shown.
+    """
+    from gpt_pipeline.notify.addresses import find_addresses
+    from gpt_pipeline.notify.message import Message
+    from gpt_pipeline.notify.send import send
+    from gpt_pipeline.project import NOTIFY_CONFIG, Project
+
+    project = Project.here()
+    found = find_addresses(project)
+    if found is None:
+        tell(f"No addresses: write {project.root / NOTIFY_CONFIG} with `addresses:` and a list of them.")
+        sys.exit(FAILED if test else 0)
+    tell(f"Notifications go to {found.in_words}.")
+    if not test:
+        return
+    message = Message(
+        title="gpt-pipeline: a test", body=f"Runs of {project.root} tell here how they ended.", ending="finished"
+    )
+    problems = send(found, message)
+    for problem in problems:
+        say(f"not notified: {problem}")
+    if problems:
+        sys.exit(FAILED)
+    tell("Each has taken a test message.")
 
 
 @click.command()

@@ -12,6 +12,7 @@ from gpt_pipeline.doctor.services import (
     check_history,
     check_hub,
     check_mlflow,
+    check_notifications,
 )
 from gpt_pipeline.doctor.software import check_compiler, check_libraries, check_python, check_torch
 from gpt_pipeline.errors import UserError
@@ -47,6 +48,7 @@ def examine(project: Project, experiment: Experiment | None, *, offline: bool, c
             "MLflow's port": lambda: check_port(MLFLOW_PORT, page="MLflow's page", pages=pages),
             "DAGSTER_HOME": lambda: check_dagster_home(project),
             "Dagster history": lambda: check_history(project, count_runs),
+            "notifications": lambda: check_notifications(project),
             "MLflow": lambda: check_mlflow(project.tracking_uri),
         }
     )

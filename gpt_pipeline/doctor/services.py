@@ -16,7 +16,8 @@ from urllib.request import OpenerDirector, ProxyHandler, build_opener
 
 from gpt_pipeline.data.config import SYNTH
 from gpt_pipeline.findings import Finding, note, ok, problem
-from gpt_pipeline.project import DAGSTER_CONFIG, Project
+from gpt_pipeline.notify.addresses import find_addresses
+from gpt_pipeline.project import DAGSTER_CONFIG, NOTIFY_CONFIG, Project
 from gpt_pipeline.tracking.store import sqlite_file
 
 _SECONDS = 5.0  # for a connection, and for an answer
@@ -54,6 +55,19 @@ def check_hub(*, endpoint: str | None = None, token: str | None = None) -> Itera
         yield note("hub", f"{address} answers {status} for {SYNTH}", f"try again later, {_ELSEWHERE}")
     else:
         yield ok("hub", f"{address} answers; {'the token is valid' if token else 'no token, and SYNTH needs none'}")
+
+
+def check_notifications(project: Project) -> Iterator[Finding]:
+    """Check that the addresses of notifications, if there are any, can be used; nothing is sent."""
+    found = find_addresses(project)
+    if found is None:
+        return
+    yield ok("notifications", f"{found.in_words}; `gpt-pipeline notify --test` tries them")
+    file = project.root / NOTIFY_CONFIG
+    if os.name != "nt" and file.is_file() and file.stat().st_mode & 0o077:
+        yield note(
+            "notifications", f"other users of this machine can read {file}, which holds secrets", f"chmod 600 {file}"
+        )
 
 
 def within(seconds: float, ask: Callable[[], _Value]) -> _Value:

@@ -41,6 +41,7 @@ from gpt_pipeline.experiment.values import (
     remedy_for,
 )
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.project import NOTIFY_CONFIG
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.names import folder_name, resolve_folder, slug
@@ -558,6 +559,8 @@ def _drop(config: Any, entry: Entry) -> str:
 
 def _unknown(key: str, section: str, home: Mapping[str, Any]) -> str:
     """Return the text on an unknown key: the same key of another block, else the nearest key here, else elsewhere."""
+    if key in ("notify", "notifications", "addresses") and not section:
+        return f"unknown key: addresses are secrets; put them into {NOTIFY_CONFIG} beside dagster.yaml, and remove this"
     blocks = {name: _hints(block_of(hint)) for name, hint in _hints(ExperimentConfig).items() if block_of(hint)}
     elsewhere = {name: block for block, keys in blocks.items() for name in keys if block != section}
     owners = [block for block, keys in blocks.items() if key in keys]

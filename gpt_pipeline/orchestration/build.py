@@ -18,6 +18,7 @@ from gpt_pipeline.orchestration.comparison_step import comparison_definitions
 from gpt_pipeline.orchestration.data_assets import data_assets, mixed_asset
 from gpt_pipeline.orchestration.executors import project_executor
 from gpt_pipeline.orchestration.experiment_assets import experiment_assets
+from gpt_pipeline.orchestration.notifications import notification_sensors
 from gpt_pipeline.orchestration.run_config import step_outputs
 from gpt_pipeline.orchestration.sensors import new_checkpoints_sensor, reevaluation_schedule
 from gpt_pipeline.orchestration.tracking_resource import mlflow_resource
@@ -79,7 +80,11 @@ def build_definitions(project: Project) -> dg.Definitions:
             *(check for experiment in experiments for check in evaluation_checks(experiment)),
         ],
         jobs=[*(job for part in automation for job in part.jobs), *(each.job for each in comparison)],
-        sensors=[*(part.sensor for part in automation), *(each.sensor for each in comparison)],
+        sensors=[
+            *(part.sensor for part in automation),
+            *(each.sensor for each in comparison),
+            *notification_sensors(project, experiments),
+        ],
         schedules=[part.schedule for part in automation],
         executor=project_executor(project.root),
         resources={"mlflow": mlflow_resource(project.tracking_uri), "io_manager": step_outputs},

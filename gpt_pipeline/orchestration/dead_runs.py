@@ -34,6 +34,9 @@ from gpt_pipeline.storage.process import ProcessId
 PROCESS_TAG = ".dagster/gpt_pipeline_process"
 """Bears, as JSON, the process in which a whole run is executed. Such tags are hidden on Dagster's pages."""
 
+DEAD_TAG = ".dagster/gpt_pipeline_found_dead"
+"""Of a run that was closed here: nobody else tells of it."""
+
 REQUESTER_TAG = ".dagster/gpt_pipeline_requested_by"
 """Bears, as JSON, the process that asked for a run: of the machine on which Dagster's own launcher starts it."""
 
@@ -91,6 +94,7 @@ def close_dead_runs(instance: dg.DagsterInstance, experiments: Iterable[Experime
         why = _end(instance, run, folder)
         if why is None or is_over(instance, run.run_id):  # it may have ended in this very moment
             continue
+        instance.add_run_tags(run.run_id, {DEAD_TAG: "yes"})
         instance.report_run_failed(run, message=f"{why} Finished work is kept; materialize again to continue.")
         free_its_place(instance, run.run_id)
         if process := process_of(run):

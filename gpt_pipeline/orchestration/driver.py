@@ -38,6 +38,9 @@ from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
 from gpt_pipeline.experiment.start_from import StartNotReadyError
 from gpt_pipeline.experiment.training import base_experiment, find_start
+from gpt_pipeline.notify.addresses import find_addresses
+from gpt_pipeline.notify.message import Ending, broken_message, message_of
+from gpt_pipeline.notify.send import tell
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
@@ -139,7 +142,7 @@ class Session:
                     definition,
                     run_id=run_id,
                     run_config={"loggers": {"plain": {"config": {}}}, **run_config},
-                    tags={**tags, **process_tag(run_id), MAX_RETRIES_TAG: NEVER},
+                    tags={**tags, **process_tag(run_id), MAX_RETRIES_TAG: NEVER, keys.COMMAND_TAG: "yes"},
                     remote_job_origin=remote_origin(definition.name),
                     job_code_origin=code,
                 )
@@ -235,15 +238,33 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
 
 
 def run_alone(experiment: Experiment, *, force: bool, say: Callable[[str], None]) -> bool:
-    """Open a session for the experiment and run it; see `run_experiment`."""
+    """Open a session for the experiment and run it; see `run_experiment`. The addresses are told how it ended.
+
+    Raises:
+        UserError: also if the addresses cannot be used.
+    """
     project = Project.of_experiments(experiment.file.parent)
     say("Opening the project's history ...")
+    find_addresses(project)  # raises: what keeps a notification from being sent is better known before the hours
+    begun = time.monotonic()
+
+    def told(ending: Ending, problem: str = "") -> None:
+        seconds = time.monotonic() - begun
+        tell(project, message_of(experiment, ending, seconds=seconds, problem=problem), say=say)
+
     try:
         with Session.open(project, experiment, say=say) as session:
             worked = run_experiment(session, force=force, say=say)
-    except UserError as error:
-        note_failure(project, experiment.name, job=keys.run_job(experiment), text=str(error))
+    except (StoppedError, KeyboardInterrupt):
+        told("stopped")
         raise
+    except Exception as error:
+        if isinstance(error, UserError):
+            note_failure(project, experiment.name, job=keys.run_job(experiment), text=str(error))
+        told("failed", str(error) or type(error).__name__)
+        raise
+    if worked:
+        told("finished")
     forget_failure(project, experiment.name, job=keys.run_job(experiment))
     return worked
 
@@ -270,7 +291,12 @@ def run_each(files: Sequence[Path], *, force: bool, say: Callable[[str], None]) 
 def _run_one(file: Path, *, force: bool, say: Callable[[str], None]) -> tuple[End, str]:
     """Run the experiment in `file`; return how it ended, and what kept it from its end."""
     try:
-        return ("finished" if run_alone(load_alone(file), force=force, say=say) else "nothing to do"), ""
+        experiment = load_alone(file)
+    except UserError as error:
+        tell(Project.of_experiments(file.parent), broken_message(file.name, str(error)), say=say)
+        return "failed", str(error)
+    try:
+        return ("finished" if run_alone(experiment, force=force, say=say) else "nothing to do"), ""
     except (StoppedError, KeyboardInterrupt):
         return "stopped", ""
     except (UserError, OSError) as error:

@@ -22,6 +22,9 @@ STAGE_TAG = "gpt_pipeline/stage"
 _DIGITS = 6  # of the digest at the end of a `data_group`
 _DIGEST = re.compile(r"_[0-9a-f]{6}$")
 _DIGEST_AND_NAME = re.compile(r"_[0-9a-f]{6}(_.*)?$")  # of a `node_name`
+COMMAND_TAG = ".dagster/gpt_pipeline_command"
+"""Of a run that a command executes, which tells itself how it ended."""
+
 EVALUATION_TAG = ".dagster/gpt_pipeline_evaluation"
 """Bears an evaluation's fingerprint. Dagster's pages hide what begins with `.dagster/`: it says nothing to a person."""
 
