@@ -430,3 +430,35 @@ def verify(experiment: Path, as_json: bool) -> None:
             tell(f"{each.stage:16} {each.problem or 'as it was made'}")
     if any(each.is_damaged for each in found):
         sys.exit(FAILED)
+
+
+@click.command()
+@EXPERIMENT
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--delete", is_flag=True, help="Delete for good, instead of moving to the trash.")
+@click.option("--file", "with_file", is_flag=True, help="Remove the experiment file, too.")
+def remove(experiment: Path, *, yes: bool, delete: bool, with_file: bool) -> None:
+    """Remove an experiment: its checkpoints, evaluations, reports, and data that no other uses.
+
+    Says what would go, and asks. It goes to .trash in its base folder, where you may take it back or delete it. Runs in
+    MLflow and in Dagster's history stay. Refused while something works on it, and if another experiment starts from it.
+    """
+    from gpt_pipeline.experiment.discover import load_alone
+    from gpt_pipeline.progress import removal
+    from gpt_pipeline.report import wording
+
+    loaded = load_alone(experiment)
+    found = removal.plan_removal(loaded, file=with_file)
+    for item in found.items:
+        tell(f"goes   {wording.size(item.size):>8}  {item.path}")
+        for name, size in item.inside:
+            tell(f"       {wording.size(size):>8}    {name}")
+    for text in found.stays:
+        tell(f"stays            {text}")
+    if not yes and found.items:
+        if not sys.stdin.isatty():
+            raise UserError("found no terminal to ask on, need your consent; give --yes")
+        what = "Delete" if delete else "Move to the trash:"
+        click.confirm(f"{what} {wording.size(found.size)}?", abort=True, err=True)
+    trash = removal.remove(removal.plan_removal(loaded, file=with_file), delete=delete)
+    say("Nothing to remove." if not found.items else "Deleted." if delete else f"Moved to {trash}")

@@ -11,7 +11,7 @@ import click
 
 from gpt_pipeline import __version__
 from gpt_pipeline.cli.common import FAILED, MISUSE, STOPPED, say
-from gpt_pipeline.cli.experiments import compare, evaluate, init, plan, preview, run, status, validate, verify
+from gpt_pipeline.cli.experiments import compare, evaluate, init, plan, preview, remove, run, status, validate, verify
 from gpt_pipeline.cli.machine import completion, doctor, notify, ui
 from gpt_pipeline.cli.models import benchmark, export, generate, import_
 from gpt_pipeline.errors import ConfigError, StoppedError, UserError
@@ -38,7 +38,7 @@ def command() -> None:
 for verb in (
     *(init, validate, preview, plan, run, status, ui),
     *(evaluate, compare, generate, export, import_, benchmark),
-    *(verify, doctor, notify, completion),
+    *(verify, remove, doctor, notify, completion),
 ):
     command.add_command(verb)
 
