@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.progress.outcome import best_text
 from gpt_pipeline.shown import duration, on_terminal, without_password
 
 Ending = Literal["finished", "stopped", "failed"]
@@ -32,6 +31,8 @@ def message_of(
 
     `problem` is why it failed, in its own words, which hold the remedy; `what` says which run it was.
     """
+    from gpt_pipeline.progress.outcome import best_text  # numpy and pyarrow, which loading the definitions does without
+
     time = f" after {duration(seconds)}" if seconds is not None else ""
     lines = [f"The {what} of {experiment.file.name} on {socket.gethostname()} {_VERBS[ending]}{time}."]
     lines += [line[:_LONGEST] for line in without_password(problem).splitlines()[:_LINES]]
