@@ -22,7 +22,7 @@ from gpt_pipeline.training.config import HardwareConfig
 
 DISTRIBUTION = "gpt-pipeline"
 _OLDEST = (3, 11)
-_NEWEST = (3, 13)  # that is tested
+_NEWEST = (3, 14)  # that is tested
 _LOCALLY = "https://pytorch.org/get-started/locally"
 _WHEELS = "https://download.pytorch.org/whl"
 _CUDA_OF_WHEELS = ((13, 0), (12, 8), (12, 6))  # that pytorch.org offers builds for, newest first
