@@ -1,6 +1,7 @@
 """A run that the user stops ends as canceled and leaves one line, whoever asked for the stop."""
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -135,11 +136,17 @@ def test_command_is_interrupted_once_its_run_is_to_be_terminated(instance: dg.Da
 
     def work() -> None:
         with heed_termination(instance, run.run_id, every=0.01):
+            time.sleep(0.2)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # as Dagster's handlers come and go
             while True:
                 time.sleep(0.01)
 
-    with pytest.raises(KeyboardInterrupt):
-        work()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a command that a shell started in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_command_goes_on_while_its_run_is_to_go_on_and_leaves_no_thread(instance: dg.DagsterInstance) -> None:

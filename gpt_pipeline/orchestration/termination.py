@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import logging
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,9 @@ def heed_termination(instance: dg.DagsterInstance, run_id: str, *, every: float 
             except Exception as error:  # a database that is busy or away: the run itself has to tell of it
                 _logger.debug("run %s: its state cannot be read (%s)", run_id, error)
                 continue
-            if run is not None and run.status in _ASKED and not ended.is_set():
+            # Outside Dagster's own handlers a command that a shell started in the background ignores SIGINT.
+            heeded = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+            if heeded and run is not None and run.status in _ASKED and not ended.is_set():
                 _thread.interrupt_main()
                 return
 
