@@ -188,7 +188,7 @@ def _batch(config: ExperimentConfig) -> Iterator[ConfigError]:
         need = f"a divisor of the {sequences} sequences in one update"
         yield ConfigError("hardware.num_gpus", found=gpus, need=need, remedy=_either(_divisors_near(gpus, sequences)))
         return
-    size, share = config.training.micro_batch_size, sequences // gpus
+    size, share = config.training.given_micro_batch_size, sequences // gpus
     if size is not None and size < share and share % size:  # above the share, the trainer takes the share at once
         need = f"a divisor of the {share} sequences of one update on each GPU"
         use = _either(_divisors_near(size, share))
@@ -213,6 +213,9 @@ def _rollouts(config: ExperimentConfig) -> Iterator[ConfigError]:
     if training.max_steps is None:
         need = "a whole number above 0: with training.objective=rl there are no epochs to count"
         yield ConfigError("training.max_steps", found=None, need=need, remedy="use 200, say")
+    if training.micro_batch_size == "auto":
+        need = "a number or null with training.objective=rl, where answers sampled together may be other texts"
+        yield ConfigError("training.micro_batch_size", found="auto", need=need, remedy="use 16, say")
     for key, neutral in {"batch_size": 8, "tokens_per_step": None, "num_epochs": 1}.items():
         if (found := getattr(training, key)) != neutral:
             need = "no such key with training.objective=rl"

@@ -142,6 +142,20 @@ def peak_memory(device: torch.device) -> int:
     return int(torch.get_device_module(device).max_memory_allocated(device))
 
 
+def refuses_memory(device: torch.device) -> bool:
+    """Whether what the device's memory does not hold raises an error; a CPU's system rather kills the process."""
+    return bool(device.type in GPUS)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what torch keeps of the GPU's memory and nothing uses, and begin to count the peak again."""
+    if device.type == "mps":
+        torch.mps.empty_cache()
+    elif device.type in GPUS:
+        torch.accelerator.empty_cache()
+        torch.accelerator.reset_peak_memory_stats(device)
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error of torch's means that a device's memory is full; that of Apple's has no class of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)

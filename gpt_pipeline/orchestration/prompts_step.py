@@ -25,7 +25,7 @@ def measure_prompts(context: dg.AssetExecutionContext, experiment: Experiment, *
         shards,
         start.checkpoint.path,
         device=experiment.config.hardware.device,
-        batch_size=experiment.config.training.micro_batch_size,
+        batch_size=experiment.config.training.given_micro_batch_size,
         force=force,
         say=context.log.info,
     )

@@ -18,7 +18,7 @@ from gpt_pipeline.findings import Finding, note, problem, problem_of, warning
 from gpt_pipeline.model.costs import MemoryNeed, parameter_count
 from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import Disk
-from gpt_pipeline.planning.memory import training_need
+from gpt_pipeline.planning.memory import FULL, training_need
 from gpt_pipeline.planning.speed import Duration
 from gpt_pipeline.planning.survey import is_surveyed, survey
 from gpt_pipeline.planning.tokens import SYNTH_DOCUMENTS, TokenCount
@@ -33,7 +33,6 @@ _LONG_INTERVAL = 3600.0  # seconds of work that a crash may cost
 _LONG_ON_CPU = 7 * 86_400.0  # seconds: beyond a week, a CPU is hardly what one meant to train on
 _LOOK = "look at the files, at data.columns and at data.filter"
 _CUT = 0.01  # of the tokens of answers: as many may be lost without a word
-_FULL = 0.95  # of a GPU's memory: the estimate is not exact to the last percent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +185,7 @@ def _memory(known: Known) -> Iterator[Finding]:
     elif need.on_host and need.device > total:
         text = f"about {wording.size(need.device)} are needed, this machine has {wording.size(total)}"
         yield problem("memory", text, _smaller_batch(known, total))
-    elif need.device > (free if need.on_host else _FULL * free):
+    elif need.device > (free if need.on_host else FULL * free):
         text = f"about {wording.size(need.device)} are needed, {wording.size(free)} are free"
         yield warning("memory", text, f"{_smaller_batch(known, free)}, or close other programs")
 
@@ -203,7 +202,7 @@ def _smaller_batch(known: Known, memory: int) -> str:
         also = "" if recompute == is_on else "training.gradient_checkpointing: true and "
         for size in range(layout.micro_batch_size if also else layout.micro_batch_size - 1, 0, -1):
             need = training_need(config, micro_batch_size=size, precision=device.precision, recompute=recompute)
-            if share % size == 0 and need.device <= _FULL * memory:
+            if share % size == 0 and need.device <= FULL * memory:
                 return f"set {also}training.micro_batch_size: {size} (the update stays the same)"
     return "lower data.max_length or the model"
 

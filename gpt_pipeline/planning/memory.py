@@ -4,6 +4,30 @@ from __future__ import annotations
 
 from gpt_pipeline.experiment.config import ExperimentConfig
 from gpt_pipeline.model.costs import MemoryNeed, Precision, memory_need
+from gpt_pipeline.training.config import StepLayout, cpu_micro_batch_size
+
+FULL = 0.95  # of a GPU's memory: the estimate is not exact to the last percent
+
+
+def expected_micro_batch(
+    config: ExperimentConfig, layout: StepLayout, *, precision: Precision, memory: int | None
+) -> int:
+    """Return the sequences in a forward pass, for `micro_batch_size: auto` those that the trainer may find to fit.
+
+    `memory`: free bytes of the GPU; None: not known, and the whole update is assumed.
+    """
+    if config.training.micro_batch_size != "auto" or (precision.cuda and memory is None):
+        return layout.micro_batch_size
+    if not precision.cuda:
+        return cpu_micro_batch_size(layout.share, max_length=layout.max_length)
+    assert memory is not None
+    sizes = (size for size in range(layout.share, 0, -1) if layout.share % size == 0)
+    fit = (size for size in sizes if _fits(config, size, precision=precision, memory=memory))
+    return next(fit, 1)
+
+
+def _fits(config: ExperimentConfig, size: int, *, precision: Precision, memory: int) -> bool:
+    return training_need(config, micro_batch_size=size, precision=precision).device <= FULL * memory
 
 
 def training_need(

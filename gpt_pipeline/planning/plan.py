@@ -23,7 +23,7 @@ from gpt_pipeline.model.costs import MemoryNeed, flops_per_token, parameter_coun
 from gpt_pipeline.planning.device import Device, absent_gpu, choose_device
 from gpt_pipeline.planning.disk import Disk, disks
 from gpt_pipeline.planning.findings import Known, findings, too_long
-from gpt_pipeline.planning.memory import training_need
+from gpt_pipeline.planning.memory import expected_micro_batch, training_need
 from gpt_pipeline.planning.probe import Request
 from gpt_pipeline.planning.speed import (
     LIMIT_SECONDS,
@@ -165,8 +165,12 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
     running = trainer_state(experiment.folder.root) == "running"
     start = _running(experiment) if running else _or_problem(found, _RESUME, lambda: _start(experiment)) or _ANEW
     device = _or_problem(found, "hardware", lambda: choose_device(config.hardware, config.training))
-    length = None if size is None else _length(experiment, size, start)
     precision = absent_gpu(config.training) if device is None else device.precision
+    if size is not None:
+        free = None if device is None else device.memory_free
+        micro = expected_micro_batch(config, size.layout, precision=precision, memory=free)
+        size = dataclasses.replace(size, layout=dataclasses.replace(size.layout, micro_batch_size=micro))
+    length = None if size is None else _length(experiment, size, start)
     need = (
         None
         if length is None

@@ -38,6 +38,11 @@ class ExperimentFolder:
         return self.root / "job.json"
 
     @property
+    def micro_batch(self) -> Path:
+        """How many sequences the GPU's memory held at once, found by trying, and on what, as JSON."""
+        return self.root / "micro_batch.json"
+
+    @property
     def training(self) -> Path:
         """The manifest of the finished training, written after its last step."""
         return self.root / "training.json"

@@ -46,6 +46,11 @@ class WeightAverage:
         for name, weight in self._model.named_parameters():
             self._means[name].lerp_(weight, blend)
 
+    @property
+    def is_to_come(self) -> bool:
+        """Whether a mean will be kept, and takes no memory yet."""
+        return self._config.is_wanted and not self._means
+
     def state(self) -> dict[str, Tensor] | None:
         """Return the means by the parameters' names, the living tensors; None before the first."""
         return self._means or None

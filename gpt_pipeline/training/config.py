@@ -128,8 +128,9 @@ class TrainingConfig:
     tokens_per_step: int | None = None
     """Tokens in one optimizer update, all ranks and micro-batches together; null: `batch_size` * `data.max_length`."""
 
-    micro_batch_size: int | None = None
-    """Sequences in one forward pass; null: the whole update at once. Less saves memory and changes no result."""
+    micro_batch_size: int | Literal["auto"] | None = None
+    """Sequences in one forward pass; null: the whole update at once. Less saves memory and changes no result. `auto`:
+    as many as the GPU's memory holds, found by trying."""
 
     precision: Precision = "auto"
     """`fp32`; `bf16` or `fp16` in products (autocast), fp16 with loss scaling; or `auto`: on a GPU bf16 where its chip
@@ -171,9 +172,12 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for key in ("batch_size", "num_epochs"):
             require(getattr(self, key) > 0, key, found=getattr(self, key), need="a whole number above 0")
-        for key in ("max_steps", "tokens_per_step", "micro_batch_size"):
+        for key in ("max_steps", "tokens_per_step"):
             value = getattr(self, key)
             require(value is None or value > 0, key, found=value, need="a whole number above 0, or null")
+        micro = self.given_micro_batch_size
+        need = "a whole number above 0, auto, or null"
+        require(micro is None or micro > 0, "micro_batch_size", found=micro, need=need)
         for key in ("warmup_steps", "seed"):
             require(getattr(self, key) >= 0, key, found=getattr(self, key), need="a whole number, 0 or above")
         for key in ("learning_rate", "gradient_clip"):
@@ -197,6 +201,11 @@ class TrainingConfig:
                 found=value,
                 need=f"no such key with training.optimizer={self.optimizer}; set training.optimizer: muon",
             )
+
+    @property
+    def given_micro_batch_size(self) -> int | None:
+        """Sequences in one forward pass as far as the file says; None: the whole update, or as many as fit."""
+        return None if self.micro_batch_size == "auto" else self.micro_batch_size
 
     @property
     def is_post_training(self) -> bool:
@@ -295,6 +304,11 @@ class StepLayout:
     """Updates of the whole training."""
 
     @property
+    def share(self) -> int:
+        """Sequences of one process in one update."""
+        return self.batch_size // self.world_size
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens in one update, all processes and micro-batches together."""
         return self.batch_size * self.max_length
@@ -313,7 +327,7 @@ class StepLayout:
 
 
 def step_layout(config: TrainingConfig, *, max_length: int, steps_per_epoch: int, world_size: int) -> StepLayout:
-    """Return the layout of the training.
+    """Return the layout of the training; with `micro_batch_size: auto`, with as few forward passes as can be.
 
     Raises:
         ConfigError: the update does not divide evenly among processes or into micro-batches.
@@ -323,7 +337,7 @@ def step_layout(config: TrainingConfig, *, max_length: int, steps_per_epoch: int
     size, unit = (batch_size, 1) if config.tokens_per_step is None else (config.tokens_per_step, max_length)
     _require_multiple(key, size, of=world_size * unit, unit=f"the {world_size} processes that share it")
     share = batch_size // world_size
-    micro = share if config.micro_batch_size is None else min(config.micro_batch_size, share)
+    micro = min(config.given_micro_batch_size or share, share)
     _require_multiple(key, size, of=world_size * unit * micro, unit=f"micro_batch_size={micro} in each process")
     return StepLayout(
         batch_size=batch_size,
@@ -332,6 +346,11 @@ def step_layout(config: TrainingConfig, *, max_length: int, steps_per_epoch: int
         world_size=world_size,
         max_steps=total_steps(config, steps_per_epoch=steps_per_epoch),
     )
+
+
+def cpu_micro_batch_size(share: int, *, max_length: int) -> int:
+    """Return the largest divisor of `share` sequences with at most 1,024 tokens, or 1: on a CPU, more is no faster."""
+    return next(size for size in range(share, 0, -1) if share % size == 0 and (size * max_length <= 1024 or size == 1))
 
 
 def rollout_layout(config: TrainingConfig, rl: RlConfig, *, max_length: int, world_size: int) -> StepLayout:
@@ -350,7 +369,7 @@ def rollout_layout(config: TrainingConfig, rl: RlConfig, *, max_length: int, wor
     share = prompts * rl.samples_per_prompt // world_size
     return StepLayout(
         batch_size=share * world_size,
-        micro_batch_size=share if config.micro_batch_size is None else min(config.micro_batch_size, share),
+        micro_batch_size=min(config.given_micro_batch_size or share, share),
         max_length=max_length,
         world_size=world_size,
         max_steps=config.max_steps,

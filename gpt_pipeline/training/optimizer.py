@@ -81,6 +81,26 @@ class Optimizer:
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
 
+    def rehearse(self) -> None:
+        """Make an update that changes nothing, for the memory that it takes; forget the gradients."""
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        rates = [group["lr"] for group in groups]
+        one = torch.ones((), device=self.parameters[0][0].device)
+        self.step(0, 0.0, divisor=one, skip=one)
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+
+    def forget(self) -> None:
+        """Forget what updates have left, and the gradients, as if none had been made."""
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
+            optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether no update has left anything yet."""
+        return not any(optimizer.state for optimizer in self._optimizers)
+
     def _step_adamw(self, divisor: Tensor, skip: Tensor) -> None:
         if devices.scales_in_optimizer(divisor.device):
             self._adamw.grad_scale, self._adamw.found_inf = divisor, skip

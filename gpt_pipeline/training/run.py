@@ -23,7 +23,7 @@ from gpt_pipeline.data.tokens.stream import TokenShards, open_shards
 from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
 from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.model.architectures import make_model
-from gpt_pipeline.model.costs import flops_per_token, optimizer_bytes, weight_bytes
+from gpt_pipeline.model.costs import Precision, flops_per_token, memory_need, optimizer_bytes, weight_bytes
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.rl.prompts import read_prompts
 from gpt_pipeline.rl.rollouts import Sampler as RolloutSampler
@@ -44,6 +44,7 @@ from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat
 from gpt_pipeline.training.job import OBJECTIVE, PACKING, Settings, TrainingJob
 from gpt_pipeline.training.launch import ignored_launch
 from gpt_pipeline.training.metrics import MetricsLog, Recorder
+from gpt_pipeline.training.micro_batch import fit_micro_batch
 from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver
 from gpt_pipeline.training.origin import commit_at_start, machine
 from gpt_pipeline.training.ranks import Ranks, process_group
@@ -142,6 +143,7 @@ def _run(
             stop=stop,
             beat=beat,
         ) as trainer,
+        explained_out_of_memory(trainer.layout, job.training),
     ):
         return _train(trainer)
 
@@ -251,6 +253,15 @@ def _trainer(
     progress = restore(start.snapshot, updater) if start.snapshot else Progress()
     if start.snapshot and _deciding_before(start.snapshot.settings) != job.deciding_loss:
         progress.forget_best()  # by a loss that does not compare
+    layout = fit_micro_batch(
+        updater,
+        job,
+        compute=compute,
+        ranks=ranks,
+        estimate=lambda size: _memory_estimate(job, compute, size),
+        say=observer.message,
+        beat=lambda: beat(progress.step),
+    )
     feed: Feed = (
         _rollout_feed(job, model, shards, layout=layout, compute=compute, ranks=ranks, beat=beat)
         if sampler is None
@@ -298,6 +309,20 @@ def _trainer(
         saver.close()
         feed.close()
         recorder.close()
+
+
+def _memory_estimate(job: TrainingJob, compute: Compute, micro_batch_size: int) -> int:
+    """Return the bytes that one process is thought to need."""
+    piece = compute.loss_piece
+    return memory_need(
+        job.model,
+        optimizer=job.training.optimizer,
+        micro_batch_size=micro_batch_size,
+        max_length=job.max_length,
+        precision=Precision(cuda=compute.on_gpu, bf16=compute.half, compiled=compute.compile, loss_piece=piece),
+        recompute=job.training.gradient_checkpointing,
+        averaged=job.training.average_weights.is_wanted,
+    ).device
 
 
 def _deciding_before(settings: Settings) -> str:

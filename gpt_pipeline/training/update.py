@@ -151,7 +151,8 @@ class Updater:
         self._failed = torch.zeros((), device=compute.device)
         """1 after a loss or gradient that was not finite: nothing is updated any more."""
         self._config = config
-        self._layout = layout
+        self.layout = layout
+        """May be given another `micro_batch_size` between updates."""
         self._compute = compute
         self._ranks = ranks
 
@@ -162,7 +163,7 @@ class Updater:
         decided there, for this update and all after it. The host learns of it from the result.
         """
         seed_step(self._config.seed, step, self._ranks.rank)
-        learning_rate = learning_rate_at(step, self._config, max_steps=self._layout.max_steps)
+        learning_rate = learning_rate_at(step, self._config, max_steps=self.layout.max_steps)
         self._runner.train()
         counted = self._count(batch)
         nats = self._accumulate_compiled_or_not(step, batch, counted)
@@ -188,9 +189,44 @@ class Updater:
             step=step,
             learning_rate=learning_rate,
             counted=known,
-            tokens=self._layout.tokens_per_step if rollout is None else rollout.tokens,
+            tokens=self.layout.tokens_per_step if rollout is None else rollout.tokens,
             figures={} if rollout is None else rollout.figures,
         )
+
+    def rehearse(self, batch: Batch) -> None:
+        """Compute all that takes memory in training and in estimates on the micro-batch `batch`; change nothing.
+
+        What an update leaves (the optimizer's state, a mean of the weights) is there beside its second half, and so
+        are the gradients of a micro-batch before. Nothing is exchanged between processes: one whose memory is full
+        does not leave the others waiting. What the reducer of several processes holds is there already.
+
+        Raises:
+            RuntimeError: memory is full (`devices.is_out_of_memory`); call `forget_rehearsal` then too.
+        """
+        mean = [torch.empty_like(p) for p in self.model.parameters()] if self.average.is_to_come else []
+        try:
+            self._rehearse_updates(batch)
+        except Exception as error:
+            if not (isinstance(self.evaluator, CompiledModel) and isinstance(error, CompiledModel.errors())):
+                raise
+            self.evaluator.give_up(error)
+            self.model.zero_grad(set_to_none=True)
+            self._rehearse_updates(batch)
+        self.model.eval()
+        rows = torch.zeros_like(batch.inputs)  # estimates are on packed documents too
+        with torch.no_grad(), self._compute.autocast():
+            self.evaluator(batch.inputs, batch.targets, torch.ones_like(rows, dtype=torch.float32), rows)
+        del mean
+
+    def _rehearse_updates(self, batch: Batch) -> None:
+        self.model.train()
+        for _ in range(2):
+            for _ in range(min(2, self.layout.grad_accum_steps)):
+                with self._compute.autocast():
+                    loss = self.evaluator(*batch.tensors)
+                loss.backward()
+                del loss
+            self.optimizer.rehearse()
 
     def _unscale(self, scale: LossScale, numbers: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `numbers` with the loss scale behind them, and the divisor and skip of gradients that bear it.
@@ -212,7 +248,7 @@ class Updater:
         if batch.rollout is not None:
             return max(1, batch.rollout.trained_tokens)
         if batch.weights is None:
-            return self._layout.tokens_per_step
+            return self.layout.tokens_per_step
         weight = self._ranks.sum(batch.weights.sum())
         return torch.where(weight > 0, weight, torch.ones_like(weight))
 
@@ -230,7 +266,7 @@ class Updater:
 
     def _accumulate(self, batch: Batch, counted: int | Tensor) -> Tensor:
         """Add up the gradients of the mean loss over the global batch; return this process's summed loss, in nats."""
-        parts = list(batch.split(self._layout.micro_batch_size))
+        parts = list(batch.split(self.layout.micro_batch_size))
         nats = torch.zeros((), device=batch.inputs.device)
         # DDP averages gradients over processes; what is wanted is their sum over the global count.
         scale = self._ranks.world_size / counted

@@ -1,0 +1,163 @@
+"""How many sequences go through the model together: tried before the first update, so that memory fails then or never.
+
+The largest batch of a training is known beforehand: all its rows have the same length, on a GPU documents that are
+packed into a row are a mask of one size, and estimates read batches of the same shape. So a rehearsal of one update and
+one estimate, which changes nothing, asks for all the memory that the training will.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt_pipeline.data.config import DOCUMENTS
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.hardware import devices
+from gpt_pipeline.storage.atomic import read_kept, write_json
+from gpt_pipeline.training.config import StepLayout, cpu_micro_batch_size
+from gpt_pipeline.training.device import Compute, out_of_memory
+from gpt_pipeline.training.feed import Batch
+from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.ranks import Ranks
+from gpt_pipeline.training.state import random_states, restore_random_states
+from gpt_pipeline.training.update import Updater
+
+_RESERVE = 0.03  # of the memory, left free by `auto`: later allocations fall less densely than the first
+_TOO_FAR = 2.0  # times the memory: an estimate above it is not tried; a compiled model needs less than estimated
+
+
+def fit_micro_batch(
+    updater: Updater,
+    job: TrainingJob,
+    *,
+    compute: Compute,
+    ranks: Ranks,
+    estimate: Callable[[int], int],
+    say: Callable[[str], None],
+    beat: Callable[[], None],
+) -> StepLayout:
+    """Return the layout whose micro-batches fit the memory, the same in all processes, and give it to `updater`.
+
+    With `micro_batch_size: auto`, the largest that divides the update; it is remembered in the experiment's folder,
+    with the device and the model that it was found on. Any other size is tried, and kept. On a CPU, whose system kills
+    rather than refuses, nothing is tried, and `auto` takes what is as fast as more (`cpu_micro_batch_size`).
+    `estimate`: bytes that a size is thought to need.
+
+    Raises:
+        UserError: the memory does not hold it; with `auto`, not even one sequence.
+    """
+    layout, auto = updater.layout, job.training.micro_batch_size == "auto"
+    if not devices.refuses_memory(compute.device):
+        if auto:
+            size = cpu_micro_batch_size(layout.share, max_length=layout.max_length)
+            updater.layout = dataclasses.replace(layout, micro_batch_size=size)
+        return updater.layout
+    sizes = [layout.micro_batch_size]
+    if auto:
+        facts = _facts(job, layout, compute)
+        total = devices.memory_of(compute.device)[1]
+        sizes = [size for size in divisors(layout.share) if estimate(size) <= _TOO_FAR * total] or [1]
+        known = ranks.from_first(_remembered(job.folder.micro_batch, facts) if ranks.is_first else None)
+        sizes = [size for size in sizes if known is None or size <= known]
+    updater.layout = _first_that_fits(updater, sizes, job=job, compute=compute, ranks=ranks, beat=beat)
+    if auto and ranks.is_first:
+        size = updater.layout.micro_batch_size
+        write_json(job.folder.micro_batch, {"micro_batch_size": size, "found_on": facts})
+        say(f"{size} sequences at a time fit the memory of {devices.name_of(compute.device)}.")
+    return updater.layout
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of `number`, the largest first."""
+    return [size for size in range(number, 0, -1) if number % size == 0]
+
+
+def _first_that_fits(
+    updater: Updater,
+    sizes: Sequence[int],
+    *,
+    job: TrainingJob,
+    compute: Compute,
+    ranks: Ranks,
+    beat: Callable[[], None],
+) -> StepLayout:
+    auto = job.training.micro_batch_size == "auto"
+    layout = updater.layout
+    for size in sizes:
+        beat()
+        layout = updater.layout = dataclasses.replace(layout, micro_batch_size=size)
+        if not ranks.any(not _fits(updater, job, compute, reserved=auto)):
+            return layout
+        if compute.compile:
+            torch.compiler.reset()  # or the next size would be compiled for any size, which is slower
+    raise UserError(out_of_memory(layout, job.training))
+
+
+def _fits(updater: Updater, job: TrainingJob, compute: Compute, *, reserved: bool) -> bool:
+    device, layout = compute.device, updater.layout
+    with _leaving_no_trace(updater, device):
+        try:
+            reserve = int(_RESERVE * devices.memory_of(device)[1]) if reserved else 0
+            spare = torch.empty(reserve, dtype=torch.uint8, device=device)
+            updater.rehearse(_largest_batch(job, layout, device))
+            devices.synchronize()
+            del spare
+        except RuntimeError as error:
+            if not devices.is_out_of_memory(error):
+                raise
+            return False
+    return True
+
+
+def _largest_batch(job: TrainingJob, layout: StepLayout, device: torch.device) -> Batch:
+    """Return a micro-batch of the shapes of all micro-batches; of packed rows, each one document."""
+    rows = torch.zeros((layout.micro_batch_size, layout.max_length), dtype=torch.int64, device=device)
+    packed = job.packing == DOCUMENTS or job.training.answers_only
+    if job.rollouts is not None:
+        return Batch(rows, rows, torch.ones_like(rows, dtype=torch.float32))
+    return Batch(rows, rows, torch.ones_like(rows, dtype=torch.float32), rows) if packed else Batch(rows, rows)
+
+
+@contextmanager
+def _leaving_no_trace(updater: Updater, device: torch.device) -> Iterator[None]:
+    """Leave generators, optimizer, gradients and memory as they are before the block."""
+    states, fresh = random_states(), updater.optimizer.is_fresh
+    try:
+        yield
+    finally:
+        if fresh:
+            updater.optimizer.forget()
+        updater.model.zero_grad(set_to_none=True)
+        gc.collect()
+        devices.release_memory(device)
+        restore_random_states(states)
+
+
+def _facts(job: TrainingJob, layout: StepLayout, compute: Compute) -> dict[str, Any]:
+    """Return what decides how much fits, as JSON values."""
+    gpu = compute.device
+    return {
+        "device": devices.name_of(gpu),
+        "memory": devices.memory_of(gpu)[1],
+        "torch": str(torch.__version__),
+        "compute": [compute.precision, compute.compile, compute.deterministic],
+        "model": dataclasses.asdict(job.model),
+        "update": [layout.share, layout.max_length, layout.world_size, job.packing],
+        "training": [job.training.optimizer, job.training.gradient_checkpointing, job.training.objective],
+        "average": job.training.average_weights.is_wanted,
+    }
+
+
+def _remembered(path: Path, facts: dict[str, Any]) -> int | None:
+    """Return the size that was found on the same; None: none was."""
+    found = read_kept(path, dict, otherwise="the micro-batch size is found anew")
+    if found is None or found.get("found_on") != facts:
+        return None
+    size = found.get("micro_batch_size")
+    return size if isinstance(size, int) and size > 0 else None
