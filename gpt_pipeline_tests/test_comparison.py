@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +22,14 @@ from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, re
 from gpt_pipeline.experiment.differences import config_differences
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.orchestration.comparison_log import mlflow_experiment
 from gpt_pipeline.orchestration.comparison_step import COMPARISON, COMPARISON_JOB, comparison_fingerprint
 from gpt_pipeline.project import Project
 from gpt_pipeline.sheet import plain_text
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.tracking.store import default_tracking_uri, open_client
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.test_exchange import own_tokenizer
 from gpt_pipeline_tests.test_formats_text import texts, write_texts
@@ -393,7 +397,8 @@ def test_comparison_asset_is_there_once_for_two_experiments_and_depends_on_their
     assert asset.group_names_by_key[COMPARISON] == "comparison"
 
 
-def test_comparison_asset_shows_table_picture_and_ranking(project: TinyProject) -> None:
+def test_comparison_asset_shows_table_picture_and_ranking(project: TinyProject, empty_store: bytes) -> None:
+    (project.root / "mlflow.db").write_bytes(empty_store)
     experiments = [trained(project, "one", {4: 3.0, 8: 2.5}), trained(project, "two", {4: 2.0, 8: 1.5})]
     definitions = _definitions(project)
     with dg.DagsterInstance.ephemeral() as instance:
@@ -410,7 +415,68 @@ def test_comparison_asset_shows_table_picture_and_ranking(project: TinyProject) 
     assert shown.tags["dagster/data_version"] == comparison_fingerprint(experiments)
 
 
-def test_comparison_sensor_acts_when_a_report_changed_and_nothing_trains(project: TinyProject) -> None:
+def _compared(project: TinyProject) -> tuple[dg.AssetMaterialization, list[str]]:
+    """Materialize the comparison; return it, and the warnings."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = _definitions(project).resolve_job_def(COMPARISON_JOB).execute_in_process(instance=instance)
+        event = instance.get_latest_materialization_event(COMPARISON)
+        logged = [entry.user_message for entry in instance.all_logs(result.run_id) if entry.level >= logging.WARNING]
+    assert event is not None
+    assert event.asset_materialization is not None
+    return event.asset_materialization, logged
+
+
+def test_comparison_is_one_finished_run_of_mlflow_with_ranks_table_and_picture(
+    project: TinyProject, empty_store: bytes
+) -> None:
+    (project.root / "mlflow.db").write_bytes(empty_store)
+    experiments = [trained(project, "one", {4: 3.0, 8: 2.5}), trained(project, "two", {4: 2.0, 8: 1.5})]
+    before = dict(os.environ)
+    shown, warned = _compared(project)
+    assert warned == []
+    client = open_client(default_tracking_uri(project.root))
+    experiment = client.get_experiment_by_name(mlflow_experiment(experiments))
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("comparison", "FINISHED")
+    assert {key: value for key, value in run.data.metrics.items() if key.startswith(("rank", "val_loss"))} == {
+        "rank/one": 2.0,
+        "rank/two": 1.0,
+        "val_loss/one": 2.5,
+        "val_loss/two": 1.5,
+    }
+    assert run.data.tags["mlflow.note.content"].startswith("1. two 1.500, 2. one 2.500")
+    assert run.info.run_id in str(shown.metadata["mlflow_run"].value)
+    kept = project.root / "mlflow_artifacts" / experiment.name / run.info.run_id / "artifacts"
+    assert sorted(path.name for path in kept.iterdir()) == ["comparison.json", "comparison.md", "losses.svg"]
+    table = json.loads((kept / "comparison.json").read_text())
+    assert [row[:3] for row in table["data"]] == [["two", 1, 1], ["one", 1, 2]]
+    added = {key for key in os.environ.keys() - before.keys() if key.startswith("MLFLOW")}
+    assert not added & {"MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"}
+
+
+@pytest.mark.parametrize("fails", ["store", "files"])
+def test_comparison_with_an_mlflow_that_fails_is_made_and_says_so(
+    project: TinyProject, empty_store: bytes, fails: str
+) -> None:
+    experiments = [trained(project, "one", {4: 3.0}), trained(project, "two", {4: 2.0})]
+    (project.root / "mlflow.db").write_bytes(empty_store if fails == "files" else b"this is no database" * 100)
+    client = open_client(default_tracking_uri(project.root)) if fails == "files" else None
+    if client is not None:
+        client.create_experiment(mlflow_experiment(experiments), artifact_location="file:///proc/nowhere")
+    shown, warned = _compared(project)
+    assert shown.metadata["ranking"].value == "1. two 2.000, 2. one 3.000"
+    assert "mlflow_run" not in shown.metadata
+    (warning,) = warned
+    assert "The comparison is not in MLflow" in warning
+    if client is not None:
+        experiment = client.get_experiment_by_name(mlflow_experiment(experiments))
+        assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FAILED"]
+
+
+def test_comparison_sensor_acts_when_a_report_changed_and_nothing_trains(
+    project: TinyProject, empty_store: bytes
+) -> None:
+    (project.root / "mlflow.db").write_bytes(empty_store)
     one, two = trained(project, "one", {4: 3.0}), trained(project, "two", {4: 2.0})
     definitions = _definitions(project)
     sensor = definitions.resolve_sensor_def("new_comparison")

@@ -129,11 +129,12 @@ def test_definitions_no_experiments_folder_says_how_to_begin(project: TinyProjec
 
 
 def test_definitions_loading_imports_nothing_heavy(project: TinyProject) -> None:
-    project.write_experiment("tiny")
+    for stem in ("one", "two"):  # with their comparison
+        project.write_experiment(stem)
     code = (
         "import json, sys, gpt_pipeline.definitions as d; d.defs.resolve_all_job_defs();"
-        "print(json.dumps([n for n in ('numpy', 'torch', 'mlflow', 'datasets', 'transformers', 'pyarrow', 'tiktoken')"
-        " if n in sys.modules]))"
+        "print(json.dumps([n for n in ('numpy', 'torch', 'mlflow', 'dagster_mlflow', 'datasets', 'transformers',"
+        " 'pyarrow', 'tiktoken') if n in sys.modules]))"
     )
     import subprocess
     import sys

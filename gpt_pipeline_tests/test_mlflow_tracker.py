@@ -17,6 +17,7 @@ from urllib.request import url2pathname
 import pytest
 
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, find_evaluation, write_evaluation
+from gpt_pipeline.tracking.dataset import LoggedDataset
 from gpt_pipeline.tracking.lost_runs import lost_runs
 from gpt_pipeline.tracking.mlflow_tracker import (
     ALIAS_TAG,
@@ -35,9 +36,17 @@ from gpt_pipeline.tracking.store import (
     open_client,
     open_store,
 )
+from gpt_pipeline.tracking.tags import PARENT_TAG
 from gpt_pipeline.tracking.training_run import FINGERPRINT_TAG as TRAINING_TAG
 
 PARAMETERS = {"training": {"learning_rate": 3e-4, "max_steps": None}, "data": {"num_samples": 100}}
+DATASET = LoggedDataset(
+    name="PleIAs/SYNTH",
+    fingerprint="d" * 64,
+    source_type="hugging_face",
+    source={"path": "PleIAs/SYNTH"},
+    profile={"num_rows": 12, "num_elements": 3456},
+)
 ANSWER = {
     "synth_id": "a1",
     "exercise": "math exercise",
@@ -87,7 +96,7 @@ def make_result(
         created_at="2026-11-01T10:01:00Z",
         seconds=60.0,
         device="cpu",
-        versions={"torch": "2.13.0"},
+        versions={"torch": "2.13.0", "gpt_pipeline": "0.9"},
         path=evaluation_path(folder / "evaluations", key, fingerprint),
         reused=False,
     )
@@ -174,6 +183,54 @@ def _training_run(store: Path, experiment_name: str = "My GPT") -> str:
     ) as opened:
         tag, value = TRAINING_TAG, "c" * 64
         return str(opened.run(tag=tag, value=value, name="training", started_at=None, tags={}).info.run_id)
+
+
+@pytest.mark.parametrize("first", ["training", "evaluation"])
+def test_log_evaluation_is_nested_under_its_training_whichever_was_logged_first(
+    tmp_path: Path, store: Path, first: str
+) -> None:
+    run_id = _training_run(store) if first == "training" else ""
+    log(make_result(tmp_path, step=10, fingerprint="1" * 64), store)
+    run_id = run_id or _training_run(store)
+    log(make_result(tmp_path, step=20, fingerprint="2" * 64), store)
+    parents = {run.info.run_name: run.data.tags.get(PARENT_TAG) for run in runs(store)}
+    assert parents == {"training": None, "step_10": run_id, "step_20": run_id}
+
+
+def test_log_evaluation_gives_the_runs_of_an_earlier_version_the_tags_that_they_lack(
+    tmp_path: Path, store: Path
+) -> None:
+    training = _training_run(store)
+    log(make_result(tmp_path, step=10, fingerprint="1" * 64), store, tags={"objective": "sft"})
+    log(make_result(tmp_path, step=20, fingerprint="2" * 64), store, tags={"objective": "pretrain", "project": "p"})
+    found = {run.info.run_name: (run.data.tags["objective"], run.data.tags["project"]) for run in runs(store)}
+    assert found == {"training": ("sft", "p"), "step_10": ("sft", "p"), "step_20": ("pretrain", "p")}
+    client(store).delete_run(training)  # and logged anew, as after it was lost
+    again = _training_run(store)
+    log(make_result(tmp_path, step=20, fingerprint="2" * 64), store)
+    assert {run.data.tags.get(PARENT_TAG) for run in runs(store)} == {None, again}
+
+
+def test_log_evaluation_names_its_data_as_an_input_once(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    result = make_result(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_terminated", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            log(result, store, dataset=DATASET)
+    log(result, store, dataset=DATASET)
+    (run,) = runs(store)
+    (given,) = client(store).get_run(run.info.run_id).inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("PleIAs/SYNTH", "d" * 12)
+    assert json.loads(given.dataset.profile) == {"num_rows": 12, "num_elements": 3456}
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "evaluation")]
+    filtered = client(store).search_runs(
+        [run.info.experiment_id], f"dataset.digest = '{'d' * 12}' and tags.gpt_pipeline_version = '0.9'"
+    )
+    assert [each.info.run_id for each in filtered] == [run.info.run_id]
 
 
 def _series(store: Path, run_id: str, key: str) -> list[tuple[int, float]]:

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
+from gpt_pipeline import __version__
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.tracking.descriptions import NOTE_TAG, TEXT_NOTE
 from gpt_pipeline.tracking.store import LoggedRun, TrackingError, default_tracking_uri, open_client
+from gpt_pipeline.tracking.tags import PARENT_TAG
 from gpt_pipeline.tracking.training_run import (
     SENT_NAME,
     earlier_logs_are_pending,
@@ -32,7 +34,7 @@ from gpt_pipeline.training.job import SCRATCH, TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
-from gpt_pipeline_tests.test_mlflow_tracker import move_files
+from gpt_pipeline_tests.test_mlflow_tracker import DATASET, log, make_result, move_files
 from gpt_pipeline_tests.training_jobs import Listener, make_job
 
 OTHER = "b" * 64
@@ -79,7 +81,7 @@ def test_log_training_describes_the_run_and_keeps_file_and_report(
     assert logged is not None
     file.write_text("changed", encoding="utf-8")  # for the next training
     _log(finished, store, experiment_file=file)
-    log_report(finished.folder, fingerprint=finished.fingerprint, **where)
+    log_report(finished.folder, fingerprint=finished.fingerprint, charts={"speed": "<svg/>"}, **where)
     client = open_client(default_tracking_uri(store))
     run = client.get_run(logged.run_id)
     assert "| eval/val_loss | nats per token |" in run.data.tags["mlflow.note.content"]
@@ -87,6 +89,7 @@ def test_log_training_describes_the_run_and_keeps_file_and_report(
     kept = Path(client.download_artifacts(logged.run_id, "", str(tmp_path)))
     assert (kept / "experiment.yaml").read_text() == "experiment_name: x\n"
     assert (kept / "report.html").read_text() == "<!doctype html>"
+    assert (kept / "charts" / "speed.svg").read_text() == "<svg/>"
     client.set_experiment_tag(logged.experiment_id, "mlflow.note.content", "my own")
     finished.folder.root.joinpath(SENT_NAME).unlink()
     _log(finished, store)
@@ -100,6 +103,23 @@ def test_log_training_of_texts_describes_no_answers(finished: TrainingJob, store
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.data.tags[NOTE_TAG] == experiment.tags[NOTE_TAG] == TEXT_NOTE
     assert not [word for word in ("question", "answer", "correct") if word in TEXT_NOTE]
+
+
+def test_log_training_becomes_the_parent_of_evaluations_that_were_logged_before_it(
+    finished: TrainingJob, store: Path, tmp_path: Path
+) -> None:
+    result = make_result(tmp_path, step=12)
+    result = dataclasses.replace(result, checkpoint={**result.checkpoint, "training_fingerprint": finished.fingerprint})
+    evaluated = log(result, store)
+    client = open_client(default_tracking_uri(store))
+    assert PARENT_TAG not in client.get_run(evaluated.run_id).data.tags
+    logged = _log(finished, store, dataset=DATASET)
+    assert logged is not None
+    assert client.get_run(evaluated.run_id).data.tags[PARENT_TAG] == logged.run_id
+    training = client.get_run(logged.run_id)
+    assert training.data.tags["gpt_pipeline_version"] == __version__
+    (given,) = training.inputs.dataset_inputs
+    assert [tag.value for tag in given.tags] == ["training"]
 
 
 def _log_earlier(job: TrainingJob, store: Path) -> None:
@@ -494,6 +514,31 @@ def test_log_training_with_a_note_of_an_earlier_or_later_version_sends_nothing_a
     write_json(finished.folder.root / SENT_NAME, {**note, "tail": "0" * 64})
     assert not training_log_is_pending(finished.folder, finished.fingerprint)
     assert sent_runs(finished.folder) == {finished.folder: note["run_id"]}
+
+
+def test_log_training_with_more_metrics_than_one_call_takes_sends_each_step_whole(
+    finished: TrainingJob, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    calls: list[dict[int, int]] = []
+    log_batch = MlflowClient.log_batch
+
+    def counted(self: Any, run_id: str, metrics: Any = (), **others: Any) -> None:
+        calls.append(Counter(metric.step for metric in metrics if metric.key != "val_loss"))
+        log_batch(self, run_id, metrics=metrics, **others)
+
+    records = read_metrics(finished.folder.metrics)
+    load = {f"system/gpu_{place}_utilization_percentage": 1.0 for place in range(300)}
+    lines = [{**record, **load} if record["kind"] == "train" else record for record in records]
+    finished.folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    _log(finished, store)
+    sent = [call for call in calls if max(call.values(), default=0) > 300]
+    assert len(sent) == 4
+    assert all(sum(call.values()) <= 1000 for call in sent)
+    assert not set(sent[0]) & set(sent[1])
+    assert _steps(store, "system/gpu_299_utilization_percentage") == list(range(1, 13))
 
 
 def test_log_training_counts_tokens_once_at_a_step_that_was_validated_too(finished: TrainingJob, store: Path) -> None:

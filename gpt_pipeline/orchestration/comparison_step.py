@@ -9,9 +9,11 @@ import dagster as dg
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.attributes import OWNERS, code_references, stage_tags
+from gpt_pipeline.orchestration.comparison_log import log_comparison
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.history import is_under_way
 from gpt_pipeline.orchestration.metadata import picture_markdown
+from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.progress.report import shown_fingerprint
 from gpt_pipeline.shown import in_markdown
 from gpt_pipeline.storage.fingerprint import fingerprint
@@ -64,23 +66,23 @@ def _asset(experiments: Sequence[Experiment]) -> dg.AssetsDefinition:
         description="Compares all experiments of the project: quality, cost, and how their files differ. "
         "Updated by its sensor when a report has changed and nothing is training.",
     )
-    def comparison() -> dg.MaterializeResult:
+    def comparison(context: dg.AssetExecutionContext, mlflow: dg.ResourceParam[MlflowTracking]) -> dg.MaterializeResult:
         with explained():
-            return _compare(experiments)
+            return _compare(context, experiments, mlflow)
 
     return comparison
 
 
-def _compare(experiments: Sequence[Experiment]) -> dg.MaterializeResult:
+def _compare(
+    context: dg.AssetExecutionContext, experiments: Sequence[Experiment], mlflow: MlflowTracking
+) -> dg.MaterializeResult:
     from gpt_pipeline.comparison.compare import compare_experiments
     from gpt_pipeline.comparison.show import as_json, markdown, pictures, ranking
 
     identity = comparison_fingerprint(experiments)
     found = compare_experiments(experiments)
-    losses = [
-        f"{in_markdown(title)}\n\n{picture_markdown('validation losses', svg)}"
-        for title, svg in pictures(found, experiments).items()
-    ]
+    drawn = pictures(found, experiments)
+    losses = [f"{in_markdown(title)}\n\n{picture_markdown('validation losses', svg)}" for title, svg in drawn.items()]
     by_key = _by_key(experiments)
     return dg.MaterializeResult(
         metadata={
@@ -91,6 +93,7 @@ def _compare(experiments: Sequence[Experiment]) -> dg.MaterializeResult:
             "figures": dg.MetadataValue.json(as_json(found)),
             "experiments": len(found.standings),
             "comparable": not found.obstacles,
+            **log_comparison(context, mlflow, experiments, found, drawn),
         },
         data_version=dg.DataVersion(identity),
     )

@@ -23,7 +23,9 @@ from gpt_pipeline.progress.outcome import result_text
 from gpt_pipeline.progress.tracking import forget_lost_runs
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.storage.process import give_way
+from gpt_pipeline.tracking.dataset import dataset_of
 from gpt_pipeline.tracking.tables import answers_as_markdown, continuations_as_markdown, kinds_as_markdown
+from gpt_pipeline.tracking.tags import experiment_tags
 from gpt_pipeline.training.heartbeat import trainer_state
 
 if TYPE_CHECKING:
@@ -131,7 +133,9 @@ def _log(
         tracking_uri=tracking_uri,
         experiment_name=experiment.display_name,
         parameters=experiment.config.as_values(),
-        tags={"dagster_run_id": context.run_id, "experiment_file": experiment.file.name},
+        tags=experiment_tags(experiment),
+        run_tags={"dagster_run_id": context.run_id},
+        dataset=dataset_of(experiment, finished_shards(experiment)),
         best_weights=best,
     )
     mark_logged(experiment.folder, result, run_id=run.run_id, alias=BEST_ALIAS if best == weights else None)

@@ -72,7 +72,8 @@ def write_report(
 
 
 def _send(context: dg.AssetExecutionContext, experiment: Experiment, tracking_uri: str) -> None:
-    """Keep the page with the training's run in MLflow; an MLflow that fails is only mentioned."""
+    """Keep the page and its charts with the training's run in MLflow; an MLflow that fails is only mentioned."""
+    from gpt_pipeline.report.build import report_charts
     from gpt_pipeline.tracking.training_run import log_report
 
     fingerprint = wanted_fingerprint(experiment)
@@ -84,6 +85,7 @@ def _send(context: dg.AssetExecutionContext, experiment: Experiment, tracking_ur
             fingerprint=fingerprint,
             tracking_uri=tracking_uri,
             experiment_name=experiment.display_name,
+            charts=report_charts(experiment.folder),
         )
     except TrackingError as error:
         context.log.warning(str(error))

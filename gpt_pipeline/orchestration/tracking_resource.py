@@ -17,8 +17,9 @@ _DEFAULT_PAGES = "http://127.0.0.1:5000"  # where `mlflow ui` serves unless told
 class MlflowTracking:
     """Where MLflow keeps runs, and where they can be viewed.
 
-    Not dagster-mlflow's resource: that one opens a run per Dagster run and ends it as FINISHED even if the Dagster run
-    failed, whereas an evaluation must be one MLflow run however often it is attempted. It has no run config: the form
+    Not dagster-mlflow's resource, which logs comparisons alone: that one opens a run per Dagster run and ends it as
+    FINISHED even if the Dagster run failed, whereas an evaluation must be one MLflow run however often it is attempted.
+    This one has no run config: the form
     that starts a run must neither redirect its log nor show a store's password.
     """
 

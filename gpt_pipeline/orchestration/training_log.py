@@ -16,8 +16,10 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.progress.tracking import forget_lost_runs, is_log_pending
+from gpt_pipeline.tracking.dataset import dataset_of
 from gpt_pipeline.tracking.descriptions import NOTE_TAG, TEXT_NOTE
 from gpt_pipeline.tracking.store import sqlite_file
+from gpt_pipeline.tracking.tags import experiment_tags, project_of
 from gpt_pipeline.tracking.training_run import log_earlier_trainings, log_training
 from gpt_pipeline.training.heartbeat import trainer_state
 from gpt_pipeline.training.metrics import read_metrics
@@ -46,10 +48,8 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
     fingerprint = wanted_fingerprint(experiment)
     if shards is None or fingerprint is None:
         return
-    start = experiment.config.start_from
-    tags = {"experiment_file": experiment.file.name, "project": experiment.file.parent.parent.name}
     note = {} if has_questions(experiment.data) else {NOTE_TAG: TEXT_NOTE}
-    tags |= note if start is None else {"starts_from": start.text, **note}
+    dataset = dataset_of(experiment, shards)
     draw_losses = partial(_draw_losses, vocab_size=experiment.config.model.vocab_size)
     log_training(
         experiment.folder,
@@ -57,8 +57,9 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
         tracking_uri=tracking_uri,
         experiment_name=experiment.display_name,
         parameters=experiment.config.as_values(),
-        tags={**tags, "shards_fingerprint": shards.fingerprint},
+        tags={**experiment_tags(experiment), **note, "shards_fingerprint": shards.fingerprint},
         draw_losses=draw_losses,
+        dataset=dataset,
         experiment_file=experiment.file,
     )
     log_earlier_trainings(
@@ -66,8 +67,9 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
         fingerprint=fingerprint,
         tracking_uri=tracking_uri,
         experiment_name=experiment.display_name,
-        tags={"experiment_file": experiment.file.name, **note},
+        tags={"experiment_file": experiment.file.name, "project": project_of(experiment), **note},
         draw_losses=draw_losses,
+        dataset=dataset,
     )
 
 

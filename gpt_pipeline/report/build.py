@@ -16,7 +16,17 @@ from gpt_pipeline.evaluation.result import SHARES
 from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.report import wording
-from gpt_pipeline.report.charts import Chart, Point, Series, draw, loss_chart, points_of, settled, smoothed
+from gpt_pipeline.report.charts import (
+    Chart,
+    Point,
+    Series,
+    draw,
+    draw_standalone,
+    loss_chart,
+    points_of,
+    settled,
+    smoothed,
+)
 from gpt_pipeline.report.contents import CheckpointRow, Contents, read_contents
 from gpt_pipeline.report.cost import Record, seconds_at
 from gpt_pipeline.report.metrics import METRICS, measured
@@ -24,6 +34,7 @@ from gpt_pipeline.report.tables import kind_table
 from gpt_pipeline.storage.atomic import write_text
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import utc_now
+from gpt_pipeline.storage.names import slug
 
 _TABLE_ROWS = 12  # of numbers below a figure, for readers who cannot see the curves
 _TEXTS_OPEN = 3  # so that the loss is not far below; the others unfold
@@ -114,6 +125,14 @@ def build_report(
     )
     write_text(folder.report, page)
     return folder.report
+
+
+def report_charts(folder: ExperimentFolder) -> dict[str, str]:
+    """Return the report's charts as SVG documents that stand alone, by a name for a file."""
+    contents = read_contents(folder)
+    figures = {f"loss {each.name}": each for each in _loss_figures(contents)}
+    figures |= {each.name: each for each in (*_progress_figures(contents), *_answer_figures(contents))}
+    return {slug(name): draw_standalone(each.chart) for name, each in figures.items()}
 
 
 def page_environment() -> jinja2.Environment:

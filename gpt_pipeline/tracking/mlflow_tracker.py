@@ -5,25 +5,27 @@ included, so logging it again writes the same rows. The next attempt completes o
 that was wiped.
 
 `best_model.pt` is not an evaluation of its own: the runs of its weights bear the tag `alias`, which moves when another
-checkpoint becomes the best.
+checkpoint becomes the best. The run of the training is the parent of its evaluations.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult
 from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.tracking.dataset import LoggedDataset, log_dataset
 from gpt_pipeline.tracking.evaluation_series import send_series
-from gpt_pipeline.tracking.store import MAX_RUNS, LoggedRun, OpenStore, milliseconds, missing_parameters, open_store
+from gpt_pipeline.tracking.store import LoggedRun, OpenStore, milliseconds, missing_parameters, open_store
 from gpt_pipeline.tracking.tables import (
     answers_as_markdown,
     answers_as_table,
     continuations_as_markdown,
     continuations_as_table,
 )
+from gpt_pipeline.tracking.tags import OF_TRAINING_TAG, VERSION_TAG, complete_tags, evaluation_runs
 from gpt_pipeline.tracking.training_run import FINGERPRINT_TAG as TRAINING_TAG
 
 if TYPE_CHECKING:
@@ -45,12 +47,15 @@ def log_evaluation(
     experiment_name: str,
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
+    run_tags: Mapping[str, str] | None = None,
+    dataset: LoggedDataset | None = None,
     best_weights: str | None = None,
 ) -> LoggedRun:
     """Log `result` as one finished MLflow run named `step_<N>`, or find that done.
 
-    `parameters` is the experiment's configuration, nested as it may be; `tags` are added to those that identify the
-    evaluation. `best_weights`, the hash of the weights in the training's `best_model.pt`, says which of its runs bear
+    `parameters` is the experiment's configuration, nested as it may be. `tags` are those of the experiment, which all
+    runs of the training get where they lack them; `run_tags` are of this run alone. `dataset` is what was evaluated
+    on. `best_weights`, the hash of the weights in the training's `best_model.pt`, says which of its runs bear
     that alias from now on; None leaves the aliases as they are. Attempts on this machine take turns, so repeated and
     parallel ones end with one run.
 
@@ -69,16 +74,21 @@ def log_evaluation(
             value=result.fingerprint,
             name=f"step_{result.step}",
             started_at=result.started_at,
-            tags={**tags, **_tags(result)},
+            tags={**tags, **(run_tags or {}), **_tags(result)},
         )
         new = run.info.status != "FINISHED"
         if new:
+            if dataset is not None:
+                log_dataset(store, run.info.run_id, dataset, context="evaluation")
             _complete_run(store, run, result, parameters)
         training = str(result.checkpoint["training_fingerprint"])
-        if (run_of_training := store.find(tag=TRAINING_TAG, value=training)) is not None:
-            send_series(store, run_of_training, ExperimentFolder(root=result.path.parent.parent), training)
+        evaluations, parent = evaluation_runs(store, training), store.find(tag=TRAINING_TAG, value=training)
+        complete_tags(store, evaluations, tags, parent=parent)
+        if parent is not None:
+            complete_tags(store, [parent], tags)
+            send_series(store, parent, ExperimentFolder(root=result.path.parent.parent), training)
         if best_weights is not None:
-            _move_alias(store, result, best_weights)
+            _move_alias(store, evaluations, best_weights)
         return LoggedRun(run_id=run.info.run_id, experiment_id=store.experiment_id, new=new)
 
 
@@ -99,13 +109,8 @@ def _complete_run(store: OpenStore, run: Run, result: EvaluationResult, paramete
     client.set_terminated(run_id, status="FINISHED", end_time=at)
 
 
-def _move_alias(store: OpenStore, result: EvaluationResult, best_weights: str) -> None:
+def _move_alias(store: OpenStore, runs: Sequence[Run], best_weights: str) -> None:
     """Take the alias from the training's other runs and give it to those of the best weights."""
-    runs = store.client.search_runs(
-        [store.experiment_id],
-        filter_string=f"tags.training_fingerprint = '{result.checkpoint['training_fingerprint']}'",
-        max_results=MAX_RUNS,
-    )
     wanted = {run.info.run_id for run in runs if run.data.tags.get("weights_sha256") == best_weights}
     bearing = {run.info.run_id for run in runs if run.data.tags.get(ALIAS_TAG) == BEST_ALIAS}
     for run_id in bearing - wanted:
@@ -125,10 +130,11 @@ def _tags(result: EvaluationResult) -> dict[str, str]:
     shown = [{"path": name, "type": "table"} for name, records in tables if records]
     return {
         "step": str(result.step),
-        **{key: str(result.checkpoint[key]) for key in ("sha256", "weights_sha256", "training_fingerprint")},
+        **{key: str(result.checkpoint[key]) for key in ("sha256", "weights_sha256", OF_TRAINING_TAG)},
         "checkpoint": str(result.checkpoint["file"]),
         "shards_fingerprint": result.upstream["shards"],
         "device": result.device,
+        **({VERSION_TAG: result.versions["gpt_pipeline"]} if "gpt_pipeline" in result.versions else {}),
         # Shows the artifacts as tables in MLflow's "evaluation" view.
         "mlflow.loggedArtifacts": json.dumps(shown),
     }

@@ -13,17 +13,20 @@ make another row. If MLflow is down or locked, the rest is sent later.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.storage.atomic import known_fields, read_kept, rewrite_json
 from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.tracking.dataset import LoggedDataset, log_dataset
 from gpt_pipeline.tracking.descriptions import NOTE, NOTE_TAG
 from gpt_pipeline.tracking.evaluation_series import send_series
 from gpt_pipeline.tracking.store import LoggedRun, OpenStore, milliseconds, missing_parameters, open_store
+from gpt_pipeline.tracking.tags import VERSION_TAG, complete_tags, evaluation_runs
 from gpt_pipeline.training.decision import Demand, earlier_trainings
 from gpt_pipeline.training.finished import find_finished_training, training_state
 from gpt_pipeline.training.metrics import SENT_NAME, read_metrics
@@ -35,6 +38,7 @@ FINGERPRINT_TAG = "gpt_pipeline.training"
 RUN_NAME = "training"
 LOSS_FILE = "loss.svg"
 REPORT_FILE = "report.html"
+CHARTS_FOLDER = "charts"
 EXPERIMENT_FILE = "experiment.yaml"
 ENDED = ("FINISHED", "FAILED", "KILLED")
 
@@ -42,6 +46,7 @@ _SENT_KINDS = ("train", "validation", "checkpoint")
 _LOSSES = {"train": "train_loss", "validation": "val_loss"}  # by kind, a metric that each of its lines has
 _NOT_METRICS = {"step", "updates", "seconds", "eta_seconds"}
 _LINES_AT_ONCE = 100
+_METRICS_AT_ONCE = 1000  # MLflow's limit; its client would cut a longer call anywhere
 _TURN_SECONDS = 30.0
 _REMEDY = "training goes on and its lines are kept in metrics.jsonl; they are sent once MLflow works"
 _STATUS = {"running": "RUNNING", "finished": "FINISHED", "died": "FAILED", "stopped": "KILLED"}
@@ -100,11 +105,13 @@ def log_training(
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
     draw_losses: Callable[[Path], str],
+    dataset: LoggedDataset | None = None,
     experiment_file: Path | None = None,
 ) -> LoggedRun | None:
     """Send what MLflow lacks of the training with `fingerprint`; None if the folder holds none of its lines yet.
 
-    `parameters` is the experiment's configuration, nested as it may be. `draw_losses` makes an SVG document of
+    `parameters` is the experiment's configuration, nested as it may be; `tags` are those of the experiment, `dataset`
+    is what is trained on. `draw_losses` makes an SVG document of
     `metrics.jsonl`; it is sent with each new checkpoint and at the end, not with every line. `experiment_file`
     is kept with the run as it is then, once.
 
@@ -133,6 +140,10 @@ def log_training(
         sent = _sent_to(run, store, folder, fingerprint)
         if not sent.experiment_id:
             store.client.log_batch(sent.run_id, params=missing_parameters(run, parameters))
+            complete_tags(store, [run], {**tags, VERSION_TAG: _version(folder, fingerprint)})
+            complete_tags(store, evaluation_runs(store, fingerprint), {}, parent=run)
+            if dataset is not None:
+                log_dataset(store, sent.run_id, dataset, context="training")
             store.describe(tags[NOTE_TAG])
             send_series(store, run, folder, fingerprint)
             sent.experiment_id = store.experiment_id
@@ -160,10 +171,12 @@ def log_earlier_trainings(
     experiment_name: str,
     tags: Mapping[str, str],
     draw_losses: Callable[[Path], str],
+    dataset: LoggedDataset | None = None,
 ) -> None:
     """Send what MLflow lacks of the trainings in `folder` other than the one with `fingerprint`.
 
-    A run that does not exist yet gets the settings that the training's checkpoints have kept, if there are any.
+    A run that does not exist yet gets the settings that the training's checkpoints have kept, if there are any, and
+    `dataset`, that of the experiment now, if that is what it was trained on.
 
     Raises:
         TrackingError: as `log_training`.
@@ -179,11 +192,21 @@ def log_earlier_trainings(
             parameters=dict(newest.settings) if newest else {},
             tags={**tags, **({"shards_fingerprint": newest.shards_fingerprint} if newest else {})},
             draw_losses=draw_losses,
+            dataset=dataset if newest and dataset and newest.shards_fingerprint == dataset.fingerprint else None,
         )
 
 
-def log_report(folder: ExperimentFolder, *, fingerprint: str, tracking_uri: str, experiment_name: str) -> None:
+def log_report(
+    folder: ExperimentFolder,
+    *,
+    fingerprint: str,
+    tracking_uri: str,
+    experiment_name: str,
+    charts: Mapping[str, str] | None = None,
+) -> None:
     """Keep the experiment's report with the training's run; nothing if the training was not sent to a run yet.
+
+    `charts` are its pictures, as SVG by name, for MLflow's pages, which show a picture but no page with pictures.
 
     Raises:
         TrackingError: as `log_training`.
@@ -199,6 +222,8 @@ def log_report(folder: ExperimentFolder, *, fingerprint: str, tracking_uri: str,
         wait_seconds=_TURN_SECONDS,
     ) as store:
         if (run := store.find(tag=FINGERPRINT_TAG, value=fingerprint)) is not None:
+            for name, svg in (charts or {}).items():
+                store.log_text(run, svg, f"{CHARTS_FOLDER}/{name}.svg")
             store.log_text(run, folder.report.read_text(encoding="utf-8"), REPORT_FILE)
 
 
@@ -272,20 +297,40 @@ def _sent_to(run: Run, store: OpenStore, folder: ExperimentFolder, fingerprint: 
     return sent
 
 
+def _version(folder: ExperimentFolder, fingerprint: str) -> str:
+    """Return the version that made the training's first checkpoint on disk; of one that has just begun, this one."""
+    checkpoints = [each for each in list_checkpoints(folder.checkpoints) if each.fingerprint == fingerprint]
+    return checkpoints[0].versions.get("gpt_pipeline", __version__) if checkpoints else __version__
+
+
 def _is_new(record: Mapping[str, Any], sent: _Sent) -> bool:
     return record["kind"] in _SENT_KINDS and record["step"] > sent.steps.get(record["kind"], -1)
 
 
 def _send_lines(store: OpenStore, folder: ExperimentFolder, sent: _Sent, records: Sequence[Mapping[str, Any]]) -> None:
     """Send the records by ascending step; record after each call what MLflow has."""
-    for first in range(0, len(records), _LINES_AT_ONCE):
-        some = records[first : first + _LINES_AT_ONCE]
+    for some in _batches(records):
         sent.in_doubt = True
         sent.write(folder)
-        store.client.log_batch(sent.run_id, metrics=[metric for record in some for metric in _metrics(record)])
-        sent.steps |= {record["kind"]: record["step"] for record in some}
+        store.client.log_batch(sent.run_id, metrics=[metric for _, metrics in some for metric in metrics])
+        sent.steps |= {record["kind"]: record["step"] for record, _ in some}
         sent.in_doubt = False
         sent.write(folder)
+
+
+def _batches(records: Sequence[Mapping[str, Any]]) -> Iterator[list[tuple[Mapping[str, Any], list[Metric]]]]:
+    """Yield records with their metrics, as many as MLflow takes in one call: it takes all of a step, or nothing."""
+    batch: list[tuple[Mapping[str, Any], list[Metric]]] = []
+    count = 0
+    for record in records:
+        metrics = _metrics(record)
+        if batch and (len(batch) == _LINES_AT_ONCE or count + len(metrics) > _METRICS_AT_ONCE):
+            yield batch
+            batch, count = [], 0
+        batch.append((record, metrics))
+        count += len(metrics)
+    if batch:
+        yield batch
 
 
 def _metrics(record: Mapping[str, Any]) -> list[Metric]:

@@ -157,11 +157,13 @@ class Recorder:
         flops_per_token: float,
         peak_flops: float | None,
         peak_memory: Callable[[], int | None],
+        machine_load: Callable[[], Mapping[str, float]] = dict,
         clock: Clock = time.perf_counter,
     ) -> None:
         """`log` is None in the processes besides the first.
 
         `peak_flops` is that of all processes together, `peak_memory` (bytes; None: unknown) that of this one.
+        `machine_load` is asked with each line of training for what is to be said of the machine, by name.
         """
         self._progress = progress
         self._log = log
@@ -170,6 +172,7 @@ class Recorder:
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
         self._peak_memory = peak_memory
+        self._machine_load = machine_load
         self._clock = clock
         self._updates: list[UpdateResult] = []
         self._update_seconds = 0.0
@@ -213,6 +216,7 @@ class Recorder:
             peak_flops=self._peak_flops,
             memory_gb=None if memory is None else round(memory / 1e9, 3),
             eta_seconds=(self._layout.max_steps - last.step) * seconds / count,
+            **self._machine_load(),
         )
         self._updates.clear()
         self._update_seconds = 0.0

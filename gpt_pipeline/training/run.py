@@ -43,6 +43,7 @@ from gpt_pipeline.training.finished import FinishedTraining
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat
 from gpt_pipeline.training.job import OBJECTIVE, PACKING, Settings, TrainingJob
 from gpt_pipeline.training.launch import ignored_launch
+from gpt_pipeline.training.machine_load import MachineLoad
 from gpt_pipeline.training.metrics import MetricsLog, Recorder
 from gpt_pipeline.training.micro_batch import fit_micro_batch
 from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver
@@ -286,6 +287,7 @@ def _trainer(
         # Of sampled answers, an update has more work than its tokens tell.
         peak_flops=compute.peak_flops * ranks.world_size if compute.peak_flops and not job.rollouts else None,
         peak_memory=lambda: peak_memory_bytes(compute.device),
+        machine_load=MachineLoad(gpus=compute.device.type == "cuda").sample if ranks.is_first else dict,
     )
     # best_model.pt does not stand in for the checkpoint that is due at its step.
     saved = start.checkpoint if start.checkpoint and start.checkpoint.path.name != BEST_NAME else None
