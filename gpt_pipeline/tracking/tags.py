@@ -32,6 +32,7 @@ def experiment_tags(experiment: Experiment) -> dict[str, str]:
         "objective": config.training.objective,
         "architecture": config.model.architecture,
         "data_source": config.data.origin,
+        **({} if config.family is None else {"family": config.family}),
         **({} if config.start_from is None else {"starts_from": config.start_from.text}),
     }
 
