@@ -77,7 +77,7 @@ def _server(
             start_new_session=True,
         )
     try:
-        wait(lambda: _answers(answers) or process.poll() is not None, seconds=_UP_SECONDS, what=answers)
+        wait(lambda: is_answered(answers) or process.poll() is not None, seconds=_UP_SECONDS, what=answers)
         assert process.poll() is None, path.read_text()
         yield
     finally:
@@ -87,7 +87,7 @@ def _server(
         process.wait()
 
 
-def _answers(address: str) -> bool:
+def is_answered(address: str) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=2):
             return True

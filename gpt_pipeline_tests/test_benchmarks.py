@@ -44,6 +44,7 @@ hardware: {device: cpu}
         ("data_memory", "--small 1000 --large 2000"),
         ("near_duplicates", "--rows 1000"),
         ("own_data", "--rows 3000 --turns 1 --workers 1"),
+        ("serving", "--layers 1 --requests 3 --new-tokens 3 --turns 1 --threads 1"),
     ],
     ids=[
         "cpu_step",
@@ -59,6 +60,7 @@ hardware: {device: cpu}
         "data_memory",
         "near_duplicates",
         "own_data",
+        "serving",
     ],
 )
 @pytest.mark.slow

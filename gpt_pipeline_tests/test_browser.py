@@ -21,7 +21,7 @@ from gpt_pipeline_tests.browser_project import (
     write_slow_experiment,
 )
 from gpt_pipeline_tests.projects import TinyProject, trainer_pids
-from gpt_pipeline_tests.servers import dagster_pages, free_port, mlflow_ui, wait
+from gpt_pipeline_tests.servers import dagster_pages, free_port, is_answered, mlflow_ui, wait
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -203,3 +203,45 @@ def test_browser_start_page_without_experiments_shows_the_first_one_when_it_is_w
         project.write_experiment("first")
         page.locator("#first").get_by_text("not started").wait_for()
         assert not page.get_by_text("There is no experiment yet").is_visible()
+
+
+def test_browser_talk_shows_each_models_answer_as_it_comes_and_marks_what_is_known(
+    browser: Browser, tmp_path: Path
+) -> None:
+    project = TinyProject(root=tmp_path)
+    write_slow_experiment(project)
+    project.run("run", "experiments/slow.yaml")
+    models = ("experiments/slow.yaml", f"experiments/slow.yaml@step_{FIRST_STEP}")
+    port = free_port()
+    serving = project.start("serve", *models, "--port", str(port))
+    try:
+        wait(lambda: is_answered(f"http://127.0.0.1:{port}/v1/models"), seconds=180, what="the server")
+        with window(browser, pictures=tmp_path) as page:
+            page.goto(f"http://127.0.0.1:{port}")
+            question, ask = page.get_by_label("Question", exact=True), page.get_by_role("button", name="Ask")
+            page.get_by_role("button", name="Next").click()
+            known = read_evaluations(project.experiment("slow").folder.evaluations)[-1].answers[0]
+            assert question.input_value() == known["question"]
+            ask.click()
+            page.get_by_text(re.compile("^[0-2] of 2 right$")).wait_for()
+            cards = page.locator("article:visible")
+            assert cards.count() == 2
+            assert cards.locator("[data-mark]:visible").count() == 2
+            assert page.get_by_text(re.compile(r"tokens in")).count() == 2
+            question.fill("What else?")  # which nobody knows the answer to
+            page.get_by_label(re.compile(f"step_{FIRST_STEP}")).first.uncheck()
+            page.locator("#settings summary").click()
+            page.get_by_label("Temperature").fill("0.8")
+            page.get_by_text("temperature 0.8, seed 0").wait_for()
+            ask.click()
+            page.locator("#go:not([disabled])").wait_for()
+            assert cards.count() == 1
+            assert cards.locator("[data-mark]:visible").count() == 0
+            page.get_by_label("Temperature").fill("9")
+            ask.click()  # the browser itself refuses the value
+            assert page.locator("#temperature:invalid").count() == 1
+            page.set_viewport_size({"width": 390, "height": 800})
+            assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    finally:
+        serving.terminate()
+        serving.communicate()

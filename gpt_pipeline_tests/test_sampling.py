@@ -31,6 +31,9 @@ def test_uniform_is_a_function_of_key_and_position_in_the_unit_interval() -> Non
         (Sampling(temperature=0.5), [1 / 30, 4 / 30, 9 / 30, 16 / 30]),
         (Sampling(top_k=2), [0, 0, 3 / 7, 4 / 7]),
         (Sampling(temperature=0.5, top_k=1), [0, 0, 0, 1]),
+        (Sampling(top_p=0.39), [0, 0, 0, 1]),
+        (Sampling(top_p=0.41), [0, 0, 3 / 7, 4 / 7]),
+        (Sampling(top_k=3, top_p=0.7), [0, 0, 3 / 7, 4 / 7]),
     ],
 )
 def test_sampling_draws_each_token_as_often_as_it_is_likely(sampling: Sampling, shares: list[float]) -> None:

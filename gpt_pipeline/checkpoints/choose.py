@@ -48,7 +48,7 @@ def choose_checkpoint(folder: Path, name: str) -> CheckpointInfo:
         )
     if not _all(folder):
         raise UserError(_known(folder))
-    raise UserError(f"--checkpoint: found {name!r}, need best, last, step_<N> or a .pt file; {_known(folder)}")
+    raise UserError(f"checkpoint: found {name!r}, need best, last, step_<N> or a .pt file; {_known(folder)}")
 
 
 def checkpoint_to_resume(folder: Path, name: str) -> Path:

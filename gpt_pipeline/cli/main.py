@@ -13,7 +13,7 @@ from gpt_pipeline import __version__
 from gpt_pipeline.cli.common import FAILED, MISUSE, STOPPED, say
 from gpt_pipeline.cli.experiments import compare, evaluate, init, plan, preview, remove, run, status, validate, verify
 from gpt_pipeline.cli.machine import completion, doctor, notify, ui
-from gpt_pipeline.cli.models import benchmark, export, generate, import_
+from gpt_pipeline.cli.models import benchmark, export, generate, import_, serve
 from gpt_pipeline.errors import ConfigError, StoppedError, UserError
 from gpt_pipeline.row import show_each_warning_once, speak_utf8
 
@@ -37,7 +37,7 @@ def command() -> None:
 
 for verb in (
     *(init, validate, preview, plan, run, status, ui),
-    *(evaluate, compare, generate, export, import_, benchmark),
+    *(evaluate, compare, generate, serve, export, import_, benchmark),
     *(verify, remove, doctor, notify, completion),
 ):
     command.add_command(verb)

@@ -1,7 +1,8 @@
-"""The verbs of trained models: text from them, their exchange with transformers, public benchmarks."""
+"""The verbs of trained models: text from them, a server, their exchange with transformers, public benchmarks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from gpt_pipeline.cli.common import CHECKPOINT, EXPERIMENT, JSON, STOPPED, WEIGHTS, print_json, say, tell
 from gpt_pipeline.storage.names import as_typed
+from gpt_pipeline.storage.ports import HOST
 from gpt_pipeline.training.config import Device
 
 if TYPE_CHECKING:
@@ -96,6 +98,98 @@ def generate(
         click.echo()
         return STOPPED
     return None
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="EXPERIMENT.yaml[@CHECKPOINT]...")
+@WEIGHTS
+@click.option("--host", default=HOST, show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65_535), help="Default: 8000, or the next that is free.")
+@click.option(
+    "--api-key-env",
+    "key_variable",
+    metavar="NAME",
+    help="A variable of the environment with the key that clients must send; needed where --host is not this machine.",
+)
+@click.option(
+    "--allow-host",
+    "names",
+    multiple=True,
+    envvar="GPT_PIPELINE_ALLOWED_HOSTS",
+    show_envvar=True,
+    metavar="NAME",
+    help="A name under which the server is reached; may be given more than once.",
+)
+@click.option("--device", type=click.Choice(get_args(Device)), help="Default: as the experiment file says.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 1024),
+    default=16,
+    show_default=True,
+    help="Texts of a model that are written at a time.",
+)
+@click.option(
+    "--queue-size", type=click.IntRange(1), default=256, show_default=True, help="Texts that may wait; more get 429."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(1), help="New tokens of a text at the most; default: what the context holds."
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="That a request may take.",
+)
+@click.option("--open", "in_browser", is_flag=True, help="Show the page in the browser.")
+def serve(
+    *,
+    models: Sequence[str],
+    weights: Weights,
+    host: str,
+    port: int | None,
+    key_variable: str | None,
+    names: Sequence[str],
+    device: str | None,
+    batch_size: int,
+    queue_size: int,
+    max_tokens: int | None,
+    max_seconds: float,
+    in_browser: bool,
+) -> None:
+    """Serve checkpoints by OpenAI's interface, with a page to talk to them.
+
+    The model `my-idea` is the best checkpoint of my-idea.yaml, `my-idea@last` that of my-idea.yaml@last; CHECKPOINT is
+    best, last, step_N or a .pt file. Checkpoints are loaded once, at the start. For this machine only, unless --host
+    says otherwise. Ctrl+C stops it; answers under way are finished first.
+    """
+    say("Loading ...")
+    from gpt_pipeline.serving.models import find_wanted, load_served  # torch
+
+    wanted = find_wanted(models)
+    from gpt_pipeline.serving.app import Limits
+    from gpt_pipeline.serving.server import place_of
+    from gpt_pipeline.serving.server import serve as serve_models
+
+    place = place_of(host=host, port=port, key_variable=key_variable, names=names)
+    served = []
+    for each in wanted:
+        served.append(load_served(each, device=device, weights=weights))
+        say(f"{each.name}: {each.checkpoint.path.name}, step {each.checkpoint.step:,}")
+
+    def opened() -> None:
+        click.echo(place.address)
+        say(f"The page is there; OpenAI's interface at {place.address}/v1. Ctrl+C stops it.")
+        if in_browser:
+            click.launch(place.address)
+
+    serve_models(
+        served,
+        place,
+        limits=Limits(batch_size=batch_size, queue_size=queue_size, seconds=max_seconds, max_tokens=max_tokens),
+        opened=opened,
+        stopping=lambda: say("Stopping ..."),
+    )
 
 
 @click.command()

@@ -30,10 +30,16 @@ class Sampling:
     top_k: int | None = None
     """Only this many of the likeliest tokens; None: all."""
 
+    top_p: float | None = None
+    """Only the likeliest tokens that together have this probability, in (0, 1), the last of them included (nucleus
+    sampling, Holtzman et al. 2020); of the `top_k` where both are given. None: all."""
+
     def __post_init__(self) -> None:
         found = self.temperature
         require(0 < found < float("inf"), "temperature", found=found, need="a finite number above 0")
         require(self.top_k is None or self.top_k > 0, "top_k", found=self.top_k, need="a whole number above 0, or null")
+        p = self.top_p
+        require(p is None or 0 < p < 1, "top_p", found=p, need="a number between 0 and 1, or null")
 
     def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """Return the tokens [B] at which the distribution functions of the rows of `logits` [B, V] pass `uniform` [B].
@@ -44,11 +50,22 @@ class Sampling:
         if self.top_k is not None and self.top_k < logits.size(-1):
             least = logits.topk(self.top_k, dim=-1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
+        if self.top_p is not None:
+            logits = _nucleus(logits, self.top_p)
         passed = logits.softmax(dim=-1).cumsum(dim=-1)
         wanted = uniform.to(passed)[:, None] * passed[:, -1:]  # the sum is 1 but for rounding
         # Rounding may also set `wanted` to the whole sum, which no token would pass.
         wanted = torch.minimum(wanted, torch.nextafter(passed[:, -1:], torch.zeros_like(wanted)))
         return torch.searchsorted(passed, wanted, right=True)[:, 0]
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Return `logits` [B, V] with -inf for all but the likeliest that together have the probability `top_p`."""
+    ordered, places = logits.sort(dim=-1, descending=True, stable=True)
+    shares = ordered.softmax(dim=-1)
+    # What is before a token decides, so that the one that passes `top_p`, and always the first, stays.
+    beyond = shares.cumsum(dim=-1) - shares >= top_p
+    return logits.masked_fill(torch.zeros_like(beyond).scatter(-1, places, beyond), -torch.inf)
 
 
 class Draws:

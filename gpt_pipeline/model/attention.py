@@ -6,6 +6,7 @@ D channels of a head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
@@ -32,6 +33,70 @@ class KVCache:
         self.length = 0
         """Positions filled so far, padding included."""
         self._layers: list[tuple[Tensor, Tensor] | None] = [None] * config.n_layer
+
+    @classmethod
+    def of_rows(cls, config: ModelConfig, rows: Sequence[tuple[KVCache, int]], *, room: int) -> KVCache:
+        """Return a cache of some rows of others, padded anew to end together, with `room` for more positions.
+
+        Each row is a cache and a number in it; the same one may come more than once. There is less room where the
+        longest row would leave the model's context.
+        """
+        paddings = {id(cache): cache.paddings for cache, _ in rows}
+        skipped = [paddings[id(cache)][row] for cache, row in rows]
+        lengths = [cache.length - skip for (cache, _), skip in zip(rows, skipped, strict=True)]
+        chosen = cls(config, capacity=min(max(lengths) + room, config.context_length))
+        chosen.length = max(lengths)
+        for layer in range(config.n_layer):
+            kept = [cache.kept(layer) for cache, _ in rows]
+            k, v = (
+                chosen._aligned(
+                    [each[which][row, :, skip:] for each, (_, row), skip in zip(kept, rows, skipped, strict=True)]
+                )
+                for which in (0, 1)
+            )
+            chosen._layers[layer] = (k, v)
+        if min(lengths) < chosen.length:
+            chosen.padding = torch.tensor([chosen.length - each for each in lengths], device=rows[0][0].device)
+        return chosen
+
+    def _aligned(self, rows: Sequence[Tensor]) -> Tensor:
+        """Return the keys or values [G, T, D] of rows, all ending at this cache's length: [rows, G, capacity, D]."""
+        G, _, D = rows[0].shape
+        aligned = rows[0].new_empty((len(rows), G, self.capacity, D))
+        for place, own in enumerate(rows):
+            begin = self.length - own.size(1)
+            aligned[place, :, :begin] = 0.0  # what memory held may be NaN, which a weight of 0 does not hide
+            aligned[place, :, begin : self.length] = own
+        return aligned
+
+    @property
+    def paddings(self) -> list[int]:
+        """The padding of each row.
+
+        Raises:
+            ValueError: nothing is cached yet.
+        """
+        return [0] * self.kept(0)[0].size(0) if self.padding is None else self.padding.tolist()
+
+    @property
+    def device(self) -> torch.device:
+        """Of what is cached.
+
+        Raises:
+            ValueError: nothing is.
+        """
+        return self.kept(0)[0].device
+
+    def kept(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of all positions of a layer, [B, G, S, D].
+
+        Raises:
+            ValueError: there are none yet.
+        """
+        kept = self._layers[layer]
+        if kept is None:
+            raise ValueError(f"nothing is cached in layer {layer} yet")
+        return kept[0][:, :, : self.length], kept[1][:, :, : self.length]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values [B, G, T, D] of new positions; return those of all positions, [B, G, S, D]."""

@@ -121,9 +121,13 @@ class LanguageModel(nn.Module, ABC):  # type: ignore[misc]  # torch is not follo
         The first call takes the (left-padded) prompts, each later one the B tokens chosen, as [B, 1]. Call it in eval
         mode and without gradients.
         """
+        return self.logits(self.hidden_cached(ids, cache)[:, -1])
+
+    def hidden_cached(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Append `ids` [B, T] to the cached positions; return their final hidden states [B, T, C]."""
         x = self.hidden(ids, cache)
         cache.length += ids.size(1)
-        return self.logits(x[:, -1])
+        return x
 
     def _make_head(self) -> Linear | None:
         config = self.config

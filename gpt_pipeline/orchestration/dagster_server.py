@@ -32,7 +32,7 @@ from dagster_webserver.webserver import DagsterWebserver
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from gpt_pipeline.orchestration.guard import Guard
+from gpt_pipeline.guard import Guard
 from gpt_pipeline.orchestration.history import DEFINITIONS, turn_to_open
 from gpt_pipeline.orchestration.start_routes import start_routes
 from gpt_pipeline.orchestration.termination import reach_commands

@@ -16,17 +16,16 @@ from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.orchestration.guard import LOOPBACK
+from gpt_pipeline.guard import LOOPBACK
 from gpt_pipeline.orchestration.process_group import ask_to_stop, is_alive, kill, own_group
 from gpt_pipeline.orchestration.with_parent import STOP_SECONDS
 from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PAGE_VARIABLE, MLFLOW_PORT, START_PATH, Project
 from gpt_pipeline.shown import without_password
 from gpt_pipeline.storage.lock import folder_lock
-from gpt_pipeline.storage.ports import HOST, is_free
+from gpt_pipeline.storage.ports import HOST, choose_port
 from gpt_pipeline.tracking.store import prepare_store
 from gpt_pipeline.training.stopping import StopFlag, stop_on_signals
 
-_PORTS_TRIED = 50
 _START_SECONDS = 180.0
 _POLL_SECONDS = 0.2
 _LOG_LINES = 15
@@ -119,7 +118,7 @@ def serve_pages(
 def _pages(
     project: Project, folder: Path, *, dagster_port: int | None, mlflow_port: int | None, names: Sequence[str]
 ) -> Pages:
-    port = _port(dagster_port, usual=DAGSTER_PORT, option="--port")
+    port = choose_port(dagster_port, usual=DAGSTER_PORT, option="--port")
     dagster = Page(
         name="Dagster",
         address=f"http://{HOST}:{port}",
@@ -136,7 +135,7 @@ def _pages(
         address = without_password(store)
         elsewhere = Page(name="MLflow", address=address, ready=address, command=(), log=folder / "mlflow.log")
         return Pages(dagster=dagster, mlflow=elsewhere)
-    port = _port(mlflow_port, usual=MLFLOW_PORT, option="--mlflow-port")
+    port = choose_port(mlflow_port, usual=MLFLOW_PORT, option="--mlflow-port")
     address = f"http://{HOST}:{port}"
     command = _module(
         "mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1", *_mlflow_guard(port, names)
@@ -157,20 +156,6 @@ def _mlflow_guard(port: int, names: Sequence[str]) -> Sequence[str]:
 def _module(name: str, *arguments: str) -> Sequence[str]:
     """Return the command of a server that ends with this process, however that ends."""
     return (sys.executable, "-m", "gpt_pipeline.orchestration.with_parent", name, *arguments)
-
-
-def _port(wanted: int | None, *, usual: int, option: str) -> int:
-    """Return a free port of this machine: the wanted one, else the first from the usual one on.
-
-    Raises:
-        UserError: there is none.
-    """
-    candidates = range(usual, usual + _PORTS_TRIED) if wanted is None else (wanted,)
-    for port in candidates:
-        if is_free(port):
-            return port
-    found = f"port {wanted}" if wanted is not None else f"ports {usual} to {usual + _PORTS_TRIED - 1}"
-    raise UserError(f"{option}: found {found} in use by another program, need a free port; name another")
 
 
 @contextmanager

@@ -18,15 +18,10 @@ from gpt_pipeline.orchestration.newest_runs import NewestRuns
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.project import START_PATH, Project, report_page
 from gpt_pipeline.start_page.card import Addresses
-from gpt_pipeline.start_page.page import STATIC, read_static, render_cards, render_page
+from gpt_pipeline.start_page.page import PAGE_HEADERS, STATIC, read_static, render_cards, render_page
 from gpt_pipeline.start_page.watch import Watch
 from gpt_pipeline.tracking.addresses import runs_page
 
-_COMMON = {"cache-control": "no-store", "referrer-policy": "same-origin"}
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
-)
 # A report has a model's words in it: no script, whatever they are, and an origin of its own.
 _REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 
@@ -37,10 +32,10 @@ def start_routes(project: Project, instance: dg.DagsterInstance) -> Sequence[Rou
 
     def page(_request: Request) -> Response:
         html = render_page(watch.cards(), experiments=project.experiments, addresses=watch.addresses)
-        return _html(html, _POLICY)
+        return _html(html)
 
     def news(_request: Request) -> Response:
-        return _html(render_cards(watch.cards()), _POLICY)
+        return _html(render_cards(watch.cards()))
 
     def report(request: Request) -> Response:
         try:
@@ -50,7 +45,7 @@ def start_routes(project: Project, instance: dg.DagsterInstance) -> Sequence[Rou
         if path is None:
             return PlainTextResponse("There is no such report (yet).", status_code=404)
         return FileResponse(
-            path, media_type="text/html", headers={**_COMMON, "content-security-policy": _REPORT_POLICY}
+            path, media_type="text/html", headers={**PAGE_HEADERS, "content-security-policy": _REPORT_POLICY}
         )
 
     def static(name: str) -> Route:
@@ -78,5 +73,5 @@ def addresses(project: Project) -> Addresses:
     )
 
 
-def _html(text: str, policy: str) -> Response:
-    return Response(text, media_type="text/html", headers={**_COMMON, "content-security-policy": policy})
+def _html(text: str) -> Response:
+    return Response(text, media_type="text/html", headers=PAGE_HEADERS)

@@ -19,6 +19,16 @@ from gpt_pipeline.start_page.card import Addresses, Card
 STATIC = {"start.css": "text/css", "start.js": "text/javascript"}
 """The files beside the page, and what they are."""
 
+PAGE_HEADERS = {
+    "cache-control": "no-store",
+    "referrer-policy": "same-origin",
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    ),
+}
+"""Of a page that runs no script but its own file, and loads nothing from elsewhere."""
+
 _STYLES = {
     "training": "busy",
     "making data": "busy",

@@ -39,16 +39,20 @@ _REPLACED = {name for name, _ in _HEADERS} - {b"content-security-policy"}
 class Guard:
     """ASGI middleware that refuses what another website may have sent, and forbids others to frame the pages."""
 
-    def __init__(self, app: Application, *, names: Collection[str] = ()) -> None:
-        """Guard `app`, which answers to the names of this machine and to `names`, those of proxies before it."""
+    def __init__(self, app: Application, *, names: Collection[str] = (), command: str = "gpt-pipeline ui") -> None:
+        """Guard `app`, which answers to the names of this machine and to `names`, those of proxies before it.
+
+        `command` starts the pages; a refused name is told the option of it that allows names.
+        """
         self._app = app
+        self._command = command
         self._proxies = frozenset(name.lower() for name in names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection: hand it on, or refuse it with the reason."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-        elif (problem := refusal(scope, proxies=self._proxies)) is None:
+        elif (problem := refusal(scope, proxies=self._proxies, command=self._command)) is None:
             await self._app(scope, receive, _with_headers(send))
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": problem[:120]})
@@ -56,7 +60,7 @@ class Guard:
             await _refuse(send, problem)
 
 
-def refusal(scope: Scope, *, proxies: Collection[str]) -> str | None:
+def refusal(scope: Scope, *, proxies: Collection[str], command: str) -> str | None:
     """Return why a request is refused; None for one that is answered."""
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
@@ -67,7 +71,7 @@ def refusal(scope: Scope, *, proxies: Collection[str]) -> str | None:
     if _name(headers.get("host", "")) not in LOOPBACK | frozenset(proxies):
         return (
             f"Host: found {headers.get('host', '')!r}, need a name of this machine ({', '.join(sorted(LOOPBACK))}); "
-            "for a proxy start the pages by: gpt-pipeline ui --allow-host NAME"
+            f"for a proxy start the pages by: {command} --allow-host NAME"
         )
     is_http = scope["type"] == "http"
     if is_http and scope["method"] in _READING and _is_page_load(headers):
