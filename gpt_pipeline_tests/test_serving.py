@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -358,3 +359,18 @@ def test_talk_page_loads_nothing_from_elsewhere_and_runs_no_script_of_its_text(r
     assert re.findall(r'(?:src|href)="(?!/)[^"]*"', page) == []
     for path in re.findall(r'(?:src|href)="(/[^"]*)"', page):
         assert ask(running[0], path)[0] == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["told", "in chunks"])
+def test_body_that_is_too_large_is_refused_and_the_server_goes_on(running: tuple[str, Engine], chunked: bool) -> None:
+    address = urlsplit(running[0]).netloc
+    body = b'{"model": "first", "prompt": "' + b"a" * (9 << 20) + b'"}'
+    connection = http.client.HTTPConnection(address, timeout=60)
+    pieces = (body[at : at + 65536] for at in range(0, len(body), 65536)) if chunked else body
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it need not read what it refuses
+        connection.request(
+            "POST", "/v1/completions", pieces, {"content-type": "application/json"}, encode_chunked=chunked
+        )
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())["error"]["code"]) == (413, "request_too_large")
+    assert ask(running[0], "/v1/models")[0] == 200

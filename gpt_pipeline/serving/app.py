@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpt_pipeline.data.formats.conversation import Role
 from gpt_pipeline.data.formats.forms import without_marks
@@ -30,6 +30,7 @@ from gpt_pipeline.serving.requests import ChatMessage, ChatRequest, CompletionRe
 from gpt_pipeline.serving.talk import talk_routes
 
 COMMAND = "gpt-pipeline serve"
+_MAX_BODY_BYTES = 8 << 20  # some two million tokens, far more than a context holds
 _USUAL_NEW_TOKENS = 16  # of a completion that names no number, as OpenAI's
 _ROLES: Mapping[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
@@ -117,10 +118,37 @@ def make_app(
     open_routes, own_routes = talk_routes(models)
     app.include_router(open_routes)
     app.include_router(own_routes, dependencies=needs_key)
+    app.add_middleware(_BoundedBody)
     app.add_middleware(Guard, names=names, command=COMMAND)
     for kind, answer in _answers_to_errors().items():
         app.add_exception_handler(kind, answer)
     return app
+
+
+class _BoundedBody:
+    """ASGI middleware that refuses a body above `_MAX_BODY_BYTES`, told or sent, before memory holds it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on, its body counted."""
+        told = dict(scope.get("headers", ())).get(b"content-length", b"0")
+        if told.isdigit() and int(told) > _MAX_BODY_BYTES:
+            refusal = errors.too_large(_MAX_BODY_BYTES)
+            await JSONResponse(refusal.body, status_code=refusal.status)(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > _MAX_BODY_BYTES:
+                raise HTTPException(errors.too_large(_MAX_BODY_BYTES).status)
+            return message
+
+        await self._app(scope, counted, send)
 
 
 def _requiring(key: str) -> Callable[[Request], Awaitable[None]]:
@@ -148,6 +176,8 @@ def _answers_to_errors() -> Mapping[type[Exception], Callable[[Request, Any], Aw
         return answer(errors.invalid(error))
 
     async def elsewhere(request: Request, error: HTTPException) -> Response:
+        if error.status_code == errors.too_large(_MAX_BODY_BYTES).status:
+            return answer(errors.too_large(_MAX_BODY_BYTES))
         message = f"{request.method} {request.url.path}: {error.detail}; the interface is at /v1, the page at /"
         return answer(ApiError(message, status=error.status_code))
 

@@ -56,6 +56,11 @@ def too_long(*, prompt: int, new: int, context: int, param: str) -> ApiError:
     )
 
 
+def too_large(most: int) -> ApiError:
+    """Return the refusal of a body of more than `most` bytes."""
+    return ApiError(f"the body is larger than {most:,} bytes; send less", status=413, code="request_too_large")
+
+
 def queue_is_full(size: int) -> ApiError:
     """Return the refusal of a request for which there is no room now."""
     return ApiError(
