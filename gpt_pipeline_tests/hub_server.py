@@ -1,10 +1,13 @@
-"""A server on this machine that speaks the part of the hub's interface that is used for a dataset or a model's file.
+"""A server on this machine that speaks the part of the hub's interface that is used for a dataset, or a model.
+
+A model can also be uploaded to it, by the interface for git and LFS.
 
 It can send readers on to a second host, as the hub does for large files, and misbehave as networks do.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import sys
@@ -18,7 +21,17 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 REPOSITORY = "PleIAs/SYNTH"
-_LARGE = (".parquet", ".arrow", ".tar", ".gz", ".xz", ".zst", ".bz2")  # kept in LFS, whose names are by sha256
+_LARGE = (
+    ".safetensors",
+    ".gguf",
+    ".parquet",
+    ".arrow",
+    ".tar",
+    ".gz",
+    ".xz",
+    ".zst",
+    ".bz2",
+)  # kept in LFS, whose names are by sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +69,7 @@ class FakeHub:
     """The hub's state; tests change it while the server runs."""
 
     repository: str = REPOSITORY
-    """The dataset that it has."""
+    """The dataset or model that it has; without a commit, a model that does not exist yet."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     """Content of each file by name, for each commit; the last is the newest."""
@@ -65,6 +78,15 @@ class FakeHub:
     """What a request has to bear; null: nothing."""
 
     gated: bool = False
+    read_only: bool = False
+    """The token has no right to write."""
+
+    created: dict[str, object] | None = None
+    """What the request to create the repository said."""
+
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """Content of uploaded large files, by sha256."""
+
     failing: int | None = None
     """A status with which every request is answered."""
 
@@ -97,10 +119,17 @@ class FakeHub:
     def publish(self, folder: Path) -> str:
         """Make the files below `folder` the newest commit, and return it."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        return self.commit({path.relative_to(folder).as_posix(): path.read_bytes() for path in paths})
+
+    def commit(self, files: Mapping[str, bytes]) -> str:
+        """Make these files the newest commit, and return it."""
         commit = hashlib.sha1(repr([len(self.commits), *files.items()]).encode()).hexdigest()
-        self.commits[commit] = files
+        self.commits[commit] = {**files}
         return commit
+
+    def uploads(self) -> list[str]:
+        """Return the requests that change something, without their bodies."""
+        return [line for line in self.requests if line.startswith(("POST", "PUT")) and "validate-yaml" not in line]
 
     def downloads(self) -> list[str]:
         """Return the names of the files whose content was asked for, from some byte to the end."""
@@ -166,6 +195,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._take()
+
+    def do_PUT(self) -> None:
+        self._take()
+
     def _answer(self) -> None:
         url = urlsplit(self.path)
         path = unquote(url.path)
@@ -179,7 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer_as_hub(path, has_blobs="blobs=" in url.query)
 
     def _answer_as_hub(self, path: str, *, has_blobs: bool) -> None:
-        api = f"/api/datasets/{self.state.repository}"
+        kind = "datasets" if path.startswith("/api/datasets/") else "models"
+        api = f"/api/{kind}/{self.state.repository}"
         resolve = f"/datasets/{self.state.repository}/resolve/"
         model = f"/{self.state.repository}/resolve/"
         if path.startswith(model):  # of a model, whose files have no `datasets` in their addresses
@@ -190,11 +226,84 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(403, "GatedRepo")
         if self.state.token and self.headers.get("Authorization") != f"Bearer {self.state.token}":
             return self._refuse(401, "RepoNotFound")
+        if not self.state.commits:
+            return self._refuse(404, "RepoNotFound")
         if path.startswith(resolve):
             revision, name = path.removeprefix(resolve).split("/", 1)
             return self._send_file(revision, name)
         parts = path.removeprefix(api).strip("/").split("/")
         return self._send_json(parts[0], parts[1] if len(parts) > 1 else None, has_blobs=has_blobs)
+
+    def _take(self) -> None:
+        """Answer a request that changes something, or prepares it."""
+        path = unquote(urlsplit(self.path).path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.state.requests.append(f"{self.command} {path}")
+        self.state.authorizations[self.host].add(self.headers.get("Authorization"))
+        repository = self.state.repository
+        if path.startswith("/lfs/"):  # signed addresses, which bear no token
+            return self._take_object(path.removeprefix("/lfs/"), body)
+        if self.state.failing is not None:
+            return self._send(self.state.failing, b"{}")
+        if self.state.token and self.headers.get("Authorization") != f"Bearer {self.state.token}":
+            return self._send(401, b'{"error": "Invalid username or password."}')
+        if path == "/api/validate-yaml":
+            return self._send(200, b"{}")
+        if self.state.read_only:
+            return self._send(403, b'{"error": "You have no right to write"}')
+        answers: dict[str, Callable[[bytes], None]] = {
+            "/api/repos/create": self._create,
+            f"/api/models/{repository}/preupload/main": self._say_how_to_upload,
+            f"/{repository}.git/info/lfs/objects/batch": self._say_where_to_upload,
+            f"/api/models/{repository}/commit/main": self._take_commit,
+        }
+        return answers.get(path, lambda _: self._refuse(404, "RepoNotFound"))(body)
+
+    def _create(self, body: bytes) -> None:
+        self.state.created = json.loads(body)
+        self.state.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
+        self._send(200, json.dumps({"url": f"{self.state.endpoint}/{self.state.repository}"}).encode())
+
+    def _say_how_to_upload(self, body: bytes) -> None:
+        there = self.state.commits[str(self._commit("main"))]
+        files = []
+        for file in json.loads(body)["files"]:
+            name = file["path"]
+            mode = "lfs" if name.endswith(_LARGE) else "regular"
+            oid = _etag(name, there[name]) if name in there else None
+            files.append({"path": name, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        self._send(200, json.dumps({"files": files}).encode())
+
+    def _say_where_to_upload(self, body: bytes) -> None:
+        objects = []
+        for each in json.loads(body)["objects"]:
+            place = {"upload": {"href": f"{self.state.endpoint}/lfs/{each['oid']}"}}
+            objects.append({**each, **({} if each["oid"] in self.state.objects else {"actions": place})})
+        self._send(200, json.dumps({"transfer": "basic", "objects": objects}).encode())
+
+    def _take_object(self, oid: str, body: bytes) -> None:
+        if _digest(body) != oid:
+            return self._send(400, b'{"error": "wrong checksum"}')
+        self.state.objects[oid] = body
+        return self._send(200, b"")
+
+    def _take_commit(self, body: bytes) -> None:
+        """Apply the lines of a commit to the newest one, if that is the one they are meant for."""
+        newest = str(self._commit("main"))
+        files = dict(self.state.commits[newest])
+        for line in map(json.loads, body.splitlines()):
+            match line:
+                case {"key": "header", "value": {"parentCommit": str(parent)}} if parent != newest:
+                    return self._send(412, b'{"error": "A commit has happened since"}')
+                case {"key": "file", "value": {"path": str(name), "content": str(content)}}:
+                    files[name] = base64.b64decode(content)
+                case {"key": "lfsFile", "value": {"path": str(name), "oid": str(oid)}}:
+                    files[name] = self.state.objects[oid]
+                case {"key": "deletedFile", "value": {"path": str(name)}}:
+                    del files[name]
+        commit = self.state.commit(files)
+        address = f"{self.state.endpoint}/{self.state.repository}/commit/{commit}"
+        return self._send(200, json.dumps({"commitUrl": address, "commitOid": commit}).encode())
 
     def _commit(self, revision: str | None) -> str | None:
         if revision in (None, "main"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, get_args
 
 import click
@@ -17,6 +19,7 @@ from gpt_pipeline.training.config import Device
 
 if TYPE_CHECKING:
     from gpt_pipeline.checkpoints.load import Weights
+    from gpt_pipeline.exchange.gguf import Dtype
 
 
 @click.command()
@@ -196,24 +199,74 @@ def serve(
 @EXPERIMENT
 @CHECKPOINT
 @WEIGHTS
-@click.option("--to", "target", type=click.Path(path_type=Path), required=True, help="A new folder.")
-def export(experiment: Path, checkpoint: str, weights: Weights, target: Path) -> None:
-    """Write a checkpoint as a folder for transformers.
+@click.option("--to", "target", type=click.Path(path_type=Path), help="A new folder; with --push it may be left out.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["hf", "gguf"]),
+    default="hf",
+    show_default=True,
+    help="hf: for transformers; gguf: for llama.cpp and Ollama.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["f32", "f16", "bf16", "q8_0"]),
+    help="Of the matrices, with --format gguf.  [default: f16]",
+)
+@click.option("--push", "repository", metavar="OWNER/NAME", help="Upload the folder to this repository of the hub.")
+@click.option("--private", is_flag=True, help="A repository that --push creates is not public.")
+def export(
+    *,
+    experiment: Path,
+    checkpoint: str,
+    weights: Weights,
+    target: Path | None,
+    form: str,
+    dtype: Dtype | None,
+    repository: str | None,
+    private: bool,
+) -> None:
+    """Write a checkpoint as a folder for transformers, or for llama.cpp.
 
-    Weights, tokenizer and model card, as Hugging Face's library loads them. It replaces an earlier export, and
-    nothing else.
+    Weights, tokenizer and model card, as Hugging Face's library or llama.cpp loads them. It replaces an earlier export,
+    and nothing else. --push also uploads it, with the token of HF_TOKEN or of `hf auth login`.
     """
+    context = click.get_current_context()
+    if target is None and repository is None:
+        raise click.UsageError("give --to FOLDER, --push OWNER/NAME, or both", context)
+    if private and repository is None:
+        raise click.UsageError("--private needs --push", context)
+    if dtype is not None and form != "gguf":
+        raise click.UsageError("--dtype needs --format gguf; a folder for transformers is float32", context)
     from gpt_pipeline.checkpoints.choose import choose_checkpoint
+    from gpt_pipeline.exchange.push import push_folder, require_pushable
     from gpt_pipeline.experiment.load import load_experiment
 
     loaded = load_experiment(experiment)
     chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
+    if repository is not None:
+        require_pushable(repository)
     say(f"Loading {chosen.path.name} ...")
-    from gpt_pipeline.exchange.export import export_checkpoint  # torch
+    from gpt_pipeline.exchange.export import export_checkpoint, export_gguf  # torch
 
-    exported = export_checkpoint(loaded, chosen.path, target, weights=weights)
-    say(f"{chosen.path.name}, step {exported.checkpoint.step:,}: {exported.parameters:,} parameters")
-    tell(exported.folder)
+    with ExitStack() as temporary:
+        folder = target or Path(temporary.enter_context(TemporaryDirectory(prefix="gpt-pipeline-"))) / "export"
+        if form == "gguf":
+            exported = export_gguf(loaded, chosen.path, folder, weights=weights, dtype=dtype or "f16")
+        else:
+            exported = export_checkpoint(loaded, chosen.path, folder, weights=weights)
+        say(f"{chosen.path.name}, step {exported.checkpoint.step:,}: {exported.parameters:,} parameters")
+        if target is not None:
+            tell(exported.folder)
+        if repository is not None:
+            say(f"Uploading to {repository} ...")
+            pushed = push_folder(exported.folder, repository, private=private)
+            say(
+                f"Uploaded, commit {pushed.commit}."
+                if pushed.new
+                else f"Nothing to upload: commit {pushed.commit} has it."
+            )
+            tell(pushed.address)
 
 
 @click.command(name="import")

@@ -38,9 +38,18 @@ _CONTENTS = {"text": "Texts", "question_answer": "Questions and answers", "chat"
 
 
 def model_card(
-    experiment: Experiment, info: CheckpointInfo, tokenizer: Tokenizer, *, max_length: int, weights: Weights = "raw"
+    experiment: Experiment,
+    info: CheckpointInfo,
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    weights: Weights = "raw",
+    gguf: str | None = None,
 ) -> str:
-    """Return the card of a checkpoint as markdown; it says what is unknown (no evaluation, data removed)."""
+    """Return the card of a checkpoint as markdown; it says what is unknown (no evaluation, data removed).
+
+    `gguf` is the type of the numbers in a GGUF file; None for a folder of `transformers`.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gpt_pipeline.exchange", package_path="templates"),
         autoescape=False,  # markdown
@@ -60,6 +69,7 @@ def model_card(
         parameters=parameter_count(info.model),
         max_length=max_length,
         averaged=weights == "average",
+        gguf=gguf,
         data=_data(experiment),
         source=_source(experiment),
         on_hub=_is_on_hub(experiment),

@@ -1,9 +1,11 @@
-"""Write a checkpoint as a folder for `transformers`."""
+"""Write a checkpoint as a folder: for `transformers`, or for llama.cpp."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.card import model_card
 from gpt_pipeline.exchange.chat_template import chat_template
 from gpt_pipeline.exchange.folder import new_folder, require_replaceable
+from gpt_pipeline.exchange.gguf import MODEL_NAME, Dtype, require_gguf, write_gguf
+from gpt_pipeline.exchange.gguf_tokenizer import gguf_tokenizer
 from gpt_pipeline.exchange.hugging_face import hugging_face_weights
+from gpt_pipeline.exchange.ollama import MODELFILE_NAME, modelfile
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.config_json import hugging_face_config
@@ -26,6 +31,7 @@ from gpt_pipeline.storage.atomic import write_json, write_text
 from gpt_pipeline.storage.room import free_bytes
 
 WEIGHTS_NAME = "model.safetensors"
+CARD_NAME = "README.md"
 _TOKENIZER_BYTES = 8 << 20  # roughly, of all files but the weights
 
 
@@ -38,6 +44,30 @@ class Exported:
     parameters: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """What is exported."""
+
+    experiment: Experiment
+    info: CheckpointInfo
+    snapshot: Snapshot
+    tokenizer: Tokenizer
+    weights: Weights
+
+    @property
+    def max_length(self) -> int:
+        return trained_length(self.experiment, self.info)
+
+    @property
+    def chat_template(self) -> str | None:
+        return chat_template(self.experiment.config.data, self.tokenizer)
+
+    def card(self, dtype: Dtype | None = None) -> str:
+        return model_card(
+            self.experiment, self.info, self.tokenizer, max_length=self.max_length, weights=self.weights, gguf=dtype
+        )
+
+
 def export_checkpoint(experiment: Experiment, checkpoint: Path, target: Path, *, weights: Weights = "raw") -> Exported:
     """Write the model of one of the experiment's checkpoints to the folder `target`, for `transformers`.
 
@@ -48,21 +78,60 @@ def export_checkpoint(experiment: Experiment, checkpoint: Path, target: Path, *,
             no such weights in it.
         DamagedFileError: the checkpoint is damaged.
     """
+    return _export(experiment, checkpoint, target, weights, write=_write_hugging_face, facts={})
+
+
+def export_gguf(
+    experiment: Experiment, checkpoint: Path, target: Path, *, weights: Weights = "raw", dtype: Dtype = "f16"
+) -> Exported:
+    """Write the same model to the folder `target` as a GGUF file, with a Modelfile for Ollama and a card.
+
+    Raises:
+        UserError: as `export_checkpoint`; or llama.cpp has no such architecture or tokenizer, `gguf` is not installed,
+            or `dtype` cannot hold a weight.
+        DamagedFileError: the checkpoint is damaged.
+    """
+    facts = {"format": "gguf", "dtype": dtype}
+    return _export(experiment, checkpoint, target, weights, write=partial(_write_gguf, dtype=dtype), facts=facts)
+
+
+def _export(
+    experiment: Experiment,
+    checkpoint: Path,
+    target: Path,
+    weights: Weights,
+    *,
+    write: Callable[[Path, _Model], None],
+    facts: Mapping[str, Any],
+) -> Exported:
     target = target.absolute()
     require_replaceable(target)
     with hold(checkpoint):
         snapshot, info = load_weights(checkpoint, weights)
     _require_room(target, snapshot)
     tokenizer = tokenizer_in(snapshot.tokenizer, info)
-    with new_folder(target, _facts(experiment, info, weights)) as folder:
-        _write_model(folder, snapshot, tokenizer)
-        max_length = trained_length(experiment, info)
-        write_json(folder / "generation_config.json", _generation(tokenizer, max_length))
-        template = chat_template(experiment.config.data, tokenizer)
-        write_tokenizer(folder, tokenizer, max_length=max_length, chat_template=template)
-        card = model_card(experiment, info, tokenizer, max_length=max_length, weights=weights)
-        write_text(folder / "README.md", card)
+    model = _Model(experiment=experiment, info=info, snapshot=snapshot, tokenizer=tokenizer, weights=weights)
+    with new_folder(target, {**_facts(experiment, info, weights), **facts}) as folder:
+        write(folder, model)
     return Exported(folder=target, checkpoint=info, parameters=_parameters(snapshot))
+
+
+def _write_hugging_face(folder: Path, model: _Model) -> None:
+    _write_model(folder, model.snapshot, model.tokenizer)
+    write_json(folder / "generation_config.json", _generation(model.tokenizer, model.max_length))
+    write_tokenizer(folder, model.tokenizer, max_length=model.max_length, chat_template=model.chat_template)
+    write_text(folder / CARD_NAME, model.card())
+
+
+def _write_gguf(folder: Path, model: _Model, *, dtype: Dtype) -> None:
+    require_gguf(model.info.model)
+    template = model.chat_template
+    tokenizer = gguf_tokenizer(model.tokenizer, max_length=model.max_length, chat_template=template)
+    shape = model.info.model
+    name = model.experiment.display_name
+    write_gguf(folder / MODEL_NAME, model.snapshot.model, shape, tokenizer, name=name, dtype=dtype)
+    write_text(folder / MODELFILE_NAME, modelfile(MODEL_NAME, chat_template=template, max_length=model.max_length))
+    write_text(folder / CARD_NAME, model.card(dtype))
 
 
 def trained_length(experiment: Experiment, info: CheckpointInfo) -> int:

@@ -50,14 +50,14 @@ class Question:
 @contextmanager
 def explained(question: Question) -> Iterator[None]:
     """Turn the hub's errors into errors that say what to do."""
-    _require_clean_token()
+    require_clean_token()
     try:
         yield
     except (HfHubHTTPError, TransportError, CutShortError, EntryNotFoundError, OSError) as error:
         raise _explanation(error, question) from error
 
 
-def _require_clean_token() -> None:
+def require_clean_token() -> None:
     """Refuse a token that cannot be sent: the HTTP library's own error would show it."""
     token = get_token()
     if token is not None and not _TOKEN.fullmatch(token):
