@@ -425,3 +425,19 @@ def test_writer_leaves_out_the_oldest_turns_that_do_not_fit(project: Path) -> No
     list(writer.write("four?", Manner(pick=greedy, max_new_tokens=2, raw=False, asked=asked), said))
     assert seen == [9, 7, 5, 3]
     assert not writer.prompt_truncated
+
+
+@pytest.mark.parametrize("where", ["ordinary added token", "vocabulary"])
+def test_chatml_with_a_tokenizer_whose_texts_give_its_tokens_is_refused(where: str) -> None:
+    value = json.loads(own_tokenizer().file or "")
+    if where == "vocabulary":
+        value["model"]["vocab"]["<|im_end|>"] = len(value["model"]["vocab"]) + len(value["added_tokens"])
+    else:
+        last = max(int(token["id"]) for token in value["added_tokens"])
+        last = max(last, *value["model"]["vocab"].values())
+        value["added_tokens"].append(
+            {**value["added_tokens"][-1], "id": last + 1, "content": "<|im_end|>", "special": False}
+        )
+    tokenizer = dataclasses.replace(own_tokenizer(), file=json.dumps(value))
+    with pytest.raises(UserError, match=r'<\|im_end\|> may come out of a text.*"special": true'):
+        with_turns(tokenizer)

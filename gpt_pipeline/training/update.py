@@ -201,7 +201,7 @@ class Updater:
         does not leave the others waiting. What the reducer of several processes holds is there already.
 
         Raises:
-            RuntimeError: memory is full (`devices.is_out_of_memory`); call `forget_rehearsal` then too.
+            RuntimeError: memory is full (`devices.is_out_of_memory`); call `Optimizer.forget` then too.
         """
         mean = [torch.empty_like(p) for p in self.model.parameters()] if self.average.is_to_come else []
         try:

@@ -186,9 +186,21 @@ def with_turns(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _own_turns(tokenizer: Tokenizer) -> dict[str, int]:
-    """Return the ids of those of ChatML's tokens that a `tokenizer.json` has, by name."""
-    added = [] if tokenizer.file is None else json.loads(tokenizer.file).get("added_tokens") or []
-    return {token["content"]: int(token["id"]) for token in added if token["content"] in MARKS.values()}
+    """Return the ids of those of ChatML's tokens that a `tokenizer.json` has, by name.
+
+    Raises:
+        UserError: it has one that its name in a text would give.
+    """
+    file = {} if tokenizer.file is None else json.loads(tokenizer.file)
+    added = [token for token in file.get("added_tokens") or () if token["content"] in MARKS.values()]
+    ordinary = {token["content"] for token in added if not token.get("special")}
+    ordinary |= set(MARKS.values()) & set(file.get("model", {}).get("vocab", ())) - {each["content"] for each in added}
+    if ordinary:
+        raise UserError(
+            f"data.template: found chatml with a tokenizer in which {' and '.join(sorted(ordinary))} may come out of a "
+            'text, need special tokens; list them in the added_tokens of its tokenizer.json with "special": true'
+        )
+    return {token["content"]: int(token["id"]) for token in added}
 
 
 def added_turns(tokenizer: Tokenizer) -> list[int]:
