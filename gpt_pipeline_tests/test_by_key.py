@@ -9,7 +9,7 @@ import pytest
 from gpt_pipeline.cli import main
 from gpt_pipeline.comparison.by_key import ByKey, key_chart
 from gpt_pipeline.comparison.compare import compare_experiments, families, with_key
-from gpt_pipeline.comparison.page import write_page
+from gpt_pipeline.comparison.page import require_page, write_page
 from gpt_pipeline.comparison.show import as_json, key_markdown, markdown
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment, load_experiment
@@ -135,3 +135,14 @@ def test_families_of_several_are_told_by_name(grid: list[Experiment]) -> None:
     assert title.endswith("by training.learning_rate")
     assert picture.startswith("<svg")
     assert "| 0.01 |" in table
+
+
+def test_page_of_a_comparison_replaces_no_file_of_another_kind(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("experiment_name: mine")
+    with pytest.raises(UserError, match=r"found .*mine\.yaml, which is no page of this program"):
+        require_page(mine)
+    page = tmp_path / "page.html"
+    require_page(page)
+    page.write_text('<!doctype html><meta name="generator" content="gpt_pipeline 0.1.0">')
+    require_page(page)

@@ -89,7 +89,7 @@ def test_removal_killed_after_any_of_its_moves_is_finished_by_the_next(project: 
         planned = plan_removal(experiment, file=False)
         assert len(planned.items) == left
         first = planned.items[0].path
-        target = experiment.base_folder / ".trash" / "killed.deleting"
+        target = experiment.base_folder / ".trash" / ".deleting" / "killed"
         target.mkdir(parents=True, exist_ok=True)
         os.rename(first, target / first.name)
     remove(plan_removal(experiment, file=False), delete=True)
@@ -124,3 +124,12 @@ def test_remove_without_a_terminal_or_yes_changes_nothing(
     printed = capsys.readouterr()
     assert "give --yes" in printed.err
     assert "1 kB    checkpoints" in printed.out
+
+
+def test_deleting_one_leaves_what_another_left_in_the_trash_whatever_its_name(project: TinyProject) -> None:
+    kept, gone = _made(project, "a.deleting"), _made(project, "b", num_samples=500)
+    trash = remove(plan_removal(kept, file=False), delete=False)
+    remove(plan_removal(gone, file=False), delete=True)
+    assert trash is not None
+    assert (trash / kept.folder.root.name / "checkpoints" / "best_model.pt").is_file()
+    assert [each.name for each in trash.parent.iterdir()] == [trash.name]

@@ -11,6 +11,7 @@ import pytest
 from gpt_pipeline.cli import main
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.discover import files_named
+from gpt_pipeline.orchestration.driver import run_each
 from gpt_pipeline.progress.failures import forget_failure, last_failure, note_failure
 from gpt_pipeline.progress.show import sheets
 from gpt_pipeline.progress.status import statuses
@@ -136,3 +137,16 @@ def test_status_of_a_family_on_other_held_out_tokens_marks_no_best(project: Tiny
         trained(project, stem, {4: 2.5}, shards=shards)
     files = [_with(project.root / "experiments" / f"{stem}.yaml", "data:", "family: lr\ndata:") for stem in "ab"]
     assert " *" not in plain_text(sheets(statuses(files, experiments=project.root)))
+
+
+def test_run_of_several_goes_on_past_a_mistake_of_the_program(
+    project: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [project.write_experiment("a"), project.write_experiment("b")]
+
+    def fail(*_: object, **__: object) -> bool:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr("gpt_pipeline.orchestration.driver.run_alone", fail)
+    found = run_each(files, force=False, say=lambda _: None)
+    assert [(each.state, each.problem) for each in found] == [("failed", "RuntimeError: a mistake")] * 2

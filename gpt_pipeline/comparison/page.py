@@ -12,12 +12,15 @@ from gpt_pipeline import __version__
 from gpt_pipeline.comparison.by_key import key_chart, key_sheet
 from gpt_pipeline.comparison.compare import Comparison
 from gpt_pipeline.comparison.show import losses_chart, ranking, table_lines, tables_of
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.report.build import page_environment
 from gpt_pipeline.report.charts import draw
 from gpt_pipeline.sheet import Line
 from gpt_pipeline.storage.atomic import write_text
 from gpt_pipeline.storage.manifest import utc_now
+
+_GENERATOR, _HEAD_BYTES = b'<meta name="generator" content="gpt_pipeline ', 20_000  # what a page of ours begins with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,12 @@ class _Section:
 
 
 def write_page(comparison: Comparison, experiments: Sequence[Experiment], file: Path) -> Path:
-    """Write the comparison of the experiments into `file`; return its absolute path."""
+    """Write the comparison of the experiments into `file`; return its absolute path.
+
+    Raises:
+        UserError: something else than such a page stands there.
+    """
+    require_page(file)
     page = (
         page_environment()
         .get_template("comparison.html.j2")
@@ -47,6 +55,12 @@ def write_page(comparison: Comparison, experiments: Sequence[Experiment], file: 
     )
     write_text(file, page)
     return file.absolute()
+
+
+def require_page(file: Path) -> None:
+    """Raise `UserError` if `file` is there and is not a page that this program wrote."""
+    if file.is_dir() or (file.exists() and _GENERATOR not in file.read_bytes()[:_HEAD_BYTES]):
+        raise UserError(f"--html: found {file}, which is no page of this program, need a new file; choose another name")
 
 
 def _sections(comparison: Comparison, experiments: Sequence[Experiment]) -> Iterator[_Section]:

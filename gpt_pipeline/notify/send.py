@@ -35,11 +35,11 @@ def send(addresses: Addresses, message: Message) -> list[str]:
 
 def _send(address: Address, message: Message) -> str:
     """Return why the message did not get through; "" if it did."""
-    import apprise
-
     kinds = {"finished": "success", "stopped": "warning", "failed": "failure"}
     with _listening() as said:
         try:
+            import apprise
+
             service = apprise.Apprise()
             if not service.add(address.secret):
                 return f"{address!r}: apprise cannot read this address; its form is in apprise's documentation"

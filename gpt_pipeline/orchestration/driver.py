@@ -7,6 +7,7 @@ evaluates each checkpoint while the next one is trained; the report is a run of 
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -63,6 +64,7 @@ from gpt_pipeline.project import Project
 from gpt_pipeline.storage.alive import show_life
 from gpt_pipeline.storage.process import ProcessId
 
+_logger = logging.getLogger(__name__)
 _FOLLOWER = "gpt_pipeline.orchestration.follower"
 LAST_CALL, STOP = b"\0", b"s"  # orders to the follower; any other byte than the first is a signal's number, and a stop
 _QUIET_SECONDS = 2.0  # a wait that is not worth a word
@@ -250,7 +252,12 @@ def run_alone(experiment: Experiment, *, force: bool, say: Callable[[str], None]
 
     def told(ending: Ending, problem: str = "") -> None:
         seconds = time.monotonic() - begun
-        tell(project, message_of(experiment, ending, seconds=seconds, problem=problem), say=say)
+        try:
+            message = message_of(experiment, ending, seconds=seconds, problem=problem)
+        except Exception as error:  # the run itself must end as it did
+            say(f"not notified: what to say cannot be read ({type(error).__name__}: {error})")
+            return
+        tell(project, message, say=say)
 
     try:
         with Session.open(project, experiment, say=say) as session:
@@ -301,6 +308,9 @@ def _run_one(file: Path, *, force: bool, say: Callable[[str], None]) -> tuple[En
         return "stopped", ""
     except (UserError, OSError) as error:
         return "failed", str(error)
+    except Exception as error:  # a mistake of ours must not keep the next from running, either
+        _logger.exception("%s", file.name)
+        return "failed", f"{type(error).__name__}: {error}"
 
 
 def _with_its_tokenizer(session: Session, say: Callable[[str], None]) -> Session:

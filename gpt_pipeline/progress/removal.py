@@ -93,13 +93,14 @@ def remove(removal: Removal, *, delete: bool) -> Path | None:
     """
     trash = removal.base_folder / TRASH
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-    target = trash / f"{stamp}-{removal.name}{_DELETING if delete else ''}"
+    deleting = trash / _DELETING  # no name of an experiment's folder in the trash begins like this one
+    target = (deleting if delete else trash) / f"{stamp}-{removal.name}"
     for item in removal.items:
         _move(item.path, target)
     if not delete:
         return target if removal.items else None
-    for left in trash.glob(f"*{_DELETING}"):
-        shutil.rmtree(left)
+    if deleting.is_dir():
+        shutil.rmtree(deleting)
     return None
 
 
