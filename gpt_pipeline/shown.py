@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jinja2
 
 # The user part of an address ends at the last @ before its host. Databases also take a password with a bare slash.
 _WEB_USER = re.compile(r"(?i)\b(https?|ftp)://[^\s/?#\"'<>]*@")
@@ -28,6 +32,26 @@ def on_terminal(text: str) -> str:
 def in_markdown(text: str) -> str:
     """Return `text` as one line of markdown that reads as it is: no markup, HTML or picture."""
     return _MARKDOWN.sub(r"\\\1", on_terminal(" ".join(text.split())))
+
+
+def html_templates(package: str) -> jinja2.Environment:
+    """Return what renders the HTML templates in the folder `templates` of a package; a name that is not given fails."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(package, package_path="templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+
+
+def harmless_html_templates(package: str) -> jinja2.Environment:
+    """Return the same for pages that show texts of models and files: what a terminal obeys is shown as in JSON."""
+    environment = html_templates(package)
+    environment.finalize = lambda value: on_terminal(value) if type(value) is str else value
+    return environment
 
 
 def duration(seconds: float) -> str:

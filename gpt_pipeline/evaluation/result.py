@@ -216,7 +216,11 @@ def ranking_metric(results: Iterable[EvaluationResult], decides: str) -> str:
 
 def rank_of(result: EvaluationResult, metric: str) -> float:
     """Return a number that is lower for a better result."""
-    value = float(result.metrics[metric])
+    return rank_of_value(float(result.metrics[metric]), metric)
+
+
+def rank_of_value(value: float, metric: str) -> float:
+    """Return a number that is lower for a better value of the metric."""
     return -value if metric in SHARES else value
 
 

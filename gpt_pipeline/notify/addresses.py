@@ -70,8 +70,8 @@ def find_addresses(project: Project) -> Addresses | None:
 
 def _checked(source: str, texts: Iterable[object]) -> Addresses:
     addresses = tuple(Address(str(text)) for text in texts)
-    for number, (address, text) in enumerate(zip(addresses, addresses, strict=True), start=1):
-        if not _SCHEME.match(text.secret):
+    for number, address in enumerate(addresses, start=1):
+        if not _SCHEME.match(address.secret):
             need = "an address such as json://localhost:8000 or mailto://user:password@example.org"
             raise ConfigError(f"{source}: address {number}", found=repr(address), need=need)
     return Addresses(source=source, addresses=addresses)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt_pipeline.evaluation.result import SHARES
+from gpt_pipeline.evaluation.result import rank_of_value
 from gpt_pipeline.report import wording
 from gpt_pipeline.sheet import Line, Sheet
 from gpt_pipeline.storage.names import as_typed
@@ -59,8 +59,7 @@ def _best(members: Sequence[Status]) -> Status | None:
     measured = [(each.best, each) for each in members if each.best is not None and each.best.evaluated]
     if len(measured) < 2 or len({(best.metric, best.measured_on) for best, _ in measured}) != 1:
         return None
-    sign = -1 if measured[0][0].metric in SHARES else 1
-    return min(measured, key=lambda each: sign * each[0].value)[1]
+    return min(measured, key=lambda each: rank_of_value(each[0].value, each[0].metric))[1]
 
 
 def _reached(member: Status) -> str:

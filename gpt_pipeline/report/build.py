@@ -31,6 +31,7 @@ from gpt_pipeline.report.contents import CheckpointRow, Contents, read_contents
 from gpt_pipeline.report.cost import Record, seconds_at
 from gpt_pipeline.report.metrics import METRICS, measured
 from gpt_pipeline.report.tables import kind_table
+from gpt_pipeline.shown import html_templates
 from gpt_pipeline.storage.atomic import write_text
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import utc_now
@@ -137,13 +138,7 @@ def report_charts(folder: ExperimentFolder) -> dict[str, str]:
 
 def page_environment() -> jinja2.Environment:
     """Return what renders the templates of the report, and of pages in its style."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gpt_pipeline.report", package_path="templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    environment = html_templates("gpt_pipeline.report")
     for name in ("number", "count", "decimal", "percent", "duration", "size", "words", "setting"):
         environment.filters[name] = getattr(wording, name)
     environment.globals["fact_text"] = wording.fact

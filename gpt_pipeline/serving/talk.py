@@ -19,7 +19,7 @@ from gpt_pipeline.evaluation.score import score_answer
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.serving.errors import ApiError
 from gpt_pipeline.serving.models import Served
-from gpt_pipeline.shown import on_terminal
+from gpt_pipeline.shown import harmless_html_templates
 from gpt_pipeline.start_page.page import PAGE_HEADERS
 from gpt_pipeline.start_page.page import read_static as read_start_static
 
@@ -122,13 +122,6 @@ def _read_static(name: str) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gpt_pipeline.serving", package_path="templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: on_terminal(value) if type(value) is str else value,
-    )
+    environment = harmless_html_templates("gpt_pipeline.serving")
     environment.filters["thousands"] = "{:,}".format
     return environment

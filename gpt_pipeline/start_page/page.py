@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.charts import Chart, draw
-from gpt_pipeline.shown import on_terminal
+from gpt_pipeline.shown import harmless_html_templates, on_terminal
 from gpt_pipeline.start_page.card import Addresses, Card
 
 STATIC = {"start.css": "text/css", "start.js": "text/javascript"}
@@ -73,14 +73,7 @@ def _draw(chart: Chart) -> Markup:
 
 @cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gpt_pipeline.start_page", package_path="templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: on_terminal(value) if type(value) is str else value,
-    )
+    environment = harmless_html_templates("gpt_pipeline.start_page")
     environment.filters["number"] = wording.number
     environment.filters["draw"] = _draw
     return environment
