@@ -350,7 +350,12 @@ def step_layout(config: TrainingConfig, *, max_length: int, steps_per_epoch: int
 
 def cpu_micro_batch_size(share: int, *, max_length: int) -> int:
     """Return the largest divisor of `share` sequences with at most 1,024 tokens, or 1: on a CPU, more is no faster."""
-    return next(size for size in range(share, 0, -1) if share % size == 0 and (size * max_length <= 1024 or size == 1))
+    return next(size for size in divisors(share) if size * max_length <= 1024 or size == 1)
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of `number`, the largest first."""
+    return [size for size in range(number, 0, -1) if number % size == 0]
 
 
 def rollout_layout(config: TrainingConfig, rl: RlConfig, *, max_length: int, world_size: int) -> StepLayout:

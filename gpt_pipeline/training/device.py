@@ -20,7 +20,7 @@ from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.hardware.peaks import peak_flops
 from gpt_pipeline.storage.resident import peak_resident_bytes
-from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig
+from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig, divisors
 from gpt_pipeline.training.ranks import Ranks
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -318,4 +318,4 @@ def out_of_memory(layout: StepLayout, training: TrainingConfig) -> str:
 
 def largest_proper_divisor(number: int) -> int | None:
     """Return the largest divisor of `number` below it; None for 1."""
-    return next((divisor for divisor in range(number // 2, 0, -1) if number % divisor == 0), None)
+    return next(iter(divisors(number)[1:]), None)

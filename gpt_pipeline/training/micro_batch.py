@@ -20,7 +20,7 @@ from gpt_pipeline.data.config import DOCUMENTS
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.storage.atomic import read_kept, write_json
-from gpt_pipeline.training.config import StepLayout, cpu_micro_batch_size
+from gpt_pipeline.training.config import StepLayout, cpu_micro_batch_size, divisors
 from gpt_pipeline.training.device import Compute, out_of_memory
 from gpt_pipeline.training.feed import Batch
 from gpt_pipeline.training.job import TrainingJob
@@ -71,11 +71,6 @@ def fit_micro_batch(
         write_json(job.folder.micro_batch, {"micro_batch_size": size, "found_on": facts})
         say(f"{size} sequences at a time fit the memory of {devices.name_of(compute.device)}.")
     return updater.layout
-
-
-def divisors(number: int) -> list[int]:
-    """Return the divisors of `number`, the largest first."""
-    return [size for size in range(number, 0, -1) if number % size == 0]
 
 
 def _first_that_fits(
