@@ -34,7 +34,7 @@ from gpt_pipeline.planning.disk import Disk, DiskNeed
 from gpt_pipeline.planning.findings import Known, findings
 from gpt_pipeline.planning.host import HostMemory, _limited, host_memory
 from gpt_pipeline.planning.outline import outline
-from gpt_pipeline.planning.plan import Plan, make_plan
+from gpt_pipeline.planning.plan import Plan, count_estimates, make_plan
 from gpt_pipeline.planning.probe import Request, sizes_of
 from gpt_pipeline.planning.show import sheets
 from gpt_pipeline.planning.speed import Duration, Sampling, Speed, TooSlowError, Work, duration, measure, update_seconds
@@ -398,6 +398,7 @@ def test_duration_of_a_known_speed_is_arithmetic() -> None:
         batch_size=8,
         validation_tokens=10**6,
         tokens_per_document=800,
+        estimates=3,
         evaluations=4,
     )
     speed = Speed(
@@ -410,7 +411,7 @@ def test_duration_of_a_known_speed_is_arithmetic() -> None:
         eval_freq=500, eval_iters=20, save_every_n_iterations=250, num_questions=5, max_new_tokens=100
     )
     found = duration(work, config, speed, [])
-    assert found.validation_seconds == pytest.approx(2 * 1.5 * 20 * 8 * 512 / 4000)  # and half as many in documents
+    assert found.validation_seconds == pytest.approx(3 * 1.5 * 20 * 8 * 512 / 4000)  # and half as many in documents
     assert found.training_seconds == pytest.approx(1000 * 4.096 + found.validation_seconds)
     assert found.evaluation_seconds == pytest.approx(4 * ((10**6 + 256 * 512) / 4000 + 5 * 100 / 100))
 
@@ -423,6 +424,7 @@ def test_duration_of_rewards_counts_the_answers_that_are_sampled() -> None:
         batch_size=1,
         validation_tokens=10**6,
         tokens_per_document=80,
+        estimates=3,
         evaluations=0,
         sampling=Sampling(update=400, estimate=200, prompts=5000),
     )
@@ -434,12 +436,23 @@ def test_duration_of_rewards_counts_the_answers_that_are_sampled() -> None:
     )
     config = EvaluationConfig(eval_freq=5, eval_iters=4, save_every_n_iterations=10)
     found = duration(work, config, speed, [])
-    assert found.sampling_seconds == pytest.approx(10 * 4 + 2 * 2)
+    assert found.sampling_seconds == pytest.approx(10 * 4 + 3 * 2)
     assert found.prompts_seconds == pytest.approx(50)
     assert found.training_seconds == pytest.approx(10 * (1 + 4) + found.validation_seconds)
-    assert found.validation_seconds == pytest.approx(2 * (1.5 * 400 / 4000 + 2))
+    assert found.validation_seconds == pytest.approx(3 * (1.5 * 400 / 4000 + 2))
     unknown = duration(work, config, dataclasses.replace(speed, sampling_tokens_per_second=None), [])
     assert unknown.sampling_seconds is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "done", "every", "estimates"),
+    [(10, 0, 5, 3), (11, 0, 5, 4), (4, 0, 5, 2), (10, 5, 5, 1), (10, 7, 5, 1), (10, 10, 5, 0)],
+)
+def test_estimates_count_the_one_at_the_start(steps: int, done: int, every: int, estimates: int) -> None:
+    # The steps at which the trainer estimates: those done are not made again.
+    due = {steps, *range(0, steps, every)}
+    assert estimates == len([step for step in due if step > done or (step == 0 == done)])
+    assert count_estimates(steps, done=done, every=every) == estimates
 
 
 # The command

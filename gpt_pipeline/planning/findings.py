@@ -277,9 +277,9 @@ def _sampling(known: Known) -> Iterator[Finding]:
     else:
         yield note(
             "training.objective",
-            f"time is the most that it takes, with updates on full sequences and answers of rl.max_new_tokens="
-            f"{longest}: {wording.duration(time.sampling_seconds)} of the training's is sampling, and rl_prompts takes "
-            f"{wording.duration(time.prompts_seconds)} before it unless it is made; answers that end early take less",
+            f"time is estimated for updates on full sequences and answers of rl.max_new_tokens={longest}, which those "
+            f"that end early undercut: {wording.duration(time.sampling_seconds)} of the training's is sampling, and "
+            f"rl_prompts takes {wording.duration(time.prompts_seconds)} before it unless it is made",
         )
 
 

@@ -60,7 +60,9 @@ class Length:
     """Optimizer updates in all."""
 
     steps_left: int
-    steps_per_epoch: int
+    steps_per_epoch: int | None
+    """None: sampled answers are trained on, without epochs."""
+
     tokens_per_step: int
     sequences_per_step: int
     micro_batch_size: int
@@ -82,9 +84,9 @@ class Length:
     (Chowdhery et al. 2022, appendix B). The same as `mfu` is computed with; see `model.costs.flops_per_token`."""
 
     @property
-    def epochs(self) -> float:
-        """Passes over the training tokens."""
-        return self.steps / self.steps_per_epoch
+    def epochs(self) -> float | None:
+        """Passes over the training tokens; None where sampled answers are trained on."""
+        return None if self.steps_per_epoch is None else self.steps / self.steps_per_epoch
 
     @property
     def tokens(self) -> int:
@@ -255,7 +257,7 @@ def _length(experiment: Experiment, size: TrainingSize, start: StartDecision) ->
     return Length(
         steps=layout.max_steps,
         steps_left=left,
-        steps_per_epoch=size.steps_per_epoch,
+        steps_per_epoch=None if config.has_rollouts else size.steps_per_epoch,
         padding=size.padding,
         answers=size.answers,
         tokens_per_step=layout.tokens_per_step,
@@ -281,10 +283,18 @@ def _duration(
         batch_size=config.training.batch_size,
         validation_tokens=tokens.validation_tokens,
         tokens_per_document=tokens.tokens / tokens.documents,
+        estimates=count_estimates(length.steps, done=start.step, every=config.evaluation.eval_freq),
         evaluations=length.checkpoints + pending + is_post_training,
         sampling=_sampling(config, length) if config.has_rollouts else None,
     )
     return duration(work, config.evaluation, speed, read_evaluations(experiment.folder.evaluations))
+
+
+def count_estimates(steps: int, *, done: int, every: int) -> int:
+    """Return how often the losses are still estimated: at multiples of `every`, 0 being one, and at the last step."""
+    if done >= steps:
+        return 0
+    return steps // every - done // every + (done == 0) + (steps % every != 0)
 
 
 def _sampling(config: ExperimentConfig, length: Length) -> Sampling:
@@ -357,6 +367,7 @@ class _Measuring:
             ),
             answers=min(16, config.evaluation.num_questions),  # as many as an evaluation generates at once
             samples=length.micro_batch_size if config.has_rollouts else 0,
+            rl=config.rl,
         )
 
     def _smaller(self, length: Length) -> str:

@@ -13,17 +13,21 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.evaluation.generate import generate
+from gpt_pipeline.evaluation.sampling import Sampling
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import LanguageModel
+from gpt_pipeline.rl.config import RlConfig
+from gpt_pipeline.rl.rollouts import RecordedDraws
 from gpt_pipeline.storage.atomic import only_known_fields
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig
 from gpt_pipeline.training.device import choose_compute, peak_memory_bytes, prepare_process
@@ -35,8 +39,8 @@ _WHOLE = 4  # larger updates are computed from updates of one and of this many m
 _ROUNDS = 4  # of each size, at least
 _LEAST_SECONDS = 5.0  # of updates, so that short ones are repeated often
 _MOST_UPDATES = 200
-_SHORT_PROMPT = 32  # tokens: reading prompts is a small part of sampling, and here would be most of it
 _WRITING_STEPS = 8  # tokens generated one by one, as answers are
+_SAMPLED_PROMPT, _SAMPLED_STEPS = 32, 64  # tokens: reading a prompt is a small part of sampling
 
 Emit = Callable[[Mapping[str, Any]], None]
 
@@ -57,6 +61,9 @@ class Request:
     samples: int = 0
     """Rows sampled in one batch, as a training on sampled answers does; 0: none."""
 
+    rl: RlConfig = field(default_factory=RlConfig)
+    """How they are sampled."""
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Request:
         """Return the request whose fields `dataclasses.asdict` gave as `value`."""
@@ -67,6 +74,7 @@ class Request:
             layout=StepLayout(**value["layout"]),
             answers=int(value["answers"]),
             samples=int(value["samples"]),
+            rl=RlConfig(**value["rl"]),
         )
 
 
@@ -99,12 +107,11 @@ def probe(request: Request, emit: Emit) -> None:
         step, spent = step + 1, spent + seconds
         emit({"kind": "update", "micro_batches": size, "seconds": seconds, "memory": peak_memory_bytes(compute.device)})
     _probe_reading(updater, batch(1), emit, autocast=compute.autocast)
-    half = model.config.context_length // 2
     if request.answers:
-        _probe_writing(model, request.answers, emit, kind="writing", prompt=half)
+        _probe_writing(model, request.answers, emit)
     if request.samples:
         with compute.autocast():
-            _probe_writing(model, request.samples, emit, kind="sampling", prompt=min(half, _SHORT_PROMPT))
+            _probe_sampling(model, request, emit)
     for note in notes:
         emit({"kind": "note", "text": note})
 
@@ -139,9 +146,9 @@ def _probe_reading(updater: Updater, batch: Batch, emit: Emit, *, autocast: Call
     emit({"kind": "reading", "tokens": batch[0].numel(), "seconds": time.perf_counter() - start})
 
 
-def _probe_writing(model: LanguageModel, rows: int, emit: Emit, *, kind: str, prompt: int) -> None:
-    """Generate some tokens after prompts of so many, one per row."""
-    length = max(1, prompt)
+def _probe_writing(model: LanguageModel, rows: int, emit: Emit) -> None:
+    """Generate some tokens after prompts of half the context, one per row."""
+    length = max(1, model.config.context_length // 2)
     ids = torch.zeros((rows, length), dtype=torch.int64, device=model.head_weight.device)
     cache = KVCache(model.config, capacity=min(model.config.context_length, length + 1 + _WRITING_STEPS))
     steps = min(_WRITING_STEPS, cache.capacity - ids.size(1))
@@ -153,7 +160,31 @@ def _probe_writing(model: LanguageModel, rows: int, emit: Emit, *, kind: str, pr
             ids = model.forward_cached(ids, cache).argmax(-1)[:, None]
         ids.tolist()  # waits for the device
     if steps > 0:
-        emit({"kind": kind, "tokens": rows * steps, "seconds": time.perf_counter() - start})
+        emit({"kind": "writing", "tokens": rows * steps, "seconds": time.perf_counter() - start})
+
+
+def _probe_sampling(model: LanguageModel, request: Request, emit: Emit) -> None:
+    """Sample answers that do not end early, by the training's own draws; the second time, since the first warms up."""
+    half = max(1, request.layout.max_length // 2)
+    steps = min(request.rl.max_new_tokens, _SAMPLED_STEPS, half)
+    for length in (1, steps):
+        start = time.perf_counter()
+        answers = generate(
+            model,
+            [[0] * min(half, _SAMPLED_PROMPT)] * request.samples,
+            max_new_tokens=length,
+            context_length=request.layout.max_length,
+            batch_size=request.samples,
+            ends=(),
+            draws=_draws(request, length),
+        )
+    tokens = sum(len(answer.tokens) for answer in answers)
+    emit({"kind": "sampling", "tokens": tokens, "seconds": time.perf_counter() - start})
+
+
+def _draws(request: Request, length: int) -> RecordedDraws:
+    sampling = Sampling(temperature=request.rl.temperature, top_k=request.rl.top_k)
+    return RecordedDraws([str(row) for row in range(request.samples)], sampling, length=length)
 
 
 def main() -> int:

@@ -94,9 +94,13 @@ def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         row_length = length.tokens_per_step // length.sequences_per_step
         yield "loss", "only answers count" if length.answers is None else length.answers.in_words(row_length)
     about = "" if plan.tokens.exact else "about "
-    yield "steps", f"{about}{length.steps:,}, {length.epochs:.2f} epochs"
-    each = f"{plan.tokens_per_parameter or 0:.3g} per parameter (compute-optimal: about 20, Hoffmann et al. 2022)"
-    yield "tokens trained on", f"{wording.count(length.tokens)}, {each}"
+    if length.epochs is None:
+        yield "steps", f"{length.steps:,}"
+        yield "tokens trained on", f"{wording.count(length.tokens)} if each sequence is full"
+    else:
+        yield "steps", f"{about}{length.steps:,}, {length.epochs:.2f} epochs"
+        each = f"{plan.tokens_per_parameter or 0:.3g} per parameter (compute-optimal: about 20, Hoffmann et al. 2022)"
+        yield "tokens trained on", f"{wording.count(length.tokens)}, {each}"
     yield "FLOPs", f"{length.flops:.2e}, {wording.count(length.flops_per_token)} per token"
 
 

@@ -237,10 +237,10 @@ class Duration:
     """Remaining."""
 
     sampling_seconds: float | None = None
-    """Of the training's, those that sampling answers takes at most; None where unknown, or where none are."""
+    """Of the training's, those of sampling answers if none ends early; None where unknown, or where none are."""
 
     prompts_seconds: float | None = None
-    """Before the training: what choosing questions takes at most, by answers sampled to all candidates."""
+    """Before the training, to choose questions by answers to all candidates, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +255,9 @@ class Work:
 
     validation_tokens: int
     tokens_per_document: float
+    estimates: int
+    """Of the validation loss: one at the start, and those that the steps bring."""
+
     evaluations: int
     sampling: Sampling | None = None
     """Of a training on sampled answers."""
@@ -262,7 +265,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Tokens of answers that one process samples, at most: none ends early."""
+    """Tokens of answers that one process samples if none ends early."""
 
     update: int
     estimate: int
@@ -287,13 +290,13 @@ def duration(work: Work, config: EvaluationConfig, speed: Speed | None, done: Se
     step = work.tokens_per_step / speed.tokens_per_second + (sampled or 0.0)
     tokens = min(config.eval_iters * work.batch_size * work.max_length, work.validation_tokens)
     each = 1.5 * tokens / _reading_speed(speed) + (measured or 0.0)  # windows, and documents of half as many
-    validation = each * -(-work.steps // config.eval_freq)
+    validation = each * work.estimates
     return Duration(
         training_seconds=work.steps * step + validation,
         validation_seconds=validation,
         sampling_seconds=None
         if sampled is None or measured is None
-        else work.steps * sampled + measured * -(-work.steps // config.eval_freq),
+        else work.steps * sampled + measured * work.estimates,
         prompts_seconds=prompts,
         checkpoint_interval_seconds=min(work.steps, config.save_every_n_iterations) * (step + each / config.eval_freq),
         evaluation_seconds=None if evaluation is None else evaluation * work.evaluations,
@@ -302,7 +305,7 @@ def duration(work: Work, config: EvaluationConfig, speed: Speed | None, done: Se
 
 
 def _sampling_seconds(sampling: Sampling | None, speed: Speed) -> tuple[float | None, float | None, float | None]:
-    """Return what sampling takes at most: in an update, in an estimate, and once before."""
+    """Return what sampling takes if no answer ends early: in an update, in an estimate, and once before."""
     rate = speed.sampling_tokens_per_second
     if sampling is None or rate is None:
         return None, None, None
