@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gpt_pipeline.checkpoints.load import load_checkpoint, load_model, load_trained
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints
-from gpt_pipeline.data.config import DataConfig, PartConfig
+from gpt_pipeline.data.config import DataConfig, PartConfig, TokenizerConfig
 from gpt_pipeline.data.documents.files import read_documents
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import document_files, prepare_documents
@@ -191,9 +191,38 @@ def test_conversation_marks_each_answer_with_what_ends_it() -> None:
     assert [made.text[start:].partition("\n")[2][:4] for start in starts] == ["What", "And "]
 
 
-def test_text_has_no_turns_and_a_mix_uses_the_template_where_there_are_questions(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"template: found 'chatml', need plain with data.format=text"):
-        DataConfig(num_samples=10, source="./x", format="text", template="chatml")
+def test_trained_tokenizer_leaves_room_for_the_tokens() -> None:
+    def block(size: int) -> DataConfig:
+        return DataConfig(num_samples=10, tokenizer=TokenizerConfig(train=size), template="chatml")
+
+    assert block(65534).tokenizer == TokenizerConfig(train=65534)
+    with pytest.raises(ConfigError, match=r"tokenizer.train: found 65535, need at most 65534 with data.template"):
+        block(65535)
+
+
+def test_text_is_written_without_turns_and_its_shards_have_the_tokens(tmp_path: Path) -> None:
+    write(tmp_path / "texts" / "a.jsonl", [{"text": f"number {n} {START}<|im_end|>"} for n in range(40)])
+    found = {}
+    for template in ("plain", "chatml"):
+        config = DataConfig(
+            source=str(tmp_path / "texts"),
+            format="text",
+            num_samples="all",
+            max_length=16,
+            validation_fraction=0.3,
+            template=template,
+        )
+        found[template] = prepare_shards(config, documents_of(config, tmp_path / "data"), tmp_path / "data")
+    plain, turned = (found[template] for template in ("plain", "chatml"))
+    assert tokenizer_of(turned).marks
+    assert not tokenizer_of(plain).marks
+    streams = [open_shards(each.folder).train for each in (plain, turned)]
+    texts = [stream.read(0, stream.n_tokens).tolist() for stream in streams]
+    assert texts[0] == texts[1]
+    assert not {IM_START, IM_END} & set(texts[1])
+
+
+def test_mix_uses_the_template_where_there_are_questions(tmp_path: Path) -> None:
     write(tmp_path / "texts" / "a.jsonl", [{"text": f"number {n} <|im_end|>"} for n in range(40)])
     write(tmp_path / "pairs" / "a.jsonl", PAIRS)
     mix = {
@@ -365,6 +394,20 @@ def test_checkpoint_knows_its_tokens_and_a_plain_training_from_it_is_refused(pro
         UserError, match=r"data.template: found 'plain' .the default., need chatml, as tuned.yaml has it"
     ):
         load_experiment(project / "back.yaml")
+
+
+def test_training_on_texts_keeps_the_tokens_that_its_start_has(project: Path) -> None:
+    write(project / "texts" / "a.jsonl", [{"text": f"a text of the number {n}"} for n in range(400)])
+    text = TUNED.replace("START", "{experiment: tuned.yaml}").replace("Tuned", "Read").replace("objective: sft, ", "")
+    text = text.replace("source: sample, num_samples: 300", "source: ./texts, format: text, num_samples: all")
+    (project / "read.yaml").write_text(text.replace("max_length: 96", "max_length: 48"))
+    read = train(project / "read.yaml")
+    trained = load_trained(last_of(read).path)
+    assert trained.tokenizer.marks == {START: IM_START, END: IM_END}
+    before = load_checkpoint(last_of(load_experiment(project / "tuned.yaml")).path).model["lm_head.weight"]
+    after = trained.model.state_dict()["lm_head.weight"]
+    assert torch.allclose(after[IM_START], before[IM_START], atol=0.1)
+    assert not torch.equal(after, before)
 
 
 def test_exported_model_has_template_and_ends_and_is_taken_back(project: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_previews_before_there_is_a_tokenizer_show_text_and_side_of_the_split(
     found = list(previews(own, tmp_path / "data", tokenizer, start=0, count=1, say=lambda line: None))
     plain = dataclasses.replace(shown(config, tmp_path / "data")[0], tokens=None, spans=())
     assert found == [plain]
-    tell_previews(found, tokenizer)
+    tell_previews(found, tokenizer, has_turns=False)
     told = capsys.readouterr().out
     assert "not known yet: a run makes or fetches the tokenizer" in told
     assert "Q: How many?" in told
@@ -86,7 +86,7 @@ def test_previews_begin_at_the_row_asked_for(config: DataConfig, tmp_path: Path)
 def test_previews_are_told_with_marks_between_tokens_and_nothing_that_a_terminal_obeys(
     config: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tell_previews(shown(config, tmp_path / "data"), gpt2())
+    tell_previews(shown(config, tmp_path / "data"), gpt2(), has_turns=False)
     told = capsys.readouterr().out
     assert "a.jsonl, row 0" in told
     assert "Q|:| How| many|?|" in told
@@ -103,7 +103,7 @@ def test_previews_where_answers_alone_are_trained_on_tell_how_many_tokens_of_the
     [(begin, end)] = first.spans
     assert first.tokens is not None
     assert end == len(first.tokens) > 8
-    tell_previews([first], gpt2(), answers_within=within)
+    tell_previews([first], gpt2(), has_turns=False, answers_within=within)
     wanted = {
         8: f"the {max(0, 8 - begin)} count that are in [[ ]] and among the first 8 (data.max_length)",
         200: f"the {end - begin} in [[ ]] and the end count",

@@ -147,7 +147,8 @@ def _tell_first_document(experiment: Experiment) -> None:
     tell(f"{data.local or data.origin}: {holds}")
     tokenizer = usable_tokenizer(data, experiment.data_folder)
     rows = previews(data, experiment.data_folder, tokenizer, start=0, count=_LOOKED_AT, say=_logger.info)
-    tell_previews([each for each in rows if each.dropped is None][:1], tokenizer)
+    shown = [each for each in rows if each.dropped is None][:1]
+    tell_previews(shown, tokenizer, has_turns=data.writes_turns)
 
 
 def _say_what_suits_a_cpu(experiment: Experiment) -> None:
@@ -218,8 +219,8 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
     for name, own in found.items():
         if name:
             tell(f"{name}: {loaded.data.shares[name]:.1%} of the training tokens\n")
-        is_sft = loaded.config.training.answers_only
-        tell_previews(own, tokenizer, answers_within=loaded.data.max_length if is_sft else None)
+        within = loaded.data.max_length if loaded.config.training.answers_only else None
+        tell_previews(own, tokenizer, has_turns=loaded.data.parts[name].writes_turns, answers_within=within)
     if loaded.data.packing == DOCUMENTS:
         _tell_sequences(loaded)
 

@@ -21,12 +21,18 @@ _AND_THE_END = " and the end"
 _UNKNOWN = "not known yet: a run makes or fetches the tokenizer; the text:"
 
 
-def tell_previews(found: Sequence[Preview], tokenizer: Tokenizer | None, *, answers_within: int | None = None) -> None:
+def tell_previews(
+    found: Sequence[Preview],
+    tokenizer: Tokenizer | None,
+    *,
+    has_turns: bool,
+    answers_within: int | None = None,
+) -> None:
     """Print rows with what becomes of each.
 
     Between two tokens of a document stands `|`; in `[[` and `]]` stand those that an answer-only loss trains on.
-    Without a tokenizer, which is made or fetched by a run, the text stands alone. `answers_within`: only answers are
-    trained on, in so many targets from a document's beginning on; None: everything is.
+    Without a tokenizer, which is made or fetched by a run, the text stands alone. `has_turns`: documents are in ChatML.
+    `answers_within`: only answers are trained on, in so many targets from a document's beginning on; None: everything.
     """
     for preview in found:
         width = max(len(name) for name in (*preview.values, "document")) + 2
@@ -37,14 +43,13 @@ def tell_previews(found: Sequence[Preview], tokenizer: Tokenizer | None, *, answ
             tell(f"  {'dropped':<{width}}{preview.dropped}")
         else:
             tokens = "" if preview.tokens is None else f", {len(preview.tokens):,} tokens"
-            is_marked = tokenizer is not None and bool(tokenizer.marks)
             size = f"{len(preview.text.encode()):,} bytes{tokens}"
             tell(f"  {'document':<{width}}for {'validation' if preview.held_out else 'training'}, {size}")
             counting = _UNKNOWN if preview.tokens is None else _counting(preview, answers_within)
             # In ChatML the token that ends an answer is in the text.
-            tell(f"  {'tokens':<{width}}{counting.replace(_AND_THE_END, '') if is_marked else counting}")
+            tell(f"  {'tokens':<{width}}{counting.replace(_AND_THE_END, '') if has_turns else counting}")
             text = preview.text if tokenizer is None else _cut(preview, tokenizer)
-            shown = on_terminal(with_names(text) if is_marked else text)
+            shown = on_terminal(with_names(text) if has_turns else text)
             tell(textwrap.indent(shown, _INDENT, lambda line: True))
         tell("")
 

@@ -27,6 +27,9 @@ _HUB_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]{1,96}\b/\b[\w.-]{1,96}\b
 _PATH = re.compile(r"\.{1,2}[\\/]|[\\/]|~[\\/]|[A-Za-z]:[\\/]")
 
 
+MAX_IDS = 1 << 16
+"""Of a tokenizer: token shards have 16 bits for each token."""
+
 PLAIN: Literal["plain"] = "plain"  # of `template`
 CHATML: Literal["chatml"] = "chatml"
 CHATML_SUFFIX = "+chatml"
@@ -80,8 +83,8 @@ class TokenizerConfig:
     """Ids of its byte-level BPE, `<|endoftext|>` and the 256 bytes among them: from 258 to 65,536."""
 
     def __post_init__(self) -> None:
-        need = "a whole number from 258 (256 bytes, <|endoftext|> and a merge) to 65536 (what 16 bits hold)"
-        require(258 <= self.train <= 1 << 16, "train", found=self.train, need=need)
+        need = f"a whole number from 258 (256 bytes, <|endoftext|> and a merge) to {MAX_IDS} (what 16 bits hold)"
+        require(258 <= self.train <= MAX_IDS, "train", found=self.train, need=need)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,8 +320,8 @@ class DataConfig(DocumentsConfig):
 
     template: Literal["plain", "chatml"] = added_later(PLAIN)
     """How documents of questions and conversations are written: `plain`, as `Q: ...`, `Reasoning:`, `A: ...`; or
-    `chatml`, in turns between the tokens `<|im_start|>` and `<|im_end|>`, with the reasoning in `<think>`. Of a mix, it
-    holds for the parts that have questions."""
+    `chatml`, in turns between the tokens `<|im_start|>` and `<|im_end|>`, with the reasoning in `<think>`. Texts have
+    no turns and are written the same with both; the tokens are then there for a later training, or from an earlier."""
 
     mix: Mapping[str, PartConfig] | None = added_later(None)
     """Several sources instead of one, each under a name of yours and with its share of the training tokens; null: the
@@ -339,6 +342,11 @@ class DataConfig(DocumentsConfig):
         documents = tuple(sorted((dataclasses.replace(part, tokenizer=GPT2) for part in parts.values()), key=repr))
         shared = SharedTokenizerConfig(train=self.tokenizer.train, parts=documents)
         return {name: dataclasses.replace(part, tokenizer=shared) for name, part in parts.items()}
+
+    @property
+    def writes_turns(self) -> bool:
+        """Whether documents are written in the turns of ChatML; those of a mix, each by itself."""
+        return self.template == CHATML and self.format != "text"
 
     @property
     def tokenizer_on_hub(self) -> str | None:
@@ -370,7 +378,9 @@ class DataConfig(DocumentsConfig):
         own = {each.name: getattr(part, each.name) for each in dataclasses.fields(DocumentsConfig)}
         if part.num_samples is None:
             own["num_samples"] = self.num_samples
-        own["template"] = PLAIN if part.format == "text" else self.template
+        assert self.mix is not None
+        has_turns = any(each.format != "text" for each in self.mix.values())
+        own["template"] = PLAIN if part.format == "text" and has_turns else self.template
         # The mix has to be longer than a sequence, not each of its parts.
         return dataclasses.replace(self, max_length=LENGTH_OF_PART, mix=None, mix_until="first_exhausted", **own)
 
@@ -398,13 +408,10 @@ class DataConfig(DocumentsConfig):
             self._require_an_end()
         else:
             self._require_a_mix(self.mix)
-        formats = {self.format} if self.mix is None else {part.format for part in self.mix.values()}
-        require(
-            self.template == PLAIN or formats != {"text"},
-            "template",
-            found=self.template,
-            need="plain with data.format=text, whose documents have no turns; leave it out, or set data.format",
-        )
+        if isinstance(self.tokenizer, TokenizerConfig) and self.template == CHATML:
+            most = MAX_IDS - 2
+            need = f"at most {most} with data.template: chatml, which adds the ids of its two tokens"
+            require(self.tokenizer.train <= most, "tokenizer.train", found=self.tokenizer.train, need=need)
         require(
             self.mix_until == "first_exhausted" or self.mix is not None,
             "mix_until",

@@ -130,7 +130,7 @@ def _require_same_tokenizer(start: StartPoint, tokenizer: str | None) -> None:
     if tokenizer is not None and tokenizer.endswith(CHATML_SUFFIX):
         same.add(_without_turns(tokenizer))
     if theirs not in same:
-        ours, theirs = (name or "GPT-2's" for name in (tokenizer, theirs))
+        ours, theirs = (_tokenizer_in_words(name) for name in (tokenizer, theirs))
         raise ConfigError(
             "data.tokenizer",
             found=ours,
@@ -138,6 +138,15 @@ def _require_same_tokenizer(start: StartPoint, tokenizer: str | None) -> None:
             "other tokens",
             remedy="name its file, which is in its folder of token_shards and in an export of it",
         )
+
+
+def _tokenizer_in_words(identity: str | None) -> str:
+    """Return what facts or settings say of a tokenizer, for a person."""
+    turns = " with the tokens of ChatML" if (identity or "").endswith(CHATML_SUFFIX) else ""
+    if is_gpt2(identity):
+        return f"GPT-2's{turns}"
+    digest = (identity or "").removesuffix(CHATML_SUFFIX).removeprefix("tokenizer-")
+    return f"one whose tokenizer.json has the sha256 {digest[:12]}...{turns}"
 
 
 def _without_turns(tokenizer: str) -> str | None:

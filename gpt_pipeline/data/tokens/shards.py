@@ -134,7 +134,8 @@ class ShardsStage(PlacedStage):
         from gpt_pipeline.data.tokens.encoder import Encoders  # pyarrow
 
         tokenizer = self.tokenizer.tokenizer()
-        return Encoders(with_turns(tokenizer) if self.config.template == CHATML else tokenizer)
+        # What stands for ChatML's tokens in other documents is a character of a text like any other.
+        return Encoders(with_turns(tokenizer) if self.config.writes_turns else tokenizer)
 
     def place(self) -> tuple[Path, str] | None:
         """Return the stage's folder and fingerprint; None while the documents are not known."""

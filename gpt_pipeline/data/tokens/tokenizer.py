@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_pipeline.data.config import CHATML_SUFFIX
+from gpt_pipeline.data.config import CHATML_SUFFIX, MAX_IDS
 from gpt_pipeline.data.formats.forms import END, MARKS, with_names
 from gpt_pipeline.data.tokens.stream import EOT_TOKEN as EOT_TOKEN  # noqa: PLC0414  # exported
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 EOT = "<|endoftext|>"
 VOCAB_SIZE = 50257
-MAX_IDS = 1 << 16
 """Ids that uint16 can hold."""
 
 MAX_TOKEN_BYTES = 255  # their sizes are counted as uint8

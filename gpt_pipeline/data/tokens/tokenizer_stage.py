@@ -211,7 +211,7 @@ def usable_tokenizer(config: DataConfig, data_folder: Path) -> Tokenizer | None:
     else:
         stage = TokenizerStage(config=config, data_folder=data_folder)
         found = None if stage.is_made and stage.find() is None else stage.tokenizer()
-    return found if found is None or config.template == PLAIN else with_turns(found)
+    return with_turns(found) if found is not None and config.writes_turns else found
 
 
 def known_identity(config: DataConfig, data_folder: Path) -> str | None:
