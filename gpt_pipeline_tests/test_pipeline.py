@@ -13,6 +13,7 @@ import pytest
 
 from gpt_pipeline.checkpoints.manifest import best_checkpoint
 from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.progress.data_users import users_of, why_users_are_unknown
 from gpt_pipeline_tests.gate import Gate
 from gpt_pipeline_tests.projects import TinyProject, trainer_pids
 
@@ -49,6 +50,12 @@ def test_run_from_nothing_makes_every_artifact_and_evaluates_every_checkpoint(fi
     assert "tiny" in folder.report.read_text(encoding="utf-8")
     assert "runtime:" in (finished.root / "experiments" / "tiny.yaml").read_text()
     assert len(list(finished.root.rglob("synth_en_samples_300.parquet"))) == 1
+
+
+def test_run_from_nothing_puts_its_experiment_on_record_as_a_user_of_the_data(finished: TinyProject) -> None:
+    experiment = finished.experiment("tiny")
+    assert str(experiment.file) in {user.file for user in users_of(experiment.data_folder)}
+    assert why_users_are_unknown(experiment.data_folder) is None
 
 
 def test_run_is_shown_on_the_page_of_its_job(finished: TinyProject) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from gpt_pipeline.cli import main
 from gpt_pipeline.data.documents.raw import prepare_raw
-from gpt_pipeline.data.documents.stage import prepare_documents
+from gpt_pipeline.data.documents.stage import find_documents, prepare_documents
 from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.progress.removal import plan_removal, remove
+from gpt_pipeline.progress.data_users import held_users, note_users, record_of
+from gpt_pipeline.progress.failures import last_failure, note_failure
+from gpt_pipeline.progress.removal import TRASH, Removal, _moved, plan_removal, remove
+from gpt_pipeline.project import Project
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline_tests.projects import TinyProject
 
@@ -21,16 +27,20 @@ from gpt_pipeline_tests.projects import TinyProject
 def _quiet(text: str) -> None: ...
 
 
-def _made(project: TinyProject, stem: str, **changes: int) -> Experiment:
-    """An experiment with its data and a file in its folder."""
-    project.write_experiment(stem, **changes)
-    experiment = project.experiment(stem)
-    data, folder = experiment.data, experiment.data_folder
-    raw = prepare_raw(data, folder, say=_quiet)
-    prepare_shards(data, prepare_documents(data, raw, folder, say=_quiet), folder, say=_quiet)
-    experiment.folder.checkpoints.mkdir(parents=True)
-    (experiment.folder.checkpoints / "best_model.pt").write_bytes(b"0" * 1000)
-    return experiment
+Made = Callable[..., Experiment]
+"""Writes an experiment, by its file's stem and changes, and makes its data and a file in its folder."""
+
+
+@pytest.fixture(scope="module")
+def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the sample's raw files, looked at once for all tests, and no user on record."""
+    project = TinyProject(root=tmp_path_factory.mktemp("sample"))
+    project.write_experiment("sample")
+    experiment = project.experiment("sample")
+    note_users([experiment], say=_quiet)
+    prepare_raw(experiment.data, experiment.data_folder, say=_quiet)
+    record_of(experiment).unlink()
+    return experiment.data_folder
 
 
 @pytest.fixture
@@ -38,19 +48,45 @@ def project(tmp_path: Path) -> TinyProject:
     return TinyProject(root=tmp_path)
 
 
+@pytest.fixture
+def made(project: TinyProject, sample_data: Path) -> Made:
+    def make(stem: str, **changes: int) -> Experiment:
+        project.write_experiment(stem, **changes)
+        experiment = project.experiment(stem)
+        data, folder = experiment.data, experiment.data_folder
+        shutil.copytree(sample_data, folder, dirs_exist_ok=True)
+        note_users([experiment], say=_quiet)
+        raw = prepare_raw(data, folder, say=_quiet)
+        prepare_shards(data, prepare_documents(data, raw, folder, say=_quiet), folder, say=_quiet)
+        experiment.folder.checkpoints.mkdir(parents=True)
+        (experiment.folder.checkpoints / "best_model.pt").write_bytes(b"0" * 1000)
+        return experiment
+
+    return make
+
+
+def _removed(experiment: Experiment, *, file: bool = False, delete: bool = False) -> list[Path]:
+    return remove(experiment, plan_removal(experiment, file=file), file=file, delete=delete)
+
+
+def _kept_data(planned: Removal, experiment: Experiment) -> bool:
+    """Whether nothing of the data goes but the record of who uses it."""
+    data = [item.path for item in planned.items if item.path.is_relative_to(experiment.data_folder)]
+    return data in ([], [record_of(experiment)])
+
+
 def _trash(experiment: Experiment) -> set[str]:
     return {each.name for each in experiment.base_folder.glob(".trash/*/*")}
 
 
-def test_removal_of_the_only_experiment_takes_its_data_and_leaves_its_file(project: TinyProject) -> None:
-    experiment = _made(project, "a")
+def test_removal_of_the_only_experiment_takes_its_data_and_leaves_its_file(made: Made) -> None:
+    experiment = made("a")
     shards = find_shards(experiment.data, experiment.data_folder)
     assert shards is not None
     planned = plan_removal(experiment, file=False)
-    assert planned.items[-1].path == experiment.folder.root
-    assert planned.items[-1].inside == (("checkpoints", 1000),)
-    trash = remove(planned, delete=False)
-    assert trash is not None
+    [root] = [item for item in planned.items if item.path == experiment.folder.root]
+    assert root.inside == (("checkpoints", 1000),)
+    remove(experiment, planned, file=False, delete=False)
     assert not experiment.folder.root.exists()
     assert find_shards(experiment.data, experiment.data_folder) is None
     assert {experiment.folder.root.name, shards.folder.name} <= _trash(experiment)
@@ -58,32 +94,32 @@ def test_removal_of_the_only_experiment_takes_its_data_and_leaves_its_file(proje
     assert plan_removal(experiment, file=False).items == ()
 
 
-def test_removal_leaves_data_that_another_experiment_uses(project: TinyProject) -> None:
-    one, other = _made(project, "a"), _made(project, "b")
+def test_removal_leaves_data_that_another_experiment_uses(made: Made) -> None:
+    one, other = made("a"), made("b")
     planned = plan_removal(one, file=True)
-    assert [item.path for item in planned.items] == [one.folder.root, one.file]
+    assert [item.path for item in planned.items] == [one.folder.root, record_of(one), one.file]
     assert any("token_shards" in text and "used by b.yaml" in text for text in planned.stays)
-    remove(planned, delete=True)
+    remove(one, planned, file=True, delete=True)
     assert find_shards(other.data, other.data_folder) is not None
     assert not one.file.exists()
     assert _trash(one) == set()
 
 
 @pytest.mark.parametrize("who", ["broken file", "stranger"])
-def test_removal_leaves_all_data_where_its_users_are_not_known(project: TinyProject, who: str) -> None:
-    experiment = _made(project, "a")
+def test_removal_leaves_all_data_where_its_users_are_not_known(project: TinyProject, made: Made, who: str) -> None:
+    experiment = made("a")
     if who == "stranger":
         (experiment.base_folder / "stranger").mkdir()
         (experiment.base_folder / "stranger" / "job.json").write_text("{}")
     else:
         project.write_experiment("stranger").write_text("experiment_name: [")
     planned = plan_removal(experiment, file=False)
-    assert [item.path for item in planned.items] == [experiment.folder.root]
+    assert _kept_data(planned, experiment)
     assert "stranger" in planned.stays[0]
 
 
-def test_removal_killed_after_any_of_its_moves_is_finished_by_the_next(project: TinyProject) -> None:
-    experiment = _made(project, "a")
+def test_removal_killed_after_any_of_its_moves_is_finished_by_the_next(made: Made) -> None:
+    experiment = made("a")
     count = len(plan_removal(experiment, file=False).items)
     for left in range(count, 0, -1):
         planned = plan_removal(experiment, file=False)
@@ -92,18 +128,18 @@ def test_removal_killed_after_any_of_its_moves_is_finished_by_the_next(project: 
         target = experiment.base_folder / ".trash" / ".deleting" / "killed"
         target.mkdir(parents=True, exist_ok=True)
         os.rename(first, target / first.name)
-    remove(plan_removal(experiment, file=False), delete=True)
+    _removed(experiment, delete=True)
     assert _trash(experiment) == set()
 
 
-def test_removal_of_one_that_trains_is_refused(project: TinyProject) -> None:
-    experiment = _made(project, "a")
+def test_removal_of_one_that_trains_is_refused(made: Made) -> None:
+    experiment = made("a")
     with folder_lock(experiment.folder.root, purpose="training"), pytest.raises(UserError, match="training is running"):
         plan_removal(experiment, file=False)
 
 
-def test_removal_of_one_that_another_starts_from_names_it(project: TinyProject) -> None:
-    experiment = _made(project, "a")
+def test_removal_of_one_that_another_starts_from_names_it(project: TinyProject, made: Made) -> None:
+    experiment = made("a")
     later = project.write_experiment("later")
     text = later.read_text().replace("storage:", "start_from: {experiment: a.yaml}\nstorage:")
     later.write_text("\n".join(line for line in text.splitlines() if not line.startswith("model:")) + "\n")
@@ -112,9 +148,9 @@ def test_removal_of_one_that_another_starts_from_names_it(project: TinyProject) 
 
 
 def test_remove_without_a_terminal_or_yes_changes_nothing(
-    project: TinyProject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    project: TinyProject, made: Made, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment = _made(project, "a")
+    experiment = made("a")
     monkeypatch.chdir(project.root)
     for arguments, code in ((["remove", str(experiment.file)], 1), (["remove", str(experiment.file), "--yes"], 0)):
         with pytest.raises(SystemExit) as end:
@@ -126,10 +162,209 @@ def test_remove_without_a_terminal_or_yes_changes_nothing(
     assert "1 kB    checkpoints" in printed.out
 
 
-def test_deleting_one_leaves_what_another_left_in_the_trash_whatever_its_name(project: TinyProject) -> None:
-    kept, gone = _made(project, "a.deleting"), _made(project, "b", num_samples=500)
-    trash = remove(plan_removal(kept, file=False), delete=False)
-    remove(plan_removal(gone, file=False), delete=True)
-    assert trash is not None
+def test_deleting_one_leaves_what_another_left_in_the_trash_whatever_its_name(made: Made) -> None:
+    kept, gone = made("a.deleting"), made("b", num_samples=500)
+    [trash] = _removed(kept)
+    _removed(gone, delete=True)
     assert (trash / kept.folder.root.name / "checkpoints" / "best_model.pt").is_file()
     assert [each.name for each in trash.parent.iterdir()] == [trash.name]
+
+
+def test_removal_leaves_nothing_in_the_data_folder_but_its_records_of_users(made: Made) -> None:
+    experiment = made("a")
+    _removed(experiment, delete=True)
+    files = [path for path in experiment.data_folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert files == [record_of(experiment).with_name("complete")]
+
+
+@pytest.fixture
+def stranger(project: TinyProject, tmp_path: Path) -> TinyProject:
+    """A project beside the first, with the same base folder."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    return TinyProject(root=folder)
+
+
+def _file_of_stranger(stranger: TinyProject, stem: str) -> Path:
+    path = stranger.write_experiment(stem)
+    path.write_text(path.read_text().replace("../storage", "../../storage"))
+    return path
+
+
+def test_removal_leaves_data_that_a_project_elsewhere_uses_which_has_trained_nothing(
+    made: Made, stranger: TinyProject
+) -> None:
+    experiment = made("a")
+    _file_of_stranger(stranger, "theirs")
+    theirs = stranger.experiment("theirs")
+    note_users([theirs], say=_quiet)
+    planned = plan_removal(experiment, file=False)
+    assert _kept_data(planned, experiment)
+    assert any("token_shards" in text and "used by theirs.yaml" in text for text in planned.stays)
+    _removed(experiment, delete=True)
+    assert find_shards(theirs.data, theirs.data_folder) is not None
+    _removed(theirs, delete=True)
+    assert find_shards(theirs.data, theirs.data_folder) is None
+
+
+@pytest.mark.parametrize("how", ["base elsewhere", "no experiment"])
+def test_removal_leaves_all_data_where_a_user_on_record_cannot_be_read_here(
+    made: Made, stranger: TinyProject, how: str
+) -> None:
+    experiment = made("a")
+    file = _file_of_stranger(stranger, "theirs")
+    note_users([stranger.experiment("theirs")], say=_quiet)
+    record = record_of(stranger.experiment("theirs"))
+    text = record.read_text()
+    changed = text.replace("../../storage", "/mnt/theirs") if how == "base elsewhere" else text.replace("n_layer", "n_")
+    assert changed != text
+    record.write_text(changed)
+    planned = plan_removal(experiment, file=False)
+    assert _kept_data(planned, experiment)
+    assert str(file) in planned.stays[0]
+    assert f"delete {record}" in planned.stays[0]
+
+
+def test_removal_leaves_data_that_is_older_than_the_records_until_the_user_vouches_for_it(
+    made: Made,
+) -> None:
+    experiment = made("a")
+    shutil.rmtree(record_of(experiment).parent)
+    note_users([experiment], say=_quiet)  # by a run of this version, years later
+    planned = plan_removal(experiment, file=False)
+    assert _kept_data(planned, experiment)
+    complete = record_of(experiment).with_name("complete")
+    assert f"make an empty file {complete}" in planned.stays[0]
+    complete.touch()
+    assert not _kept_data(plan_removal(experiment, file=False), experiment)
+
+
+def test_removal_leaves_parts_of_an_experiment_that_is_half_made(project: TinyProject, made: Made) -> None:
+    experiment = made("a")
+    project.write_experiment("b", name="b").write_text(
+        project.write_experiment("b").read_text().replace("validation_fraction: 0.1", "validation_fraction: 0.2")
+    )
+    other = project.experiment("b")  # whose documents stage is not put together yet, while its parts are there
+    documents = find_documents(other.data, other.data_folder)
+    assert documents is not None
+    (documents.folder / "manifest.json").unlink()
+    planned = plan_removal(experiment, file=False)
+    kinds = {path.name.rpartition("-")[0] for path in (item.path for item in planned.items)}
+    assert {"document_tokens", "token_shards"} <= kinds
+    assert not kinds & {"document_index", "english_documents", "english_parquet", "raw_synth"}
+
+
+def test_removal_leaves_all_data_while_the_files_of_one_that_has_begun_are_not_known(
+    project: TinyProject, made: Made
+) -> None:
+    experiment = made("a")
+    project.write_experiment("b", num_samples=20_000)
+    note_users([project.experiment("b")], say=_quiet)
+    planned = plan_removal(experiment, file=False)
+    assert _kept_data(planned, experiment)
+    assert "b.yaml has begun to use it" in planned.stays[0]
+
+
+def test_removal_of_something_else_than_was_shown_is_refused_and_changes_nothing(made: Made) -> None:
+    experiment = made("a")
+    shown = plan_removal(experiment, file=False)
+    made("b")  # which uses the data, too
+    with pytest.raises(UserError, match="something has changed since it was shown"):
+        remove(experiment, shown, file=False, delete=True)
+    assert experiment.folder.root.is_dir()
+    assert _trash(experiment) == set()
+
+
+def test_folder_whose_lock_is_taken_as_it_moves_is_put_back(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    with (
+        folder_lock(folder, purpose="training"),
+        pytest.raises(UserError, match=r"process .* \(training.* has just begun to work there"),
+    ):
+        _moved(folder, tmp_path, Path("now"))
+    assert folder.is_dir()
+    assert [*(tmp_path / TRASH / "now").iterdir()] == []
+
+
+def test_user_is_put_on_record_only_once_a_removal_is_through(project: TinyProject, made: Made) -> None:
+    experiment = made("a")
+    project.write_experiment("b")
+    other = project.experiment("b")
+    thread = threading.Thread(target=note_users, args=[[other]], kwargs={"say": _quiet})
+    with held_users(experiment.data_folder):
+        thread.start()
+        thread.join(0.2)
+        assert not record_of(other).exists()
+    thread.join()
+    assert record_of(other).is_file()
+
+
+def test_user_that_cannot_be_put_on_record_is_told_and_goes_on(project: TinyProject) -> None:
+    project.write_experiment("a")
+    experiment = project.experiment("a")
+    experiment.base_folder.mkdir()
+    experiment.data_folder.write_text("in the way")
+    said: list[str] = []
+    note_users([experiment], say=said.append)
+    assert "a.yaml cannot be put on record" in said[0]
+
+
+def test_removal_of_a_link_says_that_its_target_stays(made: Made, tmp_path: Path) -> None:
+    experiment = made("a")
+    root, target = experiment.folder.root, tmp_path / "large_disk"
+    root.rename(target)
+    root.symlink_to(target)
+    planned = plan_removal(experiment, file=False)
+    assert any(text.startswith(f"{target}: only the link to it goes") for text in planned.stays)
+    assert [item.size for item in planned.items if item.path == root] == [0]
+    _removed(experiment, delete=True)
+    assert not root.is_symlink()
+    assert (target / "checkpoints" / "best_model.pt").is_file()
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = Path("/dev/shm")
+    if not disk.is_dir() or disk.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs two disks")
+    folder = disk / f"gpt_pipeline-{os.getpid()}"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("delete", [False, True])
+def test_removal_of_data_on_another_disk_uses_a_trash_there(
+    project: TinyProject, made: Made, other_disk: Path, delete: bool
+) -> None:
+    project.write_experiment("a")
+    folder = project.experiment("a").data_folder
+    folder.parent.mkdir()
+    folder.symlink_to(other_disk)
+    experiment = made("a")
+    trash = _removed(experiment, delete=delete)
+    assert find_shards(experiment.data, folder) is None
+    assert ({each.parent for each in trash} >= {folder / TRASH, folder.parent / TRASH}) == (not delete)
+    left = list(other_disk.rglob("*.bin"))
+    assert bool(left) == (not delete)
+    assert all(TRASH in path.parts for path in left)
+
+
+def test_removal_takes_the_note_of_the_last_failure(made: Made) -> None:
+    experiment = made("a")
+    here = Project.of_experiments(experiment.file.parent)
+    here.history.mkdir()
+    note_failure(here, "a", job="run_a", text="out of memory")
+    _removed(experiment)
+    assert last_failure(here, "a") is None
+    assert "a.json" in _trash(experiment)
+
+
+def test_removal_of_one_whose_checkpoint_another_starts_from_names_it(project: TinyProject, made: Made) -> None:
+    experiment = made("a")
+    later = project.write_experiment("later")
+    start = "start_from: {file: ../storage/a/checkpoints/best_model.pt}\nstorage:"
+    text = later.read_text().replace("storage:", start)
+    later.write_text("\n".join(line for line in text.splitlines() if not line.startswith("model:")) + "\n")
+    with pytest.raises(UserError, match=r"later\.yaml start from it"):
+        plan_removal(experiment, file=False)

@@ -450,16 +450,18 @@ def remove(experiment: Path, *, yes: bool, delete: bool, with_file: bool) -> Non
 
     loaded = load_alone(experiment)
     found = removal.plan_removal(loaded, file=with_file)
-    for item in found.items:
-        tell(f"goes   {wording.size(item.size):>8}  {item.path}")
+    for item in removal.summed(found.items):
+        count = f" ({item.count:,} folders)" if item.count > 1 else ""
+        tell(f"goes   {wording.size(item.size):>10}  {item.path}{count}")
         for name, size in item.inside:
-            tell(f"       {wording.size(size):>8}    {name}")
+            tell(f"       {wording.size(size):>10}    {name}")
     for text in found.stays:
-        tell(f"stays            {text}")
+        tell(f"stays              {text}")
     if not yes and found.items:
         if not sys.stdin.isatty():
             raise UserError("found no terminal to ask on, need your consent; give --yes")
         what = "Delete" if delete else "Move to the trash:"
         click.confirm(f"{what} {wording.size(found.size)}?", abort=True, err=True)
-    trash = removal.remove(removal.plan_removal(loaded, file=with_file), delete=delete)
-    say("Nothing to remove." if not found.items else "Deleted." if delete else f"Moved to {trash}")
+    trash = removal.remove(loaded, found, file=with_file, delete=delete)
+    moved = f"Moved to {' and '.join(map(str, trash))}"
+    say("Nothing to remove." if not found.items else "Deleted." if delete else moved)

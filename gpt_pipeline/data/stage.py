@@ -29,7 +29,7 @@ Say = Callable[[str], None]
 UNIT_BYTES = 64 << 20
 """Source files are done in groups of about this size: below it, starting a process costs more than its work."""
 
-_PARTS = "parts"
+PARTS = "parts"
 _AGAIN = ".again"
 _READERS = 4  # more would wait for the disk
 _logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Part:
 
     @property
     def folder(self) -> Path:
-        return self.data_folder / _PARTS / f"{self.kind}-{self.fingerprint[:SHORT]}"
+        return self.data_folder / PARTS / f"{self.kind}-{self.fingerprint[:SHORT]}"
 
     def find(self) -> StageResult | None:
         """Return the part if it is made; sizes are looked at, not contents."""

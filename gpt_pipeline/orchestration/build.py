@@ -49,6 +49,9 @@ def build_definitions(project: Project) -> dg.Definitions:
         for name in experiment.parts
     }
     mixes = {groups[each.name][""]: each for each in reversed(experiments) if each.config.data.mix is not None}
+    users = {
+        group: [each for each in experiments if group in groups[each.name].values()] for group in (*owners, *mixes)
+    }
     shown, bases = keys.short_names([*owners, *mixes]), _bases(experiments)
     comparison = comparison_definitions(experiments)
     automation = [_automation(experiment, groups, bases, project.tracking_uri) for experiment in experiments]
@@ -57,10 +60,10 @@ def build_definitions(project: Project) -> dg.Definitions:
             *(
                 asset
                 for group, experiment in owners.items()
-                for asset in data_assets(group, experiment, documents[group], shown=shown[group])
+                for asset in data_assets(group, experiment, documents[group], shown=shown[group], users=users[group])
             ),
             *(
-                mixed_asset(group, experiment, groups[experiment.name], shown=shown[group])
+                mixed_asset(group, experiment, groups[experiment.name], shown=shown[group], users=users[group])
                 for group, experiment in mixes.items()
             ),
             *(

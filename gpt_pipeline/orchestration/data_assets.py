@@ -6,14 +6,14 @@ import dagster as dg
 
 from gpt_pipeline.data.config import DataConfig, SharedTokenizerConfig, TokenizerConfig
 from gpt_pipeline.data.formats import stage_names
-from gpt_pipeline.data.stage import PartedStage
+from gpt_pipeline.data.stage import PartedStage, Say
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.attributes import OWNERS, code_references, stage_tags
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.keys import node_name
 from gpt_pipeline.orchestration.metadata import stage_metadata
-from gpt_pipeline.orchestration.parted_asset import OPTIONS, StageFactory, parted_asset
+from gpt_pipeline.orchestration.parted_asset import OPTIONS, Announce, StageFactory, parted_asset
 from gpt_pipeline.shown import in_markdown
 
 _HOW = (
@@ -28,14 +28,19 @@ _ABOUT_DOCUMENTS = {
 
 
 def data_assets(
-    group: str, experiment: Experiment, all_documents: Sequence[dg.AssetKey], *, shown: str
+    group: str,
+    experiment: Experiment,
+    all_documents: Sequence[dg.AssetKey],
+    *,
+    shown: str,
+    users: Sequence[Experiment],
 ) -> Sequence[dg.AssetsDefinition]:
     """Return the assets of raw files, documents and token shards for the documents that `experiment` names.
 
     Their keys begin with `group`; the pages call the group `shown`. `all_documents` are the keys of the documents of
-    the whole mix, if it is one.
+    the whole mix, if it is one. `users` are the experiments that share them.
     """
-    data, folder = experiment.data, experiment.data_folder
+    data, folder, announce = experiment.data, experiment.data_folder, _announcing(users)
     own_keys = [dg.AssetKey([group, name]) for name in stage_names(data).all]
     raw_key, documents_key, *tokenizer_keys, shards_key = own_keys
 
@@ -65,6 +70,7 @@ def data_assets(
     ) -> dg.AssetsDefinition:
         return parted_asset(
             stage,
+            announce=announce,
             key=key,
             name=node_name(experiment, group, key.path[-1]),
             group=shown,
@@ -92,6 +98,7 @@ def data_assets(
             _asset_in_one_go(
                 tokenizer,
                 key,
+                announce=announce,
                 upstream=all_documents if isinstance(data.tokenizer, SharedTokenizerConfig) else [documents_key],
                 name=node_name(experiment, group, key.path[-1]),
                 group=shown,
@@ -104,8 +111,13 @@ def data_assets(
     ]
 
 
-def mixed_asset(group: str, experiment: Experiment, groups: Mapping[str, str], *, shown: str) -> dg.AssetsDefinition:
-    """Return the asset of the shards of a mix, in `group`; `groups` are those of the experiment, `data_groups`."""
+def mixed_asset(
+    group: str, experiment: Experiment, groups: Mapping[str, str], *, shown: str, users: Sequence[Experiment]
+) -> dg.AssetsDefinition:
+    """Return the asset of the shards of a mix, in `group`; `groups` are those of the experiment, `data_groups`.
+
+    `users` are the experiments that share them.
+    """
     data, folder = experiment.data, experiment.data_folder
     key = keys.shards_key(experiment, groups)
     shares = ", ".join(f"{share:.1%} {in_markdown(name)}" for name, share in data.shares.items())
@@ -118,6 +130,7 @@ def mixed_asset(group: str, experiment: Experiment, groups: Mapping[str, str], *
     return _asset_in_one_go(
         mixed_shards,
         key,
+        announce=_announcing(users),
         upstream=[keys.shards_key(part, {"": groups[name]}) for name, part in experiment.parts.items()],
         name=node_name(experiment, group, key.path[-1]),
         group=shown,
@@ -130,6 +143,7 @@ def _asset_in_one_go(
     stage: StageFactory,
     key: dg.AssetKey,
     *,
+    announce: Announce,
     upstream: Sequence[dg.AssetKey],
     name: str,
     group: str,
@@ -153,6 +167,7 @@ def _asset_in_one_go(
     def whole(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         made = stage()
         with explained():
+            announce(context.log.info)
             made.plan(force=context.op_execution_context.op_config["force"], say=context.log.info)
             result = made.finish(say=context.log.info)
         return dg.MaterializeResult(
@@ -161,6 +176,15 @@ def _asset_in_one_go(
         )
 
     return whole
+
+
+def _announcing(users: Sequence[Experiment]) -> Announce:
+    def announce(say: Say) -> None:
+        from gpt_pipeline.progress.data_users import note_users  # numpy and pyarrow
+
+        note_users(users, say=say)
+
+    return announce
 
 
 def _about_documents(data: DataConfig) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from gpt_pipeline.data.stage import PartedStage
+from gpt_pipeline.data.stage import PartedStage, Say
 from gpt_pipeline.orchestration.attributes import OWNERS, stage_tags
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.metadata import fact, stage_metadata
@@ -20,11 +20,14 @@ _RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL
 OPTIONS = {"force": switch("Make the stage again even if it is finished.")}
 _LABEL_LENGTH = 50
 StageFactory = Callable[[], PartedStage]
+Announce = Callable[[Say], None]
+"""Puts those for whom a stage is made on record, before it is looked for."""
 
 
 def parted_asset(
     stage: StageFactory,
     *,
+    announce: Announce,
     key: dg.AssetKey,
     name: str,
     group: str,
@@ -40,7 +43,7 @@ def parted_asset(
     source files.
     """
     # Aliases: in the run a step is called by what it does, while an op's own name must be its alone in the project.
-    plan = _plan_op(stage, name, waits=upstream is not None).alias("plan")
+    plan = _plan_op(stage, announce, name, waits=upstream is not None).alias("plan")
     make = _part_op(stage, name, part).alias(part)
     finish = _finish_op(stage, key, name).alias("finish")
 
@@ -74,7 +77,7 @@ def parted_asset(
     )
 
 
-def _plan_op(stage: StageFactory, name: str, *, waits: bool) -> dg.OpDefinition:
+def _plan_op(stage: StageFactory, announce: Announce, name: str, *, waits: bool) -> dg.OpDefinition:
     @dg.op(
         name=f"{name}__plan",
         ins={"upstream": dg.In(dg.Nothing)} if waits else {},
@@ -84,6 +87,7 @@ def _plan_op(stage: StageFactory, name: str, *, waits: bool) -> dg.OpDefinition:
     )
     def plan(context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput]:
         with explained():
+            announce(context.log.info)
             groups = stage().plan(force=context.op_config["force"], say=context.log.info)
         for label, names in zip(labels(groups), groups, strict=True):
             yield dg.DynamicOutput(list(names), mapping_key=label)

@@ -40,6 +40,9 @@ def train_experiment(
     context: dg.AssetExecutionContext, experiment: Experiment, mlflow: MlflowTracking, *, force: bool
 ) -> dg.MaterializeResult:
     """Train to the last step, or find that done; return what the UI shows of it."""
+    from gpt_pipeline.progress.data_users import note_users  # numpy and pyarrow
+
+    note_users([experiment], say=context.log.warning)
     experiment = with_its_start(experiment, say=context.log.info)
     shards = finished_shards(experiment)
     job = training_job(experiment, shards)

@@ -38,7 +38,7 @@ def note_failure(project: Project, experiment: str, *, job: str, text: str) -> N
     if not project.history.is_dir():
         return
     failure = Failure(job=job, text=without_password(text)[:_LONGEST], at=utc_now())
-    path = _path(project, experiment)
+    path = failure_file(project, experiment)
     path.parent.mkdir(exist_ok=True)
     write_json(path, dataclasses.asdict(failure))
 
@@ -47,17 +47,18 @@ def forget_failure(project: Project, experiment: str, *, job: str) -> None:
     """Note that a run of the job ended well; the job that makes everything makes up for any other."""
     noted = last_failure(project, experiment)
     if noted is not None and (noted.job == job or job.startswith("run_")):
-        _path(project, experiment).unlink(missing_ok=True)
+        failure_file(project, experiment).unlink(missing_ok=True)
 
 
 def last_failure(project: Project, experiment: str) -> Failure | None:
     """Return what the experiment's last run failed of; None if it did not fail."""
     return read_kept(
-        _path(project, experiment),
+        failure_file(project, experiment),
         lambda value: Failure(**known_fields(Failure, value)),
         otherwise="what the last run failed of is not shown",
     )
 
 
-def _path(project: Project, experiment: str) -> Path:
+def failure_file(project: Project, experiment: str) -> Path:
+    """Return where it is noted what the experiment's last run failed of."""
     return project.history / _FOLDER / f"{experiment}.json"

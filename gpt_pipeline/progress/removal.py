@@ -1,30 +1,42 @@
 """Removing an experiment: what would go and what stays, and moving it to the trash or deleting it.
 
-Folders go one by one, each by a rename into `<base_folder>/.trash/`; what is made from others goes before them, and the
-experiment's own folder, then its file, last. So a removal that is killed is finished by the next one.
+Folders go one by one, each by a rename into `<base_folder>/.trash/`, or, from another disk, into a `.trash` beside it;
+what is made from others goes before them, and the experiment's own folder, then its file, last. So a removal that is
+killed is finished by the next one.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.retention import evaluator_is_at_work
-from gpt_pipeline.data.documents.stage import DocumentsStage
-from gpt_pipeline.data.tokens.shards import ShardsStage
+from gpt_pipeline.data.stage import PARTS
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.config import DATA_FOLDER
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.start_from import base_file
+from gpt_pipeline.experiment.start_from import base_file, weights_path
 from gpt_pipeline.progress.at_work import runs_at_work
-from gpt_pipeline.progress.stages import data_progress
+from gpt_pipeline.progress.data_users import (
+    data_paths,
+    has_known_data,
+    held_users,
+    record_of,
+    shards_paths,
+    users_of,
+    why_users_are_unknown,
+)
+from gpt_pipeline.progress.failures import failure_file
 from gpt_pipeline.project import Project
-from gpt_pipeline.storage.lock import is_locked
+from gpt_pipeline.storage.lock import holder_of, is_locked
 from gpt_pipeline.training.heartbeat import trainer_state
 
 TRASH = ".trash"
@@ -37,7 +49,10 @@ class Item:
 
     path: Path
     size: int
-    """Bytes; files with several names count with each."""
+    """Bytes; files with several names count with each, links as nothing."""
+
+    count: int = 1
+    """Folders that it stands for."""
 
     inside: tuple[tuple[str, int], ...] = ()
     """Of the experiment's own folder: its largest parts by name, with their bytes."""
@@ -63,67 +78,125 @@ class Removal:
 def plan_removal(experiment: Experiment, *, file: bool) -> Removal:
     """Return what goes with the experiment, its `file` too if that is asked for; nothing is changed.
 
-    Data stays that another experiment of the project uses, and all of it where that cannot be known.
+    Data stays that another experiment uses, of this project or any other, and all of it where that cannot be known.
 
     Raises:
         UserError: something works on the experiment, or another one starts from it.
     """
-    others = _others(experiment)
-    _refuse_at_work(experiment)
-    _refuse_needed(experiment, others)
-    data, stays = _own_data(experiment, others)
-    root = experiment.folder.root
-    items = [Item(path=path, size=_size(path)) for path in data]
-    if root.is_dir():
-        parts = sorted(((each.name, _size(each)) for each in root.iterdir()), key=lambda part: -part[1])
-        items.append(Item(path=root, size=_size(root), inside=tuple(part for part in parts if part[1])))
+    users = _Users.of(experiment)
+    project, root = Project.of_experiments(experiment.file.parent), experiment.folder.root
+    _refuse_at_work(experiment, project)
+    _refuse_needed(experiment, users.known)
+    data, stays = _own_data(experiment, users)
+    goes = [*data, root, record_of(experiment), failure_file(project, experiment.name)]
     if file:
-        items.append(Item(path=experiment.file, size=_size(experiment.file)))
+        goes.append(experiment.file)
     else:
         stays.append(f"{experiment.file}: the experiment file (--file takes it along)")
+    stays += [line for path in goes for line in _linked(path)]
     stays.append("its runs in MLflow and in Dagster's history")
-    return Removal(base_folder=experiment.base_folder, name=root.name, items=tuple(items), stays=tuple(stays))
+    items = tuple(_item(path, with_parts=path == root) for path in goes if os.path.lexists(path))
+    return Removal(base_folder=experiment.base_folder, name=root.name, items=items, stays=tuple(stays))
 
 
-def remove(removal: Removal, *, delete: bool) -> Path | None:
-    """Move what goes to the trash and return its folder there; with `delete`, delete it, and what an earlier call left.
+def _item(path: Path, *, with_parts: bool) -> Item:
+    parts = [(each.name, _size(each)) for each in path.iterdir()] if with_parts and not path.is_symlink() else []
+    largest = tuple(sorted((part for part in parts if part[1]), key=lambda part: -part[1]))
+    return Item(path=path, size=_size(path), inside=largest)
+
+
+def _linked(path: Path) -> Iterator[str]:
+    """Yield a line for each link that goes with `path`, and whose target therefore stays."""
+    inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+    for each in (path, *inside):
+        if each.is_symlink():
+            yield f"{each.resolve()}: only the link to it goes, {each}; remove it yourself"
+
+
+def summed(items: Sequence[Item]) -> list[Item]:
+    """Return the items for a person: parts of one kind, of which each source file has one, as a single item."""
+    found: dict[Path, list[Item]] = {}
+    for item in items:
+        found.setdefault(_kind(item.path), []).append(item)
+    return [
+        replace(of_kind[0], path=kind, size=sum(item.size for item in of_kind), count=len(of_kind))
+        if len(of_kind) > 1
+        else of_kind[0]
+        for kind, of_kind in found.items()
+    ]
+
+
+def _kind(path: Path) -> Path:
+    """Return a pattern for the parts of one kind; of anything else, the path itself."""
+    return path.with_name(f"{path.name.rpartition('-')[0]}-*") if path.parent.name == PARTS else path
+
+
+def remove(experiment: Experiment, shown: Removal, *, file: bool, delete: bool) -> list[Path]:
+    """Move what was `shown` to the trash and return its folders there; with `delete`, delete it, and what was left.
+
+    `shown` and `file` are what `plan_removal` gave and got. Nobody begins to use the data meanwhile.
 
     Raises:
-        UserError: something cannot be moved; what went before it is in the trash, and the same call goes on.
+        UserError: something else would go by now than was shown, or something cannot be moved; what went before it
+            is in the trash, and the same call goes on.
     """
-    trash = removal.base_folder / TRASH
+    takes_data = any(item.path.is_relative_to(experiment.data_folder) for item in shown.items)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-    deleting = trash / _DELETING  # no name of an experiment's folder in the trash begins like this one
-    target = (deleting if delete else trash) / f"{stamp}-{removal.name}"
-    for item in removal.items:
-        _move(item.path, target)
+    name = Path(_DELETING if delete else "") / f"{stamp}-{shown.name}"  # no name of a folder in the trash begins so
+    with held_users(experiment.data_folder) if takes_data else nullcontext():
+        if plan_removal(experiment, file=file) != shown:
+            raise UserError(
+                f"{experiment.file.name}: something has changed since it was shown what would go, so nothing went; "
+                "look at it again"
+            )
+        moved = [_moved(item.path, shown.base_folder, name) for item in shown.items]
     if not delete:
-        return target if removal.items else None
-    if deleting.is_dir():
-        shutil.rmtree(deleting)
-    return None
+        return [*dict.fromkeys(path.parent for path in moved)]
+    places = (shown.base_folder, experiment.data_folder, experiment.data_folder / PARTS)
+    for deleting in (place / TRASH / _DELETING for place in places):
+        if deleting.is_dir():
+            shutil.rmtree(deleting)
+    return []
 
 
-def _move(path: Path, target: Path) -> None:
+def _moved(path: Path, base_folder: Path, name: Path) -> Path:
+    """Move `path` into the folder `name` of the trash, beside it where the base folder's is on another disk."""
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        os.rename(path, target / path.name)
+        try:
+            target = _place_in(base_folder / TRASH / name, path)
+            os.rename(path, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV or os.path.ismount(path):
+                raise
+            if not path.is_dir():  # the experiment file, or a note in Dagster's folder
+                shutil.move(path, target)
+                return target
+            target = _place_in(path.parent / TRASH / name, path)
+            os.rename(path, target)
     except OSError as error:
-        if path.is_file():  # the experiment file may lie on another disk
-            shutil.move(path, target / path.name)
-            return
+        remedy = "it is a mount point; empty it yourself" if os.path.ismount(path) else "close what has it open"
         raise UserError(
-            f"{path}: cannot be moved to {target}: {error.strerror}; close what has it open, and run the same again"
+            f"{path}: cannot be moved to the trash: {error.strerror}; {remedy}, and run the same again"
         ) from error
+    if _is_at_work(target):
+        holder = holder_of(target)
+        os.rename(target, path)
+        raise UserError(f"{path}: {holder} has just begun to work there; stop it, or wait for its end")
+    return target
 
 
-def _others(experiment: Experiment) -> list[Experiment]:
-    found = find_experiments(experiment.file.parent)
-    return [each.experiment for each in found if each.experiment is not None and each.file != experiment.file]
+def _is_at_work(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and is_locked(path)
 
 
-def _refuse_at_work(experiment: Experiment) -> None:
-    root, project = experiment.folder.root, Project.of_experiments(experiment.file.parent)
+def _place_in(folder: Path, path: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = folder / path.name
+    return folder / f"{path.parent.name}-{path.name}" if os.path.lexists(name) else name
+
+
+def _refuse_at_work(experiment: Experiment, project: Project) -> None:
+    root = experiment.folder.root
     runs = runs_at_work(project, experiment.name)
     if runs:
         raise UserError(f"{experiment.file.name}: {runs[0].in_words} works on it; stop it, or wait for its end")
@@ -134,12 +207,7 @@ def _refuse_at_work(experiment: Experiment) -> None:
 
 
 def _refuse_needed(experiment: Experiment, others: Iterable[Experiment]) -> None:
-    file = experiment.file.resolve()
-    later = [
-        each.file.name
-        for each in others
-        if each.config.start_from is not None and base_file(each.config.start_from, each.file) == file
-    ]
+    later = [each.file.name for each in others if _starts_from(each, experiment)]
     if later:
         raise UserError(
             f"{experiment.file.name}: {', '.join(later)} start from it; remove these first, or have them start from a "
@@ -147,57 +215,116 @@ def _refuse_needed(experiment: Experiment, others: Iterable[Experiment]) -> None
         )
 
 
-def _own_data(experiment: Experiment, others: Sequence[Experiment]) -> tuple[list[Path], list[str]]:
-    """Return the folders of data that go, what is made of others first, and lines on those that stay."""
-    folders = [folder for folder in _data_folders(experiment) if folder.is_dir()]
-    if unknown := _unknown(experiment, others):
-        told = [f"{experiment.data_folder}: {unknown} may use it, and cannot be read here"] if folders else []
-        return [], told
-    used = {each.file.name: {*_data_folders(each)} for each in others}
-    own, stays = [], []
-    for folder in folders:
-        users = [name for name, theirs in used.items() if folder in theirs]
-        if users:
-            stays.append(f"{folder}: used by {', '.join(users)}")
-        elif is_locked(folder):
-            raise UserError(f"{folder}: is being made; wait for its end, or stop it")
-        else:
-            own.append(folder)
-    return own, stays
+def _starts_from(later: Experiment, experiment: Experiment) -> bool:
+    """Whether an experiment starts from another one, or from a file in its folder."""
+    start_from = later.config.start_from
+    if start_from is None:
+        return False
+    if start_from.experiment is not None:
+        return base_file(start_from, later.file) == experiment.file.resolve()
+    path, root = weights_path(start_from, later.file), experiment.folder.root.resolve()
+    return path is not None and path.resolve().is_relative_to(root)
 
 
-def _unknown(experiment: Experiment, others: Sequence[Experiment]) -> str | None:
-    """Return whom the data may belong to as well, of whom nothing is known."""
-    broken = [each.file.name for each in find_experiments(experiment.file.parent) if each.problem is not None]
-    known = {each.folder.root for each in (experiment, *others)}
-    base = experiment.base_folder
+@dataclass(frozen=True, kw_only=True)
+class _Users:
+    """Who else may use the experiment's data."""
+
+    known: Sequence[Experiment]
+    """The other experiments of the project, and those of others that are on record."""
+
+    unknown: str | None
+    """Why there may be more; None if there are none."""
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> _Users:
+        found = find_experiments(experiment.file.parent)
+        neighbours = [each.experiment for each in found if each.experiment is not None and each.file != experiment.file]
+        broken = [f"{each.file} cannot be read, and may use it; mend it first" for each in found if each.problem]
+        own = {each.folder.root for each in (experiment, *neighbours)}
+        recorded, unread = _recorded(experiment, {record_of(each) for each in (experiment, *neighbours)})
+        strangers = _strangers(experiment, {*own, *(each.folder.root for each in recorded)})
+        missing = why_users_are_unknown(experiment.data_folder)
+        return cls(
+            known=[*neighbours, *recorded],
+            unknown=next(iter([*broken, *unread, *strangers, *([missing] if missing else [])]), None),
+        )
+
+
+def _recorded(experiment: Experiment, own: Set[Path]) -> tuple[list[Experiment], list[str]]:
+    """Return the experiments on record but not in `own`, and lines on those that cannot be read here."""
+    found, unread = [], []
+    for user in users_of(experiment.data_folder):
+        if user.record in own:
+            continue
+        why = "names another base folder here"
+        try:
+            other = user.experiment()
+            if os.path.realpath(other.data_folder) == os.path.realpath(experiment.data_folder):
+                found.append(other)
+                continue
+        except UserError as error:
+            why = f"cannot be read here: {error}"
+        unread.append(f"{user.file} may use it, but {why}; if that experiment is gone, delete {user.record}")
+    return found, unread
+
+
+def _strangers(experiment: Experiment, known: Iterable[Path]) -> list[str]:
+    """Return lines on the experiments that have been trained in the base folder and of which nothing is known."""
+    base, names = experiment.base_folder, {os.path.realpath(root) for root in known}
     folders = [each for each in base.iterdir() if (each / "job.json").is_file()] if base.is_dir() else []
-    strangers = [each.name for each in folders if each not in known and each.name != DATA_FOLDER]
-    return next(iter([*broken, *strangers]), None)
+    unknown = [each for each in folders if os.path.realpath(each) not in names and each.name != DATA_FOLDER]
+    return [f"{each}, an experiment of no file here, may use it" for each in unknown if each.name[0] != "."]
 
 
-def _data_folders(experiment: Experiment) -> list[Path]:
-    """Return the folders of the experiment's finished data, with the parts that they were put together from.
+def _own_data(experiment: Experiment, users: _Users) -> tuple[list[Path], list[str]]:
+    """Return what goes of the data, what is made of others first, and lines on what stays."""
+    found = [path for path in _paths_of(experiment) if path.exists() and path.is_relative_to(experiment.data_folder)]
+    if not found:
+        return [], []
+    if users.unknown is not None:
+        return [], [f"{experiment.data_folder}: {users.unknown}"]
+    used: dict[str, set[str]] = {}
+    for other in users.known:
+        problem, paths = _used_by(other)
+        if problem:
+            return [], [f"{experiment.data_folder}: {problem}"]
+        used[other.file.name] = {os.path.realpath(path) for path in paths}
+    own, shared = [], Counter[str]()
+    for path in found:
+        names = [name for name, theirs in used.items() if os.path.realpath(path) in theirs]
+        if names:
+            shared[f"{_kind(path)}: used by {', '.join(names)}"] += 1
+        elif _is_at_work(path):
+            raise UserError(f"{path}: is being made by {holder_of(path)}; wait for its end, or stop it")
+        else:
+            own.append(path)
+    return own, [line if count == 1 else f"{line} ({count:,} folders)" for line, count in shared.items()]
 
-    Those that are made of others come first.
-    """
-    found = [stage.folder for stage in reversed(data_progress(experiment)) if stage.folder is not None]
-    parts = [folder for part in experiment.parts.values() for folder in _part_folders(part)]
-    inside = experiment.data_folder
-    return [folder for folder in dict.fromkeys([*parts, *found]) if folder.is_relative_to(inside)]
+
+def _paths_of(experiment: Experiment) -> list[Path]:
+    try:
+        return data_paths(experiment)
+    except UserError:  # the weights are gone by which its questions are found, which therefore stay
+        return [*shards_paths(experiment)]
 
 
-def _part_folders(experiment: Experiment) -> Iterator[Path]:
-    documents = DocumentsStage(config=experiment.data, data_folder=experiment.data_folder)
-    shards = ShardsStage(config=experiment.data, data_folder=experiment.data_folder)
-    if documents.find() is None:
-        return
-    if shards.tokenizer.identity is not None:
-        yield from (each.part.folder for each in shards.parts())
-    yield from (each.part.folder for each in documents.parts())
+def _used_by(other: Experiment) -> tuple[str, list[Path]]:
+    """Return why it is not known what the experiment uses, "" if it is known, and the data that it uses."""
+    try:
+        has_begun = record_of(other).is_file() or other.folder.job.is_file()
+        if not has_begun:
+            return "", _paths_of(other)
+        if has_known_data(other):
+            return "", data_paths(other)
+    except UserError as error:
+        return f"{other.file} may use it: {error}", []
+    return f"{other.file} has begun to use it, and its data is not complete; finish or remove that one first", []
 
 
 def _size(path: Path) -> int:
+    if path.is_symlink():
+        return 0
     if path.is_file():
         return path.stat().st_size
     return sum(each.stat().st_size for each in path.rglob("*") if each.is_file() and not each.is_symlink())

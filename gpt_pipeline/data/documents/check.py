@@ -69,6 +69,11 @@ class FileCheck:
         is_indexed = facts is not None and all(part.find() is not None for part in self._parts(facts.sha256))
         return is_indexed and self.source.find(name) is not None
 
+    def examined_parts(self) -> list[Part]:
+        """Return what was made of each file that was examined, whatever lies there now."""
+        known = [facts for facts in self.record.all_facts() if facts.rule == self.format.version]
+        return [part for facts in known for part in self._parts(facts.sha256)]
+
     def _parts(self, sha256: str) -> list[Part]:
         """Return what is made of a raw file here."""
         index = index_part(sha256, self.data_folder, self.format)

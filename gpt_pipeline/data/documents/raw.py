@@ -171,6 +171,20 @@ class RawStage:
             chosen = self._choice(before, record).examined()
         return None if chosen is None else self._place_of(chosen)
 
+    def own_paths(self) -> Iterator[Path]:
+        """Yield where the stage's things lie: parts, then its folder, then the record that they are found by."""
+        record = read_record(self._record_folder)
+        if (source := self._recorded_source(record)) is not None:
+            yield from (part.folder for part in self._check(source, record).examined_parts())
+        yield from (stage.folder for stage in self.made())
+        yield self._record_folder
+
+    def made(self) -> list[StageResult]:
+        """Return the stage as its files are now and as it was last made, which is mostly the same."""
+        last = self.last_place()
+        found = [self.known(), None if last is None else recorded(*last)]
+        return [*{stage.fingerprint: stage for stage in found if stage is not None}.values()]
+
     def places(self, raw: StageResult) -> dict[str, Path | None]:
         """Return where each of the stage's files lies, whole or not; None for one that is gone."""
         source = self._last_source(read_record(self._record_folder))

@@ -100,6 +100,12 @@ class SourceRecord:
         """Return what was found in the file, if it was examined."""
         return _read(self._facts_path(key), lambda value: FileFacts(**known_fields(FileFacts, value)))
 
+    def all_facts(self) -> list[FileFacts]:
+        """Return what was found in each file that was examined, also of commits that are not wanted any more."""
+        paths = sorted((self.folder / _FILES).glob("*.json"))
+        found = (_read(path, lambda value: FileFacts(**known_fields(FileFacts, value))) for path in paths)
+        return [facts for facts in found if facts is not None]
+
     def write_facts(self, facts: FileFacts) -> None:
         """Record what was found in a file; needs no lock."""
         write_json(self._facts_path(facts.key), dataclasses.asdict(facts))

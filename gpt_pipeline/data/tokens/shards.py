@@ -196,6 +196,10 @@ class ShardsStage(PlacedStage):
             for entry in self.documents.manifest.facts["parts"]
         ]
 
+    def part_of(self, documents: Part) -> Part:
+        """Return the part that holds the tokens of a part of the documents; the tokenizer has to be known."""
+        return self._part(documents.fingerprint)
+
     @property
     def _tokenizer_identity(self) -> str:
         found = self.tokenizer.identity

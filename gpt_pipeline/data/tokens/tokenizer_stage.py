@@ -10,7 +10,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,14 @@ class TokenizerStage(PlacedStage):
         """Return the stage's folder and fingerprint; None while what it is made of is not known."""
         wanted = self._fingerprint()
         return None if wanted is None else (stage_folder(self.data_folder, STAGE, wanted), wanted)
+
+    def own_paths(self) -> Iterator[Path]:
+        """Yield where the stage's folder lies, or will, and the note of where its file came from."""
+        place = self.place() if self.is_made else None
+        if place is not None:
+            yield place[0]
+        if isinstance(self.config.tokenizer, str) and self.is_made:
+            yield _note_path(self.config.tokenizer, self.data_folder)
 
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return the one file to make, or none if it is made; see `PartedStage`."""
