@@ -10,6 +10,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.edit import with_value
 from gpt_pipeline.experiment.grid import MOST_FILES, parse_values, write_family
 from gpt_pipeline.experiment.load import load_experiment
+from gpt_pipeline.experiment.new import write_new_experiment
 from gpt_pipeline.experiment.runtime import write_runtime
 
 BASE = """\
@@ -51,6 +52,14 @@ def base(tmp_path: Path) -> Path:
 )
 def test_value_set_in_a_text_changes_nothing_else(key: str, value: str, changed: str) -> None:
     assert with_value(Path("x.yaml"), BASE, key, value) == changed
+
+
+@pytest.mark.parametrize("empty", ["", "  # mine", " null", " ~  # mine"])
+@pytest.mark.parametrize("rest", ["", BASE])
+def test_value_set_in_an_empty_block_is_added_to_it(empty: str, rest: str) -> None:
+    changed = with_value(Path("x.yaml"), f"hardware:{empty}\n{rest}", "hardware.device", "cpu")
+    comment = "  # mine" if "#" in empty else ""
+    assert changed == f"hardware: {{device: cpu}}{comment}\n{rest}"
 
 
 @pytest.mark.parametrize("ends", ["\r\n", "\n"])
@@ -161,3 +170,39 @@ def test_values_that_cannot_be_read_say_what_is_needed(assignments: list[str], p
 
 def test_values_with_commas_inside_brackets_and_quotes_are_one_value() -> None:
     assert parse_values(["a.b=[1, 2],'x, y',null"]) == {"a.b": ["[1, 2]", "'x, y'", "null"]}
+
+
+@pytest.mark.parametrize("rates", ["0.01,1e-2", "0.01,0.02,0.0100"])
+def test_family_of_one_value_written_twice_is_refused(base: Path, rates: str) -> None:
+    with pytest.raises(UserError, match=r"--set training.learning_rate=0.01,(1e-2|0.0100): found two ways"):
+        write_family(base.with_name("lr"), base, parse_values([f"training.learning_rate={rates}", "data.seed=1,2"]))
+    assert [file.name for file in base.parent.iterdir()] == ["base.yaml"]
+
+
+def test_family_of_long_names_is_numbered(base: Path) -> None:
+    stem = "x" * 95
+    family = write_family(base.with_name(stem), base, parse_values(["training.learning_rate=0.001,0.002"]))
+    assert [file.name for file in family.written] == [f"{stem}-1.yaml", f"{stem}-2.yaml"]
+    assert len({each.folder.root for each in family.experiments}) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("x" * 300, "found a name of 300 bytes, need at most 120"),
+        ("é" * 100, "found a name of 200 bytes, need at most 120"),
+        (".hidden", "hidden files are taken for no experiment"),
+        ("notify.yaml", "taken for no experiment"),
+        ("a\nb", "found the file's name 'a"),
+        ("a\udcff", "found the file's name 'a"),
+        ("what?", "need letters, digits"),
+        ("dot.", "need letters, digits"),
+        ("", "found a folder, need a file in it"),
+    ],
+)
+@pytest.mark.parametrize("is_family", [False, True])
+def test_new_file_of_an_odd_name_is_refused(base: Path, name: str, problem: str, is_family: bool) -> None:
+    new = base.parent / name
+    with pytest.raises(UserError, match=problem):
+        write_family(new, base, parse_values(["training.seed=1,2"])) if is_family else write_new_experiment(new)
+    assert [file.name for file in base.parent.iterdir()] == ["base.yaml"]

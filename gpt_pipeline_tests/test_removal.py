@@ -16,7 +16,7 @@ from gpt_pipeline.data.documents.stage import find_documents, prepare_documents
 from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.progress.data_users import held_users, note_users, record_of
+from gpt_pipeline.progress.data_users import held_users, note_users, record_of, users_of
 from gpt_pipeline.progress.failures import last_failure, note_failure
 from gpt_pipeline.progress.removal import TRASH, Removal, _moved, plan_removal, remove
 from gpt_pipeline.project import Project
@@ -307,6 +307,17 @@ def test_user_that_cannot_be_put_on_record_is_told_and_goes_on(project: TinyProj
     said: list[str] = []
     note_users([experiment], say=said.append)
     assert "a.yaml cannot be put on record" in said[0]
+
+
+def test_user_whose_record_is_damaged_is_put_on_record_anew(project: TinyProject) -> None:
+    project.write_experiment("a")
+    experiment = project.experiment("a")
+    record_of(experiment).parent.mkdir(parents=True)
+    record_of(experiment).write_text("[")
+    with pytest.raises(UserError, match="found no record of an experiment"):
+        users_of(experiment.data_folder)
+    note_users([experiment], say=_quiet)
+    assert [user.file for user in users_of(experiment.data_folder)] == [str(experiment.file)]
 
 
 def test_removal_of_a_link_says_that_its_target_stays(made: Made, tmp_path: Path) -> None:

@@ -34,18 +34,19 @@ def _changed(text: str, root: Node | None, keys: list[str], written: str) -> str
     assert isinstance(root, MappingNode)  # an experiment was read from the text
     block = root
     for place, name in enumerate(keys):
-        node = _value_of(block, name)
+        pair = _pair_of(block, name)
         rest = keys[place + 1 :]
-        if node is None:
+        if pair is None:
             return _added(text, block, name, _nested(rest, written))
+        key, node = pair
         if not rest or not isinstance(node, MappingNode):
-            return _replaced(text, node, _nested(rest, written))
+            return _replaced(text, key, node, _nested(rest, written))
         block = node
     raise AssertionError("a key has at least one part")
 
 
-def _value_of(block: MappingNode, name: str) -> Node | None:
-    return next((value for key, value in block.value if isinstance(key, ScalarNode) and key.value == name), None)
+def _pair_of(block: MappingNode, name: str) -> tuple[Node, Node] | None:
+    return next((pair for pair in block.value if isinstance(pair[0], ScalarNode) and pair[0].value == name), None)
 
 
 def _nested(keys: Iterable[str], written: str) -> str:
@@ -54,10 +55,12 @@ def _nested(keys: Iterable[str], written: str) -> str:
     return written
 
 
-def _replaced(text: str, node: Node, written: str) -> str:
+def _replaced(text: str, key: Node, node: Node, written: str) -> str:
     start, end = node.start_mark.index, _end(node)
-    lead = " " if start == end else ""  # behind the colon of a key without a value
-    return f"{text[:start]}{lead}{written}{text[end:]}"
+    if start < end:
+        return f"{text[:start]}{written}{text[end:]}"
+    place = text.index(":", key.end_mark.index) + 1  # a key without a value, whose mark stands at what follows
+    return f"{text[:place]} {written}{text[place:]}"
 
 
 def _added(text: str, block: MappingNode, name: str, written: str) -> str:
@@ -87,8 +90,10 @@ def _differ_only_in(path: Path, key: str, before: str, after: str) -> bool:
         old, new = (dict(_flat(read_document(path, text))) for text in (before, after))
     except UserError:  # what was replaced held something that the rest needs
         return False
+    blocks = {key[:place] for place, letter in enumerate(key) if letter == "."}  # without a block before, or null
     rest = [
-        {name: value for name, value in each.items() if not f"{name}.".startswith(f"{key}.")} for each in (old, new)
+        {name: value for name, value in each.items() if not f"{name}.".startswith(f"{key}.") and name not in blocks}
+        for each in (old, new)
     ]
     return rest[0] == rest[1] and key in new
 

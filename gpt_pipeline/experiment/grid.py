@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +19,7 @@ from gpt_pipeline.experiment.discover import refuse_taken
 from gpt_pipeline.experiment.document import BYTE_ORDER_MARK, SUFFIXES, compose, read_text
 from gpt_pipeline.experiment.edit import with_value
 from gpt_pipeline.experiment.load import RUNTIME, Experiment, read_experiment
-from gpt_pipeline.experiment.new import title_of
+from gpt_pipeline.experiment.new import require_new_name, title_of
 from gpt_pipeline.experiment.problems import ExperimentFileError, quoted
 from gpt_pipeline.experiment.runtime import without_runtime
 from gpt_pipeline.experiment.schema import place_schema
@@ -29,6 +31,7 @@ MOST_FILES = 100
 """Of a family: each is a training, a group of assets and a sensor."""
 
 _OURS = ("experiment_name", "family", RUNTIME)
+_LONGEST_STEM = 100  # letters of a file's name; beyond, files are numbered
 _LONGEST = 40  # letters of a value in a file's name
 _UNFIT_LETTERS = re.compile(r"[^A-Za-z0-9.+-]+")
 
@@ -98,8 +101,11 @@ def write_family(new: Path, base: Path, values: Values) -> Family:
             in another folder than `base`, where relative paths would begin elsewhere.
     """
     new, base = new.absolute(), base.absolute()
-    texts = dict(_texts(new.with_suffix("") if new.suffix in SUFFIXES else new, base, values))
+    require_new_name(new)
+    combinations = [dict(zip(values, each, strict=True)) for each in _places(values)]
+    texts = dict(_texts(new.with_suffix("") if new.suffix in SUFFIXES else new, base, values, combinations))
     experiments = tuple(_read(file, text) for file, text in texts.items())
+    _refuse_same(experiments, values, combinations)
     refuse_taken(experiments, new.parent)
     missing = [file for file, text in texts.items() if not _is_there(file, text)]
     for file in missing:
@@ -110,7 +116,16 @@ def write_family(new: Path, base: Path, values: Values) -> Family:
     return Family(experiments=experiments, written=tuple(missing))
 
 
-def _texts(stem: Path, base: Path, values: Values) -> Iterator[tuple[Path, str]]:
+def _places(values: Values) -> list[tuple[int, ...]]:
+    """Return each combination of the values, by their places."""
+    if (count := prod(map(len, values.values()))) > MOST_FILES:
+        raise UserError(f"--set: found {count:,} combinations, need at most {MOST_FILES}; leave out some values")
+    return [*product(*(range(len(each)) for each in values.values()))]
+
+
+def _texts(
+    stem: Path, base: Path, values: Values, combinations: Sequence[Mapping[str, int]]
+) -> Iterator[tuple[Path, str]]:
     """Yield the files and their texts."""
     text = read_text(base)
     read_experiment(base, text)
@@ -119,20 +134,40 @@ def _texts(stem: Path, base: Path, values: Values) -> Iterator[tuple[Path, str]]
             f"{stem}: found another folder than that of {base}, need the same, since relative paths in the file begin "
             f"there; use {base.parent / stem.name}"
         )
-    if (count := prod(map(len, values.values()))) > MOST_FILES:
-        raise UserError(f"--set: found {count:,} combinations, need at most {MOST_FILES}; leave out some values")
     text = without_runtime(base, text).removeprefix(BYTE_ORDER_MARK)
     text = with_value(base, text, "family", written(stem.name))
-    words = {key: _words(key, values) for key in values}
-    for places in product(*(range(len(each)) for each in values.values())):
-        chosen = dict(zip(values, places, strict=True))
-        told = [(words[key][0], words[key][1 + place]) for key, place in chosen.items()]
-        file = stem.with_name("-".join([stem.name, *(word for pair in told for word in pair)]) + ".yaml")
-        name = " ".join([title_of(stem.name), *(word for pair in told for word in pair)])
+    for chosen, words in zip(combinations, _words_of(stem.name, values, combinations), strict=True):
+        file = stem.with_name("-".join([stem.name, *words]) + ".yaml")
+        require_new_name(file)
+        name = " ".join([title_of(stem.name), *words])
         changed = with_value(base, text, "experiment_name", written(name))
         for key, place in chosen.items():
             changed = with_value(base, changed, key, values[key][place])
         yield file, changed
+
+
+def _words_of(stem: str, values: Values, combinations: Sequence[Mapping[str, int]]) -> list[list[str]]:
+    """Return the words that tell each file's values; just its number where the names would become too long."""
+    words = {key: _words(key, values) for key in values}
+    told = [
+        [word for key, place in chosen.items() for word in (words[key][0], words[key][1 + place])]
+        for chosen in combinations
+    ]
+    too_long = any(len("-".join([stem, *each])) > _LONGEST_STEM for each in told)
+    return [[str(number)] for number in range(1, len(told) + 1)] if too_long else told
+
+
+def _refuse_same(experiments: Sequence[Experiment], values: Values, combinations: Sequence[Mapping[str, int]]) -> None:
+    """Raise UserError where two files would be one experiment, since two values are the same once they are read."""
+    configs = [dataclasses.replace(each.config, experiment_name="") for each in experiments]
+    for (one, chosen), (other, others) in itertools.combinations(zip(configs, combinations, strict=True), 2):
+        if one == other:
+            same = [
+                f"{key}={values[key][chosen[key]]},{values[key][others[key]]}"
+                for key in values
+                if chosen[key] != others[key]
+            ]
+            raise UserError(f"--set {' '.join(same)}: found two ways to write one value, need different values")
 
 
 def _words(key: str, values: Values) -> list[str]:

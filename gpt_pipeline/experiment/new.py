@@ -16,13 +16,17 @@ from gpt_pipeline.data.stage import Say
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment.document import SUFFIXES
 from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.experiment.problems import quoted
 from gpt_pipeline.experiment.recipes import RECIPES, Recipe, Value
 from gpt_pipeline.experiment.schema import place_schema
 from gpt_pipeline.experiment.template import render
+from gpt_pipeline.project import OTHER_FILES
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file
-from gpt_pipeline.storage.names import resolve_folder
+from gpt_pipeline.storage.names import is_name, resolve_folder
 
 _logger = logging.getLogger(__name__)
+_LONGEST_NAME = 120  # bytes; with what is added, it names folders and files, of which Linux takes 255 bytes
+_SHOWN = 60  # letters of a name that is refused
 _NUM_SAMPLES = 100_000  # of SYNTH: one file, 470 MB; enough for a first look
 
 _FROM_DEFAULTS = Recipe(
@@ -62,8 +66,7 @@ def write_new_experiment(
         UserError: there is such a file, its name does not end in .yaml, the folder is none of this machine, or `data`
             names no files that can be read, or the hub cannot be reached.
     """
-    if file.is_dir() or not file.name:
-        raise UserError(f"{file}: found a folder, need a file in it; use {file / 'my-idea.yaml'}")
+    require_new_name(file)
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file}: found the ending {file.suffix!r}, need .yaml; use {file.with_suffix('.yaml')}")
     if file.exists():
@@ -95,6 +98,25 @@ def write_new_experiment(
         fsync_file(temporary)
     place_schema(file.parent)
     return load_experiment(file)
+
+
+def require_new_name(file: Path) -> None:
+    """Raise UserError where the name is none for a new experiment file: it would not be found, or not everywhere."""
+    name = file.name
+    if not name or (len(os.fsencode(name)) <= _LONGEST_NAME and file.is_dir()):
+        raise UserError(f"{file}: found a folder, need a file in it; use {file / 'my-idea.yaml'}")
+    wanted, shown = (
+        "letters, digits and -, _ or spaces, such as my-idea.yaml",
+        os.fsencode(name)[:_SHOWN].decode(errors="replace"),
+    )
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        found = f"found a name of {len(os.fsencode(name))} bytes, need at most {_LONGEST_NAME}"
+        raise UserError(f"{shown}...: {found}; choose a shorter one")
+    if name.startswith(".") or name in OTHER_FILES:
+        why = "hidden files are" if name.startswith(".") else "this file of a project is"
+        raise UserError(f"{file}: found {quoted(name)}, need another name: {why} taken for no experiment")
+    if not is_name(name):
+        raise UserError(f"{file.parent}: found the file's name {quoted(shown)}, need {wanted}")
 
 
 def _data_values(

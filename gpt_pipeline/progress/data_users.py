@@ -23,7 +23,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.document import read_text
 from gpt_pipeline.experiment.load import Experiment, read_experiment
 from gpt_pipeline.experiment.training import prompts_stage
-from gpt_pipeline.storage.atomic import read_json, write_json, write_text
+from gpt_pipeline.storage.atomic import read_json, read_kept, write_json, write_text
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.lock import hold_lock
 from gpt_pipeline.storage.manifest import Manifest, StageResult
@@ -63,7 +63,7 @@ def note_users(experiments: Iterable[Experiment], *, say: Callable[[str], None])
     for experiment in experiments:
         try:
             _note(experiment)
-        except (OSError, UserError) as error:
+        except (OSError, UserError, UnicodeEncodeError) as error:  # the last: a name of bytes that are not UTF-8
             say(
                 f"{users_folder(experiment.data_folder)}: {experiment.file.name} cannot be put on record as a user of "
                 f"this data ({error}); `gpt-pipeline remove` of another experiment may not know of it"
@@ -77,7 +77,7 @@ def _note(experiment: Experiment) -> None:
     with held_users(experiment.data_folder):
         if not _has_data(experiment.data_folder):
             write_text(users / _COMPLETE, "")
-        if not path.is_file() or read_json(path) != value:
+        if read_kept(path, dict, otherwise="it is written anew") != value:
             write_json(path, value)
 
 

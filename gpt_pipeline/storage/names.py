@@ -34,6 +34,12 @@ def folder_name(text: str, *, key: str) -> str:
     return short.rstrip(". ")
 
 
+def is_name(text: str) -> bool:
+    """Whether `text` names one file, on every system alike."""
+    is_text = not any("\ud800" <= letter <= "\udfff" for letter in text)  # bytes that are not UTF-8
+    return is_text and not _UNSAFE.search(text) and text == text.strip() and not text.endswith(".")
+
+
 def slug(text: str) -> str:
     """Return `text` as lower-case letters, digits and `_`: what Dagster accepts in keys and job names."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "experiment"
