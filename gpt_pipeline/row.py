@@ -136,9 +136,10 @@ def speak_utf8() -> None:
     """Write UTF-8 to files and pipes from now on, in this process and those it starts, unless the user chose otherwise.
 
     Windows writes them in the encoding of its language (Python does until 3.15), which lacks letters that documents
-    have. A terminal keeps its encoding; what that lacks is printed as `?`.
+    have. A terminal keeps its encoding; what that lacks is printed as `?`. `PYTHONIOENCODING`, or `PYTHONUTF8=0` for
+    the system's own encoding, is the user's choice.
     """
-    chosen = "PYTHONIOENCODING" in os.environ
+    chosen = "PYTHONIOENCODING" in os.environ or os.environ.get("PYTHONUTF8") == "0"
     os.environ.setdefault("PYTHONUTF8", "1")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -36,13 +36,23 @@ def in_markdown(text: str) -> str:
 
 def html_templates(package: str) -> jinja2.Environment:
     """Return what renders the HTML templates in the folder `templates` of a package; a name that is not given fails."""
+    return _templates(package, autoescape=True)
+
+
+def markdown_templates(package: str) -> jinja2.Environment:
+    """Return the same for templates of markdown, in which nothing is escaped by itself; see `in_markdown`."""
+    return _templates(package, autoescape=False)
+
+
+def _templates(package: str, *, autoescape: bool) -> jinja2.Environment:
     import jinja2
 
     return jinja2.Environment(
         loader=jinja2.PackageLoader(package, package_path="templates"),
-        autoescape=True,
+        autoescape=autoescape,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=not autoescape,  # of a file of text
         undefined=jinja2.StrictUndefined,
     )
 

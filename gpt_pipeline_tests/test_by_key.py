@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from gpt_pipeline.cli import main
 from gpt_pipeline.comparison.by_key import ByKey, key_chart
-from gpt_pipeline.comparison.compare import compare_experiments, families, with_key
+from gpt_pipeline.comparison.compare import compare_experiments, compare_with_families, families, with_key
 from gpt_pipeline.comparison.page import require_page, write_page
 from gpt_pipeline.comparison.show import as_json, key_markdown, markdown
 from gpt_pipeline.errors import UserError
@@ -131,6 +132,12 @@ def test_comparison_without_a_key_says_nothing_of_one(grid: list[Experiment]) ->
 def test_families_of_several_are_told_by_name(grid: list[Experiment]) -> None:
     assert {name: len(members) for name, members in families(grid).items()} == {"r": 6}
     assert families(grid[:1]) == {}
+    other = dataclasses.replace(
+        grid[0], config=dataclasses.replace(grid[0].config, family=None), file=Path("other.yaml")
+    )
+    whole, of_families = compare_with_families([*grid, other])
+    assert len(whole.standings) == 7
+    assert of_families == {"r": compare_experiments(grid)}
     ((title, picture, table),) = key_markdown(with_key(compare_experiments(grid)))
     assert title.endswith("by training.learning_rate")
     assert picture.startswith("<svg")
@@ -142,6 +149,8 @@ def test_page_of_a_comparison_replaces_no_file_of_another_kind(tmp_path: Path) -
     mine.write_text("experiment_name: mine")
     with pytest.raises(UserError, match=r"found .*mine\.yaml, which is no page of this program"):
         require_page(mine)
+    with pytest.raises(UserError, match=rf"found the folder .*; use {tmp_path}/comparison\.html"):
+        require_page(tmp_path)
     page = tmp_path / "page.html"
     require_page(page)
     page.write_text('<!doctype html><meta name="generator" content="gpt_pipeline 0.1.0">')

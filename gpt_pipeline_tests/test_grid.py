@@ -172,6 +172,18 @@ def test_values_with_commas_inside_brackets_and_quotes_are_one_value() -> None:
     assert parse_values(["a.b=[1, 2],'x, y',null"]) == {"a.b": ["[1, 2]", "'x, y'", "null"]}
 
 
+@pytest.mark.parametrize("is_family", [False, True])
+def test_new_file_in_place_of_a_link_that_leads_nowhere_is_refused(base: Path, is_family: bool) -> None:
+    link = base.with_name("lr-seed-1.yaml")
+    link.symlink_to("gone.yaml")
+    with pytest.raises(UserError, match=r"is there already|a link to gone\.yaml, and there is no such file"):
+        write_family(base.with_name("lr"), base, parse_values(["training.seed=1,2"])) if is_family else (
+            write_new_experiment(link)
+        )
+    assert link.is_symlink()
+    assert not base.with_name("lr-seed-2.yaml").exists()
+
+
 @pytest.mark.parametrize("rates", ["0.01,1e-2", "0.01,0.02,0.0100"])
 def test_family_of_one_value_written_twice_is_refused(base: Path, rates: str) -> None:
     with pytest.raises(UserError, match=r"--set training.learning_rate=0.01,(1e-2|0.0100): found two ways"):

@@ -260,6 +260,11 @@ def test_outline_before_with_data_and_after_the_training(with_data: TinyProject)
     assert ready[0].startswith("training")
     _train(with_data)
     assert [*outline(with_data.experiment("tiny"))] == []
+    anew = [*outline(with_data.experiment("tiny"), force=True)]
+    assert anew[0] == ready[0]
+    assert anew[1].endswith(
+        f"anew; the training so far moves to {with_data.experiment('tiny').folder.root / 'previous'}"
+    )
 
 
 def test_plan_start_before_during_and_after_a_training(with_data: TinyProject) -> None:

@@ -137,11 +137,16 @@ def test_training_on_rewards_tells_the_reward_in_place_of_its_loss_and_how_often
 
 @pytest.mark.parametrize(
     ("chosen", "terminal", "written"),
-    [(None, False, "é→".encode()), (None, True, b"\xe9?"), ("cp1252", False, b"\xe9?")],
-    ids=["file or pipe", "terminal", "encoding chosen by the user"],
+    [
+        ({}, False, "é→".encode()),
+        ({}, True, b"\xe9?"),
+        ({"PYTHONIOENCODING": "cp1252"}, False, b"\xe9?"),
+        ({"PYTHONUTF8": "0"}, False, b"\xe9?"),
+    ],
+    ids=["file or pipe", "terminal", "encoding chosen by the user", "the system's encoding chosen by the user"],
 )
 def test_output_that_the_systems_encoding_lacks_is_printed_and_nothing_fails(
-    monkeypatch: pytest.MonkeyPatch, chosen: str | None, terminal: bool, written: bytes
+    monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], terminal: bool, written: bytes
 ) -> None:
     target = io.BytesIO()
     stream = io.TextIOWrapper(target, encoding="cp1252")  # of a Windows in western Europe
@@ -149,10 +154,10 @@ def test_output_that_the_systems_encoding_lacks_is_printed_and_nothing_fails(
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.delenv("PYTHONUTF8", raising=False)
     monkeypatch.delenv("PYTHONIOENCODING", raising=False)
-    if chosen is not None:
-        monkeypatch.setenv("PYTHONIOENCODING", chosen)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
     speak_utf8()
     print("é→", end="")
     stream.flush()
     assert target.getvalue() == written
-    assert os.environ["PYTHONUTF8"] == "1"  # for the processes that this one starts
+    assert os.environ["PYTHONUTF8"] == chosen.get("PYTHONUTF8", "1")  # for the processes that this one starts

@@ -101,6 +101,17 @@ WEIGHTS = click.option(
 )
 
 
+ALLOW_HOST = click.option(
+    "--allow-host",
+    "names",
+    multiple=True,
+    envvar="GPT_PIPELINE_ALLOWED_HOSTS",
+    show_envvar=True,
+    metavar="NAME",
+    help="A name under which browsers reach it, such as a proxy's; may be given more than once.",
+)
+
+
 def say(text: str) -> None:
     """Print a line for the person who watches."""
     click.echo(instead_of_row(sys.stderr, on_terminal(text)), err=True)

@@ -296,7 +296,7 @@ def run(experiments: Sequence[Path], force: bool) -> None:
     say(f"{loaded.display_name}: loading Dagster ...")
     from gpt_pipeline.orchestration.driver import run_alone, stop_at_sigterm
 
-    _say_outline(loaded)
+    _say_outline(loaded, force=force)
     with stop_at_sigterm():
         worked = run_alone(loaded, force=force, say=say)
     say("Everything is done." if worked else "Nothing to do: everything is finished, from the raw files to the report.")
@@ -318,12 +318,13 @@ def _run_several(files: Sequence[Path], *, force: bool) -> None:
         sys.exit(FAILED)
 
 
-def _say_outline(experiment: Experiment) -> None:
+def _say_outline(experiment: Experiment, *, force: bool) -> None:
     from gpt_pipeline.planning.outline import outline
 
-    lines = [*outline(experiment)]
+    lines = [*outline(experiment, force=force)]
     if lines:
-        say(f"{experiment.display_name}: this run makes what is missing.")
+        makes = "trains again" if force else "makes what is missing"
+        say(f"{experiment.display_name}: this run {makes}.")
     for line in lines:
         say(f"  {line}")
 
@@ -399,6 +400,10 @@ def compare(
 
     if twice := [path.name for path, count in Counter(experiments).items() if count > 1]:
         raise UserError(f"found {', '.join(twice)} twice, need different experiments; name each once")
+    if page is not None:
+        from gpt_pipeline.comparison.page import require_page
+
+        require_page(page)  # before anything is read
     loaded = [load_experiment(path) for path in experiments]
     found = compare_experiments(loaded)
     families = {each.config.family for each in loaded}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import get_completion_class
 
-from gpt_pipeline.cli.common import FAILED, JSON, say, show, tell
+from gpt_pipeline.cli.common import ALLOW_HOST, FAILED, JSON, say, show, tell
 
 if TYPE_CHECKING:
     from gpt_pipeline.orchestration.pages import Pages
@@ -26,15 +26,7 @@ _COMPLETION_VARIABLE = "_GPT_PIPELINE_COMPLETE"  # click's name for a program of
 )
 @click.option("--port", type=_PORT, help="Of Dagster's page; default: 3000, or the next that is free.")
 @click.option("--mlflow-port", type=_PORT, help="Of MLflow's page; default: 5000, or the next that is free.")
-@click.option(
-    "--allow-host",
-    "names",
-    multiple=True,
-    envvar="GPT_PIPELINE_ALLOWED_HOSTS",
-    show_envvar=True,
-    metavar="NAME",
-    help="A proxy's name under which the pages are reached; may be given more than once.",
-)
+@ALLOW_HOST
 @click.option("--open", "in_browser", is_flag=True, help="Show the start page in the browser.")
 def ui(
     experiments: Path | None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from gpt_pipeline.cli.common import CHECKPOINT, EXPERIMENT, JSON, STOPPED, WEIGHTS, print_json, say, tell
+from gpt_pipeline.cli.common import ALLOW_HOST, CHECKPOINT, EXPERIMENT, JSON, STOPPED, WEIGHTS, print_json, say, tell
 from gpt_pipeline.storage.names import as_typed
 from gpt_pipeline.storage.ports import HOST
 from gpt_pipeline.training.config import Device
@@ -114,15 +114,7 @@ def generate(
     metavar="NAME",
     help="A variable of the environment with the key that clients must send; needed where --host is not this machine.",
 )
-@click.option(
-    "--allow-host",
-    "names",
-    multiple=True,
-    envvar="GPT_PIPELINE_ALLOWED_HOSTS",
-    show_envvar=True,
-    metavar="NAME",
-    help="A name under which the server is reached; may be given more than once.",
-)
+@ALLOW_HOST
 @click.option("--device", type=click.Choice(get_args(Device)), help="Default: as the experiment file says.")
 @click.option(
     "--batch-size",

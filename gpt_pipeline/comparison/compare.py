@@ -134,7 +134,23 @@ def compare_experiments(experiments: Sequence[Experiment]) -> Comparison:
     Raises:
         ConfigError: a base folder is not a path on this machine.
     """
-    entries = [_entry(experiment) for experiment in experiments]
+    return _comparison([_entry(experiment) for experiment in experiments])
+
+
+def compare_with_families(experiments: Sequence[Experiment]) -> tuple[Comparison, dict[str, Comparison]]:
+    """Return the comparison of all, and that of each family by its name, reading each experiment once.
+
+    Raises:
+        ConfigError: as `compare_experiments`.
+    """
+    entries = {experiment.file: _entry(experiment) for experiment in experiments}
+    of_families = {
+        name: _comparison([entries[each.file] for each in members]) for name, members in families(experiments).items()
+    }
+    return _comparison([*entries.values()]), of_families
+
+
+def _comparison(entries: Sequence[_Entry]) -> Comparison:
     waiting = [entry for entry in entries if entry.evaluation is None]
     sets = alike([entry.evaluation for entry in entries], same_losses)
     parts = [_ranked([entries[place] for place in places]) for places in sets]

@@ -59,7 +59,9 @@ def write_page(comparison: Comparison, experiments: Sequence[Experiment], file: 
 
 def require_page(file: Path) -> None:
     """Raise `UserError` if `file` is there and is not a page that this program wrote."""
-    if file.is_dir() or (file.exists() and _GENERATOR not in file.read_bytes()[:_HEAD_BYTES]):
+    if file.is_dir():
+        raise UserError(f"--html: found the folder {file}, need a file; use {file / 'comparison.html'}")
+    if file.exists() and (not file.is_file() or _GENERATOR not in file.read_bytes()[:_HEAD_BYTES]):
         raise UserError(f"--html: found {file}, which is no page of this program, need a new file; choose another name")
 
 

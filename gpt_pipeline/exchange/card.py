@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jinja2
-
 from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.load import Weights
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
@@ -20,7 +18,7 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.template import written
 from gpt_pipeline.model.config_json import config_json_of
 from gpt_pipeline.model.costs import parameter_count
-from gpt_pipeline.shown import in_markdown
+from gpt_pipeline.shown import in_markdown, markdown_templates
 from gpt_pipeline.storage.manifest import StageResult
 
 _METRICS = {
@@ -50,14 +48,7 @@ def model_card(
 
     `gguf` is the type of the numbers in a GGUF file; None for a folder of `transformers`.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gpt_pipeline.exchange", package_path="templates"),
-        autoescape=False,  # markdown
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    environment = markdown_templates("gpt_pipeline.exchange")
     environment.filters["as_it_is"] = lambda value: in_markdown(str(value))
     environment.filters["count"] = lambda value: f"{value:,.0f}"
     evaluation = _evaluation(experiment, info)

@@ -6,6 +6,7 @@ text is a number, a boolean or a text. So no tag runs code, and no resolver turn
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -95,6 +96,9 @@ def read_text(path: Path) -> str:
             raise _broken(path, f"found {path.stat().st_size} bytes; an experiment file is a YAML text of a few lines")
         return _decode(path, path.read_bytes())
     except FileNotFoundError:
+        if path.is_symlink():
+            text = f"this is a link to {os.readlink(path)}, and there is no such file; mend the link, or remove it"
+            raise _broken(path, text) from None
         raise _broken(path, f"no such file{_nearest_file(path)}") from None
     except (OSError, ValueError) as error:
         if isinstance(error, ExperimentFileError):

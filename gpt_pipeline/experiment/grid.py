@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -192,7 +193,7 @@ def _is_there(file: Path, text: str) -> bool:
     Raises:
         UserError: it holds something else.
     """
-    if not file.exists():
+    if not os.path.lexists(file):
         return False
     if without_runtime(file, read_text(file)).rstrip() != text.rstrip():
         raise UserError(f"{file} is there already and differs from what would be written; choose another name than it")

@@ -69,7 +69,7 @@ def write_new_experiment(
     require_new_name(file)
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file}: found the ending {file.suffix!r}, need .yaml; use {file.with_suffix('.yaml')}")
-    if file.exists():
+    if os.path.lexists(file):  # a link that leads nowhere, too
         raise UserError(f"{file} is there already and stays as it is; choose another name")
     start = RECIPES[recipe] if recipe else _FROM_DEFAULTS
     if recipe and start_from is None and any(_is_of_start(key) for key in start.values):

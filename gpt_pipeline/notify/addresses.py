@@ -19,7 +19,7 @@ VARIABLE = "GPT_PIPELINE_NOTIFY"
 INSTALL = "pip install -c constraints.txt -e '.[notify]' (or: pip install apprise)"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=://.)")
-_FORM = "`addresses:` with a list of addresses of apprise, such as mailto://user:password@example.org"
+_FORM = "`addresses:` with a list of addresses of apprise, such as 'json://localhost:8000/runs'"
 
 
 class Address:
@@ -72,7 +72,7 @@ def _checked(source: str, texts: Iterable[object]) -> Addresses:
     addresses = tuple(Address(str(text)) for text in texts)
     for number, address in enumerate(addresses, start=1):
         if not _SCHEME.match(address.secret):
-            need = "an address such as json://localhost:8000 or mailto://user:password@example.org"
+            need = "an address of apprise, which begins with its kind, such as json://localhost:8000/runs"
             raise ConfigError(f"{source}: address {number}", found=repr(address), need=need)
     return Addresses(source=source, addresses=addresses)
 

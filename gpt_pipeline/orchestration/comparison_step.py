@@ -1,6 +1,6 @@
 """Comparing the project's experiments: the asset `comparison`, its job, and the sensor that keeps it up to date."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ from gpt_pipeline.training.heartbeat import trainer_state
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+    from gpt_pipeline.comparison.compare import Comparison
 
 COMPARISON = dg.AssetKey(["comparison"])
 COMPARISON_JOB = "compare_experiments"
@@ -76,14 +78,14 @@ def _asset(experiments: Sequence[Experiment]) -> dg.AssetsDefinition:
 def _compare(
     context: dg.AssetExecutionContext, experiments: Sequence[Experiment], mlflow: MlflowTracking
 ) -> dg.MaterializeResult:
-    from gpt_pipeline.comparison.compare import compare_experiments
+    from gpt_pipeline.comparison.compare import compare_with_families
     from gpt_pipeline.comparison.show import as_json, markdown, pictures, ranking
 
     identity = comparison_fingerprint(experiments)
-    found = compare_experiments(experiments)
+    found, families = compare_with_families(experiments)
     drawn = pictures(found, experiments)
     losses = [f"{in_markdown(title)}\n\n{picture_markdown('validation losses', svg)}" for title, svg in drawn.items()]
-    by_key = _by_key(experiments)
+    by_key = _by_key(families)
     return dg.MaterializeResult(
         metadata={
             **({"families": dg.MetadataValue.md(by_key)} if by_key else {}),
@@ -99,14 +101,14 @@ def _compare(
     )
 
 
-def _by_key(experiments: Sequence[Experiment]) -> str:
+def _by_key(families: Mapping[str, "Comparison"]) -> str:
     """Return, for each family, the metric that ranks it against the key in which it differs most, as markdown."""
-    from gpt_pipeline.comparison.compare import compare_experiments, families, with_key
+    from gpt_pipeline.comparison.compare import with_key
     from gpt_pipeline.comparison.show import key_markdown
 
     parts = []
-    for name, members in families(experiments).items():
-        for title, svg, table in key_markdown(with_key(compare_experiments(members))):
+    for name, comparison in families.items():
+        for title, svg, table in key_markdown(with_key(comparison)):
             picture = picture_markdown("picture", svg)
             parts.append(f"### {in_markdown(name)}: {in_markdown(title)}\n\n{picture}\n\n{table}")
     return "\n\n".join(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import TrainingSize, training_size
@@ -14,11 +15,15 @@ from gpt_pipeline.planning.tokens import TokenCount, count_tokens
 from gpt_pipeline.progress.stages import data_progress
 from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.report.wording import count
+from gpt_pipeline.training.decision import PREVIOUS_NAME
 
 
-def outline(experiment: Experiment) -> Iterator[str]:
-    """Yield what is still to be done, a line a stage; nothing once it is trained. Uses no network, measures nothing."""
-    if experiment_training(experiment).state == "finished":
+def outline(experiment: Experiment, *, force: bool = False) -> Iterator[str]:
+    """Yield what is still to be done, a line a stage; nothing once it is trained. Uses no network, measures nothing.
+
+    `force` is a training from the first step, whatever there is.
+    """
+    if not force and experiment_training(experiment).state == "finished":
         return
     tokens = _known_tokens(experiment)
     to_do = [stage.label for stage in data_progress(experiment) if stage.state != "finished"]
@@ -26,6 +31,8 @@ def outline(experiment: Experiment) -> Iterator[str]:
         amount = "" if tokens is None else f": about {count(tokens.tokens)} tokens in {tokens.documents:,} documents"
         yield f"data         {', '.join(to_do)}{amount}"
     yield f"training     {_training(experiment, tokens)}"
+    if force and (experiment.folder.training.is_file() or list_checkpoints(experiment.folder.checkpoints)):
+        yield f"             anew; the training so far moves to {experiment.folder.root / PREVIOUS_NAME}"
     yield "evaluations  of each checkpoint, beside the training"
     yield f"report       {experiment.folder.report}"
     yield "Ctrl+C saves a checkpoint and stops; the same command goes on from there."
