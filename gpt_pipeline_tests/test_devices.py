@@ -92,7 +92,12 @@ def test_rank_without_a_gpu_of_its_own_is_told_how_many_there_are(pretend):
         ("cuda", {"capability": (12, 0)}, "bf16"),
         ("cuda", {"capability": (9, 0)}, "bf16"),
         ("cuda", {"capability": (8, 0)}, "bf16"),
-        ("cuda", {"capability": (7, 5)}, "fp16"),  # T4, RTX 20, GTX 16
+        ("cuda", {"capability": (7, 5), "name": "Tesla T4"}, "fp16"),
+        ("cuda", {"capability": (7, 5), "name": "NVIDIA GeForce RTX 2060"}, "fp16"),
+        ("cuda", {"capability": (7, 5), "name": "Quadro RTX 4000"}, "fp16"),
+        ("cuda", {"capability": (7, 5), "name": "NVIDIA GeForce GTX 1660 SUPER"}, "fp32"),  # no tensor cores
+        ("cuda", {"capability": (7, 5), "name": "NVIDIA GeForce MX450"}, "fp32"),
+        ("cuda", {"capability": (7, 5), "name": "NVIDIA T1000 8GB"}, "fp32"),
         ("cuda", {"capability": (7, 0)}, "fp16"),  # V100
         ("cuda", {"capability": (6, 1)}, "fp32"),
         ("cuda", {"architecture": "gfx90a:sramecc+:xnack-"}, "bf16"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import LanguageModel
@@ -91,3 +92,24 @@ def test_learning_rate_factors_multiply_the_rate_of_what_they_name(architecture,
 def test_learning_rate_factor_that_is_no_factor_is_refused(value):
     with pytest.raises(ConfigError, match=r"head: found .*, need a finite number, 0 or above"):
         LearningRateFactors(head=value)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("scales", [True, False])
+def test_rehearsal_of_an_optimizer_leaves_the_state_of_an_update_and_no_change(monkeypatch, name, scales):
+    monkeypatch.setattr(devices, "scales_in_optimizer", lambda device: scales)
+    model, config = _model("gpt2", tie_weights=True), TrainingConfig(optimizer=name)
+    before = deepcopy(model.state_dict())
+    optimizer = Optimizer(model, config)
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.rehearse()
+    stepped = _stepped(_model("gpt2", tie_weights=True), config)
+    assert [_kept(part) for part in optimizer.state()["states"]] == [_kept(part) for part in stepped.state()["states"]]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def _kept(state: dict[str, Any]) -> dict[int, dict[str, torch.Size]]:
+    """Return what is kept of each parameter, and of which shape."""
+    return {number: {key: value.shape for key, value in own.items()} for number, own in state["state"].items()}

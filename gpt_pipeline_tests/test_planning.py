@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +38,7 @@ from gpt_pipeline.planning.findings import Known, findings
 from gpt_pipeline.planning.host import HostMemory, _limited, host_memory
 from gpt_pipeline.planning.outline import outline
 from gpt_pipeline.planning.plan import Plan, count_estimates, make_plan
-from gpt_pipeline.planning.probe import Request, sizes_of
+from gpt_pipeline.planning.probe import Request, answer, sizes_of
 from gpt_pipeline.planning.show import sheets
 from gpt_pipeline.planning.speed import Duration, Sampling, Speed, TooSlowError, Work, duration, measure, update_seconds
 from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
@@ -377,6 +380,23 @@ def _command_of(pid: int) -> str:
 def test_measure_on_a_device_that_is_not_there_is_refused_in_the_trainers_words() -> None:
     with pytest.raises(UserError, match=r"torch .* sees none"):
         measure(_request(hardware=HardwareConfig(device="cuda")), world_size=1, say=_quiet)
+
+
+def test_probe_of_what_has_no_fixed_order_of_sums_is_refused_in_the_trainers_words(monkeypatch) -> None:
+    gelu = torch.nn.functional.gelu
+
+    def unordered(x: torch.Tensor, **how: Any) -> torch.Tensor:
+        return gelu(x, **how).put_(torch.zeros(1, dtype=torch.int64), torch.zeros(1))
+
+    monkeypatch.setattr(torch.nn.functional, "gelu", unordered)
+    torch.use_deterministic_algorithms(True)
+    records: list[Mapping[str, Any]] = []
+    try:
+        answer(_request(), records.append)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert records[-1]["kind"] == "refused"
+    assert re.search(r"training\.deterministic: found put_.*deterministic: false", records[-1]["text"])
 
 
 def test_update_seconds_of_many_micro_batches_follow_from_two_sizes() -> None:

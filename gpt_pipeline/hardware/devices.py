@@ -6,6 +6,7 @@ Intel's. Everything else asks here, never `torch.cuda` itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,6 +23,9 @@ Half = Literal["bf16", "fp16"]
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _OLDEST_NVIDIA_BF16, _OLDEST_NVIDIA_FP16 = (8, 0), (7, 0)  # compute capability: Ampere; Volta, the first tensor cores
+# Turing without tensor cores (TU116, TU117), which has the compute capability of Turing with them: "NVIDIA Turing GPU
+# Architecture" names the chips, the product pages what they are sold as.
+_WITHOUT_TENSOR_CORES = re.compile(r"\b(GTX 16\d\d|MX[45]50|T(4|5|6|10|12|20)00|T550|CMP 30HX)\b")
 # AMD's architectures whose matrix units take bfloat16 (ROCm, "Data types and precision support"): CDNA 1 to 4, RDNA 3
 # and 4. LLVM's names of them begin so.
 _AMD_BF16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
@@ -84,7 +88,10 @@ def native_half(device: torch.device) -> Half | None:
         return "bf16" if architecture.startswith(_AMD_BF16) else None
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
-        return "bf16" if capability >= _OLDEST_NVIDIA_BF16 else "fp16" if capability >= _OLDEST_NVIDIA_FP16 else None
+        if capability >= _OLDEST_NVIDIA_BF16:
+            return "bf16"
+        has_fp16 = capability >= _OLDEST_NVIDIA_FP16 and not _WITHOUT_TENSOR_CORES.search(name_of(device))
+        return "fp16" if has_fp16 else None
     if device.type == "xpu":
         return "bf16" if torch.xpu.get_device_properties(device).has_bfloat16_conversions else None
     return None

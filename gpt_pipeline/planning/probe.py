@@ -30,7 +30,7 @@ from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.rl.rollouts import RecordedDraws
 from gpt_pipeline.storage.atomic import only_known_fields
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig
-from gpt_pipeline.training.device import choose_compute, peak_memory_bytes, prepare_process
+from gpt_pipeline.training.device import choose_compute, explained_order_of_sums, peak_memory_bytes, prepare_process
 from gpt_pipeline.training.feed import Batch
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.update import Updater
@@ -195,15 +195,21 @@ def main() -> int:
     def emit(record: Mapping[str, Any]) -> None:
         print(json.dumps(record), file=records, flush=True)
 
+    answer(Request.from_json(json.load(sys.stdin)), emit)
+    return 0
+
+
+def answer(request: Request, emit: Emit) -> None:
+    """Probe; where that cannot be done, or the memory is full, emit that."""
     try:
-        probe(Request.from_json(json.load(sys.stdin)), emit)
+        with explained_order_of_sums():
+            probe(request, emit)
     except UserError as error:
         emit({"kind": "refused", "text": str(error)})
     except RuntimeError as error:
         if not devices.is_out_of_memory(error):
             raise
         emit({"kind": "out_of_memory"})
-    return 0
 
 
 if __name__ == "__main__":

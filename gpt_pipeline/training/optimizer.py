@@ -86,6 +86,8 @@ class Optimizer:
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         rates = [group["lr"] for group in groups]
         one = torch.ones((), device=self.parameters[0][0].device)
+        if self.is_fresh and not devices.scales_in_optimizer(one.device):
+            self._make_adamw_state(one)
         self.step(0, 0.0, divisor=one, skip=one)
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
@@ -109,6 +111,13 @@ class Optimizer:
         else:
             torch._foreach_mul_([p.grad for p in self.parameters[0] if p.grad is not None], divisor.reciprocal())
         self._adamw.step()
+
+    def _make_adamw_state(self, one: Tensor) -> None:
+        """Make the state by an update of zeros at a rate of 0, which moves no weight: a skipped one makes none."""
+        for group in self._adamw.param_groups:
+            group["lr"] = 0.0
+        torch._foreach_zero_([p.grad for p in self.parameters[0] if p.grad is not None])
+        self._step_adamw(one, torch.zeros_like(one))
 
     def state(self) -> dict[str, Any]:
         """Return the state as tensors and plain values."""
