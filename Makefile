@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 BENCH  ?= cpu_step sft_step rollouts checkpoint_stall muon english tokens batches data_memory own_data near_duplicates generation serving startup
 
-.PHONY: demo demo-chat test test-slow test-browser check bench docs screenshots format ui update clean
+.PHONY: demo demo-chat test test-slow test-browser test-gpu check bench docs screenshots format ui update clean
 
 demo: $(READY)  ## materialize the whole pipeline for experiments/demo.yaml
 	@echo "The demo: data, training and evaluations on the CPU, about six minutes on two free cores."
@@ -23,6 +23,9 @@ test-slow: $(READY)  ## what takes longer: fault loops, long waits, the benchmar
 
 test-browser: $(READY)  ## the web pages, driven by Chromium where it is found
 	@$(BIN)/python -m pytest -m browser
+
+test-gpu: $(READY)  ## what needs a GPU; python3 -m benchmarks.gpu_proof does it with torch alone
+	@$(BIN)/python -m pytest -m gpu
 
 check: $(READY)  ## format, lint, types, import layers, generated files, the tests of what has changed
 	@$(BIN)/ruff format --check .

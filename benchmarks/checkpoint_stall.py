@@ -8,17 +8,19 @@ costs, from these and the time of an update.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from benchmarks.contest import describe_machine
 from benchmarks.steps import StepSettings, make_updater
 from gpt_pipeline.checkpoints.save import save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import HostCopy, Progress, Snapshot, snapshot_bytes
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.training.config import CadenceConfig, HardwareConfig
 from gpt_pipeline.training.feed import Batch
@@ -34,7 +36,7 @@ _EVERY = 1000
 def main() -> None:
     options = _options()
     settings = StepSettings(
-        model=ModelConfig(n_layer=options.layers),
+        model=ModelConfig(n_layer=options.layers, n_head=max(1, options.width // 64), n_embd=options.width),
         sequences=options.sequences,
         micro_batch_size=options.micro_batch_size,
         length=options.length,
@@ -42,7 +44,54 @@ def main() -> None:
     )
     print(f"{describe_machine()}; {settings.sequences} x {settings.length} tokens a step, {options.layers} layers")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        _Measurement(settings, Path(name)).run(saves=options.saves, steps=options.steps)
+        found = measure(settings, Path(name), saves=options.saves, steps=options.steps)
+    _show(found)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(found)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stall:
+    """What a checkpoint costs; times in seconds."""
+
+    size: int
+    """Bytes."""
+
+    update: float
+    """Of an update while nothing is written."""
+
+    stall: float
+    """That training waits for a checkpoint."""
+
+    first_stall: float
+    """The same the first time, when memory is allocated."""
+
+    waited: float
+    """That it would wait if it wrote the file itself."""
+
+    writing: float
+    slower: float
+    """An update while the file is written, over one while it is not."""
+
+    @property
+    def share(self) -> float:
+        """Of the time of training, with a checkpoint every `_EVERY` updates."""
+        extra = self.stall + max(0.0, self.slower - 1) * self.writing
+        return extra / (_EVERY * self.update)
+
+
+def measure(settings: StepSettings, folder: Path, *, saves: int, steps: int) -> Stall:
+    """Return what `saves` checkpoints cost, with `steps` updates before each."""
+    return _Measurement(settings, folder).run(saves=saves, steps=steps)
+
+
+def _show(found: Stall) -> None:
+    print(f"a checkpoint: {found.size / 1e9:.2f} GB; an update: {found.update:.3f} s")
+    print(f"training waits: {found.stall:.3f} s (the first time, when memory is allocated: {found.first_stall:.3f} s)")
+    times = found.waited / found.stall
+    print(f"it would wait {found.waited:.2f} s if it wrote the file itself: {times:.0f} times as long")
+    print(f"written after {found.writing:.1f} s, meanwhile updates take {found.slower:.2f} times their time")
+    print(f"RATIO at one in {_EVERY} updates: {found.share:.3%} of the time of training")
 
 
 class _Measurement:
@@ -55,7 +104,7 @@ class _Measurement:
         self._saver = Saver(self._job, SilentObserver())
         self._step = 0
 
-    def run(self, *, saves: int, steps: int) -> None:
+    def run(self, *, saves: int, steps: int) -> Stall:
         self._update()
         alone, during, stalls, writes = [], [], [], []
         for _ in range(saves):
@@ -71,14 +120,15 @@ class _Measurement:
         waited = self._save_and_wait()
         step = statistics.median(alone)
         first, *later = stalls
-        stall = statistics.median(later)
-        print(f"a checkpoint: {snapshot_bytes(self._snapshot()) / 1e9:.2f} GB; an update: {step:.3f} s")
-        print(f"training waits: {stall:.3f} s (the first time, when memory is allocated: {first:.3f} s)")
-        print(f"it would wait {waited:.2f} s if it wrote the file itself: {waited / stall:.0f} times as long")
-        slower = statistics.median(during) / step
-        print(f"written after {statistics.median(writes):.1f} s, meanwhile updates take {slower:.2f} times their time")
-        extra = stall + max(0.0, slower - 1) * statistics.median(writes)
-        print(f"RATIO at one in {_EVERY} updates: {extra / (_EVERY * step):.3%} of the time of training")
+        return Stall(
+            size=snapshot_bytes(self._snapshot()),
+            update=step,
+            stall=statistics.median(later),
+            first_stall=first,
+            waited=waited,
+            writing=statistics.median(writes),
+            slower=statistics.median(during) / step,
+        )
 
     def _update(self) -> float:
         started = time.perf_counter()
@@ -119,12 +169,14 @@ def _job(settings: StepSettings, folder: Path) -> TrainingJob:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint_stall")
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--sequences", type=int, default=8, help="in one update")
     parser.add_argument("--micro-batch-size", type=int, help="sequences in one forward pass; default: all")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--saves", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="updates between two saves")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=devices.find_gpu() or "cpu")
+    parser.add_argument("--json", action="store_true", help="and the figures as JSON, in the last line")
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's temporary folder")
     return parser.parse_args()
 

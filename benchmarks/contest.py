@@ -87,15 +87,22 @@ def describe_machine() -> str:
     """Return chip, driver, Python and torch in one line."""
     import torch
 
+    from gpt_pipeline.hardware import devices
+
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    if not torch.cuda.is_available():
+    gpu = devices.find_gpu()
+    if gpu is None:
         return f"{_processor()}, {torch.get_num_threads()} threads, {versions}"
+    runtime = f", driver {_driver()}, CUDA {torch.version.cuda}" if torch.version.cuda else ""
+    return f"{devices.name_of(gpu)}{runtime}, {versions}"
+
+
+def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0]
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0]
     except (OSError, subprocess.CalledProcessError):
-        driver = "unknown"
-    return f"{torch.cuda.get_device_name()}, driver {driver}, CUDA {torch.version.cuda}, {versions}"
+        return "unknown"
 
 
 def _processor() -> str:
@@ -150,13 +157,16 @@ def _serve(connection: Connection, contestant: Contestant) -> None:
 
 
 def _wait_for_device() -> None:
-    torch = sys.modules.get("torch")  # a contestant that does without it is not to be charged with its memory
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if "torch" in sys.modules:  # a contestant that does without it is not to be charged with its memory
+        from gpt_pipeline.hardware import devices
+
+        devices.synchronize()
 
 
 def _peak_memory() -> int:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+    if "torch" in sys.modules:
+        from gpt_pipeline.hardware import devices
+
+        if gpu := devices.find_gpu():
+            return devices.peak_memory(sys.modules["torch"].device(gpu))
     return peak_resident_bytes() or 0

@@ -27,6 +27,7 @@ from benchmarks.peers import make_transformers
 from benchmarks.steps import StepSettings, make_updater
 from gpt_pipeline.data.tokens.batches import BatchSampler
 from gpt_pipeline.data.tokens.stream import TokenStream, new_shard
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.costs import flops_per_token
 from gpt_pipeline.training.config import HardwareConfig
@@ -39,7 +40,7 @@ from gpt_pipeline.training.update import PendingUpdate
 OURS = "gpt_pipeline"
 TARGET = "480,000 to 560,000 tokens/s on one H200"
 _SHARD = "train_000001.bin"
-_TECHNIQUES = {
+TECHNIQUES = {
     "compile": "torch.compile",
     "bf16": "bf16 (float32 with TF32 instead)",
     "tf32": "bf16 and TF32 (float32 throughout)",
@@ -53,8 +54,8 @@ _TECHNIQUES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class _FromFile:
-    """A contestant that reads the token file."""
+class FromFile:
+    """What a contestant that reads the token file computes."""
 
     settings: StepSettings
     folder: Path
@@ -67,31 +68,33 @@ def main() -> None:
     print(f"{settings.sequences} x {settings.length} tokens a step, {settings.micro_batch_size} sequences at a time")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _write_tokens(folder / _SHARD, settings)
-        rivals = _rivals(settings, folder)
-        times = compete(rivals, turns=options.turns, steps=options.steps)
+        write_tokens(folder, settings)
+        times = compete([ours(settings, folder), *rivals(settings)], turns=options.turns, steps=options.steps)
         print_table(times, tokens=settings.tokens, ours=OURS)
         _print_speed(times, settings)
         if options.techniques:
             _print_techniques(settings, folder, options)
 
 
-def _rivals(settings: StepSettings, folder: Path) -> list[Contestant]:
-    rivals = [
-        Contestant(name=OURS, make=make_ours_from_file, settings=_FromFile(settings=settings, folder=folder)),
-        Contestant(name="nanoGPT-style loop", make=make_nanogpt_style, settings=settings),
-    ]
+def ours(settings: StepSettings, folder: Path, *, name: str = OURS) -> Contestant:
+    """Return our trainer's step on the token file in `folder`."""
+    return Contestant(name=name, make=make_ours_from_file, settings=FromFile(settings=settings, folder=folder))
+
+
+def rivals(settings: StepSettings) -> list[Contestant]:
+    """Return the others that can take part here, with a word on those that cannot."""
+    found = [Contestant(name="nanoGPT-style loop", make=make_nanogpt_style, settings=settings)]
     if importlib.util.find_spec("transformers") is None:
         print("transformers is not installed here and does not take part")
-        return rivals
+        return found
     for name, compiled in (("eager", False), ("compiled", True)):
         if settings.compile or not compiled:
             theirs = dataclasses.replace(settings, compile=compiled)
-            rivals.append(Contestant(name=f"transformers, {name}", make=make_transformers, settings=theirs))
-    return rivals
+            found.append(Contestant(name=f"transformers, {name}", make=make_transformers, settings=theirs))
+    return found
 
 
-def make_ours_from_file(task: _FromFile) -> Step:
+def make_ours_from_file(task: FromFile) -> Step:
     """Return a step of our trainer on batches of the token file, without what `task.settings.without` names."""
     settings = task.settings
     stack = ExitStack()  # for the rest of the process
@@ -136,16 +139,17 @@ def _print_speed(times: dict[str, Times], settings: StepSettings) -> None:
 
 def _print_techniques(settings: StepSettings, folder: Path, options: argparse.Namespace) -> None:
     print("\nWhat each technique contributes: the time of a step without it, over the time with all, in turns")
-    for name, words in _TECHNIQUES.items():
-        without = Contestant(
-            name=f"without {name}",
-            make=make_ours_from_file,
-            settings=_FromFile(settings=_leave_out(settings, name), folder=folder),
-        )
-        whole = Contestant(name=OURS, make=make_ours_from_file, settings=_FromFile(settings=settings, folder=folder))
-        times = compete([whole, without], turns=max(2, options.turns // 2), steps=max(1, options.steps // 2))
-        ratio = times[without.name].median / times[OURS].median
-        print(f"{ratio:6.2f}  {words}, {times[without.name].memory_bytes / 1e9:.1f} GB without it")
+    turns, steps = max(2, options.turns // 2), max(1, options.steps // 2)
+    for name, words in TECHNIQUES.items():
+        ratio, memory = contribution(name, settings, folder, turns=turns, steps=steps)
+        print(f"{ratio:6.2f}  {words}, {memory / 1e9:.1f} GB without it")
+
+
+def contribution(technique: str, settings: StepSettings, folder: Path, *, turns: int, steps: int) -> tuple[float, int]:
+    """Return the time of a step without the technique over that with all, and the peak bytes without it."""
+    without = ours(_leave_out(settings, technique), folder, name=f"without {technique}")
+    times = compete([ours(settings, folder), without], turns=turns, steps=steps)
+    return times[without.name].median / times[OURS].median, times[without.name].memory_bytes
 
 
 def _leave_out(settings: StepSettings, name: str) -> StepSettings:
@@ -159,26 +163,30 @@ def _leave_out(settings: StepSettings, name: str) -> StepSettings:
     return change()
 
 
-def _write_tokens(path: Path, settings: StepSettings) -> None:
+def write_tokens(folder: Path, settings: StepSettings) -> None:
+    """Write the token file that our steps read: random, as speed does not depend on what the tokens are."""
     random = np.random.default_rng(0)
-    with new_shard(path) as shard:
+    with new_shard(folder / _SHARD) as shard:
         for _ in range(8):
             shard.append(random.integers(0, settings.model.vocab_size, 2 * settings.tokens).astype(np.uint16))
 
 
+def tiny_settings() -> StepSettings:
+    """Return a step that a CPU makes in milliseconds."""
+    model = ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=64, qkv_bias=True)
+    return StepSettings(model=model, sequences=4, micro_batch_size=2, length=64, compile=False, device="cpu", threads=1)
+
+
 def _settings(options: argparse.Namespace) -> StepSettings:
     if options.tiny:
-        model = ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=64, qkv_bias=True)
-        return StepSettings(
-            model=model, sequences=4, micro_batch_size=2, length=64, compile=False, device="cpu", threads=1
-        )
+        return tiny_settings()
     return StepSettings(
         model=ModelConfig(qkv_bias=True, dropout=options.dropout),
         sequences=options.tokens_per_step // options.length,
         micro_batch_size=options.micro_batch_size,
         length=options.length,
         compile=True,
-        device="cuda",
+        device=devices.find_gpu() or "cuda",
     )
 
 

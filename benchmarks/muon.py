@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks.contest import describe_machine
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.training.config import MuonConfig
 from gpt_pipeline.training.device import Compute, prepare_process
 from gpt_pipeline.training.muon import Muon
@@ -22,7 +23,7 @@ from gpt_pipeline.training.muon import Muon
 def main() -> None:
     options = _options()
     torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(devices.find_gpu() or "cpu")
     prepare_process(Compute(device=device, compile=False, peak_flops=None))  # as the trainer does
     parameters = _parameters(options.layers, options.width, device)
     ours = Muon([(each, 1) for each in parameters], MuonConfig(), learning_rate=1e-3, weight_decay=0.1)
@@ -54,9 +55,9 @@ def _parameters(layers: int, width: int, device: torch.device) -> list[nn.Parame
 
 
 def _now() -> float:
-    if not torch.cuda.is_available():
+    if devices.find_gpu() is None:
         return time.process_time()
-    torch.cuda.synchronize()
+    devices.synchronize()
     return time.perf_counter()
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.contest import describe_machine
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import LanguageModel
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = devices.find_gpu() or "cpu"
     model = (
         make_model(ModelConfig(n_layer=given.layers, context_length=_CONTEXT)).eval().requires_grad_(False).to(device)
     )

@@ -38,6 +38,7 @@ class StepSettings:
     device: str = "cpu"
     threads: int | None = None
     gradient_checkpointing: bool = False
+    deterministic: bool = False
     without: str = ""
     """A technique to leave out, where a benchmark knows how."""
 
@@ -58,6 +59,7 @@ class StepSettings:
             precision=self.precision,  # type: ignore[arg-type]
             compile=self.compile,  # type: ignore[arg-type]
             gradient_checkpointing=self.gradient_checkpointing,
+            deterministic=self.deterministic,
         )
 
     def layout(self) -> StepLayout:

@@ -26,7 +26,7 @@ from gpt_pipeline.errors import ConfigError, LockedError, UserError
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.storage.lock import folder_lock
-from gpt_pipeline.training.config import HardwareConfig, LearningRateFactors, MuonConfig
+from gpt_pipeline.training.config import LearningRateFactors, MuonConfig
 from gpt_pipeline.training.finished import find_finished_training
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
@@ -37,7 +37,6 @@ from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline.training.update import NotFiniteError, Updater
 from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job, trainer_command, write_shards
 
-CUDA_TOLERANCE = 0.01  # nats per token
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 
@@ -463,20 +462,6 @@ def test_training_variant_stopped_and_resumed_equals_the_uninterrupted(tmp_path,
     _assert_same_end(parts, whole)
     train = [loss for kind, _, loss in _losses(whole) if kind == "train"]
     assert train[-1] < train[0] - 0.1
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_training_on_cuda_stopped_and_resumed_sees_the_same_batches_and_nearly_the_same_losses(tmp_path, optimizer):
-    whole = make_job(tmp_path, training={"optimizer": optimizer}, hardware=HardwareConfig(device="cuda"))
-    run_job(whole, Listener())
-    parts = dataclasses.replace(whole, experiment_folder=str(tmp_path / "parts"))
-    _run_until(parts, 5)
-    run_job(parts, Listener())
-    found, expected = _losses(parts), _losses(whole)
-    assert [line[:2] for line in found] == [line[:2] for line in expected]
-    # docs/checkpoints.md states this tolerance: sums on a GPU have no fixed order.
-    assert [line[2] for line in found] == pytest.approx([line[2] for line in expected], abs=CUDA_TOLERANCE)
 
 
 def test_training_muon_keeps_one_momentum_for_each_matrix_of_the_blocks(tmp_path):

@@ -38,28 +38,30 @@ def write_shards(
     validation_tokens: int = 70,
     document_length: int | None = None,
     question_length: int = 0,
+    vocab_size: int = 50257,
 ) -> Path:
     """Write a finished token_shards stage; with the default sizes an epoch has five updates of four sequences.
 
     Documents have `document_length` tokens, the last one maybe fewer; None: each split is one document. What follows
-    the `<|endoftext|>` and `question_length` tokens is their answer.
+    the `<|endoftext|>` and `question_length` tokens is their answer. Tokens are below `vocab_size`.
     """
     random = np.random.default_rng(0)
     counts = {"train": train_tokens, "validation": validation_tokens}
-    files = {}
+    files, eot_token = {}, min(EOT_TOKEN, vocab_size - 1)
     for split, count in counts.items():
         name = f"{split}_000001.bin"
         starts = np.arange(0, count, document_length or count)
         ends = np.append(starts[1:], count)
-        tokens = random.integers(0, 50257, count).astype(np.uint16)
+        tokens = random.integers(0, vocab_size, count).astype(np.uint16)
         if question_length:
-            tokens[starts] = EOT_TOKEN
+            tokens[starts] = eot_token
         with new_shard(folder / name) as shard:
             shard.append(tokens)
         np.save(folder / starts_name(name), starts)
         np.save(folder / spans_name(name), np.stack([np.minimum(starts + 1 + question_length, ends), ends], axis=1))
         files |= {file: record_file(folder / file) for file in (name, starts_name(name), spans_name(name))}
     facts = {f"{split}_tokens": count for split, count in counts.items()}
+    facts |= {} if eot_token == EOT_TOKEN else {"eot_token": eot_token}
     Manifest(stage="token_shards", fingerprint=SHARDS_FINGERPRINT, config={}, files=files, facts=facts).write(folder)
     return folder
 

@@ -28,7 +28,9 @@ from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.state import random_states, restore_random_states
 from gpt_pipeline.training.update import Updater
 
-_RESERVE = 0.03  # of the memory, left free by `auto`: later allocations fall less densely than the first
+RESERVE = 0.03
+"""Of the memory, left free by `auto`: later allocations fall less densely than the first."""
+
 _TOO_FAR = 2.0  # times the memory: an estimate above it is not tried; a compiled model needs less than estimated
 
 
@@ -98,7 +100,7 @@ def _fits(updater: Updater, job: TrainingJob, compute: Compute, *, reserved: boo
     device, layout = compute.device, updater.layout
     with _leaving_no_trace(updater, device):
         try:
-            reserve = int(_RESERVE * devices.memory_of(device)[1]) if reserved else 0
+            reserve = int(RESERVE * devices.memory_of(device)[1]) if reserved else 0
             spare = torch.empty(reserve, dtype=torch.uint8, device=device)
             updater.rehearse(_largest_batch(job, layout, device))
             devices.synchronize()
