@@ -38,7 +38,7 @@ from gpt_pipeline.planning.findings import Known, findings
 from gpt_pipeline.planning.host import HostMemory, _limited, host_memory
 from gpt_pipeline.planning.outline import outline
 from gpt_pipeline.planning.plan import Plan, count_estimates, make_plan
-from gpt_pipeline.planning.probe import Request, answer, sizes_of
+from gpt_pipeline.planning.probe import Request, carry_out, sizes_of
 from gpt_pipeline.planning.show import sheets
 from gpt_pipeline.planning.speed import Duration, Sampling, Speed, TooSlowError, Work, duration, measure, update_seconds
 from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
@@ -392,7 +392,7 @@ def test_probe_of_what_has_no_fixed_order_of_sums_is_refused_in_the_trainers_wor
     torch.use_deterministic_algorithms(True)
     records: list[Mapping[str, Any]] = []
     try:
-        answer(_request(), records.append)
+        carry_out(_request(), records.append)
     finally:
         torch.use_deterministic_algorithms(False)
     assert records[-1]["kind"] == "refused"

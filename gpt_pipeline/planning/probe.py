@@ -195,11 +195,11 @@ def main() -> int:
     def emit(record: Mapping[str, Any]) -> None:
         print(json.dumps(record), file=records, flush=True)
 
-    answer(Request.from_json(json.load(sys.stdin)), emit)
+    carry_out(Request.from_json(json.load(sys.stdin)), emit)
     return 0
 
 
-def answer(request: Request, emit: Emit) -> None:
+def carry_out(request: Request, emit: Emit) -> None:
     """Probe; where that cannot be done, or the memory is full, emit that."""
     try:
         with explained_order_of_sums():
