@@ -29,6 +29,7 @@ hardware: {device: cpu}
     ("module", "arguments"),
     [
         ("cpu_step", "--layers 1 --length 32 --turns 1 --threads 1 --eager-only"),
+        ("cpu_products", "--turns 1"),
         ("sft_step", "--layers 1 --width 48 --length 32 --turns 1 --threads 1"),
         ("rollouts", "--layers 1 --width 64 --prompts 2 --samples 2 --new-tokens 3 --threads 1"),
         ("cuda_step", "--tiny --turns 1 --steps 2"),
@@ -48,6 +49,7 @@ hardware: {device: cpu}
     ],
     ids=[
         "cpu_step",
+        "cpu_products",
         "sft_step",
         "rollouts",
         "cuda_step",

@@ -56,6 +56,8 @@ def reachable_flops(device: str, *, size: int) -> tuple[float, str]:
         one @ other
     devices.synchronize()
     seconds = (time.perf_counter() - started) / _PRODUCTS
+    del one, other
+    devices.release_memory(where)  # to the contestants' processes
     return 2 * size**3 / seconds, str(dtype).removeprefix("torch.")
 
 

@@ -72,7 +72,8 @@ def onednn_is_faster() -> bool:
 _OPERATOR = "_linear_pointwise"  # what torch's own compiler calls for a linear layer on the CPU
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[N, I], [O, I], [O] -> [N, O]."""
     y: Tensor = getattr(torch.ops.mkldnn, _OPERATOR)(x, weight, bias, "none", [], "")
     return y
 
@@ -82,7 +83,7 @@ class _OneDnnLinear(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[N, I], [O, I], [O] -> [N, O]."""
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return product_by_onednn(x, weight, bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -91,7 +92,7 @@ class _OneDnnLinear(torch.autograd.Function):  # type: ignore[misc]
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            _product(gradient, weight.t()) if for_x else None,
-            _product(gradient.t(), x.t()) if for_weight else None,
+            product_by_onednn(gradient, weight.t()) if for_x else None,
+            product_by_onednn(gradient.t(), x.t()) if for_weight else None,
             gradient.sum(0) if for_bias else None,
         )
