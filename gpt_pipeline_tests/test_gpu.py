@@ -35,6 +35,7 @@ def test_check_on_the_cpu_passes(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [name for name in CHECKS if name.startswith(_LONG) and name not in _TOO_LONG])
 def test_long_check_on_the_cpu_passes(name, tmp_path):
     _passes(name, "cpu", tmp_path)

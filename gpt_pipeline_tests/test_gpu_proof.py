@@ -60,6 +60,7 @@ def test_gpu_proof_without_a_gpu_says_what_it_needs_and_imports_no_more_than_tor
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_gpu_proof_goes_through_every_part_on_a_cpu_and_then_has_nothing_left(bare, tmp_path):
     arguments = ("--tiny", "--minutes", "30", "--out", str(tmp_path / "out"), "--scratch", str(tmp_path / "scratch"))
     done = bare(*arguments)

@@ -117,10 +117,11 @@ class Results:
             cuts=cuts,
         )
         self._outcomes[self.machine, task.part, task.name] = outcome
-        self._write()
+        self.write()
         return outcome
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write the results and their tables."""
         self.folder.mkdir(parents=True, exist_ok=True)
         outcomes = list(self._outcomes.values())
         write_json(self.folder / JSON_NAME, {"outcomes": [dataclasses.asdict(each) for each in outcomes]})
