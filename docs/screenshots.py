@@ -1,7 +1,7 @@
 """Take the pictures of docs/images from the running product: `python -m docs.screenshots`.
 
-A project of its own gets the demo's experiment and the web pages of Dagster and MLflow. *Materialize all* is pressed in
-Chromium, and the pictures are taken while the training runs and after it: some minutes on two processors.
+A project of its own gets the demo's experiments and the web pages of Dagster and MLflow. *Materialize all* is pressed
+in Chromium, and the pictures are taken while the training runs and after it: some minutes on two processors.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         project = TinyProject(root=(arguments.project or Path(folder)).absolute())
         (project.root / "experiments").mkdir(parents=True, exist_ok=True)
-        shutil.copy(_REPOSITORY / "experiments" / "demo.yaml", project.root / "experiments")
+        for name in ("demo.yaml", "demo-sft.yaml"):
+            shutil.copy(_REPOSITORY / "experiments" / name, project.root / "experiments")
         _take_all(project)
 
 
@@ -87,7 +88,15 @@ def _take_when_finished(page: Page, pages: DagsterPages, project: TinyProject) -
     pages.open_asset("demo/training")
     _take(page, "training-results", page.get_by_text("final_val_loss").first)
     page.goto(project.experiment("demo").folder.report.as_uri())
-    _take(page, "report", page.get_by_role("heading", name="Loss").first)
+    page.locator("#loss").evaluate("(each) => each.scrollIntoView()")
+    page.get_by_role("slider", name="Loss").first.hover(position={"x": 400, "y": 200})
+    _take(page, "report", page.locator(".tip:visible"))
+    project.run("run", "experiments/demo-sft.yaml")
+    pages.open("/start/comparison")
+    page.get_by_text("training loss by tokens").click()
+    page.locator("#curves").evaluate("(each) => each.scrollIntoView()")
+    page.get_by_role("slider", name="Training loss").hover(position={"x": 320, "y": 160})
+    _take(page, "comparison", page.locator(".tip:visible"))
 
 
 def _is_complete(project: TinyProject) -> bool:

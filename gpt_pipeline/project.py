@@ -25,6 +25,9 @@ MLFLOW_PORT = 5000
 START_PATH = "/start"
 """Of the page to start from, on the server of Dagster's pages, none of which has this path."""
 
+COMPARISON_PAGE = f"{START_PATH}/comparison"
+"""Of the page that shows all experiments beside each other, on the same server."""
+
 
 def report_page(key: str) -> str:
     """Return the path of an experiment's report on the server of Dagster's pages."""

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gpt_pipeline.comparison.compare import compare_experiments
+from gpt_pipeline.comparison.page import write_page
 from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.report.build import TrainingStatus, build_report
 from gpt_pipeline_tests.browser_project import (
     FIRST_STEP,
     LAST_STEP,
@@ -22,15 +25,20 @@ from gpt_pipeline_tests.browser_project import (
 )
 from gpt_pipeline_tests.projects import TinyProject, trainer_pids
 from gpt_pipeline_tests.servers import dagster_pages, free_port, is_answered, mlflow_ui, wait
+from gpt_pipeline_tests.test_comparison import trained
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+
+    from gpt_pipeline.experiment.load import Experiment
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.timeout(900),
     pytest.mark.skipif(os.name == "nt", reason="process groups, signals and /proc are POSIX"),
 ]
+
+_AT_ONCE = 30_000  # milliseconds, on a busy machine, for what a page does by itself
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +253,104 @@ def test_browser_talk_shows_each_models_answer_as_it_comes_and_marks_what_is_kno
     finally:
         serving.terminate()
         serving.communicate()
+
+
+def _write_finished(project: TinyProject) -> list[Experiment]:
+    """Two experiments with what trainings and evaluations leave behind: no training is needed to look at pages."""
+    made = []
+    for stem, floor in (("good", 2.0), ("poor", 3.0)):
+        answer = {"question": "2+2?", "expected": "4", "answer": "4", "reasoning": "", "correct": stem == "good"}
+        answers = ({**answer, "well_formed": True, "ended": True},)
+        experiment = trained(project, stem, {400: floor}, answers=answers)
+        common = [{"step": step, "tokens_seen": step * 128, "seconds": step * 2.0} for step in range(1, 401)]
+        lines = [
+            {"kind": "train", "train_loss": floor + step["step"] % 2, "tokens_per_second": 900.0, **step}
+            for step in common
+        ]
+        lines += [{"kind": "validation", "val_loss": floor + 40 / each["step"], **each} for each in common[39::40]]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        experiment.folder.metrics.write_text(text, encoding="utf-8")
+        made.append(experiment)
+    return made
+
+
+def _curve(page: Page, colour: int) -> list[tuple[float, float]]:
+    """The points of the line of this colour, if it is there, in the chart that is seen first; in its pixels."""
+    lines = page.locator(f"[role=slider]:visible >> nth=0 >> polyline[stroke='var(--c{colour})']").all()
+    pairs = [pair.split(",") for line in lines for pair in (line.get_attribute("points") or "").split()]
+    return [(float(x), float(y)) for x, y in pairs]
+
+
+def test_browser_comparison_is_smoothed_scaled_hidden_read_sorted_and_filtered(
+    browser: Browser, tmp_path: Path
+) -> None:
+    experiments = _write_finished(TinyProject(root=tmp_path))
+    file = write_page(compare_experiments(experiments), experiments, tmp_path / "page.html")
+    with window(browser, pictures=tmp_path) as page:
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text))
+        page.set_default_timeout(_AT_ONCE)
+        page.goto(file.as_uri())
+        page.get_by_text("training loss by tokens").click()
+        figure = page.locator("#curves .tabs figure:visible")
+
+        def spread() -> float:
+            heights = [y for _, y in _curve(page, 1)]
+            return max(heights[50:-50]) - min(heights[50:-50])
+
+        noisy = spread()
+        figure.get_by_label("smoothing").fill("20")
+        assert spread() < noisy / 4
+        figure.get_by_label("smoothing").fill("0")
+        assert spread() > noisy
+
+        even = _curve(page, 1)
+        figure.get_by_label("log x").check()
+        assert _curve(page, 1)[200][0] > even[200][0] + 50  # the middle moves to the right
+        figure.get_by_label("log x").uncheck()
+        assert _curve(page, 1) == even
+
+        picture = figure.get_by_role("slider", name="Training loss")
+        picture.focus()
+        page.keyboard.press("End")
+        assert picture.get_attribute("aria-valuetext") == "training tokens 51,200, good 2, poor 3"
+        page.keyboard.press("Escape")
+        picture.hover(position={"x": 400, "y": 200})
+        figure.get_by_text(re.compile(r"^training tokens [\d,]+$")).wait_for()
+
+        figure.get_by_role("button", name="poor").click()
+        assert not _curve(page, 2)
+        assert page.locator("#curves .grid [role=slider] polyline").count() == 1  # in the chart of speeds, too
+        figure.get_by_role("button", name="poor", pressed=False).click()
+        assert len(_curve(page, 2)) == 400
+
+        names = page.locator("#experiments tbody tr:visible td:first-child")
+        assert names.all_inner_texts() == ["good", "poor"]
+        page.get_by_role("button", name="loss", exact=True).click()
+        page.get_by_role("button", name="loss", exact=True).click()
+        assert names.all_inner_texts() == ["poor", "good"]
+        page.get_by_label("filter").fill("oo ST goo")
+        assert names.all_inner_texts() == ["good"]
+        page.get_by_text("1 of 2", exact=True).wait_for()
+
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert errors == []
+
+
+def test_browser_report_without_scripts_shows_its_pictures_and_one_of_another_version_runs_none(
+    browser: Browser, tmp_path: Path
+) -> None:
+    experiment, _ = _write_finished(TinyProject(root=tmp_path))
+    status = TrainingStatus(word="finished", detail="")
+    report = build_report(experiment.folder, title="Good", status=status, config={}, facts={})
+    with window(browser, pictures=tmp_path) as page:
+        page.set_default_timeout(_AT_ONCE)
+        page.goto(report.as_uri())
+        page.get_by_role("slider", name="Loss").first.wait_for()
+        other = report.read_text(encoding="utf-8").replace("new Plot(place)", "new Plot( place)")
+        report.write_text(other, encoding="utf-8")
+        page.goto(report.as_uri())
+        assert page.locator("#loss svg polyline:visible").count() > 2
+        assert page.get_by_role("slider").count() == 0

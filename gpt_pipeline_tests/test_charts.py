@@ -1,26 +1,36 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from gpt_pipeline.report import charts
 from gpt_pipeline.report.charts import (
+    CURVES,
     Chart,
     Series,
+    curve_style,
     draw,
+    draw_standalone,
     loss_chart,
     loss_curve_svg,
     nice_ticks,
     points_of,
     settled,
     short_number,
+    smooth_series,
     smoothed,
     thinned_to_extremes,
+    thinned_to_means,
 )
+from gpt_pipeline.report.figures import Figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 FINITE = st.floats(-1e9, 1e9)
@@ -148,3 +158,65 @@ def test_settled_keeps_a_chart_whose_beginning_is_not_above_the_rest() -> None:
     assert settled(chart) == chart
     empty = loss_chart([], x_key="step", x_label="step", vocab_size=50257)
     assert settled(empty) == empty
+
+
+def test_thinned_to_means_keeps_the_mean_and_steps_that_there_are() -> None:
+    points = [(float(x), float(x % 7)) for x in range(1000)]
+    thin = thinned_to_means(points, 100)
+    assert len(thin) == 100
+    assert {x for x, _ in thin} <= {x for x, _ in points}
+    assert sum(y for _, y in thin) / 100 == pytest.approx(sum(y for _, y in points) / 1000)
+    assert thinned_to_means(points[:100], 100) == tuple(points[:100])
+
+
+def test_curves_of_several_differ_in_colour_or_dashes_and_neighbours_in_both() -> None:
+    styles = [(style["colour"], style["dash"]) for style in map(curve_style, range(CURVES))]
+    assert len({*styles}) == CURVES
+    for (colour, dash), (other, another) in itertools.pairwise(styles):
+        assert colour != other
+        assert dash != another
+    curve = Series(name="a", points=((0, 1), (1, 2)), **curve_style(1))
+    assert 'class="line dash1" stroke="var(--c2)"' in draw(Chart(title="t", x_label="x", y_label="y", series=(curve,)))
+
+
+def _luminance(colour: str) -> float:
+    """As WCAG 2.2 defines it."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def _palettes(css: str) -> list[dict[str, str]]:
+    """The colours of curves and of the card behind them, light and dark."""
+    found = [(name, colour.lower()) for name, colour in re.findall(r"--(c\d|card): ?(#\w{6})", css)]
+    return [dict(found[: len(found) // 2]), dict(found[len(found) // 2 :])]
+
+
+def test_palette_is_one_for_all_pages_and_stands_out_from_the_paper() -> None:
+    package = Path(charts.__file__).parents[1]
+    report, start = (
+        _palettes((package / name).read_text(encoding="utf-8"))
+        for name in ("report/templates/style.css.j2", "start_page/static/start.css")
+    )
+    alone = _palettes(draw_standalone(Chart(title="t", x_label="x", y_label="y", series=())))
+    assert report == start
+    for palette, drawn in zip(report, alone, strict=True):
+        paper = _luminance(palette.pop("card"))
+        assert palette == drawn
+        assert len(palette) == 6
+        for colour in palette.values():
+            low, high = sorted((paper, _luminance(colour)))
+            assert (high + 0.05) / (low + 0.05) >= 3, colour
+
+
+def test_figure_hands_the_script_what_was_smoothed_and_no_markup() -> None:
+    points = tuple((float(step), float(step % 2)) for step in range(100_000))
+    chart = Chart(title="t", x_label="x", y_label="y", series=(smooth_series("</script><b>", points, colour=1),))
+    text = str(Figure(name="f", chart=chart).data)
+    assert "<" not in text
+    assert len(text) < 10_000
+    (series,) = json.loads(text)["series"]
+    assert series["name"] == "</script><b>"
+    assert series["smooth"]
+    assert len(series["xs"]) == len(series["ys"]) == 400
+    assert series["ys"] == pytest.approx([0.5] * 400)

@@ -18,7 +18,9 @@ from dagster_webserver.webserver import DagsterWebserver
 
 from gpt_pipeline.orchestration.dagster_server import GuardedWebserver
 from gpt_pipeline.project import Project
+from gpt_pipeline.report.page import page_policy, page_script
 from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.test_report import digest_of
 
 OWN = "127.0.0.1:3000"
 QUERY = json.dumps({"query": "{version}"})
@@ -115,12 +117,19 @@ def test_start_page_leaves_dagsters_own_pages_where_they_were(app: Any) -> None:
     assert b"Dagster" in ask(app, "GET", "/started", NAVIGATION).body
 
 
-def test_start_page_serves_a_report_in_a_sandbox(app: Any) -> None:
+def test_start_page_serves_a_report_in_a_sandbox_that_runs_one_script_alone(app: Any) -> None:
     answer = ask(app, "GET", "/start/report/tiny", NAVIGATION)
     assert (answer.status, answer.body) == (200, b"<script>alert(1)</script>")
     policy = answer.header("content-security-policy")
-    assert policy.startswith("sandbox; default-src 'none';")
-    assert "script-src" not in policy
+    assert policy.startswith(f"sandbox allow-scripts; {page_policy()}; frame-ancestors 'none'")
+    assert re.findall(r"script-src ([^;]*)", policy) == [f"'sha256-{digest_of(page_script())}'"]
+
+
+def test_start_page_serves_the_comparison_of_all_experiments_in_the_same_sandbox(app: Any) -> None:
+    answer = ask(app, "GET", "/start/comparison", NAVIGATION)
+    assert answer.status == 200
+    assert b'href="/start/report/tiny"' in answer.body
+    assert answer.header("content-security-policy").startswith(f"sandbox allow-scripts; {page_policy()}; ")
 
 
 @pytest.mark.parametrize(

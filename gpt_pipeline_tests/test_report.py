@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+from base64 import b64encode
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.report.build import OtherExperiment, TrainingStatus, build_report
 from gpt_pipeline.report.contents import Contents, read_contents
 from gpt_pipeline.report.cost import cost_of, seconds_at
+from gpt_pipeline.report.page import page_script
 from gpt_pipeline.report.tables import kind_table
 from gpt_pipeline.report.wording import count, decimal, duration, number, percent, size
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -39,6 +42,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.links: list[str] = []
         self.ids: list[str] = []
+        self.scripts: list[str] = []
         self.text = ""
         self.feed(text)
         assert self.open == []
@@ -58,7 +62,15 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+        else:
+            self.text += data
+
+
+def digest_of(script: str) -> str:
+    """The hash by which a Content-Security-Policy names a script."""
+    return b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def folder(tmp_path: Path) -> ExperimentFolder:
@@ -73,6 +85,7 @@ def write_metrics(target: ExperimentFolder, steps: int) -> None:
         common = {"step": step, "tokens_seen": step * 64, "seconds": step * 2.0}
         lines.append(
             {"kind": "train", "train_loss": 10 / step, "learning_rate": 1e-3, "tokens_per_second": 32, **common}
+            | {"memory_gb": 2.5}
         )
         if step % 10 == 0:
             lines.append({"kind": "validation", "val_loss": 11 / step, **common})
@@ -161,7 +174,7 @@ def test_report_of_a_training_without_evaluations_shows_curves_and_checkpoints(t
     target = folder(tmp_path)
     write_metrics(target, 60)
     page = build(target)
-    assert page.tags.count("svg") == 6  # loss by steps, tokens, time and whole; learning rate, speed
+    assert page.tags.count("svg") == 7  # loss by steps, tokens, time and whole; learning rate, speed, memory
     assert "None is evaluated yet" in page.text
     assert "stopped" in page.text
 
@@ -194,14 +207,18 @@ def test_report_of_a_training_that_recorded_no_machine_shows_what_it_said_first(
     assert "Training starts: CPU, 1 thread, fp32." in build(target).text
 
 
-def test_report_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
+def test_report_loads_nothing_and_runs_no_script_but_its_own(tmp_path: Path) -> None:
     target = folder(tmp_path)
     write_metrics(target, 60)
     write_result(target, 30, val_loss=2.0, answer="<script>alert(2)</script><img src=//evil>")
     page = build(target)
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
-    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert not {"link", "img", "iframe"} & set(page.tags)
     assert "<script>alert(2)</script>" in page.text
+    *data, script = page.scripts
+    assert all(json.loads(each)["series"] for each in data)
+    assert script == page_script()
+    assert f"script-src &#39;sha256-{digest_of(script)}&#39;;" in target.report.read_text(encoding="utf-8")
     assert "@import" not in target.report.read_text(encoding="utf-8")
     assert "url(" not in target.report.read_text(encoding="utf-8")
 
@@ -414,6 +431,16 @@ def test_report_shows_losses_by_exercise_of_checkpoints_side_by_side(tmp_path: P
     page = build(target)
     for shown in ("By kind", "math exercise", "4.125", "2.125", "100 % (34–100 %) right"):
         assert shown in page.text
+
+
+def test_report_shows_speed_memory_and_learning_rate_along_the_steps_of_the_loss(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    write_metrics(target, 60)
+    drawn = {each["title"]: each for each in map(json.loads, build(target).scripts[:-1])}
+    for name, value in (("Speed", 32), ("Memory", 2.5), ("Learning rate", 0.001)):
+        (curve,) = drawn[f"{name} against step"]["series"]
+        assert (curve["xs"], set(curve["ys"])) == ([*range(1, 61)], {value})
+    assert "Loss in nats per token against step" in drawn
 
 
 def test_report_draws_evaluations_against_time_too(tmp_path: Path) -> None:

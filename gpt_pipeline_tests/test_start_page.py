@@ -33,6 +33,7 @@ ADDRESSES = Addresses(
     runs="/runs",
     sensors="/automation",
     comparison="/assets/comparison",
+    comparison_page="/start/comparison",
     job=lambda experiment: f"/jobs/run_{experiment.name}",
     mlflow_runs=partial(runs_page, "http://127.0.0.1:5000/"),
     report=lambda key: f"/start/report/{key}",

@@ -383,7 +383,7 @@ def evaluate(experiment: Path, questions: int | None, force: bool) -> None:
 @click.option("--by", "key", metavar="KEY", help="Show a metric by this key's values, such as training.learning_rate.")
 @click.option("--metric", metavar="METRIC", help="For --by, such as val_loss or correct; default: what ranks them.")
 @click.option(
-    "--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with pictures, too."
+    "--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with curves and answers, too."
 )
 @JSON
 def compare(
@@ -395,7 +395,7 @@ def compare(
     held-out tokens. Experiments of one family are also compared by the key in which they differ most.
     """
     from gpt_pipeline.comparison import show as form
-    from gpt_pipeline.comparison.compare import compare_experiments, with_key
+    from gpt_pipeline.comparison.compare import are_one_family, compare_experiments, with_key
     from gpt_pipeline.experiment.load import load_experiment
 
     if twice := [path.name for path, count in Counter(experiments).items() if count > 1]:
@@ -406,8 +406,7 @@ def compare(
         require_page(page)  # before anything is read
     loaded = [load_experiment(path) for path in experiments]
     found = compare_experiments(loaded)
-    families = {each.config.family for each in loaded}
-    if key or metric or (len(families) == 1 and None not in families):
+    if key or metric or are_one_family(loaded):
         found = with_key(found, key=key, metric=metric)
     show(found, form, as_json=as_json)
     if page is not None:

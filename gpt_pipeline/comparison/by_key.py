@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.problems import listed, nearest
 from gpt_pipeline.report import wording
-from gpt_pipeline.report.charts import Chart, Look, Point, Series
+from gpt_pipeline.report.charts import CURVES, Chart, Point, Series, curve_style
 from gpt_pipeline.report.metrics import METRICS, Metric
 from gpt_pipeline.sheet import Line as SheetLine
 from gpt_pipeline.sheet import Sheet
@@ -18,8 +18,6 @@ from gpt_pipeline.sheet import Sheet
 if TYPE_CHECKING:
     from gpt_pipeline.comparison.compare import Comparison, Group, Standing
 
-_LOOKS: tuple[Look, ...] = ("line", "dashed")
-_LINES = 6 * len(_LOOKS)  # there are six colours
 _WIDE = 8  # times the smallest value: from there on the axis has equal steps for equal factors
 _TICKS = 12
 
@@ -96,8 +94,8 @@ def _of_group(group: Group, settings: Mapping[str, Sequence[Any]], key: str | No
     values = _sorted(_distinct(settings[key]))
     others = [other for other in settings if other != key and not _follows(settings[other], settings[key])]
     lines, notes = _lines(group, settings[key], {other: settings[other] for other in others})
-    if len(lines) > _LINES:
-        notes.append(f"Of {len(lines)} lines, the picture shows the first {_LINES}.")
+    if len(lines) > CURVES:
+        notes.append(f"Of {len(lines)} lines, the picture shows the first {CURVES}.")
     return ByKey(key=key, metric=chosen, values=tuple(values), lines=tuple(lines), notes=tuple(notes))
 
 
@@ -174,7 +172,7 @@ def key_chart(by: ByKey) -> Chart:
     places = _places(by.values)
     curves = [
         (line, tuple((x, y) for x, y in zip(places, _figures(by, line), strict=True) if y is not None))
-        for line in by.lines[:_LINES]
+        for line in by.lines[:CURVES]
     ]
     step = -(-len(places) // _TICKS)
     return Chart(
@@ -202,10 +200,10 @@ def _places(values: Sequence[Any]) -> list[float]:
 
 def _series(number: int, line: KeyLine, points: tuple[Point, ...]) -> list[Series]:
     """Return the line through the points, which has the name, and the points."""
-    colour, look = number % 6 + 1, _LOOKS[number // 6]
+    style = curve_style(number)
     return [
-        Series(name=line.name, points=points, colour=colour, look=look),
-        Series(name="", points=points, colour=colour, look="dots"),
+        Series(name=line.name, points=points, **style),
+        Series(name="", points=points, colour=style["colour"], look="dots"),
     ]
 
 

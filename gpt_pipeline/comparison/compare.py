@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpt_pipeline.comparison.by_key import ByKey, by_key
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import (
     OF_ANSWERS,
     EvaluationResult,
@@ -27,6 +28,7 @@ from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.report.contents import CheckpointRow, Contents, read_contents
 from gpt_pipeline.report.cost import Cost, seconds_at
+from gpt_pipeline.training.config import ESTIMATES
 
 Same = Callable[[EvaluationResult, EvaluationResult], bool]
 """Whether two evaluations compare."""
@@ -68,6 +70,20 @@ class Standing:
 
     rank: int | None = None
     """1 is best in its group; None where there is nothing to rank it with."""
+
+    family: str | None = None
+    step: int = 0
+    """Of the training, as far as it is."""
+
+    max_steps: int | None = None
+    loss: str
+    """The loss that its training brings down; that of validation where it goes by rewards."""
+
+    estimate: float | None = None
+    """Of that loss, the trainer's newest."""
+
+    updated_at: str | None = None
+    """When its training or its newest evaluation last said something; UTC, ISO 8601."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +144,15 @@ class _Entry:
     """The newest evaluation, whose test the figures come from."""
 
 
-def compare_experiments(experiments: Sequence[Experiment]) -> Comparison:
+def compare_experiments(experiments: Sequence[Experiment], *, problems: dict[str, str] | None = None) -> Comparison:
     """Return the experiments' figures, ranked by those of their best checkpoints, among those whose losses compare.
 
+    With `problems`, experiments that cannot be read are left out and added to it, by the name of their file.
+
     Raises:
-        ConfigError: a base folder is not a path on this machine.
+        UserError: without `problems`, one cannot be read, such as where its base folder is no path on this machine.
     """
-    return _comparison([_entry(experiment) for experiment in experiments])
+    return _comparison(list(_entries(experiments, problems)))
 
 
 def compare_with_families(experiments: Sequence[Experiment]) -> tuple[Comparison, dict[str, Comparison]]:
@@ -168,6 +186,12 @@ def with_key(comparison: Comparison, *, key: str | None = None, metric: str | No
     return replace(comparison, by_key=by_key(comparison, key=key, metric=metric))
 
 
+def are_one_family(experiments: Sequence[Experiment]) -> bool:
+    """Whether all bear the name of one family, so that a key in which they differ is what they are about."""
+    names = {each.config.family for each in experiments}
+    return len(names) == 1 and None not in names
+
+
 def families(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
     """Return the experiments of each family that has several, by its name."""
     found: dict[str, list[Experiment]] = {}
@@ -187,12 +211,29 @@ def alike(results: Sequence[EvaluationResult | None], same: Same) -> list[list[i
     return [*sets.values()]
 
 
+def _entries(experiments: Sequence[Experiment], problems: dict[str, str] | None) -> Iterator[_Entry]:
+    for experiment in experiments:
+        try:
+            yield _entry(experiment)
+        except UserError as error:
+            if problems is None:
+                raise
+            problems[experiment.file.name] = str(error)
+
+
 def _entry(experiment: Experiment) -> _Entry:
-    contents = read_contents(experiment.folder)
+    contents, training, config = read_contents(experiment.folder), experiment_training(experiment), experiment.config
+    loss = config.deciding_loss if config.deciding_loss in ESTIMATES else "val_loss"
     standing = Standing(
         name=experiment.name,
         display_name=experiment.display_name,
-        status=experiment_training(experiment).word,
+        family=config.family,
+        status=training.word,
+        step=training.step,
+        max_steps=training.max_steps,
+        loss=loss,
+        estimate=(contents.last("validation") or {}).get(loss),
+        updated_at=_updated_at(contents),
         parameters=parameter_count(experiment.config.model),
         cost=contents.cost,
         best=_reached(contents, contents.best),
@@ -200,6 +241,12 @@ def _entry(experiment: Experiment) -> _Entry:
     )
     newest = contents.newest.evaluation if contents.newest else None
     return _Entry(experiment=experiment, standing=standing, evaluation=newest)
+
+
+def _updated_at(contents: Contents) -> str | None:
+    times = [record.get("time") for record in contents.records[-1:]]
+    times += [row.evaluation.created_at for row in contents.rows if row.evaluation is not None]
+    return max((time for time in times if time), default=None)
 
 
 def _reached(contents: Contents, row: CheckpointRow | None) -> Reached | None:

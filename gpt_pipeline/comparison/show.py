@@ -9,19 +9,19 @@ from typing import Any
 
 from gpt_pipeline.comparison.by_key import ByKey, key_chart, key_sheet, key_values
 from gpt_pipeline.comparison.compare import Comparison, Group, Reached, Standing, alike
+from gpt_pipeline.comparison.curves import losses_chart, read_records
 from gpt_pipeline.evaluation.result import EvaluationResult, same_answers
 from gpt_pipeline.evaluation.shares import CHANCE, share_of
 from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.report import wording
-from gpt_pipeline.report.charts import INSET_HEIGHT, INSET_WIDTH, Chart, Series, draw_standalone, points_of, settled
+from gpt_pipeline.report.charts import INSET_HEIGHT, INSET_WIDTH, draw_standalone
 from gpt_pipeline.report.metrics import METRICS, Metric
 from gpt_pipeline.sheet import Line, Sheet, markdown_table
 from gpt_pipeline.shown import in_markdown
-from gpt_pipeline.training.metrics import read_metrics
 
 _COSTLY = "cost"
-_CURVES = 4  # as many colours as can be told apart
+_INSET_CURVES = 4  # as many as can be told apart in a small picture
 _BEST, _NEAR = "*", "~"  # before the best value of a row, and before the best and those within noise of it
 
 _LEGEND = (
@@ -137,27 +137,12 @@ def ranking(comparison: Comparison) -> str:
 
 
 def losses_svg(experiments: Sequence[Experiment]) -> str:
-    """Return `losses_chart` as an SVG document of the size that Dagster's pages show."""
-    return draw_standalone(replace(losses_chart(experiments), width=INSET_WIDTH, height=INSET_HEIGHT))
-
-
-def losses_chart(experiments: Sequence[Experiment]) -> Chart:
-    """Return the trainers' validation loss against tokens seen, of the first four experiments that have any.
+    """Return the validation losses of the first four that have any as an SVG document of the size that pages show.
 
     Give those of a group, the best first.
     """
-    curves: list[Series] = []
-    for experiment in experiments:
-        points = points_of(read_metrics(experiment.folder.metrics), "validation", "tokens_seen", "val_loss")
-        if points and len(curves) < _CURVES:
-            curves.append(Series(name=experiment.name, points=points, colour=len(curves) + 1))
-    chart = Chart(
-        title="Validation loss in nats per token against training tokens",
-        x_label="training tokens",
-        y_label="nats per token",
-        series=tuple(curves),
-    )
-    return settled(chart)
+    chart = losses_chart(read_records(experiments, most=_INSET_CURVES))
+    return draw_standalone(replace(chart, width=INSET_WIDTH, height=INSET_HEIGHT))
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -218,11 +203,6 @@ def _ranked_text(standing: Standing, metric: str) -> str:
     return value if standing.rank is None else f"{standing.rank}. {value}"
 
 
-def _words(metric: str) -> str:
-    """Return what a metric is for a person, as in a sentence."""
-    return {"val_loss": "validation loss", "correct": "share of right answers"}.get(metric, wording.words(metric))
-
-
 def _bits_text(standing: Standing) -> str:
     assert standing.best is not None
     return f"{standing.name} {wording.decimal(standing.best.metrics['val_bpb'])}"
@@ -262,7 +242,7 @@ def _notes(group: Group, rows: Sequence[Row]) -> list[str]:
     if any(len(row.best) > 1 for row in rows):
         notes.append(_LEGEND)
     if len(group.standings) > 1:
-        notes.append(_RANKED.format(metric=_words(group.ranked_by)))
+        notes.append(_RANKED.format(metric=wording.of_metric(group.ranked_by)))
     return notes
 
 

@@ -15,6 +15,7 @@ from gpt_pipeline.orchestration.history import is_under_way
 from gpt_pipeline.orchestration.metadata import picture_markdown
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.progress.report import shown_fingerprint
+from gpt_pipeline.project import COMPARISON_PAGE
 from gpt_pipeline.shown import in_markdown
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.training.heartbeat import trainer_state
@@ -90,6 +91,8 @@ def _compare(
         metadata={
             **({"families": dg.MetadataValue.md(by_key)} if by_key else {}),
             "ranking": ranking(found) or "nothing is evaluated yet",
+            # On the server of these pages, as `gpt-pipeline ui` starts it.
+            "comparison_page": dg.MetadataValue.url(COMPARISON_PAGE),
             "table": dg.MetadataValue.md(markdown(found)),
             "losses": dg.MetadataValue.md("\n\n".join(losses)),
             "figures": dg.MetadataValue.json(as_json(found)),

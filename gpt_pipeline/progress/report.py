@@ -12,7 +12,10 @@ from gpt_pipeline.storage.fingerprint import fingerprint, identity_of
 from gpt_pipeline.storage.manifest import utc_now
 
 REPORT_VERSION = "3"
-"""Raised by hand when the page shows the same results differently."""
+"""Raised by hand when pages that are written already say something wrong: all of them are then written anew.
+
+Not for a new look, which a page gets with its next result.
+"""
 
 _RECORD = "report.json"
 

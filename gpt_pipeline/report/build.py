@@ -8,9 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from gpt_pipeline import __version__
 from gpt_pipeline.evaluation.result import SHARES
 from gpt_pipeline.evaluation.shares import share_of
@@ -20,37 +17,25 @@ from gpt_pipeline.report.charts import (
     Chart,
     Point,
     Series,
-    draw,
     draw_standalone,
     loss_chart,
     points_of,
     settled,
-    smoothed,
+    small_chart,
+    smooth_series,
 )
 from gpt_pipeline.report.contents import CheckpointRow, Contents, read_contents
 from gpt_pipeline.report.cost import Record, seconds_at
+from gpt_pipeline.report.figures import Figure, figures_of
 from gpt_pipeline.report.metrics import METRICS, measured
+from gpt_pipeline.report.page import page_environment
 from gpt_pipeline.report.tables import kind_table
-from gpt_pipeline.shown import html_templates
 from gpt_pipeline.storage.atomic import write_text
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.storage.names import slug
 
-_TABLE_ROWS = 12  # of numbers below a figure, for readers who cannot see the curves
 _TEXTS_OPEN = 3  # so that the loss is not far below; the others unfold
-_SMALL_WIDTH, _SMALL_HEIGHT = 460, 230
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A chart as the page shows it."""
-
-    name: str
-    svg: Markup
-    chart: Chart
-    table: tuple[tuple[str, ...], ...]
-    """The header, then some of the numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,31 +83,29 @@ def build_report(
     says what does not exist yet.
     """
     contents = read_contents(folder)
-    page = (
-        page_environment()
-        .get_template("report.html.j2")
-        .render(
-            title=title,
-            status=status,
-            contents=contents,
-            texts_open=_TEXTS_OPEN,
-            key_figures=_key_figures(contents),
-            loss_figures=_loss_figures(contents),
-            progress_figures=_progress_figures(contents),
-            answer_figures=_answer_figures(contents),
-            metrics=measured(row.metrics for row in contents.rows),
-            leaders=_leaders(contents),
-            config=config,
-            other=other,
-            cost=contents.cost,
-            exercises=kind_table(contents.evaluated),
-            facts=facts,
-            command=command,
-            versions=_versions(contents),
-            fingerprints=_fingerprints(contents),
-            generated_at=utc_now(),
-            program_version=__version__,
-        )
+    environment = page_environment()
+    environment.tests["counts"] = _is_counts
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        status=status,
+        contents=contents,
+        texts_open=_TEXTS_OPEN,
+        key_figures=_key_figures(contents),
+        loss_figures=_loss_figures(contents),
+        progress_figures=_progress_figures(contents),
+        answer_figures=_answer_figures(contents),
+        metrics=measured(row.metrics for row in contents.rows),
+        leaders=_leaders(contents),
+        config=config,
+        other=other,
+        cost=contents.cost,
+        exercises=kind_table(contents.evaluated),
+        facts=facts,
+        command=command,
+        versions=_versions(contents),
+        fingerprints=_fingerprints(contents),
+        generated_at=utc_now(),
+        program_version=__version__,
     )
     write_text(folder.report, page)
     return folder.report
@@ -134,16 +117,6 @@ def report_charts(folder: ExperimentFolder) -> dict[str, str]:
     figures = {f"loss {each.name}": each for each in _loss_figures(contents)}
     figures |= {each.name: each for each in (*_progress_figures(contents), *_answer_figures(contents))}
     return {slug(name): draw_standalone(each.chart) for name, each in figures.items()}
-
-
-def page_environment() -> jinja2.Environment:
-    """Return what renders the templates of the report, and of pages in its style."""
-    environment = html_templates("gpt_pipeline.report")
-    for name in ("number", "count", "decimal", "percent", "duration", "size", "words", "setting"):
-        environment.filters[name] = getattr(wording, name)
-    environment.globals["fact_text"] = wording.fact
-    environment.tests["counts"] = _is_counts
-    return environment
 
 
 def _is_counts(value: Any) -> bool:
@@ -209,15 +182,11 @@ def _loss_figures(contents: Contents) -> list[Figure]:
     chart = partial(loss_chart, records, vocab_size=contents.vocab_size)
     by_step = chart(x_key="step", x_label="step", evaluations=at_steps)
     by_tokens = chart(x_key="tokens_seen", x_label="training tokens", evaluations=at_tokens)
-    by_time = chart(x_key="seconds", x_label="training time", x_format=_clock, evaluations=at_times)
+    by_time = chart(x_key="seconds", x_label="training time", x_is_time=True, evaluations=at_times)
     charts = [("by steps", settled(by_step)), ("by tokens", settled(by_tokens)), ("by time", settled(by_time))]
     if settled(by_step) != by_step:
         charts.append(("with the steep beginning", by_step))
-    return [_figure(name, chart) for name, chart in charts if not chart.is_empty]
-
-
-def _clock(seconds: float) -> str:
-    return wording.duration(seconds) if seconds else "0"
+    return figures_of(charts)
 
 
 def _losses_at(contents: Contents, place: Callable[[CheckpointRow], float | None]) -> list[Point]:
@@ -231,37 +200,25 @@ def _progress_figures(contents: Contents) -> list[Figure]:
     wanted = (
         ("Learning rate", "learning_rate", "learning rate", 3),
         ("Speed", "tokens_per_second", "tokens per second", 1),
+        ("Memory", "memory_gb", "GB, highest so far", 5),
         ("Gradient norm", "gradient_norm", "norm before clipping", 4),
     )
     charts = []
     for name, key, label, colour in wanted:
-        points = smoothed(points_of(contents.records, "train", "step", key))
-        charts.append((name, _small_chart(name, label, (Series(name=name, points=points, colour=colour),))))
-    charts += _reward_charts(contents)
-    return [_figure(name, chart) for name, chart in charts if not chart.is_empty]
+        curve = smooth_series(name, points_of(contents.records, "train", "step", key), colour=colour)
+        charts.append((name, small_chart(name, label, (curve,))))
+    return figures_of([*charts, *_reward_charts(contents)])
 
 
 def _reward_charts(contents: Contents) -> list[tuple[str, Chart]]:
     """Return how often sampled answers are right, in training and on held-out questions; empty without rewards."""
-    sampled = smoothed(points_of(contents.records, "train", "step", "reward"))
+    sampled = points_of(contents.records, "train", "step", "reward")
     held_out = [
         Series(name=name, points=points_of(contents.records, "validation", "step", key), colour=colour)
         for name, key, colour in (("held out, pass@1", "pass_at_1", 2), ("held out, pass@k", "pass_at_k", 3))
     ]
-    series = (Series(name="training, mean reward", points=sampled, colour=1), *held_out)
-    return [("Rewards", _small_chart("Rewards", "share of answers", tuple(each for each in series if each.points)))]
-
-
-def _small_chart(name: str, y_label: str, series: tuple[Series, ...]) -> Chart:
-    return Chart(
-        title=f"{name} against step",
-        x_label="step",
-        y_label=y_label,
-        series=series,
-        y_from_zero=True,
-        width=_SMALL_WIDTH,
-        height=_SMALL_HEIGHT,
-    )
+    series = (smooth_series("training, mean reward", sampled, colour=1), *held_out)
+    return [("Rewards", small_chart("Rewards", "share of answers", tuple(each for each in series if each.points)))]
 
 
 def _answer_figures(contents: Contents) -> list[Figure]:
@@ -274,24 +231,8 @@ def _answer_figures(contents: Contents) -> list[Figure]:
         Series(name=name, points=tuple((float(row.step), row.metrics[key]) for row in rows), colour=colour)
         for name, key, colour in wanted
     )
-    chart = _small_chart("Answers to held-out questions", "share of answers", series)
-    return [_figure("Answers", chart)]
-
-
-def _figure(name: str, chart: Chart) -> Figure:
-    return Figure(name=name, svg=Markup(draw(chart)), chart=chart, table=_table(chart))
-
-
-def _table(chart: Chart) -> tuple[tuple[str, ...], ...]:
-    """Return some points of each curve as rows (curve, x, y)."""
-    rows: list[tuple[str, ...]] = [("curve", chart.x_label, chart.y_label)]
-    for series in chart.series:
-        if series.look in ("faint", "dashed"):
-            continue
-        every = max(1, -(-len(series.points) // _TABLE_ROWS))
-        shown = sorted({*range(0, len(series.points), every), len(series.points) - 1})
-        rows.extend((series.name, f"{series.points[i][0]:,.10g}", f"{series.points[i][1]:.6g}") for i in shown)
-    return tuple(rows)
+    chart = small_chart("Answers to held-out questions", "share of answers", series)
+    return [Figure(name="Answers", chart=chart)]
 
 
 def _leaders(contents: Contents) -> dict[str, frozenset[int]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
+from gpt_pipeline.shown import duration
 from gpt_pipeline.training.config import ESTIMATES
 
 Point = tuple[float, float]
@@ -17,27 +18,35 @@ Look = Literal["line", "faint", "dots", "dashed"]
 INSET_WIDTH, INSET_HEIGHT = 600, 340
 """Of a picture in Dagster's or MLflow's pages, which show it small: the letters keep their size."""
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 24.0, 14.0, 46.0
+_SMALL_WIDTH, _SMALL_HEIGHT = 460, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66.0, 24.0, 14.0, 46.0
 _LEGEND_ROW = 20.0
 _LETTER = 6.5  # width of a letter of the legend, on average
 ESTIMATE_COLOURS = (2, 5, 6)
 """Of the curves of `training.config.ESTIMATES`."""
 
+_COLOURS, _DASHES = 6, 4  # of the palette; whole lines count as one
+CURVES = 12
+"""Of several experiments in one chart: so many pairs of colour and dashes does `curve_style` tell apart."""
+
 _RAW_POINTS = 900  # more than a screen shows
 _SMOOTH_POINTS = 360
+_UNSMOOTHED_POINTS = 400  # for a reader who smooths them otherwise
 _SMOOTH_SHARE = 60  # the moving average covers this part of all points
 _STEEP_SHARE = 0.1  # of the x axis; the loss falls so far there that it would flatten the rest of the curve
 _FEW_POINTS = 8
 
-# The colours of a picture that stands alone; the report's page defines the same classes from its own palette.
+# The colours of a picture that stands alone; the pages define the same classes and the same palette, whose colours
+# differ in lightness too and are at least three times as bright or dark as the paper.
 _STANDALONE_STYLE = """
 svg{background:#fff;font-family:system-ui,sans-serif;--ink:#1d2430;--muted:#5d6675;--grid:#e3e6eb;
---c1:#2f6fb5;--c2:#c8501e;--c3:#2b7f62;--c4:#7a4fa3;--c5:#a8821a;--c6:#b23a72}
+--c1:#1f5fae;--c2:#dd6b1d;--c3:#1b8561;--c4:#4c2a85;--c5:#9c8412;--c6:#b5306f}
 @media(prefers-color-scheme:dark){svg{background:#14181f;--ink:#e8ebf0;--muted:#9aa4b2;--grid:#2a313c;
---c1:#6ea8e6;--c2:#f08a57;--c3:#5fc39b;--c4:#b794dd;--c5:#d9b64a;--c6:#ee86b4}}
+--c1:#6ea8e6;--c2:#f2793f;--c3:#8fe0bd;--c4:#9a76cf;--c5:#f0d46a;--c6:#e0568f}}
 .grid{stroke:var(--grid)}.axis{stroke:var(--muted)}text{fill:var(--muted);font-size:12px}.label{fill:var(--ink)}
 .line,.faint,.dashed{fill:none;stroke-linejoin:round}.line{stroke-width:2}.faint{stroke-width:1;opacity:.45}
-.dashed{stroke-dasharray:5 5}.dots{stroke:none}
+.dashed{stroke-dasharray:5 5}.dash1{stroke-dasharray:9 4}.dash2{stroke-dasharray:2 4}.dash3{stroke-dasharray:11 4 2 4}
+.dots{stroke:none}
 """
 
 _BARS_WIDTH, _BARS_HEIGHT, _BARS_SIDE, _BARS_BOTTOM, _BARS_TOP = 760, 260, 8, 46, 30
@@ -59,6 +68,18 @@ class Series:
     """1 to 6, of the palette."""
 
     look: Look = "line"
+    dash: int = 0
+    """Of a line, 1 to 3: broken in one of three ways; 0: whole."""
+
+    unsmoothed: tuple[Point, ...] = ()
+    """What `points` were smoothed from, thinned; empty where they were not."""
+
+
+class CurveStyle(TypedDict):
+    """What tells a curve of `Series` from others."""
+
+    colour: int
+    dash: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +95,9 @@ class Chart:
     width: float = 960
     height: float = 400
     y_from_zero: bool = False
-    x_format: Callable[[float], str] | None = None
+    x_is_time: bool = False
+    """Whether x are seconds, shown as a duration."""
+
     x_ticks: tuple[tuple[float, str], ...] = ()
     """The marks of the x axis with their texts; empty: round numbers."""
 
@@ -156,7 +179,7 @@ def loss_chart(
     x_key: str,
     x_label: str,
     vocab_size: int,
-    x_format: Callable[[float], str] | None = None,
+    x_is_time: bool = False,
     evaluations: Sequence[Point] = (),
 ) -> Chart:
     """Return the chart of training loss (raw and smoothed), the trainer's estimates and the evaluations' loss.
@@ -167,7 +190,7 @@ def loss_chart(
     train = points_of([each for each in records if each.get("reward") is None], "train", x_key, "train_loss")
     series = [
         Series(name="train, each record", points=thinned_to_extremes(train, _RAW_POINTS), colour=1, look="faint"),
-        Series(name="train, smoothed", points=smoothed(train), colour=1),
+        smooth_series("train, smoothed", train, colour=1),
         *(
             Series(name=f"{word}, while training", points=thinned_to_extremes(points, _RAW_POINTS), colour=colour)
             for (key, word), colour in zip(ESTIMATES.items(), ESTIMATE_COLOURS, strict=True)
@@ -185,7 +208,20 @@ def loss_chart(
         x_label=x_label,
         y_label="nats per token",
         series=tuple(each for each in series if each.points),
-        x_format=x_format,
+        x_is_time=x_is_time,
+    )
+
+
+def small_chart(name: str, y_label: str, series: tuple[Series, ...], *, x_label: str = "step") -> Chart:
+    """Return a chart that stands beside others."""
+    return Chart(
+        title=f"{name} against {x_label}",
+        x_label=x_label,
+        y_label=y_label,
+        series=series,
+        y_from_zero=True,
+        width=_SMALL_WIDTH,
+        height=_SMALL_HEIGHT,
     )
 
 
@@ -200,7 +236,10 @@ def settled(chart: Chart) -> Chart:
     if len(later) < _FEW_POINTS:
         return chart
     top = nice_ticks(min(later), max(later), _y_tick_count(chart))[-1]
-    series = tuple(replace(each, points=_from_top(each.points, top)) for each in chart.series)
+    series = tuple(
+        replace(each, points=_from_top(each.points, top), unsmoothed=_from_top(each.unsmoothed, top))
+        for each in chart.series
+    )
     return replace(chart, series=tuple(each for each in series if each.points))
 
 
@@ -237,6 +276,26 @@ def smoothed(points: Sequence[Point]) -> tuple[Point, ...]:
         low, high = max(0, i - reach), min(len(points), i + reach + 1)
         result.append((points[i][0], (sums[high] - sums[low]) / (high - low)))
     return tuple(result)
+
+
+def smooth_series(name: str, points: Sequence[Point], *, colour: int, dash: int = 0) -> Series:
+    """Return a curve of the smoothed points, which keeps what it was smoothed from."""
+    kept = thinned_to_means(points, _UNSMOOTHED_POINTS)
+    return Series(name=name, points=smoothed(points), colour=colour, dash=dash, unsmoothed=kept)
+
+
+def curve_style(number: int) -> CurveStyle:
+    """Return colour and dashes of the curve with this number, from 0: no two of the first `CURVES` share both."""
+    return CurveStyle(colour=number % _COLOURS + 1, dash=number % _DASHES)
+
+
+def thinned_to_means(points: Sequence[Point], limit: int) -> tuple[Point, ...]:
+    """Return at most `limit` points: the mean of each stretch of equally many, at its middle."""
+    size = -(-len(points) // limit)
+    if size < 2:
+        return tuple(points)
+    stretches = [points[start : start + size] for start in range(0, len(points), size)]
+    return tuple((each[len(each) // 2][0], sum(y for _, y in each) / len(each)) for each in stretches)
 
 
 def thinned_to_extremes(points: Sequence[Point], limit: int) -> tuple[Point, ...]:
@@ -298,7 +357,7 @@ def _frame(chart: Chart) -> _Frame:
         x_low, x_high = min(0.0, x_low), (x_high or 1) * 1.25
     x_low = 0.0 if 0 < x_low < 0.15 * x_high and not chart.x_ticks else x_low
     x_ticks = [x for x, _ in chart.x_ticks] or [
-        tick for tick in nice_ticks(x_low, x_high, max(4, round(chart.width / 130))) if x_low <= tick <= x_high
+        tick for tick in nice_ticks(x_low, x_high, max(5, round(chart.width / 130))) if x_low <= tick <= x_high
     ]
     return _Frame(
         x_ticks=x_ticks,
@@ -324,7 +383,7 @@ def _axes(chart: Chart, frame: _Frame) -> Iterable[str]:
     yield f'<line class="axis" x1="{_LEFT}" x2="{right:g}" y1="{bottom:g}" y2="{bottom:g}"/>'
     texts = dict(chart.x_ticks)
     for tick in frame.x_ticks:
-        x, text = frame.x(tick), texts.get(tick) or (chart.x_format or short_number)(tick)
+        x, text = frame.x(tick), texts.get(tick) or _x_text(chart, tick)
         yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom:g}" y2="{bottom + 5:g}"/>'
         yield f'<text x="{x:.1f}" y="{bottom + 18:g}" text-anchor="middle">{html.escape(text)}</text>'
     yield (
@@ -333,9 +392,13 @@ def _axes(chart: Chart, frame: _Frame) -> Iterable[str]:
     )
     middle = (frame.top + bottom) / 2
     yield (
-        f'<text class="label" x="14" y="{middle:g}" text-anchor="middle" transform="rotate(-90 14 {middle:g})">'
+        f'<text class="label" x="11" y="{middle:g}" text-anchor="middle" transform="rotate(-90 11 {middle:g})">'
         f"{html.escape(chart.y_label)}</text>"
     )
+
+
+def _x_text(chart: Chart, value: float) -> str:
+    return duration(value) if chart.x_is_time and value else short_number(value)
 
 
 def _curve(series: Series, frame: _Frame) -> str:
@@ -344,7 +407,11 @@ def _curve(series: Series, frame: _Frame) -> str:
     if series.look == "dots" or len(places) == 1:
         return "".join(f'<circle class="dots" cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in places)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    return f'<polyline class="{series.look}" stroke="{colour}" points="{path}"/>'
+    return f'<polyline class="{_classes(series)}" stroke="{colour}" points="{path}"/>'
+
+
+def _classes(series: Series) -> str:
+    return f"{series.look} dash{series.dash}" if series.dash else series.look
 
 
 def _legend_places(chart: Chart) -> list[tuple[int, float, Series]]:
@@ -368,7 +435,7 @@ def _legend(chart: Chart) -> Iterable[str]:
             yield f'<circle class="dots" cx="{left + 11:g}" cy="{y - 4:g}" r="4" fill="{colour}"/>'
         else:
             yield (
-                f'<line class="{series.look}" stroke="{colour}" x1="{left:g}" x2="{left + 22:g}" '
+                f'<line class="{_classes(series)}" stroke="{colour}" x1="{left:g}" x2="{left + 22:g}" '
                 f'y1="{y - 4:g}" y2="{y - 4:g}"/>'
             )
         yield f'<text class="label" x="{left + 28:g}" y="{y:g}">{html.escape(series.name)}</text>'

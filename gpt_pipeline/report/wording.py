@@ -67,6 +67,11 @@ def words(key: str) -> str:
     return "time" if key == "seconds" else key.removesuffix("_bytes").replace("_", " ")
 
 
+def of_metric(key: str) -> str:
+    """Return what a metric of an evaluation is for a person, as in a sentence."""
+    return {"val_loss": "validation loss", "correct": "share of right answers"}.get(key, words(key))
+
+
 def fact(key: str, value: Any) -> str:
     """Return one fact's value in the unit that its name implies."""
     if value is None:

@@ -32,6 +32,9 @@ class Addresses:
     runs: str
     sensors: str
     comparison: str
+    """The asset in Dagster."""
+
+    comparison_page: str
     job: Callable[[Experiment], str]
     """That makes an experiment's data and training."""
 

@@ -1,0 +1,104 @@
+"""The curves of several experiments on the same axes: losses, and beside them speed, memory and learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.report import wording
+from gpt_pipeline.report.charts import (
+    CURVES,
+    Chart,
+    Series,
+    curve_style,
+    points_of,
+    settled,
+    small_chart,
+    smooth_series,
+)
+from gpt_pipeline.report.cost import Record
+from gpt_pipeline.report.figures import Figure, figures_of
+from gpt_pipeline.training.metrics import read_metrics
+
+Records = Mapping[str, Sequence[Record]]
+"""Of each experiment by its name, the best first: one has the same colour and dashes in each chart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Axis:
+    key: str
+    label: str
+    is_time: bool = False
+
+
+_STEPS = _Axis(key="step", label="step")
+_TOKENS = _Axis(key="tokens_seen", label="training tokens")
+_TIME = _Axis(key="seconds", label="training time", is_time=True)
+
+
+def read_records(experiments: Sequence[Experiment], *, most: int = CURVES) -> Records:
+    """Return the metrics of the first experiments that have validation losses."""
+    found: dict[str, Sequence[Record]] = {}
+    for experiment in experiments:
+        records = read_metrics(experiment.folder.metrics) if len(found) < most else []
+        if points_of(records, "validation", _TOKENS.key, "val_loss"):
+            found[experiment.name] = records
+    return found
+
+
+def losses_chart(records: Records, *, metric: str = "val_loss", axis: _Axis = _TOKENS) -> Chart:
+    """Return a loss that the trainers estimated (of `training.config.ESTIMATES`) against training tokens."""
+    curves = [
+        Series(name=name, points=points_of(own, "validation", axis.key, metric), **curve_style(number))
+        for number, (name, own) in enumerate(records.items())
+    ]
+    return _loss_chart(wording.of_metric(metric), curves, axis)
+
+
+def loss_figures(records: Records, metric: str) -> list[Figure]:
+    """Return the estimates of a loss along three axes, and the training losses."""
+    word = wording.of_metric(metric)
+    places = (("by tokens", _TOKENS), ("by steps", _STEPS), ("by time", _TIME))
+    estimates = [(f"{word} {place}", losses_chart(records, metric=metric, axis=axis)) for place, axis in places]
+    # The loss that moves rewarded answers is no measure of a model.
+    on_text = {name: [each for each in own if each.get("reward") is None] for name, own in records.items()}
+    training = _loss_chart("training loss", _smooth(on_text, "train_loss"), _TOKENS)
+    return figures_of([*estimates, ("training loss by tokens", training)])
+
+
+def figures_beside(records: Records) -> list[Figure]:
+    """Return speed, memory and learning rate along the axis of the losses."""
+    wanted = (
+        ("Speed", "tokens_per_second", "tokens per second"),
+        ("Memory", "memory_gb", "GB, highest so far"),
+        ("Learning rate", "learning_rate", "learning rate"),
+    )
+    return figures_of(
+        [
+            (name, small_chart(name, label, _with_points(_smooth(records, key)), x_label=_TOKENS.label))
+            for name, key, label in wanted
+        ]
+    )
+
+
+def _smooth(records: Records, key: str) -> list[Series]:
+    return [
+        smooth_series(name, points_of(own, "train", _TOKENS.key, key), **curve_style(number))
+        for number, (name, own) in enumerate(records.items())
+    ]
+
+
+def _loss_chart(word: str, curves: Sequence[Series], axis: _Axis) -> Chart:
+    chart = Chart(
+        title=f"{word.capitalize()} in nats per token against {axis.label}",
+        x_label=axis.label,
+        y_label="nats per token",
+        series=_with_points(curves),
+        x_is_time=axis.is_time,
+    )
+    return settled(chart)
+
+
+def _with_points(curves: Sequence[Series]) -> tuple[Series, ...]:
+    return tuple(each for each in curves if each.points)
