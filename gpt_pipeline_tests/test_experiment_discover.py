@@ -82,3 +82,14 @@ def test_file_that_is_refused_takes_nothing(write, tmp_path):
 def test_missing_folder_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         find_experiments(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_file_in_place_of_an_experiments_folder_is_a_problem_of_that_experiment_alone(write, tmp_path, is_link):
+    write(a=named("A").replace("../storage", "storage"), b=named("B").replace("../storage", "storage"))
+    folder = tmp_path / "storage" / "A"
+    folder.parent.mkdir()
+    folder.symlink_to("nowhere") if is_link else folder.write_text("mine")
+    first, second = find_experiments(tmp_path)
+    assert "a.yaml:1: experiment_name: found 'A', need a folder, or a place to make one in" in first.problem
+    assert second.problem is None

@@ -128,6 +128,7 @@ def test_family_whose_folder_another_experiment_has_is_refused(base: Path) -> No
     ("assignment", "problem"),
     [
         ("training.learning_rate=0.001,-1", "found -1, need a finite number above 0"),
+        ("training/seed=1", r"training/seed: unknown key"),
         ("training.learning_rte=1", r"did you mean training\.learning_rate"),
         (f"training.seed={','.join(map(str, range(MOST_FILES + 1)))}", r"found 101 combinations, need at most 100"),
         ("data.max_length=16,4096", "model.context_length"),

@@ -371,11 +371,29 @@ def test_removal_takes_the_note_of_the_last_failure(made: Made) -> None:
     assert "a.json" in _trash(experiment)
 
 
-def test_removal_of_one_whose_checkpoint_another_starts_from_names_it(project: TinyProject, made: Made) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("storage:", "start_from: {file: ../storage/a/checkpoints/best_model.pt}\nstorage:", "start_from"),
+        ("source: sample", "source: ../storage/a/texts, format: text", r"data\.source"),
+        ("../storage", "../storage/a/more", r"storage\.base_folder"),
+    ],
+)
+def test_removal_of_a_folder_in_which_another_keeps_something_names_it(
+    project: TinyProject, made: Made, old: str, new: str, what: str
+) -> None:
     experiment = made("a")
+    (experiment.folder.root / "texts").mkdir()
+    (experiment.folder.root / "texts" / "one.txt").write_text("one")
     later = project.write_experiment("later")
-    start = "start_from: {file: ../storage/a/checkpoints/best_model.pt}\nstorage:"
-    text = later.read_text().replace("storage:", start)
-    later.write_text("\n".join(line for line in text.splitlines() if not line.startswith("model:")) + "\n")
-    with pytest.raises(UserError, match=r"later\.yaml start from it"):
+    lines = later.read_text().replace(old, new).splitlines()
+    later.write_text("\n".join(line for line in lines if what != "start_from" or not line.startswith("model:")) + "\n")
+    with pytest.raises(UserError, match=rf"later\.yaml needs .* in it \({what}\)"):
         plan_removal(experiment, file=False)
+
+
+def test_removal_of_a_folder_that_holds_the_projects_files_is_refused(project: TinyProject) -> None:
+    path = project.write_experiment("a", name="experiments")
+    path.write_text(path.read_text().replace("../storage", ".."))
+    with pytest.raises(UserError, match=r"a\.yaml lies in it \(its file\)"):
+        plan_removal(project.experiment("a"), file=False)

@@ -177,7 +177,7 @@ def _words(key: str, values: Values) -> list[str]:
     name = last if [each.split(".")[-1] for each in values].count(last) == 1 else key.replace(".", "-")
     found = [_UNFIT_LETTERS.sub("_", value).strip("_.") for value in values[key]]
     telling = len({slug(each) for each in found}) == len(found) and all(0 < len(each) <= _LONGEST for each in found)
-    return [name, *(found if telling else map(str, range(1, len(found) + 1)))]
+    return [_UNFIT_LETTERS.sub("_", name), *(found if telling else map(str, range(1, len(found) + 1)))]
 
 
 def _read(file: Path, text: str) -> Experiment:

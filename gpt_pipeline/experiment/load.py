@@ -103,8 +103,16 @@ class Experiment:
 
     @property
     def folder(self) -> ExperimentFolder:
-        """Folder of what belongs to this experiment alone: checkpoints, metrics, evaluations, report."""
-        return ExperimentFolder(root=self.base_folder / folder_name(self.display_name, key="experiment_name"))
+        """Folder of what belongs to this experiment alone: checkpoints, metrics, evaluations, report.
+
+        Raises ConfigError as `base_folder`, and if something else is in its place.
+        """
+        key, name = "experiment_name", self.display_name
+        root = self.base_folder / folder_name(name, key=key)
+        if os.path.lexists(root) and not root.is_dir():
+            need = f"a folder, or a place to make one in ({root} is a file, or a link that leads nowhere)"
+            raise self._unusable(key, name, need=need, remedy="move that away, or choose another name")
+        return ExperimentFolder(root=root)
 
     @property
     def data(self) -> DataConfig:

@@ -88,9 +88,10 @@ def explained_history(project: Project) -> Iterator[None]:
         yield
     except DBAPIError as error:
         home = dagster_home() or project.root
+        why = "if its disk is full, free some space" if project.history.is_dir() else "it was deleted meanwhile"
         raise UserError(
-            f"Dagster's history of {home} cannot be read or written ({error.orig}); if its disk is full, free some "
-            "space. Finished work is kept: run again, or see what `gpt-pipeline doctor` says of it"
+            f"Dagster's history of {home} cannot be read or written ({error.orig}); {why}. Finished work is kept: run "
+            "again, or see what `gpt-pipeline doctor` says of it"
         ) from error
 
 

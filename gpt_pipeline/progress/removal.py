@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.retention import evaluator_is_at_work
+from gpt_pipeline.data.config import is_path
 from gpt_pipeline.data.stage import PARTS
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.config import DATA_FOLDER
@@ -88,6 +89,7 @@ def plan_removal(experiment: Experiment, *, file: bool) -> Removal:
     _refuse_at_work(experiment, project)
     _refuse_needed(experiment, users.known)
     data, stays = _own_data(experiment, users)
+    _refuse_what_is_kept_in([*data, root], experiment, users.known)
     goes = [*data, root, record_of(experiment), failure_file(project, experiment.name)]
     if file:
         goes.append(experiment.file)
@@ -174,7 +176,11 @@ def _moved(path: Path, base_folder: Path, name: Path) -> Path:
             target = _place_in(path.parent / TRASH / name, path)
             os.rename(path, target)
     except OSError as error:
-        remedy = "it is a mount point; empty it yourself" if os.path.ismount(path) else "close what has it open"
+        remedy = (
+            "it is a mount point; empty it yourself"
+            if os.path.ismount(path)
+            else "close what has it open, or ask who may write there"
+        )
         raise UserError(
             f"{path}: cannot be moved to the trash: {error.strerror}; {remedy}, and run the same again"
         ) from error
@@ -207,7 +213,12 @@ def _refuse_at_work(experiment: Experiment, project: Project) -> None:
 
 
 def _refuse_needed(experiment: Experiment, others: Iterable[Experiment]) -> None:
-    later = [each.file.name for each in others if _starts_from(each, experiment)]
+    file = experiment.file.resolve()
+    later = [
+        each.file.name
+        for each in others
+        if each.config.start_from is not None and base_file(each.config.start_from, each.file) == file
+    ]
     if later:
         raise UserError(
             f"{experiment.file.name}: {', '.join(later)} start from it; remove these first, or have them start from a "
@@ -215,15 +226,39 @@ def _refuse_needed(experiment: Experiment, others: Iterable[Experiment]) -> None
         )
 
 
-def _starts_from(later: Experiment, experiment: Experiment) -> bool:
-    """Whether an experiment starts from another one, or from a file in its folder."""
-    start_from = later.config.start_from
-    if start_from is None:
-        return False
-    if start_from.experiment is not None:
-        return base_file(start_from, later.file) == experiment.file.resolve()
-    path, root = weights_path(start_from, later.file), experiment.folder.root.resolve()
-    return path is not None and path.resolve().is_relative_to(root)
+def _refuse_what_is_kept_in(folders: Iterable[Path], experiment: Experiment, others: Iterable[Experiment]) -> None:
+    """Raise UserError where a folder that goes holds what an experiment names in its file, or the file itself."""
+    named = [(experiment, "its file", experiment.file), *((experiment, *each) for each in _named_data(experiment))]
+    for other in others:
+        named += [(other, *each) for each in _named_paths(other)]
+    for folder in map(os.path.realpath, folders):
+        for owner, what, path in named:
+            if Path(os.path.realpath(path)).is_relative_to(folder):
+                raise UserError(
+                    f"{folder}: {owner.file.name} needs {path} in it ({what}); move that elsewhere, or remove "
+                    f"{owner.file.name} first"
+                    if owner is not experiment
+                    else f"{folder}: {path} lies in it ({what}); move that elsewhere first"
+                )
+
+
+def _named_paths(experiment: Experiment) -> Iterator[tuple[str, Path]]:
+    """Yield keys of an experiment with the paths of one's own that they name, and its file."""
+    yield "its file", experiment.file
+    yield "storage.base_folder", experiment.base_folder
+    start_from = experiment.config.start_from
+    weights = None if start_from is None else weights_path(start_from, experiment.file)
+    if weights is not None:
+        yield "start_from", weights
+    yield from _named_data(experiment)
+
+
+def _named_data(experiment: Experiment) -> Iterator[tuple[str, Path]]:
+    for part in experiment.parts.values():
+        if part.data.local is not None:
+            yield f"data.{part.data.local_key}", Path(part.data.local)
+        if isinstance(part.data.tokenizer, str) and is_path(part.data.tokenizer):
+            yield "data.tokenizer", Path(part.data.tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)
