@@ -53,10 +53,22 @@ class StageProgress:
         return f"{self.part}: {self.name}" if self.part else self.name
 
 
-def data_progress(experiment: Experiment) -> tuple[StageProgress, ...]:
-    """Return what training is made of, in order, part after part of a mix; uses no network, reads no file's content."""
-    parts = experiment.parts.items()
-    stages = tuple(replace(stage, part=name) for name, each in parts for stage in part_progress(each))
+SeenParts = dict[tuple[str, Path], tuple[StageProgress, ...]]
+"""What `part_progress` found by data block and folder, for one look at experiments that may share their data."""
+
+
+def data_progress(experiment: Experiment, seen: SeenParts | None = None) -> tuple[StageProgress, ...]:
+    """Return what training is made of, in order, part after part of a mix; uses no network, reads no file's content.
+
+    `seen`: what is in it is not looked at again, and what is looked at is added to it.
+    """
+    seen = {} if seen is None else seen
+    stages: tuple[StageProgress, ...] = ()
+    for name, part in experiment.parts.items():
+        key = repr(part.data), part.data_folder
+        if key not in seen:
+            seen[key] = part_progress(part)
+        stages += tuple(replace(stage, part=name) for stage in seen[key])
     if experiment.config.data.mix is not None:
         mixed = shards_stage(experiment.data, experiment.data_folder)
         stages = (*stages, _progress(mixed, list, ready=stages[0]))

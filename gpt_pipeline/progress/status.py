@@ -18,7 +18,7 @@ from gpt_pipeline.progress.evaluations import WantedEvaluation, wanted_evaluatio
 from gpt_pipeline.progress.failures import Failure, last_failure
 from gpt_pipeline.progress.losses import losses_of
 from gpt_pipeline.progress.report import report_is_outdated
-from gpt_pipeline.progress.stages import StageProgress, data_progress
+from gpt_pipeline.progress.stages import SeenParts, StageProgress, data_progress
 from gpt_pipeline.progress.tracking import is_log_pending
 from gpt_pipeline.progress.training import TrainingProgress, experiment_training
 from gpt_pipeline.project import Project
@@ -135,17 +135,18 @@ def statuses(files: Sequence[Path], *, experiments: Path) -> list[Status]:
     Raises:
         UserError: one of `files` is not an experiment, or the folder does not exist.
     """
+    seen: SeenParts = {}
     if files:
-        return [experiment_status(load_experiment(file)) for file in files]
-    return [status_of(found) for found in find_experiments(experiments)]
+        return [experiment_status(load_experiment(file), seen) for file in files]
+    return [status_of(found, seen) for found in find_experiments(experiments)]
 
 
-def status_of(found: ExperimentFile) -> Status:
-    """Return the status of a file that may be broken."""
+def status_of(found: ExperimentFile, seen: SeenParts) -> Status:
+    """Return the status of a file that may be broken; `seen` is that of `data_progress`."""
     if found.experiment is None:
         return _broken(found.file, found.problem or "")
     try:
-        return experiment_status(found.experiment)
+        return experiment_status(found.experiment, seen)
     except (UserError, OSError) as error:  # one that cannot be read must not hide the others
         return _broken(found.file, str(error))
 
@@ -155,8 +156,8 @@ def _broken(file: Path, problem: str) -> Status:
     return Status(file=file, name=file.name, folder=None, problem=problem, next=command)
 
 
-def experiment_status(experiment: Experiment) -> Status:
-    """Return how far the experiment is, by what lies in its folders.
+def experiment_status(experiment: Experiment, seen: SeenParts | None = None) -> Status:
+    """Return how far the experiment is, by what lies in its folders; `seen` is that of `data_progress`.
 
     Raises:
         ConfigError: the base folder is not a path on this machine.
@@ -164,7 +165,7 @@ def experiment_status(experiment: Experiment) -> Status:
     folder = experiment.folder
     try:
         refuse_newer(folder)
-        return _readable_status(experiment)
+        return _readable_status(experiment, seen)
     except NewerFileError as error:
         step = NextStep(command="update gpt_pipeline", why="a newer version wrote what only it can read")
         return Status(
@@ -172,9 +173,9 @@ def experiment_status(experiment: Experiment) -> Status:
         )
 
 
-def _readable_status(experiment: Experiment) -> Status:
+def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
     folder, project = experiment.folder, Project.of_experiments(experiment.file.parent)
-    stages = data_progress(experiment)
+    stages = data_progress(experiment, seen)
     wanted = wanted_evaluations(experiment)
     pending = sum(each.state != "done" for each in wanted)
     results = summarize_evaluations(folder.evaluations)

@@ -13,6 +13,7 @@ from gpt_pipeline.evaluation.result import summarize_evaluations
 from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress.losses import losses_of
+from gpt_pipeline.progress.stages import SeenParts
 from gpt_pipeline.progress.status import status_of
 from gpt_pipeline.project import Project
 from gpt_pipeline.start_page.card import Addresses, Card, broken_card, card_of
@@ -83,8 +84,9 @@ class Watch:
         }
         self._cards = {key: self._cards.get(key, card) for key, card in known.items()}
         runs = self._runs_of([found.experiment for found in files if found.experiment is not None])
+        seen: SeenParts = {}
         for found in files:
-            self._cards[found.name] = self._card(found, runs.get(found.name))
+            self._cards[found.name] = self._card(found, runs.get(found.name), seen)
         took = self._clock() - began
         self._next_look = began + took + max(_REST_SECONDS, _REST_SHARE * took)
 
@@ -115,9 +117,9 @@ class Watch:
             self._files, self._files_seen, self._files_read_at = find_experiments(folder), seen, now
         return self._files
 
-    def _card(self, found: ExperimentFile, run: NewestRun | None) -> Card:
+    def _card(self, found: ExperimentFile, run: NewestRun | None, seen: SeenParts) -> Card:
         try:
-            return self._card_of(found, run)
+            return self._card_of(found, run, seen)
         except Exception as error:  # of one experiment, whose files may hold anything: the page shows the others
             detail = str(error)
             if not isinstance(error, UserError):
@@ -125,8 +127,8 @@ class Watch:
                 detail = f"{type(error).__name__}: {error}; the log of the pages has the details"
             return broken_card(found, detail)
 
-    def _card_of(self, found: ExperimentFile, run: NewestRun | None) -> Card:
-        status, experiment = status_of(found), found.experiment
+    def _card_of(self, found: ExperimentFile, run: NewestRun | None, seen: SeenParts) -> Card:
+        status, experiment = status_of(found, seen), found.experiment
         if status.problem is not None or experiment is None:
             return broken_card(found, status.problem or "")
         folder = experiment.folder
