@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gpt_pipeline.checkpoints.manifest import BEST_NAME, best_checkpoint
+from gpt_pipeline.checkpoints.manifest import BEST_NAME, CheckpointInfo
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint, identity_of
@@ -186,15 +186,14 @@ def _summary(path: Path, *_identity: int) -> EvaluationResult | None:
     return None if result is None else dataclasses.replace(result, answers=(), continuations=())
 
 
-def alias_of(result: EvaluationResult, checkpoints: Path) -> str | None:
-    """Return `best_model` if the evaluated weights are those of `best_model.pt` in `checkpoints`, as it is now."""
-    best = best_weights(checkpoints, training_fingerprint=str(result.checkpoint.get("training_fingerprint")))
-    return BEST_ALIAS if best == result.checkpoint["weights_sha256"] else None
+def alias_of(result: EvaluationResult, best: CheckpointInfo | None) -> str | None:
+    """Return `best_model` if the evaluated weights are those of `best`, the training's `best_model.pt` as it is now."""
+    weights = best_weights(best, training_fingerprint=str(result.checkpoint.get("training_fingerprint")))
+    return BEST_ALIAS if weights == result.checkpoint["weights_sha256"] else None
 
 
-def best_weights(checkpoints: Path, *, training_fingerprint: str) -> str | None:
-    """Return the hash of the weights in `best_model.pt`, or None if there is none of this training."""
-    best = best_checkpoint(checkpoints)
+def best_weights(best: CheckpointInfo | None, *, training_fingerprint: str) -> str | None:
+    """Return the hash of the weights in `best`, or None if there is none, or one of another training."""
     return best.weights_sha256 if best is not None and best.fingerprint == training_fingerprint else None
 
 

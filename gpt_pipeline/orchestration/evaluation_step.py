@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_step, find_checkpoint
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, checkpoint_step, find_checkpoint
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, EvaluatedPart, EvaluationTask, evaluate_checkpoint
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult, alias_of, best_weights
@@ -68,7 +68,7 @@ def evaluate_partition(
     run = _log(context, experiment, mlflow.tracking_uri, result)
     yield dg.MaterializeResult(
         metadata={
-            **_findings(result, alias=alias_of(result, experiment.folder.checkpoints)),
+            **_findings(result, alias=alias_of(result, best_checkpoint(experiment.folder.checkpoints))),
             **mlflow.links(experiment_id=run.experiment_id, run_id=run.run_id),
             "result": dg.MetadataValue.path(str(result.path)),
             "already_finished": result.reused,
@@ -127,7 +127,7 @@ def _log(
     from gpt_pipeline.tracking.mlflow_tracker import log_evaluation
 
     weights, training = (str(result.checkpoint[name]) for name in ("weights_sha256", "training_fingerprint"))
-    best = best_weights(experiment.folder.checkpoints, training_fingerprint=training)
+    best = best_weights(best_checkpoint(experiment.folder.checkpoints), training_fingerprint=training)
     run = log_evaluation(
         result,
         tracking_uri=tracking_uri,

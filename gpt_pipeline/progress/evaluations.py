@@ -46,8 +46,10 @@ def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None
     of_parts = {name: known_shards(part.data, part.data_folder) for name, part in experiment.parts.items() if name}
     parts = {name: part.fingerprint for name, part in of_parts.items() if part is not None}
     done = {result.fingerprint: result for result in summarize_evaluations(experiment.folder.evaluations)}
+    evaluated = {result.checkpoint["weights_sha256"] for result in done.values()}
+    best = best_checkpoint(experiment.folder.checkpoints)
     wanted = []
-    for checkpoint in _checkpoints(experiment.folder):
+    for checkpoint in _checkpoints(experiment.folder, best):
         fingerprint = evaluation_fingerprint(
             settings or experiment.config.evaluation,
             weights_sha256=checkpoint.weights_sha256,
@@ -55,7 +57,9 @@ def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None
             max_length=experiment.config.data.max_length,
             parts=parts,
         )
-        state = _state(experiment.folder, done, fingerprint, checkpoint.weights_sha256)
+        state: State = "outdated" if checkpoint.weights_sha256 in evaluated else "missing"
+        if fingerprint in done:
+            state = "done" if _is_logged(experiment.folder, done[fingerprint], best) else "missing"
         wanted.append(WantedEvaluation(checkpoint=checkpoint, fingerprint=fingerprint, state=state))
     return wanted
 
@@ -78,25 +82,18 @@ def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: s
     write_json(_log_mark(folder, result), mark)
 
 
-def _checkpoints(folder: ExperimentFolder) -> list[CheckpointInfo]:
+def _checkpoints(folder: ExperimentFolder, best: CheckpointInfo | None) -> list[CheckpointInfo]:
     checkpoints = list_checkpoints(folder.checkpoints)
     # During training the best is replaced every few steps; evaluating each would only slow the training down.
-    best = best_checkpoint(folder.checkpoints) if folder.training.is_file() else None
-    if best is not None and best.step not in {checkpoint.step for checkpoint in checkpoints}:
+    is_finished = best is not None and folder.training.is_file()
+    if best is not None and is_finished and best.step not in {checkpoint.step for checkpoint in checkpoints}:
         checkpoints.append(best)
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
-def _state(folder: ExperimentFolder, done: dict[str, EvaluationResult], fingerprint: str, weights_sha256: str) -> State:
-    if fingerprint in done:
-        return "done" if _is_logged(folder, done[fingerprint]) else "missing"
-    evaluated = {result.checkpoint["weights_sha256"] for result in done.values()}
-    return "outdated" if weights_sha256 in evaluated else "missing"
-
-
-def _is_logged(folder: ExperimentFolder, result: EvaluationResult) -> bool:
+def _is_logged(folder: ExperimentFolder, result: EvaluationResult, best: CheckpointInfo | None) -> bool:
     mark = _read_mark(_log_mark(folder, result))
-    alias = alias_of(result, folder.checkpoints)
+    alias = alias_of(result, best)
     # A stale alias is removed when the checkpoint it belongs to now is logged.
     return mark is not None and (alias is None or mark.get("alias") == alias)
 

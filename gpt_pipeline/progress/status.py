@@ -193,7 +193,7 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
         start=start,
         start_is_ready=start_is_ready,
         training=experiment_training(experiment),
-        checkpoints=tuple(_status_of_checkpoint(info, wanted, results, estimates) for info in checkpoints),
+        checkpoints=_statuses_of_checkpoints(checkpoints, wanted, results, estimates),
         checkpoint_bytes=_bytes_on_disk(folder.checkpoints),
         evaluations_done=len(results),
         evaluations_pending=pending,
@@ -224,22 +224,25 @@ def _checkpoints(folder: Path) -> list[CheckpointInfo]:
     return sorted(found, key=lambda info: info.step)
 
 
-def _status_of_checkpoint(
-    info: CheckpointInfo,
+def _statuses_of_checkpoints(
+    checkpoints: Sequence[CheckpointInfo],
     wanted: Sequence[WantedEvaluation],
     results: Sequence[EvaluationResult],
     estimates: Mapping[int, float],
-) -> CheckpointStatus:
+) -> tuple[CheckpointStatus, ...]:
     states = {each.checkpoint.step: each.state for each in wanted}
-    of_these = [each for each in results if each.checkpoint["weights_sha256"] == info.weights_sha256]
-    newest = max(of_these, key=lambda result: result.created_at, default=None)
-    return CheckpointStatus(
-        file=info.path.name,
-        step=info.step,
-        size=info.size,
-        val_loss=estimates.get(info.step),
-        evaluated_loss=None if newest is None else newest.metrics.get("val_loss"),
-        evaluation=states.get(info.step),
+    by_time = sorted(results, key=lambda result: result.created_at)
+    losses = {each.checkpoint["weights_sha256"]: each.metrics.get("val_loss") for each in by_time}  # of the newest
+    return tuple(
+        CheckpointStatus(
+            file=info.path.name,
+            step=info.step,
+            size=info.size,
+            val_loss=estimates.get(info.step),
+            evaluated_loss=losses.get(info.weights_sha256),
+            evaluation=states.get(info.step),
+        )
+        for info in checkpoints
     )
 
 
