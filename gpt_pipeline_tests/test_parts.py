@@ -220,6 +220,15 @@ def test_grouped_files_reach_the_unit_size(
     assert grouped(sizes) == groups
 
 
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, 470 << 20])
+def test_groups_of_a_hundred_thousand_files_are_as_many_as_a_run_can_have(size: int) -> None:
+    names = [f"{number}" for number in range(100_000)]
+    groups = grouped(dict.fromkeys(names, size))
+    assert [name for group in groups for name in group] == names
+    assert len(groups) <= stage_module.MOST_GROUPS
+    assert len({len(group) for group in groups[:-1]}) <= 1
+
+
 def test_parts_force_leaves_the_finished_stages_of_others_alone_until_it_has_made_them_again(
     tmp_path: Path, folder: Path, undisturbed: dict[str, bytes]
 ) -> None:

@@ -27,7 +27,10 @@ Say = Callable[[str], None]
 """Takes one line of progress for a person."""
 
 UNIT_BYTES = 64 << 20
-"""Source files are done in groups of about this size: below it, starting a process costs more than its work."""
+"""Source files are done in groups of at least this size: below it, starting a process costs more than its work."""
+
+MOST_GROUPS = 1000
+"""Of the source files, by larger groups if need be: each is a step of the run, and looks at the whole list of files."""
 
 PARTS = "parts"
 _AGAIN = ".again"
@@ -89,11 +92,15 @@ def prepare(stage: PartedStage, *, force: bool = False, say: Say) -> StageResult
 
 
 def grouped(sizes: Mapping[str, int]) -> list[list[str]]:
-    """Return the names of files with these sizes in bytes, in order, in groups that reach `UNIT_BYTES` each."""
+    """Return the names of files with these sizes in bytes, in order, in at most `MOST_GROUPS` groups.
+
+    Each reaches `UNIT_BYTES`, but for the last.
+    """
+    unit = max(UNIT_BYTES, -(-sum(sizes.values()) // MOST_GROUPS))
     groups: list[list[str]] = []
-    size = UNIT_BYTES
+    size = unit
     for name, own in sizes.items():
-        if size >= UNIT_BYTES:
+        if size >= unit:
             groups.append([])
             size = 0
         groups[-1].append(name)

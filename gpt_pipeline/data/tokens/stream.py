@@ -7,6 +7,7 @@ the tokens with which their answers begin, and the spans of tokens that an answe
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ def map_shard(path: Path) -> Tokens:
 
     Raises:
         DamagedFileError: the file is missing, has another header, or has not the size that its header says.
+        UserError: the system allows the process no further map.
     """
     try:
         header = np.fromfile(path, dtype="<i4", count=256)
@@ -108,8 +110,17 @@ def map_shard(path: Path) -> Tokens:
     needed = HEADER_BYTES + int(header[2]) * TOKEN_DTYPE.itemsize
     if size != needed:
         raise DamagedFileError(f"{path}: found {size} bytes, need {needed}; delete its folder and run again")
+    try:
+        mapped = np.memmap(path, dtype=TOKEN_DTYPE, mode="r", offset=HEADER_BYTES)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise UserError(
+            f"{path}: found no room to map it, need one map for each file of tokens; raise the limits (Linux: sysctl "
+            "vm.max_map_count, 65530 unless set, and ulimit -v), or make the documents of fewer, larger source files"
+        ) from error
     # A plain array over the map: numpy's memmap class makes each slice several times slower.
-    return np.asarray(np.memmap(path, dtype=TOKEN_DTYPE, mode="r", offset=HEADER_BYTES))
+    return np.asarray(mapped)
 
 
 def _load_positions(path: Path, *, n_tokens: int) -> Positions:
@@ -154,7 +165,7 @@ class TokenStream:
 
         Raises:
             DamagedFileError: a shard is missing or is not what its header says.
-            UserError: the system does not let the process open so many files.
+            UserError: the system does not let the process open or map so many files.
         """
         allow_open_files(len(shards))  # each map keeps its file open, and all of SYNTH are a thousand
         self.folder = folder

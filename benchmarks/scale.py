@@ -1,0 +1,169 @@
+"""What grows with experiments, checkpoints and source files, and whether it grows in proportion.
+
+    python -m benchmarks.scale [--experiments 100] [--checkpoints 400] [--files 100] [--times 10]
+
+Measures at a size and at `--times` that size, in CPU seconds of one process: loading the definitions and `status` with
+many experiments on the same data; what a sensor asks and `status` with many evaluated checkpoints, copies of one; and
+a plain data block's three stages over many small files. The ratio is that of the seconds for each: 1 is in proportion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.raw import RawStage, prepare_raw
+from gpt_pipeline.data.documents.stage import DocumentsStage, prepare_documents
+from gpt_pipeline.data.tokens.shards import ShardsStage, prepare_shards
+from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.progress.evaluations import pending_evaluations, wanted_evaluations
+from gpt_pipeline.progress.status import experiment_status, statuses
+
+_REPOSITORY = Path(__file__).parents[1]
+_TINY = """\
+experiment_name: tiny
+data: {source: sample, num_samples: 300, max_length: 32, validation_fraction: 0.1}
+model: {n_layer: 1, n_head: 2, n_embd: 16, context_length: 64}
+training: {batch_size: 4, max_steps: 4, warmup_steps: 2}
+evaluation: {eval_freq: 4, eval_iters: 1, save_every_n_iterations: 4, num_questions: 2, max_new_tokens: 4}
+storage: {base_folder: ../storage}
+hardware: {device: cpu}
+"""
+_LOAD = """
+import time, dagster, gpt_pipeline.orchestration.build
+began = time.process_time()
+import gpt_pipeline.definitions
+print(time.process_time() - began)
+"""
+
+Measured = dict[str, float]
+"""CPU seconds by what took them."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiments", type=int, default=100, help="the smaller number of each; 0: leave it out")
+    parser.add_argument("--checkpoints", type=int, default=400)
+    parser.add_argument("--files", type=int, default=100)
+    parser.add_argument("--times", type=int, default=10, help="how many times the smaller size the larger is")
+    arguments = parser.parse_args()
+    subjects: dict[str, Callable[[Path, int], Measured]] = {
+        "experiments": _with_experiments,
+        "checkpoints": _with_checkpoints,
+        "files": _with_files,
+    }
+    for name, measure in subjects.items():
+        size = getattr(arguments, name)
+        if size == 0:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            small = measure(Path(folder) / "small", size)
+            large = measure(Path(folder) / "large", size * arguments.times)
+        print(f"{name:30} {size:>10,} {size * arguments.times:>10,}  ratio for each", flush=True)
+        for what, seconds in large.items():
+            each = seconds / max(small[what], 1e-9) / arguments.times
+            print(f"  {what:28} {small[what]:>8.2f} s {seconds:>8.2f} s  {each:.2f}", flush=True)
+
+
+def _seconds(do: Callable[[], object]) -> float:
+    began = time.process_time()
+    do()
+    return time.process_time() - began
+
+
+def _with_experiments(folder: Path, count: int) -> Measured:
+    files = folder / "experiments"
+    files.mkdir(parents=True)
+    for number in range(count):
+        text = _TINY.replace("tiny", f"tiny {number}")
+        (files / f"tiny-{number}.yaml").write_text(text, encoding="utf-8")
+    loaded = subprocess.run(
+        [sys.executable, "-c", _LOAD], cwd=folder, capture_output=True, text=True, check=True, env=_environment()
+    )
+    return {
+        "load the definitions": float(loaded.stdout.split()[-1]),
+        "status": _seconds(lambda: statuses([], experiments=files)),
+    }
+
+
+def _environment() -> dict[str, str]:
+
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DAGSTER_", "GPT_PIPELINE_"))}
+    return {**kept, "PYTHONPATH": str(_REPOSITORY)}
+
+
+def _with_checkpoints(folder: Path, count: int) -> Measured:
+    file = folder / "experiments" / "tiny.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(_TINY, encoding="utf-8")
+    command = [sys.executable, "-m", "gpt_pipeline", "run", str(file)]
+    subprocess.run(command, cwd=folder, capture_output=True, check=True, env=_environment())
+    experiment = load_experiment(file)
+    _copy_checkpoint(experiment, count)
+    return {
+        "pending evaluations, first": _seconds(lambda: pending_evaluations(experiment)),
+        "pending evaluations, again": _seconds(lambda: pending_evaluations(experiment)),
+        "status": _seconds(lambda: experiment_status(experiment)),
+    }
+
+
+def _copy_checkpoint(experiment: Experiment, count: int) -> None:
+    """Write `count` more manifests of checkpoints, with their evaluations as in MLflow, like the one that is there."""
+    folder, evaluations = experiment.folder.checkpoints, experiment.folder.evaluations
+    manifest, weights = folder / "checkpoint_step_4.json", folder / "checkpoint_step_4.pt"
+    (evaluation,) = evaluations.glob("step_*.json")
+    mark = json.loads((evaluations / "logged" / evaluation.name).read_text(encoding="utf-8"))
+    for step in range(5, 5 + count):
+        name, sha256 = f"checkpoint_step_{step}", hashlib.sha256(str(step).encode()).hexdigest()
+        own = {"path": f"{name}.pt", "step": step, "sha256": sha256, "weights_sha256": sha256}
+        _write(folder / f"{name}.json", {**json.loads(manifest.read_text(encoding="utf-8")), **own})
+        (folder / f"{name}.pt").hardlink_to(weights)
+    result = json.loads(evaluation.read_text(encoding="utf-8"))
+    for wanted in wanted_evaluations(experiment):
+        step, sha256 = wanted.checkpoint.step, wanted.checkpoint.weights_sha256
+        name = f"step_{step:08}-{wanted.fingerprint[:12]}.json"
+        checkpoint = {**result["checkpoint"], "step": step, "weights_sha256": sha256}
+        _write(evaluations / name, {**result, "fingerprint": wanted.fingerprint, "checkpoint": checkpoint})
+        _write(evaluations / "logged" / name, {**mark, "weights_sha256": sha256})
+
+
+def _write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _with_files(folder: Path, count: int) -> Measured:
+    source, data = folder / "source", folder / "data"
+    source.mkdir(parents=True)
+    for number in range(count):
+        texts = [f"Document {number} says something in its line {line}." for line in range(3)]
+        pq.write_table(pa.table({"text": texts}), source / f"{number:06}.parquet")
+    config = DataConfig(source=str(source), format="text", num_samples="all", max_length=16, validation_fraction=0.1)
+    began = time.process_time()
+    raw = prepare_raw(config, data)
+    checked = time.process_time()
+    documents = prepare_documents(config, raw, data)
+    written = time.process_time()
+    prepare_shards(config, documents, data)
+    stages = (RawStage, DocumentsStage, ShardsStage)
+    return {
+        "raw_files": checked - began,
+        "documents": written - checked,
+        "token_shards": time.process_time() - written,
+        "find all three": _seconds(lambda: [each(config=config, data_folder=data).find() for each in stages]),
+    }
+
+
+if __name__ == "__main__":
+    main()
