@@ -46,6 +46,10 @@ class EvaluationConfig:
     sample_temperature: float = added_later(1.0)
     """At which these are drawn."""
 
+    register_model: bool = added_later(False)
+    """Register the best checkpoint of the finished training as a version of a model in MLflow, named like the
+    experiment, with the files for `transformers`. It changes no result."""
+
     def __post_init__(self) -> None:
         for key in (
             "eval_freq",

@@ -1,4 +1,4 @@
-"""The training's lines in MLflow: sent beside the training, never in its way."""
+"""The training's lines in MLflow, and its model where it is to be registered: beside the training, never in its way."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.progress.tracking import forget_lost_runs, is_log_pending
 from gpt_pipeline.tracking.dataset import dataset_of
 from gpt_pipeline.tracking.descriptions import NOTE_TAG, TEXT_NOTE
+from gpt_pipeline.tracking.registered_model import register_model
 from gpt_pipeline.tracking.store import sqlite_file
 from gpt_pipeline.tracking.tags import experiment_tags, project_of
 from gpt_pipeline.tracking.training_run import log_earlier_trainings, log_training
@@ -73,6 +74,19 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
     )
 
 
+def _register_model(experiment: Experiment, tracking_uri: str) -> None:
+    from gpt_pipeline.exchange.export import export_checkpoint  # torch
+
+    if (fingerprint := wanted_fingerprint(experiment)) is not None:
+        register_model(
+            experiment.folder,
+            fingerprint=fingerprint,
+            tracking_uri=tracking_uri,
+            experiment_name=experiment.display_name,
+            write_model=partial(export_checkpoint, experiment),
+        )
+
+
 def _draw_losses(metrics: Path, *, vocab_size: int) -> str:
     from gpt_pipeline.report.charts import loss_curve_svg
 
@@ -85,6 +99,8 @@ def catch_up(experiment: Experiment, tracking_uri: str, *, say: Say) -> None:
         return
     try:
         send_log(experiment, tracking_uri)
+        if experiment.config.evaluation.register_model:
+            _register_model(experiment, tracking_uri)
     except UserError as error:
         say(str(error))
 

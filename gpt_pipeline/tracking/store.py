@@ -85,14 +85,25 @@ class OpenStore:
 
         The client writes a run's files itself, unless the server takes them: what may fail there is no error of MLflow.
         """
-        try:
+        with _refused_files_named(run):
             self.client.log_text(run.info.run_id, text, name)
-        except Exception as error:  # of whatever library writes to that place
-            raise _FilesRefusedError(
-                f"this machine cannot write where it keeps files, {run.info.artifact_uri}: "
-                f"{type(error).__name__}: {error}; start the server with --artifacts-destination, so that it takes the "
-                "files itself, or name a place that this machine can write to"
-            ) from error
+
+    def log_folder(self, run: Run, folder: Path, name: str) -> None:
+        """Keep the files in `folder` with the run, in a folder of that name; as `log_text`."""
+        with _refused_files_named(run):
+            self.client.log_artifacts(run.info.run_id, str(folder), name)
+
+
+@contextmanager
+def _refused_files_named(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of whatever library writes to that place
+        raise _FilesRefusedError(
+            f"this machine cannot write where it keeps files, {run.info.artifact_uri}: "
+            f"{type(error).__name__}: {error}; start the server with --artifacts-destination, so that it takes the "
+            "files itself, or name a place that this machine can write to"
+        ) from error
 
 
 class _FilesRefusedError(Exception):
