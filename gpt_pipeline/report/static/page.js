@@ -226,7 +226,8 @@ class Plot {
 
   textOf(x, format) {
     const named = this.data.ticks.find(([place]) => place === x);
-    return named ? named[1] : this.data.time ? duration(x) : format(x, 7);
+    if (named || this.data.ticks.length) return named?.[1] ?? ""; // of too many values, some have no mark
+    return this.data.time ? duration(x) : format(x, 7);
   }
 
   * curve(series) {
