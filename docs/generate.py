@@ -17,11 +17,12 @@ from pathlib import Path
 import click
 
 from gpt_pipeline.cli import command
-from gpt_pipeline.experiment.keys import Block, Key, blocks, file_keys, plain
+from gpt_pipeline.experiment.keys import Block, Key, block_from, blocks, file_keys, plain
 from gpt_pipeline.experiment.load import RUNTIME
 from gpt_pipeline.experiment.recipes import RECIPES
 from gpt_pipeline.experiment.schema import EDITOR_LINE, SCHEMA_FILE, need_in_words, schema_text
 from gpt_pipeline.experiment.template import render, written
+from gpt_pipeline.experiment.values import block_of
 
 ROOT = Path(__file__).resolve().parent.parent
 _NOTE = "<!-- Written by docs/generate.py; change the text in the code it comes from, then run `make docs`. -->"
@@ -68,7 +69,9 @@ def reference() -> str:
 
 
 def _section(block: Block) -> str:
-    return f"## `{block.name}:`\n\n{block.text}\n\n{_table(block.keys)}"
+    inner = [block_from(key.path, key.hint) for key in block.keys if block_of(key.hint)]
+    tables = [f"### `{each.name}:`\n\n{each.text}\n\n{_table(each.keys)}" for each in inner]
+    return "\n\n".join([f"## `{block.name}:`\n\n{block.text}\n\n{_table(block.keys)}", *tables])
 
 
 def _table(keys: Sequence[Key]) -> str:

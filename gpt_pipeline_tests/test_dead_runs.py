@@ -15,6 +15,7 @@ import dagster as dg
 import pytest
 
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.launchers.submission import only_follower
 from gpt_pipeline.orchestration import dead_runs
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import (
@@ -99,6 +100,8 @@ def test_close_dead_runs_ends_the_run_whose_trainer_gave_no_sign_for_long(histor
     assert history.close() == []
     history.leave_heartbeat(run, minutes=11)
     with folder_lock(history.experiment.folder.root, purpose="training"):  # it sleeps, or its disk does
+        assert history.close() == []
+    with only_follower(history.experiment.folder):  # its job lost its node, and waits for another
         assert history.close() == []
     assert history.close() == [run]
     assert (history.status(run), history.status(other)) == (FAILED, STARTED)

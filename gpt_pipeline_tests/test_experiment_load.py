@@ -294,7 +294,10 @@ CASES = {
         "6: training.n_layers: unknown key; did you mean model.n_layer",
     ),
     "key without its block": ("batch_size: 4", "6: batch_size: unknown key here, it belongs to `training:`; move it"),
-    "unlike any key": ("hardware: {zzz: 2}", "6: hardware.zzz: unknown key, need one of device, num_gpus"),
+    "unlike any key": (
+        "hardware: {zzz: 2}",
+        "6: hardware.zzz: unknown key, need one of device, num_gpus, launcher, slurm",
+    ),
     "unknown block": ("trainin: {}", "6: trainin: unknown key; did you mean training?"),
     "merge key": ("training: {<<: {seed: 1}}", "6: training.<<: unknown key"),
     "line break in a key": ('training: {"a\\nb": 1}', "6: training.a\\nb: unknown key"),
@@ -556,6 +559,11 @@ def test_stand_ins_for_required_values_pass_every_check(section, config):
         (
             "hardware: {num_gpus: 3}",
             "6: hardware.num_gpus: found 3, need a divisor of the 8 sequences in one update; use 2 or 4",
+        ),
+        (
+            "hardware: {launcher: slurm, num_gpus: 2, slurm: {nodes: 3}}",
+            "6: hardware.slurm.nodes: found 3, need a divisor of 4: the 8 sequences of one update over a node's 2 "
+            "processes; use 2 or 4",
         ),
         (
             "training: {max_steps: 300}",

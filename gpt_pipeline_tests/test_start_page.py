@@ -97,6 +97,7 @@ STAGES = ("raw_synth", "english_parquet", "token_shards")
 def status(states: Sequence[str], training: str, **changes: Any) -> Status:
     """Return a status with the states of the data's stages and of the training."""
     progress = TrainingProgress(
+        job=None,
         state=training,
         step=0 if training == "absent" else 5,
         max_steps=12,

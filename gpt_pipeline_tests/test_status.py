@@ -23,12 +23,17 @@ from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
 from gpt_pipeline.experiment.training import training_job
+from gpt_pipeline.launchers.protocol import JobState
+from gpt_pipeline.launchers.submission import Submission
 from gpt_pipeline.orchestration.report_step import write_report
 from gpt_pipeline.progress.show import sheets, training_text
 from gpt_pipeline.progress.status import CheckpointStatus, NextStep, Status, experiment_status, statuses
-from gpt_pipeline.progress.training import newest_records
+from gpt_pipeline.progress.training import newest_records, training_progress
 from gpt_pipeline.sheet import plain_text
+from gpt_pipeline.storage.atomic import write_json
+from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.training.heartbeat import heartbeat
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
@@ -150,6 +155,36 @@ def test_status_of_a_running_training_has_its_process_and_step(project: TinyProj
     assert training.tokens_per_second > 0
     assert running.next.command == "gpt-pipeline ui"
     assert _status(project).training.state == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "training"),
+    [
+        ("waiting", "Resources", "to do; slurm job 17, waiting (Resources)"),
+        ("running", "node1", "to do; slurm job 17, running on node1"),  # its trainer has not begun yet
+        ("failed", "FAILED", "to do"),
+    ],
+)
+def test_status_of_a_training_that_an_engine_has_says_which_job_and_how_it_is(
+    tmp_path: Path, state: JobState, reason: str, training: str
+) -> None:
+    folder = ExperimentFolder(root=tmp_path)
+    note = Submission(
+        launcher="slurm",
+        name="gpt-x-1",
+        word="x",
+        attempt=1,
+        id="17",
+        fingerprint="a" * 64,
+        request="",
+        submitted_at=utc_now(),
+        log="x.log",
+        state=state,
+        reason=reason,
+    )
+    write_json(folder.launch, dataclasses.asdict(note))
+
+    assert training_text(training_progress(folder, fingerprint=None, max_steps=None)) == training
 
 
 def test_status_of_a_killed_training_says_that_it_died(project: TinyProject) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from gpt_pipeline import __version__
+from gpt_pipeline.cli.clusters import launch
 from gpt_pipeline.cli.common import FAILED, MISUSE, STOPPED, say
 from gpt_pipeline.cli.experiments import compare, evaluate, init, plan, preview, remove, run, status, validate, verify
 from gpt_pipeline.cli.machine import completion, doctor, notify, ui
@@ -38,7 +39,7 @@ def command() -> None:
 for verb in (
     *(init, validate, preview, plan, run, status, ui),
     *(evaluate, compare, generate, serve, export, import_, benchmark),
-    *(verify, remove, doctor, notify, completion),
+    *(verify, remove, launch, doctor, notify, completion),
 ):
     command.add_command(verb)
 

@@ -77,7 +77,7 @@ def generate(
 
     writer = Writer.of_checkpoint(
         chosen.path,
-        device=device or config.hardware.device,
+        device=device or config.hardware.device_here,
         trained_length=config.data.max_length,
         weights=weights,
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from gpt_pipeline.doctor.launchers import check_launchers
 from gpt_pipeline.doctor.machine import check_disk, check_files, check_memory, check_open_files, check_port
 from gpt_pipeline.doctor.services import (
     CountRuns,
@@ -31,6 +33,10 @@ def examine(project: Project, experiment: Experiment | None, *, offline: bool, c
     downloads = [each for each in experiments if _downloads(each)] if experiments else [None]
     pages = project.pages
     hardware = experiment.config.hardware if experiment is not None else None
+    if hardware is not None:  # what the nodes of a cluster have is not known here
+        hardware = (
+            dataclasses.replace(hardware, device=hardware.device_here, num_gpus=1) if hardware.place else hardware
+        )
     return findings_of(
         {
             "python": check_python,
@@ -39,6 +45,7 @@ def examine(project: Project, experiment: Experiment | None, *, offline: bool, c
             "compiling": check_compiler,
             "experiments": lambda: _check_experiments(project) if experiment is None else (),
             "paths": lambda: _check_paths(project),
+            "launchers": lambda: check_launchers([each.config.hardware for each in experiments]),
             "disk": lambda: check_disk([*folders, *([_cache()] if downloads else [])]),
             "files": lambda: check_files(folders),
             "memory": check_memory,

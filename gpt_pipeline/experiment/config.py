@@ -122,7 +122,7 @@ class ExperimentConfig:
 
     def step_layout(self, *, steps_per_epoch: int) -> StepLayout:
         """Return how the trainer will cut its updates on the hardware that the file names."""
-        length, size = self.data.max_length, self.hardware.num_gpus
+        length, size = self.data.max_length, self.hardware.processes
         if self.has_rollouts:
             return rollout_layout(self.training, self.rl, max_length=length, world_size=size)
         return step_layout(
@@ -183,12 +183,18 @@ def _batch(config: ExperimentConfig) -> Iterator[ConfigError]:
         need = f"a multiple of data.max_length={length}"
         yield ConfigError("training.tokens_per_step", found=tokens, need=need, remedy=use)
         return
-    sequences, gpus = config.sequences_per_step, config.hardware.num_gpus
+    sequences, gpus, processes = config.sequences_per_step, config.hardware.num_gpus, config.hardware.processes
     if sequences % gpus:
         need = f"a divisor of the {sequences} sequences in one update"
         yield ConfigError("hardware.num_gpus", found=gpus, need=need, remedy=_either(_divisors_near(gpus, sequences)))
         return
-    size, share = config.training.given_micro_batch_size, sequences // gpus
+    if sequences % processes:
+        need = (
+            f"a divisor of {sequences // gpus}: the {sequences} sequences of one update over a node's {gpus} processes"
+        )
+        yield _of_nodes(config, need=need, use=_divisors_near(config.hardware.nodes, sequences // gpus))
+        return
+    size, share = config.training.given_micro_batch_size, sequences // processes
     if size is not None and size < share and share % size:  # above the share, the trainer takes the share at once
         need = f"a divisor of the {share} sequences of one update on each GPU"
         use = _either(_divisors_near(size, share))
@@ -237,6 +243,16 @@ def _rollouts(config: ExperimentConfig) -> Iterator[ConfigError]:
         need = f"a multiple of hardware.num_gpus={gpus}"
         remedy = f"use {-(-rl.prompts_per_step // gpus) * gpus}"
         yield ConfigError("rl.prompts_per_step", found=rl.prompts_per_step, need=need, remedy=remedy)
+    elif rl.prompts_per_step % config.hardware.processes:
+        need = (
+            f"a divisor of the {rl.prompts_per_step // gpus} questions in one update for each of the nodes' processes"
+        )
+        yield _of_nodes(config, need=need, use=_divisors_near(config.hardware.nodes, rl.prompts_per_step // gpus))
+
+
+def _of_nodes(config: ExperimentConfig, *, need: str, use: list[int]) -> ConfigError:
+    hardware = config.hardware
+    return ConfigError(f"hardware.{hardware.launcher}.nodes", found=hardware.nodes, need=need, remedy=_either(use))
 
 
 def _warmup(config: ExperimentConfig) -> Iterator[ConfigError]:

@@ -75,7 +75,8 @@ def training_settings(experiment: Experiment) -> dict[str, Any]:
         "checkpoints": f"every {config.evaluation.save_every_n_iterations:,} steps, the last "
         f"{config.evaluation.keep_last} and the best are kept",
         "hardware": f"{config.hardware.device}, {training.precision}"
-        + (f", {config.hardware.num_gpus} GPUs" if config.hardware.num_gpus > 1 else ""),
+        + (f", {config.hardware.num_gpus} GPUs" if config.hardware.num_gpus > 1 and not config.hardware.place else "")
+        + (f", {config.hardware.place}" if config.hardware.place else ""),
     }
 
 

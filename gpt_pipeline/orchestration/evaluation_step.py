@@ -53,7 +53,7 @@ def evaluate_partition(
             parts=evaluated_parts(experiment),
             config=settings,
             max_length=experiment.config.data.max_length,
-            device=experiment.config.hardware.device,
+            device=experiment.config.hardware.device_here,
             folder=experiment.folder.evaluations,
             base=_other_shards(experiment),
         )

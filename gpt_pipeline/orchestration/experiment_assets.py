@@ -83,7 +83,7 @@ def _training(experiment: Experiment, upstream: Sequence[dg.AssetKey | dg.Assets
         owners=OWNERS,
         tags=stage_tags("training", experiment),
         metadata={**experiment_metadata("training", experiment), **training_settings(experiment)},
-        pool=keys.TRAINING_POOL,
+        pool=None if experiment.config.hardware.is_remote else keys.TRAINING_POOL,  # the pool is this machine
         code_version=experiment.identity,
         config_schema={
             "force": switch(

@@ -19,6 +19,9 @@ TRAINING_POOL = "training"
 EVALUATION_POOL = "evaluation"
 EXPERIMENT_TAG = "gpt_pipeline/experiment"
 STAGE_TAG = "gpt_pipeline/stage"
+JOB_TAG = "gpt_pipeline/job"
+"""Of a run: which job of which engine trains for it."""
+
 _DIGITS = 6  # of the digest at the end of a `data_group`
 _DIGEST = re.compile(r"_[0-9a-f]{6}$")
 _DIGEST_AND_NAME = re.compile(r"_[0-9a-f]{6}(_.*)?$")  # of a `node_name`

@@ -24,7 +24,7 @@ def measure_prompts(context: dg.AssetExecutionContext, experiment: Experiment, *
         [(finished_documents(part), part.data) for _, part in sorted(experiment.parts.items())],
         shards,
         start.checkpoint.path,
-        device=experiment.config.hardware.device,
+        device=experiment.config.hardware.device_here,
         batch_size=experiment.config.training.given_micro_batch_size,
         force=force,
         say=context.log.info,

@@ -24,7 +24,9 @@ PROGRESS_DESCRIPTOR = "GPT_PIPELINE_PROGRESS_FD"
 # More than the 30 s after which torchrun kills its workers, so that we never interrupt a save.
 _GRACE_SECONDS = 120.0
 _POLL_SECONDS = 0.2
-_STOPPED = (130, 143)  # stopped by SIGINT or SIGTERM, with a checkpoint saved
+STOPPED_CODES = (130, 143)
+"""Exit codes of a trainer that SIGINT or SIGTERM stopped, with a checkpoint saved."""
+
 _TRAINER = "gpt_pipeline.orchestration.trainer_pipes"
 
 Message = Mapping[str, Any]
@@ -123,7 +125,7 @@ def _check_end(exit_code: int, messages: Sequence[Message], log_file: Path, *, s
     errors = [message["text"] for message in messages if message["kind"] == "error"]
     if errors:
         raise dg.Failure(description=str(errors[-1]), allow_retries=False)
-    if exit_code not in (0, *_STOPPED):
+    if exit_code not in (0, *STOPPED_CODES):
         raise dg.Failure(
             description=f"The trainer ended with exit code {exit_code}; its last output is in {log_file}. "
             "Materialize training again: it continues from the last checkpoint."

@@ -22,8 +22,6 @@ from gpt_pipeline.training.observer import Observer, SilentObserver, console_obs
 from gpt_pipeline.training.stopping import stop_when_parent_dies
 
 if TYPE_CHECKING:
-    from dagster_pipes import PipesContext
-
     from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 
 _EXIT_MISUSE = 2
@@ -36,8 +34,14 @@ _PROGRESS_SECONDS = 10.0  # between two lines of progress in Dagster's log
 class PipesObserver:
     """Reports the training to the Dagster step, and to the terminal if there is one."""
 
-    def __init__(self, pipes: PipesContext, terminal: Observer, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._pipes = pipes
+    def __init__(
+        self,
+        send: Callable[[dict[str, Any]], object],
+        terminal: Observer,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._send_message = send
         self._terminal = terminal
         self._clock = clock
         self._next_line = 0.0
@@ -72,7 +76,7 @@ class PipesObserver:
         self._send(kind="error", text=text)
 
     def _send(self, **message: Any) -> None:
-        self._pipes.report_custom_message(message)
+        self._send_message(message)
 
 
 def main(arguments: list[str]) -> int:
@@ -86,7 +90,7 @@ def main(arguments: list[str]) -> int:
     if place is not None and place.rank > 0:  # under torchrun only the first process reports
         return _train(Path(arguments[0]), SilentObserver(), complain=lambda text: print(text, file=sys.stderr))
     with open_dagster_pipes() as pipes, _terminal() as terminal:
-        observer = PipesObserver(pipes, terminal)
+        observer = PipesObserver(pipes.report_custom_message, terminal)
         return _train(Path(arguments[0]), observer, complain=observer.error)
 
 

@@ -13,15 +13,18 @@ import dagster as dg
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key, list_checkpoints
 from gpt_pipeline.data.config import GPT2
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.launching import launcher_of
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.problems import ExperimentFileError
 from gpt_pipeline.experiment.runtime import runtime_values, write_runtime
 from gpt_pipeline.experiment.sizes import size_on
 from gpt_pipeline.experiment.start_from import StartNotReadyError
 from gpt_pipeline.experiment.training import base_experiment, find_start, start_in_words, training_job
+from gpt_pipeline.launchers.submission import require_no_job
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.failures import StoppedRunError
 from gpt_pipeline.orchestration.metadata import picture_markdown
+from gpt_pipeline.orchestration.remote_training import train_remotely
 from gpt_pipeline.orchestration.stages import finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR, train_in_child
@@ -53,7 +56,8 @@ def train_experiment(
     finished = find_finished_work(job)
     reused = finished is not None
     if finished is None:
-        finished = _train(context, experiment, job, mlflow)
+        size = size_on(shards.folder, shards.manifest, experiment.config)
+        finished = _train(context, experiment, job, mlflow, max_steps=size.layout.max_steps)
     else:
         catch_up(experiment, mlflow.tracking_uri, say=context.log.warning)
         context.log.info(f"Nothing to do: the training in {job.folder.root} reached its last step, {finished.step}.")
@@ -69,10 +73,19 @@ def train_experiment(
 
 
 def _train(
-    context: dg.AssetExecutionContext, experiment: Experiment, job: TrainingJob, mlflow: MlflowTracking
+    context: dg.AssetExecutionContext,
+    experiment: Experiment,
+    job: TrainingJob,
+    mlflow: MlflowTracking,
+    *,
+    max_steps: int,
 ) -> FinishedTraining:
     folder = job.folder
-    job.write(folder.job)
+    launcher = launcher_of(job.hardware)
+    if launcher is None:
+        require_no_job(folder, lambda name: launcher_of(job.hardware, name))
+    else:
+        report_checkpoints(context, experiment)  # of a job that went on while nobody followed it
     reporter = TrainerReporter(context, experiment)
     link = MlflowLink(folder, mlflow, say=context.log.info)
     link.tell()
@@ -84,13 +97,25 @@ def _train(
             reporter.receive(message)
 
         try:
-            train_in_child(
-                context,
-                folder.job,
-                folder.root / "trainer.log",
-                processes=job.hardware.num_gpus,
-                receive=receive,
-            )
+            if launcher is None:
+                job.write(folder.job)
+                train_in_child(
+                    context,
+                    folder.job,
+                    folder.root / "trainer.log",
+                    processes=job.hardware.num_gpus,
+                    receive=receive,
+                )
+            else:
+                train_remotely(
+                    job,
+                    launcher,
+                    run_id=context.run_id,
+                    max_steps=max_steps,
+                    receive=receive,
+                    say=context.log.info,
+                    tell_job=lambda text: context.instance.add_run_tags(context.run_id, {keys.JOB_TAG: text}),
+                )
         except dg.DagsterExecutionInterruptedError:
             raise StoppedRunError(_what_is_saved(job)) from None
     finished = find_finished_training(folder, job.fingerprint)

@@ -29,7 +29,7 @@ class Device:
 
 
 def choose_device(hardware: HardwareConfig, training: TrainingConfig) -> Device:
-    """Return what the trainer would choose here.
+    """Return what the trainer would choose here; on the CPU of another machine, whose memory is not known.
 
     Raises:
         ConfigError: the file asks for a GPU, more of them or a compiler that this machine lacks.
@@ -41,6 +41,10 @@ def choose_device(hardware: HardwareConfig, training: TrainingConfig) -> Device:
             found=hardware.num_gpus,
             need=f"at most {devices.count_gpus()}, the GPUs of this machine",
             remedy="lower it, or run on a machine that has as many",
+        )
+    if hardware.is_remote:
+        return Device(
+            description=f"CPU, {hardware.place}", precision=_precision(compute), memory_total=None, memory_free=None
         )
     return _gpu(compute) if compute.on_gpu else _cpu(compute)
 

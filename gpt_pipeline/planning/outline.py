@@ -55,10 +55,11 @@ def _training(experiment: Experiment, tokens: TokenCount | None) -> str:
     if size is None:
         return f"{model}; its steps are known once the data is there"
     steps = size.layout.max_steps
+    place = f", {config.hardware.place}" if config.hardware.is_remote else ""
     checkpoints = math.ceil(steps / config.evaluation.save_every_n_iterations)
     return (
         f"{model}, about {steps:,} steps of {size.layout.tokens_per_step:,} tokens, {checkpoints} "
-        f"checkpoint{'s' if checkpoints > 1 else ''}; the time left is shown once it is under way"
+        f"checkpoint{'s' if checkpoints > 1 else ''}{place}; the time left is shown once it is under way"
     )
 
 

@@ -107,6 +107,9 @@ class Plan:
     name: str
     folder: Path
     objective: Objective
+    place: str
+    """Where it trains, in words; empty: on this machine."""
+
     parameters: int
     """All are trained."""
 
@@ -166,7 +169,9 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
     size = _or_problem(found, "data.num_samples", lambda: _size(experiment, tokens))
     running = trainer_state(experiment.folder.root) == "running"
     start = _running(experiment) if running else _or_problem(found, _RESUME, lambda: _start(experiment)) or _ANEW
-    device = _or_problem(found, "hardware", lambda: choose_device(config.hardware, config.training))
+    hardware = config.hardware
+    gpu_elsewhere = hardware.is_remote and hardware.device != "cpu"
+    device = None if gpu_elsewhere else _or_problem(found, "hardware", lambda: choose_device(hardware, config.training))
     precision = absent_gpu(config.training) if device is None else device.precision
     if size is not None:
         free = None if device is None else device.memory_free
@@ -198,6 +203,7 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
         name=experiment.display_name,
         folder=experiment.folder.root,
         objective=config.training.objective,
+        place=hardware.place,
         parameters=parameter_count(config.model),
         tokens=tokens,
         length=length,
@@ -338,8 +344,9 @@ class _Measuring:
             return speed_of_lines(metrics, running=False), str(error)
 
     def _why_not(self, *, measured: bool) -> str | None:
-        if self.running:
-            return "not measured: its training is running"
+        place = self.experiment.config.hardware.place
+        if self.running or place:
+            return f"not measured: {'its training is running' if self.running else f'it trains {place}'}"
         if not measured:
             return "not measured (--no-measure)"
         if self.start.kind == "finished":

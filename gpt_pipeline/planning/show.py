@@ -86,7 +86,9 @@ def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     length = plan.length
     if length is None:
         return
-    yield "tokens per step", f"{length.tokens_per_step:,} {_cut(length)}"
+    if plan.place:
+        yield "trains", plan.place
+    yield "tokens per step", f"{length.tokens_per_step:,} {_cut(plan, length)}"
     if length.padding != 0:
         share = "some" if length.padding is None else f"{length.padding:.1%}"
         yield "", f"whole documents in each sequence, {share} padding"
@@ -104,8 +106,8 @@ def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "FLOPs", f"{length.flops:.2e}, {wording.count(length.flops_per_token)} per token"
 
 
-def _cut(length: Length) -> str:
-    gpus = f" on each of {length.world_size} GPUs" if length.world_size > 1 else ""
+def _cut(plan: Plan, length: Length) -> str:
+    gpus = f" on each of {length.world_size} {'processes' if plan.place else 'GPUs'}" if length.world_size > 1 else ""
     return (
         f"({length.sequences_per_step:,} sequences, in {length.grad_accum_steps:,} x {length.micro_batch_size:,}{gpus})"
     )
@@ -124,7 +126,12 @@ def _rows_of_disk(disk: Disk) -> Iterator[tuple[str, str]]:
 
 
 def _memory_rows(plan: Plan) -> Iterator[tuple[str, str]]:
-    yield "device", "not on this machine; estimated for a GPU" if plan.device is None else plan.device.description
+    yield (
+        "device",
+        f"not {'of' if plan.place else 'on'} this machine; estimated for a GPU"
+        if plan.device is None
+        else plan.device.description,
+    )
     if plan.memory is not None:
         for label, size in _terms(plan.memory):
             yield label, f"{wording.size(size):>8}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt_pipeline.storage.alive import silence
-from gpt_pipeline.storage.lock import SILENT_SECONDS
+from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.storage.lock import SILENT_SECONDS, is_locked
 from gpt_pipeline.storage.process import ProcessId
 from gpt_pipeline.training.heartbeat import read_heartbeat, trainer_state
 
@@ -33,6 +34,8 @@ def end_of_trainer(root: Path, run_id: str) -> str | None:
 
     So long ago that whoever waited for it must be gone too.
     """
+    if is_locked(ExperimentFolder(root=root).jobs):
+        return None  # its job waits for its place again, and somebody follows it
     last = read_heartbeat(root)
     if last is None or last.run != run_id or not last.is_old or trainer_state(root) != "died":
         return None

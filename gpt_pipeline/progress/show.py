@@ -85,8 +85,9 @@ def stage_text(stage: StageProgress, *, finished: str = "finished") -> str:
 def training_text(training: TrainingProgress) -> str:
     """Return how far the training is, in a line."""
     of = "" if training.max_steps is None else f" of {training.max_steps:,}"
+    job = f"; {training.job}" if training.job else ""
     if training.state == "absent":
-        return f"to do{f': {training.max_steps:,} steps' if training.max_steps else ''}"
+        return f"to do{f': {training.max_steps:,} steps' if training.max_steps else ''}{job}"
     words = [] if training.train_loss is None else [f"train loss {training.train_loss:.3f}"]
     if training.val_loss is not None:
         at = "" if training.val_step == training.step else f" at step {training.val_step:,}"
@@ -94,14 +95,15 @@ def training_text(training: TrainingProgress) -> str:
     if training.state == "finished":
         return ", ".join([f"finished at step {training.step:,}", *words])
     if training.state == "running":
-        who = f" (process {training.process} on {training.host})" if training.process else ""
+        process = f"process {training.process} on {training.host}" if training.process else ""
+        who = f" ({training.job or process})" if training.job or process else ""
         return ", ".join([f"running{who}", f"step {training.step:,}{of}", *words, *_speed_words(training)])
     if training.ended_before and not training.of_other_settings:
         words.append(NOT_YET_KNOWN)
         return ", ".join([f"finished before, at step {training.step:,}", *words])
     what = "stopped" if training.state == "stopped" else "was killed; saved"
     other = "; with other settings, data or start than the file names now" if training.of_other_settings else ""
-    return ", ".join([f"{what} at step {training.step:,}{of}", *words]) + other
+    return ", ".join([f"{what} at step {training.step:,}{of}", *words]) + other + job
 
 
 def _speed_words(training: TrainingProgress) -> list[str]:

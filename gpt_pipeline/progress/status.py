@@ -294,6 +294,8 @@ def next_step(status: Status) -> NextStep:
         )
     if training.state != "finished" and status.at_work is not None:
         return NextStep(command=status.pages or PAGES_COMMAND, why=status.at_work.in_words)
+    if training.state != "finished" and training.job is not None:
+        return NextStep(command=f"gpt-pipeline run {name}", why=f"follows {training.job}")
     if not status.start_is_ready:
         return NextStep(command=f"gpt-pipeline run {name}", why=f"{status.start}: that comes first")
     if training.state != "finished":

@@ -18,6 +18,8 @@ from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import size_on
 from gpt_pipeline.experiment.training import wanted_fingerprint
+from gpt_pipeline.launchers.protocol import ALIVE
+from gpt_pipeline.launchers.submission import read_submission
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.training.finished import (
@@ -48,6 +50,10 @@ class TrainingProgress:
     max_steps: int | None
     process: int | None
     host: str | None
+    job: str | None
+    """Which job of an engine it was handed to, and how that was when last asked: `slurm job 17, running on node1`; None
+    where there is none, or it has ended."""
+
     train_loss: float | None
     """Nats per token, of the newest line."""
 
@@ -136,6 +142,7 @@ def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_
         max_steps=max_steps,
         process=sign.process.pid if running and sign else None,
         host=sign.process.host if running and sign else None,
+        job=None if state == "finished" else _job(folder),
         train_loss=train.get("train_loss"),
         val_loss=validation.get("val_loss"),
         val_step=validation.get("step"),
@@ -146,6 +153,11 @@ def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_
         of_other_settings=fingerprint is not None
         and any(_is_of_another(info, fingerprint) for info in checkpoints[-1:]),
     )
+
+
+def _job(folder: ExperimentFolder) -> str | None:
+    note = read_submission(folder)
+    return note.described if note is not None and note.state in ALIVE else None
 
 
 def _is_of_another(info: CheckpointInfo, fingerprint: str) -> bool:

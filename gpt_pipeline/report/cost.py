@@ -61,7 +61,7 @@ def cost_of(records: Sequence[Record], *, checkpoints: Path, hardware: Record, e
     newest = records[-1] if records else {}
     return Cost(
         seconds=max((float(value) for value in _values(records, "seconds")), default=None),
-        gpus=int(hardware.get("num_gpus") or 1) if any(record.get("peak_flops") for record in train) else 0,
+        gpus=_processes(hardware) if any(record.get("peak_flops") for record in train) else 0,
         tokens_seen=newest.get("tokens_seen"),
         tokens_per_second=_median(train, "tokens_per_second"),
         mfu=_median(train, "mfu"),
@@ -71,6 +71,12 @@ def cost_of(records: Sequence[Record], *, checkpoints: Path, hardware: Record, e
         evaluation_seconds=evaluation_seconds,
         disk_bytes=_bytes(checkpoints),
     )
+
+
+def _processes(hardware: Record) -> int:
+    """Return how many processes trained together, one a GPU, by that block."""
+    block = hardware.get(str(hardware.get("launcher"))) or {}
+    return int(hardware.get("num_gpus") or 1) * int(block.get("nodes") or 1)
 
 
 def seconds_at(records: Sequence[Record], step: int) -> float | None:

@@ -84,7 +84,7 @@ def load_served(wanted: Wanted, *, device: str | None, weights: Weights) -> Serv
     experiment = wanted.experiment
     writer = Writer.of_checkpoint(
         wanted.checkpoint.path,
-        device=device or experiment.config.hardware.device,
+        device=device or experiment.config.hardware.device_here,
         trained_length=trained_length(experiment, wanted.checkpoint),
         weights=weights,
     )

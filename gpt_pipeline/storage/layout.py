@@ -38,6 +38,16 @@ class ExperimentFolder:
         return self.root / "job.json"
 
     @property
+    def launch(self) -> Path:
+        """Which job of an engine (`hardware.launcher`) the training was handed to, as JSON."""
+        return self.root / "launch.json"
+
+    @property
+    def jobs(self) -> Path:
+        """What was submitted to that engine, and its output."""
+        return self.root / "launch"
+
+    @property
     def micro_batch(self) -> Path:
         """How many sequences the GPU's memory held at once, found by trying, and on what, as JSON."""
         return self.root / "micro_batch.json"

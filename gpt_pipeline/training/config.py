@@ -8,6 +8,7 @@ from typing import Literal
 
 from gpt_pipeline.data.config import STREAM
 from gpt_pipeline.errors import require
+from gpt_pipeline.launchers.config import LauncherName, SlurmConfig
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.storage.fingerprint import added_later, neutral_values
 
@@ -232,10 +233,51 @@ class HardwareConfig:
     one."""
 
     num_gpus: int = 1
-    """Number of GPUs of this machine to train on."""
+    """Number of GPUs to train on; with a launcher other than `local`, on each node."""
+
+    launcher: LauncherName = added_later("local")
+    """Where the training runs: `local`, on this machine, or `slurm`, as a job of a cluster."""
+
+    slurm: SlurmConfig = added_later(SlurmConfig())  # frozen
+    """With `launcher: slurm`: how the job is submitted."""
 
     def __post_init__(self) -> None:
         require(self.num_gpus > 0, "num_gpus", found=self.num_gpus, need="a whole number above 0")
+
+    @property
+    def nodes(self) -> int:
+        """Number of machines that train together."""
+        return self.slurm.nodes if self.launcher == "slurm" else 1
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that train together, one a GPU."""
+        return self.nodes * self.num_gpus
+
+    @property
+    def gpus_per_node(self) -> int:
+        """Number of GPUs that the training needs on each machine, as far as the file tells."""
+        return 0 if self.device == "cpu" else self.num_gpus
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether an engine runs the training, on machines of its own."""
+        return self.launcher != "local"
+
+    @property
+    def device_here(self) -> Device:
+        """The device for what this machine does itself, such as evaluations: the cluster's is not here."""
+        return "auto" if self.is_remote and self.device != "cpu" else self.device
+
+    @property
+    def place(self) -> str:
+        """Where the training runs, in words; empty: here."""
+        if not self.is_remote:
+            return ""
+        nodes = "1 node" if self.nodes == 1 else f"{self.nodes} nodes"
+        return f"as a {self.launcher} job on {nodes}" + (
+            f" with {self.num_gpus} GPUs each" if self.num_gpus > 1 else ""
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,12 +54,17 @@ def heartbeat(root: Path, *, run: str, step: Callable[[], int], every: float = B
         with signs_of_life(lambda: _write(root, process=process, run=run, step=step()), every=every):
             yield
     finally:
-        (root / _NAME).unlink(missing_ok=True)
+        heartbeat_path(root).unlink(missing_ok=True)
+
+
+def heartbeat_path(root: Path) -> Path:
+    """Return the file in `root` that a living trainer writes again every few seconds."""
+    return root / _NAME
 
 
 def read_heartbeat(root: Path) -> Heartbeat | None:
     """Return the sign of life in `root`; None where no trainer runs or all of them left in order."""
-    path = root / _NAME
+    path = heartbeat_path(root)
     try:
         value, written = read_json(path), path.stat().st_mtime
         return Heartbeat(
@@ -88,4 +93,4 @@ def _write(root: Path, *, process: ProcessId, run: str, step: int) -> None:
     temporary = root / f".{_NAME}.{process.pid}.tmp"
     value = {"process": dataclasses.asdict(process), "run": run, "step": step}
     temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    os.replace(temporary, root / _NAME)
+    os.replace(temporary, heartbeat_path(root))

@@ -14,7 +14,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.storage.atomic import only_known_fields, read_state, write_json
-from gpt_pipeline.storage.fingerprint import added_later
+from gpt_pipeline.storage.fingerprint import added_later, identity_of
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.config import CadenceConfig, HardwareConfig, TrainingConfig, deciding_loss
 
@@ -103,7 +103,7 @@ class TrainingJob:
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON values."""
-        value = dataclasses.asdict(self)
+        value = {**dataclasses.asdict(self), "hardware": identity_of(self.hardware)}
         for name in (START_FROM, "tokenizer", "rollouts"):
             if value[name] is None:  # so that a version that does not know the key reads the job
                 del value[name]
@@ -207,7 +207,7 @@ def settings_of(job: TrainingJob) -> dict[str, Any]:
         "model": dataclasses.asdict(job.model),
         "training": dataclasses.asdict(job.training),
         "evaluation": dataclasses.asdict(job.cadence),
-        "hardware": dataclasses.asdict(job.hardware),
+        "hardware": {"device": job.hardware.device, "num_gpus": job.hardware.num_gpus},
         "rl": {} if job.rollouts is None else dataclasses.asdict(job.rollouts.config),
     }
     prompts = {} if job.rollouts is None else {PROMPTS: job.rollouts.prompts_sha256}

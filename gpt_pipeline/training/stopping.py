@@ -87,6 +87,9 @@ PATIENCE_SECONDS = 600.0
 EXIT_HUNG = 75
 """Exit code of a training that hung: EX_TEMPFAIL of sysexits.h, trying again may help."""
 
+HANGS = "Training hangs:"
+"""How it says so on its error output, after `error: `."""
+
 _STEPS = 20  # without progress for this many median steps, when that is longer
 _REMEMBERED = 101  # newest steps that the median is taken of
 _LOOKS = 20  # at the clock within the patience
@@ -162,7 +165,7 @@ class Watchdog:
 
     def _give_up(self) -> None:
         text = (
-            f"Training hangs: no progress for {self._idle:.0f} s after step {self.step}. What each thread was doing is "
+            f"{HANGS} no progress for {self._idle:.0f} s after step {self.step}. What each thread was doing is "
             f"written to the trainer's error output. The process ends with exit code {EXIT_HUNG}; the last checkpoint "
             "stands, and the training started again continues from it."
         )

@@ -1,4 +1,4 @@
-"""`docs/faults.md` names tests that exist, and every test of this folder."""
+"""`docs/faults.md` and `docs/clusters.md` name tests that exist, and the first every test of this folder."""
 
 import ast
 import re
@@ -6,13 +6,15 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 _TESTS = _FOLDER.parent
-_TABLE = _TESTS.parent / "docs" / "faults.md"
+_DOCS = _TESTS.parent / "docs"
+_TABLES = (_DOCS / "faults.md", _DOCS / "clusters.md")
 
 
 def _rows() -> list[list[str]]:
     """The cells of each fault: what it is, what happens, its tests."""
-    lines = [line for line in _TABLE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    return [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines[1:] if not line.startswith("| **")]
+    lines = [line for table in _TABLES for line in table.read_text(encoding="utf-8").splitlines()]
+    rows = [line for line in lines if line.startswith("| ") and not line.startswith(("| **", "| fault"))]
+    return [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows]
 
 
 def _named() -> list[str]:

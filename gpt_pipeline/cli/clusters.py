@@ -1,0 +1,125 @@
+"""The verb of trainings that run elsewhere: what is submitted, and how it is stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gpt_pipeline.cli.common import EXPERIMENT, say, tell
+from gpt_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt_pipeline.experiment.load import Experiment
+    from gpt_pipeline.launchers.protocol import TrainingCommand
+    from gpt_pipeline.training.job import TrainingJob
+
+
+@click.command()
+@EXPERIMENT
+@click.option(
+    "--render",
+    "engine",
+    type=click.Choice(["slurm", "kubernetes"]),
+    help="Print what trains the experiment there, to be submitted by hand; its data has to be made already.",
+)
+@click.option("--stop", is_flag=True, help="Ask the experiment's job to save a checkpoint and end.")
+@click.option("--nodes", type=click.IntRange(min=1), help="For Kubernetes; default: as the file has them.")
+@click.option("--image", default="gpt-pipeline", show_default=True, help="For Kubernetes: has gpt_pipeline installed.")
+@click.option(
+    "--claim",
+    default="gpt-pipeline",
+    show_default=True,
+    help="For Kubernetes: the PersistentVolumeClaim whose volume is storage.base_folder.",
+)
+@click.pass_context
+def launch(
+    context: click.Context,
+    experiment: Path,
+    *,
+    engine: str | None,
+    stop: bool,
+    nodes: int | None,
+    image: str,
+    claim: str,
+) -> None:
+    """Show or stop the job that trains an experiment on a cluster.
+
+    `gpt-pipeline run` submits the job of an experiment with hardware.launcher, and follows it: docs/clusters.md.
+    """
+    from gpt_pipeline.experiment.load import load_experiment
+
+    if stop == (engine is not None):
+        raise click.UsageError("need one of --render and --stop", context)
+    loaded = load_experiment(experiment)
+    if stop:
+        _stop(loaded)
+        return
+    job = _job(loaded)
+    tell(
+        _slurm(job)
+        if engine == "slurm"
+        else _kubernetes(job, nodes=nodes or job.hardware.nodes, image=image, claim=claim)
+    )
+
+
+def _job(experiment: Experiment) -> TrainingJob:
+    """Return the training, written to the file that the rendered job reads."""
+    from gpt_pipeline.data.tokens.shards import known_shards
+    from gpt_pipeline.experiment.training import training_job
+    from gpt_pipeline.training.heartbeat import trainer_state
+
+    shards = known_shards(experiment.data, experiment.data_folder)
+    if shards is None:
+        raise UserError(
+            f"found no token_shards of {experiment.file.name}, need its data; materialize token_shards first"
+        )
+    job = training_job(experiment, shards)
+    if trainer_state(job.folder.root) != "running":  # which may be started again, by its engine, from this file
+        job.write(job.folder.job)
+        say(f"Written: {job.folder.job}, which the job reads.")
+    return job
+
+
+def _command(job: TrainingJob, *, nodes: int) -> TrainingCommand:
+    from gpt_pipeline.launchers.protocol import TrainingCommand
+    from gpt_pipeline.launchers.submission import training_name
+
+    name = training_name(job.folder, job.fingerprint)
+    log = job.folder.jobs / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)  # Slurm makes no folder for the output
+    return TrainingCommand(
+        name=name, job_file=job.folder.job, log_file=log, nodes=nodes, processes=job.hardware.num_gpus
+    )
+
+
+def _slurm(job: TrainingJob) -> str:
+    from gpt_pipeline.launchers.slurm import Slurm
+
+    hardware = job.hardware
+    return Slurm(hardware.slurm, gpus=hardware.gpus_per_node).script(_command(job, nodes=hardware.slurm.nodes)).rstrip()
+
+
+def _kubernetes(job: TrainingJob, *, nodes: int, image: str, claim: str) -> str:
+    from gpt_pipeline.launchers.kubernetes import Cluster, as_yaml, manifests
+
+    command = dataclasses.replace(_command(job, nodes=nodes), python="python")
+    cluster = Cluster(image=image, claim=claim, base_folder=job.folder.base, gpus=job.hardware.gpus_per_node)
+    return as_yaml(manifests(command, cluster)).rstrip()
+
+
+def _stop(experiment: Experiment) -> None:
+    from gpt_pipeline.experiment.launching import launcher_of
+    from gpt_pipeline.launchers.protocol import ALIVE
+    from gpt_pipeline.launchers.submission import read_submission
+
+    note = read_submission(experiment.folder)
+    launcher = None if note is None else launcher_of(experiment.config.hardware, note.launcher)
+    job_id = None if note is None or launcher is None else note.id or launcher.find(note.name)
+    if note is None or launcher is None or job_id is None or launcher.state(job_id).state not in ALIVE:
+        say(f"No job of {experiment.file.name} is at work.")
+        return
+    launcher.cancel(job_id)
+    say(f"{note.launcher} job {job_id} was asked to end; it saves a checkpoint first.")

@@ -1,0 +1,28 @@
+"""What an experiment asks an engine for: which one, and the training as that engine takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gpt_pipeline.launchers.choose import make_launcher
+from gpt_pipeline.launchers.protocol import Launcher, TrainingCommand
+from gpt_pipeline.launchers.submission import Submission, log_of
+from gpt_pipeline.training.config import HardwareConfig
+from gpt_pipeline.training.job import TrainingJob
+
+
+def launcher_of(hardware: HardwareConfig, name: str | None = None) -> Launcher | None:
+    """Return the engine that the block names, or the one called `name`; None where the training stays here."""
+    return make_launcher(name or hardware.launcher, slurm=hardware.slurm, gpus=hardware.gpus_per_node)
+
+
+def training_command(job: TrainingJob, note: Submission, environment: Mapping[str, str]) -> TrainingCommand:
+    """Return what the engine is to run for `job`, under the name that `note` has."""
+    return TrainingCommand(
+        name=note.name,
+        job_file=job.folder.job,
+        log_file=log_of(job.folder, note),
+        nodes=job.hardware.nodes,
+        processes=job.hardware.num_gpus,
+        environment=environment,
+    )

@@ -1,0 +1,287 @@
+"""One job for a training, whatever is killed when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.errors import LockedError, UserError
+from gpt_pipeline.launchers import submission
+from gpt_pipeline.launchers.protocol import LauncherError, Observed, TrainingCommand, UnreachableError
+from gpt_pipeline.launchers.submission import (
+    OtherJobError,
+    Submission,
+    ensure_submitted,
+    only_follower,
+    read_submission,
+    require_no_job,
+    submit_again,
+    tail,
+)
+from gpt_pipeline.storage.layout import ExperimentFolder
+
+FINGERPRINT = "a" * 64
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of ours may have a part in it."""
+
+
+@dataclass
+class Engine:
+    """An engine in memory; `killed` names the point in `submit` at which the submitting process dies."""
+
+    name: str = "slurm"
+    killed: str = ""
+    away: bool = False
+    jobs: dict[str, tuple[str, Observed]] = field(default_factory=dict)
+
+    def check(self) -> str:
+        return "there"
+
+    def submit(self, command: TrainingCommand) -> str:
+        if self.killed == "before":
+            raise Killed
+        job_id = str(len(self.jobs) + 1)
+        self.jobs[job_id] = (command.name, Observed(state="running", reason="node1"))
+        if self.killed == "after":
+            raise Killed
+        return job_id
+
+    def find(self, name: str) -> str | None:
+        self._answer()
+        return next((job_id for job_id, (known, _) in reversed(self.jobs.items()) if known == name), None)
+
+    def state(self, job_id: str) -> Observed:
+        self._answer()
+        return self.jobs[job_id][1] if job_id in self.jobs else Observed(state="unknown")
+
+    def cancel(self, job_id: str) -> None:
+        self.end(job_id, "cancelled")
+
+    kill = cancel
+
+    def end(self, job_id: str, state: str) -> None:
+        self.jobs[job_id] = (self.jobs[job_id][0], Observed(state=state))
+
+    def _answer(self) -> None:
+        if self.away:
+            raise UnreachableError("nobody there")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ExperimentFolder:
+    return ExperimentFolder(root=tmp_path / "My idea ÄÖ; rm -rf")
+
+
+def command_of(folder: ExperimentFolder):
+    def command(note: Submission) -> TrainingCommand:
+        return TrainingCommand(
+            name=note.name, job_file=folder.job, log_file=folder.jobs / note.log, nodes=1, processes=1
+        )
+
+    return command
+
+
+def submit(
+    folder: ExperimentFolder, engine: Engine, *, fingerprint: str = FINGERPRINT, request: str = "", saved: int = -1
+) -> Submission:
+    return ensure_submitted(
+        folder,
+        engine,
+        fingerprint=fingerprint,
+        request=request,
+        saved=lambda: saved,
+        command=command_of(folder),
+        say=lambda _: None,
+    )
+
+
+def test_submission_asked_for_twice_is_one_job(folder: ExperimentFolder) -> None:
+    engine = Engine()
+
+    first, second = submit(folder, engine), submit(folder, engine)
+
+    assert first.id == second.id == "1"
+    assert len(engine.jobs) == 1
+
+
+@contextmanager
+def killed_at_writing(monkeypatch: pytest.MonkeyPatch, number: int) -> Iterator[None]:
+    """Have the process die instead of writing the note for the `number`th time."""
+    write, count = submission.write_json, iter(range(1, 100))
+
+    def write_or_die(path: Path, value: object) -> None:
+        if next(count) == number:
+            raise Killed
+        write(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(submission, "write_json", write_or_die)
+        with pytest.raises(Killed):
+            yield
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_submission_killed_at_a_note_leads_to_one_job(
+    folder: ExperimentFolder, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    engine = Engine()
+    with killed_at_writing(monkeypatch, number):
+        submit(folder, engine)
+
+    note = submit(folder, engine)
+
+    assert note.id == "1"
+    assert len(engine.jobs) == 1
+    assert submit(folder, engine).id == "1"
+
+
+@pytest.mark.parametrize("point", ["before", "after"])
+def test_submission_killed_in_the_engines_command_leads_to_one_job(folder: ExperimentFolder, point: str) -> None:
+    engine = Engine(killed=point)
+    with pytest.raises(Killed):
+        submit(folder, engine)
+    intent = read_submission(folder)
+    assert intent is not None
+    assert intent.id is None
+
+    engine.killed = ""
+    note = submit(folder, engine)
+
+    assert note.name == intent.name
+    assert len(engine.jobs) == 1
+
+
+def test_submission_with_an_engine_that_does_not_answer_submits_nothing(folder: ExperimentFolder) -> None:
+    engine = Engine(killed="after")
+    with pytest.raises(Killed):
+        submit(folder, engine)
+    engine.away, engine.killed = True, ""
+
+    with pytest.raises(UnreachableError):
+        submit(folder, engine)
+
+    assert len(engine.jobs) == 1
+
+
+def test_submission_after_the_job_has_ended_is_the_next_attempt(folder: ExperimentFolder) -> None:
+    engine = Engine()
+    first = submit(folder, engine)
+    engine.end("1", "failed")
+
+    second = submit(folder, engine, saved=8)
+
+    assert (second.attempt, second.id, second.first_step) == (2, "2", 8)
+    assert second.name == first.name[:-1] + "2"
+
+
+def test_submission_of_a_job_that_the_engine_forgot_is_the_next_attempt(folder: ExperimentFolder) -> None:
+    engine = Engine()
+    submit(folder, engine)
+    engine.jobs.clear()
+
+    assert submit(folder, engine).attempt == 2
+
+
+@pytest.mark.parametrize("changed", [{"fingerprint": "b" * 64}, {"request": "anew"}])
+def test_submission_of_something_else_beside_a_living_job_is_refused(
+    folder: ExperimentFolder, changed: dict[str, str]
+) -> None:
+    engine = Engine()
+    submit(folder, engine)
+
+    with pytest.raises(OtherJobError, match=r"slurm job 1 trains with other settings.*--stop"):
+        submit(folder, engine, **changed)
+
+    engine.end("1", "cancelled")
+    assert submit(folder, engine, **changed).id == "2"
+
+
+def test_submission_beside_another_launchers_job_is_refused(folder: ExperimentFolder) -> None:
+    submit(folder, Engine())
+
+    with pytest.raises(OtherJobError, match="slurm job 1"):
+        submit(folder, Engine(name="other"))
+
+
+def test_training_here_beside_a_living_job_is_refused(folder: ExperimentFolder) -> None:
+    engine = Engine()
+    require_no_job(folder, lambda _: engine)
+    submit(folder, engine)
+
+    with pytest.raises(OtherJobError, match="slurm job 1 is running on node1"):
+        require_no_job(folder, lambda _: engine)
+
+    engine.end("1", "failed")
+    require_no_job(folder, lambda _: engine)
+
+
+def test_submission_refused_by_the_engine_is_tried_again_under_the_same_name(folder: ExperimentFolder) -> None:
+    class Refusing(Engine):
+        def submit(self, command: TrainingCommand) -> str:
+            raise LauncherError("no such partition")
+
+    with pytest.raises(LauncherError):
+        submit(folder, Refusing())
+    refused = read_submission(folder)
+    assert refused is not None
+
+    assert submit(folder, Engine()).name == refused.name
+
+
+def test_submission_again_counts_attempts_without_a_new_checkpoint(folder: ExperimentFolder) -> None:
+    engine = Engine()
+    note = submit(folder, engine, saved=4)
+
+    def again(note: Submission, saved: int) -> Submission:
+        return submit_again(folder, note, engine, saved=saved, command=command_of(folder), say=lambda _: None)
+
+    second = again(note, 4)
+    third = again(second, 4)
+    fourth = again(third, 8)
+
+    assert [each.lost for each in (note, second, third, fourth)] == [0, 1, 2, 0]
+    assert fourth.attempt == 4
+
+
+def test_job_name_has_letters_digits_and_dashes_only(folder: ExperimentFolder) -> None:
+    name = submit(folder, Engine()).name
+
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert name.startswith("gpt-my-idea-rm-rf-aaaaaaaaaaaa-")
+    assert len(name) <= 61  # with `-0`, a label of DNS
+
+
+def test_job_names_of_copies_of_an_experiment_differ(tmp_path: Path) -> None:
+    names = {submit(ExperimentFolder(root=tmp_path / copy / "same"), Engine()).name for copy in ("one", "two")}
+
+    assert len(names) == 2
+
+
+def test_note_that_is_damaged_is_named_with_its_remedy(folder: ExperimentFolder) -> None:
+    submit(folder, Engine())
+    folder.launch.write_text('{"launcher": "sl')
+
+    with pytest.raises(UserError, match=r"launch\.json is damaged.*remove the file"):
+        submit(folder, Engine())
+
+
+def test_two_followers_of_one_training_are_refused(folder: ExperimentFolder) -> None:
+    with (
+        only_follower(folder),
+        pytest.raises(LockedError, match="following the training's job"),
+        only_follower(folder),
+    ):
+        pass
+
+
+def test_tail_of_a_log_is_its_last_lines(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert tail(log, 3) == ""
+    log.write_text("\n".join(map(str, range(100_000))))
+    assert tail(log, 2) == "99998\n99999"
