@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
-BENCH  ?= cpu_step cpu_products sft_step rollouts checkpoint_stall muon english tokens batches data_memory own_data near_duplicates generation serving startup
+BENCH  ?= cpu_step cpu_products sft_step rollouts checkpoint_stall mirror_stall muon english tokens batches data_memory own_data near_duplicates generation serving startup
 
 .PHONY: demo demo-chat test test-slow test-browser test-gpu check bench docs screenshots format ui update clean
 

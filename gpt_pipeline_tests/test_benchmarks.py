@@ -34,6 +34,7 @@ hardware: {device: cpu}
         ("rollouts", "--layers 1 --width 64 --prompts 2 --samples 2 --new-tokens 3 --threads 1"),
         ("cuda_step", "--tiny --turns 1 --steps 2"),
         ("checkpoint_stall", "--layers 1 --length 16 --sequences 1 --saves 2 --steps 1 --device cpu"),
+        ("mirror_stall", "--layers 1 --length 16 --sequences 1 --sends 2 --steps 2 --device cpu"),
         ("muon", "--layers 1 --width 32 --turns 1"),
         (
             "recipes",
@@ -55,6 +56,7 @@ hardware: {device: cpu}
         "rollouts",
         "cuda_step",
         "checkpoint_stall",
+        "mirror_stall",
         "muon",
         "recipes",
         "tokens",

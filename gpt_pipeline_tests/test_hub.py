@@ -302,7 +302,7 @@ def test_hub_dataset_that_was_known_before_splits_were_told_apart_keeps_its_file
     assert [name for name, _ in new.manifest.config["files"]] == ["train-1.parquet"]
     whole = open_dataset(hub, server.repository, None, SourceRecord(folder=tmp_path / "any"), say=print)
     test = open_dataset(hub, server.repository, None, SourceRecord(folder=tmp_path / "x"), split="test", say=print)
-    record = read_record(RawStage(config=config, data_folder=tmp_path / "old", hub=hub)._record_folder)
+    record = read_record(RawStage(config=config, data_folder=tmp_path / "old", hub=hub).record_folder)
     record.commits[""] = whole.revision
     record.listings[whole.revision] = [*test.files.values(), *whole.files.values()]
     record.save()

@@ -439,6 +439,52 @@ def verify(experiment: Path, as_json: bool) -> None:
 
 @click.command()
 @EXPERIMENT
+@click.option("--send", is_flag=True, help="Send what is finished here, and wait until it is there.")
+@click.option("--bring", is_flag=True, help="Bring data and training from the mirror, and train nothing.")
+def mirror(experiment: Path, *, send: bool, bring: bool) -> None:
+    """Show what an experiment's mirror has, send to it, or bring from it.
+
+    Runs do both by themselves; the key is storage.mirror. Exit code 1 if not everything could be sent.
+    """
+    from gpt_pipeline.experiment.discover import load_alone
+    from gpt_pipeline.experiment.mirroring import mirror_in_words, send_to_mirror
+    from gpt_pipeline.mirror.order import read_state_of
+    from gpt_pipeline.mirror.wait import wait_until_sent
+
+    loaded = load_alone(experiment)
+    if loaded.config.storage.mirror is None:
+        raise UserError(f"{experiment}: found no storage.mirror; set it to an address such as s3://bucket/prefix")
+    if bring:
+        _bring_all(loaded, loaded.config.storage.mirror)
+    if send:
+        send_to_mirror(loaded)
+        wait_until_sent(loaded.folder, say=say)
+    for label, text in mirror_in_words(loaded):
+        tell(f"{label:12} {text}")
+    state = read_state_of(loaded.folder)
+    if send and (state is None or not state.complete_at):
+        sys.exit(FAILED)
+
+
+def _bring_all(experiment: Experiment, url: str) -> None:
+    from gpt_pipeline.experiment.mirroring import bring_all_data
+    from gpt_pipeline.experiment.training import wanted_fingerprint
+    from gpt_pipeline.mirror.store import open_store
+    from gpt_pipeline.storage.lock import folder_lock
+    from gpt_pipeline.training.mirroring import bring_newer  # torch
+
+    bring_all_data(experiment, say=say)
+    fingerprint = wanted_fingerprint(experiment)
+    if fingerprint is None:
+        say("Its training is not known yet: its data, or the weights that it starts from, are neither here nor there.")
+        return
+    with folder_lock(experiment.folder.root, purpose="bringing a training from the mirror"):
+        if not bring_newer(open_store(url), experiment.folder, fingerprint, say=say):
+            say("The mirror has nothing of the training that is newer than what is here.")
+
+
+@click.command()
+@EXPERIMENT
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--delete", is_flag=True, help="Delete for good, instead of moving to the trash.")
 @click.option("--file", "with_file", is_flag=True, help="Remove the experiment file, too.")

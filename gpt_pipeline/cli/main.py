@@ -12,7 +12,19 @@ import click
 from gpt_pipeline import __version__
 from gpt_pipeline.cli.clusters import launch
 from gpt_pipeline.cli.common import FAILED, MISUSE, STOPPED, say
-from gpt_pipeline.cli.experiments import compare, evaluate, init, plan, preview, remove, run, status, validate, verify
+from gpt_pipeline.cli.experiments import (
+    compare,
+    evaluate,
+    init,
+    mirror,
+    plan,
+    preview,
+    remove,
+    run,
+    status,
+    validate,
+    verify,
+)
 from gpt_pipeline.cli.machine import completion, doctor, notify, ui
 from gpt_pipeline.cli.models import benchmark, export, generate, import_, serve
 from gpt_pipeline.errors import ConfigError, StoppedError, UserError
@@ -39,7 +51,7 @@ def command() -> None:
 for verb in (
     *(init, validate, preview, plan, run, status, ui),
     *(evaluate, compare, generate, serve, export, import_, benchmark),
-    *(verify, remove, launch, doctor, notify, completion),
+    *(verify, mirror, remove, launch, doctor, notify, completion),
 ):
     command.add_command(verb)
 

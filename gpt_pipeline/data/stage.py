@@ -48,6 +48,10 @@ class PartedStage(Protocol):
         """Return the finished stage, or None; does no work."""
         ...
 
+    def place(self) -> tuple[Path, str] | None:
+        """Return the stage's folder and fingerprint; None while what it is made of is not known."""
+        ...
+
     def plan(self, *, force: bool, say: Say) -> Sequence[Sequence[str]]:
         """Return the source files whose parts are missing, in groups that are done one at a time; none if finished.
 

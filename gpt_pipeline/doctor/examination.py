@@ -13,6 +13,7 @@ from gpt_pipeline.doctor.services import (
     check_dagster_home,
     check_history,
     check_hub,
+    check_mirrors,
     check_mlflow,
     check_notifications,
 )
@@ -55,6 +56,7 @@ def examine(project: Project, experiment: Experiment | None, *, offline: bool, c
             "MLflow's port": lambda: check_port(MLFLOW_PORT, page="MLflow's page", pages=pages),
             "DAGSTER_HOME": lambda: check_dagster_home(project),
             "Dagster history": lambda: check_history(project, count_runs),
+            "mirror": lambda: check_mirrors(_mirrors(experiments)) if not offline else (),
             "notifications": lambda: check_notifications(project),
             "MLflow": lambda: check_mlflow(project.tracking_uri),
         }
@@ -102,6 +104,10 @@ def _base_folders(experiments: Sequence[Experiment]) -> Iterator[Path]:
             yield experiment.base_folder
         except UserError:  # of another system; `find_experiments` and `validate` say so
             continue
+
+
+def _mirrors(experiments: Sequence[Experiment]) -> list[str]:
+    return [url for each in experiments if (url := each.config.storage.mirror) is not None]
 
 
 def _downloads(experiment: Experiment) -> bool:

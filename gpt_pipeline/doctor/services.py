@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
@@ -15,13 +15,16 @@ from urllib.parse import urlsplit
 from urllib.request import OpenerDirector, ProxyHandler, build_opener
 
 from gpt_pipeline.data.config import SYNTH
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.findings import Finding, note, ok, problem
+from gpt_pipeline.mirror.check import check_mirror
 from gpt_pipeline.notify.addresses import find_addresses
 from gpt_pipeline.project import DAGSTER_CONFIG, NOTIFY_CONFIG, Project
 from gpt_pipeline.tracking.store import sqlite_file
 
 _SECONDS = 5.0  # for a connection, and for an answer
 _ALL_SECONDS = 12.0  # for everything, the DNS lookup included, which has no time limit of its own
+_MIRROR_SECONDS = 90.0  # its library repeats what fails
 _REFUSED = (401, 403)
 _ELSEWHERE = "or name a folder with SYNTH's files: data.local_dataset_path"
 
@@ -68,6 +71,18 @@ def check_notifications(project: Project) -> Iterator[Finding]:
         yield note(
             "notifications", f"other users of this machine can read {file}, which holds secrets", f"chmod 600 {file}"
         )
+
+
+def check_mirrors(urls: Iterable[str]) -> Iterator[Finding]:
+    """Check that each mirror can be reached, written and read, with a small object that is removed again."""
+    for url in dict.fromkeys(urls):
+        try:
+            within(_MIRROR_SECONDS, lambda url=url: check_mirror(url))  # type: ignore[misc]
+        except (UserError, TimeoutError) as error:
+            remedy = "check the network, the credentials in the environment, and that the bucket exists"
+            yield problem("mirror", f"{url}: {error}", remedy)
+        else:
+            yield ok("mirror", f"{url} can be written and read, and lets one machine at a time write a training")
 
 
 def within(seconds: float, ask: Callable[[], _Value]) -> _Value:

@@ -12,6 +12,7 @@ from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.errors import ConfigError, require
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.start_from import StartFromConfig
+from gpt_pipeline.mirror.address import require_mirror
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.storage.fingerprint import added_later, neutral_values
@@ -40,7 +41,18 @@ class StorageConfig:
     checkpoint_to_resume: str | None = None
     """A file name in the `checkpoints` folder to resume from; null: the newest valid one; `scratch`: start over."""
 
+    mirror: str | None = added_later(None)
+    """Object storage to which finished data, checkpoints and results are copied in the background, and from which a
+    machine that lacks them brings them: `s3://bucket/prefix`, `gs://`, `az://` or `file:///folder`; null: none."""
+
+    mirror_keep_last: int | None = added_later(None)
+    """Checkpoints of this training to keep in the mirror, besides the best; null: as many as `evaluation.keep_last`."""
+
     def __post_init__(self) -> None:
+        if self.mirror is not None:
+            require_mirror(self.mirror, key="mirror")
+        kept = self.mirror_keep_last
+        require(kept is None or kept >= 1, "mirror_keep_last", found=kept, need="a whole number from 1 on, or null")
         require(bool(self.base_folder.strip()), "base_folder", found=self.base_folder, need="the path of a folder")
         name = self.checkpoint_to_resume
         if name is not None and name != "scratch":

@@ -8,6 +8,7 @@ from gpt_pipeline.data.config import DataConfig, SharedTokenizerConfig, Tokenize
 from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.stage import PartedStage, Say
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.mirroring import bring_data, send_data_to_mirror
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.attributes import OWNERS, code_references, stage_tags
 from gpt_pipeline.orchestration.failures import explained
@@ -79,6 +80,7 @@ def data_assets(
             kinds={kind},
             metadata=code_references(key.path[-1]),
             description=f"{about} {_HOW}",
+            mirrored=_mirrored(users),
         )
 
     about_files = f"The files of {in_markdown(data.origin)} that hold {_amount(data)} documents."
@@ -104,6 +106,7 @@ def data_assets(
                 group=shown,
                 kind="json",
                 about=f"The tokenizer: {_about_tokenizer(data)}.",
+                mirrored=_mirrored(users),
             )
             for key in tokenizer_keys
         ),
@@ -136,6 +139,7 @@ def mixed_asset(
         group=shown,
         kind="numpy",
         about=f"The shards of several sources in their shares of the training tokens: {shares}.",
+        mirrored=_mirrored(users),
     )
 
 
@@ -149,6 +153,7 @@ def _asset_in_one_go(
     group: str,
     kind: str,
     about: str,
+    mirrored: Experiment | None,
 ) -> dg.AssetsDefinition:
     """Return the asset `key` made by `stage` in a single step, since it has no parts."""
     spec = dg.AssetSpec(
@@ -165,11 +170,16 @@ def _asset_in_one_go(
 
     @dg.multi_asset(name=name, specs=[spec], config_schema=OPTIONS)
     def whole(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        made = stage()
+        force, say = context.op_execution_context.op_config["force"], context.log.info
         with explained():
             announce(context.log.info)
-            made.plan(force=context.op_execution_context.op_config["force"], say=context.log.info)
-            result = made.finish(say=context.log.info)
+            if mirrored is not None and not force:
+                bring_data(mirrored, stage(), say=say)
+            made = stage()
+            made.plan(force=force, say=say)
+            result = made.finish(say=say)
+        if mirrored is not None:
+            send_data_to_mirror(mirrored)
         return dg.MaterializeResult(
             metadata={**stage_metadata(result), "already_finished": result.reused},
             data_version=dg.DataVersion(result.fingerprint),
@@ -185,6 +195,11 @@ def _announcing(users: Sequence[Experiment]) -> Announce:
         note_users(users, say=say)
 
     return announce
+
+
+def _mirrored(users: Sequence[Experiment]) -> Experiment | None:
+    """Return the first of the experiments that has a mirror."""
+    return next((each for each in users if each.config.storage.mirror is not None), None)
 
 
 def _about_documents(data: DataConfig) -> str:

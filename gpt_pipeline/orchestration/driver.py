@@ -39,6 +39,7 @@ from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
 from gpt_pipeline.experiment.start_from import StartNotReadyError
 from gpt_pipeline.experiment.training import base_experiment, find_start
+from gpt_pipeline.mirror.wait import wait_until_sent
 from gpt_pipeline.notify.addresses import find_addresses
 from gpt_pipeline.notify.message import Ending, broken_message, message_of
 from gpt_pipeline.notify.send import tell
@@ -235,6 +236,8 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
     with _progress_on_terminal(), _follower(session, say):
         session.execute(keys.run_job(experiment), options={"training": {"force": force}})
     evaluate_experiment(session, say=say)
+    if experiment.config.storage.mirror is not None:
+        wait_until_sent(experiment.folder, say=say)
     prune(experiment.folder, keep_last=experiment.cadence.keep_last)  # those that stayed only to be evaluated
     return True
 

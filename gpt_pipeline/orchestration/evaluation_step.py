@@ -14,6 +14,7 @@ from gpt_pipeline.evaluation.evaluate import CheckpointGoneError, EvaluatedPart,
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult, alias_of, best_weights
 from gpt_pipeline.evaluation.shares import right_by_kind, share_of
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.mirroring import send_to_mirror
 from gpt_pipeline.experiment.training import pretraining_of
 from gpt_pipeline.orchestration.stages import finished_documents, finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
@@ -66,6 +67,7 @@ def evaluate_partition(
     else:
         context.log.info(f"{checkpoint.path.name}: {result_text(result)}")
     run = _log(context, experiment, mlflow.tracking_uri, result)
+    send_to_mirror(experiment)
     yield dg.MaterializeResult(
         metadata={
             **_findings(result, alias=alias_of(result, best_checkpoint(experiment.folder.checkpoints))),

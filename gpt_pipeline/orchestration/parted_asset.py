@@ -8,6 +8,8 @@ from typing import Any
 import dagster as dg
 
 from gpt_pipeline.data.stage import PartedStage, Say
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.mirroring import bring_data, send_data_to_mirror
 from gpt_pipeline.orchestration.attributes import OWNERS, stage_tags
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.metadata import fact, stage_metadata
@@ -36,16 +38,17 @@ def parted_asset(
     kinds: set[str],
     metadata: Mapping[str, Any],
     description: str,
+    mirrored: Experiment | None,
 ) -> dg.AssetsDefinition:
     """Return the asset `key` made by `stage`.
 
     `name` is what its steps are called by, its alone in the project; `part` names the step that does one group of
-    source files.
+    source files; `mirrored` is an experiment with a mirror whose data this is.
     """
     # Aliases: in the run a step is called by what it does, while an op's own name must be its alone in the project.
-    plan = _plan_op(stage, announce, name, waits=upstream is not None).alias("plan")
+    plan = _plan_op(stage, announce, name, mirrored, waits=upstream is not None).alias("plan")
     make = _part_op(stage, name, part).alias(part)
-    finish = _finish_op(stage, key, name).alias("finish")
+    finish = _finish_op(stage, key, name, mirrored).alias("finish")
 
     def first_stage() -> object:
         return finish(plan().map(make).collect())
@@ -77,7 +80,9 @@ def parted_asset(
     )
 
 
-def _plan_op(stage: StageFactory, announce: Announce, name: str, *, waits: bool) -> dg.OpDefinition:
+def _plan_op(
+    stage: StageFactory, announce: Announce, name: str, mirrored: Experiment | None, *, waits: bool
+) -> dg.OpDefinition:
     @dg.op(
         name=f"{name}__plan",
         ins={"upstream": dg.In(dg.Nothing)} if waits else {},
@@ -86,9 +91,12 @@ def _plan_op(stage: StageFactory, announce: Announce, name: str, *, waits: bool)
         description="Find out which source files are still to be done.",
     )
     def plan(context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput]:
+        force, say = context.op_config["force"], context.log.info
         with explained():
-            announce(context.log.info)
-            groups = stage().plan(force=context.op_config["force"], say=context.log.info)
+            announce(say)
+            if mirrored is not None and not force:
+                bring_data(mirrored, stage(), say=say)
+            groups = stage().plan(force=force, say=say)
         for label, names in zip(labels(groups), groups, strict=True):
             yield dg.DynamicOutput(list(names), mapping_key=label)
 
@@ -113,11 +121,13 @@ def _part_op(stage: StageFactory, name: str, part: str) -> dg.OpDefinition:
     return make
 
 
-def _finish_op(stage: StageFactory, key: dg.AssetKey, name: str) -> dg.OpDefinition:
+def _finish_op(stage: StageFactory, key: dg.AssetKey, name: str, mirrored: Experiment | None) -> dg.OpDefinition:
     @dg.op(name=f"{name}__finish", out=dg.Out(dg.Nothing), description="Put the parts together.")
     def finish(context: dg.OpExecutionContext, made: list) -> dg.Output:
         with explained():
             result = stage().finish(say=context.log.info)
+        if mirrored is not None:
+            send_data_to_mirror(mirrored)
         context.set_data_version(key, dg.DataVersion(result.fingerprint))
         metadata = {**stage_metadata(result), **_work(made), "already_finished": result.reused and not made}
         return dg.Output(None, metadata=metadata)

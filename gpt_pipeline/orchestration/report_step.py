@@ -11,6 +11,7 @@ import dagster as dg
 from gpt_pipeline.data.formats import shards_name, stage_names
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.mirroring import send_to_mirror
 from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.progress.report import note_report, report_fingerprint, report_shows
 from gpt_pipeline.progress.training import experiment_training
@@ -55,6 +56,7 @@ def write_report(
             other=_newest_other(experiment),
         )
         note_report(folder.root, identity)
+        send_to_mirror(experiment)
         _send(context, experiment, tracking_uri)
     curve = loss_curve_svg(read_metrics(folder.metrics), vocab_size=experiment.config.model.vocab_size)
     return dg.MaterializeResult(

@@ -15,12 +15,14 @@ from gpt_pipeline.data.config import GPT2
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.launching import launcher_of
 from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.experiment.mirroring import mirror_order, send_to_mirror
 from gpt_pipeline.experiment.problems import ExperimentFileError
 from gpt_pipeline.experiment.runtime import runtime_values, write_runtime
 from gpt_pipeline.experiment.sizes import size_on
 from gpt_pipeline.experiment.start_from import StartNotReadyError
 from gpt_pipeline.experiment.training import base_experiment, find_start, start_in_words, training_job
 from gpt_pipeline.launchers.submission import require_no_job
+from gpt_pipeline.mirror.order import read_state_of
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.failures import StoppedRunError
 from gpt_pipeline.orchestration.metadata import picture_markdown
@@ -49,6 +51,7 @@ def train_experiment(
     experiment = with_its_start(experiment, say=context.log.info)
     shards = finished_shards(experiment)
     job = training_job(experiment, shards)
+    job = dataclasses.replace(job, mirror=mirror_order(experiment, job.fingerprint))
     if force:
         # A retry of the run asks for the same once more, and goes on with what the first attempt began.
         job = dataclasses.replace(job, resume=SCRATCH, request=context.run.root_run_id or context.run_id)
@@ -60,6 +63,7 @@ def train_experiment(
         finished = _train(context, experiment, job, mlflow, max_steps=size.layout.max_steps)
     else:
         catch_up(experiment, mlflow.tracking_uri, say=context.log.warning)
+        send_to_mirror(experiment)
         context.log.info(f"Nothing to do: the training in {job.folder.root} reached its last step, {finished.step}.")
     report_checkpoints(context, experiment)
     return dg.MaterializeResult(
@@ -256,6 +260,12 @@ def _is_known(instance: dg.DagsterInstance, experiment: Experiment, checkpoint: 
     return tags.get("dagster/data_version") == checkpoint.weights_sha256
 
 
+def mirror_metadata(experiment: Experiment) -> dict[str, Any]:
+    """Return what of the experiment is in its mirror; nothing if it has none."""
+    url, state = experiment.config.storage.mirror, read_state_of(experiment.folder)
+    return {} if url is None else {"mirror": url, "mirror_state": "not begun" if state is None else state.in_words}
+
+
 def _results(experiment: Experiment, finished: FinishedTraining) -> dict[str, Any]:
     """Return what the training came to: the curve, then numbers, which the UI plots from training to training."""
     from gpt_pipeline.report.charts import loss_curve_svg
@@ -288,4 +298,5 @@ def _places(experiment: Experiment, finished: FinishedTraining, mlflow: MlflowTr
         "report": dg.MetadataValue.path(str(folder.report)),
         **({} if run is None else mlflow.links(experiment_id=run.experiment_id, run_id=run.run_id)),
         "fingerprint": finished.fingerprint,
+        **mirror_metadata(experiment),
     }

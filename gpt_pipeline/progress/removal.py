@@ -96,6 +96,8 @@ def plan_removal(experiment: Experiment, *, file: bool) -> Removal:
     else:
         stays.append(f"{experiment.file}: the experiment file (--file takes it along)")
     stays += [line for path in goes for line in _linked(path)]
+    if (mirror := experiment.config.storage.mirror) is not None:
+        stays.append(f"its copy in the mirror {mirror}")
     stays.append("its runs in MLflow and in Dagster's history")
     items = tuple(_item(path, with_parts=path == root) for path in goes if os.path.lexists(path))
     return Removal(base_folder=experiment.base_folder, name=root.name, items=items, stays=tuple(stays))

@@ -61,6 +61,8 @@ def _rows(status: Status) -> Iterator[Line]:
         for number, text in enumerate(_checkpoint_texts(status)):
             yield _row("" if number else "checkpoints", text)
         yield from _result_rows(status)
+    if status.mirror:
+        yield _row("mirror", status.mirror)
     if status.failure is not None:
         yield _row("last run", status.failure.in_words, "red")
     yield _row("next", f"{status.next.command}   # {status.next.why}")

@@ -13,6 +13,7 @@ from gpt_pipeline.evaluation.result import EvaluationResult, losses_key, rank_of
 from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.training import start_in_words
+from gpt_pipeline.mirror.order import read_state_of
 from gpt_pipeline.progress.at_work import RunAtWork, pages_addresses, runs_at_work
 from gpt_pipeline.progress.evaluations import WantedEvaluation, wanted_evaluations
 from gpt_pipeline.progress.failures import Failure, last_failure
@@ -120,6 +121,9 @@ class Status:
     best: Best | None = None
     report: Path | None = None
     report_is_outdated: bool = False
+    mirror: str = ""
+    """Where the copies are, and how far they are; empty: there is no mirror."""
+
     at_work: RunAtWork | None = None
     """The run that makes data or training now, or waits for its place."""
 
@@ -202,11 +206,20 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
         best=_best(results, best_checkpoint(folder.checkpoints), experiment.config.deciding_loss),
         report=folder.report if folder.report.is_file() else None,
         report_is_outdated=stages[-1].state == "finished" and report_is_outdated(experiment),
+        mirror=_mirror(experiment),
         at_work=_maker(project, experiment),
         pages=next(iter(pages_addresses(project)), None),
         next=NextStep(command="", why=""),
     )
     return replace(status, next=_import_step(experiment, checkpoints) or next_step(status))
+
+
+def _mirror(experiment: Experiment) -> str:
+    url, state = experiment.config.storage.mirror, read_state_of(experiment.folder)
+    if url is None:
+        return ""
+    known = state is not None and state.mirror == url
+    return f"{url}: {state.in_words if state is not None and known else 'nothing sent yet'}"
 
 
 def _maker(project: Project, experiment: Experiment) -> RunAtWork | None:

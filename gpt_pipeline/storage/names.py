@@ -60,8 +60,8 @@ def resolve_folder(text: str, *, relative_to: Path, key: str) -> Path:
         raise ConfigError(
             key,
             found=text,
-            need="a folder on this machine; addresses of object storage cannot be written to or read from yet",
-            remedy=f"mount it and set {key} to the folder, or choose another one, such as /data/gpt_storage",
+            need="a folder on this machine; object storage holds copies of it (storage.mirror)",
+            remedy=f"set {key} to a folder, such as /data/gpt_storage",
         )
     if os.name != "nt" and is_windows_path(text):
         raise ConfigError(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from gpt_pipeline.checkpoints.manifest import TOKENIZER as TOKENIZER  # noqa: PLC0414  # exported
 from gpt_pipeline.data.config import STREAM
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.mirror.order import Order
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.storage.atomic import only_known_fields, read_state, write_json
@@ -92,6 +93,9 @@ class TrainingJob:
     rollouts: Rollouts | None = None
     """With `training.objective: rl`."""
 
+    mirror: Order | None = None
+    """What is to be in the experiment's mirror; None: it has none."""
+
     @property
     def folder(self) -> ExperimentFolder:
         return ExperimentFolder(root=Path(self.experiment_folder))
@@ -104,7 +108,7 @@ class TrainingJob:
     def to_json(self) -> dict[str, Any]:
         """Return the job as JSON values."""
         value = {**dataclasses.asdict(self), "hardware": identity_of(self.hardware)}
-        for name in (START_FROM, "tokenizer", "rollouts"):
+        for name in (START_FROM, "tokenizer", "rollouts", "mirror"):
             if value[name] is None:  # so that a version that does not know the key reads the job
                 del value[name]
         if self.packing == STREAM:
@@ -125,11 +129,13 @@ class TrainingJob:
             "start_from": StartWeights,
             "rollouts": Rollouts,
         }
-        parts = {
+        parts: dict[str, Any] = {
             name: kind(**only_known_fields(kind, value[name], section=name))
             for name, kind in kinds.items()
             if name not in (START_FROM, "rollouts") or value.get(name) is not None
         }
+        if value.get("mirror") is not None:
+            parts["mirror"] = Order.from_json(value["mirror"])
         return cls(**{**only_known_fields(cls, value), **parts})
 
     def write(self, path: Path) -> None:

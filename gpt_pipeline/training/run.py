@@ -22,6 +22,7 @@ from gpt_pipeline.data.tokens.packing import DocumentSampler
 from gpt_pipeline.data.tokens.stream import TokenShards, open_shards
 from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
 from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.mirror.wait import wait_until_sent
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.costs import Precision, flops_per_token, memory_need, optimizer_bytes, weight_bytes
 from gpt_pipeline.model.language_model import LanguageModel
@@ -46,6 +47,7 @@ from gpt_pipeline.training.launch import ignored_launch
 from gpt_pipeline.training.machine_load import MachineLoad
 from gpt_pipeline.training.metrics import MetricsLog, Recorder
 from gpt_pipeline.training.micro_batch import fit_micro_batch
+from gpt_pipeline.training.mirroring import mirrored
 from gpt_pipeline.training.observer import Observer, ShieldedObserver, SilentObserver
 from gpt_pipeline.training.origin import commit_at_start, machine
 from gpt_pipeline.training.ranks import Ranks, process_group
@@ -104,14 +106,17 @@ def run_job(
     watchdog = Watchdog(patience=patience, say=watcher.message)
     if ignored := ignored_launch(environment):
         watcher.message(ignored)
-    with (
-        stop_on_signals(stop),
-        process_group(ranks, watcher.message),
-        _locked(job, ranks, watcher.message),
-        _heartbeat(job, ranks, watchdog, run=environment.get(RUN_VARIABLE, "")),
-        watchdog,
-    ):
-        outcome = _run(job, watcher, stop=stop, ranks=ranks, beat=watchdog.beat)
+    with stop_on_signals(stop):
+        with (
+            process_group(ranks, watcher.message),
+            _locked(job, ranks, watcher.message),
+            _heartbeat(job, ranks, watchdog, run=environment.get(RUN_VARIABLE, "")),
+            watchdog,
+            mirrored(job, stop=stop, say=watcher.message) if ranks.is_first else nullcontext(),
+        ):
+            outcome = _run(job, watcher, stop=stop, ranks=ranks, beat=watchdog.beat)
+        if ranks.is_first and job.mirror is not None:
+            wait_until_sent(job.folder, say=watcher.message, stopped=lambda: stop.requested)
     return outcome
 
 

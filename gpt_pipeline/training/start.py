@@ -109,7 +109,7 @@ def _carry_out(decision: StartDecision, job: TrainingJob, max_steps: int, say: S
         return _start_from_newest(decision, decision.checkpoint, job, say)
     weights = None if job.start_from is None else read_start_weights(job, job.start_from)
     if decision.why_moved:
-        _move_aside(job.folder, decision.why_moved, say)
+        move_aside(job.folder, decision.why_moved, say)
     if job.start_from is not None:
         say(f"Starting from the weights of {job.start_from.source}.{_new_in_words(job.start_from)}")
     return Start(weights=weights)
@@ -293,7 +293,7 @@ def _rewind(folder: ExperimentFolder, to: CheckpointInfo, say: Say) -> None:
         say(f"{len(checkpoints)} checkpoints after step {to.step} are moved to {aside}.")
 
 
-def _move_aside(folder: ExperimentFolder, why: str, say: Say) -> None:
+def move_aside(folder: ExperimentFolder, why: str, say: Say) -> None:
     """Move what an earlier training left to a new folder in `previous`."""
     names = (folder.training, folder.checkpoints, folder.metrics, folder.evaluations, folder.report, folder.samples)
     present = [path for path in (*names, folder.root / MARKER_NAME) if path.exists()]

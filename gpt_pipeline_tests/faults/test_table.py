@@ -8,11 +8,14 @@ _FOLDER = Path(__file__).parent
 _TESTS = _FOLDER.parent
 _DOCS = _TESTS.parent / "docs"
 _TABLES = (_DOCS / "faults.md", _DOCS / "clusters.md")
+_OF_MIRRORS = _DOCS / "object_storage.md"
 
 
 def _rows() -> list[list[str]]:
     """The cells of each fault: what it is, what happens, its tests."""
-    lines = [line for table in _TABLES for line in table.read_text(encoding="utf-8").splitlines()]
+    texts = [table.read_text(encoding="utf-8") for table in _TABLES]
+    texts.append(_OF_MIRRORS.read_text(encoding="utf-8").partition("\n## Faults")[2].partition("\n## ")[0])
+    lines = [line for text in texts for line in text.splitlines()]
     rows = [line for line in lines if line.startswith("| ") and not line.startswith(("| **", "| fault"))]
     return [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows]
 

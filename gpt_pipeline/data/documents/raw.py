@@ -157,14 +157,18 @@ class RawStage:
 
     def known(self) -> StageResult | None:
         """Return the stage if it was finished once, also when its files have been deleted or unplugged since."""
-        record = read_record(self._record_folder)
+        record = read_record(self.record_folder)
         source = self._recorded_source(record)
         chosen = None if source is None else self._choice(source, record).recorded()
         return None if chosen is None else recorded(*self._place_of(chosen))
 
+    def place(self) -> tuple[Path, str] | None:
+        """Return the stage's folder and fingerprint; None while its files are not known."""
+        return self.last_place()
+
     def last_place(self) -> tuple[Path, str] | None:
         """Return folder and fingerprint of the stage as it was last made, also if its files have changed since."""
-        record = read_record(self._record_folder)
+        record = read_record(self.record_folder)
         now, before = self._recorded_source(record), self._last_source(record)
         chosen = None if now is None else self._choice(now, record).recorded()
         if chosen is None and before is not None:
@@ -173,11 +177,11 @@ class RawStage:
 
     def own_paths(self) -> Iterator[Path]:
         """Yield where the stage's things lie: parts, then its folder, then the record that they are found by."""
-        record = read_record(self._record_folder)
+        record = read_record(self.record_folder)
         if (source := self._recorded_source(record)) is not None:
             yield from (part.folder for part in self._check(source, record).examined_parts())
         yield from (stage.folder for stage in self.made())
-        yield self._record_folder
+        yield self.record_folder
 
     def made(self) -> list[StageResult]:
         """Return the stage as its files are now and as it was last made, which is mostly the same."""
@@ -187,7 +191,7 @@ class RawStage:
 
     def places(self, raw: StageResult) -> dict[str, Path | None]:
         """Return where each of the stage's files lies, whole or not; None for one that is gone."""
-        source = self._last_source(read_record(self._record_folder))
+        source = self._last_source(read_record(self.record_folder))
         return {name: source.place(name) if source else None for name, _ in raw.manifest.config["files"]}
 
     def path(self, file: RawFile) -> Path:
@@ -196,7 +200,7 @@ class RawStage:
         Raises:
             DataError: it is no longer there, or has become another one.
         """
-        record = read_record(self._record_folder)
+        record = read_record(self.record_folder)
         source = self._recorded_source(record)
         path = None if source is None else source.find(file.name)
         facts = None if source is None else self._check(source, record).recorded(file.name)
@@ -208,7 +212,7 @@ class RawStage:
 
     def ready(self) -> list[str]:
         """Return the source's files that are here and looked at, be they needed or not; asks no network."""
-        record = read_record(self._record_folder)
+        record = read_record(self.record_folder)
         source = self._recorded_source(record)
         return [] if source is None else [name for name in source.names if self._check(source, record).is_ready(name)]
 
@@ -220,7 +224,7 @@ class RawStage:
         Raises:
             UserError: there are no such files, or the hub cannot be reached.
         """
-        record = read_record(self._record_folder)
+        record = read_record(self.record_folder)
         if self.config.is_sample or self._local_files is not None:
             source = self._open_source(record, say)
             return source.names[0], source.fetch(source.names[0], say=say)
@@ -237,7 +241,7 @@ class RawStage:
         from gpt_pipeline.data.sources.hub import Hub, asked_dataset
 
         config = self.config
-        return self._recorded_dataset(read_record(self._record_folder)) or asked_dataset(
+        return self._recorded_dataset(read_record(self.record_folder)) or asked_dataset(
             self.hub or Hub(), config.source, config.revision, subset=config.subset, split=config.split, say=say
         )
 
@@ -268,7 +272,7 @@ class RawStage:
             UserError: a file is damaged, or the hub cannot be reached or refuses.
         """
         names = list(names)
-        record = read_record(self._record_folder)
+        record = read_record(self.record_folder)
         source = self._open_source(record, say)
         source.fetch_all(names, say=say)
         check = self._check(source, record)
@@ -320,7 +324,8 @@ class RawStage:
         return None if local is None else local_files(local, key=f"data.{self.config.local_key}")
 
     @property
-    def _record_folder(self) -> Path:
+    def record_folder(self) -> Path:
+        """Folder of what is known of the source: its files, their checksums, what was found in them."""
         origin = self.config.origin
         if (files := self._local_files) is not None:
             origin = files.path.as_posix()
@@ -334,8 +339,8 @@ class RawStage:
 
     @contextmanager
     def _recording(self, say: Say) -> Iterator[SourceRecord]:
-        with exclusive(self._record_folder, purpose=f"choosing files of {self.config.origin}", say=say):
-            yield read_record(self._record_folder)
+        with exclusive(self.record_folder, purpose=f"choosing files of {self.config.origin}", say=say):
+            yield read_record(self.record_folder)
 
     def _open_source(self, record: SourceRecord, say: Say) -> Source:
         if self.config.is_sample:
@@ -359,7 +364,7 @@ class RawStage:
 
     @property
     def _sample(self) -> SampleFolder:
-        return SampleFolder(folder=self._record_folder / "rows")
+        return SampleFolder(folder=self.record_folder / "rows")
 
     def _recorded_source(self, record: SourceRecord) -> Source | None:
         if self.config.is_sample:
@@ -382,17 +387,17 @@ class RawStage:
             return self._recorded_source(record)
         names = tuple(record.folder_names)
         if names and kind_of(names[0]) == TEXT_LIST:
-            return TextLists(folder=self._record_folder / _TEXT_LISTS, names=names, texts=files.folder)
+            return TextLists(folder=self.record_folder / _TEXT_LISTS, names=names, texts=files.folder)
         return LocalFolder(folder=files.folder, names=names)
 
     def _as_read(self, files: LocalFiles, names: tuple[str, ...]) -> LocalFolder:
         """Return the files as they are read: each by itself, or many texts by lists."""
         if are_listed(names):
-            return text_lists(self._record_folder / _TEXT_LISTS, files.folder, names)
+            return text_lists(self.record_folder / _TEXT_LISTS, files.folder, names)
         return LocalFolder(folder=files.folder, names=names)
 
     def _is_here(self, stage: StageResult) -> bool:
-        source = self._recorded_source(read_record(self._record_folder))
+        source = self._recorded_source(read_record(self.record_folder))
         return source is not None and all(source.find(name) for name, _ in stage.manifest.config["files"])
 
     def _identity(self, chosen: Iterable[ChosenFile]) -> dict[str, Any]:

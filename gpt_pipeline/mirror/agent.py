@@ -1,0 +1,185 @@
+"""The background process that sends an experiment's finished work: `python -m gpt_pipeline.mirror.agent FOLDER`.
+
+One at a time for each experiment's folder, of low priority. It ends once everything is in the mirror and no trainer is
+at work; whoever has something new to send starts it again. A mirror that is down is tried again until it is back, or,
+without a trainer, for an hour.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+from filelock import Timeout
+
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.mirror import names
+from gpt_pipeline.mirror.lease import Lease, LeaseHeldError, LeaseLostError, acquire, lost_to, newest_holder
+from gpt_pipeline.mirror.order import Order, State, agent_lock, owner_of, read_order, write_state
+from gpt_pipeline.mirror.send import Sender, Work
+from gpt_pipeline.mirror.store import MirrorError, Store, open_store
+from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.storage.lock import BEAT_SECONDS, beside, hold_lock, is_locked
+from gpt_pipeline.storage.manifest import utc_now
+from gpt_pipeline.storage.process import give_way
+
+_logger = logging.getLogger(__name__)
+_POLL_SECONDS = 1.0
+_REST = 20  # times as long as a look at the folder takes: thousands of checkpoints must not keep a core busy
+_LONGEST_PAUSE_SECONDS = 60.0
+_GIVE_UP_SECONDS = 3600.0
+_PREDECESSOR_SECONDS = 15.0
+_SHOW_SECONDS = 5.0  # between two notes of how far it is
+
+Sleep = Callable[[float], None]
+
+
+class Agent:
+    """Sends for one experiment's folder, until there is nothing left to send."""
+
+    def __init__(
+        self,
+        folder: ExperimentFolder,
+        *,
+        open_store: Callable[[str], Store] = open_store,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Sleep = time.sleep,
+        beat: float = BEAT_SECONDS,
+    ) -> None:
+        self._folder = folder
+        self._open = open_store
+        self._clock = clock
+        self._sleep = sleep
+        self._beat = beat
+        self._lost: LeaseLostError | None = None
+        self._state = State(mirror="")
+        self._shown_at = float("-inf")
+
+    def run(self) -> State:
+        """Send what is to be sent; return the last state."""
+        failing_since: float | None = None
+        pause = _POLL_SECONDS
+        while (order := read_order(self._folder)) is not None:
+            try:
+                if self._session(order):
+                    break
+                failing_since, pause = None, _POLL_SECONDS
+            except (LeaseLostError, LeaseHeldError) as error:
+                self._show(problem=str(error), lost=True, now=True)
+                break
+            except MirrorError as error:
+                failing_since = failing_since if failing_since is not None else self._clock()
+                self._show(problem=str(error), now=True)
+                if not self._is_training and self._clock() - failing_since > _GIVE_UP_SECONDS:
+                    break
+                self._sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        return self._state
+
+    def _session(self, order: Order) -> bool:
+        """Send by one connection; return whether everything is sent, False if the order has changed."""
+        self._state = replace(self._state, mirror=order.mirror)
+        store = self._open(order.mirror)
+        lease = self._lease(store, order)
+        if lease is None:
+            return self._sent_all(store, order, None)
+        with beside(lambda ended: self._renew(lease, order, ended), name="mirror lease"):
+            done = self._sent_all(store, order, lease)
+        if done:
+            lease.release()
+        return done
+
+    def _lease(self, store: Store, order: Order) -> Lease | None:
+        if not order.fingerprint:
+            return None
+        training, owner = names.training_prefix(self._folder.root.name, order.fingerprint), owner_of(self._folder)
+        newest = newest_holder(store, training)
+        if newest is not None and newest.owner != owner and newest.term > order.term:
+            raise lost_to(training, newest)  # what is here may be behind what is there
+        return acquire(store, training, owner=owner, say=_logger.info)
+
+    def _renew(self, lease: Lease, order: Order, ended: Event) -> None:
+        """Keep the lease, over a connection of its own: a large file takes the other one for minutes."""
+        own = replace(lease, store=self._open(order.mirror))
+        while not ended.wait(self._beat):
+            try:
+                own.renew()
+            except LeaseLostError as error:
+                self._lost = error
+                return
+            except MirrorError as error:
+                _logger.warning("%s", error)
+
+    def _sent_all(self, store: Store, order: Order, lease: Lease | None) -> bool:
+        sender = Sender(store, self._folder, each=self._sent_piece)
+        while True:
+            if read_order(self._folder) != order:
+                return False
+            self._heed_lease()
+            was_training, began = self._is_training, self._clock()
+            waiting = list(sender.work(order, lease, at_rest=not was_training))
+            took = self._clock() - began
+            if waiting:
+                self._show(waiting=waiting, problem="")
+                waiting[0].do()
+                self._state = replace(self._state, sent_files=self._state.sent_files + 1)
+            elif was_training:
+                self._show(waiting=waiting, problem="")
+                self._sleep(max(_POLL_SECONDS, _REST * took))
+            else:
+                self._show(waiting=waiting, problem="", now=True)
+                return True
+
+    def _sent_piece(self, count: int) -> None:
+        self._state = replace(self._state, sent_bytes=self._state.sent_bytes + count)
+        self._heed_lease()
+
+    def _heed_lease(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+
+    @property
+    def _is_training(self) -> bool:
+        return is_locked(self._folder.root)
+
+    def _show(self, *, waiting: list[Work] | None = None, problem: str, lost: bool = False, now: bool = False) -> None:
+        before = self._state
+        since = before.problem_since if problem and before.problem else utc_now() if problem else ""
+        state = replace(before, problem=problem, problem_since=since, lost=lost)
+        if waiting is not None:
+            size = sum(work.size for work in waiting)
+            at = "" if waiting else before.complete_at if before.complete_at and not now else utc_now()
+            state = replace(state, waiting_files=len(waiting), waiting_bytes=size, complete_at=at)
+        is_news = bool(problem) != bool(before.problem) or bool(state.complete_at) != bool(before.complete_at)
+        self._state = state
+        if now or is_news or self._clock() - self._shown_at >= _SHOW_SECONDS:
+            write_state(self._folder, state)
+            self._shown_at = self._clock()
+
+
+def main(root: Path) -> int:
+    """Send for the experiment's folder `root`; return the exit code."""
+    folder = ExperimentFolder(root=root)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    _logger.setLevel(logging.INFO)
+    with suppress(OSError):
+        give_way()
+    try:
+        # One that is about to end may have missed what this one was started for.
+        with hold_lock(agent_lock(folder), wait_seconds=_PREDECESSOR_SECONDS):
+            return 1 if Agent(folder).run().problem else 0
+    except Timeout:
+        return 0  # a trainer's agent, which sees what is new
+    except UserError as error:
+        _logger.error("%s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,319 @@
+"""A store of objects: a folder, or a bucket behind fsspec. Names are relative to the mirror's address, with `/`."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.mirror.address import EXTRAS, FILE, KEY, folder_of, require_mirror, scheme_of
+from gpt_pipeline.shown import without_password
+from gpt_pipeline.storage.atomic import HashedFile, atomic_path, fsync_file, fsync_folder
+from gpt_pipeline.storage.manifest import FileRecord
+
+_PIECE_BYTES = 8 << 20  # at once in memory, and read from a bucket by one request
+_PART_BYTES = 16 << 20  # of an upload in parts; 10,000 of them at most: 160 GB an object
+_S3_SETTINGS = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 5, "mode": "standard"}}
+_S3_TRIES = 2  # of each such request, by s3fs: one to a network that swallows all takes about a minute to fail
+
+Progress = Callable[[int], None]
+"""Told of each piece's bytes; may raise to stop."""
+
+
+class MirrorError(UserError):
+    """The mirror cannot be reached, or refuses."""
+
+
+class Store(Protocol):
+    """The objects of a mirror. Every method raises `MirrorError` if the store fails."""
+
+    @property
+    def url(self) -> str: ...
+
+    def put(self, name: str, source: Path, *, each: Progress = lambda _: None) -> FileRecord:
+        """Send the file `source`; return size and sha256 of what was sent."""
+        ...
+
+    def put_bytes(self, name: str, content: bytes) -> None:
+        """Write a small object, in place of one that is there."""
+        ...
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a small object only if there is none of its name; return whether this call wrote it."""
+        ...
+
+    def read(self, name: str) -> Iterator[bytes] | None:
+        """Return the object's content piece by piece, or None if there is no such object."""
+        ...
+
+    def get_bytes(self, name: str) -> bytes | None:
+        """Return a small object's content, or None if there is no such object."""
+        ...
+
+    def copy(self, name: str, target: str) -> None:
+        """Give an object a second name, without its bytes passing through this machine."""
+        ...
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the bytes of each object whose name begins with `prefix/`, by name."""
+        ...
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove objects, in this order; those that are not there are no failure."""
+        ...
+
+
+def open_store(url: str) -> Store:
+    """Return the store at `url`; nothing is asked of it yet.
+
+    Raises:
+        ConfigError: the address cannot be a mirror.
+        MirrorError: what speaks to the store is not installed, or cannot be set up.
+    """
+    require_mirror(url, key=KEY)
+    return FolderStore(url) if scheme_of(url) == FILE else BucketStore(url)
+
+
+def fetch(store: Store, name: str, target: Path) -> FileRecord | None:
+    """Write an object's content to `target`; return its size and sha256, or None if there is no such object.
+
+    Raises:
+        MirrorError: the store fails.
+        OSError: this machine's disk does.
+    """
+    pieces = store.read(name)
+    if pieces is None:
+        return None
+    with HashedFile(target) as file:
+        for piece in pieces:
+            file.write(piece)
+    return FileRecord(size=file.size, sha256=file.sha256)
+
+
+class FolderStore:
+    """A folder, such as a network disk."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._root = folder_of(url)
+
+    def put(self, name: str, source: Path, *, each: Progress = lambda _: None) -> FileRecord:
+        with source.open("rb") as file, self._explained(name), atomic_path(self._path(name)) as temporary:
+            return _copied(file, temporary, each)
+
+    def put_bytes(self, name: str, content: bytes) -> None:
+        with self._explained(name), atomic_path(self._path(name)) as temporary:
+            temporary.write_bytes(content)
+
+    def create(self, name: str, content: bytes) -> bool:
+        path = self._path(name)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        with self._explained(name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_bytes(content)
+                fsync_file(temporary)
+                os.link(temporary, path)  # fails if there is one, and never shows half of it
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+            fsync_folder(path.parent)
+        return True
+
+    def read(self, name: str) -> Iterator[bytes] | None:
+        return self._pieces(name) if self._path(name).is_file() else None
+
+    def _pieces(self, name: str) -> Iterator[bytes]:
+        with self._explained(name):
+            file = self._path(name).open("rb")
+        with file:
+            while True:
+                with self._explained(name):
+                    piece = file.read(_PIECE_BYTES)
+                if not piece:
+                    return
+                yield piece
+
+    def get_bytes(self, name: str) -> bytes | None:
+        with self._explained(name):
+            try:
+                return self._path(name).read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def copy(self, name: str, target: str) -> None:
+        with self._explained(target), atomic_path(self._path(target)) as temporary:
+            shutil.copyfile(self._path(name), temporary)
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        with self._explained(prefix):
+            found = (path for path in self._path(prefix).rglob("*") if path.is_file() and path.name[0] != ".")
+            return {path.relative_to(self._root).as_posix(): path.stat().st_size for path in found}
+
+    def remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            with self._explained(name):
+                self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self._root / name
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """Tell what fails; what a disk that is not there seems to lack is not known to be absent."""
+        try:
+            if not self._root.parent.is_dir():
+                raise FileNotFoundError(errno.ENOENT, f"there is no folder {self._root.parent}")
+            yield
+        except MirrorError:
+            raise
+        except OSError as error:
+            raise MirrorError(f"the mirror {self.url} fails at {name}: {error.strerror or error}") from error
+
+
+def _copied(source: IO[bytes], target: Path, each: Progress) -> FileRecord:
+    with HashedFile(target) as file:
+        while piece := source.read(_PIECE_BYTES):
+            file.write(piece)
+            each(len(piece))
+    return FileRecord(size=file.size, sha256=file.sha256)
+
+
+class BucketStore:
+    """A bucket behind fsspec: S3 and what speaks its language, Google Cloud Storage, Azure."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._files, root = self._opened()
+        self._root = root.rstrip("/")
+
+    def _opened(self) -> tuple[Any, str]:
+        module, extra = EXTRAS[scheme_of(self.url)]
+        try:
+            importlib.import_module(module)
+            from fsspec.core import url_to_fs
+        except ImportError as error:
+            raise MirrorError(
+                f"{KEY}: found {self.url}, need the Python package {module} to reach it; "
+                f"pip install -c constraints.txt 'gpt-pipeline[{extra}]'"
+            ) from error
+        # Of no use to others: a listing or a session that is shared may be older than what another machine wrote.
+        options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+        if module == "s3fs":
+            options["config_kwargs"] = _S3_SETTINGS
+        with self._explained("its configuration"):
+            files, root = url_to_fs(self.url, **options)
+        if module == "s3fs":
+            files.retries = _S3_TRIES
+        return files, str(root)
+
+    def put(self, name: str, source: Path, *, each: Progress = lambda _: None) -> FileRecord:
+        digest, size = hashlib.sha256(), 0
+        with source.open("rb") as file, self._explained(name):
+            # An upload that is not closed leaves no object: S3 shows one only when all of its parts are there.
+            sent = self._files.open(self._path(name), "wb", block_size=_PART_BYTES)
+            try:
+                while piece := file.read(_PIECE_BYTES):
+                    sent.write(piece)
+                    digest.update(piece)
+                    size += len(piece)
+                    each(len(piece))
+            except BaseException:
+                _abandon(sent)
+                raise
+            sent.close()
+        self._require_size(name, size)
+        return FileRecord(size=size, sha256=digest.hexdigest())
+
+    def put_bytes(self, name: str, content: bytes) -> None:
+        with self._explained(name):
+            self._files.pipe_file(self._path(name), content)
+
+    def create(self, name: str, content: bytes) -> bool:
+        try:
+            with self._explained(name, passing=(FileExistsError,)):
+                self._files.pipe_file(self._path(name), content, mode="create")
+        except FileExistsError:
+            # A request that was repeated because its answer was lost meets what it wrote itself.
+            return self.get_bytes(name) == content
+        return True
+
+    def read(self, name: str) -> Iterator[bytes] | None:
+        try:
+            with self._explained(name, passing=(FileNotFoundError,)):
+                size = int(self._files.info(self._path(name))["size"])
+        except FileNotFoundError:
+            return None
+        return self._pieces(name, size)
+
+    def _pieces(self, name: str, size: int) -> Iterator[bytes]:
+        for start in range(0, size, _PIECE_BYTES):
+            with self._explained(name):
+                piece = bytes(self._files.cat_file(self._path(name), start=start, end=min(size, start + _PIECE_BYTES)))
+            yield piece
+
+    def get_bytes(self, name: str) -> bytes | None:
+        try:
+            with self._explained(name, passing=(FileNotFoundError,)):
+                return bytes(self._files.cat_file(self._path(name)))
+        except FileNotFoundError:
+            return None
+
+    def copy(self, name: str, target: str) -> None:
+        with self._explained(target):
+            self._files.cp_file(self._path(name), self._path(target))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        with self._explained(prefix):
+            found = self._files.find(self._path(prefix), detail=True)
+            start = len(self._root) + 1
+            return {name[start:]: int(entry["size"]) for name, entry in found.items() if entry["type"] == "file"}
+
+    def remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            try:
+                with self._explained(name, passing=(FileNotFoundError,)):
+                    self._files.rm_file(self._path(name))
+            except FileNotFoundError:
+                continue
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _require_size(self, name: str, size: int) -> None:
+        with self._explained(name):
+            found = int(self._files.info(self._path(name))["size"])
+        if found != size:
+            raise MirrorError(f"the mirror {self.url} has {found:,} bytes of {name}, need {size:,}; it is sent again")
+
+    @contextmanager
+    def _explained(self, name: str, *, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the libraries of stores raise what they like, not all of it OSErrors
+            if isinstance(error, (MirrorError, *passing)):
+                raise
+            raise MirrorError(f"the mirror {self.url} fails at {name}: {_reason(error)}") from error
+
+
+def _abandon(sent: Any) -> None:
+    """Have a half-sent object forgotten; what fails at that leaves parts that the store's own rules remove."""
+    try:
+        sent.discard()
+    except Exception:
+        sent.closed = True  # else the library completes it when the object is collected
+
+
+def _reason(error: Exception) -> str:
+    """Return what a store's library says, in one line without secrets."""
+    text = str(error).strip().splitlines()
+    return without_password(f"{type(error).__name__}: {text[0]}" if text else type(error).__name__)

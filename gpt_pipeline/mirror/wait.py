@@ -1,0 +1,42 @@
+"""Waiting for the agent: at the end of a run, so that its results are safe when it says so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from gpt_pipeline.mirror.order import agent_log, is_sending, read_order, read_state_of, start_agent
+from gpt_pipeline.storage.layout import ExperimentFolder
+
+_LOOK_SECONDS = 0.2
+_QUIET_SECONDS = 2.0  # a wait that is not worth a word
+_AFTER_STOP_SECONDS = 20.0  # torchrun kills its workers 30 s after a signal
+
+
+def wait_until_sent(
+    folder: ExperimentFolder, *, say: Callable[[str], None], stopped: Callable[[], bool] = lambda: False
+) -> None:
+    """Wait until the agent has sent everything, or says why it does not; after a stop for some seconds only."""
+    order = read_order(folder)
+    if order is None:
+        return
+    agent = None if is_sending(folder) else start_agent(folder)
+    began, told = time.monotonic(), False
+    while is_sending(folder) or (agent is not None and agent.poll() is None):
+        state, waited = read_state_of(folder), time.monotonic() - began
+        if state is not None and state.problem:
+            break
+        if stopped() and waited > _AFTER_STOP_SECONDS:
+            say("The rest is sent to the mirror in the background.")
+            return
+        if not told and waited > _QUIET_SECONDS and state is not None and state.waiting_files:
+            say(f"Sending to the mirror: {state.waiting}.")
+            told = True
+        time.sleep(_LOOK_SECONDS)
+    state = read_state_of(folder)
+    if state is not None and state.problem:
+        say(f"{state.in_words}. The next run sends it, or: gpt-pipeline mirror --send")
+    elif state is None or not state.complete_at:
+        say(f"Not everything is in the mirror; {agent_log(folder)} may say why.")
+    elif told:
+        say("Everything is in the mirror.")

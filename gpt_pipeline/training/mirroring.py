@@ -1,0 +1,211 @@
+"""A training and its mirror: the lease, what is brought before the first step, the agent that sends, and its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
+from gpt_pipeline.mirror import names
+from gpt_pipeline.mirror.bring import bring_training, look
+from gpt_pipeline.mirror.lease import LeaseHeldError, acquire
+from gpt_pipeline.mirror.order import (
+    Order,
+    State,
+    agent_log,
+    is_sending,
+    owner_of,
+    read_order,
+    read_state_of,
+    start_agent,
+    write_order,
+    write_state,
+)
+from gpt_pipeline.mirror.store import MirrorError, Store, open_store
+from gpt_pipeline.storage.atomic import fsync_folder, parse_json
+from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.storage.lock import beside
+from gpt_pipeline.training.decision import MARKER_NAME, Demand
+from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.start import move_aside
+from gpt_pipeline.training.stopping import StopFlag
+
+Say = Callable[[str], None]
+
+_WATCH_SECONDS = 2.0
+_RESTART_SECONDS = 30.0  # between two starts of an agent that ended by itself
+_CONTINUED = "it was continued on another machine, whose newer state the mirror has"
+_OTHER = "the mirror has the training that is asked for now"
+
+
+@contextmanager
+def mirrored(job: TrainingJob, *, stop: StopFlag, say: Say) -> Iterator[None]:
+    """Hold the training's lease during the block, which begins with the newest state and sends what becomes finished.
+
+    Needs the lock of the experiment's folder. If another machine takes the lease over, `stop` is asked to stop.
+
+    Raises:
+        LeaseHeldError: another machine writes this training.
+        MirrorError: the mirror cannot be reached, and nothing of the training is here; or, after the block, the lease
+            was lost.
+    """
+    order = job.mirror
+    if order is None:
+        yield
+        return
+    term = _begin(job, order, stop=stop, say=say)
+    if stop.requested:
+        yield
+        return
+    write_order(job.folder, dataclasses.replace(order, term=term))
+    write_state(job.folder, State(mirror=order.mirror))
+    watch = _AgentWatch(job.folder, stop=stop, say=say)
+    with beside(watch.run, name="mirror"):
+        yield
+    if watch.lost:
+        raise MirrorError(f"{watch.lost}. What was trained until now is saved here")
+
+
+def _begin(job: TrainingJob, order: Order, *, stop: StopFlag, say: Say) -> int:
+    """Take the lease and bring what is newer; return the term, 0 if the mirror is down and training goes on without."""
+    try:
+        store = open_store(order.mirror)
+        training = names.training_prefix(job.folder.root.name, job.fingerprint)
+        fresh = _begins_anew(job, store, training)
+        lease = acquire(
+            store, training, owner=owner_of(job.folder), fresh=fresh, say=say, stopped=lambda: stop.requested
+        )
+        if not fresh:
+            bring_newer(store, job.folder, job.fingerprint, say=say)
+    except LeaseHeldError:
+        raise
+    except MirrorError as error:
+        if stop.requested:
+            return 0
+        before = read_order(job.folder)
+        is_same = before is not None and (before.mirror, before.fingerprint) == (order.mirror, job.fingerprint)
+        if before is None or not is_same or not before.term or _newest_step(job.folder, job.fingerprint) < 0:
+            raise MirrorError(
+                f"{error}. Whether it has this training is not known, so it is not begun: mend it and run again, or "
+                "set storage.mirror: null to train without it"
+            ) from error
+        say(f"{error}. Training goes on with what is here; what is finished is sent when the mirror is back.")
+        return before.term
+    return lease.term
+
+
+def _begins_anew(job: TrainingJob, store: Store, training: str) -> bool:
+    """Whether the job asks for a start from scratch, or from a named checkpoint, that was not carried out yet.
+
+    What was carried out on another machine is carried out.
+    """
+    demand = Demand.of(job)
+    if not demand.is_for_something:
+        return False
+    done = Demand.read(job.folder)
+    if done is None:
+        copy = look(store, training)
+        for kept in copy.checkpoints[:1]:
+            content = store.get_bytes(f"{names.term_prefix(training, kept.term)}/{MARKER_NAME}")
+            done = _demand(content)
+    return demand != done
+
+
+def _demand(content: bytes | None) -> Demand | None:
+    try:
+        value = parse_json(content or b"")
+        return Demand(fingerprint=value["fingerprint"], resume=value["resume"], request=value["request"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def bring_newer(store: Store, folder: ExperimentFolder, fingerprint: str, *, say: Say) -> bool:
+    """Bring the mirror's newest valid checkpoint of a training, if it is newer than what is here; return whether it is.
+
+    What is here is moved aside, once the newer one has arrived whole. Needs the lock of the experiment's folder.
+
+    Raises:
+        MirrorError: the mirror cannot be reached, or refuses.
+    """
+    copy, step = look(store, names.training_prefix(folder.root.name, fingerprint)), _newest_step(folder, fingerprint)
+    if copy.newest_step <= step:
+        return False
+    incoming = ExperimentFolder(root=folder.root / "mirror" / "incoming")
+    if incoming.root.exists():
+        shutil.rmtree(incoming.root)  # of an attempt that was cut off
+    if bring_training(store, copy, incoming, fingerprint, newer_than=step, say=say) is None:
+        say(f"The mirror {store.url} has no valid checkpoint of this training that is newer than what is here.")
+        return False
+    before = Demand.read(folder)
+    is_other = before is not None and before.fingerprint != fingerprint
+    move_aside(folder, _OTHER if is_other else _CONTINUED, say)
+    _move_into(folder.root, incoming.root)
+    return True
+
+
+def _move_into(target: Path, source: Path) -> None:
+    """Move all of `source` into the folder `target`, where none of its files exist, and remove it."""
+    for path in sorted(source.rglob("*"), key=lambda path: path.suffix == ".json"):  # manifests after what they are of
+        if path.is_file():
+            place = target / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+    fsync_folder(target)
+    shutil.rmtree(source)
+
+
+def _newest_step(folder: ExperimentFolder, fingerprint: str) -> int:
+    best = best_checkpoint(folder.checkpoints)
+    found = [*list_checkpoints(folder.checkpoints), *([best] if best else [])]
+    return max((info.step for info in found if info.fingerprint == fingerprint), default=-1)
+
+
+class _AgentWatch:
+    """Keeps the agent running, and passes on what it says."""
+
+    def __init__(self, folder: ExperimentFolder, *, stop: StopFlag, say: Say) -> None:
+        self.lost = ""
+        """Why the lease is lost, if it is."""
+
+        self._folder = folder
+        self._stop = stop
+        self._say = say
+        self._problem = ""
+
+    def run(self, ended: threading.Event) -> None:
+        """Watch until `ended`."""
+        agent, started_at = start_agent(self._folder), time.monotonic()
+        while not ended.wait(_WATCH_SECONDS):
+            self._heed(read_state_of(self._folder))
+            if self.lost:
+                return
+            agent, started_at = self._kept_alive(agent, started_at)
+        self._heed(read_state_of(self._folder))
+
+    def _kept_alive(self, agent: subprocess.Popen[bytes], started_at: float) -> tuple[subprocess.Popen[bytes], float]:
+        if agent.poll() is None or time.monotonic() - started_at < _RESTART_SECONDS:
+            return agent, started_at
+        if not is_sending(self._folder):
+            self._say(f"What sends to the mirror ended ({agent_log(self._folder)} may say why); it is started again.")
+            agent = start_agent(self._folder)
+        return agent, time.monotonic()
+
+    def _heed(self, state: State | None) -> None:
+        if state is None:
+            return
+        if state.lost:
+            self.lost = state.problem
+            self._say(f"{state.problem}: this training stops after a checkpoint.")
+            self._stop.request(signal.SIGTERM)
+        elif state.problem and not self._problem:
+            self._say(f"{state.problem}. Training goes on; what is finished is sent when the mirror is back.")
+        elif self._problem and not state.problem:
+            self._say(f"The mirror is back: {state.in_words}.")
+        self._problem = state.problem

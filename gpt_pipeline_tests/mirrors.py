@@ -1,0 +1,159 @@
+"""Mirrors for tests: a folder, a store that fails when told to, and a server that speaks S3."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_pipeline.mirror.store import FolderStore, MirrorError
+
+
+def folder_mirror(path: Path) -> str:
+    """Return the address of a mirror in a folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.as_uri()
+
+
+class FailingStore(FolderStore):
+    """A folder that fails, or runs `before`, ahead of each request."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.is_down = False
+        self.before = lambda name: None
+        self.sent: list[str] = []
+
+    def _explained(self, name: str):
+        self.before(name)
+        if self.is_down:
+            raise MirrorError(f"the mirror {self.url} fails at {name}: it is down")
+        return super()._explained(name)
+
+    def put(self, name: str, source: Path, *, each=lambda _: None):
+        record = super().put(name, source, each=each)
+        self.sent.append(name)
+        return record
+
+
+class Clock:
+    """Time that passes only by sleeping."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Wire:
+    """A connection to a server that fails when told to: throttled, cut, or refused."""
+
+    def __init__(self, port: int) -> None:
+        self.throttle = 0
+        """Connections to answer with 503 Slow Down."""
+
+        self.cut = 0
+        """Connections to cut in the middle of what is sent."""
+
+        self.is_down = False
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=[client], daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, suppress(OSError):
+            if self.is_down:
+                return
+            if self.throttle > 0:
+                self.throttle -= 1
+                client.recv(1 << 16)
+                body = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+                client.sendall(b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
+                client.sendall(body)
+                return
+            with socket.create_connection(("127.0.0.1", self._target)) as server:
+                back = threading.Thread(target=self._pass, args=[server, client], daemon=True)
+                back.start()
+                self._pass(client, server)
+                back.join()
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while content := source.recv(1 << 16):
+                if self.is_down or (self.cut > 0 and len(content) > 10_000):
+                    self.cut -= not self.is_down
+                    break
+                target.sendall(content)
+        for each in (source, target):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3:
+    """A server that speaks S3, with a bucket."""
+
+    url: str
+    """Of a mirror in it."""
+
+    wire: Wire
+    """Between us and the server."""
+
+    address: str
+    """Of the server itself."""
+
+    client: Any
+    """boto3's, past the wire."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What leads to it."""
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+        return {**keys, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.wire.port}", "AWS_EC2_METADATA_DISABLED": "true"}
+
+    @property
+    def bucket(self) -> str:
+        return self.url.split("/")[2]
+
+
+@contextmanager
+def s3_server() -> Iterator[S3]:
+    """Run a server that speaks S3."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    wire, address = Wire(port), f"http://127.0.0.1:{port}"
+    bucket = f"bucket-{uuid.uuid4().hex[:8]}"
+    client = boto3.client(
+        "s3", endpoint_url=address, aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1"
+    )
+    client.create_bucket(Bucket=bucket)
+    try:
+        yield S3(url=f"s3://{bucket}/some prefix", wire=wire, address=address, client=client)
+    finally:
+        wire.close()
+        server.stop()

@@ -1,0 +1,74 @@
+"""The data of an experiment in a mirror: all that another machine needs of it, and nothing more."""
+
+import pytest
+
+from gpt_pipeline.checkpoints.manifest import list_checkpoints
+from gpt_pipeline.data.stage import prepare
+from gpt_pipeline.data.tokens.shards import known_shards
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.mirroring import bring_all_data, bring_data, data_stages, mirror_order
+from gpt_pipeline.mirror.agent import Agent
+from gpt_pipeline.mirror.order import write_order
+from gpt_pipeline_tests.mirrors import folder_mirror
+from gpt_pipeline_tests.projects import TinyProject
+
+
+def machine(folder, name: str) -> TinyProject:
+    project = TinyProject(root=folder / name)
+    project.root.mkdir()
+    path = project.write_experiment("tiny")
+    mirror = f"{{base_folder: ../storage, mirror: {folder_mirror(folder / 'mirror')!r}}}"
+    path.write_text(path.read_text().replace("{base_folder: ../storage}", mirror))
+    return project
+
+
+def experiment_on(folder, name: str) -> Experiment:
+    return machine(folder, name).experiment("tiny")
+
+
+def send_data(experiment: Experiment) -> None:
+    for stage in data_stages(experiment):
+        prepare(stage, say=lambda _: None)
+    order = mirror_order(experiment, None)
+    write_order(experiment.folder, order)
+    assert Agent(experiment.folder).run().complete_at
+
+
+def test_data_of_one_machine_is_brought_by_another_without_its_raw_files(tmp_path):
+    a, b = experiment_on(tmp_path, "a"), experiment_on(tmp_path, "b")
+    send_data(a)
+    said: list[str] = []
+    bring_all_data(b, say=said.append)
+    for stage in data_stages(b):
+        assert not stage.plan(force=False, say=said.append), "nothing is left to do"
+        assert stage.finish(say=said.append).reused
+    assert known_shards(b.data, b.data_folder).fingerprint == known_shards(a.data, a.data_folder).fingerprint
+    assert not list(b.data_folder.rglob("synth_0*.parquet"))
+
+
+def test_data_of_a_mirror_that_is_not_there_is_not_made_again_unasked(tmp_path):
+    a = experiment_on(tmp_path, "a")
+    lost = a.config.storage.mirror.replace("/mirror", "/unplugged/mirror")
+    path = a.file
+    path.write_text(path.read_text().replace(a.config.storage.mirror, lost))
+    gone = TinyProject(root=path.parent.parent).experiment("tiny")
+    with pytest.raises(UserError, match=r"storage\.mirror: null"):
+        bring_data(gone, next(data_stages(gone)), say=lambda _: None)
+
+
+@pytest.mark.slow
+def test_run_on_another_machine_brings_everything_and_computes_nothing(tmp_path):
+    a, b = machine(tmp_path, "a"), machine(tmp_path, "b")
+    a.run("run", "experiments/tiny.yaml")
+    output = b.run("run", "experiments/tiny.yaml")
+    assert "Brought checkpoint_step_12.pt" in output
+    assert "Nothing to do: this training reached its last step" in output
+    assert "documents of" not in output, "no file is filtered"
+    theirs, ours = (each.checkpoints("tiny")[-1] for each in (a, b))
+    assert theirs.weights_sha256 == ours.weights_sha256
+    assert "complete at" in b.run("status", "experiments/tiny.yaml")
+    assert "step 12" in b.run("mirror", "experiments/tiny.yaml")
+    assert "its copy in the mirror" in b.run("remove", "experiments/tiny.yaml", "--yes")
+    b.run("mirror", "experiments/tiny.yaml", "--bring")
+    assert [info.step for info in list_checkpoints(b.experiment("tiny").folder.checkpoints)] == [12]

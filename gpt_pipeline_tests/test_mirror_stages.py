@@ -1,0 +1,317 @@
+"""Stages in a mirror, in a folder and in S3: sent, cut off, damaged, brought."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.experiment.config import StorageConfig
+from gpt_pipeline.mirror.agent import Agent
+from gpt_pipeline.mirror.bring import bring_source, bring_stage
+from gpt_pipeline.mirror.lease import LeaseHeldError, acquire
+from gpt_pipeline.mirror.order import Order, State, read_state_of, write_order
+from gpt_pipeline.mirror.store import MirrorError, Store, open_store
+from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.storage.manifest import Manifest, finished, record_file, verify
+from gpt_pipeline_tests.mirrors import S3, Clock, FailingStore, folder_mirror, s3_server
+
+FINGERPRINT = "c" * 64
+STAGE = f"data/token_shards-{FINGERPRINT[:12]}"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[S3]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: S3) -> S3:
+    os.environ.update(running.environment)
+    return running
+
+
+@pytest.fixture(params=["folder", "s3"])
+def mirror(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a mirror, empty, of each kind that is tested."""
+    if request.param == "folder":
+        return folder_mirror(tmp_path / "mirror")
+    return _in_s3(request, tmp_path)
+
+
+@pytest.fixture
+def s3(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return _in_s3(request, tmp_path)
+
+
+def _in_s3(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"{request.getfixturevalue('server').url}/{tmp_path.name}"
+
+
+def make_stage(base: Path, *, size: int = 1000) -> Path:
+    folder = base / STAGE
+    folder.mkdir(parents=True)
+    for name in ("train_000001.bin", "validation_000001.bin"):
+        (folder / name).write_bytes(os.urandom(size))
+    files = {path.name: record_file(path) for path in folder.glob("*.bin")}
+    Manifest(stage="token_shards", fingerprint=FINGERPRINT, config={}, files=files).write(folder)
+    return folder
+
+
+def send(base: Path, mirror: str, *stages: str, **options) -> State:
+    folder = ExperimentFolder(root=base / "experiment")
+    write_order(folder, Order(mirror=mirror, keep_last=3, stages=stages or (STAGE,)))
+    return Agent(folder, **options).run()
+
+
+def test_stage_sent_and_brought_is_the_same(mirror, tmp_path):
+    made = make_stage(tmp_path / "a")
+    assert send(tmp_path / "a", mirror).complete_at
+    assert bring_stage(open_store(mirror), tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
+    brought = finished(tmp_path / "b" / STAGE, FINGERPRINT)
+    verify(brought)
+    assert {path.name for path in brought.folder.iterdir()} - {".lock"} == {path.name for path in made.iterdir()}
+
+
+def test_stage_that_the_mirror_lacks_is_not_brought(mirror, tmp_path):
+    assert not bring_stage(open_store(mirror), tmp_path, STAGE, FINGERPRINT, say=lambda _: None)
+    assert not (tmp_path / STAGE).exists()
+
+
+def test_stage_without_its_manifest_does_not_count(mirror, tmp_path):
+    make_stage(tmp_path / "a")
+    send(tmp_path / "a", mirror)
+    open_store(mirror).remove([f"{STAGE}/manifest.json"])
+    assert not bring_stage(open_store(mirror), tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
+
+
+def test_stage_with_half_a_manifest_is_not_used(mirror, tmp_path):
+    make_stage(tmp_path / "a")
+    send(tmp_path / "a", mirror)
+    store = open_store(mirror)
+    store.put_bytes(f"{STAGE}/manifest.json", store.get_bytes(f"{STAGE}/manifest.json")[:100])
+    said: list[str] = []
+    assert not bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=said.append)
+    assert "its manifest is damaged" in said[-1]
+
+
+def test_stage_half_sent_object_is_sent_again(mirror, tmp_path):
+    folder = make_stage(tmp_path / "a")
+    open_store(mirror).put_bytes(f"{STAGE}/train_000001.bin", b"half")
+    send(tmp_path / "a", mirror)
+    assert open_store(mirror).get_bytes(f"{STAGE}/train_000001.bin") == (folder / "train_000001.bin").read_bytes()
+
+
+def test_stage_damaged_in_the_mirror_is_made_here_and_sent_again(mirror, tmp_path):
+    folder = make_stage(tmp_path / "a")
+    send(tmp_path / "a", mirror)
+    store, name = open_store(mirror), f"{STAGE}/train_000001.bin"
+    store.put_bytes(name, bytes(1000))  # of the same length: only its sha256 tells
+    said: list[str] = []
+    assert not bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=said.append)
+    assert f"{name} is damaged in the mirror" in said[-1]
+    assert finished(tmp_path / "b" / STAGE, FINGERPRINT) is None
+    store.remove([name])
+    send(tmp_path / "a", mirror)
+    assert store.get_bytes(name) == (folder / "train_000001.bin").read_bytes()
+    assert bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=said.append)
+
+
+def test_stage_damaged_here_is_not_sent(tmp_path):
+    folder, mirror = make_stage(tmp_path / "a"), folder_mirror(tmp_path / "mirror")
+    (folder / "train_000001.bin").write_bytes(bytes(1000))
+    send(tmp_path / "a", mirror)
+    assert f"{STAGE}/manifest.json" not in open_store(mirror).sizes(STAGE)
+
+
+def test_stage_brought_a_second_time_after_a_cut_keeps_what_is_there(tmp_path):
+    make_stage(tmp_path / "a")
+    store = FailingStore(folder_mirror(tmp_path / "mirror"))
+    send(tmp_path / "a", store.url)
+    read: list[str] = []
+
+    def cut(name: str) -> None:
+        read.append(name)
+        store.is_down = name.endswith("validation_000001.bin")
+
+    store.before = cut
+    with pytest.raises(MirrorError):
+        bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
+    store.before, store.is_down = read.append, False
+    read.clear()
+    assert bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
+    assert not any("train_000001.bin" in name for name in read)
+
+
+@pytest.mark.parametrize("evil", ["../../outside.bin", "/tmp/outside.bin", "C:\\outside.bin"])
+def test_stage_whose_manifest_leads_outside_is_not_used(tmp_path, evil):
+    folder, mirror = make_stage(tmp_path / "a"), folder_mirror(tmp_path / "mirror")
+    send(tmp_path / "a", mirror)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][evil] = manifest["files"]["train_000001.bin"]
+    store = open_store(mirror)
+    store.put_bytes(f"{STAGE}/manifest.json", json.dumps(manifest).encode())
+    assert not bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
+
+
+def test_source_record_of_two_machines_is_merged_and_what_was_pinned_first_stays(tmp_path):
+    mirror, source = folder_mirror(tmp_path / "mirror"), "data/sources/hub-x"
+    known = {
+        "a": {"commits": {"": "1"}, "new_documents": {"x": 1}},
+        "b": {"commits": {"": "2"}, "new_documents": {"y": 2}},
+    }
+    for name, record in known.items():
+        (tmp_path / name / source / "files").mkdir(parents=True)
+        (tmp_path / name / source / "source.json").write_text(json.dumps(record))
+        send(tmp_path / name, mirror, source)
+    assert bring_source(open_store(mirror), tmp_path / "c", source, say=lambda _: None)
+    brought = json.loads((tmp_path / "c" / source / "source.json").read_text())
+    assert brought == {"commits": {"": "1"}, "new_documents": {"x": 1, "y": 2}}
+
+
+def test_agent_of_a_mirror_that_is_down_says_so_once_and_catches_up(tmp_path):
+    make_stage(tmp_path / "a")
+    store, clock = FailingStore(folder_mirror(tmp_path / "mirror")), Clock()
+    folder = ExperimentFolder(root=tmp_path / "a" / "experiment")
+    seen: list[State] = []
+    store.is_down = True
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        seen.append(read_state_of(folder))
+        store.is_down = clock.now < 100
+
+    state = send(tmp_path / "a", store.url, open_store=lambda _: store, clock=clock, sleep=sleep)
+    assert "it is down" in seen[0].problem
+    assert len({each.problem_since for each in seen}) == 1, "since the same moment"
+    assert state.complete_at
+    assert not state.problem
+
+
+def test_agent_gives_up_on_a_mirror_that_stays_down(tmp_path):
+    make_stage(tmp_path / "a")
+    store, clock = FailingStore(folder_mirror(tmp_path / "mirror")), Clock()
+    store.is_down = True
+    state = send(tmp_path / "a", store.url, open_store=lambda _: store, clock=clock, sleep=clock.sleep)
+    assert "it is down" in state.problem
+    assert 3600 < clock.now < 4000
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from gpt_pipeline.mirror.send import Sender
+from gpt_pipeline.mirror.order import Order
+from gpt_pipeline.mirror.store import open_store
+from gpt_pipeline.storage.layout import ExperimentFolder
+mirror, base, stage = sys.argv[1:]
+sender = Sender(open_store(mirror), ExperimentFolder(root=Path(base) / "experiment"),
+                each=lambda count: os.kill(os.getpid(), signal.SIGKILL))
+for work in sender.work(Order(mirror=mirror, keep_last=1, stages=(stage,)), None, at_rest=True):
+    work.do()
+"""
+
+
+def test_agent_killed_in_the_middle_of_an_upload_leaves_nothing_that_counts(mirror, tmp_path):
+    make_stage(tmp_path / "a", size=20_000_000)
+    killed = subprocess.run([sys.executable, "-c", KILLED, mirror, str(tmp_path / "a"), STAGE], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not bring_stage(open_store(mirror), tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
+    assert open_store(mirror).sizes(STAGE) == {}, "an object shows only when it is whole"
+    assert send(tmp_path / "a", mirror).complete_at
+    assert bring_stage(open_store(mirror), tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
+
+
+def test_s3_that_throttles_is_asked_again(s3, server, tmp_path):
+    make_stage(tmp_path / "a")
+    server.wire.throttle = 2
+    state = send(tmp_path / "a", s3, sleep=lambda _: None)
+    assert state.complete_at
+    assert server.wire.throttle == 0
+
+
+def test_s3_whose_connection_is_cut_in_an_upload_gets_it_again(s3, server, tmp_path):
+    folder = make_stage(tmp_path / "a", size=300_000)
+    server.wire.cut = 2
+    assert send(tmp_path / "a", s3, sleep=lambda _: None).complete_at
+    assert server.wire.cut == 0
+    assert open_store(s3).get_bytes(f"{STAGE}/train_000001.bin") == (folder / "train_000001.bin").read_bytes()
+
+
+def test_s3_that_is_down_and_up_again_is_caught_up_with(s3, server, tmp_path):
+    make_stage(tmp_path / "a")
+    problems: list[str] = []
+
+    def sleep(_: float) -> None:
+        problems.append(read_state_of(ExperimentFolder(root=tmp_path / "a" / "experiment")).problem)
+        server.wire.is_down = False
+
+    server.wire.is_down = True
+    assert send(tmp_path / "a", s3, sleep=sleep).complete_at
+    assert "fails at" in problems[0]
+
+
+def test_s3_with_wrong_credentials_is_said_without_them(s3, server, monkeypatch):
+    from moto.core.responses import ActionAuthenticatorMixin
+    from moto.core.responses import settings as moto_settings
+
+    monkeypatch.setattr(moto_settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0)
+    monkeypatch.setattr(ActionAuthenticatorMixin, "request_count", 0)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    with pytest.raises(MirrorError, match=r"InvalidAccessKeyId|PermissionError|Forbidden") as error:
+        open_store(s3).sizes("data")
+    assert "not-the-secret" not in str(error.value)
+
+
+def test_s3_bucket_that_does_not_exist_is_named(server):
+    with pytest.raises(MirrorError, match="bucket does not exist"):
+        open_store("s3://no-such-bucket/prefix").sizes("data")
+
+
+def test_s3_lease_of_two_that_ask_at_once_goes_to_one(s3):
+    def ask(owner: str) -> int | str:
+        store: Store = open_store(s3)
+
+        try:
+            lease = acquire(store, "Demo/training-x", owner=owner, say=lambda _: None, sleep=lambda _: time.sleep(0.2))
+        except LeaseHeldError:
+            return "held"
+        for _ in range(8):
+            time.sleep(0.2)
+            lease.renew()
+        return lease.term
+
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = sorted(map(str, pool.map(ask, "abcd")))
+    assert outcomes == ["1", "held", "held", "held"]
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("s3://key:secret@bucket/prefix", "without user and password"),
+        ("hf://buckets/owner/name", "cannot create an object only if there is none"),
+        ("bucket/prefix", "the address of a bucket"),
+        ("file://relative", "an absolute path"),
+        ("s3:///prefix", "the address of a bucket"),
+        ("s3://bucket/prefix?versionId=1", "without"),
+        ("foo://bucket", "the address of a bucket"),
+    ],
+)
+def test_mirror_address_that_cannot_be_one_is_refused(url, text):
+    with pytest.raises(ConfigError, match=text) as error:
+        StorageConfig(base_folder="x", mirror=url)
+    assert "secret" not in str(error.value)
+
+
+def test_mirror_whose_library_is_missing_names_the_command_that_installs_it():
+    with pytest.raises(MirrorError, match=r"pip install -c constraints.txt 'gpt-pipeline\[gcs\]'"):
+        open_store("gs://bucket/prefix")

@@ -1,0 +1,252 @@
+"""Trainings with a mirror in a folder: sent, lost, brought, continued."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_pipeline.checkpoints.load import load_checkpoint
+from gpt_pipeline.checkpoints.manifest import BEST_NAME, checkpoint_path, list_checkpoints
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.mirror import lease as leases
+from gpt_pipeline.mirror.lease import acquire
+from gpt_pipeline.mirror.order import Order, is_sending, read_state_of
+from gpt_pipeline.mirror.store import FolderStore
+from gpt_pipeline.mirror.wait import wait_until_sent
+from gpt_pipeline.training.finished import find_finished_training
+from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.metrics import read_metrics
+from gpt_pipeline_tests.mirrors import folder_mirror
+from gpt_pipeline_tests.training_jobs import make_job, run, trainer_command
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "SILENT_SECONDS", 1.0)
+
+
+def machine(folder: Path, name: str, *, keep_last: int = 3, **changes) -> TrainingJob:
+    """Return a job on a machine of its own: its folders, and nothing in common with others but the mirror."""
+    order = Order(mirror=folder_mirror(folder / "mirror"), keep_last=keep_last, fingerprint="a" * 64)
+    return make_job(folder / name, mirror=order, **changes)
+
+
+def sent_objects(folder: Path) -> set[str]:
+    return set(FolderStore(folder_mirror(folder / "mirror")).sizes("experiment"))
+
+
+def lose(job: TrainingJob) -> None:
+    """Lose the machine of a job."""
+    wait_until_sent(job.folder, say=lambda _: None)
+    shutil.rmtree(job.folder.root)
+
+
+def assert_same_end(job: TrainingJob, reference: TrainingJob) -> None:
+    ours, theirs = (load_checkpoint(checkpoint_path(each.folder.checkpoints, 12)) for each in (job, reference))
+    assert all(torch.equal(ours.model[name], tensor) for name, tensor in theirs.model.items())
+    assert all(
+        torch.equal(ours.optimizer["states"][0]["state"][index]["exp_avg"], state["exp_avg"])
+        for index, state in theirs.optimizer["states"][0]["state"].items()
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
+    job = make_job(tmp_path_factory.mktemp("reference"))
+    run(job)
+    return job
+
+
+def test_mirror_has_everything_of_a_finished_training(tmp_path):
+    job = machine(tmp_path, "a")
+    run(job)
+    names = {name.split("/", 2)[2] for name in sent_objects(tmp_path)}
+    assert {
+        f"000001/checkpoints/checkpoint_step_{step}.{end}" for step in (4, 8, 12) for end in ("pt", "json")
+    } <= names
+    assert {"000001/checkpoints/best_model.json", "000001/metrics.jsonl", "000001/training.json"} <= names
+    assert not is_sending(job.folder)
+    assert read_state_of(job.folder).complete_at
+
+
+def test_mirror_training_stopped_on_a_goes_on_on_b_with_the_same_bits(tmp_path, reference):
+    a = machine(tmp_path, "a")
+    run(a, stop_at=6)
+    lose(a)
+    b = machine(tmp_path, "b")
+    listener = run(b)
+    assert any("Brought checkpoint_step_6.pt" in text for text in listener.messages)
+    assert_same_end(b, reference)
+    steps = [record["step"] for record in read_metrics(b.folder.metrics) if record["kind"] == "train"]
+    assert steps == list(range(1, 13)), "the lines of the steps on A came along"
+
+
+def test_mirror_finished_training_is_brought_and_not_trained_again(tmp_path):
+    a = machine(tmp_path, "a")
+    run(a)
+    before = load_checkpoint(a.folder.checkpoints / BEST_NAME)
+    lose(a)
+    b = machine(tmp_path, "b")
+    listener = run(b)
+    assert not listener.records
+    assert find_finished_training(b.folder, b.fingerprint).step == 12
+    after = load_checkpoint(b.folder.checkpoints / BEST_NAME)
+    assert after.step == before.step
+
+
+@pytest.mark.slow
+def test_mirror_killed_training_goes_on_elsewhere_with_the_same_bits(tmp_path, reference):
+    a = machine(tmp_path, "a")
+    process = subprocess.Popen(trainer_command(a), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    prefix = "000001/checkpoints/checkpoint_step_4.json"
+    deadline = time.monotonic() + 60
+    while process.poll() is None and not any(name.endswith(prefix) for name in sent_objects(tmp_path)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    lose(a)
+    b = machine(tmp_path, "b")
+    run(b)
+    assert_same_end(b, reference)
+
+
+def test_mirror_damaged_newest_checkpoint_is_passed_over(tmp_path, reference):
+    a = machine(tmp_path, "a")
+    run(a, stop_at=9)
+    lose(a)
+    damaged = next((tmp_path / "mirror").rglob("checkpoint_step_9.pt"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    b = machine(tmp_path, "b")
+    listener = run(b)
+    assert any("checkpoint_step_9.json is damaged in the mirror" in text for text in listener.messages)
+    assert any("Brought checkpoint_step_8.pt" in text for text in listener.messages)
+    assert_same_end(b, reference)
+
+
+@pytest.mark.slow
+def test_mirror_whose_newer_checkpoints_are_all_damaged_leaves_what_is_here(tmp_path):
+    a, b = machine(tmp_path, "a"), machine(tmp_path, "b")
+    run(a, stop_at=5)
+    wait_until_sent(a.folder, say=lambda _: None)
+    run(b, stop_at=9)
+    wait_until_sent(b.folder, say=lambda _: None)
+    for path in (tmp_path / "mirror").rglob("checkpoint_step_[89].pt"):
+        path.write_bytes(bytes(path.stat().st_size))
+    listener = run(a)
+    assert any("no valid checkpoint of this training that is newer" in text for text in listener.messages)
+    assert any("Continuing from checkpoint_step_5.pt" in text for text in listener.messages)
+    assert not (a.folder.root / "previous").exists()
+
+
+@pytest.mark.slow
+def test_mirror_machine_behind_moves_its_training_aside_for_the_newer_one(tmp_path, reference):
+    a, b = machine(tmp_path, "a"), machine(tmp_path, "b")
+    run(a, stop_at=5)
+    wait_until_sent(a.folder, say=lambda _: None)
+    run(b, stop_at=9)
+    listener = run(a)
+    assert any("continued on another machine" in text for text in listener.messages)
+    assert any("Brought checkpoint_step_9.pt" in text for text in listener.messages)
+    [aside] = (a.folder.root / "previous").iterdir()
+    assert (aside / "checkpoints" / "checkpoint_step_5.pt").is_file()
+    assert_same_end(a, reference)
+
+
+def test_mirror_held_by_living_machine_refuses_a_second_one(tmp_path):
+    a = machine(tmp_path, "a")
+    run(a, stop_at=5)
+    wait_until_sent(a.folder, say=lambda _: None)
+    store = FolderStore(a.mirror.mirror)
+    training = f"experiment/training-{a.fingerprint[:12]}"
+    lease = acquire(store, training, owner="c", say=lambda _: None)
+    b = machine(tmp_path, "b")
+
+    def beating(*_: object) -> None:
+        lease.renew()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leases.acquire, "__kwdefaults__", {**leases.acquire.__kwdefaults__, "sleep": beating})
+        with pytest.raises(UserError, match="is being written to the mirror"):
+            run(b)
+    assert not list_checkpoints(b.folder.checkpoints)
+
+
+@pytest.mark.slow
+def test_mirror_lease_lost_meanwhile_stops_the_training_with_a_checkpoint(tmp_path):
+    a = machine(tmp_path, "a", training={"max_steps": 100_000}, cadence={"save_every_n_iterations": 1000})
+    process = subprocess.Popen(trainer_command(a), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    training = f"experiment/training-{a.fingerprint[:12]}"
+    store = FolderStore(a.mirror.mirror)
+    deadline = time.monotonic() + 60
+    while not (a.folder.metrics.is_file() and a.folder.metrics.read_text().count('"train"') > 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    store.create(f"{training}/leases/000002.json", json.dumps({"owner": "b", "host": "b", "since": "now"}).encode())
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 2, output
+    assert "now written by b, since now" in output
+    assert "What was trained until now is saved here" in output
+    assert list_checkpoints(a.folder.checkpoints)
+    assert not any("/000002/" in name for name in sent_objects(tmp_path))
+
+
+@pytest.mark.slow
+def test_mirror_forced_start_keeps_the_earlier_training_in_its_own_term(tmp_path):
+    a = machine(tmp_path, "a")
+    run(a)
+    before = {name for name in sent_objects(tmp_path) if "/000001/" in name}
+    again = dataclasses.replace(a, resume="scratch", request="once more")
+    listener = run(again)
+    assert any("starting from scratch as asked" in text for text in listener.messages)
+    after = sent_objects(tmp_path)
+    assert before <= after
+    assert any(name.endswith("000002/training.json") for name in after)
+    lose(again)
+    b = dataclasses.replace(machine(tmp_path, "b"), resume="scratch", request="once more")
+    assert not run(b).records, "what was carried out on A is not carried out again on B"
+
+
+def test_mirror_keeps_its_own_number_of_checkpoints(tmp_path):
+    a = machine(tmp_path, "a", keep_last=1, cadence={"save_every_n_iterations": 2})
+    run(a)
+    kept = [name.rpartition("/")[2] for name in sent_objects(tmp_path) if "checkpoint_step" in name]
+    assert sorted(kept) == ["checkpoint_step_12.json", "checkpoint_step_12.pt"]
+
+
+def test_mirror_that_is_not_there_refuses_a_new_training(tmp_path):
+    a = machine(tmp_path, "a")
+    gone = dataclasses.replace(a, mirror=dataclasses.replace(a.mirror, mirror=folder_mirror(tmp_path / "x" / "mirror")))
+    shutil.rmtree(tmp_path / "x")
+    with pytest.raises(UserError, match=r"storage\.mirror: null"):
+        run(gone)
+
+
+@pytest.mark.slow
+def test_mirror_that_is_down_lets_a_known_training_go_on_and_is_caught_up_with(tmp_path):
+    a = machine(tmp_path, "a")
+    order = dataclasses.replace(a.mirror, mirror=folder_mirror(tmp_path / "disk" / "mirror"))
+    a = dataclasses.replace(a, mirror=order)
+    run(a, stop_at=5)
+    wait_until_sent(a.folder, say=lambda _: None)
+    (tmp_path / "disk").rename(tmp_path / "unplugged")
+    listener = run(a)
+    assert any("Training goes on with what is here" in text for text in listener.messages)
+    assert any("there is no folder" in text and "to be sent" in text for text in listener.messages)
+    assert find_finished_training(a.folder, a.fingerprint)
+    (tmp_path / "unplugged").rename(tmp_path / "disk")
+    wait_until_sent(a.folder, say=lambda _: None)
+    deadline = time.monotonic() + 30
+    while not read_state_of(a.folder).complete_at:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert any(name.endswith("training.json") for name in FolderStore(order.mirror).sizes("experiment"))
