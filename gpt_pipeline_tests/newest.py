@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
-_INSTALLED = ".[dev,benchmarks,postgres,s3,gcs,azure]"
+_INSTALLED = ".[dev,benchmarks,postgres,s3,gcs,azure,ray]"
 # The project itself; what torch brings for one platform, since constraining it would keep others from theirs.
 _LEFT_OUT = re.compile(r"((nvidia|cuda|triton|pytorch-triton)([-_].*)?|gpt[-_]pipeline)", re.IGNORECASE)
 _CHECKS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from gpt_pipeline.orchestration.history import open_instance
 from gpt_pipeline.project import Project
 from gpt_pipeline_tests import fan_out_jobs
 from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.ray_cluster import ray_cluster
 from gpt_pipeline_tests.synth_rows import write_folder
 from gpt_pipeline_tests.test_parts import bytes_of
 
@@ -114,4 +116,25 @@ def test_fan_out_killed_worker_is_tried_again_and_the_result_is_the_same(
     assert marker.exists()
     assert run.status == dg.DagsterRunStatus.SUCCESS
     assert steps(instance, run, dg.DagsterEventType.STEP_RESTARTED) == ["token_shards.tokenize_file[synth_002]"]
+    assert bytes_of(project.root / "storage" / "data") == undisturbed(project)
+
+
+@pytest.mark.slow
+def test_fan_out_on_rays_executor_is_a_job_of_the_cluster_for_each_file(
+    project: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -c constraints.txt -e '.[ray]'")
+    with ray_cluster(nodes=2) as cluster:
+        ray = {
+            "address": cluster.address,
+            "num_cpus": 1,
+            "env_vars": [f"GPT_PIPELINE_EXPERIMENTS={project.root / 'experiments'}"],
+        }
+        executor = {"executor": "ray", "config": {"ray": ray, "max_concurrent": 2}}
+        (project.root / "executor.yaml").write_text(json.dumps(executor))
+        run = execute(project, instance)
+        jobs = cluster.jobs()
+    assert run.status == dg.DagsterRunStatus.SUCCESS
+    assert len(jobs) == len(steps(instance, run, dg.DagsterEventType.STEP_SUCCESS))
+    assert set(jobs.values()) == {"SUCCEEDED"}
     assert bytes_of(project.root / "storage" / "data") == undisturbed(project)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,29 @@ def test_following_a_job_that_loses_its_nodes_submits_the_next_attempt(job: Trai
 
     assert told.jobs == ["slurm job 1", "slurm job 2"]
     assert any("ended early: timed out (NODE_FAIL)" in text for text in told.said)
+
+
+def test_following_a_job_whose_trainers_outlive_it_submits_the_next_when_they_have_left(job: TrainingJob) -> None:
+    beat, left = heartbeat_path(job.folder.root), []
+
+    def end() -> Observed:
+        if len(engine.jobs) > 1:
+            return Observed(state="succeeded")
+        elsewhere = {"process": {"host": "node1", "pid": 1}, "run": "run", "step": 4}
+        writes(beat, json.dumps(elsewhere))()
+        threading.Timer(0.5, beat.unlink).start()
+        return Observed(state="timed_out", reason="its driver was killed")
+
+    class Asking(Acting):
+        def submit(self, command: TrainingCommand) -> str:
+            left.append(not beat.exists())
+            return super().submit(command)
+
+    engine = Asking(acts=(end,))
+
+    train(job, engine)
+
+    assert left == [True, True]
 
 
 def test_following_a_job_that_somebody_cancels_fails_and_submits_nothing(job: TrainingJob) -> None:

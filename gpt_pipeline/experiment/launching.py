@@ -13,7 +13,7 @@ from gpt_pipeline.training.job import TrainingJob
 
 def launcher_of(hardware: HardwareConfig, name: str | None = None) -> Launcher | None:
     """Return the engine that the block names, or the one called `name`; None where the training stays here."""
-    return make_launcher(name or hardware.launcher, slurm=hardware.slurm, gpus=hardware.gpus_per_node)
+    return make_launcher(name or hardware.launcher, gpus=hardware.gpus_per_node, slurm=hardware.slurm, ray=hardware.ray)
 
 
 def training_command(job: TrainingJob, note: Submission, environment: Mapping[str, str]) -> TrainingCommand:

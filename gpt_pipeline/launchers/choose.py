@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gpt_pipeline.launchers.config import SlurmConfig
+from gpt_pipeline.launchers.config import RayConfig, SlurmConfig
 from gpt_pipeline.launchers.protocol import Launcher
 
 
-def make_launcher(name: str, *, gpus: int, slurm: SlurmConfig) -> Launcher | None:
+def make_launcher(name: str, *, gpus: int, slurm: SlurmConfig, ray: RayConfig) -> Launcher | None:
     """Return the engine of this name; None for `local`, where the training is a child of the step.
 
     `gpus` is the number of GPUs that the training needs on each node.
@@ -18,4 +18,8 @@ def make_launcher(name: str, *, gpus: int, slurm: SlurmConfig) -> Launcher | Non
             from gpt_pipeline.launchers.slurm import Slurm
 
             return Slurm(slurm, gpus=gpus)
-    raise ValueError(f"found launcher {name!r}, need local or slurm")
+        case "ray":
+            from gpt_pipeline.launchers.ray_jobs import RayJobs
+
+            return RayJobs(ray, gpus=gpus)
+    raise ValueError(f"found launcher {name!r}, need local, slurm or ray")

@@ -9,10 +9,12 @@ from typing import Literal
 from gpt_pipeline.errors import require
 from gpt_pipeline.storage.fingerprint import added_later
 
-LauncherName = Literal["local", "slurm"]
+LauncherName = Literal["local", "slurm", "ray"]
 
 _TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")  # as `man sbatch` lists them
 _HOST = re.compile(r"([A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*")
+_WEB = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*")
 _OPTION = re.compile(r"--[a-z][a-z-]*(=.*)?")
 _OURS: tuple[str, ...] = ("job-name", "output", "error", "open-mode", "nodes", "ntasks", "ntasks-per-node", "signal")
 _OURS += (
@@ -85,3 +87,40 @@ class SlurmConfig:
             need = "an option that the pipeline does not set itself"
             remedy = f"use hardware.slurm.{name.replace('-', '_')}" if hasattr(self, name.replace("-", "_")) else ""
             require(name not in _OURS, "options", found=option, need=need, remedy=remedy or "remove it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """How the training's job is submitted with `launcher: ray`."""
+
+    address: str = added_later("http://127.0.0.1:8265")
+    """Of the cluster's dashboard, which takes Ray's jobs. `storage.base_folder` has to be the same folder here and on
+    the nodes."""
+
+    nodes: int = added_later(1)
+    """Number of nodes, each with `hardware.num_gpus` processes."""
+
+    cpus_per_node: int | None = added_later(None)
+    """CPUs to reserve on each node; null: one for each process."""
+
+    gpus_per_node: int | None = added_later(None)
+    """GPUs to reserve on each node; null: `hardware.num_gpus`, none with `device: cpu`."""
+
+    environment: tuple[str, ...] | None = added_later(None)
+    """Environment variables of the job, such as [NCCL_SOCKET_IFNAME=eth0]. No secrets: Ray's dashboard shows them."""
+
+    python: str | None = added_later(None)
+    """The interpreter on the nodes, such as `python`; null: the one that submits, at the same place."""
+
+    def __post_init__(self) -> None:
+        given = self.environment
+        object.__setattr__(self, "environment", None if given is None else tuple(given))  # JSON has lists
+        need = "the address of Ray's dashboard, such as http://127.0.0.1:8265"
+        require(_WEB.fullmatch(self.address) is not None, "address", found=self.address, need=need)
+        require(self.nodes > 0, "nodes", found=self.nodes, need="a whole number above 0")
+        for name, least in (("cpus_per_node", 1), ("gpus_per_node", 0)):
+            count = getattr(self, name)
+            require(count is None or count >= least, name, found=count, need=f"null or a whole number from {least} up")
+        for each in self.environment or ():
+            need = "a variable and its value, such as NCCL_DEBUG=INFO"
+            require(_VARIABLE.fullmatch(each) is not None, "environment", found=each, need=need)

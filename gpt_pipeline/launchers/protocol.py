@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -57,11 +57,11 @@ class TrainingCommand:
         """The experiment's."""
         return self.job_file.parent
 
-    def arguments(self, *, endpoint: str, rendezvous: str) -> list[str]:
-        """Return what each node runs, the same on all of them.
+    def arguments(self, *, endpoint: str, rendezvous: str, options: Sequence[str] = ()) -> list[str]:
+        """Return what each node runs.
 
         `endpoint` is `host:port` on one of the nodes, where they meet; `rendezvous` tells this start of the job from
-        others that may meet there.
+        others that may meet there. `options` are further ones of torchrun, for one node.
         """
         trainer = ["-m", TRAINER, str(self.job_file)]
         if self.nodes * self.processes == 1:
@@ -75,6 +75,7 @@ class TrainingCommand:
             f"--rdzv-endpoint={endpoint}",
             f"--rdzv-id={rendezvous}",
             f"--shutdown-timeout={SHUTDOWN_SECONDS}",
+            *options,
         ]
         return [self.python, *torchrun, *trainer]
 

@@ -25,7 +25,10 @@ _EXECUTORS = {
     "k8s": ("dagster_k8s", "k8s_job_executor"),
     "celery": ("dagster_celery", "celery_executor"),
     "celery_k8s": ("dagster_celery_k8s", "celery_k8s_job_executor"),
+    "ray": ("dagster_ray", "ray_executor"),
 }
+
+_LIMIT = "max_concurrent"
 
 PRELOADED = [
     "gpt_pipeline.definitions",
@@ -94,7 +97,25 @@ def _definition(name: str) -> dg.ExecutorDefinition:
             f"{FILE} asks for the executor {name}, but {error.name} is not installed; "
             f"run: pip install {package.replace('_', '-')}"
         ) from error
-    return definition
+    return _with_limit(definition) if name == "ray" else definition
+
+
+def _with_limit(ray: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
+    """Return dagster-ray's executor with the key that it heeds and (0.4.8) does not let itself be given.
+
+    Without a limit it hands all steps of a run to the cluster at once, and Ray fails a job that waits for 15 minutes.
+    """
+    fields = ray.config_schema.config_type.fields  # type: ignore[union-attr] # a shape, so it has some
+    if _LIMIT in fields:
+        return ray
+    limit = dg.Field(dg.Int, is_required=False, description="Most steps of a run that the cluster has at a time.")
+    return dg.ExecutorDefinition(
+        name=ray.name,
+        config_schema={**fields, _LIMIT: limit},
+        requirements=ray.get_requirements,
+        executor_creation_fn=ray.executor_creation_fn,
+        description=ray.description,
+    )
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -40,7 +40,7 @@ from gpt_pipeline.orchestration.trainer_pipes import PipesObserver
 from gpt_pipeline.storage.lock import SILENT_SECONDS
 from gpt_pipeline.training.decision import find_finished_work
 from gpt_pipeline.training.folder_watch import FolderWatch, Pulse
-from gpt_pipeline.training.heartbeat import RUN_VARIABLE
+from gpt_pipeline.training.heartbeat import RUN_VARIABLE, trainer_state
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.observer import Observer, SilentObserver, console_observer
 from gpt_pipeline.training.stopping import HANGS, StopFlag, stop_on_signals
@@ -180,6 +180,7 @@ class _Following:
         return False
 
     def _again(self, note: Submission, end: Observed) -> Submission:
+        self._until_left()
         saved = self.watch.newest_step()
         how = f"{note.in_words} ended early: {describe_state(end.state, end.reason)}"
         if saved <= note.first_step and note.lost + 1 >= MOST_LOST:
@@ -192,6 +193,15 @@ class _Following:
         begin = "the beginning" if saved < 0 else f"step {saved}"
         self.say(f"{how}. The training is submitted again and continues from {begin}.")
         return submit_again(self.job.folder, note, self.launcher, saved=saved, command=self._command, say=self.say)
+
+    def _until_left(self) -> None:
+        """Wait for the trainers of a job that has ended: they may outlive it to save, and hold the folder meanwhile."""
+        until = time.monotonic() + SHUTDOWN_SECONDS
+        while trainer_state(self.job.folder.root) == "running" and time.monotonic() < until:
+            if self.stop.requested:
+                raise dg.DagsterExecutionInterruptedError
+            time.sleep(self.patience.look)
+        self.watch.look()
 
     def _tail(self, note: Submission) -> str:
         return tail(log_of(self.job.folder, note), _LOG_LINES)

@@ -13,5 +13,6 @@ Around it:
     finished.py   `training.json` (no torch); heartbeat.py, the sign of life (no torch)
     metrics.py    `metrics.jsonl` (no torch); observer.py, who watches (no torch)
     device.py     precision, compilation, memory; ranks.py, several processes
+    ray_driver.py what a job of a Ray cluster runs; ray_node.py, the trainers of one node
     stopping.py   signals and the watchdog; original.py, checkpoints of the original scripts
 """

@@ -8,7 +8,7 @@ from typing import Literal
 
 from gpt_pipeline.data.config import STREAM
 from gpt_pipeline.errors import require
-from gpt_pipeline.launchers.config import LauncherName, SlurmConfig
+from gpt_pipeline.launchers.config import LauncherName, RayConfig, SlurmConfig
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.storage.fingerprint import added_later, neutral_values
 
@@ -236,10 +236,13 @@ class HardwareConfig:
     """Number of GPUs to train on; with a launcher other than `local`, on each node."""
 
     launcher: LauncherName = added_later("local")
-    """Where the training runs: `local`, on this machine, or `slurm`, as a job of a cluster."""
+    """Where the training runs: `local`, on this machine, or as a job of a cluster, `slurm` or `ray`."""
 
     slurm: SlurmConfig = added_later(SlurmConfig())  # frozen
     """With `launcher: slurm`: how the job is submitted."""
+
+    ray: RayConfig = added_later(RayConfig())  # frozen
+    """With `launcher: ray`: how the job is submitted."""
 
     def __post_init__(self) -> None:
         require(self.num_gpus > 0, "num_gpus", found=self.num_gpus, need="a whole number above 0")
@@ -247,7 +250,13 @@ class HardwareConfig:
     @property
     def nodes(self) -> int:
         """Number of machines that train together."""
-        return self.slurm.nodes if self.launcher == "slurm" else 1
+        match self.launcher:
+            case "local":
+                return 1
+            case "slurm":
+                return self.slurm.nodes
+            case "ray":
+                return self.ray.nodes
 
     @property
     def processes(self) -> int:
