@@ -146,6 +146,9 @@ def test_mirror_whose_newer_checkpoints_are_all_damaged_leaves_what_is_here(tmp_
     assert any("no valid checkpoint of this training that is newer" in text for text in listener.messages)
     assert any("Continuing from checkpoint_step_5.pt" in text for text in listener.messages)
     assert not (a.folder.root / "previous").exists()
+    wait_until_sent(a.folder, say=lambda _: None)
+    sent = {path.name for path in (tmp_path / "mirror").glob("experiment/training-*/000003/checkpoints/*.pt")}
+    assert {f"checkpoint_step_{info.step}.pt" for info in list_checkpoints(a.folder.checkpoints)} <= sent
 
 
 @pytest.mark.slow

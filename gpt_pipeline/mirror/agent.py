@@ -118,6 +118,7 @@ class Agent:
 
     def _sent_all(self, store: Store, order: Order, lease: Lease | None) -> bool:
         sender = Sender(store, self._folder, each=self._sent_piece)
+        last = ""
         while True:
             if read_order(self._folder) != order:
                 return False
@@ -127,6 +128,9 @@ class Agent:
             took = self._clock() - began
             if waiting:
                 self._show(waiting=waiting, problem="")
+                if waiting[0].name == last:  # gone before its turn, or changed meanwhile
+                    self._sleep(_POLL_SECONDS)
+                last = waiting[0].name
                 waiting[0].do()
                 self._state = replace(self._state, sent_files=self._state.sent_files + 1)
             elif was_training:

@@ -275,19 +275,23 @@ class _TrainingSender:
         self._there[name] = len(content)
 
     def _prune(self, keep_last: int) -> None:
-        """Remove checkpoints beyond the newest, in earlier terms too; manifests first."""
-        found: list[tuple[int, int, str]] = []
+        """Remove checkpoints beyond the newest, in earlier terms too; manifests first.
+
+        Those of this term go last: what an earlier one has besides may be damaged, or newer than what we went on from.
+        Were one of ours removed for it, it would be sent again and again.
+        """
+        found: list[tuple[bool, int, int, str]] = []
         best_of_earlier: list[str] = []
         for name in self._there:
             place = names.split_term(name, self.lease.training)
             if place is None or not self.lease.first_term <= place[0] <= self.lease.term:
                 continue
             if matched := _STEP.search(place[1]):
-                found.append((int(matched[1]), place[0], name))
+                found.append((place[0] == self.lease.term, int(matched[1]), place[0], name))
             elif place[0] < self.lease.term and place[1].startswith(f"{names.CHECKPOINTS}/best_model"):
                 best_of_earlier.append(name)
         kept: set[int] = set()
-        for step, _, manifest in sorted(found, reverse=True):  # of one step, that of the newest term
+        for _, step, _, manifest in sorted(found, reverse=True):  # of one step, that of the newest term
             if step in kept or len(kept) == keep_last:
                 self._remove([manifest, f"{manifest.removesuffix('.json')}.pt"])
             else:
