@@ -153,6 +153,15 @@ def test_settled_gives_the_height_to_what_comes_after_the_steep_beginning() -> N
     assert shown.name == "a"
 
 
+def test_settled_keeps_what_was_before_smoothing_behind_a_spike() -> None:
+    raw = tuple((float(x), 9.0 if x == 80 else 3 + 6 * 0.8**x) for x in range(101))
+    shown = tuple((x, min(y, 3.5) if x > 10 else y) for x, y in raw)
+    series = Series(name="train", points=shown, colour=1, unsmoothed=raw)
+    [curve] = settled(Chart(title="t", x_label="x", y_label="y", series=(series,))).series
+    assert curve.unsmoothed[-1] == raw[-1]
+    assert 0 <= curve.unsmoothed[0][0] - curve.points[0][0] < 1
+
+
 def test_settled_keeps_a_chart_whose_beginning_is_not_above_the_rest() -> None:
     chart = Chart(title="t", x_label="x", y_label="y", series=(Series(name="a", points=((0, 1), (9, 2)), colour=1),))
     assert settled(chart) == chart

@@ -193,10 +193,12 @@ def test_family_of_one_value_written_twice_is_refused(base: Path, rates: str) ->
 
 
 def test_family_of_long_names_is_numbered(base: Path) -> None:
-    stem = "x" * 95
+    stem = "x" * 96  # with the value one byte too long
     family = write_family(base.with_name(stem), base, parse_values(["training.learning_rate=0.001,0.002"]))
     assert [file.name for file in family.written] == [f"{stem}-1.yaml", f"{stem}-2.yaml"]
     assert len({each.folder.root for each in family.experiments}) == 2
+    told = write_family(base.with_name("x" * 95), base, parse_values(["training.learning_rate=0.001,0.002"]))
+    assert told.written[0].name == f"{'x' * 95}-learning_rate-0.001.yaml"
 
 
 @pytest.mark.parametrize(

@@ -48,11 +48,12 @@ def trained(tmp_path: Path, once: TrainingJob) -> TrainingJob:
     return dataclasses.replace(once, experiment_folder=str(tmp_path / "experiment"))
 
 
-def write(checkpoint: Path, target: Path) -> None:
+def write(checkpoint: Path, target: Path) -> str:
     """A model's files, as far as MLflow is concerned."""
     target.mkdir(parents=True)
     (target / "config.json").write_text("{}")
     (target / "of.txt").write_text(checkpoint.name)
+    return str(read_json(checkpoint.with_suffix(".json"))["weights_sha256"])
 
 
 def register(job: TrainingJob, store: Path, **changes: Any) -> Registered | None:
@@ -106,6 +107,21 @@ def test_register_model_of_an_unfinished_training_is_neither_pending_nor_done(
     assert not registration_is_pending(trained.folder, trained.fingerprint)
     assert register(trained, store, write_model=no_model) is None
     assert versions(store) == []
+
+
+def test_register_model_of_weights_that_another_training_replaced_meanwhile_waits(
+    trained: TrainingJob, store: Path
+) -> None:
+    _log(trained, store)
+
+    def write_others(checkpoint: Path, target: Path) -> str:
+        write(checkpoint, target)
+        return "0" * 64
+
+    with pytest.raises(TrackingError, match="is another one by now"):
+        register(trained, store, write_model=write_others)
+    assert versions(store) == []
+    assert registration_is_pending(trained.folder, trained.fingerprint)
 
 
 def test_register_model_trained_again_makes_another_version_and_the_alias_follows_there_and_back(

@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = Results(options.out, machine=f"{describe_machine()}{', tiny' if options.tiny else ''}")
     for folder in options.results_of:
         results.take_over(folder)
+    if options.results_of:
+        results.take_over(options.out)  # what this folder has is newer
         results.write()
     print(results.machine, flush=True)
     left: list[Task] = []

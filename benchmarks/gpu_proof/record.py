@@ -178,7 +178,7 @@ def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
             yield f"| {each.task} | {' | '.join(_shown(row.get(column)) for column in columns)} | {each.seconds:g} |"
         if each.status != "done":
             text = f"**{each.status}**: {each.reason}".replace("\n", " ").replace("|", "\\|")
-            yield f"| {each.task} | {text} |{' |' * len(columns)} {each.seconds:g} |"
+            yield f"| {each.task} | {text} |{' |' * (len(columns) - 1)} {each.seconds:g} |"
 
 
 def _shown(value: str | float | bool | None) -> str:

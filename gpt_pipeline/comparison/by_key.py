@@ -179,7 +179,11 @@ def key_chart(by: ByKey) -> Chart:
         title=by.title,
         x_label=by.key,
         y_label=by.metric.label,
-        series=tuple(each for number, (line, points) in enumerate(curves) for each in _series(number, line, points)),
+        series=tuple(
+            each
+            for number, (line, points) in enumerate(curves)
+            for each in _series(number, line.name or by.metric.label, points)
+        ),
         x_ticks=tuple(zip(places, map(wording.setting, by.values), strict=True))[::step],
     )
 
@@ -198,11 +202,11 @@ def _places(values: Sequence[Any]) -> list[float]:
     return [float(value) for value in values]
 
 
-def _series(number: int, line: KeyLine, points: tuple[Point, ...]) -> list[Series]:
+def _series(number: int, name: str, points: tuple[Point, ...]) -> list[Series]:
     """Return the line through the points, which has the name, and the points."""
     style = curve_style(number)
     return [
-        Series(name=line.name, points=points, **style),
+        Series(name=name, points=points, **style),
         Series(name="", points=points, colour=style["colour"], look="dots"),
     ]
 

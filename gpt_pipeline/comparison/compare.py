@@ -215,7 +215,7 @@ def _entries(experiments: Sequence[Experiment], problems: dict[str, str] | None)
     for experiment in experiments:
         try:
             yield _entry(experiment)
-        except UserError as error:
+        except (UserError, OSError) as error:
             if problems is None:
                 raise
             problems[experiment.file.name] = str(error)

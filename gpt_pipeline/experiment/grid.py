@@ -20,7 +20,7 @@ from gpt_pipeline.experiment.discover import refuse_taken
 from gpt_pipeline.experiment.document import BYTE_ORDER_MARK, SUFFIXES, compose, read_text
 from gpt_pipeline.experiment.edit import with_value
 from gpt_pipeline.experiment.load import RUNTIME, Experiment, read_experiment
-from gpt_pipeline.experiment.new import require_new_name, title_of
+from gpt_pipeline.experiment.new import LONGEST_NAME, require_new_name, title_of
 from gpt_pipeline.experiment.problems import ExperimentFileError, quoted
 from gpt_pipeline.experiment.runtime import without_runtime
 from gpt_pipeline.experiment.schema import place_schema
@@ -32,7 +32,6 @@ MOST_FILES = 100
 """Of a family: each is a training, a group of assets and a sensor."""
 
 _OURS = ("experiment_name", "family", RUNTIME)
-_LONGEST_STEM = 100  # letters of a file's name; beyond, files are numbered
 _LONGEST = 40  # letters of a value in a file's name
 _UNFIT_LETTERS = re.compile(r"[^A-Za-z0-9.+-]+")
 
@@ -154,7 +153,7 @@ def _words_of(stem: str, values: Values, combinations: Sequence[Mapping[str, int
         [word for key, place in chosen.items() for word in (words[key][0], words[key][1 + place])]
         for chosen in combinations
     ]
-    too_long = any(len("-".join([stem, *each])) > _LONGEST_STEM for each in told)
+    too_long = any(len(os.fsencode("-".join([stem, *each]) + ".yaml")) > LONGEST_NAME for each in told)
     return [[str(number)] for number in range(1, len(told) + 1)] if too_long else told
 
 

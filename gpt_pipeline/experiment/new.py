@@ -25,7 +25,7 @@ from gpt_pipeline.storage.atomic import atomic_path, fsync_file
 from gpt_pipeline.storage.names import is_name, resolve_folder
 
 _logger = logging.getLogger(__name__)
-_LONGEST_NAME = 120  # bytes; with what is added, it names folders and files, of which Linux takes 255 bytes
+LONGEST_NAME = 120  # bytes; with what is added, it names folders and files, of which Linux takes 255 bytes
 _SHOWN = 60  # letters of a name that is refused
 _NUM_SAMPLES = 100_000  # of SYNTH: one file, 470 MB; enough for a first look
 
@@ -103,14 +103,14 @@ def write_new_experiment(
 def require_new_name(file: Path) -> None:
     """Raise UserError where the name is none for a new experiment file: it would not be found, or not everywhere."""
     name = file.name
-    if not name or (len(os.fsencode(name)) <= _LONGEST_NAME and file.is_dir()):
+    if not name or (len(os.fsencode(name)) <= LONGEST_NAME and file.is_dir()):
         raise UserError(f"{file}: found a folder, need a file in it; use {file / 'my-idea.yaml'}")
     wanted, shown = (
         "letters, digits and -, _ or spaces, such as my-idea.yaml",
         os.fsencode(name)[:_SHOWN].decode(errors="replace"),
     )
-    if len(os.fsencode(name)) > _LONGEST_NAME:
-        found = f"found a name of {len(os.fsencode(name))} bytes, need at most {_LONGEST_NAME}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        found = f"found a name of {len(os.fsencode(name))} bytes, need at most {LONGEST_NAME}"
         raise UserError(f"{shown}...: {found}; choose a shorter one")
     if name.startswith(".") or name in OTHER_FILES:
         why = "hidden files are" if name.startswith(".") else "this file of a project is"

@@ -77,13 +77,16 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
 def _register_model(experiment: Experiment, tracking_uri: str) -> None:
     from gpt_pipeline.exchange.export import export_checkpoint  # torch
 
+    def write(checkpoint: Path, target: Path) -> str:
+        return export_checkpoint(experiment, checkpoint, target).checkpoint.weights_sha256
+
     if (fingerprint := wanted_fingerprint(experiment)) is not None:
         register_model(
             experiment.folder,
             fingerprint=fingerprint,
             tracking_uri=tracking_uri,
             experiment_name=experiment.display_name,
-            write_model=partial(export_checkpoint, experiment),
+            write_model=write,
         )
 
 

@@ -236,11 +236,15 @@ def settled(chart: Chart) -> Chart:
     if len(later) < _FEW_POINTS:
         return chart
     top = nice_ticks(min(later), max(later), _y_tick_count(chart))[-1]
-    series = tuple(
-        replace(each, points=_from_top(each.points, top), unsmoothed=_from_top(each.unsmoothed, top))
-        for each in chart.series
-    )
+    series = tuple(_below(each, top) for each in chart.series)
     return replace(chart, series=tuple(each for each in series if each.points))
+
+
+def _below(series: Series, top: float) -> Series:
+    """Return the curve from where it stays below `top`; points from before smoothing, from the same place on."""
+    points = _from_top(series.points, top)
+    start = points[0][0] if points else math.inf
+    return replace(series, points=points, unsmoothed=tuple(point for point in series.unsmoothed if point[0] >= start))
 
 
 def _from_top(points: tuple[Point, ...], top: float) -> tuple[Point, ...]:

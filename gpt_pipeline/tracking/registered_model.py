@@ -41,8 +41,8 @@ _DIGITS = 12  # of the weights' hash, in the folder's name
 _TURN_SECONDS = 30.0
 _REMEDY = "it is kept in the experiment's folder, and registered once MLflow works"
 
-WriteModel = Callable[[Path, Path], object]
-"""Writes the model of a checkpoint's file into a folder that does not exist yet."""
+WriteModel = Callable[[Path, Path], str]
+"""Writes the model of a checkpoint's file into a folder that does not exist yet; returns the hash of its weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +102,11 @@ def register_model(
     )
     with _place_alone(folder) as place:
         with open_here() as store:
+            _run_of(store, folder, fingerprint)
             known = _known_version(store, name, best)
-        if known is None:
-            write_model(best.path, place)  # takes a while, in which others may write to MLflow
+        # The model takes a while, in which others may write to MLflow, or train anew.
+        if known is None and write_model(best.path, place) != best.weights_sha256:
+            raise TrackingError(f"the best checkpoint in {folder.root} is another one by now; it is registered later")
         with open_here() as store:
             run = _run_of(store, folder, fingerprint)
             version = known or _known_version(store, name, best) or _made(store, run, name, best, place)
@@ -150,7 +152,8 @@ def _run_of(store: OpenStore, folder: ExperimentFolder, fingerprint: str) -> Run
     run = store.find(tag=FINGERPRINT_TAG, value=fingerprint)
     if run is None:
         raise TrackingError(
-            f"MLflow does not have the run of the training in {folder.root} yet; the model comes after it"
+            f"MLflow does not have the run of the training in {folder.root} yet, or has it in its trash (restore it "
+            "there); the model comes after it"
         )
     return run
 

@@ -125,8 +125,8 @@ class Plot {
     this.data.series.forEach((each, i, all) => { each.line = each.name || !i ? each.name : all[i - 1].line; });
     this.picture = shape("svg", { class: "chart", role: "slider", tabindex: 0, "aria-label": this.data.title });
     this.tip = make("div", { class: "tip", hidden: "" });
-    place.replaceChildren(this.tools(), make("div", { class: "stage" }, this.picture, this.tip));
-    place.classList.add("live");
+    this.stage = make("div", { class: "stage" }, this.picture, this.tip);
+    this.parts = [this.tools(), this.stage];
     for (const name of ["pointermove", "pointerdown"])
       this.picture.addEventListener(name, (event) => this.choose(this.nearest(event.clientX)));
     for (const name of ["pointerleave", "blur"]) this.picture.addEventListener(name, () => this.choose(null));
@@ -176,13 +176,17 @@ class Plot {
   }
 
   get room() {
-    return this.picture.parentElement.clientWidth;
+    return (this.stage.isConnected ? this.stage : this.place).clientWidth;
   }
 
   draw() {
     for (const button of this.buttons) button.setAttribute("aria-pressed", String(!this.names.hidden.has(button.value)));
+    if (!this.room) return; // in a tab that is not shown, whose printed page has the picture as it was
+    if (!this.stage.isConnected) {
+      this.place.replaceChildren(...this.parts);
+      this.place.classList.add("live");
+    }
     const width = this.room;
-    if (!width) return; // in a tab that is not shown
     this.width = width;
     this.height = Math.max(LEAST_HEIGHT, Math.min(1, width / this.data.width) * this.data.height);
     this.shown = this.curves();
