@@ -83,15 +83,25 @@ def test_lease_of_copied_folder_on_another_host_is_watched(store, monkeypatch):
 def test_lease_writer_that_was_suspended_learns_that_it_lost(store):
     first = take(store, "a")
     take(store, "b")
-    with pytest.raises(LeaseLostError, match="now written by"):
+    with pytest.raises(LeaseLostError, match="now written by") as error:
         first.renew()
+    assert not error.value.own
 
 
 def test_lease_second_process_of_one_folder_ends_the_first(store):
     first = take(store, "a")
     take(store, "a")
-    with pytest.raises(LeaseLostError, match="another process of this folder"):
+    with pytest.raises(LeaseLostError, match="another process of this folder") as error:
         first.renew()
+    assert error.value.own
+
+
+def test_lease_that_a_fresh_start_of_its_own_folder_took_is_lost_to_itself(store):
+    first = take(store, "a")
+    take(store, "a", fresh=True)
+    with pytest.raises(LeaseLostError) as error:
+        first.renew()
+    assert error.value.own
 
 
 def test_lease_race_lets_one_of_two_win(store):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,20 @@ from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import BEST_NAME, checkpoint_path, list_checkpoints
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.mirror import lease as leases
+from gpt_pipeline.mirror.agent import Agent
 from gpt_pipeline.mirror.lease import acquire
-from gpt_pipeline.mirror.order import Order, is_sending, read_state_of
+from gpt_pipeline.mirror.order import Order, agent_lock, is_sending, owner_of, read_state_of, write_order
 from gpt_pipeline.mirror.store import FolderStore
 from gpt_pipeline.mirror.wait import wait_until_sent
+from gpt_pipeline.storage.lock import hold_lock
+from gpt_pipeline.training import mirroring
 from gpt_pipeline.training.finished import find_finished_training
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
-from gpt_pipeline_tests.mirrors import folder_mirror
-from gpt_pipeline_tests.training_jobs import make_job, run, trainer_command
+from gpt_pipeline.training.run import run_job
+from gpt_pipeline.training.stopping import StopFlag
+from gpt_pipeline_tests.mirrors import FailingStore, folder_mirror
+from gpt_pipeline_tests.training_jobs import Listener, make_job, run, trainer_command
 
 
 @pytest.fixture(autouse=True)
@@ -217,6 +223,43 @@ def test_mirror_forced_start_keeps_the_earlier_training_in_its_own_term(tmp_path
     lose(again)
     b = dataclasses.replace(machine(tmp_path, "b"), resume="scratch", request="once more")
     assert not run(b).records, "what was carried out on A is not carried out again on B"
+
+
+@pytest.mark.parametrize(("changes", "term"), [({}, 1), ({"resume": "scratch", "request": "once more"}, 2)])
+def test_mirror_training_that_starts_while_its_folder_is_still_being_sent_goes_on(tmp_path, monkeypatch, changes, term):
+    monkeypatch.setattr(mirroring, "_WATCH_SECONDS", 0.02)
+    a = machine(tmp_path, "a")
+    run(a, stop_at=5)
+    wait_until_sent(a.folder, say=lambda _: None)
+    shutil.rmtree(tmp_path / "mirror" / "experiment" / f"training-{a.fingerprint[:12]}" / "000001")
+    store = FailingStore(a.mirror.mirror)
+    store.before = lambda name: time.sleep(0.05)
+
+    def send() -> None:
+        with hold_lock(agent_lock(a.folder)):
+            Agent(a.folder, open_store=lambda _: store, beat=0.05).run()
+
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(send)
+        while not store.sent:
+            time.sleep(0.01)
+        listener = Listener(lambda step: time.sleep(0.1))
+        assert run_job(dataclasses.replace(a, **changes), listener, stop=StopFlag()).finished
+        sending.result()
+    wait_until_sent(a.folder, say=lambda _: None)
+    assert not read_state_of(a.folder).lost
+    names = {name.split("/", 2)[2] for name in sent_objects(tmp_path)}
+    assert f"{term:06d}/training.json" in names
+    assert "000002/checkpoints/checkpoint_step_5.pt" not in names, "moved aside, so not of this term"
+
+
+def test_mirror_agent_of_a_folder_that_was_copied_to_another_machine_leaves_a_newer_term_alone(tmp_path, monkeypatch):
+    a = machine(tmp_path, "a")
+    write_order(a.folder, a.mirror)
+    training = f"experiment/training-{a.fingerprint[:12]}"
+    acquire(FolderStore(a.mirror.mirror), training, owner=owner_of(a.folder), say=lambda _: None)
+    monkeypatch.setattr(leases.socket, "gethostname", lambda: "elsewhere")
+    assert Agent(a.folder).run().lost
 
 
 def test_mirror_keeps_its_own_number_of_checkpoints(tmp_path):

@@ -20,7 +20,7 @@ from filelock import Timeout
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.mirror import names
-from gpt_pipeline.mirror.lease import Lease, LeaseHeldError, LeaseLostError, acquire, lost_to, newest_holder
+from gpt_pipeline.mirror.lease import Holder, Lease, LeaseHeldError, LeaseLostError, acquire, lost_to, newest_holder
 from gpt_pipeline.mirror.order import Order, State, agent_lock, owner_of, read_order, write_state
 from gpt_pipeline.mirror.send import Sender, Work
 from gpt_pipeline.mirror.store import MirrorError, Store, open_store
@@ -71,6 +71,9 @@ class Agent:
                     break
                 failing_since, pause = None, _POLL_SECONDS
             except (LeaseLostError, LeaseHeldError) as error:
+                if isinstance(error, LeaseLostError) and error.own:  # to a trainer that started in this folder
+                    self._sleep(_POLL_SECONDS)
+                    continue
                 self._show(problem=str(error), lost=True, now=True)
                 break
             except MirrorError as error:
@@ -83,10 +86,15 @@ class Agent:
         return self._state
 
     def _session(self, order: Order) -> bool:
-        """Send by one connection; return whether everything is sent, False if the order has changed."""
+        """Send by one connection; return whether everything is sent, False if the order has changed, or will."""
+        self._lost = None
         self._state = replace(self._state, mirror=order.mirror)
         store = self._open(order.mirror)
-        lease = self._lease(store, order)
+        newest = newest_holder(store, self._training(order)) if order.fingerprint else None
+        if newest is not None and self._is_to_be_ordered(newest, order):
+            self._sleep(_POLL_SECONDS)
+            return False
+        lease = self._lease(store, order, newest)
         if lease is None:
             return self._sent_all(store, order, None)
         with beside(lambda ended: self._renew(lease, order, ended), name="mirror lease"):
@@ -95,12 +103,18 @@ class Agent:
             lease.release()
         return done
 
-    def _lease(self, store: Store, order: Order) -> Lease | None:
+    def _training(self, order: Order) -> str:
+        return names.training_prefix(self._folder.root.name, order.fingerprint)
+
+    def _is_to_be_ordered(self, newest: Holder, order: Order) -> bool:
+        """Whether a trainer of this folder has begun a term, and has yet to move aside what is none of it."""
+        return newest.is_own(owner_of(self._folder)) and newest.term > order.term and self._is_training
+
+    def _lease(self, store: Store, order: Order, newest: Holder | None) -> Lease | None:
         if not order.fingerprint:
             return None
-        training, owner = names.training_prefix(self._folder.root.name, order.fingerprint), owner_of(self._folder)
-        newest = newest_holder(store, training)
-        if newest is not None and newest.owner != owner and newest.term > order.term:
+        training, owner = self._training(order), owner_of(self._folder)
+        if newest is not None and not newest.is_own(owner) and newest.term > order.term:
             raise lost_to(training, newest)  # what is here may be behind what is there
         return acquire(store, training, owner=owner, say=_logger.info)
 

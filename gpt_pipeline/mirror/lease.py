@@ -30,7 +30,12 @@ Say = Callable[[str], None]
 
 
 class LeaseLostError(MirrorError):
-    """Another machine writes this training now."""
+    """Another machine, or another process of this one, writes this training now."""
+
+    def __init__(self, message: str, *, own: bool = False) -> None:
+        super().__init__(message)
+        self.own = own
+        """Whether it is a process of the same folder on the same machine, such as a trainer that has just started."""
 
 
 class LeaseHeldError(LockedError, MirrorError):
@@ -51,6 +56,10 @@ class Holder:
 
     fresh: bool = False
     """Whether the training began anew with this term, so that earlier ones are none of it."""
+
+    def is_own(self, owner: str) -> bool:
+        """Whether it is `owner` on this machine: a folder that was copied to another one has the same owner."""
+        return (self.owner, self.host) == (owner, socket.gethostname())
 
     @property
     def in_words(self) -> str:
@@ -85,10 +94,11 @@ class Lease:
         """
         newest = newest_holder(self.store, self.training)
         if newest is not None and newest.term > self.term:
-            raise lost_to(self.training, newest)
+            raise lost_to(self.training, newest, own=newest.is_own(self.holder.owner))
         beat = _read(self.store, alive_name(self.training, self.term)) if self._beats else None
         if beat is not None and beat.get("nonce") != self._nonce:
-            raise _lost(self.training, f"another process of this folder, on {beat.get('host')}")
+            host = beat.get("host")
+            raise _lost(self.training, f"another process of this folder, on {host}", own=host == self.holder.host)
         self._beat()
 
     def release(self) -> None:
@@ -124,9 +134,7 @@ def acquire(
         holders = _holders(store, training)
         newest = holders[-1] if holders else None
         if newest is not None:
-            # A folder that was copied to another machine has the same owner.
-            is_own = newest.owner == owner and newest.host == socket.gethostname()
-            if not is_own:
+            if not newest.is_own(owner):
                 watch = _Watch(say=say, stopped=stopped, clock=clock, sleep=sleep)
                 watch.until_silent(store, training, newest)
             elif not fresh:
@@ -209,15 +217,16 @@ class _Watch:
         self.say(f"{holder.host} has shown no life for {patience:.0f} s; taking over.")
 
 
-def lost_to(training: str, holder: Holder) -> LeaseLostError:
+def lost_to(training: str, holder: Holder, *, own: bool = False) -> LeaseLostError:
     """Return the error of a writer that finds another holder's term after its own."""
-    return _lost(training, holder.in_words)
+    return _lost(training, holder.in_words, own=own)
 
 
-def _lost(training: str, whom: str) -> LeaseLostError:
+def _lost(training: str, whom: str, *, own: bool) -> LeaseLostError:
     return LeaseLostError(
         f"the mirror's copy of {training} is now written by {whom}. Two machines must not write one training, so "
-        "nothing is sent from here any more"
+        "nothing is sent from here any more",
+        own=own,
     )
 
 

@@ -40,6 +40,7 @@ from gpt_pipeline.training.stopping import StopFlag
 Say = Callable[[str], None]
 
 _WATCH_SECONDS = 2.0
+_BEGUN_SECONDS = 0.2
 _RESTART_SECONDS = 30.0  # between two starts of an agent that ended by itself
 _CONTINUED = "it was continued on another machine, whose newer state the mirror has"
 _OTHER = "the mirror has the training that is asked for now"
@@ -64,9 +65,8 @@ def mirrored(job: TrainingJob, *, stop: StopFlag, say: Say) -> Iterator[None]:
     if stop.requested:
         yield
         return
-    write_order(job.folder, dataclasses.replace(order, term=term))
     write_state(job.folder, State(mirror=order.mirror))
-    watch = _AgentWatch(job.folder, stop=stop, say=say)
+    watch = _AgentWatch(job, dataclasses.replace(order, term=term), stop=stop, say=say)
     with beside(watch.run, name="mirror"):
         yield
     if watch.lost:
@@ -170,17 +170,20 @@ def _newest_step(folder: ExperimentFolder, fingerprint: str) -> int:
 class _AgentWatch:
     """Keeps the agent running, and passes on what it says."""
 
-    def __init__(self, folder: ExperimentFolder, *, stop: StopFlag, say: Say) -> None:
+    def __init__(self, job: TrainingJob, order: Order, *, stop: StopFlag, say: Say) -> None:
         self.lost = ""
         """Why the lease is lost, if it is."""
 
-        self._folder = folder
+        self._demand = Demand.of(job)
+        self._order = order
+        self._folder = job.folder
         self._stop = stop
         self._say = say
         self._problem = ""
 
     def run(self, ended: threading.Event) -> None:
         """Watch until `ended`."""
+        self._give_order(ended)
         agent, started_at = start_agent(self._folder), time.monotonic()
         while not ended.wait(_WATCH_SECONDS):
             self._heed(read_state_of(self._folder))
@@ -188,6 +191,13 @@ class _AgentWatch:
                 return
             agent, started_at = self._kept_alive(agent, started_at)
         self._heed(read_state_of(self._folder))
+
+    def _give_order(self, ended: threading.Event) -> None:
+        """Order the training's sending, once a start from scratch has moved aside what must not enter its term."""
+        while self._demand.is_for_something and Demand.read(self._folder) != self._demand:
+            if ended.wait(_BEGUN_SECONDS):
+                break
+        write_order(self._folder, self._order)
 
     def _kept_alive(self, agent: subprocess.Popen[bytes], started_at: float) -> tuple[subprocess.Popen[bytes], float]:
         if agent.poll() is None or time.monotonic() - started_at < _RESTART_SECONDS:
