@@ -262,6 +262,42 @@ def test_mirror_agent_of_a_folder_that_was_copied_to_another_machine_leaves_a_ne
     assert Agent(a.folder).run().lost
 
 
+@pytest.mark.parametrize("changes", [{}, {"resume": "scratch", "request": "once more"}])
+def test_mirror_training_that_another_machine_started_over_gives_way_to_that_one(tmp_path, changes):
+    """Whether B runs plainly, or is asked for what was carried out on A."""
+    b = machine(tmp_path, "b")
+    run(b, stop_at=9)
+    wait_until_sent(b.folder, say=lambda _: None)
+    a = dataclasses.replace(machine(tmp_path, "a"), resume="scratch", request="once more")
+    run(a, stop_at=5)
+    wait_until_sent(a.folder, say=lambda _: None)
+    listener = run(dataclasses.replace(b, **changes))
+    assert any("Brought checkpoint_step_5.pt" in text for text in listener.messages)
+    assert listener.records[0]["step"] == 6
+    [aside] = (b.folder.root / "previous").iterdir()
+    assert (aside / "checkpoints" / "checkpoint_step_9.pt").is_file()
+
+
+def test_mirror_that_is_down_refuses_a_training_that_starts_over(tmp_path):
+    a = machine(tmp_path, "a")
+    run(a, stop_at=5)
+    wait_until_sent(a.folder, say=lambda _: None)
+    shutil.move(tmp_path / "mirror", tmp_path / "unplugged")
+    (tmp_path / "mirror").touch()
+    with pytest.raises(UserError, match="would come back later"):
+        run(dataclasses.replace(a, resume="scratch", request="once more"))
+    assert [info.step for info in list_checkpoints(a.folder.checkpoints)] == [4, 5]
+
+
+def test_mirror_start_that_cannot_be_made_begins_no_term(tmp_path):
+    a = machine(tmp_path, "a")
+    run(a, stop_at=5)
+    wait_until_sent(a.folder, say=lambda _: None)
+    with pytest.raises(UserError, match="checkpoint_step_99"):
+        run(dataclasses.replace(a, resume="checkpoint_step_99.pt"))
+    assert not any(name.endswith("leases/000002.json") for name in sent_objects(tmp_path))
+
+
 def test_mirror_keeps_its_own_number_of_checkpoints(tmp_path):
     a = machine(tmp_path, "a", keep_last=1, cadence={"save_every_n_iterations": 2})
     run(a)

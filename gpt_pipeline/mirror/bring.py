@@ -119,6 +119,9 @@ class Copy:
     training: str
     """Its place: `names.training_prefix`."""
 
+    first_term: int
+    """The first term that belongs to the training as it is now."""
+
     objects: dict[str, int]
     """Bytes of each object of the terms that count, by name."""
 
@@ -143,7 +146,7 @@ def look(store: Store, training: str) -> Copy:
         if step := _STEP.search(name):
             found.append(Kept(step=int(step[1]), term=place[0], manifest=name))
     newest = sorted(found, key=lambda each: (each.step, each.term), reverse=True)
-    return Copy(training=training, objects=objects, checkpoints=tuple(newest))
+    return Copy(training=training, first_term=since, objects=objects, checkpoints=tuple(newest))
 
 
 def bring_training(

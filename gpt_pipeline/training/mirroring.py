@@ -32,7 +32,7 @@ from gpt_pipeline.mirror.store import MirrorError, Store, open_store
 from gpt_pipeline.storage.atomic import fsync_folder, parse_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import beside
-from gpt_pipeline.training.decision import MARKER_NAME, Demand
+from gpt_pipeline.training.decision import MARKER_NAME, Demand, decide_start
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.start import move_aside
 from gpt_pipeline.training.stopping import StopFlag
@@ -78,17 +78,24 @@ def _begin(job: TrainingJob, order: Order, *, stop: StopFlag, say: Say) -> int:
     try:
         store = open_store(order.mirror)
         training = names.training_prefix(job.folder.root.name, job.fingerprint)
-        fresh = _begins_anew(job, store, training)
+        asks, fresh = _asks_anew(job), _begins_anew(job, store, training)
+        if fresh:
+            decide_start(job)  # a demand that cannot be met must not leave what the mirror has out
         lease = acquire(
             store, training, owner=owner_of(job.folder), fresh=fresh, say=say, stopped=lambda: stop.requested
         )
         if not fresh:
-            bring_newer(store, job.folder, job.fingerprint, say=say)
+            bring_newer(store, job.folder, job.fingerprint, is_other=asks, say=say)
     except LeaseHeldError:
         raise
     except MirrorError as error:
         if stop.requested:
             return 0
+        if _asks_anew(job):
+            raise MirrorError(
+                f"{error}. It cannot be told that this training starts over, so what it has would come back later: "
+                "mend it and run again, or set storage.mirror: null to train without it"
+            ) from error
         before = read_order(job.folder)
         is_same = before is not None and (before.mirror, before.fingerprint) == (order.mirror, job.fingerprint)
         if before is None or not is_same or not before.term or _newest_step(job.folder, job.fingerprint) < 0:
@@ -101,21 +108,20 @@ def _begin(job: TrainingJob, order: Order, *, stop: StopFlag, say: Say) -> int:
     return lease.term
 
 
-def _begins_anew(job: TrainingJob, store: Store, training: str) -> bool:
-    """Whether the job asks for a start from scratch, or from a named checkpoint, that was not carried out yet.
-
-    What was carried out on another machine is carried out.
-    """
+def _asks_anew(job: TrainingJob) -> bool:
+    """Whether the job asks for a start from scratch, or from a named checkpoint, that was not carried out here."""
     demand = Demand.of(job)
-    if not demand.is_for_something:
+    return demand.is_for_something and demand != Demand.read(job.folder)
+
+
+def _begins_anew(job: TrainingJob, store: Store, training: str) -> bool:
+    """Whether the job asks for such a start, and it was not carried out on another machine either."""
+    if not _asks_anew(job):
         return False
-    done = Demand.read(job.folder)
-    if done is None:
-        copy = look(store, training)
-        for kept in copy.checkpoints[:1]:
-            content = store.get_bytes(f"{names.term_prefix(training, kept.term)}/{MARKER_NAME}")
-            done = _demand(content)
-    return demand != done
+    for kept in look(store, training).checkpoints[:1]:
+        content = store.get_bytes(f"{names.term_prefix(training, kept.term)}/{MARKER_NAME}")
+        return _demand(content) != Demand.of(job)
+    return True
 
 
 def _demand(content: bytes | None) -> Demand | None:
@@ -126,15 +132,19 @@ def _demand(content: bytes | None) -> Demand | None:
         return None
 
 
-def bring_newer(store: Store, folder: ExperimentFolder, fingerprint: str, *, say: Say) -> bool:
+def bring_newer(store: Store, folder: ExperimentFolder, fingerprint: str, *, is_other: bool = False, say: Say) -> bool:
     """Bring the mirror's newest valid checkpoint of a training, if it is newer than what is here; return whether it is.
 
-    What is here is moved aside, once the newer one has arrived whole. Needs the lock of the experiment's folder.
+    Any is newer if what is here `is_other`: of a start before the one that the mirror has. So is what was trained here
+    before a term in which another machine started over. What is here is moved aside, once the newer one has arrived
+    whole. Needs the lock of the experiment's folder.
 
     Raises:
         MirrorError: the mirror cannot be reached, or refuses.
     """
-    copy, step = look(store, names.training_prefix(folder.root.name, fingerprint)), _newest_step(folder, fingerprint)
+    copy = look(store, names.training_prefix(folder.root.name, fingerprint))
+    is_other = is_other or _is_outdated(folder, fingerprint, copy.first_term)
+    step = -1 if is_other else _newest_step(folder, fingerprint)
     if copy.newest_step <= step:
         return False
     incoming = ExperimentFolder(root=folder.root / "mirror" / "incoming")
@@ -144,7 +154,7 @@ def bring_newer(store: Store, folder: ExperimentFolder, fingerprint: str, *, say
         say(f"The mirror {store.url} has no valid checkpoint of this training that is newer than what is here.")
         return False
     before = Demand.read(folder)
-    is_other = before is not None and before.fingerprint != fingerprint
+    is_other = is_other or (before is not None and before.fingerprint != fingerprint)
     move_aside(folder, _OTHER if is_other else _CONTINUED, say)
     _move_into(folder.root, incoming.root)
     return True
@@ -159,6 +169,12 @@ def _move_into(target: Path, source: Path) -> None:
             path.replace(place)
     fsync_folder(target)
     shutil.rmtree(source)
+
+
+def _is_outdated(folder: ExperimentFolder, fingerprint: str, first_term: int) -> bool:
+    """Whether what is here was trained before the training started over, with term `first_term`."""
+    order = read_order(folder)
+    return order is not None and order.fingerprint == fingerprint and 0 < order.term < first_term
 
 
 def _newest_step(folder: ExperimentFolder, fingerprint: str) -> int:
