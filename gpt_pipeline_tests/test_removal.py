@@ -16,11 +16,12 @@ from gpt_pipeline.data.documents.stage import find_documents, prepare_documents
 from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.mirror.order import agent_lock
 from gpt_pipeline.progress.data_users import held_users, note_users, record_of, users_of
 from gpt_pipeline.progress.failures import last_failure, note_failure
 from gpt_pipeline.progress.removal import TRASH, Removal, _moved, plan_removal, remove
 from gpt_pipeline.project import Project
-from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.storage.lock import folder_lock, hold_lock
 from gpt_pipeline_tests.projects import TinyProject
 
 
@@ -263,6 +264,19 @@ def test_removal_leaves_all_data_while_the_files_of_one_that_has_begun_are_not_k
     planned = plan_removal(experiment, file=False)
     assert _kept_data(planned, experiment)
     assert "b.yaml has begun to use it" in planned.stays[0]
+
+
+def test_removal_of_one_that_is_being_sent_to_its_mirror_is_refused(made: Made) -> None:
+    experiment = made("one")
+    lock = agent_lock(experiment.folder)
+    lock.parent.mkdir()
+    with hold_lock(lock), pytest.raises(UserError, match="being sent to the mirror"):
+        plan_removal(experiment, file=False)
+
+
+def test_removal_of_data_without_a_users_folder_can_hold_it(tmp_path: Path) -> None:
+    with held_users(tmp_path / "data"):
+        assert users_of(tmp_path / "data") == []
 
 
 def test_removal_of_something_else_than_was_shown_is_refused_and_changes_nothing(made: Made) -> None:

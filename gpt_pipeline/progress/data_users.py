@@ -73,7 +73,6 @@ def note_users(experiments: Iterable[Experiment], *, say: Callable[[str], None])
 def _note(experiment: Experiment) -> None:
     users, path = users_folder(experiment.data_folder), record_of(experiment)
     value = {"file": str(experiment.file), "text": read_text(experiment.file)}
-    users.mkdir(parents=True, exist_ok=True)
     with held_users(experiment.data_folder):
         if not _has_data(experiment.data_folder):
             write_text(users / _COMPLETE, "")
@@ -94,7 +93,8 @@ def record_of(experiment: Experiment) -> Path:
 
 
 def held_users(data_folder: Path) -> AbstractContextManager[None]:
-    """Return a context in which nobody else puts a user on record or removes data; its folder exists."""
+    """Return a context in which nobody else puts a user on record or removes data."""
+    users_folder(data_folder).mkdir(parents=True, exist_ok=True)
     return hold_lock(users_folder(data_folder) / ".lock", wait_seconds=-1)
 
 

@@ -25,6 +25,7 @@ from gpt_pipeline.experiment.config import DATA_FOLDER
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.start_from import base_file, weights_path
+from gpt_pipeline.mirror.order import is_sending
 from gpt_pipeline.progress.at_work import runs_at_work
 from gpt_pipeline.progress.data_users import (
     data_paths,
@@ -212,6 +213,8 @@ def _refuse_at_work(experiment: Experiment, project: Project) -> None:
         raise UserError(f"{root}: a training is running there; stop it, or wait for its end")
     if evaluator_is_at_work(root):
         raise UserError(f"{root}: an evaluation is running there; stop it, or wait for its end")
+    if is_sending(experiment.folder):
+        raise UserError(f"{root}: its finished work is being sent to the mirror; wait for the end of that")
 
 
 def _refuse_needed(experiment: Experiment, others: Iterable[Experiment]) -> None:
