@@ -117,6 +117,7 @@ def main() -> None:
     print(f"{describe_machine()}; {settings.sequences} x {settings.length} tokens a step, {options.layers} layers")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
+        (folder / "mirror").mkdir()
         mirror = options.mirror or (folder / "mirror").as_uri()
         _Measurement(settings, folder, mirror).run(sends=options.sends, steps=options.steps)
 

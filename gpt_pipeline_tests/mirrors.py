@@ -15,8 +15,8 @@ from gpt_pipeline.mirror.store import FolderStore, MirrorError
 
 
 def folder_mirror(path: Path) -> str:
-    """Return the address of a mirror in a folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Return the address of a mirror in a folder, which is made."""
+    path.mkdir(parents=True, exist_ok=True)
     return path.as_uri()
 
 

@@ -205,6 +205,15 @@ def test_agent_gives_up_on_a_mirror_that_stays_down(tmp_path):
     assert 3600 < clock.now < 4000
 
 
+def test_mirror_whose_disk_is_not_mounted_is_down_and_not_empty(tmp_path):
+    (tmp_path / "share").mkdir()
+    store = open_store((tmp_path / "share" / "mirror").as_uri())
+    for ask in (store.sizes, store.get_bytes, store.read, lambda name: store.create(name, b"")):
+        with pytest.raises(MirrorError, match="mkdir"):
+            ask("data")
+    assert not any((tmp_path / "share").iterdir())
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -298,6 +307,8 @@ def test_s3_lease_of_two_that_ask_at_once_goes_to_one(s3):
     ("url", "text"),
     [
         ("s3://key:secret@bucket/prefix", "without user and password"),
+        ("s3://key:sec/ret@bucket/prefix", "without user and password"),
+        ("s3://[x/prefix", "the address of a bucket"),
         ("hf://buckets/owner/name", "cannot create an object only if there is none"),
         ("bucket/prefix", "the address of a bucket"),
         ("file://relative", "an absolute path"),
@@ -310,6 +321,7 @@ def test_mirror_address_that_cannot_be_one_is_refused(url, text):
     with pytest.raises(ConfigError, match=text) as error:
         StorageConfig(base_folder="x", mirror=url)
     assert "secret" not in str(error.value)
+    assert "ret@" not in str(error.value)
 
 
 def test_mirror_whose_library_is_missing_names_the_command_that_installs_it():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from gpt_pipeline.errors import ConfigError
 
@@ -36,7 +36,7 @@ def require_mirror(url: str, *, key: str) -> None:
     one training.
     """
     scheme, kinds = scheme_of(url), ", ".join(f"{each}://" for each in (FILE, "s3", "gs", "az"))
-    need = f"the address of a bucket and a prefix ({kinds}), such as s3://bucket/prefix, or file:///mnt/mirror"
+    need = f"the address of a bucket and a prefix ({kinds}), such as s3://bucket/prefix, or file:///mnt/share/mirror"
     if scheme in _NO_LEASES:
         why = f"another store: {scheme}:// cannot create an object only if there is none of its name, "
         raise ConfigError(
@@ -44,21 +44,30 @@ def require_mirror(url: str, *, key: str) -> None:
         )
     if scheme != FILE and scheme not in EXTRAS:
         raise ConfigError(key, found=url, need=need)
-    parts = urlsplit(url)
-    if parts.password is not None or (parts.username is not None and scheme not in ("abfs", "abfss")):
-        # abfs://container@account is an address; elsewhere what stands before the @ is a user.
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(key, found=f"{scheme}://...", need=f"{need} ({error})") from error
+    if _has_secret(scheme, url, parts):
         raise ConfigError(
             key,
-            found=f"{scheme}://...@{parts.hostname}{parts.path}",
+            found=f"{scheme}://...@{url.rpartition('@')[2]}",
             need="an address without user and password, which would be seen wherever the file is",
             remedy="set them in the environment, or in the provider's own configuration",
         )
     if parts.query or parts.fragment:
         raise ConfigError(key, found=f"{scheme}://{parts.netloc}{parts.path}?...", need="an address without ? and #")
     if scheme == FILE and (parts.netloc not in ("", "localhost") or not Path(folder_of(url)).is_absolute()):
-        raise ConfigError(key, found=url, need="an absolute path, such as file:///mnt/mirror")
+        raise ConfigError(key, found=url, need="an absolute path, such as file:///mnt/share/mirror")
     if scheme != FILE and not parts.netloc:
         raise ConfigError(key, found=url, need=need)
+
+
+def _has_secret(scheme: str, url: str, parts: SplitResult) -> bool:
+    """Whether an address holds a user or a password, which may have a `/` in it."""
+    if scheme in ("abfs", "abfss"):  # abfs://container@account is an address
+        return parts.password is not None
+    return parts.username is not None if scheme == FILE else "@" in url
 
 
 def folder_of(url: str) -> Path:

@@ -130,7 +130,8 @@ class FolderStore:
         return True
 
     def read(self, name: str) -> Iterator[bytes] | None:
-        return self._pieces(name) if self._path(name).is_file() else None
+        with self._explained(name):
+            return self._pieces(name) if self._path(name).is_file() else None
 
     def _pieces(self, name: str) -> Iterator[bytes]:
         with self._explained(name):
@@ -171,8 +172,9 @@ class FolderStore:
     def _explained(self, name: str) -> Iterator[None]:
         """Tell what fails; what a disk that is not there seems to lack is not known to be absent."""
         try:
-            if not self._root.parent.is_dir():
-                raise FileNotFoundError(errno.ENOENT, f"there is no folder {self._root.parent}")
+            if not self._root.is_dir():  # of a disk that is not mounted, the mount point is there, and empty
+                text = f"there is no folder {self._root}; mount its disk, or, for a new mirror, make it: mkdir"
+                raise FileNotFoundError(errno.ENOENT, f"{text} '{self._root}'")
             yield
         except MirrorError:
             raise
