@@ -17,8 +17,9 @@ from gpt_pipeline.experiment.config import StorageConfig
 from gpt_pipeline.mirror.agent import Agent
 from gpt_pipeline.mirror.bring import bring_source, bring_stage
 from gpt_pipeline.mirror.lease import LeaseHeldError, acquire
-from gpt_pipeline.mirror.order import Order, State, read_state_of, write_order
+from gpt_pipeline.mirror.order import Order, State, read_state_of, write_order, write_state
 from gpt_pipeline.mirror.store import MirrorError, Store, open_store
+from gpt_pipeline.mirror.wait import wait_until_sent
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import Manifest, finished, record_file, verify
 from gpt_pipeline_tests.mirrors import S3, Clock, FailingStore, folder_mirror, s3_server
@@ -203,6 +204,35 @@ def test_agent_gives_up_on_a_mirror_that_stays_down(tmp_path):
     state = send(tmp_path / "a", store.url, open_store=lambda _: store, clock=clock, sleep=clock.sleep)
     assert "it is down" in state.problem
     assert 3600 < clock.now < 4000
+
+
+def test_agent_of_a_mirror_that_fails_after_each_file_does_not_give_up(tmp_path):
+    folder = make_stage(tmp_path / "a")
+    store, clock = FailingStore(folder_mirror(tmp_path / "mirror")), Clock()
+
+    def fail_after_a_file(name: str) -> None:
+        store.is_down = sum(each.endswith(".bin") for each in store.sent) > failures[0]
+        failures[0] += store.is_down
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds + 4000)
+
+    failures, store.before = [0], fail_after_a_file
+    state = send(tmp_path / "a", store.url, open_store=lambda _: store, clock=clock, sleep=sleep)
+    assert state.complete_at
+    assert clock.now > 3600
+    assert f"{STAGE}/manifest.json" in store.sizes(folder.relative_to(tmp_path / "a").as_posix())
+
+
+def test_wait_until_sent_does_not_take_an_earlier_problem_for_one_of_now(tmp_path):
+    make_stage(tmp_path / "a")
+    folder = ExperimentFolder(root=tmp_path / "a" / "experiment")
+    write_order(folder, Order(mirror=folder_mirror(tmp_path / "mirror"), keep_last=3, stages=(STAGE,)))
+    write_state(folder, State(mirror="", problem="it was down yesterday"))
+    said: list[str] = []
+    wait_until_sent(folder, say=said.append)
+    assert not any("yesterday" in text for text in said)
+    assert read_state_of(folder).complete_at
 
 
 def test_mirror_whose_disk_is_not_mounted_is_down_and_not_empty(tmp_path):

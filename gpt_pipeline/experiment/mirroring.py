@@ -12,7 +12,7 @@ from gpt_pipeline.experiment.training import prompts_stage, wanted_fingerprint
 from gpt_pipeline.mirror.bring import bring_source, bring_stage, look
 from gpt_pipeline.mirror.lease import newest_holder
 from gpt_pipeline.mirror.names import training_prefix
-from gpt_pipeline.mirror.order import Order, is_sending, read_state_of, start_agent, write_order
+from gpt_pipeline.mirror.order import Order, is_sending, read_state_of, start_anew, write_order
 from gpt_pipeline.mirror.store import MirrorError, Store, open_store
 from gpt_pipeline.storage.lock import is_locked
 from gpt_pipeline.storage.manifest import finished
@@ -76,7 +76,7 @@ def _send(experiment: Experiment, fingerprint: str | None) -> None:
         return
     write_order(folder, order)
     if not (is_sending(folder) and is_locked(folder.root)):  # the agent of a trainer at work sees what is new
-        start_agent(folder)
+        start_anew(folder, order)
 
 
 def data_stages(experiment: Experiment) -> Iterator[PartedStage]:

@@ -66,6 +66,7 @@ class Agent:
         failing_since: float | None = None
         pause = _POLL_SECONDS
         while (order := read_order(self._folder)) is not None:
+            sent = self._state.sent_bytes
             try:
                 if self._session(order):
                     break
@@ -77,7 +78,8 @@ class Agent:
                 self._show(problem=str(error), lost=True, now=True)
                 break
             except MirrorError as error:
-                failing_since = failing_since if failing_since is not None else self._clock()
+                if failing_since is None or self._state.sent_bytes > sent:  # one that gets on has not failed for long
+                    failing_since, pause = self._clock(), _POLL_SECONDS
                 self._show(problem=str(error), now=True)
                 if not self._is_training and self._clock() - failing_since > _GIVE_UP_SECONDS:
                     break

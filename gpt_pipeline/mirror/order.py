@@ -170,5 +170,12 @@ def start_agent(folder: ExperimentFolder) -> subprocess.Popen[bytes]:
         )
 
 
+def start_anew(folder: ExperimentFolder, order: Order) -> subprocess.Popen[bytes]:
+    """Start what sends, and forget what an earlier one said, such as why it gave up, unless that is still at work."""
+    if not is_sending(folder):
+        write_state(folder, State(mirror=order.mirror))
+    return start_agent(folder)
+
+
 def _path(folder: ExperimentFolder, name: str) -> Path:
     return folder.root / _FOLDER / name

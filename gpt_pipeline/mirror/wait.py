@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from gpt_pipeline.mirror.order import agent_log, is_sending, read_order, read_state_of, start_agent
+from gpt_pipeline.mirror.order import agent_log, is_sending, read_order, read_state_of, start_anew
 from gpt_pipeline.storage.layout import ExperimentFolder
 
 _LOOK_SECONDS = 0.2
@@ -20,7 +20,7 @@ def wait_until_sent(
     order = read_order(folder)
     if order is None:
         return
-    agent = None if is_sending(folder) else start_agent(folder)
+    agent = None if is_sending(folder) else start_anew(folder, order)
     began, told = time.monotonic(), False
     while is_sending(folder) or (agent is not None and agent.poll() is None):
         state, waited = read_state_of(folder), time.monotonic() - began
