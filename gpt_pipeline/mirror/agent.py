@@ -146,15 +146,24 @@ class Agent:
                 self._show(waiting=waiting, problem="")
                 if waiting[0].name == last:  # gone before its turn, or changed meanwhile
                     self._sleep(_POLL_SECONDS)
-                last = waiting[0].name
-                waiting[0].do()
-                self._state = replace(self._state, sent_files=self._state.sent_files + 1)
+                last = self._sent_for(max(_POLL_SECONDS, _REST * took), waiting, order)
             elif was_training:
                 self._show(waiting=waiting, problem="")
                 self._sleep(max(_POLL_SECONDS, _REST * took))
             else:
                 self._show(waiting=waiting, problem="", now=True)
                 return True
+
+    def _sent_for(self, seconds: float, waiting: list[Work], order: Order) -> str:
+        """Send what is waiting for some time, after which something else may be more urgent; return the last's name."""
+        until = self._clock() + seconds
+        for work in waiting:
+            self._heed_lease()
+            work.do()
+            self._state = replace(self._state, sent_files=self._state.sent_files + 1)
+            if self._clock() >= until or read_order(self._folder) != order:
+                break
+        return work.name
 
     def _sent_piece(self, count: int) -> None:
         self._state = replace(self._state, sent_bytes=self._state.sent_bytes + count)

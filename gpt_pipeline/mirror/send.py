@@ -117,6 +117,8 @@ class Sender:
 
     def _manifest_sent(self, stage: str, folder: Path, manifest: Manifest) -> Callable[[], None]:
         def send() -> None:
+            if stage in self._damaged:
+                return
             made = folder / names.MADE
             if made.is_file():
                 self._store.put(f"{stage}/{names.MADE}", made)
