@@ -9,7 +9,10 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.mirroring import bring_all_data, bring_data, data_stages, mirror_order
 from gpt_pipeline.mirror.agent import Agent
-from gpt_pipeline.mirror.order import write_order
+from gpt_pipeline.mirror.order import Order, write_order
+from gpt_pipeline.rl.config import RlConfig
+from gpt_pipeline.rl.stage import PromptsStage
+from gpt_pipeline.storage.manifest import Manifest
 from gpt_pipeline_tests.mirrors import folder_mirror
 from gpt_pipeline_tests.projects import TinyProject
 
@@ -45,6 +48,29 @@ def test_data_of_one_machine_is_brought_by_another_without_its_raw_files(tmp_pat
         assert stage.finish(say=said.append).reused
     assert known_shards(b.data, b.data_folder).fingerprint == known_shards(a.data, a.data_folder).fingerprint
     assert not list(b.data_folder.rglob("synth_0*.parquet"))
+
+
+def test_questions_of_one_machine_are_brought_by_another(tmp_path):
+    a, b = experiment_on(tmp_path, "a"), experiment_on(tmp_path, "b")
+    theirs, ours = (
+        PromptsStage(
+            config=RlConfig(),
+            seed=0,
+            max_length=16,
+            shards_fingerprint="5" * 64,
+            weights_sha256="6" * 64,
+            data_folder=each.data_folder,
+        )
+        for each in (a, b)
+    )
+    folder, fingerprint = theirs.place()
+    folder.mkdir(parents=True)
+    Manifest(stage=theirs.name, fingerprint=fingerprint, config={}).write(folder)
+    stages = (folder.relative_to(a.base_folder).as_posix(),)
+    write_order(a.folder, Order(mirror=a.config.storage.mirror, keep_last=1, stages=stages))
+    assert Agent(a.folder).run().complete_at
+    bring_data(b, ours, say=lambda _: None)
+    assert ours.find()
 
 
 def test_data_of_a_mirror_that_is_not_there_is_not_made_again_unasked(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from gpt_pipeline.data.stage import PartedStage
 from gpt_pipeline.errors import UserError
@@ -15,9 +16,20 @@ from gpt_pipeline.mirror.names import training_prefix
 from gpt_pipeline.mirror.order import Order, is_sending, read_state_of, start_anew, write_order
 from gpt_pipeline.mirror.store import MirrorError, Store, open_store
 from gpt_pipeline.storage.lock import is_locked
-from gpt_pipeline.storage.manifest import finished
+from gpt_pipeline.storage.manifest import StageResult, finished
 
 Say = Callable[[str], None]
+
+
+class Placed(Protocol):
+    """A stage with a place of its own, of parts or not."""
+
+    @property
+    def name(self) -> str: ...
+
+    def find(self) -> StageResult | None: ...
+
+    def place(self) -> tuple[Path, str] | None: ...
 
 
 def mirror_order(experiment: Experiment, fingerprint: str | None) -> Order | None:
@@ -132,7 +144,7 @@ def mirror_in_words(experiment: Experiment) -> list[tuple[str, str]]:
     ]
 
 
-def bring_data(experiment: Experiment, stage: PartedStage, *, say: Say) -> None:
+def bring_data(experiment: Experiment, stage: Placed, *, say: Say) -> None:
     """Bring a data stage from the experiment's mirror, if it has one and the stage is there and not here.
 
     Raises:
@@ -150,7 +162,7 @@ def bring_data(experiment: Experiment, stage: PartedStage, *, say: Say) -> None:
         ) from error
 
 
-def _bring(store: Store, base: Path, stage: PartedStage, say: Say) -> None:
+def _bring(store: Store, base: Path, stage: Placed, say: Say) -> None:
     from gpt_pipeline.data.documents.raw import RawStage
     from gpt_pipeline.data.documents.stage import DocumentsStage
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.mirroring import bring_data
 from gpt_pipeline.experiment.training import find_start, prompts_stage
 from gpt_pipeline.orchestration.metadata import stage_metadata
 from gpt_pipeline.orchestration.stages import finished_documents, finished_shards
@@ -19,6 +20,8 @@ def measure_prompts(context: dg.AssetExecutionContext, experiment: Experiment, *
     shards, start, stage = finished_shards(experiment), find_start(experiment), prompts_stage(experiment)
     assert start is not None
     assert stage is not None
+    if not force:
+        bring_data(experiment, stage, say=context.log.info)
     result = prepare_prompts(
         stage,
         [(finished_documents(part), part.data) for _, part in sorted(experiment.parts.items())],
