@@ -180,6 +180,35 @@ def test_following_a_job_whose_folder_nobody_else_sees_says_so_and_ends_it(job: 
     assert len(engine.jobs) == 1
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_following_a_silent_job_that_does_not_end_submits_nothing_beside_it(job: TrainingJob, seen: bool) -> None:
+    class Hanging(Acting):
+        def kill(self, job_id: str) -> None:
+            self.cancelled.append(job_id)
+
+    engine = Hanging(acts=(beats(job),) if seen else ())
+
+    with pytest.raises(dg.Failure, match="does not end; nothing else is submitted") as failure:
+        train(job, engine, patience=dataclasses.replace(SOON, stop=0.1))
+
+    assert failure.value.allow_retries is False
+    assert engine.cancelled == ["1"]
+    assert len(engine.jobs) == 1
+
+
+def test_following_a_silent_job_whose_engine_stops_answering_submits_nothing_beside_it(job: TrainingJob) -> None:
+    class Leaving(Acting):
+        def kill(self, job_id: str) -> None:
+            self.away = True
+
+    engine = Leaving(acts=(beats(job),))
+
+    with pytest.raises(UnreachableError, match="nobody there"):
+        train(job, engine, patience=dataclasses.replace(QUICK, stop=0.1))
+
+    assert len(engine.jobs) == 1
+
+
 def test_following_a_job_that_loses_its_nodes_submits_the_next_attempt(job: TrainingJob) -> None:
     engine = Acting(acts=(ends("timed_out", reason="NODE_FAIL"),))
     first = engine.submit

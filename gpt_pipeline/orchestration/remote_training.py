@@ -283,16 +283,26 @@ class _Follow:
         if not self._was_alive and not self._pulse.was_felt:
             raise self._never_seen(silence)
         self._all.say(f"{self._note.in_words} gave no sign of life for {silence:.0f} s and is ended.")
-        self._kill()
+        if not self._kill():
+            raise self._without_end(silence)
         return Observed(state="timed_out", reason=f"no sign of life for {silence:.0f} s")
 
-    def _never_seen(self, silence: float) -> dg.Failure:
+    def _never_seen(self, silence: float) -> Exception:
         folder, log = self._all.job.folder, log_of(self._all.job.folder, self._note)
-        self._kill()
+        if not self._kill():
+            return self._without_end(silence)
         return dg.Failure(
             description=f"{self._note.in_words} ran for {silence:.0f} s and no sign of life of its trainer appeared in "
             f"{folder.root}; it was ended. All nodes and this machine need to see this folder: choose another "
             f"storage.base_folder if they do not. The end of its output, {log}:\n{tail(log, _LOG_LINES)}",
+            allow_retries=False,
+        )
+
+    def _without_end(self, silence: float) -> Exception:
+        """Return why nothing else is submitted: the job may still write into the folder."""
+        return self._unreachable or dg.Failure(
+            description=f"{self._note.in_words} gave no sign of life for {silence:.0f} s and does not end; nothing "
+            "else is submitted. End it with the engine's own command, then materialize training again.",
             allow_retries=False,
         )
 
@@ -310,17 +320,18 @@ class _Follow:
         self._all.say(f"{self._note.in_words} did not end within {self._patience.stop:.0f} s and is killed.")
         self._kill()
 
-    def _kill(self) -> None:
-        """End the job now and wait for it, as long as the engine answers."""
+    def _kill(self) -> bool:
+        """End the job now and wait for it; return whether the engine says that it has ended."""
         until = time.monotonic() + self._patience.stop
         killed = False
         while time.monotonic() < until:
             killed = killed or self._request(self._all.launcher.kill)
             seen = self._ask()
             if seen is not None and seen.state not in ALIVE:
-                return
+                return True
             time.sleep(max(self._patience.look, 1.0))
         self._all.say(f"{self._note.in_words} may still be at work; its engine does not say that it has ended.")
+        return False
 
     def _request(self, what: Callable[[str], None]) -> bool:
         """Ask the engine for `what`; return whether it heard."""
