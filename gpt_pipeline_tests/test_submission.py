@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from gpt_pipeline.launchers.submission import (
     OtherJobError,
     Submission,
     ensure_submitted,
+    look_up,
     only_follower,
     read_submission,
     require_no_job,
@@ -36,6 +38,7 @@ class Engine:
     """An engine in memory; `killed` names the point in `submit` at which the submitting process dies."""
 
     name: str = "slurm"
+    where: str = ""
     killed: str = ""
     away: bool = False
     jobs: dict[str, tuple[str, Observed]] = field(default_factory=dict)
@@ -163,7 +166,9 @@ def test_submission_with_an_engine_that_does_not_answer_submits_nothing(folder: 
         submit(folder, engine)
     engine.away, engine.killed = True, ""
 
-    with pytest.raises(UnreachableError):
+    with pytest.raises(
+        UnreachableError, match=r"nobody there; if that cluster is gone for good, remove .*launch\.json"
+    ):
         submit(folder, engine)
 
     assert len(engine.jobs) == 1
@@ -207,6 +212,55 @@ def test_submission_beside_another_launchers_job_is_refused(folder: ExperimentFo
 
     with pytest.raises(OtherJobError, match="slurm job 1"):
         submit(folder, Engine(name="other"))
+
+
+def test_submission_beside_a_job_on_another_cluster_is_refused_until_that_has_ended(folder: ExperimentFolder) -> None:
+    old, new = Engine(where="me@old"), Engine(where="me@new")
+    note = submit(folder, old)
+
+    with pytest.raises(OtherJobError, match=r"to slurm at me@old, not to slurm at me@new.*gone for good, remove"):
+        submit(folder, new)
+
+    old.end("1", "cancelled")
+    assert look_up(folder, note, old).state == "cancelled"
+    assert submit(folder, new).attempt == 2
+    assert not any(name == note.name for name, _ in new.jobs.values())
+
+
+def test_submission_takes_no_job_for_its_own_by_the_number_alone(folder: ExperimentFolder) -> None:
+    engine = Engine()
+    submit(folder, engine)
+    engine.jobs = {"1": ("of somebody else", Observed(state="running"))}  # by a controller that was set up anew
+
+    require_no_job(folder, lambda _: engine)
+    assert submit(folder, engine).id == "2"
+
+
+def test_job_that_is_looked_up_is_noted_only_while_nobody_follows_it(folder: ExperimentFolder) -> None:
+    engine = Engine()
+    note = submit(folder, engine)
+    engine.end("1", "failed")
+
+    with only_follower(folder):
+        assert look_up(folder, note, engine).state == "failed"
+        assert read_submission(folder) == note
+    look_up(folder, note, engine)
+
+    assert read_submission(folder) == dataclasses.replace(note, state="failed")
+
+
+def test_intent_that_the_engine_never_got_is_noted_as_unknown(folder: ExperimentFolder) -> None:
+    engine = Engine(killed="before")
+    with pytest.raises(Killed):
+        submit(folder, engine)
+    engine.killed = ""
+
+    require_no_job(folder, lambda _: engine)
+
+    seen = read_submission(folder)
+    assert seen is not None
+    assert (seen.id, seen.state) == (None, "unknown")
+    assert submit(folder, engine).name == seen.name
 
 
 def test_training_here_beside_a_living_job_is_refused(folder: ExperimentFolder) -> None:

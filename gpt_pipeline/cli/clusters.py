@@ -111,15 +111,16 @@ def _kubernetes(job: TrainingJob, *, nodes: int, image: str, claim: str) -> str:
 
 
 def _stop(experiment: Experiment) -> None:
-    from gpt_pipeline.experiment.launching import launcher_of
+    from gpt_pipeline.experiment.launching import launcher_of_note
     from gpt_pipeline.launchers.protocol import ALIVE
-    from gpt_pipeline.launchers.submission import read_submission
+    from gpt_pipeline.launchers.submission import look_up, read_submission
 
     note = read_submission(experiment.folder)
-    launcher = None if note is None else launcher_of(experiment.config.hardware, note.launcher)
-    job_id = None if note is None or launcher is None else note.id or launcher.find(note.name)
-    if note is None or launcher is None or job_id is None or launcher.state(job_id).state not in ALIVE:
-        say(f"No job of {experiment.file.name} is at work.")
-        return
-    launcher.cancel(job_id)
-    say(f"{note.launcher} job {job_id} was asked to end; it saves a checkpoint first.")
+    if note is not None:
+        launcher = launcher_of_note(experiment.config.hardware, note)
+        note = look_up(experiment.folder, note, launcher)
+        if note.id is not None and note.state in ALIVE:
+            launcher.cancel(note.id)
+            say(f"{note.in_words} was asked to end; it saves a checkpoint first.")
+            return
+    say(f"No job of {experiment.file.name} is at work.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from gpt_pipeline.launchers.choose import make_launcher
@@ -11,9 +12,20 @@ from gpt_pipeline.training.config import HardwareConfig
 from gpt_pipeline.training.job import TrainingJob
 
 
-def launcher_of(hardware: HardwareConfig, name: str | None = None) -> Launcher | None:
-    """Return the engine that the block names, or the one called `name`; None where the training stays here."""
-    return make_launcher(name or hardware.launcher, gpus=hardware.gpus_per_node, slurm=hardware.slurm, ray=hardware.ray)
+def launcher_of(hardware: HardwareConfig) -> Launcher | None:
+    """Return the engine that the block names; None where the training stays here."""
+    return make_launcher(hardware.launcher, gpus=hardware.gpus_per_node, slurm=hardware.slurm, ray=hardware.ray)
+
+
+def launcher_of_note(hardware: HardwareConfig, note: Submission) -> Launcher:
+    """Return the engine that the job of `note` was handed to, on the cluster that the note names."""
+    slurm, ray = hardware.slurm, hardware.ray
+    if note.where is not None:
+        slurm = dataclasses.replace(slurm, ssh=note.where or None) if note.launcher == "slurm" else slurm
+        ray = dataclasses.replace(ray, address=note.where) if note.launcher == "ray" else ray
+    launcher = make_launcher(note.launcher, gpus=hardware.gpus_per_node, slurm=slurm, ray=ray)
+    assert launcher is not None  # nothing is submitted to this machine itself
+    return launcher
 
 
 def training_command(job: TrainingJob, note: Submission, environment: Mapping[str, str]) -> TrainingCommand:

@@ -101,6 +101,10 @@ class Launcher(Protocol):
     def name(self) -> str:
         """Return the word of `hardware.launcher`."""
 
+    @property
+    def where(self) -> str:
+        """Return which cluster it is, as the config names it; empty: the one that is reached from here."""
+
     def check(self) -> str:
         """Return in words that the engine can take jobs as it is configured; it refuses where it cannot."""
 

@@ -62,6 +62,10 @@ class RayJobs:
     def name(self) -> str:
         return "ray"
 
+    @property
+    def where(self) -> str:
+        return self.config.address
+
     def check(self) -> str:
         version = self._ask("GET", "/api/version").get("ray_version", "of an unknown version")
         nodes = sum(node["state"] == "ALIVE" for node in self._list("nodes"))

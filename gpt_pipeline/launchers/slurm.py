@@ -121,6 +121,10 @@ class Slurm:
     def name(self) -> str:
         return "slurm"
 
+    @property
+    def where(self) -> str:
+        return self.config.ssh or ""
+
     def check(self) -> str:
         partition = self.config.partition
         for command in _COMMANDS:
@@ -140,7 +144,9 @@ class Slurm:
     def submit(self, command: TrainingCommand) -> str:
         path = command.log_file.with_name(f"{command.name}.sh")
         write_text(path, self.script(command))
-        answer = self._run("sbatch", "--parsable", str(path))
+        answer = self._run(
+            "sbatch", "--parsable", f"--job-name={command.name}", str(path)
+        )  # whatever SBATCH_JOB_NAME is
         found = answer.strip().splitlines()[-1:] or [""]
         job_id = found[0].split(";")[0]  # a federation adds its cluster
         if not job_id.isdecimal():
@@ -185,7 +191,7 @@ class Slurm:
         return [*options, "--requeue", *(config.options or ())]
 
     def find(self, name: str) -> str | None:
-        known = self._run("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%A").split()
+        known = self._run("squeue", "--noheader", "--all", "--states=all", f"--name={name}", "--format=%A").split()
         if not known:
             known = (self._accounting(f"--name={name}", "--starttime=now-30days", "--format=JobIDRaw") or "").split()
         return max(known, key=int, default=None)

@@ -12,12 +12,12 @@ import dataclasses
 import re
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt_pipeline.errors import UserError
-from gpt_pipeline.launchers.protocol import ALIVE, JobState, Launcher, Observed, TrainingCommand
+from gpt_pipeline.errors import LockedError, UserError
+from gpt_pipeline.launchers.protocol import ALIVE, JobState, Launcher, Observed, TrainingCommand, UnreachableError
 from gpt_pipeline.storage.atomic import known_fields, read_state, write_json
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -26,6 +26,7 @@ from gpt_pipeline.storage.manifest import utc_now
 
 _NAME_LETTERS = 30  # of the experiment's name; Kubernetes takes 63 in all
 _LOG_BYTES = 64 << 10
+_NO_SUCH_JOB = Observed(state="unknown", reason="the engine has no job of this name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,9 @@ class Submission:
 
     first_step: int = -1
     """Of the newest checkpoint when it was submitted; -1: there was none."""
+
+    where: str | None = None
+    """As `Launcher.where`; None in a note from before this was kept."""
 
     lost: int = 0
     """How many attempts in a row, up to this one's submission, ended without a new checkpoint."""
@@ -139,17 +143,20 @@ def ensure_submitted(
     that was submitted and has not ended is never submitted again, whatever happened to the process that did.
 
     Raises:
-        OtherJobError: a job with other settings, or on another engine, is at work in the folder.
+        OtherJobError: a job with other settings, or on another engine or cluster, is at work in the folder.
         UnreachableError: the engine does not answer, so it is unknown whether there is a job.
         LauncherError: the engine refuses the job.
     """
     note = read_submission(folder)
     wanted = note is not None and note.is_for(fingerprint=fingerprint, request=request)
     if note is not None:
-        note, seen = _found(folder, note, launcher)
+        before = note
+        note, seen = _sought(folder, note, launcher)
+        if note != before:
+            _write(folder, note)
         if seen is not None and seen.state in ALIVE:
             if not wanted:
-                raise OtherJobError(_remedy(note, "trains with other settings than the file has now"))
+                raise OtherJobError(_remedy(folder, note, "trains with other settings than the file has now"))
             say(f"Found {note.in_words} of this training; it is {describe_state(seen.state, seen.reason)}.")
             return note
         if wanted and note.id is None:  # the intent stands, and the engine has no such job
@@ -177,8 +184,10 @@ def submit_again(
     return _submit(folder, dataclasses.replace(intent, lost=lost), launcher, command, say)
 
 
-def require_no_job(folder: ExperimentFolder, launcher_of: Callable[[str], Launcher | None]) -> None:
+def require_no_job(folder: ExperimentFolder, launcher_of: Callable[[Submission], Launcher]) -> None:
     """Raise OtherJobError if a job that was submitted for the experiment is still at work; for who trains here.
+
+    `launcher_of` returns the engine that a note's job was handed to.
 
     Raises:
         UnreachableError: its engine does not answer.
@@ -186,11 +195,25 @@ def require_no_job(folder: ExperimentFolder, launcher_of: Callable[[str], Launch
     note = read_submission(folder)
     if note is None or not _may_live(note):
         return
-    launcher = launcher_of(note.launcher)
-    assert launcher is not None  # nothing is submitted to this machine itself
-    note, seen = _found(folder, note, launcher)
-    if seen is not None and seen.state in ALIVE:
-        raise OtherJobError(_remedy(note, f"is {describe_state(seen.state, seen.reason)}"))
+    note = look_up(folder, note, launcher_of(note))
+    if note.state in ALIVE:
+        raise OtherJobError(_remedy(folder, note, f"is {describe_state(note.state, note.reason)}"))
+
+
+def look_up(folder: ExperimentFolder, note: Submission, launcher: Launcher) -> Submission:
+    """Return the note with what its engine says now; written to the folder, unless someone follows the job, and does.
+
+    Raises:
+        OtherJobError: the job was handed to another engine, and may be at work.
+        UnreachableError: its engine does not answer.
+    """
+    news, seen = _sought(folder, note, launcher)
+    if seen is None:
+        news = dataclasses.replace(news, state=_NO_SUCH_JOB.state, reason=_NO_SUCH_JOB.reason)
+    with suppress(LockedError), only_follower(folder):
+        if news != note and read_submission(folder) == note:
+            _write(folder, news)
+    return news
 
 
 def note_state(folder: ExperimentFolder, note: Submission, seen: Observed) -> Submission:
@@ -227,21 +250,35 @@ def _may_live(note: Submission) -> bool:
     return note.id is None or note.state in (*ALIVE, "unknown")
 
 
-def _found(folder: ExperimentFolder, note: Submission, launcher: Launcher) -> tuple[Submission, Observed | None]:
-    """Return the note with its job's id, and how the job is; None if the engine never got it."""
-    if note.launcher != launcher.name:
+def _sought(folder: ExperimentFolder, note: Submission, launcher: Launcher) -> tuple[Submission, Observed | None]:
+    """Return the note with its job's id and state, and how the job is; None if the engine never got it.
+
+    The job is sought by its name: another cluster, or a controller that was set up anew, gives its id to others too.
+    """
+    where = launcher.where if note.where is None else note.where
+    if (note.launcher, where) != (launcher.name, launcher.where):
         if _may_live(note):
-            raise OtherJobError(_remedy(note, "was submitted by another launcher and may be at work"))
+            places = f"{_place(note.launcher, where)}, not to {_place(launcher.name, launcher.where)}"
+            raise OtherJobError(_remedy(folder, note, f"was submitted to {places}, and may be at work"))
         return note, None
-    if note.id is None:
+    try:
         found = launcher.find(note.name)
-        if found is None:
+        if found is None and note.id is None:
             return note, None
-        note = dataclasses.replace(note, id=found)
-        _write(folder, note)
-    assert note.id is not None
-    seen = launcher.state(note.id)
-    return note_state(folder, note, seen), seen
+        note = dataclasses.replace(note, id=note.id or found)
+        assert note.id is not None
+        seen = _NO_SUCH_JOB if found is None else launcher.state(note.id)
+    except UnreachableError as error:
+        raise UnreachableError(f"{error}; {_gone(folder)}") from error
+    return dataclasses.replace(note, state=seen.state, reason=seen.reason), seen
+
+
+def _place(launcher: str, where: str) -> str:
+    return f"{launcher} at {where}" if where else f"{launcher} here"
+
+
+def _gone(folder: ExperimentFolder) -> str:
+    return f"if that cluster is gone for good, remove {folder.launch}"
 
 
 def _intent(
@@ -258,6 +295,7 @@ def _intent(
     name = f"{training_name(folder, fingerprint)}-{word}-{attempt}"
     return Submission(
         launcher=launcher.name,
+        where=launcher.where,
         name=name,
         word=word,
         attempt=attempt,
@@ -289,8 +327,8 @@ def _write(folder: ExperimentFolder, note: Submission) -> None:
     write_json(folder.launch, dataclasses.asdict(note))
 
 
-def _remedy(note: Submission, what: str) -> str:
+def _remedy(folder: ExperimentFolder, note: Submission, what: str) -> str:
     return (
         f"{note.in_words} {what}: wait for its end, or stop it (`gpt-pipeline launch --stop`, which lets it save a "
-        "checkpoint), then run again"
+        f"checkpoint), then run again; {_gone(folder)}"
     )

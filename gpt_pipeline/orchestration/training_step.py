@@ -13,7 +13,7 @@ import dagster as dg
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key, list_checkpoints
 from gpt_pipeline.data.config import GPT2
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.experiment.launching import launcher_of
+from gpt_pipeline.experiment.launching import launcher_of, launcher_of_note
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.mirroring import mirror_order, send_to_mirror
 from gpt_pipeline.experiment.problems import ExperimentFileError
@@ -87,7 +87,7 @@ def _train(
     folder = job.folder
     launcher = launcher_of(job.hardware)
     if launcher is None:
-        require_no_job(folder, lambda name: launcher_of(job.hardware, name))
+        require_no_job(folder, lambda note: launcher_of_note(job.hardware, note))
     else:
         report_checkpoints(context, experiment)  # of a job that went on while nobody followed it
     reporter = TrainerReporter(context, experiment)
