@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,10 @@ from gpt_pipeline.progress.data_users import held_users, note_users, record_of, 
 from gpt_pipeline.progress.failures import last_failure, note_failure
 from gpt_pipeline.progress.removal import TRASH, Removal, _moved, plan_removal, remove
 from gpt_pipeline.project import Project
+from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.lock import folder_lock, hold_lock
 from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.test_submission import note_of_job
 
 
 def _quiet(text: str) -> None: ...
@@ -137,6 +141,15 @@ def test_removal_of_one_that_trains_is_refused(made: Made) -> None:
     experiment = made("a")
     with folder_lock(experiment.folder.root, purpose="training"), pytest.raises(UserError, match="training is running"):
         plan_removal(experiment, file=False)
+
+
+def test_removal_of_one_whose_job_may_be_at_work_elsewhere_is_refused(made: Made) -> None:
+    experiment = made("a")
+    note = note_of_job(where="http://gone:8265")
+    for state, refused in (("waiting", True), ("running", True), ("unknown", False), ("cancelled", False)):
+        write_json(experiment.folder.launch, {**dataclasses.asdict(note), "state": state})
+        with pytest.raises(UserError, match=r"ray job gpt-a-1.*launch .*a\.yaml --stop") if refused else nullcontext():
+            plan_removal(experiment, file=False)
 
 
 def test_removal_of_one_that_another_starts_from_names_it(project: TinyProject, made: Made) -> None:

@@ -104,6 +104,22 @@ def submit(
     )
 
 
+def note_of_job(*, where: str) -> Submission:
+    """Return the note of a job that was submitted to Ray there, and waits."""
+    return Submission(
+        launcher="ray",
+        where=where,
+        name="gpt-a-1",
+        word="a",
+        attempt=1,
+        id="gpt-a-1",
+        fingerprint=FINGERPRINT,
+        request="",
+        submitted_at="",
+        log="a.log",
+    )
+
+
 def test_submission_asked_for_twice_is_one_job(folder: ExperimentFolder) -> None:
     engine = Engine()
 

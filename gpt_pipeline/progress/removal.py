@@ -25,6 +25,8 @@ from gpt_pipeline.experiment.config import DATA_FOLDER
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.start_from import base_file, weights_path
+from gpt_pipeline.launchers.protocol import ALIVE
+from gpt_pipeline.launchers.submission import read_submission
 from gpt_pipeline.mirror.order import is_sending
 from gpt_pipeline.progress.at_work import runs_at_work
 from gpt_pipeline.progress.data_users import (
@@ -215,6 +217,9 @@ def _refuse_at_work(experiment: Experiment, project: Project) -> None:
         raise UserError(f"{root}: an evaluation is running there; stop it, or wait for its end")
     if is_sending(experiment.folder):
         raise UserError(f"{root}: its finished work is being sent to the mirror; wait for the end of that")
+    note = read_submission(experiment.folder)
+    if note is not None and note.state in ALIVE:  # as it was last seen, which `launch --stop` brings up to date
+        raise UserError(f"{root}: {note.described}; stop it: gpt-pipeline launch {experiment.file} --stop")
 
 
 def _refuse_needed(experiment: Experiment, others: Iterable[Experiment]) -> None:
