@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ from gpt_pipeline.cli.main import command as gpt_pipeline
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.launchers.kubernetes import Cluster, as_yaml, manifests
 from gpt_pipeline.launchers.protocol import TrainingCommand
+from gpt_pipeline.launchers.submission import OtherJobError, read_submission
+from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.test_ray_jobs import Dashboard
+from gpt_pipeline_tests.test_submission import note_of_job
 
 kubernetes = pytest.importorskip("kubernetes.client", reason="needs the client of Kubernetes: pip install kubernetes")
 
@@ -95,6 +100,29 @@ def test_launch_renders_a_batch_script(copy: TinyProject) -> None:
 
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("#!/bin/bash\n#SBATCH --job-name=gpt-tiny-")
+
+
+def test_launch_writes_no_job_file_under_a_job_that_waits_to_read_it(copy: TinyProject) -> None:
+    file = copy.root / "experiments" / "tiny.yaml"
+    folder = load_experiment(file).folder
+    ray = Dashboard()
+    note = note_of_job(where=ray.address)
+    ray.jobs[note.name] = {"status": "PENDING"}
+    write_json(folder.launch, dataclasses.asdict(note))
+    folder.job.write_text("of the job")
+
+    refused = CliRunner().invoke(gpt_pipeline, ["launch", str(file), "--render", "slurm"])
+    stopped = CliRunner().invoke(gpt_pipeline, ["launch", str(file), "--stop"])
+    again = CliRunner().invoke(gpt_pipeline, ["launch", str(file), "--stop"])
+    ray.server.shutdown()
+
+    assert isinstance(refused.exception, OtherJobError)
+    assert folder.job.read_text() == "of the job"
+    assert f"ray job {note.name} was asked to end" in stopped.stderr
+    assert "No job of tiny.yaml is at work." in again.stderr
+    seen = read_submission(folder)
+    assert seen is not None
+    assert seen.state == "cancelled"
 
 
 def test_launch_without_the_data_says_what_to_make(tmp_path: Path) -> None:

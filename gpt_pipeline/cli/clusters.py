@@ -68,7 +68,9 @@ def launch(
 def _job(experiment: Experiment) -> TrainingJob:
     """Return the training, written to the file that the rendered job reads."""
     from gpt_pipeline.data.tokens.shards import known_shards
+    from gpt_pipeline.experiment.launching import launcher_of_note
     from gpt_pipeline.experiment.training import training_job
+    from gpt_pipeline.launchers.submission import require_no_job
     from gpt_pipeline.training.heartbeat import trainer_state
 
     shards = known_shards(experiment.data, experiment.data_folder)
@@ -78,6 +80,7 @@ def _job(experiment: Experiment) -> TrainingJob:
         )
     job = training_job(experiment, shards)
     if trainer_state(job.folder.root) != "running":  # which may be started again, by its engine, from this file
+        require_no_job(job.folder, lambda note: launcher_of_note(job.hardware, note))  # nor one that waits to read it
         job.write(job.folder.job)
         say(f"Written: {job.folder.job}, which the job reads.")
     return job
