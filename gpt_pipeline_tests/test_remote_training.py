@@ -226,6 +226,25 @@ def test_following_a_job_that_loses_its_nodes_submits_the_next_attempt(job: Trai
     assert any("ended early: timed out (NODE_FAIL)" in text for text in told.said)
 
 
+def test_following_a_job_that_another_run_forced_submits_it_again_as_forced(job: TrainingJob) -> None:
+    forced = dataclasses.replace(job, request="run 1", resume="scratch")
+    engine = Acting()
+
+    def goes_away() -> None:
+        engine.away = True
+
+    engine.acts = (goes_away,)
+    with pytest.raises(UnreachableError):
+        train(forced, engine, patience=SOON)
+    engine.away, engine.acts = False, (ends("succeeded"),)
+    engine._left = [lambda: None, ends("timed_out", reason="NODE_FAIL")]
+
+    train(job, engine)
+
+    assert len(engine.jobs) == 2
+    assert TrainingJob.read(job.folder.job) == forced
+
+
 def test_following_a_job_whose_trainers_outlive_it_submits_the_next_when_they_have_left(job: TrainingJob) -> None:
     beat, left = heartbeat_path(job.folder.root), []
 

@@ -223,6 +223,15 @@ def test_submission_of_something_else_beside_a_living_job_is_refused(
     assert submit(folder, engine, **changed).id == "2"
 
 
+def test_submission_that_asks_for_nothing_more_finds_the_job_that_trains_anew(folder: ExperimentFolder) -> None:
+    engine = Engine()
+    anew = submit(folder, engine, request="anew")
+
+    assert submit(folder, engine) == dataclasses.replace(anew, state="running", reason="node1")
+    with pytest.raises(OtherJobError):
+        submit(folder, engine, request="another")
+
+
 def test_submission_beside_another_launchers_job_is_refused(folder: ExperimentFolder) -> None:
     submit(folder, Engine())
 

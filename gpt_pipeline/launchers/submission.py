@@ -80,8 +80,8 @@ class Submission:
         return f"{self.in_words}, {describe_state(self.state, self.reason)}"
 
     def is_for(self, *, fingerprint: str, request: str) -> bool:
-        """Whether it does what such a job asks for."""
-        return (self.fingerprint, self.request) == (fingerprint, request)
+        """Whether it does what such a job asks for: one that trains anew does it too for who does not ask for that."""
+        return self.fingerprint == fingerprint and request in ("", self.request)
 
 
 class OtherJobError(UserError):
@@ -139,8 +139,10 @@ def ensure_submitted(
 ) -> Submission:
     """Return the one job that does what is asked for: the one at work, or a new one if there is none.
 
-    To be called by the `only_follower`; `saved` returns the step of the newest checkpoint, -1 if there is none. A job
-    that was submitted and has not ended is never submitted again, whatever happened to the process that did.
+    The job may have been asked to train anew although `request` is empty; then the note has that request, and `command`
+    is to heed it. To be called by the `only_follower`; `saved` returns the step of the newest checkpoint, -1 if there
+    is none. A job that was submitted and has not ended is never submitted again, whatever happened to the process that
+    did.
 
     Raises:
         OtherJobError: a job with other settings, or on another engine or cluster, is at work in the folder.

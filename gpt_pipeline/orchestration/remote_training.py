@@ -6,6 +6,7 @@ experiment's folder, so a step that is killed loses nothing: the next one finds 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import time
@@ -41,7 +42,7 @@ from gpt_pipeline.storage.lock import SILENT_SECONDS
 from gpt_pipeline.training.decision import find_finished_work
 from gpt_pipeline.training.folder_watch import FolderWatch, Pulse
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, trainer_state
-from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline.training.job import SCRATCH, TrainingJob
 from gpt_pipeline.training.observer import Observer, SilentObserver, console_observer
 from gpt_pipeline.training.stopping import HANGS, StopFlag, stop_on_signals
 
@@ -157,8 +158,15 @@ class _Following:
             note = self._again(note, end)
 
     def _command(self, note: Submission) -> TrainingCommand:
-        self.job.write(self.job.folder.job)
-        return training_command(self.job, note, self.environment)
+        job = self._asked_of(note)
+        job.write(job.folder.job)
+        return training_command(job, note, self.environment)
+
+    def _asked_of(self, note: Submission) -> TrainingJob:
+        """Return what the note's job does: to train anew may have been asked by another run, which was killed."""
+        if note.request == self.job.request:
+            return self.job
+        return dataclasses.replace(self.job, request=note.request, resume=SCRATCH)
 
     def _is_over(self, note: Submission, end: Observed) -> bool:
         """Whether the trainer has ended in order; False if it was lost through no fault of its own.
@@ -166,7 +174,7 @@ class _Following:
         Raises:
             dagster.Failure: it failed, or somebody else cancelled it.
         """
-        finished = find_finished_work(self.job) is not None
+        finished = find_finished_work(self._asked_of(note)) is not None
         if finished or end.state == "succeeded" or (end.state == "failed" and end.exit_code in STOPPED_CODES):
             return True
         if end.state == "failed":
