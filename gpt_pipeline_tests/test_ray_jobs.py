@@ -17,8 +17,9 @@ from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.launchers import ray_jobs
 from gpt_pipeline.launchers.config import RayConfig
 from gpt_pipeline.launchers.protocol import LauncherError, Observed, TrainingCommand, UnreachableError
-from gpt_pipeline.launchers.ray_jobs import RayJobs
+from gpt_pipeline.launchers.ray_jobs import EXIT_NODE_LOST, RayJobs
 from gpt_pipeline.training.config import HardwareConfig
+from gpt_pipeline.training.stopping import EXIT_HUNG
 
 NAME = "gpt-tiny-0123456789ab-c0ffee-1"
 COMMAND = TrainingCommand(
@@ -41,6 +42,9 @@ class Dashboard:
         self.answers: dict[str, tuple[int, str]] = {}
         """Other answers, by the beginning of the request."""
 
+        self.location = ""
+        """Where its answers say to ask instead."""
+
         self.authorization: str | None = None
         outer = self
 
@@ -49,6 +53,8 @@ class Dashboard:
                 outer.authorization = self.headers["Authorization"]
                 code, text = outer.answer(f"{self.command} {self.path}", self._body())
                 self.send_response(code)
+                if outer.location:
+                    self.send_header("Location", outer.location)
                 self.end_headers()
                 with suppress(BrokenPipeError):  # nobody waits for it any longer
                     self.wfile.write(text.encode())
@@ -135,7 +141,8 @@ def test_submitted_job_has_the_resources_and_variables_of_the_experiment(dashboa
         ({"status": "SUCCEEDED", "driver_exit_code": 0}, "succeeded", ""),
         ({"status": "STOPPED"}, "cancelled", ""),
         ({"status": "FAILED", "driver_exit_code": 1}, "failed", "it failed"),
-        ({"status": "FAILED", "driver_exit_code": 75}, "timed_out", "it failed"),
+        ({"status": "FAILED", "driver_exit_code": EXIT_NODE_LOST}, "timed_out", "it failed"),
+        ({"status": "FAILED", "driver_exit_code": EXIT_HUNG}, "failed", "it failed"),
         ({"status": "FAILED", "driver_exit_code": 143}, "timed_out", "it failed"),
         ({"status": "FAILED", "driver_exit_code": -9}, "timed_out", "it failed"),
         ({"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_DIED"}, "timed_out", "it failed"),
@@ -237,6 +244,28 @@ def test_environment_of_ray_commands_leads_to_no_other_cluster(
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     assert dashboard.ray().submit(COMMAND) == NAME
     assert NAME in dashboard.jobs
+
+
+def test_job_and_token_go_through_no_proxy_of_the_environment(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert dashboard.ray().submit(COMMAND) == NAME
+
+
+@pytest.mark.parametrize("code", [302, 307])
+def test_redirect_is_refused_and_takes_no_token_along(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    elsewhere = Dashboard()
+    dashboard.answers, dashboard.location = {"GET": (code, "")}, f"{elsewhere.address}/api/version"
+    with pytest.raises(LauncherError, match=f"answers {code}"):
+        dashboard.ray().find(NAME)
+    elsewhere.server.shutdown()
+    assert elsewhere.authorization is None
 
 
 def test_token_is_sent_where_rays_own_commands_would_send_it(

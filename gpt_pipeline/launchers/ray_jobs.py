@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from gpt_pipeline.launchers.config import RayConfig
 from gpt_pipeline.launchers.protocol import (
@@ -31,8 +31,8 @@ from gpt_pipeline.launchers.protocol import (
 )
 
 DRIVER = "gpt_pipeline.training.ray_driver"
-EXIT_NODE_LOST = 75
-"""The driver's exit code when a node of the cluster went down: EX_TEMPFAIL of sysexits.h, trying again may help."""
+EXIT_NODE_LOST = 76
+"""The driver's exit code when a node of the cluster went down; 75 is a trainer that hangs."""
 
 STOP_SECONDS = SHUTDOWN_SECONDS + 60
 """From SIGTERM until Ray kills the driver, which needs less to stop the trainers. Ray's default is 3."""
@@ -159,7 +159,7 @@ class RayJobs:
             return None
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        """Return Ray's answer. Unlike by Ray's own client, no environment variable leads to another cluster."""
+        """Return Ray's answer. Unlike by Ray's own client, no variable leads to another cluster, or through a proxy."""
         request = Request(
             self.config.address.rstrip("/") + path,
             method=method,
@@ -168,7 +168,7 @@ class RayJobs:
         )
         where = f"Ray at {self.config.address} (hardware.ray.address)"
         try:
-            with urlopen(request, timeout=_ANSWER_SECONDS) as answer:
+            with _OPENER.open(request, timeout=_ANSWER_SECONDS) as answer:
                 value: Mapping[str, Any] = json.load(answer)
                 return value
         except HTTPError as error:
@@ -179,6 +179,16 @@ class RayJobs:
             raise UnreachableError(
                 f"{where} does not answer ({error}); is the cluster up, and its port open?"
             ) from error
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """Takes a redirect for a refusal: the token is for the address in the file alone."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = build_opener(ProxyHandler({}), _NoRedirect)
 
 
 class _NoSuchJobError(LauncherError):
