@@ -23,7 +23,7 @@ from gpt_pipeline.training.heartbeat import heartbeat_path
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.stopping import HANGS
 from gpt_pipeline_tests.test_submission import Engine
-from gpt_pipeline_tests.training_jobs import make_job
+from gpt_pipeline_tests.training_jobs import make_job, run
 
 QUICK = Patience(look=0.01, ask=0.01, start=30.0, silent=0.2, stop=30.0)
 SOON = dataclasses.replace(QUICK, start=0.3)
@@ -206,6 +206,18 @@ def test_following_a_silent_job_whose_engine_stops_answering_submits_nothing_bes
     with pytest.raises(UnreachableError, match="nobody there"):
         train(job, engine, patience=dataclasses.replace(QUICK, stop=0.1))
 
+    assert len(engine.jobs) == 1
+
+
+def test_following_a_job_that_is_done_and_still_sends_waits_for_it(job: TrainingJob) -> None:
+    def trains() -> None:
+        run(job)
+
+    engine = Acting(acts=(beats(job), trains, lambda: None, lambda: None, ends("succeeded")))
+
+    train(job, engine, patience=SOON)
+
+    assert engine.cancelled == []
     assert len(engine.jobs) == 1
 
 

@@ -50,6 +50,7 @@ MOST_LOST = 3
 """Attempts in a row that may end without a new checkpoint before the training is given up."""
 
 _LOG_LINES = 20
+_LEAVING_SECONDS = 30.0
 _OWN_ERROR = re.compile(r"^error: (.+)$", re.MULTILINE)
 
 
@@ -158,11 +159,11 @@ class _Following:
             note = self._again(note, end)
 
     def _command(self, note: Submission) -> TrainingCommand:
-        job = self._asked_of(note)
+        job = self.asked_of(note)
         job.write(job.folder.job)
         return training_command(job, note, self.environment)
 
-    def _asked_of(self, note: Submission) -> TrainingJob:
+    def asked_of(self, note: Submission) -> TrainingJob:
         """Return what the note's job does: to train anew may have been asked by another run, which was killed."""
         if note.request == self.job.request:
             return self.job
@@ -174,7 +175,7 @@ class _Following:
         Raises:
             dagster.Failure: it failed, or somebody else cancelled it.
         """
-        finished = find_finished_work(self._asked_of(note)) is not None
+        finished = find_finished_work(self.asked_of(note)) is not None
         if finished or end.state == "succeeded" or (end.state == "failed" and end.exit_code in STOPPED_CODES):
             return True
         if end.state == "failed":
@@ -247,7 +248,8 @@ class _Follow:
 
     def _ask_in_time(self) -> Observed | None:
         """Ask the engine if it is time to; return how the job ended, if it did."""
-        leaves = self._was_alive and self._pulse.has_left  # the job's end is a matter of seconds
+        # When the trainer has left, the job's end is a matter of seconds, unless it sends to its mirror.
+        leaves = self._was_alive and self._pulse.has_left and self._pulse.silence() < _LEAVING_SECONDS
         if time.monotonic() - self._asked < (1.0 if leaves else self._patience.ask):
             return None
         seen = self._ask()
@@ -288,6 +290,8 @@ class _Follow:
             if silence > self._patience.start:
                 raise self._unreachable
             return None
+        if self._pulse.has_left and find_finished_work(self._all.asked_of(self._note)) is not None:
+            return None  # it is done, and may send to its mirror for long
         if not self._was_alive and not self._pulse.was_felt:
             raise self._never_seen(silence)
         self._all.say(f"{self._note.in_words} gave no sign of life for {silence:.0f} s and is ended.")
