@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from gpt_pipeline.training import ray_driver
 from gpt_pipeline.training.ray_node import NodeTrainers
+from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline_tests.servers import wait
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ray's clusters run Linux")
@@ -42,6 +46,18 @@ def ended(trainers: NodeTrainers) -> int:
     code = trainers.exit_code()
     assert code is not None
     return code
+
+
+def test_driver_asked_to_stop_waits_for_no_node_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, asked = StopFlag(), ["n1", "n2"]
+
+    def wait_for(answers: list[str], **_: object) -> tuple[list[str], list[str]]:
+        stop.request(signal.SIGTERM)
+        return answers[:1], answers[1:]
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(wait=wait_for, get=lambda answers: answers))
+    assert ray_driver._answers(asked, stop) is None
+    assert ray_driver._answers(asked[:1], stop) == ["n1"]
 
 
 @pytest.mark.parametrize(("end", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137), ("pass", 0)])

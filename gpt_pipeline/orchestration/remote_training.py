@@ -70,8 +70,8 @@ class Patience:
     silent: float = SILENT_SECONDS
     """Between two signs of life of a trainer."""
 
-    stop: float = SHUTDOWN_SECONDS + 60.0
-    """From the request to stop to the job's end."""
+    stop: float = SHUTDOWN_SECONDS + 90.0
+    """From the request to stop to the job's end; longer than Ray's own, after which it kills."""
 
 
 def train_remotely(

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the training to its end; return 0, 143 when stopped, else the exit code of the node that failed first."""
     options = _parser().parse_args(arguments)
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
     ray.init(log_to_driver=False)  # in the cluster that the environment of Ray's jobs names
     stop = StopFlag()
@@ -43,10 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if group is None:
             return stop.exit_code
         try:
-            nodes = _start_trainers(options, group)
+            nodes = _start_trainers(options, group, stop)
         except RayError as error:
             print(f"error: {_cannot_start(options, error)}", flush=True)
-            return 1
+            is_lost = isinstance(error, (ActorDiedError, ActorUnavailableError)) and not error.actor_init_failed
+            return EXIT_NODE_LOST if is_lost else 1
+        if nodes is None:
+            return stop.exit_code
         codes = _wait(nodes, stop)
         if not any(codes) and None not in codes:
             return 0
@@ -80,7 +83,8 @@ def _reserve(options: argparse.Namespace, stop: StopFlag) -> Any | None:
     return group
 
 
-def _start_trainers(options: argparse.Namespace, group: Any) -> Nodes:
+def _start_trainers(options: argparse.Namespace, group: Any, stop: StopFlag) -> Nodes | None:
+    """Return the nodes once the trainers are started; None if a stop was asked for first."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -94,8 +98,10 @@ def _start_trainers(options: argparse.Namespace, group: Any) -> Nodes:
         ).remote(_log_of_node(options.log, index))
         for index in range(options.nodes)
     ]
-    addresses = ray.get([node.address.remote() for node in nodes])
-    port = ray.get(nodes[0].free_port.remote())
+    answers = _answers([*(node.address.remote() for node in nodes), nodes[0].free_port.remote()], stop)
+    if answers is None:
+        return None
+    *addresses, port = answers
     training = TrainingCommand(
         name=options.name,
         job_file=options.job,
@@ -110,8 +116,25 @@ def _start_trainers(options: argparse.Namespace, group: Any) -> Nodes:
         meeting = {"endpoint": f"{addresses[0]}:{port}", "rendezvous": options.name}
         return [*training.arguments(**meeting, options=place), "--stop-with-parent"]
 
-    ray.get([node.start.remote(command(index)) for index, node in enumerate(nodes)])
+    _answers([node.start.remote(command(index)) for index, node in enumerate(nodes)], stop)  # a stop comes after these
     return nodes
+
+
+def _answers(asked: Sequence[Any], stop: StopFlag) -> list[Any] | None:
+    """Return what the nodes answer, however long it takes; None if a stop is asked for first.
+
+    Raises:
+        RayError: a node fails, or is lost.
+    """
+    import ray
+
+    waiting = [*asked]
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_SECONDS)
+        ray.get(ready)  # a failure is told before the others have answered
+        if waiting and stop.requested:
+            return None
+    return [*ray.get([*asked])]
 
 
 def _cannot_start(options: argparse.Namespace, error: Exception) -> str:
