@@ -16,6 +16,7 @@ import dagster as dg
 
 from gpt_pipeline.orchestration.process_group import ask_to_stop, kill, own_group
 from gpt_pipeline.orchestration.trainer_pipes import DIE_WITH_PARENT
+from gpt_pipeline.orchestration.whole_lines import WholeLineReader
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE
 from gpt_pipeline.training.launch import VARIABLES as LAUNCH_VARIABLES
 from gpt_pipeline.training.stopping import StopFlag, stop_on_signals
@@ -58,7 +59,7 @@ def train_in_child(
         dg.open_pipes_session(
             context=context,
             context_injector=dg.PipesTempFileContextInjector(),
-            message_reader=dg.PipesTempFileMessageReader(),
+            message_reader=WholeLineReader(),
         ) as session,
     ):
         child = _start(
