@@ -215,9 +215,10 @@ def test_run_that_is_stopped_on_ray_saves_and_the_next_run_goes_on(cluster: RayC
     before = set(cluster.jobs())
     run = project.start("run", "experiments/tiny.yaml", start_new_session=True)
     wait(lambda: bool(project.checkpoints("tiny")), seconds=_SECONDS, what="a checkpoint")
-    status = project.run("status", "experiments/tiny.yaml")
     [job] = set(cluster.jobs()) - before
-    assert f"ray job {job}, running on" in status
+    # As the run last heard of it, which asks every ten seconds.
+    running = f"ray job {job}, running on"
+    wait(lambda: running in project.run("status", "experiments/tiny.yaml"), seconds=_SECONDS, what=running)
     os.killpg(run.pid, signal.SIGINT)
     said, _ = run.communicate()
     saved = project.checkpoints("tiny")[-1]
