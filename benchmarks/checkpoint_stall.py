@@ -30,7 +30,7 @@ from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.state import take_snapshot
 from gpt_pipeline.training.update import Updater
 
-_EVERY = 1000
+EVERY = 1000
 
 
 def main() -> None:
@@ -75,9 +75,9 @@ class Stall:
 
     @property
     def share(self) -> float:
-        """Of the time of training, with a checkpoint every `_EVERY` updates."""
+        """Of the time of training, with a checkpoint every `EVERY` updates."""
         extra = self.stall + max(0.0, self.slower - 1) * self.writing
-        return extra / (_EVERY * self.update)
+        return extra / (EVERY * self.update)
 
 
 def measure(settings: StepSettings, folder: Path, *, saves: int, steps: int) -> Stall:
@@ -91,7 +91,7 @@ def _show(found: Stall) -> None:
     times = found.waited / found.stall
     print(f"it would wait {found.waited:.2f} s if it wrote the file itself: {times:.0f} times as long")
     print(f"written after {found.writing:.1f} s, meanwhile updates take {found.slower:.2f} times their time")
-    print(f"RATIO at one in {_EVERY} updates: {found.share:.3%} of the time of training")
+    print(f"RATIO at one in {EVERY} updates: {found.share:.3%} of the time of training")
 
 
 class _Measurement:
@@ -100,7 +100,7 @@ class _Measurement:
         self._device = self._updater.model.head_weight.device
         self._settings = settings
         self._folder = folder
-        self._job = _job(settings, folder)
+        self._job = training_job(settings, folder)
         self._saver = Saver(self._job, SilentObserver())
         self._step = 0
 
@@ -151,7 +151,7 @@ class _Measurement:
         return take_snapshot(self._job, Progress(step=self._step), self._updater)
 
 
-def _job(settings: StepSettings, folder: Path) -> TrainingJob:
+def training_job(settings: StepSettings, folder: Path) -> TrainingJob:
     return TrainingJob(
         experiment_name="stall",
         fingerprint="0" * 64,
@@ -161,7 +161,7 @@ def _job(settings: StepSettings, folder: Path) -> TrainingJob:
         model=settings.model,
         training=settings.training(),
         max_length=settings.length,
-        cadence=CadenceConfig(eval_freq=1, eval_iters=1, save_every_n_iterations=_EVERY, keep_last=1),
+        cadence=CadenceConfig(eval_freq=1, eval_iters=1, save_every_n_iterations=EVERY, keep_last=1),
         hardware=HardwareConfig(device=settings.device),  # type: ignore[arg-type]
     )
 

@@ -17,13 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
-from benchmarks.checkpoint_stall import _EVERY, _job
+from benchmarks.checkpoint_stall import EVERY, training_job
 from benchmarks.contest import describe_machine
 from benchmarks.steps import StepSettings, make_updater
 from gpt_pipeline.checkpoints.save import save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Progress
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.mirror.order import Order, read_state_of, start_agent, write_order
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.training.feed import Batch
@@ -49,7 +48,7 @@ class _Measurement:
         self._updater = make_updater(settings)
         self._device = self._updater.model.head_weight.device
         self._settings = settings
-        self._job = _job(settings, folder / "experiment")
+        self._job = training_job(settings, folder / "experiment")
         self._order = Order(mirror=mirror, keep_last=1, fingerprint=self._job.fingerprint)
         self._step = 0
         self._alone = _Cost(seconds=[], cpu_seconds=[])
@@ -78,8 +77,8 @@ class _Measurement:
         print(f"sent in {took:.1f} s by an agent that used {agent_cpu:.2f} CPU seconds")
         print(f"meanwhile updates take {clock:.2f} times their time, {cpu:.2f} times their CPU seconds")
         extra = max(0.0, clock - 1) * took
-        print(f"RATIO at one in {_EVERY} updates: {extra / (_EVERY * step):.3%} of the time of training")
-        print(f"RATIO of CPU seconds: {agent_cpu / (_EVERY * step_cpu):.3%} of those of the training")
+        print(f"RATIO at one in {EVERY} updates: {extra / (EVERY * step):.3%} of the time of training")
+        print(f"RATIO of CPU seconds: {agent_cpu / (EVERY * step_cpu):.3%} of those of the training")
 
     def _send(self) -> tuple[float, float]:
         """Have the newest checkpoint sent while updates go on; return how long that took, and the agent's CPU time."""
@@ -130,7 +129,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--sends", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="updates between two checkpoints")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=devices.find_gpu() or "cpu")
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's temporary folder")
     parser.add_argument("--mirror", help="its address; default: a folder beside what is written")
     return parser.parse_args()
