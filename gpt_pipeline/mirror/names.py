@@ -13,7 +13,6 @@ import re
 
 from gpt_pipeline.storage.fingerprint import SHORT
 
-DATA = "data"
 SOURCES = "sources"
 MANIFEST = "manifest.json"
 MADE = "made.json"
