@@ -7,13 +7,15 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.storage.event_log import SqlEventLogStorage
 
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG
-from gpt_pipeline.orchestration.pool_wait import wait_in_pools
+from gpt_pipeline.orchestration.pool_wait import assign_free_places, wait_in_pools
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.alive import show_life
 from gpt_pipeline.storage.process import ProcessId
@@ -114,6 +116,35 @@ def test_wait_behind_a_run_that_ended_without_freeing_its_place_frees_it(pool: _
     assert run is not None
     pool.instance.report_run_failed(run)
     assert pool.wait(stopped=lambda: False)
+
+
+def test_wait_that_begins_just_after_the_place_became_free_gets_it(
+    pool: _Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = pool.add("other", ProcessId.here())
+    assert pool.take(holder)
+    storage = pool.instance.event_log_storage
+    assert isinstance(storage, SqlEventLogStorage)
+    join_the_list = storage.add_pending_step
+
+    def join_too_late(*arguments: Any, **options: Any) -> None:  # found the place taken, and hands over to the holder
+        storage.free_concurrency_slot_for_step(holder, "step")
+        join_the_list(*arguments, **options)
+
+    monkeypatch.setattr(storage, "add_pending_step", join_too_late)
+    until = time.monotonic() + 20
+    assert pool.wait(stopped=lambda: time.monotonic() > until)
+
+
+def test_free_place_that_nobody_was_handed_goes_to_the_first_who_waits(pool: _Pool) -> None:
+    storage = pool.instance.event_log_storage
+    assert isinstance(storage, SqlEventLogStorage)
+    first, second = (pool.add(name, ProcessId.here()) for name in ("mine", "other"))
+    for run in (first, second):
+        storage.add_pending_step("training", run, "step", should_assign=False)
+    for _ in range(2):  # there is one place
+        assign_free_places(pool.instance, ["training"])
+    assert [pool.take(run) for run in (first, second)] == [True, False]
 
 
 def test_wait_behind_a_run_of_which_nothing_is_known_names_the_remedy(pool: _Pool) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.storage.event_log import SqlEventLogStorage
 
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, checkpoint_path, read_info, write_manifest
 from gpt_pipeline.checkpoints.save import link_best
@@ -87,6 +88,17 @@ def test_sensor_takes_the_settings_that_the_file_has_now_and_says_what_is_wrong_
     answer = sensor(dg.build_sensor_context(instance))
     assert isinstance(answer, dg.SkipReason)
     assert file.name in (answer.skip_message or "")
+
+
+def test_sensor_hands_a_free_place_to_a_step_that_waits_for_it(copy: TinyProject, instance: dg.DagsterInstance) -> None:
+    storage = instance.event_log_storage
+    assert isinstance(storage, SqlEventLogStorage)
+    for pool in ("training", "evaluation"):
+        storage.set_concurrency_slots(pool, 1)
+        storage.add_pending_step(pool, "run", pool, should_assign=False)
+        assert not storage.claim_concurrency_slot(pool, "run", pool).is_claimed
+    _ask_sensor(copy, instance)
+    assert all(storage.claim_concurrency_slot(pool, "run", pool).is_claimed for pool in ("training", "evaluation"))
 
 
 def test_sensor_new_checkpoint_is_requested_once_while_its_run_lives(

@@ -17,6 +17,7 @@ from gpt_pipeline.storage.names import slug
 
 TRAINING_POOL = "training"
 EVALUATION_POOL = "evaluation"
+POOLS = (TRAINING_POOL, EVALUATION_POOL)
 EXPERIMENT_TAG = "gpt_pipeline/experiment"
 STAGE_TAG = "gpt_pipeline/stage"
 JOB_TAG = "gpt_pipeline/job"

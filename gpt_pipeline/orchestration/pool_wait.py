@@ -3,16 +3,20 @@
 Dagster's in-process executor asks for a place again and again without a pause, says nothing, and heeds no signal until
 it has one. Here a request that is refused waits: it says for whom, frees the places of runs whose process has died
 meanwhile, and ends when it is asked to stop.
+
+Dagster hands a place that becomes free to a step on its waiting list. A step that finds all places taken and is put on
+the list just after the last of them became free is handed none, and would wait for ever; it gets one here.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import dagster as dg
+from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.base import EventLogStorage
 from dagster._utils.concurrency import ConcurrencyClaimStatus
 from dagster._utils.interrupts import pop_captured_interrupt
@@ -57,10 +61,20 @@ def wait_in_pools(
                         raise KeyboardInterrupt
                     line.look()
                     time.sleep(_ASK_SECONDS)
+                    assign_free_places(instance, [concurrency_key])
                     status = claim(concurrency_key, run_id, step_key, priority)
         return status
 
     storage.claim_concurrency_slot = patient_claim  # type: ignore[method-assign]
+
+
+def assign_free_places(instance: dg.DagsterInstance, pools: Iterable[str]) -> None:
+    """Hand a free place of each pool that has one to the step whose turn it is, if one waits."""
+    storage: EventLogStorage = instance.event_log_storage
+    if isinstance(storage, SqlEventLogStorage):  # others, as Dagster's own cloud, have lists of another kind
+        for pool in pools:
+            if storage.has_unassigned_slots(pool):
+                storage.assign_pending_steps([pool])
 
 
 @dataclass(kw_only=True)

@@ -19,6 +19,7 @@ from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, requester_tag
 from gpt_pipeline.orchestration.history import UNFINISHED, is_under_way
+from gpt_pipeline.orchestration.pool_wait import assign_free_places
 from gpt_pipeline.orchestration.training_log import MlflowUpkeep
 from gpt_pipeline.progress.evaluations import WantedEvaluation, pending_evaluations
 from gpt_pipeline.progress.report import report_is_outdated
@@ -43,7 +44,8 @@ def new_checkpoints_sensor(
 ) -> dg.SensorDefinition:
     """Return the sensor that requests the evaluation of each new checkpoint and, when all are done, a new report.
 
-    It also takes care of runs whose process died, and of what MLflow did not receive, or lost.
+    It also takes care of runs whose process died, of those that wait for a place that is free, and of what MLflow did
+    not receive, or lost.
     """
 
     mlflow = MlflowUpkeep(loaded)
@@ -65,6 +67,7 @@ def new_checkpoints_sensor(
             return dg.SkipReason("Training has not started.")
         for run_id in close_dead_runs(context.instance, [experiment]):
             context.log.warning(f"Run {run_id} is marked as failed: its process is gone.")
+        assign_free_places(context.instance, keys.POOLS)
         mlflow.look(tracking_uri, say=_logger.warning)
         announce_evaluator(experiment.folder.root)
         pending = pending_evaluations(experiment)
