@@ -8,11 +8,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import hypothesis
 import pytest
+from pytest_timeout import Settings, is_debugging
 
+from gpt_pipeline_tests.hangs import ask_for_stacks, watched
 from gpt_pipeline_tests.projects import TinyProject
 
 # No test depends on the speed of the machine.
@@ -20,6 +23,30 @@ hypothesis.settings.register_profile(
     "any_speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any_speed")
+
+
+_watching = pytest.StashKey[ExitStack]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Settings) -> Iterator[None]:
+    """Some time before a test's timeout, show what its processes do and end them; the timeout shows the test alone."""
+    item.stash[_watching] = ExitStack()
+    if not is_debugging():
+        item.stash[_watching].enter_context(watched(0.9 * settings.timeout))
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_cancel_timer(item: pytest.Item) -> Iterator[None]:
+    if _watching in item.stash:
+        item.stash[_watching].close()
+    return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stacks_of_children(tmp_path_factory: pytest.TempPathFactory) -> None:
+    ask_for_stacks(tmp_path_factory.mktemp("stacks"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,8 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-_FOLDER = Path(__file__).parent / "waiting"
-PATIENCE_SECONDS = 240.0
+from gpt_pipeline_tests.hangs import PATIENCE_SECONDS, WAITING, output_of, report
 
 
 class Gate:
@@ -21,7 +20,7 @@ class Gate:
 
     @property
     def variables(self) -> Mapping[str, str]:
-        path = os.pathsep.join(filter(None, [str(_FOLDER), os.environ.get("PYTHONPATH", "")]))
+        path = os.pathsep.join(filter(None, [str(WAITING), os.environ.get("PYTHONPATH", "")]))
         return {
             "PYTHONPATH": path,
             "GATE_STEP": str(self._step),
@@ -33,8 +32,8 @@ class Gate:
         """Return when the trainer that `process` has started stands at the gate."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._reached.is_file():
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline, f"the training does not reach step {self._step}"
+            assert process.poll() is None, output_of(process)
+            assert time.monotonic() < deadline, f"the training does not reach step {self._step}. {report()}"
             time.sleep(0.02)
 
     def open(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints
 from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline_tests.hangs import output_of
 
 TINY = """\
 experiment_name: {name}
@@ -69,7 +70,7 @@ class TinyProject:
     def run(self, *arguments: str, module: str = "gpt_pipeline", expect: int | None = 0) -> str:
         """Run `python -m <module> <arguments>` to its end; return what it printed."""
         process = self.start(*arguments, module=module)
-        output, _ = process.communicate()
+        output = output_of(process)
         assert expect is None or process.returncode == expect, output
         return output
 

@@ -23,6 +23,7 @@ from gpt_pipeline_tests.browser_project import (
     window,
     write_slow_experiment,
 )
+from gpt_pipeline_tests.hangs import output_of
 from gpt_pipeline_tests.projects import TinyProject, trainer_pids
 from gpt_pipeline_tests.servers import dagster_pages, free_port, is_answered, mlflow_ui, wait
 from gpt_pipeline_tests.test_comparison import trained
@@ -194,7 +195,7 @@ def test_browser_start_page_follows_a_training_by_itself_and_leads_on(browser: B
             card.get_by_text(re.compile("^(stopped|evaluating)$")).wait_for()
         finally:
             training.kill()
-            training.communicate()
+            output_of(training)
         assert page.evaluate("window.isStillTheSamePage")
         card.get_by_role("link", name="Dagster job").click()
         page.get_by_role("button", name="Materialize all").wait_for()
@@ -252,7 +253,7 @@ def test_browser_talk_shows_each_models_answer_as_it_comes_and_marks_what_is_kno
             assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
     finally:
         serving.terminate()
-        serving.communicate()
+        output_of(serving)
 
 
 def _write_finished(project: TinyProject) -> list[Experiment]:

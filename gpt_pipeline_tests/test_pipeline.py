@@ -15,6 +15,7 @@ from gpt_pipeline.checkpoints.manifest import best_checkpoint
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.progress.data_users import users_of, why_users_are_unknown
 from gpt_pipeline_tests.gate import Gate
+from gpt_pipeline_tests.hangs import output_of
 from gpt_pipeline_tests.projects import TinyProject, trainer_pids
 
 _MATERIALIZE = ("asset", "materialize", "-m", "gpt_pipeline.definitions", "--select")
@@ -183,7 +184,7 @@ def test_run_whose_trainer_is_killed_continues_to_the_same_weights(
     for pid in trainer_pids(project):
         os.kill(pid, signal.SIGKILL)
     gate.open()
-    output, _ = process.communicate()
+    output = output_of(process)
     assert process.returncode == 1
     assert "continues from the last checkpoint" in output
     project.run("run", "experiments/long.yaml")
@@ -202,7 +203,7 @@ def test_run_stopped_by_two_ctrl_c_saves_leaves_no_process_and_continues_to_the_
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
     time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=240)
+    output = output_of(process)
     gate.open()
     assert process.returncode == 130, output
     assert "Traceback" not in output
@@ -249,7 +250,7 @@ def test_run_killed_with_all_its_processes_is_shown_as_failed_by_the_next(tmp_pa
     for pid in trainer_pids(project):
         os.kill(pid, signal.SIGKILL)
     gate.open()
-    process.communicate()
+    output_of(process)
     output = project.run("run", "experiments/long.yaml")
     assert "was killed earlier" in output
     before = os.getcwd()

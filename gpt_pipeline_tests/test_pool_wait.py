@@ -19,6 +19,7 @@ from gpt_pipeline.orchestration.pool_wait import assign_free_places, wait_in_poo
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.alive import show_life
 from gpt_pipeline.storage.process import ProcessId
+from gpt_pipeline_tests.hangs import output_of
 from gpt_pipeline_tests.projects import TinyProject
 
 FAR = dataclasses.replace(ProcessId.here(), host="far", pid=4711)
@@ -173,9 +174,9 @@ def test_second_run_of_an_experiment_says_for_whom_it_waits_and_a_signal_stops_i
         assert any("Waiting for a place" in line for line in lines)
         assert f"process {first.pid} on" in next(lines)
         second.send_signal(number)
-        second.communicate()
+        output_of(second)
         assert second.returncode == 130
         assert first.poll() is None
     finally:
         first.send_signal(signal.SIGTERM)
-        first.communicate()
+        output_of(first)

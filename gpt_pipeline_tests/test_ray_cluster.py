@@ -22,6 +22,7 @@ from gpt_pipeline.launchers.submission import Submission, ensure_submitted
 from gpt_pipeline.training.heartbeat import read_heartbeat
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
+from gpt_pipeline_tests.hangs import output_of
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.ray_cluster import RayCluster, ray_cluster
 from gpt_pipeline_tests.servers import descendants, wait
@@ -220,7 +221,7 @@ def test_run_that_is_stopped_on_ray_saves_and_the_next_run_goes_on(cluster: RayC
     running = f"ray job {job}, running on"
     wait(lambda: running in project.run("status", "experiments/tiny.yaml"), seconds=_SECONDS, what=running)
     os.killpg(run.pid, signal.SIGINT)
-    said, _ = run.communicate()
+    said = output_of(run)
     saved = project.checkpoints("tiny")[-1]
     assert f"Stopped; {saved.path.name} is saved" in said
     assert saved.step < 2000
@@ -235,7 +236,7 @@ def test_killed_run_leaves_its_job_at_work_and_the_next_run_finds_it(cluster: Ra
     for pid in [run.pid, *descendants(run.pid)]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    run.communicate()
+    output_of(run)
     [job] = set(cluster.jobs()) - before
     assert cluster.jobs()[job] == "RUNNING"
     done = project.run("run", "experiments/tiny.yaml")

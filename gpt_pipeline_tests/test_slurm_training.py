@@ -30,6 +30,7 @@ from gpt_pipeline.training.config import HardwareConfig
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline_tests.gate import Gate
+from gpt_pipeline_tests.hangs import output_of
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.slurm_cluster import SlurmCluster, slurm_cluster, why_not
 from gpt_pipeline_tests.training_jobs import make_job, trainer_command
@@ -370,7 +371,7 @@ def test_command_line_trains_stops_and_goes_on(cluster: SlurmCluster, tmp_path: 
     wait(lambda: "running (slurm job" in project.run("status", str(file)), "status does not say where it runs")
     assert ", running on node[1-2])" in project.run("status", str(file))
     command.send_signal(signal.SIGINT)
-    output, _ = command.communicate()
+    output = output_of(command)
     assert command.returncode == 130, output
     assert "checkpoint_step_6.pt is saved, and the next run continues from it" in output
     assert "stopped at step 6" in project.run("status", str(file))

@@ -15,6 +15,7 @@ import pytest
 
 from gpt_pipeline_tests.faults.aftermath import assert_as_undisturbed, processes, write_long
 from gpt_pipeline_tests.gate import Gate
+from gpt_pipeline_tests.hangs import output_of
 from gpt_pipeline_tests.projects import TinyProject, trainer_pids
 
 pytestmark = [
@@ -32,7 +33,7 @@ def gated(project: TinyProject, tmp_path: Path) -> tuple[TinyProject, Gate]:
 
 
 def _finish(run: subprocess.Popen[str]) -> str:
-    output, _ = run.communicate()
+    output = output_of(run)
     assert run.returncode == 0, output
     assert "Traceback" not in output, output
     return output
@@ -83,7 +84,7 @@ def test_run_disturbed_while_it_trains_ends_as_undisturbed(
     gate.wait(run)
     disturb(project, run)
     gate.open()
-    output, _ = run.communicate()
+    output = output_of(run)
     assert "Traceback" not in output, output
     assert disturb is not _suspend or run.returncode == 0, output
     print(output, project.run("run", "experiments/long.yaml"))
@@ -116,7 +117,7 @@ def test_experiment_file_edited_while_it_trains_changes_nothing_of_that_run(
     gate.wait(run)
     _edit_the_file(project, run)
     gate.open()
-    output, _ = run.communicate()
+    output = output_of(run)
     assert "Traceback" not in output, output
     _put_the_file_back(project)
     project.run("run", "experiments/long.yaml")
@@ -131,7 +132,7 @@ def test_two_runs_of_one_experiment_at_once_train_it_once(
     gate.wait(first)
     second = project.start("run", "experiments/long.yaml")
     gate.open()
-    outputs = [run.communicate()[0] for run in (first, second)]
+    outputs = [output_of(run) for run in (first, second)]
     assert first.returncode == 0, outputs[0]
     assert not any("Traceback" in output for output in outputs), "\n".join(outputs)
     print(project.run("run", "experiments/long.yaml"))

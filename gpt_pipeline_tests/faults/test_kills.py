@@ -19,6 +19,7 @@ from gpt_pipeline_tests.faults.aftermath import (
     wait_until_nothing_runs,
     weights,
 )
+from gpt_pipeline_tests.hangs import output_of
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.servers import dagster_pages, wait
 
@@ -81,7 +82,7 @@ def test_run_whose_processes_are_killed_at_random_moments_ends_as_undisturbed(
             run = project.start("run", "experiments/long.yaml", start_new_session=True)
             victim = _wait_for(project, OF_A_RUN[kind], or_until=lambda run=run: run.poll() is not None)
             print(kind, _kill(victim, after=random.uniform(0, 6)))
-            output, _ = run.communicate()
+            output = output_of(run)
             assert kind == "driver" or "Traceback" not in output, output
             wait_until_nothing_runs(project)
     print(project.run("run", "experiments/long.yaml"))

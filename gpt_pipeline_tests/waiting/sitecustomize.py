@@ -1,10 +1,13 @@
 """Python runs this at the start of each process that has this folder in PYTHONPATH: the trainer waits at a step.
 
 Which step, and for what, a test says in the environment: see `gate.py`. A test may also set the clock by the file
-CLOCK: of processes that start later, and of a trainer once it may go on.
+CLOCK: of processes that start later, and of a trainer once it may go on. Each process writes the stacks of its threads
+into a file of the folder STACKS when it gets SIGQUIT: see `hangs.py`.
 """
 
+import faulthandler
 import os
+import signal
 import sys
 import time
 
@@ -47,6 +50,13 @@ def _set_the_clock() -> None:
             time_machine.travel(time.time() + float(file.read()), tick=True).start()
 
 
+def _show_stacks(folder: str) -> None:
+    if os.path.isdir(folder) and hasattr(signal, "SIGQUIT"):
+        file = open(os.path.join(folder, str(os.getpid())), "a")  # noqa: SIM115 - for as long as the process lives
+        faulthandler.register(signal.SIGQUIT, file=file, all_threads=True)
+
+
+_show_stacks(os.environ.get("STACKS", ""))
 _set_the_clock()
 if "GATE_STEP" in os.environ and not _TRAINERS.isdisjoint(sys.orig_argv):
     _hold(int(os.environ["GATE_STEP"]), os.environ["GATE_REACHED"], os.environ["GATE_OPEN"])
