@@ -113,7 +113,9 @@ class Writer:
         self.end = None
         cache = KVCache(self.model.config, capacity=self.context_length)
         ids = torch.tensor([prompt], device=self.model.head_weight.device)
-        following = next_tokens(self.model, ids, cache, manner.pick)
+        with torch.inference_mode():
+            logits = self.model.forward_cached(ids, cache)
+        following = next_tokens(self.model, logits, cache, manner.pick)
         for _ in range(manner.max_new_tokens):
             token = next(following, None)
             if token is None or int(token) in self.tokenizer.ends:

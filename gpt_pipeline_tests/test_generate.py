@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN
-from gpt_pipeline.evaluation.generate import generate, greedy
+from gpt_pipeline.evaluation.generate import Generation, generate, greedy
+from gpt_pipeline.evaluation.sampling import Draws, Sampling
 from gpt_pipeline.model.architectures import make_model
+from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import LanguageModel
 
@@ -70,6 +72,28 @@ def test_generate_in_batches_equals_one_by_one(model: LanguageModel, batch_size:
     together = generate(model, asked, max_new_tokens=24, context_length=CONTEXT, batch_size=batch_size)
     alone = [generate(model, [prompt], max_new_tokens=24, context_length=CONTEXT)[0] for prompt in asked]
     assert together == alone
+
+
+def test_generate_reads_a_prompt_that_comes_often_once(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = prompts(3)
+    asked = [first, second, first, third, first, second]
+    alone = [_drawn(model, [prompt], first_key=place)[0] for place, prompt in enumerate(asked)]
+    read, through = [], model.forward_cached
+
+    def counted(ids: Tensor, cache: KVCache) -> Tensor:
+        read.append(ids.size(0))
+        return through(ids, cache)
+
+    monkeypatch.setattr(model, "forward_cached", counted)
+    assert _drawn(model, asked, first_key=0) == alone
+    assert len({text.tokens for text in alone}) == len(asked)  # each has draws of its own
+    assert read[:2] == [3, 6]
+
+
+def _drawn(model: LanguageModel, asked: list[list[int]], *, first_key: int) -> list[Generation]:
+    """Sample behind the prompts, by draws that are named by numbers from `first_key` on."""
+    draws = Draws([str(first_key + place) for place in range(len(asked))], Sampling(temperature=3.0), length=10)
+    return generate(model, asked, max_new_tokens=10, context_length=CONTEXT, draws=draws)
 
 
 def test_generate_stops_at_the_end_token_and_leaves_it_out(model: LanguageModel) -> None:

@@ -15,6 +15,7 @@ from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.data.tokens.tokenizer import gpt2
 from gpt_pipeline.errors import DataError, UserError
+from gpt_pipeline.evaluation.sampling import Sampling
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.progress.stages import data_progress
@@ -22,7 +23,7 @@ from gpt_pipeline.project import Project
 from gpt_pipeline.rl.candidates import Candidates, choose_candidates
 from gpt_pipeline.rl.prompts import Prompt, prompts_at, prompts_of
 from gpt_pipeline.rl.rewards import Question, reward_for, reward_of
-from gpt_pipeline.rl.rollouts import Sample, Tally, kept_answers, rows_of, target_log_probabilities
+from gpt_pipeline.rl.rollouts import RecordedDraws, Sample, Tally, kept_answers, rows_of, target_log_probabilities
 from gpt_pipeline.rl.stage import PromptsStage
 from gpt_pipeline_tests.rl_jobs import RL, prompt, undecided_model
 
@@ -90,6 +91,17 @@ def test_rows_without_an_answer_have_no_weight() -> None:
     rows = rows_of([])
     assert rows.inputs.shape == (1, 1)
     assert not rows.weights.any()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.6), Sampling(top_k=3), Sampling(top_p=0.7)])
+def test_recorded_draws_note_the_models_own_log_probabilities_of_what_was_drawn_first(sampling: Sampling) -> None:
+    logits = 3 * torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0))
+    draws = RecordedDraws(["a", "b", "c"], sampling, length=2)
+    places = [0, 1, 2], [1, 0, 1]
+    chosen, _ = draws.choose(logits[0], *places), draws.choose(logits[1], *places)
+    wanted = logits[0].log_softmax(1).gather(1, chosen[:, None])[:, 0].numpy()
+    np.testing.assert_allclose(draws.log_probabilities[places], wanted, atol=2e-6)
+    assert np.isnan(draws.log_probabilities).sum() == 3
 
 
 def test_target_log_probabilities_are_those_of_the_model() -> None:

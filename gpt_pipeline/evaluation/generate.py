@@ -113,13 +113,16 @@ def longest_prompt(*, max_new_tokens: int, context_length: int) -> int:
     return context_length - min(max_new_tokens, context_length // 2)
 
 
-def next_tokens(model: LanguageModel, ids: Tensor, cache: KVCache, pick: Pick) -> Iterator[Tensor]:
-    """Yield the tokens [B] that follow the prompts `ids` [B, T], step by step, until `cache` is full."""
-    while cache.length + ids.size(1) <= cache.capacity:
+def next_tokens(model: LanguageModel, logits: Tensor, cache: KVCache, pick: Pick) -> Iterator[Tensor]:
+    """Yield the tokens [B] that follow what `cache` holds and `logits` [B, V] stand behind, until the cache is full."""
+    while True:
         with torch.inference_mode():
-            chosen = pick(model.forward_cached(ids, cache))
+            chosen = pick(logits)
         yield chosen
-        ids = chosen[:, None]
+        if cache.length == cache.capacity:
+            return
+        with torch.inference_mode():
+            logits = model.forward_cached(chosen[:, None], cache)
 
 
 def _pick_of(batch: Sequence[_Sequence], draws: Draws) -> Pick:
@@ -149,19 +152,29 @@ def _advance(model: LanguageModel, batch: list[_Sequence], pick: Pick, ends: Seq
     The rows that are left start again with what they have, in a fuller batch with less padding. At least one row
     finishes: the longest has the least room, and it is the first to meet either bound.
     """
-    device = model.head_weight.device
-    lengths = torch.tensor([len(sequence.tokens) for sequence in batch], device=device)
-    longest = int(lengths.max())
     steps = max(sequence.limit - len(sequence.tokens) for sequence in batch)
-    capacity = min(longest + steps, model.config.context_length)
-    padding = longest - lengths
-    cache = KVCache(model.config, capacity=capacity, padding=padding if bool(padding.any()) else None)
-    ids = torch.tensor([[0] * (longest - len(sequence.tokens)) + sequence.tokens for sequence in batch], device=device)
-    for chosen in next_tokens(model, ids, cache, pick):
+    cache, logits = _read(model, [tuple(sequence.tokens) for sequence in batch], room=steps)
+    for chosen in next_tokens(model, logits, cache, pick):
         for sequence, token in zip(batch, chosen.tolist(), strict=True):
             _append(sequence, token, ends)
         if sum(not sequence.finished for sequence in batch) <= len(batch) // 2:
             break
+
+
+def _read(model: LanguageModel, texts: Sequence[tuple[int, ...]], *, room: int) -> tuple[KVCache, Tensor]:
+    """Return a cache of `texts` with `room` for more, and the logits [B, V] behind each; equal ones are read once."""
+    device, different = model.head_weight.device, list(dict.fromkeys(texts))
+    longest = max(map(len, different))
+    padding = torch.tensor([longest - len(text) for text in different], device=device)
+    capacity = min(longest + room, model.config.context_length)
+    cache = KVCache(model.config, capacity=capacity, padding=padding if bool(padding.any()) else None)
+    ids = torch.tensor([[0] * (longest - len(text)) + list(text) for text in different], device=device)
+    with torch.inference_mode():
+        logits = model.forward_cached(ids, cache)
+        if len(different) == len(texts):
+            return cache, logits
+        rows = [different.index(text) for text in texts]
+        return KVCache.of_rows(model.config, [(cache, row) for row in rows], room=room), logits[rows]
 
 
 def _append(sequence: _Sequence, token: int, ends: Sequence[int]) -> None:

@@ -41,22 +41,35 @@ class Sampling:
         p = self.top_p
         require(p is None or 0 < p < 1, "top_p", found=p, need="a number between 0 and 1, or null")
 
-    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """Return the tokens [B] at which the distribution functions of the rows of `logits` [B, V] pass `uniform` [B].
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the model's own distribution."""
+        return self.temperature == 1 and self.top_k is None and self.top_p is None
 
-        `uniform` lies in [0, 1).
-        """
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probability [B, V] of each token, given the model's `logits` [B, V]."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.temperature != 1:
+            logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.size(-1):
             least = logits.topk(self.top_k, dim=-1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
         if self.top_p is not None:
             logits = _nucleus(logits, self.top_p)
-        passed = logits.softmax(dim=-1).cumsum(dim=-1)
-        wanted = uniform.to(passed)[:, None] * passed[:, -1:]  # the sum is 1 but for rounding
-        # Rounding may also set `wanted` to the whole sum, which no token would pass.
-        wanted = torch.minimum(wanted, torch.nextafter(passed[:, -1:], torch.zeros_like(wanted)))
-        return torch.searchsorted(passed, wanted, right=True)[:, 0]
+        return logits.softmax(dim=-1)
+
+    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """Return a token [B] for each row of `logits` [B, V], by `uniform` [B] in [0, 1)."""
+        return chosen_by(self.probabilities(logits), uniform)
+
+
+def chosen_by(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Return the tokens [B] where the distribution functions of `probabilities` [B, V] pass `uniform` [B] in [0, 1)."""
+    passed = probabilities.cumsum(dim=-1)
+    wanted = uniform.to(passed)[:, None] * passed[:, -1:]  # the sum is 1 but for rounding
+    # Rounding may also set `wanted` to the whole sum, which no token would pass.
+    wanted = torch.minimum(wanted, torch.nextafter(passed[:, -1:], torch.zeros_like(wanted)))
+    return torch.searchsorted(passed, wanted, right=True)[:, 0]
 
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:
@@ -74,15 +87,21 @@ class Draws:
     def __init__(self, keys: Sequence[str], sampling: Sampling, *, length: int) -> None:
         """`keys` name the texts, one for each prompt; `length` is the most tokens of one."""
         self._uniform = np.stack([uniform(key, length) for key in keys]) if keys else np.empty((0, length))
-        self._sampling = sampling
+        self.sampling = sampling
 
     def choose(self, logits: Tensor, prompts: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Return a token [B] for each row of `logits` [B, V]: at `positions` in the texts behind `prompts`."""
+        return self.draw(logits, prompts, positions)[0]
+
+    def draw(self, logits: Tensor, prompts: Sequence[int], positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the same, and the probability [B] with which each token is drawn."""
         drawn = torch.from_numpy(self._uniform[list(prompts), list(positions)])
         device = logits.device
         if torch.are_deterministic_algorithms_enabled():
             logits = logits.cpu()  # no GPU adds up a row in a fixed order
-        return self._sampling.choose(logits, drawn.to(logits.device, torch.float32)).to(device)
+        probabilities = self.sampling.probabilities(logits)
+        chosen = chosen_by(probabilities, drawn.to(logits.device, torch.float32))
+        return chosen.to(device), probabilities.gather(1, chosen[:, None])[:, 0]
 
 
 def uniform(key: str, count: int) -> NDArray[np.float64]:

@@ -113,9 +113,13 @@ class RecordedDraws(Draws):
 
     def choose(self, logits: Tensor, prompts: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Return a token [B] for each row of `logits` [B, V], as `Draws.choose`."""
-        chosen = super().choose(logits, prompts, positions)
-        logits = logits.float()
-        found = (logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=1)).cpu().numpy()
+        chosen, probability = self.draw(logits, prompts, positions)
+        if self.sampling.is_plain:
+            likely = probability.log()
+        else:
+            logits = logits.float()
+            likely = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=1)
+        found = likely.cpu().numpy()
         places = list(prompts), list(positions)
         noted = self.log_probabilities[places]  # a text that is finished is drawn on, at its first position again
         self.log_probabilities[places] = np.where(np.isnan(noted), found, noted)
