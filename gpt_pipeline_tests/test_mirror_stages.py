@@ -2,27 +2,29 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import boto3
 import pytest
 
 from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.experiment.config import StorageConfig
+from gpt_pipeline.mirror import store as stores
 from gpt_pipeline.mirror.agent import Agent
 from gpt_pipeline.mirror.bring import bring_source, bring_stage
-from gpt_pipeline.mirror.lease import LeaseHeldError, acquire
+from gpt_pipeline.mirror.check import check_mirror
 from gpt_pipeline.mirror.order import Order, State, read_state_of, write_order, write_state
-from gpt_pipeline.mirror.store import MirrorError, Store, open_store
+from gpt_pipeline.mirror.store import MirrorError, open_store
 from gpt_pipeline.mirror.wait import wait_until_sent
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import Manifest, finished, record_file, verify
-from gpt_pipeline_tests.mirrors import S3, Clock, FailingStore, folder_mirror, s3_server
+from gpt_pipeline_tests.mirrors import S3, Clock, FailingStore, folder_mirror, listens, s3_server
+from gpt_pipeline_tests.servers import free_port, wait
 
 FINGERPRINT = "c" * 64
 STAGE = f"data/token_shards-{FINGERPRINT[:12]}"
@@ -150,6 +152,38 @@ def test_stage_brought_a_second_time_after_a_cut_keeps_what_is_there(tmp_path):
     read.clear()
     assert bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
     assert not any("train_000001.bin" in name for name in read)
+
+
+def test_stage_brought_after_a_cut_within_a_file_reads_the_rest_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "_PIECE_BYTES", 1000)
+    folder, store = make_stage(tmp_path / "a", size=10_000), FailingStore(folder_mirror(tmp_path / "mirror"))
+    send(tmp_path / "a", store.url)
+    name = f"{STAGE}/train_000001.bin"
+    requests: list[str] = []
+
+    def cut(asked: str) -> None:
+        requests.append(asked)
+        store.is_down = requests.count(name) > 10  # two of them open it
+
+    store.before = cut
+    with pytest.raises(MirrorError):
+        bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
+    store.before, store.is_down = lambda _: None, False
+    assert bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
+    assert store.read_from[name] == 8000
+    assert (tmp_path / "b" / STAGE / "train_000001.bin").read_bytes() == (folder / "train_000001.bin").read_bytes()
+    assert not list((tmp_path / "b").rglob("*.part"))
+
+
+def test_stage_whose_first_bytes_were_damaged_in_between_is_brought_from_its_beginning(tmp_path):
+    folder, store = make_stage(tmp_path / "a"), FailingStore(folder_mirror(tmp_path / "mirror"))
+    send(tmp_path / "a", store.url)
+    sha256 = record_file(folder / "train_000001.bin").sha256
+    (tmp_path / "b" / STAGE).mkdir(parents=True)
+    (tmp_path / "b" / STAGE / f".train_000001.bin.{sha256[:12]}.part").write_bytes(bytes(500))
+    assert bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
+    assert store.read_from[f"{STAGE}/train_000001.bin"] == 0
+    verify(finished(tmp_path / "b" / STAGE, FINGERPRINT))
 
 
 @pytest.mark.parametrize("evil", ["../../outside.bin", "/tmp/outside.bin", "C:\\outside.bin"])
@@ -315,22 +349,38 @@ def test_s3_bucket_that_does_not_exist_is_named(server):
         open_store("s3://no-such-bucket/prefix").sizes("data")
 
 
-def test_s3_lease_of_two_that_ask_at_once_goes_to_one(s3):
-    def ask(owner: str) -> int | str:
-        store: Store = open_store(s3)
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Return the certificate and the key of an authority, and server, of one's own."""
+    paths = folder / "own.pem", folder / "own.key"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*request, *names, "-out", paths[0], "-keyout", paths[1]], check=True, capture_output=True)
+    return paths
 
-        try:
-            lease = acquire(store, "Demo/training-x", owner=owner, say=lambda _: None, sleep=lambda _: time.sleep(0.2))
-        except LeaseHeldError:
-            return "held"
-        for _ in range(8):
-            time.sleep(0.2)
-            lease.renew()
-        return lease.term
 
-    with ThreadPoolExecutor(4) as pool:
-        outcomes = sorted(map(str, pool.map(ask, "abcd")))
-    assert outcomes == ["1", "held", "held", "held"]
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_s3_behind_a_certificate_of_ones_own_is_trusted_by_the_usual_variable(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "_S3_TRIES", 1)
+    monkeypatch.setattr(stores, "_S3_SETTINGS", {"retries": {"max_attempts": 1}})
+    pem, key = certificate(tmp_path)
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port), "-s", "-c", pem, "-k", key]
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**keys, "AWS_ENDPOINT_URL": f"https://127.0.0.1:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    with (tmp_path / "moto.log").open("wb") as log:
+        secured = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        wait(lambda: listens(port), seconds=60, what="moto's server")
+        boto3.client("s3", verify=str(pem)).create_bucket(Bucket="secured")
+        with pytest.raises(MirrorError, match=r"SSL|certificate"):
+            check_mirror("s3://secured/prefix")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(pem))
+        check_mirror("s3://secured/prefix")
+    finally:
+        secured.kill()
+        secured.wait()
 
 
 @pytest.mark.parametrize(
@@ -354,6 +404,7 @@ def test_mirror_address_that_cannot_be_one_is_refused(url, text):
     assert "ret@" not in str(error.value)
 
 
-def test_mirror_whose_library_is_missing_names_the_command_that_installs_it():
+def test_mirror_whose_library_is_missing_names_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(MirrorError, match=r"pip install -c constraints.txt 'gpt-pipeline\[gcs\]'"):
         open_store("gs://bucket/prefix")

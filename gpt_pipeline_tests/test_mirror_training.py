@@ -17,10 +17,11 @@ from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import BEST_NAME, checkpoint_path, list_checkpoints
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.mirror import lease as leases
+from gpt_pipeline.mirror import store as stores
 from gpt_pipeline.mirror.agent import Agent
 from gpt_pipeline.mirror.lease import acquire
 from gpt_pipeline.mirror.order import Order, agent_lock, is_sending, owner_of, read_state_of, write_order
-from gpt_pipeline.mirror.store import FolderStore
+from gpt_pipeline.mirror.store import FolderStore, MirrorError
 from gpt_pipeline.mirror.wait import wait_until_sent
 from gpt_pipeline.storage.lock import hold_lock
 from gpt_pipeline.training import mirroring
@@ -105,6 +106,31 @@ def test_mirror_finished_training_is_brought_and_not_trained_again(tmp_path):
     assert find_finished_training(b.folder, b.fingerprint).step == 12
     after = load_checkpoint(b.folder.checkpoints / BEST_NAME)
     assert after.step == before.step
+
+
+def test_mirror_training_whose_bringing_is_cut_off_brings_the_rest(tmp_path, monkeypatch, reference):
+    monkeypatch.setattr(stores, "_PIECE_BYTES", 10_000)
+    a, b = machine(tmp_path, "a"), machine(tmp_path, "b")
+    run(a, stop_at=6)
+    lose(a)
+    store, requests = FailingStore(b.mirror.mirror), []
+
+    def cut(name: str) -> None:
+        requests.append(name)
+        store.is_down = name.endswith("step_6.pt") and requests.count(name) > 10  # two of them open it
+
+    store.before = cut
+    monkeypatch.setattr(mirroring, "open_store", lambda url: store)
+    with pytest.raises(MirrorError, match="it is down"):
+        run(b)
+    store.before, store.is_down = lambda name: None, False
+
+    run(b)
+
+    [start] = [start for name, start in store.read_from.items() if name.endswith("step_6.pt")]
+    assert start == 80_000
+    assert_same_end(b, reference)
+    assert not list(b.folder.root.rglob("*.part"))
 
 
 @pytest.mark.slow

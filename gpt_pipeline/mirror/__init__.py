@@ -2,6 +2,7 @@
 
 address.py     the mirror that `storage.mirror` names: kinds of stores, what is refused
 store.py       a store's objects: put, get, list, remove, and create only if absent
+parts.py       large objects in parts, of which those that are there are not sent again
 names.py       where things lie in a mirror
 lease.py       one writer at a time for each training, in numbered terms
 order.py       what an experiment has in its folder for the mirror: what is to be sent, how far that is

@@ -102,6 +102,7 @@ class Agent:
         with beside(lambda ended: self._renew(lease, order, ended), name="mirror lease"):
             done = self._sent_all(store, order, lease)
         if done:
+            store.forget_parts(names.term_prefix(lease.training, lease.term))
             lease.release()
         return done
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,19 @@ from gpt_pipeline.errors import NewerFileError
 from gpt_pipeline.mirror import names
 from gpt_pipeline.mirror.lease import first_term
 from gpt_pipeline.mirror.store import Store, fetch
-from gpt_pipeline.storage.atomic import atomic_path, link_or_copy, parse_json, read_state, sha256_of
+from gpt_pipeline.storage.atomic import (
+    PARTIAL_SUFFIX,
+    atomic_path,
+    link_or_copy,
+    parse_json,
+    read_state,
+    sha256_of,
+)
+from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.manifest import FileRecord, finished, read_manifest
+from gpt_pipeline.storage.room import explained_full_disk
 
 Say = Callable[[str], None]
 
@@ -86,19 +94,20 @@ def bring_source(store: Store, base: Path, source: str, *, say: Say) -> bool:
     return True
 
 
-class _DamagedError(Exception):
-    """What arrived is not what was sent."""
-
-
 def _brought(store: Store, name: str, target: Path, record: FileRecord) -> bool:
-    """Bring one file; return False if what arrives is not what it should be."""
+    """Bring one file, from where an earlier attempt was cut off; return False if what arrives is something else."""
     if target.is_file() and target.stat().st_size == record.size and sha256_of(target) == record.sha256:
         return True  # an earlier attempt was cut off behind it
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{record.sha256[:SHORT]}{PARTIAL_SUFFIX}")
     for _ in range(_TRIES):
-        with suppress(_DamagedError), atomic_path(target) as temporary:
-            if fetch(store, name, temporary) != record:
-                raise _DamagedError
+        with explained_full_disk(target):
+            arrived = fetch(store, name, partial, goes_on=True)
+        if arrived == record:
+            with atomic_path(target) as temporary:
+                partial.replace(temporary)
             return True
+        partial.unlink()
     return False
 
 

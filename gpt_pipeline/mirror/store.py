@@ -15,12 +15,13 @@ from typing import IO, Any, Protocol
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.mirror.address import EXTRAS, FILE, KEY, folder_of, require_mirror, scheme_of
+from gpt_pipeline.mirror.parts import forget_parts, open_parts
 from gpt_pipeline.shown import without_password
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path, fsync_file, fsync_folder
 from gpt_pipeline.storage.manifest import FileRecord
 
 _PIECE_BYTES = 8 << 20  # at once in memory, and read from a bucket by one request
-_PART_BYTES = 16 << 20  # of an upload in parts; 10,000 of them at most: 160 GB an object
+_PART_BYTES = 16 << 20  # of an upload in parts, and in memory meanwhile; 10,000 of them at most: 160 GB an object
 _S3_SETTINGS = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 5, "mode": "standard"}}
 _S3_TRIES = 2  # of each such request, by s3fs: one to a network that swallows all takes about a minute to fail
 
@@ -39,7 +40,10 @@ class Store(Protocol):
     def url(self) -> str: ...
 
     def put(self, name: str, source: Path, *, each: Progress = lambda _: None) -> FileRecord:
-        """Send the file `source`; return size and sha256 of what was sent."""
+        """Send the file `source`; return size and sha256 of what is there.
+
+        Where the store can, a call after one that was cut off sends what is missing; `each` is told of that alone.
+        """
         ...
 
     def put_bytes(self, name: str, content: bytes) -> None:
@@ -50,8 +54,8 @@ class Store(Protocol):
         """Write a small object only if there is none of its name; return whether this call wrote it."""
         ...
 
-    def read(self, name: str) -> Iterator[bytes] | None:
-        """Return the object's content piece by piece, or None if there is no such object."""
+    def read(self, name: str, start: int = 0) -> Iterator[bytes] | None:
+        """Return the object's content from byte `start` on piece by piece, or None if there is no such object."""
         ...
 
     def get_bytes(self, name: str) -> bytes | None:
@@ -70,6 +74,10 @@ class Store(Protocol):
         """Remove objects, in this order; those that are not there are no failure."""
         ...
 
+    def forget_parts(self, prefix: str) -> None:
+        """Remove what uploads that nobody goes on with have left below `prefix/`."""
+        ...
+
 
 def open_store(url: str) -> Store:
     """Return the store at `url`; nothing is asked of it yet.
@@ -82,17 +90,19 @@ def open_store(url: str) -> Store:
     return FolderStore(url) if scheme_of(url) == FILE else BucketStore(url)
 
 
-def fetch(store: Store, name: str, target: Path) -> FileRecord | None:
+def fetch(store: Store, name: str, target: Path, *, goes_on: bool = False) -> FileRecord | None:
     """Write an object's content to `target`; return its size and sha256, or None if there is no such object.
+
+    If it `goes_on`, what `target` holds is taken for the object's beginning, and the rest is read.
 
     Raises:
         MirrorError: the store fails.
         OSError: this machine's disk does.
     """
-    pieces = store.read(name)
-    if pieces is None:
-        return None
-    with HashedFile(target) as file:
+    with HashedFile(target, goes_on=goes_on) as file:
+        pieces = store.read(name, file.size)
+        if pieces is None:
+            return None
         for piece in pieces:
             file.write(piece)
     return FileRecord(size=file.size, sha256=file.sha256)
@@ -129,13 +139,14 @@ class FolderStore:
             fsync_folder(path.parent)
         return True
 
-    def read(self, name: str) -> Iterator[bytes] | None:
+    def read(self, name: str, start: int = 0) -> Iterator[bytes] | None:
         with self._explained(name):
-            return self._pieces(name) if self._path(name).is_file() else None
+            return self._pieces(name, start) if self._path(name).is_file() else None
 
-    def _pieces(self, name: str) -> Iterator[bytes]:
+    def _pieces(self, name: str, start: int) -> Iterator[bytes]:
         with self._explained(name):
             file = self._path(name).open("rb")
+            file.seek(start)
         with file:
             while True:
                 with self._explained(name):
@@ -164,6 +175,9 @@ class FolderStore:
         for name in names:
             with self._explained(name):
                 self._path(name).unlink(missing_ok=True)
+
+    def forget_parts(self, prefix: str) -> None:
+        """Do nothing: a copy into a folder is whole or begins again."""
 
     def _path(self, name: str) -> Path:
         return self._root / name
@@ -195,45 +209,64 @@ class BucketStore:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._module, self._extra = EXTRAS[scheme_of(url)]
         self._files, root = self._opened()
         self._root = root.rstrip("/")
 
     def _opened(self) -> tuple[Any, str]:
-        module, extra = EXTRAS[scheme_of(self.url)]
+        module = self._module
         try:
             importlib.import_module(module)
             from fsspec.core import url_to_fs
         except ImportError as error:
             raise MirrorError(
                 f"{KEY}: found {self.url}, need the Python package {module} to reach it; "
-                f"pip install -c constraints.txt 'gpt-pipeline[{extra}]'"
+                f"pip install -c constraints.txt 'gpt-pipeline[{self._extra}]'"
             ) from error
         # Of no use to others: a listing or a session that is shared may be older than what another machine wrote.
         options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if module == "s3fs":
             options["config_kwargs"] = _S3_SETTINGS
         with self._explained("its configuration"):
+            if (
+                module == "gcsfs"
+            ):  # the class that fsspec takes asks for the bucket's kind first, at each start, by gRPC
+                from gcsfs.core import GCSFileSystem
+
+                files = GCSFileSystem(**options)
+                return files, str(files._strip_protocol(self.url))
             files, root = url_to_fs(self.url, **options)
         if module == "s3fs":
             files.retries = _S3_TRIES
         return files, str(root)
 
     def put(self, name: str, source: Path, *, each: Progress = lambda _: None) -> FileRecord:
+        with source.open("rb") as file:
+            content = file.read(_PART_BYTES)
+            if len(content) == _PART_BYTES:
+                record = self._put_parts(name, content, file, each)
+            else:
+                self.put_bytes(name, content)
+                each(len(content))
+                record = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        self._require_size(name, record.size)
+        return record
+
+    def _put_parts(self, name: str, content: bytes, rest: IO[bytes], each: Progress) -> FileRecord:
+        """Send `content` and the `rest` in parts; no store shows the object before the last one is there."""
         digest, size = hashlib.sha256(), 0
-        with source.open("rb") as file, self._explained(name):
-            # An upload that is not closed leaves no object: S3 shows one only when all of its parts are there.
-            sent = self._files.open(self._path(name), "wb", block_size=_PART_BYTES)
-            try:
-                while piece := file.read(_PIECE_BYTES):
-                    sent.write(piece)
-                    digest.update(piece)
-                    size += len(piece)
-                    each(len(piece))
-            except BaseException:
-                _abandon(sent)
-                raise
-            sent.close()
-        self._require_size(name, size)
+        with self._explained(name):
+            parts = open_parts(self._module, self._files, self._root, name)
+        while content:
+            with self._explained(name):
+                sent = parts.add(content)
+            digest.update(content)
+            size += len(content)
+            each(len(content) if sent else 0)
+            is_last = len(content) < _PART_BYTES  # the file may have grown since this was read
+            content = b"" if is_last else rest.read(_PART_BYTES)
+        with self._explained(name):
+            parts.complete()
         return FileRecord(size=size, sha256=digest.hexdigest())
 
     def put_bytes(self, name: str, content: bytes) -> None:
@@ -249,18 +282,18 @@ class BucketStore:
             return self.get_bytes(name) == content
         return True
 
-    def read(self, name: str) -> Iterator[bytes] | None:
+    def read(self, name: str, start: int = 0) -> Iterator[bytes] | None:
         try:
             with self._explained(name, passing=(FileNotFoundError,)):
                 size = int(self._files.info(self._path(name))["size"])
         except FileNotFoundError:
             return None
-        return self._pieces(name, size)
+        return self._pieces(name, start, size)
 
-    def _pieces(self, name: str, size: int) -> Iterator[bytes]:
-        for start in range(0, size, _PIECE_BYTES):
+    def _pieces(self, name: str, start: int, size: int) -> Iterator[bytes]:
+        for first in range(start, size, _PIECE_BYTES):
             with self._explained(name):
-                piece = bytes(self._files.cat_file(self._path(name), start=start, end=min(size, start + _PIECE_BYTES)))
+                piece = bytes(self._files.cat_file(self._path(name), start=first, end=min(size, first + _PIECE_BYTES)))
             yield piece
 
     def get_bytes(self, name: str) -> bytes | None:
@@ -288,6 +321,10 @@ class BucketStore:
             except FileNotFoundError:
                 continue
 
+    def forget_parts(self, prefix: str) -> None:
+        with self._explained(prefix):
+            forget_parts(self._module, self._files, self._root, prefix)
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
@@ -305,14 +342,6 @@ class BucketStore:
             if isinstance(error, (MirrorError, *passing)):
                 raise
             raise MirrorError(f"the mirror {self.url} fails at {name}: {_reason(error)}") from error
-
-
-def _abandon(sent: Any) -> None:
-    """Have a half-sent object forgotten; what fails at that leaves parts that the store's own rules remove."""
-    try:
-        sent.discard()
-    except Exception:
-        sent.closed = True  # else the library completes it when the object is collected
 
 
 def _reason(error: Exception) -> str:

@@ -27,6 +27,9 @@ from gpt_pipeline.storage.shape import require_shape
 _Value = TypeVar("_Value")
 _logger = logging.getLogger(__name__)
 
+PARTIAL_SUFFIX = ".part"
+"""Of a file that is still being brought; who brings it goes on with it after a cut."""
+
 _TEMPORARY_SUFFIX = ".tmp"
 _READ_BYTES = 1 << 20
 _PATIENCE_SECONDS = 5
@@ -60,13 +63,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 class HashedFile(io.RawIOBase):
-    """A file that is written from beginning to end and hashed as it is written."""
+    """A file that is written from beginning to end and hashed as it is written.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+    One that `goes_on` keeps what `path` holds, and counts and hashes that too.
+    """
+
+    def __init__(self, path: Path, *, goes_on: bool = False) -> None:
+        self._file = path.open("ab" if goes_on else "wb")
         self._digest = hashlib.sha256()
         self.size = 0
         self.error: OSError | None = None
+        if goes_on:
+            with path.open("rb") as before:
+                while piece := before.read(_READ_BYTES):
+                    self._digest.update(piece)
+                    self.size += len(piece)
 
     def writable(self) -> bool:
         return True
@@ -366,8 +377,9 @@ def sha256_of(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove temporary files that killed processes left in `folder`; call it only while holding its lock."""
-    leftovers = sorted(folder.glob(f".*{_TEMPORARY_SUFFIX}")) if folder.is_dir() else []
+    """Remove unfinished files that killed processes left in `folder`; call it only while holding its lock."""
+    suffixes = (_TEMPORARY_SUFFIX, PARTIAL_SUFFIX)
+    leftovers = sorted(path for path in folder.glob(".*") if path.suffix in suffixes) if folder.is_dir() else []
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)
     return leftovers

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
+from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints, manifest_path
 from gpt_pipeline.mirror import names
 from gpt_pipeline.mirror.bring import bring_training, look
 from gpt_pipeline.mirror.lease import LeaseHeldError, acquire
@@ -29,7 +29,7 @@ from gpt_pipeline.mirror.order import (
     write_state,
 )
 from gpt_pipeline.mirror.store import MirrorError, Store, open_store
-from gpt_pipeline.storage.atomic import fsync_folder, parse_json
+from gpt_pipeline.storage.atomic import PARTIAL_SUFFIX, fsync_folder, parse_json, remove_leftovers
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import beside
 from gpt_pipeline.training.decision import MARKER_NAME, Demand, decide_start
@@ -145,19 +145,35 @@ def bring_newer(store: Store, folder: ExperimentFolder, fingerprint: str, *, is_
     copy = look(store, names.training_prefix(folder.root.name, fingerprint))
     is_other = is_other or _is_outdated(folder, fingerprint, copy.first_term)
     step = -1 if is_other else _newest_step(folder, fingerprint)
-    if copy.newest_step <= step:
-        return False
     incoming = ExperimentFolder(root=folder.root / "mirror" / "incoming")
-    if incoming.root.exists():
-        shutil.rmtree(incoming.root)  # of an attempt that was cut off
+    if copy.newest_step <= step:
+        shutil.rmtree(incoming.root, ignore_errors=True)  # of an attempt that was cut off, and is no longer needed
+        return False
+    _remove_but_data(incoming)
     if bring_training(store, copy, incoming, fingerprint, newer_than=step, say=say) is None:
         say(f"The mirror {store.url} has no valid checkpoint of this training that is newer than what is here.")
         return False
     before = Demand.read(folder)
     is_other = is_other or (before is not None and before.fingerprint != fingerprint)
     move_aside(folder, _OTHER if is_other else _CONTINUED, say)
+    _remove_unfinished(incoming)
     _move_into(folder.root, incoming.root)
     return True
+
+
+def _remove_but_data(incoming: ExperimentFolder) -> None:
+    """Remove what an attempt that was cut off has left, but for checkpoints' bytes, which are compared when needed."""
+    for path in incoming.root.rglob("*"):
+        if path.is_file() and path.suffix not in (".pt", PARTIAL_SUFFIX):
+            path.unlink()
+
+
+def _remove_unfinished(incoming: ExperimentFolder) -> None:
+    """Remove checkpoints that an earlier attempt has brought, or begun to, and that are not of this one."""
+    remove_leftovers(incoming.checkpoints)
+    for path in incoming.checkpoints.glob("*.pt"):
+        if not manifest_path(path).is_file():
+            path.unlink()
 
 
 def _move_into(target: Path, source: Path) -> None:

@@ -1,0 +1,190 @@
+"""Large objects, sent in parts: those that a store has of an upload that was cut off are not sent again.
+
+A part counts as there if the store tells the digest of its bytes, so nothing about an upload is kept on this machine,
+and another process, or another machine with the same file, goes on with it. No store shows the object before all of
+its parts are put together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+_logger = logging.getLogger(__name__)
+_PARTS = ".parts"
+_COMPOSED = 32  # objects that Google Cloud Storage puts together at once
+
+
+class Parts(Protocol):
+    """One object that is being sent. Its methods raise what the store's library raises."""
+
+    def add(self, content: bytes) -> bool:
+        """Have the next part in the store; return whether its bytes had to be sent."""
+        ...
+
+    def complete(self) -> None:
+        """Make the object of the parts, in place of one that is there."""
+        ...
+
+
+def open_parts(module: str, files: Any, root: str, name: str) -> Parts:
+    """Return the upload of the object `name` in the folder `root` of a store, which `module` speaks to."""
+    match module:
+        case "s3fs":
+            return _S3Parts(files, f"{root}/{name}")
+        case "gcsfs":
+            return _GoogleParts(files, f"{root}/{name}", folder=f"{root}/{_PARTS}/{name}")
+        case "adlfs":
+            return _AzureParts(files, f"{root}/{name}")
+    raise ValueError(f"found {module!r}, need s3fs, gcsfs or adlfs")
+
+
+def forget_parts(module: str, files: Any, root: str, prefix: str) -> None:
+    """Remove the parts of unfinished uploads below `prefix`. Azure does it by itself, after a week."""
+    match module:
+        case "s3fs":
+            for place in _unfinished(files, f"{root}/{prefix}/"):
+                files.call_s3("abort_multipart_upload", **place)
+        case "gcsfs":
+            _remove_folder(files, f"{root}/{_PARTS}/{prefix}")
+
+
+class _S3Parts:
+    """By S3's multipart upload, whose parts bear their MD5 unless they are encrypted with a key of KMS."""
+
+    def __init__(self, files: Any, path: str) -> None:
+        self._files = files
+        bucket, key, _ = files.split_path(path)
+        found = [each for each in _unfinished(files, path) if each["Key"] == key]
+        self._place = found[-1] if found else self._begun({"Bucket": bucket, "Key": key})
+        self._there = self._listed() if found else {}
+        self._done: list[dict[str, Any]] = []
+
+    def _begun(self, place: dict[str, str]) -> dict[str, str]:
+        return {**place, "UploadId": self._files.call_s3("create_multipart_upload", **place)["UploadId"]}
+
+    def _listed(self) -> dict[int, str]:
+        tags: dict[int, str] = {}
+        page: dict[str, Any] = {"IsTruncated": True}
+        while page["IsTruncated"]:
+            page = self._files.call_s3("list_parts", **self._place, PartNumberMarker=max(tags, default=0))
+            tags |= {each["PartNumber"]: each["ETag"] for each in page.get("Parts", ())}
+        return tags
+
+    def add(self, content: bytes) -> bool:
+        number = len(self._done) + 1
+        tag = self._there.get(number)
+        is_there = tag is not None and tag.strip('"') == hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if not is_there:
+            tag = self._files.call_s3("upload_part", **self._place, PartNumber=number, Body=content)["ETag"]
+        self._done.append({"PartNumber": number, "ETag": tag})
+        return not is_there
+
+    def complete(self) -> None:
+        self._files.call_s3("complete_multipart_upload", **self._place, MultipartUpload={"Parts": self._done})
+
+
+def _unfinished(files: Any, path: str) -> list[dict[str, str]]:
+    """Return the multipart uploads of objects whose path begins with `path`, the newest last."""
+    bucket, key, _ = files.split_path(path)
+    found: list[Any] = []
+    page: dict[str, Any] = {"IsTruncated": True}
+    try:
+        while page["IsTruncated"]:
+            after = {"KeyMarker": page["NextKeyMarker"]} if page.get("NextKeyMarker") else {}
+            after |= {"UploadIdMarker": page["NextUploadIdMarker"]} if page.get("NextUploadIdMarker") else {}
+            page = files.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key, **after)
+            found += page.get("Uploads", ())
+    except PermissionError as error:
+        _logger.warning(
+            "uploads that were cut off begin again: they cannot be listed (%s); allow s3:ListBucketMultipartUploads "
+            "and s3:ListMultipartUploadParts",
+            error,
+        )
+    found = sorted((each for each in found if each["Key"].startswith(key)), key=lambda each: each["Initiated"])
+    return [{"Bucket": bucket, "Key": each["Key"], "UploadId": each["UploadId"]} for each in found]
+
+
+class _AzureParts:
+    """By blocks, which Azure keeps apart from the blob, for a week, until they are committed."""
+
+    def __init__(self, files: Any, path: str) -> None:
+        self._files = files
+        self._container, self._blob, _ = files.split_path(path)
+        self._there = frozenset(self._asked(self._uncommitted))
+        self._done: list[str] = []
+
+    def _asked(self, ask: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
+        from fsspec.asyn import sync
+
+        async def asked() -> Any:
+            async with self._files.service_client.get_blob_client(self._container, self._blob) as client:
+                return await ask(client, *arguments)
+
+        return sync(self._files.loop, asked)
+
+    @staticmethod
+    async def _uncommitted(client: Any) -> list[str]:
+        from azure.core.exceptions import ResourceNotFoundError
+
+        try:
+            _, blocks = await client.get_block_list("uncommitted")
+        except ResourceNotFoundError:
+            return []
+        return [block.id for block in blocks]
+
+    def add(self, content: bytes) -> bool:
+        name = _part_name(len(self._done) + 1, content)
+        self._done.append(name)
+        if name in self._there:
+            return False
+        self._asked(lambda client: client.stage_block(name, content, length=len(content)))
+        return True
+
+    def complete(self) -> None:
+        from azure.storage.blob import BlobBlock
+
+        blocks = [BlobBlock(name) for name in self._done]
+        self._asked(lambda client: client.commit_block_list(blocks))
+
+
+class _GoogleParts:
+    """By objects of their own, which Google Cloud Storage puts together without their bytes passing through here.
+
+    Its resumable uploads need an address to be kept that whoever reads it can write to.
+    """
+
+    def __init__(self, files: Any, path: str, *, folder: str) -> None:
+        self._files = files
+        self._path = path
+        self._folder = folder
+        self._there = frozenset(files.find(folder))
+        self._done: list[str] = []
+
+    def add(self, content: bytes) -> bool:
+        path = f"{self._folder}/{_part_name(len(self._done) + 1, content)}"
+        self._done.append(path)
+        if path in self._there:
+            return False
+        self._files.pipe_file(path, content)
+        return True
+
+    def complete(self) -> None:
+        paths, together = self._done, f"{self._folder}/together"
+        while len(paths) > _COMPOSED:
+            self._files.merge(together, paths[:_COMPOSED])
+            paths = [together, *paths[_COMPOSED:]]
+        self._files.merge(self._path, paths)
+        _remove_folder(self._files, self._folder)
+
+
+def _remove_folder(files: Any, folder: str) -> None:
+    for path in files.find(folder):
+        files.rm_file(path)
+
+
+def _part_name(number: int, content: bytes) -> str:
+    """Return a name that is the same for the same bytes at the same place; all names are of one length."""
+    return f"{number:05d}-{hashlib.blake2b(content, digest_size=16).hexdigest()}"
