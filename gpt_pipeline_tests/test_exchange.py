@@ -92,7 +92,11 @@ def checkpoint(of: Experiment, step: int = 3, *, tokenizer: Tokenizer | None = N
         progress=Progress(step=step, tokens_seen=step * 64, seconds=1.0, train_loss=2.5),
         fingerprint="f" * 64,
         shards_fingerprint="5" * 64,
-        settings={"data.max_length": 16, "training.learning_rate": 0.001},
+        settings={
+            "data.max_length": 16,
+            "training.learning_rate": 0.001,
+            **({} if tokenizer is None else {"data.tokenizer": tokenizer.identity}),
+        },
         tokenizer=tokenizer.file if tokenizer else None,
     )
     return save_checkpoint(folder, snapshot)

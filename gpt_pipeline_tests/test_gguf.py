@@ -1,4 +1,4 @@
-"""Exports for llama.cpp: what is in the file, and, where llama-cpp-python is installed, what llama.cpp makes of it."""
+"""Exports for llama.cpp: what is in the file, and, what llama.cpp makes of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from gpt_pipeline.checkpoints.load import load_checkpoint, load_model
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
@@ -23,6 +24,7 @@ from gpt_pipeline.exchange.gguf import Dtype
 from gpt_pipeline.exchange.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from gpt_pipeline.exchange.ollama import modelfile
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline_tests.llama_server import LlamaServer, llama_server
 from gpt_pipeline_tests.test_exchange import LLAMA, checkpoint, experiment, own_tokenizer
 
 GPT2 = {"qkv_bias": True, "n_layer": 2, "n_head": 2, "n_embd": 32}
@@ -224,58 +226,64 @@ def test_modelfile_of_texts_passes_the_prompt_on() -> None:
     )
 
 
-needs_llama_cpp = pytest.mark.skipif(
-    importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed, which a compiler builds"
-)
-
-
-def loaded(path: Path) -> Any:
-    import llama_cpp
-
-    return llama_cpp.Llama(str(path), n_ctx=24, logits_all=True, verbose=False, type_k=0, type_v=0, n_threads=1)  # f32
-
-
 @pytest.mark.slow
-@needs_llama_cpp
 @pytest.mark.parametrize("model", SHAPES, ids=str)
 def test_llama_cpp_gives_the_same_log_probabilities(tmp_path: Path, model: dict[str, Any]) -> None:
     _, info, path = exported(tmp_path, **model)
-    theirs, (ours, _) = loaded(path), load_model(info.path)
+    ours, _ = load_model(info.path)
     ids = torch.randint(0, VOCAB_SIZE, (20,), generator=torch.Generator().manual_seed(1))
-    theirs.eval(ids.tolist())
-    found = torch.tensor(np.array(theirs.scores[:20])).log_softmax(-1)
     with torch.inference_mode():
         needed = ours(ids[None])[0].log_softmax(-1)
-    assert (found - needed).abs().max() < 5e-3  # llama.cpp looks GELU up in a table of float16
+    with llama_server(path) as theirs:
+        for length in (1, 2, 11, 20):
+            found = log_probabilities(theirs, ids[:length].tolist())
+            # llama.cpp looks GELU up in a table of float16.
+            assert (found - needed[length - 1, : len(found)]).abs().max() < 5e-3
     assert needed.std() > 0.5
 
 
+def log_probabilities(server: LlamaServer, ids: list[int]) -> Tensor:
+    """Return those of each token that may follow `ids`, as the server gives them: [V]."""
+    wanted = {"n_predict": 1, "n_probs": VOCAB_SIZE, "temperature": 0, "cache_prompt": False}
+    (answer,) = server.ask("/completion", {"prompt": ids, **wanted})["completion_probabilities"]
+    found = {each["id"]: each["logprob"] for each in answer["top_logprobs"]}
+    return torch.tensor([found[token] for token in range(len(found))])
+
+
 @pytest.mark.slow
-@needs_llama_cpp
 @pytest.mark.parametrize("own", [None, OWN], ids=["gpt2", "own"])
 def test_llama_cpp_gives_the_ids_of_training(tmp_path: Path, own: Tokenizer | None) -> None:
     tokenizer = own or gpt2()
     _, _, path = exported(tmp_path, tokenizer=own)
-    theirs = loaded(path)
-    for text in TEXTS:
-        ids = tokenizer.encode(text)
-        assert theirs.tokenize(text.encode(), add_bos=False, special=False) == ids
-        assert theirs.tokenize(text.encode(), special=False) == [tokenizer.eot_token, *ids]
-    assert theirs.tokenize(tokenizer.eot.encode(), add_bos=False, special=True) == [tokenizer.eot_token]
-    assert (theirs.token_bos(), theirs.token_eos()) == (tokenizer.eot_token, tokenizer.eot_token)
+    with llama_server(path) as theirs:
+
+        def ids_of(text: str, **options: bool) -> list[int]:
+            answer = theirs.ask("/tokenize", {"content": text, "parse_special": False, **options})
+            return [int(token) for token in answer["tokens"]]
+
+        for text in TEXTS:
+            ids = tokenizer.encode(text)
+            assert ids_of(text) == ids
+            assert ids_of(text, add_special=True) == [tokenizer.eot_token, *ids]
+        assert ids_of(tokenizer.eot, parse_special=True) == [tokenizer.eot_token]
 
 
 @pytest.mark.slow
-@needs_llama_cpp
-def test_llama_cpp_answers_a_conversation_by_the_template(tmp_path: Path) -> None:
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-    _, _, path = exported(tmp_path)
-    theirs = loaded(path)
-    formatter = Jinja2ChatFormatter(
-        template=theirs.metadata["tokenizer.chat_template"], eos_token="<|endoftext|>", bos_token="<|endoftext|>"
-    )
-    prompt = formatter(messages=[{"role": "user", "content": "Why?"}]).prompt
-    assert prompt == "<|endoftext|>Q: Why?\n\nReasoning:\n"
-    answer = theirs.create_chat_completion([{"role": "user", "content": "Why?"}], max_tokens=3, temperature=0)
-    assert answer["usage"]["prompt_tokens"] == 1 + len(gpt2().encode("Q: Why?\n\nReasoning:\n"))
+@pytest.mark.parametrize("form", ["plain", "chatml"])
+def test_llama_cpp_asks_for_the_reasoning_that_documents_have(tmp_path: Path, form: str) -> None:
+    tokenizer = gpt2() if form == "plain" else with_turns(gpt2())
+    one = experiment(tmp_path, tokenizer=f"gpt2, template: {form}")
+    export_gguf(one, checkpoint(one, tokenizer=tokenizer).path, tmp_path / "gguf", dtype="f32")
+    asked = {"messages": [{"role": "user", "content": "Why?"}]}
+    prompt = {
+        "plain": "Q: Why?\n\nReasoning:\n",
+        "chatml": "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n",
+    }[form]
+    with llama_server(tmp_path / "gguf/model.gguf") as theirs:
+        assert theirs.ask("/apply-template", asked)["prompt"] == prompt
+        at_once = {**asked, "chat_template_kwargs": {"enable_thinking": False}}
+        assert theirs.ask("/apply-template", at_once)["prompt"] == prompt.removesuffix("<think>\n")
+        answer = theirs.ask("/v1/chat/completions", {**asked, "max_tokens": 3, "temperature": 0})
+    for mark, name in zip(tokenizer.marks, ("<|im_start|>", "<|im_end|>"), strict=False):
+        prompt = prompt.replace(name, mark)
+    assert answer["usage"]["prompt_tokens"] == 1 + len(tokenizer.encode(prompt))

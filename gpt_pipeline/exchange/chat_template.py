@@ -14,13 +14,13 @@ from gpt_pipeline.exchange.tokenizer_files import special_names
 _REFUSED_ROLE = "{{ raise_exception('need the role system, user or assistant, found ' + message.role) }}"
 
 
-def chat_template(data: DataConfig, tokenizer: Tokenizer) -> str | None:
+def chat_template(data: DataConfig, tokenizer: Tokenizer, *, always_reasons: bool = False) -> str | None:
     """Return the template whose text has the tokens of training; None where documents are no questions.
 
     Messages have `role` and `content`; that of the assistant may have `reasoning_content`. The generation prompt ends
-    where the model has to go on: with its reasoning, if documents have one and `enable_thinking` is not false, else
-    with its answer. A blank system message or reasoning is left out, as in documents. A message that names a special
-    token is refused: in documents the name is text, but `transformers` would make it the token.
+    where the model has to go on: with its reasoning, if documents have one and `enable_thinking` is not false, or
+    `always_reasons`; else with its answer. A blank system message or reasoning is left out, as in documents. A message
+    that names a special token is refused: in documents the name is text, but `transformers` would make it the token.
     """
     if not has_questions(data):
         return None
@@ -28,7 +28,9 @@ def chat_template(data: DataConfig, tokenizer: Tokenizer) -> str | None:
         return _chatml_template(data, tokenizer)
     answer = begun = json.dumps(ANSWER_MARK.rstrip(" "))
     if has_reasoning(data):
-        begun = f"{answer} if enable_thinking is defined and not enable_thinking else {json.dumps(REASONING_MARK)}"
+        begun = json.dumps(REASONING_MARK)
+        if not always_reasons:
+            begun = f"{answer} if enable_thinking is defined and not enable_thinking else {begun}"
     system, user, assistant = (json.dumps(MARKS[role]) for role in ("system", "user", "assistant"))
     reasoning = json.dumps(REASONING_MARK.removeprefix(BETWEEN))
     return (

@@ -58,9 +58,8 @@ class _Model:
     def max_length(self) -> int:
         return trained_length(self.experiment, self.info)
 
-    @property
-    def chat_template(self) -> str | None:
-        return chat_template(self.experiment.config.data, self.tokenizer)
+    def chat_template(self, *, always_reasons: bool = False) -> str | None:
+        return chat_template(self.experiment.config.data, self.tokenizer, always_reasons=always_reasons)
 
     def card(self, dtype: Dtype | None = None) -> str:
         return model_card(
@@ -119,13 +118,14 @@ def _export(
 def _write_hugging_face(folder: Path, model: _Model) -> None:
     _write_model(folder, model.snapshot, model.tokenizer)
     write_json(folder / "generation_config.json", _generation(model.tokenizer, model.max_length))
-    write_tokenizer(folder, model.tokenizer, max_length=model.max_length, chat_template=model.chat_template)
+    write_tokenizer(folder, model.tokenizer, max_length=model.max_length, chat_template=model.chat_template())
     write_text(folder / CARD_NAME, model.card())
 
 
 def _write_gguf(folder: Path, model: _Model, *, dtype: Dtype) -> None:
     require_gguf(model.info.model)
-    template = model.chat_template
+    # llama.cpp sets `enable_thinking` to false where it does not recognize how reasoning is marked: in plain documents.
+    template = model.chat_template(always_reasons=not model.tokenizer.marks)
     tokenizer = gguf_tokenizer(model.tokenizer, max_length=model.max_length, chat_template=template)
     shape = model.info.model
     name = model.experiment.display_name
