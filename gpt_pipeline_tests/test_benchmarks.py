@@ -23,57 +23,33 @@ training: {batch_size: 2, max_steps: 8, warmup_steps: 0}
 storage: {base_folder: storage}
 hardware: {device: cpu}
 """
+_ARGUMENTS = {
+    "cpu_step": "--layers 1 --length 32 --turns 1 --threads 1 --eager-only",
+    "cpu_products": "--turns 1",
+    "sft_step": "--layers 1 --width 48 --length 32 --turns 1 --threads 1",
+    "rollouts": "--layers 1 --width 64 --prompts 2 --samples 2 --new-tokens 3 --threads 1",
+    "cuda_step": "--tiny --turns 1 --steps 2",
+    "checkpoint_stall": "--layers 1 --width 64 --length 16 --sequences 1 --saves 2 --steps 1 --device cpu",
+    "mirror_stall": "--layers 1 --width 64 --length 16 --sequences 1 --sends 2 --steps 2 --device cpu",
+    "muon": "--layers 1 --width 32 --turns 1",
+    "recipes": "{experiment} --results {folder}/runs.jsonl --seeds 1 --turns 1 --only GPT-2,\\ Muon\\ as\\ it\\ was",
+    "tokens": "--rows 2000 --turns 1",
+    "batches": "--tokens 3000000 --read-bytes 1e6 --turns 1",
+    "english": "--rows 3000 --turns 1 --workers 1",
+    "data_memory": "--small 1000 --large 2000",
+    "near_duplicates": "--rows 1000",
+    "own_data": "--rows 3000 --turns 1 --workers 1",
+    "scale": "--experiments 2 --checkpoints 2 --files 10 --times 2",
+    "serving": "--layers 1 --requests 3 --new-tokens 3 --turns 1 --threads 1",
+}
 
 
-@pytest.mark.parametrize(
-    ("module", "arguments"),
-    [
-        ("cpu_step", "--layers 1 --length 32 --turns 1 --threads 1 --eager-only"),
-        ("cpu_products", "--turns 1"),
-        ("sft_step", "--layers 1 --width 48 --length 32 --turns 1 --threads 1"),
-        ("rollouts", "--layers 1 --width 64 --prompts 2 --samples 2 --new-tokens 3 --threads 1"),
-        ("cuda_step", "--tiny --turns 1 --steps 2"),
-        ("checkpoint_stall", "--layers 1 --length 16 --sequences 1 --saves 2 --steps 1 --device cpu"),
-        ("mirror_stall", "--layers 1 --length 16 --sequences 1 --sends 2 --steps 2 --device cpu"),
-        ("muon", "--layers 1 --width 32 --turns 1"),
-        (
-            "recipes",
-            "{experiment} --results {folder}/runs.jsonl --seeds 1 --turns 1 --only GPT-2,\\ Muon\\ as\\ it\\ was",
-        ),
-        ("tokens", "--rows 2000 --turns 1"),
-        ("batches", "--tokens 3000000 --read-bytes 1e6 --turns 1"),
-        ("english", "--rows 3000 --turns 1 --workers 1"),
-        ("data_memory", "--small 1000 --large 2000"),
-        ("near_duplicates", "--rows 1000"),
-        ("own_data", "--rows 3000 --turns 1 --workers 1"),
-        ("scale", "--experiments 2 --checkpoints 2 --files 10 --times 2"),
-        ("serving", "--layers 1 --requests 3 --new-tokens 3 --turns 1 --threads 1"),
-    ],
-    ids=[
-        "cpu_step",
-        "cpu_products",
-        "sft_step",
-        "rollouts",
-        "cuda_step",
-        "checkpoint_stall",
-        "mirror_stall",
-        "muon",
-        "recipes",
-        "tokens",
-        "batches",
-        "english",
-        "data_memory",
-        "near_duplicates",
-        "own_data",
-        "scale",
-        "serving",
-    ],
-)
+@pytest.mark.parametrize("module", _ARGUMENTS)
 @pytest.mark.slow
-def test_benchmark_prints_a_ratio(module, arguments, tmp_path):
+def test_benchmark_prints_a_ratio(module, tmp_path):
     experiment = tmp_path / "tiny.yaml"
     experiment.write_text(_TINY, encoding="utf-8")
-    filled = shlex.split(arguments.format(experiment=experiment, folder=tmp_path))
+    filled = shlex.split(_ARGUMENTS[module].format(experiment=experiment, folder=tmp_path))
     command = [sys.executable, "-m", f"benchmarks.{module}", *filled]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
