@@ -22,7 +22,7 @@ from gpt_pipeline.checkpoints.manifest import (
 from gpt_pipeline.checkpoints.snapshot import Snapshot, weights_sha256
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer, as_identified, gpt2, read_tokenizer
 from gpt_pipeline.errors import DamagedFileError, UserError
-from gpt_pipeline.model.architectures import make_model
+from gpt_pipeline.model.architectures import make_empty_model
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.model.vocabulary import with_new_tokens
 from gpt_pipeline.storage.atomic import sha256_of
@@ -179,8 +179,7 @@ def load_with_average(
 
 
 def _model_of(snapshot: Snapshot, device: str | torch.device) -> LanguageModel:
-    with torch.device("meta"):  # so that no initial weights and no random numbers are drawn
-        model = make_model(snapshot.model_config)
+    model = make_empty_model(snapshot.model_config)
     model.load_state_dict(dict(snapshot.model), assign=True)
     model.requires_grad_(False).to(device).eval()
     return model

@@ -10,7 +10,7 @@ from torch import Tensor
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.gpt2 import GPT2Layout
 from gpt_pipeline.exchange.layout import Layout
-from gpt_pipeline.model.architectures import make_model
+from gpt_pipeline.model.architectures import make_empty_model
 from gpt_pipeline.model.config import ModelConfig
 
 _HEAD = "lm_head.weight"
@@ -42,8 +42,7 @@ def our_weights(weights: Mapping[str, Tensor], model: ModelConfig, *, source: ob
         found = layout.ours(named, model)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    with torch.device("meta"):
-        needed = {name: tensor.shape for name, tensor in make_model(model).named_parameters()}
+    needed = {name: tensor.shape for name, tensor in make_empty_model(model).named_parameters()}
     for name in sorted(needed.keys() | found.keys()):
         _require_weight(name, found.get(name), needed.get(name), source=source)
     return {name: found[name].float() for name in needed}

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -30,7 +29,7 @@ from gpt_pipeline.exchange.tokenizer_files import folder_tokenizer
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.start_from import note_source, source_of, start_checkpoint, weights_path
 from gpt_pipeline.experiment.template import written
-from gpt_pipeline.model.architectures import make_model
+from gpt_pipeline.model.architectures import make_empty_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.config_json import json_object, model_in_folder
 from gpt_pipeline.storage.lock import folder_lock
@@ -221,7 +220,6 @@ def _snapshot(
 
 
 def _fresh_optimizer(weights: Mapping[str, Tensor], model: ModelConfig, training: TrainingConfig) -> dict[str, Any]:
-    with torch.device("meta"):
-        network = make_model(model)
+    network = make_empty_model(model)
     network.load_state_dict(dict(weights), assign=True)
     return Optimizer(network, training).state()

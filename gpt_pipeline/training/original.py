@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gpt_pipeline.checkpoints.load import UNREADABLE
 from gpt_pipeline.errors import DamagedFileError
-from gpt_pipeline.model.architectures import make_model
+from gpt_pipeline.model.architectures import make_empty_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.fingerprint import neutral_values
 from gpt_pipeline.training.config import TrainingConfig
@@ -96,8 +96,7 @@ def read_original(path: Path) -> OriginalCheckpoint | None:
 
 def optimizer_state(original: OriginalCheckpoint, config: ModelConfig, training: TrainingConfig) -> dict[str, Any]:
     """Return the state that the optimizer of `training` takes over: the moments where there are some, else none."""
-    with torch.device("meta"):  # no time spent on initial weights, no random numbers used
-        model = make_model(config)
+    model = make_empty_model(config)
     model.load_state_dict(dict(original.model), assign=True)
     optimizer = Optimizer(model, training)
     state = optimizer.state()
