@@ -5,6 +5,7 @@ import os
 # The models of the tests are too small for two threads to help; files run side by side instead. Set before torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import shutil
 import signal
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ hypothesis.settings.register_profile(
     "any_speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any_speed")
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage look through what all test files have imported: each training begins with one."""
+    gc.freeze()
 
 
 _watching = pytest.StashKey[ExitStack]()

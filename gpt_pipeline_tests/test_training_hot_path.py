@@ -147,8 +147,14 @@ def test_compiled_model_does_not_hide_errors_of_the_model_itself():
         model(torch.zeros(1, 2), torch.zeros(1))
 
 
-def test_training_leaves_the_garbage_collector_as_it_was(tmp_path):
-    frozen = gc.get_freeze_count()
-    run_job(make_job(tmp_path, training={"max_steps": 1}), Listener())
-    assert gc.isenabled()
-    assert gc.get_freeze_count() == frozen == 0
+@pytest.mark.parametrize("frozen", [False, True])
+def test_training_leaves_the_garbage_collector_as_it_was(tmp_path, frozen):
+    gc.unfreeze()
+    if frozen:
+        gc.freeze()
+    try:
+        run_job(make_job(tmp_path, training={"max_steps": 1}), Listener())
+        assert gc.isenabled()
+        assert (gc.get_freeze_count() > 0) is frozen
+    finally:
+        gc.freeze()  # as conftest.py has done

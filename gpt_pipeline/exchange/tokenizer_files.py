@@ -31,7 +31,8 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int, chat
     """Write tokenizer.json, what else GPT-2's has, and two configs; `max_length` is that of the training sequences."""
     special: dict[str, Any]
     if tokenizer.file is None:
-        _write_gpt2(folder, tokenizer)
+        for name, text in _gpt2_files(tuple(_special_of_gpt2(tokenizer).items())).items():
+            write_text(folder / name, text)
         kind = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "add_bos_token": False}
         special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOT)
     else:
@@ -54,11 +55,15 @@ def special_names(tokenizer: Tokenizer) -> list[str]:
     return sorted({tokenizer.eot, *own, *(token["content"] for token in added if token.get("special"))})
 
 
-def _write_gpt2(folder: Path, tokenizer: Tokenizer) -> None:
+@functools.cache
+def _gpt2_files(special: tuple[tuple[str, int], ...]) -> Mapping[str, str]:
+    """Return the files of GPT-2's tokenizer, as text by name, with the ids of these special tokens."""
     merges = _merges()
-    write_text(folder / "vocab.json", _compact(token_ids()))
-    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
-    write_text(folder / TOKENIZER_NAME, _compact(_fast_tokenizer(merges, tokenizer)))
+    return {
+        "vocab.json": _compact(token_ids()),
+        "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
+        TOKENIZER_NAME: _compact(_fast_tokenizer(merges, dict(special))),
+    }
 
 
 @functools.cache
@@ -124,7 +129,7 @@ def _merges() -> list[str]:
     return vocabulary().split("\n")[1:-1]  # the first line is a version
 
 
-def _fast_tokenizer(merges: list[str], tokenizer: Tokenizer) -> dict[str, Any]:
+def _fast_tokenizer(merges: list[str], special: Mapping[str, int]) -> dict[str, Any]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     model = {
         "type": "BPE",
@@ -142,7 +147,7 @@ def _fast_tokenizer(merges: list[str], tokenizer: Tokenizer) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": id_, "content": name, **flags} for name, id_ in _special_of_gpt2(tokenizer).items()],
+        "added_tokens": [{"id": id_, "content": name, **flags} for name, id_ in special.items()],
         "normalizer": None,
         "pre_tokenizer": _BYTE_LEVEL,
         "post_processor": {**_BYTE_LEVEL, "trim_offsets": False},

@@ -33,16 +33,19 @@ _COLLECT_EVERY = 1000  # updates between two collections of garbage, at the most
 def quiet_garbage_collection() -> Iterator[None]:
     """Leave it to the block when garbage is collected: a collection in the middle of an update makes the GPU wait.
 
-    What is there already lives to the end of the training and is not looked through again.
+    What is there already lives to the end of the training and is not looked through again. Whoever has frozen objects
+    before keeps them so.
     """
-    was_enabled = gc.isenabled()
+    was_enabled, was_frozen = gc.isenabled(), gc.get_freeze_count() > 0
     gc.collect()
-    gc.freeze()
+    if not was_frozen:
+        gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not was_frozen:
+            gc.unfreeze()
         if was_enabled:
             gc.enable()
 
