@@ -12,6 +12,11 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of ours may have a part in it."""
+
+
 World = dict[str, bytes]
 """Content of the files of a folder by name, as a machine may find it when it is started again."""
 

@@ -57,8 +57,19 @@ class TinyProject:
 
     def start(self, *arguments: str, module: str = "gpt_pipeline", **options: Any) -> subprocess.Popen[str]:
         """Start `python -m <module> <arguments>` in the project's folder."""
+        return self._start("-m", module, *arguments, **options)
+
+    def run(self, *arguments: str, module: str = "gpt_pipeline", expect: int | None = 0) -> str:
+        """Run `python -m <module> <arguments>` to its end; return what it printed."""
+        return self._ended(self.start(*arguments, module=module), expect)
+
+    def program(self, code: str) -> str:
+        """Run Python code in the project's folder; return what it printed."""
+        return self._ended(self._start("-c", code), 0)
+
+    def _start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, *words],
             cwd=self.root,
             env=self.environment,
             text=True,
@@ -67,9 +78,8 @@ class TinyProject:
             **options,
         )
 
-    def run(self, *arguments: str, module: str = "gpt_pipeline", expect: int | None = 0) -> str:
-        """Run `python -m <module> <arguments>` to its end; return what it printed."""
-        process = self.start(*arguments, module=module)
+    @staticmethod
+    def _ended(process: subprocess.Popen[str], expect: int | None) -> str:
         output = output_of(process)
         assert expect is None or process.returncode == expect, output
         return output

@@ -136,18 +136,7 @@ def test_definitions_loading_imports_nothing_heavy(project: TinyProject) -> None
         "print(json.dumps([n for n in ('numpy', 'torch', 'mlflow', 'dagster_mlflow', 'datasets', 'transformers',"
         " 'pyarrow', 'tiktoken') if n in sys.modules]))"
     )
-    import subprocess
-    import sys
-
-    output = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=project.root,
-        env=project.environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert json.loads(output) == []
+    assert json.loads(project.program(code)) == []
 
 
 def test_packaged_dagster_yaml_is_the_projects_own() -> None:

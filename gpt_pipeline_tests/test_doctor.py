@@ -7,7 +7,6 @@ import json
 import os
 import sqlite3
 import stat
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -410,19 +409,12 @@ def test_doctor_command_survives_a_torch_that_cannot_be_loaded(tmp_path: Path) -
     broken = tmp_path / "broken" / "torch"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
-    tiny = TinyProject(root=tmp_path / "project")
+    path = os.pathsep.join([str(broken.parent), os.environ["PYTHONPATH"]])
+    tiny = TinyProject(root=tmp_path / "project", variables={"PYTHONPATH": path})
     tiny.root.mkdir()
     tiny.write_experiment("tiny")
-    done = subprocess.run(
-        [sys.executable, "-m", "gpt_pipeline", "doctor", "--offline"],
-        cwd=tiny.root,
-        env={**tiny.environment, "PYTHONPATH": str(broken.parent)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("problem")]
+    printed = tiny.run("doctor", "--offline", expect=1)
+    (line,) = [line for line in printed.splitlines() if line.startswith("problem")]
     assert "libcudart.so.13" in line
 
 

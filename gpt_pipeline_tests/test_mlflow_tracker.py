@@ -72,8 +72,10 @@ ANSWER = {
 
 
 def make_result(
-    folder: Path, *, step: int = 50_000, fingerprint: str = "f" * 64, weights: str = "b" * 64
+    folder: Path, *, step: int = 50_000, fingerprint: str | None = None, weights: str = "b" * 64
 ) -> EvaluationResult:
+    """Write the result of an evaluation into the folder, with a fingerprint of its step; return it."""
+    fingerprint = fingerprint or f"{step:064d}"
     key = f"step_{step:08d}"
     result = EvaluationResult(
         fingerprint=fingerprint,
@@ -190,9 +192,9 @@ def test_log_evaluation_is_nested_under_its_training_whichever_was_logged_first(
     tmp_path: Path, store: Path, first: str
 ) -> None:
     run_id = _training_run(store) if first == "training" else ""
-    log(make_result(tmp_path, step=10, fingerprint="1" * 64), store)
+    log(make_result(tmp_path, step=10), store)
     run_id = run_id or _training_run(store)
-    log(make_result(tmp_path, step=20, fingerprint="2" * 64), store)
+    log(make_result(tmp_path, step=20), store)
     parents = {run.info.run_name: run.data.tags.get(PARENT_TAG) for run in runs(store)}
     assert parents == {"training": None, "step_10": run_id, "step_20": run_id}
 
@@ -201,13 +203,13 @@ def test_log_evaluation_gives_the_runs_of_an_earlier_version_the_tags_that_they_
     tmp_path: Path, store: Path
 ) -> None:
     training = _training_run(store)
-    log(make_result(tmp_path, step=10, fingerprint="1" * 64), store, tags={"objective": "sft"})
-    log(make_result(tmp_path, step=20, fingerprint="2" * 64), store, tags={"objective": "pretrain", "project": "p"})
+    log(make_result(tmp_path, step=10), store, tags={"objective": "sft"})
+    log(make_result(tmp_path, step=20), store, tags={"objective": "pretrain", "project": "p"})
     found = {run.info.run_name: (run.data.tags["objective"], run.data.tags["project"]) for run in runs(store)}
     assert found == {"training": ("sft", "p"), "step_10": ("sft", "p"), "step_20": ("pretrain", "p")}
     client(store).delete_run(training)  # and logged anew, as after it was lost
     again = _training_run(store)
-    log(make_result(tmp_path, step=20, fingerprint="2" * 64), store)
+    log(make_result(tmp_path, step=20), store)
     assert {run.data.tags.get(PARENT_TAG) for run in runs(store)} == {None, again}
 
 
@@ -239,8 +241,8 @@ def _series(store: Path, run_id: str, key: str) -> list[tuple[int, float]]:
 
 def test_log_evaluation_adds_a_point_to_the_series_of_its_training_once(tmp_path: Path, store: Path) -> None:
     run_id = _training_run(store)
-    early = make_result(tmp_path, step=10, fingerprint="1" * 64)  # as an earlier version left it: in no series
-    late = make_result(tmp_path, step=20, fingerprint="2" * 64)
+    early = make_result(tmp_path, step=10)  # as an earlier version left it: in no series
+    late = make_result(tmp_path, step=20)
     for result in (late, late, early):
         log(result, store)
     low = pytest.approx(0.2065, abs=1e-4)  # of one right answer of one
@@ -250,7 +252,7 @@ def test_log_evaluation_adds_a_point_to_the_series_of_its_training_once(tmp_path
 
 def test_log_evaluation_of_a_step_again_leaves_the_series_alone(tmp_path: Path, store: Path) -> None:
     run_id = _training_run(store)
-    log(make_result(tmp_path, step=10, fingerprint="1" * 64), store)
+    log(make_result(tmp_path, step=10), store)
     again = make_result(tmp_path, step=10, fingerprint="2" * 64)
     again = dataclasses.replace(again, metrics={"val_loss": 9.0}, created_at="2026-11-01T12:00:00Z")
     write_evaluation(again)
@@ -260,9 +262,9 @@ def test_log_evaluation_of_a_step_again_leaves_the_series_alone(tmp_path: Path, 
 
 def test_log_evaluation_of_other_questions_adds_only_losses_to_the_series(tmp_path: Path, store: Path) -> None:
     run_id = _training_run(store)
-    log(make_result(tmp_path, step=10, fingerprint="1" * 64), store)
-    other = dataclasses.replace(make_result(tmp_path, step=20, fingerprint="2" * 64), config={"num_questions": 5})
-    other_data = dataclasses.replace(make_result(tmp_path, step=30, fingerprint="3" * 64), upstream={"shards": "x"})
+    log(make_result(tmp_path, step=10), store)
+    other = dataclasses.replace(make_result(tmp_path, step=20), config={"num_questions": 5})
+    other_data = dataclasses.replace(make_result(tmp_path, step=30), upstream={"shards": "x"})
     for result in (other, other_data):
         write_evaluation(result)
     log(other, store)
@@ -310,10 +312,7 @@ KILLED_AT = [
 def test_log_evaluation_by_processes_killed_at_several_points_ends_with_one_complete_run_each(
     tmp_path: Path, store: Path
 ) -> None:
-    results = [
-        make_result(tmp_path, step=number, fingerprint=f"{number:064d}", weights=f"{number:064d}")
-        for number in range(1, len(KILLED_AT) + 1)
-    ]
+    results = [make_result(tmp_path, step=number, weights=f"{number:064d}") for number in range(1, len(KILLED_AT) + 1)]
     code = f"""
 import os, signal
 from pathlib import Path
@@ -360,8 +359,8 @@ def test_log_evaluation_of_the_best_bears_the_alias_until_another_is_the_best(tm
     def aliases() -> dict[str, str | None]:
         return {run.info.run_name: run.data.tags.get(ALIAS_TAG) for run in runs(store)}
 
-    first = make_result(tmp_path, step=1, fingerprint="1" * 64, weights="1" * 64)
-    second = make_result(tmp_path, step=2, fingerprint="2" * 64, weights="2" * 64)
+    first = make_result(tmp_path, step=1, weights="1" * 64)
+    second = make_result(tmp_path, step=2, weights="2" * 64)
     log(first, store, best_weights="1" * 64)
     assert aliases() == {"step_1": "best_model"}
     log(second, store, best_weights="1" * 64)
@@ -427,7 +426,7 @@ def test_log_evaluation_into_a_wiped_store_logs_again_from_the_disk(
 def test_log_evaluation_restores_an_experiment_from_the_trash(tmp_path: Path, store: Path) -> None:
     first = log(make_result(tmp_path), store)
     client(store).delete_experiment(first.experiment_id)
-    second = log(make_result(tmp_path, step=60_000, fingerprint="9" * 64), store)
+    second = log(make_result(tmp_path, step=60_000), store)
     assert second.experiment_id == first.experiment_id
     assert len(runs(store)) == 2
 
@@ -522,11 +521,12 @@ def test_store_whose_first_process_is_killed_is_never_there_in_part(tmp_path: Pa
 
 def test_log_evaluation_cuts_values_that_mlflow_refuses(tmp_path: Path, store: Path) -> None:
     many = {f"key_{number}": "x" for number in range(250)} | {"long": "y" * 20_000}
-    log(make_result(tmp_path), store, parameters=many, tags={"long": "z" * 20_000})
+    result = make_result(tmp_path)
+    log(result, store, parameters=many, tags={"long": "z" * 20_000})
     (run,) = runs(store)
     assert len(run.data.params) == 251
     assert run.data.params["long"].startswith("yyy")
-    assert run.data.tags[FINGERPRINT_TAG] == "f" * 64
+    assert run.data.tags[FINGERPRINT_TAG] == result.fingerprint
 
 
 def test_log_evaluation_from_processes_at_once_into_no_store_yet_ends_with_one_run(tmp_path: Path) -> None:

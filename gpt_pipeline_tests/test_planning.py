@@ -6,8 +6,6 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -729,12 +727,9 @@ def test_plan_of_a_model_beyond_the_memory_is_not_tried_out(project: TinyProject
 
 
 def test_plan_command_runs_as_a_program_without_a_terminal(project: TinyProject) -> None:
-    command = [sys.executable, "-m", "gpt_pipeline", "plan", "experiments/tiny.yaml", "--no-measure"]
-    done = subprocess.run(
-        command, cwd=project.root, capture_output=True, text=True, env=project.environment, check=True
-    )
-    assert "\x1b[" not in done.stdout
-    assert "Ready to run." in done.stdout
+    printed = project.run("plan", "experiments/tiny.yaml", "--no-measure")
+    assert "\x1b[" not in printed
+    assert "Ready to run." in printed
 
 
 @pytest.mark.parametrize(("days", "cuda", "warned"), [(8, False, True), (6, False, False), (8, True, False)])

@@ -63,6 +63,20 @@ def wait_for_step(job: TrainingJob, step: int) -> None:
     wait(lambda: any(each.step >= step for each in list_checkpoints(job.folder.checkpoints)), seconds=_SECONDS, what="")
 
 
+def at_work(cluster: RayCluster, folder: Path, name: str) -> tuple[TrainingJob, RayJobs]:
+    """Start a training of two processes on two nodes; return when it has a checkpoint."""
+    job = two_processes(folder)
+    ray = start(cluster, job, name)
+    wait_for_step(job, 4)
+    return job, ray
+
+
+def assert_goes_on(cluster: RayCluster, job: TrainingJob, name: str, local: dict) -> None:
+    """Assert that the next job of the training ends with the weights of one that nobody interrupted."""
+    assert end_of(start(cluster, job, name), name).state == "succeeded"
+    assert_same(weights(job), local)
+
+
 def weights(job: TrainingJob) -> dict:
     return dict(load_checkpoint(list_checkpoints(job.folder.checkpoints)[-1].path).model)
 
@@ -114,38 +128,28 @@ def test_two_nodes_come_to_the_same_bits_as_two_local_processes(
 def test_cancelled_job_saves_and_the_next_one_continues_to_the_same_bits(
     cluster: RayCluster, tmp_path: Path, local: dict
 ) -> None:
-    job = two_processes(tmp_path)
-    ray = start(cluster, job, "cancel-1")
-    wait_for_step(job, 4)
+    job, ray = at_work(cluster, tmp_path, "cancel-1")
     ray.cancel("cancel-1")
     assert end_of(ray, "cancel-1").state == "cancelled"
     assert stopped_in_order(job)
-    ray = start(cluster, job, "cancel-2")
-    assert end_of(ray, "cancel-2").state == "succeeded"
-    assert_same(weights(job), local)
+    assert_goes_on(cluster, job, "cancel-2", local)
 
 
 def test_killed_driver_takes_its_trainers_along_which_save_before(
     cluster: RayCluster, tmp_path: Path, local: dict
 ) -> None:
-    job = two_processes(tmp_path)
-    ray = start(cluster, job, "driver-1")
-    wait_for_step(job, 4)
+    job, ray = at_work(cluster, tmp_path, "driver-1")
     os.kill(cluster.driver("driver-1"), signal.SIGKILL)
     assert end_of(ray, "driver-1").state == "timed_out"
     wait(lambda: not trainers(job), seconds=_SECONDS, what="the trainers' end")
     assert stopped_in_order(job)
-    ray = start(cluster, job, "driver-2")
-    assert end_of(ray, "driver-2").state == "succeeded"
-    assert_same(weights(job), local)
+    assert_goes_on(cluster, job, "driver-2", local)
 
 
 def test_killed_trainer_fails_the_job_with_its_last_words_in_the_log(
     cluster: RayCluster, tmp_path: Path, local: dict
 ) -> None:
-    job = two_processes(tmp_path)
-    ray = start(cluster, job, "trainer-1")
-    wait_for_step(job, 4)
+    job, ray = at_work(cluster, tmp_path, "trainer-1")
     first = read_heartbeat(job.folder.root)
     assert first is not None
     [other] = set(trainers(job)) - {first.process.pid}
@@ -155,9 +159,7 @@ def test_killed_trainer_fails_the_job_with_its_last_words_in_the_log(
     assert "exit code 1" in seen.reason
     assert not trainers(job)
     assert "Signal 9 (SIGKILL)" in (job.folder.root / "trainer-1.log").read_text()
-    ray = start(cluster, job, "trainer-2")
-    assert end_of(ray, "trainer-2").state == "succeeded"
-    assert_same(weights(job), local)
+    assert_goes_on(cluster, job, "trainer-2", local)
 
 
 def test_waiting_job_that_is_cancelled_never_starts(cluster: RayCluster, tmp_path: Path) -> None:
@@ -192,6 +194,15 @@ def ray_project(root: Path, cluster: RayCluster, *, max_steps: int, save_every: 
     return project
 
 
+def begun(cluster: RayCluster, project: TinyProject) -> tuple[subprocess.Popen[str], str]:
+    """Run `tiny` until its training has a checkpoint; return the run, and its job's name."""
+    before = set(cluster.jobs())
+    run = project.start("run", "experiments/tiny.yaml", start_new_session=True)
+    wait(lambda: bool(project.checkpoints("tiny")), seconds=_SECONDS, what="a checkpoint")
+    [job] = set(cluster.jobs()) - before
+    return run, job
+
+
 def last_weights(project: TinyProject, stem: str) -> str:
     return project.checkpoints(stem)[-1].weights_sha256
 
@@ -213,10 +224,7 @@ def test_run_of_an_experiment_on_ray_is_as_on_one_machine(cluster: RayCluster, t
 
 def test_run_that_is_stopped_on_ray_saves_and_the_next_run_goes_on(cluster: RayCluster, tmp_path: Path) -> None:
     project = ray_project(tmp_path, cluster, max_steps=2000, save_every=20)
-    before = set(cluster.jobs())
-    run = project.start("run", "experiments/tiny.yaml", start_new_session=True)
-    wait(lambda: bool(project.checkpoints("tiny")), seconds=_SECONDS, what="a checkpoint")
-    [job] = set(cluster.jobs()) - before
+    run, job = begun(cluster, project)
     # As the run last heard of it, which asks every ten seconds.
     running = f"ray job {job}, running on"
     wait(lambda: running in project.run("status", "experiments/tiny.yaml"), seconds=_SECONDS, what=running)
@@ -230,19 +238,17 @@ def test_run_that_is_stopped_on_ray_saves_and_the_next_run_goes_on(cluster: RayC
 
 def test_killed_run_leaves_its_job_at_work_and_the_next_run_finds_it(cluster: RayCluster, tmp_path: Path) -> None:
     project = ray_project(tmp_path, cluster, max_steps=300, save_every=50)
-    before = set(cluster.jobs())
-    run = project.start("run", "experiments/tiny.yaml", start_new_session=True)
-    wait(lambda: bool(project.checkpoints("tiny")), seconds=_SECONDS, what="a checkpoint")
+    run, job = begun(cluster, project)
+    jobs = set(cluster.jobs())
     for pid in [run.pid, *descendants(run.pid)]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     output_of(run)
-    [job] = set(cluster.jobs()) - before
     assert cluster.jobs()[job] == "RUNNING"
     done = project.run("run", "experiments/tiny.yaml")
     assert f"Found ray job {job}" in done
     assert "training     finished at step 300" in done
-    assert set(cluster.jobs()) - before == {job}
+    assert set(cluster.jobs()) == jobs
 
 
 def test_note_without_an_id_leads_to_the_job_that_ray_has(cluster: RayCluster, tmp_path: Path) -> None:
@@ -276,9 +282,7 @@ def test_note_without_an_id_leads_to_the_job_that_ray_has(cluster: RayCluster, t
 def test_lost_node_is_no_fault_of_the_trainer_and_the_next_job_waits_for_another(
     cluster: RayCluster, tmp_path: Path, local: dict
 ) -> None:
-    job = two_processes(tmp_path)
-    ray = start(cluster, job, "node-1")
-    wait_for_step(job, 4)
+    job, ray = at_work(cluster, tmp_path, "node-1")
     cluster.lose_node()
     assert end_of(ray, "node-1").state == "timed_out"
     ray = start(cluster, job, "node-2")

@@ -25,12 +25,9 @@ from gpt_pipeline.launchers.submission import (
     tail,
 )
 from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline_tests.crashing import Killed
 
 FINGERPRINT = "a" * 64
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no handler of ours may have a part in it."""
 
 
 @dataclass

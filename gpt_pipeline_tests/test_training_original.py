@@ -21,6 +21,7 @@ from gpt_pipeline.training.job import SCRATCH, TrainingJob
 from gpt_pipeline.training.original import read_original
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
+from gpt_pipeline_tests.crashing import Killed
 from gpt_pipeline_tests.training_jobs import Listener, T, make_job
 
 # The architecture of those scripts, from its description: pre-LN blocks, layer norms with scale and shift, GELU by
@@ -218,13 +219,10 @@ def test_original_checkpoint_started_again_goes_on_with_what_came_of_it(tmp_path
 def test_original_checkpoint_killed_before_its_first_successor_is_resumed_again(tmp_path, original):
     job = _place(tmp_path, _payload(original))
 
-    class KilledError(BaseException):
-        pass
-
     def die(step: int) -> None:
-        raise KilledError
+        raise Killed
 
-    with pytest.raises(KilledError):
+    with pytest.raises(Killed):
         run_job(job, Listener(die))
     assert run_job(job, Listener()).finished
     assert (job.folder.checkpoints / NAME).is_file()

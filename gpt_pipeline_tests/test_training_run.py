@@ -34,6 +34,7 @@ from gpt_pipeline.training.job import SCRATCH, TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
+from gpt_pipeline_tests.crashing import Killed
 from gpt_pipeline_tests.test_mlflow_tracker import DATASET, log, make_result, move_files
 from gpt_pipeline_tests.training_jobs import Listener, make_job
 
@@ -272,15 +273,12 @@ def test_log_training_follows_a_running_one_and_goes_on_in_its_run_after_a_resum
 def test_log_training_sends_a_step_once_that_was_trained_twice_around_a_crash(tmp_path: Path, store: Path) -> None:
     job = make_job(tmp_path)
 
-    class KilledError(BaseException):
-        pass
-
     def die(step: int) -> None:
         if step == 7:
             _log(job, store)
-            raise KilledError
+            raise Killed
 
-    with pytest.raises(KilledError):
+    with pytest.raises(Killed):
         run_job(job, Listener(die))  # the checkpoint of step 4, or the best one of 6, is the last
     run_job(job, Listener())
     assert sum(1 for line in job.folder.metrics.read_text().splitlines() if '"step": 7' in line) > 1
@@ -302,13 +300,10 @@ def test_log_training_whose_sender_and_trainer_are_killed_has_each_metric_of_a_s
     job = make_job(tmp_path)
     log_batch = MlflowClient.log_batch
 
-    class KilledError(BaseException):
-        pass
-
     def kill_after_it(self: Any, run_id: str, metrics: Any = (), **others: Any) -> None:
         log_batch(self, run_id, metrics=metrics, **others)
         if metrics:
-            raise KilledError  # before it is noted
+            raise Killed  # before it is noted
 
     def die(step: int) -> None:
         if step == 7:
@@ -316,7 +311,7 @@ def test_log_training_whose_sender_and_trainer_are_killed_has_each_metric_of_a_s
                 patch.setattr(MlflowClient, "log_batch", kill_after_it)
                 _log(job, store)
 
-    with pytest.raises(KilledError):
+    with pytest.raises(Killed):
         run_job(job, Listener(die))
     assert _steps(store, "train_loss")[-1] > 6
     with monkeypatch.context() as patch:

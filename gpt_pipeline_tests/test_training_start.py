@@ -19,6 +19,7 @@ from gpt_pipeline.training.job import SCRATCH, Change, TrainingJob, find_changes
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.run import TrainingOutcome, run_job
 from gpt_pipeline.training.stopping import StopFlag
+from gpt_pipeline_tests.crashing import Killed
 from gpt_pipeline_tests.training_jobs import Listener, make_job
 
 OTHER = "b" * 64
@@ -331,13 +332,10 @@ def test_named_checkpoint_of_before_a_key_counts_as_made_with_its_neutral_value(
 def test_named_checkpoint_killed_before_its_first_successor_is_resumed_again(finished):
     job = dataclasses.replace(finished, resume="checkpoint_step_8.pt", fingerprint=OTHER)
 
-    class KilledError(BaseException):
-        pass
-
     def die(step: int) -> None:
-        raise KilledError
+        raise Killed
 
-    with pytest.raises(KilledError):
+    with pytest.raises(Killed):
         run_job(job, Listener(die))
     outcome, listener = _run(job)
     assert (outcome.finished, _first_step(listener)) == (True, 9)

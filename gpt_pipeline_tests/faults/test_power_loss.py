@@ -77,7 +77,7 @@ def test_power_cut_at_any_moment_of_a_data_stage_leaves_it_finished_and_whole_or
 
 @functools.cache
 def _result(folder: Path) -> EvaluationResult:
-    return make_result(folder, step=4)
+    return make_result(folder, step=4, fingerprint="f" * 64)
 
 
 def _write_evaluation(folder: Path, metric: int) -> None:
