@@ -40,6 +40,7 @@ from gpt_pipeline.storage.manifest import StageResult, utc_now
 
 if TYPE_CHECKING:
     from gpt_pipeline.data.tokens.stream import TokenStream
+    from gpt_pipeline.data.tokens.tokenizer import Tokenizer
     from gpt_pipeline.evaluation.answers import ScoredAnswer
     from gpt_pipeline.evaluation.document_loss import DocumentLoss, InAnswers
     from gpt_pipeline.evaluation.validation import ValidationLoss
@@ -291,12 +292,9 @@ def _measure_part(
 ) -> _Measured:
     from gpt_pipeline.data.tokens.stream import open_shards
     from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
-    from gpt_pipeline.evaluation.answers import answer_questions, with_samples
     from gpt_pipeline.evaluation.continuations import continue_documents
     from gpt_pipeline.evaluation.document_loss import document_losses
     from gpt_pipeline.evaluation.held_out import NO_DOCUMENTS, cached_choice
-    from gpt_pipeline.evaluation.questions import cached_questions
-    from gpt_pipeline.evaluation.sampling import Sampling
 
     stream, config, tokenizer = open_shards(part.shards.folder).validation, task.config, tokenizer_of(part.shards)
     loss = _loss_of_part(task, part, model, watch("tokens"))
@@ -312,33 +310,7 @@ def _measure_part(
     # One by one, only kinds and answers are measured.
     is_measured = ask or part.data.kind is not None
     documents = choose(count=task.count_of(part, config.num_documents)) if is_measured else NO_DOCUMENTS
-    questions = cached_questions(
-        task.folder / "questions",
-        part.documents,
-        part.data,
-        count=n_questions,
-        seed=config.seed,
-    )
-    answers = answer_questions(
-        model,
-        questions,
-        tokenizer,
-        max_new_tokens=config.max_new_tokens,
-        context_length=context,
-        watch=watch("questions"),
-    )
-    if config.samples_per_question:
-        answers = with_samples(
-            answers,
-            model,
-            tokenizer,
-            samples=config.samples_per_question,
-            sampling=Sampling(temperature=config.sample_temperature),
-            seed=config.seed,
-            max_new_tokens=config.max_new_tokens,
-            context_length=context,
-            watch=watch("samples"),
-        )
+    answers = _answers_of_part(task, part, model, tokenizer, count=n_questions, context=context, watch=watch)
     continuations = continue_documents(
         model,
         stream,
@@ -367,6 +339,46 @@ def _measure_part(
         ],
         continuations=[{**each, "kind": part.kind_of(each["kind"])} for each in continuations],
     )
+
+
+def _answers_of_part(
+    task: EvaluationTask,
+    part: EvaluatedPart,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    *,
+    count: int,
+    context: int,
+    watch: Callable[[str], Watch],
+) -> list[ScoredAnswer]:
+    """Have the model answer `count` held-out questions of the part; it sees at most `context` tokens at once."""
+    from gpt_pipeline.evaluation.answers import answer_questions, with_samples
+    from gpt_pipeline.evaluation.questions import cached_questions
+    from gpt_pipeline.evaluation.sampling import Sampling
+
+    config = task.config
+    questions = cached_questions(task.folder / "questions", part.documents, part.data, count=count, seed=config.seed)
+    answers = answer_questions(
+        model,
+        questions,
+        tokenizer,
+        max_new_tokens=config.max_new_tokens,
+        context_length=context,
+        watch=watch("questions"),
+    )
+    if config.samples_per_question:
+        answers = with_samples(
+            answers,
+            model,
+            tokenizer,
+            samples=config.samples_per_question,
+            sampling=Sampling(temperature=config.sample_temperature),
+            seed=config.seed,
+            max_new_tokens=config.max_new_tokens,
+            context_length=context,
+            watch=watch("samples"),
+        )
+    return answers
 
 
 def _answers_in(stream: TokenStream, data: DataConfig) -> InAnswers | None:

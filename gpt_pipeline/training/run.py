@@ -15,7 +15,7 @@ import torch
 
 from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import BEST_NAME, CheckpointInfo
-from gpt_pipeline.checkpoints.snapshot import Progress, snapshot_bytes
+from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot, snapshot_bytes
 from gpt_pipeline.data.config import DOCUMENTS, STREAM
 from gpt_pipeline.data.tokens.batches import BatchSampler, Sampler
 from gpt_pipeline.data.tokens.packing import DocumentSampler
@@ -276,24 +276,9 @@ def _trainer(
     saver = Saver(job, observer)
     if ranks.is_first:
         snapshot = take_snapshot(job, progress, updater)
-        size = snapshot_bytes(snapshot)
-        if start.snapshot is None:
-            size += optimizer_bytes(job.model, job.training.optimizer)
-        if snapshot.average is None and job.training.average_weights.is_wanted:
-            size += weight_bytes(job.model)
-        saver.require_room(size)
+        saver.require_room(_bytes_to_come(job, snapshot, is_resumed=start.snapshot is not None))
         saver.restore_best(progress)
-    recorder = Recorder(
-        progress,
-        log=MetricsLog(job.folder.metrics) if ranks.is_first else None,
-        observer=observer,
-        layout=layout,
-        flops_per_token=flops_per_token(job.model, max_length=job.max_length),
-        # Of sampled answers, an update has more work than its tokens tell.
-        peak_flops=compute.peak_flops * ranks.world_size if compute.peak_flops and not job.rollouts else None,
-        peak_memory=lambda: peak_memory_bytes(compute.device),
-        machine_load=MachineLoad(gpus=compute.device.type == "cuda").sample if ranks.is_first else dict,
-    )
+    recorder = _recorder(job, observer, progress, layout=layout, compute=compute, ranks=ranks)
     # best_model.pt does not stand in for the checkpoint that is due at its step.
     saved = start.checkpoint if start.checkpoint and start.checkpoint.path.name != BEST_NAME else None
     try:
@@ -316,6 +301,32 @@ def _trainer(
         saver.close()
         feed.close()
         recorder.close()
+
+
+def _bytes_to_come(job: TrainingJob, snapshot: Snapshot, *, is_resumed: bool) -> int:
+    """Return the bytes of a checkpoint of the training once it holds all that the first updates add."""
+    size = snapshot_bytes(snapshot)
+    if not is_resumed:
+        size += optimizer_bytes(job.model, job.training.optimizer)
+    if snapshot.average is None and job.training.average_weights.is_wanted:
+        size += weight_bytes(job.model)
+    return size
+
+
+def _recorder(
+    job: TrainingJob, observer: Observer, progress: Progress, *, layout: StepLayout, compute: Compute, ranks: Ranks
+) -> Recorder:
+    return Recorder(
+        progress,
+        log=MetricsLog(job.folder.metrics) if ranks.is_first else None,
+        observer=observer,
+        layout=layout,
+        flops_per_token=flops_per_token(job.model, max_length=job.max_length),
+        # Of sampled answers, an update has more work than its tokens tell.
+        peak_flops=compute.peak_flops * ranks.world_size if compute.peak_flops and not job.rollouts else None,
+        peak_memory=lambda: peak_memory_bytes(compute.device),
+        machine_load=MachineLoad(gpus=compute.device.type == "cuda").sample if ranks.is_first else dict,
+    )
 
 
 def _memory_estimate(job: TrainingJob, compute: Compute, micro_batch_size: int) -> int:
