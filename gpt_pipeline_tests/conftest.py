@@ -78,9 +78,10 @@ def surroundings() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
+def finished(tmp_path_factory: pytest.TempPathFactory, empty_store: bytes) -> TinyProject:
     """A project whose experiment `tiny` was run to the end. Tests must not change it."""
     project = TinyProject(root=tmp_path_factory.mktemp("finished"))
+    (project.root / "mlflow.db").write_bytes(empty_store)
     project.write_experiment("tiny")
     project.run("run", "experiments/tiny.yaml")
     return project

@@ -153,6 +153,7 @@ def test_pages_on_a_port_in_use_say_which(tmp_path: Path, environment: dict[str,
     assert f"--port: found port {taken} in use" in found.stderr
 
 
+@pytest.mark.slow
 def test_pages_whose_server_ends_by_itself_quote_its_log(tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / "dagster.yaml").write_text("storage: {no_such_storage: {}}\n")
     found = run(tmp_path, environment)

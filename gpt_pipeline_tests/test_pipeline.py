@@ -83,6 +83,7 @@ def test_run_again_does_nothing_and_says_so(finished: TinyProject) -> None:
     assert _mlflow_runs(finished) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
 
 
+@pytest.mark.slow
 def test_run_after_history_was_deleted_finds_everything_and_tells_dagster(copy: TinyProject) -> None:
     import dagster as dg
 
