@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.raw import files_of, raw_file
+from gpt_pipeline.data.documents.raw import files_of, raw_places
 from gpt_pipeline.data.formats.synth_text import SYNTH_COLUMNS
 from gpt_pipeline.data.sources.hub import Hub
 from gpt_pipeline.storage.manifest import StageResult
@@ -62,4 +62,5 @@ def write_folder(folder: Path, *counts: int) -> Path:
 
 def raw_paths(config: DataConfig, raw: StageResult, *, hub: Hub | None = None) -> dict[str, Path]:
     """Return the paths of the raw stage's files by name, in order."""
-    return {file.name: raw_file(config, raw, file, hub=hub) for file in files_of(raw)}
+    places = raw_places(config, raw, hub=hub)
+    return {file.name: places.path(file) for file in files_of(raw)}

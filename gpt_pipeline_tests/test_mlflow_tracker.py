@@ -213,6 +213,19 @@ def test_log_evaluation_gives_the_runs_of_an_earlier_version_the_tags_that_they_
     assert {run.data.tags.get(PARENT_TAG) for run in runs(store)} == {None, again}
 
 
+def test_log_evaluation_asks_for_the_runs_of_the_others_once_for_each_set_of_tags(tmp_path: Path, store: Path) -> None:
+    def projects() -> dict[str, str | None]:
+        return {run.info.run_name: run.data.tags.get("project") for run in runs(store)}
+
+    _training_run(store)
+    first = log(make_result(tmp_path, step=10, fingerprint="1" * 64), store, tags={"project": "p"})
+    client(store).delete_tag(first.run_id, "project")
+    log(make_result(tmp_path, step=20, fingerprint="2" * 64), store, tags={"project": "p"})
+    assert projects() == {"training": "p", "step_10": None, "step_20": "p"}
+    log(make_result(tmp_path, step=30, fingerprint="3" * 64), store, tags={"project": "p", "objective": "sft"})
+    assert projects() == dict.fromkeys(("training", "step_10", "step_20", "step_30"), "p")
+
+
 def test_log_evaluation_names_its_data_as_an_input_once(
     tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ checkpoint becomes the best. The run of the training is the parent of its evalua
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult
@@ -25,7 +25,7 @@ from gpt_pipeline.tracking.tables import (
     continuations_as_markdown,
     continuations_as_table,
 )
-from gpt_pipeline.tracking.tags import OF_TRAINING_TAG, VERSION_TAG, complete_tags, evaluation_runs
+from gpt_pipeline.tracking.tags import OF_TRAINING_TAG, VERSION_TAG, complete_evaluations, evaluation_runs
 from gpt_pipeline.tracking.training_run import FINGERPRINT_TAG as TRAINING_TAG
 
 if TYPE_CHECKING:
@@ -82,13 +82,12 @@ def log_evaluation(
                 log_dataset(store, run.info.run_id, dataset, context="evaluation")
             _complete_run(store, run, result, parameters)
         training = str(result.checkpoint["training_fingerprint"])
-        evaluations, parent = evaluation_runs(store, training), store.find(tag=TRAINING_TAG, value=training)
-        complete_tags(store, evaluations, tags, parent=parent)
+        parent = store.find(tag=TRAINING_TAG, value=training)
+        complete_evaluations(store, run, tags, training_fingerprint=training, parent=parent)
         if parent is not None:
-            complete_tags(store, [parent], tags)
             send_series(store, parent, ExperimentFolder(root=result.path.parent.parent), training)
         if best_weights is not None:
-            _move_alias(store, evaluations, best_weights)
+            _move_alias(store, training, best_weights)
         return LoggedRun(run_id=run.info.run_id, experiment_id=store.experiment_id, new=new)
 
 
@@ -109,13 +108,14 @@ def _complete_run(store: OpenStore, run: Run, result: EvaluationResult, paramete
     client.set_terminated(run_id, status="FINISHED", end_time=at)
 
 
-def _move_alias(store: OpenStore, runs: Sequence[Run], best_weights: str) -> None:
+def _move_alias(store: OpenStore, training: str, best_weights: str) -> None:
     """Take the alias from the training's other runs and give it to those of the best weights."""
-    wanted = {run.info.run_id for run in runs if run.data.tags.get("weights_sha256") == best_weights}
-    bearing = {run.info.run_id for run in runs if run.data.tags.get(ALIAS_TAG) == BEST_ALIAS}
-    for run_id in bearing - wanted:
+    wanted = evaluation_runs(store, training, having=f"tags.weights_sha256 = '{best_weights}'")
+    bearing = evaluation_runs(store, training, having=f"tags.{ALIAS_TAG} = '{BEST_ALIAS}'")
+    best, marked = ({run.info.run_id for run in runs} for runs in (wanted, bearing))
+    for run_id in marked - best:
         store.client.delete_tag(run_id, ALIAS_TAG)
-    for run_id in wanted - bearing:
+    for run_id in best - marked:
         store.client.set_tag(run_id, ALIAS_TAG, BEST_ALIAS)
 
 

@@ -6,6 +6,7 @@ program nested none: whoever logs something of a training gives its runs whateve
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,10 @@ OF_TRAINING_TAG = "training_fingerprint"
 PARENT_TAG = "mlflow.parentRunId"
 VERSION_TAG = "gpt_pipeline_version"
 """The version of the program that trained or evaluated."""
+
+
+_COMPLETE_TAG = "gpt_pipeline.evaluations_have"
+"""On a training's run: a digest of the tags that the runs of its evaluations have all been given."""
 
 
 def experiment_tags(experiment: Experiment) -> dict[str, str]:
@@ -42,9 +47,9 @@ def project_of(experiment: Experiment) -> str:
     return experiment.file.parent.parent.name
 
 
-def evaluation_runs(store: OpenStore, training_fingerprint: str) -> list[Run]:
-    """Return the runs of the evaluations of a training."""
-    of_training = f"tags.{OF_TRAINING_TAG} = '{training_fingerprint}'"
+def evaluation_runs(store: OpenStore, training_fingerprint: str, *, having: str = "") -> list[Run]:
+    """Return the runs of the evaluations of a training; `having` is a further condition, in MLflow's language."""
+    of_training = f"tags.{OF_TRAINING_TAG} = '{training_fingerprint}'" + (f" and {having}" if having else "")
     return list(store.client.search_runs([store.experiment_id], filter_string=of_training, max_results=MAX_RUNS))
 
 
@@ -63,3 +68,21 @@ def complete_tags(store: OpenStore, runs: Iterable[Run], tags: Mapping[str, str]
             lacking[PARENT_TAG] = parent.info.run_id
         if lacking:
             store.client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in lacking.items()])
+
+
+def complete_evaluations(
+    store: OpenStore, own: Run, tags: Mapping[str, str], *, training_fingerprint: str, parent: Run | None
+) -> None:
+    """Give the run of an evaluation, those of the training's others, and the training's, `parent`, what they lack.
+
+    The others are asked for once for each set of tags, since there may be thousands: the training's run, completed
+    last, says that they have them. A run that is made after that finds its parent itself.
+    """
+    mark = hashlib.sha256("\n".join(sorted(tags)).encode()).hexdigest()
+    if parent is not None and parent.data.tags.get(_COMPLETE_TAG) == mark:
+        complete_tags(store, [own], tags, parent=parent)
+        return
+    complete_tags(store, evaluation_runs(store, training_fingerprint), tags, parent=parent)
+    if parent is not None:
+        complete_tags(store, [parent], tags)
+        store.client.set_tag(parent.info.run_id, _COMPLETE_TAG, mark)

@@ -69,13 +69,9 @@ def known_raw(config: DataConfig, data_folder: Path, *, hub: Hub | None = None) 
     return RawStage(config=config, data_folder=data_folder, hub=hub).known()
 
 
-def raw_file(config: DataConfig, raw: StageResult, file: RawFile, *, hub: Hub | None = None) -> Path:
-    """Return the path of one of the stage's files.
-
-    Raises:
-        DataError: it is no longer there, or has become another one.
-    """
-    return RawStage(config=config, data_folder=raw.folder.parent, hub=hub).path(file)
+def raw_places(config: DataConfig, raw: StageResult, *, hub: Hub | None = None) -> RawPlaces:
+    """Return where the stage's files are; the record of all of them is read once, by this call."""
+    return RawStage(config=config, data_folder=raw.folder.parent, hub=hub).recorded_places()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +89,31 @@ class RawFile:
 
     left_out: Mapping[str, str]
     """Names of files in the stage's folder that say which of its documents are not new, by the reason; int64 .npy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawPlaces:
+    """Where the files of a source are, that was recorded once; each file is looked at when it is asked for."""
+
+    check: FileCheck | None
+    """None: nothing is known of the source."""
+
+    config: DataConfig
+
+    def path(self, file: RawFile) -> Path:
+        """Return the path of one of the stage's files; the others are not looked at.
+
+        Raises:
+            DataError: it is no longer there, or has become another one.
+        """
+        path = None if self.check is None else self.check.source.find(file.name)
+        facts = None if self.check is None else self.check.recorded(file.name)
+        if path is None or facts is None or facts.sha256 != file.sha256:
+            raise DataError(
+                f"files of {self.config.origin} are missing or have changed: {file.name}; "
+                f"materialize {stage_names(self.config).raw} again"
+            )
+        return path
 
 
 def files_of(raw: StageResult) -> list[RawFile]:
@@ -194,21 +215,11 @@ class RawStage:
         source = self._last_source(read_record(self.record_folder))
         return {name: source.place(name) if source else None for name, _ in raw.manifest.config["files"]}
 
-    def path(self, file: RawFile) -> Path:
-        """Return the path of one of the stage's files; the others are not looked at.
-
-        Raises:
-            DataError: it is no longer there, or has become another one.
-        """
+    def recorded_places(self) -> RawPlaces:
+        """Return where the stage's files are, as the source is recorded now."""
         record = read_record(self.record_folder)
         source = self._recorded_source(record)
-        path = None if source is None else source.find(file.name)
-        facts = None if source is None else self._check(source, record).recorded(file.name)
-        if path is None or facts is None or facts.sha256 != file.sha256:
-            raise DataError(
-                f"files of {self.config.origin} are missing or have changed: {file.name}; materialize {self.name} again"
-            )
-        return path
+        return RawPlaces(config=self.config, check=None if source is None else self._check(source, record))
 
     def ready(self) -> list[str]:
         """Return the source's files that are here and looked at, be they needed or not; asks no network."""

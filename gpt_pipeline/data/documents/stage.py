@@ -19,7 +19,7 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.choice import REPEATED
 from gpt_pipeline.data.documents.files import names_in
 from gpt_pipeline.data.documents.index import Rows
-from gpt_pipeline.data.documents.raw import RawFile, files_of, known_raw, left_out_of, raw_file
+from gpt_pipeline.data.documents.raw import RawFile, RawPlaces, files_of, known_raw, left_out_of, raw_places
 from gpt_pipeline.data.documents.tally import Tally
 from gpt_pipeline.data.formats import StageNames, format_of, stage_names
 from gpt_pipeline.data.formats.protocol import Format
@@ -106,6 +106,10 @@ class DocumentsStage(PlacedStage):
             raise DataError(f"{name} is not finished in {self.data_folder}; materialize {name} first")
         return raw
 
+    @cached_property
+    def _places(self) -> RawPlaces:
+        return raw_places(self.config, self.raw)
+
     def place(self) -> tuple[Path, str] | None:
         """Return the stage's folder and fingerprint; None while the raw files are not known."""
         raw = self.given_raw or known_raw(self.config, self.data_folder)
@@ -172,7 +176,7 @@ class DocumentsStage(PlacedStage):
         return each.part.prepare(say=say, make=lambda: self._write(each, say))
 
     def _write(self, each: DocumentsPart, say: Say) -> Manifest:
-        source = raw_file(self.config, self.raw, each.raw)
+        source = self._places.path(each.raw)
         path = each.part.folder / _FILE
         tally = Tally()
         left_out = left_out_of(self.raw, each.raw)
@@ -183,7 +187,7 @@ class DocumentsStage(PlacedStage):
                 f"{source}: found {tally.documents} documents, need {each.take}: it has changed; "
                 f"materialize {self._names.raw} again"
             )
-        raw_file(self.config, self.raw, each.raw)  # raises if the file became another one while it was read
+        self._places.path(each.raw)  # raises if the file became another one while it was read
         say(f"{each.raw.name}: {tally.documents:,} documents of {tally.rows_read:,} rows written")
         return Manifest(
             stage=each.part.kind,
