@@ -6,7 +6,9 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from gpt_pipeline.comparison.compare import compare_experiments
 from gpt_pipeline.comparison.page import write_page
 from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.launchers.submission import read_submission
 from gpt_pipeline.report.build import TrainingStatus, build_report
 from gpt_pipeline_tests.browser_project import (
     FIRST_STEP,
@@ -26,6 +29,8 @@ from gpt_pipeline_tests.browser_project import (
 from gpt_pipeline_tests.hangs import output_of
 from gpt_pipeline_tests.projects import TinyProject, trainer_pids
 from gpt_pipeline_tests.servers import dagster_pages, free_port, is_answered, mlflow_ui, wait
+from gpt_pipeline_tests.slurm_cluster import slurm_cluster
+from gpt_pipeline_tests.slurm_cluster import why_not as why_no_slurm
 from gpt_pipeline_tests.test_comparison import trained
 
 if TYPE_CHECKING:
@@ -95,6 +100,38 @@ def test_browser_experiment_is_started_watched_stopped_resumed_and_followed_into
             run = opened.value
             run.get_by_text("step_700").first.wait_for()
             run.get_by_text("val_bpb").first.wait_for()
+
+
+@pytest.mark.skipif(bool(why_no_slurm()), reason=f"a real Slurm {why_no_slurm()}")
+def test_browser_training_on_slurm_is_terminated_with_a_checkpoint_and_goes_on(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with ExitStack() as running:
+        folder = Path(running.enter_context(TemporaryDirectory(prefix="slurm-")))  # short enough for a socket's name
+        cluster = running.enter_context(slurm_cluster(folder))
+        project = TinyProject(root=tmp_path, variables=cluster.environment)
+        write_slow_experiment(project)
+        file = project.root / "experiments" / "slow.yaml"
+        file.write_text(file.read_text().replace("{device: cpu}", "{device: cpu, launcher: slurm, slurm: {nodes: 2}}"))
+        address = running.enter_context(dagster_pages(project))
+        pages = DagsterPages(running.enter_context(window(browser, pictures=tmp_path)), address)
+
+        pages.materialize_all("run_slow")
+        pages.wait_for_event(f"checkpoint_step_{FIRST_STEP}.pt")
+        pages.terminate()
+        pages.wait_for_status("Canceled")
+        pages.wait_for_event("the trainer saves a checkpoint at the next step and exits")
+
+        note = read_submission(project.experiment("slow").folder)
+        assert note is not None
+        assert note.state == "cancelled"
+        assert cluster.ask("squeue", "--noheader", "--states=running,pending") == ""
+        stopped_at = _last_step(project)
+        assert FIRST_STEP <= stopped_at < LAST_STEP
+        pages.materialize_all("run_slow")
+        pages.wait_for_status("Success")
+        pages.wait_for_event(f"step {stopped_at}")
+        assert _last_step(project) == LAST_STEP
 
 
 def _write_own_data(project: TinyProject) -> None:

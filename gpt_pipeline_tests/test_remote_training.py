@@ -44,15 +44,15 @@ class Acting(Engine):
         self._left = list(self.acts)
         return super().submit(command)
 
-    def state(self, job_id: str) -> Observed:
+    def state(self, job_id: str, *, name: str | None = None) -> Observed:
         if self.jobs[job_id][1].state == "running" and self._left:
             act = self._left.pop(0)
             self.jobs[job_id] = (self.jobs[job_id][0], act() or self.jobs[job_id][1])
-        return super().state(job_id)
+        return super().state(job_id, name=name)
 
-    def cancel(self, job_id: str) -> None:
+    def cancel(self, job_id: str, *, name: str | None = None) -> None:
         self.cancelled.append(job_id)
-        super().cancel(job_id)
+        super().cancel(job_id, name=name)
 
     kill = cancel
 
@@ -183,7 +183,7 @@ def test_following_a_job_whose_folder_nobody_else_sees_says_so_and_ends_it(job: 
 @pytest.mark.parametrize("seen", [True, False])
 def test_following_a_silent_job_that_does_not_end_submits_nothing_beside_it(job: TrainingJob, seen: bool) -> None:
     class Hanging(Acting):
-        def kill(self, job_id: str) -> None:
+        def kill(self, job_id: str, *, name: str | None = None) -> None:
             self.cancelled.append(job_id)
 
     engine = Hanging(acts=(beats(job),) if seen else ())
@@ -198,7 +198,7 @@ def test_following_a_silent_job_that_does_not_end_submits_nothing_beside_it(job:
 
 def test_following_a_silent_job_whose_engine_stops_answering_submits_nothing_beside_it(job: TrainingJob) -> None:
     class Leaving(Acting):
-        def kill(self, job_id: str) -> None:
+        def kill(self, job_id: str, *, name: str | None = None) -> None:
             self.away = True
 
     engine = Leaving(acts=(beats(job),))
@@ -312,7 +312,7 @@ def test_following_with_an_engine_that_is_away_for_a_while_says_so_and_goes_on(j
     engine = Acting()
     answers = iter([None, UnreachableError("nobody there"), UnreachableError("nobody there"), "succeeded"])
 
-    def state(job_id: str) -> Observed:
+    def state(job_id: str, *, name: str | None = None) -> Observed:
         answer = next(answers)
         if isinstance(answer, UnreachableError):
             raise answer

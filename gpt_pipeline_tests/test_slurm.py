@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,14 @@ def test_script_with_shell_in_every_name_runs_none_of_it(tmp_path: Path) -> None
 
 
 @needs_bash
+def test_script_has_each_node_meet_the_others_by_the_name_that_they_know_it_by(tmp_path: Path) -> None:
+    done = run_script(tmp_path, 'echo "$PET_LOCAL_ADDR" > got', folder=tmp_path)  # torchrun's --local-addr
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "got").read_text().strip() == socket.gethostname()
+
+
+@needs_bash
 @pytest.mark.parametrize(
     ("signal", "trap", "code", "requeued"),
     [("USR1", "", 124, True), ("USR1", "nothing", 124, False), ("USR2", "", 143, False), ("TERM", "", 124, False)],
@@ -177,6 +186,18 @@ def test_state_of_a_job_is_read_from_scontrol(
     seen = Slurm(SlurmConfig()).state("7")
 
     assert (seen.state, seen.reason) == (state, reason)
+
+
+@needs_bash
+def test_state_of_a_job_whose_number_another_has_now_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(tmp_path, monkeypatch, scontrol="echo 'JobId=7 JobName=of-another JobState=RUNNING ExitCode=0:0'")
+
+    seen = Slurm(SlurmConfig()).state("7", name="gpt-x-1")
+
+    assert (seen.state, seen.reason) == ("unknown", "job 7 is of-another now, not gpt-x-1")
+    assert Slurm(SlurmConfig()).state("7", name="of-another").state == "running"
 
 
 @needs_bash

@@ -23,12 +23,13 @@ import pytest
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.launchers import submission
 from gpt_pipeline.launchers.config import SlurmConfig
-from gpt_pipeline.launchers.protocol import TrainingCommand
+from gpt_pipeline.launchers.protocol import TrainingCommand, UnreachableError
 from gpt_pipeline.launchers.slurm import Slurm
 from gpt_pipeline.launchers.submission import read_submission
 from gpt_pipeline.training.config import HardwareConfig
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
+from gpt_pipeline_tests import login_node
 from gpt_pipeline_tests.gate import Gate
 from gpt_pipeline_tests.hangs import output_of
 from gpt_pipeline_tests.projects import TinyProject
@@ -183,18 +184,46 @@ def test_training_on_two_nodes_gives_the_weights_of_two_processes_here(
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_training_through_ssh_is_the_same(
-    follow: Callable[..., Follower], tmp_path: Path, local_weights: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ssh = tmp_path / "bin" / "ssh"
-    ssh.parent.mkdir()
-    ssh.write_text('#!/bin/bash\nwhile [ "$1" != me@login ]; do shift; done\nshift\nexec bash -c "$*"\n')
-    ssh.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
-    job = job_in(tmp_path, ssh="me@login")
+@pytest.fixture
+def login(cluster: SlurmCluster, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a login node, from which alone Slurm can be reached, and whose environment its jobs have."""
+    if lacking := login_node.why_not():
+        pytest.skip(f"a real sshd {lacking}")
+    folder = tmp_path / "login"
+    folder.mkdir()
+    variables = {**cluster.environment, **gate.variables, "OMP_NUM_THREADS": "1"}  # as here: threads change the bits
+    with login_node.login_node(folder, environment=variables) as commands:
+        monkeypatch.delenv("SLURM_CONF")
+        monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+        yield login_node.HOST
 
+
+def test_training_through_ssh_is_stopped_with_a_checkpoint_and_goes_on_to_the_same_weights(
+    follow: Callable[..., Follower], gate: Gate, login: str, tmp_path: Path, local_weights: str
+) -> None:
+    job = job_in(tmp_path, ssh=login)
+    follower = follow(job)
+    gate.wait(follower.process)
+    follower.process.send_signal(signal.SIGTERM)
+
+    assert follower.end() == "stopped"
+    assert follower.note.where == login
+    assert list_checkpoints(job.folder.checkpoints)[-1].step == GATE
+    gate.open()
     assert follow(job).end() == "in order"
     assert weights_of(job) == local_weights
+
+
+def test_login_node_is_checked_and_one_that_lets_nobody_in_is_told_with_the_remedy(login: str, tmp_path: Path) -> None:
+    slurm = Slurm(SlurmConfig(ssh=login))
+    assert "partition main of 2 nodes" in slurm.check()
+
+    for file, words in (("authorized", r"Permission denied"), ("known", "Host key verification failed")):
+        content = (tmp_path / "login" / file).read_text()
+        (tmp_path / "login" / file).write_text("")
+        with pytest.raises(UnreachableError, match=rf"{words}.*`ssh login true` has to work here without a question"):
+            slurm.check()
+        (tmp_path / "login" / file).write_text(content)
 
 
 def test_training_stopped_and_started_again_saves_and_goes_on_to_the_same_weights(
@@ -356,6 +385,21 @@ def test_job_killed_between_submission_and_note_is_found_by_its_name(cluster: Sl
     wait(lambda: slurm.state(submitted).state not in ("waiting", "running"), "it does not end")
     assert slurm.find("gpt-found-1") == submitted  # one that has ended counts
     assert slurm.find("gpt-other-1") is None
+
+
+def test_job_of_another_name_is_neither_seen_nor_ended_by_its_number(cluster: SlurmCluster, tmp_path: Path) -> None:
+    slurm = Slurm(SlurmConfig())
+    submitted = slurm.submit(sleeper(tmp_path, "gpt-other-1", seconds=60))
+    wait(lambda: slurm.state(submitted, name="gpt-other-1").state == "running", "it does not run")
+
+    assert slurm.state(submitted, name="gpt-ours-1").state == "unknown"
+    slurm.cancel(submitted, name="gpt-ours-1")
+    slurm.kill(submitted, name="gpt-ours-1")
+    time.sleep(3)
+    assert slurm.state(submitted).state == "running"
+
+    slurm.kill(submitted, name="gpt-other-1")
+    wait(lambda: slurm.state(submitted).state == "cancelled", "it does not end")
 
 
 def test_command_line_trains_stops_and_goes_on(cluster: SlurmCluster, tmp_path: Path) -> None:

@@ -56,11 +56,12 @@ class Engine:
         self._answer()
         return next((job_id for job_id, (known, _) in reversed(self.jobs.items()) if known == name), None)
 
-    def state(self, job_id: str) -> Observed:
+    def state(self, job_id: str, *, name: str | None = None) -> Observed:
         self._answer()
-        return self.jobs[job_id][1] if job_id in self.jobs else Observed(state="unknown")
+        known, seen = self.jobs.get(job_id, (name, Observed(state="unknown")))
+        return seen if name in (None, known) else Observed(state="unknown")
 
-    def cancel(self, job_id: str) -> None:
+    def cancel(self, job_id: str, *, name: str | None = None) -> None:
         self.end(job_id, "cancelled")
 
     kill = cancel

@@ -123,7 +123,7 @@ def _stop(experiment: Experiment) -> None:
         launcher = launcher_of_note(experiment.config.hardware, note)
         note = look_up(experiment.folder, note, launcher)
         if note.id is not None and note.state in ALIVE:
-            launcher.cancel(note.id)
+            launcher.cancel(note.id, name=note.name)
             say(f"{note.in_words} was asked to end; it saves a checkpoint first.")
             return
     say(f"No job of {experiment.file.name} is at work.")

@@ -94,6 +94,9 @@ class Observed:
 class Launcher(Protocol):
     """An engine. Each call asks it once and returns; nothing is kept between calls.
 
+    An engine that was set up anew gives an id to another job. So whoever knows the `name` of the job says it: a job
+    of that id and of another name is then `unknown`, and left alone.
+
     Every method raises `UnreachableError` where the engine does not answer, `LauncherError` where it refuses.
     """
 
@@ -114,11 +117,11 @@ class Launcher(Protocol):
     def find(self, name: str) -> str | None:
         """Return the id of the newest job of this name, one that has ended included; None if the engine knows none."""
 
-    def state(self, job_id: str) -> Observed:
+    def state(self, job_id: str, *, name: str | None = None) -> Observed:
         """Return how the job is."""
 
-    def cancel(self, job_id: str) -> None:
+    def cancel(self, job_id: str, *, name: str | None = None) -> None:
         """Ask the job to end: SIGTERM to the trainer, which saves; one that waits is withdrawn. Does not wait."""
 
-    def kill(self, job_id: str) -> None:
+    def kill(self, job_id: str, *, name: str | None = None) -> None:
         """End the job now."""

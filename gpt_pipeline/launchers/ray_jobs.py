@@ -91,8 +91,8 @@ class RayJobs:
         """Return the name if the cluster has a job of that name."""
         return None if self._job(name) is None else name
 
-    def state(self, job_id: str) -> Observed:
-        """Return how the job is; it waits while its driver waits for nodes."""
+    def state(self, job_id: str, *, name: str | None = None) -> Observed:
+        """Return how the job is; it waits while its driver waits for nodes. Its id is its name."""
         job = self._job(job_id)
         if job is None:
             return Observed(state="unknown", reason=f"{self.config.address} has no such job")
@@ -103,12 +103,12 @@ class RayJobs:
             return Observed(state=state, exit_code=code)
         return Observed(state="timed_out" if _is_lost(job) else "failed", reason=_why(job), exit_code=code)
 
-    def cancel(self, job_id: str) -> None:
+    def cancel(self, job_id: str, *, name: str | None = None) -> None:
         """Have Ray send SIGTERM to the driver, which stops the trainers."""
         with suppress(_NoSuchJobError):  # so it is at its end
             self._ask("POST", f"/api/jobs/{job_id}/stop")
 
-    def kill(self, job_id: str) -> None:
+    def kill(self, job_id: str, *, name: str | None = None) -> None:
         """As `cancel`, which is all that Ray offers; it kills what has not left after `STOP_SECONDS`."""
         self.cancel(job_id)
 

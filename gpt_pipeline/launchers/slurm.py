@@ -10,7 +10,7 @@ import dataclasses
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gpt_pipeline.launchers.config import SlurmConfig
@@ -88,11 +88,13 @@ trap 'stop limit' USR1
 trap 'stop taken' TERM
 
 # Each start of the job meets at a port of its own. A node whose trainer was stopped ends well: a bad end has srun kill
-# the others, of which one may still be saving.
+# the others, of which one may still be saving. PET_LOCAL_ADDR is torchrun's --local-addr: without it, torchrun asks the
+# node's /etc/hosts, which may call the node localhost, where no other one finds it.
 export RENDEZVOUS="$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
 export ENDPOINT="$(hostname):$((20000 + (SLURM_JOB_ID * 8 + ${{SLURM_RESTART_COUNT:-0}} % 8) % 12000))"
 srun --ntasks={nodes} --ntasks-per-node=1 --kill-on-bad-exit=1 \\
-  bash -c 'trap "stopped=yes" TERM; "$@"; code=$?; [ -z "${{stopped:-}}" ] || exit 0; exit "$code"' trainer \\
+  bash -c 'export PET_LOCAL_ADDR="$(hostname)"; trap "stopped=yes" TERM
+    "$@"; code=$?; [ -z "${{stopped:-}}" ] || exit 0; exit "$code"' trainer \\
   {command} &
 trainer=$!
 [ -z "$why" ] || stop "$why"
@@ -196,20 +198,22 @@ class Slurm:
             known = (self._accounting(f"--name={name}", "--starttime=now-30days", "--format=JobIDRaw") or "").split()
         return max(known, key=int, default=None)
 
-    def state(self, job_id: str) -> Observed:
+    def state(self, job_id: str, *, name: str | None = None) -> Observed:
         try:
             answer = self._run("scontrol", "--oneliner", "show", "job", job_id)
         except LauncherError as error:
             if isinstance(error, UnreachableError) or not _FORGOTTEN.search(str(error)):
                 raise
-            return self._remembered(job_id)
+            return self._remembered(job_id, _named(name))
         values = dict(re.findall(r"(\w+)=(\S*)", answer))
+        if name is not None and values.get("JobName", name) != name:
+            return Observed(state="unknown", reason=f"job {job_id} is {values['JobName']} now, not {name}")
         nodes = values.get("NodeList", "").replace("(null)", "")
         return _observed(values["JobState"], values.get("Reason", ""), nodes, values.get("ExitCode", ""))
 
-    def _remembered(self, job_id: str) -> Observed:
+    def _remembered(self, job_id: str, chosen: Sequence[str]) -> Observed:
         """Return what the cluster's accounting, if it has one, knows of a job that the controller has forgotten."""
-        answer = self._accounting(f"--jobs={job_id}", "--format=State,ExitCode") or ""
+        answer = self._accounting(f"--jobs={job_id}", *chosen, "--format=State,ExitCode") or ""
         if not answer.strip():
             return Observed(state="unknown", reason="Slurm has forgotten it")
         state, _, code = answer.strip().splitlines()[0].partition("|")
@@ -223,14 +227,14 @@ class Slurm:
         except LauncherError:  # most small clusters keep no accounts
             return None
 
-    def cancel(self, job_id: str) -> None:
+    def cancel(self, job_id: str, *, name: str | None = None) -> None:
         # One that waits is withdrawn. One that runs is asked through its script, which gives the trainer time to save.
-        self._end("--state=PENDING", job_id)
-        self._end("--state=RUNNING", "--batch", "--signal=USR2", job_id)
+        self._end("--state=PENDING", *_named(name), job_id)
+        self._end("--state=RUNNING", "--batch", "--signal=USR2", *_named(name), job_id)
 
-    def kill(self, job_id: str) -> None:
-        self._end("--signal=KILL", "--full", job_id)
-        self._end(job_id)
+    def kill(self, job_id: str, *, name: str | None = None) -> None:
+        self._end("--signal=KILL", "--full", *_named(name), job_id)
+        self._end(*_named(name), job_id)
 
     def _end(self, *options: str) -> None:
         """Run scancel; a job that has ended meanwhile is no failure."""
@@ -269,9 +273,18 @@ class Slurm:
         if done.returncode == 0:
             return done.stdout
         words = _words(done.stderr) or f"exit code {done.returncode}"
-        if _UNREACHABLE.search(words) or (self.config.ssh is not None and done.returncode == _SSH_FAILED):
+        if self.config.ssh is not None and done.returncode == _SSH_FAILED:
+            raise UnreachableError(
+                f"{command[0]}{where}: {words}; `ssh {self.config.ssh} true` has to work here without a question"
+            )
+        if _UNREACHABLE.search(words):
             raise UnreachableError(f"{command[0]}{where}: {words}")
         raise LauncherError(f"{command[0]}{where}: {words}; mend hardware.slurm, or ask the cluster's administrators")
+
+
+def _named(name: str | None) -> list[str]:
+    """Return the option by which Slurm's commands heed a job of this name alone."""
+    return [] if name is None else [f"--name={name}"]
 
 
 def _observed(state: str, reason: str, nodes: str, exit_code: str) -> Observed:

@@ -269,7 +269,7 @@ def _sought(folder: ExperimentFolder, note: Submission, launcher: Launcher) -> t
             return note, None
         note = dataclasses.replace(note, id=note.id or found)
         assert note.id is not None
-        seen = _NO_SUCH_JOB if found is None else launcher.state(note.id)
+        seen = _NO_SUCH_JOB if found is None else launcher.state(note.id, name=note.name)
     except UnreachableError as error:
         raise UnreachableError(f"{error}; {_gone(folder)}") from error
     return dataclasses.replace(note, state=seen.state, reason=seen.reason), seen

@@ -266,7 +266,7 @@ class _Follow:
         self._asked = time.monotonic()
         assert self._note.id is not None
         try:
-            seen = self._all.launcher.state(self._note.id)
+            seen = self._all.launcher.state(self._note.id, name=self._note.name)
         except UnreachableError as error:
             if self._unreachable is None:
                 self._all.say(f"{error}. The training goes on by itself; the engine is asked again.")
@@ -345,11 +345,11 @@ class _Follow:
         self._all.say(f"{self._note.in_words} may still be at work; its engine does not say that it has ended.")
         return False
 
-    def _request(self, what: Callable[[str], None]) -> bool:
+    def _request(self, what: Callable[..., None]) -> bool:
         """Ask the engine for `what`; return whether it heard."""
         assert self._note.id is not None
         try:
-            what(self._note.id)
+            what(self._note.id, name=self._note.name)
         except UnreachableError as error:
             self._all.say(str(error))
             return False
