@@ -19,6 +19,7 @@ from gpt_pipeline.mirror.agent import Agent
 from gpt_pipeline.mirror.bring import bring_source, bring_stage
 from gpt_pipeline.mirror.check import check_mirror
 from gpt_pipeline.mirror.order import Order, State, read_state_of, write_order, write_state
+from gpt_pipeline.mirror.parts import forget_parts, open_parts
 from gpt_pipeline.mirror.store import MirrorError, open_store
 from gpt_pipeline.mirror.wait import wait_until_sent
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -348,6 +349,38 @@ def test_s3_with_wrong_credentials_is_said_without_them(s3, server, monkeypatch)
 def test_s3_bucket_that_does_not_exist_is_named(server):
     with pytest.raises(MirrorError, match="bucket does not exist"):
         open_store("s3://no-such-bucket/prefix").sizes("data")
+
+
+class Refusing:
+    """S3 as someone sees it who may write, and may not ask for unfinished uploads."""
+
+    def __init__(self, files) -> None:
+        self._files = files
+        self.refused: list[str] = []
+
+    def split_path(self, path: str):
+        return self._files.split_path(path)
+
+    def call_s3(self, method: str, **arguments):
+        if method in ("list_multipart_uploads", "list_parts", "abort_multipart_upload"):
+            self.refused.append(method)
+            raise PermissionError("Access Denied")
+        return self._files.call_s3(method, **arguments)
+
+
+def test_s3_that_lists_no_unfinished_uploads_takes_an_upload_in_parts_and_is_told_of(s3, caplog):
+    store = open_store(s3)
+    files = Refusing(store._files)
+    root = s3.removeprefix("s3://")
+    for _ in range(2):
+        parts = open_parts("s3fs", files, root, "large.bin")
+        assert parts.add(b"1" * (5 << 20))
+        assert parts.add(b"2")
+        parts.complete()
+    forget_parts("s3fs", files, root, "large")
+    assert files.refused
+    assert store.sizes("")["large.bin"] == (5 << 20) + 1
+    assert "allow s3:ListBucketMultipartUploads" in caplog.text
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:

@@ -7,9 +7,11 @@ its parts are put together.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 _logger = logging.getLogger(__name__)
@@ -46,7 +48,8 @@ def forget_parts(module: str, files: Any, root: str, prefix: str) -> None:
     match module:
         case "s3fs":
             for place in _unfinished(files, f"{root}/{prefix}/"):
-                files.call_s3("abort_multipart_upload", **place)
+                with _if_allowed(), suppress(FileNotFoundError):
+                    files.call_s3("abort_multipart_upload", **place)
         case "gcsfs":
             _remove_folder(files, f"{root}/{_PARTS}/{prefix}")
 
@@ -68,9 +71,10 @@ class _S3Parts:
     def _listed(self) -> dict[int, str]:
         tags: dict[int, str] = {}
         page: dict[str, Any] = {"IsTruncated": True}
-        while page["IsTruncated"]:
-            page = self._files.call_s3("list_parts", **self._place, PartNumberMarker=max(tags, default=0))
-            tags |= {each["PartNumber"]: each["ETag"] for each in page.get("Parts", ())}
+        with _if_allowed():
+            while page["IsTruncated"]:
+                page = self._files.call_s3("list_parts", **self._place, PartNumberMarker=max(tags, default=0))
+                tags |= {each["PartNumber"]: each["ETag"] for each in page.get("Parts", ())}
         return tags
 
     def add(self, content: bytes) -> bool:
@@ -91,20 +95,29 @@ def _unfinished(files: Any, path: str) -> list[dict[str, str]]:
     bucket, key, _ = files.split_path(path)
     found: list[Any] = []
     page: dict[str, Any] = {"IsTruncated": True}
-    try:
+    with _if_allowed():
         while page["IsTruncated"]:
             after = {"KeyMarker": page["NextKeyMarker"]} if page.get("NextKeyMarker") else {}
             after |= {"UploadIdMarker": page["NextUploadIdMarker"]} if page.get("NextUploadIdMarker") else {}
             page = files.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key, **after)
             found += page.get("Uploads", ())
-    except PermissionError as error:
-        _logger.warning(
-            "uploads that were cut off begin again: they cannot be listed (%s); allow s3:ListBucketMultipartUploads "
-            "and s3:ListMultipartUploadParts",
-            error,
-        )
     found = sorted((each for each in found if each["Key"].startswith(key)), key=lambda each: each["Initiated"])
     return [{"Bucket": bucket, "Key": each["Key"], "UploadId": each["UploadId"]} for each in found]
+
+
+@contextmanager
+def _if_allowed() -> Iterator[None]:
+    """Say what S3 refuses, or does not know, of unfinished uploads: a mirror works without."""
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error, PermissionError) and error.errno != errno.ENOSYS:
+            raise
+        _logger.warning(
+            "uploads that are cut off begin again, and their parts stay until a rule of the bucket removes them (%s); "
+            "allow s3:ListBucketMultipartUploads, s3:ListMultipartUploadParts and s3:AbortMultipartUpload",
+            error,
+        )
 
 
 class _AzureParts:
