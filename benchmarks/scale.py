@@ -1,35 +1,45 @@
 """What grows with experiments, checkpoints and source files, and whether it grows in proportion.
 
-    python -m benchmarks.scale [--experiments 100] [--checkpoints 400] [--files 100] [--times 10]
+    python -m benchmarks.scale [--experiments 100] [--checkpoints 400] [--files 100] [--runs 1000] [--partitions 1000]
+                               [--listed 10000] [--times 10]
 
 Measures at a size and at `--times` that size, in CPU seconds of one process: loading the definitions and `status` with
-many experiments on the same data; what a sensor asks and `status` with many evaluated checkpoints, copies of one; and
-a plain data block's three stages over many small files. The ratio is that of the seconds for each: 1 is in proportion.
+many experiments on the same data; what a sensor asks and `status` with many evaluated checkpoints, copies of one; a
+plain data block's three stages over many small files; one more evaluation in MLflow among many runs, copies of one;
+what Dagster is asked of many partitions; and a step that looks up ten files of many. The ratio is that of the seconds
+for each: 1 is in proportion, 1 / `--times` is the same time whatever the size.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
-from gpt_pipeline.data.documents.raw import RawStage, prepare_raw
+from gpt_pipeline.data.documents.raw import RawStage, files_of, prepare_raw, raw_places
 from gpt_pipeline.data.documents.stage import DocumentsStage, prepare_documents
 from gpt_pipeline.data.tokens.shards import ShardsStage, prepare_shards
+from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.progress.evaluations import pending_evaluations, wanted_evaluations
 from gpt_pipeline.progress.status import experiment_status, statuses
+from gpt_pipeline.tracking.mlflow_tracker import log_evaluation
+from gpt_pipeline.tracking.tags import experiment_tags
 
 _REPOSITORY = Path(__file__).parents[1]
 _TINY = """\
@@ -57,12 +67,18 @@ def main() -> None:
     parser.add_argument("--experiments", type=int, default=100, help="the smaller number of each; 0: leave it out")
     parser.add_argument("--checkpoints", type=int, default=400)
     parser.add_argument("--files", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--partitions", type=int, default=1000)
+    parser.add_argument("--listed", type=int, default=10_000)
     parser.add_argument("--times", type=int, default=10, help="how many times the smaller size the larger is")
     arguments = parser.parse_args()
     subjects: dict[str, Callable[[Path, int], Measured]] = {
         "experiments": _with_experiments,
         "checkpoints": _with_checkpoints,
         "files": _with_files,
+        "runs": _with_runs,
+        "partitions": _with_partitions,
+        "listed": _with_listed_files,
     }
     for name, measure in subjects.items():
         size = getattr(arguments, name)
@@ -104,13 +120,18 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(_REPOSITORY)}
 
 
-def _with_checkpoints(folder: Path, count: int) -> Measured:
+def _finished(folder: Path) -> Experiment:
+    """Return a small experiment that was run to its end, in a project of its own."""
     file = folder / "experiments" / "tiny.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(_TINY, encoding="utf-8")
     command = [sys.executable, "-m", "gpt_pipeline", "run", str(file)]
     subprocess.run(command, cwd=folder, capture_output=True, check=True, env=_environment())
-    experiment = load_experiment(file)
+    return load_experiment(file)
+
+
+def _with_checkpoints(folder: Path, count: int) -> Measured:
+    experiment = _finished(folder)
     _copy_checkpoint(experiment, count)
     return {
         "pending evaluations, first": _seconds(lambda: pending_evaluations(experiment)),
@@ -163,6 +184,91 @@ def _with_files(folder: Path, count: int) -> Measured:
         "token_shards": time.process_time() - written,
         "find all three": _seconds(lambda: [each(config=config, data_folder=data).find() for each in stages]),
     }
+
+
+def _with_runs(folder: Path, count: int) -> Measured:
+    experiment = _finished(folder)
+    (result,) = read_evaluations(experiment.folder.evaluations)
+    database = folder / "mlflow.db"
+    _copy_run(database, f"step_{result.step}", count)
+
+    def log(number: int) -> None:
+        log_evaluation(
+            dataclasses.replace(result, fingerprint=hashlib.sha256(str(number).encode()).hexdigest()),
+            tracking_uri=f"sqlite:///{database.as_posix()}",
+            experiment_name=experiment.config.experiment_name,
+            parameters={},
+            tags=experiment_tags(experiment),
+            best_weights="0" * 64,
+        )
+
+    log(0)  # imports MLflow
+    return {"log one more evaluation": _seconds(lambda: log(1)), "the next": _seconds(lambda: log(2))}
+
+
+def _copy_run(database: Path, name: str, count: int) -> None:
+    """Write `count` more runs into MLflow's SQLite file, like the one of this name, of evaluations of their own."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        (run,) = connection.execute("select run_uuid from runs where name = ?", [name]).fetchone()
+        for table in ("runs", "tags", "params", "latest_metrics", "metrics"):
+            columns = [row[1] for row in connection.execute(f"pragma table_info({table})")]
+            for row in connection.execute(f"select * from {table} where run_uuid = ?", [run]).fetchall():
+                values = dict(zip(columns, row, strict=True))
+                own = [{**values, **_of_copy(values, number)} for number in range(count)]
+                marks = ", ".join(f":{column}" for column in columns)
+                connection.executemany(f"insert into {table} values ({marks})", own)
+
+
+def _of_copy(values: Mapping[str, Any], number: int) -> dict[str, str]:
+    """Return in what a copy's row differs."""
+    digest = hashlib.sha256(f"copy {number}".encode()).hexdigest()
+    is_own = values.get("key") in ("gpt_pipeline.evaluation", "weights_sha256")
+    return {"run_uuid": digest[:32], **({"value": digest} if is_own else {})}
+
+
+def _with_partitions(folder: Path, count: int) -> Measured:
+    import dagster as dg
+
+    folder.mkdir(parents=True)
+    key, partitions = dg.AssetKey(["tiny", "evaluation"]), [f"step_{number:08}" for number in range(count)]
+    with dg.DagsterInstance.local_temp(str(folder)) as instance:
+        add = _seconds(lambda: instance.add_dynamic_partitions("tiny", partitions))
+        record = _seconds(
+            lambda: [
+                instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=each)) for each in partitions
+            ]
+        )
+        return {
+            "add the partitions": add,
+            "record each": record,
+            "add one that is there": _seconds(lambda: instance.add_dynamic_partitions("tiny", partitions[:1])),
+            "which are recorded": _seconds(lambda: instance.get_materialized_partitions(key)),
+            "state of each, for the page": _seconds(
+                lambda: instance.get_status_by_partition(key, partitions, dg.DynamicPartitionsDefinition(name="tiny"))
+            ),
+        }
+
+
+def _with_listed_files(folder: Path, count: int) -> Measured:
+    """Measure a step of the documents that looks up ten of the source's files, before and after reading each."""
+    source, data = folder / "source", folder / "data"
+    source.mkdir(parents=True)
+    for number in range(count):
+        path = source / f"{number:06}.parquet"
+        if number < 10:
+            pq.write_table(pa.table({"text": [f"Document {number}.", f"Another of {number}."]}), path)
+        else:  # of which nothing but the name is needed
+            path.touch()
+    config = DataConfig(source=str(source), format="text", num_samples=20, max_length=16, validation_fraction=0.1)
+    raw = prepare_raw(config, data)
+
+    def look_up() -> None:
+        places = raw_places(config, raw)
+        for _ in range(2):
+            for file in files_of(raw)[:10]:
+                places.path(file)
+
+    return {"look up ten files twice": _seconds(look_up)}
 
 
 if __name__ == "__main__":

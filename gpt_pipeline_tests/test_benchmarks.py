@@ -39,7 +39,7 @@ _ARGUMENTS = {
     "data_memory": "--small 1000 --large 2000",
     "near_duplicates": "--rows 1000",
     "own_data": "--rows 3000 --turns 1 --workers 1",
-    "scale": "--experiments 2 --checkpoints 2 --files 10 --times 2",
+    "scale": "--experiments 2 --checkpoints 2 --files 10 --runs 2 --partitions 2 --listed 10 --times 2",
     "serving": "--layers 1 --requests 3 --new-tokens 3 --turns 1 --threads 1",
 }
 
