@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from gpt_pipeline.comparison.show import as_json, key_markdown, markdown
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.report.charts import draw
+from gpt_pipeline.report.figures import chart_values
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.test_comparison import trained
 
@@ -97,6 +99,16 @@ def test_by_key_drawn_has_equal_steps_for_equal_factors_and_the_values_as_marks(
     picture = draw(chart)
     assert picture.count("<polyline") == 2
     assert picture.count("training.seed 1") == 1  # one name for the line and its points
+
+
+def test_by_key_of_many_values_hands_the_script_each_and_marks_as_many_as_have_room(tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    rates = [number / 1000 for number in range(1, 31)]
+    grid = [trained(project, f"r{number}", {4: 2.5}, learning_rate=rate) for number, rate in enumerate(rates)]
+    chart = key_chart(_only(grid))
+    assert [text for _, text in chart_values(chart)["ticks"]] == [str(rate) for rate in rates]
+    marked = [text for text in re.findall(r">([0-9.]+)</text>", draw(chart)) if float(text) in rates]
+    assert marked == [str(rate) for rate in rates[::3]]
 
 
 def test_compare_of_a_family_prints_its_table_and_writes_the_page(

@@ -35,7 +35,7 @@ from gpt_pipeline.evaluation.generate import generate
 from gpt_pipeline.evaluation.questions import held_out_questions
 from gpt_pipeline.exchange.export import export_checkpoint
 from gpt_pipeline.exchange.take_in import convert_start
-from gpt_pipeline.exchange.tokenizer_files import folder_tokenizer
+from gpt_pipeline.exchange.tokenizer_files import folder_tokenizer, write_tokenizer
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.training import training_job
 from gpt_pipeline.model.vocabulary import with_new_tokens
@@ -108,6 +108,22 @@ def test_own_tokenizer_keeps_its_ids_of_chatml_or_gets_the_next_ones(has_marks: 
     saved = with_turns(read_tokenizer(made.file or "", source="a test"))  # as an export has it
     assert saved.encode(text) == made.encode(text)
     assert own.encode("<|im_end|>") == saved.encode("<|im_end|>")
+
+
+@pytest.mark.parametrize("has_marks", [False, True])
+def test_own_tokenizer_of_an_export_is_known_as_chatml_where_answers_end_by_its_token(
+    tmp_path: Path, has_marks: bool
+) -> None:
+    own = own_with_names(has_marks=has_marks)
+    write_tokenizer(tmp_path, with_turns(own), max_length=64)
+    found = folder_tokenizer(tmp_path)
+    assert found.marks == with_turns(own).marks
+    assert found.identity.endswith("+chatml")
+    text = f"{START}user\nthe cat{END}\n<|im_end|>"
+    assert found.encode(text) == with_turns(own).encode(text)
+    write_tokenizer(tmp_path, own, max_length=64)  # of a model that was not trained on turns, whatever names it has
+    assert folder_tokenizer(tmp_path).marks == {}
+    assert folder_tokenizer(tmp_path).identity == own.identity
 
 
 def test_tokenizer_that_ends_documents_with_an_end_of_turn_is_refused() -> None:

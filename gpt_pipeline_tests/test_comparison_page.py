@@ -12,6 +12,7 @@ import pytest
 from gpt_pipeline.comparison.answers import answers_side_by_side
 from gpt_pipeline.comparison.compare import compare_experiments, with_key
 from gpt_pipeline.comparison.page import render_page, write_page
+from gpt_pipeline.comparison.show import losses_svg
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.project import Project
 from gpt_pipeline.report.page import page_policy, page_script
@@ -99,6 +100,36 @@ def test_page_draws_curves_on_one_axis_and_bears_the_same_style_in_each_chart(pr
     for name, curve in losses.items():
         assert (curve["colour"], curve["dash"]) == (speed[name]["colour"], speed[name]["dash"])
     assert text.count('<polyline class="line') == 12 * 6  # without the script, too: losses four times, speed, memory
+
+
+def test_page_of_trainings_on_rewards_shows_right_answers_first(project: TinyProject) -> None:
+    experiments = [trained(project, stem, {4: 3.0, 8: 2.0}) for stem in ("a", "b")]
+    for experiment in experiments:
+        records = [
+            {"kind": "train", "step": 4, "tokens_seen": 512, "train_loss": -7.0, "reward": 0.25},
+            {"kind": "validation", "step": 4, "tokens_seen": 512, "val_loss": 3.0, "pass_at_1": 0.375},
+        ]
+        lines = "".join(json.dumps(each) + "\n" for each in records)
+        experiment.folder.metrics.write_text(lines, encoding="utf-8")
+    page = Page(html(experiments))
+    titles = [json.loads(each)["title"] for each in page.scripts[:-1]]
+    assert titles[:3] == [
+        "Held-out pass@1 against step",
+        "Mean reward against step",
+        "Validation loss in nats per token against training tokens",
+    ]
+    assert drawn(page, "Held-out pass@1")["b"]["ys"] == [0.375]
+    assert not any(title.startswith("Training loss") for title in titles)
+    assert "Held-out pass@1" in losses_svg(experiments)
+
+
+@pytest.mark.parametrize("count", [12, 13])
+def test_page_reads_each_training_once_where_all_are_drawn(project: TinyProject, count: int) -> None:
+    experiments = [trained(project, f"e{number:02d}", {4: 3.0, 8: 2.0}) for number in range(count)]
+    found = compare_experiments(experiments)
+    for experiment in experiments:
+        experiment.folder.metrics.unlink()
+    assert ("Curves" in Page(render_page(found, experiments, links=lambda _: None)).text) == (count == 12)
 
 
 def test_page_keeps_apart_the_curves_of_losses_that_do_not_compare(project: TinyProject) -> None:

@@ -43,6 +43,22 @@ def test_losses_keep_each_estimate_apart(metrics: Path) -> None:
     assert losses_of(metrics).estimates == {"val_loss": {1: 4.0}, "document_loss": {}}
 
 
+def test_losses_of_rewarded_answers_keep_rewards_of_the_same_steps_and_right_answers(metrics: Path) -> None:
+    def rewarded(step: int, reward: float) -> str:
+        return json.dumps({"kind": "train", "step": step, "train_loss": -0.1, "reward": reward}) + "\n"
+
+    asked = json.dumps({"kind": "validation", "step": 2, "val_loss": 3.0, "pass_at_1": 0.25}) + "\n"
+    _append(metrics, rewarded(1, 0.5), rewarded(2, 0.75), asked)
+    losses = losses_of(metrics)
+    assert (losses.rewards, losses.estimates["pass_at_1"]) == ({1: 0.5, 2: 0.75}, {2: 0.25})
+    _append(metrics, rewarded(2, 0.25))  # again, after a resume
+    assert losses_of(metrics).rewards == {1: 0.5, 2: 0.25}
+    _append(metrics, *(rewarded(step, 1.0) for step in range(3, 1603)))
+    losses = losses_of(metrics)
+    assert list(losses.rewards) == list(losses.train)
+    assert len(losses.train) <= 800
+
+
 def test_losses_of_a_line_that_is_being_written_come_when_it_is_whole(metrics: Path) -> None:
     _append(metrics, _train(1), _train(2)[:20])
     assert list(losses_of(metrics).train) == [1]

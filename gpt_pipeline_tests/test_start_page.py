@@ -190,6 +190,23 @@ def test_page_shows_step_curve_answers_and_links(project: TinyProject) -> None:
     assert "not right" in text
 
 
+def test_page_of_a_training_on_rewards_shows_them_and_not_the_loss_that_moves_the_answers(project: TinyProject) -> None:
+    metrics = project.experiment("tiny").folder.metrics
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    records = [{"kind": "train", "step": step, "train_loss": -7.0, "reward": step / 8} for step in (1, 2)]
+    records.append({"kind": "validation", "step": 2, "val_loss": 3.0, "pass_at_1": 0.375})
+    metrics.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
+    (card,) = watch(project).cards()
+    facts = dict(card.facts)
+    assert (facts["mean reward"], facts["pass@1, held out"]) == ("0.250", "about 0.375 at step 2")
+    assert card.chart is not None
+    assert {each.name: each.points for each in card.chart.series} == {
+        "mean reward": ((1.0, 0.125), (2.0, 0.25)),
+        "pass@1, held out": ((2.0, 0.375),),
+    }
+    assert "training loss" not in facts
+
+
 def test_page_shows_continuations_without_a_verdict(project: TinyProject) -> None:
     text = {"beginning": "Once upon", "generated": HOSTILE, "original": " a midnight"}
     write_evaluation(project, continuations=(text,), metrics={"val_loss": 2.5})

@@ -139,6 +139,29 @@ def test_status_shows_an_evaluated_loss_and_marks_an_estimate() -> None:
     assert "best_model.pt (step 1,200)" in text
 
 
+def test_status_shows_the_metric_that_ranks_checkpoints() -> None:
+    seen = CheckpointStatus(file="a.pt", step=4, size=1, val_loss=0.863, evaluated_loss=0.844, evaluation="done")
+    seen = dataclasses.replace(seen, ranked_by="completion_loss", ranked_value=0.511)
+    command = NextStep(command="", why="")
+    status = Status(file=Path("x.yaml"), name="x", folder=None, problem=None, checkpoints=(seen,), next=command)
+    assert "completion loss 0.511  evaluated" in plain_text(sheets([status]))
+
+
+def test_status_of_a_training_on_rewards_shows_them_and_not_the_loss_that_moves_the_answers(
+    project: TinyProject,
+) -> None:
+    folder = project.experiment("tiny").folder
+    folder.root.mkdir(parents=True)
+    records = (
+        {"kind": "train", "step": 4, "train_loss": -7.0, "reward": 0.25},
+        {"kind": "validation", "step": 4, "val_loss": 3.0, "pass_at_1": 0.375},
+    )
+    folder.metrics.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
+    found = training_progress(folder, fingerprint=None, max_steps=8)
+    text = training_text(dataclasses.replace(found, state="stopped", step=6))
+    assert text == "stopped at step 6 of 8, reward 0.250, pass@1 about 0.375, val loss about 3.000 at step 4"
+
+
 def test_status_of_a_running_training_has_its_process_and_step(project: TinyProject) -> None:
     _train(project, stop_at=6)
     root = project.experiment("tiny").folder.root

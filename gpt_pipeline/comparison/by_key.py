@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from gpt_pipeline.comparison.compare import Comparison, Group, Standing
 
 _WIDE = 8  # times the smallest value: from there on the axis has equal steps for equal factors
-_TICKS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +173,6 @@ def key_chart(by: ByKey) -> Chart:
         (line, tuple((x, y) for x, y in zip(places, _figures(by, line), strict=True) if y is not None))
         for line in by.lines[:CURVES]
     ]
-    step = -(-len(places) // _TICKS)
     return Chart(
         title=by.title,
         x_label=by.key,
@@ -184,7 +182,7 @@ def key_chart(by: ByKey) -> Chart:
             for number, (line, points) in enumerate(curves)
             for each in _series(number, line.name or by.metric.label, points)
         ),
-        x_ticks=tuple(zip(places, map(wording.setting, by.values), strict=True))[::step],
+        x_ticks=tuple(zip(places, map(wording.setting, by.values), strict=True)),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpt_pipeline.comparison.by_key import ByKey, by_key
@@ -26,8 +26,9 @@ from gpt_pipeline.experiment.differences import Difference, config_differences
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.progress.training import experiment_training
+from gpt_pipeline.report.charts import CURVES
 from gpt_pipeline.report.contents import CheckpointRow, Contents, read_contents
-from gpt_pipeline.report.cost import Cost, seconds_at
+from gpt_pipeline.report.cost import Cost, Record, seconds_at
 from gpt_pipeline.training.config import ESTIMATES
 
 Same = Callable[[EvaluationResult, EvaluationResult], bool]
@@ -125,6 +126,9 @@ class Comparison:
     by_key: tuple[ByKey, ...] = ()
     """A metric against a key, group by group; see `with_key`."""
 
+    records: Mapping[str, Sequence[Record]] = field(default_factory=dict, repr=False)
+    """The metrics of the trainings by experiment, as they were read; empty where more were read than a chart draws."""
+
     @property
     def standings(self) -> tuple[Standing, ...]:
         """All: group by group, then those without evaluations."""
@@ -142,6 +146,8 @@ class _Entry:
     standing: Standing
     evaluation: EvaluationResult | None
     """The newest evaluation, whose test the figures come from."""
+
+    records: Sequence[Record]
 
 
 def compare_experiments(experiments: Sequence[Experiment], *, problems: dict[str, str] | None = None) -> Comparison:
@@ -161,7 +167,8 @@ def compare_with_families(experiments: Sequence[Experiment]) -> tuple[Comparison
     Raises:
         ConfigError: as `compare_experiments`.
     """
-    entries = {experiment.file: _entry(experiment) for experiment in experiments}
+    keep = len(experiments) <= CURVES
+    entries = {experiment.file: _entry(experiment, keep_records=keep) for experiment in experiments}
     of_families = {
         name: _comparison([entries[each.file] for each in members]) for name, members in families(experiments).items()
     }
@@ -178,6 +185,7 @@ def _comparison(entries: Sequence[_Entry]) -> Comparison:
         across=tuple(_across_tokenizers(parts)),
         waiting=tuple(entry.standing for entry in waiting),
         differences=tuple(config_differences([entry.experiment.config for entry in ordered])),
+        records={entry.standing.name: entry.records for entry in entries if entry.records},
     )
 
 
@@ -214,14 +222,14 @@ def alike(results: Sequence[EvaluationResult | None], same: Same) -> list[list[i
 def _entries(experiments: Sequence[Experiment], problems: dict[str, str] | None) -> Iterator[_Entry]:
     for experiment in experiments:
         try:
-            yield _entry(experiment)
+            yield _entry(experiment, keep_records=len(experiments) <= CURVES)
         except (UserError, OSError) as error:
             if problems is None:
                 raise
             problems[experiment.file.name] = str(error)
 
 
-def _entry(experiment: Experiment) -> _Entry:
+def _entry(experiment: Experiment, *, keep_records: bool = False) -> _Entry:
     contents, training, config = read_contents(experiment.folder), experiment_training(experiment), experiment.config
     loss = config.deciding_loss if config.deciding_loss in ESTIMATES else "val_loss"
     standing = Standing(
@@ -240,7 +248,8 @@ def _entry(experiment: Experiment) -> _Entry:
         last=_reached(contents, contents.newest),
     )
     newest = contents.newest.evaluation if contents.newest else None
-    return _Entry(experiment=experiment, standing=standing, evaluation=newest)
+    records = contents.records if keep_records else ()  # of many experiments they would fill the memory
+    return _Entry(experiment=experiment, standing=standing, evaluation=newest, records=records)
 
 
 def _updated_at(contents: Contents) -> str | None:

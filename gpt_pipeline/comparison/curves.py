@@ -19,6 +19,7 @@ from gpt_pipeline.report.charts import (
 )
 from gpt_pipeline.report.cost import Record
 from gpt_pipeline.report.figures import Figure, figures_of
+from gpt_pipeline.training.config import PASSES
 from gpt_pipeline.training.metrics import read_metrics
 
 Records = Mapping[str, Sequence[Record]]
@@ -37,11 +38,13 @@ _TOKENS = _Axis(key="tokens_seen", label="training tokens")
 _TIME = _Axis(key="seconds", label="training time", is_time=True)
 
 
-def read_records(experiments: Sequence[Experiment], *, most: int = CURVES) -> Records:
-    """Return the metrics of the first experiments that have validation losses."""
+def read_records(experiments: Sequence[Experiment], *, known: Records | None = None, most: int = CURVES) -> Records:
+    """Return the metrics of the first experiments that have validation losses; those that are `known` are not read."""
     found: dict[str, Sequence[Record]] = {}
     for experiment in experiments:
-        records = read_metrics(experiment.folder.metrics) if len(found) < most else []
+        if len(found) == most:
+            break
+        records = (known or {}).get(experiment.name) or read_metrics(experiment.folder.metrics)
         if points_of(records, "validation", _TOKENS.key, "val_loss"):
             found[experiment.name] = records
     return found
@@ -57,14 +60,35 @@ def losses_chart(records: Records, *, metric: str = "val_loss", axis: _Axis = _T
 
 
 def loss_figures(records: Records, metric: str) -> list[Figure]:
-    """Return the estimates of a loss along three axes, and the training losses."""
+    """Return rewards where there are any, the estimates of a loss along three axes, and the training losses."""
     word = wording.of_metric(metric)
     places = (("by tokens", _TOKENS), ("by steps", _STEPS), ("by time", _TIME))
     estimates = [(f"{word} {place}", losses_chart(records, metric=metric, axis=axis)) for place, axis in places]
     # The loss that moves rewarded answers is no measure of a model.
     on_text = {name: [each for each in own if each.get("reward") is None] for name, own in records.items()}
     training = _loss_chart("training loss", _smooth(on_text, "train_loss"), _TOKENS)
-    return figures_of([*estimates, ("training loss by tokens", training)])
+    return figures_of([*_reward_charts(records), *estimates, ("training loss by tokens", training)])
+
+
+def main_chart(records: Records) -> Chart:
+    """Return the one chart that tells most: right answers where all go by rewards, else validation losses."""
+    held_out = _passes_chart(records)
+    return held_out if records and len(held_out.series) == len(records) else losses_chart(records)
+
+
+def _passes_chart(records: Records) -> Chart:
+    curves = [
+        Series(name=name, points=points_of(own, "validation", _STEPS.key, PASSES), **curve_style(number))
+        for number, (name, own) in enumerate(records.items())
+    ]
+    return _chart("Held-out pass@1 against step", "share of answers", curves, _STEPS)
+
+
+def _reward_charts(records: Records) -> list[tuple[str, Chart]]:
+    """Return how often sampled answers are right, to held-out questions and in training; empty without rewards."""
+    sampled = _smooth(records, "reward", _STEPS)
+    in_training = _chart("Mean reward against step", "mean reward", sampled, _STEPS)
+    return [("held-out pass@1 by steps", _passes_chart(records)), ("mean reward by steps", in_training)]
 
 
 def figures_beside(records: Records) -> list[Figure]:
@@ -82,22 +106,21 @@ def figures_beside(records: Records) -> list[Figure]:
     )
 
 
-def _smooth(records: Records, key: str) -> list[Series]:
+def _smooth(records: Records, key: str, axis: _Axis = _TOKENS) -> list[Series]:
     return [
-        smooth_series(name, points_of(own, "train", _TOKENS.key, key), **curve_style(number))
+        smooth_series(name, points_of(own, "train", axis.key, key), **curve_style(number))
         for number, (name, own) in enumerate(records.items())
     ]
 
 
 def _loss_chart(word: str, curves: Sequence[Series], axis: _Axis) -> Chart:
-    chart = Chart(
-        title=f"{word.capitalize()} in nats per token against {axis.label}",
-        x_label=axis.label,
-        y_label="nats per token",
-        series=_with_points(curves),
-        x_is_time=axis.is_time,
-    )
-    return settled(chart)
+    title = f"{word.capitalize()} in nats per token against {axis.label}"
+    return settled(_chart(title, "nats per token", curves, axis))
+
+
+def _chart(title: str, y_label: str, curves: Sequence[Series], axis: _Axis) -> Chart:
+    series = _with_points(curves)
+    return Chart(title=title, x_label=axis.label, y_label=y_label, series=series, x_is_time=axis.is_time)
 
 
 def _with_points(curves: Sequence[Series]) -> tuple[Series, ...]:

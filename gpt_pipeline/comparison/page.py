@@ -136,7 +136,7 @@ def _row(comparison: Comparison, standing: Standing, link: str | None) -> _Row:
 
 def _curves(comparison: Comparison, by_name: dict[str, Experiment]) -> Iterator[_Curves]:
     for number, group in enumerate(comparison.groups, start=1):
-        records = read_records([by_name[standing.name] for standing in group.standings])
+        records = read_records([by_name[standing.name] for standing in group.standings], known=comparison.records)
         metric = group.ranked_by if group.ranked_by in ESTIMATES else "val_loss"
         drawn, all_of_it = len(records), len(group.standings)
         if drawn:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt_pipeline.comparison.by_key import ByKey, key_chart, key_sheet, key_values
 from gpt_pipeline.comparison.compare import Comparison, Group, Reached, Standing, alike
-from gpt_pipeline.comparison.curves import losses_chart, read_records
+from gpt_pipeline.comparison.curves import Records, main_chart, read_records
 from gpt_pipeline.evaluation.result import EvaluationResult, same_answers
 from gpt_pipeline.evaluation.shares import CHANCE, share_of
 from gpt_pipeline.experiment.differences import Difference
@@ -120,7 +120,7 @@ def pictures(comparison: Comparison, experiments: Sequence[Experiment]) -> dict[
     by_name = {experiment.name: experiment for experiment in experiments}
     titles = [_title(number, group) for number, group in enumerate(comparison.groups, start=1)]
     groups = [[by_name[standing.name] for standing in group.standings] for group in comparison.groups]
-    return {title: losses_svg(group) for title, group in zip(titles, groups, strict=True)}
+    return {title: losses_svg(group, known=comparison.records) for title, group in zip(titles, groups, strict=True)}
 
 
 def ranking(comparison: Comparison) -> str:
@@ -136,12 +136,13 @@ def ranking(comparison: Comparison) -> str:
     return "; ".join([*groups, *across])
 
 
-def losses_svg(experiments: Sequence[Experiment]) -> str:
+def losses_svg(experiments: Sequence[Experiment], *, known: Records | None = None) -> str:
     """Return the validation losses of the first four that have any as an SVG document of the size that pages show.
 
-    Give those of a group, the best first.
+    Give those of a group, the best first; trainings whose metrics are `known` are not read again. Where all of them go
+    by rewards, the picture is of right answers instead.
     """
-    chart = losses_chart(read_records(experiments, most=_INSET_CURVES))
+    chart = main_chart(read_records(experiments, known=known, most=_INSET_CURVES))
     return draw_standalone(replace(chart, width=INSET_WIDTH, height=INSET_HEIGHT))
 
 

@@ -24,6 +24,7 @@ from gpt_pipeline.data.tokens.tokenizer import (
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.storage.atomic import read_json, write_json, write_text
 
+_CONFIG_NAME = "tokenizer_config.json"
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
@@ -44,7 +45,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int, chat
         special |= {"eos_token": MARKS[END], "pad_token": tokenizer.eot, "additional_special_tokens": names}
     lengths = {"model_max_length": max_length, "clean_up_tokenization_spaces": False, "errors": "replace"}
     chat = {} if chat_template is None else {"chat_template": chat_template}
-    write_json(folder / "tokenizer_config.json", {**kind, **lengths, **special, **chat})
+    write_json(folder / _CONFIG_NAME, {**kind, **lengths, **special, **chat})
     write_json(folder / "special_tokens_map.json", special)
 
 
@@ -80,7 +81,7 @@ def _special_of_gpt2(tokenizer: Tokenizer) -> dict[str, int]:
 def folder_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer in a model's folder: GPT-2's if it has those ids, or no file that says otherwise.
 
-    With the tokens of ChatML, if it has them where an export puts them.
+    With the tokens of ChatML, if it has them where an export puts them; another's, if answers end by them.
 
     Raises:
         UserError: it is one that cannot be used.
@@ -99,7 +100,15 @@ def folder_tokenizer(folder: Path) -> Tokenizer:
             "`tokenizers` saves it, which says how texts are cut"
         )
     path = there[TOKENIZER_NAME]
-    return read_tokenizer(path.read_bytes().decode(), source=path)
+    found = read_tokenizer(path.read_bytes().decode(), source=path)
+    return with_turns(found) if _ends_turns(folder / _CONFIG_NAME, found) else found
+
+
+def _ends_turns(config: Path, tokenizer: Tokenizer) -> bool:
+    """Whether the model's answers end as turns of ChatML do, by tokens that the tokenizer has."""
+    end = _read(config, lambda value: value["eos_token"]) if config.is_file() else None
+    name = end.get("content") if isinstance(end, dict) else end
+    return name == MARKS[END] != tokenizer.eot and {*MARKS.values()} <= {*special_names(tokenizer)}
 
 
 def _ids_with_turns() -> dict[str, int]:

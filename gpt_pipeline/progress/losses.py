@@ -1,14 +1,14 @@
-"""The losses in a `metrics.jsonl`, for those who look at it again and again while it grows."""
+"""The losses and rewards in a `metrics.jsonl`, for those who look at it again and again while it grows."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
-from gpt_pipeline.training.config import ESTIMATES
+from gpt_pipeline.training.config import ESTIMATES, PASSES
 from gpt_pipeline.training.metrics import parse_record
 
 _MOST_POINTS = 800  # of the training loss; a screen shows no more
@@ -24,8 +24,11 @@ class Losses:
         self.train: dict[int, float] = {}
         """Nats per token, ascending, of each record or of each second, fourth ... one: some 800 at most."""
 
+        self.rewards: dict[int, float] = {}
+        """Mean reward of the answers sampled at the steps of `train`; empty where nothing is rewarded."""
+
         self.estimates: dict[str, dict[int, float]] = {}
-        """Nats per token, by the names of `ESTIMATES`; what the file lacks is absent."""
+        """By the names of `ESTIMATES`, in nats per token, and `PASSES`, a share; what the file lacks is absent."""
 
         self._path = path
         self._turn = Lock()
@@ -51,7 +54,7 @@ class Losses:
                 self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self.train, self.estimates = {}, {}
+        self.train, self.rewards, self.estimates = {}, {}, {}
         self._head, self._offset, self._lines, self._every = b"", 0, 0, 1
 
     def _take(self, block: bytes) -> bool:
@@ -73,17 +76,23 @@ class Losses:
         step = int(record["step"])
         if record["kind"] == "train" and record.get("train_loss") is not None:
             if step <= next(reversed(self.train), -1):  # the training went back to a checkpoint
-                self.train = {each: loss for each, loss in self.train.items() if each < step}
+                self._keep_steps([each for each in self.train if each < step])
                 for name, losses in self.estimates.items():
                     self.estimates[name] = {each: loss for each, loss in losses.items() if each <= step}
             self.train[step] = float(record["train_loss"])
+            if record.get("reward") is not None:
+                self.rewards[step] = float(record["reward"])
         elif record["kind"] == "validation":
-            for name in ESTIMATES:
+            for name in (*ESTIMATES, PASSES):
                 if record.get(name) is not None:
                     self.estimates.setdefault(name, {})[step] = float(record[name])
         if len(self.train) > _MOST_POINTS:
-            self.train = dict(list(self.train.items())[1::2])
+            self._keep_steps(list(self.train)[1::2])
             self._every *= 2
+
+    def _keep_steps(self, steps: Sequence[int]) -> None:
+        self.train = {step: self.train[step] for step in steps}
+        self.rewards = {step: self.rewards[step] for step in steps if step in self.rewards}
 
 
 def losses_of(metrics: Path) -> Losses:

@@ -86,5 +86,8 @@ def _training_text(experiment: Experiment) -> str:
     if finished is None or progress.state != "finished":
         return training_text(progress)
     length = f"{wording.count(finished.tokens_seen)} tokens in {wording.duration(finished.seconds)}"
-    losses = f"train loss {finished.train_loss:.3f}, val loss about {finished.val_loss:.3f}"
+    if progress.reward is None:
+        losses = f"train loss {finished.train_loss:.3f}, val loss about {finished.val_loss:.3f}"
+    else:
+        losses = f"reward {progress.reward:.3f}, val loss about {finished.val_loss:.3f}"
     return f"finished at step {finished.step:,}: {length}, {losses}"

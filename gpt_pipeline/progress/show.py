@@ -90,10 +90,7 @@ def training_text(training: TrainingProgress) -> str:
     job = f"; {training.job}" if training.job else ""
     if training.state == "absent":
         return f"to do{f': {training.max_steps:,} steps' if training.max_steps else ''}{job}"
-    words = [] if training.train_loss is None else [f"train loss {training.train_loss:.3f}"]
-    if training.val_loss is not None:
-        at = "" if training.val_step == training.step else f" at step {training.val_step:,}"
-        words.append(f"val loss about {training.val_loss:.3f}{at}")
+    words = _figures(training)
     if training.state == "finished":
         return ", ".join([f"finished at step {training.step:,}", *words])
     if training.state == "running":
@@ -106,6 +103,20 @@ def training_text(training: TrainingProgress) -> str:
     what = "stopped" if training.state == "stopped" else "was killed; saved"
     other = "; with other settings, data or start than the file names now" if training.of_other_settings else ""
     return ", ".join([f"{what} at step {training.step:,}{of}", *words]) + other + job
+
+
+def _figures(training: TrainingProgress) -> list[str]:
+    """Return what tells how good the model is, in words: rewards and right answers before losses."""
+    words = []
+    if training.reward is not None:
+        words.append(f"reward {training.reward:.3f}")
+    elif training.train_loss is not None:
+        words.append(f"train loss {training.train_loss:.3f}")
+    estimates = (("pass@1", training.pass_at_1), ("val loss", training.val_loss))
+    words += [f"{name} about {value:.3f}" for name, value in estimates if value is not None]
+    if training.val_loss is not None and training.val_step != training.step:
+        words[-1] += f" at step {training.val_step:,}"
+    return words
 
 
 def _speed_words(training: TrainingProgress) -> list[str]:
@@ -129,7 +140,9 @@ def _checkpoint_text(checkpoint: CheckpointStatus) -> str:
 
 
 def _loss_text(checkpoint: CheckpointStatus) -> str:
-    """Return the loss that an evaluation measured, else what the trainer estimated, marked as such."""
+    """Return the figure that an evaluation measured, else what the trainer estimated, marked as such."""
+    if checkpoint.ranked_value is not None:
+        return f"  {wording.words(checkpoint.ranked_by)} {checkpoint.ranked_value:.3f}"
     if checkpoint.evaluated_loss is not None:
         return f"  val loss {checkpoint.evaluated_loss:.3f}"
     return "" if checkpoint.val_loss is None else f"  val loss about {checkpoint.val_loss:.3f}"

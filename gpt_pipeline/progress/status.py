@@ -46,6 +46,12 @@ class CheckpointStatus:
     evaluated_loss: float | None
     """As an evaluation measured it on the held-out documents, nats per token."""
 
+    ranked_by: str = "val_loss"
+    """The metric by which the experiment's best checkpoint is chosen."""
+
+    ranked_value: float | None = None
+    """Of that metric, as the same evaluation measured it."""
+
     evaluation: str | None
     """`done`, `missing` or `outdated`; None where none is wanted, as for the best model during training."""
 
@@ -183,7 +189,7 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
     wanted = wanted_evaluations(experiment)
     pending = sum(each.state != "done" for each in wanted)
     results = summarize_evaluations(folder.evaluations)
-    estimates = losses_of(folder.metrics).validation
+    decides = experiment.config.deciding_loss
     checkpoints = _checkpoints(folder.checkpoints)
     start, start_is_ready = start_in_words(experiment)
     status = Status(
@@ -197,13 +203,15 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
         start=start,
         start_is_ready=start_is_ready,
         training=experiment_training(experiment),
-        checkpoints=_statuses_of_checkpoints(checkpoints, wanted, results, estimates),
+        checkpoints=_statuses_of_checkpoints(
+            checkpoints, wanted, results, losses_of(folder.metrics).validation, decides=decides
+        ),
         checkpoint_bytes=_bytes_on_disk(folder.checkpoints),
         evaluations_done=len(results),
         evaluations_pending=pending,
         is_evaluating=pending > 0 and evaluator_is_at_work(folder.root),
         tracking_is_pending=is_log_pending(experiment),
-        best=_best(results, best_checkpoint(folder.checkpoints), experiment.config.deciding_loss),
+        best=_best(results, best_checkpoint(folder.checkpoints), decides),
         report=folder.report if folder.report.is_file() else None,
         report_is_outdated=stages[-1].state == "finished" and report_is_outdated(experiment),
         mirror=_mirror(experiment),
@@ -242,17 +250,22 @@ def _statuses_of_checkpoints(
     wanted: Sequence[WantedEvaluation],
     results: Sequence[EvaluationResult],
     estimates: Mapping[int, float],
+    *,
+    decides: str,
 ) -> tuple[CheckpointStatus, ...]:
     states = {each.checkpoint.step: each.state for each in wanted}
     by_time = sorted(results, key=lambda result: result.created_at)
-    losses = {each.checkpoint["weights_sha256"]: each.metrics.get("val_loss") for each in by_time}  # of the newest
+    found = {each.checkpoint["weights_sha256"]: each.metrics for each in by_time}  # of the newest
+    metric = ranking_metric([each for each in results if "val_loss" in each.metrics], decides)
     return tuple(
         CheckpointStatus(
             file=info.path.name,
             step=info.step,
             size=info.size,
             val_loss=estimates.get(info.step),
-            evaluated_loss=losses.get(info.weights_sha256),
+            evaluated_loss=found.get(info.weights_sha256, {}).get("val_loss"),
+            ranked_by=metric,
+            ranked_value=found.get(info.weights_sha256, {}).get(metric),
             evaluation=states.get(info.step),
         )
         for info in checkpoints

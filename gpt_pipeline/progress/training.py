@@ -22,6 +22,7 @@ from gpt_pipeline.launchers.protocol import ALIVE
 from gpt_pipeline.launchers.submission import read_submission
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline.training.config import PASSES
 from gpt_pipeline.training.finished import (
     FinishedTraining,
     find_finished_training,
@@ -55,13 +56,19 @@ class TrainingProgress:
     where there is none, or it has ended."""
 
     train_loss: float | None
-    """Nats per token, of the newest line."""
+    """Nats per token, of the newest line; with rewards, what moves the answers, which is no measure of the model."""
 
     val_loss: float | None
     """The trainer's newest estimate, nats per token."""
 
     val_step: int | None
     """The step at which it was made."""
+
+    reward: float | None = None
+    """Mean reward of the answers sampled for the newest line; None where nothing is rewarded."""
+
+    pass_at_1: float | None = None
+    """Share of right answers to held-out questions, sampled at `val_step`."""
 
     tokens_per_second: float | None
     eta_seconds: float | None
@@ -146,6 +153,8 @@ def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_
         train_loss=train.get("train_loss"),
         val_loss=validation.get("val_loss"),
         val_step=validation.get("step"),
+        reward=train.get("reward"),
+        pass_at_1=validation.get(PASSES),
         tokens_per_second=train.get("tokens_per_second"),
         eta_seconds=train.get("eta_seconds") if running else None,
         damaged=tuple(_damaged(folder.checkpoints)),

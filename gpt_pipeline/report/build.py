@@ -14,12 +14,12 @@ from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.charts import (
-    Chart,
     Point,
     Series,
     draw_standalone,
     loss_chart,
     points_of,
+    reward_chart,
     settled,
     small_chart,
     smooth_series,
@@ -207,18 +207,7 @@ def _progress_figures(contents: Contents) -> list[Figure]:
     for name, key, label, colour in wanted:
         curve = smooth_series(name, points_of(contents.records, "train", "step", key), colour=colour)
         charts.append((name, small_chart(name, label, (curve,))))
-    return figures_of([*charts, *_reward_charts(contents)])
-
-
-def _reward_charts(contents: Contents) -> list[tuple[str, Chart]]:
-    """Return how often sampled answers are right, in training and on held-out questions; empty without rewards."""
-    sampled = points_of(contents.records, "train", "step", "reward")
-    held_out = [
-        Series(name=name, points=points_of(contents.records, "validation", "step", key), colour=colour)
-        for name, key, colour in (("held out, pass@1", "pass_at_1", 2), ("held out, pass@k", "pass_at_k", 3))
-    ]
-    series = (smooth_series("training, mean reward", sampled, colour=1), *held_out)
-    return [("Rewards", small_chart("Rewards", "share of answers", tuple(each for each in series if each.points)))]
+    return figures_of([("Rewards", reward_chart(contents.records)), *charts])
 
 
 def _answer_figures(contents: Contents) -> list[Figure]:

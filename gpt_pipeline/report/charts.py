@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import Any, Literal, TypedDict
 
 from gpt_pipeline.shown import duration
-from gpt_pipeline.training.config import ESTIMATES
+from gpt_pipeline.training.config import ESTIMATES, PASSES
 
 Point = tuple[float, float]
 Look = Literal["line", "faint", "dots", "dashed"]
@@ -35,6 +35,7 @@ _UNSMOOTHED_POINTS = 400  # for a reader who smooths them otherwise
 _SMOOTH_SHARE = 60  # the moving average covers this part of all points
 _STEEP_SHARE = 0.1  # of the x axis; the loss falls so far there that it would flatten the rest of the curve
 _FEW_POINTS = 8
+_TEXTS = 12  # of an axis that has texts
 
 # The colours of a picture that stands alone; the pages define the same classes and the same palette, whose colours
 # differ in lightness too and are at least three times as bright or dark as the paper.
@@ -99,7 +100,7 @@ class Chart:
     """Whether x are seconds, shown as a duration."""
 
     x_ticks: tuple[tuple[float, str], ...] = ()
-    """The marks of the x axis with their texts; empty: round numbers."""
+    """The texts of values on the x axis, of which as many are marked as there is room for; empty: round numbers."""
 
     @property
     def is_empty(self) -> bool:
@@ -140,8 +141,10 @@ def draw_standalone(chart: Chart) -> str:
 
 
 def loss_curve_svg(records: Sequence[Mapping[str, Any]], *, vocab_size: int) -> str:
-    """Return the training loss and the estimates against the step as an SVG document."""
-    chart = settled(loss_chart(records, x_key="step", x_label="step", vocab_size=vocab_size))
+    """Return the training loss and the estimates against the step, or the rewards, as an SVG document."""
+    chart = reward_chart(records)
+    if chart.is_empty:
+        chart = settled(loss_chart(records, x_key="step", x_label="step", vocab_size=vocab_size))
     return draw_standalone(replace(chart, width=INSET_WIDTH, height=INSET_HEIGHT))
 
 
@@ -210,6 +213,19 @@ def loss_chart(
         series=tuple(each for each in series if each.points),
         x_is_time=x_is_time,
     )
+
+
+def reward_chart(records: Sequence[Mapping[str, Any]]) -> Chart:
+    """Return how often sampled answers are right, in training and on held-out questions; empty without rewards."""
+    held_out = (("held out, pass@1", PASSES, 2), ("held out, pass@k", "pass_at_k", 3))
+    series = (
+        smooth_series("training, mean reward", points_of(records, "train", "step", "reward"), colour=1),
+        *(
+            Series(name=name, points=points_of(records, "validation", "step", key), colour=colour)
+            for name, key, colour in held_out
+        ),
+    )
+    return small_chart("Rewards", "share of answers", tuple(each for each in series if each.points))
 
 
 def small_chart(name: str, y_label: str, series: tuple[Series, ...], *, x_label: str = "step") -> Chart:
@@ -360,7 +376,7 @@ def _frame(chart: Chart) -> _Frame:
     if x_low == x_high:
         x_low, x_high = min(0.0, x_low), (x_high or 1) * 1.25
     x_low = 0.0 if 0 < x_low < 0.15 * x_high and not chart.x_ticks else x_low
-    x_ticks = [x for x, _ in chart.x_ticks] or [
+    x_ticks = [x for x, _ in chart.x_ticks[:: -(-len(chart.x_ticks) // _TEXTS) or 1]] or [
         tick for tick in nice_ticks(x_low, x_high, max(5, round(chart.width / 130))) if x_low <= tick <= x_high
     ]
     return _Frame(

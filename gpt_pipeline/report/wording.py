@@ -63,8 +63,8 @@ def setting(value: Any) -> str:
 
 
 def words(key: str) -> str:
-    """`train_tokens` -> `train tokens`; a unit at the end is left to the value."""
-    return "time" if key == "seconds" else key.removesuffix("_bytes").replace("_", " ")
+    """`train_tokens` -> `train tokens`, `pass_at_1` -> `pass@1`; a unit at the end is left to the value."""
+    return "time" if key == "seconds" else key.removesuffix("_bytes").replace("_at_", "@").replace("_", " ")
 
 
 def of_metric(key: str) -> str:

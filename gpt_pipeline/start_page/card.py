@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gpt_pipeline.evaluation.result import EvaluationResult, find_evaluation, ranking_metric
+from gpt_pipeline.evaluation.result import SHARES, EvaluationResult, find_evaluation, ranking_metric
 from gpt_pipeline.experiment.discover import ExperimentFile
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress.losses import Losses
 from gpt_pipeline.progress.status import PAGES_COMMAND, NextStep, Status
 from gpt_pipeline.progress.training import TrainingProgress
 from gpt_pipeline.report import wording
-from gpt_pipeline.report.charts import ESTIMATE_COLOURS, Chart, Point, Series, smoothed
+from gpt_pipeline.report.charts import ESTIMATE_COLOURS, Chart, Point, Series, settled, smoothed
+from gpt_pipeline.report.metrics import METRICS
 from gpt_pipeline.start_page.state import NewestRun, State, state_of
-from gpt_pipeline.training.config import ESTIMATES
+from gpt_pipeline.training.config import ESTIMATES, PASSES
 
 _TEXTS = 3
+_LABELS = {metric.key: metric.label for metric in METRICS}
 _REMEMBERED = 256  # experiments whose newest texts are kept
 _CHART_WIDTH, _CHART_HEIGHT = 460, 240  # small, so that its letters can be read on a narrow screen
 
@@ -144,8 +146,12 @@ def _facts(status: Status, training: TrainingProgress, newest: EvaluationResult 
         yield "time left", wording.duration(training.eta_seconds)
     if training.state == "running" and training.tokens_per_second is not None:
         yield "speed", f"{wording.count(training.tokens_per_second)} tokens/s"
-    if training.train_loss is not None:
+    if training.reward is not None:
+        yield "mean reward", wording.decimal(training.reward)
+    elif training.train_loss is not None:
         yield "training loss", wording.decimal(training.train_loss)
+    if training.pass_at_1 is not None and training.val_step is not None:
+        yield "pass@1, held out", f"about {wording.decimal(training.pass_at_1)} at step {training.val_step:,}"
     if training.val_loss is not None and training.val_step is not None:
         yield "validation loss", f"about {wording.decimal(training.val_loss)} at step {training.val_step:,}"
     if status.best is not None and status.best.evaluated:
@@ -166,24 +172,44 @@ def _facts(status: Status, training: TrainingProgress, newest: EvaluationResult 
 
 def _chart(losses: Losses, results: Sequence[EvaluationResult], decides: str) -> Chart:
     known = [each for each in results if "val_loss" in each.metrics]
+    if losses.rewards:
+        return _reward_chart(losses, known, ranking_metric(known, decides))
     metric = ranking_metric(known, decides if decides in losses.estimates else "val_loss")
-    evaluated = [(float(each.step), float(each.metrics[metric])) for each in known]
     series = (
         Series(name="train", points=smoothed(_points(losses.train)), colour=1),
         *(
             Series(name=word, points=_points(losses.estimates.get(key, {})), colour=colour)
             for (key, word), colour in zip(ESTIMATES.items(), ESTIMATE_COLOURS, strict=True)
         ),
-        Series(name="checkpoints", points=tuple(evaluated), colour=3, look="dots"),
+        Series(name="checkpoints", points=_evaluated(known, metric), colour=3, look="dots"),
     )
+    return settled(_small("Loss in nats per token against the step", "nats per token", series))
+
+
+def _reward_chart(losses: Losses, results: Sequence[EvaluationResult], metric: str) -> Chart:
+    """Return how often sampled answers are right; that of the checkpoints where an evaluation asks them too."""
+    shares = _evaluated(results, metric) if metric in SHARES else ()
+    series = (
+        Series(name="mean reward", points=smoothed(_points(losses.rewards)), colour=1),
+        Series(name="pass@1, held out", points=_points(losses.estimates.get(PASSES, {})), colour=2),
+        Series(name=f"checkpoints, {_LABELS[metric]}", points=shares, colour=3, look="dots"),
+    )
+    return replace(_small("Right answers against the step", "share of answers", series), y_from_zero=True)
+
+
+def _small(title: str, y_label: str, series: Sequence[Series]) -> Chart:
     return Chart(
-        title="Loss in nats per token against the step",
+        title=title,
         x_label="step",
-        y_label="nats per token",
+        y_label=y_label,
         series=tuple(each for each in series if each.points),
         width=_CHART_WIDTH,
         height=_CHART_HEIGHT,
     )
+
+
+def _evaluated(results: Sequence[EvaluationResult], metric: str) -> tuple[Point, ...]:
+    return tuple((float(each.step), float(each.metrics[metric])) for each in results)
 
 
 def _points(losses: Mapping[int, float]) -> tuple[Point, ...]:

@@ -21,6 +21,9 @@ Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 ERROR_RATE = "error_rate"
 """With `rl`: share of the sampled answers to held-out questions that have no reward, 1 - pass@1."""
 
+PASSES = "pass_at_1"
+"""With `rl`: share of those answers that have one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MuonConfig:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TextIO
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.row import Drawn, Row, drawn
 from gpt_pipeline.shown import duration, on_terminal
-from gpt_pipeline.training.config import ESTIMATES
+from gpt_pipeline.training.config import ESTIMATES, PASSES
 
 _logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def training_row(record: Mapping[str, Any], *, before: Row, val: tuple[str, ...]
 def describe(record: Mapping[str, Any]) -> str:
     """Return a line of metrics in words."""
     if record["kind"] == "validation":
-        names = (*ESTIMATES, "pass_at_1", "pass_at_k")
+        names = (*ESTIMATES, PASSES, "pass_at_k")
         return "  ".join(f"{name} {record[name]:.4f}" for name in names if record.get(name) is not None)
     said = f"train_loss {record['train_loss']:.4f}" if record.get("reward") is None else _reward(record)
     words = [said, *_speed(record)]

@@ -29,7 +29,7 @@ from gpt_pipeline.rl.rollouts import (
     subtract_distance,
     target_log_probabilities,
 )
-from gpt_pipeline.training.config import ERROR_RATE, StepLayout
+from gpt_pipeline.training.config import ERROR_RATE, PASSES, StepLayout
 from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import Batch, Rollout
 from gpt_pipeline.training.metrics import MetricsLog
@@ -112,7 +112,7 @@ class RolloutFeed:
                 self._keep(step, groups[:_SHOWN_QUESTIONS])
         total = self._summed(tally)
         right = total.reward / total.samples
-        return {"pass_at_1": right, "pass_at_k": total.passed / total.groups, ERROR_RATE: 1 - right}
+        return {PASSES: right, "pass_at_k": total.passed / total.groups, ERROR_RATE: 1 - right}
 
     def in_words(self, layout: StepLayout) -> str:
         """Return how many answers to how many questions an update has."""

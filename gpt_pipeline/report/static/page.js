@@ -4,6 +4,7 @@
 
 const SMOOTH_PARTS = 60; // as in the pictures: a moving average over this part of a curve's points
 const MOST_SMOOTH = 20;
+const TEXTS = 12; // of an axis that has texts
 const EDGE = { left: 66, right: 18, top: 12, bottom: 46 };
 const LEAST_HEIGHT = 230;
 const FEW = 12; // points: a curve of fewer has nothing to smooth
@@ -190,7 +191,7 @@ class Plot {
     this.width = width;
     this.height = Math.max(LEAST_HEIGHT, Math.min(1, width / this.data.width) * this.data.height);
     this.shown = this.curves();
-    const all = this.shown.flatMap((each) => each.points), text = this.data.ticks.map(([x]) => x);
+    const all = this.shown.flatMap((each) => each.points), ticks = this.data.ticks;
     this.xs = [...new Set(all.map(([x]) => x))].sort((a, b) => a - b);
     this.picture.setAttribute("viewBox", `0 0 ${width} ${this.height}`);
     this.picture.style.height = `${this.height}px`;
@@ -204,7 +205,7 @@ class Plot {
     for (const [name, x] of [["min", this.xs[0]], ["max", this.xs.at(-1)], ["now", this.xs[0]]])
       this.picture.setAttribute(`aria-value${name}`, x);
     this.x = axis(this.xs, { log: this.log.x, count: Math.max(5, Math.round(width / 130)),
-      ticks: text.length ? text : undefined, edges: [EDGE.left, width - EDGE.right] });
+      ticks: ticks.length ? ticks.filter((_, i) => i % Math.ceil(ticks.length / TEXTS) === 0).map(([x]) => x) : undefined, edges: [EDGE.left, width - EDGE.right] });
     this.y = axis(all.map(([, y]) => y), { log: this.log.y, zero: this.data.fromZero, whole: true,
       count: Math.max(3, Math.round(this.height / 70)), edges: [this.height - EDGE.bottom, EDGE.top] });
     this.picture.append(...this.axes(), ...this.shown.flatMap((each) => [...this.curve(each)]));
@@ -230,7 +231,7 @@ class Plot {
 
   textOf(x, format) {
     const named = this.data.ticks.find(([place]) => place === x);
-    if (named || this.data.ticks.length) return named?.[1] ?? ""; // of too many values, some have no mark
+    if (named) return named[1];
     return this.data.time ? duration(x) : format(x, 7);
   }
 
