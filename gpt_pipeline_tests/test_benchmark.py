@@ -14,7 +14,10 @@ from gpt_pipeline.checkpoints.manifest import BEST_NAME
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.benchmark import BenchmarkRequest, benchmark_checkpoint
+from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.serving_models import CONTEXT, decided_model, served, server
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +62,9 @@ def tasks(tmp_path: Path) -> Path:
     return folder
 
 
-def accuracy(checkpoint: Path) -> float:
-    """Share of the documents whose right choice is the likeliest after the text, computed with our own model."""
-    model, _ = load_model(checkpoint)
-    right = 0
+def choice_scores(model: LanguageModel) -> list[list[float]]:
+    """The log-likelihoods of each document's choices after its text, computed with our own model."""
+    found = []
     for document in DOCUMENTS:
         sums = []
         for choice in document["choices"]:
@@ -70,8 +72,15 @@ def accuracy(checkpoint: Path) -> float:
             with torch.inference_mode():
                 logs = model(torch.tensor([prompt + rest]))[0].log_softmax(-1)
             sums.append(sum(float(logs[len(prompt) - 1 + i, token]) for i, token in enumerate(rest)))
-        right += sums.index(max(sums)) == document["gold"]
-    return right / len(DOCUMENTS)
+        found.append(sums)
+    return found
+
+
+def accuracy(checkpoint: Path) -> float:
+    """Share of the documents whose right choice is the likeliest after the text."""
+    model, _ = load_model(checkpoint)
+    scores = zip(choice_scores(model), DOCUMENTS, strict=True)
+    return sum(sums.index(max(sums)) == document["gold"] for sums, document in scores) / len(DOCUMENTS)
 
 
 @needs_harness
@@ -105,6 +114,31 @@ def test_benchmark_command_prints_scores_and_unknown_tasks_name_the_nearest(copy
     )
     assert "cannot be loaded" in output
     assert "Traceback" not in output
+
+
+@needs_harness
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_served_model_scores_by_the_harness_as_the_checkpoint_does(tmp_path: Path, tasks: Path) -> None:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    model = served("first", decided_model(), tmp_path)
+    write_tokenizer(tmp_path, gpt2(), max_length=CONTEXT)
+    with server([model]) as (address, _):
+        arguments = {
+            "model": "first",
+            "base_url": f"{address}/v1/completions",
+            "tokenizer": str(tmp_path),
+            "tokenized_requests": False,
+            "max_length": CONTEXT,
+        }
+        manager = TaskManager(include_path=str(tasks), include_defaults=False)
+        asked = {"model": "local-completions", "model_args": arguments, "tasks": ["own_choices"]}
+        found = lm_eval.simple_evaluate(**asked, task_manager=manager, bootstrap_iters=0)
+    samples = sorted(found["samples"]["own_choices"], key=lambda sample: sample["doc_id"])
+    scored = [loss for sample in samples for loss, _ in sample["filtered_resps"]]
+    assert scored == pytest.approx([each for sums in choice_scores(model.writer.model) for each in sums], abs=1e-4)
 
 
 @pytest.mark.skipif(INSTALLED, reason="the extra `benchmarks` is installed")
