@@ -121,6 +121,12 @@ def test_page_of_trainings_on_rewards_shows_right_answers_first(project: TinyPro
     assert drawn(page, "Held-out pass@1")["b"]["ys"] == [0.375]
     assert not any(title.startswith("Training loss") for title in titles)
     assert "Held-out pass@1" in losses_svg(experiments)
+    base = trained(project, "base", {4: 3.0, 8: 2.0})
+    titles = [json.loads(each)["title"] for each in Page(html([*experiments, base])).scripts[:-1]]
+    assert titles.index("Held-out pass@1 against step") > titles.index(
+        "Training loss in nats per token against training tokens"
+    )
+    assert "Validation loss" in losses_svg([*experiments, base])
 
 
 @pytest.mark.parametrize("count", [12, 13])

@@ -60,20 +60,25 @@ def losses_chart(records: Records, *, metric: str = "val_loss", axis: _Axis = _T
 
 
 def loss_figures(records: Records, metric: str) -> list[Figure]:
-    """Return rewards where there are any, the estimates of a loss along three axes, and the training losses."""
+    """Return the estimates of a loss along three axes, the training losses, and rewards: first where all go by them."""
     word = wording.of_metric(metric)
     places = (("by tokens", _TOKENS), ("by steps", _STEPS), ("by time", _TIME))
     estimates = [(f"{word} {place}", losses_chart(records, metric=metric, axis=axis)) for place, axis in places]
     # The loss that moves rewarded answers is no measure of a model.
     on_text = {name: [each for each in own if each.get("reward") is None] for name, own in records.items()}
     training = _loss_chart("training loss", _smooth(on_text, "train_loss"), _TOKENS)
-    return figures_of([*_reward_charts(records), *estimates, ("training loss by tokens", training)])
+    losses, rewards = [*estimates, ("training loss by tokens", training)], _reward_charts(records)
+    return figures_of([*rewards, *losses] if _go_by_rewards(records) else [*losses, *rewards])
 
 
 def main_chart(records: Records) -> Chart:
     """Return the one chart that tells most: right answers where all go by rewards, else validation losses."""
-    held_out = _passes_chart(records)
-    return held_out if records and len(held_out.series) == len(records) else losses_chart(records)
+    return _passes_chart(records) if _go_by_rewards(records) else losses_chart(records)
+
+
+def _go_by_rewards(records: Records) -> bool:
+    """Whether all of the experiments were asked what is rewarded."""
+    return bool(records) and len(_passes_chart(records).series) == len(records)
 
 
 def _passes_chart(records: Records) -> Chart:
