@@ -18,6 +18,7 @@ from playwright.sync_api import Locator, Page
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.tracking.addresses import runs_page
 from gpt_pipeline_tests.browser_project import DagsterPages, chromium, window
+from gpt_pipeline_tests.hangs import output_of
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.servers import dagster_pages, free_port, mlflow_ui, wait
 
@@ -58,6 +59,7 @@ def _take_all(project: TinyProject) -> None:
         _take_when_finished(page, pages, project)
         page.goto(runs_page(mlflow, ["1"]))
         page.get_by_role("button", name="Close").first.click()  # MLflow's assistant, which takes a third of the page
+        page.get_by_role("row").filter(has_text="training").get_by_role("button").first.click()  # unfolds evaluations
         _take(page, "mlflow", page.get_by_text("step_735").first)
         page.get_by_role("link", name="training", exact=True).first.click()
         page.get_by_role("tab", name="Model metrics").click()
@@ -91,7 +93,7 @@ def _take_when_finished(page: Page, pages: DagsterPages, project: TinyProject) -
     page.locator("#loss").evaluate("(each) => each.scrollIntoView()")
     page.get_by_role("slider", name="Loss").first.hover(position={"x": 400, "y": 200})
     _take(page, "report", page.locator(".tip:visible"))
-    project.run("run", "experiments/demo-sft.yaml")
+    output_of(project.start("run", "experiments/demo-sft.yaml"), seconds=_PATIENCE_SECONDS)
     pages.open("/start/comparison")
     page.get_by_text("training loss by tokens").click()
     page.locator("#curves").evaluate("(each) => each.scrollIntoView()")

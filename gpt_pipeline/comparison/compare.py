@@ -147,7 +147,7 @@ class _Entry:
     evaluation: EvaluationResult | None
     """The newest evaluation, whose test the figures come from."""
 
-    records: Sequence[Record]
+    records: Sequence[Record] = ()
 
 
 def compare_experiments(experiments: Sequence[Experiment], *, problems: dict[str, str] | None = None) -> Comparison:
