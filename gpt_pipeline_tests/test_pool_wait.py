@@ -5,7 +5,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,26 @@ def test_free_place_that_nobody_was_handed_goes_to_one_who_waits(pool: _Pool) ->
     for run in waiting:
         storage.add_pending_step("training", run, "step", should_assign=False)
     for _ in range(2):  # there is one place
-        assign_free_places(pool.instance, ["training"])
+        assign_free_places(pool.instance, pool.project, ["training"])
     assert sorted(pool.take(run) for run in waiting) == [False, True]
+
+
+def test_free_place_is_handed_over_once_by_two_who_look_at_once(pool: _Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = pool.instance.event_log_storage
+    assert isinstance(storage, SqlEventLogStorage)
+    for name in ("mine", "other"):
+        storage.add_pending_step("training", pool.add(name, ProcessId.here()), "step", should_assign=False)
+    assign = storage.assign_pending_steps
+
+    def assign_late(pools: Sequence[str]) -> None:  # the other looks meanwhile
+        time.sleep(0.5)
+        assign(pools)
+
+    monkeypatch.setattr(storage, "assign_pending_steps", assign_late)
+    with ThreadPoolExecutor(2) as both:
+        for _ in range(2):
+            both.submit(assign_free_places, pool.instance, pool.project, ["training"])
+    assert storage.get_concurrency_info("training").assigned_step_count == 1
 
 
 def test_wait_behind_a_run_of_which_nothing_is_known_names_the_remedy(pool: _Pool) -> None:

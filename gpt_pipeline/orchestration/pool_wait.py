@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
 from dagster._core.storage.event_log import SqlEventLogStorage
@@ -28,7 +30,7 @@ from gpt_pipeline.orchestration.dead_runs import close_dead_runs, free_its_place
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.alive import silence
-from gpt_pipeline.storage.lock import BEAT_SECONDS, SILENT_SECONDS
+from gpt_pipeline.storage.lock import BEAT_SECONDS, SILENT_SECONDS, hold_lock
 from gpt_pipeline.storage.process import ProcessId
 
 _ASK_SECONDS = 1.0
@@ -46,7 +48,11 @@ def wait_in_pools(
     The wait ends with `StoppedRunError` at a signal, or once `stopped` returns true.
     """
     storage = instance.event_log_storage
-    claim = storage.claim_concurrency_slot
+    claim_at_once = storage.claim_concurrency_slot
+
+    def claim(*wanted: Any) -> ConcurrencyClaimStatus:
+        with _turn(project):
+            return claim_at_once(*wanted)
 
     def patient_claim(
         concurrency_key: str, run_id: str, step_key: str, priority: int | None = None
@@ -61,20 +67,30 @@ def wait_in_pools(
                         raise KeyboardInterrupt
                     line.look()
                     time.sleep(_ASK_SECONDS)
-                    assign_free_places(instance, [concurrency_key])
+                    assign_free_places(instance, project, [concurrency_key])
                     status = claim(concurrency_key, run_id, step_key, priority)
         return status
 
     storage.claim_concurrency_slot = patient_claim  # type: ignore[method-assign]
 
 
-def assign_free_places(instance: dg.DagsterInstance, pools: Iterable[str]) -> None:
+def assign_free_places(instance: dg.DagsterInstance, project: Project, pools: Iterable[str]) -> None:
     """Hand a free place of each pool that has one to the step whose turn it is, if one waits."""
     storage: EventLogStorage = instance.event_log_storage
     if isinstance(storage, SqlEventLogStorage):  # others, as Dagster's own cloud, have lists of another kind
-        for pool in pools:
-            if storage.has_unassigned_slots(pool):
-                storage.assign_pending_steps([pool])
+        with _turn(project):
+            for pool in pools:
+                if storage.has_unassigned_slots(pool):
+                    storage.assign_pending_steps([pool])
+
+
+def _turn(project: Project) -> AbstractContextManager[None]:
+    """Return a context for one of the project's processes at a time.
+
+    Dagster looks and then writes, and SQLite lets another process look in between: a place would be given twice.
+    """
+    project.history.mkdir(parents=True, exist_ok=True)
+    return hold_lock(project.history / ".pools.lock", wait_seconds=-1)
 
 
 @dataclass(kw_only=True)

@@ -23,6 +23,7 @@ from gpt_pipeline.orchestration.pool_wait import assign_free_places
 from gpt_pipeline.orchestration.training_log import MlflowUpkeep
 from gpt_pipeline.progress.evaluations import WantedEvaluation, pending_evaluations
 from gpt_pipeline.progress.report import report_is_outdated
+from gpt_pipeline.project import Project
 from gpt_pipeline.shown import in_markdown
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def new_checkpoints_sensor(
             return dg.SkipReason("Training has not started.")
         for run_id in close_dead_runs(context.instance, [experiment]):
             context.log.warning(f"Run {run_id} is marked as failed: its process is gone.")
-        assign_free_places(context.instance, keys.POOLS)
+        assign_free_places(context.instance, Project.of_experiments(loaded.file.parent), keys.POOLS)
         mlflow.look(tracking_uri, say=_logger.warning)
         announce_evaluator(experiment.folder.root)
         pending = pending_evaluations(experiment)
