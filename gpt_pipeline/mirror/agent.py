@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -98,11 +98,13 @@ class Agent:
             return False
         lease = self._lease(store, order, newest)
         if lease is None:
-            return self._sent_all(store, order, None)
-        with beside(lambda ended: self._renew(lease, order, ended), name="mirror lease"):
-            done = self._sent_all(store, order, lease)
+            done = self._sent_all(store, order, None)
+        else:
+            with beside(lambda ended: self._renew(lease, order, ended), name="mirror lease"):
+                done = self._sent_all(store, order, lease)
         if done:
-            store.forget_parts(names.term_prefix(lease.training, lease.term))
+            _forget_parts(store, [*([] if lease is None else [lease.training]), *order.stages])
+        if done and lease is not None:
             lease.release()
         return done
 
@@ -191,6 +193,15 @@ class Agent:
         if now or is_news or self._clock() - self._shown_at >= _SHOW_SECONDS:
             write_state(self._folder, state)
             self._shown_at = self._clock()
+
+
+def _forget_parts(store: Store, prefixes: Iterable[str]) -> None:
+    """Have the store forget what uploads that were cut off have left; what keeps it from that keeps nobody waiting."""
+    try:
+        for prefix in prefixes:
+            store.forget_parts(prefix)
+    except MirrorError as error:
+        _logger.warning("the mirror may keep parts of uploads that were cut off: %s", error)
 
 
 def main(root: Path) -> int:

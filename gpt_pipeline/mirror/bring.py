@@ -67,7 +67,7 @@ def bring_stage(store: Store, base: Path, stage: str, fingerprint: str, *, say: 
         say(f"Bringing {stage} from the mirror: {len(manifest.files):,} files, {size / 1e6:,.1f} MB.")
         for file, record in manifest.files.items():
             if not _brought(store, f"{stage}/{file}", folder / file, record):
-                store.remove([f"{stage}/{names.MANIFEST}"])
+                store.remove([f"{stage}/{names.MANIFEST}", f"{stage}/{file}"])
                 say(f"{stage}/{file} is damaged in the mirror {store.url}: its sha256 is not {record.sha256}. "
                     "The stage is made here, and sent again.")  # fmt: skip
                 return False
@@ -100,7 +100,7 @@ def _brought(store: Store, name: str, target: Path, record: FileRecord) -> bool:
         return True  # an earlier attempt was cut off behind it
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{record.sha256[:SHORT]}{PARTIAL_SUFFIX}")
-    for _ in range(_TRIES):
+    for _ in range(_TRIES + partial.exists()):
         with explained_full_disk(target):
             arrived = fetch(store, name, partial, goes_on=True)
         if arrived == record:

@@ -1,8 +1,8 @@
 """Large objects, sent in parts: those that a store has of an upload that was cut off are not sent again.
 
 A part counts as there if the store tells the digest of its bytes, so nothing about an upload is kept on this machine,
-and another process, or another machine with the same file, goes on with it. No store shows the object before all of
-its parts are put together.
+and another process, or another machine that sends the same file under the same name, goes on with it. No store shows
+the object before all of its parts are put together.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+import uuid
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import cache, partial
+from typing import Any, Protocol, TypeVar
 
+_T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
 _PARTS = ".parts"
 _COMPOSED = 32  # objects that Google Cloud Storage puts together at once
@@ -28,6 +31,10 @@ class Parts(Protocol):
 
     def complete(self) -> None:
         """Make the object of the parts, in place of one that is there."""
+        ...
+
+    def give_up(self) -> None:
+        """Have the store forget the parts, if whoever tries next could not find them."""
         ...
 
 
@@ -47,9 +54,9 @@ def forget_parts(module: str, files: Any, root: str, prefix: str) -> None:
     """Remove the parts of unfinished uploads below `prefix`. Azure does it by itself, after a week."""
     match module:
         case "s3fs":
-            for place in _unfinished(files, f"{root}/{prefix}/"):
-                with _if_allowed(), suppress(FileNotFoundError):
-                    files.call_s3("abort_multipart_upload", **place)
+            for place in _if_allowed(lambda: _unfinished(files, f"{root}/{prefix}/")) or ():
+                with suppress(FileNotFoundError):
+                    _if_allowed(partial(files.call_s3, "abort_multipart_upload", **place))
         case "gcsfs":
             _remove_folder(files, f"{root}/{_PARTS}/{prefix}")
 
@@ -60,9 +67,12 @@ class _S3Parts:
     def __init__(self, files: Any, path: str) -> None:
         self._files = files
         bucket, key, _ = files.split_path(path)
-        found = [each for each in _unfinished(files, path) if each["Key"] == key]
+        listed = _if_allowed(lambda: _unfinished(files, path))
+        found = [each for each in listed or () if each["Key"] == key]
         self._place = found[-1] if found else self._begun({"Bucket": bucket, "Key": key})
-        self._there = self._listed() if found else {}
+        there = _if_allowed(self._listed) if found else {}
+        self._is_found_again = listed is not None and there is not None
+        self._there = there or {}
         self._done: list[dict[str, Any]] = []
 
     def _begun(self, place: dict[str, str]) -> dict[str, str]:
@@ -70,12 +80,12 @@ class _S3Parts:
 
     def _listed(self) -> dict[int, str]:
         tags: dict[int, str] = {}
-        page: dict[str, Any] = {"IsTruncated": True}
-        with _if_allowed():
-            while page["IsTruncated"]:
-                page = self._files.call_s3("list_parts", **self._place, PartNumberMarker=max(tags, default=0))
-                tags |= {each["PartNumber"]: each["ETag"] for each in page.get("Parts", ())}
-        return tags
+        while True:
+            page = self._files.call_s3("list_parts", **self._place, PartNumberMarker=max(tags, default=0))
+            new = {each["PartNumber"]: each["ETag"] for each in page.get("Parts", ())}
+            if not page["IsTruncated"] or new.keys() <= tags.keys():
+                return tags | new
+            tags |= new
 
     def add(self, content: bytes) -> bool:
         number = len(self._done) + 1
@@ -89,35 +99,45 @@ class _S3Parts:
     def complete(self) -> None:
         self._files.call_s3("complete_multipart_upload", **self._place, MultipartUpload={"Parts": self._done})
 
+    def give_up(self) -> None:
+        if not self._is_found_again:
+            _if_allowed(partial(self._files.call_s3, "abort_multipart_upload", **self._place))
+
 
 def _unfinished(files: Any, path: str) -> list[dict[str, str]]:
     """Return the multipart uploads of objects whose path begins with `path`, the newest last."""
     bucket, key, _ = files.split_path(path)
     found: list[Any] = []
-    page: dict[str, Any] = {"IsTruncated": True}
-    with _if_allowed():
-        while page["IsTruncated"]:
-            after = {"KeyMarker": page["NextKeyMarker"]} if page.get("NextKeyMarker") else {}
-            after |= {"UploadIdMarker": page["NextUploadIdMarker"]} if page.get("NextUploadIdMarker") else {}
-            page = files.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key, **after)
-            found += page.get("Uploads", ())
+    after: dict[str, str] = {}
+    while True:
+        page = files.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key, **after)
+        found += page.get("Uploads", ())
+        before, markers = after, {name: page.get(f"Next{name}") for name in ("KeyMarker", "UploadIdMarker")}
+        after = {name: marker for name, marker in markers.items() if marker}
+        if not page["IsTruncated"] or after == before:
+            break
     found = sorted((each for each in found if each["Key"].startswith(key)), key=lambda each: each["Initiated"])
     return [{"Bucket": bucket, "Key": each["Key"], "UploadId": each["UploadId"]} for each in found]
 
 
-@contextmanager
-def _if_allowed() -> Iterator[None]:
-    """Say what S3 refuses, or does not know, of unfinished uploads: a mirror works without."""
+def _if_allowed(ask: Callable[[], _T]) -> _T | None:
+    """Return what `ask` gives of unfinished uploads; None where S3 refuses it, or does not know it."""
     try:
-        yield
+        return ask()
     except OSError as error:
         if not isinstance(error, PermissionError) and error.errno != errno.ENOSYS:
             raise
-        _logger.warning(
-            "uploads that are cut off begin again, and their parts stay until a rule of the bucket removes them (%s); "
-            "allow s3:ListBucketMultipartUploads, s3:ListMultipartUploadParts and s3:AbortMultipartUpload",
-            error,
-        )
+        _warn_once(str(error))
+        return None
+
+
+@cache
+def _warn_once(why: str) -> None:
+    _logger.warning(
+        "uploads that are cut off begin again, and their parts may stay until a rule of the bucket removes them (%s); "
+        "to go on with them takes s3:ListBucketMultipartUploads, s3:ListMultipartUploadParts, s3:AbortMultipartUpload",
+        why,
+    )
 
 
 class _AzureParts:
@@ -162,6 +182,9 @@ class _AzureParts:
         blocks = [BlobBlock(name) for name in self._done]
         self._asked(lambda client: client.commit_block_list(blocks))
 
+    def give_up(self) -> None:
+        """Do nothing: the next one finds the blocks."""
+
 
 class _GoogleParts:
     """By objects of their own, which Google Cloud Storage puts together without their bytes passing through here.
@@ -185,17 +208,22 @@ class _GoogleParts:
         return True
 
     def complete(self) -> None:
-        paths, together = self._done, f"{self._folder}/together"
+        # Of its own, since somebody else may put the same parts together at the same time.
+        paths, together = self._done, f"{self._folder}/together-{uuid.uuid4().hex}"
         while len(paths) > _COMPOSED:
             self._files.merge(together, paths[:_COMPOSED])
             paths = [together, *paths[_COMPOSED:]]
         self._files.merge(self._path, paths)
         _remove_folder(self._files, self._folder)
 
+    def give_up(self) -> None:
+        """Do nothing: the next one finds the parts."""
+
 
 def _remove_folder(files: Any, folder: str) -> None:
     for path in files.find(folder):
-        files.rm_file(path)
+        with suppress(FileNotFoundError):  # somebody else removes them, too
+            files.rm_file(path)
 
 
 def _part_name(number: int, content: bytes) -> str:

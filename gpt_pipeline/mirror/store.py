@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib
+import logging
 import os
 import shutil
 import uuid
@@ -20,6 +21,7 @@ from gpt_pipeline.shown import without_password
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path, fsync_file, fsync_folder
 from gpt_pipeline.storage.manifest import FileRecord
 
+_logger = logging.getLogger(__name__)
 _PIECE_BYTES = 8 << 20  # at once in memory, and read from a bucket by one request
 _PART_BYTES = 16 << 20  # of an upload in parts, and in memory meanwhile; 10,000 of them at most: 160 GB an object
 _S3_SETTINGS = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 5, "mode": "standard"}}
@@ -228,9 +230,8 @@ class BucketStore:
         if module == "s3fs":
             options["config_kwargs"] = _S3_SETTINGS
         with self._explained("its configuration"):
-            if (
-                module == "gcsfs"
-            ):  # the class that fsspec takes asks for the bucket's kind first, at each start, by gRPC
+            if module == "gcsfs":
+                # The class that fsspec takes asks for the bucket's kind first, at each start, by gRPC.
                 from gcsfs.core import GCSFileSystem
 
                 files = GCSFileSystem(**options)
@@ -257,16 +258,23 @@ class BucketStore:
         digest, size = hashlib.sha256(), 0
         with self._explained(name):
             parts = open_parts(self._module, self._files, self._root, name)
-        while content:
+        try:
+            while content:
+                with self._explained(name):
+                    sent = parts.add(content)
+                digest.update(content)
+                size += len(content)
+                each(len(content) if sent else 0)
+                is_last = len(content) < _PART_BYTES  # the file may have grown since this was read
+                content = b"" if is_last else rest.read(_PART_BYTES)
             with self._explained(name):
-                sent = parts.add(content)
-            digest.update(content)
-            size += len(content)
-            each(len(content) if sent else 0)
-            is_last = len(content) < _PART_BYTES  # the file may have grown since this was read
-            content = b"" if is_last else rest.read(_PART_BYTES)
-        with self._explained(name):
-            parts.complete()
+                parts.complete()
+        except BaseException:
+            try:
+                parts.give_up()
+            except Exception as error:  # what went wrong before is what counts
+                _logger.warning("the mirror %s may keep parts of %s: %s", self.url, name, _reason(error))
+            raise
         return FileRecord(size=size, sha256=digest.hexdigest())
 
     def put_bytes(self, name: str, content: bytes) -> None:

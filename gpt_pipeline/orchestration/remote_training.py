@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 
@@ -323,7 +323,7 @@ class _Follow:
         until = time.monotonic() + self._patience.stop
         asked = False
         while time.monotonic() < until:
-            asked = asked or self._request(self._all.launcher.cancel)
+            asked = asked or self._request("cancel")
             self._all.watch.look()
             seen = self._ask()
             if seen is not None and seen.state not in ALIVE:
@@ -337,7 +337,7 @@ class _Follow:
         until = time.monotonic() + self._patience.stop
         killed = False
         while time.monotonic() < until:
-            killed = killed or self._request(self._all.launcher.kill)
+            killed = killed or self._request("kill")
             seen = self._ask()
             if seen is not None and seen.state not in ALIVE:
                 return True
@@ -345,11 +345,12 @@ class _Follow:
         self._all.say(f"{self._note.in_words} may still be at work; its engine does not say that it has ended.")
         return False
 
-    def _request(self, what: Callable[..., None]) -> bool:
+    def _request(self, what: Literal["cancel", "kill"]) -> bool:
         """Ask the engine for `what`; return whether it heard."""
         assert self._note.id is not None
+        launcher = self._all.launcher
         try:
-            what(self._note.id, name=self._note.name)
+            (launcher.cancel if what == "cancel" else launcher.kill)(self._note.id, name=self._note.name)
         except UnreachableError as error:
             self._all.say(str(error))
             return False
