@@ -93,7 +93,9 @@ def _take_when_finished(page: Page, pages: DagsterPages, project: TinyProject) -
     page.locator("#loss").evaluate("(each) => each.scrollIntoView()")
     page.get_by_role("slider", name="Loss").first.hover(position={"x": 400, "y": 200})
     _take(page, "report", page.locator(".tip:visible"))
-    output_of(project.start("run", "experiments/demo-sft.yaml"), seconds=_PATIENCE_SECONDS)
+    training = project.start("run", "experiments/demo-sft.yaml")
+    output = output_of(training, seconds=_PATIENCE_SECONDS)
+    assert training.returncode == 0, output
     pages.open("/start/comparison")
     page.get_by_text("training loss by tokens").click()
     page.locator("#curves").evaluate("(each) => each.scrollIntoView()")

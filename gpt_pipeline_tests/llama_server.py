@@ -6,6 +6,7 @@ It is built into the package `xllamacpp`. A process of its own: its threads and 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -65,6 +66,7 @@ def main(file: str) -> None:
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
+    os.dup2(2, 1)  # nobody reads what llama.cpp prints from here on
     sys.stdin.read()
 
 

@@ -1,4 +1,4 @@
-"""Exports for llama.cpp: what is in the file, and, what llama.cpp makes of it."""
+"""Exports for llama.cpp: what is in the file, and what llama.cpp makes of it."""
 
 from __future__ import annotations
 

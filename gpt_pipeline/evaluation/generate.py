@@ -114,7 +114,7 @@ def longest_prompt(*, max_new_tokens: int, context_length: int) -> int:
 
 
 def next_tokens(model: LanguageModel, logits: Tensor, cache: KVCache, pick: Pick) -> Iterator[Tensor]:
-    """Yield the tokens [B] that follow what `cache` holds and `logits` [B, V] stand behind, until the cache is full."""
+    """Yield the tokens [B] behind the texts in `cache`, whose next logits are `logits` [B, V], until it is full."""
     while True:
         with torch.inference_mode():
             chosen = pick(logits)

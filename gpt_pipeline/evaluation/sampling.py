@@ -101,7 +101,7 @@ class Draws:
             logits = logits.cpu()  # no GPU adds up a row in a fixed order
         probabilities = self.sampling.probabilities(logits)
         chosen = chosen_by(probabilities, drawn.to(logits.device, torch.float32))
-        return chosen.to(device), probabilities.gather(1, chosen[:, None])[:, 0]
+        return chosen.to(device), probabilities.gather(1, chosen[:, None])[:, 0].to(device)
 
 
 def uniform(key: str, count: int) -> NDArray[np.float64]:

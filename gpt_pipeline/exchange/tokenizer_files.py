@@ -81,7 +81,7 @@ def _special_of_gpt2(tokenizer: Tokenizer) -> dict[str, int]:
 def folder_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer in a model's folder: GPT-2's if it has those ids, or no file that says otherwise.
 
-    With the tokens of ChatML, if it has them where an export puts them; another's, if answers end by them.
+    With the tokens of ChatML, if it has them as an export writes them.
 
     Raises:
         UserError: it is one that cannot be used.
@@ -101,14 +101,18 @@ def folder_tokenizer(folder: Path) -> Tokenizer:
         )
     path = there[TOKENIZER_NAME]
     found = read_tokenizer(path.read_bytes().decode(), source=path)
-    return with_turns(found) if _ends_turns(folder / _CONFIG_NAME, found) else found
+    return with_turns(found) if _exported_with_turns(folder / _CONFIG_NAME, found) else found
 
 
-def _ends_turns(config: Path, tokenizer: Tokenizer) -> bool:
-    """Whether the model's answers end as turns of ChatML do, by tokens that the tokenizer has."""
-    end = _read(config, lambda value: value["eos_token"]) if config.is_file() else None
-    name = end.get("content") if isinstance(end, dict) else end
-    return name == MARKS[END] != tokenizer.eot and {*MARKS.values()} <= {*special_names(tokenizer)}
+def _exported_with_turns(config: Path, tokenizer: Tokenizer) -> bool:
+    """Whether `write_tokenizer` wrote it of documents in ChatML: they begin by one token, and answers end by another.
+
+    Instruct models of others begin by another token or none. They are read as plain, and may be trained so.
+    """
+    if not {*MARKS.values()} <= {*special_names(tokenizer)} or not config.is_file():
+        return False
+    ends = _read(config, lambda value: [value["bos_token"], value["eos_token"]])
+    return bool(ends == [tokenizer.eot, MARKS[END]])
 
 
 def _ids_with_turns() -> dict[str, int]:

@@ -13,6 +13,9 @@ TRAINING_CODE_VERSION = "2"
 """Raised by hand when the trainer's code changes the weights that a config gives, be it by rounding only.
 
 2: gradients are clipped inside the optimizer's step; on the CPU, products by oneDNN on AMD and attention in blocks.
+
+It was not raised when sampling read each question once, which only trainings on rewards notice, in the last bit: all
+others would have counted as out of date.
 """
 
 _HOW_NOT_WHAT = {"micro_batch_size", "compile", "gradient_checkpointing", "deterministic"}

@@ -89,5 +89,6 @@ def _training_text(experiment: Experiment) -> str:
     if progress.reward is None:
         losses = f"train loss {finished.train_loss:.3f}, val loss about {finished.val_loss:.3f}"
     else:
-        losses = f"reward {progress.reward:.3f}, val loss about {finished.val_loss:.3f}"
+        right = "" if progress.pass_at_1 is None else f", pass@1 about {progress.pass_at_1:.3f}"
+        losses = f"reward {progress.reward:.3f}{right}, val loss about {finished.val_loss:.3f}"
     return f"finished at step {finished.step:,}: {length}, {losses}"

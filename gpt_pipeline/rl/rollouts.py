@@ -115,7 +115,7 @@ class RecordedDraws(Draws):
         """Return a token [B] for each row of `logits` [B, V], as `Draws.choose`."""
         chosen, probability = self.draw(logits, prompts, positions)
         if self.sampling.is_plain:
-            likely = probability.log()
+            likely = probability.clamp_min(torch.finfo(probability.dtype).tiny).log()
         else:
             logits = logits.float()
             likely = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=1)
