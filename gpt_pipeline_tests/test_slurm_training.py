@@ -412,8 +412,9 @@ def test_command_line_trains_stops_and_goes_on(cluster: SlurmCluster, tmp_path: 
 
     command = project.start("run", str(file))
     gate.wait(command)
-    wait(lambda: "running (slurm job" in project.run("status", str(file)), "status does not say where it runs")
-    assert ", running on node[1-2])" in project.run("status", str(file))
+    # The run hears every ten seconds which nodes the job got.
+    wait(lambda: ", running on node[1-2])" in project.run("status", str(file)), "status does not say where it runs")
+    assert "running (slurm job" in project.run("status", str(file))
     command.send_signal(signal.SIGINT)
     output = output_of(command)
     assert command.returncode == 130, output
