@@ -270,6 +270,25 @@ def test_give_way_lowers_the_rank_once_and_never_raises_it() -> None:
     assert third == min(19, first + 5)
 
 
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel does not group processes by session")
+@pytest.mark.parametrize(
+    ("started", "own"),
+    [("start_new_session=True", "10"), ("", "10"), ("process_group=0", "0")],
+    ids=["leader", "child", "job of a shell"],
+)
+def test_give_way_lowers_a_session_of_its_own_and_no_other(started: str, own: str) -> None:
+    rank = "def rank(): return open('/proc/self/autogroup').read().split()[-1]\n"
+    program = f"from gpt_pipeline.storage.process import give_way\n{rank}give_way(); print(rank(), flush=True)"
+    parent = (
+        f"import subprocess, sys\n{rank}subprocess.run([sys.executable, '-c', {program!r}], check=True, {started})\n"
+        "print(rank())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, text=True, check=True, start_new_session=True
+    )
+    assert done.stdout.split() == [own, "0"]
+
+
 def test_hashed_file_knows_size_and_checksum_of_what_lies_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     with HashedFile(path) as file:

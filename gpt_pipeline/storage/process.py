@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
+import logging
 import os
 import platform
 import socket
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_logger = logging.getLogger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _FIRST_NAMESPACE = "pid:[4026531836]"  # of a machine itself, not of a container on it: PROC_PID_INIT_INO of the kernel
@@ -22,6 +24,7 @@ _SYNCHRONIZE = 0x00100000  # Windows' right to wait for a process
 _ACCESS_DENIED = 5  # Windows: the process exists and belongs to someone else
 _BELOW_NORMAL = 0x00004000  # Windows' priority class
 _LOW_RANK = 10  # niceness, half of the maximum: about a tenth of the CPU time when others want all of it
+_SESSION_RANK = Path("/proc/self/autogroup")
 _CLOCK_SECONDS = 5.0
 _WAIT_TIMEOUT = 0x102  # Windows: the process has not ended
 
@@ -165,13 +168,29 @@ def _is_there(pid: int) -> bool:
 
 
 def give_way() -> None:
-    """Lower this process's priority from now on; call it before starting other threads.
+    """Lower this process's priority from now on; call it in a process of its own, before starting other threads.
 
     Two processes of equal priority do not share cores fairly: the threads of a matrix product wait for one another, so
     a training beside an evaluation fell to a tenth of its speed. Beside one of lower priority it keeps nine tenths.
+
+    Where Linux groups processes by session (autogroup, sched(7)), these priorities count within a session only. There
+    this process begins a session, unless it leads one or its process group, and lowers that one's priority as well.
     """
     if os.name == "nt":
         kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
         kernel.SetPriorityClass(kernel.GetCurrentProcess(), _BELOW_NORMAL)
     else:
         os.setpriority(os.PRIO_PROCESS, 0, max(_LOW_RANK, os.getpriority(os.PRIO_PROCESS, 0)))
+        if _SESSION_RANK.exists():
+            _lower_session()
+
+
+def _lower_session() -> None:
+    if os.getpgrp() != os.getpid():
+        os.setsid()
+    if os.getsid(0) != os.getpid():  # that of a shell, whose other processes keep their priority
+        return
+    try:
+        _SESSION_RANK.write_text(str(_LOW_RANK), "ascii")
+    except OSError as error:  # the kernel takes one in a tenth of a second; a container may not take any
+        _logger.info("this session keeps its priority: %s", error)
