@@ -93,13 +93,20 @@ def why_not() -> str:
 
 
 @contextmanager
-def slurm_cluster(folder: Path, *, remembers_seconds: int = 300) -> Iterator[SlurmCluster]:
+def slurm_cluster(
+    folder: Path, *, remembers_seconds: int = 300, job_submit: str | None = None
+) -> Iterator[SlurmCluster]:
     """Run a cluster in the empty folder `folder`, whose path must be short, for the length of the block.
 
-    A job that has ended is forgotten after `remembers_seconds`.
+    A job that has ended is forgotten after `remembers_seconds`. `job_submit` is a script in Lua that the controller
+    runs on each job that is submitted.
     """
     cluster = SlurmCluster(folder=folder)
     _configure(folder, remembers_seconds)
+    if job_submit is not None:
+        (folder / "job_submit.lua").write_text(job_submit)
+        with (folder / "slurm.conf").open("a") as file:
+            file.write("JobSubmitPlugins=lua\n")
     with ExitStack() as running:
         running.enter_context(_munge(folder))
         running.callback(_end_jobs, cluster)

@@ -218,6 +218,36 @@ def test_state_of_a_forgotten_job_is_read_from_the_accounts_if_there_are_any(
     assert Slurm(SlurmConfig()).state("7").state == state
 
 
+RENAMED = "JobId=7 JobName=site job JobState=RUNNING Command=/my files/launch/gpt-x-1.sh WorkDir=/my files ExitCode=0:0"
+
+
+@needs_bash
+def test_state_of_a_job_that_the_cluster_renamed_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(tmp_path, monkeypatch, scontrol=f"echo '{RENAMED}'")
+
+    assert Slurm(SlurmConfig()).state("7", name="gpt-x-1").state == "running"
+    assert Slurm(SlurmConfig()).state("7", name="x-1").state == "unknown"
+
+
+@needs_bash
+def test_forgotten_job_that_the_cluster_renamed_is_found_in_the_accounts_by_its_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts = """case "$*" in
+      *--name=*) ;;
+      *JobIDRaw,SubmitLine*) echo "6|sbatch /launch/gpt-x-11.sh"; echo "7|sbatch '/my files/launch/gpt-x-1.sh'" ;;
+      *--jobs=7*SubmitLine*) echo "FAILED|2:0|sbatch '/my files/launch/gpt-x-1.sh'" ;;
+    esac"""
+    fake(tmp_path, monkeypatch, squeue="true", scontrol=FORGOTTEN, sacct=accounts)
+    slurm = Slurm(SlurmConfig())
+
+    assert slurm.find("gpt-x-1") == "7"
+    assert slurm.find("gpt-x-2") is None
+    seen = slurm.state("7", name="gpt-x-1")
+    assert (seen.state, seen.exit_code) == ("failed", 2)
+    assert slurm.state("7", name="gpt-x-2").state == "unknown"
+
+
 @needs_bash
 def test_controller_that_does_not_answer_is_not_taken_for_a_job_that_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -353,10 +353,10 @@ def test_training_that_somebody_else_cancels_is_not_started_again(
 
 def sleeper(tmp_path: Path, name: str, *, seconds: int) -> TrainingCommand:
     """Return a job that does nothing but take time."""
+    (tmp_path / "launch").mkdir(exist_ok=True, parents=True)
     python = tmp_path / "python"
     python.write_text(f"#!/bin/bash\nsleep {seconds}\n")
     python.chmod(0o755)
-    (tmp_path / "launch").mkdir(exist_ok=True)
     log = tmp_path / "launch" / f"{name}.log"
     return TrainingCommand(
         name=name, job_file=tmp_path / "job.json", log_file=log, nodes=1, processes=1, python=str(python)
@@ -400,6 +400,37 @@ def test_job_of_another_name_is_neither_seen_nor_ended_by_its_number(cluster: Sl
 
     slurm.kill(submitted, name="gpt-other-1")
     wait(lambda: slurm.state(submitted).state == "cancelled", "it does not end")
+
+
+RENAMING = """
+function slurm_job_submit(job_desc, part_list, submit_uid)
+  job_desc.name = "site job of " .. submit_uid
+  return slurm.SUCCESS
+end
+function slurm_job_modify(job_desc, job_rec, part_list, modify_uid)
+  return slurm.SUCCESS
+end
+return slurm.SUCCESS
+"""
+
+
+def test_job_that_the_cluster_renames_is_found_watched_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, slurm = Path(tempfile.mkdtemp(prefix="slurm-")), Slurm(SlurmConfig())
+    with slurm_cluster(folder, job_submit=RENAMING) as cluster:
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
+        submitted = slurm.submit(sleeper(tmp_path / "my files", "gpt-ours-1", seconds=60))
+        assert cluster.ask("squeue", "--noheader", "--format=%j") == f"site job of {os.geteuid()}"
+
+        assert slurm.find("gpt-ours-1") == submitted
+        assert slurm.find("gpt-ours-11") is None
+        wait(lambda: slurm.state(submitted, name="gpt-ours-1").state == "running", "it does not run")
+        slurm.cancel(submitted, name="gpt-ours-1")
+        wait(lambda: slurm.state(submitted, name="gpt-ours-1").state == "cancelled", "it does not end")
+        assert slurm.find("gpt-ours-1") == submitted
+    shutil.rmtree(folder)
 
 
 def test_command_line_trains_stops_and_goes_on(cluster: SlurmCluster, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gpt_pipeline.launchers.config import SlurmConfig
@@ -144,7 +144,7 @@ class Slurm:
         return f"{version}, partition {row[0].rstrip('*')} of {row[1]} nodes, {accounts}"
 
     def submit(self, command: TrainingCommand) -> str:
-        path = command.log_file.with_name(f"{command.name}.sh")
+        path = command.log_file.with_name(_script_name(command.name))
         write_text(path, self.script(command))
         answer = self._run(
             "sbatch", "--parsable", f"--job-name={command.name}", str(path)
@@ -193,9 +193,14 @@ class Slurm:
         return [*options, "--requeue", *(config.options or ())]
 
     def find(self, name: str) -> str | None:
-        known = self._run("squeue", "--noheader", "--all", "--states=all", f"--name={name}", "--format=%A").split()
+        listed = ("squeue", "--noheader", "--all", "--states=all")
+        known = self._run(*listed, f"--name={name}", "--format=%A").split()
         if not known:
-            known = (self._accounting(f"--name={name}", "--starttime=now-30days", "--format=JobIDRaw") or "").split()
+            script = f"/{_script_name(name)}"
+            commands = (line.split(maxsplit=1) for line in self._run(*listed, "--format=%A %o").splitlines())
+            known = [job_id for job_id, *command in commands if command and command[0].endswith(script)]
+        if not known:
+            known = self._accounts(name, "JobIDRaw", "--starttime=now-30days")
         return max(known, key=int, default=None)
 
     def state(self, job_id: str, *, name: str | None = None) -> Observed:
@@ -204,20 +209,30 @@ class Slurm:
         except LauncherError as error:
             if isinstance(error, UnreachableError) or not _FORGOTTEN.search(str(error)):
                 raise
-            return self._remembered(job_id, _named(name))
+            return self._remembered(job_id, name)
         values = dict(re.findall(r"(\w+)=(\S*)", answer))
-        if name is not None and values.get("JobName", name) != name:
+        if name is not None and not _bears(name, answer):
             return Observed(state="unknown", reason=f"job {job_id} is {values['JobName']} now, not {name}")
         nodes = values.get("NodeList", "").replace("(null)", "")
         return _observed(values["JobState"], values.get("Reason", ""), nodes, values.get("ExitCode", ""))
 
-    def _remembered(self, job_id: str, chosen: Sequence[str]) -> Observed:
+    def _remembered(self, job_id: str, name: str | None) -> Observed:
         """Return what the cluster's accounting, if it has one, knows of a job that the controller has forgotten."""
-        answer = self._accounting(f"--jobs={job_id}", *chosen, "--format=State,ExitCode") or ""
-        if not answer.strip():
+        rows = self._accounts(name, "State,ExitCode", f"--jobs={job_id}")
+        if not rows:
             return Observed(state="unknown", reason="Slurm has forgotten it")
-        state, _, code = answer.strip().splitlines()[0].partition("|")
+        state, _, code = rows[0].partition("|")
         return _observed(state.split()[0].rstrip("+"), "", "", code)
+
+    def _accounts(self, name: str | None, columns: str, *options: str) -> list[str]:
+        """Return the accounts' rows of the jobs of this name, else of those submitted under it; None: of all."""
+        chosen = [] if name is None else [f"--name={name}"]
+        rows = (self._accounting(*options, *chosen, f"--format={columns}") or "").split("\n")
+        if name is not None and not any(rows):
+            submitted = (self._accounting(*options, f"--format={columns},SubmitLine") or "").split("\n")
+            script = f"/{_script_name(name)}"
+            rows = [row.rsplit("|", maxsplit=1)[0] for row in submitted if script in row]
+        return [row for row in rows if row]
 
     def _accounting(self, *options: str) -> str | None:
         try:
@@ -229,17 +244,18 @@ class Slurm:
 
     def cancel(self, job_id: str, *, name: str | None = None) -> None:
         # One that waits is withdrawn. One that runs is asked through its script, which gives the trainer time to save.
-        self._end("--state=PENDING", *_named(name), job_id)
-        self._end("--state=RUNNING", "--batch", "--signal=USR2", *_named(name), job_id)
+        self._end(job_id, name, "--state=PENDING")
+        self._end(job_id, name, "--state=RUNNING", "--batch", "--signal=USR2")
 
     def kill(self, job_id: str, *, name: str | None = None) -> None:
-        self._end("--signal=KILL", "--full", *_named(name), job_id)
-        self._end(*_named(name), job_id)
+        self._end(job_id, name, "--signal=KILL", "--full")
+        self._end(job_id, name)
 
-    def _end(self, *options: str) -> None:
-        """Run scancel; a job that has ended meanwhile is no failure."""
+    def _end(self, job_id: str, name: str | None, *options: str) -> None:
+        """Run scancel, unless the job is of another name; one that has ended meanwhile is no failure."""
         try:
-            self._run("scancel", *options)
+            if name is None or _bears(name, self._run("scontrol", "--oneliner", "show", "job", job_id)):
+                self._run("scancel", *options, job_id)
         except LauncherError as error:
             if isinstance(error, UnreachableError) or not _OVER.search(str(error)):
                 raise
@@ -282,9 +298,17 @@ class Slurm:
         raise LauncherError(f"{command[0]}{where}: {words}; mend hardware.slurm, or ask the cluster's administrators")
 
 
-def _named(name: str | None) -> list[str]:
-    """Return the option by which Slurm's commands heed a job of this name alone."""
-    return [] if name is None else [f"--name={name}"]
+def _script_name(name: str) -> str:
+    """Return the file name of the batch script of the job that is submitted under `name`."""
+    return f"{name}.sh"
+
+
+def _bears(name: str, job: str) -> bool:
+    """Whether the job that scontrol shows was submitted under `name`.
+
+    A cluster may rename jobs, by a plugin or an administrator's hand; then the script that it runs tells whose it is.
+    """
+    return f" JobName={name} " in job or f"/{_script_name(name)} " in job
 
 
 def _observed(state: str, reason: str, nodes: str, exit_code: str) -> Observed:
