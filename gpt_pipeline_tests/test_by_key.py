@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from gpt_pipeline.cli import main
-from gpt_pipeline.comparison.by_key import ByKey, key_chart
-from gpt_pipeline.comparison.compare import compare_experiments, compare_with_families, families, with_key
+from gpt_pipeline.comparison.by_key import key_chart, with_key
+from gpt_pipeline.comparison.compare import compare_experiments, compare_with_families, families
 from gpt_pipeline.comparison.page import require_page
 from gpt_pipeline.comparison.show import as_json, key_markdown, markdown
+from gpt_pipeline.comparison.standings import ByKey
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.report.charts import draw

@@ -24,9 +24,10 @@ from gpt_pipeline.data.formats import format_of
 from gpt_pipeline.data.formats.conversation import Message, conversation_of, prompt_of, turn_starts
 from gpt_pipeline.data.formats.forms import CHATML, END, MARKS, PLAIN, START, with_names, without_marks
 from gpt_pipeline.data.preview import previews
+from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.encoder import FastEncoder
 from gpt_pipeline.data.tokens.mixed import MixedShardsStage
-from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
+from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, Tokenizer, gpt2, read_tokenizer, tokenizer_of, with_turns
 from gpt_pipeline.errors import ConfigError, UserError

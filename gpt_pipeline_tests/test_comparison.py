@@ -13,8 +13,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from gpt_pipeline.comparison.compare import Comparison, compare_experiments
+from gpt_pipeline.comparison.compare import compare_experiments
 from gpt_pipeline.comparison.show import as_json, losses_svg, markdown, pictures, ranking, sheets
+from gpt_pipeline.comparison.standings import Comparison
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.stage import prepare
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from gpt_pipeline.comparison.answers import answers_side_by_side
-from gpt_pipeline.comparison.compare import compare_experiments, with_key
+from gpt_pipeline.comparison.by_key import with_key
+from gpt_pipeline.comparison.compare import compare_experiments
 from gpt_pipeline.comparison.page import render_page, write_page
 from gpt_pipeline.comparison.show import losses_svg
 from gpt_pipeline.experiment.load import Experiment

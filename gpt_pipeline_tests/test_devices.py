@@ -27,7 +27,7 @@ from gpt_pipeline.training.device import (
 )
 from gpt_pipeline.training.muon import orthogonalized
 from gpt_pipeline.training.ranks import Ranks
-from gpt_pipeline.training.state import random_states, restore_random_states
+from gpt_pipeline.training.seeds import random_states, restore_random_states
 from gpt_pipeline_tests.training_jobs import make_job, run
 
 AUTO = HardwareConfig()

@@ -35,7 +35,7 @@ from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.config_json import hugging_face_config, read_hugging_face_config
 from gpt_pipeline.storage.lock import folder_lock
-from gpt_pipeline.training.state import random_states
+from gpt_pipeline.training.seeds import random_states
 from gpt_pipeline_tests.projects import TinyProject
 
 

@@ -17,7 +17,8 @@ from gpt_pipeline.data.documents.stage import document_files, find_documents, pr
 from gpt_pipeline.data.formats.text import TextFormat
 from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES
-from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
+from gpt_pipeline.data.tokens.choose import find_shards
+from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer import gpt2
 from gpt_pipeline.data.verification import verify_data

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
-from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
+from gpt_pipeline.data.tokens.choose import find_shards
+from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.experiment.training import training_job
 from gpt_pipeline.progress.status import experiment_status

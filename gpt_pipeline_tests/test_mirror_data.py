@@ -4,7 +4,7 @@ import pytest
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.data.stage import prepare
-from gpt_pipeline.data.tokens.shards import known_shards
+from gpt_pipeline.data.tokens.choose import known_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.mirroring import bring_all_data, bring_data, data_stages, mirror_order

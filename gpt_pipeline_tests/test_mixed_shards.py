@@ -19,8 +19,9 @@ from gpt_pipeline.data.config import ColumnsConfig, DataConfig, PartConfig
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.stage import prepare
+from gpt_pipeline.data.tokens.choose import find_shards, known_shards, shards_stage
 from gpt_pipeline.data.tokens.mixed import epoch_of
-from gpt_pipeline.data.tokens.shards import find_shards, known_shards, prepare_shards, shards_stage
+from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.data.tokens.stream import TokenShards, TokenStream, open_shards
 from gpt_pipeline.data.verification import verify_data
 from gpt_pipeline.errors import ConfigError, DataError

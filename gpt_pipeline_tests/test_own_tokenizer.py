@@ -24,7 +24,8 @@ from gpt_pipeline.data.config import ColumnsConfig, DataConfig, PartConfig, Toke
 from gpt_pipeline.data.documents.split import is_held_out
 from gpt_pipeline.data.stage import prepare
 from gpt_pipeline.data.tokens import tokenizer_training
-from gpt_pipeline.data.tokens.shards import ShardsStage, find_shards, known_shards, prepare_shards
+from gpt_pipeline.data.tokens.choose import find_shards, known_shards
+from gpt_pipeline.data.tokens.shards import ShardsStage, prepare_shards
 from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer import EOT, Tokenizer, gpt2, read_tokenizer, tokenizer_of
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage, vocabulary_size

@@ -17,7 +17,8 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.raw import RawStage, find_raw, prepare_raw
 from gpt_pipeline.data.documents.stage import DocumentsStage, find_documents, prepare_documents
 from gpt_pipeline.data.stage import PartedStage, grouped
-from gpt_pipeline.data.tokens.shards import ShardsStage, find_shards, prepare_shards
+from gpt_pipeline.data.tokens.choose import find_shards
+from gpt_pipeline.data.tokens.shards import ShardsStage, prepare_shards
 from gpt_pipeline.storage.manifest import StageResult, verify
 from gpt_pipeline_tests.synth_rows import row, rows, write_synth
 

@@ -20,8 +20,9 @@ from gpt_pipeline.checkpoints.save import DiskFullError
 from gpt_pipeline.cli import main
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import DocumentsStage
+from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.packing import Answers
-from gpt_pipeline.data.tokens.shards import ShardsStage, find_shards
+from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.load import Experiment, load_experiment

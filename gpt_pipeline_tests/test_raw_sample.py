@@ -5,7 +5,8 @@ from pathlib import Path
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.raw import find_raw, prepare_raw
 from gpt_pipeline.data.documents.stage import find_documents, prepare_documents
-from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
+from gpt_pipeline.data.tokens.choose import find_shards
+from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline_tests.synth_rows import raw_paths, write_folder
 
 CONFIG = DataConfig(num_samples=300, source="sample", max_length=64, validation_fraction=0.2)

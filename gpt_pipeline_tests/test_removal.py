@@ -15,7 +15,8 @@ import pytest
 from gpt_pipeline.cli import main
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import find_documents, prepare_documents
-from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
+from gpt_pipeline.data.tokens.choose import find_shards
+from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.mirror.order import agent_lock

@@ -9,8 +9,9 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.split import is_held_out
 from gpt_pipeline.data.documents.stage import document_files, prepare_documents
-from gpt_pipeline.data.tokens.shards import find_shards, open_shards, prepare_shards
-from gpt_pipeline.data.tokens.stream import TokenStream
+from gpt_pipeline.data.tokens.choose import find_shards
+from gpt_pipeline.data.tokens.shards import prepare_shards
+from gpt_pipeline.data.tokens.stream import TokenStream, open_shards
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import ConfigError, DamagedFileError
 from gpt_pipeline.storage.manifest import StageResult

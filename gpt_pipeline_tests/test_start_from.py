@@ -15,7 +15,8 @@ from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
-from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
+from gpt_pipeline.data.tokens.choose import find_shards
+from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.export import export_checkpoint
 from gpt_pipeline.exchange.take_in import convert_start

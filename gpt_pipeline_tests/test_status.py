@@ -19,7 +19,8 @@ from gpt_pipeline.cli import main
 from gpt_pipeline.comparison.compare import compare_experiments
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
-from gpt_pipeline.data.tokens.shards import find_shards, prepare_shards
+from gpt_pipeline.data.tokens.choose import find_shards
+from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.experiment.training import training_job
 from gpt_pipeline.launchers.protocol import JobState
 from gpt_pipeline.launchers.submission import Submission

@@ -17,8 +17,8 @@ from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import document_files, prepare_documents
 from gpt_pipeline.data.tokens.batches import BatchSampler
 from gpt_pipeline.data.tokens.pieces import _trained_sizes
-from gpt_pipeline.data.tokens.shards import open_shards, prepare_shards
-from gpt_pipeline.data.tokens.stream import EOT_TOKEN, TokenStream, spans_name
+from gpt_pipeline.data.tokens.shards import prepare_shards
+from gpt_pipeline.data.tokens.stream import EOT_TOKEN, TokenStream, open_shards, spans_name
 from gpt_pipeline.data.tokens.tokenizer import gpt2
 from gpt_pipeline.data.tokens.writer import Documents, SplitWriter
 from gpt_pipeline.errors import DamagedFileError, UserError

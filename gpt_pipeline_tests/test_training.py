@@ -32,7 +32,7 @@ from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.ranks import Ranks, process_group
 from gpt_pipeline.training.run import run_job
-from gpt_pipeline.training.state import random_states, restore_random_states
+from gpt_pipeline.training.seeds import random_states, restore_random_states
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline.training.update import NotFiniteError, Updater
 from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job, trainer_command, write_shards

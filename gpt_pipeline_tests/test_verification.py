@@ -11,7 +11,7 @@ from gpt_pipeline.cli import command
 from gpt_pipeline.data import verification
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.stage import document_files, find_documents
-from gpt_pipeline.data.tokens.shards import find_shards
+from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.verification import verify_data
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.manifest import read_manifest, record_file

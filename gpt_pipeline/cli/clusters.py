@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from gpt_pipeline.cli.common import EXPERIMENT, say, tell
-from gpt_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from gpt_pipeline.experiment.load import Experiment
@@ -67,17 +66,18 @@ def launch(
 
 def _job(experiment: Experiment) -> TrainingJob:
     """Return the training, written to the file that the rendered job reads."""
-    from gpt_pipeline.data.tokens.shards import known_shards
+    from gpt_pipeline.data.formats import shards_name
+    from gpt_pipeline.data.tokens.choose import known_shards
     from gpt_pipeline.experiment.launching import launcher_of_note
     from gpt_pipeline.experiment.training import training_job
     from gpt_pipeline.launchers.submission import require_no_job
+    from gpt_pipeline.storage.manifest import not_finished
     from gpt_pipeline.training.heartbeat import trainer_state
 
     shards = known_shards(experiment.data, experiment.data_folder)
     if shards is None:
-        raise UserError(
-            f"found no token_shards of {experiment.file.name}, need its data; materialize token_shards first"
-        )
+        name, file = shards_name(experiment.data), experiment.file.name
+        raise not_finished(name, experiment.data_folder, of=file, file=file)
     job = training_job(experiment, shards)
     if trainer_state(job.folder.root) != "running":  # which may be started again, by its engine, from this file
         require_no_job(job.folder, lambda note: launcher_of_note(job.hardware, note))  # nor one that waits to read it

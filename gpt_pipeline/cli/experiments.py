@@ -227,8 +227,8 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
 
 def _tell_sequences(experiment: Experiment) -> None:
     from gpt_pipeline.cli.preview import tell_sequences
+    from gpt_pipeline.data.tokens.choose import find_shards
     from gpt_pipeline.data.tokens.packing import DocumentSampler
-    from gpt_pipeline.data.tokens.shards import find_shards
     from gpt_pipeline.data.tokens.stream import open_shards
     from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
 
@@ -395,7 +395,8 @@ def compare(
     held-out tokens. Experiments of one family are also compared by the key in which they differ most.
     """
     from gpt_pipeline.comparison import show as form
-    from gpt_pipeline.comparison.compare import are_one_family, compare_experiments, with_key
+    from gpt_pipeline.comparison.by_key import with_key
+    from gpt_pipeline.comparison.compare import are_one_family, compare_experiments
     from gpt_pipeline.experiment.load import load_experiment
 
     if twice := [path.name for path, count in Counter(experiments).items() if count > 1]:

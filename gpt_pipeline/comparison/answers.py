@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt_pipeline.comparison.compare import Standing
+from gpt_pipeline.comparison.standings import Standing
 from gpt_pipeline.evaluation.result import question_id
 
 _COLUMNS = 6  # of experiments side by side

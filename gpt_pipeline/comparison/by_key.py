@@ -3,54 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from math import log10
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gpt_pipeline.comparison.standings import ByKey, Comparison, Group, KeyLine, Standing
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.problems import listed, nearest
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.charts import CURVES, Chart, Point, Series, curve_style
-from gpt_pipeline.report.metrics import METRICS, Metric
+from gpt_pipeline.report.metrics import METRICS
 from gpt_pipeline.sheet import Line as SheetLine
 from gpt_pipeline.sheet import Sheet
-
-if TYPE_CHECKING:
-    from gpt_pipeline.comparison.compare import Comparison, Group, Standing
 
 _WIDE = 8  # times the smallest value: from there on the axis has equal steps for equal factors
 
 
-@dataclass(frozen=True, kw_only=True)
-class KeyLine:
-    """Experiments that differ in the key alone."""
-
-    name: str
-    """The other keys' values, such as `data.seed 1`; empty where no other key differs."""
-
-    standings: tuple[Standing | None, ...]
-    """One for each of the key's values; None where no experiment with an evaluation has it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ByKey:
-    """Experiments whose losses compare, by the value of a key."""
-
-    key: str
-    metric: Metric
-    values: tuple[Any, ...]
-    """Ascending if they are numbers."""
-
-    lines: tuple[KeyLine, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def title(self) -> str:
-        return f"{self.metric.label} of the best checkpoints by {self.key}"
-
-
-def by_key(comparison: Comparison, *, key: str | None = None, metric: str | None = None) -> tuple[ByKey, ...]:
-    """Return, for each group of experiments in which the key differs, the metric by the key's values.
+def with_key(comparison: Comparison, *, key: str | None = None, metric: str | None = None) -> Comparison:
+    """Return the comparison with its metric against a key, for each group of experiments in which the key differs.
 
     Without a key, that with the most different numbers; without a metric, the one that ranks the group.
 
@@ -67,7 +37,7 @@ def by_key(comparison: Comparison, *, key: str | None = None, metric: str | None
         )
         raise UserError(f"--by: found {key}, need {need}{_meant(key, everywhere)}")
     found = [_of_group(group, _settings(comparison, group), key, metric) for group in comparison.groups]
-    return tuple(each for each in found if each is not None)
+    return replace(comparison, by_key=tuple(each for each in found if each is not None))
 
 
 def _meant(word: str, known: Sequence[str]) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from gpt_pipeline.comparison.by_key import ByKey, by_key
+from gpt_pipeline.comparison.standings import Comparison, Group, Reached, Standing
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import (
     OF_ANSWERS,
@@ -22,13 +22,13 @@ from gpt_pipeline.evaluation.result import (
     same_answers,
     same_losses,
 )
-from gpt_pipeline.experiment.differences import Difference, config_differences
+from gpt_pipeline.experiment.differences import config_differences
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.report.charts import CURVES
 from gpt_pipeline.report.contents import CheckpointRow, Contents, read_contents
-from gpt_pipeline.report.cost import Cost, Record, seconds_at
+from gpt_pipeline.report.cost import Record, seconds_at
 from gpt_pipeline.training.config import ESTIMATES
 
 Same = Callable[[EvaluationResult, EvaluationResult], bool]
@@ -36,108 +36,6 @@ Same = Callable[[EvaluationResult, EvaluationResult], bool]
 
 _OF_SPLIT = ("tokenizer", "validation_fraction", "seed")
 """What decides, besides the documents, which tokens are held out, by the token shards' manifest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reached:
-    """What one checkpoint reached."""
-
-    step: int
-    tokens_seen: int | None
-    seconds: float | None
-    """Training time up to it."""
-
-    evaluation: EvaluationResult
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        return self.evaluation.metrics
-
-
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """One experiment's figures; what does not exist yet is None."""
-
-    name: str
-    display_name: str
-    status: str
-    parameters: int
-    cost: Cost
-    best: Reached | None
-    """The best of its evaluations, by what its training brings down."""
-
-    last: Reached | None
-    """Newest of its evaluated checkpoints."""
-
-    rank: int | None = None
-    """1 is best in its group; None where there is nothing to rank it with."""
-
-    family: str | None = None
-    step: int = 0
-    """Of the training, as far as it is."""
-
-    max_steps: int | None = None
-    loss: str
-    """The loss that its training brings down; that of validation where it goes by rewards."""
-
-    estimate: float | None = None
-    """Of that loss, the trainer's newest."""
-
-    updated_at: str | None = None
-    """When its training or its newest evaluation last said something; UTC, ISO 8601."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Experiments whose losses can be compared."""
-
-    standings: tuple[Standing, ...]
-    """Best first."""
-
-    ranked_by: str
-    """The metric of their best checkpoints by which they are ranked."""
-
-    held_out_of: str
-    """The documents from which the validation split was taken, for a person."""
-
-    apart: tuple[str, ...]
-    """Why its losses cannot be compared with those of the first group; empty for the first."""
-
-    answer_obstacles: tuple[str, ...]
-    """Why the answers' metrics cannot be compared although the losses can."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Several experiments."""
-
-    groups: tuple[Group, ...]
-    """In the order asked for, by their first experiment."""
-
-    across: tuple[tuple[Standing, ...], ...]
-    """Experiments of several groups with the same held-out text but other tokenizers, each set by bits per byte."""
-
-    waiting: tuple[Standing, ...]
-    """Those without evaluations."""
-
-    differences: tuple[Difference, ...]
-    """Values in the order of `standings`."""
-
-    by_key: tuple[ByKey, ...] = ()
-    """A metric against a key, group by group; see `with_key`."""
-
-    records: Mapping[str, Sequence[Record]] = field(default_factory=dict, repr=False)
-    """The metrics of the trainings by experiment, as they were read; empty where more were read than a chart draws."""
-
-    @property
-    def standings(self) -> tuple[Standing, ...]:
-        """All: group by group, then those without evaluations."""
-        return (*(standing for group in self.groups for standing in group.standings), *self.waiting)
-
-    @property
-    def obstacles(self) -> tuple[str, ...]:
-        """Why not all losses can be compared; empty if they can."""
-        return tuple(reason for group in self.groups for reason in group.apart)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,11 +85,6 @@ def _comparison(entries: Sequence[_Entry]) -> Comparison:
         differences=tuple(config_differences([entry.experiment.config for entry in ordered])),
         records={entry.standing.name: entry.records for entry in entries if entry.records},
     )
-
-
-def with_key(comparison: Comparison, *, key: str | None = None, metric: str | None = None) -> Comparison:
-    """Return the comparison with its metric against a key; see `by_key` for both, and for the errors."""
-    return replace(comparison, by_key=by_key(comparison, key=key, metric=metric))
 
 
 def are_one_family(experiments: Sequence[Experiment]) -> bool:
@@ -405,7 +298,7 @@ def _split_differences(one: _Entry, other: _Entry) -> list[str]:
 
 def _split_settings(entry: _Entry) -> Mapping[str, Any]:
     """Return what decided the split of the shards that the evaluation read; empty if they are gone."""
-    from gpt_pipeline.data.tokens.shards import known_shards
+    from gpt_pipeline.data.tokens.choose import known_shards
 
     assert entry.evaluation is not None
     stage = known_shards(entry.experiment.data, entry.experiment.data_folder)

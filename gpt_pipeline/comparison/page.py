@@ -9,9 +9,9 @@ from pathlib import Path
 from gpt_pipeline import __version__
 from gpt_pipeline.comparison.answers import answers_side_by_side
 from gpt_pipeline.comparison.by_key import key_chart, key_sheet
-from gpt_pipeline.comparison.compare import Comparison, Standing
 from gpt_pipeline.comparison.curves import figures_beside, loss_figures, read_records
 from gpt_pipeline.comparison.show import Table, ranking, table_lines, tables_of
+from gpt_pipeline.comparison.standings import Comparison, Standing
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.experiment.load import Experiment

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gpt_pipeline.comparison.by_key import ByKey, key_chart, key_sheet, key_values
-from gpt_pipeline.comparison.compare import Comparison, Group, Reached, Standing, alike
+from gpt_pipeline.comparison.by_key import key_chart, key_sheet, key_values
+from gpt_pipeline.comparison.compare import alike
 from gpt_pipeline.comparison.curves import Records, main_chart, read_records
+from gpt_pipeline.comparison.standings import ByKey, Comparison, Group, Reached, Standing
 from gpt_pipeline.evaluation.result import EvaluationResult, same_answers
 from gpt_pipeline.evaluation.shares import CHANCE, share_of
 from gpt_pipeline.experiment.differences import Difference

@@ -18,7 +18,8 @@ from gpt_pipeline.data.file_kinds import TEXT_LIST, kind_of
 from gpt_pipeline.data.formats import shards_name, stage_names
 from gpt_pipeline.data.sources.text_lists import listed_files
 from gpt_pipeline.data.stage import Say
-from gpt_pipeline.data.tokens.shards import ShardsStage, shards_stage
+from gpt_pipeline.data.tokens.choose import shards_stage
+from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.data.tokens.stream import Positions, TokenStream, open_shards
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
 from gpt_pipeline.errors import DamagedFileError, DataError, UserError

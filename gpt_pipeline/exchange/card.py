@@ -10,7 +10,8 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.config import FORMAT_COLUMNS, DataConfig, on_hub
 from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.formats import has_conversations, has_questions, has_reasoning
-from gpt_pipeline.data.tokens.shards import known_shards, tokenizer_facts
+from gpt_pipeline.data.tokens.choose import known_shards
+from gpt_pipeline.data.tokens.shards import tokenizer_facts
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.evaluation.shares import share_of

@@ -37,7 +37,7 @@ from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.job import TOKENIZER
 from gpt_pipeline.training.optimizer import Optimizer
 from gpt_pipeline.training.original import read_original
-from gpt_pipeline.training.state import random_states, seed_all
+from gpt_pipeline.training.seeds import random_states, seed_all
 
 Say = Callable[[str], None]
 

@@ -93,7 +93,7 @@ def _send(experiment: Experiment, fingerprint: str | None) -> None:
 
 def data_stages(experiment: Experiment) -> Iterator[PartedStage]:
     """Yield the stages of the experiment's data, each after what it is made of."""
-    from gpt_pipeline.data.tokens.shards import shards_stage
+    from gpt_pipeline.data.tokens.choose import shards_stage
 
     for part in experiment.parts.values():
         yield from _stages_of_part(part)

@@ -169,9 +169,8 @@ def training_fingerprint(config: ExperimentConfig, shards_fingerprint: str, *, s
 
 def wanted_fingerprint(experiment: Experiment) -> str | None:
     """Return the identity of the training that the file asks for; None before its data and its start are made."""
-    from gpt_pipeline.data.tokens.shards import (
-        known_shards,  # numpy, which would be half of the definitions' time to load
-    )
+    # numpy, which would be half of the definitions' time to load
+    from gpt_pipeline.data.tokens.choose import known_shards
 
     shards = known_shards(experiment.data, experiment.data_folder)
     if shards is None:
@@ -190,7 +189,7 @@ def prompts_stage(experiment: Experiment) -> PromptsStage | None:
     Raises:
         UserError: the weights to begin with cannot be had.
     """
-    from gpt_pipeline.data.tokens.shards import known_shards
+    from gpt_pipeline.data.tokens.choose import known_shards
 
     shards = known_shards(experiment.data, experiment.data_folder)
     try:

@@ -23,7 +23,7 @@ from gpt_pipeline.tracking.store import open_store, shortened
 from gpt_pipeline.tracking.tags import VERSION_TAG, project_of
 
 if TYPE_CHECKING:
-    from gpt_pipeline.comparison.compare import Comparison
+    from gpt_pipeline.comparison.standings import Comparison
 
 RUN_NAME = "comparison"
 TABLE_FILE = "comparison.json"

@@ -23,7 +23,7 @@ from gpt_pipeline.training.heartbeat import trainer_state
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-    from gpt_pipeline.comparison.compare import Comparison
+    from gpt_pipeline.comparison.standings import Comparison
 
 COMPARISON = dg.AssetKey(["comparison"])
 COMPARISON_JOB = "compare_experiments"
@@ -106,7 +106,7 @@ def _compare(
 
 def _by_key(families: Mapping[str, "Comparison"]) -> str:
     """Return, for each family, the metric that ranks it against the key in which it differs most, as markdown."""
-    from gpt_pipeline.comparison.compare import with_key
+    from gpt_pipeline.comparison.by_key import with_key
     from gpt_pipeline.comparison.show import key_markdown
 
     parts = []

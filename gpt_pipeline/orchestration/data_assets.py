@@ -126,7 +126,7 @@ def mixed_asset(
     shares = ", ".join(f"{share:.1%} {in_markdown(name)}" for name, share in data.shares.items())
 
     def mixed_shards() -> PartedStage:
-        from gpt_pipeline.data.tokens.shards import shards_stage
+        from gpt_pipeline.data.tokens.choose import shards_stage
 
         return shards_stage(data, folder)
 

@@ -31,7 +31,7 @@ from dagster._core.utils import make_new_run_id
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
-from gpt_pipeline.data.tokens.shards import find_shards
+from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.tokenizer_stage import fetch_tokenizer
 from gpt_pipeline.errors import StoppedError, UserError
 from gpt_pipeline.experiment.discover import load_alone

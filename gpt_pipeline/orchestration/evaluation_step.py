@@ -99,7 +99,7 @@ def evaluated_parts(experiment: Experiment) -> tuple[EvaluatedPart, ...]:
 
 def pretraining_shards(experiment: Experiment) -> StageResult | None:
     """Return the shards of the pretraining that a post-training goes on from; None where they are not here."""
-    from gpt_pipeline.data.tokens.shards import find_shards
+    from gpt_pipeline.data.tokens.choose import find_shards
 
     pretraining = pretraining_of(experiment)
     if pretraining is None or pretraining.file == experiment.file:

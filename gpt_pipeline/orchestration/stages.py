@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TypeVar
 
 from gpt_pipeline.data.formats import shards_name, stage_names
-from gpt_pipeline.errors import DataError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress import training as progress
-from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline.storage.manifest import StageResult, not_finished
 from gpt_pipeline.training.finished import FinishedTraining
 
 _Stage = TypeVar("_Stage", StageResult, FinishedTraining)
@@ -43,7 +42,7 @@ def finished_shards(experiment: Experiment) -> StageResult:
     Raises:
         DataError: it is not finished.
     """
-    from gpt_pipeline.data.tokens.shards import find_shards
+    from gpt_pipeline.data.tokens.choose import find_shards
 
     return _required(find_shards(experiment.data, experiment.data_folder), shards_name(experiment.data), experiment)
 
@@ -60,8 +59,5 @@ def finished_training(experiment: Experiment) -> FinishedTraining:
 
 def _required(stage: _Stage | None, name: str, experiment: Experiment) -> _Stage:
     if stage is None:
-        raise DataError(
-            f"{name} of {experiment.display_name!r} is not finished in {experiment.data_folder}; "
-            f"materialize {name} first, or run `gpt-pipeline run {experiment.file.name}`"
-        )
+        raise not_finished(name, experiment.data_folder, of=repr(experiment.display_name), file=experiment.file.name)
     return stage

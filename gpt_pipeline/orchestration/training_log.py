@@ -41,9 +41,8 @@ def send_log(experiment: Experiment, tracking_uri: str) -> None:
     Raises:
         TrackingError: MLflow cannot be reached, is busy, or refuses; it can be sent later.
     """
-    from gpt_pipeline.data.tokens.shards import (
-        known_shards,  # numpy, which would be half of the definitions' time to load
-    )
+    # numpy, which would be half of the definitions' time to load
+    from gpt_pipeline.data.tokens.choose import known_shards
 
     shards = known_shards(experiment.data, experiment.data_folder)
     fingerprint = wanted_fingerprint(experiment)

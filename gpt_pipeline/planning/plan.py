@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from gpt_pipeline.data.tokens.choose import known_shards
 from gpt_pipeline.data.tokens.packing import Answers
-from gpt_pipeline.data.tokens.shards import known_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.experiment.config import ExperimentConfig

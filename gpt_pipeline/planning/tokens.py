@@ -12,8 +12,8 @@ import numpy as np
 from gpt_pipeline.data.config import GPT2, SYNTH, DataConfig
 from gpt_pipeline.data.documents.raw import known_raw
 from gpt_pipeline.data.formats import stage_names
+from gpt_pipeline.data.tokens.choose import known_shards
 from gpt_pipeline.data.tokens.mixed import epoch_of
-from gpt_pipeline.data.tokens.shards import known_shards
 from gpt_pipeline.errors import NewerFileError, UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.planning.survey import Survey, is_surveyed, survey

@@ -18,7 +18,8 @@ from pathlib import Path
 from gpt_pipeline.data.documents.raw import RawStage
 from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.stage import PARTS
-from gpt_pipeline.data.tokens.shards import ShardsStage, shards_stage
+from gpt_pipeline.data.tokens.choose import shards_stage
+from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.document import read_text
 from gpt_pipeline.experiment.load import Experiment, read_experiment

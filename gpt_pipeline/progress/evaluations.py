@@ -38,7 +38,7 @@ def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None
     The best checkpoint of a finished training counts too where it has no `checkpoint_step_<N>.pt` of its own.
     Empty until the token shards are finished. Only manifests are read: no weights, no torch.
     """
-    from gpt_pipeline.data.tokens.shards import find_shards, known_shards  # numpy
+    from gpt_pipeline.data.tokens.choose import find_shards, known_shards  # numpy
 
     shards = find_shards(experiment.data, experiment.data_folder)
     if shards is None:

@@ -10,8 +10,9 @@ from typing import Literal
 from gpt_pipeline.data.documents.raw import RawStage
 from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.stage import Part
+from gpt_pipeline.data.tokens.choose import shards_stage
 from gpt_pipeline.data.tokens.mixed import MixedShardsStage
-from gpt_pipeline.data.tokens.shards import ShardsStage, shards_stage
+from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment

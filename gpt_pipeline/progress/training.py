@@ -113,7 +113,7 @@ def finished_training(experiment: Experiment) -> FinishedTraining | None:
 
 def experiment_training(experiment: Experiment) -> TrainingProgress:
     """Return how far the experiment's training is."""
-    from gpt_pipeline.data.tokens.shards import known_shards
+    from gpt_pipeline.data.tokens.choose import known_shards
 
     shards = known_shards(experiment.data, experiment.data_folder)
     if shards is None:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.data.config import PLAIN
-from gpt_pipeline.errors import DataError
 from gpt_pipeline.rl.rewards import Question
 from gpt_pipeline.storage.atomic import known_fields, read_json, write_json
-from gpt_pipeline.storage.manifest import StageResult, finished, verify
+from gpt_pipeline.storage.manifest import StageResult, finished, not_finished, verify
 
 TRAINING, HELD_OUT = "prompts.json", "held_out.json"
 
@@ -67,9 +66,7 @@ def read_prompts(folder: Path, fingerprint: str) -> PromptSet:
     """
     stage = finished(folder, fingerprint)
     if stage is None:
-        raise DataError(
-            f"rl_prompts is not finished in {folder}; materialize rl_prompts first, or run: gpt-pipeline run"
-        )
+        raise not_finished("rl_prompts", folder)
     return prompts_of(stage)
 
 

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from threading import Lock
 
-from gpt_pipeline.comparison.compare import are_one_family, compare_experiments, with_key
+from gpt_pipeline.comparison.by_key import with_key
+from gpt_pipeline.comparison.compare import are_one_family, compare_experiments
 from gpt_pipeline.comparison.page import render_page
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment

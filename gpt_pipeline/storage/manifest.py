@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline import __version__
-from gpt_pipeline.errors import DamagedFileError, NewerFileError
+from gpt_pipeline.errors import DamagedFileError, DataError, NewerFileError
 from gpt_pipeline.storage.atomic import fsync_file, known_fields, read_kept, read_state, sha256_of, write_json
 from gpt_pipeline.storage.fingerprint import SHORT
 
@@ -102,6 +102,15 @@ def utc_now() -> str:
 def stage_folder(data_folder: Path, stage: str, fingerprint: str) -> Path:
     """Return `<data_folder>/<stage>-<first digits of the fingerprint>`."""
     return data_folder / f"{stage}-{fingerprint[:SHORT]}"
+
+
+def not_finished(stage: str, folder: Path, *, of: str = "", file: str = "") -> DataError:
+    """Return the error that `stage`, which another stage reads, is not finished in `folder`.
+
+    `of` is whose stage it is, for a person; `file` is the experiment's file that makes it.
+    """
+    whose, command = f" of {of}" if of else "", f"gpt-pipeline run {file}".rstrip()
+    return DataError(f"{stage}{whose} is not finished in {folder}; materialize {stage} first, or run `{command}`")
 
 
 def record_file(path: Path) -> FileRecord:

@@ -5,7 +5,7 @@ The loop and what it turns on, to be read in this order:
     trainer.py    the loop: update, validate, save, stop
     update.py     one optimizer update; optimizer.py, the optimizers and the learning rate
     feed.py       batches on the device; validate.py, the estimate of the validation loss
-    state.py      the state of a training, random numbers included; saver.py, its checkpoints
+    state.py      the state of a training; seeds.py, the random generators; saver.py, its checkpoints
 Around it:
     config.py     the `training:` and `hardware:` blocks, and the size of an update (no torch)
     job.py        what the trainer is asked to do, and what sets two jobs apart (no torch)

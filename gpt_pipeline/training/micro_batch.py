@@ -25,7 +25,7 @@ from gpt_pipeline.training.device import Compute, out_of_memory
 from gpt_pipeline.training.feed import Batch
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.ranks import Ranks
-from gpt_pipeline.training.state import random_states, restore_random_states
+from gpt_pipeline.training.seeds import random_states, restore_random_states
 from gpt_pipeline.training.update import Updater
 
 RESERVE = 0.03

@@ -53,8 +53,9 @@ from gpt_pipeline.training.origin import commit_at_start, machine
 from gpt_pipeline.training.ranks import Ranks, process_group
 from gpt_pipeline.training.rollout_feed import RolloutFeed
 from gpt_pipeline.training.saver import Saver
+from gpt_pipeline.training.seeds import seed_all
 from gpt_pipeline.training.start import Start, prepare_start, read_start, read_start_weights
-from gpt_pipeline.training.state import restore, seed_all, take_snapshot
+from gpt_pipeline.training.state import restore, take_snapshot
 from gpt_pipeline.training.stopping import PATIENCE_SECONDS, StopFlag, Watchdog, stop_on_signals
 from gpt_pipeline.training.trainer import Trainer
 from gpt_pipeline.training.update import Updater

@@ -49,7 +49,7 @@ from gpt_pipeline.training.finished import FinishedTraining
 from gpt_pipeline.training.job import Change, Settings, StartWeights, TrainingJob, find_changes, listed
 from gpt_pipeline.training.metrics import SENT_NAME, write_metrics_up_to
 from gpt_pipeline.training.original import OPTIMIZER, OriginalCheckpoint, optimizer_state, read_original
-from gpt_pipeline.training.state import random_states, seed_all
+from gpt_pipeline.training.seeds import random_states, seed_all
 
 Say = Callable[[str], None]
 Weights = Mapping[str, Tensor]

@@ -1,58 +1,15 @@
-"""The state of a training under way, the random generators' included, and its way into checkpoints and back."""
+"""The state of a training under way, and its way into checkpoints and back."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import random
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
 
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
 from gpt_pipeline.data.config import is_gpt2
 from gpt_pipeline.data.tokens.stream import tokenizer_file
-from gpt_pipeline.hardware import devices
 from gpt_pipeline.training.job import TrainingJob, settings_of
-
-if TYPE_CHECKING:
-    from gpt_pipeline.training.update import Updater
-
-
-def seed_all(seed: int) -> None:
-    """Seed every generator, for the initial weights and for whatever else draws numbers."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch for one update, so that its dropout masks depend on nothing but these three numbers."""
-    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:7], "little"))
-
-
-def random_states() -> dict[str, Any]:
-    """Return the state of every generator, as tensors and plain values."""
-    name, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (name, np.asarray(keys).tolist(), *rest),
-        "torch": torch.get_rng_state(),
-        **devices.generator_states(),
-    }
-
-
-def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Set every generator to what `random_states` returned; GPUs that are not here are left out."""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    devices.restore_generators(states)
+from gpt_pipeline.training.seeds import random_states, restore_random_states
+from gpt_pipeline.training.update import Updater
 
 
 def take_snapshot(job: TrainingJob, progress: Progress, updater: Updater) -> Snapshot:

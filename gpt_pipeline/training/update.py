@@ -26,7 +26,7 @@ from gpt_pipeline.training.feed import Batch
 from gpt_pipeline.training.loss_scale import LossScale, is_overflow
 from gpt_pipeline.training.optimizer import Optimizer, learning_rate_at
 from gpt_pipeline.training.ranks import Ranks
-from gpt_pipeline.training.state import seed_step
+from gpt_pipeline.training.seeds import seed_step
 
 _logger = logging.getLogger(__name__)
 _CLIP_EPS = 1e-6  # torch's

@@ -29,7 +29,7 @@ from gpt_pipeline.data.stage import Part, PlacedStage, Say, begin_again, finish_
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path, link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult, stage_folder
+from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult, not_finished, stage_folder
 
 CODE_VERSION = "5"
 _FILE = "documents.parquet"
@@ -50,6 +50,18 @@ def prepare_documents(
 def find_documents(config: DataConfig, data_folder: Path) -> StageResult | None:
     """Return the finished stage, or None; does no work."""
     return DocumentsStage(config=config, data_folder=data_folder).find()
+
+
+def finished_documents(config: DataConfig, data_folder: Path) -> StageResult:
+    """Return the finished stage.
+
+    Raises:
+        DataError: it is not finished.
+    """
+    found = find_documents(config, data_folder)
+    if found is None:
+        raise not_finished(stage_names(config).documents, data_folder)
+    return found
 
 
 def document_files(stage: StageResult) -> list[Path]:
@@ -102,8 +114,7 @@ class DocumentsStage(PlacedStage):
         """
         raw = self.given_raw or known_raw(self.config, self.data_folder)
         if raw is None:
-            name = self._names.raw
-            raise DataError(f"{name} is not finished in {self.data_folder}; materialize {name} first")
+            raise not_finished(self._names.raw, self.data_folder)
         return raw
 
     @cached_property

@@ -42,13 +42,7 @@ from gpt_pipeline.data.tokens.writer import MAX_SHARD_TOKENS
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.atomic import link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
-from gpt_pipeline.storage.manifest import (
-    FileRecord,
-    Manifest,
-    StageResult,
-    stage_folder,
-    verify,
-)
+from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult, not_finished, stage_folder, verify
 
 CODE_VERSION = "1"
 _MOST_REPEATS = 100  # each is a file of its own; beyond 4 of them little is learned
@@ -131,10 +125,7 @@ class MixedShardsStage(PlacedStage):
         for name, stage in self._stages.items():
             shards = stage.find()
             if shards is None:
-                raise DataError(
-                    f"{stage.name} of the part `{name}` is not finished in {self.data_folder}; "
-                    f"materialize {stage.name} of it first"
-                )
+                raise not_finished(stage.name, self.data_folder, of=f"the part `{name}`")
             found.append(MixedPart(name=name, share=self.config.shares[name], stage=shards))
         return sorted(found, key=lambda part: (part.stage.fingerprint, part.share))
 

@@ -1,4 +1,4 @@
-"""The documents' tokens as shards, split by article. Reading them needs `token_stream` only."""
+"""The documents' tokens as shards, split by article. Reading them needs `stream.py` only."""
 
 from __future__ import annotations
 
@@ -12,29 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.data.config import ADDED_TURNS, CHATML, CHATML_SUFFIX, DataConfig, SharedTokenizerConfig
-from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.stage import Part, PlacedStage, Say, begin_again, finish_stage, grouped, intact_parts, prepare
-from gpt_pipeline.data.tokens.stream import (
-    TOKENIZER_NAME,
-    TRAIN,
-    VALIDATION,
-    TokenShards,
-    TokenStream,
-    open_shards,
-    shard_name,
-)
+from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME, TRAIN, VALIDATION, shard_name
 from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID, Tokenizer, added_turns, with_turns
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
-from gpt_pipeline.errors import ConfigError, DataError
+from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.storage.atomic import link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint, identity_of
-from gpt_pipeline.storage.manifest import Manifest, StageResult, stage_folder, verify
+from gpt_pipeline.storage.manifest import Manifest, StageResult, not_finished, stage_folder, verify
 
 if TYPE_CHECKING:
     from gpt_pipeline.data.tokens.encoder import Encoders
-    from gpt_pipeline.data.tokens.mixed import MixedShardsStage
-
-__all__ = ["TokenShards", "TokenStream", "find_shards", "known_shards", "open_shards", "prepare_shards", "shards_stage"]
 
 STAGE = "token_shards"
 CODE_VERSION = "2"
@@ -57,25 +45,6 @@ def prepare_shards(
     if stage.tokenizer.is_made:
         prepare(stage.tokenizer, say=say)
     return prepare(stage, force=force, say=say)
-
-
-def find_shards(config: DataConfig, data_folder: Path) -> StageResult | None:
-    """Return the finished stage, or None; does no work."""
-    return shards_stage(config, data_folder).find()
-
-
-def known_shards(config: DataConfig, data_folder: Path) -> StageResult | None:
-    """Return the stage if it was finished once, whatever has become of its files: what was made of them stands."""
-    return shards_stage(config, data_folder).known()
-
-
-def shards_stage(config: DataConfig, data_folder: Path) -> ShardsStage | MixedShardsStage:
-    """Return the stage of the shards that a training reads: token_shards, or mixed_shards for a mix."""
-    if config.mix is None:
-        return ShardsStage(config=config, data_folder=data_folder)
-    from gpt_pipeline.data.tokens.mixed import MixedShardsStage
-
-    return MixedShardsStage(config=config, data_folder=data_folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +90,9 @@ class ShardsStage(PlacedStage):
         Raises:
             DataError: it is not finished.
         """
-        from gpt_pipeline.data.documents.stage import find_documents
+        from gpt_pipeline.data.documents.stage import finished_documents
 
-        documents = self.given_documents or find_documents(self.config, self.data_folder)
-        if documents is None:
-            name = stage_names(self.config).documents
-            raise DataError(f"{name} is not finished in {self.data_folder}; materialize {name} first")
-        return documents
+        return self.given_documents or finished_documents(self.config, self.data_folder)
 
     @cached_property
     def _encoders(self) -> Encoders:
@@ -204,7 +169,7 @@ class ShardsStage(PlacedStage):
     def _tokenizer_identity(self) -> str:
         found = self.tokenizer.identity
         if found is None:
-            raise DataError(f"tokenizer is not finished in {self.data_folder}; materialize tokenizer first")
+            raise not_finished(self.tokenizer.name, self.data_folder)
         return found
 
     @property

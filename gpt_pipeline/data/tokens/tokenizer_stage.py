@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.data.config import GPT2, PLAIN, DataConfig, SharedTokenizerConfig, TokenizerConfig, is_path
+from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.formats.forms import MARKS
 from gpt_pipeline.data.stage import PlacedStage, Say, ask_again, finish_stage
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
@@ -31,7 +32,7 @@ from gpt_pipeline.data.tokens.tokenizer import (
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.storage.atomic import read_kept, write_json, write_text
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
-from gpt_pipeline.storage.manifest import Manifest, StageResult, record_file, stage_folder
+from gpt_pipeline.storage.manifest import Manifest, StageResult, not_finished, record_file, stage_folder
 
 if TYPE_CHECKING:
     from gpt_pipeline.data.tokens.tokenizer_training import TrainedOn
@@ -115,9 +116,7 @@ class TokenizerStage(PlacedStage):
         """
         stage = self.find()
         if stage is None:
-            raise DataError(
-                f"{STAGE} is not finished in {self.data_folder}; materialize {STAGE} first, or run the data"
-            )
+            raise not_finished(STAGE, self.data_folder)
         return stage
 
     def tokenizer(self) -> Tokenizer:
@@ -163,7 +162,8 @@ class TokenizerStage(PlacedStage):
         if place is None and fetch_tokenizer(self.config, self.data_folder, say):
             place = self.place()
         if place is None:
-            raise DataError(f"the documents are not finished in {self.data_folder}; materialize them first")
+            names = sorted({stage_names(each).documents for each in self._sources})
+            raise not_finished(" or ".join(names), self.data_folder)
         return place
 
     def _made(self, folder: Path, wanted: str, say: Say) -> Manifest:
@@ -194,14 +194,11 @@ class TokenizerStage(PlacedStage):
         )
 
     def _documents(self) -> TrainedOn:
-        from gpt_pipeline.data.documents.stage import find_documents
+        from gpt_pipeline.data.documents.stage import finished_documents
 
         if self.given_documents is not None:
             return self.given_documents
-        found = [(find_documents(each, self.data_folder), each) for each in self._sources]
-        if any(stage is None for stage, _ in found):
-            raise DataError(f"the documents are not finished in {self.data_folder}; materialize them first")
-        made = [(stage, each) for stage, each in found if stage is not None]
+        made = [(finished_documents(each, self.data_folder), each) for each in self._sources]
         return sorted(made, key=lambda pair: pair[0].fingerprint)  # whatever the parts of a mix are called
 
 
