@@ -15,6 +15,7 @@ from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import LanguageModel
+from gpt_pipeline.model.loss import soft_capped
 
 _TINY = ModelConfig(n_layer=2, n_head=4, n_embd=32, context_length=32, vocab_size=200, dropout=0.0)
 _LLAMA = dataclasses.replace(_TINY, architecture="llama")
@@ -91,6 +92,18 @@ def test_logits_loss_and_every_gradient_equal_those_of_transformers(config: Mode
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients.pop(name).grad, rtol=1e-3, atol=1e-6, msg=name)
     assert not gradients
+
+
+@pytest.mark.parametrize("cap", [15.0, 7.3])
+def test_soft_cap_gives_logits_and_gradients_of_torchs_own_functions_to_the_bit(cap: float) -> None:
+    x, head = torch.randn(17, 8, requires_grad=True), torch.randn(200, 8, requires_grad=True)
+    found = []
+    for capped in (lambda logits: cap * torch.tanh(logits / cap), lambda logits: soft_capped(logits, cap)):
+        logits = capped(9 * (x @ head.t()))
+        gradients = torch.autograd.grad(logits.log_softmax(-1).square().sum(), (x, head))
+        with torch.no_grad():
+            found.append((logits, *gradients, capped(x @ head.t())))
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("piece", [None, 16])
