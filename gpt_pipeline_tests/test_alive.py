@@ -16,6 +16,7 @@ import pytest
 from gpt_pipeline.storage.alive import show_life, silence
 from gpt_pipeline.storage.lock import SILENT_SECONDS
 from gpt_pipeline.storage.process import ProcessId, pid_namespace
+from gpt_pipeline_tests.hangs import output_of
 
 _SHOW = """
 import dataclasses, json, signal, sys
@@ -42,7 +43,7 @@ def test_silence_of_a_process_that_was_killed_begins_when_it_is(tmp_path: Path) 
     process = ProcessId.from_text(json.loads(child.stdout.readline()))
     assert silence(tmp_path, process) == 0
     child.kill()
-    child.communicate()
+    output_of(child)
     seconds = silence(tmp_path, process)
     assert seconds is not None
     assert seconds < SILENT_SECONDS
@@ -67,7 +68,7 @@ def test_process_in_another_pid_namespace_is_neither_dead_nor_seen(tmp_path: Pat
     assert process.namespace != pid_namespace()
     assert (process.is_dead, process.is_seen_here, silence(tmp_path, process)) == (False, False, 0)
     child.send_signal(signal.SIGKILL)
-    child.communicate()
+    output_of(child)
     assert not process.is_dead
 
 

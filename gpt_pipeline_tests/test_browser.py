@@ -64,6 +64,16 @@ def _is_evaluated(project: TinyProject, stem: str, step: int) -> bool:
     )
 
 
+def _assert_goes_on_to_the_end(pages: DagsterPages, project: TinyProject) -> None:
+    """Materialize the stopped training again: it goes on from its last step."""
+    stopped_at = _last_step(project)
+    assert FIRST_STEP <= stopped_at < LAST_STEP
+    pages.materialize_all("run_slow")
+    pages.wait_for_status("Success")
+    pages.wait_for_event(f"step {stopped_at}")
+    assert _last_step(project) == LAST_STEP
+
+
 def test_browser_experiment_is_started_watched_stopped_resumed_and_followed_into_mlflow(
     browser: Browser, tmp_path: Path
 ) -> None:
@@ -80,13 +90,7 @@ def test_browser_experiment_is_started_watched_stopped_resumed_and_followed_into
         pages.wait_for_status("Canceled")
         pages.wait_for_event("is saved")
         assert trainer_pids(project) == []
-        stopped_at = _last_step(project)
-        assert FIRST_STEP <= stopped_at < LAST_STEP
-
-        pages.materialize_all("run_slow")
-        pages.wait_for_status("Success")
-        pages.wait_for_event(f"step {stopped_at}")
-        assert _last_step(project) == LAST_STEP
+        _assert_goes_on_to_the_end(pages, project)
 
         wait(
             lambda: _is_evaluated(project, "slow", LAST_STEP),
@@ -126,12 +130,7 @@ def test_browser_training_on_slurm_is_terminated_with_a_checkpoint_and_goes_on(
         assert note is not None
         assert note.state == "cancelled"
         assert cluster.ask("squeue", "--noheader", "--states=running,pending") == ""
-        stopped_at = _last_step(project)
-        assert FIRST_STEP <= stopped_at < LAST_STEP
-        pages.materialize_all("run_slow")
-        pages.wait_for_status("Success")
-        pages.wait_for_event(f"step {stopped_at}")
-        assert _last_step(project) == LAST_STEP
+        _assert_goes_on_to_the_end(pages, project)
 
 
 def _write_own_data(project: TinyProject) -> None:

@@ -16,6 +16,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from gpt_pipeline_tests.hangs import output_of
 from gpt_pipeline_tests.servers import descendants, wait
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Ctrl+C cannot be sent to a process of a test there")
@@ -77,12 +78,12 @@ def test_pages_in_an_empty_folder_answer_until_interrupted(tmp_path: Path, envir
         assert second.returncode == 1
         assert start in second.stderr
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=120)
+        output_of(process, seconds=120)
         assert process.returncode == 0
         assert all(map(group_is_gone, groups))
     finally:
         process.terminate()  # which stops both servers
-        process.communicate(timeout=120)
+        output_of(process, seconds=120)
 
 
 @pytest.mark.slow
@@ -93,7 +94,7 @@ def test_pages_that_are_killed_leave_no_server_behind(tmp_path: Path, environmen
     started = descendants(process.pid)
     assert len(started) >= 4
     process.kill()
-    process.communicate()
+    output_of(process)
     try:
         wait(lambda: not any(map(is_running, started)), seconds=120, what="the end of all that it had started")
     finally:
@@ -123,7 +124,7 @@ def test_module_with_a_parent_ends_with_its_own_children_when_the_parent_is_kill
     started = descendants(parent.pid)
     assert last in started
     parent.kill()
-    parent.communicate()
+    output_of(parent)
     wait(lambda: not any(map(is_running, started)), seconds=60, what="the end of the module and its child")
 
 

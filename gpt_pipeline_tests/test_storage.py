@@ -39,6 +39,7 @@ from gpt_pipeline.storage.manifest import (
 from gpt_pipeline.storage.names import folder_name, resolve_folder, slug
 from gpt_pipeline.storage.process import ProcessId
 from gpt_pipeline_tests.disks import refuse
+from gpt_pipeline_tests.hangs import output_of
 
 
 def test_folder_name_ordinary_text_is_kept() -> None:
@@ -244,7 +245,7 @@ def test_folder_lock_second_process_is_refused_and_told_the_holder(tmp_path: Pat
     with pytest.raises(LockedError, match=rf"process {holder.pid} .*training"), folder_lock(tmp_path, purpose="other"):
         pass
     holder.kill()
-    holder.communicate()
+    output_of(holder)
     with folder_lock(tmp_path, purpose="other"):  # a dead holder holds nothing
         assert read_json(tmp_path / ".lock.json")["pid"] == os.getpid()
     assert not is_locked(tmp_path)

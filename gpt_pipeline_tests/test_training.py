@@ -35,6 +35,7 @@ from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.seeds import random_states, restore_random_states
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline.training.update import NotFiniteError, Updater
+from gpt_pipeline_tests.hangs import output_of
 from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job, trainer_command, write_shards
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -208,7 +209,7 @@ def test_trainer_process_told_to_stop_saves_and_says_so(tmp_path, name):
     child = _start_until_step(job, 10)
     for _ in range(3):
         child.send_signal(number)
-    output, _ = child.communicate(timeout=240)
+    output = output_of(child)
     assert child.returncode == 128 + number, output
     assert "Traceback" not in output
     last = list_checkpoints(job.folder.checkpoints)[-1]
@@ -236,7 +237,7 @@ def test_trainer_process_killed_and_started_again_equals_the_uninterrupted(tmp_p
     job_file = trainer_command(job)[-1]
     child = _start_until_step(job, 6, command=[sys.executable, "-c", textwrap.dedent(slow), job_file])
     child.kill()
-    child.communicate()
+    output_of(child)
     (job.folder.checkpoints / ".checkpoint_step_8.pt.1.tmp").write_bytes(b"torn")
     assert [info.step for info in list_checkpoints(job.folder.checkpoints)] == [4]
 
@@ -334,7 +335,7 @@ def _one_and_two(tmp_path: Path, *, objective: str = "pretrain") -> tuple[Traini
 def _torchrun(job: TrainingJob, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", *arguments, *trainer_command(job)[1:]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def _assert_same_but_for_rounding(two: TrainingJob, one: TrainingJob) -> None:
@@ -350,8 +351,8 @@ def _assert_same_but_for_rounding(two: TrainingJob, one: TrainingJob) -> None:
 def test_two_processes_that_accumulate_gradients_train_as_one(tmp_path, objective):
     one, two = _one_and_two(tmp_path, objective=objective)
     trainer = _torchrun(two, "--standalone", "--nproc-per-node=2")
-    _, errors = trainer.communicate()
-    assert trainer.returncode == 0, errors
+    output = output_of(trainer)
+    assert trainer.returncode == 0, output
     _assert_same_but_for_rounding(two, one)
 
 
@@ -373,8 +374,8 @@ def _two_nodes(job: TrainingJob) -> list[subprocess.Popen[str]]:
 def test_two_nodes_train_as_one_process(tmp_path):
     one, two = _one_and_two(tmp_path)
     nodes = _two_nodes(two)
-    errors = [node.communicate()[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], errors
+    outputs = [output_of(node) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
     _assert_same_but_for_rounding(two, one)
 
 
@@ -388,7 +389,7 @@ def test_two_nodes_of_which_one_is_told_to_stop_both_leave_a_checkpoint_saved(tm
         time.sleep(0.05)
     nodes[1].terminate()
     for node in nodes:
-        node.communicate()
+        output_of(node)
     newest = list_checkpoints(job.folder.checkpoints)[-1]
     stopped = [line for line in read_metrics(job.folder.metrics) if line.get("event") == "stopped"]
     assert [line["step"] for line in stopped] == [newest.step]

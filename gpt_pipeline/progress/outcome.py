@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gpt_pipeline.evaluation.result import (
     EvaluationResult,
@@ -13,7 +14,7 @@ from gpt_pipeline.evaluation.result import (
 )
 from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.progress.show import training_text
+from gpt_pipeline.progress.show import figures, training_text
 from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.report import wording
 from gpt_pipeline.sheet import Line, Sheet
@@ -86,9 +87,5 @@ def _training_text(experiment: Experiment) -> str:
     if finished is None or progress.state != "finished":
         return training_text(progress)
     length = f"{wording.count(finished.tokens_seen)} tokens in {wording.duration(finished.seconds)}"
-    if progress.reward is None:
-        losses = f"train loss {finished.train_loss:.3f}, val loss about {finished.val_loss:.3f}"
-    else:
-        right = "" if progress.pass_at_1 is None else f", pass@1 about {progress.pass_at_1:.3f}"
-        losses = f"reward {progress.reward:.3f}{right}, val loss about {finished.val_loss:.3f}"
-    return f"finished at step {finished.step:,}: {length}, {losses}"
+    ended = replace(progress, train_loss=finished.train_loss, val_loss=finished.val_loss, val_step=progress.step)
+    return ", ".join([f"finished at step {finished.step:,}: {length}", *figures(ended)])

@@ -90,7 +90,7 @@ def training_text(training: TrainingProgress) -> str:
     job = f"; {training.job}" if training.job else ""
     if training.state == "absent":
         return f"to do{f': {training.max_steps:,} steps' if training.max_steps else ''}{job}"
-    words = _figures(training)
+    words = figures(training)
     if training.state == "finished":
         return ", ".join([f"finished at step {training.step:,}", *words])
     if training.state == "running":
@@ -105,7 +105,7 @@ def training_text(training: TrainingProgress) -> str:
     return ", ".join([f"{what} at step {training.step:,}{of}", *words]) + other + job
 
 
-def _figures(training: TrainingProgress) -> list[str]:
+def figures(training: TrainingProgress) -> list[str]:
     """Return what tells how good the model is, in words: rewards and right answers before losses."""
     words = []
     if training.reward is not None:
