@@ -19,7 +19,10 @@ from gpt_pipeline.training.config import Device
 
 if TYPE_CHECKING:
     from gpt_pipeline.checkpoints.load import Weights
+    from gpt_pipeline.data.config import DataConfig
+    from gpt_pipeline.evaluation.generate import Pick
     from gpt_pipeline.exchange.gguf import Dtype
+    from gpt_pipeline.writing import Manner, Writer
 
 
 @click.command()
@@ -64,16 +67,13 @@ def generate(
     if top_k is not None and temperature == 0:
         raise click.UsageError("--top-k needs a --temperature above 0", click.get_current_context())
     from gpt_pipeline.checkpoints.choose import choose_checkpoint
-    from gpt_pipeline.data.formats import has_conversations, has_questions, has_reasoning
-    from gpt_pipeline.data.formats.conversation import first_answer_of, prompt_of
-    from gpt_pipeline.data.formats.forms import CHATML, PLAIN
     from gpt_pipeline.experiment.load import load_experiment
 
     loaded = load_experiment(experiment)
     config = loaded.config
     chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
     say(f"Loading {chosen.path.name} ...")
-    from gpt_pipeline.writing import Manner, Writer, converse, picker, write_once  # torch
+    from gpt_pipeline.writing import Writer, converse, picker, write_once  # torch
 
     writer = Writer.of_checkpoint(
         chosen.path,
@@ -81,15 +81,12 @@ def generate(
         trained_length=config.data.max_length,
         weights=weights,
     )
-    form = CHATML if writer.tokenizer.marks else PLAIN
-    is_conversation = has_conversations(config.data) and not raw
-    manner = Manner(
+    manner = _manner(
+        writer,
+        config.data,
+        raw=raw,
         pick=picker(temperature=temperature, top_k=top_k, seed=seed),
         max_new_tokens=max_new_tokens or config.evaluation.max_new_tokens,
-        raw=raw or not has_questions(config.data),
-        asked=partial(prompt_of, form=form, reasons=has_reasoning(config.data)),
-        remembers=is_conversation,
-        until=first_answer_of if is_conversation and not form.has_marks else iter,
     )
     say(f"{writer.checkpoint.path.name}, step {writer.checkpoint.step:,}")
     try:
@@ -101,6 +98,25 @@ def generate(
         click.echo()
         return STOPPED
     return None
+
+
+def _manner(writer: Writer, data: DataConfig, *, raw: bool, pick: Pick, max_new_tokens: int) -> Manner:
+    """Return how the model is asked and answers, by the form of the documents it was trained on."""
+    from gpt_pipeline.data.formats import has_conversations, has_questions, has_reasoning
+    from gpt_pipeline.data.formats.conversation import first_answer_of, prompt_of
+    from gpt_pipeline.data.formats.forms import CHATML, PLAIN
+    from gpt_pipeline.writing import Manner
+
+    form = CHATML if writer.tokenizer.marks else PLAIN
+    is_conversation = has_conversations(data) and not raw
+    return Manner(
+        pick=pick,
+        max_new_tokens=max_new_tokens,
+        raw=raw or not has_questions(data),
+        asked=partial(prompt_of, form=form, reasons=has_reasoning(data)),
+        remembers=is_conversation,
+        until=first_answer_of if is_conversation and not form.has_marks else iter,
+    )
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,34 +38,12 @@ def build_definitions(project: Project) -> dg.Definitions:
     found = find_experiments(project.experiments) if project.experiments.is_dir() else []
     experiments = [entry.experiment for entry in found if entry.experiment is not None]
     groups = keys.data_groups(experiments)
-    owners = {
-        groups[experiment.name][name]: part
-        for experiment in reversed(experiments)
-        for name, part in experiment.parts.items()
-    }
-    documents = {
-        groups[experiment.name][name]: keys.documents_keys(experiment, groups[experiment.name])
-        for experiment in reversed(experiments)
-        for name in experiment.parts
-    }
-    mixes = {groups[each.name][""]: each for each in reversed(experiments) if each.config.data.mix is not None}
-    users = {
-        group: [each for each in experiments if group in groups[each.name].values()] for group in (*owners, *mixes)
-    }
-    shown, bases = keys.short_names([*owners, *mixes]), _bases(experiments)
+    owners, bases = _owners(experiments, groups), _bases(experiments)
     comparison = comparison_definitions(experiments)
     automation = [_automation(experiment, groups, bases, project.tracking_uri) for experiment in experiments]
     return dg.Definitions(
         assets=[
-            *(
-                asset
-                for group, experiment in owners.items()
-                for asset in data_assets(group, experiment, documents[group], shown=shown[group], users=users[group])
-            ),
-            *(
-                mixed_asset(group, experiment, groups[experiment.name], shown=shown[group], users=users[group])
-                for group, experiment in mixes.items()
-            ),
+            *_all_data_assets(experiments, groups, owners),
             *(
                 asset
                 for experiment in experiments
@@ -93,6 +71,35 @@ def build_definitions(project: Project) -> dg.Definitions:
         resources={"mlflow": mlflow_resource(project.tracking_uri), "io_manager": step_outputs},
         loggers={"console": dg.colored_console_logger, "plain": plain_console},
     )
+
+
+def _owners(experiments: Sequence[Experiment], groups: Mapping[str, Mapping[str, str]]) -> Mapping[str, Experiment]:
+    """Return, by the group of the data, the first experiment that is alone with it, or has it as a part of its mix."""
+    return {
+        groups[experiment.name][name]: part
+        for experiment in reversed(experiments)
+        for name, part in experiment.parts.items()
+    }
+
+
+def _all_data_assets(
+    experiments: Sequence[Experiment], groups: Mapping[str, Mapping[str, str]], owners: Mapping[str, Experiment]
+) -> Iterator[dg.AssetsDefinition]:
+    """Yield the assets of the data of all experiments, and of their mixes, each once."""
+    documents = {
+        groups[experiment.name][name]: keys.documents_keys(experiment, groups[experiment.name])
+        for experiment in reversed(experiments)
+        for name in experiment.parts
+    }
+    mixes = {groups[each.name][""]: each for each in reversed(experiments) if each.config.data.mix is not None}
+    users = {
+        group: [each for each in experiments if group in groups[each.name].values()] for group in (*owners, *mixes)
+    }
+    shown = keys.short_names([*owners, *mixes])
+    for group, part in owners.items():
+        yield from data_assets(group, part, documents[group], shown=shown[group], users=users[group])
+    for group, experiment in mixes.items():
+        yield mixed_asset(group, experiment, groups[experiment.name], shown=shown[group], users=users[group])
 
 
 def _bases(experiments: Sequence[Experiment]) -> Mapping[str, Experiment]:

@@ -29,10 +29,18 @@ _REMAKE = "materialize {documents} and token_shards with force, then train anew;
 def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDefinition]:
     """Return the checks of the data stages in `group`."""
     names = stage_names(experiment.data)
-    documents_key, shards_key = dg.AssetKey([group, names.documents]), dg.AssetKey([group, names.all[-1]])
-    remake = _REMAKE.format(documents=documents_key.path[-1])
+    documents, shards = dg.AssetKey([group, names.documents]), dg.AssetKey([group, names.all[-1]])
+    remake = _REMAKE.format(documents=names.documents)
+    of_english = [_english_share(documents, experiment), _language_purity(documents, experiment)]
+    return [
+        *(of_english if experiment.data.is_english else []),
+        _articles_kept_apart(shards, experiment, remake),
+        _token_counts_add_up(shards, experiment, remake),
+    ]
 
-    @dg.asset_check(asset=documents_key, description="The share of English rows is about SYNTH's 80.8 %.")
+
+def _english_share(key: dg.AssetKey, experiment: Experiment) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=key, description="The share of English rows is about SYNTH's 80.8 %.")
     def english_share() -> dg.AssetCheckResult:
         with explained():
             languages = finished_documents(experiment).manifest.facts["languages"]
@@ -46,7 +54,11 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
             metadata={"english_share": share},
         )
 
-    @dg.asset_check(asset=documents_key, description="The documents kept read as English.")
+    return english_share
+
+
+def _language_purity(key: dg.AssetKey, experiment: Experiment) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=key, description="The documents kept read as English.")
     def language_purity() -> dg.AssetCheckResult:
         from gpt_pipeline.data.audit import check_language_purity
         from gpt_pipeline.data.documents.stage import document_files
@@ -55,7 +67,11 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
             finding = check_language_purity(document_files(finished_documents(experiment)))
         return _result(finding, remedy="a source of other languages: see data.source and the examples in the metadata")
 
-    @dg.asset_check(asset=shards_key, description=f"No {_kin(experiment)} has documents in both splits.")
+    return language_purity
+
+
+def _articles_kept_apart(key: dg.AssetKey, experiment: Experiment, remake: str) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=key, description=f"No {_kin(experiment)} has documents in both splits.")
     def articles_kept_apart() -> dg.AssetCheckResult:
         from gpt_pipeline.data.audit import check_articles_kept_apart
         from gpt_pipeline.data.documents.stage import document_files
@@ -74,7 +90,11 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
             )
         return _result(finding, remedy=remake)
 
-    @dg.asset_check(asset=shards_key, description="Tokens and documents of the shards are those of the manifests.")
+    return articles_kept_apart
+
+
+def _token_counts_add_up(key: dg.AssetKey, experiment: Experiment, remake: str) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=key, description="Tokens and documents of the shards are those of the manifests.")
     def token_counts_add_up() -> dg.AssetCheckResult:
         from gpt_pipeline.data.audit import check_token_counts
         from gpt_pipeline.data.tokens.stream import open_shards
@@ -84,8 +104,7 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
             finding = check_token_counts(open_shards(finished_shards(experiment).folder), documents=documents)
         return _result(finding, remedy=remake)
 
-    of_english = [english_share, language_purity] if experiment.data.is_english else []
-    return [*of_english, articles_kept_apart, token_counts_add_up]
+    return token_counts_add_up
 
 
 def _kin(experiment: Experiment) -> str:

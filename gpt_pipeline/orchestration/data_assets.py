@@ -1,6 +1,9 @@
 """The assets of the data stages, shared by every experiment with the same documents."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import dagster as dg
 
@@ -14,7 +17,7 @@ from gpt_pipeline.orchestration.attributes import OWNERS, code_references, stage
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.keys import node_name
 from gpt_pipeline.orchestration.metadata import stage_metadata
-from gpt_pipeline.orchestration.parted_asset import OPTIONS, Announce, StageFactory, parted_asset
+from gpt_pipeline.orchestration.parted_asset import OPTIONS, StageFactory, parted_asset
 from gpt_pipeline.shown import in_markdown
 
 _HOW = (
@@ -41,55 +44,22 @@ def data_assets(
     Their keys begin with `group`; the pages call the group `shown`. `all_documents` are the keys of the documents of
     the whole mix, if it is one. `users` are the experiments that share them.
     """
-    data, folder, announce = experiment.data, experiment.data_folder, _announcing(users)
+    data, folder = experiment.data, experiment.data_folder
+    made = _Group(name=group, shown=shown, experiment=experiment, users=users)
     own_keys = [dg.AssetKey([group, name]) for name in stage_names(data).all]
     raw_key, documents_key, *tokenizer_keys, shards_key = own_keys
-
-    def raw() -> PartedStage:
-        from gpt_pipeline.data.documents.raw import RawStage
-        from gpt_pipeline.data.documents.stage import find_documents
-
-        return RawStage(config=data, data_folder=folder, is_needed=lambda: find_documents(data, folder) is None)
-
-    def documents() -> PartedStage:
-        from gpt_pipeline.data.documents.stage import DocumentsStage
-
-        return DocumentsStage(config=data, data_folder=folder)
-
-    def tokenizer() -> PartedStage:
-        from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
-
-        return TokenizerStage(config=data, data_folder=folder)
-
-    def shards() -> PartedStage:
-        from gpt_pipeline.data.tokens.shards import ShardsStage
-
-        return ShardsStage(config=data, data_folder=folder)
-
-    def asset(
-        stage: StageFactory, key: dg.AssetKey, *, upstream: dg.AssetKey | None, part: str, kind: str, about: str
-    ) -> dg.AssetsDefinition:
-        return parted_asset(
-            stage,
-            announce=announce,
-            key=key,
-            name=node_name(experiment, group, key.path[-1]),
-            group=shown,
-            upstream=upstream,
-            part=part,
-            kinds={kind},
-            metadata=code_references(key.path[-1]),
-            description=f"{about} {_HOW}",
-            mirrored=_mirrored(users),
-        )
-
-    about_files = f"The files of {in_markdown(data.origin)} that hold {_amount(data)} documents."
     of_gpt2 = "" if tokenizer_keys else " GPT-2"
-    about_shards = f"The documents'{of_gpt2} tokens as uint16 shards, split into training and validation."
     return [
-        asset(raw, raw_key, upstream=None, part="check_file", kind="parquet", about=about_files),
-        asset(
-            documents,
+        made.parted(
+            partial(_raw, data, folder),
+            raw_key,
+            upstream=None,
+            part="check_file",
+            kind="parquet",
+            about=f"The files of {in_markdown(data.origin)} that hold {_amount(data)} documents.",
+        ),
+        made.parted(
+            partial(_documents, data, folder),
             documents_key,
             upstream=raw_key,
             part="filter_file",
@@ -97,20 +67,23 @@ def data_assets(
             about=_about_documents(data),
         ),
         *(
-            _asset_in_one_go(
-                tokenizer,
+            made.in_one_go(
+                partial(_tokenizer, data, folder),
                 key,
-                announce=announce,
                 upstream=all_documents if isinstance(data.tokenizer, SharedTokenizerConfig) else [documents_key],
-                name=node_name(experiment, group, key.path[-1]),
-                group=shown,
                 kind="json",
                 about=f"The tokenizer: {_about_tokenizer(data)}.",
-                mirrored=_mirrored(users),
             )
             for key in tokenizer_keys
         ),
-        asset(shards, shards_key, upstream=own_keys[-2], part="tokenize_file", kind="numpy", about=about_shards),
+        made.parted(
+            partial(_shards, data, folder),
+            shards_key,
+            upstream=own_keys[-2],
+            part="tokenize_file",
+            kind="numpy",
+            about=f"The documents'{of_gpt2} tokens as uint16 shards, split into training and validation.",
+        ),
     ]
 
 
@@ -121,85 +94,137 @@ def mixed_asset(
 
     `users` are the experiments that share them.
     """
-    data, folder = experiment.data, experiment.data_folder
-    key = keys.shards_key(experiment, groups)
+    data = experiment.data
     shares = ", ".join(f"{share:.1%} {in_markdown(name)}" for name, share in data.shares.items())
-
-    def mixed_shards() -> PartedStage:
-        from gpt_pipeline.data.tokens.choose import shards_stage
-
-        return shards_stage(data, folder)
-
-    return _asset_in_one_go(
-        mixed_shards,
-        key,
-        announce=_announcing(users),
+    return _Group(name=group, shown=shown, experiment=experiment, users=users).in_one_go(
+        partial(_mixed_shards, data, experiment.data_folder),
+        keys.shards_key(experiment, groups),
         upstream=[keys.shards_key(part, {"": groups[name]}) for name, part in experiment.parts.items()],
-        name=node_name(experiment, group, key.path[-1]),
-        group=shown,
         kind="numpy",
         about=f"The shards of several sources in their shares of the training tokens: {shares}.",
-        mirrored=_mirrored(users),
     )
 
 
-def _asset_in_one_go(
-    stage: StageFactory,
-    key: dg.AssetKey,
-    *,
-    announce: Announce,
-    upstream: Sequence[dg.AssetKey],
-    name: str,
-    group: str,
-    kind: str,
-    about: str,
-    mirrored: Experiment | None,
-) -> dg.AssetsDefinition:
-    """Return the asset `key` made by `stage` in a single step, since it has no parts."""
-    spec = dg.AssetSpec(
-        key=key,
-        deps=upstream,
-        group_name=group,
-        kinds={kind},
-        owners=OWNERS,
-        tags=stage_tags(key.path[-1]),
-        metadata=code_references(key.path[-1]),
-        description=f"{about} {_HOW}",
-        code_version=key.path[0],
-    )
+def _raw(data: DataConfig, folder: Path) -> PartedStage:
+    from gpt_pipeline.data.documents.raw import RawStage
+    from gpt_pipeline.data.documents.stage import find_documents
 
-    @dg.multi_asset(name=name, specs=[spec], config_schema=OPTIONS)
-    def whole(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        force, say = context.op_execution_context.op_config["force"], context.log.info
-        with explained():
-            announce(context.log.info)
-            if mirrored is not None and not force:
-                bring_data(mirrored, stage(), say=say)
-            made = stage()
-            made.plan(force=force, say=say)
-            result = made.finish(say=say)
-        if mirrored is not None:
-            send_data_to_mirror(mirrored)
-        return dg.MaterializeResult(
-            metadata={**stage_metadata(result), "already_finished": result.reused},
-            data_version=dg.DataVersion(result.fingerprint),
+    return RawStage(config=data, data_folder=folder, is_needed=lambda: find_documents(data, folder) is None)
+
+
+def _documents(data: DataConfig, folder: Path) -> PartedStage:
+    from gpt_pipeline.data.documents.stage import DocumentsStage
+
+    return DocumentsStage(config=data, data_folder=folder)
+
+
+def _tokenizer(data: DataConfig, folder: Path) -> PartedStage:
+    from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
+
+    return TokenizerStage(config=data, data_folder=folder)
+
+
+def _shards(data: DataConfig, folder: Path) -> PartedStage:
+    from gpt_pipeline.data.tokens.shards import ShardsStage
+
+    return ShardsStage(config=data, data_folder=folder)
+
+
+def _mixed_shards(data: DataConfig, folder: Path) -> PartedStage:
+    from gpt_pipeline.data.tokens.mixed import MixedShardsStage
+
+    return MixedShardsStage(config=data, data_folder=folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """A group of assets of data, and what they have in common."""
+
+    name: str
+    """With which their keys begin."""
+
+    shown: str
+    """What the pages call it."""
+
+    experiment: Experiment
+    """Whose data they make."""
+
+    users: Sequence[Experiment]
+    """Who shares them."""
+
+    def parted(
+        self,
+        stage: StageFactory,
+        key: dg.AssetKey,
+        *,
+        upstream: dg.AssetKey | None,
+        part: str,
+        kind: str,
+        about: str,
+    ) -> dg.AssetsDefinition:
+        """Return the asset `key` made by `stage`, with a step for each of its parts."""
+        return parted_asset(
+            stage,
+            announce=self._announce,
+            key=key,
+            name=self._node_name(key),
+            group=self.shown,
+            upstream=upstream,
+            part=part,
+            kinds={kind},
+            metadata=code_references(key.path[-1]),
+            description=f"{about} {_HOW}",
+            mirrored=self._mirrored,
         )
 
-    return whole
+    def in_one_go(
+        self, stage: StageFactory, key: dg.AssetKey, *, upstream: Sequence[dg.AssetKey], kind: str, about: str
+    ) -> dg.AssetsDefinition:
+        """Return the asset `key` made by `stage` in a single step, since it has no parts."""
+        mirrored = self._mirrored
+        spec = dg.AssetSpec(
+            key=key,
+            deps=upstream,
+            group_name=self.shown,
+            kinds={kind},
+            owners=OWNERS,
+            tags=stage_tags(key.path[-1]),
+            metadata=code_references(key.path[-1]),
+            description=f"{about} {_HOW}",
+            code_version=key.path[0],
+        )
 
+        @dg.multi_asset(name=self._node_name(key), specs=[spec], config_schema=OPTIONS)
+        def whole(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+            force, say = context.op_execution_context.op_config["force"], context.log.info
+            with explained():
+                self._announce(say)
+                if mirrored is not None and not force:
+                    bring_data(mirrored, stage(), say=say)
+                made = stage()
+                made.plan(force=force, say=say)
+                result = made.finish(say=say)
+            if mirrored is not None:
+                send_data_to_mirror(mirrored)
+            return dg.MaterializeResult(
+                metadata={**stage_metadata(result), "already_finished": result.reused},
+                data_version=dg.DataVersion(result.fingerprint),
+            )
 
-def _announcing(users: Sequence[Experiment]) -> Announce:
-    def announce(say: Say) -> None:
+        return whole
+
+    def _node_name(self, key: dg.AssetKey) -> str:
+        return node_name(self.experiment, self.name, key.path[-1])
+
+    def _announce(self, say: Say) -> None:
         from gpt_pipeline.progress.data_users import note_users  # numpy and pyarrow
 
-        note_users(users, say=say)
+        note_users(self.users, say=say)
 
-    return announce
-
-
-def _mirrored(users: Sequence[Experiment]) -> Experiment | None:
-    """Return the first of the experiments that has a mirror."""
-    return next((each for each in users if each.config.storage.mirror is not None), None)
+    @property
+    def _mirrored(self) -> Experiment | None:
+        """The first of the experiments that has a mirror."""
+        return next((each for each in self.users if each.config.storage.mirror is not None), None)
 
 
 def _about_documents(data: DataConfig) -> str:

@@ -19,7 +19,7 @@ from gpt_pipeline.experiment.sizes import TrainingSize, size_on, training_size
 from gpt_pipeline.experiment.start_from import StartNotReadyError
 from gpt_pipeline.experiment.training import start_in_words, training_job
 from gpt_pipeline.findings import Finding, problem, problem_of
-from gpt_pipeline.model.costs import MemoryNeed, flops_per_token, parameter_count
+from gpt_pipeline.model.costs import MemoryNeed, Precision, flops_per_token, parameter_count
 from gpt_pipeline.planning.device import Device, absent_gpu, choose_device
 from gpt_pipeline.planning.disk import Disk, disks
 from gpt_pipeline.planning.findings import Known, findings, too_long
@@ -169,19 +169,12 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
     size = _or_problem(found, "data.num_samples", lambda: _size(experiment, tokens))
     running = trainer_state(experiment.folder.root) == "running"
     start = _running(experiment) if running else _or_problem(found, _RESUME, lambda: _start(experiment)) or _ANEW
-    hardware = config.hardware
-    gpu_elsewhere = hardware.is_remote and hardware.device != "cpu"
-    device = None if gpu_elsewhere else _or_problem(found, "hardware", lambda: choose_device(hardware, config.training))
+    device = _device_here(config, found)
     precision = absent_gpu(config.training) if device is None else device.precision
-    if size is not None:
-        free = None if device is None else device.memory_free
-        micro = expected_micro_batch(config, size.layout, precision=precision, memory=free)
-        size = dataclasses.replace(size, layout=dataclasses.replace(size.layout, micro_batch_size=micro))
+    size = None if size is None else _with_micro_batch(size, config, device, precision)
     length = None if size is None else _length(experiment, size, start)
     need = (
-        None
-        if length is None
-        else training_need(experiment.config, micro_batch_size=length.micro_batch_size, precision=precision)
+        None if length is None else training_need(config, micro_batch_size=length.micro_batch_size, precision=precision)
     )
     measuring = _Measuring(experiment=experiment, length=length, device=device, need=need, start=start, running=running)
     speed, not_measured = measuring.speed(found, measured=measured, say=say)
@@ -203,7 +196,7 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
         name=experiment.display_name,
         folder=experiment.folder.root,
         objective=config.training.objective,
-        place=hardware.place,
+        place=config.hardware.place,
         parameters=parameter_count(config.model),
         tokens=tokens,
         length=length,
@@ -229,6 +222,23 @@ def _or_problem(found: list[Finding], key: str, make: Callable[[], _Value]) -> _
     except UserError as error:
         found.append(problem_of(error, key))
     return None
+
+
+def _device_here(config: ExperimentConfig, found: list[Finding]) -> Device | None:
+    """Return the device to train on; None where it is a GPU elsewhere, or this machine lacks it, which is a finding."""
+    hardware = config.hardware
+    if hardware.is_remote and hardware.device != "cpu":
+        return None
+    return _or_problem(found, "hardware", lambda: choose_device(hardware, config.training))
+
+
+def _with_micro_batch(
+    size: TrainingSize, config: ExperimentConfig, device: Device | None, precision: Precision
+) -> TrainingSize:
+    """Return the size with the micro-batch that the trainer is expected to take."""
+    free = None if device is None else device.memory_free
+    micro = expected_micro_batch(config, size.layout, precision=precision, memory=free)
+    return dataclasses.replace(size, layout=dataclasses.replace(size.layout, micro_batch_size=micro))
 
 
 def _start(experiment: Experiment) -> StartDecision:

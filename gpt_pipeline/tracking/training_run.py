@@ -139,12 +139,8 @@ def log_training(
         )
         sent = _sent_to(run, store, folder, fingerprint)
         if not sent.experiment_id:
-            store.client.log_batch(sent.run_id, params=missing_parameters(run, parameters))
-            complete_tags(store, [run], {**tags, VERSION_TAG: _version(folder, fingerprint)})
-            complete_tags(store, evaluation_runs(store, fingerprint), {}, parent=run)
-            if dataset is not None:
-                log_dataset(store, sent.run_id, dataset, context="training")
-            store.describe(tags[NOTE_TAG])
+            tags = {**tags, VERSION_TAG: _version(folder, fingerprint)}
+            _send_description(store, run, fingerprint, parameters=parameters, tags=tags, dataset=dataset)
             send_series(store, run, folder, fingerprint)
             sent.experiment_id = store.experiment_id
         new = [record for record in records if _is_new(record, sent)]
@@ -156,9 +152,7 @@ def log_training(
         has_checkpoint = any(record["kind"] == "checkpoint" for record in new)
         if has_checkpoint or _status(folder, fingerprint) not in ("RUNNING", sent.status):
             store.log_text(run, draw_losses(folder.metrics), LOSS_FILE)
-            kept = {file.path for file in store.client.list_artifacts(sent.run_id)}
-            if experiment_file is not None and experiment_file.is_file() and EXPERIMENT_FILE not in kept:
-                store.log_text(run, experiment_file.read_text(encoding="utf-8"), EXPERIMENT_FILE)
+            _keep_experiment_file(store, run, experiment_file)
         _send_status(store, run, folder, sent)
         return LoggedRun(run_id=sent.run_id, experiment_id=sent.experiment_id, new=bool(new))
 
@@ -295,6 +289,31 @@ def _sent_to(run: Run, store: OpenStore, folder: ExperimentFolder, fingerprint: 
             history = store.client.get_metric_history(sent.run_id, key)
             sent.steps[kind] = max((metric.step for metric in history), default=-1)
     return sent
+
+
+def _send_description(
+    store: OpenStore,
+    run: Run,
+    fingerprint: str,
+    *,
+    parameters: Mapping[str, Any],
+    tags: Mapping[str, str],
+    dataset: LoggedDataset | None,
+) -> None:
+    """Send what does not change while the training goes on, and take its evaluations below the run."""
+    store.client.log_batch(run.info.run_id, params=missing_parameters(run, parameters))
+    complete_tags(store, [run], tags)
+    complete_tags(store, evaluation_runs(store, fingerprint), {}, parent=run)
+    if dataset is not None:
+        log_dataset(store, run.info.run_id, dataset, context="training")
+    store.describe(tags[NOTE_TAG])
+
+
+def _keep_experiment_file(store: OpenStore, run: Run, file: Path | None) -> None:
+    """Keep the file with the run as it is now, unless one is kept already."""
+    kept = {each.path for each in store.client.list_artifacts(run.info.run_id)}
+    if file is not None and file.is_file() and EXPERIMENT_FILE not in kept:
+        store.log_text(run, file.read_text(encoding="utf-8"), EXPERIMENT_FILE)
 
 
 def _version(folder: ExperimentFolder, fingerprint: str) -> str:

@@ -235,6 +235,26 @@ def _agree_on_start(job: TrainingJob, layout: StepLayout, observer: Observer, ra
     return Start(checkpoint=info, snapshot=None if finished else read_start(job, info), finished=finished)
 
 
+def _model(job: TrainingJob, start: Start) -> LanguageModel:
+    """Return the model with its first weights."""
+    seed_all(job.training.seed)
+    # What answers are sampled from and what is trained on them have to be the same model, so without dropout.
+    model = make_model(dataclasses.replace(job.model, dropout=0.0) if job.rollouts else job.model)
+    if start.weights is not None:
+        model.load_state_dict(dict(start.weights))
+    return model
+
+
+def _progress(job: TrainingJob, start: Start, updater: Updater) -> Progress:
+    """Return how far the training is that `start` goes on with, whose state is put into `updater`."""
+    if start.snapshot is None:
+        return Progress()
+    progress = restore(start.snapshot, updater)
+    if _deciding_before(start.snapshot.settings) != job.deciding_loss:
+        progress.forget_best()  # by a loss that does not compare
+    return progress
+
+
 @contextmanager
 def _trainer(
     job: TrainingJob,
@@ -250,16 +270,9 @@ def _trainer(
     beat: Callable[[int], None],
 ) -> Iterator[Trainer]:
     """Yield the training, in the state that it starts from."""
-    seed_all(job.training.seed)
-    # What answers are sampled from and what is trained on them have to be the same model, so without dropout.
-    model = make_model(dataclasses.replace(job.model, dropout=0.0) if job.rollouts else job.model)
-    if start.weights is not None:
-        model.load_state_dict(dict(start.weights))
-    model = model.to(compute.device)
+    model = _model(job, start).to(compute.device)
     updater = Updater(model, job.training, layout=layout, compute=compute, ranks=ranks, say=observer.message)
-    progress = restore(start.snapshot, updater) if start.snapshot else Progress()
-    if start.snapshot and _deciding_before(start.snapshot.settings) != job.deciding_loss:
-        progress.forget_best()  # by a loss that does not compare
+    progress = _progress(job, start, updater)
     layout = fit_micro_batch(
         updater,
         job,
