@@ -216,16 +216,19 @@ def _missing_for_compile(*, by_triton: bool) -> str | None:
 class CompiledModel(nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
     """Calls the compiled model. Compiling happens at the first call, and again for other shapes.
 
+    With `any_shape` the second shape is compiled for shapes of any size, which is slower, and each further one takes
+    that; without, each shape has a graph of its own, and torch allows for a few.
+
     Whether it can be done at all (a compiler that does not fit the headers, a driver too old for Triton) only that
     first call shows. When it fails the model runs as it is from then on, and `say` is told.
     """
 
-    def __init__(self, model: nn.Module, *, say: Callable[[str], None]) -> None:
+    def __init__(self, model: nn.Module, *, say: Callable[[str], None], any_shape: bool = False) -> None:
         super().__init__()
         self.model = model
         self._say = say
         # In a list, which torch does not search: the compiled model's parameters are those of `model`.
-        self._compiled: list[nn.Module] = [torch.compile(model)]
+        self._compiled: list[nn.Module] = [torch.compile(model, dynamic=None if any_shape else False)]
 
     @staticmethod
     def errors() -> type[Exception]:

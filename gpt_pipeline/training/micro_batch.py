@@ -92,7 +92,7 @@ def _first_that_fits(
         if not ranks.any(not _fits(updater, job, compute, reserved=auto)):
             return layout
         if compute.compile:
-            torch.compiler.reset()  # or the next size would be compiled for any size, which is slower
+            torch.compiler.reset()  # torch allows for few graphs, and keeps each
     raise UserError(out_of_memory(layout, job.training))
 
 

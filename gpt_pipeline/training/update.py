@@ -143,7 +143,8 @@ class Updater:
         model.recompute_blocks(config.gradient_checkpointing)
         self.optimizer = Optimizer(model, config)
         self.average = WeightAverage(model, config.average_weights, max_steps=layout.max_steps)
-        self.evaluator: nn.Module = CompiledModel(model, say=say) if compute.compile else model
+        of_answers = config.objective == "rl"  # as long as they are sampled, while documents have one shape
+        self.evaluator: nn.Module = CompiledModel(model, say=say, any_shape=of_answers) if compute.compile else model
         """The same model, compiled or itself, to be called without gradients."""
         self._runner = _spread(self.evaluator, compute=compute, ranks=ranks)
         self.loss_scale = LossScale(compute.device) if compute.precision == "fp16" else None
@@ -214,8 +215,9 @@ class Updater:
             self._rehearse_updates(batch)
         self.model.eval()
         rows = torch.zeros_like(batch.inputs)  # estimates are on packed documents too
+        weights = torch.ones((1 + self._config.answers_only, *rows.shape), device=rows.device)
         with torch.no_grad(), self._compute.autocast():
-            self.evaluator(batch.inputs, batch.targets, torch.ones_like(rows, dtype=torch.float32), rows)
+            self.evaluator(batch.inputs, batch.targets, weights, rows)
         del mean
 
     def _rehearse_updates(self, batch: Batch) -> None:

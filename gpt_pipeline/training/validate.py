@@ -75,7 +75,8 @@ def estimate_losses(
     nats = torch.zeros(len(names), dtype=torch.float64, device=exact)
     counted = np.zeros(len(names), dtype=np.int64)
     model.eval()
-    of_windows = ((_OF_WINDOWS, parts, [parts[1].size]) for parts in windows)
+    fill = partial(_filled_up, shape=(size, T)) if compute.compile else tuple
+    of_windows = ((_OF_WINDOWS, fill(parts), [parts[1].size]) for parts in windows)
     of_documents = ((_OF_DOCUMENTS, *_as_one(same)) for same in documents)
     for number, (places, parts, n_targets) in enumerate(chain[_Counted](of_windows, of_documents)):
         watch(number, batches)
@@ -93,6 +94,18 @@ def estimate_losses(
         )
     totals = zip(names, ranks.sum(nats).tolist(), counted.tolist(), strict=True)
     return {name: total / count for name, total, count in totals}
+
+
+def _filled_up(parts: Sequence[NDArray[Any]], *, shape: tuple[int, int]) -> Rows:
+    """Return inputs and targets [b, t] as rows of `shape` [B, T] where the rest counts nothing.
+
+    A compiled model would be compiled anew for the window that ends the stream and for the batch before it.
+    """
+    b, t = parts[0].shape
+    inputs, targets = (np.pad(part, ((0, shape[0] - b), (0, shape[1] - t))) for part in parts)
+    weights = np.zeros((1, *shape), np.float32)
+    weights[:, :b, :t] = 1.0
+    return Rows(inputs, targets, weights)
 
 
 def _as_one(same: Sequence[Rows]) -> tuple[Rows, list[int]]:
