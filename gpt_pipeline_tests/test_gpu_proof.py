@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_proof.__main__ import PARTS, main
+from benchmarks.gpu_proof.__main__ import _END_SECONDS, PARTS, in_order, main
 from benchmarks.gpu_proof.record import JSON_NAME, TABLES_NAME, NotHereError, Results, Row, Task, UnfinishedError
+from benchmarks.gpu_proof.setup import Setup, full_step
 from gpt_pipeline.hardware import devices
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +76,27 @@ def test_gpu_proof_goes_through_every_part_on_a_cpu_and_then_has_nothing_left(ba
     again = bare(*arguments)
     assert again.returncode == 0
     assert ": done, " not in again.stdout
+
+
+def test_first_call_of_nine_minutes_says_of_parts_one_to_four_what_matters_most(tmp_path):
+    with ExitStack() as stack:
+        setup = Setup(
+            step=full_step("cuda", micro_batch_size=32),
+            tiny=False,
+            scratch=tmp_path,
+            shards=None,
+            recipe_seconds=600,
+            turns=5,
+            steps=4,
+            deadline=0.0,
+            stack=stack,
+        )
+        tasks = in_order(setup, list(PARTS))
+    first = [task for task in tasks if task.first]
+    assert tasks[: len(first)] == first
+    assert {task.part for task in first} == {1, 2, 3, 4}
+    assert sum(task.seconds for task in first) <= 9 * 60 - _END_SECONDS
+    assert {task.part for task in tasks} == set(PARTS)
 
 
 @pytest.mark.parametrize("parts", ["0", "1,8", "one", ""])

@@ -5,7 +5,7 @@ record.py     tasks, and what came of them: results.json and results.md
 setup.py      the device and the sizes, and small ones for a CPU
 trainer.py    the trainer as a process, as people run it
 
-The parts, in the order in which they run, each a list of tasks:
+The parts, each a list of tasks. What is first to know of each runs before the others, which follow part by part:
 
 checks.py     1  the checks of gpt_pipeline_tests/gpu_checks.py
 speed.py      2  a step against a plain loop and transformers, and what each technique contributes

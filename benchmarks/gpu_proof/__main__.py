@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = 0
     with ExitStack() as stack:
         setup = _setup(options, deadline, stack)
-        for task in (task for part in options.parts for task in PARTS[part](setup)):
+        for task in in_order(setup, options.parts):
             before = results.of(task)
             if before is not None and before.is_settled and not (options.again and before.status == "failed"):
                 continue
@@ -62,6 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed += outcome.status == "failed"
             left += [] if outcome.is_settled else [task]
     return _end(results, left, failed)
+
+
+def in_order(setup: Setup, parts: Sequence[int]) -> list[Task]:
+    """Return the tasks of some parts in the order in which they run: the first ones of each part, then the others."""
+    tasks = [task for part in parts for task in PARTS[part](setup)]
+    return sorted(tasks, key=lambda task: not task.first)
 
 
 def _end(results: Results, left: Sequence[Task], failed: int) -> int:

@@ -19,6 +19,7 @@ from gpt_pipeline_tests import gpu_checks
 
 COLLECTIVES = "collectives of one process change nothing"  # belongs to part 6
 _COMPILED, _IN_PROCESSES = "compiled step", "deterministic"  # begin the names of what takes longer
+_FIRST = ("step is that of the CPU: gpt2, adamw", "compiled step is the eager one: gpt2")
 _TINY = ("step is that of the CPU: gpt2, adamw", "micro_batch_size: auto", "rollouts")  # begin those of --tiny
 
 
@@ -29,7 +30,7 @@ def tasks(setup: Setup) -> Iterator[Task]:
         if name == COLLECTIVES or (setup.tiny and not name.startswith(_TINY)):
             continue
         seconds = 60 if name.startswith(_COMPILED) else 40 if name.startswith(_IN_PROCESSES) else 10
-        yield Task(part=1, name=name, seconds=seconds, run=partial(worker.check, name))
+        yield Task(part=1, name=name, seconds=seconds, run=partial(worker.check, name), first=name in _FIRST)
 
 
 class Worker:

@@ -44,6 +44,9 @@ class Task:
     run: Callable[[], Sequence[Row]]
     """Raises any error where it fails, `UnfinishedError` and `NotHereError` as these say."""
 
+    first: bool = False
+    """Whether it comes before the others of all parts: what to know of a GPU that is there for one call."""
+
 
 Status = Literal["done", "absent", "unfinished", "cut", "failed"]
 

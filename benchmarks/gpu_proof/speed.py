@@ -23,9 +23,10 @@ _WARM_UP, _PRODUCTS = 5, 20
 
 def tasks(setup: Setup) -> Iterator[Task]:
     """Yield the chip's own speed, a contest with each rival, and each technique."""
-    yield Task(part=2, name="large matrix products", seconds=20, run=partial(_chip, setup))
-    for rival in cuda_step.rivals(setup.step):
-        yield Task(part=2, name=f"against {rival.name}", seconds=150, run=partial(_contest, setup, rival))
+    yield Task(part=2, name="large matrix products", seconds=20, run=partial(_chip, setup), first=True)
+    for number, rival in enumerate(cuda_step.rivals(setup.step)):
+        run = partial(_contest, setup, rival)
+        yield Task(part=2, name=f"against {rival.name}", seconds=150, run=run, first=number == 0)
     for technique in _TINY_TECHNIQUES if setup.tiny else cuda_step.TECHNIQUES:
         yield Task(part=2, name=f"without {technique}", seconds=110, run=partial(_technique, setup, technique))
 
