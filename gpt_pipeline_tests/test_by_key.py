@@ -17,7 +17,7 @@ from gpt_pipeline.comparison.standings import ByKey
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.report.charts import draw
-from gpt_pipeline.report.figures import chart_values
+from gpt_pipeline.report.figures import Figure, chart_values
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.test_comparison import trained
 
@@ -102,14 +102,16 @@ def test_by_key_drawn_has_equal_steps_for_equal_factors_and_the_values_as_marks(
     assert picture.count("training.seed 1") == 1  # one name for the line and its points
 
 
-def test_by_key_of_many_values_hands_the_script_each_and_marks_as_many_as_have_room(tmp_path: Path) -> None:
+def test_by_key_of_many_values_hands_the_script_each_and_names_those_that_have_room(tmp_path: Path) -> None:
     project = TinyProject(root=tmp_path)
     rates = [number / 1000 for number in range(1, 31)]
     grid = [trained(project, f"r{number}", {4: 2.5}, learning_rate=rate) for number, rate in enumerate(rates)]
     chart = key_chart(_only(grid))
     assert [text for _, text in chart_values(chart)["ticks"]] == [str(rate) for rate in rates]
-    marked = [text for text in re.findall(r">([0-9.]+)</text>", draw(chart)) if float(text) in rates]
-    assert marked == [str(rate) for rate in rates[::3]]
+    named = [text for text in re.findall(r">([0-9.]+)</text>", draw(chart)) if float(text) in rates]
+    assert named[:6] == ["0.001", "0.002", "0.003", "0.004", "0.005", "0.006"]
+    assert 12 <= len(named) < 20  # equal factors: the more, the narrower
+    assert [x for _, x, _ in Figure(name="rates", chart=chart).table[1:]][-1] == "0.03"
 
 
 def test_compare_of_a_family_prints_its_table_and_writes_the_page(

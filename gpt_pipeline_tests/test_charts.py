@@ -27,6 +27,7 @@ from gpt_pipeline.report.charts import (
     short_number,
     smooth_series,
     smoothed,
+    texts_with_room,
     thinned_to_extremes,
     thinned_to_means,
 )
@@ -199,6 +200,21 @@ def _palettes(css: str) -> list[dict[str, str]]:
     """The colours of curves and of the card behind them, light and dark."""
     found = [(name, colour.lower()) for name, colour in re.findall(r"--(c\d|card): ?(#\w{6})", css)]
     return [dict(found[: len(found) // 2]), dict(found[len(found) // 2 :])]
+
+
+@given(st.lists(st.tuples(st.floats(0, 960), st.text(max_size=40)), max_size=40))
+def test_texts_below_an_axis_lie_in_the_picture_and_do_not_touch(marks: list[tuple[float, str]]) -> None:
+    width, end = 960.0, 0.0
+    for middle, text in texts_with_room(sorted(marks), width):
+        half = len(text) * 6.5 / 2
+        assert end <= middle - half + 1e-6
+        assert middle + half <= width + 1e-6
+        end = middle + half
+
+
+def test_texts_below_an_axis_are_all_there_where_they_have_room_and_cut_where_they_are_long() -> None:
+    marks = [(100.0, "a"), (500.0, "../books/of/a/very/long/path"), (900.0, "b")]
+    assert [text for _, text in texts_with_room(marks, 960)] == ["a", "../books/of/a/very/long…", "b"]
 
 
 def test_palette_is_one_for_all_pages_and_stands_out_from_the_paper() -> None:

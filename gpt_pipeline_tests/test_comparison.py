@@ -135,6 +135,7 @@ def test_compare_a_base_with_its_fine_tuning_ranks_by_right_answers(project: Tin
     found = compare_experiments([base, project.experiment("tuned")])
     assert ranks(found) == [("tuned", 1), ("base", 2)]
     assert found.groups[0].ranked_by == "correct"
+    assert "37.5 % right" in ranking(found)
     assert "Ranked by the share of right answers" in plain_text(sheets(found))
 
 

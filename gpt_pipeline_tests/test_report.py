@@ -244,7 +244,23 @@ def test_report_of_a_training_on_rewards_draws_them_and_ranks_by_right_answers(t
     ):
         assert told in page.text
     assert "-77" not in page.text  # no measure of a model
-    assert "Best right" in page.text
+    assert "Best share of right answers" in page.text
+    assert "train loss" not in page.text
+    tabs = [text for text in ("rewards", "by steps", "by tokens", "by time") if text in page.text]
+    assert sorted(tabs, key=page.text.index) == ["rewards", "by steps", "by tokens", "by time"]
+
+
+def test_page_shows_the_figure_of_each_of_its_tabs(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    write_metrics(target, 200)
+    rewarded = {"kind": "train", "train_loss": -1.0, "reward": 0.5, "step": 201, "tokens_seen": 1, "seconds": 1.0}
+    with target.metrics.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(rewarded) + "\n")
+    html = build_report(target, title="x", status=STATUS, config={}, facts={}).read_text(encoding="utf-8")
+    tabs = html.count('<input type="radio"')
+    assert tabs == 5
+    for tab in range(1, tabs + 1):
+        assert f".tabs > input:nth-of-type({tab}):checked ~ figure:nth-of-type({tab}) {{ display: block; }}" in html
 
 
 def test_report_of_a_finished_training_shows_facts_and_figures(tmp_path: Path) -> None:

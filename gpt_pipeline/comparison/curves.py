@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.report import wording
@@ -86,13 +86,13 @@ def _passes_chart(records: Records) -> Chart:
         Series(name=name, points=points_of(own, "validation", _STEPS.key, PASSES), **curve_style(number))
         for number, (name, own) in enumerate(records.items())
     ]
-    return _chart("Held-out pass@1 against step", "share of answers", curves, _STEPS)
+    return _share_chart("Held-out pass@1 against step", "share of answers", curves)
 
 
 def _reward_charts(records: Records) -> list[tuple[str, Chart]]:
     """Return how often sampled answers are right, to held-out questions and in training; empty without rewards."""
     sampled = _smooth(records, "reward", _STEPS)
-    in_training = _chart("Mean reward against step", "mean reward", sampled, _STEPS)
+    in_training = _share_chart("Mean reward against step", "mean reward", sampled)
     return [("held-out pass@1 by steps", _passes_chart(records)), ("mean reward by steps", in_training)]
 
 
@@ -121,6 +121,10 @@ def _smooth(records: Records, key: str, axis: _Axis = _TOKENS) -> list[Series]:
 def _loss_chart(word: str, curves: Sequence[Series], axis: _Axis) -> Chart:
     title = f"{word.capitalize()} in nats per token against {axis.label}"
     return settled(_chart(title, "nats per token", curves, axis))
+
+
+def _share_chart(title: str, y_label: str, curves: Sequence[Series]) -> Chart:
+    return replace(_chart(title, y_label, curves, _STEPS), y_from_zero=True)
 
 
 def _chart(title: str, y_label: str, curves: Sequence[Series], axis: _Axis) -> Chart:

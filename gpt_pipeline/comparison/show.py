@@ -201,7 +201,8 @@ def _title(number: int, group: Group) -> str:
 
 def _ranked_text(standing: Standing, metric: str) -> str:
     assert standing.best is not None
-    value = f"{standing.name} {wording.decimal(standing.best.metrics[metric])}"
+    found = standing.best.metrics[metric]
+    value = f"{standing.name} {f'{wording.percent(found)} right' if metric == 'correct' else wording.decimal(found)}"
     return value if standing.rank is None else f"{standing.rank}. {value}"
 
 

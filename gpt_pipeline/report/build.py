@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.charts import (
+    Chart,
     Point,
     Series,
     draw_standalone,
@@ -91,6 +92,7 @@ def build_report(
         contents=contents,
         texts_open=_TEXTS_OPEN,
         key_figures=_key_figures(contents),
+        reward_figures=_reward_figures(contents),
         loss_figures=_loss_figures(contents),
         progress_figures=_progress_figures(contents),
         answer_figures=_answer_figures(contents),
@@ -115,7 +117,8 @@ def report_charts(folder: ExperimentFolder) -> dict[str, str]:
     """Return the report's charts as SVG documents that stand alone, by a name for a file."""
     contents = read_contents(folder)
     figures = {f"loss {each.name}": each for each in _loss_figures(contents)}
-    figures |= {each.name: each for each in (*_progress_figures(contents), *_answer_figures(contents))}
+    others = (*_reward_figures(contents), *_progress_figures(contents), *_answer_figures(contents))
+    figures |= {each.name: each for each in others}
     return {slug(name): draw_standalone(each.chart) for name, each in figures.items()}
 
 
@@ -153,9 +156,8 @@ def _quality_figures(contents: Contents) -> list[KeyFigure]:
     others = [] if metric == "val_loss" else [f"validation loss {wording.decimal(best.metrics['val_loss'])}"]
     details = [f"step {best.step:,}", *others, f"{wording.decimal(best.metrics['val_bpb'], 2)} bits per byte"]
     ranking = next(each for each in METRICS if each.key == metric)
-    label = ranking.label.replace("val loss", "validation loss")
     value = wording.percent(best.metrics[metric]) if ranking.share else wording.decimal(best.metrics[metric])
-    figures = [KeyFigure(label=f"Best {label}", value=value, note=" · ".join(details))]
+    figures = [KeyFigure(label=f"Best {wording.of_metric(metric)}", value=value, note=" · ".join(details))]
     for label, key in (("Right answers", "correct"), ("Well-formed", "well_formed")):
         share = share_of(newest.evaluation.answers, key) if newest.evaluation is not None else None
         if share is not None:
@@ -207,7 +209,13 @@ def _progress_figures(contents: Contents) -> list[Figure]:
     for name, key, label, colour in wanted:
         curve = smooth_series(name, points_of(contents.records, "train", "step", key), colour=colour)
         charts.append((name, small_chart(name, label, (curve,))))
-    return figures_of([("Rewards", reward_chart(contents.records)), *charts])
+    return figures_of(charts)
+
+
+def _reward_figures(contents: Contents) -> list[Figure]:
+    """Return what a training on rewards goes by; nothing of another one."""
+    chart = replace(reward_chart(contents.records), width=Chart.width, height=Chart.height)
+    return figures_of([("rewards", chart)])
 
 
 def _answer_figures(contents: Contents) -> list[Figure]:

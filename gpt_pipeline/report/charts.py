@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal, TypedDict
@@ -21,7 +21,7 @@ INSET_WIDTH, INSET_HEIGHT = 600, 340
 _SMALL_WIDTH, _SMALL_HEIGHT = 460, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66.0, 24.0, 14.0, 46.0
 _LEGEND_ROW = 20.0
-_LETTER = 6.5  # width of a letter of the legend, on average
+_LETTER = 6.5  # width of a letter, on average
 ESTIMATE_COLOURS = (2, 5, 6)
 """Of the curves of `training.config.ESTIMATES`."""
 
@@ -35,7 +35,8 @@ _UNSMOOTHED_POINTS = 400  # for a reader who smooths them otherwise
 _SMOOTH_SHARE = 60  # the moving average covers this part of all points
 _STEEP_SHARE = 0.1  # of the x axis; the loss falls so far there that it would flatten the rest of the curve
 _FEW_POINTS = 8
-_TEXTS = 12  # of an axis that has texts
+_LONGEST_TEXT = 24  # letters of a value below the x axis; a longer one is cut
+_TEXT_GAP = 10.0
 
 # The colours of a picture that stands alone; the pages define the same classes and the same palette, whose colours
 # differ in lightness too and are at least three times as bright or dark as the paper.
@@ -100,7 +101,7 @@ class Chart:
     """Whether x are seconds, shown as a duration."""
 
     x_ticks: tuple[tuple[float, str], ...] = ()
-    """The texts of values on the x axis, of which as many are marked as there is room for; empty: round numbers."""
+    """The texts of values on the x axis, of which those stand there that have room; empty: round numbers."""
 
     @property
     def is_empty(self) -> bool:
@@ -376,7 +377,7 @@ def _frame(chart: Chart) -> _Frame:
     if x_low == x_high:
         x_low, x_high = min(0.0, x_low), (x_high or 1) * 1.25
     x_low = 0.0 if 0 < x_low < 0.15 * x_high and not chart.x_ticks else x_low
-    x_ticks = [x for x, _ in chart.x_ticks[:: -(-len(chart.x_ticks) // _TEXTS) or 1]] or [
+    x_ticks = [x for x, _ in chart.x_ticks] or [
         tick for tick in nice_ticks(x_low, x_high, max(5, round(chart.width / 130))) if x_low <= tick <= x_high
     ]
     return _Frame(
@@ -403,8 +404,10 @@ def _axes(chart: Chart, frame: _Frame) -> Iterable[str]:
     yield f'<line class="axis" x1="{_LEFT}" x2="{right:g}" y1="{bottom:g}" y2="{bottom:g}"/>'
     texts = dict(chart.x_ticks)
     for tick in frame.x_ticks:
-        x, text = frame.x(tick), texts.get(tick) or _x_text(chart, tick)
+        x = frame.x(tick)
         yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom:g}" y2="{bottom + 5:g}"/>'
+    marks = [(frame.x(tick), texts.get(tick) or _x_text(chart, tick)) for tick in frame.x_ticks]
+    for x, text in texts_with_room(marks, chart.width):
         yield f'<text x="{x:.1f}" y="{bottom + 18:g}" text-anchor="middle">{html.escape(text)}</text>'
     yield (
         f'<text class="label" x="{(_LEFT + right) / 2:g}" y="{chart.height - 8:g}" text-anchor="middle">'
@@ -415,6 +418,21 @@ def _axes(chart: Chart, frame: _Frame) -> Iterable[str]:
         f'<text class="label" x="11" y="{middle:g}" text-anchor="middle" transform="rotate(-90 11 {middle:g})">'
         f"{html.escape(chart.y_label)}</text>"
     )
+
+
+def texts_with_room(marks: Iterable[tuple[float, str]], width: float) -> Iterator[tuple[float, str]]:
+    """Yield middle and text of the marks whose texts, below an axis, lie in the picture and do not touch.
+
+    `marks` ascend; one that would touch the one before is left out. A long text is cut.
+    """
+    end = -math.inf
+    for place, whole in marks:
+        text = whole if len(whole) <= _LONGEST_TEXT else whole[: _LONGEST_TEXT - 1] + "…"
+        half = len(text) * _LETTER / 2
+        middle = min(max(place, half), width - half)
+        if middle - half >= end:
+            yield middle, text
+            end = middle + half + _TEXT_GAP
 
 
 def _x_text(chart: Chart, value: float) -> str:

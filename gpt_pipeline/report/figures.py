@@ -34,14 +34,17 @@ class Figure:
     @property
     def table(self) -> tuple[tuple[str, ...], ...]:
         """The header, then some points of each curve as rows (curve, x, y)."""
-        chart = self.chart
+        chart, texts = self.chart, dict(self.chart.x_ticks)
         rows: list[tuple[str, ...]] = [("curve", chart.x_label, chart.y_label)]
         for series in chart.series:
             if not series.name or series.look in ("faint", "dashed"):
                 continue
             every = max(1, -(-len(series.points) // _TABLE_ROWS))
             shown = sorted({*range(0, len(series.points), every), len(series.points) - 1})
-            rows.extend((series.name, f"{series.points[i][0]:,.10g}", f"{series.points[i][1]:.6g}") for i in shown)
+            rows.extend(
+                (series.name, texts.get(x) or f"{x:,.10g}", f"{y:.6g}")
+                for x, y in map(series.points.__getitem__, shown)
+            )
         return tuple(rows)
 
 

@@ -4,7 +4,9 @@
 
 const SMOOTH_PARTS = 60; // as in the pictures: a moving average over this part of a curve's points
 const MOST_SMOOTH = 20;
-const TEXTS = 12; // of an axis that has texts
+const LETTER = 6.5; // width, on average
+const LONGEST_TEXT = 24; // letters of a value below the x axis; a longer one is cut
+const TEXT_GAP = 10;
 const EDGE = { left: 66, right: 18, top: 12, bottom: 46 };
 const LEAST_HEIGHT = 230;
 const FEW = 12; // points: a curve of fewer has nothing to smooth
@@ -92,6 +94,18 @@ function axis(values, { log, zero, whole, count, ticks, edges }) {
   return { marks, at: (value) => edges[0] + ((of(value) - of(low)) / (of(high) - of(low))) * (edges[1] - edges[0]) };
 }
 
+// Yield middle and text of the marks whose texts do not touch the one before; all lie in the picture.
+function* textsWithRoom(marks, width) {
+  let end = -Infinity;
+  for (const [place, whole] of marks) {
+    const text = whole.length <= LONGEST_TEXT ? whole : whole.slice(0, LONGEST_TEXT - 1) + "…";
+    const half = (text.length * LETTER) / 2, middle = Math.min(Math.max(place, half), width - half);
+    if (middle - half < end) continue;
+    yield [middle, text];
+    end = middle + half + TEXT_GAP;
+  }
+}
+
 // ---- a chart
 
 // What the charts of a section share: a curve that is hidden in one is hidden in all.
@@ -138,11 +152,13 @@ class Plot {
   tools() {
     const tools = make("div", { class: "tools" }), named = this.data.series.filter((each) => each.name);
     // A chart beside others whose curves bear the same names is told by theirs.
-    const isOnlyOne = this.place.closest(".tabs") || named.some((each) => !this.names.known.has(each.name));
-    if (named.length > 1 && isOnlyOne) this.buttons = named.map((each) => this.buttonOf(each));
+    const tabs = this.place.closest(".tabs"), isOnlyOne = tabs || named.some((each) => !this.names.known.has(each.name));
+    const isOneOfSeveral = named.length > 1 || (tabs && this.names.known.size > 1);
+    if (isOneOfSeveral && isOnlyOne) this.buttons = named.map((each) => this.buttonOf(each));
     named.forEach((each) => this.names.known.add(each.name));
     if (this.buttons.length) tools.append(make("div", { class: "names" }, ...this.buttons));
-    if (this.data.series.some((each) => each.look === "line" && each.xs.length >= FEW)) tools.append(this.slider());
+    const isLong = (each) => each.look === "line" && each.xs.length >= FEW;
+    if (!this.data.ticks.length && this.data.series.some(isLong)) tools.append(this.slider());
     for (const each of this.data.ticks.length ? ["y"] : ["x", "y"]) tools.append(this.logBox(each));
     return tools;
   }
@@ -205,7 +221,7 @@ class Plot {
     for (const [name, x] of [["min", this.xs[0]], ["max", this.xs.at(-1)], ["now", this.xs[0]]])
       this.picture.setAttribute(`aria-value${name}`, x);
     this.x = axis(this.xs, { log: this.log.x, count: Math.max(5, Math.round(width / 130)),
-      ticks: ticks.length ? ticks.filter((_, i) => i % Math.ceil(ticks.length / TEXTS) === 0).map(([x]) => x) : undefined, edges: [EDGE.left, width - EDGE.right] });
+      ticks: ticks.length ? ticks.map(([x]) => x) : undefined, edges: [EDGE.left, width - EDGE.right] });
     this.y = axis(all.map(([, y]) => y), { log: this.log.y, zero: this.data.fromZero, whole: true,
       count: Math.max(3, Math.round(this.height / 70)), edges: [this.height - EDGE.bottom, EDGE.top] });
     this.picture.append(...this.axes(), ...this.shown.flatMap((each) => [...this.curve(each)]));
@@ -222,8 +238,9 @@ class Plot {
     for (const mark of this.x.marks) {
       const x = this.x.at(mark);
       yield shape("line", { class: "axis", x1: x, x2: x, y1: bottom, y2: bottom + 5 });
-      yield shape("text", { x, y: bottom + 18, "text-anchor": "middle" }, this.textOf(mark, short));
     }
+    for (const [x, text] of textsWithRoom(this.x.marks.map((mark) => [this.x.at(mark), this.textOf(mark, short)]), this.width))
+      yield shape("text", { x, y: bottom + 18, "text-anchor": "middle" }, text);
     const label = { class: "label", "text-anchor": "middle" };
     yield shape("text", { ...label, x: (EDGE.left + right) / 2, y: this.height - 8 }, this.data.x);
     yield shape("text", { ...label, x: 11, y: middle, transform: `rotate(-90 11 ${middle})` }, this.data.y);
