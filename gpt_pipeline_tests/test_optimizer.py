@@ -15,6 +15,7 @@ from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import LanguageModel
+from gpt_pipeline.training.adamw import AdamW
 from gpt_pipeline.training.config import LearningRateFactors, TrainingConfig
 from gpt_pipeline.training.optimizer import Optimizer
 
@@ -54,6 +55,34 @@ def test_optimizer_numbers_parameters_as_checkpoints_made_so_far_do(architecture
     optimizer = Optimizer(model, TrainingConfig(optimizer=name, learning_rate_factors=factors))
     found = [[names[id(parameter)] for parameter in part] for part in optimizer.parameters]
     assert found == _two_groups(model, name)
+
+
+def test_adamw_gives_parameters_and_state_of_torchs_class_to_the_bit() -> None:
+    torch.manual_seed(0)
+    weights, gradients = torch.randn(2, 5, 7), torch.randn(4, 2, 5, 7)
+    gradients[1] = torch.nan  # of an update that is skipped
+    ours, theirs = ([part.clone().requires_grad_() for part in weights] for _ in range(2))
+    decays = (0.1, 0.0)
+    groups = [
+        [{"params": [p], "weight_decay": decay} for p, decay in zip(own, decays, strict=True)] for own in (ours, theirs)
+    ]
+    adamw = AdamW(groups[0], learning_rate=0.01)
+    reference = torch.optim.AdamW(groups[1], lr=0.01, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    for number, gradient in enumerate(gradients):
+        for own in (ours, theirs):
+            for p, part in zip(own, gradient, strict=True):
+                p.grad = part.clone()
+        divisor, skip = torch.tensor(1.7), torch.tensor(float(number == 1))
+        reference.grad_scale, reference.found_inf = divisor, skip
+        adamw.step(divisor=divisor, skip=skip)
+        reference.step()
+    assert all(map(torch.equal, ours, theirs))
+    found, expected = adamw.state_dict(), reference.state_dict()
+    assert [group["params"] for group in found["param_groups"]] == [each["params"] for each in expected["param_groups"]]
+    assert found["state"].keys() == expected["state"].keys()
+    for number, state in expected["state"].items():
+        assert list(found["state"][number]) == list(state)
+        assert all(torch.equal(found["state"][number][key], value) for key, value in state.items())
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -356,6 +356,22 @@ def test_two_processes_that_accumulate_gradients_train_as_one(tmp_path, objectiv
     _assert_same_but_for_rounding(two, one)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_that_is_not_compiled_needs_no_compiler(tmp_path, optimizer):
+    job = make_job(tmp_path, training={"optimizer": optimizer})
+    code = """
+        import sys
+        sys.modules["torch._dynamo"] = None  # a second to import
+        from pathlib import Path
+        from gpt_pipeline.training.job import TrainingJob
+        from gpt_pipeline.training.run import run_job
+        from gpt_pipeline_tests.training_jobs import Listener
+        run_job(TrainingJob.read(Path(sys.argv[1])), Listener())
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), trainer_command(job)[-1]], check=True, timeout=240)
+    assert find_finished_training(job.folder, job.fingerprint) is not None
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -83,7 +83,7 @@ class Snapshot:
 
     model_config: ModelConfig
     optimizer: Mapping[str, Any]
-    """`{"name": ..., "states": [one state_dict per torch optimizer]}`."""
+    """`{"name": ..., "states": [one for AdamW, one for Muon if any, as `state_dict` of `torch.optim`]}`."""
 
     random: Mapping[str, Any]
     """State of every random number generator."""

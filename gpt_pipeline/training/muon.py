@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.training.config import MuonConfig
+from gpt_pipeline.training.grouped import GroupedOptimizer
 
 _A, _B, _C, _STEPS = 3.4445, -4.7750, 2.0315, 5  # Newton-Schulz iterations, as torch.optim.Muon has them
 _ADAMW_RMS = 0.2  # of an update's elements; Liu et al. 2025, "Muon is scalable for LLM training"
@@ -47,7 +48,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-class Muon(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not followed by the type checker
+class Muon(GroupedOptimizer):
     """Updates matrices; the state has the layout of `torch.optim.Muon`, so that its checkpoints fit."""
 
     def __init__(
@@ -65,9 +66,9 @@ class Muon(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not followe
         for parameter, count in matrices:
             parameters.append(parameter)
             self._by_shape.setdefault((parameter.size(0) // count, parameter.size(1)), []).append(parameter)
-        super().__init__(parameters, {"lr": learning_rate, "weight_decay": weight_decay})
+        super().__init__([{"params": parameters, "lr": learning_rate, "weight_decay": weight_decay}])
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed by the type checker
     def step(self, *, momentum: float, divisor: Tensor, skip: Tensor) -> None:
         """Update the parameters from their gradients, divided by `divisor`; where `skip` is 1, nothing changes."""
         skip, scale = skip.bool(), divisor.reciprocal()

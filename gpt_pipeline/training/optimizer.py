@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.language_model import LanguageModel
+from gpt_pipeline.training.adamw import AdamW
 from gpt_pipeline.training.config import TrainingConfig
+from gpt_pipeline.training.grouped import GroupedOptimizer
 from gpt_pipeline.training.muon import Muon, momentum_at
 
 
@@ -39,31 +41,25 @@ def _progress(step: int, start: int, max_steps: int) -> float:
     return min(1.0, max(0.0, (step - start) / max(1, max_steps - 1 - start)))
 
 
-_BETAS = (0.9, 0.95)  # GPT-3 (Brown et al. 2020), appendix B
-_EPS = 1e-8
-
-
 class Optimizer:
-    """One or two torch optimizers that step together."""
+    """AdamW, and Muon where it is wanted, which step together."""
 
     def __init__(self, model: LanguageModel, config: TrainingConfig) -> None:
         """Sort the parameters of `model`, which must be on its device already, into groups."""
         self.name = config.optimizer
         self._config = config
         hidden = _hidden_matrices(model) if config.optimizer == "muon" else {}
-        self._adamw = torch.optim.AdamW(
-            _adamw_groups(model, config, but=hidden), lr=config.learning_rate, betas=_BETAS, eps=_EPS, fused=True
-        )
+        self._adamw = AdamW(_adamw_groups(model, config, but=hidden), learning_rate=config.learning_rate)
         self._muon = _make_muon(model, hidden, config) if hidden else None
 
     @property
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
+    def _optimizers(self) -> list[GroupedOptimizer]:
         return [self._adamw] if self._muon is None else [self._adamw, self._muon]
 
     @property
-    def parameters(self) -> list[list[Tensor]]:
-        """The parameters of each torch optimizer, in the order in which its state numbers them."""
-        return [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in self._optimizers]
+    def parameters(self) -> list[list[nn.Parameter]]:
+        """The parameters of each optimizer, in the order in which its state numbers them."""
+        return [optimizer.parameters for optimizer in self._optimizers]
 
     def step(self, done: int, learning_rate: float, *, divisor: Tensor, skip: Tensor) -> None:
         """Make the update after `done` updates from the gradients, divided by `divisor`, and forget them.
@@ -79,7 +75,7 @@ class Optimizer:
         if self._muon is not None:
             self._muon.step(momentum=momentum_at(done, self._config.muon), divisor=divisor, skip=skip)
         for optimizer in self._optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
 
     def rehearse(self) -> None:
         """Make an update that changes nothing, for the memory that it takes; forget the gradients."""
@@ -96,7 +92,7 @@ class Optimizer:
         """Forget what updates have left, and the gradients, as if none had been made."""
         for optimizer in self._optimizers:
             optimizer.state.clear()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
 
     @property
     def is_fresh(self) -> bool:
@@ -105,12 +101,10 @@ class Optimizer:
 
     def _step_adamw(self, divisor: Tensor, skip: Tensor) -> None:
         if devices.scales_in_optimizer(divisor.device):
-            self._adamw.grad_scale, self._adamw.found_inf = divisor, skip
-        elif bool(skip):
-            return
-        else:
+            self._adamw.step(divisor=divisor, skip=skip)
+        elif not bool(skip):
             torch._foreach_mul_([p.grad for p in self.parameters[0] if p.grad is not None], divisor.reciprocal())
-        self._adamw.step()
+            self._adamw.step()
 
     def _make_adamw_state(self, one: Tensor) -> None:
         """Make the state by an update of zeros at a rate of 0, which moves no weight: a skipped one makes none."""
@@ -136,8 +130,7 @@ class Optimizer:
             )
         for optimizer, saved in zip(self._optimizers, state["states"], strict=True):
             # How the parameters are grouped follows from the configuration; their numbers are always the same.
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+            optimizer.load_state(saved["state"])
 
 
 def _hidden_matrices(model: LanguageModel) -> dict[str, nn.Parameter]:
