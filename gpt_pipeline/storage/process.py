@@ -168,27 +168,25 @@ def _is_there(pid: int) -> bool:
 
 
 def give_way() -> None:
-    """Lower this process's priority from now on; call it in a process of its own, before starting other threads.
+    """Lower this process's priority from now on; call it before starting other threads.
 
     Two processes of equal priority do not share cores fairly: the threads of a matrix product wait for one another, so
     a training beside an evaluation fell to a tenth of its speed. Beside one of lower priority it keeps nine tenths.
-
-    Where Linux groups processes by session (autogroup, sched(7)), these priorities count within a session only. There
-    this process begins a session, unless it leads one or its process group, and lowers that one's priority as well.
     """
     if os.name == "nt":
         kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
         kernel.SetPriorityClass(kernel.GetCurrentProcess(), _BELOW_NORMAL)
     else:
         os.setpriority(os.PRIO_PROCESS, 0, max(_LOW_RANK, os.getpriority(os.PRIO_PROCESS, 0)))
-        if _SESSION_RANK.exists():
-            _lower_session()
 
 
-def _lower_session() -> None:
-    if os.getpgrp() != os.getpid():
-        os.setsid()
-    if os.getsid(0) != os.getpid():  # that of a shell, whose other processes keep their priority
+def lower_session() -> None:
+    """Lower the priority of the session that this process leads, if it leads one, below that of all others.
+
+    Where Linux groups processes by session (autogroup, sched(7)), `give_way` counts within a session only. This is for
+    work that nobody waits for: beside many busy sessions it gets next to no time.
+    """
+    if not _SESSION_RANK.exists() or os.getsid(0) != os.getpid():
         return
     try:
         _SESSION_RANK.write_text(str(_LOW_RANK), "ascii")
