@@ -184,7 +184,7 @@ def lower_session() -> None:
     """Lower the priority of the session that this process leads, if it leads one, below that of all others.
 
     Where Linux groups processes by session (autogroup, sched(7)), `give_way` counts within a session only. This is for
-    work that nobody waits for: beside many busy sessions it gets next to no time.
+    work that can wait: beside many busy sessions it gets next to no time.
     """
     if not _SESSION_RANK.exists() or os.getsid(0) != os.getpid():
         return
