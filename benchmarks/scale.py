@@ -5,7 +5,7 @@
 
 Measures at a size and at `--times` that size, in CPU seconds of one process: loading the definitions and `status` with
 many experiments on the same data; what a sensor asks and `status` with many evaluated checkpoints, copies of one; a
-plain data block's three stages over many small files; one more evaluation in MLflow among many runs, copies of one;
+plain data block's three stages over many small files; what an evaluation's step does with MLflow beside many others;
 what Dagster is asked of many partitions; and a step that looks up ten files of many. The ratio is that of the seconds
 for each: 1 is in proportion, 1 / `--times` is the same time whatever the size.
 """
@@ -30,16 +30,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpt_pipeline.checkpoints.manifest import best_checkpoint, checkpoint_key
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.raw import RawStage, files_of, prepare_raw, raw_places
 from gpt_pipeline.data.documents.stage import DocumentsStage, prepare_documents
 from gpt_pipeline.data.tokens.shards import ShardsStage, prepare_shards
-from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.evaluation.result import evaluation_path, read_evaluations, write_evaluation
 from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.orchestration.evaluation_step import log_result
 from gpt_pipeline.progress.evaluations import pending_evaluations, wanted_evaluations
 from gpt_pipeline.progress.status import experiment_status, statuses
-from gpt_pipeline.tracking.mlflow_tracker import log_evaluation
-from gpt_pipeline.tracking.tags import experiment_tags
 
 _REPOSITORY = Path(__file__).parents[1]
 _TINY = """\
@@ -146,6 +146,7 @@ def _copy_checkpoint(experiment: Experiment, count: int) -> None:
     manifest, weights = folder / "checkpoint_step_4.json", folder / "checkpoint_step_4.pt"
     (evaluation,) = evaluations.glob("step_*.json")
     mark = json.loads((evaluations / "logged" / evaluation.name).read_text(encoding="utf-8"))
+    mark["alias"] = None
     for step in range(5, 5 + count):
         name, sha256 = f"checkpoint_step_{step}", hashlib.sha256(str(step).encode()).hexdigest()
         own = {"path": f"{name}.pt", "step": step, "sha256": sha256, "weights_sha256": sha256}
@@ -187,23 +188,52 @@ def _with_files(folder: Path, count: int) -> Measured:
 
 
 def _with_runs(folder: Path, count: int) -> Measured:
+    """Measure what an evaluation's step does once it has the result, beside `count` evaluations in MLflow."""
+    import dagster as dg
+
     experiment = _finished(folder)
     (result,) = read_evaluations(experiment.folder.evaluations)
     database = folder / "mlflow.db"
+    _copy_checkpoint(experiment, count)
     _copy_run(database, f"step_{result.step}", count)
+    _copy_points(database, count)
+    last, context = result.step + count, dg.build_asset_context()
 
-    def log(number: int) -> None:
-        log_evaluation(
-            dataclasses.replace(result, fingerprint=hashlib.sha256(str(number).encode()).hexdigest()),
-            tracking_uri=f"sqlite:///{database.as_posix()}",
-            experiment_name=experiment.config.experiment_name,
-            parameters={},
-            tags=experiment_tags(experiment),
-            best_weights="0" * 64,
-        )
+    def log(step: int, *, is_best: bool = False) -> None:
+        weights = _best_weights(experiment) if is_best else f"{step:064}"
+        own = {**result.checkpoint, "step": step, "weights_sha256": weights}
+        identity = hashlib.sha256(str(step).encode()).hexdigest()
+        path = evaluation_path(result.path.parent, checkpoint_key(step), identity)
+        new = dataclasses.replace(result, checkpoint=own, fingerprint=identity, path=path)
+        write_evaluation(new)
+        log_result(context, experiment, f"sqlite:///{database.as_posix()}", new)
 
-    log(0)  # imports MLflow
-    return {"log one more evaluation": _seconds(lambda: log(1)), "the next": _seconds(lambda: log(2))}
+    log(last + 1)  # imports MLflow
+    return {
+        "log one more evaluation": _seconds(lambda: log(last + 2)),
+        "the next": _seconds(lambda: log(last + 3)),
+        "one that is the best": _seconds(lambda: log(last + 4, is_best=True)),
+    }
+
+
+def _best_weights(experiment: Experiment) -> str:
+    best = best_checkpoint(experiment.folder.checkpoints)
+    assert best is not None
+    return best.weights_sha256
+
+
+def _copy_points(database: Path, count: int) -> None:
+    """Write `count` more points into the series of evaluations in the training's run, at the steps that follow."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        (run,) = connection.execute("select run_uuid from runs where name = 'training'").fetchone()
+        for table in ("metrics", "latest_metrics"):
+            chosen = f"from {table} where run_uuid = ? and key like 'eval/%'"
+            columns = [row[1] for row in connection.execute(f"pragma table_info({table})")]
+            rows = [dict(zip(columns, row, strict=True)) for row in connection.execute(f"select * {chosen}", [run])]
+            more = range(1, count + 1) if table == "metrics" else [count]
+            new = [{**row, "step": row["step"] + number} for row in rows for number in more]
+            marks = ", ".join(f":{column}" for column in columns)
+            connection.executemany(f"insert or replace into {table} values ({marks})", new)
 
 
 def _copy_run(database: Path, name: str, count: int) -> None:

@@ -133,7 +133,7 @@ def test_log_evaluation_makes_one_finished_run_with_all_of_the_result(
     monkeypatch.chdir(elsewhere)
     logged = log(make_result(tmp_path), store)
     (run,) = runs(store)
-    assert logged == LoggedRun(run_id=run.info.run_id, experiment_id=run.info.experiment_id, new=True)
+    assert (logged.run_id, logged.experiment_id, logged.new) == (run.info.run_id, run.info.experiment_id, True)
     assert (run.info.run_name, run.info.status) == ("step_50000", "FINISHED")
     assert run.data.params == {
         "training.learning_rate": "0.0003",
@@ -263,6 +263,26 @@ def test_log_evaluation_adds_a_point_to_the_series_of_its_training_once(tmp_path
     assert _series(store, run_id, "correct_low") == [(10, low), (20, low)]
 
 
+def test_log_evaluation_sends_its_own_point_alone_once_the_series_has_begun(tmp_path: Path, store: Path) -> None:
+    run_id = _training_run(store)
+    log(make_result(tmp_path, step=10), store)
+    early = make_result(tmp_path, step=20)
+    log(make_result(tmp_path, step=30), store)
+    assert _series(store, run_id, "val_loss") == [(10, 3.25), (30, 3.25)]
+    log(early, store)
+    assert _series(store, run_id, "val_loss") == [(10, 3.25), (20, 3.25), (30, 3.25)]
+
+
+def test_log_evaluation_says_whether_the_store_knew_the_training_before(tmp_path: Path, store: Path) -> None:
+    assert not log(make_result(tmp_path, step=10), store).knew_others  # no training there yet
+    training = _training_run(store)
+    known = [log(make_result(tmp_path, step=step), store).knew_others for step in (20, 30)]
+    assert known == [False, True]
+    client(store).delete_run(training)  # and logged anew, as into a wiped store
+    _training_run(store)
+    assert not log(make_result(tmp_path, step=40), store).knew_others
+
+
 def test_log_evaluation_of_a_step_again_leaves_the_series_alone(tmp_path: Path, store: Path) -> None:
     run_id = _training_run(store)
     log(make_result(tmp_path, step=10), store)
@@ -303,7 +323,7 @@ def test_log_evaluation_after_a_killed_attempt_completes_its_run(
     assert half.info.status == "RUNNING"
     completed = log(result, store, parameters={"training": {"learning_rate": 1.0, "seed": 3}})
     (run,) = runs(store)
-    assert completed == LoggedRun(run_id=half.info.run_id, experiment_id=half.info.experiment_id, new=True)
+    assert (completed.run_id, completed.new) == (half.info.run_id, True)
     assert run.info.status == "FINISHED"
     assert run.data.params["training.seed"] == "3"
     assert metric_rows(store) == 4

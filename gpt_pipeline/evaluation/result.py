@@ -154,15 +154,29 @@ def evaluation_path(folder: Path, key: str, identity: str) -> Path:
 def find_evaluation(folder: Path, identity: str) -> EvaluationResult | None:
     """Return the finished evaluation in `folder` with this fingerprint, or None."""
     for path in sorted(folder.glob(f"*-{identity[:SHORT]}.json")):
-        result = _read_evaluation(path)
+        result = read_evaluation(path)
         if result is not None and result.fingerprint == identity:
             return result
     return None
 
 
+def read_evaluation(path: Path) -> EvaluationResult | None:
+    """Return what `write_evaluation` wrote, or None where it is missing or damaged."""
+
+    def parse(value: dict[str, Any]) -> EvaluationResult:
+        known = known_fields(EvaluationResult, value)
+        require_shape(
+            _Evaluated(**{each.name: value["checkpoint"][each.name] for each in dataclasses.fields(_Evaluated)})
+        )
+        texts = {"answers": tuple(value["answers"]), "continuations": tuple(value.get("continuations", ()))}
+        return EvaluationResult(**{**known, **texts, "path": path, "reused": True})
+
+    return read_kept(path, parse, otherwise="it does not count as an evaluation")
+
+
 def read_evaluations(folder: Path) -> list[EvaluationResult]:
     """Return every finished evaluation in `folder`, by step, then by time."""
-    results = [result for path in sorted(folder.glob("*.json")) if (result := _read_evaluation(path)) is not None]
+    results = [result for path in sorted(folder.glob("*.json")) if (result := read_evaluation(path)) is not None]
     return sorted(results, key=lambda result: (result.step, result.created_at))
 
 
@@ -182,7 +196,7 @@ def _summary_now(path: Path) -> EvaluationResult | None:
 
 @lru_cache(maxsize=_REMEMBERED)
 def _summary(path: Path, *_identity: int) -> EvaluationResult | None:
-    result = _read_evaluation(path)
+    result = read_evaluation(path)
     return None if result is None else dataclasses.replace(result, answers=(), continuations=())
 
 
@@ -258,15 +272,3 @@ class _Evaluated:
 
     step: int
     weights_sha256: str
-
-
-def _read_evaluation(path: Path) -> EvaluationResult | None:
-    def parse(value: dict[str, Any]) -> EvaluationResult:
-        known = known_fields(EvaluationResult, value)
-        require_shape(
-            _Evaluated(**{each.name: value["checkpoint"][each.name] for each in dataclasses.fields(_Evaluated)})
-        )
-        texts = {"answers": tuple(value["answers"]), "continuations": tuple(value.get("continuations", ()))}
-        return EvaluationResult(**{**known, **texts, "path": path, "reused": True})
-
-    return read_kept(path, parse, otherwise="it does not count as an evaluation")

@@ -66,7 +66,7 @@ def evaluate_partition(
         context.log.info(f"Nothing to do: {checkpoint.path.name} is already evaluated with the same settings.")
     else:
         context.log.info(f"{checkpoint.path.name}: {result_text(result)}")
-    run = _log(context, experiment, mlflow.tracking_uri, result)
+    run = log_result(context, experiment, mlflow.tracking_uri, result)
     send_to_mirror(experiment)
     yield dg.MaterializeResult(
         metadata={
@@ -123,9 +123,14 @@ def _find_checkpoint(experiment: Experiment, partition: str) -> CheckpointInfo:
     return checkpoint
 
 
-def _log(
+def log_result(
     context: dg.AssetExecutionContext, experiment: Experiment, tracking_uri: str, result: EvaluationResult
 ) -> LoggedRun:
+    """Log the result to MLflow and note that it is there; make pending what MLflow lacks otherwise.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, or refuses.
+    """
     from gpt_pipeline.tracking.mlflow_tracker import log_evaluation
 
     weights, training = (str(result.checkpoint[name]) for name in ("weights_sha256", "training_fingerprint"))
@@ -142,8 +147,9 @@ def _log(
     )
     mark_logged(experiment.folder, result, run_id=run.run_id, alias=BEST_ALIAS if best == weights else None)
     context.log.debug(f"{result.key}: MLflow run {run.run_id}" + ("" if run.new else ", logged before"))
-    # MLflow works now: check whether it lost other runs, and send what it lacks of a training that is over.
-    if run.new and (lost := forget_lost_runs(experiment, tracking_uri)):
+    # MLflow works now: check whether it lost other runs, if it may have, and send what it lacks of a training that is
+    # over. Single runs that somebody deleted for good are left to the sensor and the next command.
+    if run.new and not run.knew_others and (lost := forget_lost_runs(experiment, tracking_uri)):
         context.log.warning(f"{lost} evaluations are no longer in MLflow; they are logged again next.")
     if trainer_state(experiment.folder.root) != "running":
         catch_up(experiment, tracking_uri, say=context.log.warning)

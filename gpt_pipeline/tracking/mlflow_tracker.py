@@ -83,12 +83,12 @@ def log_evaluation(
             _complete_run(store, run, result, parameters)
         training = str(result.checkpoint["training_fingerprint"])
         parent = store.find(tag=TRAINING_TAG, value=training)
-        complete_evaluations(store, run, tags, training_fingerprint=training, parent=parent)
+        knew = complete_evaluations(store, run, tags, training_fingerprint=training, parent=parent)
         if parent is not None:
-            send_series(store, parent, ExperimentFolder(root=result.path.parent.parent), training)
+            send_series(store, parent, ExperimentFolder(root=result.path.parent.parent), training, only=result)
         if best_weights is not None:
             _move_alias(store, training, best_weights)
-        return LoggedRun(run_id=run.info.run_id, experiment_id=store.experiment_id, new=new)
+        return LoggedRun(run_id=run.info.run_id, experiment_id=store.experiment_id, new=new, knew_others=knew)
 
 
 def _complete_run(store: OpenStore, run: Run, result: EvaluationResult, parameters: Mapping[str, Any]) -> None:

@@ -72,17 +72,18 @@ def complete_tags(store: OpenStore, runs: Iterable[Run], tags: Mapping[str, str]
 
 def complete_evaluations(
     store: OpenStore, own: Run, tags: Mapping[str, str], *, training_fingerprint: str, parent: Run | None
-) -> None:
+) -> bool:
     """Give the run of an evaluation, those of the training's others, and the training's, `parent`, what they lack.
 
     The others are asked for once for each set of tags, since there may be thousands: the training's run, completed
-    last, says that they have them. A run that is made after that finds its parent itself.
+    last, says that they have them. Return whether it said so. A run that is made after that finds its parent itself.
     """
     mark = hashlib.sha256("\n".join(sorted(tags)).encode()).hexdigest()
     if parent is not None and parent.data.tags.get(_COMPLETE_TAG) == mark:
         complete_tags(store, [own], tags, parent=parent)
-        return
+        return True
     complete_tags(store, evaluation_runs(store, training_fingerprint), tags, parent=parent)
     if parent is not None:
         complete_tags(store, [parent], tags)
         store.client.set_tag(parent.info.run_id, _COMPLETE_TAG, mark)
+    return False
