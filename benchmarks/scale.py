@@ -1,12 +1,13 @@
 """What grows with experiments, checkpoints and source files, and whether it grows in proportion.
 
     python -m benchmarks.scale [--experiments 100] [--checkpoints 400] [--files 100] [--runs 1000] [--partitions 1000]
-                               [--listed 10000] [--times 10]
+                               [--listed 10000] [--recorded 1000] [--times 10]
 
 Measures at a size and at `--times` that size, in CPU seconds of one process: loading the definitions and `status` with
 many experiments on the same data; what a sensor asks and `status` with many evaluated checkpoints, copies of one; a
 plain data block's three stages over many small files; what an evaluation's step does with MLflow beside many others;
-what Dagster is asked of many partitions; and a step that looks up ten files of many. The ratio is that of the seconds
+what Dagster is asked of many partitions; a step that looks up ten files of many; and finding all files of a finished
+stage. The ratio is that of the seconds
 for each: 1 is in proportion, 1 / `--times` is the same time whatever the size.
 """
 
@@ -32,8 +33,13 @@ import pyarrow.parquet as pq
 
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, checkpoint_key
 from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.check import FileCheck
+from gpt_pipeline.data.documents.choice import FileChoice, code_version
 from gpt_pipeline.data.documents.raw import RawStage, files_of, prepare_raw, raw_places
 from gpt_pipeline.data.documents.stage import DocumentsStage, prepare_documents
+from gpt_pipeline.data.formats import format_of
+from gpt_pipeline.data.sources.folder import LocalFolder
+from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
 from gpt_pipeline.data.tokens.shards import ShardsStage, prepare_shards
 from gpt_pipeline.evaluation.result import evaluation_path, read_evaluations, write_evaluation
 from gpt_pipeline.experiment.load import Experiment, load_experiment
@@ -70,6 +76,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--partitions", type=int, default=1000)
     parser.add_argument("--listed", type=int, default=10_000)
+    parser.add_argument("--recorded", type=int, default=1000)
     parser.add_argument("--times", type=int, default=10, help="how many times the smaller size the larger is")
     arguments = parser.parse_args()
     subjects: dict[str, Callable[[Path, int], Measured]] = {
@@ -79,6 +86,7 @@ def main() -> None:
         "runs": _with_runs,
         "partitions": _with_partitions,
         "listed": _with_listed_files,
+        "recorded": _with_recorded_files,
     }
     for name, measure in subjects.items():
         size = getattr(arguments, name)
@@ -299,6 +307,29 @@ def _with_listed_files(folder: Path, count: int) -> Measured:
                 places.path(file)
 
     return {"look up ten files twice": _seconds(look_up)}
+
+
+def _with_recorded_files(folder: Path, count: int) -> Measured:
+    """Measure how the files of a finished stage are found: each as it is on record, and as it lies there."""
+    source, names = folder / "source", tuple(f"{number:06}.parquet" for number in range(count))
+    source.mkdir(parents=True)
+    config = DataConfig(source=str(source), format="text", num_samples="all", max_length=16, validation_fraction=0.1)
+    format, record = format_of(config), SourceRecord(folder=folder / "record")
+    (record.folder / "files").mkdir(parents=True)
+    identity = hashlib.sha256(code_version(format).encode())
+    for name in names:
+        (source / name).touch()
+        sha256, stat = hashlib.sha256(name.encode()).hexdigest(), (source / name).stat()
+        facts = FileFacts(
+            key=name, size=0, mtime_ns=stat.st_mtime_ns, sha256=sha256, rows=3, documents=3, rule=format.version
+        )
+        _write(record._facts_path(name), dataclasses.asdict(facts))  # not durably, which takes minutes
+        identity.update(f"\n{sha256}".encode())
+        record.new_documents[identity.hexdigest()] = 3
+    check = FileCheck(source=LocalFolder(folder=source, names=names), record=record, data_folder=folder, format=format)
+    choice = FileChoice(check=check, limit=None)
+    assert len(choice.recorded() or ()) == count
+    return {"find the files on record": _seconds(choice.recorded)}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.choice import code_version
 from gpt_pipeline.data.documents.raw import RawStage, files_of, find_raw, known_raw, left_out_of, prepare_raw
+from gpt_pipeline.data.formats import format_of
 from gpt_pipeline.data.formats.synth import RULE_VERSION
 from gpt_pipeline.data.sources.folder import parquet_names
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord, read_record
@@ -47,6 +50,17 @@ def test_raw_local_folder_takes_exactly_the_files_that_are_needed(
 def test_raw_local_folder_with_too_few_documents_says_how_many_there_are(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.num_samples: found 49, need at most 48"):
         prepare_raw(local(folder, 49), tmp_path / "data")
+
+
+def test_raw_counts_are_on_record_under_the_checksums_of_all_files_up_to_each(tmp_path: Path, folder: Path) -> None:
+    config = local(folder, 48)
+    stage = prepare_raw(config, tmp_path / "data")
+    record = read_record(RawStage(config=config, data_folder=tmp_path / "data").record_folder)
+    checksums, version = [sha256 for _, sha256 in stage.manifest.config["files"]], code_version(format_of(config))
+    texts_of = ["\n".join([version, *checksums[:count]]) for count in (1, 2, 3)]  # as versions before had it
+    assert record.new_documents == dict(
+        zip([hashlib.sha256(each.encode()).hexdigest() for each in texts_of], [8, 16, 24], strict=True)
+    )
 
 
 def test_raw_second_time_does_no_work_and_needs_no_reading(tmp_path: Path, folder: Path) -> None:

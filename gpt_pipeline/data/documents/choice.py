@@ -78,15 +78,17 @@ class FileChoice:
 
     def _known(self, facts_of: Callable[[str], FileFacts | None]) -> list[ChosenFile] | None:
         chosen: list[ChosenFile] = []
+        identity, total = self._identity_of_none(), 0
         for name in self._source.names:
             facts = facts_of(name)
             if facts is None:
                 return None
-            new = self._record.new_documents.get(self._identity_of([*(each.facts for each in chosen), facts]))
+            new = self._record.new_documents.get(_extended(identity, facts))
             if new is None:
                 return None
             chosen.append(ChosenFile(name=name, facts=facts, new_documents=new))
-            if self._is_enough(sum(each.new_documents for each in chosen)):
+            total += new
+            if self._is_enough(total):
                 return chosen
         return chosen if chosen and self.limit is None else None
 
@@ -202,8 +204,9 @@ class FileChoice:
             )
             for each, own in zip(looked, left_out, strict=True)
         ]
-        for count, own in enumerate(chosen, start=1):
-            self._record.new_documents[self._identity_of([each.facts for each in looked[:count]])] = own.new_documents
+        identity = self._identity_of_none()
+        for each in chosen:
+            self._record.new_documents[_extended(identity, each.facts)] = each.new_documents
         return chosen
 
     def _dropped(self, looked: Iterable[_Looked]) -> Counter[str]:
@@ -211,10 +214,16 @@ class FileChoice:
         dropped = (each.index.manifest.facts.get("dropped", {}) for each in looked)
         return sum(map(Counter[str], dropped), Counter[str]())
 
-    def _identity_of(self, files: Iterable[FileFacts]) -> str:
-        checksums = "\n".join(file.sha256 for file in files)
-        near = "" if self.check.near is None else f"{json.dumps(self.check.near.identity)}\n"
-        return hashlib.sha256(f"{code_version(self.check.format)}\n{near}{checksums}".encode()).hexdigest()
+    def _identity_of_none(self) -> hashlib._Hash:
+        """Return what `_extended` begins with: the identity of the first files, before there is one."""
+        near = [] if self.check.near is None else [json.dumps(self.check.near.identity)]
+        return hashlib.sha256("\n".join([code_version(self.check.format), *near]).encode())
+
+
+def _extended(identity: hashlib._Hash, file: FileFacts) -> str:
+    """Add the next file to the identity of those before it; return that of all of them."""
+    identity.update(f"\n{file.sha256}".encode())
+    return identity.hexdigest()
 
 
 def _too_few(limit: int | None, documents: int, where: str, dropped: Counter[str]) -> ConfigError:

@@ -267,7 +267,8 @@ class RawStage:
             names = self._choice(source, record).enough(say=say)
             if stage is not None:  # which may have files that were added for repeated documents
                 before = [name for name, _ in stage.manifest.config["files"]]
-                names += [name for name in before if name in source.names and name not in names]
+                there, wanted = set(source.names), set(names)
+                names += [name for name in before if name in there and name not in wanted]
                 ask_again(stage.folder)
             if force:
                 self._forget(source, names, record, say)
