@@ -56,8 +56,8 @@ class _Measurement:
         print(f"sent in {took:.1f} s by an agent that used {agent_cpu:.2f} CPU seconds")
         times, cpu_times = during / step, during_cpu / step_cpu
         print(f"meanwhile updates take {times:.2f} times their time, {cpu_times:.2f} times their CPU seconds")
-        extra = max(0.0, times - 1) * took
-        print(f"RATIO at one in {EVERY} updates: {extra / (EVERY * step):.3%} of the time of training")
+        lost = max(0.0, 1 - 1 / times) * took
+        print(f"RATIO at one in {EVERY} updates: {lost / (EVERY * step):.3%} of the time of training")
         print(f"RATIO of CPU seconds: {agent_cpu / (EVERY * step_cpu):.3%} of those of the training")
 
     def _send(self) -> tuple[float, float]:

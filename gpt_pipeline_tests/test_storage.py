@@ -271,24 +271,6 @@ def test_give_way_lowers_the_rank_once_and_never_raises_it() -> None:
     assert third == min(19, first + 5)
 
 
-@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel does not group processes by session")
-@pytest.mark.parametrize("leader", [True, False])
-def test_lower_session_lowers_the_one_that_the_process_leads_and_no_other(leader: bool) -> None:
-    program = (
-        "from gpt_pipeline.storage.process import lower_session\n"
-        "lower_session(); print(open('/proc/self/autogroup').read().split()[-1])"
-    )
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {program!r}], check=True)"
-    done = subprocess.run(
-        [sys.executable, "-c", program if leader else parent],
-        capture_output=True,
-        text=True,
-        check=True,
-        start_new_session=True,
-    )
-    assert done.stdout.split() == ["10" if leader else "0"]
-
-
 def test_hashed_file_knows_size_and_checksum_of_what_lies_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     with HashedFile(path) as file:

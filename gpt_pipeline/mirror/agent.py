@@ -27,7 +27,7 @@ from gpt_pipeline.mirror.store import MirrorError, Store, open_store
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import BEAT_SECONDS, beside, hold_lock, is_locked
 from gpt_pipeline.storage.manifest import utc_now
-from gpt_pipeline.storage.process import give_way, lower_session
+from gpt_pipeline.storage.process import give_way
 
 _logger = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
@@ -211,7 +211,6 @@ def main(root: Path) -> int:
     _logger.setLevel(logging.INFO)
     with suppress(OSError):
         give_way()
-    lower_session()
     try:
         # One that is about to end may have missed what this one was started for.
         with hold_lock(agent_lock(folder), wait_seconds=_PREDECESSOR_SECONDS):

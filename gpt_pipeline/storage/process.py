@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
-import logging
 import os
 import platform
 import socket
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_logger = logging.getLogger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _FIRST_NAMESPACE = "pid:[4026531836]"  # of a machine itself, not of a container on it: PROC_PID_INIT_INO of the kernel
@@ -24,7 +22,6 @@ _SYNCHRONIZE = 0x00100000  # Windows' right to wait for a process
 _ACCESS_DENIED = 5  # Windows: the process exists and belongs to someone else
 _BELOW_NORMAL = 0x00004000  # Windows' priority class
 _LOW_RANK = 10  # niceness, half of the maximum: about a tenth of the CPU time when others want all of it
-_SESSION_RANK = Path("/proc/self/autogroup")
 _CLOCK_SECONDS = 5.0
 _WAIT_TIMEOUT = 0x102  # Windows: the process has not ended
 
@@ -178,17 +175,3 @@ def give_way() -> None:
         kernel.SetPriorityClass(kernel.GetCurrentProcess(), _BELOW_NORMAL)
     else:
         os.setpriority(os.PRIO_PROCESS, 0, max(_LOW_RANK, os.getpriority(os.PRIO_PROCESS, 0)))
-
-
-def lower_session() -> None:
-    """Lower the priority of the session that this process leads, if it leads one, below that of all others.
-
-    Where Linux groups processes by session (autogroup, sched(7)), `give_way` counts within a session only. This is for
-    work that can wait: beside many busy sessions it gets next to no time.
-    """
-    if not _SESSION_RANK.exists() or os.getsid(0) != os.getpid():
-        return
-    try:
-        _SESSION_RANK.write_text(str(_LOW_RANK), "ascii")
-    except OSError as error:  # the kernel takes one in a tenth of a second; a container may not take any
-        _logger.info("this session keeps its priority: %s", error)
