@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -276,6 +277,23 @@ def test_order_of_sums_on_a_cpu_needs_nothing(undone):
     prepare_process(compute)
     assert not torch.are_deterministic_algorithms_enabled()
     assert "deterministic" not in compute.describe()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems keep their ways with memory")
+@pytest.mark.parametrize("same_sizes", [True, False])
+def test_process_keeps_large_blocks_that_it_frees_only_where_sizes_stay_the_same(same_sizes):
+    program = (
+        "import psutil, torch\n"
+        "from gpt_pipeline.training.device import Compute, prepare_process\n"
+        "compute = Compute(device=torch.device('cpu'), compile=False, peak_flops=None)\n"
+        f"prepare_process(compute, same_sizes={same_sizes})\n"
+        "before = psutil.Process().memory_info().rss\n"
+        "torch.ones(32 << 20)\n"
+        "print(psutil.Process().memory_info().rss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    kept = int(done.stdout) > 100 << 20  # of the 128 MB
+    assert kept == same_sizes
 
 
 def test_operation_without_a_fixed_order_is_named(undone):

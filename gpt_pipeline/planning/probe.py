@@ -92,7 +92,7 @@ def probe(request: Request, emit: Emit) -> None:
     """
     notes: list[str] = []
     compute = choose_compute(request.hardware, request.training, ranks=Ranks(), say=notes.append)
-    prepare_process(compute)
+    prepare_process(compute, same_sizes=request.training.objective != "rl")
     torch.manual_seed(0)
     model = make_model(request.model).to(compute.device)
     updater = Updater(model, request.training, layout=request.layout, compute=compute, ranks=Ranks(), say=notes.append)

@@ -23,7 +23,8 @@ from gpt_pipeline.storage.resident import peak_resident_bytes
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig, divisors
 from gpt_pipeline.training.ranks import Ranks
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # of glibc's malloc.h
+_LARGEST_THRESHOLD = 32 << 20  # that glibc takes where addresses have 64 bits: mallopt(3)
 _LOSS_PIECE_CPU = 1024  # 0.2 GB of logits
 _LOSS_PIECE_GPU = 8192  # 1.6 GB of logits; small enough to fit, large enough for full-speed matrix products
 
@@ -91,12 +92,14 @@ def _threads(count: int) -> str:
     return f"{count} thread{'' if count == 1 else 's'}"
 
 
-def prepare_process(compute: Compute) -> None:
+def prepare_process(compute: Compute, *, same_sizes: bool = True) -> None:
     """Set up this process for how it computes, before the first operation on the device.
 
     On the CPU of a machine with glibc, have it keep the memory that it frees: gradients and activations are allocated
     anew in each update. glibc gives large blocks back to the kernel at once, and having them zeroed and mapped again
-    takes a tenth of the time of an update. On a GPU, fix the order of sums if that is asked for.
+    takes a tenth of the time of an update. Blocks whose size differs from update to update do not fit where earlier ones
+    lay, so that the process would grow: without `same_sizes`, those of 32 MB or more go back to the kernel.
+    On a GPU, fix the order of sums if that is asked for.
     """
     if compute.on_gpu:
         if compute.deterministic:
@@ -106,7 +109,7 @@ def prepare_process(compute: Compute) -> None:
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # not in musl
-        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(*((_M_MMAP_MAX, 0) if same_sizes else (_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)))
         libc.mallopt(_M_TRIM_THRESHOLD, -1)
         libc.mallopt(_M_TOP_PAD, 64 << 20)
 

@@ -129,7 +129,7 @@ def _run(
     layout = _layout(job, sampler, ranks)
     commit_at_start()  # later the source may be another one
     compute = choose_compute(job.hardware, job.training, ranks=ranks, say=observer.message)
-    prepare_process(compute)
+    prepare_process(compute, same_sizes=job.training.objective != "rl")  # answers differ in length
     start = _agree_on_start(job, layout, observer, ranks)
     if start.finished is not None:
         return TrainingOutcome(
