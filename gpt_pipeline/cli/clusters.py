@@ -76,8 +76,9 @@ def _job(experiment: Experiment) -> TrainingJob:
 
     shards = known_shards(experiment.data, experiment.data_folder)
     if shards is None:
-        name, file = shards_name(experiment.data), experiment.file.name
-        raise not_finished(name, experiment.data_folder, of=file, file=file)
+        raise not_finished(
+            shards_name(experiment.data), experiment.data_folder, of=experiment.file.name, file=experiment.file
+        )
     job = training_job(experiment, shards)
     if trainer_state(job.folder.root) != "running":  # which may be started again, by its engine, from this file
         require_no_job(job.folder, lambda note: launcher_of_note(job.hardware, note))  # nor one that waits to read it

@@ -193,7 +193,7 @@ class Slurm:
         return [*options, "--requeue", *(config.options or ())]
 
     def find(self, name: str) -> str | None:
-        listed = ("squeue", "--noheader", "--all", "--states=all")
+        listed = ("squeue", "--noheader", "--me", "--all", "--states=all")
         known = self._run(*listed, f"--name={name}", "--format=%A").split()
         if not known:
             script = f"/{_script_name(name)}"

@@ -59,5 +59,5 @@ def finished_training(experiment: Experiment) -> FinishedTraining:
 
 def _required(stage: _Stage | None, name: str, experiment: Experiment) -> _Stage:
     if stage is None:
-        raise not_finished(name, experiment.data_folder, of=repr(experiment.display_name), file=experiment.file.name)
+        raise not_finished(name, experiment.data_folder, of=repr(experiment.display_name), file=experiment.file)
     return stage

@@ -19,6 +19,7 @@ from gpt_pipeline import __version__
 from gpt_pipeline.errors import DamagedFileError, DataError, NewerFileError
 from gpt_pipeline.storage.atomic import fsync_file, known_fields, read_kept, read_state, sha256_of, write_json
 from gpt_pipeline.storage.fingerprint import SHORT
+from gpt_pipeline.storage.names import as_typed
 
 _logger = logging.getLogger(__name__)
 MANIFEST_NAME = "manifest.json"
@@ -104,13 +105,14 @@ def stage_folder(data_folder: Path, stage: str, fingerprint: str) -> Path:
     return data_folder / f"{stage}-{fingerprint[:SHORT]}"
 
 
-def not_finished(stage: str, folder: Path, *, of: str = "", file: str = "") -> DataError:
+def not_finished(stage: str, folder: Path, *, of: str = "", file: Path | None = None) -> DataError:
     """Return the error that `stage`, which another stage reads, is not finished in `folder`.
 
     `of` is whose stage it is, for a person; `file` is the experiment's file that makes it.
     """
-    whose, command = f" of {of}" if of else "", f"gpt-pipeline run {file}".rstrip()
-    return DataError(f"{stage}{whose} is not finished in {folder}; materialize {stage} first, or run `{command}`")
+    whose = f" of {of}" if of else ""
+    command = "" if file is None else f", or run: gpt-pipeline run {as_typed(file, Path.cwd())}"
+    return DataError(f"{stage}{whose} is not finished in {folder}; materialize {stage} first{command}")
 
 
 def record_file(path: Path) -> FileRecord:
