@@ -97,8 +97,8 @@ def prepare_process(compute: Compute, *, same_sizes: bool = True) -> None:
 
     On the CPU of a machine with glibc, have it keep the memory that it frees: gradients and activations are allocated
     anew in each update. glibc gives large blocks back to the kernel at once, and having them zeroed and mapped again
-    takes a tenth of the time of an update. Blocks whose size differs from update to update do not fit where earlier ones
-    lay, so that the process would grow: without `same_sizes`, those of 32 MB or more go back to the kernel.
+    takes a tenth of the time of an update. Blocks whose size differs from update to update do not fit where earlier
+    ones lay, so that the process would grow: without `same_sizes`, those of 32 MB or more go back to the kernel.
     On a GPU, fix the order of sums if that is asked for.
     """
     if compute.on_gpu:
