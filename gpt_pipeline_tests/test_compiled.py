@@ -12,7 +12,9 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import Architecture, ModelConfig
 from gpt_pipeline.training.config import TrainingConfig, step_layout
@@ -49,6 +51,29 @@ def _batch(step: int, *, rows: int = BATCH, weighed: bool, packed: bool) -> Batc
     return Batch(ids, ids.roll(1), weights if weighed else None, starts if packed else None)
 
 
+def _updater(*, ranks: Ranks, n_embd: int = 32, architecture: Architecture = "gpt2", **training: Any) -> Updater:
+    """Return the updater of a small compiled model, with micro-batches of two sequences."""
+    model = ModelConfig(
+        architecture=architecture,
+        n_layer=2,
+        n_head=2,
+        n_embd=n_embd,
+        context_length=T,
+        vocab_size=VOCABULARY,
+        dropout=0.1,
+    )
+    config = TrainingConfig(batch_size=BATCH, micro_batch_size=2, max_steps=4, **training)
+    precision = training.get("precision", "fp32")
+    return Updater(
+        make_model(model),
+        config,
+        layout=step_layout(config, max_length=T, steps_per_epoch=5, world_size=1),
+        compute=Compute(device=torch.device("cpu"), precision=precision, compile=True, peak_flops=None),
+        ranks=ranks,
+        say=pytest.fail,
+    )
+
+
 @pytest.mark.parametrize(
     ("packed", "piece", "training"),
     [
@@ -60,35 +85,35 @@ def _batch(step: int, *, rows: int = BATCH, weighed: bool, packed: bool) -> Batc
 )
 @pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_update_of_any_documents_is_one_graph_that_is_compiled_once(graphs, architecture, packed, piece, training):
-    model = make_model(
-        ModelConfig(
-            architecture=architecture,
-            n_layer=2,
-            n_head=2,
-            n_embd=32,
-            context_length=T,
-            vocab_size=VOCABULARY,
-            dropout=0.1,
-        )
-    )
-    config = TrainingConfig(batch_size=BATCH, micro_batch_size=2, max_steps=4, **training)
-    updater = Updater(
-        model,
-        config,
-        layout=step_layout(config, max_length=T, steps_per_epoch=5, world_size=1),
-        compute=Compute(device=torch.device("cpu"), precision=training["precision"], compile=True, peak_flops=None),
-        ranks=Ranks(),
-        say=pytest.fail,
-    )
-    model.loss_piece = piece
+    updater = _updater(architecture=architecture, ranks=Ranks(), **training)
+    updater.model.loss_piece = piece
     for step in range(3):
         updater.update(step, _batch(step, weighed=packed, packed=packed))
     assert len(graphs) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("training_on", ["windows", "documents", "answers"])
-def test_compiled_training_compiles_its_update_and_two_estimates_for_fixed_shapes(tmp_path, graphs, training_on):
+def test_update_of_several_processes_runs_the_pieces_that_its_rehearsal_compiled(tmp_path, graphs):
+    dist.init_process_group("gloo", init_method=(tmp_path / "meet").as_uri(), rank=0, world_size=1)
+    try:
+        updater = _updater(n_embd=256, ranks=Ranks(world_size=2))  # gradients of more than a first message
+        updater.rehearse(_batch(0, rows=2, weighed=True, packed=True))
+        rehearsed = len(graphs)
+        updater.update(0, _batch(0, weighed=True, packed=True))
+    finally:
+        dist.destroy_process_group()
+    assert rehearsed > 1 + 1  # an update in pieces, and an estimate
+    assert len(graphs) == rehearsed
+
+
+@pytest.mark.parametrize("rehearsed", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "training_on",
+    ["documents", pytest.param("windows", marks=pytest.mark.slow), pytest.param("answers", marks=pytest.mark.slow)],
+)
+def test_compiled_training_compiles_its_update_and_two_estimates_for_fixed_shapes(
+    tmp_path, monkeypatch, graphs, training_on, rehearsed
+):
+    monkeypatch.setattr(devices, "refuses_memory", lambda device: rehearsed)
     answers = training_on == "answers"
     write_shards(
         tmp_path / "shards",

@@ -114,11 +114,14 @@ def _fits(updater: Updater, job: TrainingJob, compute: Compute, *, reserved: boo
 
 def _largest_batch(job: TrainingJob, layout: StepLayout, device: torch.device) -> Batch:
     """Return a micro-batch of the shapes of all micro-batches; of packed rows, each one document."""
-    rows = torch.zeros((layout.micro_batch_size, layout.max_length), dtype=torch.int64, device=device)
+    shape = layout.micro_batch_size, layout.max_length
+    # Each a tensor of its own: what is compiled for one that is given twice does not fit others.
+    inputs, targets, starts = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(3))
     packed = job.packing == DOCUMENTS or job.training.answers_only
+    weights = torch.ones(shape, device=device)
     if job.rollouts is not None:
-        return Batch(rows, rows, torch.ones_like(rows, dtype=torch.float32))
-    return Batch(rows, rows, torch.ones_like(rows, dtype=torch.float32), rows) if packed else Batch(rows, rows)
+        return Batch(inputs, targets, weights)
+    return Batch(inputs, targets, weights, starts) if packed else Batch(inputs, targets)
 
 
 @contextmanager

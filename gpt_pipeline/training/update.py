@@ -198,8 +198,9 @@ class Updater:
         """Compute all that takes memory in training and in estimates on the micro-batch `batch`; change nothing.
 
         What an update leaves (the optimizer's state, a mean of the weights) is there beside its second half, and so
-        are the gradients of a micro-batch before. Nothing is exchanged between processes: one whose memory is full
-        does not leave the others waiting. What the reducer of several processes holds is there already.
+        are the gradients of a micro-batch before. What is compiled is what the training runs, of several processes in
+        the pieces between which they exchange gradients. Here they exchange nothing: one whose memory is full does not
+        leave the others waiting. What their reducer holds is there already.
 
         Raises:
             RuntimeError: memory is full (`devices.is_out_of_memory`); call `Optimizer.forget` then too.
@@ -214,19 +215,20 @@ class Updater:
             self.model.zero_grad(set_to_none=True)
             self._rehearse_updates(batch)
         self.model.eval()
-        rows = torch.zeros_like(batch.inputs)  # estimates are on packed documents too
-        weights = torch.ones((1 + self._config.answers_only, *rows.shape), device=rows.device)
+        starts = torch.zeros_like(batch.inputs)  # estimates are on packed documents too
+        weights = torch.ones((1 + self._config.answers_only, *starts.shape), device=starts.device)
         with torch.no_grad(), self._compute.autocast():
-            self.evaluator(batch.inputs, batch.targets, weights, rows)
+            self.evaluator(batch.inputs, batch.targets, weights, starts)
         del mean
 
     def _rehearse_updates(self, batch: Batch) -> None:
-        self.model.train()
+        self._runner.train()
         for _ in range(2):
             for _ in range(min(2, self.layout.grad_accum_steps)):
-                with self._compute.autocast():
-                    loss = self.evaluator(*batch.tensors)
-                loss.backward()
+                with self._sync_gradients(last=False):
+                    with self._compute.autocast():
+                        loss = self._runner(*batch.tensors)
+                    loss.backward()
                 del loss
             self.optimizer.rehearse()
 

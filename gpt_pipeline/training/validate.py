@@ -109,7 +109,7 @@ def _filled_up(parts: Sequence[NDArray[Any]], *, shape: tuple[int, int]) -> Rows
 
 
 def _as_one(same: Sequence[Rows]) -> tuple[Rows, list[int]]:
-    """Return the same rows, of which other targets count for each loss, as rows for one pass, and how many count."""
+    """Return the same rows, of which other targets count for each of S losses, as rows for one pass with weights
+    [S, B, T], and how many count."""
     weights = np.stack([np.asarray(each.weights) for each in same])
-    rows = same[0] if len(same) == 1 else same[0]._replace(weights=weights)
-    return rows, np.count_nonzero(weights, axis=(1, 2)).tolist()
+    return same[0]._replace(weights=weights), np.count_nonzero(weights, axis=(1, 2)).tolist()
