@@ -64,6 +64,18 @@ def test_targets_of_weight_0_are_those_that_cross_entropy_ignores(piece: int | N
         torch.testing.assert_close(own, wanted)
 
 
+@pytest.mark.parametrize("piece", [None, 7])
+@torch.no_grad()
+def test_estimate_of_targets_beside_some_that_overflow_and_do_not_count_is_finite(piece: int | None) -> None:
+    x, head, targets, counts = _inputs(40)
+    weights = torch.stack([torch.ones(40), (counts > 0.5).float()])
+    weights[:, 30:] = 0
+    expected = [F.cross_entropy(x @ head.T, targets, reduction="none")[each > 0].sum() for each in weights]
+    x[30:] = torch.inf
+    found = summed_loss(x, head, targets, weights, padded_vocab_size=64, piece=piece)
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
 def test_update_divides_by_the_targets_that_count_whatever_the_micro_batches(tmp_path, micro_batch_size: int) -> None:
     job = make_job(tmp_path, training={"micro_batch_size": micro_batch_size})

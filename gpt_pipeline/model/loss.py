@@ -33,7 +33,7 @@ def summed_loss(
     """Return the cross entropy, in nats, summed over the tokens `targets` [N], of `x` [N, C] times `head` [V, C].
 
     `weights`: how much each target counts, float32 [N]; None: all the same, 1. Without gradients also [S, N], for as
-    many sums of the same losses, [S].
+    many sums of the same losses, [S], to which a target of weight 0 adds nothing, be its loss infinite or NaN.
     `piece`: tokens whose logits are in memory together; None for all of them, which a compiler can fuse.
     `soft_cap`: see `soft_capped`.
     """
@@ -99,7 +99,10 @@ def _plain(
     if weights is None:
         return F.cross_entropy(logits.float(), targets, reduction="sum")
     losses = F.cross_entropy(logits.float(), targets, reduction="none")
-    return (losses * weights).sum() if weights.dim() == 1 else torch.stack([(losses * each).sum() for each in weights])
+    if weights.dim() == 1:
+        return (losses * weights).sum()
+    # Tokens that only fill up a batch may overflow in fp16, and 0 times that is NaN.
+    return torch.stack([(losses * each).where(each != 0, 0.0).sum() for each in weights])
 
 
 def _losses_and_error(
