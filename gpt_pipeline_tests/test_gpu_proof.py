@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu_proof.__main__ import _END_SECONDS, PARTS, in_order, main
+from benchmarks.gpu_proof.checks import _COMPILED, _FIRST, _IN_PROCESSES, _TINY, COLLECTIVES
 from benchmarks.gpu_proof.record import JSON_NAME, TABLES_NAME, NotHereError, Results, Row, Task, UnfinishedError
 from benchmarks.gpu_proof.setup import Setup, full_step
 from gpt_pipeline.hardware import devices
+from gpt_pipeline_tests.gpu_checks import CHECKS
 
 ROOT = Path(__file__).parents[1]
 _ABSENT = (
@@ -97,6 +99,12 @@ def test_first_call_of_nine_minutes_says_of_parts_one_to_four_what_matters_most(
     assert {task.part for task in first} == {1, 2, 3, 4}
     assert sum(task.seconds for task in first) <= 9 * 60 - _END_SECONDS
     assert {task.part for task in tasks} == set(PARTS)
+
+
+def test_checks_that_part_one_treats_by_name_are_there():
+    assert {*_FIRST, COLLECTIVES} <= set(CHECKS)
+    for beginning in (*_TINY, _COMPILED, _IN_PROCESSES):
+        assert any(name.startswith(beginning) for name in CHECKS), beginning
 
 
 @pytest.mark.parametrize("parts", ["0", "1,8", "one", ""])

@@ -83,7 +83,11 @@ class Snapshot:
 
     model_config: ModelConfig
     optimizer: Mapping[str, Any]
-    """`{"name": ..., "states": [one for AdamW, one for Muon if any, as `state_dict` of `torch.optim`]}`."""
+    """`{"name": ..., "states": [one for AdamW, one for Muon if any]}`.
+
+    Each is `{"state": {number of the parameter: its tensors, named as in `torch.optim`}, "param_groups": [...]}`. The
+    groups say which settings were used, and are not read again.
+    """
 
     random: Mapping[str, Any]
     """State of every random number generator."""

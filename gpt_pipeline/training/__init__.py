@@ -4,6 +4,7 @@ The loop and what it turns on, to be read in this order:
     run.py        one training from its job to its outcome
     trainer.py    the loop: update, validate, save, stop
     update.py     one optimizer update; optimizer.py, the learning rate, and AdamW and Muon together
+    adamw.py      AdamW's updates; muon.py, Muon's; grouped.py, what they share
     feed.py       batches on the device; validate.py, the estimate of the validation loss
     state.py      the state of a training; seeds.py, the random generators; saver.py, its checkpoints
 Around it:

@@ -16,7 +16,7 @@ _EPS = 1e-8
 
 
 class AdamW(GroupedOptimizer):
-    """Updates parameters; the state has the layout of `torch.optim.AdamW`."""
+    """Updates parameters; each has the state that it has in `torch.optim.AdamW`."""
 
     def __init__(self, groups: Sequence[Mapping[str, Any]], *, learning_rate: float) -> None:
         super().__init__([{"lr": learning_rate, "betas": _BETAS, "eps": _EPS, **group} for group in groups])

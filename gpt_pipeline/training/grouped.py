@@ -1,7 +1,8 @@
 """What AdamW and Muon have in common: parameters in groups, and a state for each parameter.
 
-The names and the layout of the state are those of `torch.optim.Optimizer`, so that checkpoints fit either. That class
-is not used because each of its methods imports torch's compiler, which takes as long as torch itself.
+The state of each parameter has the names that it has in `torch.optim`, so that checkpoints made with those optimizers
+load. Groups hold only the settings that are used here: `torch.optim.Muon` needs more and fails with them.
+`torch.optim.Optimizer` is not used because each of its methods imports torch's compiler, which takes as long as torch.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 class Muon(GroupedOptimizer):
-    """Updates matrices; the state has the layout of `torch.optim.Muon`, so that its checkpoints fit."""
+    """Updates matrices; each has the state that it has in `torch.optim.Muon`."""
 
     def __init__(
         self,
