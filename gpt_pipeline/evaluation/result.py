@@ -34,7 +34,7 @@ SHARES = ("pass_at_1", "correct")
 _STAND_FOR: Mapping[str, tuple[str, ...]] = {"error_rate": SHARES}  # what an evaluation measures instead
 _LONGEST_NAME = 250 - len("answer_loss/")  # MLflow's longest key
 _HASH_DIGITS, _KEPT_LETTERS = 12, 60
-_REMEMBERED = 4096  # results, some 10 kB each: those of all experiments that a web page shows
+_REMEMBERED = 1 << 15  # results, some 10 kB each: beyond that a page reads all files anew each time it looks at them
 _TOLD_APART = re.compile(rf"-[0-9a-f]{{{_HASH_DIGITS}}}$")
 EVALUATION_VERSION = "2"
 """Raise it when the same weights, data and configuration give another result: every checkpoint is evaluated again.
