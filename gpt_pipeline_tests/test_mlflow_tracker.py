@@ -17,6 +17,8 @@ from urllib.request import url2pathname
 import pytest
 
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, find_evaluation, write_evaluation
+from gpt_pipeline.progress.evaluations import mark_logged
+from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.tracking.dataset import LoggedDataset
 from gpt_pipeline.tracking.lost_runs import lost_runs
 from gpt_pipeline.tracking.mlflow_tracker import (
@@ -263,24 +265,93 @@ def test_log_evaluation_adds_a_point_to_the_series_of_its_training_once(tmp_path
     assert _series(store, run_id, "correct_low") == [(10, low), (20, low)]
 
 
-def test_log_evaluation_sends_its_own_point_alone_once_the_series_has_begun(tmp_path: Path, store: Path) -> None:
+def _note(result: EvaluationResult) -> None:
+    """Note that the result is in MLflow, as its step does once it has logged it."""
+    mark_logged(ExperimentFolder(root=result.path.parent.parent), result, run_id="r", alias=None)
+
+
+def test_log_evaluation_leaves_others_with_a_note_alone_once_the_series_has_begun(tmp_path: Path, store: Path) -> None:
     run_id = _training_run(store)
     log(make_result(tmp_path, step=10), store)
     early = make_result(tmp_path, step=20)
+    _note(early)
     log(make_result(tmp_path, step=30), store)
     assert _series(store, run_id, "val_loss") == [(10, 3.25), (30, 3.25)]
     log(early, store)
     assert _series(store, run_id, "val_loss") == [(10, 3.25), (20, 3.25), (30, 3.25)]
 
 
-def test_log_evaluation_says_whether_the_store_knew_the_training_before(tmp_path: Path, store: Path) -> None:
-    assert not log(make_result(tmp_path, step=10), store).knew_others  # no training there yet
+def test_log_evaluation_sends_what_a_mirror_brought_after_the_series_had_begun(tmp_path: Path, store: Path) -> None:
+    run_id = _training_run(store)
+    first = make_result(tmp_path, step=10)
+    log(first, store)
+    _note(first)
+    of_another = make_result(tmp_path, step=15)
+    write_evaluation(
+        dataclasses.replace(of_another, checkpoint={**of_another.checkpoint, "training_fingerprint": "f" * 64})
+    )
+    brought = [make_result(tmp_path, step=step) for step in (20, 25)]
+    for step in (30, 40):
+        log(make_result(tmp_path, step=step), store)
+        for result in brought:
+            result.path.write_text("{}")  # in the series, it is not read again
+    assert _series(store, run_id, "val_loss") == [(step, 3.25) for step in (10, 20, 25, 30, 40)]
+    assert {name for name, _ in _series(store, run_id, "correct_low")} == {10, 20, 25, 30, 40}
+
+
+def test_log_evaluation_again_completes_a_point_of_which_a_part_was_sent(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    run_id = _training_run(store)
+    for step in (10, 30):
+        log(make_result(tmp_path, step=step), store)
+    plain, result = MlflowClient.log_batch, make_result(tmp_path, step=20)
+
+    def cut_off(self: MlflowClient, run: str, *, metrics: Any = (), **others: Any) -> None:
+        plain(self, run, metrics=[each for each in metrics if each.key == "eval/val_loss" or run != run_id], **others)
+        if metrics and run == run_id:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            log(result, store)
+    assert len(_series(store, run_id, "val_loss")) > len(_series(store, run_id, "well_formed"))
+    log(result, store)
+    assert _series(store, run_id, "val_loss") == [(10, 3.25), (20, 3.25), (30, 3.25)]
+    assert _series(store, run_id, "well_formed") == [(10, 1.0), (20, 1.0), (30, 1.0)]
+
+
+def test_log_evaluation_asks_for_a_look_until_the_store_knows_the_training(tmp_path: Path, store: Path) -> None:
+    looked_at: list[int] = []
+
+    def log_step(step: int) -> None:
+        log(make_result(tmp_path, step=step), store, if_unknown=lambda: looked_at.append(step))
+
+    log_step(10)  # no training there yet
     training = _training_run(store)
-    known = [log(make_result(tmp_path, step=step), store).knew_others for step in (20, 30)]
-    assert known == [False, True]
+    for step in (20, 30):
+        log_step(step)
+    assert looked_at == [10, 20]
     client(store).delete_run(training)  # and logged anew, as into a wiped store
     _training_run(store)
-    assert not log(make_result(tmp_path, step=40), store).knew_others
+    log_step(40)
+    assert looked_at == [10, 20, 40]
+
+
+def test_log_evaluation_whose_look_fails_is_asked_for_one_again(tmp_path: Path, store: Path) -> None:
+    def failing() -> None:
+        raise TrackingError("busy")
+
+    _training_run(store)
+    result, looks = make_result(tmp_path, step=10), []
+    with pytest.raises(TrackingError, match="busy"):
+        log(result, store, if_unknown=failing)
+    for _ in range(2):
+        log(result, store, if_unknown=lambda: looks.append(result))
+    assert looks == [result]
 
 
 def test_log_evaluation_of_a_step_again_leaves_the_series_alone(tmp_path: Path, store: Path) -> None:

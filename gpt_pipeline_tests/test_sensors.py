@@ -19,9 +19,11 @@ from gpt_pipeline.checkpoints.manifest import best_checkpoint, checkpoint_path, 
 from gpt_pipeline.checkpoints.save import link_best
 from gpt_pipeline.evaluation.result import alias_of, read_evaluations
 from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.orchestration.evaluation_step import log_result
 from gpt_pipeline.orchestration.keys import EVALUATION_TAG
 from gpt_pipeline.progress.evaluations import wanted_evaluations
 from gpt_pipeline.project import Project
+from gpt_pipeline.tracking.store import default_tracking_uri
 from gpt_pipeline_tests.projects import TinyProject
 
 
@@ -247,6 +249,15 @@ def test_sensor_asks_again_for_what_a_wiped_mlflow_has_lost(copy: TinyProject, i
     (copy.root / "mlflow.db").unlink()
     asked = {request.partition_key for request in _ask_sensor(copy, instance)}
     assert asked == {"step_00000004", "step_00000008", "step_00000012"}
+
+
+def test_evaluation_logged_into_a_wiped_mlflow_makes_the_others_pending(copy: TinyProject, empty_store: bytes) -> None:
+    experiment = copy.experiment("tiny")
+    (copy.root / "mlflow.db").write_bytes(empty_store)
+    logged, *_ = read_evaluations(experiment.folder.evaluations)
+    log_result(dg.build_asset_context(), experiment, default_tracking_uri(copy.root), logged)
+    states = {wanted.checkpoint.step: wanted.state for wanted in wanted_evaluations(experiment)}
+    assert states == {4: "done", 8: "missing", 12: "missing"}
 
 
 def test_checkpoint_that_becomes_the_best_later_is_only_logged_again(

@@ -135,6 +135,11 @@ def log_result(
 
     weights, training = (str(result.checkpoint[name]) for name in ("weights_sha256", "training_fingerprint"))
     best = best_weights(best_checkpoint(experiment.folder.checkpoints), training_fingerprint=training)
+
+    def look_for_lost_runs() -> None:
+        if lost := forget_lost_runs(experiment, tracking_uri):
+            context.log.warning(f"{lost} evaluations are no longer in MLflow; they are logged again next.")
+
     run = log_evaluation(
         result,
         tracking_uri=tracking_uri,
@@ -144,13 +149,11 @@ def log_result(
         run_tags={"dagster_run_id": context.run_id},
         dataset=dataset_of(experiment, finished_shards(experiment)),
         best_weights=best,
+        if_unknown=look_for_lost_runs,  # single runs that somebody deleted are left to the sensor and the next command
     )
     mark_logged(experiment.folder, result, run_id=run.run_id, alias=BEST_ALIAS if best == weights else None)
     context.log.debug(f"{result.key}: MLflow run {run.run_id}" + ("" if run.new else ", logged before"))
-    # MLflow works now: check whether it lost other runs, if it may have, and send what it lacks of a training that is
-    # over. Single runs that somebody deleted for good are left to the sensor and the next command.
-    if run.new and not run.knew_others and (lost := forget_lost_runs(experiment, tracking_uri)):
-        context.log.warning(f"{lost} evaluations are no longer in MLflow; they are logged again next.")
+    # MLflow works now: send what it lacks of a training that is over.
     if trainer_state(experiment.folder.root) != "running":
         catch_up(experiment, tracking_uri, say=context.log.warning)
     return run

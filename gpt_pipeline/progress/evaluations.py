@@ -100,7 +100,7 @@ def _is_logged(folder: ExperimentFolder, result: EvaluationResult, best: Checkpo
 
 def logged_marks(folder: ExperimentFolder) -> dict[Path, Mapping[str, Any]]:
     """Return the notes of all results that are in MLflow, by the files that hold them."""
-    found = {path: _read_mark(path) for path in sorted((folder.evaluations / "logged").glob("*.json"))}
+    found = {path: _read_mark(path) for path in sorted(folder.logged_evaluations.glob("*.json"))}
     return {path: mark for path, mark in found.items() if mark is not None}
 
 
@@ -110,4 +110,4 @@ def _read_mark(path: Path) -> Mapping[str, Any] | None:
 
 
 def _log_mark(folder: ExperimentFolder, result: EvaluationResult) -> Path:
-    return folder.evaluations / "logged" / result.path.name
+    return folder.logged_evaluations / result.path.name

@@ -68,5 +68,10 @@ class ExperimentFolder:
         return self.root / "evaluations"
 
     @property
+    def logged_evaluations(self) -> Path:
+        """One JSON file per evaluation that is in MLflow, of the same name."""
+        return self.evaluations / "logged"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"

@@ -4,13 +4,16 @@ MLflow changes no point of a series, and a point of another time would be a seco
 of the evaluation which was sent first. Sending it again writes the same row; an evaluation of the same checkpoint with
 other settings has a run of its own and leaves the series alone.
 
-There may be thousands. So the training's run bears a tag from when it has had all that there are: after that, whoever
-logs an evaluation sends that one, and asks for the points that are there only if its step is not beyond them.
+There may be thousands. So the training's run bears a tag from when it has had all that there are. After that, whoever
+logs an evaluation sends that one, and those without a note that they are in MLflow whose step has no point: another
+machine made them, and they came later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt_pipeline.evaluation.result import (
@@ -31,6 +34,7 @@ PREFIX = "eval/"
 _LONGEST_KEY = 250  # MLflow's limit; a kind of some 240 letters stands in the evaluation's own run only
 _LOSS = "val_loss"
 _OF_LOSSES = (_LOSS, "perplexity", "val_bpb")
+_NAMED = re.compile(r"step_(\d+)-")  # by `evaluation_path`
 _FIRST_TAG = "gpt_pipeline.series_began_with"
 """On a training's run: the file of the evaluation that all others in the series are compared with."""
 
@@ -41,46 +45,67 @@ def send_series(
     folder: ExperimentFolder,
     training_fingerprint: str,
     *,
-    only: EvaluationResult | None = None,
+    own: EvaluationResult | None = None,
 ) -> None:
     """Send the evaluations in `folder` of the training with this fingerprint that the training's `run` lacks.
 
-    `only` is the one that it may lack if it has ever had all others.
+    `own` is the one that is being logged, perhaps again because the attempt before was cut off.
     """
     begun = run.data.tags.get(_FIRST_TAG)
     first = None if begun is None else read_evaluation(folder.evaluations / begun)
-    if first is not None and only is not None:
-        _send(store, run, [only], first)
-        return
-    results = [
-        result
-        for result in read_evaluations(folder.evaluations)
-        if result.checkpoint.get("training_fingerprint") == training_fingerprint
-    ]
-    times = _times(store, run, results)
-    sent = [result for result in results if times.get(result.step) == milliseconds(result.created_at)]
-    first = first or min(sent or results, key=lambda result: result.created_at, default=None)
+    if first is None or own is None:
+        results = read_evaluations(folder.evaluations)
+        times = _times(store, run, [result.step for result in results])
+    else:
+        unnoted = _unnoted(folder)
+        times = _times(store, run, [own.step, *unnoted.values()])
+        lacking = [path for path, step in unnoted.items() if step not in {*times, own.step}]
+        results = [own, *(result for path in lacking if (result := read_evaluation(path)) is not None)]
+    results = [each for each in results if each.checkpoint.get("training_fingerprint") == training_fingerprint]
+    if first is None:
+        sent = [result for result in results if times.get(result.step) == milliseconds(result.created_at)]
+        first = min(sent or results, key=lambda result: result.created_at, default=None)
     if first is not None:
-        _send(store, run, results, first)
-        store.client.set_tag(run.info.run_id, _FIRST_TAG, first.path.name)
+        in_doubt = {max(times, default=None), None if own is None else own.step}
+        _send(store, run, results, first=first, times=times, in_doubt=in_doubt)
+        if first.path.name != begun:
+            store.client.set_tag(run.info.run_id, _FIRST_TAG, first.path.name)
 
 
-def _times(store: OpenStore, run: Run, results: Iterable[EvaluationResult]) -> dict[int, int]:
-    """Return the times of the points that the series has, by step; of a series that ends before all `results` none."""
+def _unnoted(folder: ExperimentFolder) -> dict[Path, int]:
+    """Return the evaluations without a note that they are in MLflow, with their steps; no file is read."""
+    noted = {path.name for path in folder.logged_evaluations.glob("*.json")}
+    found = {path: _NAMED.match(path.name) for path in folder.evaluations.glob("*.json") if path.name not in noted}
+    return {path: int(name[1]) for path, name in found.items() if name is not None}
+
+
+def _times(store: OpenStore, run: Run, steps: Iterable[int]) -> dict[int, int]:
+    """Return the times of the points that the series has, by step; of a series that ends before all `steps` none."""
     key = f"{PREFIX}{_LOSS}"
     last = max((point.step for point in run.data.to_proto().metrics if point.key == key), default=-1)
-    if all(result.step > last for result in results):
+    if all(step > last for step in steps):
         return {}
     return {point.step: point.timestamp for point in store.client.get_metric_history(run.info.run_id, key)}
 
 
-def _send(store: OpenStore, run: Run, results: Sequence[EvaluationResult], first: EvaluationResult) -> None:
+def _send(
+    store: OpenStore,
+    run: Run,
+    results: Iterable[EvaluationResult],
+    *,
+    first: EvaluationResult,
+    times: dict[int, int],
+    in_doubt: Collection[int | None],
+) -> None:
+    """Send the results by ascending step, of a step the newest; `times` are of the points that the series has.
+
+    Of the steps `in_doubt` it may have only a part, if the attempt that sent them was cut off.
+    """
     from mlflow.entities import Metric
 
-    times = _times(store, run, results)
-    newest = max(times, default=None)  # whose batch may have been cut off
-    known = set(times) - {newest}
-    for result in reversed(results):  # of a step that has no point yet, the newest
+    known = times.keys() - in_doubt
+    newest_first = sorted(results, key=lambda result: result.created_at, reverse=True)
+    for result in sorted(newest_first, key=lambda result: result.step):
         at = milliseconds(result.created_at)
         is_new = result.step not in known and times.setdefault(result.step, at) == at
         if is_new and same_losses(first, result):

@@ -11,7 +11,7 @@ checkpoint becomes the best. The run of the training is the parent of its evalua
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.evaluation.result import BEST_ALIAS, EvaluationResult
@@ -50,13 +50,16 @@ def log_evaluation(
     run_tags: Mapping[str, str] | None = None,
     dataset: LoggedDataset | None = None,
     best_weights: str | None = None,
+    if_unknown: Callable[[], object] = lambda: None,
 ) -> LoggedRun:
     """Log `result` as one finished MLflow run named `step_<N>`, or find that done.
 
     `parameters` is the experiment's configuration, nested as it may be. `tags` are those of the experiment, which all
     runs of the training get where they lack them; `run_tags` are of this run alone. `dataset` is what was evaluated
     on. `best_weights`, the hash of the weights in the training's `best_model.pt`, says which of its runs bear
-    that alias from now on; None leaves the aliases as they are. Attempts on this machine take turns, so repeated and
+    that alias from now on; None leaves the aliases as they are. `if_unknown` is called where nothing in the store tells
+    that it has seen the training's evaluations before, so that it may be a new one, or a wiped one; once that has
+    returned, the store tells it, if it has the training's run. Attempts on this machine take turns, so repeated and
     parallel ones end with one run.
 
     Raises:
@@ -83,12 +86,12 @@ def log_evaluation(
             _complete_run(store, run, result, parameters)
         training = str(result.checkpoint["training_fingerprint"])
         parent = store.find(tag=TRAINING_TAG, value=training)
-        knew = complete_evaluations(store, run, tags, training_fingerprint=training, parent=parent)
+        complete_evaluations(store, run, tags, training_fingerprint=training, parent=parent, if_unknown=if_unknown)
         if parent is not None:
-            send_series(store, parent, ExperimentFolder(root=result.path.parent.parent), training, only=result)
+            send_series(store, parent, ExperimentFolder(root=result.path.parent.parent), training, own=result)
         if best_weights is not None:
             _move_alias(store, training, best_weights)
-        return LoggedRun(run_id=run.info.run_id, experiment_id=store.experiment_id, new=new, knew_others=knew)
+        return LoggedRun(run_id=run.info.run_id, experiment_id=store.experiment_id, new=new)
 
 
 def _complete_run(store: OpenStore, run: Run, result: EvaluationResult, parameters: Mapping[str, Any]) -> None:

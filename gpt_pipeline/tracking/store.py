@@ -52,10 +52,6 @@ class LoggedRun:
     new: bool
     """False if MLflow had all of it before."""
 
-    knew_others: bool = True
-    """Of an evaluation: False if nothing in the store told that it has seen the training's evaluations before, so that
-    it may be a new one, or a wiped one."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class OpenStore:

@@ -7,7 +7,7 @@ program nested none: whoever logs something of a training gives its runs whateve
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from gpt_pipeline.experiment.load import Experiment
@@ -71,19 +71,26 @@ def complete_tags(store: OpenStore, runs: Iterable[Run], tags: Mapping[str, str]
 
 
 def complete_evaluations(
-    store: OpenStore, own: Run, tags: Mapping[str, str], *, training_fingerprint: str, parent: Run | None
-) -> bool:
+    store: OpenStore,
+    own: Run,
+    tags: Mapping[str, str],
+    *,
+    training_fingerprint: str,
+    parent: Run | None,
+    if_unknown: Callable[[], object],
+) -> None:
     """Give the run of an evaluation, those of the training's others, and the training's, `parent`, what they lack.
 
     The others are asked for once for each set of tags, since there may be thousands: the training's run, completed
-    last, says that they have them. Return whether it said so. A run that is made after that finds its parent itself.
+    last, says that they have them. As long as it does not say so, `if_unknown` is called before it does. A run that is
+    made after that finds its parent itself.
     """
     mark = hashlib.sha256("\n".join(sorted(tags)).encode()).hexdigest()
     if parent is not None and parent.data.tags.get(_COMPLETE_TAG) == mark:
         complete_tags(store, [own], tags, parent=parent)
-        return True
+        return
     complete_tags(store, evaluation_runs(store, training_fingerprint), tags, parent=parent)
+    if_unknown()
     if parent is not None:
         complete_tags(store, [parent], tags)
         store.client.set_tag(parent.info.run_id, _COMPLETE_TAG, mark)
-    return False
