@@ -217,6 +217,22 @@ def test_texts_below_an_axis_are_all_there_where_they_have_room_and_cut_where_th
     assert [text for _, text in texts_with_room(marks, 960)] == ["a", "../books/of/a/very/long…", "b"]
 
 
+def _drawn_with_ticks(*xs: float) -> str:
+    """A chart of points at these places, with texts at -4 to -1."""
+    ticks = tuple((float(place), f"at {place}") for place in range(-4, 0))
+    points = tuple((x, 1.0) for x in xs)
+    series = (Series(name="a", points=points, colour=1),)
+    return draw(Chart(title="t", x_label="x", y_label="y", series=series, x_ticks=ticks))
+
+
+def test_texts_of_an_axis_outside_of_what_is_drawn_are_left_out() -> None:
+    assert re.findall(r">(at [^<]+)<", _drawn_with_ticks(-3.0, -2.0)) == ["at -3", "at -2"]
+
+
+def test_axis_of_one_negative_value_ascends_and_has_its_text() -> None:
+    assert re.findall(r">(at [^<]+)<", _drawn_with_ticks(-3.0)) == ["at -3", "at -2", "at -1"]
+
+
 def test_palette_is_one_for_all_pages_and_stands_out_from_the_paper() -> None:
     package = Path(charts.__file__).parents[1]
     report, start = (

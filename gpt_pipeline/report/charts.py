@@ -375,13 +375,11 @@ def _frame(chart: Chart) -> _Frame:
     y_ticks = nice_ticks(low, max(ys), _y_tick_count(chart))
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
-        x_low, x_high = min(0.0, x_low), (x_high or 1) * 1.25
+        x_low, x_high = min(0.0, x_low), max(0.0, x_high * 1.25) or 1.25
     x_low = 0.0 if 0 < x_low < 0.15 * x_high and not chart.x_ticks else x_low
-    x_ticks = [x for x, _ in chart.x_ticks] or [
-        tick for tick in nice_ticks(x_low, x_high, max(5, round(chart.width / 130))) if x_low <= tick <= x_high
-    ]
+    x_ticks = [x for x, _ in chart.x_ticks] or nice_ticks(x_low, x_high, max(5, round(chart.width / 130)))
     return _Frame(
-        x_ticks=x_ticks,
+        x_ticks=[tick for tick in x_ticks if x_low <= tick <= x_high],
         y_ticks=y_ticks,
         x_range=(x_low, x_high),
         y_range=(y_ticks[0], y_ticks[-1]),

@@ -84,7 +84,8 @@ function axis(values, { log, zero, whole, count, ticks, edges }) {
   let low = values.reduce((least, each) => Math.min(least, each), Infinity);
   let high = values.reduce((most, each) => Math.max(most, each), -Infinity);
   if (zero && !log) low = Math.min(low, 0);
-  if (low === high && !whole) [low, high] = log ? [low / 2, high * 2] : [Math.min(0, low), (high || 1) * 1.25];
+  if (low === high && !whole)
+    [low, high] = log ? [low / 2, high * 2] : [Math.min(0, low), Math.max(0, high * 1.25) || 1.25];
   if (!whole && !log && !ticks && low > 0 && low < 0.15 * high) low = 0;
   if (log && low === high) [low, high] = [low / 2, high * 2];
   let marks = ticks ?? (log ? logTicks(low, high, count) : roundTicks(low, high, count));
