@@ -536,6 +536,19 @@ def test_parts_of_a_mix_share_a_tokenizer_that_is_trained_on_all_of_them(data: D
     assert TokenizerStage(config=renamed, data_folder=data.folder).found().fingerprint == made[0].fingerprint
 
 
+def test_tokenizer_of_a_mix_names_the_documents_that_are_not_finished_alone(data: Data) -> None:
+    folder = str(data.folder.parent / "own")
+    parts = {
+        "own": PartConfig(share=1, num_samples="all", source=folder, format="text", columns=ColumnsConfig(text="body")),
+        "synth": PartConfig(share=1, num_samples=5, source="someone/synth"),
+    }
+    mix = DataConfig(num_samples="all", max_length=16, tokenizer=TokenizerConfig(train=SIZE), mix=parts)
+    prepared(mix.parts["own"], data.folder)
+    stage = TokenizerStage(config=mix.parts["own"], data_folder=data.folder)
+    with pytest.raises(DataError, match=r"^english_parquet is not finished"):
+        stage.finish(say=lambda line: None)
+
+
 @pytest.mark.slow
 def test_experiment_with_a_trained_tokenizer_runs_evaluates_and_generates_without_its_data(tmp_path: Path) -> None:
     project = TinyProject(root=tmp_path)

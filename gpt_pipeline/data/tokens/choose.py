@@ -21,7 +21,7 @@ def known_shards(config: DataConfig, data_folder: Path) -> StageResult | None:
 
 
 def shards_stage(config: DataConfig, data_folder: Path) -> ShardsStage | MixedShardsStage:
-    """Return the stage of the shards that a training reads: token_shards, or mixed_shards for a mix."""
+    """Return the stage, finished or not."""
     if config.mix is None:
         return ShardsStage(config=config, data_folder=data_folder)
     return MixedShardsStage(config=config, data_folder=data_folder)

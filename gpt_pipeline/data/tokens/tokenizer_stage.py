@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.data.config import GPT2, PLAIN, DataConfig, SharedTokenizerConfig, TokenizerConfig, is_path
-from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.formats.forms import MARKS
 from gpt_pipeline.data.stage import PlacedStage, Say, ask_again, finish_stage
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
@@ -162,8 +161,9 @@ class TokenizerStage(PlacedStage):
         if place is None and fetch_tokenizer(self.config, self.data_folder, say):
             place = self.place()
         if place is None:
-            names = sorted({stage_names(each).documents for each in self._sources})
-            raise not_finished(" or ".join(names), self.data_folder)
+            self._documents()  # raises: some of them are not finished
+            place = self.place()
+            assert place is not None  # they were finished in this moment
         return place
 
     def _made(self, folder: Path, wanted: str, say: Say) -> Manifest:
