@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -49,10 +48,9 @@ _WAIT_SECONDS = 240.0
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[SlurmCluster]:
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # pytest's own folders have names too long for a socket
-    with slurm_cluster(folder) as cluster:
+    # pytest's own folders have names too long for a socket
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, slurm_cluster(Path(folder)) as cluster:
         yield cluster
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -417,8 +415,11 @@ return slurm.SUCCESS
 def test_job_that_the_cluster_renames_is_found_watched_and_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, slurm = Path(tempfile.mkdtemp(prefix="slurm-")), Slurm(SlurmConfig())
-    with slurm_cluster(folder, job_submit=RENAMING) as cluster:
+    slurm = Slurm(SlurmConfig())
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-") as folder,
+        slurm_cluster(Path(folder), job_submit=RENAMING) as cluster,
+    ):
         for name, value in cluster.environment.items():
             monkeypatch.setenv(name, value)
         submitted = slurm.submit(sleeper(tmp_path / "my files", "gpt-ours-1", seconds=60))
@@ -430,7 +431,6 @@ def test_job_that_the_cluster_renames_is_found_watched_and_ended(
         slurm.cancel(submitted, name="gpt-ours-1")
         wait(lambda: slurm.state(submitted, name="gpt-ours-1").state == "cancelled", "it does not end")
         assert slurm.find("gpt-ours-1") == submitted
-    shutil.rmtree(folder)
 
 
 def test_command_line_trains_stops_and_goes_on(cluster: SlurmCluster, tmp_path: Path) -> None:
