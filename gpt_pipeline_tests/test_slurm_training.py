@@ -385,6 +385,15 @@ def test_job_killed_between_submission_and_note_is_found_by_its_name(cluster: Sl
     assert slurm.find("gpt-other-1") is None
 
 
+def test_job_stopped_before_its_trainer_has_begun_ends(cluster: SlurmCluster, tmp_path: Path) -> None:
+    slurm = Slurm(SlurmConfig(setup=(f'srun() {{ touch "{tmp_path}/asked"; sleep 3; command srun "$@"; }}',)))
+    submitted = slurm.submit(sleeper(tmp_path, "gpt-early-1", seconds=60))
+    wait((tmp_path / "asked").exists, "it does not begin")
+
+    slurm.cancel(submitted)
+    wait(lambda: slurm.state(submitted).state == "cancelled", "it does not end")
+
+
 def test_job_of_another_name_is_neither_seen_nor_ended_by_its_number(cluster: SlurmCluster, tmp_path: Path) -> None:
     slurm = Slurm(SlurmConfig())
     submitted = slurm.submit(sleeper(tmp_path, "gpt-other-1", seconds=60))

@@ -82,7 +82,14 @@ before=$(newest_checkpoint) began=$(date +%s)
 # USR2: whoever follows the job asks it to stop. USR1: the time limit is near. TERM: Slurm takes the nodes away. In each
 # case all processes of the trainer get SIGTERM, save and leave. Not through srun, which would kill them.
 trainer= why=
-stop() {{ why=$1; [ -z "$trainer" ] || scancel --signal=TERM "$SLURM_JOB_ID"; }}
+started() {{ squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format=%i | grep -q '\\.[0-9]'; }}
+stop() {{
+  why=$1
+  [ -n "$trainer" ] || return 0
+  # The trainer is a step of the job from a moment after srun was called; before, the signal reaches nobody.
+  until started || ! kill -0 "$trainer" 2>/dev/null; do sleep 0.5; done
+  scancel --signal=TERM "$SLURM_JOB_ID"
+}}
 trap 'stop asked' USR2
 trap 'stop limit' USR1
 trap 'stop taken' TERM
