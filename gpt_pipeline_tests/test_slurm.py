@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -62,14 +63,22 @@ def test_script_of_one_process_runs_the_trainer_itself(tmp_path: Path) -> None:
 FAKE_COMMANDS = {
     "srun": 'while [ "$1" != bash ]; do shift; done; exec "$@"',
     "scancel": "kill -TERM $(cat trainer.pids)",
+    "squeue": "[ ! -e trainer.pids ] || echo 7.0",
     "scontrol": 'echo "$@" >> scontrol.asked',
 }
 
 
-def run_script(tmp_path: Path, trainer: str, *, folder: Path, **config: object) -> subprocess.CompletedProcess[str]:
+def run_script(
+    tmp_path: Path,
+    trainer: str,
+    *,
+    folder: Path,
+    commands_of_slurm: Mapping[str, str] = FAKE_COMMANDS,
+    **config: object,
+) -> subprocess.CompletedProcess[str]:
     """Run a batch script here, with stand-ins for Slurm's commands and `trainer` for the interpreter."""
     commands = tmp_path / "commands"
-    for name, text in {**FAKE_COMMANDS, "python": trainer}.items():
+    for name, text in {**commands_of_slurm, "python": trainer}.items():
         write_text(commands / name, f"#!/bin/bash\n{text}\n")
         (commands / name).chmod(0o755)
     slurm = Slurm(SlurmConfig(python=str(commands / "python"), **config))  # type: ignore[arg-type]
@@ -125,6 +134,33 @@ def test_script_that_is_signalled_has_the_trainer_save_and_says_how_it_ended(
 
     assert done.returncode == code, done.stderr
     assert (tmp_path / "scontrol.asked").exists() == requeued
+
+
+@needs_bash
+@pytest.mark.parametrize(
+    "squeue",
+    [
+        pytest.param("echo x >> asked; [ $(wc -l < asked) -lt 3 ] && echo 7.batch || echo 7.0", id="no step yet"),
+        pytest.param("echo x >> asked; [ $(wc -l < asked) -ge 3 ] || exit 1; echo 7.0", id="fails at first"),
+        pytest.param("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", id="fails"),
+    ],
+)
+def test_script_stops_its_trainer_whatever_squeue_says(tmp_path: Path, squeue: str) -> None:
+    trainer = (
+        "echo $$ $PPID > trainer.pids; trap 'touch told; exit 143' TERM\n"
+        "kill -USR2 $SCRIPT; for i in $(seq 400); do sleep 0.1; done"
+    )
+
+    done = run_script(
+        tmp_path,
+        trainer,
+        folder=tmp_path,
+        commands_of_slurm={**FAKE_COMMANDS, "squeue": squeue},
+        setup=("export SCRIPT=$$",),
+    )
+
+    assert done.returncode == 143, done.stderr
+    assert (tmp_path / "told").exists()
 
 
 @needs_bash

@@ -82,12 +82,20 @@ before=$(newest_checkpoint) began=$(date +%s)
 # USR2: whoever follows the job asks it to stop. USR1: the time limit is near. TERM: Slurm takes the nodes away. In each
 # case all processes of the trainer get SIGTERM, save and leave. Not through srun, which would kill them.
 trainer= why=
-started() {{ squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format=%i | grep -q '\\.[0-9]'; }}
 stop() {{
   why=$1
   [ -n "$trainer" ] || return 0
-  # The trainer is a step of the job from a moment after srun was called; before, the signal reaches nobody.
-  until started || ! kill -0 "$trainer" 2>/dev/null; do sleep 0.5; done
+  # The trainer is a step of the job from a moment after srun was called; before, the signal reaches nobody. A squeue
+  # that fails time and again has nobody wait: the trainer must hear of it before the job's time is over.
+  local steps failures=0
+  while kill -0 "$trainer" 2>/dev/null; do
+    if steps=$(squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format=%i); then
+      [[ "$steps" != *.[0-9]* ]] || break
+    elif ((++failures == 5)); then
+      break
+    fi
+    sleep 0.5
+  done
   scancel --signal=TERM "$SLURM_JOB_ID"
 }}
 trap 'stop asked' USR2
