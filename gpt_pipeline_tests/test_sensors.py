@@ -181,6 +181,22 @@ def test_sensor_outdated_report_is_requested_when_all_is_evaluated(
         assert _ask_sensor(copy, instance) == []
 
 
+def test_sensor_report_that_cannot_be_written_is_tried_three_times_until_there_is_more_to_show(
+    copy: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    folder = copy.experiment("tiny").folder
+    folder.report.unlink()
+    for _ in range(3):
+        (request,) = _ask_sensor(copy, instance)
+        run = dg.DagsterRun(job_name="report_tiny", status=dg.DagsterRunStatus.FAILURE, tags=dict(request.tags))
+        instance.add_run(run)
+    assert _ask_sensor(copy, instance) == []
+    for name in ("checkpoint_step_8.pt", "checkpoint_step_8.json"):
+        (folder.checkpoints / name).unlink()
+    _forget_evaluation(copy, 8)
+    assert [request.job_name for request in _ask_sensor(copy, instance)] == ["report_tiny"]
+
+
 def test_schedule_acts_only_when_the_questions_changed(copy: TinyProject, instance: dg.DagsterInstance) -> None:
     assert _ask_schedule(copy, instance) == []
     path = copy.root / "experiments" / "tiny.yaml"

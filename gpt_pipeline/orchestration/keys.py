@@ -32,6 +32,9 @@ COMMAND_TAG = ".dagster/gpt_pipeline_command"
 EVALUATION_TAG = ".dagster/gpt_pipeline_evaluation"
 """Bears an evaluation's fingerprint. Dagster's pages hide what begins with `.dagster/`: it says nothing to a person."""
 
+REPORT_TAG = ".dagster/gpt_pipeline_report"
+"""Bears the fingerprint of what the report would show."""
+
 
 def stage_of(step_key: str) -> str:
     """`raw_synth_1907de.check_file[synth_001]` -> `raw_synth`, `demo__training` -> `training`: a step's stage."""

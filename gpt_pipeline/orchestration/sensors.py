@@ -7,7 +7,7 @@ and by the new ones, and be requested again and again.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from gpt_pipeline.orchestration.history import UNFINISHED, is_under_way
 from gpt_pipeline.orchestration.pool_wait import assign_free_places
 from gpt_pipeline.orchestration.training_log import MlflowUpkeep
 from gpt_pipeline.progress.evaluations import WantedEvaluation, pending_evaluations
-from gpt_pipeline.progress.report import report_is_outdated
+from gpt_pipeline.progress.report import report_fingerprint, report_is_outdated
 from gpt_pipeline.project import Project
 from gpt_pipeline.shown import in_markdown
 
@@ -33,7 +33,7 @@ _logger = logging.getLogger(__name__)
 
 _SENSOR_SECONDS = 15
 _MAX_ATTEMPTS = 3
-_ATTEMPTS_WITHIN = timedelta(hours=6)  # an evaluation that failed too often is tried again after so long
+_ATTEMPTS_WITHIN = timedelta(hours=6)  # what failed too often is tried again after so long
 
 
 def new_checkpoints_sensor(
@@ -75,7 +75,7 @@ def new_checkpoints_sensor(
         new = [evaluation for evaluation in pending if evaluation.state == "missing"]
         requests = list(_evaluation_requests(context.instance, experiment, new))
         if not requests and _wants_report(context.instance, experiment, pending):
-            requests.append(dg.RunRequest(job_name=keys.report_job(experiment)))
+            requests.extend(_report_request(context.instance, experiment))
         if not requests:
             return dg.SkipReason(f"No new checkpoint; {len(new)} under evaluation or given up.")
         return _with_partitions(experiment, new, requests)
@@ -121,18 +121,30 @@ def _evaluation_requests(
     """
     for evaluation in pending:
         tags = {keys.EVALUATION_TAG: evaluation.fingerprint}
-        under_way = instance.get_runs_count(dg.RunsFilter(tags=tags, statuses=list(UNFINISHED)))
-        since = datetime.now(UTC) - _ATTEMPTS_WITHIN
-        failures = instance.get_runs_count(
-            dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.FAILURE], created_after=since)
-        )
-        if not under_way and failures < _MAX_ATTEMPTS:
+        if _may_be_requested(instance, tags):
             yield dg.RunRequest(
                 run_key=f"{evaluation.fingerprint}@{tick}" if tick else None,
                 job_name=keys.evaluate_job(experiment),
                 partition_key=evaluation.partition,
                 tags={**tags, **requester_tag()},
             )
+
+
+def _report_request(instance: dg.DagsterInstance, experiment: Experiment) -> Iterable[dg.RunRequest]:
+    """Yield the request for the report of what there is to show now, unless that one has failed too often."""
+    tags = {keys.REPORT_TAG: report_fingerprint(experiment)}
+    if _may_be_requested(instance, tags):
+        yield dg.RunRequest(job_name=keys.report_job(experiment), tags={**tags, **requester_tag()})
+
+
+def _may_be_requested(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> bool:
+    """Whether no run with the tags is under way, and none too many have failed."""
+    since = datetime.now(UTC) - _ATTEMPTS_WITHIN
+    under_way = instance.get_runs_count(dg.RunsFilter(tags=tags, statuses=list(UNFINISHED)))
+    failures = instance.get_runs_count(
+        dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.FAILURE], created_after=since)
+    )
+    return not under_way and failures < _MAX_ATTEMPTS
 
 
 def _wants_report(instance: dg.DagsterInstance, experiment: Experiment, pending: list[WantedEvaluation]) -> bool:
