@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -200,8 +201,8 @@ def stranger(project: TinyProject, tmp_path: Path) -> TinyProject:
     return TinyProject(root=folder)
 
 
-def _file_of_stranger(stranger: TinyProject, stem: str) -> Path:
-    path = stranger.write_experiment(stem)
+def _file_of_stranger(stranger: TinyProject, stem: str, **changes: Any) -> Path:
+    path = stranger.write_experiment(stem, **changes)
     path.write_text(path.read_text().replace("../storage", "../../storage"))
     return path
 
@@ -210,16 +211,33 @@ def test_removal_leaves_data_that_a_project_elsewhere_uses_which_has_trained_not
     made: Made, stranger: TinyProject
 ) -> None:
     experiment = made("a")
-    _file_of_stranger(stranger, "theirs")
+    file = _file_of_stranger(stranger, "theirs")
     theirs = stranger.experiment("theirs")
     note_users([theirs], say=_quiet)
     planned = plan_removal(experiment, file=False)
     assert _kept_data(planned, experiment)
-    assert any("token_shards" in text and "used by theirs.yaml" in text for text in planned.stays)
+    assert any("token_shards" in text and f"used by {file}" in text for text in planned.stays)
     _removed(experiment, delete=True)
     assert find_shards(theirs.data, theirs.data_folder) is not None
     _removed(theirs, delete=True)
     assert find_shards(theirs.data, theirs.data_folder) is None
+
+
+@pytest.mark.parametrize("again", ["another project's file of that name", "the same file, renamed and changed"])
+def test_removal_leaves_data_of_each_user_on_record_where_several_have_files_of_one_name(
+    made: Made, stranger: TinyProject, tmp_path: Path, again: str
+) -> None:
+    experiment = made("a")
+    file = _file_of_stranger(stranger, "theirs", name="first")
+    note_users([stranger.experiment("theirs")], say=_quiet)
+    if again.startswith("another"):
+        (tmp_path / "further").mkdir()
+        stranger = TinyProject(root=tmp_path / "further")
+    _file_of_stranger(stranger, "theirs", name="second", num_samples=100)  # of other documents
+    note_users([stranger.experiment("theirs")], say=_quiet)
+    planned = plan_removal(experiment, file=False)
+    assert _kept_data(planned, experiment)
+    assert any("token_shards" in text and f"used by {file}" in text for text in planned.stays)
 
 
 @pytest.mark.parametrize("how", ["base elsewhere", "no experiment"])

@@ -225,7 +225,7 @@ def _refuse_at_work(experiment: Experiment, project: Project) -> None:
 def _refuse_needed(experiment: Experiment, others: Iterable[Experiment]) -> None:
     file = experiment.file.resolve()
     later = [
-        each.file.name
+        _called(each, beside=experiment)
         for each in others
         if each.config.start_from is not None and base_file(each.config.start_from, each.file) == file
     ]
@@ -245,8 +245,8 @@ def _refuse_what_is_kept_in(folders: Iterable[Path], experiment: Experiment, oth
         for owner, what, path in named:
             if Path(os.path.realpath(path)).is_relative_to(folder):
                 raise UserError(
-                    f"{folder}: {owner.file.name} needs {path} in it ({what}); move that elsewhere, or remove "
-                    f"{owner.file.name} first"
+                    f"{folder}: {_called(owner, beside=experiment)} needs {path} in it ({what}); move that elsewhere, "
+                    "or remove that experiment first"
                     if owner is not experiment
                     else f"{folder}: {path} lies in it ({what}); move that elsewhere first"
                 )
@@ -329,15 +329,15 @@ def _own_data(experiment: Experiment, users: _Users) -> tuple[list[Path], list[s
         return [], []
     if users.unknown is not None:
         return [], [f"{experiment.data_folder}: {users.unknown}"]
-    used: dict[str, set[str]] = {}
+    used: list[tuple[str, set[str]]] = []
     for other in users.known:
         problem, paths = _used_by(other)
         if problem:
             return [], [f"{experiment.data_folder}: {problem}"]
-        used[other.file.name] = {os.path.realpath(path) for path in paths}
+        used.append((_called(other, beside=experiment), {os.path.realpath(path) for path in paths}))
     own, shared = [], Counter[str]()
     for path in found:
-        names = [name for name, theirs in used.items() if os.path.realpath(path) in theirs]
+        names = [name for name, theirs in used if os.path.realpath(path) in theirs]
         if names:
             shared[f"{_kind(path)}: used by {', '.join(names)}"] += 1
         elif _is_at_work(path):
@@ -365,6 +365,11 @@ def _used_by(other: Experiment) -> tuple[str, list[Path]]:
     except UserError as error:
         return f"{other.file} may use it: {error}", []
     return f"{other.file} has begun to use it, and its data is not complete; finish or remove that one first", []
+
+
+def _called(other: Experiment, *, beside: Experiment) -> str:
+    """Return which file another experiment has; elsewhere, its path, for projects have files of the same name."""
+    return other.file.name if other.file.parent == beside.file.parent else str(other.file)
 
 
 def _size(path: Path) -> int:
