@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from gpt_pipeline.cli import main
 from gpt_pipeline.comparison.by_key import key_chart, with_key
 from gpt_pipeline.comparison.compare import compare_experiments, compare_with_families, families
-from gpt_pipeline.comparison.page import require_page
+from gpt_pipeline.comparison.page import render_page, require_page
 from gpt_pipeline.comparison.show import as_json, key_markdown, markdown
 from gpt_pipeline.comparison.standings import ByKey
 from gpt_pipeline.errors import UserError
@@ -112,6 +113,28 @@ def test_by_key_of_many_values_hands_the_script_each_and_names_those_that_have_r
     assert named[:6] == ["0.001", "0.002", "0.003", "0.004", "0.005", "0.006"]
     assert 12 <= len(named) < 20  # equal factors: the more, the narrower
     assert [x for _, x, _ in Figure(name="rates", chart=chart).table[1:]][-1] == "0.03"
+
+
+def test_by_key_of_a_metric_that_a_line_lacks_is_drawn_without_that_line(grid: list[Experiment]) -> None:
+    for experiment in grid[:3]:  # those of seed 2
+        _forget_metric(experiment, "correct")
+    by = _only(grid, key="training.learning_rate", metric="correct")
+    assert [line.name for line in by.lines] == ["training.seed 1", "training.seed 2"]
+    assert {series.name for series in key_chart(by).series if series.name} == {"training.seed 1"}
+    page = render_page(with_key(compare_experiments(grid), key=by.key, metric="correct"), grid, links=lambda _: None)
+    assert f'aria-label="{by.title}"' in page
+    for experiment in grid[3:]:
+        _forget_metric(experiment, "correct")
+    page = render_page(with_key(compare_experiments(grid), key=by.key, metric="correct"), grid, links=lambda _: None)
+    assert by.title in page
+    assert f'aria-label="{by.title}"' not in page
+
+
+def _forget_metric(experiment: Experiment, name: str) -> None:
+    for file in experiment.folder.evaluations.glob("*.json"):
+        value = json.loads(file.read_text())
+        del value["metrics"][name]
+        file.write_text(json.dumps(value))
 
 
 def test_compare_of_a_family_prints_its_table_and_writes_the_page(

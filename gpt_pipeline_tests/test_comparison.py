@@ -19,9 +19,10 @@ from gpt_pipeline.comparison.standings import Comparison
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.stage import prepare
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, read_evaluations, write_evaluation
 from gpt_pipeline.experiment.differences import config_differences
-from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.comparison_log import mlflow_experiment
 from gpt_pipeline.orchestration.comparison_step import COMPARISON, COMPARISON_JOB, comparison_fingerprint
@@ -473,6 +474,19 @@ def test_comparison_with_an_mlflow_that_fails_is_made_and_says_so(
     if client is not None:
         experiment = client.get_experiment_by_name(mlflow_experiment(experiments))
         assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FAILED"]
+
+
+def test_comparison_of_two_projects_files_of_one_name_is_refused_and_names_both(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, other = (trained(TinyProject(root=tmp_path / name), "x", {4: 3.0}) for name in ("a", "b"))
+    with pytest.raises(UserError) as found:
+        compare_experiments([one, other])
+    assert str(one.file) in str(found.value)
+    assert str(other.file) in str(found.value)
+    (tmp_path / "b" / "experiments" / "x.yaml").rename(other.file.with_name("y.yaml"))
+    renamed = load_experiment(other.file.with_name("y.yaml"))
+    assert [each.best is not None for each in compare_experiments([one, renamed]).standings] == [True, True]
 
 
 def test_comparison_sensor_acts_when_a_report_changed_and_nothing_trains(

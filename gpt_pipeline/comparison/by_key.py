@@ -137,7 +137,7 @@ def _best(by: ByKey) -> list[Standing | None]:
 
 
 def key_chart(by: ByKey) -> Chart:
-    """Return the figures as a picture, with the key along its x axis."""
+    """Return the figures as a picture, with the key along its x axis; a line without any is left out."""
     places = _places(by.values)
     curves = [
         (line, tuple((x, y) for x, y in zip(places, _figures(by, line), strict=True) if y is not None))
@@ -150,6 +150,7 @@ def key_chart(by: ByKey) -> Chart:
         series=tuple(
             each
             for number, (line, points) in enumerate(curves)
+            if points
             for each in _series(number, line.name or by.metric.label, points)
         ),
         x_ticks=tuple(zip(places, map(wording.setting, by.values), strict=True)),

@@ -54,8 +54,10 @@ def compare_experiments(experiments: Sequence[Experiment], *, problems: dict[str
     With `problems`, experiments that cannot be read are left out and added to it, by the name of their file.
 
     Raises:
-        UserError: without `problems`, one cannot be read, such as where its base folder is no path on this machine.
+        UserError: two bear one name; without `problems`, one cannot be read, such as where its base folder is no path
+            on this machine.
     """
+    _require_different_names(experiments)
     return _comparison(list(_entries(experiments, problems)))
 
 
@@ -110,6 +112,18 @@ def alike(results: Sequence[EvaluationResult | None], same: Same) -> list[list[i
             first = next((n for n in sets if (other := results[n]) is not None and same(other, result)), place)
             sets.setdefault(first, []).append(place)
     return [*sets.values()]
+
+
+def _require_different_names(experiments: Sequence[Experiment]) -> None:
+    """Raise UserError where two files, of two projects say, bear one name: figures are shown and found by it."""
+    seen: dict[str, Experiment] = {}
+    for each in experiments:
+        other = seen.setdefault(each.name, each)
+        if other is not each:
+            raise UserError(
+                f"found {other.file} and {each.file}, need files of different names to tell their figures apart; "
+                "rename one, whose results are found by its experiment_name all the same"
+            )
 
 
 def _entries(experiments: Sequence[Experiment], problems: dict[str, str] | None) -> Iterator[_Entry]:

@@ -16,7 +16,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.report import wording
-from gpt_pipeline.report.figures import Figure
+from gpt_pipeline.report.figures import Figure, figures_of
 from gpt_pipeline.report.page import page_environment
 from gpt_pipeline.sheet import Line
 from gpt_pipeline.storage.atomic import write_text
@@ -152,7 +152,7 @@ def _by_key(comparison: Comparison) -> Iterator[_Figures]:
     for by in comparison.by_key:
         lines = key_sheet(by).rows
         is_large = len(by.lines) > _SIDE_BY_SIDE or len(lines) > _BELOW_EACH_OTHER
-        figure = Figure(name=by.title, chart=key_chart(by))
+        figure = next(iter(figures_of([(by.title, key_chart(by))])), None)  # none where nobody has the metric
         yield _Figures(title=by.title, lines=lines, notes=by.notes, is_large=is_large, figure=figure)
 
 
