@@ -61,6 +61,7 @@ _METRICS = {
     "stall_seconds": _REAL,
     "event": _TEXT,
     "message": _TEXT,
+    "device": _TEXT,
 }
 _CHECKPOINTS = {
     "experiment": _TEXT,
@@ -153,7 +154,7 @@ def metrics(*experiments: str | os.PathLike[str]) -> pd.DataFrame:
     `validation`: `val_loss`, on whole documents `document_loss`, and in fine-tuning `completion_loss`, on their answers
     with reasoning alone (nats per token, on a few batches), `is_best` (lowest so far).
     `checkpoint`: `file`, `sha256`, `size` (bytes), `stall_seconds` (how long it kept the training waiting).
-    `event`: `event` (its name), `message`.
+    `event`: `event` (its name), `message`, and `device` (`cpu`, `cuda` ...) where the training begins or goes on.
     """
     return _frame(
         _METRICS, (row for each in _load(experiments) for row in _of(each, read_metrics(each.folder.metrics)))

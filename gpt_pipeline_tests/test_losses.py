@@ -67,7 +67,7 @@ def test_losses_of_a_line_that_is_being_written_come_when_it_is_whole(metrics: P
 
 
 def test_losses_read_only_what_was_appended(metrics: Path) -> None:
-    _append(metrics, json.dumps({"kind": "event", "step": 0, "message": "x" * 600}) + "\n", _train(1))
+    _append(metrics, _train(1), json.dumps({"kind": "event", "step": 1, "message": "x" * 600}) + "\n")
     losses_of(metrics)
     content = metrics.read_bytes()
     metrics.write_bytes(content.replace(b"1.0", b"9.0"))
@@ -82,6 +82,16 @@ def test_losses_of_another_file_in_its_place_are_read_from_its_beginning(metrics
     _append(metrics, _train(1, 7.0))
     losses = losses_of(metrics)
     assert (losses.train, losses.validation) == ({1: 7.0}, {})
+
+
+def test_losses_of_a_longer_file_that_begins_alike_are_all_its_own(metrics: Path) -> None:
+    _append(metrics, *(_train(step, 5.0) for step in range(1, 501)))
+    losses_of(metrics)
+    metrics.rename(metrics.with_name("previous.jsonl"))  # a training goes back to its step 200, and on from there
+    _append(metrics, *(_train(step, 5.0 if step <= 200 else 3.0) for step in range(1, 601)))
+    losses = losses_of(metrics).train
+    assert len(losses) == 600
+    assert {losses[step] for step in range(201, 601)} == {3.0}
 
 
 def test_losses_after_a_return_to_a_checkpoint_are_those_of_the_newest_steps(metrics: Path) -> None:

@@ -431,6 +431,29 @@ def test_cost_of_a_gpu_training_counts_each_gpu_and_each_file_once(tmp_path: Pat
     assert [seconds_at(records, step) for step in (1, 2, 3)] == [1800.0, 3600.0, None]
 
 
+@pytest.mark.parametrize(
+    ("begun", "gpus"),
+    [
+        ({"device": "cuda", "message": "..."}, 16),
+        ({"device": "cpu", "message": "..."}, 0),
+        ({"message": "Training starts at step 0 of 2: 128 tokens a step, NVIDIA GeForce GTX 1080, fp32, eager."}, 16),
+        ({"message": "Training starts at step 0 of 2: 128 tokens a step, CPU, 4 threads, fp32, eager."}, 0),
+    ],
+)
+def test_cost_of_a_device_of_unknown_peak_goes_by_what_the_training_began_on(
+    tmp_path: Path, begun: dict[str, Any], gpus: int
+) -> None:
+    records = [
+        {"kind": "event", "step": 0, "event": "started", **begun},
+        {"kind": "train", "step": 1, "seconds": 1800.0, "peak_flops": None},
+        {"kind": "event", "step": 1, "event": "stopped", "message": "Training stopped."},
+    ]
+    hardware = {"num_gpus": 8, "launcher": "slurm", "slurm": {"nodes": 2}}
+    cost = cost_of(records, checkpoints=tmp_path, hardware=hardware, evaluation_seconds=0.0)
+    assert cost.gpus == gpus
+    assert cost.gpu_hours == (8.0 if gpus else None)
+
+
 def test_report_shows_losses_by_exercise_of_checkpoints_side_by_side(tmp_path: Path) -> None:
     target = folder(tmp_path)
     for step, val_loss in ((10, 4.0), (30, 2.0)):

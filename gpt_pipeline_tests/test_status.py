@@ -37,6 +37,7 @@ from gpt_pipeline.training.heartbeat import heartbeat
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.test_comparison import evaluate
 from gpt_pipeline_tests.training_jobs import Listener
 
 
@@ -96,6 +97,16 @@ def test_status_of_a_finished_training_leads_to_the_evaluations(project: TinyPro
     files = {path.stat().st_ino: path.stat().st_size for path in status.folder.glob("checkpoints/*.pt")}
     assert status.checkpoint_bytes == sum(files.values())
     assert status.next.command.startswith("gpt-pipeline evaluate ")
+
+
+def test_status_names_the_best_among_the_evaluations_that_compare_with_the_newest(project: TinyProject) -> None:
+    folder = project.experiment("tiny").folder
+    evaluate(folder, 1000, 2.90, config={"max_validation_tokens": 20})  # by earlier settings, and its file is gone
+    evaluate(folder, 2000, 3.05)
+    evaluate(folder, 3000, 3.00)
+    best = _status(project).best
+    assert best is not None
+    assert (best.step, best.val_loss) == (3000, 3.00)
 
 
 def test_status_while_an_evaluator_works_does_not_ask_for_another(project: TinyProject) -> None:

@@ -216,6 +216,7 @@ def test_trainer_process_told_to_stop_saves_and_says_so(tmp_path, name):
     load_checkpoint(last.path)
     events = [line["event"] for line in read_metrics(job.folder.metrics) if line["kind"] == "event"]
     assert events == ["started", "stopped"]
+    assert [line["device"] for line in read_metrics(job.folder.metrics) if line.get("event") == "started"] == ["cpu"]
     assert find_finished_training(job.folder, job.fingerprint) is None
 
 

@@ -251,6 +251,13 @@ def same_losses(one: EvaluationResult, other: EvaluationResult) -> bool:
     return one.upstream == other.upstream and _of_losses(one.config) == _of_losses(other.config)
 
 
+def alike_newest(results: Iterable[EvaluationResult]) -> list[EvaluationResult]:
+    """Return those with a validation loss that compares with that of the newest: others are of earlier settings."""
+    measured = [result for result in results if "val_loss" in result.metrics]
+    newest = max(measured, key=lambda result: result.created_at, default=None)
+    return [result for result in measured if newest is not None and same_losses(result, newest)]
+
+
 def same_answers(one: EvaluationResult, other: EvaluationResult) -> bool:
     """Whether all figures compare, those of the answers too: they are to the same questions, asked alike."""
     same_questions = [*map(question_id, one.answers)] == [*map(question_id, other.answers)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from gpt_pipeline.training.metrics import parse_record
 
 _MOST_POINTS = 800  # of the training loss; a screen shows no more
 _BLOCK_BYTES = 1 << 20
-_HEAD_BYTES = 512  # the first line has the time at which its training began, by which a file is known again
+_END_BYTES = 512  # of what was read: its last line has times, by which a file is known again
 _REMEMBERED = 256  # files
 
 
@@ -44,10 +43,11 @@ class Losses:
         with self._turn:
             try:
                 with self._path.open("rb") as file:
-                    is_shorter = os.fstat(file.fileno()).st_size < self._offset
-                    if file.read(len(self._head)) != self._head or is_shorter:
+                    # A training that went back to a checkpoint has another file, which begins as this one did.
+                    file.seek(self._offset - len(self._end))
+                    if file.read(len(self._end)) != self._end:
                         self._begin_anew()
-                    file.seek(self._offset)
+                        file.seek(0)
                     while self._take(file.read(_BLOCK_BYTES)):
                         file.seek(self._offset)
             except FileNotFoundError:
@@ -55,12 +55,12 @@ class Losses:
 
     def _begin_anew(self) -> None:
         self.train, self.rewards, self.estimates = {}, {}, {}
-        self._head, self._offset, self._lines, self._every = b"", 0, 0, 1
+        self._end, self._offset, self._lines, self._every = b"", 0, 0, 1
 
     def _take(self, block: bytes) -> bool:
         """Read the whole lines of `block`; False if it has none."""
         end = block.rfind(b"\n") + 1
-        self._head = self._head or block[: min(end, _HEAD_BYTES)]
+        self._end = (self._end + block[:end])[-_END_BYTES:]
         for line in block[:end].splitlines():
             self._lines += 1
             if self._lines % self._every == 0 or b'"validation"' in line:

@@ -9,7 +9,14 @@ from pathlib import Path
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
 from gpt_pipeline.checkpoints.retention import evaluator_is_at_work
 from gpt_pipeline.errors import NewerFileError, UserError
-from gpt_pipeline.evaluation.result import EvaluationResult, losses_key, rank_of, ranking_metric, summarize_evaluations
+from gpt_pipeline.evaluation.result import (
+    EvaluationResult,
+    alike_newest,
+    losses_key,
+    rank_of,
+    ranking_metric,
+    summarize_evaluations,
+)
 from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.training import start_in_words
@@ -256,7 +263,7 @@ def _statuses_of_checkpoints(
     states = {each.checkpoint.step: each.state for each in wanted}
     by_time = sorted(results, key=lambda result: result.created_at)
     found = {each.checkpoint["weights_sha256"]: each.metrics for each in by_time}  # of the newest
-    metric = ranking_metric([each for each in results if "val_loss" in each.metrics], decides)
+    metric = ranking_metric(alike_newest(results), decides)
     return tuple(
         CheckpointStatus(
             file=info.path.name,
@@ -278,9 +285,8 @@ def _bytes_on_disk(folder: Path) -> int:
 
 
 def _best(results: Sequence[EvaluationResult], model: CheckpointInfo | None, decides: str) -> Best | None:
-    """Return the best by the evaluations; before there is one, by the trainer's estimates."""
-    measured = [result for result in results if "val_loss" in result.metrics]
-    if measured:
+    """Return the best of the evaluations that compare with the newest; before there is one, by the estimates."""
+    if measured := alike_newest(results):
         metric = ranking_metric(measured, decides)
         best = min(measured, key=lambda result: (rank_of(result, metric), result.step))
         return Best(

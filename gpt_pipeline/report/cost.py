@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from statistics import median
 from typing import Any
 
 Record = Mapping[str, Any]
+
+_CPU_IN_WORDS = re.compile(r"\bCPU, \d+ threads?\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ def cost_of(records: Sequence[Record], *, checkpoints: Path, hardware: Record, e
     newest = records[-1] if records else {}
     return Cost(
         seconds=max((float(value) for value in _values(records, "seconds")), default=None),
-        gpus=_processes(hardware) if any(record.get("peak_flops") for record in train) else 0,
+        gpus=_processes(hardware) if _is_on_gpu(records) else 0,
         tokens_seen=newest.get("tokens_seen"),
         tokens_per_second=_median(train, "tokens_per_second"),
         mfu=_median(train, "mfu"),
@@ -71,6 +74,19 @@ def cost_of(records: Sequence[Record], *, checkpoints: Path, hardware: Record, e
         evaluation_seconds=evaluation_seconds,
         disk_bytes=_bytes(checkpoints),
     )
+
+
+def _is_on_gpu(records: Sequence[Record]) -> bool:
+    """Whether the training began, or last went on, on a GPU.
+
+    Earlier versions noted the device in words only. Without any, a peak tells: a CPU has none.
+    """
+    begun = next((each for each in reversed(records) if each.get("event") in ("started", "resumed")), None)
+    if begun is None:
+        return any(record.get("peak_flops") for record in records)
+    if "device" in begun:
+        return bool(begun["device"] != "cpu")
+    return _CPU_IN_WORDS.search(str(begun.get("message"))) is None
 
 
 def _processes(hardware: Record) -> int:

@@ -243,10 +243,10 @@ class Recorder:
             stall_seconds=round(stall_seconds, 4),
         )
 
-    def event(self, event: str, message: str) -> None:
-        """Write that something happened, and tell the user."""
+    def event(self, event: str, message: str, **values: Any) -> None:
+        """Write that something happened, with JSON values that are not for the user, and tell the user."""
         self.tick()
-        self._write("event", event=event, message=message)
+        self._write("event", event=event, message=message, **values)
         self._observer.message(message)
 
     def close(self) -> None:

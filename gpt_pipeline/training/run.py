@@ -170,6 +170,7 @@ def _train(trainer: Trainer) -> TrainingOutcome:
         f"Training {'continues after' if progress.step else 'starts at'} step {progress.step} of {layout.max_steps}: "
         f"{trainer.updater.model.num_parameters:,} parameters, {trainer.feed.in_words(layout)}, "
         f"{trainer.compute.describe()}.",
+        device=trainer.compute.device.type,
     )
     finished = trainer.train()
     if finished and trainer.ranks.is_first:
