@@ -59,6 +59,36 @@ def test_show_life_leaves_nothing_behind(tmp_path: Path) -> None:
     assert silence(tmp_path, ProcessId.here()) is None
 
 
+_TWO_STEPS = """
+import os, sys
+from contextlib import ExitStack
+from pathlib import Path
+from gpt_pipeline.storage.alive import show_life, silence
+from gpt_pipeline.storage.process import ProcessId
+base, process = Path(sys.argv[1]), ProcessId.here()
+first, second = ExitStack(), ExitStack()
+first.enter_context(show_life(base, process, every=0.01))
+second.enter_context(show_life(base, process, every=0.01))
+(first if sys.argv[2] == "first" else second).close()
+print(silence(base, process), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("ended", ["first", "second"])
+def test_silence_after_one_of_two_steps_has_ended_is_that_of_the_other(tmp_path: Path, ended: str) -> None:
+    command = [sys.executable, "-c", _TWO_STEPS, str(tmp_path), ended]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = ProcessId.of(child.pid)
+    assert output_of(child) == "0.0\n"
+    (sign,) = (tmp_path / ".alive").iterdir()
+    os.utime(sign, (time.time() - SILENT_SECONDS - 1,) * 2)
+    assert (silence(tmp_path, process) or 0) > SILENT_SECONDS
+    with show_life(tmp_path, process):  # the run's process lives on, and tries the step again
+        assert silence(tmp_path, process) == 0
+    assert silence(tmp_path, process) is None
+
+
 @pytest.mark.skipif(not _can_unshare(), reason="needs the right to make a PID namespace")
 def test_process_in_another_pid_namespace_is_neither_dead_nor_seen(tmp_path: Path) -> None:
     command = ["unshare", "-fp", "--kill-child", sys.executable, "-c", _SHOW, str(tmp_path)]

@@ -81,6 +81,11 @@ def test_columns_bytes_of_first_are_those_of_pythons_slices() -> None:
         assert columns.bytes_of_first(column, full).tolist() == [len(text.encode()) for text in texts]
 
 
+def test_columns_counts_of_texts_that_are_shown_alike_are_added_up() -> None:
+    column = columns.of_texts([b"null", None, b"a", b"null", None, None, b"\xff", b"\xfe"])
+    assert columns.counts_of(column) == {"null": 5, "a": 1, "\ufffd": 2}
+
+
 def test_documents_are_counted_and_made_without_pandas(tmp_path: Path) -> None:
     program = (
         "import sys, pyarrow as pa, pyarrow.parquet as pq\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,12 +149,14 @@ def _items(column: pa.Array, count: int) -> NDArray[np.int32]:
     return items
 
 
-def counts_of(column: pa.Array) -> dict[str, int]:
-    """Return how often each text of a column occurs; none is `null`."""
+def counts_of(column: pa.Array) -> Counter[str]:
+    """Return how often each text of a column occurs; none counts as `null`."""
+    counts = Counter[str]()
     # As bytes: a name that is not UTF-8 must not stop the count of the others.
-    counts = pc.value_counts(column.cast(pa.binary())).to_pylist()
-    names = ["null" if pair["values"] is None else pair["values"].decode(errors="replace") for pair in counts]
-    return {name: pair["counts"] for name, pair in zip(names, counts, strict=True)}
+    for pair in pc.value_counts(column.cast(pa.binary())).to_pylist():
+        name = "null" if pair["values"] is None else pair["values"].decode(errors="replace")
+        counts[name] += pair["counts"]  # several may be shown alike
+    return counts
 
 
 def without_nulls(column: pa.StringArray) -> pa.StringArray:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import Timeout
-
-from gpt_pipeline.storage.lock import BEAT_SECONDS, hold_lock, is_held, touched
+from gpt_pipeline.storage.lock import BEAT_SECONDS, SILENT_SECONDS, hold_lock, is_held, touched
 from gpt_pipeline.storage.process import ProcessId
 
 _FOLDER = ".alive"
@@ -23,28 +22,32 @@ _FOLDER = ".alive"
 
 @contextmanager
 def show_life(base: Path, process: ProcessId, *, every: float = BEAT_SECONDS) -> Iterator[None]:
-    """Show in the folder `base`, for the length of the block, that `process` is alive."""
-    path = _path(base, process)
+    """Show in the folder `base`, for the length of the block, that `process` is alive.
+
+    Steps of a run that overlap each have a lock and a file of their own, so that none depends on when another ends.
+    """
+    path = base / _FOLDER / f"{_beginning(process)}-{uuid.uuid4().hex[:8]}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    held = ExitStack()
     try:
-        held.enter_context(hold_lock(path))
-    except Timeout:  # another step of the same run shows it
-        yield
-        return
-    try:
-        with held, touched(path, every=every):
+        with hold_lock(path), touched(path, every=every):
             yield
     finally:
         path.unlink(missing_ok=True)
+        for left in _signs(base, process):  # by a step that was killed: its process lived on
+            if (_silence(left) or 0.0) > SILENT_SECONDS:
+                left.unlink(missing_ok=True)
 
 
 def silence(base: Path, process: ProcessId) -> float | None:
-    """Return for how many seconds `process` has shown no life in `base`; 0 while it holds its lock, None if unknown.
+    """Return for how many seconds `process` has shown no life in `base`; 0 while it holds a lock, None if unknown.
 
     It has ended when that is more than `storage.lock.SILENT_SECONDS`.
     """
-    path = _path(base, process)
+    found = (_silence(path) for path in _signs(base, process))
+    return min((seconds for seconds in found if seconds is not None), default=None)
+
+
+def _silence(path: Path) -> float | None:
     try:
         touched = path.stat().st_mtime
         return 0.0 if is_held(path) else max(0.0, time.time() - touched)
@@ -54,8 +57,14 @@ def silence(base: Path, process: ProcessId) -> float | None:
 
 def forget(base: Path, process: ProcessId) -> None:
     """Remove what a process that has ended left in `base`."""
-    _path(base, process).unlink(missing_ok=True)
+    for path in _signs(base, process):
+        path.unlink(missing_ok=True)
 
 
-def _path(base: Path, process: ProcessId) -> Path:
-    return base / _FOLDER / f"{hashlib.sha256(process.as_text.encode()).hexdigest()[:16]}.lock"
+def _signs(base: Path, process: ProcessId) -> list[Path]:
+    """Return the files of the steps of `process`; an earlier version had one for all of them."""
+    return [*(base / _FOLDER).glob(f"{_beginning(process)}*.lock")]
+
+
+def _beginning(process: ProcessId) -> str:
+    return hashlib.sha256(process.as_text.encode()).hexdigest()[:16]
