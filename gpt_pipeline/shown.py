@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import jinja2
 
-# The user part of an address ends at the last @ before its host. Databases also take a password with a bare slash.
-_WEB_USER = re.compile(r"(?i)\b(https?|ftp)://[^\s/?#\"'<>]*@")
+# The user part of an address ends at the last @ before its host. Databases also take a password with a bare slash; in a
+# web address, such a password shows in that what follows the colon is no port.
+_WEB_USER = re.compile(
+    r"(?i)\b(https?|ftp)://(?:[^\s/?#\"'<>]*|[^\s:/?#\[\"'<>]*:(?!\d*(?:[\s/?#\"'<>]|$))[^\s\"'<>]*)@"
+)
 _OTHER_USER = re.compile(r"(?i)\b(?!https?:|ftp:)([a-z][a-z0-9+.-]*)://(?:[^\s/?#\"'<>]*|[^\s:/\"'<>]*:[^\s\"'<>]*)@")
 _SECRET_OPTION = re.compile(r"(?i)([?&;](?:[a-z_-]*password|passwd|pwd|[a-z_-]*token|[a-z_-]*secret)=)[^\s&;\"'<>]*")
 

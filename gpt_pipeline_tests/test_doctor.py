@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import sys
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -216,10 +217,12 @@ def test_within_gives_up_on_what_takes_too_long_and_passes_on_errors() -> None:
 
 
 @contextmanager
-def _server(status: int = 200, body: bytes = b"") -> Iterator[int]:
+def _server(status: int = 200, body: bytes = b"", login: str | None = None) -> Iterator[int]:
+    needed = None if login is None else f"Basic {b64encode(login.encode()).decode()}"
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status)
+            self.send_response(status if self.headers["Authorization"] == needed else 401)
             self.end_headers()
             self.wfile.write(body)
 
@@ -339,6 +342,26 @@ def test_mlflow_server_up_down_and_a_folder_of_files() -> None:
     assert _one(check_mlflow("file:///tmp/mlruns")).severity == "problem"
     assert _one(check_mlflow("postgresql://user:secret@db/mlflow")).severity == "note"
     assert "secret" not in _one(check_mlflow("postgresql://user:secret@db/mlflow")).text
+
+
+@pytest.mark.parametrize("uri", ["databricks", "databricks://profile", "uc:profile"])
+def test_mlflow_of_databricks_is_not_taken_for_a_folder_of_files(uri: str) -> None:
+    found = _one(check_mlflow(uri))
+    assert (found.severity, found.text) == ("note", f"{uri.partition(':')[0]} store: not checked")
+
+
+def test_mlflow_server_that_needs_the_password_in_its_address_gets_it() -> None:
+    with _server(login="al:s3/cret") as port:
+        assert _one(check_mlflow(f"http://al:s3%2Fcret@127.0.0.1:{port}")).severity == "ok"
+        assert "401" in _one(check_mlflow(f"http://al:wrong@127.0.0.1:{port}")).text
+
+
+@pytest.mark.parametrize("host", ["mlflow.invalid", "127.0.0.1:9", "127.0.0.1:port", "[::1", ".mlflow"])
+def test_mlflow_address_that_leads_nowhere_is_a_problem_without_its_password(host: str) -> None:
+    found = _one(check_mlflow(f"http://al:s3cretpass@{host}"))
+    assert found.severity == "problem"
+    assert found.text.startswith(f"http://{host} does not answer (")
+    assert "s3cret" not in found.text + found.remedy
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -37,6 +37,8 @@ ADDRESSES = {
     "https://s3cret@mlflow.example/a@b": "https://mlflow.example/a@b",
     "http://mlflow.example:5000/a@b": "http://mlflow.example:5000/a@b",
     "https://me:s3cret@x@mlflow.example/": "https://mlflow.example/",
+    "https://me:s3/cret#x@mlflow.example:5000/": "https://mlflow.example:5000/",
+    "http://[::1]:5000/a@b": "http://[::1]:5000/a@b",
     "postgresql+psycopg2://me:s3cret@db/mlflow": "postgresql+psycopg2://db/mlflow",
     "postgresql://me:s3/cret@db:5432/mlflow": "postgresql://db:5432/mlflow",
     "postgresql://db/mlflow?user=me&password=s3cret&x=1": "postgresql://db/mlflow?user=me&password=...&x=1",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import OpenerDirector, ProxyHandler, build_opener
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit
+from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
 
 from gpt_pipeline.data.config import SYNTH
 from gpt_pipeline.errors import UserError
@@ -31,6 +33,8 @@ _ELSEWHERE = "or name a folder with SYNTH's files: data.local_dataset_path"
 _Value = TypeVar("_Value")
 _HOME = "DAGSTER_HOME"
 _HISTORY = "Dagster history"
+# MLflow takes anything else for a folder; one letter before a colon is a drive of Windows.
+_OTHER_STORE = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+:|(databricks|databricks-uc|uc)$", re.IGNORECASE)
 
 CountRuns = Callable[[Project], int]
 """Returns the number of runs in Dagster's history of a project, which only the orchestration can read."""
@@ -188,7 +192,7 @@ def check_mlflow(tracking_uri: str) -> Iterator[Finding]:
         yield _check_database(database)
     elif tracking_uri.startswith(("http://", "https://")):
         yield _check_server(tracking_uri)
-    elif "://" not in tracking_uri or tracking_uri.startswith("file:"):
+    elif _OTHER_STORE.match(tracking_uri) is None:
         remedy = "use sqlite:////absolute/path/mlflow.db, or unset MLFLOW_TRACKING_URI for the project's own"
         yield problem("MLflow", f"{tracking_uri} is a folder of files, which MLflow 3 does not take any more", remedy)
     else:
@@ -231,14 +235,27 @@ def _opener(address: str) -> OpenerDirector:
     return build_opener(ProxyHandler({})) if is_here else build_opener()
 
 
+def _health_request(address: str) -> Request:
+    """Return the question for a server's health; user and password go from the address into a header, as in MLflow."""
+    parts = urlsplit(address)
+    user, _, host = parts.netloc.rpartition("@")
+    request = Request(f"{parts._replace(netloc=host).geturl().rstrip('/')}/health")
+    if ":" in user:
+        coded = b64encode(unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {coded}")
+    return request
+
+
 def _check_server(address: str) -> Finding:
     try:
-        with _opener(address).open(f"{address.rstrip('/')}/health", timeout=_SECONDS) as answer:
+        with _opener(address).open(_health_request(address), timeout=_SECONDS) as answer:
             status = answer.status
     except HTTPError as error:
         status = error.code
-    except (HTTPException, OSError) as error:
-        text = f"{address} does not answer ({getattr(error, 'reason', error)})"
+    except (HTTPException, OSError, ValueError) as error:
+        # Not the whole text of each: that of an address which cannot be read quotes it, a password and all.
+        reason = error.reason if isinstance(error, URLError) else type(error).__name__
+        text = f"{address} does not answer ({reason})"
         return problem("MLflow", text, "start its server, or correct MLFLOW_TRACKING_URI; results wait on the disk")
     if status == 200:
         return ok("MLflow", f"{address} answers")
