@@ -102,6 +102,20 @@ def test_torch_for_the_cpu_beside_a_gpu_is_a_problem_with_the_index_to_install_f
         assert "driver" in found.remedy
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell script")
+@pytest.mark.parametrize("text", ["#!/bin/sh\nexec sleep 60\n", "#!/no/such/shell\n"], ids=["hangs", "cannot start"])
+def test_init_beside_an_nvidia_smi_that_does_not_answer_ends_and_says_so(
+    nvidia_smi: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    (tmp_path / "bin" / "nvidia-smi").write_text(text)
+    monkeypatch.setattr("gpt_pipeline.doctor.software._SECONDS", 0.2)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["init", "mine.yaml"])
+    assert ended.value.code == 0
+    assert "nvidia-smi does not tell" in caplog.text
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_torch_without_a_gpu_is_a_problem_only_for_an_experiment_that_wants_one() -> None:
     assert _one(check_torch(HardwareConfig(device="cuda"))).severity == "problem"

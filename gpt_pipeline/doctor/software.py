@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import platform
 import re
@@ -19,6 +20,8 @@ from packaging.requirements import Requirement
 
 from gpt_pipeline.findings import Finding, note, ok, problem
 from gpt_pipeline.training.config import HardwareConfig
+
+_logger = logging.getLogger(__name__)
 
 DISTRIBUTION = "gpt-pipeline"
 _OLDEST = (3, 11)
@@ -136,20 +139,30 @@ def check_compiler() -> Iterator[Finding]:
 
 def find_nvidia() -> Nvidia | None:
     """Return the driver of an NVIDIA GPU of this machine, or None if there is none."""
-    command = shutil.which("nvidia-smi")
-    if command is not None:
-        shown = subprocess.run([command], capture_output=True, text=True, timeout=_SECONDS, check=False)
-        listed = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=_SECONDS, check=False)
-        gpus = [
-            line.partition(":")[2].partition("(")[0].strip() for line in listed.stdout.splitlines() if "GPU" in line
-        ]
-        if shown.returncode == 0 and gpus:
-            return Nvidia(text=", ".join(gpus), cuda=_cuda_version(shown.stdout))
+    lines = _nvidia_smi("-L").splitlines()
+    gpus = [line.partition(":")[2].partition("(")[0].strip() for line in lines if "GPU" in line]
+    if gpus and (shown := _nvidia_smi()):
+        return Nvidia(text=", ".join(gpus), cuda=_cuda_version(shown))
     version = Path("/proc/driver/nvidia/version")
     if version.is_file():
         return Nvidia(text=version.read_text(encoding="ascii", errors="replace").splitlines()[0], cuda=None)
     library = Path(os.environ.get("SYSTEMROOT", r"C:\Windows")) / "System32" / "nvcuda.dll"
     return Nvidia(text=f"NVIDIA's driver ({library})", cuda=None) if library.is_file() else None
+
+
+def _nvidia_smi(*arguments: str) -> str:
+    """Return what `nvidia-smi` prints; nothing where there is none, or it fails or hangs, which is logged."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return ""
+    try:
+        done = subprocess.run(
+            [command, *arguments], capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        _logger.warning("nvidia-smi does not tell which GPU is here (%s); if its driver hangs, restart the machine", error)
+        return ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 def cuda_build(version: str, nvidia: Nvidia) -> str:
