@@ -66,7 +66,8 @@ def problem_of(error: UserError, key: str) -> Finding:
     """Return the problem that an error describes; about `key` where the error does not name its own."""
     if isinstance(error, ConfigError):
         return problem(error.key, f"found {error.found!r}, need {error.need}", error.remedy)
-    text, _, remedy = str(error).removeprefix(f"{key}: ").rpartition("; ")
+    said = str(error).removeprefix(f"{key}: ")
+    text, _, remedy = said.rpartition("; ") if "; " in said else (said, "", "")
     return problem(key, text, remedy)
 
 

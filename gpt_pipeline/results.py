@@ -230,9 +230,14 @@ def _load(given: Iterable[str | os.PathLike[str]]) -> list[Experiment]:
     """
     found: dict[Path, Experiment] = {}
     for path in map(Path, given):
-        for experiment in [load_experiment(path)] if path.is_file() or path.suffix else _in_folder(path):
+        for experiment in [load_experiment(path)] if _is_file(path) else _in_folder(path):
             found.setdefault(experiment.file, experiment)
     return list(found.values())
+
+
+def _is_file(path: Path) -> bool:
+    """Whether `path` names a file; where there is nothing of that name, its ending tells what is missed."""
+    return path.is_file() or (path.suffix != "" and not path.is_dir())
 
 
 def _in_folder(folder: Path) -> Iterator[Experiment]:

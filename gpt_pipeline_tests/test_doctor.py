@@ -33,7 +33,7 @@ from gpt_pipeline.doctor.software import (
     misfit,
 )
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.findings import Finding, ok, problem
+from gpt_pipeline.findings import Finding, ok, problem, problem_of
 from gpt_pipeline.orchestration.history import count_runs, open_instance
 from gpt_pipeline.planning.host import HostMemory
 from gpt_pipeline.project import Project
@@ -258,6 +258,15 @@ def test_port_that_is_taken_names_its_holder_and_is_free_afterwards(tmp_path: Pa
     assert _one(check_port(port, page="a page", pages=tmp_path)).severity == "ok"
 
 
+def test_port_that_the_system_refuses_is_not_said_to_be_taken(tmp_path: Path, monkeypatch) -> None:
+    def bind(*_: object) -> None:  # as for a port that is kept for others, which root may open on Linux
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("socket.socket.bind", bind)
+    found = _one(check_port(3000, page="a page", pages=tmp_path))
+    assert (found.severity, found.text) == ("note", "3000 is refused by the system (Permission denied)")
+
+
 def test_port_that_the_projects_own_pages_have_is_ok(tmp_path: Path) -> None:
     with _server() as port:
         with folder_lock(tmp_path, purpose=f"web pages at http://127.0.0.1:{port} and http://127.0.0.1:5000"):
@@ -324,7 +333,39 @@ def test_history_absent_readable_and_damaged(project: Project) -> None:
     database.write_bytes(b"this is no database" * 500)
     found = _one(check_history(project, count_runs, {}))
     assert found.severity == "problem"
-    assert "move" in found.remedy
+    assert f"move the folders history and schedules of {project.root / '.dagster' / 'history'} aside" in found.remedy
+
+
+@pytest.mark.parametrize("base_dir", [None, ".dagster/history"], ids=["its own", "of the project's dagster.yaml"])
+def test_history_of_a_dagster_home_that_is_damaged_names_the_folder_to_move(
+    project: Project, tmp_path: Path, base_dir: str | None
+) -> None:
+    home = tmp_path / "elsewhere"
+    home.mkdir()
+    if base_dir is not None:
+        (home / "dagster.yaml").write_text(f"storage: {{sqlite: {{base_dir: {base_dir}}}}}\n")
+    place = home if base_dir is None else project.root / base_dir
+    assert "none yet" in _one(check_history(project, count_runs, {"DAGSTER_HOME": str(home)})).text
+    (place / "history").mkdir(parents=True)
+
+    def damaged(_: Project) -> int:
+        raise sqlite3.DatabaseError("file is not a database")
+
+    found = _one(check_history(project, damaged, {"DAGSTER_HOME": str(home)}))
+    assert found.severity == "problem"
+    assert f" of {place} aside" in found.remedy
+    assert _one(check_history(project, lambda _: 7, {"DAGSTER_HOME": str(home)})).text == f"7 runs in {place}"
+
+
+@pytest.mark.parametrize("text", ["storage: {postgres: {postgres_url: {env: URL}}}\n", "storage: [\n"])
+def test_history_that_is_in_no_folder_is_counted_or_leads_to_dagster_yaml(project: Project, text: str) -> None:
+    (project.root / "dagster.yaml").write_text(text)
+
+    def down(_: Project) -> int:
+        raise ConnectionError("connection refused")
+
+    assert f"see what {project.root / 'dagster.yaml'} says" in _one(check_history(project, down, {})).remedy
+    assert _one(check_history(project, lambda _: 7, {})).text.startswith("7 runs in the storage that")
 
 
 def test_mlflow_database_new_filled_locked_and_damaged(tmp_path: Path, store: Path) -> None:
@@ -397,6 +438,19 @@ def test_a_look_that_fails_itself_is_a_problem_and_keeps_no_other_from_looking()
     found = findings_of({"first": broken, "second": lambda: [ok("second", "fine")]})
     assert [finding.severity for finding in found] == ["problem", "ok"]
     assert "the disk controller said no" in found[0].text
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "remedy"),
+    [
+        ("slurm: no answer; start it", "no answer", "start it"),
+        ("found a; found b; use c", "found a; found b", "use c"),
+        ("the controller is away", "the controller is away", ""),
+    ],
+)
+def test_problem_of_an_error_has_its_remedy_where_it_names_one(said: str, text: str, remedy: str) -> None:
+    found = problem_of(UserError(said), "slurm")
+    assert (found.text, found.remedy) == (text, remedy)
 
 
 def test_disk_that_is_not_there_is_a_problem_in_its_own_words() -> None:

@@ -197,6 +197,16 @@ def test_results_document_every_column(read: Any) -> None:
     assert missing == []
 
 
+def test_results_of_a_folder_with_a_dot_in_its_name_are_of_what_is_in_it(project: TinyProject) -> None:
+    experiment = started(project, "a")
+    save(experiment, checkpoint_path(Path(), 4).name, step=4, weights="w")
+    folder = experiment.file.parent.rename(project.root / "runs-v1.5")
+    assert results.checkpoints(folder)["step"].tolist() == [4]
+    for name in ("missing.yaml", "missing.folder"):
+        with pytest.raises(UserError, match=name):
+            results.checkpoints(project.root / name)
+
+
 def test_results_of_a_folder_with_a_broken_file_warn_and_read_the_others(project: TinyProject) -> None:
     log(started(project, "a"), {"kind": "train", "step": 4})
     broken = project.root / "experiments" / "b.yaml"

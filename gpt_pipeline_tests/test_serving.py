@@ -310,6 +310,25 @@ def test_place_beyond_this_machine_needs_a_key(monkeypatch: pytest.MonkeyPatch) 
     assert place_of(host="127.0.0.1", port=None, key_variable=None, names=()).key is None
 
 
+def test_place_with_a_key_that_no_header_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OWN_KEY", "schlüssel-für-alle")
+    with pytest.raises(UserError, match="a character in OWN_KEY that is not printable ASCII"):
+        place_of(host="127.0.0.1", port=None, key_variable="OWN_KEY", names=())
+    monkeypatch.setenv("OWN_KEY", "a whole sentence is a key, too")
+    assert place_of(host="127.0.0.1", port=None, key_variable="OWN_KEY", names=()).key is not None
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+@pytest.mark.parametrize("port", [None, 8123])
+def test_place_at_an_address_that_is_not_of_this_machine_says_so(
+    monkeypatch: pytest.MonkeyPatch, host: str, port: int | None
+) -> None:
+    monkeypatch.setenv("OWN_KEY", KEY)
+    with pytest.raises(UserError, match=r"which the system refuses \(.+\)") as refused:
+        place_of(host=host, port=port, key_variable="OWN_KEY", names=())
+    assert "another program" not in str(refused.value)
+
+
 def evaluated(model: Served, *answers: Mapping[str, Any]) -> None:
     folder = model.experiment.folder.evaluations
     folder.mkdir(parents=True)

@@ -19,7 +19,7 @@ from gpt_pipeline.planning.host import HostMemory, host_memory
 from gpt_pipeline.report.wording import size
 from gpt_pipeline.storage.atomic import fsync_file, why_renames_are_not_durable
 from gpt_pipeline.storage.lock import disk_has_locks, held_for, hold_lock
-from gpt_pipeline.storage.ports import HOST, is_free
+from gpt_pipeline.storage.ports import HOST, find_refusal, is_taken
 from gpt_pipeline.storage.room import existing_folder, free_bytes
 
 _LEAST_DISK, _AMPLE_DISK = 10**9, 20 * 10**9  # the second: what SYNTH's first files, data and checkpoints come to
@@ -161,18 +161,23 @@ def _kind_of(folder: Path) -> str:
 
 def check_port(port: int, *, page: str, pages: Path) -> Iterator[Finding]:
     """Check whether `port` of this machine is free for `page`; `pages` is the folder that open pages hold locked."""
-    if is_free(port):
+    refusal = find_refusal(port)
+    if refusal is None:
         yield ok("ports", f"{port} is free for {page}")
         return
     if f"http://{HOST}:{port}" in (held_for(pages) or "").split():
         yield ok("ports", f"{page} is open already, at http://{HOST}:{port}")
+        return
+    remedy = f"`gpt-pipeline ui` takes the next free one for {page}"
+    if not is_taken(refusal):
+        yield note("ports", f"{port} is refused by the system ({refusal.strerror})", remedy)
         return
     holder = find_holder(port) or "another program"
     if _is_open_to_websites(port):
         text = f"{port} has pages of Dagster that answer any website which the browser shows ({holder})"
         yield warning("ports", text, "stop them, and open the pages by `gpt-pipeline ui`")
         return
-    yield note("ports", f"{port} is taken by {holder}", f"`gpt-pipeline ui` takes the next free one for {page}")
+    yield note("ports", f"{port} is taken by {holder}", remedy)
 
 
 def _is_open_to_websites(port: int) -> bool:

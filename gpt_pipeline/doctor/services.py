@@ -16,6 +16,9 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
 from gpt_pipeline.data.config import SYNTH
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.findings import Finding, note, ok, problem
@@ -129,7 +132,7 @@ def _transport_error() -> type[Exception]:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_dagster_home(project: Project, environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
@@ -165,24 +168,39 @@ def check_history(
     if any(not found.passed for found in check_dagster_home(project, environment)):
         return
     home = Path(environment.get(_HOME) or project.root)
-    if not (home / DAGSTER_CONFIG).is_file() and not (home / "history").is_dir():
-        yield ok(_HISTORY, "none yet; the first run creates it")
-        return
-    if not environment.get(_HOME) and not (project.root / ".dagster").is_dir():
+    place = _history_folder(home, project)
+    if place is not None and not (place / "history").is_dir():
         yield ok(_HISTORY, "none yet; the first run creates it")
         return
     try:
         count = count_runs(project)
     except Exception as error:
         # Storages raise what they like: databases, configurations, plugins that are not installed.
-        text = f"the one of {home} cannot be read: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        remedy = (
-            f"move {project.root / '.dagster'} aside and run again: finished work is known by its files on the disk, "
-            "the history of runs starts anew"
-        )
+        text = f"the one of {place or home} cannot be read: {type(error).__name__}: {_reason(error)}"
+        remedy = f"see what {home / DAGSTER_CONFIG} says of its storage, and whether that runs"
+        if place is not None:
+            remedy = (
+                f"move the folders history and schedules of {place} aside and run again: finished work is known by its "
+                "files on the disk, the history of runs starts anew"
+            )
         yield problem(_HISTORY, text, remedy)
     else:
-        yield ok(_HISTORY, f"{count:,} runs in {home}")
+        yield ok(_HISTORY, f"{count:,} runs in {place or f'the storage that {home / DAGSTER_CONFIG} names'}")
+
+
+def _history_folder(home: Path, project: Project) -> Path | None:
+    """Return the folder of the history's SQLite files, as Dagster takes it from the `dagster.yaml` in `home`.
+
+    None where that names another storage, or cannot be read, which Dagster says then.
+    """
+    try:
+        value = YAML(typ="safe", pure=True).load((home / DAGSTER_CONFIG).read_text(encoding="utf-8")) or {}
+        storage = value.get("storage", value.get("run_storage", {"sqlite": {"base_dir": str(home)}}))
+        return project.root / Path(storage["sqlite"]["base_dir"])  # commands work in the project's folder
+    except FileNotFoundError:
+        return home
+    except (OSError, ValueError, YAMLError, AttributeError, LookupError, TypeError):
+        return None
 
 
 def check_mlflow(tracking_uri: str) -> Iterator[Finding]:

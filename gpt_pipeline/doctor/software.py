@@ -160,7 +160,7 @@ def _nvidia_smi(*arguments: str) -> str:
             [command, *arguments], capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
         )
     except (OSError, subprocess.SubprocessError) as error:
-        _logger.warning("nvidia-smi does not tell which GPU is here (%s); if its driver hangs, restart the machine", error)
+        _logger.warning("nvidia-smi does not tell which GPU is here (%s); if the driver hangs, restart", error)
         return ""
     return done.stdout if done.returncode == 0 else ""
 

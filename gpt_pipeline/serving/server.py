@@ -98,13 +98,22 @@ def _key(variable: str | None) -> str | None:
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):  # clients and servers do not agree on others in a header
+        raise UserError(
+            f"--api-key-env: found a character in {variable} that is not printable ASCII, which no client could send; "
+            f"make a key: {_make_key(variable)}"
+        )
     if len(key) < _LEAST_KEY:
         found = f"{len(key)} characters" if key else "nothing"
         raise UserError(
             f"--api-key-env: found {found} in {variable}, need a key of at least {_LEAST_KEY} characters; make one: "
-            f'export {variable}="$(openssl rand -hex 32)"'
+            f"{_make_key(variable)}"
         )
     return key
+
+
+def _make_key(variable: str) -> str:
+    return f'export {variable}="$(openssl rand -hex 32)"'
 
 
 def _is_loopback(host: str) -> bool:
