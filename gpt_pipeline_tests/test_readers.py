@@ -178,9 +178,9 @@ def test_read_rows_that_no_document_can_be_are_counted_by_reason(tmp_path: Path)
 
 @pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
-@pytest.mark.parametrize("split_at", ["line", "<>"])
+@pytest.mark.parametrize("split_at", [None, "line", "<>"])
 def test_read_rows_of_utf16_says_so_rather_than_reading_nuls(
-    tmp_path: Path, name: str, order: str, split_at: str
+    tmp_path: Path, name: str, order: str, split_at: str | None
 ) -> None:
     (tmp_path / name).write_bytes("\ufefftext\nmore\n".encode(order))
     with pytest.raises(UnreadableFileError, match=r"a\.\w+: found UTF-16, need UTF-8"):
@@ -193,7 +193,7 @@ def test_read_rows_of_a_table_with_a_quote_without_end_says_what_to_do(
     monkeypatch.setattr(records, "_MAX_WHOLE_CHARACTERS", 1_000)
     (tmp_path / "a.csv").write_text('text\n"no end\n' + "more\n" * 1_000, encoding="utf-8")
     with pytest.raises(
-        UnreadableFileError, match=r"a\.csv, line 2\d\d: field larger than .*; see whether a quote before it"
+        UnreadableFileError, match=r"a\.csv, line 2\d\d: field larger .* begins in line 2; see whether a quote in it"
     ):
         read(tmp_path / "a.csv", Wanted(texts=("text",)))
 
@@ -248,6 +248,17 @@ def test_read_rows_of_an_empty_file_are_none(tmp_path: Path, name: str) -> None:
         ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a\.jsonl, line 2: not JSON \(.*\); it begins with"),
         ("a.jsonl", "[1, 2]\n", r"a\.jsonl, line 1: found a list, need an object"),
         ("a.json", '[{"text": "x"}, {"text": "y"', r"a\.json, record 2: not JSON"),
+        ("a.json", '[{"text": "x"},\n{"text": "y"},\n', r"a\.json: ends before its list does, after 2 records; bring"),
+        ("a.json", "[", r"a\.json: ends before its list does, after 0 records"),
+        (
+            "a.json",
+            '[{"text": "x"}]\n[{"text": "y"}]',
+            r"a\.json: found '\[{\"text\".* behind the end of its list, need",
+        ),
+        ("a.json", "[]" + " " * (2 << 20) + "rest", r"a\.json: found 'rest' behind the end of its list"),
+        ("a.json", '{"text": "x"}]{"text": "y"}', r"a\.json, record 2: not JSON"),
+        ("a.tsv", 'n\ttext\n1\t"Stay\n2\tgo\n3\t"so\n', r"a\.tsv, line 4: .* begins in line 2; see whether a quote in"),
+        ("a.csv", 'n,text\n1,"whole"\n\n2,"cut in the mid', r"a\.csv, line 4: unexpected end .* begins in line 4; see"),
         ("a.csv", "text,n\nx,1\ny\n", r"a\.csv, line 3: found 1 fields, need the 2 of its first line \(text, n\)"),
         ("a.csv", "text,text\nx,1\n", r"a\.csv: has the column text 2 times, need it once"),
         ("a.csv", "body\nx\n", r"a\.csv: lacks the column text; found body; do this"),
@@ -291,6 +302,51 @@ def test_read_rows_of_a_tar_leave_out_what_macos_adds(tmp_path: Path) -> None:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     assert read(tmp_path / "a.tar", Wanted(texts=("txt",))) == [["text"]]
+
+
+@pytest.mark.parametrize("end", ["tar", "arrow"])
+def test_read_rows_of_an_archive_or_a_stream_cut_anywhere_is_refused(tmp_path: Path, end: str) -> None:
+    """Also at the edge of a member or a batch, where the libraries see an end as good as any."""
+    path = tmp_path / f"a.{end}"
+    write_tar(path) if end == "tar" else write_arrow_stream(path)
+    whole = path.read_bytes()
+    wanted = Wanted(texts=("body",))
+    members = len(whole.rstrip(b"\0")) if end == "tar" else len(whole) - 1
+    for cut in range(8, members, 8 if end == "arrow" else 128):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(UnreadableFileError, match=rf"a\.{end}: "):
+            read(path, wanted)
+
+
+@pytest.mark.parametrize(("end", "said"), [("tar", "leave archives apart"), ("arrow", "behind the end of its stream")])
+def test_read_rows_of_joined_archives_or_streams_are_not_those_of_the_first_alone(
+    tmp_path: Path, end: str, said: str
+) -> None:
+    path = tmp_path / f"a.{end}"
+    write_tar(path) if end == "tar" else write_arrow_stream(path)
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(UnreadableFileError, match=said):
+        read(path, Wanted(texts=("body",)))
+
+
+def test_read_rows_of_a_tar_with_a_damaged_header_do_not_end_there(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar")
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    at = content.index(b"shard/0001.body")
+    content[at] ^= 1
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(UnreadableFileError, match=rf"found no member at byte {at}, .*bad checksum.*head -c 1024"):
+        read(tmp_path / "a.tar", Wanted(texts=("body",)))
+
+
+def test_read_rows_of_a_tar_ended_as_its_error_says_are_its_samples(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar")
+    whole = read(tmp_path / "a.tar", Wanted(texts=("body",)))
+    members = (tmp_path / "a.tar").read_bytes().rstrip(b"\0")
+    padded = members + b"\0" * (-len(members) % 512)
+    for zeros in (512, 1024):  # GNU tar takes one block, too
+        (tmp_path / "a.tar").write_bytes(padded + b"\0" * zeros)
+        assert read(tmp_path / "a.tar", Wanted(texts=("body",))) == whole
 
 
 def test_read_rows_of_compressed_arrow_files_are_read_or_refused_for_what_they_are(tmp_path: Path) -> None:

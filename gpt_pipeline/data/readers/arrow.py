@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -17,6 +18,25 @@ from gpt_pipeline.errors import UnreadableFileError
 
 _BATCH_ROWS = 2_000
 _FILE_MARK = b"ARROW1"  # begins a file in the file format (Arrow, "IPC File Format")
+_CONTINUATION = b"\xff" * 4  # before each message since 0.15 (Arrow, "Encapsulated message format")
+_NO_MORE = b"\0" * 4  # in the place of a message's length: ends a stream (Arrow, "IPC Streaming Format")
+
+
+class _Followed(io.RawIOBase):
+    """A stream that knows the first bytes that were read of it, and the last ones."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.first = self.last = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        found = self._stream.read(size)
+        self.first = self.first or found[:4]
+        self.last = (self.last + found[-8:])[-8:]
+        return found
 
 
 @contextmanager
@@ -32,12 +52,28 @@ def _batches(file: Path | io.IOBase, name: str, wanted: Wanted) -> Iterator[Iter
         stream.seek(0)
         if begin == _FILE_MARK:
             reader = pa.ipc.open_file(stream)
-            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            batches: Iterator[pa.RecordBatch] = map(reader.get_batch, range(reader.num_record_batches))
         else:
-            reader = pa.ipc.open_stream(stream)
-            batches = iter(reader)
+            followed = _Followed(stream)
+            reader = pa.ipc.open_stream(followed)
+            batches = _to_the_end(reader, followed, name)
         require_columns(reader.schema, wanted, name=name)
         yield batches
+
+
+def _to_the_end(reader: pa.RecordBatchReader, stream: _Followed, name: str) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a stream in Arrow's streaming format.
+
+    Raises:
+        UnreadableFileError: it ends without the mark that says so, as one that was cut, or goes on behind that.
+    """
+    yield from reader
+    mark = (_CONTINUATION if stream.first == _CONTINUATION else b"") + _NO_MORE
+    if not stream.last.endswith(mark):
+        what = f"ends without the bytes {mark.hex()} of Arrow's streaming format, which may have been cut"
+        raise UnreadableFileError(f"{name}: {what}; bring the file here again, or write it again")
+    if more := stream.read(8):
+        raise UnreadableFileError(f"{name}: found {more!r} behind the end of its stream; leave joined files apart")
 
 
 def read_arrow(

@@ -14,10 +14,10 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 
@@ -86,7 +86,7 @@ def count_records(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:
         return sum(count_records(path, member, wanted) for member, path in listed_files(of_list))
     with opened(file, name) as stream:
         if kind == TAR:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
+            with _archive(stream) as archive:
                 return sum(1 for _ in archive)
         if kind == JSON:
             mark = b"{"
@@ -266,12 +266,12 @@ def _json(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
     text, at, number = stream.read(_CHUNK_BYTES), 0, 1
     _first_of(text[:2].encode("utf-8", "surrogateescape"), name)
     at = _between_records.match(text).end()  # type: ignore[union-attr] # it matches nothing, too
-    if text.startswith("[", at):
-        at += 1
+    is_list = text.startswith("[", at)
+    at += is_list
     while True:
         at = _between_records.match(text, at).end()  # type: ignore[union-attr]
-        if text.startswith("]", at):
-            return
+        if is_list and text.startswith("]", at):
+            return _require_blank(itertools.chain([text[at + 1 :]], iter(lambda: stream.read(_CHUNK_BYTES), "")), name)
         value, end, problem = _decoded(text, at)
         if end == len(text):  # what ends with the chunk may go on
             more = stream.read(max(_CHUNK_BYTES, len(text) - at))
@@ -282,12 +282,23 @@ def _json(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
                 text, at = text[at:] + more, 0
                 continue
             if at == len(text):
+                if is_list:
+                    what = f"ends before its list does, after {number - 1:,} records"
+                    raise UnreadableFileError(f"{name}: {what}; bring the file here again")
                 return
         if problem:
             begin = text[at : at + 40]
             raise UnreadableFileError(f"{name}, record {number}: not JSON ({problem}); it begins with {begin!r}")
         yield f"record {number}", _object(value, name, f"record {number}")
         at, number = end, number + 1
+
+
+def _require_blank(rest: Iterable[str], name: str) -> None:
+    """Raise unless there is nothing but blanks behind the list that a file is."""
+    for text in rest:
+        if found := text.strip(" \t\r\n"):
+            need = "nothing there; remove it, join several lists into one, or write the file as JSON lines"
+            raise UnreadableFileError(f"{name}: found {found[:40]!r} behind the end of its list, need {need}")
 
 
 _between_records = re.compile(r"[ \t\r\n,]*")
@@ -307,12 +318,16 @@ def _table(delimiter: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
     def read(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
         csv.field_size_limit(_MAX_WHOLE_CHARACTERS)
         rows = csv.reader(
-            io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""), delimiter=delimiter
+            io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""),
+            delimiter=delimiter,
+            strict=True,  # or else a quote without end takes in the rows behind it
         )
+        begin = 1
         try:
             columns = next(rows, None)
             if columns is None:
                 return
+            begin = rows.line_num + 1
             _first_of("".join(columns[:1]).encode("utf-8", "surrogateescape"), name)
             if len(set(columns)) < len(columns):
                 twice = next(column for column in columns if columns.count(column) > 1)
@@ -325,11 +340,18 @@ def _table(delimiter: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
                         f"{name}, line {rows.line_num}: found {len(row)} fields, need the {len(columns)} of its first "
                         f"line ({', '.join(columns)}); quote fields that hold {delimiter!r} or a line's end"
                     )
+                begin = rows.line_num + 1
         except csv.Error as error:
-            remedy = "see whether a quote before it has no end, or write the file as JSON lines"
-            raise UnreadableFileError(f"{name}, line {rows.line_num}: {error}; {remedy}") from None
+            what = f"{error}, in the row that begins in line {begin}"
+            raise UnreadableFileError(f"{name}, line {rows.line_num}: {what}; {_OF_QUOTES}") from None
 
     return read
+
+
+_OF_QUOTES = (
+    "see whether a quote in it has no end, quote the whole field and double the quotes that belong to its text, "
+    "or write the file as JSON lines"
+)
 
 
 def _escaped(text: str) -> str | bytes:
@@ -343,7 +365,8 @@ def _text(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
     if wanted.split_at is None:
         whole = file.read(_MAX_RECORD_BYTES)
         if whole.strip():
-            text = _TOO_LONG if len(whole) == _MAX_RECORD_BYTES else _clean(whole.removeprefix(_BOM))
+            begun = _first_of(whole, name)
+            text = _TOO_LONG if len(whole) == _MAX_RECORD_BYTES else _clean(begun)
             yield "its text", {**of_file, "text": text}
     elif wanted.split_at == LINE:
         for number, line in _lines(file, name):
@@ -377,7 +400,7 @@ def _tar(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
     """Read samples as WebDataset keeps them: members of one name, one after the other, each end of it a column."""
     needed = {column.partition(".")[0] for column in wanted.all} | set(wanted.all)
     key, sample = "", dict[str, Any]()
-    with tarfile.open(fileobj=file, mode="r|") as archive:
+    with _archive(file) as archive:
         for member in archive:
             path = PurePosixPath(member.name)
             stem, _, end = path.name.partition(".")
@@ -389,8 +412,49 @@ def _tar(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
             key = own
             sample["__key__"] = key
             sample[end] = _member(archive, member, name) if end in needed or not needed else None
+        _require_end(archive)
     if sample:
         yield key, sample
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header; `tarfile` takes one that is cut, missing or damaged for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """Return the next header.
+
+        Raises:
+            ReadError: there is none, and no block of zeros, which ends an archive (POSIX, "ustar Interchange Format").
+        """
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # which typeshed does not know
+            raise
+        except tarfile.HeaderError as error:
+            if archive.offset == 0:  # of which tarfile says what it is
+                raise
+            raise tarfile.ReadError(
+                f"found no member at byte {archive.offset}, nor the zeros that end an archive ({error}); where no "
+                "program wrote them, append them by `head -c 1024 /dev/zero >> FILE`"
+            ) from None
+
+
+def _archive(file: BinaryIO) -> tarfile.TarFile:
+    return tarfile.open(fileobj=file, mode="r|", tarinfo=_Header)
+
+
+def _require_end(archive: tarfile.TarFile) -> None:
+    """Raise unless there is nothing but zeros behind the members of an archive.
+
+    Raises:
+        ReadError: there is something else.
+    """
+    while chunk := archive.fileobj.read(_CHUNK_BYTES):
+        if chunk.strip(b"\0"):
+            raise tarfile.ReadError(
+                "found more than zeros behind the zeros that end the archive; leave archives apart that were joined"
+            )
 
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> Any:
