@@ -129,6 +129,7 @@ def status(states: Sequence[str], training: str, **changes: Any) -> Status:
 
 
 DONE, NOTHING, PARTLY = ("finished",) * 3, ("absent",) * 3, ("finished", "partly", "absent")
+SHARED = ("finished", "finished", "absent")
 WORKING = NewestRun(state="working", page="/runs/1", process="process 8 on host")
 AT_WORK = RunAtWork(
     run="1", job="run_tiny", experiment="tiny", process=ProcessId(host="far", pid=9, started="1"), since="2026-01-01"
@@ -141,7 +142,8 @@ AT_WORK = RunAtWork(
         (status(NOTHING, "absent"), None, "not started", ""),
         (status(NOTHING, "absent"), dataclasses.replace(WORKING, state="waiting"), "waiting", "turn"),
         (status(PARTLY, "absent"), WORKING, "making data", "partly: 1 of 4 files, by process 8 on host"),
-        (status(PARTLY, "absent"), None, "stopped", "data"),
+        (status(PARTLY, "absent"), None, "stopped", "part of its data is made"),
+        (status(SHARED, "absent"), None, "not started", "part of its data is finished"),
         (status(DONE, "absent"), None, "not started", "data is finished"),
         (status(DONE, "absent"), WORKING, "training", "starting, by process 8 on host"),
         (status(PARTLY, "absent", at_work=AT_WORK), None, "making data", "by process 9 on far"),

@@ -66,7 +66,7 @@ def train_in_child(
             job_file,
             log_file,
             processes=processes,
-            environment={**session.get_bootstrap_env_vars(), RUN_VARIABLE: context.run_id},
+            environment={**session.get_bootstrap_env_vars(), RUN_VARIABLE: context.run.run_id},
         )
         context.log.info(f"The trainer is process {child.pid}.")
         received = 0

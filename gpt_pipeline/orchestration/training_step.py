@@ -54,7 +54,7 @@ def train_experiment(
     job = dataclasses.replace(job, mirror=mirror_order(experiment, job.fingerprint))
     if force:
         # A retry of the run asks for the same once more, and goes on with what the first attempt began.
-        job = dataclasses.replace(job, resume=SCRATCH, request=context.run.root_run_id or context.run_id)
+        job = dataclasses.replace(job, resume=SCRATCH, request=context.run.root_run_id or context.run.run_id)
     _write_runtime(context, experiment, shards)
     finished = find_finished_work(job)
     reused = finished is not None
@@ -114,11 +114,11 @@ def _train(
                 train_remotely(
                     job,
                     launcher,
-                    run_id=context.run_id,
+                    run_id=context.run.run_id,
                     max_steps=max_steps,
                     receive=receive,
                     say=context.log.info,
-                    tell_job=lambda text: context.instance.add_run_tags(context.run_id, {keys.JOB_TAG: text}),
+                    tell_job=lambda text: context.instance.add_run_tags(context.run.run_id, {keys.JOB_TAG: text}),
                 )
         except dg.DagsterExecutionInterruptedError:
             raise StoppedRunError(_what_is_saved(job)) from None

@@ -98,8 +98,9 @@ def _at_rest(status: Status, training: TrainingProgress, run: NewestRun | None) 
 
 def _before_training(status: Status) -> State:
     states = {stage.state for stage in status.stages}
-    if states == {"finished"}:
+    if "partly" in states:
+        return State(word="stopped", detail="part of its data is made")
+    if "absent" not in states:
         return State(word="not started", detail="its data is finished")
-    return (
-        State(word="not started") if states == {"absent"} else State(word="stopped", detail="part of its data is made")
-    )
+    # Finished stages may be those of another experiment, which this one shares.
+    return State(word="not started", detail="part of its data is finished" if "finished" in states else "")
