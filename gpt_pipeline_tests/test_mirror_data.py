@@ -1,5 +1,7 @@
 """The data of an experiment in a mirror: all that another machine needs of it, and nothing more."""
 
+import json
+
 import pytest
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
@@ -7,9 +9,11 @@ from gpt_pipeline.data.stage import prepare
 from gpt_pipeline.data.tokens.choose import known_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.mirroring import bring_all_data, bring_data, data_stages, mirror_order
+from gpt_pipeline.experiment.mirroring import bring_all_data, bring_data, data_stages, mirror_order, send_to_mirror
+from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.mirror.agent import Agent
-from gpt_pipeline.mirror.order import Order, write_order
+from gpt_pipeline.mirror.order import Order, read_order, write_order
+from gpt_pipeline.mirror.wait import wait_until_sent
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.rl.stage import PromptsStage
 from gpt_pipeline.storage.manifest import Manifest
@@ -30,9 +34,13 @@ def experiment_on(folder, name: str) -> Experiment:
     return machine(folder, name).experiment("tiny")
 
 
-def send_data(experiment: Experiment) -> None:
+def prepare_all(experiment: Experiment) -> None:
     for stage in data_stages(experiment):
         prepare(stage, say=lambda _: None)
+
+
+def send_data(experiment: Experiment) -> None:
+    prepare_all(experiment)
     order = mirror_order(experiment, None)
     write_order(experiment.folder, order)
     assert Agent(experiment.folder).run().complete_at
@@ -81,6 +89,17 @@ def test_data_of_a_mirror_that_is_not_there_is_not_made_again_unasked(tmp_path):
     gone = TinyProject(root=path.parent.parent).experiment("tiny")
     with pytest.raises(UserError, match=r"storage\.mirror: null"):
         bring_data(gone, next(data_stages(gone)), say=lambda _: None)
+
+
+def test_send_after_the_file_was_edited_orders_the_training_that_the_folder_holds(tmp_path):
+    a = experiment_on(tmp_path, "a")
+    prepare_all(a)
+    assert wanted_fingerprint(a) is not None
+    a.folder.root.mkdir(parents=True)
+    (a.folder.root / "start.json").write_text(json.dumps({"fingerprint": "a" * 64, "resume": None, "request": ""}))
+    send_to_mirror(a)
+    wait_until_sent(a.folder, say=lambda _: None)
+    assert read_order(a.folder).fingerprint == "a" * 64
 
 
 @pytest.mark.slow

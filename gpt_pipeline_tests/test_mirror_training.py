@@ -20,7 +20,7 @@ from gpt_pipeline.mirror import lease as leases
 from gpt_pipeline.mirror import store as stores
 from gpt_pipeline.mirror.agent import Agent
 from gpt_pipeline.mirror.lease import acquire
-from gpt_pipeline.mirror.order import Order, agent_lock, is_sending, owner_of, read_state_of, write_order
+from gpt_pipeline.mirror.order import Order, agent_lock, is_sending, owner_of, read_order, read_state_of, write_order
 from gpt_pipeline.mirror.store import FolderStore, MirrorError
 from gpt_pipeline.mirror.wait import wait_until_sent
 from gpt_pipeline.storage.lock import hold_lock
@@ -277,6 +277,36 @@ def test_mirror_training_that_starts_while_its_folder_is_still_being_sent_goes_o
     names = {name.split("/", 2)[2] for name in sent_objects(tmp_path)}
     assert f"{term:06d}/training.json" in names
     assert "000002/checkpoints/checkpoint_step_5.pt" not in names, "moved aside, so not of this term"
+
+
+@pytest.mark.parametrize("changed", [{"fingerprint": "b" * 64}, {"mirror": "file:///another"}])
+def test_mirror_order_for_a_file_that_was_edited_leaves_the_training_at_work_its_lease(tmp_path, monkeypatch, changed):
+    monkeypatch.setattr(mirroring, "_WATCH_SECONDS", 0.02)
+    a = machine(tmp_path, "a")
+    given = []
+
+    def edit(step: int) -> None:
+        if step == 6:
+            while (order := read_order(a.folder)) is None or not order.term:
+                time.sleep(0.01)
+            write_order(a.folder, dataclasses.replace(a.mirror, **changed))
+            given.append(read_order(a.folder))
+
+    assert run_job(a, Listener(edit), stop=StopFlag()).finished
+    wait_until_sent(a.folder, say=lambda _: None)
+    assert [(order.mirror, order.fingerprint, order.term) for order in given] == [(a.mirror.mirror, a.fingerprint, 1)]
+    sent = sent_objects(tmp_path)
+    assert all(name.startswith(f"experiment/training-{a.fingerprint[:12]}/") for name in sent)
+    assert any(name.endswith("000001/checkpoints/checkpoint_step_12.json") for name in sent)
+
+
+def test_mirror_gets_nothing_of_the_training_before_the_one_that_is_ordered(tmp_path):
+    a = machine(tmp_path, "a")
+    run(a)
+    wait_until_sent(a.folder, say=lambda _: None)
+    write_order(a.folder, dataclasses.replace(a.mirror, fingerprint="b" * 64))
+    assert Agent(a.folder).run().complete_at
+    assert not any("training-bbbbbbbbbbbb/000001/" in name for name in sent_objects(tmp_path))
 
 
 def test_mirror_agent_of_a_folder_that_was_copied_to_another_machine_leaves_a_newer_term_alone(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from gpt_pipeline.experiment.training import prompts_stage, wanted_fingerprint
 from gpt_pipeline.mirror.bring import bring_source, bring_stage, look
 from gpt_pipeline.mirror.lease import newest_holder
 from gpt_pipeline.mirror.names import training_prefix
-from gpt_pipeline.mirror.order import Order, is_sending, read_state_of, start_anew, write_order
+from gpt_pipeline.mirror.order import Order, held_training, is_sending, read_state_of, start_anew, write_order
 from gpt_pipeline.mirror.store import MirrorError, Store, open_store
 from gpt_pipeline.storage.lock import is_locked
 from gpt_pipeline.storage.manifest import StageResult, finished
@@ -72,9 +72,12 @@ def _prompts(experiment: Experiment) -> Iterator[Path]:
 
 
 def send_to_mirror(experiment: Experiment) -> None:
-    """Have what is finished of the experiment sent to its mirror, if it has one, by a process in the background."""
+    """Have what is finished of the experiment sent to its mirror, if it has one, by a process in the background.
+
+    Its training is the one that the folder holds, also where the file has been changed for the next one.
+    """
     if experiment.config.storage.mirror is not None:
-        _send(experiment, wanted_fingerprint(experiment))
+        _send(experiment, held_training(experiment.folder) or wanted_fingerprint(experiment))
 
 
 def send_data_to_mirror(experiment: Experiment) -> None:

@@ -257,7 +257,7 @@ def _bring_small(store: Store, copy: Copy, kept: Kept, folder: ExperimentFolder)
 def _small_files(copy: Copy, kept: Kept, folder: ExperimentFolder) -> Iterator[tuple[str, Path]]:
     """Yield objects and where they belong, those of newer terms first, that the training is finished last."""
     single = {path.name: path for path in (folder.metrics, folder.samples, folder.report, folder.training)}
-    single |= {"start.json": folder.root / "start.json"}
+    single |= {names.STARTED: folder.root / names.STARTED}
     for name in sorted(copy.objects, reverse=True):
         place = names.split_term(name, copy.training)
         if place is None:

@@ -17,6 +17,8 @@ SOURCES = "sources"
 MANIFEST = "manifest.json"
 MADE = "made.json"
 CHECKPOINTS = "checkpoints"
+STARTED = "start.json"
+"""Written in an experiment's folder when a training starts there, with its fingerprint."""
 
 _LEASE = re.compile(r"leases/(\d+)\.json$")
 _TERM = re.compile(r"^(\d+)/(.+)$")

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt_pipeline.mirror import names
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json, write_text
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.layout import ExperimentFolder
-from gpt_pipeline.storage.lock import is_held
+from gpt_pipeline.storage.lock import is_held, is_locked
 
 _FOLDER = "mirror"
 _AGENT = "gpt_pipeline.mirror.agent"
@@ -93,8 +94,16 @@ class State:
 
 
 def write_order(folder: ExperimentFolder, order: Order) -> None:
-    """Keep the order; stages that an earlier one named stay in it while they exist."""
+    """Keep the order; stages that an earlier one named stay in it while they exist.
+
+    While a trainer is at work, only the trainer itself, whose order has a term, orders another training or mirror: the
+    agent of its lease would leave it otherwise.
+    """
     before = read_order(folder)
+    if before is not None and before.term and not order.term and is_locked(folder.root):
+        if order.mirror != before.mirror:
+            return
+        order = dataclasses.replace(order, fingerprint=before.fingerprint)
     stages = order.stages
     if before is not None and before.mirror == order.mirror:
         stages = (*before.stages, *stages)
@@ -111,6 +120,15 @@ def write_order(folder: ExperimentFolder, order: Order) -> None:
 def read_order(folder: ExperimentFolder) -> Order | None:
     """Return the order in an experiment's folder; None if there is none."""
     return read_kept(_path(folder, "order.json"), Order.from_json, otherwise="the next run writes it anew")
+
+
+def held_training(folder: ExperimentFolder) -> str | None:
+    """Return the fingerprint of the training whose files an experiment's folder holds; None if that is not known.
+
+    The experiment file may have been changed since, for the next one.
+    """
+    parse = lambda value: str(value["fingerprint"])  # noqa: E731
+    return read_kept(folder.root / names.STARTED, parse, otherwise="the experiment file says which training it is")
 
 
 def write_state(folder: ExperimentFolder, state: State) -> None:

@@ -27,7 +27,7 @@ from gpt_pipeline.checkpoints.manifest import (
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.mirror import names
 from gpt_pipeline.mirror.lease import Lease
-from gpt_pipeline.mirror.order import Order
+from gpt_pipeline.mirror.order import Order, held_training
 from gpt_pipeline.mirror.store import MirrorError, Progress, Store
 from gpt_pipeline.storage.atomic import parse_json, read_kept, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -210,7 +210,8 @@ class _TrainingSender:
             yield self._of_checkpoint(info, order)
         if best is not None and best.fingerprint == order.fingerprint and self._is_missing_best(best):
             yield Work(name=self._name(_BEST_MANIFEST), size=best.size, do=lambda: self._send_best(best))
-        yield from self._small(own, at_rest=at_rest)
+        if held_training(self._folder) in (None, order.fingerprint):  # else they are of the one before it
+            yield from self._small(own, at_rest=at_rest)
         for info in missing[1:]:
             yield self._of_checkpoint(info, order)
 
@@ -231,7 +232,7 @@ class _TrainingSender:
         name = self._name(info.path.name)
         if self._put(info, name):
             # The lines of its steps come before it counts, so that whoever continues from it has them.
-            for path in (self._folder.root / "start.json", self._folder.metrics, self._folder.samples):
+            for path in (self._folder.root / names.STARTED, self._folder.metrics, self._folder.samples):
                 for work in self._changed(path):
                     work.do()
             self._put_manifest(info, self._manifest_name(info.path), data=info.path.name)
@@ -310,7 +311,7 @@ class _TrainingSender:
     def _small(self, own: list[CheckpointInfo], *, at_rest: bool) -> Iterator[Work]:
         """Yield the other files of the experiment that have changed; that it is finished comes last."""
         folder = self._folder
-        for path in (folder.root / "start.json", folder.job, *sorted(folder.evaluations.glob("*.json"))):
+        for path in (folder.root / names.STARTED, folder.job, *sorted(folder.evaluations.glob("*.json"))):
             yield from self._changed(path)
         if at_rest or self._clock() - self._metrics_at >= _METRICS_SECONDS:
             yield from self._changed(folder.metrics)
