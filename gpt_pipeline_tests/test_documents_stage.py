@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,20 @@ def test_english_documents_and_counts_do_not_depend_on_the_batch_size(folder: Pa
         return [value for batch in batches for value in batch.to_pylist()], tally.facts()
 
     assert run(batch_rows) == run(7)
+
+
+def test_documents_left_out_of_a_whole_file_are_not_gone_through_for_each_batch(folder: Path) -> None:
+    """Or else a file of many repeats takes time by their square: an hour for 20 million of them."""
+    repeats, near = np.arange(21, 4_000_000, 2), np.array([2, 3, 22])  # the file has 24 documents
+    path = folder / "synth_003.parquet"
+    documents = documents_of_file(path, SYNTH, 21, {REPEATED: repeats, "near": near}, Tally(), batch_rows=4)
+    rows = len(next(documents))
+    tracemalloc.start()
+    rows += sum(map(len, documents))
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows == 19
+    assert taken < repeats.nbytes / 16
 
 
 def test_english_bytes_are_the_same_each_time(tmp_path: Path, folder: Path) -> None:

@@ -273,7 +273,7 @@ def documents_of_file(
     `left_out` are documents, counted from 0 without them being taken out, by the reason why they are not taken.
     """
     seen = 0
-    all_left_out = np.concatenate([np.empty(0, np.int64), *left_out.values()])
+    all_left_out = np.sort(np.concatenate([np.empty(0, np.int64), *left_out.values()]))
     for whole in read_rows(path, format.columns, batch_rows=batch_rows):
         batch, selection = whole, format.select(whole)
         new = _new_ones(seen, len(selection.kept), all_left_out)
@@ -294,9 +294,14 @@ def documents_of_file(
 
 
 def _new_ones(first: int, count: int, left_out: Rows) -> Rows:
-    """Return which of `count` documents, of which the first has the number `first`, are not among those left out."""
-    numbers = np.arange(first, first + count)
-    return np.flatnonzero(~np.isin(numbers, left_out, assume_unique=True))
+    """Return which of `count` documents, of which the first has the number `first`, are not among those left out.
+
+    `left_out` ascends, and may be that of a whole file: only its part for these documents is gone through.
+    """
+    begin, end = np.searchsorted(left_out, (first, first + count))
+    is_new = np.ones(count, bool)
+    is_new[left_out[begin:end] - first] = False
+    return np.flatnonzero(is_new)
 
 
 def write_documents(path: Path, schema: pa.Schema, documents: Iterable[pa.RecordBatch]) -> FileRecord:
