@@ -9,11 +9,11 @@ import pytest
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.files import read_documents
-from gpt_pipeline.data.documents.raw import find_raw, prepare_raw
+from gpt_pipeline.data.documents.raw import find_raw, known_raw, prepare_raw
 from gpt_pipeline.data.documents.stage import document_files, find_documents, prepare_documents
 from gpt_pipeline.data.sources import text_lists
 from gpt_pipeline.data.verification import verify_data
-from gpt_pipeline.errors import UnreadableFileError
+from gpt_pipeline.errors import ConfigError, UnreadableFileError
 from gpt_pipeline.storage.manifest import StageResult
 
 
@@ -89,6 +89,26 @@ def test_text_lists_whose_file_changes_while_it_is_read_name_it(own: Path, tmp_p
     with pytest.raises(UnreadableFileError, match=r"0\.txt: changed while it was read; run again"):
         next(listed)
     assert any(found.is_damaged for found in verify_data(config, data))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_text_lists_with_a_link_to_nowhere_stand_and_name_it_where_it_is_needed(own: Path, tmp_path: Path) -> None:
+    config, data = config_of(own), tmp_path / "data"
+    text, kept = own / "part 0" / "2.txt", tmp_path / "kept"
+    text.rename(kept)
+    text.symlink_to(kept)
+    stage = made(config, data)
+    kept.rename(tmp_path / "away")
+    assert find_raw(config, data) is None
+    known = known_raw(config, data)
+    assert known is not None
+    assert prepare_documents(config, known, data).fingerprint == stage.fingerprint
+    with pytest.raises(ConfigError, match=r"found .*part 0/2\.txt.*broken links"):
+        prepare_raw(config, data)
+    [found] = [found for found in verify_data(config, data) if found.stage == "raw_files"]
+    assert found.problem == "gone: part 0/2.txt; not needed, since what was made from it is finished"
+    (tmp_path / "away").rename(kept)
+    assert find_raw(config, data) == known
 
 
 def test_text_lists_of_which_two_processes_wrote_one_file_each_are_hashed_again(own: Path, tmp_path: Path) -> None:

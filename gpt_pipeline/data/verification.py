@@ -16,7 +16,7 @@ from gpt_pipeline.data.documents.raw import RawStage, files_of
 from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.file_kinds import TEXT_LIST, kind_of
 from gpt_pipeline.data.formats import shards_name, stage_names
-from gpt_pipeline.data.sources.text_lists import listed_files
+from gpt_pipeline.data.sources.text_lists import gone_of, listed_files
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.choose import shards_stage
 from gpt_pipeline.data.tokens.shards import ShardsStage
@@ -128,16 +128,20 @@ def _verify_raw(stage: RawStage, raw: StageResult, *, are_needed: bool) -> None:
     verify(raw)
     places = stage.places(raw)
     remedy = f"bring the file here again, or materialize {stage.name} with force if it was meant to change"
+    gone = [name for name, path in places.items() if path is None]
     for file in files_of(raw):
         path = places[file.name]
         if path is not None and (found := sha256_of(path)) != file.sha256:
             raise DamagedFileError(f"{path}: found sha256 {found}, need {file.sha256}; {remedy}")
         if path is not None and kind_of(path.name) == TEXT_LIST:
-            deque(listed_files(path), maxlen=0)  # raises if one of its texts is another
-    if gone := [name for name, path in places.items() if path is None]:
+            texts_gone = gone_of(path)
+            gone += texts_gone
+            if not texts_gone:
+                deque(listed_files(path), maxlen=0)  # raises if one of its texts is another
+    if gone:
         which = f"{', '.join(gone[:3])}{', ...' if gone[3:] else ''}"
         if are_needed:
-            raise DamagedFileError(f"{len(gone)} of {len(places)} raw files are gone ({which}); run again")
+            raise DamagedFileError(f"{len(gone)} of the raw files are gone ({which}); run again")
         raise _NothingToCompareError(f"gone: {which}; not needed, since what was made from it is finished")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import io
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _SYNTH_NAME = re.compile(r"synth_\d+\.parquet")
 _SHOWN = 5  # names in an error
+_OF_FILE_SYSTEM = "lost+found"  # at the top of a disk, for its administrator alone
+_Told = Callable[[OSError], object]
+"""Told of what cannot be read, and so would be left out."""
 
 
 def numbered_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -29,9 +34,14 @@ def numbered_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def parquet_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the files of a dataset in order: its `synth_<number>.parquet`, or else all its parquet files."""
-    candidates = sorted(name for name in names if name.endswith(".parquet") and not name.startswith("."))
-    return numbered_names(candidates) or tuple(candidates)
+    """Return the files of a dataset in order: its `synth_<number>.parquet`, or else all its parquet files.
+
+    Beside `.parquet`, another case of it (`.PARQUET`) does not count: such files were passed over once, and what was
+    made without them stands. `LocalFiles.opened` refuses them.
+    """
+    candidates = sorted(name for name in names if kind_of(name) == PARQUET and not name.startswith("."))
+    lower = [name for name in candidates if name.endswith(".parquet")]
+    return numbered_names(lower) or tuple(lower or candidates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +74,7 @@ class LocalFolder:
     def find(self, name: str) -> Path | None:
         """Return the file's path if it exists."""
         path = self.path(name)
-        return path if path.is_file() else None
+        return path if os.path.isfile(path) else None  # nor where a folder around it cannot be read
 
     def place(self, name: str) -> Path | None:
         """Return the file's path if it exists: nothing says how long it should be."""
@@ -123,24 +133,34 @@ class LocalFiles:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The files that are there now, in order; none while the folder is away, as on a disk not plugged in."""
-        return tuple(_chosen(self._listed()))
+        """The files that are there now, in order; none while the folder is away, as on a disk not plugged in.
+
+        What cannot be read is passed over here: `opened` refuses it.
+        """
+        return tuple(_chosen(self._listed(told=lambda _: None)))
 
     def opened(self) -> LocalFolder:
         """Return the files as a source.
 
         Raises:
-            ConfigError: there are none that can be read, or of several kinds.
+            ConfigError: there are none that can be read, or of several kinds, or some would be left out.
         """
         if not self.folder.is_dir():
             raise self._error("a folder, a file or a pattern that exists", "correct or remove the key")
-        listed = self._listed()
+        listed = self._listed(told=self._refuse)
         names = _chosen(listed)
-        if unusable := [name for name in names if not _is_usable(self.folder / name)]:
+        if left_out := _left_out_for_case(listed, names):
+            raise ConfigError(
+                self.key,
+                found=f"{left_out[0]} beside {names[0]}",
+                need="endings of one case",
+                remedy=f"rename one of them, or name some of the files by a pattern such as {self.folder}/*.parquet",
+            )
+        if unusable := [name for name in names if not _is_usable(self.folder, name)]:
             raise ConfigError(
                 self.key,
                 found=", ".join(ascii(name) for name in unusable[:_SHOWN]),
-                need="files with UTF-8 names (these are folders, broken links, or named otherwise)",
+                need="files with UTF-8 names (these are folders, broken links, unreadable, or named otherwise)",
                 remedy=f"rename, repair or remove them in {self.folder}",
             )
         if not names:
@@ -155,7 +175,7 @@ class LocalFiles:
             )
         return LocalFolder(folder=self.folder, names=tuple(names))
 
-    def _listed(self) -> list[str]:
+    def _listed(self, *, told: _Told) -> list[str]:
         """Return the files below the folder, or those that the pattern names, in order."""
         folder = self.folder
         if self.path.is_file():
@@ -163,15 +183,26 @@ class LocalFiles:
         if not folder.is_dir():
             return []
         if folder != self.path:
-            found = glob.glob(str(self.path.relative_to(folder)), root_dir=folder, recursive=True)
-            return sorted(Path(name).as_posix() for name in found if (folder / name).is_file())
-        top = sorted(entry.name for entry in folder.iterdir())
+            found = _matching(folder, self.path.relative_to(folder).parts, told)
+            return sorted(path.relative_to(folder).as_posix() for path in found if _is_file(path, told))
+        top = sorted(_names_in(folder, told))
         if parquet_names(top):  # as before folders were looked into
             return top
         inner = (
-            (Path(root) / name).relative_to(folder).as_posix() for root, _, names in os.walk(folder) for name in names
+            (Path(root) / name).relative_to(folder).as_posix()
+            for root, _, names in _walked(folder, told)
+            for name in names
+            if not name.startswith(".")
         )
-        return sorted(name for name in inner if not any(part.startswith(".") for part in name.split("/")))
+        return sorted(inner)
+
+    def _refuse(self, error: OSError) -> None:
+        path = Path(error.filename)
+        if path.name != _OF_FILE_SYSTEM:
+            remedy = f"let this user read it (chmod), repair or remove it, or leave it out by a pattern in {self.key}"
+            raise ConfigError(
+                self.key, found=f"{path} ({error.strerror})", need="folders and files that can be read", remedy=remedy
+            ) from error
 
     def _error(self, need: str, remedy: str) -> ConfigError:
         return ConfigError(self.key, found=str(self.path), need=need, remedy=remedy)
@@ -190,12 +221,74 @@ def _chosen(names: Sequence[str]) -> list[str]:
     return [name for name in names if kind_of(name) in kinds] if len(kinds) == 1 else []
 
 
-def _is_usable(path: Path) -> bool:
+def _left_out_for_case(listed: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return those that would be among the chosen `names` if all of the `listed` files ended in small letters."""
+    alike = {*parquet_names(name.lower() for name in listed)} - {name.lower() for name in names}
+    return [name for name in listed if name.lower() in alike]
+
+
+def _is_usable(folder: Path, name: str) -> bool:
     try:
-        path.name.encode("utf-8")
+        name.encode("utf-8")
     except UnicodeEncodeError:
         return False
-    return path.is_file()
+    return os.path.isfile(folder / name)
+
+
+def _is_file(path: Path, told: _Told) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        if kind_of(path.name) and (not isinstance(error, FileNotFoundError) or path.is_symlink()):
+            told(error)  # also of a link to nowhere, but not of what a pattern names and is not there
+        return False
+
+
+def _matching(folder: Path, pattern: Sequence[str], told: _Told) -> Iterator[Path]:
+    """Yield what lies in a folder under a pattern, given by its parts: as `glob` has it, and with an end."""
+    part, *rest = pattern
+    if part == "**":
+        for each in _folders(folder, told):
+            yield from _matching(each, rest or ["*"], told)
+        return
+    found = [part]
+    if glob.has_magic(part):
+        names = fnmatch.filter(_names_in(folder, told), part)
+        found = [name for name in names if not name.startswith(".") or part.startswith(".")]
+    for path in (folder / name for name in found):
+        if not rest:
+            yield path
+        elif path.is_dir():
+            yield from _matching(path, rest, told)
+
+
+def _folders(folder: Path, told: _Told, way: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield a folder and those below it, at any depth.
+
+    Links are followed, but for those that lead back to a folder around them, also around a link that led to them. `way`
+    has the folders in which the links lay that led here.
+    """
+    for root, names, _ in _walked(folder, told):
+        yield Path(root)
+        for link in (Path(root, name) for name in names if os.path.islink(os.path.join(root, name))):
+            here, target = (*way, Path(root).resolve()), link.resolve()
+            if not any(each.is_relative_to(target) for each in here):
+                yield from _folders(link, told, here)
+
+
+def _walked(folder: Path, told: _Told) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk as `os.walk` does, which follows no links, without folders whose names begin with a dot."""
+    for root, folders, names in os.walk(folder, onerror=told):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield root, folders, names
+
+
+def _names_in(folder: Path, told: _Told) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        told(error)
+        return []
 
 
 def local_files(text: str, *, key: str) -> LocalFiles:

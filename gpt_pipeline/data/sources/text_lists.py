@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,11 +50,16 @@ class TextLists(LocalFolder):
         return str(self.texts)
 
     def find(self, name: str) -> Path | None:
-        """Return the list's path if it was written; one whose files have changed since is written anew first, once."""
+        """Return the list's path if it was written and its files are there; if these have changed, it is written anew.
+
+        A link to nowhere stands among a folder's files, as where git-annex or DVC keep them: such a file is away.
+        """
         path = self.path(name)
         if not path.is_file():
             return None
         if self.members and not self._is_current[name]:
+            if self._missing(name, self._stats(name)):
+                return None
             try:
                 self.fetch(name, say=_logger.info)
             except OSError as error:  # a folder that others may only read
@@ -65,11 +71,17 @@ class TextLists(LocalFolder):
         return sum(size for size, _ in self._stats(name).values())
 
     def fetch(self, name: str, *, again: bool = False, say: Say) -> Path:
-        """Return the list's path, after writing it if its files are not what it says; unchanged ones are not read."""
+        """Return the list's path, after writing it if its files are not what it says; unchanged ones are not read.
+
+        Raises:
+            UnreadableFileError: one of its files is not there.
+        """
         path = self.path(name)
         if not self.members:
             return path
         beside, stats = _read_beside(path), self._stats(name)
+        if missing := self._missing(name, stats):
+            raise UnreadableFileError(f"{self.texts / missing[0]}: is gone since its folder was listed; run again")
         is_known = path.is_file() and not again and beside.get("list") == _sha256_of(path)
         known = dict(_lines_of(path)) if is_known else {}
         before = beside.get("stats", {})
@@ -93,10 +105,20 @@ class TextLists(LocalFolder):
         return {"folder": str(self.texts), "stats": stats, "list": _sha256_of(path)}
 
     def _stats(self, name: str) -> dict[str, list[int]]:
-        """Return size in bytes and time of each file of the list."""
+        """Return size in bytes and time of each file of the list that is there."""
+        stats = {}
+        for member in self._members_of(name):
+            with suppress(OSError):
+                stat = os.stat(self.texts / member)
+                stats[member] = [stat.st_size, stat.st_mtime_ns]
+        return stats
+
+    def _members_of(self, name: str) -> Sequence[str]:
         first = self.names.index(name) * _FILES
-        stats = {member: os.stat(self.texts / member) for member in self.members[first : first + _FILES]}
-        return {member: [stat.st_size, stat.st_mtime_ns] for member, stat in stats.items()}
+        return self.members[first : first + _FILES]
+
+    def _missing(self, name: str, stats: Mapping[str, list[int]]) -> list[str]:
+        return [member for member in self._members_of(name) if member not in stats]
 
     @cached_property
     def _is_current(self) -> dict[str, bool]:
@@ -131,6 +153,12 @@ def listed_files(path: Path) -> Iterator[tuple[str, Path]]:
         yield name, own
         if not own.is_file() or own.stat().st_mtime_ns != before.st_mtime_ns:
             raise UnreadableFileError(f"{own}: changed while it was read; run again")
+
+
+def gone_of(path: Path) -> list[str]:
+    """Return the names of a list's files that are not there."""
+    folder = Path(_read_beside(path).get("folder", ""))
+    return [name for name, _ in _lines_of(path) if not (folder / name).is_file()]
 
 
 def _lines_of(path: Path) -> Iterator[tuple[str, str]]:

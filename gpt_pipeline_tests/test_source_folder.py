@@ -1,0 +1,138 @@
+"""Which files a folder or a pattern of one's own names: all of them, or an error that says which are not."""
+
+from __future__ import annotations
+
+import glob
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.raw import find_raw, prepare_raw
+from gpt_pipeline.data.sources.folder import LocalFiles, local_files
+from gpt_pipeline.errors import ConfigError
+
+links = pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+
+
+def files_of(path: Path) -> LocalFiles:
+    return local_files(str(path), key="data.source")
+
+
+def write(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{"text": "a"}\n', encoding="utf-8")
+    return folder
+
+
+@contextmanager
+def nobody() -> Iterator[Path]:
+    """Yield an empty folder, and be a user whom a folder can keep out, which root is not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        user = os.geteuid()
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(user)
+            for path in Path(folder).rglob("*"):
+                path.chmod(0o700)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder keeps nobody out there")
+@pytest.mark.parametrize("pattern", ["", "**/*.jsonl", "*/*.jsonl"])
+def test_local_files_in_a_folder_that_cannot_be_read_are_not_left_out_silently(pattern: str) -> None:
+    with nobody() as own:
+        write(own, "open/a.jsonl", "closed/b.jsonl")
+        (own / "closed").chmod(0)
+        os.seteuid(os.geteuid() or 65534)
+        files = files_of(own / pattern)
+        with pytest.raises(
+            ConfigError, match=r"closed \(Permission denied\)', need .* read it \(chmod\), repair .* pattern"
+        ):
+            files.opened()
+        assert files.names == ("open/a.jsonl",)  # what was made without it stays finished
+        assert files_of(own / "open" / pattern.removeprefix("*/")).opened().names == ("a.jsonl",)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder keeps nobody out there")
+def test_local_files_of_a_whole_disk_are_read_without_what_its_file_system_hides() -> None:
+    with nobody() as own:
+        write(own, "a.jsonl")
+        (own / "lost+found").mkdir(mode=0)
+        os.seteuid(os.geteuid() or 65534)
+        assert files_of(own).opened().names == ("a.jsonl",)
+
+
+@pytest.mark.parametrize("names", [("A.PARQUET", "b.PARQUET"), ("A.Parquet", "b.PARQUET", "sub/c.parquet")])
+def test_local_files_of_parquet_are_known_by_their_ending_in_any_case(tmp_path: Path, names: tuple[str, ...]) -> None:
+    write(tmp_path, *names, "README.md", ".hidden.PARQUET")
+    assert files_of(tmp_path).opened().names == names[:2]
+    assert files_of(tmp_path / names[0]).opened().names == names[:1]
+
+
+def test_local_files_of_parquet_with_endings_of_two_cases_are_refused_and_what_was_made_of_some_stays(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, "a.parquet", "B.PARQUET")
+    files = files_of(tmp_path)
+    with pytest.raises(ConfigError, match=r"found 'B\.PARQUET beside a\.parquet', need endings of one case; rename"):
+        files.opened()
+    assert files.names == ("a.parquet",)
+    assert files_of(tmp_path / "*.parquet").opened().names == ("a.parquet",)
+    assert files_of(tmp_path / "*.PARQUET").opened().names == ("B.PARQUET",)
+    write(tmp_path, "synth_001.parquet")  # beside which others do not count at all
+    assert files.opened().names == ("synth_001.parquet",)
+
+
+@links
+def test_local_files_of_a_pattern_end_where_links_go_round_in_circles(tmp_path: Path) -> None:
+    own = write(tmp_path / "own", "a.jsonl", "one/b.jsonl", "two/c.jsonl")
+    for link, target in (
+        ("latest", "."),
+        ("current", "."),
+        ("up", ".."),
+        ("one/other", "../two"),
+        ("two/other", "../one"),
+    ):
+        (own / link).symlink_to(target)
+    found = files_of(own / "**" / "*.jsonl").opened().names
+    assert found == ("a.jsonl", "one/b.jsonl", "one/other/c.jsonl", "two/c.jsonl", "two/other/b.jsonl")
+
+
+@links
+@pytest.mark.parametrize("pattern", ["**/*.jsonl", "*/*.jsonl", "**", "*/**/[ab].jsonl", "**/.h/*.jsonl", "**/in/*"])
+def test_local_files_of_a_pattern_are_those_that_glob_finds_also_behind_links_that_do_not_lead_back(
+    tmp_path: Path, pattern: str
+) -> None:
+    write(tmp_path / "other disk", "in/b.jsonl", "d.jsonl")
+    own = write(
+        tmp_path / "own", "a.jsonl", "in/a.jsonl", "in/deep/b.jsonl", "in/.h/c.jsonl", ".h/d.jsonl", "in/.e.jsonl"
+    )
+    (own / "linked").symlink_to(tmp_path / "other disk")
+    needed = [name for name in glob.glob(pattern, root_dir=own, recursive=True) if (own / name).is_file()]
+    assert files_of(own / pattern).opened().names == tuple(sorted(needed))
+
+
+@links
+def test_local_files_of_a_pattern_that_finds_a_link_to_nowhere_name_it(tmp_path: Path) -> None:
+    own = write(tmp_path / "own", "a.jsonl")
+    (own / "b.jsonl").symlink_to("nowhere")
+    (own / "LICENSE").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"b\.jsonl \(No such file or directory\)', need .* repair or remove it"):
+        files_of(own / "*").opened()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_local_files_below_a_folder_whose_name_is_not_utf8_are_refused_by_name(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write(tmp_path / "own", f"{name}/a.jsonl")
+    config = DataConfig(num_samples="all", source=str(tmp_path / "own"), format="text")
+    assert find_raw(config, tmp_path / "data") is None
+    with pytest.raises(ConfigError, match=r"caf.*udce9/a\.jsonl.*need files with UTF-8 names"):
+        prepare_raw(config, tmp_path / "data")
