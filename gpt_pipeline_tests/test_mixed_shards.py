@@ -20,7 +20,7 @@ from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.stage import prepare
 from gpt_pipeline.data.tokens.choose import find_shards, known_shards, shards_stage
-from gpt_pipeline.data.tokens.mixed import epoch_of
+from gpt_pipeline.data.tokens.mixed import MixedShardsStage, epoch_of
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.data.tokens.stream import TokenShards, TokenStream, open_shards
 from gpt_pipeline.data.verification import verify_data
@@ -247,6 +247,18 @@ def test_mix_is_found_finished_and_verified_and_other_shares_are_another(tmp_pat
     again = prepare(shards_stage(config, tmp_path), force=True, say=lambda line: None)
     assert again.manifest == stage.manifest
     assert not verify_data(config, tmp_path)[-1].problem
+
+
+def test_mix_force_without_the_shards_of_a_part_leaves_it_finished(tmp_path: Path, folder: Path) -> None:
+    config = mix_of(folder, {"short": 3, "long": 1})
+    made(config, tmp_path)
+    mix = shards_stage(config, tmp_path)
+    assert isinstance(mix, MixedShardsStage)
+    (mix.parts()[0].stage.folder / "train_000001.bin").unlink()
+    with pytest.raises(DataError, match=r"token_shards of the part .* is not finished"):
+        prepare(mix, force=True, say=lambda line: None)
+    assert mix.plan(force=False, say=lambda line: None) == []
+    assert not [*tmp_path.rglob(".again")]
 
 
 def test_mix_without_the_shards_of_a_part_names_it(tmp_path: Path, folder: Path) -> None:

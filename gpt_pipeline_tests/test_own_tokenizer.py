@@ -6,8 +6,10 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from gpt_pipeline.checkpoints.save import save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
 from gpt_pipeline.data.config import ColumnsConfig, DataConfig, PartConfig, TokenizerConfig
 from gpt_pipeline.data.documents.split import is_held_out
-from gpt_pipeline.data.stage import prepare
+from gpt_pipeline.data.stage import exclusive, prepare
 from gpt_pipeline.data.tokens import tokenizer_training
 from gpt_pipeline.data.tokens.choose import find_shards, known_shards
 from gpt_pipeline.data.tokens.shards import ShardsStage, prepare_shards
@@ -233,6 +235,52 @@ def test_tokenizer_file_is_copied_once_and_needed_no_more(data: Data, own: Token
     assert known_shards(config, data.folder) is None
 
 
+def test_tokenizer_whose_file_is_gone_is_made_again_of_its_copy(data: Data, own: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(str(own.file), encoding="utf-8")
+    stage = TokenizerStage(config=dataclasses.replace(data.config, tokenizer=str(path)), data_folder=tmp_path)
+    made = prepare(stage, say=lambda line: None)
+    path.unlink()
+    assert prepare(stage, force=True, say=lambda line: None).manifest == made.manifest
+    (made.folder / "manifest.json").unlink()  # as a force that failed left it before
+    assert prepare(stage, say=lambda line: None).manifest == made.manifest
+    (made.folder / "tokenizer.json").write_bytes(bytes(made.manifest.files["tokenizer.json"].size))
+    with pytest.raises(ConfigError, match=r"mine\.json', need a file that can be read"):
+        prepare(stage, force=True, say=lambda line: None)
+
+
+def test_trained_tokenizer_is_kept_by_a_force_without_its_documents(tmp_path: Path) -> None:
+    data = made(tmp_path, texts(20))
+    next(data.documents.folder.glob("*.parquet")).unlink()
+    stage = TokenizerStage(config=data.config, data_folder=data.folder)
+    with pytest.raises(DataError, match="documents is not finished"):
+        prepare(stage, force=True, say=lambda line: None)
+    assert prepare(stage, say=lambda line: None).reused
+
+
+def test_tokenizer_file_that_changes_before_it_is_copied_is_refused(own: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(str(own.file), encoding="utf-8")
+    config = DataConfig(num_samples=5, source="sample", tokenizer=str(path))
+    place = TokenizerStage(config=config, data_folder=tmp_path).place()
+    assert place is not None
+    refused: list[UserError] = []
+
+    def copy() -> None:
+        with pytest.raises(UserError) as found:
+            TokenizerStage(config=config, data_folder=tmp_path).finish(say=lambda line: waits.set())
+        refused.append(found.value)
+
+    waits, thread = threading.Event(), threading.Thread(target=copy)
+    with exclusive(place[0], purpose="holding the other up", say=lambda line: None):
+        thread.start()
+        waits.wait()  # it knows the fingerprint by now
+        path.write_text(json.dumps(value_of(own), indent=1), encoding="utf-8")
+    thread.join()
+    assert "mine.json changed while it was copied; run again" in str(refused[0])
+    assert TokenizerStage(config=config, data_folder=tmp_path).finish(say=lambda line: None).folder != place[0]
+
+
 TINY_FILE = """experiment_name: a
 data: {{source: {source}, format: text, num_samples: all, max_length: 8{tokenizer}}}
 model: {{n_layer: 1, n_head: 1, n_embd: 8, context_length: 8{vocab_size}}}
@@ -272,6 +320,50 @@ def test_tokenizer_of_the_hub_is_fetched_once_and_pinned(own: Tokenizer, tmp_pat
         assert vocabulary_size("someone/model", tmp_path / "data") == own.vocab_size
         assert commit in "".join(path.read_text() for path in (tmp_path / "data").rglob("*.json"))
         assert "tokenizer.json of someone/else cannot be fetched from the hub" in fetch("someone/else").stderr
+
+
+_COPY = """
+import json, sys
+from pathlib import Path
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.stage import prepare
+from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
+config = DataConfig(num_samples=5, source="sample", tokenizer="someone/model")
+stage = TokenizerStage(config=config, data_folder=Path(sys.argv[1]))
+print(prepare(stage, force=True, say=lambda line: None).manifest.facts["tokenizer"])
+"""
+
+
+def test_tokenizer_of_the_hub_that_has_changed_there_stays_what_it_was(own: Tokenizer, tmp_path: Path) -> None:
+    first, second = str(own.file).encode(), json.dumps(value_of(own), indent=1).encode()
+    data = tmp_path / "data"
+    with running_hub() as hub:
+        hub.repository = "someone/model"
+        commit = hub.commit({"tokenizer.json": first})
+        variables = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
+
+        def copied() -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-c", _COPY, str(data)]
+            return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+
+        identity = copied().stdout
+        (folder,), (note,) = data.glob("tokenizer-*"), data.glob("tokenizers/*.json")
+        noted = note.read_bytes()
+        hub.commit({"tokenizer.json": second})
+        asked = len(hub.requests)
+        assert (copied().stdout, len(hub.requests)) == (identity, asked)  # the copy is whole
+        shutil.rmtree(folder)
+        shutil.rmtree(tmp_path / "cache")
+        assert copied().stdout == identity
+        assert (folder / "tokenizer.json").read_bytes() == first
+        hub.commits[commit] = {"tokenizer.json": second}  # another model by the same name, say
+        (folder / "tokenizer.json").write_bytes(bytes(len(first)))
+        shutil.rmtree(tmp_path / "cache")
+        said = copied().stderr
+    assert "tokenizer.json of someone/model is no longer what was fetched before: found sha256" in said
+    assert "delete the note" in said
+    assert note.read_bytes() == noted
+    assert [*data.glob("tokenizer-*")] == [folder]
 
 
 def written(folder: Path, tokenizer: str = "", vocab_size: str = "") -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from gpt_pipeline.data.documents.stage import DocumentsStage, find_documents, pr
 from gpt_pipeline.data.stage import PartedStage, grouped
 from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.shards import ShardsStage, prepare_shards
+from gpt_pipeline.errors import DataError, DiskFullError
 from gpt_pipeline.storage.manifest import StageResult, verify
 from gpt_pipeline_tests.synth_rows import row, rows, write_synth
 
@@ -265,3 +268,59 @@ def test_parts_force_replaces_what_a_stage_has_linked(
             each.make(group, say=quiet)
         each.finish(say=quiet)
     verify(stage)
+
+
+def full(descriptor: int) -> None:
+    """Fails as fsync does on a disk without room."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def manifests(data_folder: Path) -> dict[Path, bytes]:
+    """Those of all stages and parts."""
+    return {path: path.read_bytes() for path in data_folder.rglob("manifest.json")}
+
+
+@pytest.mark.parametrize("kind", [RawStage, DocumentsStage, ShardsStage])
+@pytest.mark.parametrize("moment", ["make", "finish"])
+def test_parts_force_that_fails_leaves_all_that_was_finished(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type[PartedStage], moment: str
+) -> None:
+    config = config_of(folder, 100)
+    prepared(config, tmp_path)
+    before, content = manifests(tmp_path), bytes_of(tmp_path)
+    (stage,) = (each for each in stages_of(config, tmp_path) if isinstance(each, kind))
+    (group,) = stage.plan(force=True, say=quiet)
+    if moment == "finish":
+        stage.make(group, say=quiet)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.raises(DiskFullError):
+            stage.make(group, say=quiet) if moment == "make" else stage.finish(say=quiet)
+    assert all(each.plan(force=False, say=quiet) == [] for each in stages_of(config, tmp_path))
+    assert all(each.finish(say=quiet).reused for each in stages_of(config, tmp_path))
+    assert bytes_of(tmp_path) == content
+    if (
+        moment == "finish" or kind is not RawStage
+    ):  # what a look at a raw file found is no result: it is looked at again
+        assert manifests(tmp_path) == before
+    assert stage.plan(force=True, say=quiet) == [group]
+
+
+def test_parts_force_of_what_cannot_be_made_again_changes_nothing(tmp_path: Path, folder: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    config, data = config_of(source, 100), tmp_path / "data"
+    prepared(config, data)
+    before = manifests(data)
+    source.rename(tmp_path / "unplugged")
+    with pytest.raises(DataError, match=r"missing or have changed: synth_001\.parquet"):
+        DocumentsStage(config=config, data_folder=data).plan(force=True, say=quiet)
+    documents = find_documents(config, data)
+    assert documents is not None
+    assert DocumentsStage(config=config, data_folder=data).plan(force=False, say=quiet) == []
+    next(documents.folder.glob("*.parquet")).unlink()
+    with pytest.raises(DataError, match="english_parquet is not finished"):
+        ShardsStage(config=config, data_folder=data).plan(force=True, say=quiet)
+    assert find_shards(config, data) is not None
+    assert manifests(data) == before
+    assert not [*data.rglob(".again")]

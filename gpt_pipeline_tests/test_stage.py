@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pipeline.data.stage import exclusive, prepare_stage
+from gpt_pipeline.data.stage import ask_again, exclusive, is_asked_again, needs_nothing, prepare_stage
 from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file
 
 
@@ -69,17 +69,40 @@ def _hold(folder: Path, said: list[str]) -> None:
         said.append("held")
 
 
-def test_stage_failure_is_not_finished_even_if_it_was_before(tmp_path: Path) -> None:
+def fail() -> Manifest:
+    raise KeyboardInterrupt
+
+
+def test_stage_failure_is_not_finished_even_if_it_was_before_it_was_damaged(tmp_path: Path) -> None:
     maker = Maker(tmp_path / "stage")
     maker.prepare()
-
-    def fail() -> Manifest:
-        raise KeyboardInterrupt
-
+    (maker.folder / "file.bin").write_bytes(b"short")
     with pytest.raises(KeyboardInterrupt):
-        prepare_stage(maker.folder, "f" * 64, force=True, say=lambda line: None, make=fail)
+        prepare_stage(maker.folder, "f" * 64, force=False, say=lambda line: None, make=fail)
+    (maker.folder / "file.bin").write_bytes(b"content")  # whoever writes it: the manifest is written last
     assert finished(maker.folder, "f" * 64) is None
     assert not maker.prepare().reused
+
+
+def test_stage_force_that_fails_leaves_what_was_finished(tmp_path: Path) -> None:
+    maker = Maker(tmp_path / "stage")
+    maker.prepare()
+    with pytest.raises(KeyboardInterrupt):
+        prepare_stage(maker.folder, "f" * 64, force=True, say=lambda line: None, make=fail)
+    assert finished(maker.folder, "f" * 64) is not None
+    assert maker.prepare().reused
+
+
+@pytest.mark.parametrize(("left", "stands"), [(b"content", True), (b"CONTENT", False)])
+def test_stage_of_an_interrupted_force_stands_if_its_bytes_are_those_of_its_manifest(
+    tmp_path: Path, left: bytes, stands: bool
+) -> None:
+    maker = Maker(tmp_path / "stage")
+    stage = maker.prepare()
+    ask_again(maker.folder)
+    (maker.folder / "file.bin").write_bytes(left)
+    assert needs_nothing(stage, say=lambda line: None) is stands
+    assert is_asked_again(maker.folder) is not stands
 
 
 def test_stage_removes_what_a_killed_process_left(tmp_path: Path) -> None:

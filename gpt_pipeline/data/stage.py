@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.storage.atomic import remove_leftovers
@@ -55,7 +55,11 @@ class PartedStage(Protocol):
     def plan(self, *, force: bool, say: Say) -> Sequence[Sequence[str]]:
         """Return the source files whose parts are missing, in groups that are done one at a time; none if finished.
 
-        `force` forgets the parts first, and has `finish` put the stage together anew; until then it stands as it is.
+        `force` returns all of them, and has `make` and `finish` replace what there is; until then the stage, and all
+        others that are made of the same parts, stand as they are. A later plan without it takes that back.
+
+        Raises:
+            UserError: with `force`, something is missing that they are made of.
         """
         ...
 
@@ -128,9 +132,9 @@ class Part:
         """Return the part if it is made; sizes are looked at, not contents."""
         return finished(self.folder, self.fingerprint)
 
-    def prepare(self, *, say: Say, make: Callable[[], Manifest]) -> StageResult:
+    def prepare(self, *, force: bool = False, say: Say, make: Callable[[], Manifest]) -> StageResult:
         """Return the part, calling `make` if it is not made; see `prepare_stage`."""
-        return prepare_stage(self.folder, self.fingerprint, force=False, say=say, make=make)
+        return prepare_stage(self.folder, self.fingerprint, force=force, say=say, make=make)
 
     def intact(self, *, say: Say) -> StageResult | None:
         """Return the part if it is made and every byte is what its manifest says; forgets it otherwise."""
@@ -154,8 +158,8 @@ def intact_parts(parts: Sequence[Part], *, say: Say) -> list[StageResult | None]
 
 def ask_again(folder: Path) -> None:
     """Have the stage in `folder`, which stands until then, put together anew when it is finished next."""
-    if folder.is_dir():
-        (folder / _AGAIN).touch()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _AGAIN).touch()
 
 
 def is_asked_again(folder: Path) -> bool:
@@ -163,12 +167,22 @@ def is_asked_again(folder: Path) -> bool:
     return (folder / _AGAIN).is_file()
 
 
-def begin_again(stage: StageResult | None, parts: Iterable[Part]) -> None:
-    """Have the parts made anew, and the stage, if it is finished, put together anew from them."""
-    for part in parts:
-        forget(part.folder)
-    if stage is not None:
-        ask_again(stage.folder)
+def needs_nothing(stage: StageResult | None, *, say: Say) -> TypeGuard[StageResult]:
+    """Whether the stage was found finished; one that was to be put together anew, and was not, then stands as it is.
+
+    Its bytes are compared with its manifest first: whoever was at it may have replaced some of its files.
+    """
+    if stage is None:
+        return False
+    if is_asked_again(stage.folder):
+        try:
+            verify(stage)
+        except DamagedFileError as error:
+            say(f"{error}; it is put together anew now")
+            return False
+        (stage.folder / _AGAIN).unlink(missing_ok=True)
+    say(f"{stage.folder} is finished already; nothing to do")
+    return True
 
 
 def finish_stage(folder: Path, fingerprint: str, *, say: Say, make: Callable[[], Manifest]) -> StageResult:
@@ -193,16 +207,19 @@ def prepare_stage(
 ) -> StageResult:
     """Return the finished stage in `folder`; calls `make` if there is none, or if `force` says so.
 
-    `make` writes the stage's files into `folder` and returns their manifest, which is then written last.
+    `make` writes the stage's files into `folder` and returns their manifest, which is then written last. If it fails,
+    what was finished before is so still.
     """
     if not force and (stage := finished(folder, fingerprint)):
         say(f"{folder} is finished already; nothing to do")
         return stage
     with exclusive(folder, purpose=f"making {folder.name}", say=say):
-        if not force and (stage := finished(folder, fingerprint)):
+        stage = finished(folder, fingerprint)
+        if stage is not None and not force:
             say(f"{folder} was finished by another process; nothing left to do")
             return stage
-        forget(folder)
+        if stage is None:
+            forget(folder)
         remove_leftovers(folder)
         started = time.monotonic()
         manifest = make()

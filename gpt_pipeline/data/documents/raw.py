@@ -29,7 +29,16 @@ from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import SourceRecord, read_record
 from gpt_pipeline.data.sources.sample.source import SampleFolder
 from gpt_pipeline.data.sources.text_lists import TextLists, are_listed, text_lists
-from gpt_pipeline.data.stage import Say, ask_again, exclusive, finish_stage, grouped, is_asked_again, prepare
+from gpt_pipeline.data.stage import (
+    Say,
+    ask_again,
+    exclusive,
+    finish_stage,
+    grouped,
+    is_asked_again,
+    needs_nothing,
+    prepare,
+)
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint, identity_of
 from gpt_pipeline.storage.manifest import Manifest, StageResult, if_whole, recorded, stage_folder
@@ -259,8 +268,7 @@ class RawStage:
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return the files that are not here or not looked at yet, in groups; see `PartedStage`."""
         stage = self._standing(say)
-        if stage is not None and not force:
-            say(f"{stage.folder} is finished already; nothing to do")
+        if not force and needs_nothing(stage, say=say):
             return []
         with self._recording(say) as record:
             source = self._open_source(record, say)

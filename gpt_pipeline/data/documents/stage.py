@@ -25,7 +25,18 @@ from gpt_pipeline.data.formats import StageNames, format_of, stage_names
 from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.readers.rows import read_rows
-from gpt_pipeline.data.stage import Part, PlacedStage, Say, begin_again, finish_stage, grouped, intact_parts, prepare
+from gpt_pipeline.data.stage import (
+    Part,
+    PlacedStage,
+    Say,
+    ask_again,
+    finish_stage,
+    grouped,
+    intact_parts,
+    is_asked_again,
+    needs_nothing,
+    prepare,
+)
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path, link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
@@ -131,13 +142,14 @@ class DocumentsStage(PlacedStage):
 
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return the raw files whose documents are missing, in groups; see `PartedStage`."""
-        stage = self.find()
-        if stage is not None and not force:
-            say(f"{stage.folder} is finished already; nothing to do")
+        if not force and needs_nothing(self.find(), say=say):
             return []
+        parts = self.parts()
         if force:
-            begin_again(stage, [each.part for each in self.parts()])
-        missing = [each for each in self.parts() if each.part.find() is None]
+            for each in parts:
+                self._places.path(each.raw)  # raises if it is gone, before anything is begun
+            ask_again(self._folder)
+        missing = [each for each in parts if force or each.part.find() is None]
         return grouped({each.raw.name: each.raw.size for each in missing})
 
     def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:
@@ -146,8 +158,8 @@ class DocumentsStage(PlacedStage):
         Raises:
             DataError: a raw file cannot be read, or is not there any more.
         """
-        wanted = set(names)
-        made = [self._made(each, say) for each in self.parts() if each.raw.name in wanted]
+        wanted, force = set(names), is_asked_again(self._folder)
+        made = [self._made(each, say, force=force) for each in self.parts() if each.raw.name in wanted]
         return {
             "rows_read": sum(part.manifest.facts["rows_read"] for part in made),
             "documents": sum(part.manifest.facts["documents"] for part in made),
@@ -156,9 +168,16 @@ class DocumentsStage(PlacedStage):
 
     def finish(self, *, say: Say) -> StageResult:
         """Put the parts together; see `PartedStage`."""
-        wanted = _fingerprint(self.config, self.raw.fingerprint)
-        folder = stage_folder(self.data_folder, self.name, wanted)
+        folder, wanted = self._folder, self._wanted
         return finish_stage(folder, wanted, say=say, make=lambda: self._together(folder, wanted, say))
+
+    @property
+    def _wanted(self) -> str:
+        return _fingerprint(self.config, self.raw.fingerprint)
+
+    @property
+    def _folder(self) -> Path:
+        return stage_folder(self.data_folder, self.name, self._wanted)
 
     def parts(self) -> list[DocumentsPart]:
         """Return what the stage takes of each raw file, in order; files of which it takes nothing are left out."""
@@ -183,8 +202,8 @@ class DocumentsStage(PlacedStage):
         identity = fingerprint(kind, config=config, code_version=f"{CODE_VERSION}.{self._format.version}")
         return Part(kind=kind, fingerprint=identity, data_folder=self.data_folder)
 
-    def _made(self, each: DocumentsPart, say: Say) -> StageResult:
-        return each.part.prepare(say=say, make=lambda: self._write(each, say))
+    def _made(self, each: DocumentsPart, say: Say, *, force: bool = False) -> StageResult:
+        return each.part.prepare(force=force, say=say, make=lambda: self._write(each, say))
 
     def _write(self, each: DocumentsPart, say: Say) -> Manifest:
         source = self._places.path(each.raw)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gpt_pipeline.data.arrays import save_array
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.formats import MIXED_SHARDS
-from gpt_pipeline.data.stage import PlacedStage, Say, ask_again, finish_stage
+from gpt_pipeline.data.stage import PlacedStage, Say, ask_again, finish_stage, needs_nothing
 from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
 from gpt_pipeline.data.tokens.shards import ShardsStage, has_turns, require_a_sequence, tokenizer_facts
 from gpt_pipeline.data.tokens.stream import (
@@ -91,10 +91,10 @@ class MixedShardsStage(PlacedStage):
         """Return no files: there are none to be made by themselves; see `PartedStage`."""
         stage = self.find()
         if stage is not None and force:
+            self.parts()  # raises if one is not finished, before anything is begun
             ask_again(stage.folder)
-        elif stage is not None:
+        elif needs_nothing(stage, say=say):
             require_a_sequence(self.config, stage.manifest.facts)
-            say(f"{stage.folder} is finished already; nothing to do")
         return []
 
     def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:

@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.data.config import ADDED_TURNS, CHATML, CHATML_SUFFIX, DataConfig, SharedTokenizerConfig
-from gpt_pipeline.data.stage import Part, PlacedStage, Say, begin_again, finish_stage, grouped, intact_parts, prepare
+from gpt_pipeline.data.stage import (
+    Part,
+    PlacedStage,
+    Say,
+    ask_again,
+    finish_stage,
+    grouped,
+    intact_parts,
+    is_asked_again,
+    needs_nothing,
+    prepare,
+)
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME, TRAIN, VALIDATION, shard_name
 from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID, Tokenizer, added_turns, with_turns
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
@@ -118,13 +129,15 @@ class ShardsStage(PlacedStage):
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return the raw files whose documents' tokens are missing, in groups; see `PartedStage`."""
         stage = self.find()
-        if stage is not None and not force:
+        if not force and needs_nothing(stage, say=say):
             require_a_sequence(self.config, stage.manifest.facts)
-            say(f"{stage.folder} is finished already; nothing to do")
             return []
+        parts = self.parts()
         if force:
-            begin_again(stage, [each.part for each in self.parts()])
-        return grouped({each.name: each.size for each in self.parts() if each.part.find() is None})
+            if self.tokenizer.is_made:
+                self.tokenizer.found()  # raises if it is not finished, before anything is begun
+            ask_again(self._folder)
+        return grouped({each.name: each.size for each in parts if force or each.part.find() is None})
 
     def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:
         """Write the tokens of the raw files' documents; see `PartedStage`.
@@ -132,8 +145,8 @@ class ShardsStage(PlacedStage):
         Raises:
             DamagedFileError: a file is not the one that the manifest describes.
         """
-        wanted = set(names)
-        made = [self._made(each, say) for each in self.parts() if each.name in wanted]
+        wanted, force = set(names), is_asked_again(self._folder)
+        made = [self._made(each, say, force=force) for each in self.parts() if each.name in wanted]
         facts = _added([part.manifest.facts for part in made])
         return {**facts, "megabytes": sum(facts[f"{split}_text_bytes"] for split in _SPLITS) / 1e6}
 
@@ -143,8 +156,7 @@ class ShardsStage(PlacedStage):
         Raises:
             ConfigError: no document is held out, or the rest is shorter than one sequence of `max_length` tokens.
         """
-        wanted = _fingerprint(self.config, self.documents.fingerprint, self._tokenizer_identity)
-        folder = stage_folder(self.data_folder, STAGE, wanted)
+        folder, wanted = self._folder, self._wanted
         stage = finish_stage(folder, wanted, say=say, make=lambda: self._together(folder, wanted, say))
         require_a_sequence(self.config, stage.manifest.facts)
         return stage
@@ -166,6 +178,14 @@ class ShardsStage(PlacedStage):
         return self._part(documents.fingerprint)
 
     @property
+    def _wanted(self) -> str:
+        return _fingerprint(self.config, self.documents.fingerprint, self._tokenizer_identity)
+
+    @property
+    def _folder(self) -> Path:
+        return stage_folder(self.data_folder, STAGE, self._wanted)
+
+    @property
     def _tokenizer_identity(self) -> str:
         found = self.tokenizer.identity
         if found is None:
@@ -180,8 +200,8 @@ class ShardsStage(PlacedStage):
         identity = fingerprint(_KIND, config=self._identity, upstream=[documents], code_version=CODE_VERSION)
         return Part(kind=_KIND, fingerprint=identity, data_folder=self.data_folder)
 
-    def _made(self, each: TokenizedFile, say: Say) -> StageResult:
-        return each.part.prepare(say=say, make=lambda: self._write(each, say))
+    def _made(self, each: TokenizedFile, say: Say, *, force: bool = False) -> StageResult:
+        return each.part.prepare(force=force, say=say, make=lambda: self._write(each, say))
 
     def _write(self, each: TokenizedFile, say: Say) -> Manifest:
         from gpt_pipeline.data.tokens.part import write_token_part

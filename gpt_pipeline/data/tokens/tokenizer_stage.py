@@ -1,7 +1,7 @@
 """The stage tokenizer: the `tokenizer.json` that the data block names, or one trained on the training documents.
 
 GPT-2's tokenizer needs no stage. A file, or that of a model on the hub, is copied once under the sha256 of its content,
-with a note of where it came from, so that neither is needed again.
+with a note of where it came from, so that neither is needed again while the copy is whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.data.config import GPT2, PLAIN, DataConfig, SharedTokenizerConfig, TokenizerConfig, is_path
 from gpt_pipeline.data.formats.forms import MARKS
-from gpt_pipeline.data.stage import PlacedStage, Say, ask_again, finish_stage
+from gpt_pipeline.data.stage import PlacedStage, Say, ask_again, finish_stage, needs_nothing
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
 from gpt_pipeline.data.tokens.tokenizer import (
     TOKENIZER_ID,
@@ -29,7 +29,7 @@ from gpt_pipeline.data.tokens.tokenizer import (
     with_turns,
 )
 from gpt_pipeline.errors import ConfigError, DataError
-from gpt_pipeline.storage.atomic import read_kept, write_json, write_text
+from gpt_pipeline.storage.atomic import read_kept, sha256_of, write_json, write_text
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import Manifest, StageResult, not_finished, record_file, stage_folder
 
@@ -86,10 +86,11 @@ class TokenizerStage(PlacedStage):
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return the one file to make, or none if it is made; see `PartedStage`."""
         stage = self.find()
-        if stage is not None and not force:
-            say(f"{stage.folder} is finished already; nothing to do")
+        if not force and needs_nothing(stage, say=say):
             return []
-        if stage is not None:
+        if force and stage is not None:
+            if not isinstance(self.config.tokenizer, str):
+                self._documents()  # raises if some are not finished, before anything is begun
             ask_again(stage.folder)
         return [[TOKENIZER_NAME]]
 
@@ -169,7 +170,7 @@ class TokenizerStage(PlacedStage):
     def _made(self, folder: Path, wanted: str, say: Say) -> Manifest:
         asked = self.config.tokenizer
         if isinstance(asked, str):
-            text = _content(asked, self.data_folder, say)
+            text = _whole_copy(folder, wanted) or _content(asked, self.data_folder, say, wanted=wanted)
             facts: dict[str, Any] = {}
             tokenizer = read_tokenizer(text, source=asked)
             vocab_size = tokenizer.vocab_size
@@ -212,7 +213,8 @@ def usable_tokenizer(config: DataConfig, data_folder: Path) -> Tokenizer | None:
     """
     found: Tokenizer | None
     if isinstance(config.tokenizer, str) and is_path(config.tokenizer):
-        found = read_tokenizer(_content(config.tokenizer, data_folder, _logger.info), source=config.tokenizer)
+        name = config.tokenizer
+        found = read_tokenizer(_decoded(_read(Path(name)), name), source=f"{_KEY}: {name}")
     else:
         stage = TokenizerStage(config=config, data_folder=data_folder)
         found = None if stage.is_made and stage.find() is None else stage.tokenizer()
@@ -318,23 +320,43 @@ def _decoded(content: bytes, name: str) -> str:
         raise ConfigError(_KEY, found=name, need="a tokenizer.json, which is UTF-8") from None
 
 
-def _content(name: str, data_folder: Path, say: Say) -> str:
-    """Return the text of the named tokenizer and note where it came from.
+def _whole_copy(folder: Path, wanted: str) -> str | None:
+    """Return the text of the copy in the stage's folder; None if there is none, or it is not the one that is wanted."""
+    path = folder / TOKENIZER_NAME
+    if not path.is_file() or _fingerprint_of_file(sha256_of(path)) != wanted:
+        return None
+    return path.read_bytes().decode()
+
+
+def _content(name: str, data_folder: Path, say: Say, *, wanted: str | None = None) -> str:
+    """Return the text of the named tokenizer and note where it came from; of the hub, at the commit noted before.
 
     Raises:
-        UserError: it is neither where it was named nor copied.
+        UserError: it is not where it was named, or not the one whose fingerprint is `wanted`.
     """
+    path, before = _note_path(name, data_folder), _note(name, data_folder) or {}
     if is_path(name):
         content, noted = _read(Path(name)), {}
     else:
-        content, revision = _downloaded(name, say)
+        content, revision = _downloaded(name, before.get("revision"), say)
         noted = {"revision": revision}
     text = _decoded(content, name)
     sizes, sha256 = _sizes(read_tokenizer(text, source=f"{_KEY}: {name}")), hashlib.sha256(content).hexdigest()
-    path = _note_path(name, data_folder)
+    if wanted is not None and wanted != _fingerprint_of_file(sha256):
+        raise _other_content(name, path, found=sha256, need=before.get("sha256"))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"name": name, "sha256": sha256, **sizes, **noted})
     return text
+
+
+def _other_content(name: str, note: Path, *, found: str, need: object) -> DataError:
+    if is_path(name):
+        return DataError(f"{_KEY}: {name} changed while it was copied; run again when nothing writes to it any more")
+    return DataError(
+        f"{_KEY}: {TOKENIZER_NAME} of {name} is no longer what was fetched before: found sha256 {found}, need {need} "
+        f"({note}); name the path of a file with that content, or delete the note to use the hub's, which makes other "
+        "shards and other trainings"
+    )
 
 
 def fetch_tokenizer(config: DataConfig, data_folder: Path, say: Say) -> bool:
@@ -350,18 +372,22 @@ def fetch_tokenizer(config: DataConfig, data_folder: Path, say: Say) -> bool:
     return True
 
 
-def _downloaded(name: str, say: Say) -> tuple[bytes, str]:
-    """Return the content of a model's tokenizer.json on the hub, and its commit; the hub's own cache keeps the file."""
+def _downloaded(name: str, revision: str | None, say: Say) -> tuple[bytes, str]:
+    """Return the content of a model's tokenizer.json on the hub, and its commit; the hub's own cache keeps the file.
+
+    `revision` is the commit; None: the newest.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    say(f"fetching {TOKENIZER_NAME} of {name} from the hub")
+    what = f"{TOKENIZER_NAME} of {name}" + (f" at commit {revision}" if revision else "")
+    say(f"fetching {what} from the hub")
     try:
-        path = Path(hf_hub_download(name, TOKENIZER_NAME))
+        path = Path(hf_hub_download(name, TOKENIZER_NAME, revision=revision))
     except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"data.tokenizer: {TOKENIZER_NAME} of {name} cannot be fetched from the hub ({reason}); correct the name, "
+            f"data.tokenizer: {what} cannot be fetched from the hub ({reason}); correct the name, "
             "set HF_TOKEN if it needs one, or download the file elsewhere and name its path"
         ) from error
     return path.read_bytes(), path.parent.name  # in the hub's cache, folders bear the commit
