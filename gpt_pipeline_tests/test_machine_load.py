@@ -72,12 +72,30 @@ def test_machine_load_of_gpus_has_mlflows_names_and_units(monkeypatch: pytest.Mo
     }
 
 
-@pytest.mark.parametrize("fails", ["nvmlInit", "nvmlDeviceGetUtilizationRates"])
-def test_machine_load_of_a_driver_that_fails_ends_without_an_error(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+@pytest.mark.parametrize("fails", ["nvmlInit", "nvmlDeviceGetHandleByIndex"])
+def test_machine_load_of_a_driver_that_fails_is_the_hosts_alone(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeDriver(fails=fails))
+    assert set(MachineLoad(gpus=True, every=0).sample()) == OF_HOST
+
+
+@pytest.mark.parametrize(
+    ("fails", "missing"),
+    [
+        ("nvmlDeviceGetPowerUsage", "power_usage_watts"),
+        ("nvmlDeviceGetUtilizationRates", "utilization_percentage"),
+        ("nvmlDeviceGetMemoryInfo", "memory_usage"),
+    ],
+)
+def test_machine_load_of_a_gpu_that_lacks_a_figure_has_all_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: str, missing: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeDriver())
+    names = set(MachineLoad(gpus=True, every=0).sample())
     monkeypatch.setitem(sys.modules, "pynvml", FakeDriver(fails=fails))
     load = MachineLoad(gpus=True, every=0)
-    assert not [name for name in load.sample() if "gpu" in name]
-    assert not [name for name in load.sample() if "gpu" in name]
+    first, second = load.sample(), load.sample()
+    assert set(first) == set(second) == {name for name in names if not ("gpu_" in name and missing in name)}
+    assert len(caplog.records) == 2  # once for each GPU
 
 
 def test_machine_load_without_psutil_and_pynvml_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:

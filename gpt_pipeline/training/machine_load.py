@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 _logger = logging.getLogger(__name__)
 _EVERY_SECONDS = 10.0  # as MLflow's own sampler
@@ -25,77 +25,89 @@ class MachineLoad:
         self._every = every
         self._clock = clock
         self._last = clock()
-        self._processors = _psutil()
-        self._gpus = _Gpus.found() if gpus else None
+        self._readings = [*_readings_of_host(), *(_readings_of_gpus() if gpus else ())]
 
     def sample(self) -> dict[str, float]:
         """Return percentages, megabytes and watts by name; nothing if the last sample is too recent.
 
-        The share of the processors is the mean since that sample. The first failure is logged, and nothing is measured
-        after it: it is no reason to lose a training.
+        The share of the processors is the mean since that sample. A reading that fails is logged and left out from then
+        on, the others go on: many a GPU does not tell its power, or under MIG how busy it is.
         """
         now = self._clock()
         if now - self._last < self._every:
             return {}
         self._last = now
-        try:
-            found = {**self._of_host(), **({} if self._gpus is None else self._gpus.sample())}
-        except Exception:  # of whatever the system or the driver refuses
-            _logger.exception("the load of this machine cannot be measured any more; training goes on")
-            self._processors = self._gpus = None
-            return {}
+        found: dict[str, float] = {}
+        for reading in tuple(self._readings):
+            try:
+                found |= reading.take()
+            except Exception as error:  # of whatever the system or the driver refuses
+                _logger.warning("%s cannot be measured (%s); training goes on without", reading.what, error)
+                self._readings.remove(reading)
         return {f"{_PREFIX}{name}": round(value, 1) for name, value in found.items()}
 
-    def _of_host(self) -> dict[str, float]:
-        if self._processors is None:
-            return {}
-        memory = self._processors.virtual_memory()
-        return {
-            "cpu_utilization_percentage": self._processors.cpu_percent(),
-            "system_memory_usage_megabytes": memory.used / 1e6,
-            "system_memory_usage_percentage": memory.used / memory.total * 100,
-        }
+
+class _Reading(NamedTuple):
+    """Figures that are asked for together."""
+
+    what: str
+    take: Callable[[], dict[str, float]]
+    """Returns them by name."""
 
 
-def _psutil() -> Any:
-    """Return the library; None without it."""
+def _readings_of_host() -> list[_Reading]:
+    """Return those of the machine itself; none without psutil."""
     try:
         import psutil
     except ImportError:  # a GPU host's own Python
-        return None
+        return []
     psutil.cpu_percent()  # the first call has nothing to compare with
-    return psutil
+
+    def memory() -> dict[str, float]:
+        found = psutil.virtual_memory()
+        return {
+            "system_memory_usage_megabytes": found.used / 1e6,
+            "system_memory_usage_percentage": found.used / found.total * 100,
+        }
+
+    return [
+        _Reading("the use of the processors", lambda: {"cpu_utilization_percentage": psutil.cpu_percent()}),
+        _Reading("the use of the memory", memory),
+    ]
 
 
-class _Gpus:
-    """The machine's GPUs, as NVIDIA's driver counts them."""
+def _readings_of_gpus() -> list[_Reading]:
+    """Return those of the machine's GPUs; none without pynvml (`pip install nvidia-ml-py`) or NVIDIA's driver."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(place) for place in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError as error:
+        _logger.warning("NVIDIA's driver does not tell how busy its GPUs are (%s); training goes on", error)
+        return []
+    return [reading for place, handle in enumerate(handles) for reading in _readings_of_gpu(pynvml, place, handle)]
 
-    def __init__(self, nvml: Any) -> None:
-        self._nvml = nvml
-        self._handles = [nvml.nvmlDeviceGetHandleByIndex(place) for place in range(nvml.nvmlDeviceGetCount())]
 
-    @classmethod
-    def found(cls) -> _Gpus | None:
-        """Return them; None without pynvml (`pip install nvidia-ml-py`) or without NVIDIA's driver."""
-        try:
-            import pynvml
-        except ImportError:
-            return None
-        try:
-            pynvml.nvmlInit()
-            return cls(pynvml)
-        except pynvml.NVMLError as error:
-            _logger.warning("NVIDIA's driver does not tell how busy its GPUs are (%s); training goes on", error)
-            return None
+def _readings_of_gpu(nvml: Any, place: int, handle: Any) -> list[_Reading]:
+    def memory() -> dict[str, float]:
+        found = nvml.nvmlDeviceGetMemoryInfo(handle)
+        return {
+            f"gpu_{place}_memory_usage_megabytes": found.used / 1e6,
+            f"gpu_{place}_memory_usage_percentage": found.used / found.total * 100,
+        }
 
-    def sample(self) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for place, handle in enumerate(self._handles):
-            memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
-            found |= {
-                f"gpu_{place}_utilization_percentage": self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-                f"gpu_{place}_memory_usage_megabytes": memory.used / 1e6,
-                f"gpu_{place}_memory_usage_percentage": memory.used / memory.total * 100,
-                f"gpu_{place}_power_usage_watts": self._nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-            }
-        return found
+    def utilization() -> dict[str, float]:
+        return {f"gpu_{place}_utilization_percentage": nvml.nvmlDeviceGetUtilizationRates(handle).gpu}
+
+    def power() -> dict[str, float]:
+        return {f"gpu_{place}_power_usage_watts": nvml.nvmlDeviceGetPowerUsage(handle) / 1000}
+
+    whose = f"of GPU {place}"
+    return [
+        _Reading(f"the utilization {whose}", utilization),
+        _Reading(f"the memory {whose}", memory),
+        _Reading(f"the power {whose}", power),
+    ]
