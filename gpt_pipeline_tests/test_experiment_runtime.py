@@ -237,6 +237,19 @@ def test_training_size_of_too_few_tokens_names_the_tokens_needed(file):
         training_size(config, train_tokens=4096)
 
 
+@pytest.mark.parametrize(
+    ("key", "lower"),
+    [
+        ("batch_size: 8", "lower training.batch_size or data.max_length"),
+        ("tokens_per_step: 4096", "lower training.tok"),
+    ],
+)
+def test_training_size_of_too_few_tokens_says_which_key_to_lower(file, key, lower):
+    config = load_experiment(_written(file, SMALL + f"training: {{{key}}}\n")).config
+    with pytest.raises(DataError, match=lower):
+        training_size(config, train_tokens=4096)
+
+
 def test_training_size_with_max_steps_is_max_steps(file):
     config = load_experiment(_written(file, SMALL + "training: {max_steps: 700, num_epochs: 3}\n")).config
     assert training_size(config, train_tokens=100_000).layout.max_steps == 700

@@ -298,6 +298,31 @@ def test_processes_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(
     assert len(said) == 1
 
 
+def test_processes_told_to_meet_at_a_port_that_is_taken_say_so_at_once(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        ranks = Ranks(rank=0, world_size=2, local_rank=0)
+        with pytest.raises(UserError, match=r"EADDRINUSE.*MASTER_PORT to a free port"), process_group(ranks, print):
+            pytest.fail("another program has the port")
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"batch_size": 24}, "batch_size: found 24, need at most 20, the sequences of .*lower it or data.max_length"),
+        ({"tokens_per_step": 24 * T}, "tokens_per_step: found 384, need at most 320, .*samples, or lower it$"),
+    ],
+)
+def test_training_with_too_few_tokens_for_an_update_names_the_key_that_decides(tmp_path, training, said):
+    with pytest.raises(ConfigError, match=said):
+        run_job(make_job(tmp_path, training=training), Listener())
+
+
 def test_trainer_process_needs_only_torch_numpy_and_filelock(tmp_path):
     job = make_job(tmp_path, training={"max_steps": 1})
     job.write(tmp_path / "job.json")

@@ -80,10 +80,12 @@ def training_size(config: ExperimentConfig, *, train_tokens: int, rows: int | No
     sequences = max(0, train_tokens - 1) // config.data.max_length if rows is None else rows
     steps_per_epoch = sequences // config.sequences_per_step
     if steps_per_epoch == 0:
+        # Shorter sequences make more updates of as many sequences, and not of as many tokens.
+        lower = "batch_size or data.max_length" if config.training.tokens_per_step is None else "tokens_per_step"
         raise DataError(
             f"found {train_tokens} training tokens, need at least {config.tokens_per_step + 1} for one update of "
             f"{config.sequences_per_step} sequences of {config.data.max_length} tokens; "
-            "raise data.num_samples, or lower training.batch_size or data.max_length"
+            f"raise data.num_samples, or lower training.{lower}"
         )
     return TrainingSize(
         steps_per_epoch=steps_per_epoch,

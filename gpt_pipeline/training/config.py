@@ -212,6 +212,11 @@ class TrainingConfig:
         return None if self.micro_batch_size == "auto" else self.micro_batch_size
 
     @property
+    def size_key(self) -> str:
+        """The key that says how large an update is."""
+        return "batch_size" if self.tokens_per_step is None else "tokens_per_step"
+
+    @property
     def is_post_training(self) -> bool:
         """Whether it goes on from a model that continues text to one that answers."""
         return self.objective != "pretrain"
@@ -387,7 +392,7 @@ def step_layout(config: TrainingConfig, *, max_length: int, steps_per_epoch: int
         ConfigError: the update does not divide evenly among processes or into micro-batches.
     """
     batch_size = sequences_per_step(config, max_length=max_length)
-    key = "batch_size" if config.tokens_per_step is None else "tokens_per_step"
+    key = config.size_key
     size, unit = (batch_size, 1) if config.tokens_per_step is None else (config.tokens_per_step, max_length)
     _require_multiple(key, size, of=world_size * unit, unit=f"the {world_size} processes that share it")
     share = batch_size // world_size

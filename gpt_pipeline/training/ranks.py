@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,21 +74,29 @@ def process_group(ranks: Ranks, say: Callable[[str], None], *, wait_seconds: flo
     Tensors on GPUs go through NCCL (on Intel's, XCCL), those on the CPU (stop flags, paths) through gloo.
 
     Raises:
-        UserError: the others did not come within `wait_seconds`.
+        UserError: the others did not come within `wait_seconds`, or this one cannot wait where it is told to.
     """
     if ranks.world_size == 1:
         yield
         return
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    began = time.monotonic()
     say(f"Waiting at {where} for the processes that train together, {ranks.world_size} in all.")
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=wait_seconds)))
         store.set(f"here/{rank}", "")
         store.wait([f"here/{other}" for other in range(size)], timedelta(seconds=wait_seconds))
     except (dist.DistError, ValueError) as error:
+        waited = time.monotonic() - began >= wait_seconds
+        place, why = f"RANK={ranks.rank} of WORLD_SIZE={ranks.world_size}", str(error).partition("\n")[0]
+        what = (
+            f"did not meet at {where} within {wait_seconds:.0f} s ({why}); start them all"
+            if waited
+            else f"cannot meet at {where}: {why}; start them with torchrun, or set MASTER_ADDR to the machine of "
+            "RANK=0 and MASTER_PORT to a free port there"
+        )
         raise UserError(
-            f"RANK={ranks.rank} of WORLD_SIZE={ranks.world_size}: the processes that train together did not meet at "
-            f"{where} within {wait_seconds:.0f} s; start them all, or unset RANK to train with one process"
+            f"{place}: the processes that train together {what}, or unset RANK to train with one process"
         ) from error
     dist.init_process_group(devices.collective_backends(), store=store, rank=rank, world_size=size)
     try:

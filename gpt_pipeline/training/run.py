@@ -219,6 +219,7 @@ def _sampler(job: TrainingJob, shards: TokenShards) -> Sampler:
         stream=shards.train,
         sequence_length=job.max_length,
         batch_size=sequences_per_step(job.training, max_length=job.max_length),
+        batch_key=job.training.size_key,
         seed=job.training.seed,
     )
 

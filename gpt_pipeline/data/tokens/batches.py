@@ -63,6 +63,9 @@ class Sampler(ABC):
     batch_size: int
     """B, sequences in a batch, all ranks together."""
 
+    batch_key: str = "batch_size"
+    """The key of an experiment file that says so: this one, or `tokens_per_step`, in tokens. For messages."""
+
     seed: int
     """Chooses the order of the sequences."""
 
@@ -74,12 +77,14 @@ class Sampler(ABC):
             value = getattr(self, name)
             require(value > 0, name, found=value, need="a whole number above 0")
         if self.sequences_per_epoch < self.batch_size:
+            in_tokens = self.batch_key == "tokens_per_step"
+            size = self.sequence_length if in_tokens else 1
             raise ConfigError(
-                "batch_size",
-                found=self.batch_size,
-                need=f"at most {self.sequences_per_epoch}, the sequences of {self.sequence_length} tokens in the "
-                f"{self.stream.n_tokens} training tokens",
-                remedy="raise data.num_samples, or lower batch_size or data.max_length",
+                self.batch_key,
+                found=size * self.batch_size,
+                need=f"at most {size * self.sequences_per_epoch}, the {'whole ' if in_tokens else ''}sequences of "
+                f"{self.sequence_length} tokens in the {self.stream.n_tokens} training tokens",
+                remedy=f"raise data.num_samples, or lower {'it' if in_tokens else 'it or data.max_length'}",
             )
 
     @property
