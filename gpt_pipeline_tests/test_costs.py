@@ -27,6 +27,7 @@ from gpt_pipeline.model.costs import (
 )
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.model.loss import summed_loss
+from gpt_pipeline.rl.rollouts import target_log_probabilities
 from gpt_pipeline.training.config import OptimizerName, TrainingConfig
 from gpt_pipeline.training.optimizer import Optimizer
 
@@ -221,6 +222,24 @@ def test_update_of_muon_needs_the_memory_that_was_planned(architecture: str) -> 
         config, optimizer=training.optimizer, micro_batch_size=1, max_length=8, precision=_EAGER
     ).update
     assert 0.7 * planned < found.peak < 1.02 * planned
+
+
+def test_asking_the_start_weights_needs_the_memory_that_was_planned() -> None:
+    config = ModelConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=4000, context_length=64, tie_weights=False)
+    model = make_model(config)
+    ids = torch.zeros((8, 64), dtype=torch.int64)
+    planned = {
+        asked: memory_need(
+            config, optimizer="adamw", micro_batch_size=1, max_length=64, precision=_EAGER, asked_tokens=asked
+        )
+        for asked in (0, 128)
+    }
+    with _PeakBytes(model.parameters()) as found:
+        target_log_probabilities(model, ids, ids, at_once=128)
+    assert 0.7 * planned[128].asking < found.peak < 1.1 * planned[128].asking
+    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    assert planned[128].state - planned[0].state == pytest.approx(weights, rel=0.01)  # without the vocabulary's padding
+    assert planned[128].device - planned[0].device > planned[128].state - planned[0].state
 
 
 def test_memory_grows_with_the_micro_batch_but_not_its_state() -> None:

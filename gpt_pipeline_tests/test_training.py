@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import os
 import random
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +35,11 @@ from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.ranks import Ranks, process_group
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.seeds import random_states, restore_random_states
+from gpt_pipeline.training.start import prepare_start
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline.training.update import NotFiniteError, Updater
 from gpt_pipeline_tests.hangs import output_of
-from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job, trainer_command, write_shards
+from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job, run, trainer_command, write_shards
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -321,6 +324,24 @@ def test_processes_told_to_meet_at_a_port_that_is_taken_say_so_at_once(monkeypat
 def test_training_with_too_few_tokens_for_an_update_names_the_key_that_decides(tmp_path, training, said):
     with pytest.raises(ConfigError, match=said):
         run_job(make_job(tmp_path, training=training), Listener())
+
+
+def test_resumed_training_lets_go_of_the_checkpoint_that_it_has_taken_over(tmp_path, monkeypatch):
+    job, read, gone = make_job(tmp_path, training={"max_steps": 6}), [], []
+    run(job, stop_at=4)
+
+    def prepared(*arguments, **keywords):
+        start = prepare_start(*arguments, **keywords)
+        read.append(weakref.ref(start.snapshot))
+        return start
+
+    def look(step: int) -> None:
+        gc.collect()
+        gone.append(read[0]() is None)
+
+    monkeypatch.setattr("gpt_pipeline.training.run.prepare_start", prepared)
+    run_job(job, Listener(look))
+    assert gone == [True, True]
 
 
 def test_trainer_process_needs_only_torch_numpy_and_filelock(tmp_path):

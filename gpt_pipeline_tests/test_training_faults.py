@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,16 @@ import torch
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.storage.lock import folder_lock, is_locked
 from gpt_pipeline.storage.process import ProcessId
-from gpt_pipeline.training.device import largest_proper_divisor
+from gpt_pipeline.training.device import CompiledModel, largest_proper_divisor
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat, read_heartbeat, trainer_state
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.run import run_job
-from gpt_pipeline.training.stopping import EXIT_HUNG, StopFlag, Watchdog
+from gpt_pipeline.training.stopping import COMPILING_SECONDS, EXIT_HUNG, StopFlag, Watchdog
+from gpt_pipeline_tests.rl_jobs import make_rl_job
 from gpt_pipeline_tests.training_jobs import Listener, make_job, trainer_command
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
@@ -101,10 +104,21 @@ class _Clock:
     def __init__(self) -> None:
         self.now = 0.0
         self.looks = 0
+        self.ended = threading.Event()
+        """Set by a watchdog that gives up; it looks no more then."""
 
     def __call__(self) -> float:
         self.looks += 1
         return self.now
+
+    def spend(self, seconds: float, *, at_once: float = 0.005) -> None:
+        """Let so much time pass, a little at each look of whoever watches from another thread."""
+        until = self.now + seconds
+        while self.now < until:
+            looks = self.looks
+            self.now += at_once
+            while self.looks == looks and not self.ended.is_set():
+                time.sleep(0.0005)
 
 
 def test_watchdog_allows_twenty_median_steps_where_steps_are_slow():
@@ -119,31 +133,20 @@ def test_watchdog_allows_twenty_median_steps_where_steps_are_slow():
 
 
 def test_watchdog_ends_a_hung_process_and_not_one_that_makes_progress():
-    ended = threading.Event()
-    codes, said = [], []
+    codes, said, clock = [], [], _Clock()
 
     def end(code: int) -> None:
         codes.append(code)
-        ended.set()
-
-    clock = _Clock()
-
-    def pass_time() -> None:
-        """Let more than the patience pass, a little at each look of the watchdog."""
-        for _ in range(30):
-            looks = clock.looks
-            clock.now += 0.02
-            while clock.looks == looks and not ended.is_set():
-                time.sleep(0.001)
+        clock.ended.set()
 
     with Watchdog(patience=0.4, say=said.append, clock=clock, end=end) as watchdog:
-        pass_time()  # before the first step it watches nothing
+        clock.spend(0.6)  # before the first step it watches nothing
         for _ in range(30):
             watchdog.beat(1)  # between the batches of an estimate
             clock.now += 0.02
         assert codes == []
-        pass_time()
-        assert ended.wait(60)
+        clock.spend(0.6)
+        assert clock.ended.wait(60)
     assert codes == [EXIT_HUNG]
     assert "after step 1" in said[0]
 
@@ -155,6 +158,85 @@ def test_watchdog_does_not_count_the_time_of_a_suspended_machine():
         watchdog.beat(1)
         clock.now += 3600  # the lid was closed for an hour
         assert not ended.wait(0.2)
+
+
+def test_watchdog_allows_what_is_granted_until_the_next_sign_of_work():
+    clock = _Clock()
+    with Watchdog(patience=0.1, say=lambda text: None, clock=clock, end=lambda code: clock.ended.set()) as watchdog:
+        watchdog.beat(1)
+        watchdog.goes_on(0.3)
+        clock.spend(0.3)
+        assert not clock.ended.is_set()
+        watchdog.goes_on()
+        clock.spend(0.09)
+        assert not clock.ended.is_set()
+        clock.spend(0.05)
+        assert clock.ended.wait(60)
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """Have `run_job` watched by a clock of its own, with a patience of 0.1 s; the function spends 0.06 s on it."""
+    clock = _Clock()
+    watchdog = partial(Watchdog, clock=clock, end=lambda code: clock.ended.set())
+    monkeypatch.setattr("gpt_pipeline.training.run.Watchdog", watchdog)
+    yield partial(clock.spend, 0.06)
+    assert not clock.ended.is_set()
+
+
+def _slow(monkeypatch, where, name, spend, *, when=lambda *arguments: True):
+    real = getattr(where, name)
+
+    def slow(*arguments, **keywords):
+        if when(*arguments):
+            spend()
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(where, name, slow)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_update_or_estimate_in_many_slow_batches_is_no_hang(tmp_path, monkeypatch, slowly, training):
+    _slow(monkeypatch, LanguageModel, "forward", slowly, when=lambda model, *_: model.training is training)
+    job = make_job(tmp_path, training={"micro_batch_size": 1, "max_steps": 1, "warmup_steps": 0})
+    assert run_job(job, Listener(), patience=0.1).finished
+
+
+def test_rehearsal_of_slow_batches_is_no_hang(tmp_path, monkeypatch, slowly):
+    monkeypatch.setattr(devices, "refuses_memory", lambda device: True)
+    _slow(monkeypatch, LanguageModel, "forward", slowly)
+    job = make_job(tmp_path, training={"max_steps": 1, "warmup_steps": 0})
+    assert run_job(job, Listener(), patience=0.1).finished
+
+
+def test_checkpoint_on_a_slow_disk_is_no_hang(tmp_path, monkeypatch, slowly):
+    _slow(monkeypatch, torch, "save", lambda: [slowly() for _ in range(4)])
+    job = make_job(tmp_path, training={"max_steps": 3}, cadence={"save_every_n_iterations": 1})
+    assert run_job(job, Listener(), patience=0.1).finished
+
+
+@pytest.mark.parametrize("slow", ["forward_cached", "forward"])
+def test_answers_that_are_sampled_or_compared_slowly_are_no_hang(tmp_path, monkeypatch, slowly, slow):
+    monkeypatch.setattr("gpt_pipeline.training.rollout_feed.TOKENS_AT_ONCE", 40)
+    # Without targets: what the start weights are asked.
+    _slow(monkeypatch, LanguageModel, slow, slowly, when=lambda *given: slow == "forward_cached" or len(given) == 2)
+    job = make_rl_job(tmp_path, training={"max_steps": 1, "warmup_steps": 0}, rl={"kl": 0.1})
+    assert run_job(job, Listener(), patience=0.1).finished
+
+
+def test_compiled_model_says_before_each_graph_how_long_it_may_take_to_compile():
+    granted = []
+    model = CompiledModel(torch.nn.Identity(), say=pytest.fail, goes_on=granted.append)
+    model._compiled = [lambda *tensors: torch.zeros(())]
+    ids = torch.zeros(2, 4)
+    for weights in (None, None, ids):
+        model(ids, ids, weights)
+    with torch.no_grad():
+        model(ids, ids, ids)
+    assert granted == [COMPILING_SECONDS] * 3
+    for length in range(100):  # answers of all lengths
+        model(torch.zeros(2, length), None)
+    assert len(granted) < 50
 
 
 def test_watchdog_that_cannot_tell_anyone_ends_the_process_all_the_same(monkeypatch):

@@ -15,7 +15,9 @@ import torch
 
 from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
-from gpt_pipeline.errors import DataError
+from gpt_pipeline.errors import DataError, UserError
+from gpt_pipeline.hardware import devices
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.run import run_job
@@ -97,6 +99,24 @@ def test_rl_pays_for_its_distance_from_the_start(tmp_path: Path) -> None:
     assert lines(free, "train")[0]["distance"] == pytest.approx(0, abs=1e-5)  # before the first update
     assert lines(bound, "validation")[-1]["pass_at_1"] < 0.7
     assert lines(free, "validation")[-1]["pass_at_1"] > 0.9
+
+
+def test_rl_whose_start_weights_do_not_fit_beside_the_others_is_refused_before_the_first_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = LanguageModel.forward
+
+    def bounded(self, ids, targets=None, *others):
+        if targets is None:  # what the start weights are asked
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, ids, targets, *others)
+
+    monkeypatch.setattr(LanguageModel, "forward", bounded)
+    monkeypatch.setattr(devices, "refuses_memory", lambda device: True)
+    listener = Listener()
+    with pytest.raises(UserError, match="the GPU's memory does not hold"):
+        run_job(make_rl_job(tmp_path, rl={"kl": 0.1}), listener)
+    assert listener.records == []
 
 
 def test_rl_keeps_sampled_answers_with_their_rewards(tmp_path: Path) -> None:

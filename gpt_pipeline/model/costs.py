@@ -70,6 +70,9 @@ class MemoryNeed:
     average: int
     """The mean of the weights, where it is kept."""
 
+    reference: int
+    """The start weights, where the distance from them costs reward."""
+
     activations: int
     """Saved for the backward pass of one micro-batch, in eager mode; a compiled model saves less."""
 
@@ -78,6 +81,9 @@ class MemoryNeed:
 
     update: int
     """For a moment, when activations and logits are no longer there: what the optimizer computes with."""
+
+    asking: int
+    """For a moment, before an update: what the start weights compute with, where they are kept."""
 
     spare: int
     """On the CPU, the process keeps the memory that it frees, for speed, and does not reuse all of it. Measured:
@@ -94,13 +100,13 @@ class MemoryNeed:
 
     @property
     def state(self) -> int:
-        """Weights, gradients, optimizer and mean: exact, and the same for every micro-batch size."""
-        return self.weights + self.gradients + self.optimizer + self.average
+        """Weights, gradients, optimizer, mean and start weights: exact, and the same for every micro-batch size."""
+        return self.weights + self.gradients + self.optimizer + self.average + self.reference
 
     @property
     def device(self) -> int:
         """Everything in the device's memory at the peak."""
-        passing = max(self.activations + self.loss, self.update)
+        passing = max(self.activations + self.loss, self.update, self.asking)
         total = self.state + passing + self.spare + self.runtime
         return total + self.checkpoint_copy if self.on_host else total
 
@@ -163,11 +169,13 @@ def memory_need(
     precision: Precision,
     recompute: bool = False,
     averaged: bool = False,
+    asked_tokens: int = 0,
 ) -> MemoryNeed:
     """Return what one process holds that trains `model` on micro-batches of sequences of `max_length` tokens.
 
     `recompute`: whether the blocks' activations are computed again in the backward pass;
-    `averaged`: whether the mean of the weights is kept.
+    `averaged`: whether the mean of the weights is kept; `asked_tokens`: those about which the start weights are asked
+    at once, 0 where they are not kept.
     """
     tokens = micro_batch_size * max_length
     loss = loss_bytes(model, tokens=tokens, precision=precision)
@@ -176,11 +184,13 @@ def memory_need(
         gradients=weight_bytes(model),
         optimizer=optimizer_bytes(model, optimizer),
         average=weight_bytes(model) if averaged else 0,
+        reference=weight_bytes(model) if asked_tokens else 0,
         activations=activation_bytes(
             model, tokens=tokens, max_length=max_length, precision=precision, recompute=recompute
         ),
         loss=loss,
         update=round(_FLOAT32 * _states(optimizer).update * _block_matrices(model)),
+        asking=_asking_bytes(model, tokens=asked_tokens, precision=precision),
         spare=0 if precision.cuda else loss,
         runtime=_RUNTIME_CUDA if precision.cuda else _RUNTIME_CPU,
         checkpoint_copy=checkpoint_bytes(model, optimizer, averaged=averaged),
@@ -207,14 +217,14 @@ def activation_bytes(
     norms = _FLOAT32 * parts.kept_outside + item * C  # the last one's output as the product reads it
     rest = mask * C + norms + 2 * 8  # the mask of the embeddings; ids and targets
     # Autocast casts each matrix once for all micro-batches of a pass and keeps the copy.
-    casts = _BFLOAT16 * (_block_matrices(model) + model.vocab_size * C) if precision.bf16 else 0
+    casts = _cast_bytes(model, precision)
     return tokens * (blocks + rest) + max_length * item * parts.kept_angles + casts
 
 
 def loss_bytes(model: ModelConfig, *, tokens: int, precision: Precision) -> int:
     """Return the bytes of the logits over N `tokens` and of their gradients, when they are largest."""
     C, V, item = model.n_embd, model.vocab_size, precision.item
-    columns = model.padded_vocab_size if precision.cuda else V
+    columns = _columns(model, precision)
     if precision.compiled:  # fused: only the logits and their gradients, in the product's precision
         return 2 * item * columns * tokens
     piece = precision.loss_piece
@@ -224,6 +234,22 @@ def loss_bytes(model: ModelConfig, *, tokens: int, precision: Precision) -> int:
         return (_LOGITS * _FLOAT32 + cast + cap) * columns * tokens
     gradients = _FLOAT32 * V * C + (_FLOAT32 + item) * C * tokens  # of the head and of the hidden states
     return gradients + (_LOGITS * _FLOAT32 + (2 * item if precision.bf16 else 0)) * columns * piece
+
+
+def _asking_bytes(model: ModelConfig, *, tokens: int, precision: Precision) -> int:
+    """Return the bytes of the logits over N `tokens`, of their log-probabilities, and of the matrices as the products
+    read them; 0 for no token."""
+    return 2 * _FLOAT32 * _columns(model, precision) * tokens + _cast_bytes(model, precision) if tokens else 0
+
+
+def _columns(model: ModelConfig, precision: Precision) -> int:
+    """Return how many logits a token has."""
+    return model.padded_vocab_size if precision.cuda else model.vocab_size
+
+
+def _cast_bytes(model: ModelConfig, precision: Precision) -> int:
+    """Return the bytes of the copies of matrices that products of 16 bits read."""
+    return _BFLOAT16 * (_block_matrices(model) + model.vocab_size * model.n_embd) if precision.bf16 else 0
 
 
 def _block_matrices(model: ModelConfig) -> int:

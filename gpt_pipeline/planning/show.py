@@ -147,6 +147,8 @@ def _terms(need: MemoryNeed) -> Iterator[tuple[str, int]]:
     yield "optimizer", need.optimizer
     if need.average:
         yield "mean of weights", need.average
+    if need.reference:
+        yield "start weights", need.reference
     yield "activations", need.activations
     yield "loss", need.loss
     yield "libraries, spare", need.runtime + need.spare

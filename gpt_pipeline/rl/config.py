@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from gpt_pipeline.errors import require
 
+TOKENS_AT_ONCE = 2048
+"""Whose logits are in memory together where the start weights are asked how likely they are; a whole row at least."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RlConfig:
@@ -43,3 +46,7 @@ class RlConfig:
         require(0 < found < float("inf"), "temperature", found=found, need="a finite number above 0")
         require(top_k is None or top_k > 0, "top_k", found=top_k, need="a whole number above 0, or null")
         require(0 <= self.kl < float("inf"), "kl", found=self.kl, need="a finite number, 0 or above")
+
+    def asked_tokens(self, row_length: int) -> int:
+        """Return about how many tokens of rows of `row_length` the start weights are asked about at once; 0: none."""
+        return max(TOKENS_AT_ONCE, row_length) if self.kl else 0

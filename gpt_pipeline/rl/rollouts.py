@@ -6,7 +6,7 @@ Shapes: N texts, L most tokens of an answer, B rows, T tokens of a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +22,10 @@ from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.rl.prompts import Prompt
 from gpt_pipeline.rl.rewards import reward_of
-from gpt_pipeline.row import Watch, unwatched
+
+
+def _nobody_waits() -> None:
+    """Nobody waits for a sign that work goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +69,21 @@ class Sampler:
     """Texts that are continued together."""
 
     def sample(
-        self, model: LanguageModel, prompts: Sequence[Prompt], names: Sequence[str], *, watch: Watch = unwatched
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Prompt],
+        names: Sequence[str],
+        *,
+        goes_on: Callable[[], None] = _nobody_waits,
     ) -> list[Group]:
         """Return `samples_per_prompt` answers to each prompt.
 
-        `names` name the draws of each prompt: the same name, the same numbers.
+        `names` name the draws of each prompt: the same name, the same numbers. `goes_on` is called with each token.
         """
         config = self.config
         keys = [f"{name}/{sample}" for name in names for sample in range(config.samples_per_prompt)]
         sampling = Sampling(temperature=config.temperature, top_k=config.top_k)
-        draws = RecordedDraws(keys, sampling, length=config.max_new_tokens)
+        draws = RecordedDraws(keys, sampling, length=config.max_new_tokens, goes_on=goes_on)
         asked = [prompt for prompt in prompts for _ in range(config.samples_per_prompt)]
         generations = generate(
             model,
@@ -85,7 +93,6 @@ class Sampler:
             batch_size=self.batch_size,
             ends=self.tokenizer.ends,
             draws=draws,
-            watch=watch,
         )
         samples = list(map(self._judged, asked, generations, draws.log_probabilities))
         size = config.samples_per_prompt
@@ -106,13 +113,17 @@ class Sampler:
 class RecordedDraws(Draws):
     """Draws that note how likely each token was."""
 
-    def __init__(self, keys: Sequence[str], sampling: Sampling, *, length: int) -> None:
+    def __init__(
+        self, keys: Sequence[str], sampling: Sampling, *, length: int, goes_on: Callable[[], None] = _nobody_waits
+    ) -> None:
         super().__init__(keys, sampling, length=length)
+        self._goes_on = goes_on
         self.log_probabilities = np.full((len(keys), length), np.nan, np.float32)
         """Of the token at each position of each text, in nats [N, L]; NaN where there is none."""
 
     def choose(self, logits: Tensor, prompts: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Return a token [B] for each row of `logits` [B, V], as `Draws.choose`."""
+        self._goes_on()
         chosen, probability = self.draw(logits, prompts, positions)
         if self.sampling.is_plain:
             likely = probability.clamp_min(torch.finfo(probability.dtype).tiny).log()
@@ -185,14 +196,24 @@ def _answer_of(prompt: Prompt, sample: Sample) -> slice:
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def target_log_probabilities(model: LanguageModel, inputs: Tensor, targets: Tensor, *, at_once: int) -> Tensor:
-    """Return the log-probability of each target [B, T] in nats; the logits of about `at_once` tokens are in memory."""
+def target_log_probabilities(
+    model: LanguageModel,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    at_once: int,
+    goes_on: Callable[[], None] = _nobody_waits,
+) -> Tensor:
+    """Return the log-probability of each target [B, T] in nats; the logits of about `at_once` tokens are in memory.
+
+    `goes_on` is called after each of the passes that this takes.
+    """
     model.eval()
     size = max(1, at_once // inputs.size(1))
-    parts = [
-        model(some).float().log_softmax(-1).gather(2, wanted[:, :, None])[:, :, 0]
-        for some, wanted in zip(inputs.split(size), targets.split(size), strict=True)
-    ]
+    parts = []
+    for some, wanted in zip(inputs.split(size), targets.split(size), strict=True):
+        parts.append(model(some).float().log_softmax(-1).gather(2, wanted[:, :, None])[:, :, 0])
+        goes_on()
     return torch.cat(parts)
 
 

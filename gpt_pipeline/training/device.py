@@ -22,6 +22,7 @@ from gpt_pipeline.hardware.peaks import peak_flops
 from gpt_pipeline.storage.resident import peak_resident_bytes
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig, divisors
 from gpt_pipeline.training.ranks import Ranks
+from gpt_pipeline.training.stopping import COMPILING_SECONDS, GoesOn, unheeded
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # of glibc's malloc.h
 _LARGEST_THRESHOLD = 32 << 20  # that glibc takes where addresses have 64 bits: mallopt(3)
@@ -30,6 +31,7 @@ _LOSS_PIECE_GPU = 8192  # 1.6 GB of logits; small enough to fit, large enough fo
 
 _COMPILED_BY_TRITON = ("cuda", "xpu")
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_MOST_GRAPHS = 32  # of shapes that have one each, torch compiles fewer
 _NO_FIXED_ORDER = re.compile(r"(\S+) does not have a deterministic implementation")
 
 
@@ -220,16 +222,21 @@ class CompiledModel(nn.Module):  # type: ignore[misc]  # torch is not followed b
     """Calls the compiled model. Compiling happens at the first call, and again for other shapes.
 
     With `any_shape` the second shape is compiled for shapes of any size, which is slower, and each further one takes
-    that; without, each shape has a graph of its own, and torch allows for a few.
+    that; without, each shape has a graph of its own, and torch allows for a few. `goes_on` is told before a call that
+    has to compile, and how long that may take.
 
     Whether it can be done at all (a compiler that does not fit the headers, a driver too old for Triton) only that
     first call shows. When it fails the model runs as it is from then on, and `say` is told.
     """
 
-    def __init__(self, model: nn.Module, *, say: Callable[[str], None], any_shape: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, *, say: Callable[[str], None], any_shape: bool = False, goes_on: GoesOn = unheeded
+    ) -> None:
         super().__init__()
         self.model = model
         self._say = say
+        self._goes_on = goes_on
+        self._called: set[tuple[object, ...]] = set()
         # In a list, which torch does not search: the compiled model's parameters are those of `model`.
         self._compiled: list[nn.Module] = [torch.compile(model, dynamic=None if any_shape else False)]
 
@@ -250,11 +257,19 @@ class CompiledModel(nn.Module):  # type: ignore[misc]  # torch is not followed b
     ) -> Tensor:
         """Return what the model returns."""
         if self._compiled:
+            self._tell_if_new(ids, targets, weights, starts)
             try:
                 return self._compiled[0](ids, targets, weights, starts)
             except self.errors() as error:
                 self.give_up(error)
         return self.model(ids, targets, weights, starts)
+
+    def _tell_if_new(self, *tensors: Tensor | None) -> None:
+        """Say that this call may compile, if none was like it; of many shapes, the first ones."""
+        kind = torch.is_grad_enabled(), *(None if each is None else each.shape for each in tensors)
+        if kind not in self._called and len(self._called) < _MOST_GRAPHS:
+            self._called.add(kind)
+            self._goes_on(COMPILING_SECONDS)
 
     def give_up(self, error: Exception) -> None:
         """Run the model as it is from now on, because of `error`; raise it if that is what failed."""

@@ -71,6 +71,10 @@ class Feed(Protocol):
         """Return what the feed itself measures of the present weights; None if told to stop."""
         ...
 
+    def rehearse(self) -> None:
+        """Compute what takes most memory of what the feed computes itself; change nothing."""
+        ...
+
     def in_words(self, layout: StepLayout) -> str:
         """Return what an update is made of."""
         ...
@@ -105,6 +109,9 @@ class BatchFeed:
     def measure(self, step: int, *, should_stop: Callable[[], bool]) -> dict[str, float]:
         """Return nothing: losses say how good the weights are."""
         return {}
+
+    def rehearse(self) -> None:
+        """Compute nothing: batches are read."""
 
     def in_words(self, layout: StepLayout) -> str:
         """Return how the tokens of an update are cut."""

@@ -2,7 +2,7 @@
 
 The largest batch of a training is known beforehand: all its rows have the same length, on a GPU documents that are
 packed into a row are a mask of one size, and estimates read batches of the same shape. So a rehearsal of one update and
-one estimate, which changes nothing, asks for all the memory that the training will.
+one estimate, which changes nothing, beside all that the feed holds, asks for all the memory that the training will.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from gpt_pipeline.hardware import devices
 from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.training.config import StepLayout, cpu_micro_batch_size, divisors
 from gpt_pipeline.training.device import Compute, out_of_memory
-from gpt_pipeline.training.feed import Batch
+from gpt_pipeline.training.feed import Batch, Feed
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.seeds import random_states, restore_random_states
+from gpt_pipeline.training.stopping import COMPILING_SECONDS, GoesOn
 from gpt_pipeline.training.update import Updater
 
 RESERVE = 0.03
@@ -36,20 +37,21 @@ _TOO_FAR = 2.0  # times the memory: an estimate above it is not tried; a compile
 
 def fit_micro_batch(
     updater: Updater,
+    feed: Feed,
     job: TrainingJob,
     *,
     compute: Compute,
     ranks: Ranks,
     estimate: Callable[[int], int],
     say: Callable[[str], None],
-    beat: Callable[[], None],
+    goes_on: GoesOn,
 ) -> StepLayout:
     """Return the layout whose micro-batches fit the memory, the same in all processes, and give it to `updater`.
 
     With `micro_batch_size: auto`, the largest that divides the update; it is remembered in the experiment's folder,
     with the device and the model that it was found on. Any other size is tried, and kept. On a CPU, whose system kills
     rather than refuses, nothing is tried, and `auto` takes what is as fast as more (`cpu_micro_batch_size`).
-    `estimate`: bytes that a size is thought to need.
+    `feed` holds all that it will; `estimate`: bytes that a size is thought to need.
 
     Raises:
         UserError: the memory does not hold it; with `auto`, not even one sequence.
@@ -67,7 +69,7 @@ def fit_micro_batch(
         sizes = [size for size in divisors(layout.share) if estimate(size) <= _TOO_FAR * total] or [1]
         known = ranks.from_first(_remembered(job.folder.micro_batch, facts) if ranks.is_first else None)
         sizes = [size for size in sizes if known is None or size <= known]
-    updater.layout = _first_that_fits(updater, sizes, job=job, compute=compute, ranks=ranks, beat=beat)
+    updater.layout = _first_that_fits(updater, feed, sizes, job=job, compute=compute, ranks=ranks, goes_on=goes_on)
     if auto and ranks.is_first:
         size = updater.layout.micro_batch_size
         write_json(job.folder.micro_batch, {"micro_batch_size": size, "found_on": facts})
@@ -77,32 +79,35 @@ def fit_micro_batch(
 
 def _first_that_fits(
     updater: Updater,
+    feed: Feed,
     sizes: Sequence[int],
     *,
     job: TrainingJob,
     compute: Compute,
     ranks: Ranks,
-    beat: Callable[[], None],
+    goes_on: GoesOn,
 ) -> StepLayout:
     auto = job.training.micro_batch_size == "auto"
     layout = updater.layout
     for size in sizes:
-        beat()
         layout = updater.layout = dataclasses.replace(layout, micro_batch_size=size)
-        if not ranks.any(not _fits(updater, job, compute, reserved=auto)):
+        fits = _fits(updater, feed, job, compute, reserved=auto)
+        goes_on(COMPILING_SECONDS)  # another process may still compile
+        if not ranks.any(not fits):
             return layout
         if compute.compile:
             torch.compiler.reset()  # torch allows for few graphs, and keeps each
     raise UserError(out_of_memory(layout, job.training))
 
 
-def _fits(updater: Updater, job: TrainingJob, compute: Compute, *, reserved: bool) -> bool:
+def _fits(updater: Updater, feed: Feed, job: TrainingJob, compute: Compute, *, reserved: bool) -> bool:
     device, layout = compute.device, updater.layout
     with _leaving_no_trace(updater, device):
         try:
             reserve = int(RESERVE * devices.memory_of(device)[1]) if reserved else 0
             spare = torch.empty(reserve, dtype=torch.uint8, device=device)
             updater.rehearse(_largest_batch(job, layout, device))
+            feed.rehearse()
             devices.synchronize()
             del spare
         except RuntimeError as error:

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gpt_pipeline.errors import DiskFullError
 from gpt_pipeline.model.language_model import LanguageModel
+from gpt_pipeline.rl.config import TOKENS_AT_ONCE
 from gpt_pipeline.rl.prompts import PromptSet, prompts_at
 from gpt_pipeline.rl.rollouts import (
     Group,
-    Rows,
     Sampler,
     Tally,
     kept_answers,
@@ -34,8 +35,8 @@ from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import Batch, Rollout
 from gpt_pipeline.training.metrics import MetricsLog
 from gpt_pipeline.training.ranks import Ranks
+from gpt_pipeline.training.stopping import GoesOn, unheeded
 
-_TOKENS_AT_ONCE = 2048  # whose logits are in memory where the start weights are asked
 _SHOWN_QUESTIONS = 8  # of the held-out ones, whose answers are kept at each measurement
 _LOG_BYTES = 16 << 20  # kept of them in all: the first ones
 
@@ -61,8 +62,8 @@ class RolloutFeed:
     samples_file: Path
     """Keeps answers to held-out questions, one question a line."""
 
-    beat: Callable[[int], None]
-    """Called with the steps done while answers are sampled: all is well."""
+    goes_on: GoesOn = unheeded
+    """Called with each token that is sampled, and between passes through the start weights."""
 
     def batch_at(self, step: int) -> Batch:
         """Return the batch of the update after `step` updates: a function of weights, seed and step."""
@@ -76,12 +77,14 @@ class RolloutFeed:
                 self.model,
                 prompts,
                 [f"{self.seed}/{step}/{place}" for place in places],
-                watch=lambda *_: self.beat(step),
+                goes_on=self.goes_on,
             )
         answers = list(kept_answers(groups))
         rows, tally = rows_of(answers), Tally.of(groups)
         if self.reference is not None and answers:
-            log_ratios = subtract_distance(rows, answers, self._reference(self.reference, rows), config.kl)
+            log_ratios = subtract_distance(
+                rows, answers, self._reference(self.reference, rows.inputs, rows.targets), config.kl
+            )
             tally = tally._replace(distance=log_ratios)
         tally = self._summed(tally)
         inputs, targets, weights = (torch.from_numpy(part).to(self.compute.device) for part in rows)
@@ -105,7 +108,7 @@ class RolloutFeed:
                     self.model,
                     [held_out[place] for place in places],
                     [f"{self.seed}/held-out/{place}" for place in places],
-                    watch=lambda *_: self.beat(step),
+                    goes_on=self.goes_on,
                 )
             tally = Tally(*map(sum, zip(tally, Tally.of(groups), strict=True)))
             if first == 0:
@@ -113,6 +116,13 @@ class RolloutFeed:
         total = self._summed(tally)
         right = total.reward / total.samples
         return {PASSES: right, "pass_at_k": total.passed / total.groups, ERROR_RATE: 1 - right}
+
+    def rehearse(self) -> None:
+        """Ask the start weights about as many tokens as they are ever asked about at once."""
+        if self.reference is not None:
+            length = self.sampler.context_length
+            ids = np.zeros((max(1, TOKENS_AT_ONCE // length), length), np.int64)
+            self._reference(self.reference, ids, ids)
 
     def in_words(self, layout: StepLayout) -> str:
         """Return how many answers to how many questions an update has."""
@@ -125,10 +135,13 @@ class RolloutFeed:
     def close(self) -> None:
         """Hold nothing."""
 
-    def _reference(self, model: LanguageModel, rows: Rows) -> np.ndarray:
-        inputs, targets = (torch.from_numpy(part).to(self.compute.device) for part in rows[:2])
+    def _reference(
+        self, model: LanguageModel, inputs: NDArray[np.int64], targets: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Return the log-probabilities [B, T] of `targets` under the start weights."""
+        ids = (torch.from_numpy(part).to(self.compute.device) for part in (inputs, targets))
         with self.compute.autocast():
-            found = target_log_probabilities(model, inputs, targets, at_once=_TOKENS_AT_ONCE)
+            found = target_log_probabilities(model, *ids, at_once=TOKENS_AT_ONCE, goes_on=self.goes_on)
         return np.asarray(found.cpu().numpy())
 
     def _summed(self, tally: Tally) -> Tally:

@@ -56,7 +56,7 @@ from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.seeds import seed_all
 from gpt_pipeline.training.start import Start, prepare_start, read_start, read_start_weights
 from gpt_pipeline.training.state import restore, take_snapshot
-from gpt_pipeline.training.stopping import PATIENCE_SECONDS, StopFlag, Watchdog, stop_on_signals
+from gpt_pipeline.training.stopping import PATIENCE_SECONDS, GoesOn, StopFlag, Watchdog, stop_on_signals
 from gpt_pipeline.training.trainer import Trainer
 from gpt_pipeline.training.update import Updater
 from gpt_pipeline.training.validate import require_validation_tokens
@@ -115,15 +115,13 @@ def run_job(
             watchdog,
             mirrored(job, stop=stop, say=watcher.message) if ranks.is_first else nullcontext(),
         ):
-            outcome = _run(job, watcher, stop=stop, ranks=ranks, beat=watchdog.beat)
+            outcome = _run(job, watcher, stop=stop, ranks=ranks, watchdog=watchdog)
         if ranks.is_first and job.mirror is not None:
             wait_until_sent(job.folder, say=watcher.message, stopped=lambda: stop.requested)
     return outcome
 
 
-def _run(
-    job: TrainingJob, observer: Observer, *, stop: StopFlag, ranks: Ranks, beat: Callable[[int], None]
-) -> TrainingOutcome:
+def _run(job: TrainingJob, observer: Observer, *, stop: StopFlag, ranks: Ranks, watchdog: Watchdog) -> TrainingOutcome:
     shards = _open_shards(job)
     sampler = None if job.rollouts else _sampler(job, shards)
     layout = _layout(job, sampler, ranks)
@@ -148,7 +146,7 @@ def _run(
             compute=compute,
             ranks=ranks,
             stop=stop,
-            beat=beat,
+            watchdog=watchdog,
         ) as trainer,
         explained_out_of_memory(trainer.layout, job.training),
     ):
@@ -269,31 +267,38 @@ def _trainer(
     compute: Compute,
     ranks: Ranks,
     stop: StopFlag,
-    beat: Callable[[int], None],
+    watchdog: Watchdog,
 ) -> Iterator[Trainer]:
     """Yield the training, in the state that it starts from."""
     model = _model(job, start).to(compute.device)
-    updater = Updater(model, job.training, layout=layout, compute=compute, ranks=ranks, say=observer.message)
-    progress = _progress(job, start, updater)
-    layout = fit_micro_batch(
-        updater,
-        job,
-        compute=compute,
-        ranks=ranks,
-        estimate=lambda size: _memory_estimate(job, compute, size),
-        say=observer.message,
-        beat=lambda: beat(progress.step),
+    goes_on = watchdog.goes_on
+    updater = Updater(
+        model, job.training, layout=layout, compute=compute, ranks=ranks, say=observer.message, goes_on=goes_on
     )
+    progress = _progress(job, start, updater)
+    is_resumed = start.snapshot is not None
+    start.let_go()
     feed: Feed = (
-        _rollout_feed(job, model, shards, layout=layout, compute=compute, ranks=ranks, beat=beat)
+        _rollout_feed(job, model, shards, layout=layout, compute=compute, ranks=ranks, goes_on=goes_on)
         if sampler is None
         else BatchFeed(sampler, ranks=ranks, device=compute.device)
     )
     saver = Saver(job, observer)
     if ranks.is_first:
         snapshot = take_snapshot(job, progress, updater)
-        saver.require_room(_bytes_to_come(job, snapshot, is_resumed=start.snapshot is not None))
+        saver.require_room(_bytes_to_come(job, snapshot, is_resumed=is_resumed))
         saver.restore_best(progress)
+    watchdog.beat(progress.step)
+    layout = fit_micro_batch(
+        updater,
+        feed,
+        job,
+        compute=compute,
+        ranks=ranks,
+        estimate=lambda size: _memory_estimate(job, compute, size),
+        say=observer.message,
+        goes_on=goes_on,
+    )
     recorder = _recorder(job, observer, progress, layout=layout, compute=compute, ranks=ranks)
     # best_model.pt does not stand in for the checkpoint that is due at its step.
     saved = start.checkpoint if start.checkpoint and start.checkpoint.path.name != BEST_NAME else None
@@ -311,7 +316,7 @@ def _trainer(
             recorder=recorder,
             stop=stop,
             saved=saved,
-            beat=beat,
+            watchdog=watchdog,
         )
     finally:
         saver.close()
@@ -356,6 +361,7 @@ def _memory_estimate(job: TrainingJob, compute: Compute, micro_batch_size: int) 
         precision=Precision(cuda=compute.on_gpu, bf16=compute.half, compiled=compute.compile, loss_piece=piece),
         recompute=job.training.gradient_checkpointing,
         averaged=job.training.average_weights.is_wanted,
+        asked_tokens=0 if job.rollouts is None else job.rollouts.config.asked_tokens(job.max_length),
     ).device
 
 
@@ -372,7 +378,7 @@ def _rollout_feed(
     layout: StepLayout,
     compute: Compute,
     ranks: Ranks,
-    beat: Callable[[int], None],
+    goes_on: GoesOn,
 ) -> RolloutFeed:
     rollouts, weights = job.rollouts, job.start_from
     assert rollouts is not None
@@ -398,7 +404,7 @@ def _rollout_feed(
         compute=compute,
         ranks=ranks,
         samples_file=job.folder.samples,
-        beat=beat,
+        goes_on=goes_on,
     )
 
 

@@ -63,10 +63,9 @@ class Saver:
             self._write, copy, checkpoint=checkpoint, best=best, stall_seconds=stall_seconds
         )
 
-    def wait(self) -> None:
-        """Wait until what was begun is written or has failed."""
-        if self._writing is not None:
-            wait([self._writing])
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until what was begun is written or has failed, no longer than `seconds`; return whether it is."""
+        return self._writing is None or not wait([self._writing], seconds).not_done
 
     def durable(self) -> list[Saved]:
         """Report the checkpoints that have become durable since the last call; return them, oldest first."""

@@ -57,7 +57,7 @@ Weights = Mapping[str, Tensor]
 _OPTIMIZER_KEY = "training.optimizer"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Start:
     """From where to train."""
 
@@ -72,6 +72,10 @@ class Start:
 
     finished: FinishedTraining | None = None
     """Set when there is nothing left to do."""
+
+    def let_go(self) -> None:
+        """Give back the memory of what the training has taken over."""
+        self.snapshot = self.weights = None
 
 
 def prepare_start(job: TrainingJob, *, max_steps: int, say: Say) -> Start:

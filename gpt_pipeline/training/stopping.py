@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
+from typing import Protocol
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -82,7 +83,13 @@ def stop_when_parent_dies() -> None:
 
 
 PATIENCE_SECONDS = 600.0
-"""The least time without progress that counts as hung: compiling the model, or a checkpoint on a slow disk, is not."""
+"""The least time without progress that counts as hung."""
+
+COMPILING_SECONDS = 3000.0
+"""What compiling a graph may take beyond the patience: a large model on few processors is no hang."""
+
+SLOW_DISK = 1e6
+"""Bytes a second: what a checkpoint may take to write beyond the patience."""
 
 EXIT_HUNG = 75
 """Exit code of a training that hung: EX_TEMPFAIL of sysexits.h, trying again may help."""
@@ -97,8 +104,20 @@ _STDERR = 2
 _SAY_SECONDS = 5.0
 
 
+class GoesOn(Protocol):
+    """Called where work goes on between two steps."""
+
+    def __call__(self, seconds: float = 0.0) -> None:
+        """Take note. What comes now may take `seconds` beyond the patience before the next call."""
+        ...
+
+
+def unheeded(seconds: float = 0.0) -> None:
+    """Nobody waits for a sign that work goes on."""
+
+
 class Watchdog:
-    """Ends the process when `beat` has not been called for too long; to be used as a context.
+    """Ends the process when neither `beat` nor `goes_on` was called for too long; to be used as a context.
 
     Only time in which this process was running counts: one that was suspended, or its machine with it, is not hung.
     """
@@ -119,7 +138,9 @@ class Watchdog:
         self._say = say
         self._clock = clock
         self._end = end
-        self._idle = 0.0
+        self._signs = 0  # written by the training's thread alone, as what it grants
+        self._granted = 0.0
+        self._idle = 0.0  # written by the watching thread alone
         self._beaten = False
         self._step_began = clock()
         self._durations: deque[float] = deque(maxlen=_REMEMBERED)
@@ -137,13 +158,18 @@ class Watchdog:
         self._thread.join()
 
     def beat(self, step: int) -> None:
-        """Note progress: `step` updates are done, or work goes on between two. The watch begins with the first call."""
+        """Note progress: `step` updates are done. The watch begins with the first call."""
         if not self._beaten or step != self.step:
             now = self._clock()
             if self._beaten:
                 self._durations.append(now - self._step_began)
             self.step, self._step_began, self._beaten = step, now, True
-        self._idle = 0.0
+        self.goes_on()
+
+    def goes_on(self, seconds: float = 0.0) -> None:
+        """Note that work goes on between two steps. What comes now may take `seconds` beyond the patience."""
+        self._granted = seconds
+        self._signs += 1
 
     @property
     def allowed_seconds(self) -> float:
@@ -153,13 +179,15 @@ class Watchdog:
 
     def _watch(self) -> None:
         pause = self._patience / _LOOKS
-        last = self._clock()
+        last, seen = self._clock(), self._signs
         while not self._closed.wait(pause):
             now = self._clock()
-            if self._beaten:
+            if self._signs != seen:
+                self._idle, seen = 0.0, self._signs
+            elif self._beaten:
                 self._idle += min(now - last, 2 * pause)  # more has passed only while this process was suspended
             last = now
-            if self._idle > self.allowed_seconds:
+            if self._idle > self.allowed_seconds + self._granted:
                 self._give_up()
                 return
 

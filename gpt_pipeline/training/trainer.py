@@ -6,7 +6,7 @@ import gc
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,6 +14,7 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
 from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.model.costs import checkpoint_bytes
 from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import Feed
@@ -22,11 +23,12 @@ from gpt_pipeline.training.metrics import Recorder
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.state import take_snapshot
-from gpt_pipeline.training.stopping import StopFlag
+from gpt_pipeline.training.stopping import SLOW_DISK, StopFlag, Watchdog
 from gpt_pipeline.training.update import NotFiniteError, PendingUpdate, Updater
 from gpt_pipeline.training.validate import estimate_losses
 
 _COLLECT_EVERY = 1000  # updates between two collections of garbage, at the most
+_LOOK_SECONDS = 5.0  # between two looks whether a checkpoint is written
 
 
 @contextmanager
@@ -68,8 +70,8 @@ class Trainer:
     saved: CheckpointInfo | None
     """The newest durable checkpoint of this training."""
 
-    beat: Callable[[int], None]
-    """Called with the steps done at each boundary and between the batches of an estimate: all is well."""
+    watchdog: Watchdog
+    """Told of each step boundary and of what goes on between two."""
 
     _begun_step: int = field(default=-1, init=False)
     """Step of the newest checkpoint that was begun."""
@@ -90,7 +92,7 @@ class Trainer:
         try:
             with quiet_garbage_collection():
                 finished = self._train()
-            self._note_saved(wait=True)
+            self._wait_until_saved()
         except BaseException:
             self._note_saved_after_failure()
             raise
@@ -188,7 +190,7 @@ class Trainer:
         return error
 
     def _is_stopping(self) -> bool:
-        self.beat(self.progress.step)
+        self.watchdog.beat(self.progress.step)
         return self.ranks.any(self.stop.requested)
 
     def _save(self, *, checkpoint: bool, best: bool) -> None:
@@ -200,19 +202,34 @@ class Trainer:
         done = max(self._begun_step, -1 if self.saved is None else self.saved.step)
         is_trained = step > 0 or (self.job.training.is_post_training and self.job.start_from is not None)
         checkpoint = checkpoint and is_trained and step != done
-        if not self.ranks.is_first or not (checkpoint or best):
+        if not (checkpoint or best):
             return
         self.recorder.flush()
         self.recorder.tick()
         since = time.perf_counter()
-        self._note_saved(wait=True)  # one at a time: it bounds the memory, and keeps the order of best models
-        self.saver.begin(self._snapshot(), checkpoint=checkpoint, best=best, since=since)
+        self._wait_until_saved()  # one at a time: it bounds the memory, and keeps the order of best models
+        if self.ranks.is_first:
+            self.saver.begin(self._snapshot(), checkpoint=checkpoint, best=best, since=since)
         self._begun_step = step if checkpoint else self._begun_step
 
-    def _note_saved(self, *, wait: bool = False) -> None:
+    def _wait_until_saved(self) -> None:
+        """Wait, in all processes, until what was begun is durable; raise what has kept it from that.
+
+        None of them goes ahead: an exchange of gradients does not wait for the first as long as a disk may take.
+        """
+        self._allow_for_writing()
+        while self.ranks.any(not self.saver.wait(_LOOK_SECONDS)):
+            pass
+        self.watchdog.goes_on()
+        self._note_saved()
+
+    def _allow_for_writing(self) -> None:
+        training = self.job.training
+        size = checkpoint_bytes(self.job.model, training.optimizer, averaged=training.average_weights.is_wanted)
+        self.watchdog.goes_on(size / SLOW_DISK)
+
+    def _note_saved(self) -> None:
         """Take note of checkpoints that have become durable; raise what has kept one from it."""
-        if wait:
-            self.saver.wait()
         for saved in self.saver.durable():
             self.saved = saved.info
             self.recorder.checkpoint(saved.info, stall_seconds=saved.stall_seconds)
@@ -220,8 +237,10 @@ class Trainer:
 
     def _note_saved_after_failure(self) -> None:
         """As `_note_saved`, while another error is on its way: that one is raised, this one is written down."""
+        self._allow_for_writing()
+        self.saver.wait()
         try:
-            self._note_saved(wait=True)
+            self._note_saved()
         except UserError as error:
             self.recorder.event("save_failed", str(error))
 

@@ -27,6 +27,7 @@ from gpt_pipeline.training.loss_scale import LossScale, is_overflow
 from gpt_pipeline.training.optimizer import Optimizer, learning_rate_at
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.seeds import seed_step
+from gpt_pipeline.training.stopping import GoesOn, unheeded
 
 _logger = logging.getLogger(__name__)
 _CLIP_EPS = 1e-6  # torch's
@@ -136,7 +137,9 @@ class Updater:
         compute: Compute,
         ranks: Ranks,
         say: Callable[[str], None] = _logger.warning,
+        goes_on: GoesOn = unheeded,
     ) -> None:
+        """`goes_on` is called after each micro-batch, which the device may still be computing."""
         self.model = model
         """The model itself, with its own names of parameters."""
         model.loss_piece = compute.loss_piece
@@ -144,7 +147,9 @@ class Updater:
         self.optimizer = Optimizer(model, config)
         self.average = WeightAverage(model, config.average_weights, max_steps=layout.max_steps)
         of_answers = config.objective == "rl"  # as long as they are sampled, while documents have one shape
-        self.evaluator: nn.Module = CompiledModel(model, say=say, any_shape=of_answers) if compute.compile else model
+        self.evaluator: nn.Module = (
+            CompiledModel(model, say=say, any_shape=of_answers, goes_on=goes_on) if compute.compile else model
+        )
         """The same model, compiled or itself, to be called without gradients."""
         self._runner = _spread(self.evaluator, compute=compute, ranks=ranks)
         self.loss_scale = LossScale(compute.device) if compute.precision == "fp16" else None
@@ -156,6 +161,7 @@ class Updater:
         """May be given another `micro_batch_size` between updates."""
         self._compute = compute
         self._ranks = ranks
+        self._goes_on = goes_on
 
     def update(self, step: int, batch: Batch) -> PendingUpdate:
         """Begin the update after `step` updates from this process's share of its batch.
@@ -230,7 +236,9 @@ class Updater:
                         loss = self._runner(*batch.tensors)
                     loss.backward()
                 del loss
+                self._goes_on()
             self.optimizer.rehearse()
+            self._goes_on()
 
     def _unscale(self, scale: LossScale, numbers: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `numbers` with the loss scale behind them, and the divisor and skip of gradients that bear it.
@@ -282,6 +290,7 @@ class Updater:
                     loss = self._runner(*part.tensors)
                 (loss * scale).backward()
             nats += loss.detach()
+            self._goes_on()
         return nats
 
     def _sync_gradients(self, *, last: bool) -> AbstractContextManager[object]:
