@@ -25,8 +25,9 @@ from gpt_pipeline_tests.training_jobs import Listener, T, make_job, run
 
 @pytest.fixture
 def memory(monkeypatch):
-    """Give this machine's CPU the ways of a GPU; the function sets how many tokens a forward pass may have."""
-    most, sizes = [10**9], []
+    """Give this machine's CPU the ways of a GPU; the function sets how many tokens a forward pass may have, and how
+    many of its billion bytes other programs hold."""
+    most, others, sizes = [10**9], [0], []
     forward = LanguageModel.forward
 
     def bounded(self, ids, targets=None, weights=None, starts=None):
@@ -35,14 +36,15 @@ def memory(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, ids, targets, weights, starts)
 
-    def hold(tokens: int) -> list[int]:
-        most[0] = tokens
+    def hold(tokens: int, held_by_others: int = 0) -> list[int]:
+        most[0], others[0] = tokens, held_by_others
         sizes.clear()
         return sizes
 
     monkeypatch.setattr(LanguageModel, "forward", bounded)
     monkeypatch.setattr(devices, "refuses_memory", lambda device: True)
     monkeypatch.setattr(devices, "memory_of", lambda device: (10**9, 10**9))
+    monkeypatch.setattr(devices, "held_by_others", lambda device: others[0])
     monkeypatch.setattr(devices, "name_of", lambda device: "a small GPU")
     return hold
 
@@ -79,6 +81,29 @@ def test_micro_batch_auto_is_remembered_and_found_anew_on_a_smaller_card(tmp_pat
     memory(3 * T)
     run(dataclasses.replace(job, training=dataclasses.replace(job.training, max_steps=3), fingerprint="b" * 64))
     assert json.loads(job.folder.micro_batch.read_text())["micro_batch_size"] == 3
+
+
+def test_micro_batch_auto_is_as_large_as_before_once_others_have_left_the_memory(tmp_path, memory):
+    job, tried = _job(tmp_path, max_steps=8), []
+    for stop_at, tokens, others in ((1, 12 * T, 0), (2, 2 * T, 700_000_000), (3, 12 * T, 10_000_000)):
+        sizes = memory(tokens, others)
+        listener = run(job, stop_at=stop_at)
+        tried.append(max(sizes))
+        assert any("other programs hold 0.7 GB more of it" in text for text in listener.messages) == (others > 10**8)
+    assert tried == [12, 12, 12]
+    assert json.loads(job.folder.micro_batch.read_text())["micro_batch_size"] == 12
+
+
+def test_micro_batch_auto_found_beside_others_is_found_anew_without_them(tmp_path, memory):
+    job = _job(tmp_path, max_steps=8)
+    memory(2 * T, 700_000_000)
+    run(job, stop_at=1)
+    sizes = memory(12 * T, 690_000_000)
+    run(job, stop_at=2)
+    assert max(sizes) == 2
+    memory(12 * T)
+    run(job, stop_at=3)
+    assert json.loads(job.folder.micro_batch.read_text())["micro_batch_size"] == 12
 
 
 def test_fixed_micro_batch_that_does_not_fit_fails_before_the_first_update(tmp_path, memory):

@@ -139,6 +139,14 @@ def memory_of(device: torch.device) -> tuple[int, int]:
     return int(free), int(total)
 
 
+def held_by_others(device: torch.device) -> int:
+    """Return the bytes of the GPU's memory that are neither free nor torch's in this process."""
+    free, total = memory_of(device)
+    mps = device.type == "mps"
+    own = torch.mps.driver_allocated_memory() if mps else torch.get_device_module(device).memory_reserved(device)
+    return max(0, total - free - int(own))
+
+
 def peak_memory(device: torch.device) -> int:
     """Return the most bytes that tensors on the GPU have taken so far; the host keeps count.
 

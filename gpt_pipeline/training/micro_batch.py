@@ -11,8 +11,9 @@ import dataclasses
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -62,19 +63,43 @@ def fit_micro_batch(
             size = cpu_micro_batch_size(layout.share, max_length=layout.max_length)
             updater.layout = dataclasses.replace(layout, micro_batch_size=size)
         return updater.layout
-    sizes = [layout.micro_batch_size]
-    if auto:
-        facts = _facts(job, layout, compute)
-        total = devices.memory_of(compute.device)[1]
-        sizes = [size for size in divisors(layout.share) if estimate(size) <= _TOO_FAR * total] or [1]
-        known = ranks.from_first(_remembered(job.folder.micro_batch, facts) if ranks.is_first else None)
-        sizes = [size for size in sizes if known is None or size <= known]
-    updater.layout = _first_that_fits(updater, feed, sizes, job=job, compute=compute, ranks=ranks, goes_on=goes_on)
-    if auto and ranks.is_first:
-        size = updater.layout.micro_batch_size
-        write_json(job.folder.micro_batch, {"micro_batch_size": size, "found_on": facts})
-        say(f"{size} sequences at a time fit the memory of {devices.name_of(compute.device)}.")
+    fitted = partial(_first_that_fits, updater, feed, job=job, compute=compute, ranks=ranks, goes_on=goes_on)
+    if not auto:
+        return fitted([layout.micro_batch_size])
+    facts, total = _facts(job, layout, compute), devices.memory_of(compute.device)[1]
+    sizes = [size for size in divisors(layout.share) if estimate(size) <= _TOO_FAR * total] or [1]
+    held = int(ranks.sum(torch.tensor(devices.held_by_others(compute.device))).item())
+    known = ranks.from_first(_remembered(job.folder.micro_batch, facts) if ranks.is_first else None)
+    if known is not None and held > known.held - RESERVE * total:
+        sizes = [size for size in sizes if size <= known.size]
+    found = _Found(fitted(sizes).micro_batch_size, held)
+    if ranks.is_first:
+        say(f"{found.size} sequences at a time fit the memory of {devices.name_of(compute.device)}.")
+        _keep(job.folder.micro_batch, found, known, facts=facts, slack=RESERVE * total, say=say)
     return updater.layout
+
+
+class _Found(NamedTuple):
+    """What fits."""
+
+    size: int
+    """Sequences at a time."""
+
+    held: int
+    """Bytes that other programs then held of the memory, of all processes' GPUs together."""
+
+
+def _keep(
+    path: Path, found: _Found, known: _Found | None, *, facts: dict[str, Any], slack: float, say: Callable[[str], None]
+) -> None:
+    """Remember what was found, but not what is less for a time: while other programs hold more than before."""
+    if known is not None and found.size < known.size and found.held > known.held + slack:
+        say(
+            f"{known.size} fitted before; other programs hold {(found.held - known.held) / 1e9:.1f} GB more of it now. "
+            "The next start tries them first."
+        )
+    elif known is None or found.size != known.size or found.held < known.held:
+        write_json(path, {"micro_batch_size": found.size, "held_by_others": found.held, "found_on": facts})
 
 
 def _first_that_fits(
@@ -159,10 +184,10 @@ def _facts(job: TrainingJob, layout: StepLayout, compute: Compute) -> dict[str, 
     }
 
 
-def _remembered(path: Path, facts: dict[str, Any]) -> int | None:
-    """Return the size that was found on the same; None: none was."""
+def _remembered(path: Path, facts: dict[str, Any]) -> _Found | None:
+    """Return what was found on the same; None: nothing, or by a version that did not ask what others held."""
     found = read_kept(path, dict, otherwise="the micro-batch size is found anew")
     if found is None or found.get("found_on") != facts:
         return None
-    size = found.get("micro_batch_size")
-    return size if isinstance(size, int) and size > 0 else None
+    size, held = found.get("micro_batch_size"), found.get("held_by_others")
+    return _Found(size, held) if isinstance(size, int) and size > 0 and isinstance(held, int) else None
