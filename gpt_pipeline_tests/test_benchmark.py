@@ -14,6 +14,7 @@ from gpt_pipeline.checkpoints.manifest import BEST_NAME
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.benchmark import BenchmarkRequest, benchmark_checkpoint
+from gpt_pipeline.exchange.own_tasks import own_files
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline_tests.projects import TinyProject
@@ -62,6 +63,27 @@ def tasks(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    "changed",
+    ["own.yaml", "a/own.yaml", "b/own.yaml", "code.py", "docs.jsonl", "../documents.jsonl", "../base.yml", "../more/x"],
+)
+def test_own_tasks_are_others_once_any_file_of_theirs_changes(tasks: Path, changed: str) -> None:
+    base = 'include: base.yml\ndataset_path: "{folder}"\ntag: !function code.tag\n'
+    (tasks.parent / "base.yml").write_text(base.format(folder=(tasks.parent / "more").as_posix()))
+    for path in (tasks / "a" / "own.yaml", tasks / "b" / "own.yaml", tasks.parent / "more" / "x"):
+        path.parent.mkdir()
+        path.write_text("include: ../../base.yml\n")
+    for name in ("code.py", "docs.jsonl"):
+        (tasks / name).write_text("")
+    (tasks / "broken.yaml").write_text("a: [\n")
+    before = own_files(tasks)
+    (tasks / "__pycache__").mkdir()
+    (tasks / "__pycache__" / "code.cpython-311.pyc").write_bytes(b"compiled")
+    assert own_files(tasks) == before
+    (tasks / changed).write_text("task: other\n")
+    assert own_files(tasks) != before
+
+
 def choice_scores(model: LanguageModel) -> list[list[float]]:
     """The log-likelihoods of each document's choices after its text, computed with our own model."""
     found = []
@@ -97,6 +119,10 @@ def test_benchmark_scores_as_our_own_model_does_and_only_once(copy: TinyProject,
     again = benchmark_checkpoint(of, checkpoint, request)
     assert again.reused
     assert again.scores == result.scores
+    with (tasks.parent / "documents.jsonl").open("a") as documents:
+        documents.write(json.dumps(DOCUMENTS[0]) + "\n")
+    anew = benchmark_checkpoint(of, checkpoint, request)
+    assert (anew.reused, anew.samples) == (False, {"own_choices": 8})
 
 
 @needs_harness

@@ -16,6 +16,7 @@ from gpt_pipeline.checkpoints.load import Weights, weights_info
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.export import export_checkpoint, trained_length
+from gpt_pipeline.exchange.own_tasks import own_files
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
@@ -114,13 +115,12 @@ def _harness_version() -> str:
 
 
 def _fingerprint(request: BenchmarkRequest, info: CheckpointInfo, version: str, *, max_length: int) -> str:
-    own = sorted(request.task_folder.rglob("*")) if request.task_folder else []
     config = {
         "tasks": sorted(request.tasks),
         "limit": request.limit,
         "max_length": max_length,
         "lm_eval": version,
-        "own": {path.name: path.read_text(encoding="utf-8") for path in own if path.suffix in (".yaml", ".yml", ".py")},
+        "own": own_files(request.task_folder) if request.task_folder else {},
     }
     return fingerprint("benchmark", config=config, upstream=[info.weights_sha256], code_version=CODE_VERSION)
 
