@@ -61,6 +61,47 @@ def texts_in(stage: StageResult) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("near", [{}, {"near_duplicates": 0.9}], ids=["", "near"])
+@pytest.mark.parametrize("key", ["kind", "group"])
+def test_text_of_another_name_has_it_where_documents_are_called_by_it(
+    tmp_path: Path, key: str, near: dict[str, object]
+) -> None:
+    own, data = tmp_path / "own", tmp_path / "data"
+    own.mkdir()
+    (own / "draft.txt").write_text("One\nTwo\nThree\n", encoding="utf-8")
+    config = config_of(own, columns=ColumnsConfig(), split_text_at="line", **{key: "file"}, **near)
+    found = []
+    for name in ("draft.txt", "final.txt", "draft.txt"):
+        next(own.iterdir()).rename(own / name)
+        stage = prepared(config, data)
+        batches = read_documents(document_files(stage), (key,), batch_rows=7)
+        found.append({value for batch in batches for value in batch[key].to_pylist()})
+    assert found == [{"draft.txt"}, {"final.txt"}, {"draft.txt"}]
+    assert len([*(data / "parts").glob("documents-*")]) == 2
+
+
+def test_text_that_a_filter_leaves_out_by_its_name_is_none_of_another_name(tmp_path: Path) -> None:
+    own, data = tmp_path / "own", tmp_path / "data"
+    own.mkdir()
+    (own / "draft.txt").write_text("One\nTwo\nThree\n", encoding="utf-8")
+    config = config_of(own, columns=ColumnsConfig(), split_text_at="line", filter={"file": "draft.txt"})
+    assert texts_in(prepared(config, data)) == ["One", "Two", "Three"]
+    (own / "draft.txt").rename(own / "final.txt")
+    with pytest.raises(ConfigError, match=r"no row in .* becomes one"):
+        prepared(config, data)
+
+
+def test_text_of_another_name_is_read_once_where_nothing_is_called_by_it(tmp_path: Path) -> None:
+    own, data = tmp_path / "own", tmp_path / "data"
+    own.mkdir()
+    (own / "draft.txt").write_text("One\nTwo\nThree\n", encoding="utf-8")
+    config = config_of(own, columns=ColumnsConfig(), split_text_at="line")
+    for name in ("draft.txt", "final.txt"):
+        next(own.iterdir()).rename(own / name)
+        prepared(config, data)
+    assert len([*(data / "parts").iterdir()]) == 2  # the index and the documents
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_texts(tmp_path / "mine" / "a.parquet", texts(40))

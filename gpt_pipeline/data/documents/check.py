@@ -12,6 +12,7 @@ from pathlib import Path
 from gpt_pipeline.data.documents.index import index_part, prepare_index
 from gpt_pipeline.data.documents.near import NearDuplicates
 from gpt_pipeline.data.formats.protocol import Format
+from gpt_pipeline.data.readers.rows import content_of
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
 from gpt_pipeline.data.stage import Part, Say
@@ -54,7 +55,7 @@ class FileCheck:
     def _with_new_time(self, facts: FileFacts, path: Path) -> FileFacts | None:
         """Return the facts with the time that `path` has now, and note it, if its content is what they are of."""
         stat = path.stat()
-        if stat.st_size != facts.size or _content(path, stat.st_size, stat.st_mtime_ns) != facts.sha256:
+        if stat.st_size != facts.size or _sha256(path, stat.st_size, stat.st_mtime_ns) != facts.sha256:
             return None
         facts = dataclasses.replace(facts, mtime_ns=stat.st_mtime_ns)
         try:
@@ -66,18 +67,22 @@ class FileCheck:
     def is_ready(self, name: str) -> bool:
         """Whether the file is here and looked at."""
         facts = self.recorded(name)
-        is_indexed = facts is not None and all(part.find() is not None for part in self._parts(facts.sha256))
+        is_indexed = facts is not None and all(part.find() is not None for part in self._parts(facts))
         return is_indexed and self.source.find(name) is not None
 
     def examined_parts(self) -> list[Part]:
         """Return what was made of each file that was examined, whatever lies there now."""
         known = [facts for facts in self.record.all_facts() if facts.rule == self.format.version]
-        return [part for facts in known for part in self._parts(facts.sha256)]
+        return [part for facts in known for part in self._parts(facts)]
 
-    def _parts(self, sha256: str) -> list[Part]:
+    def _parts(self, facts: FileFacts) -> list[Part]:
         """Return what is made of a raw file here."""
-        index = index_part(sha256, self.data_folder, self.format)
-        return [index] if self.near is None else [index, self.near.part(sha256)]
+        content = self._content(facts.key, facts.sha256)
+        index = index_part(content, self.data_folder, self.format)
+        return [index] if self.near is None else [index, self.near.part(content)]
+
+    def _content(self, name: str, sha256: str) -> str:
+        return content_of(name, sha256, self.format.columns)
 
     def look_at(self, name: str, *, say: Say) -> FileFacts:
         """Return what is in a file, after bringing it here and reading it if that was not done before.
@@ -88,9 +93,10 @@ class FileCheck:
         if self.is_ready(name) and (facts := self.recorded(name)):
             return facts
         path, stat, sha256 = self._brought(name, say)
-        index = prepare_index(path, sha256, self.data_folder, self.format, seen=stat, say=say)
+        content = self._content(name, sha256)
+        index = prepare_index(path, content, self.data_folder, self.format, seen=stat, say=say)
         if self.near is not None:
-            self.near.prepare(path, sha256, seen=stat, say=say)
+            self.near.prepare(path, content, seen=stat, say=say)
         facts = FileFacts(
             key=self.source.record_key(name),
             size=stat.st_size,
@@ -106,23 +112,25 @@ class FileCheck:
 
     def index_of(self, name: str, facts: FileFacts, *, say: Say) -> StageResult:
         """Return the file's index with every byte as it was written; one that is not is made again from the file."""
-        index = index_part(facts.sha256, self.data_folder, self.format).intact(say=say)
+        content = self._content(name, facts.sha256)
+        index = index_part(content, self.data_folder, self.format).intact(say=say)
         if index is not None:
             return index
         path = self.source.fetch(name, say=say)
-        return prepare_index(path, facts.sha256, self.data_folder, self.format, seen=path.stat(), say=say)
+        return prepare_index(path, content, self.data_folder, self.format, seen=path.stat(), say=say)
 
     def signatures_of(self, near: NearDuplicates, name: str, facts: FileFacts, *, say: Say) -> StageResult:
         """Return the signatures of the file's documents, as `index_of` does."""
-        if (found := near.part(facts.sha256).intact(say=say)) is not None:
+        content = self._content(name, facts.sha256)
+        if (found := near.part(content).intact(say=say)) is not None:
             return found
         path = self.source.fetch(name, say=say)
-        return near.prepare(path, facts.sha256, seen=path.stat(), say=say)
+        return near.prepare(path, content, seen=path.stat(), say=say)
 
     def forget(self, name: str) -> None:
         """Have the file looked at again."""
         if facts := self.record.facts(self.source.record_key(name)):
-            for part in self._parts(facts.sha256):
+            for part in self._parts(facts):
                 forget(part.folder)
 
     def _brought(self, name: str, say: Say) -> tuple[Path, os.stat_result, str]:
@@ -146,7 +154,7 @@ class FileCheck:
 
 
 @cache  # a file that turned out to be another one is asked about again and again
-def _content(path: Path, size: int, mtime_ns: int) -> str:
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     """Return the sha256 of the file that has this size and time."""
     _logger.warning("%s has another time than when it was examined; comparing its %s bytes", path, f"{size:,}")
     return sha256_of(path)

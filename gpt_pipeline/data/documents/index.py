@@ -33,15 +33,15 @@ _SORTED_DOCUMENTS = 500_000  # sorted at a time, some 30 MB, each time from amon
 Rows = NDArray[np.int64]
 
 
-def index_part(sha256: str, data_folder: Path, format: Format) -> Part:
-    """Return the part that holds the index of the raw file with this checksum."""
-    config = {"raw": sha256, **format.identity}
+def index_part(content: str, data_folder: Path, format: Format) -> Part:
+    """Return the part that holds the index of the raw file with this `content_of`."""
+    config = {"raw": content, **format.identity}
     identity = fingerprint(KIND, config=config, code_version=f"{CODE_VERSION}.{format.version}")
     return Part(kind=KIND, fingerprint=identity, data_folder=data_folder)
 
 
 def prepare_index(
-    path: Path, sha256: str, data_folder: Path, format: Format, *, seen: os.stat_result, say: Say
+    path: Path, content: str, data_folder: Path, format: Format, *, seen: os.stat_result, say: Say
 ) -> StageResult:
     """Return the finished index of the raw file at `path`; its facts have `rows`, `documents` and `dropped`.
 
@@ -50,11 +50,11 @@ def prepare_index(
     Raises:
         DataError: the file lacks what the format reads, is damaged, or has changed since.
     """
-    part = index_part(sha256, data_folder, format)
+    part = index_part(content, data_folder, format)
 
     def make() -> Manifest:
         with unchanged(path, seen):
-            return _make(path, sha256, part, format)
+            return _make(path, content, part, format)
 
     return part.prepare(say=say, make=make)
 
@@ -75,7 +75,7 @@ def unchanged(path: Path, seen: os.stat_result) -> Iterator[None]:
             )
 
 
-def _make(path: Path, sha256: str, part: Part, format: Format) -> Manifest:
+def _make(path: Path, content: str, part: Part, format: Format) -> Manifest:
     rows, dropped = 0, Counter[str]()
     with Spool(part.folder, "<u8", 2) as hashes:
         for batch_rows, texts, lost in ahead(_documents(path, format)):
@@ -86,7 +86,7 @@ def _make(path: Path, sha256: str, part: Part, format: Format) -> Manifest:
     return Manifest(
         stage=KIND,
         fingerprint=part.fingerprint,
-        config={"raw": sha256},
+        config={"raw": content},
         files=files,
         facts={"rows": rows, "documents": hashes.count, "dropped": dict(dropped.most_common())},
     )

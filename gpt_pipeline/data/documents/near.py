@@ -73,9 +73,9 @@ class NearDuplicates:
         """What decides which documents are found, for fingerprints."""
         return {"near_duplicates": self.threshold, "minhash": [CODE_VERSION, _ALGORITHM, _HASHES, _SEED, _BACK]}
 
-    def part(self, sha256: str) -> Part:
-        """Return the part that holds the signatures of the raw file with this checksum."""
-        config = {"raw": sha256, **self.format.identity, "minhash": [_ALGORITHM, _HASHES, _SEED, self._band_rows]}
+    def part(self, content: str) -> Part:
+        """Return the part that holds the signatures of the raw file with this `content_of`."""
+        config = {"raw": content, **self.format.identity, "minhash": [_ALGORITHM, _HASHES, _SEED, self._band_rows]}
         version = f"{CODE_VERSION}.{self.format.version}"
         return Part(
             kind=KIND,
@@ -87,21 +87,21 @@ class NearDuplicates:
     def _band_rows(self) -> int:
         return band_rows(self.threshold)
 
-    def prepare(self, path: Path, sha256: str, *, seen: os.stat_result, say: Say) -> StageResult:
+    def prepare(self, path: Path, content: str, *, seen: os.stat_result, say: Say) -> StageResult:
         """Return the finished signatures of the raw file at `path`; see `prepare_index`.
 
         Raises:
             UserError: the file is damaged or has changed, or the library is missing.
         """
-        part = self.part(sha256)
+        part = self.part(content)
 
         def make() -> Manifest:
             with unchanged(path, seen):
-                return self._make(path, sha256, part)
+                return self._make(path, content, part)
 
         return part.prepare(say=say, make=make)
 
-    def _make(self, path: Path, sha256: str, part: Part) -> Manifest:
+    def _make(self, path: Path, content: str, part: Part) -> Manifest:
         files: dict[str, FileRecord] = {}
         documents, bands = 0, _HASHES // self._band_rows
         with Spool(part.folder, "<u8", bands) as keys, Spool(part.folder, "<u4") as rows:
@@ -120,7 +120,7 @@ class NearDuplicates:
         return Manifest(
             stage=KIND,
             fingerprint=part.fingerprint,
-            config={"raw": sha256},
+            config={"raw": content},
             files=files,
             facts={"documents": documents, "with_words": rows.count},
         )

@@ -24,7 +24,7 @@ from gpt_pipeline.data.documents.tally import Tally
 from gpt_pipeline.data.formats import StageNames, format_of, stage_names
 from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.overlap import ahead
-from gpt_pipeline.data.readers.rows import read_rows
+from gpt_pipeline.data.readers.rows import content_of, read_rows
 from gpt_pipeline.data.stage import (
     Part,
     PlacedStage,
@@ -197,7 +197,8 @@ class DocumentsStage(PlacedStage):
     def _part(self, raw: RawFile, take: int) -> Part:
         left_out = {reason: self.raw.manifest.files[name].sha256 for reason, name in raw.left_out.items()}
         repeats = left_out.pop(REPEATED, None)  # named before there were other reasons
-        config = {"raw": raw.sha256, "repeats": repeats, **left_out, "take": take, **self._format.identity}
+        content = content_of(raw.name, raw.sha256, self._format.columns)
+        config = {"raw": content, "repeats": repeats, **left_out, "take": take, **self._format.identity}
         kind = self._names.documents_part
         identity = fingerprint(kind, config=config, code_version=f"{CODE_VERSION}.{self._format.version}")
         return Part(kind=kind, fingerprint=identity, data_folder=self.data_folder)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
-from gpt_pipeline.data.file_kinds import ARROW, PARQUET, kind_of
+from gpt_pipeline.data.file_kinds import ARROW, PARQUET, TEXT, kind_of
 from gpt_pipeline.data.readers.arrow import count_arrow, read_arrow, whole_batches
 from gpt_pipeline.data.readers.parquet import count_parquet, read_parquet, whole_row_groups
 from gpt_pipeline.data.readers.records import count_records, read_records, whole_records
@@ -21,6 +21,15 @@ _LOOKED_AT = 50  # rows of a batch
 def is_parquet(name: str) -> bool:
     """Whether a file is read by its columns, without the others."""
     return kind_of(name) in (PARQUET, None)
+
+
+def content_of(name: str, sha256: str, wanted: Wanted) -> str:
+    """Return what tells the wanted columns of the file called `name` from those of others: its checksum, mostly.
+
+    A text has its file's name in the column `file`: where that is wanted, it is part of the content.
+    """
+    has_name = kind_of(name) == TEXT and "file" in wanted.all
+    return f"{sha256} {PurePosixPath(name).name}" if has_name else sha256
 
 
 def read_rows(path: Path, wanted: Wanted, *, batch_rows: int | None = None) -> Iterator[pa.RecordBatch]:
