@@ -23,7 +23,7 @@ from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline_tests.rl_jobs import make_rl_job, write_prompts_stage
-from gpt_pipeline_tests.training_jobs import Listener, trainer_command
+from gpt_pipeline_tests.training_jobs import Listener, run, trainer_command
 
 
 def last_weights(job: TrainingJob) -> dict[str, torch.Tensor]:
@@ -141,6 +141,19 @@ def test_rl_in_micro_batches_gives_the_same_update(tmp_path: Path) -> None:
     assert lines(whole, "train")[0]["gradient_norm"] == pytest.approx(
         lines(parts, "train")[0]["gradient_norm"], rel=1e-4
     )
+
+
+def test_rl_continued_in_other_micro_batches_says_that_its_answers_may_differ(tmp_path: Path) -> None:
+    job = make_rl_job(tmp_path, training={"max_steps": 4, "micro_batch_size": 6})
+    run(job, stop_at=2)
+    training = dataclasses.replace(job.training, micro_batch_size=8)
+    cadence = dataclasses.replace(job.cadence, keep_last=5)
+    messages = run(dataclasses.replace(job, training=training, cadence=cadence)).messages
+    [warned] = [said for said in messages if said.startswith("Warning")]
+    [free] = [said for said in messages if "to no effect" in said]
+    assert "training.micro_batch_size: 6 -> 8" in warned
+    assert "evaluation.keep_last: 3 -> 5" in free
+    assert "micro_batch_size" not in free
 
 
 def test_rl_without_its_prompts_says_what_to_do(tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_named_checkpoint_continued_with_other_settings_says_each_old_and_new_va
     assert "training.learning_rate: 0.01 -> 0.005" in warned
     assert "model.dropout: 0.2 -> 0.0" in warned
     assert "micro_batch_size" not in warned
-    free = next(message for message in listener.messages if message.startswith("Changed to no effect"))
+    free = next(message for message in listener.messages if message.startswith("Changed since"))
     assert "training.micro_batch_size: 2 -> 4" in free
     assert "evaluation.keep_last: 3 -> 5" in free
 

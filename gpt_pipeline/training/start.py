@@ -248,11 +248,7 @@ def _say_original(info: CheckpointInfo, original: OriginalCheckpoint, say: Say) 
 
 
 def _say_changes(info: CheckpointInfo, changes: Sequence[Change], job: TrainingJob, say: Say) -> None:
-    if info.fingerprint and info.fingerprint == job.fingerprint:
-        if changes:
-            say(f"Changed since {info.path.name}, to no effect on the weights: {'; '.join(map(str, changes))}.")
-        return
-    if info.fingerprint:
+    if info.fingerprint not in ("", job.fingerprint):
         say(
             f"{info.path.name} was made with another configuration or other data; its shape fits, so its weights, "
             f"optimizer and step {info.step} are taken over."
@@ -261,7 +257,7 @@ def _say_changes(info: CheckpointInfo, changes: Sequence[Change], job: TrainingJ
     if warned:
         say(f"Warning: the weights from here on differ from those of either configuration alone, by {warned}.")
     if free:
-        say(f"Changed to no effect on the weights: {free}.")
+        say(f"Changed since {info.path.name}, to no effect on the weights: {free}.")
 
 
 def _set_truncated_aside(checkpoints: Path, say: Say) -> None:
