@@ -167,3 +167,38 @@ def test_weights_of_a_training_without_a_mean_are_refused_with_the_remedy(tmp_pa
     [*_, last] = list_checkpoints(job.folder.checkpoints)
     with pytest.raises(UserError, match=r"--weights average: found .*leave --weights out, or train with"):
         load_weights(last.path, "average")
+
+
+def test_average_of_a_continued_training_is_none_until_its_own_begins(tmp_path: Path) -> None:
+    _train(_job(tmp_path, AverageConfig(last=0.5), max_steps=8))
+    longer = _job(tmp_path, AverageConfig(last=0.1), max_steps=20)
+    longer = dataclasses.replace(longer, fingerprint="b" * 64, resume="checkpoint_step_8.pt")
+    every = dataclasses.replace(longer.cadence, save_every_n_iterations=1, keep_last=20)
+    _train(dataclasses.replace(longer, cadence=every))
+    found = _snapshots(longer)
+    assert [step for step, each in found.items() if step > 8 and each.average is not None] == [19, 20]
+    average = found[20].average
+    assert average is not None
+    for name, mean in average.items():
+        torch.testing.assert_close(mean, (found[19].model[name] + found[20].model[name]) / 2)
+
+
+def test_average_of_a_training_that_goes_on_without_one_is_dropped(tmp_path: Path) -> None:
+    _train(_job(tmp_path, AverageConfig(decay=0.9), max_steps=8))
+    plain = dataclasses.replace(_job(tmp_path), fingerprint="b" * 64, resume="checkpoint_step_8.pt")
+    _train(plain)
+    assert [step for step, each in _snapshots(plain).items() if each.average is not None] == [4, 8]
+    with pytest.raises(UserError, match="holds no mean of the weights"):
+        load_weights(list_checkpoints(plain.folder.checkpoints)[-1].path, "average")
+
+
+def test_average_continued_with_a_mean_that_is_under_way_goes_on(tmp_path: Path) -> None:
+    _train(_job(tmp_path, AverageConfig(decay=0.9), max_steps=8))
+    longer = _job(tmp_path, AverageConfig(decay=0.9), max_steps=9)
+    _train(dataclasses.replace(longer, fingerprint="b" * 64, resume="checkpoint_step_8.pt"))
+    found = _snapshots(longer)
+    share = newest_share(9, AverageConfig(decay=0.9), max_steps=9)
+    before, after = found[8].average, found[9].average
+    assert before is not None
+    assert after is not None
+    assert all(torch.equal(after[name], before[name].lerp(found[9].model[name], share)) for name in after)

@@ -55,7 +55,12 @@ class WeightAverage:
         """Return the means by the parameters' names, the living tensors; None before the first."""
         return self._means or None
 
-    def restore(self, state: Mapping[str, Tensor] | None) -> None:
-        """Take over what `state` returned; without it the mean begins with the weights as they are now."""
+    def restore(self, state: Mapping[str, Tensor] | None, *, done: int) -> None:
+        """Take over what `state` returned after `done` updates; without it the mean begins with the next weights.
+
+        A mean of another configuration is dropped where this one has none yet: nothing would bring it up to date.
+        """
+        if state and newest_share(done, self._config, max_steps=self._max_steps) is None:
+            state = None
         weights = dict(self._model.named_parameters())
         self._means = {name: mean.to(weights[name].device, copy=True) for name, mean in (state or {}).items()}

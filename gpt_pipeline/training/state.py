@@ -36,7 +36,7 @@ def restore(snapshot: Snapshot, updater: Updater) -> Progress:
     """
     updater.model.load_state_dict(dict(snapshot.model))
     updater.optimizer.restore(snapshot.optimizer)
-    updater.average.restore(snapshot.average)
+    updater.average.restore(snapshot.average, done=snapshot.step)
     if updater.loss_scale is not None and snapshot.loss_scale is not None:
         updater.loss_scale.restore(snapshot.loss_scale)
     restore_random_states(snapshot.random)
