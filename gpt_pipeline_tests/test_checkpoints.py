@@ -302,6 +302,12 @@ def test_prune_keeps_the_best(folder):
     assert best_checkpoint(folder.checkpoints).step == 1
 
 
+def test_prune_keeps_the_newest_of_the_training_below_later_ones_of_another(folder):
+    save_checkpoint(folder.checkpoints, snapshot(4, fingerprint="a" * 64))
+    prune(folder, keep_last=1, training="a" * 64)
+    assert _steps(folder) == [4, 5]
+
+
 def test_prune_keeps_what_is_held(folder):
     with hold(folder.checkpoints / "checkpoint_step_2.pt"):
         with hold(folder.checkpoints / "checkpoint_step_2.pt"):

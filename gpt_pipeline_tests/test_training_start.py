@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
+from gpt_pipeline.checkpoints.choose import choose_checkpoint
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
 from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.errors import DamagedFileError, UserError
-from gpt_pipeline.training.decision import find_finished_work
+from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.training.decision import decide_start, find_finished_work
+from gpt_pipeline.training.estimates import find_estimate_changes
 from gpt_pipeline.training.finished import find_finished_training
-from gpt_pipeline.training.job import SCRATCH, Change, TrainingJob, find_changes, settings_of
+from gpt_pipeline.training.job import (
+    OBJECTIVE,
+    PACKING,
+    SCRATCH,
+    SHARDS,
+    Change,
+    TrainingJob,
+    find_changes,
+    settings_of,
+)
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.run import TrainingOutcome, run_job
+from gpt_pipeline.training.start import prepare_start
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline_tests.crashing import Killed
-from gpt_pipeline_tests.training_jobs import Listener, make_job
+from gpt_pipeline_tests.rl_jobs import make_rl_job
+from gpt_pipeline_tests.training_jobs import Listener, T, make_job, write_shards
 
 OTHER = "b" * 64
 
@@ -371,6 +387,187 @@ def test_best_model_can_be_resumed_by_name(finished):
     best = best_checkpoint(finished.folder.checkpoints).step
     outcome, listener = _run(dataclasses.replace(finished, resume="best_model.pt"))
     assert (outcome.finished, _first_step(listener)) == (True, best + 1)
+
+
+# back to the earlier configuration
+
+
+def _continued(finished: TrainingJob, resume: str, *, keep_last: int) -> TrainingJob:
+    """Return `finished` after another training went on from its checkpoint `resume` to step 20, to no good."""
+    training = dataclasses.replace(finished.training, max_steps=20, learning_rate=10.0)
+    cadence = dataclasses.replace(finished.cadence, keep_last=keep_last)
+    other = dataclasses.replace(finished, fingerprint=OTHER, training=training, cadence=cadence, resume=resume)
+    assert run_job(other, Listener()).finished
+    return dataclasses.replace(finished, cadence=cadence)
+
+
+@pytest.mark.parametrize(
+    ("resume", "keep_last", "left", "moved"),
+    [
+        ("checkpoint_step_12.pt", 1, [20], [20]),  # all that is left of the earlier training is its best model
+        ("checkpoint_step_12.pt", 3, [12, 16, 20], [16, 20]),
+        ("checkpoint_step_8.pt", 9, [4, 8, 12, 16, 20], [12, 16, 20]),
+    ],
+)
+def test_start_after_another_training_went_on_finishes_with_the_same_weights(finished, resume, keep_last, left, moved):
+    before = find_finished_training(finished.folder, finished.fingerprint)
+    job = _continued(finished, resume, keep_last=keep_last)
+    assert [step for step in _steps(job.folder.checkpoints) if step in left] == left
+    assert find_finished_work(job) is None
+    assert decide_start(job).moves_checkpoints
+
+    outcome, listener = _run(job)
+    assert outcome.finished
+    assert find_finished_work(job).weights_sha256 == before.weights_sha256
+    assert {each.fingerprint for each in list_checkpoints(job.folder.checkpoints)} == {job.fingerprint}
+    named = [choose_checkpoint(job.folder.checkpoints, name) for name in ("best", "last")]
+    assert [(each.step, each.fingerprint) for each in named] == [
+        (before.best_step, job.fingerprint),
+        (12, job.fingerprint),
+    ]
+    assert max(line["step"] for line in read_metrics(job.folder.metrics)) == 12
+
+    aside = _previous(job)[-1]
+    kept = [info for info in list_checkpoints(aside / "checkpoints") if info.fingerprint == OTHER]
+    assert [info.step for info in kept] == moved
+    assert find_finished_training(ExperimentFolder(root=aside), OTHER).step == 20
+    assert max(line["step"] for line in read_metrics(aside / "metrics.jsonl")) == 20
+    assert any(str(aside) in said and "checkpoint_step_20.pt" in said for said in listener.messages)
+    assert _run(job)[0].reused
+    assert _previous(job)[-1] == aside
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_start_killed_at_any_rename_loses_no_line_and_no_checkpoint(finished, tmp_path, monkeypatch, named):
+    goal = _continued(finished, "checkpoint_step_8.pt", keep_last=9)
+    if named:
+        goal = dataclasses.replace(goal, resume="checkpoint_step_8.pt")
+    lines = read_metrics(goal.folder.metrics)
+    rename = os.replace
+
+    def killed_at(number: int, folder: Path) -> bool:
+        remaining = itertools.count(number, -1)
+
+        def counted(source, target) -> None:
+            if folder in Path(target).parents and next(remaining) == 0:
+                raise Killed
+            rename(source, target)
+
+        monkeypatch.setattr(os, "replace", counted)
+        try:
+            prepare_start(job, max_steps=12, say=lambda _: None)
+        except Killed:
+            return True
+        finally:
+            monkeypatch.setattr(os, "replace", rename)
+        return False
+
+    for number in itertools.count():
+        root = tmp_path / f"killed_at_{number}"
+        shutil.copytree(goal.folder.root, root)
+        job = dataclasses.replace(goal, experiment_folder=str(root))
+        killed = killed_at(number, root)
+        assert prepare_start(job, max_steps=12, say=lambda _: None).checkpoint.step == 8
+        assert read_metrics(job.folder.metrics) == [line for line in lines if line["step"] <= 8]
+        assert lines in [read_metrics(aside / "metrics.jsonl") for aside in _previous(job)]
+        assert _steps(job.folder.checkpoints) == [4, 8]
+        assert {path.name for path in root.rglob("*.pt")} >= {f"checkpoint_step_{step}.pt" for step in (12, 16, 20)}
+        if not killed:
+            break
+    assert number > 5
+
+
+# other estimates
+
+
+def test_named_checkpoint_on_other_data_counts_its_best_among_its_own(tmp_path):
+    write_shards(tmp_path / "shards", vocab_size=50)  # the easier text
+    job = make_job(tmp_path)
+    _run(job)
+    before = best_checkpoint(job.folder.checkpoints)
+    fingerprint = "6" * 64
+    shards = write_shards(tmp_path / "other", fingerprint=fingerprint)
+    training = dataclasses.replace(job.training, max_steps=20)
+    other = dataclasses.replace(
+        job,
+        shards_folder=str(shards),
+        shards_fingerprint=fingerprint,
+        fingerprint=OTHER,
+        training=training,
+        resume="checkpoint_step_12.pt",
+    )
+    _, listener = _run(other)
+    done, best = find_finished_training(other.folder, OTHER), best_checkpoint(other.folder.checkpoints)
+    measured = {record["step"]: record["val_loss"] for record in listener.records if record["kind"] == "validation"}
+    assert done.best_step in measured
+    assert done.best_val_loss == measured[done.best_step] == min(measured.values()) > before.metrics["val_loss"]
+    assert (best.step, best.fingerprint, best.shards_fingerprint) == (done.best_step, OTHER, fingerprint)
+    assert any("The best is counted anew from step 12 on" in said for said in listener.messages)
+    assert best_checkpoint(_previous(other)[-1] / "checkpoints").sha256 == before.sha256
+
+
+def test_named_checkpoint_on_the_same_data_keeps_its_best(finished):
+    before = best_checkpoint(finished.folder.checkpoints)
+    job = _continued(finished, "checkpoint_step_12.pt", keep_last=3)
+    assert find_finished_training(job.folder, OTHER).best_step == before.step
+    assert best_checkpoint(job.folder.checkpoints).sha256 == before.sha256
+
+
+def test_start_with_other_eval_iters_counts_the_best_anew_if_other_tokens_are_measured(tmp_path):
+    job = make_job(tmp_path, cadence={"eval_iters": 2})
+    _run(job, stop_at=7)
+    first = best_checkpoint(job.folder.checkpoints).step
+    assert first == 3  # later estimates are worse
+    longer = dataclasses.replace(job, cadence=dataclasses.replace(job.cadence, eval_iters=3))
+    _, listener = _run(longer, stop_at=10)
+    assert not any("best" in said for said in listener.messages)
+    assert best_checkpoint(job.folder.checkpoints).step == first
+    shorter = dataclasses.replace(job, cadence=dataclasses.replace(job.cadence, eval_iters=1))
+    _, listener = _run(shorter)
+    assert any("held-out tokens in an estimate: 69 -> 64" in said for said in listener.messages)
+    assert find_finished_training(job.folder, job.fingerprint).best_step > 10
+
+
+_MEASURED = {"training.batch_size": 4, "data.max_length": T, "evaluation.eval_iters": 1}
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ({}, []),
+        ({"training.seed": 7, "training.learning_rate": 1.0, "training.tokens_per_step": 128}, []),
+        ({"evaluation.eval_freq": 9, "hardware.device": "cuda", "training.precision": "bf16"}, []),
+        ({SHARDS: "6" * 64}, [SHARDS]),
+        ({"data.max_length": 8}, ["data.max_length", "held-out tokens in an estimate"]),
+        ({"evaluation.eval_iters": 2}, ["held-out tokens in an estimate"]),
+        ({"training.batch_size": 2}, ["held-out tokens in an estimate"]),
+        ({"training.batch_size": 2, "evaluation.eval_iters": 2}, []),
+        ({PACKING: "documents"}, ["the loss that decides"]),
+        ({OBJECTIVE: "sft"}, ["the loss that decides"]),
+    ],
+)
+def test_estimates_compare_unless_something_else_is_measured(tmp_path, before, told):
+    job = make_job(tmp_path)
+    assert {key: settings_of(job)[key] for key in _MEASURED} == _MEASURED
+    assert [change.key for change in find_estimate_changes({**settings_of(job), **before}, job)] == told
+    assert [change.key for change in find_estimate_changes(before, job)] == told
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ({"rl.kl": 0.1, "training.batch_size": 2, "training.learning_rate": 1.0}, []),
+        ({"rl_prompts": "other questions to train on"}, []),
+        ({"evaluation.eval_iters": 2}, []),  # there are no more questions
+        ({"rl.prompts_per_step": 2}, ["held-out questions in an estimate"]),
+        ({"rl.prompts_per_step": 2, "evaluation.eval_iters": 2}, []),
+        ({"rl.temperature": 0.5, "training.seed": 7}, ["training.seed", "rl.temperature"]),
+        ({OBJECTIVE: "pretrain"}, ["the loss that decides"]),
+    ],
+)
+def test_estimates_of_sampled_answers_compare_unless_something_else_is_measured(tmp_path, before, told):
+    job = make_rl_job(tmp_path)
+    assert [change.key for change in find_estimate_changes({**settings_of(job), **before}, job)] == told
 
 
 # what is kept

@@ -39,6 +39,7 @@ def write_shards(
     document_length: int | None = None,
     question_length: int = 0,
     vocab_size: int = 50257,
+    fingerprint: str = SHARDS_FINGERPRINT,
 ) -> Path:
     """Write a finished token_shards stage; with the default sizes an epoch has five updates of four sequences.
 
@@ -62,7 +63,7 @@ def write_shards(
         files |= {file: record_file(folder / file) for file in (name, starts_name(name), spans_name(name))}
     facts = {f"{split}_tokens": count for split, count in counts.items()}
     facts |= {} if eot_token == EOT_TOKEN else {"eot_token": eot_token}
-    Manifest(stage="token_shards", fingerprint=SHARDS_FINGERPRINT, config={}, files=files, facts=facts).write(folder)
+    Manifest(stage="token_shards", fingerprint=fingerprint, config={}, files=files, facts=facts).write(folder)
     return folder
 
 

@@ -34,11 +34,16 @@ def kept_checkpoints(keep_last: int) -> int:
     return keep_last + 2
 
 
-def prune(folder: ExperimentFolder, *, keep_last: int) -> list[CheckpointInfo]:
-    """Remove the checkpoints that need not be kept; return them. `best_model.pt` is never touched."""
+def prune(folder: ExperimentFolder, *, keep_last: int, training: str = "") -> list[CheckpointInfo]:
+    """Remove the checkpoints that need not be kept; return them. `best_model.pt` is never touched.
+
+    The newest of the `training` with this fingerprint stays, whatever later ones of others are there.
+    """
     checkpoints = list_checkpoints(folder.checkpoints)
     best = best_checkpoint(folder.checkpoints)
-    candidates = [info for info in checkpoints[:-keep_last] if best is None or info.step != best.step]
+    own = [info.step for info in checkpoints if info.fingerprint == training]
+    kept = {*own[-1:], *([] if best is None else [best.step])}
+    candidates = [info for info in checkpoints[:-keep_last] if info.step not in kept]
     if not candidates:
         return []
     awaited = _awaited_steps(folder, candidates)

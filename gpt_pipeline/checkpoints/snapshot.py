@@ -73,6 +73,11 @@ class Progress:
         """Count the best from the present step on, which is estimated again."""
         self.best_val_loss, self.best_step, self.validated_step = None, -1, -1
 
+    def forget_estimates(self) -> None:
+        """As `forget_best`; the newest estimate is none either."""
+        self.forget_best()
+        self.val_loss = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:

@@ -194,7 +194,10 @@ def _decide_again(job: TrainingJob, max_steps: int | None) -> StartDecision:
 
 
 def _go_on(job: TrainingJob) -> StartDecision:
-    """Continue the newest checkpoint of the same training, or start it."""
+    """Continue the newest checkpoint of the same training, or start it.
+
+    A training that went on from one of its checkpoints with other settings may have left later ones.
+    """
     newest = max(_own_checkpoints(job), key=lambda info: info.step, default=None)
     if newest is not None:
         finished = find_finished_training(job.folder, job.fingerprint)
@@ -206,6 +209,7 @@ def _go_on(job: TrainingJob) -> StartDecision:
             checkpoint=newest.path,
             info=newest,
             changes=tuple(find_changes(settings_before(newest), job)),
+            moves_checkpoints=not is_over and bool(later_checkpoints(job.folder.checkpoints, newest)),
             finished=finished if is_over else None,
         )
     before = Demand.read(job.folder)
@@ -230,16 +234,14 @@ def _from_named(job: TrainingJob, max_steps: int | None) -> StartDecision:
     if info is not None:
         require_fit(info, changes)
         require_steps_left(info, max_steps, at_least=0)
-    step = 0 if info is None else info.step
-    newer = any(each.step > step for each in list_checkpoints(job.folder.checkpoints))
     return StartDecision(
         kind="continue",
-        step=step,
+        step=0 if info is None else info.step,
         checkpoint=path,
         info=info,
         is_named=True,
         changes=changes,
-        moves_checkpoints=info is not None and newer,
+        moves_checkpoints=info is not None and bool(later_checkpoints(job.folder.checkpoints, info)),
     )
 
 
@@ -272,11 +274,26 @@ def settings_before(info: CheckpointInfo) -> Settings:
     return {START_FROM: None, TOKENIZER: None, PACKING: STREAM, **flat_settings(later), **told}
 
 
+def later_checkpoints(checkpoints: Path, to: CheckpointInfo) -> list[CheckpointInfo]:
+    """Return those in the folder `checkpoints` that a training which goes on from `to` will make itself.
+
+    They are of later steps, or of this one and another training. Left there they would pass for the newest and best.
+    """
+    return [
+        info
+        for info in _all_checkpoints(checkpoints)
+        if info.step > to.step or (info.step == to.step and info.fingerprint != to.fingerprint)
+    ]
+
+
 def _own_checkpoints(job: TrainingJob) -> list[CheckpointInfo]:
     """Return the checkpoints of this very training; of two at one step the one under its own name comes first."""
-    best = best_checkpoint(job.folder.checkpoints)
-    every = [*list_checkpoints(job.folder.checkpoints), *([best] if best else [])]
-    return [info for info in every if info.fingerprint == job.fingerprint]
+    return [info for info in _all_checkpoints(job.folder.checkpoints) if info.fingerprint == job.fingerprint]
+
+
+def _all_checkpoints(checkpoints: Path) -> list[CheckpointInfo]:
+    best = best_checkpoint(checkpoints)
+    return [*list_checkpoints(checkpoints), *([best] if best else [])]
 
 
 def _difference_to_newest(job: TrainingJob) -> str:

@@ -16,7 +16,7 @@ import torch
 from gpt_pipeline import __version__
 from gpt_pipeline.checkpoints.manifest import BEST_NAME, CheckpointInfo
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot, snapshot_bytes
-from gpt_pipeline.data.config import DOCUMENTS, STREAM
+from gpt_pipeline.data.config import DOCUMENTS
 from gpt_pipeline.data.tokens.batches import BatchSampler, Sampler
 from gpt_pipeline.data.tokens.packing import DocumentSampler
 from gpt_pipeline.data.tokens.stream import TokenShards, open_shards
@@ -30,7 +30,7 @@ from gpt_pipeline.rl.prompts import read_prompts
 from gpt_pipeline.rl.rollouts import Sampler as RolloutSampler
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.manifest import StageResult, utc_now
-from gpt_pipeline.training.config import StepLayout, deciding_loss, rollout_layout, sequences_per_step, step_layout
+from gpt_pipeline.training.config import StepLayout, rollout_layout, sequences_per_step, step_layout
 from gpt_pipeline.training.device import (
     Compute,
     choose_compute,
@@ -42,7 +42,7 @@ from gpt_pipeline.training.device import (
 from gpt_pipeline.training.feed import BatchFeed, Feed
 from gpt_pipeline.training.finished import FinishedTraining
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat
-from gpt_pipeline.training.job import OBJECTIVE, PACKING, Settings, TrainingJob
+from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.launch import ignored_launch
 from gpt_pipeline.training.machine_load import MachineLoad
 from gpt_pipeline.training.metrics import MetricsLog, Recorder
@@ -245,14 +245,11 @@ def _model(job: TrainingJob, start: Start) -> LanguageModel:
     return model
 
 
-def _progress(job: TrainingJob, start: Start, updater: Updater) -> Progress:
+def _progress(start: Start, updater: Updater) -> Progress:
     """Return how far the training is that `start` goes on with, whose state is put into `updater`."""
     if start.snapshot is None:
         return Progress()
-    progress = restore(start.snapshot, updater)
-    if _deciding_before(start.snapshot.settings) != job.deciding_loss:
-        progress.forget_best()  # by a loss that does not compare
-    return progress
+    return restore(start.snapshot, updater)
 
 
 @contextmanager
@@ -275,7 +272,7 @@ def _trainer(
     updater = Updater(
         model, job.training, layout=layout, compute=compute, ranks=ranks, say=observer.message, goes_on=goes_on
     )
-    progress = _progress(job, start, updater)
+    progress = _progress(start, updater)
     is_resumed = start.snapshot is not None
     start.let_go()
     feed: Feed = (
@@ -363,11 +360,6 @@ def _memory_estimate(job: TrainingJob, compute: Compute, micro_batch_size: int) 
         averaged=job.training.average_weights.is_wanted,
         asked_tokens=0 if job.rollouts is None else job.rollouts.config.asked_tokens(job.max_length),
     ).device
-
-
-def _deciding_before(settings: Settings) -> str:
-    """Return the loss by which the best was chosen in a training with these settings."""
-    return deciding_loss(settings.get(OBJECTIVE, "pretrain"), settings.get(PACKING, STREAM))
 
 
 def _rollout_feed(

@@ -96,7 +96,7 @@ class Saver:
             link_best(self._folder.checkpoints, info)
         elif best:
             save_best(self._folder.checkpoints, snapshot)
-        prune(self._folder, keep_last=self._keep_last)
+        prune(self._folder, keep_last=self._keep_last, training=snapshot.fingerprint)
 
     def restore_best(self, progress: Progress) -> None:
         """After a resume: see that `best_model.pt` is the best of `progress`; if that is lost, count the best anew."""

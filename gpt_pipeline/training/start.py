@@ -20,7 +20,6 @@ from gpt_pipeline.checkpoints.manifest import (
     CheckpointInfo,
     best_checkpoint,
     checkpoint_key,
-    list_checkpoints,
     manifest_path,
     read_info,
     set_aside,
@@ -29,7 +28,7 @@ from gpt_pipeline.checkpoints.manifest import (
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot, weights_sha256
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.model.vocabulary import with_new_tokens
-from gpt_pipeline.storage.atomic import fsync_folder, remove_leftovers, sha256_of
+from gpt_pipeline.storage.atomic import atomic_path, fsync_folder, remove_leftovers, sha256_of
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.config import sequences_per_step
 from gpt_pipeline.training.decision import (
@@ -40,13 +39,15 @@ from gpt_pipeline.training.decision import (
     StartDecision,
     decide_start,
     earlier_trainings,
+    later_checkpoints,
     refuse_newer,
     require_fit,
     require_steps_left,
     settings_before,
 )
+from gpt_pipeline.training.estimates import find_estimate_changes
 from gpt_pipeline.training.finished import FinishedTraining
-from gpt_pipeline.training.job import Change, Settings, StartWeights, TrainingJob, find_changes, listed
+from gpt_pipeline.training.job import SHARDS, Change, Settings, StartWeights, TrainingJob, find_changes, listed
 from gpt_pipeline.training.metrics import SENT_NAME, write_metrics_up_to
 from gpt_pipeline.training.original import OPTIMIZER, OriginalCheckpoint, optimizer_state, read_original
 from gpt_pipeline.training.seeds import random_states, seed_all
@@ -128,10 +129,14 @@ def _start_from_newest(decision: StartDecision, path: Path, job: TrainingJob, sa
     except DamagedFileError as error:
         say(f"{error}. It is kept as {set_aside(path, why='damaged').name}; trying the one before.")
         return None
-    if finished is not None:
+    if snapshot is None:
+        assert finished is not None
         say(f"Nothing to do: this training reached its last step, {finished.step}, at {finished.created_at}.")
     else:
         _say_changes(info, find_changes(settings_before(info), job), job, say)
+        _forget_other_estimates(snapshot, job, say)
+        if decision.moves_checkpoints:
+            _rewind(job.folder, info, snapshot.progress, say)
         say(f"Continuing from {info.path.name}, step {info.step}.")
     return Start(checkpoint=info, snapshot=snapshot, finished=finished)
 
@@ -153,7 +158,8 @@ def _start_from_named(decision: StartDecision, job: TrainingJob, max_steps: int,
         snapshot = snapshot_of_original(info, original, job)
         _say_original(info, original, say)
     _say_changes(info, changes, job, say)
-    _rewind(job.folder, info, say)
+    _forget_other_estimates(snapshot, job, say)
+    _rewind(job.folder, info, snapshot.progress, say)
     say(f"Continuing from {path.name}, step {info.step}, as asked.")
     return Start(checkpoint=info, snapshot=snapshot)
 
@@ -194,7 +200,22 @@ def read_start_weights(job: TrainingJob, start_from: StartWeights) -> Weights:
 def read_start(job: TrainingJob, info: CheckpointInfo) -> Snapshot:
     """Return what the checkpoint that the first process decided on holds: for the other processes of a training."""
     original = None if manifest_path(info.path).is_file() else read_original(info.path)
-    return load_checkpoint(info.path, verify=False) if original is None else snapshot_of_original(info, original, job)
+    if original is not None:
+        return snapshot_of_original(info, original, job)
+    snapshot = load_checkpoint(info.path, verify=False)
+    _forget_other_estimates(snapshot, job, lambda _: None)
+    return snapshot
+
+
+def _forget_other_estimates(snapshot: Snapshot, job: TrainingJob, say: Say) -> None:
+    """Take the newest and the best estimate out of `snapshot` if those of `job` do not compare with them."""
+    changes = find_estimate_changes({SHARDS: snapshot.shards_fingerprint, **snapshot.settings}, job)
+    if not changes:
+        return
+    if snapshot.progress.best_step >= 0:
+        told = "; ".join(map(str, changes))
+        say(f"The best is counted anew from step {snapshot.step} on: earlier estimates do not compare ({told}).")
+    snapshot.progress.forget_estimates()
 
 
 def snapshot_of_original(info: CheckpointInfo, original: OriginalCheckpoint, job: TrainingJob) -> Snapshot:
@@ -268,29 +289,36 @@ def _set_truncated_aside(checkpoints: Path, say: Say) -> None:
             say(f"{path} is damaged: it is not what its manifest says. It is kept as {aside.name}.")
 
 
-def _rewind(folder: ExperimentFolder, to: CheckpointInfo, say: Say) -> None:
-    """Move aside what came after the checkpoint `to`: newer checkpoints, their evaluations, later metrics."""
+def _rewind(folder: ExperimentFolder, to: CheckpointInfo, progress: Progress, say: Say) -> None:
+    """Move aside what came after the checkpoint `to`: newer checkpoints, their evaluations, later metrics.
+
+    So is a `best_model.pt` that `progress` does not count as the best. Checkpoints go last: after a kill in between,
+    they tell that there is more to move.
+    """
+    checkpoints = later_checkpoints(folder.checkpoints, to)
     best = best_checkpoint(folder.checkpoints)
-    newer = [*list_checkpoints(folder.checkpoints), *([best] if best else [])]
-    checkpoints = [info.path for info in newer if info.step > to.step]
+    if progress.best_step < 0 and best is not None and best.path != to.path and best not in checkpoints:
+        checkpoints.append(best)
     # The zeros in the names make their order that of the steps.
     kept = checkpoint_key(to.step + 1)
     evaluations = [path for path in folder.evaluations.glob("step_*.json") if path.name >= kept]
-    moved = [path for pt in checkpoints for path in (manifest_path(pt), pt)]
-    moved += [path for path in (*evaluations, folder.training, folder.report, folder.samples) if path.exists()]
+    moved = [path for path in (*evaluations, folder.training, folder.report, folder.samples) if path.exists()]
+    moved += [path for info in checkpoints for path in (manifest_path(info.path), info.path)]
     if not moved and not folder.metrics.is_file():
         return
     aside = _new_previous(folder)
+    if folder.metrics.is_file():
+        with atomic_path(aside / folder.metrics.name) as copy:  # before what it is a copy of is cut short
+            shutil.copyfile(folder.metrics, copy)
+        write_metrics_up_to(folder.metrics, folder.metrics, step=to.step)
     for path in moved:
         target = aside / path.relative_to(folder.root)
         target.parent.mkdir(parents=True, exist_ok=True)
         _move(path, target)
-    if folder.metrics.is_file():
-        _move(folder.metrics, aside / folder.metrics.name)
-        write_metrics_up_to(aside / folder.metrics.name, folder.metrics, step=to.step)
     fsync_folder(aside)
     if checkpoints:
-        say(f"{len(checkpoints)} checkpoints after step {to.step} are moved to {aside}.")
+        names = ", ".join(f"{info.path.name} (step {info.step})" for info in checkpoints)
+        say(f"Moved to {aside}, since the training from step {to.step} on makes its own: {names}.")
 
 
 def move_aside(folder: ExperimentFolder, why: str, say: Say) -> None:
