@@ -150,8 +150,7 @@ class S3:
     @property
     def environment(self) -> dict[str, str]:
         """What leads to it."""
-        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-        return {**keys, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.wire.port}", "AWS_EC2_METADATA_DISABLED": "true"}
+        return s3_environment(f"http://127.0.0.1:{self.wire.port}")
 
     @property
     def bucket(self) -> str:
@@ -196,6 +195,24 @@ class Bucket:
     """What leads to it."""
 
 
+def s3_environment(server: str) -> dict[str, str]:
+    """Return what leads to a server at an address, which speaks S3's language."""
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    return {**keys, "AWS_ENDPOINT_URL": server, "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+def azure_environment(server: str) -> dict[str, str]:
+    """Return the same for Azure's language."""
+    place = f"BlobEndpoint={server}/{_AZURE_ACCOUNT};"
+    account = f"DefaultEndpointsProtocol=http;AccountName={_AZURE_ACCOUNT};AccountKey={_AZURE_KEY};{place}"
+    return {"AZURE_STORAGE_CONNECTION_STRING": account}
+
+
+def google_environment(server: str) -> dict[str, str]:
+    """Return the same for Google's, without a search for credentials, which takes seconds each time."""
+    return {"STORAGE_EMULATOR_HOST": server, "NO_GCE_CHECK": "true"}
+
+
 def why_no_azure() -> str:
     """Return what this machine lacks for `azure_server`; empty if it has all."""
     if importlib.util.find_spec("adlfs") is None:
@@ -222,13 +239,11 @@ def azure_server(folder: Path) -> Iterator[Bucket]:
 
     port = free_port()
     command = [str(_azurite()), "--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck"]
-    address = f"http://127.0.0.1:{port}/{_AZURE_ACCOUNT}"
-    account = (
-        f"DefaultEndpointsProtocol=http;AccountName={_AZURE_ACCOUNT};AccountKey={_AZURE_KEY};BlobEndpoint={address};"
-    )
+    server = f"http://127.0.0.1:{port}"
+    account = azure_environment(server)["AZURE_STORAGE_CONNECTION_STRING"]
     with _server([*command, "--blobHost", "127.0.0.1", "--blobPort", str(port)], folder, port):
         BlobServiceClient.from_connection_string(account).create_container("container")
-        yield Bucket(url="az://container/some prefix", environment={"AZURE_STORAGE_CONNECTION_STRING": account})
+        yield Bucket(url="az://container/some prefix", environment=azure_environment(server))
 
 
 @contextmanager
@@ -258,10 +273,7 @@ def google_server(folder: Path) -> Iterator[Bucket]:
     with _server([str(program), *options], folder, port):
         files = GCSFileSystem(project="test", endpoint_url=address, token="anon", skip_instance_cache=True)
         files.mkdir("bucket")
-        # Without a search for credentials, which takes seconds each time.
-        yield Bucket(
-            url="gs://bucket/some prefix", environment={"STORAGE_EMULATOR_HOST": address, "NO_GCE_CHECK": "true"}
-        )
+        yield Bucket(url="gs://bucket/some prefix", environment=google_environment(address))
 
 
 @contextmanager

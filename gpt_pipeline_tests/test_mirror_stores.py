@@ -6,12 +6,13 @@ What is said of S3 alone, such as throttling, is in test_mirror_stages.py.
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,18 @@ from gpt_pipeline.mirror.store import MirrorError, Store, open_store
 from gpt_pipeline.mirror.wait import wait_until_sent
 from gpt_pipeline.storage.manifest import finished, verify
 from gpt_pipeline.training.job import TrainingJob
-from gpt_pipeline_tests.mirrors import S3, Bucket, azure_server, google_server, s3_server, why_no_azure, why_no_google
+from gpt_pipeline_tests.mirrors import (
+    S3,
+    Bucket,
+    azure_environment,
+    azure_server,
+    google_environment,
+    google_server,
+    s3_environment,
+    s3_server,
+    why_no_azure,
+    why_no_google,
+)
 from gpt_pipeline_tests.test_mirror_stages import FINGERPRINT, KILLED, STAGE, make_stage, send
 from gpt_pipeline_tests.training_jobs import make_job, run
 
@@ -88,6 +100,39 @@ def cut_after(parts: int):
             raise CutError("cut")
 
     return each
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """Run a server that takes connections, and neither reads nor answers; yield its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def store_at(address: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Return the store of a kind whose server is at `address`."""
+    url, module, environment = {
+        "s3": ("s3", "s3fs", s3_environment(address)),
+        "azure": ("az", "adlfs", azure_environment(address)),
+        "google": ("gs", "gcsfs", google_environment(address)),
+    }[kind]
+    pytest.importorskip(module)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return open_store(f"{url}://bucket/prefix")
+
+
+@pytest.mark.parametrize("kind", ["s3", "azure", "google"])
+def test_store_that_takes_no_bytes_is_not_waited_for_without_end(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "UPLOAD_SECONDS", 1.0)
+    with silent_server() as address, pytest.raises(MirrorError, match="not taken within 1 s"):
+        store_at(address, kind, monkeypatch).put_bytes("object", bytes(stores._PART_BYTES - 1))
+
+
+def test_google_that_does_not_answer_is_not_waited_for_without_end(monkeypatch):
+    monkeypatch.setattr(stores, "_GOOGLE_SECONDS", {"total": 1})
+    with silent_server() as address, pytest.raises(MirrorError, match="fails at object"):
+        store_at(address, "google", monkeypatch).get_bytes("object")
 
 
 def content_of(store: Store, name: str) -> bytes:

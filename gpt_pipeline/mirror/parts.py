@@ -16,6 +16,12 @@ from contextlib import suppress
 from functools import cache, partial
 from typing import Any, Protocol, TypeVar
 
+UPLOAD_SECONDS = 600.0
+"""For an upload of at most 16 MB, all tries together.
+
+A limit on answers begins when all is written, so it does not end the wait for a store that takes no bytes.
+"""
+
 _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
 _PARTS = ".parts"
@@ -23,7 +29,10 @@ _COMPOSED = 32  # objects that Google Cloud Storage puts together at once
 
 
 class Parts(Protocol):
-    """One object that is being sent. Its methods raise what the store's library raises."""
+    """One object that is being sent. Its methods raise what the store's library raises.
+
+    That is a TimeoutError where a part is not taken within `UPLOAD_SECONDS`.
+    """
 
     def add(self, content: bytes) -> bool:
         """Have the next part in the store; return whether its bytes had to be sent."""
@@ -92,7 +101,8 @@ class _S3Parts:
         tag = self._there.get(number)
         is_there = tag is not None and tag.strip('"') == hashlib.md5(content, usedforsecurity=False).hexdigest()
         if not is_there:
-            tag = self._files.call_s3("upload_part", **self._place, PartNumber=number, Body=content)["ETag"]
+            part = {**self._place, "PartNumber": number, "Body": content}
+            tag = self._files.call_s3("upload_part", **part, timeout=UPLOAD_SECONDS)["ETag"]
         self._done.append({"PartNumber": number, "ETag": tag})
         return not is_there
 
@@ -156,7 +166,7 @@ class _AzureParts:
             async with self._files.service_client.get_blob_client(self._container, self._blob) as client:
                 return await ask(client, *arguments)
 
-        return sync(self._files.loop, asked)
+        return sync(self._files.loop, asked, timeout=UPLOAD_SECONDS)
 
     @staticmethod
     async def _uncommitted(client: Any) -> list[str]:
@@ -204,7 +214,7 @@ class _GoogleParts:
         self._done.append(path)
         if path in self._there:
             return False
-        self._files.pipe_file(path, content)
+        self._files.pipe_file(path, content, timeout=UPLOAD_SECONDS)
         return True
 
     def complete(self) -> None:

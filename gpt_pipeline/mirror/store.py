@@ -16,7 +16,7 @@ from typing import IO, Any, Protocol
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.mirror.address import EXTRAS, FILE, KEY, folder_of, require_mirror, scheme_of
-from gpt_pipeline.mirror.parts import forget_parts, open_parts
+from gpt_pipeline.mirror.parts import UPLOAD_SECONDS, forget_parts, open_parts
 from gpt_pipeline.shown import without_password
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path, fsync_file, fsync_folder
 from gpt_pipeline.storage.manifest import FileRecord
@@ -25,6 +25,7 @@ _logger = logging.getLogger(__name__)
 _PIECE_BYTES = 8 << 20  # at once in memory, and read from a bucket by one request
 _PART_BYTES = 16 << 20  # of an upload in parts, and in memory meanwhile; 10,000 of them at most: 160 GB an object
 _S3_SETTINGS = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 5, "mode": "standard"}}
+_GOOGLE_SECONDS = {"sock_connect": 5, "sock_read": 60}  # its library has no limit of its own; Azure's: 20 and 60
 _S3_TRIES = 2  # of each such request, by s3fs: one to a network that swallows all takes about a minute to fail
 
 Progress = Callable[[int], None]
@@ -232,9 +233,11 @@ class BucketStore:
         with self._explained("its configuration"):
             if module == "gcsfs":
                 # The class that fsspec takes asks for the bucket's kind first, at each start, by gRPC.
+                from aiohttp import ClientTimeout
                 from gcsfs.core import GCSFileSystem
 
-                files = GCSFileSystem(**options)
+                logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # tracebacks of what is said in a line here
+                files = GCSFileSystem(requests_timeout=ClientTimeout(**_GOOGLE_SECONDS), **options)
                 return files, str(files._strip_protocol(self.url))
             files, root = url_to_fs(self.url, **options)
         if module == "s3fs":
@@ -279,12 +282,12 @@ class BucketStore:
 
     def put_bytes(self, name: str, content: bytes) -> None:
         with self._explained(name):
-            self._files.pipe_file(self._path(name), content)
+            self._files.pipe_file(self._path(name), content, timeout=UPLOAD_SECONDS)
 
     def create(self, name: str, content: bytes) -> bool:
         try:
             with self._explained(name, passing=(FileExistsError,)):
-                self._files.pipe_file(self._path(name), content, mode="create")
+                self._files.pipe_file(self._path(name), content, mode="create", timeout=UPLOAD_SECONDS)
         except FileExistsError:
             # A request that was repeated because its answer was lost meets what it wrote itself.
             return self.get_bytes(name) == content
@@ -354,5 +357,8 @@ class BucketStore:
 
 def _reason(error: Exception) -> str:
     """Return what a store's library says, in one line without secrets."""
-    text = str(error).strip().splitlines()
-    return without_password(f"{type(error).__name__}: {text[0]}" if text else type(error).__name__)
+    text = str(error).strip()
+    if isinstance(error, TimeoutError) and not text:  # fsspec's own, or one that it hides
+        text = str(error.__cause__ or "") or f"what was sent is not taken within {UPLOAD_SECONDS:.0f} s"
+    lines = text.splitlines()
+    return without_password(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
