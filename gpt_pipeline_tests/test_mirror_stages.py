@@ -22,6 +22,7 @@ from gpt_pipeline.mirror.order import Order, State, read_state_of, write_order, 
 from gpt_pipeline.mirror.parts import _unfinished as unfinished
 from gpt_pipeline.mirror.parts import _warn_once as warn_once
 from gpt_pipeline.mirror.parts import forget_parts, open_parts
+from gpt_pipeline.mirror.send import Sender
 from gpt_pipeline.mirror.store import MirrorError, open_store
 from gpt_pipeline.mirror.wait import wait_until_sent
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -135,6 +136,49 @@ def test_stage_damaged_here_is_not_sent(tmp_path):
     (folder / "train_000001.bin").write_bytes(bytes(1000))
     send(tmp_path / "a", mirror)
     assert f"{STAGE}/manifest.json" not in open_store(mirror).sizes(STAGE)
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("train_000001.bin", "train_000001.bin is damaged: found sha256"),
+        ("manifest.json", "manifest.json is damaged"),
+        ("validation_000001.bin", "validation_000001.bin is missing"),
+    ],
+)
+def test_stage_damaged_here_is_said_and_leaves_the_mirror_incomplete(tmp_path, file, reason):
+    folder, mirror = make_stage(tmp_path / "a"), folder_mirror(tmp_path / "mirror")
+    (folder / file).unlink() if "missing" in reason else (folder / file).write_bytes(bytes(1000))
+
+    state = send(tmp_path / "a", mirror)
+
+    assert not state.complete_at
+    assert not state.problem, "the rest is sent"
+    assert reason in state.damaged
+    said: list[str] = []
+    wait_until_sent(ExperimentFolder(root=tmp_path / "a" / "experiment"), say=said.append)
+    assert reason in said[-1]
+
+
+def test_stage_damaged_here_and_made_anew_is_sent_by_the_same_sender(tmp_path):
+    folder, mirror = make_stage(tmp_path / "a"), folder_mirror(tmp_path / "mirror")
+    (folder / "train_000001.bin").write_bytes(bytes(1000))
+    sender = Sender(open_store(mirror), ExperimentFolder(root=tmp_path / "a" / "experiment"))
+
+    def send_all() -> None:
+        order = Order(mirror=mirror, keep_last=1, stages=(STAGE,))
+        while works := list(sender.work(order, None, at_rest=True)):
+            for work in works:
+                work.do()
+
+    send_all()
+    assert sender.damaged
+    shutil.rmtree(folder)
+    make_stage(tmp_path / "a")
+    send_all()
+
+    assert not sender.damaged
+    assert f"{STAGE}/manifest.json" in open_store(mirror).sizes(STAGE)
 
 
 def test_stage_brought_a_second_time_after_a_cut_keeps_what_is_there(tmp_path):

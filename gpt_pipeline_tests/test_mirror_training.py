@@ -361,6 +361,26 @@ def test_mirror_keeps_its_own_number_of_checkpoints(tmp_path):
     assert sorted(kept) == ["checkpoint_step_12.json", "checkpoint_step_12.pt"]
 
 
+@pytest.mark.parametrize("name", ["checkpoint_step_8.pt", "checkpoint_step_12.pt", BEST_NAME])
+def test_mirror_lacks_a_checkpoint_that_is_damaged_here_and_says_so(tmp_path, name):
+    a = machine(tmp_path, "a")
+    run(a)
+    wait_until_sent(a.folder, say=lambda _: None)
+    shutil.rmtree(tmp_path / "mirror" / "experiment")
+    path = a.folder.checkpoints / name
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.unlink()  # it may be one file with another's
+    path.write_bytes(content)
+
+    state = Agent(a.folder).run()
+
+    assert f"{name} is damaged" in state.damaged
+    assert not state.complete_at
+    others = {"checkpoint_step_4.pt", "checkpoint_step_8.pt", "checkpoint_step_12.pt"} - {name}
+    assert others <= {sent.rpartition("/")[2] for sent in sent_objects(tmp_path)}
+
+
 def test_mirror_that_is_not_there_refuses_a_new_training(tmp_path):
     a = machine(tmp_path, "a")
     gone = dataclasses.replace(a, mirror=dataclasses.replace(a.mirror, mirror=folder_mirror(tmp_path / "x" / "mirror")))

@@ -75,12 +75,12 @@ class Agent:
                 if isinstance(error, LeaseLostError) and error.own:  # to a trainer that started in this folder
                     self._sleep(_POLL_SECONDS)
                     continue
-                self._show(problem=str(error), lost=True, now=True)
+                self._show_problem(str(error), lost=True)
                 break
             except MirrorError as error:
                 if failing_since is None or self._state.sent_bytes > sent:  # one that gets on has not failed for long
                     failing_since, pause = self._clock(), _POLL_SECONDS
-                self._show(problem=str(error), now=True)
+                self._show_problem(str(error))
                 if not self._is_training and self._clock() - failing_since > _GIVE_UP_SECONDS:
                     break
                 self._sleep(pause)
@@ -146,15 +146,15 @@ class Agent:
             waiting = list(sender.work(order, lease, at_rest=not was_training))
             took = self._clock() - began
             if waiting:
-                self._show(waiting=waiting, problem="")
+                self._show(waiting, sender.damaged)
                 if waiting[0].name == last:  # gone before its turn, or changed meanwhile
                     self._sleep(_POLL_SECONDS)
                 last = self._sent_for(max(_POLL_SECONDS, _REST * took), waiting, order)
             elif was_training:
-                self._show(waiting=waiting, problem="")
+                self._show(waiting, sender.damaged)
                 self._sleep(max(_POLL_SECONDS, _REST * took))
             else:
-                self._show(waiting=waiting, problem="", now=True)
+                self._show(waiting, sender.damaged, now=True)
                 return True
 
     def _sent_for(self, seconds: float, waiting: list[Work], order: Order) -> str:
@@ -180,19 +180,31 @@ class Agent:
     def _is_training(self) -> bool:
         return is_locked(self._folder.root)
 
-    def _show(self, *, waiting: list[Work] | None = None, problem: str, lost: bool = False, now: bool = False) -> None:
+    def _show_problem(self, problem: str, *, lost: bool = False) -> None:
+        since = self._state.problem_since if self._state.problem else utc_now()
+        self._write(replace(self._state, problem=problem, problem_since=since, lost=lost))
+
+    def _show(self, waiting: list[Work], damaged: str, *, now: bool = False) -> None:
         before = self._state
-        since = before.problem_since if problem and before.problem else utc_now() if problem else ""
-        state = replace(before, problem=problem, problem_since=since, lost=lost)
-        if waiting is not None:
-            size = sum(work.size for work in waiting)
-            at = "" if waiting else before.complete_at if before.complete_at and not now else utc_now()
-            state = replace(state, waiting_files=len(waiting), waiting_bytes=size, complete_at=at)
-        is_news = bool(problem) != bool(before.problem) or bool(state.complete_at) != bool(before.complete_at)
-        self._state = state
+        at = "" if waiting or damaged else before.complete_at if before.complete_at and not now else utc_now()
+        state = replace(
+            before,
+            problem="",
+            problem_since="",
+            damaged=damaged,
+            lost=False,
+            waiting_files=len(waiting),
+            waiting_bytes=sum(work.size for work in waiting),
+            complete_at=at,
+        )
+        is_news = bool(before.problem) or damaged != before.damaged or bool(at) != bool(before.complete_at)
         if now or is_news or self._clock() - self._shown_at >= _SHOW_SECONDS:
-            write_state(self._folder, state)
-            self._shown_at = self._clock()
+            self._write(state)
+        self._state = state
+
+    def _write(self, state: State) -> None:
+        self._state, self._shown_at = state, self._clock()
+        write_state(self._folder, state)
 
 
 def _forget_parts(store: Store, prefixes: Iterable[str]) -> None:
@@ -214,7 +226,8 @@ def main(root: Path) -> int:
     try:
         # One that is about to end may have missed what this one was started for.
         with hold_lock(agent_lock(folder), wait_seconds=_PREDECESSOR_SECONDS):
-            return 1 if Agent(folder).run().problem else 0
+            state = Agent(folder).run()
+            return 1 if state.problem or state.damaged else 0
     except Timeout:
         return 0  # a trainer's agent, which sees what is new
     except UserError as error:

@@ -71,6 +71,9 @@ class State:
     problem_since: str = ""
     """UTC, ISO 8601."""
 
+    damaged: str = ""
+    """What is not sent because it is damaged here, while the rest is; empty: nothing."""
+
     lost: bool = False
     """Whether another machine writes this training now, so that nothing is sent any more."""
 
@@ -90,6 +93,8 @@ class State:
         """For a person, in a line."""
         if self.problem:
             return f"{self.problem} (since {self.problem_since}); {self.waiting}"
+        if self.damaged:
+            return f"not all can be sent: {self.damaged}; {self.waiting if self.waiting_files else 'all else is there'}"
         return f"complete at {self.complete_at}" if self.complete_at else self.waiting
 
 

@@ -31,7 +31,7 @@ from gpt_pipeline.mirror.order import Order, held_training
 from gpt_pipeline.mirror.store import MirrorError, Progress, Store
 from gpt_pipeline.storage.atomic import parse_json, read_kept, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
-from gpt_pipeline.storage.manifest import FileRecord, Manifest, read_manifest
+from gpt_pipeline.storage.manifest import FileRecord, Manifest, has_damaged_manifest, read_manifest
 
 _logger = logging.getLogger(__name__)
 _STEP = re.compile(r"checkpoint_step_(\d+)\.json$")
@@ -51,6 +51,15 @@ class Work:
     do: Callable[[], None]
 
 
+@dataclass(frozen=True)
+class _Damage:
+    """What is wrong with a stage."""
+
+    why: str
+    made: int
+    """As `Sender._made`: a stage that is made anew has another."""
+
+
 class Sender:
     """Sends for one experiment's folder; for one thread."""
 
@@ -67,10 +76,18 @@ class Sender:
         self._folder = folder
         self._each = each
         self._clock = clock
-        self._damaged: set[str] = set()
+        self._damaged: dict[str, _Damage] = {}
         self._stages: dict[str, dict[str, int]] = {}
         self._sources: dict[str, Any] = {}
         self._training: _TrainingSender | None = None
+
+    @property
+    def damaged(self) -> str:
+        """What of the work that was last yielded is not sent because it is damaged here; empty: nothing."""
+        found = [damage.why for damage in self._damaged.values()]
+        found += [] if self._training is None else self._training.damaged
+        more = f" (and {len(found) - 1} more)" if found[1:] else ""
+        return f"{found[0]}{more}" if found else ""
 
     def work(self, order: Order, lease: Lease | None, *, at_rest: bool) -> Iterator[Work]:
         """Yield what is to be sent, the most urgent first; `lease` None: nothing of the training.
@@ -89,31 +106,49 @@ class Sender:
         if stage not in self._stages:
             self._stages[stage] = self._store.sizes(stage)
         there = self._stages[stage]
-        if f"{stage}/{names.MANIFEST}" in there or stage in self._damaged:
+        if f"{stage}/{names.MANIFEST}" in there or self._is_damaged(stage):
             return
         manifest = read_manifest(folder)
-        if manifest is None:
-            return  # being made anew
+        if manifest is None:  # being made anew, unless the file is there
+            if has_damaged_manifest(folder):
+                self._give_up(stage, f"{folder / names.MANIFEST} is damaged")
+            return
         for file, record in manifest.files.items():
             name = f"{stage}/{file}"
             if there.get(name) != record.size:  # what is there and as long is compared when it is brought
                 yield Work(name=name, size=record.size, do=self._file_sent(stage, name, folder / file, record))
         yield Work(name=f"{stage}/{names.MANIFEST}", size=0, do=self._manifest_sent(stage, folder, manifest))
 
+    def _is_damaged(self, stage: str) -> bool:
+        """Whether the stage was found damaged, and neither was made anew since nor is being made."""
+        damage, made = self._damaged.get(stage), self._made(stage)
+        if damage is not None and (not made or made != damage.made):
+            del self._damaged[stage]
+        return stage in self._damaged
+
+    def _made(self, stage: str) -> int:
+        """Return when the stage's manifest was written, in ns; 0: there is none."""
+        try:
+            return (self._folder.base / stage / names.MANIFEST).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
     def _file_sent(self, stage: str, name: str, path: Path, record: FileRecord) -> Callable[[], None]:
         def send() -> None:
             if not path.is_file():
                 self._give_up(stage, f"{path} is missing")
             elif (sent := self._store.put(name, path, each=self._each)) != record:
-                self._give_up(stage, f"{path}: found sha256 {sent.sha256}, need {record.sha256}")
+                self._store.remove([name])  # else the next sender takes it for the file, by its length
+                self._give_up(stage, f"{path} is damaged: found sha256 {sent.sha256}, need {record.sha256}")
             else:
                 self._stages[stage][name] = record.size
 
         return send
 
     def _give_up(self, stage: str, why: str) -> None:
-        self._damaged.add(stage)
-        _logger.warning("%s; %s is damaged here and is not sent to the mirror", why, stage)
+        why = f"{why}; delete {self._folder.base / stage} and run again"
+        self._damaged[stage] = _Damage(why, self._made(stage))
+        _logger.warning("not sent to the mirror: %s", why)
 
     def _manifest_sent(self, stage: str, folder: Path, manifest: Manifest) -> Callable[[], None]:
         def send() -> None:
@@ -194,7 +229,12 @@ class _TrainingSender:
         self._clock = clock
         self._prefix = names.term_prefix(lease.training, lease.term)
         self._there = store.sizes(lease.training)
-        self._refused: set[str] = set()
+        self._refused: set[tuple[str, str]] = set()
+        """Checkpoints that are damaged here: their names, and the sha256 in their manifests."""
+
+        self.damaged: list[str] = []
+        """Which of them are part of the work that was last yielded, in words."""
+
         self._contents = dict(self._known_contents())
         self._note = folder.root / "mirror" / "sent.json"
         self._sent = self._noted()
@@ -206,9 +246,16 @@ class _TrainingSender:
         ]
         missing = [info for info in reversed(own) if self._is_missing(info)]
         best = best_checkpoint(self._folder.checkpoints)
+        if best is not None and best.fingerprint != order.fingerprint:
+            best = None
+        self.damaged = [
+            f"{info.path} is damaged: its sha256 is not that of its manifest; remove both and run again"
+            for info in (*own, *([] if best is None else [best]))
+            if self._is_refused(info)
+        ]
         for info in missing[:1]:
             yield self._of_checkpoint(info, order)
-        if best is not None and best.fingerprint == order.fingerprint and self._is_missing_best(best):
+        if best is not None and self._is_missing_best(best):
             yield Work(name=self._name(_BEST_MANIFEST), size=best.size, do=lambda: self._send_best(best))
         if held_training(self._folder) in (None, order.fingerprint):  # else they are of the one before it
             yield from self._small(own, at_rest=at_rest)
@@ -216,12 +263,15 @@ class _TrainingSender:
             yield self._of_checkpoint(info, order)
 
     def _is_missing(self, info: CheckpointInfo) -> bool:
-        return self._manifest_name(info.path) not in self._there and info.path.name not in self._refused
+        return self._manifest_name(info.path) not in self._there and not self._is_refused(info)
+
+    def _is_refused(self, info: CheckpointInfo) -> bool:
+        return (info.path.name, info.sha256) in self._refused
 
     def _is_missing_best(self, best: CheckpointInfo) -> bool:
         known = self._contents.get(best.sha256, "")
         is_there = self._name(_BEST_MANIFEST) in self._there and known == self._best_data(best)
-        return not is_there and best.sha256 not in self._refused
+        return not is_there and not self._is_refused(best)
 
     def _of_checkpoint(self, info: CheckpointInfo, order: Order) -> Work:
         return Work(
@@ -265,7 +315,7 @@ class _TrainingSender:
         if (sent.size, sent.sha256) != (info.size, info.sha256):
             replaced = best_checkpoint(self._folder.checkpoints) if info.path.name == BEST_NAME else info
             if replaced == info:
-                self._refused |= {info.path.name, info.sha256} - {BEST_NAME}
+                self._refused.add((info.path.name, info.sha256))
                 _logger.warning("%s is not what its manifest says and is not sent to the mirror", info.path)
             return False
         self._there[name] = info.size
@@ -317,7 +367,7 @@ class _TrainingSender:
             yield from self._changed(folder.metrics)
             yield from self._changed(folder.samples)
         yield from self._changed(folder.report)
-        if own and not self._is_missing(own[-1]) and own[-1].path.name not in self._refused:
+        if own and not self._is_missing(own[-1]) and not self._is_refused(own[-1]):
             yield from self._changed(folder.training)
 
     def _changed(self, path: Path) -> Iterator[Work]:

@@ -36,6 +36,8 @@ def wait_until_sent(
     state = read_state_of(folder)
     if state is not None and state.problem:
         say(f"{state.in_words}. The next run sends it, or: gpt-pipeline mirror --send")
+    elif state is not None and state.damaged:
+        say(f"Not everything is in the mirror: {state.damaged}.")
     elif state is None or not state.complete_at:
         say(f"Not everything is in the mirror; {agent_log(folder)} may say why.")
     elif told:

@@ -211,7 +211,7 @@ class _AgentWatch:
         self._folder = job.folder
         self._stop = stop
         self._say = say
-        self._problem = ""
+        self._problem = self._damaged = ""
 
     def run(self, ended: threading.Event) -> None:
         """Watch until `ended`."""
@@ -250,4 +250,6 @@ class _AgentWatch:
             self._say(f"{state.problem}. Training goes on; what is finished is sent when the mirror is back.")
         elif self._problem and not state.problem:
             self._say(f"The mirror is back: {state.in_words}.")
-        self._problem = state.problem
+        if state.damaged != self._damaged and state.damaged:
+            self._say(f"Not sent to the mirror: {state.damaged}. Training goes on.")
+        self._problem, self._damaged = state.problem, state.damaged
