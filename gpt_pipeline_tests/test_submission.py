@@ -311,6 +311,69 @@ def test_submission_refused_by_the_engine_is_tried_again_under_the_same_name(fol
     assert submit(folder, Engine()).name == refused.name
 
 
+def test_submission_refused_by_the_engine_leaves_the_way_to_another_cluster_open(folder: ExperimentFolder) -> None:
+    class Refusing(Engine):
+        def submit(self, command: TrainingCommand) -> str:
+            raise LauncherError("no such partition")
+
+    old, new = Refusing(where="me@old"), Engine(where="me@new")
+    with pytest.raises(LauncherError):
+        submit(folder, old)
+    refused = read_submission(folder)
+    assert refused is not None
+    assert (refused.state, refused.reason) == ("failed", "no such partition")
+
+    require_no_job(folder, lambda _: old)
+    note = submit(folder, new)
+
+    assert (note.where, note.attempt, note.state) == ("me@new", 2, "waiting")
+
+
+def test_submission_whose_answer_is_not_understood_is_not_taken_for_refused(folder: ExperimentFolder) -> None:
+    class Mumbling(Engine):
+        def submit(self, command: TrainingCommand) -> str:
+            super().submit(command)
+            raise LauncherError("sbatch answered 'welcome', need the id of a job")
+
+    engine = Mumbling(where="me@old")
+    with pytest.raises(LauncherError):
+        submit(folder, engine)
+
+    with pytest.raises(OtherJobError, match="may be at work"):
+        submit(folder, Engine(where="me@new"))
+    assert submit(folder, engine).id == "1"
+    assert len(engine.jobs) == 1
+
+
+@pytest.mark.parametrize("error", [LauncherError("sbatch is not installed here"), UnreachableError("nobody there")])
+def test_submission_to_an_engine_that_cannot_be_asked_leaves_no_note(
+    folder: ExperimentFolder, error: LauncherError
+) -> None:
+    class Absent(Engine):
+        def _answer(self) -> None:
+            raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        submit(folder, Absent())
+
+    assert read_submission(folder) is None
+    require_no_job(folder, lambda _: Absent())
+    assert submit(folder, Engine(where="me@login")).attempt == 1
+
+
+def test_job_of_an_engine_that_is_not_installed_here_any_more_names_the_way_out(folder: ExperimentFolder) -> None:
+    class Absent(Engine):
+        def _answer(self) -> None:
+            raise LauncherError("squeue is not installed here")
+
+    note = submit(folder, Engine())
+
+    with pytest.raises(LauncherError, match=r"squeue is not installed here; if that cluster .*remove .*launch\.json"):
+        look_up(folder, note, Absent())
+    with pytest.raises(LauncherError, match=r"remove .*launch\.json"):
+        require_no_job(folder, lambda _: Absent())
+
+
 def test_submission_again_counts_attempts_without_a_new_checkpoint(folder: ExperimentFolder) -> None:
     engine = Engine()
     note = submit(folder, engine, saved=4)

@@ -1,7 +1,8 @@
 """Which job a training was handed to: `launch.json` in the experiment's folder, and what keeps it at one job.
 
 The note is written before the job is submitted, with the job's name, and once more with the id that the engine gave it.
-So whoever is killed anywhere in between leaves what the next one needs to find the job, or to submit it under the same
+An engine that cannot even be asked for the name gets no note; one that refuses the job is noted as having failed. So
+whoever is killed anywhere in between leaves what the next one needs to find the job, or to submit it under the same
 name. The name is derived from the training's fingerprint and the attempt, and from a word that is drawn when the folder
 gets its first note, so that copies of an experiment do not find each other's jobs.
 """
@@ -17,7 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pipeline.errors import LockedError, UserError
-from gpt_pipeline.launchers.protocol import ALIVE, JobState, Launcher, Observed, TrainingCommand, UnreachableError
+from gpt_pipeline.launchers.protocol import (
+    ALIVE,
+    JobState,
+    Launcher,
+    LauncherError,
+    Observed,
+    TrainingCommand,
+    UnreachableError,
+)
 from gpt_pipeline.storage.atomic import known_fields, read_state, write_json
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -161,8 +170,8 @@ def ensure_submitted(
                 raise OtherJobError(_remedy(folder, note, "trains with other settings than the file has now"))
             say(f"Found {note.in_words} of this training; it is {describe_state(seen.state, seen.reason)}.")
             return note
-        if wanted and note.id is None:  # the intent stands, and the engine has no such job
-            return _submit(folder, note, launcher, command, say)
+        if wanted and note.id is None and _is_with(note, launcher):  # the intent stands; the engine has no such job
+            return _submit(folder, dataclasses.replace(note, state="waiting", reason=""), launcher, command, say)
     intent = _intent(folder, note, launcher, fingerprint=fingerprint, request=request, first_step=saved())
     return _submit(folder, intent, launcher, command, say)
 
@@ -249,7 +258,11 @@ def tail(log: Path, lines: int) -> str:
 
 
 def _may_live(note: Submission) -> bool:
-    return note.id is None or note.state in (*ALIVE, "unknown")
+    return note.state in (*ALIVE, "unknown")
+
+
+def _is_with(note: Submission, launcher: Launcher) -> bool:
+    return note.launcher == launcher.name and note.where in (None, launcher.where)
 
 
 def _sought(folder: ExperimentFolder, note: Submission, launcher: Launcher) -> tuple[Submission, Observed | None]:
@@ -257,10 +270,9 @@ def _sought(folder: ExperimentFolder, note: Submission, launcher: Launcher) -> t
 
     The job is sought by its name: another cluster, or a controller that was set up anew, gives its id to others too.
     """
-    where = launcher.where if note.where is None else note.where
-    if (note.launcher, where) != (launcher.name, launcher.where):
+    if not _is_with(note, launcher):
         if _may_live(note):
-            places = f"{_place(note.launcher, where)}, not to {_place(launcher.name, launcher.where)}"
+            places = f"{_place(note.launcher, note.where)}, not to {_place(launcher.name, launcher.where)}"
             raise OtherJobError(_remedy(folder, note, f"was submitted to {places}, and may be at work"))
         return note, None
     try:
@@ -270,12 +282,12 @@ def _sought(folder: ExperimentFolder, note: Submission, launcher: Launcher) -> t
         note = dataclasses.replace(note, id=note.id or found)
         assert note.id is not None
         seen = _NO_SUCH_JOB if found is None else launcher.state(note.id, name=note.name)
-    except UnreachableError as error:
-        raise UnreachableError(f"{error}; {_gone(folder)}") from error
+    except LauncherError as error:
+        raise type(error)(f"{error}; {_gone(folder)}") from error
     return dataclasses.replace(note, state=seen.state, reason=seen.reason), seen
 
 
-def _place(launcher: str, where: str) -> str:
+def _place(launcher: str, where: str | None) -> str:
     return f"{launcher} at {where}" if where else f"{launcher} here"
 
 
@@ -317,8 +329,17 @@ def _submit(
     command: Callable[[Submission], TrainingCommand],
     say: Callable[[str], None],
 ) -> Submission:
+    given = launcher.find(intent.name)  # before the note: an engine that cannot be asked has no job to be followed
     _write(folder, intent)
-    given = launcher.submit(command(intent))
+    try:
+        given = given or launcher.submit(command(intent))
+    except UnreachableError:
+        raise
+    except LauncherError as error:
+        with suppress(LauncherError):
+            if launcher.find(intent.name) is None:
+                _write(folder, dataclasses.replace(intent, state="failed", reason=str(error)))
+        raise
     note = dataclasses.replace(intent, id=given)
     _write(folder, note)
     say(f"Submitted {note.in_words} ({note.name}); its output: {log_of(folder, note)}")
