@@ -214,6 +214,13 @@ def test_hub_that_answers_is_ok_and_the_token_is_never_shown(tmp_path: Path) -> 
         assert _one(check_hub(endpoint=hub.endpoint)).severity == "note"
 
 
+def test_hub_with_a_token_that_cannot_be_sent_is_a_problem_that_does_not_show_it(monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("gpt_pipeline.data.sources.hub.explain.get_token", lambda: "hf_\x01secret")
+    found = _one(iter(findings_of({"hub": check_hub})))
+    assert (found.severity, "HF_TOKEN" in found.text, "secret" in found.text) == ("problem", True, False)
+
+
 def test_hub_that_is_not_there_is_a_note() -> None:
     found = _one(check_hub(endpoint="http://127.0.0.1:9"))
     assert found.severity == "note"

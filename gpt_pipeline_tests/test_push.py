@@ -93,6 +93,25 @@ def test_push_of_another_checkpoint_sends_what_differs_and_deletes_what_went(hub
     assert sum(line.startswith("PUT") for line in hub.uploads()) == 2  # two different files of weights
 
 
+@pytest.mark.parametrize(
+    "change", [{"model.safetensors": None}, {"model.safetensors": b"of another"}, {"README.md": None}]
+)
+def test_push_to_a_repository_whose_files_are_not_the_exports_mends_it(
+    hub: FakeHub, exported: Path, change: dict[str, bytes | None]
+) -> None:
+    push_folder(exported / "step_3", NAME, private=False)
+    hub.commit({name: content for name, content in {**newest(hub), **change}.items() if content is not None})
+    assert push_folder(exported / "step_3", NAME, private=False).new
+    assert newest(hub) == files_of(exported / "step_3")
+
+
+def test_push_again_leaves_a_card_that_was_edited_there(hub: FakeHub, exported: Path) -> None:
+    push_folder(exported / "step_3", NAME, private=False)
+    hub.commit({**newest(hub), "README.md": b"# Mine"})
+    assert not push_folder(exported / "step_3", NAME, private=False).new
+    assert newest(hub)["README.md"] == b"# Mine"
+
+
 def test_push_broken_off_does_not_send_the_weights_twice(hub: FakeHub, exported: Path) -> None:
     hub.commit({})
     hub.objects = {}

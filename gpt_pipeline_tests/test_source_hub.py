@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import logging
 import os
 import shutil
@@ -649,6 +650,23 @@ def test_token_that_cannot_be_sent_is_refused_without_showing_it(
     with pytest.raises(DataError, match=r"HF_TOKEN .*no token has") as caught:
         world.dataset()
     assert not [text for text in _chain(caught.value) if "very" in text]
+
+
+@pytest.mark.parametrize("proxy", ["socks5://me:s3cret@127.0.0.1:9", "foo://me:s3cret@x", "http://me:s3#cret@x:3128"])
+def test_proxy_that_cannot_be_used_is_named_and_its_password_is_not(
+    world: World, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if proxy.startswith("socks5") and importlib.util.find_spec("socksio") is not None:
+        pytest.skip("socksio is installed")
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    monkeypatch.delenv("https_proxy", raising=False)
+    huggingface_hub.close_session()  # the next one reads the environment
+    try:
+        with pytest.raises(DataError, match=r"nothing can be asked of the hub: a proxy .*HTTPS_PROXY") as caught:
+            world.dataset()
+    finally:
+        huggingface_hub.close_session()
+    assert not [part for part in ("s3", "cret") if part in str(caught.value)]
 
 
 def test_offline_works_with_what_is_here_and_says_what_is_not(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,11 @@ import dataclasses
 import json
 import os
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -312,6 +315,33 @@ def test_model_of_the_hub_that_cannot_be_had_is_said_in_one_line(folder: Path, m
     with pytest.raises(UserError, match=r"start_from.hugging_face: someone/gpt2 cannot be downloaded") as refused:
         convert_start(later, say=lambda text: None)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_model_of_the_hub_behind_a_proxy_that_refuses_is_said_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            self.send_error(407)
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    later = _later(folder, "{hugging_face: someone/gpt2}")
+    with HTTPServer(("127.0.0.1", 0), Refusing) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:s3cret@127.0.0.1:{proxy.server_port}")
+        for name in ("https_proxy", "ALL_PROXY", "NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        huggingface_hub.close_session()  # the next one reads the environment
+        try:
+            with pytest.raises(UserError, match=r"cannot be downloaded \(407.*the proxy, HF_ENDPOINT") as refused:
+                convert_start(later, say=lambda text: None)
+        finally:
+            huggingface_hub.close_session()
+            proxy.shutdown()
+    assert len(str(refused.value).splitlines()) == 1
+    assert "s3cret" not in str(refused.value)
 
 
 def test_file_that_is_no_checkpoint_is_refused(folder: Path) -> None:

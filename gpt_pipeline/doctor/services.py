@@ -44,17 +44,25 @@ CountRuns = Callable[[Project], int]
 
 
 def check_hub(*, endpoint: str | None = None, token: str | None = None) -> Iterator[Finding]:
-    """Check whether the hub answers; `endpoint` and `token` are huggingface_hub's own settings where null."""
+    """Check whether the hub answers; `endpoint` and `token` are huggingface_hub's own settings where null.
+
+    Raises:
+        UserError: the proxy, the certificates or the token of the environment cannot be used.
+    """
     from huggingface_hub import constants, get_token
+
+    from gpt_pipeline.data.sources.hub.explain import require_usable_settings
+    from gpt_pipeline.data.sources.hub.patience import TransportError
 
     address = endpoint or str(constants.ENDPOINT)
     if constants.HF_HUB_OFFLINE:
         yield note("hub", "HF_HUB_OFFLINE is set: nothing is downloaded", f"unset it for downloads, {_ELSEWHERE}")
         return
+    require_usable_settings()
     token = token or get_token()
     try:
         status = within(_ALL_SECONDS, lambda: _ask(f"{address}/api/datasets/{SYNTH}", token))
-    except (OSError, _transport_error()) as error:
+    except (OSError, TransportError) as error:
         text = f"{address} does not answer ({_reason(error)}); what is downloaded already can be used"
         yield note("hub", text, f"check the network and the proxy (HTTPS_PROXY), {_ELSEWHERE}")
         return
@@ -123,12 +131,6 @@ def _ask(url: str, token: str | None) -> int:
 
     answer: Any = get_session().get(url, headers=build_hf_headers(token=token or False), timeout=_SECONDS)
     return int(answer.status_code)
-
-
-def _transport_error() -> type[Exception]:
-    from gpt_pipeline.data.sources.hub.patience import TransportError
-
-    return TransportError
 
 
 def _reason(error: Exception) -> str:

@@ -131,6 +131,8 @@ def _run(experiment: Experiment, info: CheckpointInfo, request: BenchmarkRequest
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    from gpt_pipeline.data.sources.hub.patience import TransportError
+
     manager = TaskManager(include_path=str(request.task_folder) if request.task_folder else None)
     _require_known(request.tasks, manager.all_tasks)
     with tempfile.TemporaryDirectory(prefix="gpt-pipeline-") as temporary:
@@ -147,7 +149,7 @@ def _run(experiment: Experiment, info: CheckpointInfo, request: BenchmarkRequest
             found = lm_eval.simple_evaluate(
                 model=model, tasks=list(request.tasks), limit=request.limit, task_manager=manager, log_samples=False
             )
-        except OSError as error:  # the hub's failures, and a missing file
+        except (OSError, TransportError) as error:  # the hub's failures, and a missing file
             raise UserError(
                 f"the documents of {', '.join(request.tasks)} cannot be loaded ({error}); connect to the hub, set "
                 "HF_HOME to a folder that has them, or give task files for local documents by --task-folder"

@@ -33,7 +33,7 @@ class Pushed:
 
     commit: str
     new: bool
-    """False if the hub had every file already."""
+    """False if the hub had this export already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +41,35 @@ class _There:
     """What a repository holds."""
 
     commit: str
-    names: frozenset[str]
+    sha256: Mapping[str, str | None]
+    """Of each file, by its name; None where the hub does not tell, as of small ones."""
+
     record: Mapping[str, Any] | None
     """Its `export.json`, if it has one."""
 
+    def is_complete(self, record: Mapping[str, Any]) -> bool:
+        """Whether it has the export with this `export.json`, its large files byte by byte.
+
+        A small one, such as the card, may have been edited there.
+        """
+        return self.record == record and all(
+            name in self.sha256 and self.sha256[name] in (None, sha256) for name, sha256 in record["files"].items()
+        )
+
 
 def require_pushable(repository: str) -> None:
-    """Check what can be checked before anything is exported: the name, and that there is a token.
+    """Check what can be checked before anything is exported: the name, the proxy, and that there is a token.
 
     Raises:
-        UserError: the name is none of `owner/name`, or no token is set.
+        UserError: the name is none of `owner/name`, no token is set, or nothing can be asked of the hub.
     """
     from huggingface_hub import get_token
 
-    from gpt_pipeline.data.sources.hub.explain import require_clean_token
+    from gpt_pipeline.data.sources.hub.explain import require_usable_settings
 
     if not _NAME.fullmatch(repository):
         raise UserError(f"--push: found {repository!r}, need owner/name, of letters, digits, '-', '_' and '.'")
-    require_clean_token()
+    require_usable_settings()
     if get_token() is None:
         raise UserError(
             "--push needs a token, and neither HF_TOKEN nor `hf auth login` has one; make one that may write at "
@@ -86,7 +97,7 @@ def push_folder(folder: Path, repository: str, *, private: bool) -> Pushed:
             api.create_repo(repository, private=private, exist_ok=True)
             there = _there(api, repository)
         _require_ours(repository, there, record)
-        if there is not None and there.record == record:
+        if there is not None and there.is_complete(record):
             return Pushed(address=f"{api.endpoint}/{repository}/commit/{there.commit}", commit=there.commit, new=False)
         names = sorted(path.name for path in folder.iterdir())
         stale = sorted(set(_files(there)) - {*names})
@@ -107,16 +118,16 @@ def _there(api: HfApi, repository: str) -> _There | None:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        info = api.repo_info(repository)
+        info = api.repo_info(repository, files_metadata=True)
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:  # the hub's answer for another's private one, too: creating it is refused then
         return None
     if info.sha is None:
         return None
-    names = frozenset(file.rfilename for file in info.siblings or ())
-    record = _read_record(api, repository, info.sha) if RECORD_NAME in names else None
-    return _There(commit=info.sha, names=names, record=record)
+    sha256 = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings or ()}
+    record = _read_record(api, repository, info.sha) if RECORD_NAME in sha256 else None
+    return _There(commit=info.sha, sha256=sha256, record=record)
 
 
 def _read_record(api: HfApi, repository: str, commit: str) -> Mapping[str, Any] | None:
@@ -132,13 +143,13 @@ def _files(there: _There | None) -> list[str]:
     """Return the files of the export that is there."""
     if there is None or there.record is None:
         return []
-    return [name for name in there.record["files"] if name in there.names]
+    return [name for name in there.record["files"] if name in there.sha256]
 
 
 def _require_ours(repository: str, there: _There | None, record: Mapping[str, Any]) -> None:
     if there is None:
         return
-    if there.record is None and (strange := sorted(there.names - {*_OF_THE_HUB})):
+    if there.record is None and (strange := sorted({*there.sha256} - {*_OF_THE_HUB})):
         raise UserError(
             f"--push {repository}: found a repository with {strange[0]} and without a readable {RECORD_NAME}, so not "
             "an export; nothing was uploaded; name another repository, or a new one, which is created"

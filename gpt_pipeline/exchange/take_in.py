@@ -127,17 +127,13 @@ def _read_original(path: Path, model: ModelConfig) -> tuple[Mapping[str, Tensor]
 def _downloaded(name: str, say: Say) -> tuple[Path, str]:
     """Return the folder in the hub's cache with the model `name`, and its commit."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    from gpt_pipeline.data.sources.hub.explain import explained_model
 
     say(f"Downloading {name} from the hub.")
-    try:
+    failure = f"start_from.hugging_face: {name} cannot be downloaded"
+    with explained_model(failure, otherwise="download it elsewhere and name its folder"):
         folder = Path(snapshot_download(name, allow_patterns=_DOWNLOADED))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"start_from.hugging_face: {name} cannot be downloaded ({reason}); correct the name, set HF_TOKEN if it "
-            "needs one, or download it elsewhere and name its folder"
-        ) from error
     return folder, folder.name  # in the hub's cache, folders bear the commit
 
 

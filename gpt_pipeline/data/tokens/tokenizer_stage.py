@@ -378,16 +378,12 @@ def _downloaded(name: str, revision: str | None, say: Say) -> tuple[bytes, str]:
     `revision` is the commit; None: the newest.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    from gpt_pipeline.data.sources.hub.explain import explained_model
 
     what = f"{TOKENIZER_NAME} of {name}" + (f" at commit {revision}" if revision else "")
     say(f"fetching {what} from the hub")
-    try:
+    failure = f"data.tokenizer: {what} cannot be fetched from the hub"
+    with explained_model(failure, otherwise="download the file elsewhere and name its path"):
         path = Path(hf_hub_download(name, TOKENIZER_NAME, revision=revision))
-    except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"data.tokenizer: {what} cannot be fetched from the hub ({reason}); correct the name, "
-            "set HF_TOKEN if it needs one, or download the file elsewhere and name its path"
-        ) from error
     return path.read_bytes(), path.parent.name  # in the hub's cache, folders bear the commit

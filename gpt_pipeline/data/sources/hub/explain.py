@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from huggingface_hub import get_token
+from huggingface_hub import constants, get_session, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -50,14 +51,57 @@ class Question:
 @contextmanager
 def explained(question: Question) -> Iterator[None]:
     """Turn the hub's errors into errors that say what to do."""
-    require_clean_token()
+    require_usable_settings()
     try:
         yield
-    except (HfHubHTTPError, TransportError, CutShortError, EntryNotFoundError, OSError) as error:
+    except (TransportError, CutShortError, EntryNotFoundError, OSError) as error:
         raise _explanation(error, question) from error
 
 
-def require_clean_token() -> None:
+@contextmanager
+def explained_model(failure: str, *, otherwise: str) -> Iterator[None]:
+    """Turn the hub's errors about a model that a key names into one line: the `failure`, why, and what to do."""
+    require_usable_settings()
+    try:
+        yield
+    except (TransportError, EntryNotFoundError, HFValidationError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{failure} ({reason}); {_remedy_for_model(error)}, or {otherwise}") from error
+
+
+def _remedy_for_model(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return "free space or correct the rights, move the hub's cache with HF_HOME"
+    if isinstance(error, LocalEntryNotFoundError) or not isinstance(
+        error, HfHubHTTPError | EntryNotFoundError | HFValidationError
+    ):
+        return "check the network, the proxy, HF_ENDPOINT and HF_HUB_OFFLINE"
+    return "correct the name, set HF_TOKEN if it needs one"
+
+
+def require_usable_settings() -> None:
+    """Refuse a proxy, certificates or a token with which nothing can be asked of the hub; offline, none is needed.
+
+    The HTTP library reads the first two as it begins, and what it raises then is none of its errors.
+
+    Raises:
+        DataError: names the variables to correct, and shows no password.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return
+    _require_clean_token()
+    try:
+        get_session()
+    except Exception as error:  # a library that a proxy needs, an address or a file that cannot be read
+        reason = str(error) if isinstance(error, ImportError | OSError) else type(error).__name__
+        raise DataError(
+            "nothing can be asked of the hub: a proxy or the certificates of the environment cannot be used "
+            f"({reason}); correct or unset HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE; a SOCKS proxy needs "
+            "`pip install socksio`"
+        ) from error
+
+
+def _require_clean_token() -> None:
     """Refuse a token that cannot be sent: the HTTP library's own error would show it."""
     token = get_token()
     if token is not None and not _TOKEN.fullmatch(token):
