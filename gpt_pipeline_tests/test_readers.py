@@ -127,7 +127,7 @@ def test_read_rows_of_a_text_end_where_they_are_said_to(tmp_path: Path, split_at
     assert count_rows(tmp_path / "a.txt", "a.txt", wanted) >= len(found)
 
 
-@pytest.mark.parametrize(
+compressed = pytest.mark.parametrize(
     ("end", "compress"),
     [
         (".gz", gzip.compress),
@@ -136,6 +136,9 @@ def test_read_rows_of_a_text_end_where_they_are_said_to(tmp_path: Path, split_at
         (".zst", lambda data: pa.compress(data, "zstd", asbytes=True)),
     ],
 )
+
+
+@compressed
 def test_read_rows_of_a_compressed_file_are_its_own_and_a_truncated_one_is_named(
     tmp_path: Path, end: str, compress: Callable[[bytes], bytes]
 ) -> None:
@@ -147,6 +150,39 @@ def test_read_rows_of_a_compressed_file_are_its_own_and_a_truncated_one_is_named
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UnreadableFileError, match=rf"a\.jsonl{end}: damaged \(.+\); bring the file here again"):
         read(path, wanted)
+
+
+@compressed
+def test_read_rows_of_several_compressed_streams_are_those_of_each_unless_one_is_damaged(
+    tmp_path: Path, end: str, compress: Callable[[bytes], bytes]
+) -> None:
+    path, wanted = tmp_path / f"a.jsonl{end}", Wanted(texts=("text",))
+    texts = [str(number) * 1_000_000 for number in range(3)]
+    streams = [compress(json.dumps({"text": text}).encode() + b"\n") for text in texts]
+    path.write_bytes(b"".join(streams))
+    assert [row[0] for row in read(path, wanted)] == texts
+    for second in (b"X" + streams[1][1:], streams[1][:3], b"no stream"):
+        path.write_bytes(streams[0] + second)
+        with pytest.raises(UnreadableFileError, match=rf"a\.jsonl{end}: damaged"):
+            read(path, wanted)
+
+
+@pytest.mark.parametrize(("end", "compress"), [(".xz", lzma.compress), (".bz2", bz2.compress), (".gz", gzip.compress)])
+def test_read_rows_of_a_compressed_stream_filled_up_with_zeros_are_its_own(
+    tmp_path: Path, end: str, compress: Callable[[bytes], bytes]
+) -> None:
+    stream = compress(b'{"text": "x"}\n') + b"\0" * 512
+    (tmp_path / f"a.jsonl{end}").write_bytes(stream + stream)
+    assert read(tmp_path / f"a.jsonl{end}", Wanted(texts=("text",))) == [["x"], ["x"]]
+
+
+@compressed
+def test_read_rows_of_a_compressed_arrow_stream_are_its_own(
+    tmp_path: Path, end: str, compress: Callable[[bytes], bytes]
+) -> None:
+    write_arrow_stream(tmp_path / "a.arrow")
+    (tmp_path / f"a.arrow{end}").write_bytes(compress((tmp_path / "a.arrow").read_bytes()))
+    assert read(tmp_path / f"a.arrow{end}") == read(tmp_path / "a.arrow")
 
 
 def dropped(path: Path, **settings: str) -> dict[str, int]:
@@ -349,12 +385,8 @@ def test_read_rows_of_a_tar_ended_as_its_error_says_are_its_samples(tmp_path: Pa
         assert read(tmp_path / "a.tar", Wanted(texts=("body",))) == whole
 
 
-def test_read_rows_of_compressed_arrow_files_are_read_or_refused_for_what_they_are(tmp_path: Path) -> None:
-    write_arrow_stream(tmp_path / "a.arrow")
+def test_read_rows_of_a_compressed_file_in_arrows_file_format_are_refused_for_what_it_is(tmp_path: Path) -> None:
     write_arrow_file(tmp_path / "b.arrow")
-    for name in ("a", "b"):
-        content = (tmp_path / f"{name}.arrow").read_bytes()
-        (tmp_path / f"{name}.arrow.gz").write_bytes(gzip.compress(content))
-    assert read(tmp_path / "a.arrow.gz") == read(tmp_path / "a.arrow")
+    (tmp_path / "b.arrow.gz").write_bytes(gzip.compress((tmp_path / "b.arrow").read_bytes()))
     with pytest.raises(UnreadableFileError, match=r"b\.arrow\.gz: Arrow's file format is read from its end"):
         read(tmp_path / "b.arrow.gz")

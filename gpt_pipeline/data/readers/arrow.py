@@ -23,18 +23,18 @@ _NO_MORE = b"\0" * 4  # in the place of a message's length: ends a stream (Arrow
 
 
 class _Followed(io.RawIOBase):
-    """A stream that knows the first bytes that were read of it, and the last ones."""
+    """A stream of which `begin` was read already, which it gives again; it knows the last bytes that were read."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.first = self.last = b""
+    def __init__(self, begin: bytes, stream: BinaryIO) -> None:
+        self._begin, self._stream = begin, stream
+        self.last = b""
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        found = self._stream.read(size)
-        self.first = self.first or found[:4]
+        found, self._begin = (self._begin, b"") if size < 0 else (self._begin[:size], self._begin[size:])
+        found += self._stream.read(size if size < 0 else size - len(found))
         self.last = (self.last + found[-8:])[-8:]
         return found
 
@@ -49,26 +49,26 @@ def _batches(file: Path | io.IOBase, name: str, wanted: Wanted) -> Iterator[Iter
         if begin == _FILE_MARK and compression_of(name):
             what = "Arrow's file format is read from its end, which a compressed file does not allow"
             raise UnreadableFileError(f"{name}: {what}; decompress it")
-        stream.seek(0)
         if begin == _FILE_MARK:
+            stream.seek(0)
             reader = pa.ipc.open_file(stream)
             batches: Iterator[pa.RecordBatch] = map(reader.get_batch, range(reader.num_record_batches))
         else:
-            followed = _Followed(stream)
+            followed = _Followed(begin, stream)  # one that is compressed cannot go back
             reader = pa.ipc.open_stream(followed)
-            batches = _to_the_end(reader, followed, name)
+            mark = (_CONTINUATION if begin.startswith(_CONTINUATION) else b"") + _NO_MORE
+            batches = _to_the_end(reader, followed, mark, name)
         require_columns(reader.schema, wanted, name=name)
         yield batches
 
 
-def _to_the_end(reader: pa.RecordBatchReader, stream: _Followed, name: str) -> Iterator[pa.RecordBatch]:
+def _to_the_end(reader: pa.RecordBatchReader, stream: _Followed, mark: bytes, name: str) -> Iterator[pa.RecordBatch]:
     """Yield the batches of a stream in Arrow's streaming format.
 
     Raises:
-        UnreadableFileError: it ends without the mark that says so, as one that was cut, or goes on behind that.
+        UnreadableFileError: it ends without the `mark` that says so, as one that was cut, or goes on behind that.
     """
     yield from reader
-    mark = (_CONTINUATION if stream.first == _CONTINUATION else b"") + _NO_MORE
     if not stream.last.endswith(mark):
         what = f"ends without the bytes {mark.hex()} of Arrow's streaming format, which may have been cut"
         raise UnreadableFileError(f"{name}: {what}; bring the file here again, or write it again")
