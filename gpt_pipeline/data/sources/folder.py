@@ -34,14 +34,9 @@ def numbered_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def parquet_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the files of a dataset in order: its `synth_<number>.parquet`, or else all its parquet files.
-
-    Beside `.parquet`, another case of it (`.PARQUET`) does not count: such files were passed over once, and what was
-    made without them stands. `LocalFiles.opened` refuses them.
-    """
+    """Return the files of a dataset in order: its `synth_<number>.parquet`, or else all its parquet files."""
     candidates = sorted(name for name in names if kind_of(name) == PARQUET and not name.startswith("."))
-    lower = [name for name in candidates if name.endswith(".parquet")]
-    return numbered_names(lower) or tuple(lower or candidates)
+    return numbered_names(candidates) or tuple(candidates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +144,12 @@ class LocalFiles:
             raise self._error("a folder, a file or a pattern that exists", "correct or remove the key")
         listed = self._listed(told=self._refuse)
         names = _chosen(listed)
-        if left_out := _left_out_for_case(listed, names):
+        if left_out := sorted({*_of_one_kind(listed)} - {*names}):
             raise ConfigError(
                 self.key,
                 found=f"{left_out[0]} beside {names[0]}",
-                need="endings of one case",
-                remedy=f"rename one of them, or name some of the files by a pattern such as {self.folder}/*.parquet",
+                need="files of one kind, with endings of one case",
+                remedy=f"rename them, or name those to be read by a pattern such as {self.folder}/*.parquet",
             )
         if unusable := [name for name in names if not _is_usable(self.folder, name)]:
             raise ConfigError(
@@ -209,6 +204,15 @@ class LocalFiles:
 
 
 def _chosen(names: Sequence[str]) -> list[str]:
+    """Return the files to read, of which those that end in `.PARQUET` or the like come after all but texts.
+
+    They were passed over once, and what was made without them stays found; `LocalFiles.opened` refuses to go on so.
+    """
+    before = _of_one_kind([name for name in names if kind_of(name) != PARQUET or name.endswith(".parquet")])
+    return before if before and kind_of(before[0]) != TEXT else _of_one_kind(names)
+
+
+def _of_one_kind(names: Sequence[str]) -> list[str]:
     """Return the files to read: those of parquet where there are some, else those of the one kind that there is.
 
     Texts count only where there is nothing else: a dataset often has a README or a licence beside it.
@@ -219,12 +223,6 @@ def _chosen(names: Sequence[str]) -> list[str]:
     if len(kinds) > 1:
         kinds.discard(TEXT)
     return [name for name in names if kind_of(name) in kinds] if len(kinds) == 1 else []
-
-
-def _left_out_for_case(listed: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return those that would be among the chosen `names` if all of the `listed` files ended in small letters."""
-    alike = {*parquet_names(name.lower() for name in listed)} - {name.lower() for name in names}
-    return [name for name in listed if name.lower() in alike]
 
 
 def _is_usable(folder: Path, name: str) -> bool:
