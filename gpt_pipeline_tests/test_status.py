@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import time
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.shards import prepare_shards
+from gpt_pipeline.experiment import sizes
 from gpt_pipeline.experiment.training import training_job
 from gpt_pipeline.launchers.protocol import JobState
 from gpt_pipeline.launchers.submission import Submission
@@ -107,6 +109,32 @@ def test_status_names_the_best_among_the_evaluations_that_compare_with_the_newes
     best = _status(project).best
     assert best is not None
     assert (best.step, best.val_loss) == (3000, 3.00)
+
+
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_files_of_the_data_that_may_be_deleted_are_not_needed_to_find_and_report_the_training(
+    project: TinyProject, packing: str
+) -> None:
+    file = project.experiment("tiny").file
+    file.write_text(file.read_text().replace("max_length: 32", f"max_length: 32, packing: {packing}"))
+    _train(project)
+    experiment = project.experiment("tiny")
+    shutil.rmtree(experiment.data_folder / "parts")
+    for pattern in ("english_parquet-*/*.parquet", "token_shards-*/*.bin", "token_shards-*/*.npy"):
+        for path in experiment.data_folder.glob(pattern):
+            path.unlink()
+    sizes._packed_on.cache_clear()  # as a later process would
+    status = _status(project)
+    assert [stage.state for stage in status.stages] == ["finished", "absent", "absent"]
+    assert status.training.state == "finished"
+    write_report(dg.build_asset_context(), experiment, tracking_uri="sqlite:///none.db", force=False)
+    assert not _status(project).report_is_outdated
+    weights = [info.sha256 for info in project.checkpoints("tiny")]
+    _train(project)
+    status = _status(project)
+    assert {stage.state for stage in status.stages} == {"finished"}
+    assert status.training.state == "finished"
+    assert [info.sha256 for info in project.checkpoints("tiny")] == weights
 
 
 def test_status_while_an_evaluator_works_does_not_ask_for_another(project: TinyProject) -> None:

@@ -99,15 +99,13 @@ def _in_project(experiment: Experiment) -> str:
 
 
 def _data_facts(experiment: Experiment) -> dict[str, Any]:
-    from gpt_pipeline.orchestration.stages import finished_documents, finished_shards
+    from gpt_pipeline.orchestration.stages import known_documents, known_shards
 
     documents = {
-        " of ".join(filter(None, (stage_names(part.data).documents, name))): dict(
-            finished_documents(part).manifest.facts
-        )
+        " of ".join(filter(None, (stage_names(part.data).documents, name))): dict(known_documents(part).manifest.facts)
         for name, part in experiment.parts.items()
     }
-    return {**documents, shards_name(experiment.data): dict(finished_shards(experiment).manifest.facts)}
+    return {**documents, shards_name(experiment.data): dict(known_shards(experiment).manifest.facts)}
 
 
 def _newest_other(experiment: Experiment) -> OtherExperiment | None:

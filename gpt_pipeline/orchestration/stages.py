@@ -36,6 +36,30 @@ def finished_documents(experiment: Experiment) -> StageResult:
     return _required(found, stage_names(experiment.data).documents, experiment)
 
 
+def known_documents(experiment: Experiment) -> StageResult:
+    """Return the stage of documents as it was finished, also where its files were deleted since.
+
+    Raises:
+        DataError: it is not finished, or its manifest was deleted.
+    """
+    from gpt_pipeline.data.documents.stage import DocumentsStage
+
+    found = DocumentsStage(config=experiment.data, data_folder=experiment.data_folder).known()
+    return _required(found, stage_names(experiment.data).documents, experiment)
+
+
+def known_shards(experiment: Experiment) -> StageResult:
+    """Return the stage of the shards as it was finished, also where its files were deleted since.
+
+    Raises:
+        DataError: it is not finished, or a manifest by which it is found was deleted.
+    """
+    from gpt_pipeline.data.tokens import choose
+
+    found = choose.known_shards(experiment.data, experiment.data_folder)
+    return _required(found, shards_name(experiment.data), experiment)
+
+
 def finished_shards(experiment: Experiment) -> StageResult:
     """Return the finished stage of the shards that the training reads.
 

@@ -14,7 +14,7 @@ from gpt_pipeline.checkpoints.manifest import (
     manifest_path,
     read_info,
 )
-from gpt_pipeline.errors import DataError
+from gpt_pipeline.errors import DamagedFileError, DataError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import size_on
 from gpt_pipeline.experiment.training import wanted_fingerprint
@@ -129,6 +129,8 @@ def _max_steps(experiment: Experiment, shards: StageResult) -> int | None:
     try:
         return size_on(shards.folder, shards.manifest, experiment.config).layout.max_steps
     except DataError:  # too few tokens for one update: `plan` and `run` say so
+        return None
+    except DamagedFileError:  # documents are to be packed, and files of the shards are gone: their stage says so
         return None
 
 
