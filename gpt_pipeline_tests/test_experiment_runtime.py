@@ -250,6 +250,15 @@ def test_training_size_of_too_few_tokens_says_which_key_to_lower(file, key, lowe
         training_size(config, train_tokens=4096)
 
 
+def test_training_size_of_too_few_packed_rows_names_the_rows_needed(file):
+    config = load_experiment(file).config
+    found = (
+        r"found 7 sequences of whole documents \(50000 training tokens\), need at least 8 for one update of 8 sequences"
+    )
+    with pytest.raises(DataError, match=found):
+        training_size(config, train_tokens=50_000, rows=7)
+
+
 def test_training_size_with_max_steps_is_max_steps(file):
     config = load_experiment(_written(file, SMALL + "training: {max_steps: 700, num_epochs: 3}\n")).config
     assert training_size(config, train_tokens=100_000).layout.max_steps == 700

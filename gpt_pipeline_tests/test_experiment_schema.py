@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -201,6 +202,24 @@ def test_new_experiment_with_values_of_ones_own_has_them(tmp_path: Path) -> None
     made = write_new_experiment(tmp_path / "a b.yaml", num_samples=123, base_folder="it's: here")
     assert made.config.data.num_samples == 123
     assert made.base_folder == tmp_path / "it's: here"
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "problem"),
+    [
+        ("data.yaml", {}, "experiment_name: found 'Data'"),
+        ("mine.yaml", {"start_from": "missing.pt"}, r"start_from\.file: found '\.\./missing\.pt'"),
+        ("mine.yaml", {"num_samples": 0}, r"data\.num_samples: found 0"),
+    ],
+)
+def test_new_experiment_that_would_be_none_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, asked: dict[str, Any], problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=problem) as refused:
+        write_new_experiment(Path("experiments") / name, **asked)
+    assert str(refused.value).startswith(f"Nothing was written, since {name} would not be")
+    assert not list(tmp_path.iterdir())
 
 
 def test_new_experiment_where_a_file_is_leaves_it_alone(tmp_path: Path) -> None:

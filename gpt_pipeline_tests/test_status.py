@@ -354,6 +354,16 @@ def test_status_is_quick_because_it_imports_nothing_heavy(project: TinyProject) 
     assert "\x1b[" not in printed
 
 
+def test_status_of_a_training_shows_an_estimate_however_long_ago_it_was_made(project: TinyProject) -> None:
+    _train(project, stop_at=6)
+    line = {"kind": "train", "train_loss": 1.0, **{f"system/gpu_{n}_utilization_percentage": 99.0 for n in range(8)}}
+    with project.experiment("tiny").folder.metrics.open("a") as file:
+        file.writelines(json.dumps({**line, "step": step}) + "\n" for step in range(10, 10_000, 10))
+    training = _status(project).training
+    assert training.val_step == 4
+    assert training.val_loss is not None
+
+
 def test_newest_records_reads_the_end_of_a_long_file_and_skips_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"kind": "train", "step": step, "train_loss": 1.0}) for step in range(5000)]

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from ruamel.yaml.nodes import MappingNode, SequenceNode
 
-from gpt_pipeline.errors import ConfigError, UserError
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.discover import refuse_taken
 from gpt_pipeline.experiment.document import BYTE_ORDER_MARK, SUFFIXES, compose, read_text
 from gpt_pipeline.experiment.edit import with_value
 from gpt_pipeline.experiment.load import RUNTIME, Experiment, read_experiment
-from gpt_pipeline.experiment.new import LONGEST_NAME, require_new_name, title_of
+from gpt_pipeline.experiment.new import LONGEST_NAME, read_unwritten, require_new_name, title_of
 from gpt_pipeline.experiment.problems import ExperimentFileError, quoted
 from gpt_pipeline.experiment.runtime import without_runtime
 from gpt_pipeline.experiment.schema import place_schema
@@ -104,7 +104,7 @@ def write_family(new: Path, base: Path, values: Values) -> Family:
     require_new_name(new)
     combinations = [dict(zip(values, each, strict=True)) for each in _places(values)]
     texts = dict(_texts(new.with_suffix("") if new.suffix in SUFFIXES else new, base, values, combinations))
-    experiments = tuple(_read(file, text) for file, text in texts.items())
+    experiments = tuple(read_unwritten(file, text) for file, text in texts.items())
     _refuse_same(experiments, values, combinations)
     refuse_taken(experiments, new.parent)
     missing = [file for file, text in texts.items() if not _is_there(file, text)]
@@ -177,13 +177,6 @@ def _words(key: str, values: Values) -> list[str]:
     found = [_UNFIT_LETTERS.sub("_", value).strip("_.") for value in values[key]]
     telling = len({slug(each) for each in found}) == len(found) and all(0 < len(each) <= _LONGEST for each in found)
     return [_UNFIT_LETTERS.sub("_", name), *(found if telling else map(str, range(1, len(found) + 1)))]
-
-
-def _read(file: Path, text: str) -> Experiment:
-    try:
-        return read_experiment(file, text)
-    except (ExperimentFileError, ConfigError) as error:
-        raise UserError(f"Nothing was written, since one of the files would not be an experiment:\n{error}") from error
 
 
 def _is_there(file: Path, text: str) -> bool:

@@ -15,8 +15,8 @@ from gpt_pipeline.data.looking import Look, look_at, look_into
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment.document import SUFFIXES
-from gpt_pipeline.experiment.load import Experiment, load_experiment
-from gpt_pipeline.experiment.problems import quoted
+from gpt_pipeline.experiment.load import Experiment, load_experiment, read_experiment
+from gpt_pipeline.experiment.problems import ExperimentFileError, quoted
 from gpt_pipeline.experiment.recipes import RECIPES, Recipe, Value
 from gpt_pipeline.experiment.schema import place_schema
 from gpt_pipeline.experiment.template import render
@@ -63,8 +63,8 @@ def write_new_experiment(
     block `data:` is written for it.
 
     Raises:
-        UserError: there is such a file, its name does not end in .yaml, the folder is none of this machine, or `data`
-            names no files that can be read, or the hub cannot be reached.
+        UserError: there is such a file, its name does not end in .yaml, the folder is none of this machine, a value
+            cannot be used, `data` names no files that can be read, or the hub cannot be reached. Nothing is written.
     """
     require_new_name(file)
     if file.suffix not in SUFFIXES:
@@ -92,12 +92,21 @@ def write_new_experiment(
         }
     about = _FROM_RECIPE.format(recipe=recipe) if recipe else start.about
     text = render(dataclasses.replace(start, title=title_of(file.stem), about=about, values=values), every_key=True)
+    made = read_unwritten(file, text)
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
         fsync_file(temporary)
     place_schema(file.parent)
-    return load_experiment(file)
+    return made
+
+
+def read_unwritten(file: Path, text: str) -> Experiment:
+    """Return the experiment that `file` will describe; raises UserError, which says so, where it would be none."""
+    try:
+        return read_experiment(file, text)
+    except (ExperimentFileError, ConfigError) as error:
+        raise UserError(f"Nothing was written, since {file.name} would not be an experiment:\n{error}") from error
 
 
 def require_new_name(file: Path) -> None:

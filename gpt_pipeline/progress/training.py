@@ -20,6 +20,7 @@ from gpt_pipeline.experiment.sizes import size_on
 from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.launchers.protocol import ALIVE
 from gpt_pipeline.launchers.submission import read_submission
+from gpt_pipeline.progress.losses import losses_of
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.training.config import PASSES
@@ -35,7 +36,7 @@ from gpt_pipeline.training.metrics import parse_record
 
 State = Literal["running", "finished", "stopped", "died", "absent"]
 NOT_YET_KNOWN = "whether the file asks for more is known once its data and start are made"
-_TAIL_BYTES = 64 << 10  # of metrics.jsonl; some 150 lines
+_TAIL_BYTES = 64 << 10  # of metrics.jsonl; some 100 lines, most of them of training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +137,8 @@ def _max_steps(experiment: Experiment, shards: StageResult) -> int | None:
 
 def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_steps: int | None) -> TrainingProgress:
     """Return how far the training in `folder` is; `fingerprint` is what the experiment file asks for, if known."""
-    newest = newest_records(folder.metrics)
-    train, validation = newest.get("train", {}), newest.get("validation", {})
+    train, losses = newest_records(folder.metrics).get("train", {}), losses_of(folder.metrics)
+    val_step = max(losses.validation, default=None)
     sign = read_heartbeat(folder.root)
     checkpoints = list_checkpoints(folder.checkpoints)
     saved = max((info.step for info in checkpoints), default=0)
@@ -153,10 +154,10 @@ def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_
         host=sign.process.host if running and sign else None,
         job=None if state == "finished" else _job(folder),
         train_loss=train.get("train_loss"),
-        val_loss=validation.get("val_loss"),
-        val_step=validation.get("step"),
+        val_loss=None if val_step is None else losses.validation[val_step],
+        val_step=val_step,
         reward=train.get("reward"),
-        pass_at_1=validation.get(PASSES),
+        pass_at_1=None if val_step is None else losses.estimates.get(PASSES, {}).get(val_step),
         tokens_per_second=train.get("tokens_per_second"),
         eta_seconds=train.get("eta_seconds") if running else None,
         damaged=tuple(_damaged(folder.checkpoints)),
