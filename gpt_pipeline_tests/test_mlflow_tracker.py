@@ -15,6 +15,9 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_param_name
 
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, find_evaluation, write_evaluation
 from gpt_pipeline.progress.evaluations import mark_logged
@@ -655,6 +658,25 @@ print(log_evaluation(result, tracking_uri=uri, experiment_name="x", parameters={
     (run,) = runs(tmp_path)
     assert run.info.status == "FINISHED"
     assert metric_rows(tmp_path) == 4
+
+
+def test_log_evaluation_takes_filters_of_columns_of_any_name(tmp_path: Path, store: Path) -> None:
+    columns = ["lang", "meta lang", "score (%)", "score [%]", "a&b", "a//b", "../a", "x" * 300, "x" * 301, "naïve-ß"]
+    filters = {name: {"min": number} for number, name in enumerate(columns)}
+    assert log(make_result(tmp_path), store, parameters={"data": {"filter": filters}}).new
+    assert not log(make_result(tmp_path), store, parameters={"data": {"filter": filters}}).new
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert sorted(map(int, run.data.params.values())) == [*range(len(columns))]
+    for name in ("lang", "meta lang", "naïve-ß"):
+        assert run.data.params[f"data.filter.{name}.min"] == str(columns.index(name))
+
+
+@given(name=st.text(max_size=6) | st.text(alphabet="ab./:% ", max_size=300))
+def test_flatten_gives_keys_that_mlflow_takes(name: str) -> None:
+    (key,) = flatten({"data": {"filter": {name: "x"}}})
+    _validate_param_name(key)
+    assert len(key) <= MAX_ENTITY_KEY_LENGTH
 
 
 def test_flatten_names_nested_settings_by_their_path() -> None:

@@ -6,6 +6,8 @@ import datetime
 import hashlib
 import logging
 import os
+import posixpath
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -19,6 +21,7 @@ from filelock import Timeout
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.storage.atomic import fsync_file, fsync_folder
+from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.lock import hold_lock
 from gpt_pipeline.storage.names import folder_name
 from gpt_pipeline.tracking.descriptions import NOTE_TAG
@@ -37,6 +40,9 @@ _ARTIFACTS_FOLDER = "mlflow_artifacts"
 _SEEDED = {"alembic_version", "experiments", "workspaces"}  # tables of a new store that are not empty
 _BUSY_SECONDS = 1.0  # to wait for a database that another process writes to
 _MAX_TEXT = 5000  # characters of a tag's or a parameter's value; MLflow refuses more than 6000 (8000 in tags)
+
+_LONGEST_KEY = 250  # characters of a parameter's name
+_REFUSED = re.compile(r"[^\w./ -]" if os.name == "nt" else r"[^\w./ :-]")  # MLflow's rule, which takes no colon there
 
 
 class TrackingError(UserError):
@@ -238,14 +244,26 @@ def missing_parameters(run: Run, parameters: Mapping[str, Any]) -> list[Param]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings as `section.key` with their values as text, in order."""
+    """Return nested settings as `section.key` with their values as text, in order, under keys that MLflow takes."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
-            flat[f"{prefix}{key}"] = shortened("null" if value is None else str(value))
+            flat[_parameter_key(f"{prefix}{key}")] = shortened("null" if value is None else str(value))
     return flat
+
+
+def _parameter_key(text: str) -> str:
+    """Return `text` if MLflow takes it as a key, else what of it MLflow takes, with a hash of all of it.
+
+    Names of columns, by which documents are filtered, may have any characters.
+    """
+    if _REFUSED.search(text) is None and posixpath.normpath(text) == text and len(text) <= _LONGEST_KEY:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:SHORT]
+    taken = re.sub(r"[^\w.-]+", "_", text)
+    return f"{taken[: _LONGEST_KEY - SHORT - 1]}-{digest}"
 
 
 def shortened(text: str) -> str:
