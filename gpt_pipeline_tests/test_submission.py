@@ -324,6 +324,7 @@ def test_submission_refused_by_the_engine_leaves_the_way_to_another_cluster_open
     assert (refused.state, refused.reason) == ("failed", "no such partition")
 
     require_no_job(folder, lambda _: old)
+    assert look_up(folder, refused, old) == refused
     note = submit(folder, new)
 
     assert (note.where, note.attempt, note.state) == ("me@new", 2, "waiting")

@@ -219,7 +219,7 @@ def look_up(folder: ExperimentFolder, note: Submission, launcher: Launcher) -> S
         UnreachableError: its engine does not answer.
     """
     news, seen = _sought(folder, note, launcher)
-    if seen is None:
+    if seen is None and _may_live(news):  # else the engine has refused it
         news = dataclasses.replace(news, state=_NO_SUCH_JOB.state, reason=_NO_SUCH_JOB.reason)
     with suppress(LockedError), only_follower(folder):
         if news != note and read_submission(folder) == note:
