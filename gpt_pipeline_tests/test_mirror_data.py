@@ -9,11 +9,19 @@ from gpt_pipeline.data.stage import prepare
 from gpt_pipeline.data.tokens.choose import known_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.mirroring import bring_all_data, bring_data, data_stages, mirror_order, send_to_mirror
+from gpt_pipeline.experiment.mirroring import (
+    bring_all_data,
+    bring_data,
+    data_stages,
+    mirror_in_words,
+    mirror_order,
+    send_to_mirror,
+)
 from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.mirror.agent import Agent
-from gpt_pipeline.mirror.order import Order, read_order, write_order
+from gpt_pipeline.mirror.order import Order, State, read_order, write_order, write_state
 from gpt_pipeline.mirror.wait import wait_until_sent
+from gpt_pipeline.progress.status import experiment_status
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.rl.stage import PromptsStage
 from gpt_pipeline.storage.manifest import Manifest
@@ -100,6 +108,14 @@ def test_send_after_the_file_was_edited_orders_the_training_that_the_folder_hold
     send_to_mirror(a)
     wait_until_sent(a.folder, say=lambda _: None)
     assert read_order(a.folder).fingerprint == "a" * 64
+
+
+def test_mirror_that_the_file_was_given_anew_has_nothing_yet(tmp_path):
+    a = experiment_on(tmp_path, "a")
+    prepare_all(a)
+    write_state(a.folder, State(mirror="file:///old", complete_at="yesterday"))
+    assert dict(mirror_in_words(a))["sent"] == "nothing yet"
+    assert "nothing sent yet" in experiment_status(a).mirror
 
 
 @pytest.mark.slow

@@ -449,7 +449,7 @@ def mirror(experiment: Path, *, send: bool, bring: bool) -> None:
     """
     from gpt_pipeline.experiment.discover import load_alone
     from gpt_pipeline.experiment.mirroring import mirror_in_words, send_to_mirror
-    from gpt_pipeline.mirror.order import read_state_of
+    from gpt_pipeline.mirror.order import state_for
     from gpt_pipeline.mirror.wait import wait_until_sent
 
     loaded = load_alone(experiment)
@@ -462,7 +462,7 @@ def mirror(experiment: Path, *, send: bool, bring: bool) -> None:
         wait_until_sent(loaded.folder, say=say)
     for label, text in mirror_in_words(loaded):
         tell(f"{label:12} {text}")
-    state = read_state_of(loaded.folder)
+    state = state_for(loaded.folder, loaded.config.storage.mirror)
     if send and (state is None or not state.complete_at):
         sys.exit(FAILED)
 

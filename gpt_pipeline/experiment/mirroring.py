@@ -13,7 +13,7 @@ from gpt_pipeline.experiment.training import prompts_stage, wanted_fingerprint
 from gpt_pipeline.mirror.bring import bring_source, bring_stage, look
 from gpt_pipeline.mirror.lease import newest_holder
 from gpt_pipeline.mirror.names import training_prefix
-from gpt_pipeline.mirror.order import Order, held_training, is_sending, read_state_of, start_anew, write_order
+from gpt_pipeline.mirror.order import Order, held_training, is_sending, start_anew, state_for, write_order
 from gpt_pipeline.mirror.store import MirrorError, Store, open_store
 from gpt_pipeline.storage.lock import is_locked
 from gpt_pipeline.storage.manifest import StageResult, finished
@@ -131,7 +131,7 @@ def mirror_in_words(experiment: Experiment) -> list[tuple[str, str]]:
     """
     url, folder = experiment.config.storage.mirror, experiment.folder
     assert url is not None
-    state, fingerprint = read_state_of(folder), wanted_fingerprint(experiment)
+    state, fingerprint = state_for(folder, url), wanted_fingerprint(experiment)
     lines = [("mirror", url), ("sent", "nothing yet" if state is None else state.in_words)]
     if fingerprint is None:
         return [*lines, ("training", "not known until its data and its start are made, or brought by --bring")]

@@ -147,6 +147,12 @@ def read_state_of(folder: ExperimentFolder) -> State | None:
     return read_kept(_path(folder, "state.json"), parse, otherwise="the agent writes it anew")
 
 
+def state_for(folder: ExperimentFolder, url: str) -> State | None:
+    """Return the same if that was of the mirror at `url`; else None, as after the file was given another mirror."""
+    state = read_state_of(folder)
+    return state if state is not None and state.mirror == url else None
+
+
 def owner_of(folder: ExperimentFolder) -> str:
     """Return the id of this folder as a writer, made at the first call; a copy of the folder elsewhere has another."""
     path = _path(folder, "owner")

@@ -22,7 +22,7 @@ from gpt_pipeline.experiment.sizes import size_on
 from gpt_pipeline.experiment.start_from import StartNotReadyError
 from gpt_pipeline.experiment.training import base_experiment, find_start, start_in_words, training_job
 from gpt_pipeline.launchers.submission import require_no_job
-from gpt_pipeline.mirror.order import read_state_of
+from gpt_pipeline.mirror.order import state_for
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.failures import StoppedRunError
 from gpt_pipeline.orchestration.metadata import picture_markdown
@@ -262,8 +262,11 @@ def _is_known(instance: dg.DagsterInstance, experiment: Experiment, checkpoint: 
 
 def mirror_metadata(experiment: Experiment) -> dict[str, Any]:
     """Return what of the experiment is in its mirror; nothing if it has none."""
-    url, state = experiment.config.storage.mirror, read_state_of(experiment.folder)
-    return {} if url is None else {"mirror": url, "mirror_state": "not begun" if state is None else state.in_words}
+    url = experiment.config.storage.mirror
+    if url is None:
+        return {}
+    state = state_for(experiment.folder, url)
+    return {"mirror": url, "mirror_state": "not begun" if state is None else state.in_words}
 
 
 def _results(experiment: Experiment, finished: FinishedTraining) -> dict[str, Any]:

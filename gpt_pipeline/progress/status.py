@@ -20,7 +20,7 @@ from gpt_pipeline.evaluation.result import (
 from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.training import start_in_words
-from gpt_pipeline.mirror.order import read_state_of
+from gpt_pipeline.mirror.order import state_for
 from gpt_pipeline.progress.at_work import RunAtWork, pages_addresses, runs_at_work
 from gpt_pipeline.progress.evaluations import WantedEvaluation, wanted_evaluations
 from gpt_pipeline.progress.failures import Failure, last_failure
@@ -230,11 +230,11 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
 
 
 def _mirror(experiment: Experiment) -> str:
-    url, state = experiment.config.storage.mirror, read_state_of(experiment.folder)
+    url = experiment.config.storage.mirror
     if url is None:
         return ""
-    known = state is not None and state.mirror == url
-    return f"{url}: {state.in_words if state is not None and known else 'nothing sent yet'}"
+    state = state_for(experiment.folder, url)
+    return f"{url}: {'nothing sent yet' if state is None else state.in_words}"
 
 
 def _maker(project: Project, experiment: Experiment) -> RunAtWork | None:
