@@ -249,6 +249,27 @@ def test_tokenizer_whose_file_is_gone_is_made_again_of_its_copy(data: Data, own:
         prepare(stage, force=True, say=lambda line: None)
 
 
+def test_tokenizer_file_that_is_gone_is_the_one_that_it_was_last(own: Tokenizer, tmp_path: Path) -> None:
+    path, copy = tmp_path / "mine.json", tmp_path / "copy.json"
+    first, second = str(own.file), json.dumps(value_of(own), indent=1)
+
+    def stage_of(file: Path) -> TokenizerStage:
+        return TokenizerStage(
+            config=DataConfig(num_samples=5, source="sample", tokenizer=str(file)), data_folder=tmp_path / "data"
+        )
+
+    found = []
+    for content in (first, second, first):
+        path.write_text(content, encoding="utf-8")
+        found.append(prepare(stage_of(path), say=lambda line: None).fingerprint)
+    copy.write_text(second, encoding="utf-8")
+    prepare(stage_of(copy), say=lambda line: None)
+    path.unlink()
+    copy.unlink()
+    assert found[0] == found[2] == stage_of(path).found().fingerprint
+    assert found[1] == stage_of(copy).found().fingerprint
+
+
 def test_trained_tokenizer_is_kept_by_a_force_without_its_documents(tmp_path: Path) -> None:
     data = made(tmp_path, texts(20))
     next(data.documents.folder.glob("*.parquet")).unlink()

@@ -106,7 +106,10 @@ class TokenizerStage(PlacedStage):
     def finish(self, *, say: Say) -> StageResult:
         """Return the stage, made if it is missing; see `PartedStage`."""
         folder, wanted = self._settled(say)
-        return finish_stage(folder, wanted, say=say, make=lambda: self._made(folder, wanted, say))
+        stage = finish_stage(folder, wanted, say=say, make=lambda: self._made(folder, wanted, say))
+        if isinstance(self.config.tokenizer, str) and is_path(self.config.tokenizer):
+            _note_file(self.config.tokenizer, self.data_folder, wanted)
+        return stage
 
     def found(self) -> StageResult:
         """Return the finished stage.
@@ -329,24 +332,42 @@ def _whole_copy(folder: Path, wanted: str) -> str | None:
 
 
 def _content(name: str, data_folder: Path, say: Say, *, wanted: str | None = None) -> str:
-    """Return the text of the named tokenizer and note where it came from; of the hub, at the commit noted before.
+    """Return the text of the named tokenizer; of the hub, that of the commit noted before, else it is noted now.
 
     Raises:
         UserError: it is not where it was named, or not the one whose fingerprint is `wanted`.
     """
-    path, before = _note_path(name, data_folder), _note(name, data_folder) or {}
+    before, revision = _note(name, data_folder) or {}, None
     if is_path(name):
-        content, noted = _read(Path(name)), {}
+        content = _read(Path(name))
     else:
         content, revision = _downloaded(name, before.get("revision"), say)
-        noted = {"revision": revision}
     text = _decoded(content, name)
     sizes, sha256 = _sizes(read_tokenizer(text, source=f"{_KEY}: {name}")), hashlib.sha256(content).hexdigest()
     if wanted is not None and wanted != _fingerprint_of_file(sha256):
-        raise _other_content(name, path, found=sha256, need=before.get("sha256"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"name": name, "sha256": sha256, **sizes, **noted})
+        raise _other_content(name, _note_path(name, data_folder), found=sha256, need=before.get("sha256"))
+    if revision is not None:
+        _write_note(name, data_folder, {"sha256": sha256, **sizes, "revision": revision})
     return text
+
+
+def _note_file(name: str, data_folder: Path, wanted: str) -> None:
+    """Note the content of the file `name`, of which the tokenizer `wanted` was made: it is not needed any more."""
+    path = Path(name)
+    if not path.is_file() or _fingerprint_of_file(sha256 := _sha256_of(path, *_stat(path))) != wanted:
+        return
+    note = _note(name, data_folder)
+    if note is None or note["sha256"] != sha256:
+        try:
+            _write_note(name, data_folder, {"sha256": sha256, **_sizes_of(path, *_stat(path))})
+        except OSError as error:  # a folder that others may only read
+            _logger.warning("%s: its content cannot be noted (%s); the file is needed again", path, error)
+
+
+def _write_note(name: str, data_folder: Path, known: Mapping[str, Any]) -> None:
+    path = _note_path(name, data_folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"name": name, **known})
 
 
 def _other_content(name: str, note: Path, *, found: str, need: object) -> DataError:
