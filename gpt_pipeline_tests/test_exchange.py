@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints, 
 from gpt_pipeline.checkpoints.save import save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot
 from gpt_pipeline.data.config import DataConfig, PartConfig
-from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, VOCAB_SIZE, Tokenizer, gpt2, read_tokenizer
+from gpt_pipeline.data.tokens.tokenizer import EOT, EOT_TOKEN, VOCAB_SIZE, Tokenizer, gpt2, read_tokenizer, with_turns
 from gpt_pipeline.errors import DamagedFileError, LockedError, UserError
 from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.exchange.card import model_card
@@ -30,6 +31,7 @@ from gpt_pipeline.exchange.folder import new_folder
 from gpt_pipeline.exchange.take_in import convert_start, import_folder
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
 from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.experiment.start_from import StartFromConfig
 from gpt_pipeline.experiment.training import find_start
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
@@ -239,22 +241,90 @@ def test_export_card_tells_of_model_training_and_missing_evaluation(given_away: 
     assert "{%" not in card
 
 
-@pytest.mark.parametrize(("positions", "trained"), [(24, 16), (48, 40)])
+@pytest.mark.parametrize(
+    ("tokenizer", "positions", "trained"),
+    [("gpt2", 24, 16), ("gpt2", 48, 40), ("gpt2, template: chatml", 24, 16), ("gpt2, template: chatml", 48, 40)],
+)
 def test_export_card_has_lines_that_run_and_stop_where_the_trained_positions_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], positions: int, trained: int
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    tokenizer: str,
+    positions: int,
+    trained: int,
 ) -> None:
-    one = experiment(tmp_path, context_length=positions)
-    info = checkpoint(one)
+    is_chatml = "chatml" in tokenizer
+    one = experiment(tmp_path, tokenizer=tokenizer, context_length=positions)
+    info = checkpoint(one, tokenizer=with_turns(gpt2()) if is_chatml else None)
     info = dataclasses.replace(info, settings={**info.settings, "data.max_length": trained})
     write_manifest(info)
     export_checkpoint(one, info.path, tmp_path / "path" / "to" / "this" / "folder")
     card = (tmp_path / "path" / "to" / "this" / "folder" / "README.md").read_text(encoding="utf-8")
     lines = card.split("```python\n")[1].split("```")[0]
-    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(lines, names)
-    assert "Q:" in capsys.readouterr().out
+    with chdir(tmp_path):
+        exec(lines, names)
+    assert ("user\n" if is_chatml else "Q:") in capsys.readouterr().out
     assert names["ids"]["input_ids"].shape[1] < names["model"].generate(**names["ids"]).shape[1] <= trained
+
+
+def test_export_card_of_chatml_tells_its_form_and_ends_and_no_other(tmp_path: Path) -> None:
+    one = experiment(tmp_path, tokenizer="gpt2, template: chatml")
+    card = model_card(one, checkpoint(one), with_turns(gpt2()), max_length=16)
+    form = (
+        "<|endoftext|><|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n<think>\n{reasoning}\n</think>\n\n"
+        "{answer}<|im_end|>\n<|endoftext|>\n"
+    )
+    assert form in card
+    assert "stops at `<\\|im_end\\|>` or `<\\|endoftext\\|>` |" in card  # in a table
+    assert [told for told in ("Q:", "A:", "Reasoning:") if told in card] == []
+
+
+HUB = "[someone/small](https://huggingface.co/someone/small)"
+BASE = f"the experiment *given away base*, which began with {HUB}"
+
+
+@pytest.mark.parametrize(
+    ("objective", "start", "made", "base_model"),
+    [
+        ("pretrain", None, "trained from scratch by", None),
+        ("pretrain", {"hugging_face": "someone/small"}, f"trained further from {HUB} by", "someone/small"),
+        ("sft", {"hugging_face": "someone/small"}, f"fine-tuned from {HUB} by", "someone/small"),
+        ("sft", {"file": "elsewhere/x.pt"}, "fine-tuned from weights of one's own (`x.pt`) by", None),
+        ("rl", {"experiment": "base.yaml"}, f"trained by rewards from {BASE} by", "someone/small"),
+        ("sft", "a file that was changed since", "fine-tuned from other weights by", None),
+    ],
+)  # fmt: skip
+def test_export_card_says_whose_weights_the_training_began_with(
+    tmp_path: Path, objective: str, start: dict[str, str] | str | None, made: str, base_model: str | None
+) -> None:
+    one = experiment(tmp_path)
+    on_hub = YAML.format(model="null", tokenizer="gpt2").replace("away", "away base").replace("model: null\n", "")
+    (tmp_path / "base.yaml").write_text(on_hub + "start_from: {hugging_face: someone/small}\n")
+    if isinstance(start, dict):
+        one = dataclasses.replace(one, config=dataclasses.replace(one.config, start_from=StartFromConfig(**start)))
+    info = checkpoint(one)
+    info = dataclasses.replace(
+        info, settings={**info.settings, "training.objective": objective, "start_from": start and "5" * 64}
+    )
+    card = model_card(one, info, gpt2(), max_length=16)
+    assert f"parameters, {made}" in card
+    assert ("from scratch" in card, "tokens seen in this training" in card) == (start is None, start is not None)
+    assert (f"\nbase_model: {base_model}\n" in card) == (base_model is not None)
+    assert ("base_model" in card) == (base_model is not None)
+    assert str(tmp_path) not in card
+
+
+def test_export_card_of_weights_of_unknown_origin_claims_none(tmp_path: Path) -> None:
+    one = experiment(tmp_path)
+    info = checkpoint(one)
+    imported = dataclasses.replace(info, fingerprint="", step=0)
+    assert "taken from another program by gpt_pipeline" in model_card(one, imported, gpt2(), max_length=16)
+    storage = dataclasses.replace(one.config.storage, checkpoint_to_resume="checkpoint_step_0.pt")
+    resumed = dataclasses.replace(one, config=dataclasses.replace(one.config, storage=storage))
+    assert "from scratch" not in model_card(resumed, info, gpt2(), max_length=16)
+    base = dataclasses.replace(one.config, start_from=StartFromConfig(hugging_face="someone/small"))
+    start = dataclasses.replace(info, step=0, settings={**info.settings, "start_from": "5" * 64})
+    assert f"taken from {HUB} by" in model_card(dataclasses.replace(one, config=base), start, gpt2(), max_length=16)
 
 
 @pytest.mark.parametrize(

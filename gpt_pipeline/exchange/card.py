@@ -10,11 +10,13 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.data.config import FORMAT_COLUMNS, DataConfig, on_hub
 from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.formats import has_conversations, has_questions, has_reasoning
+from gpt_pipeline.data.formats.forms import END, FORMS, MARKS, Form, with_names
 from gpt_pipeline.data.tokens.choose import known_shards
 from gpt_pipeline.data.tokens.shards import tokenizer_facts
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations
 from gpt_pipeline.evaluation.shares import share_of
+from gpt_pipeline.exchange.origin import origin_of
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.template import written
 from gpt_pipeline.model.config_json import config_json_of
@@ -57,6 +59,7 @@ def model_card(
         title=in_markdown(experiment.display_name),
         info=info,
         model=info.model,
+        origin=origin_of(experiment, info),
         layout=config_json_of(info.model),
         parameters=parameter_count(info.model),
         max_length=max_length,
@@ -68,7 +71,8 @@ def model_card(
         languages=_languages(experiment.config.data),
         asks=has_questions(experiment.config.data),
         reasons=has_reasoning(experiment.config.data),
-        forms=_forms(experiment.config.data),
+        forms=_forms(experiment.config.data, FORMS["chatml" if tokenizer.marks else "plain"]),
+        ends=" or ".join(f"`{tokenizer.eot if end == tokenizer.eot_token else MARKS[END]}`" for end in tokenizer.ends),
         settings=_settings(info),
         evaluation=evaluation,
         metrics=_metrics(evaluation),
@@ -111,13 +115,19 @@ def _counts(stage: StageResult) -> dict[str, float]:
     return {name.replace("_", " "): value for name, value in plain.items() if name not in of_tokenizer}
 
 
-def _forms(data: DataConfig) -> list[dict[str, Any]]:
+def _forms(data: DataConfig, form: Form) -> list[dict[str, Any]]:
     """Return the forms of the documents, each once, with the names of the parts of a mix that have it."""
     names: dict[tuple[bool, bool, bool], list[str]] = {}
     for name, part in data.parts.items():
         names.setdefault((has_questions(part), has_reasoning(part), has_conversations(part)), []).append(name)
     return [
-        {"parts": ", ".join(own), "asks": asks, "reasons": reasons, "converses": converses}
+        {
+            "parts": ", ".join(own),
+            "asks": asks,
+            "reasons": reasons,
+            "converses": converses,
+            "text": with_names(form.document("{question}", "{reasoning}" if reasons else "", "{answer}")),
+        }
         for (asks, reasons, converses), own in names.items()
     ]
 

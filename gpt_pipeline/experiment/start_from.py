@@ -166,6 +166,12 @@ def note_source(folder: ExperimentFolder, source: Mapping[str, Any]) -> None:
     write_json(folder.start / _SOURCE_NAME, dict(source))
 
 
+def hub_revision(start_from: StartFromConfig, folder: ExperimentFolder) -> str | None:
+    """Return the commit at which a model of the hub was taken; None if it is not noted."""
+    made = read_kept(folder.start / _SOURCE_NAME, dict, otherwise="the model's commit is not known")
+    return None if made is None or made.get("text") != start_from.text else made.get("revision")
+
+
 def _listing(path: Path) -> dict[str, list[int]]:
     """Return size and time of the files that the weights are read from."""
     paths = [path] if path.is_file() else [each for each in path.iterdir() if each.suffix in _READ_BY_TRANSFORMERS]
