@@ -19,6 +19,7 @@ from gpt_pipeline.data.documents.stage import find_documents, prepare_documents
 from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.evaluation.evaluate import _one_at_a_time
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.mirror.order import agent_lock
 from gpt_pipeline.progress.data_users import held_users, note_users, record_of, users_of
@@ -142,6 +143,15 @@ def test_removal_killed_after_any_of_its_moves_is_finished_by_the_next(made: Mad
 def test_removal_of_one_that_trains_is_refused(made: Made) -> None:
     experiment = made("a")
     with folder_lock(experiment.folder.root, purpose="training"), pytest.raises(UserError, match="training is running"):
+        plan_removal(experiment, file=False)
+
+
+def test_removal_of_one_that_is_evaluated_is_refused(made: Made) -> None:
+    experiment = made("a")
+    with (
+        _one_at_a_time(experiment.folder.evaluations, "0" * 64),
+        pytest.raises(UserError, match="evaluation is running"),
+    ):
         plan_removal(experiment, file=False)
 
 

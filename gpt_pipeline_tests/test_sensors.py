@@ -22,6 +22,7 @@ from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.evaluation_step import log_result
 from gpt_pipeline.orchestration.keys import EVALUATION_TAG
 from gpt_pipeline.progress.evaluations import wanted_evaluations
+from gpt_pipeline.progress.removal import plan_removal
 from gpt_pipeline.project import Project
 from gpt_pipeline.tracking.store import default_tracking_uri
 from gpt_pipeline_tests.projects import TinyProject
@@ -68,6 +69,14 @@ def _run(instance: dg.DagsterInstance, request: dg.RunRequest, status: dg.Dagste
 
 def test_sensor_nothing_new_asks_for_nothing(copy: TinyProject, instance: dg.DagsterInstance) -> None:
     assert _ask_sensor(copy, instance) == []
+
+
+def test_sensor_that_finds_nothing_to_evaluate_keeps_nobody_from_removing_the_experiment(
+    copy: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    _ask_sensor(copy, instance)
+    experiment = copy.experiment("tiny")
+    assert experiment.folder.root in [item.path for item in plan_removal(experiment, file=False).items]
 
 
 def test_sensor_before_any_training_asks_for_nothing(copy: TinyProject, instance: dg.DagsterInstance) -> None:

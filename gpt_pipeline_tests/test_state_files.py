@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints, newer_manifests
-from gpt_pipeline.checkpoints.retention import evaluator_is_at_work
 from gpt_pipeline.data.sources.record import read_record
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.held_out import _read_choice
@@ -94,7 +93,6 @@ _READERS: dict[str, Callable[[Path], object]] = {
     "Kept muon/start.json": lambda path: Demand.read(ExperimentFolder(root=path.parent)),
     "Kept muon/job.json": TrainingJob.read,
     "Kept muon/report.json": lambda path: shown_fingerprint(path.parent),
-    "Kept muon/evaluator.json": lambda path: evaluator_is_at_work(path.parent),
     "Kept muon/metrics.jsonl": _metrics,
     "Kept muon/metrics.sent.json": lambda path: training_log_is_pending(
         ExperimentFolder(root=path.parent), _FINGERPRINT

@@ -22,14 +22,17 @@ from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.shards import prepare_shards
+from gpt_pipeline.evaluation.evaluate import _one_at_a_time
 from gpt_pipeline.experiment import sizes
 from gpt_pipeline.experiment.training import training_job
 from gpt_pipeline.launchers.protocol import JobState
 from gpt_pipeline.launchers.submission import Submission
 from gpt_pipeline.orchestration.report_step import write_report
+from gpt_pipeline.progress.at_work import show_run
 from gpt_pipeline.progress.show import sheets, training_text
 from gpt_pipeline.progress.status import CheckpointStatus, NextStep, Status, experiment_status, statuses
 from gpt_pipeline.progress.training import newest_records, training_progress
+from gpt_pipeline.project import Project
 from gpt_pipeline.sheet import plain_text
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -137,15 +140,20 @@ def test_files_of_the_data_that_may_be_deleted_are_not_needed_to_find_and_report
     assert [info.sha256 for info in project.checkpoints("tiny")] == weights
 
 
-def test_status_while_an_evaluator_works_does_not_ask_for_another(project: TinyProject) -> None:
+def test_status_while_a_checkpoint_is_evaluated_does_not_ask_for_another(project: TinyProject) -> None:
     _train(project)
-    root = project.experiment("tiny").folder.root
-    announce_evaluator(root)
-    status = _status(project)
-    assert status.is_evaluating
-    assert not status.next.command.startswith("gpt-pipeline evaluate")
-    assert "3 in progress" in plain_text(sheets([status]))
-    (root / "evaluator.json").write_text(json.dumps({"host": socket.gethostname(), "pid": 4_000_000, "started": "1"}))
+    experiment = project.experiment("tiny")
+    here = Project.of_experiments(experiment.file.parent)
+    for at_work in (
+        _one_at_a_time(experiment.folder.evaluations, "0" * 64),
+        show_run(here, run="1", job="evaluate_tiny", experiment="tiny"),
+    ):
+        with at_work:
+            status = _status(project)
+        assert status.is_evaluating
+        assert not status.next.command.startswith("gpt-pipeline evaluate")
+        assert "3 in progress" in plain_text(sheets([status]))
+    announce_evaluator(experiment.folder.root)  # as the daemon does all day, also where it has given up
     assert _status(project).next.command.startswith("gpt-pipeline evaluate ")
 
 

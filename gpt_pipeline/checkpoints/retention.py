@@ -17,7 +17,6 @@ from gpt_pipeline.checkpoints.manifest import (
     list_checkpoints,
     manifest_path,
 )
-from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.process import ProcessId
 from gpt_pipeline.storage.room import free_bytes
@@ -55,19 +54,9 @@ def prune(folder: ExperimentFolder, *, keep_last: int, training: str = "") -> li
 def announce_evaluator(root: Path) -> None:
     """Announce an evaluator for the experiment in `root`: its checkpoints are kept until they are evaluated.
 
-    Call it at least every ten minutes.
+    Call it at least every ten minutes. It says that somebody looks for checkpoints, not that one is being evaluated.
     """
     (root / _EVALUATOR_NAME).write_text(f"{ProcessId.here().as_text}\n", encoding="utf-8")
-
-
-def evaluator_is_at_work(root: Path) -> bool:
-    """Whether an evaluator that announced itself for the experiment in `root` is still running."""
-    try:
-        process = ProcessId.from_text(read_json(root / _EVALUATOR_NAME))
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
-        return False  # none, or its file is being written at this moment
-    # One evaluation may outlast the time in which another machine's evaluator counts as gone.
-    return not process.is_dead and (process.is_seen_here or _was_announced(root))
 
 
 def _was_announced(root: Path) -> bool:

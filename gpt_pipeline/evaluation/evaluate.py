@@ -35,7 +35,7 @@ from gpt_pipeline.evaluation.result import (
 from gpt_pipeline.row import Row, Watch, drawn, has_terminal_alone, unwatched
 from gpt_pipeline.shown import duration
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
-from gpt_pipeline.storage.lock import hold_lock
+from gpt_pipeline.storage.lock import hold_lock, is_held
 from gpt_pipeline.storage.manifest import StageResult, utc_now
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from gpt_pipeline.evaluation.validation import ValidationLoss
     from gpt_pipeline.model.language_model import LanguageModel
 
+_LOCKS = "locks"
 _SHARE_OF_DOCUMENTS = 0.25  # of max_validation_tokens, for each loss of documents by themselves
 _TOKENS_AT_ONCE = 4096  # their logits take 0.8 GB in float32, and as much again while the loss is computed
 
@@ -148,10 +149,15 @@ def evaluate_checkpoint(task: EvaluationTask, *, force: bool = False) -> Evaluat
 @contextmanager
 def _one_at_a_time(folder: Path, identity: str) -> Iterator[None]:
     """Hold this evaluation's lock, waiting for another process that does the same."""
-    locks = folder / "locks"
+    locks = folder / _LOCKS
     locks.mkdir(parents=True, exist_ok=True)
     with hold_lock(locks / f"{identity[:SHORT]}.lock", wait_seconds=-1):
         yield
+
+
+def evaluation_is_under_way(folder: Path) -> bool:
+    """Whether a process, of whichever project or machine, evaluates for the folder of results `folder` now."""
+    return any(is_held(lock) for lock in (folder / _LOCKS).glob("*.lock"))
 
 
 def _evaluate(task: EvaluationTask) -> EvaluationResult:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gpt_pipeline.checkpoints.retention import evaluator_is_at_work
 from gpt_pipeline.data.config import is_path
 from gpt_pipeline.data.stage import PARTS
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.evaluation.evaluate import evaluation_is_under_way
 from gpt_pipeline.experiment.config import DATA_FOLDER
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
@@ -213,7 +213,7 @@ def _refuse_at_work(experiment: Experiment, project: Project) -> None:
         raise UserError(f"{experiment.file.name}: {runs[0].in_words} works on it; stop it, or wait for its end")
     if trainer_state(root) == "running":
         raise UserError(f"{root}: a training is running there; stop it, or wait for its end")
-    if evaluator_is_at_work(root):
+    if evaluation_is_under_way(experiment.folder.evaluations):
         raise UserError(f"{root}: an evaluation is running there; stop it, or wait for its end")
     if is_sending(experiment.folder):
         raise UserError(f"{root}: its finished work is being sent to the mirror; wait for the end of that")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
-from gpt_pipeline.checkpoints.retention import evaluator_is_at_work
 from gpt_pipeline.errors import NewerFileError, UserError
+from gpt_pipeline.evaluation.evaluate import evaluation_is_under_way
 from gpt_pipeline.evaluation.result import (
     EvaluationResult,
     alike_newest,
@@ -126,7 +126,7 @@ class Status:
     """Checkpoints without an evaluation, or with one by other questions, settings or code."""
 
     is_evaluating: bool = False
-    """Whether evaluations are pending and an evaluator is working on them."""
+    """Whether evaluations are pending and one is being made, or begins to be, by whichever process."""
 
     tracking_is_pending: bool = False
     """Whether MLflow lacks something of the training."""
@@ -192,7 +192,7 @@ def experiment_status(experiment: Experiment, seen: SeenParts | None = None) -> 
 
 def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
     folder, project = experiment.folder, Project.of_experiments(experiment.file.parent)
-    stages = data_progress(experiment, seen)
+    stages, runs = data_progress(experiment, seen), runs_at_work(project, experiment.name)
     wanted = wanted_evaluations(experiment)
     pending = sum(each.state != "done" for each in wanted)
     results = summarize_evaluations(folder.evaluations)
@@ -216,13 +216,13 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
         checkpoint_bytes=_bytes_on_disk(folder.checkpoints),
         evaluations_done=len(results),
         evaluations_pending=pending,
-        is_evaluating=pending > 0 and evaluator_is_at_work(folder.root),
+        is_evaluating=pending > 0 and (_evaluates(runs) or evaluation_is_under_way(folder.evaluations)),
         tracking_is_pending=is_log_pending(experiment),
         best=_best(results, best_checkpoint(folder.checkpoints), decides),
         report=folder.report if folder.report.is_file() else None,
         report_is_outdated=stages[-1].state == "finished" and report_is_outdated(experiment),
         mirror=_mirror(experiment),
-        at_work=_maker(project, experiment),
+        at_work=_maker(runs),
         pages=next(iter(pages_addresses(project)), None),
         next=NextStep(command="", why=""),
     )
@@ -237,10 +237,14 @@ def _mirror(experiment: Experiment) -> str:
     return f"{url}: {'nothing sent yet' if state is None else state.in_words}"
 
 
-def _maker(project: Project, experiment: Experiment) -> RunAtWork | None:
-    """Return the run that makes the experiment's data or training; evaluations show themselves otherwise."""
-    runs = runs_at_work(project, experiment.name)
+def _maker(runs: Sequence[RunAtWork]) -> RunAtWork | None:
+    """Return the run that makes data or training."""
     return next((run for run in runs if run.job.startswith(("run_", "data_"))), None)
+
+
+def _evaluates(runs: Sequence[RunAtWork]) -> bool:
+    """Whether one of the runs evaluates: it loads what it needs before it holds the lock of its evaluation."""
+    return any(run.job.startswith("evaluate_") for run in runs)
 
 
 def _checkpoints(folder: Path) -> list[CheckpointInfo]:
