@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,14 +24,17 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import EvaluationResult, evaluation_path, read_evaluations, write_evaluation
 from gpt_pipeline.experiment.differences import config_differences
 from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.comparison_log import mlflow_experiment
-from gpt_pipeline.orchestration.comparison_step import COMPARISON, COMPARISON_JOB, comparison_fingerprint
+from gpt_pipeline.orchestration.comparison_step import COMPARISON, comparison_fingerprint
+from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
 from gpt_pipeline.project import Project
 from gpt_pipeline.sheet import plain_text
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.storage.process import ProcessId
 from gpt_pipeline.tracking.store import default_tracking_uri, open_client
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.test_exchange import own_tokenizer
@@ -405,7 +409,7 @@ def test_comparison_asset_shows_table_picture_and_ranking(project: TinyProject, 
     experiments = [trained(project, "one", {4: 3.0, 8: 2.5}), trained(project, "two", {4: 2.0, 8: 1.5})]
     definitions = _definitions(project)
     with dg.DagsterInstance.ephemeral() as instance:
-        job = definitions.resolve_job_def(COMPARISON_JOB)
+        job = definitions.resolve_job_def(keys.COMPARISON_JOB)
         assert job.execute_in_process(instance=instance).success
         event = instance.get_latest_materialization_event(COMPARISON)
     assert event is not None
@@ -421,7 +425,7 @@ def test_comparison_asset_shows_table_picture_and_ranking(project: TinyProject, 
 def _compared(project: TinyProject) -> tuple[dg.AssetMaterialization, list[str]]:
     """Materialize the comparison; return it, and the warnings."""
     with dg.DagsterInstance.ephemeral() as instance:
-        result = _definitions(project).resolve_job_def(COMPARISON_JOB).execute_in_process(instance=instance)
+        result = _definitions(project).resolve_job_def(keys.COMPARISON_JOB).execute_in_process(instance=instance)
         event = instance.get_latest_materialization_event(COMPARISON)
         logged = [entry.user_message for entry in instance.all_logs(result.run_id) if entry.level >= logging.WARNING]
     assert event is not None
@@ -508,10 +512,31 @@ def test_comparison_sensor_acts_when_a_report_changed_and_nothing_trains(
         with folder_lock(two.folder.root, purpose="training"):
             assert "two" in str(tick().skip_message)
         assert isinstance(tick(), dg.RunRequest)
-        assert definitions.resolve_job_def(COMPARISON_JOB).execute_in_process(instance=instance).success
+        assert definitions.resolve_job_def(keys.COMPARISON_JOB).execute_in_process(instance=instance).success
         assert isinstance(tick(), dg.SkipReason)
         _reported(two, "2")
         assert isinstance(tick(), dg.RunRequest)
+
+
+def test_comparison_whose_process_was_killed_is_closed_and_requested_again_but_not_for_ever(
+    project: TinyProject,
+) -> None:
+    experiments = [trained(project, "one", {4: 3.0}), trained(project, "two", {4: 2.0})]
+    for each in experiments:
+        _reported(each, "1")
+    definitions = _definitions(project)
+    sensor, job = definitions.resolve_sensor_def("new_comparison"), definitions.resolve_job_def(keys.COMPARISON_JOB)
+    dead, run_keys = replace(ProcessId.here(), boot="an earlier boot"), []
+    with dg.DagsterInstance.ephemeral() as instance:
+        for run_id in (str(uuid.uuid4()) for _ in range(4)):
+            request = sensor(dg.build_sensor_context(instance=instance, definitions=definitions))
+            assert isinstance(request, dg.RunRequest)
+            run_keys.append(request.run_key)
+            tags = {**request.tags, **process_tag(run_id, dead)}
+            instance.create_run_for_job(job, run_id=run_id, status=dg.DagsterRunStatus.STARTED, tags=tags)
+            assert close_dead_runs(instance, experiments[1:]) == [run_id]
+    assert len({*run_keys}) == 3
+    assert run_keys[2] == run_keys[3]  # which Dagster does not launch twice
 
 
 def test_report_step_sets_an_experiment_apart_from_the_newest_other_that_was_started(copy: TinyProject) -> None:

@@ -48,10 +48,23 @@ class _History:
         self._definitions = build_definitions(Project(root=root, experiments=root / "experiments"))
         self.instance = dg.DagsterInstance.ephemeral()
 
-    def add(self, job: str = "run_tiny", *, process: ProcessId | None = None, status: Any = STARTED) -> str:
-        """Add a run of `job`; return its id."""
+    def add(
+        self,
+        job: str = "run_tiny",
+        *,
+        process: ProcessId | None = None,
+        status: Any = STARTED,
+        repeats: str | None = None,
+    ) -> str:
+        """Add a run of `job`, which may repeat another one; return its id."""
         tags = {} if process is None else {PROCESS_TAG: json.dumps(dataclasses.asdict(process))}
-        run = self.instance.create_run_for_job(self._definitions.resolve_job_def(job), status=status, tags=tags)
+        run = self.instance.create_run_for_job(
+            self._definitions.resolve_job_def(job),
+            status=status,
+            tags=tags,
+            root_run_id=repeats,
+            parent_run_id=repeats,
+        )
         return str(run.run_id)
 
     def close(self) -> list[str]:
@@ -148,16 +161,16 @@ def test_process_of_a_run_that_was_started_again_is_not_that_of_the_first(histor
     assert process_of(again) is None
 
 
-def _of_the_daemon(history: _History, *, pid: int, requested_by: ProcessId) -> str:
+def _of_the_daemon(history: _History, *, pid: int, requested_by: ProcessId, repeats: str | None = None) -> str:
     """A run that began, as process `pid`, and whose step still waits for its place."""
-    run_id = _of_the_ui(history, pid=pid)
+    run_id = _of_the_ui(history, pid=pid, repeats=repeats)
     history.instance.add_run_tags(run_id, {REQUESTER_TAG: json.dumps(dataclasses.asdict(requested_by))})
     return run_id
 
 
-def _of_the_ui(history: _History, *, pid: int, minutes: float = 0) -> str:
+def _of_the_ui(history: _History, *, pid: int, minutes: float = 0, repeats: str | None = None) -> str:
     """The same, asked for by a person on Dagster's pages; it was last heard of so many minutes ago."""
-    run_id = history.add("evaluate_tiny")
+    run_id = history.add("evaluate_tiny", repeats=repeats)
     entry = dg.EventLogEntry(
         error_info=None,
         level="debug",
@@ -189,6 +202,16 @@ def test_close_dead_runs_ends_a_run_of_the_daemon_that_died_before_its_step(hist
     )
     assert set(history.close()) == {dead, before_boot}
     assert (history.status(alive), history.status(elsewhere)) == (STARTED, STARTED)
+
+
+def test_close_dead_runs_leaves_one_that_was_started_again_after_the_machine_that_asked_went_down(
+    history: _History, tmp_path: Path
+) -> None:
+    (tmp_path / "home").mkdir()
+    history.instance = dg.DagsterInstance.local_temp(str(tmp_path / "home"))
+    first = _of_the_daemon(history, pid=os.getpid(), requested_by=DEAD)
+    _of_the_daemon(history, pid=os.getpid(), requested_by=DEAD, repeats=first)
+    assert history.close() == [first]
 
 
 def test_close_dead_runs_ends_a_run_of_the_ui_that_died_before_its_step(history: _History, tmp_path: Path) -> None:

@@ -243,6 +243,8 @@ def test_dagster_run_tells_its_failed_step_and_commands_tell_of_their_own(projec
         assert run_message(instance, of_command, [experiment], "failed") is None
         killed = _run(instance, project, {keys.COMMAND_TAG: "yes", DEAD_TAG: "yes"})
         assert run_message(instance, killed, [experiment], "failed") is not None
+        again = of_command._replace(parent_run_id=of_command.run_id)  # repeated on the pages, which hand tags on
+        assert run_message(instance, again, [experiment], "failed") is not None
         evaluation = _run(instance, project, {}, job=keys.evaluate_job(experiment))
         assert run_message(instance, evaluation, [experiment], "finished") is None
         assert run_message(instance, evaluation, [experiment], "failed") is not None

@@ -10,6 +10,7 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.attributes import OWNERS, code_references, stage_tags
 from gpt_pipeline.orchestration.comparison_log import log_comparison
+from gpt_pipeline.orchestration.dead_runs import DEAD_TAG, at_work, requester_tag
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.history import is_under_way
 from gpt_pipeline.orchestration.metadata import picture_markdown
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from gpt_pipeline.comparison.standings import Comparison
 
 COMPARISON = dg.AssetKey(["comparison"])
-COMPARISON_JOB = "compare_experiments"
 _VERSION = "3"  # raised by hand when the same reports give another comparison
 _SENSOR_SECONDS = 60
+_MOST_REPEATS = 2  # of a comparison whose process was killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def comparison_definitions(experiments: Sequence[Experiment]) -> list[Comparison
         return []
     asset = _asset(experiments)
     job = dg.define_asset_job(
-        COMPARISON_JOB, dg.AssetSelection.assets(asset), description="Compare all experiments of the project."
+        keys.COMPARISON_JOB, dg.AssetSelection.assets(asset), description="Compare all experiments of the project."
     )
     return [ComparisonDefinitions(asset=asset, job=job, sensor=_sensor(experiments, job))]
 
@@ -71,9 +72,16 @@ def _asset(experiments: Sequence[Experiment]) -> dg.AssetsDefinition:
     )
     def comparison(context: dg.AssetExecutionContext, mlflow: dg.ResourceParam[MlflowTracking]) -> dg.MaterializeResult:
         with explained():
-            return _compare(context, experiments, mlflow)
+            base = next(iter(_reported(experiments)), experiments[0]).folder.base  # where one can write
+            with at_work(context.instance, context.run, base):
+                return _compare(context, experiments, mlflow)
 
     return comparison
+
+
+def _reported(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Return the experiments that have a report."""
+    return [each for each in experiments if shown_fingerprint(each.folder.root) is not None]
 
 
 def _compare(
@@ -126,9 +134,9 @@ def _sensor(experiments: Sequence[Experiment], job: "UnresolvedAssetJobDefinitio
         description="Compares the experiments anew when a report has changed and no training is running.",
     )
     def new_comparison(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        reported = [each for each in experiments if shown_fingerprint(each.folder.root) is not None]
-        if len(reported) < 2:
-            return dg.SkipReason(f"{len(reported)} of {len(experiments)} experiments have a report.")
+        reported = len(_reported(experiments))
+        if reported < 2:
+            return dg.SkipReason(f"{reported} of {len(experiments)} experiments have a report.")
         wanted, shown = comparison_fingerprint(experiments), _shown(context.instance)
         if shown == wanted:
             return dg.SkipReason("The comparison shows the newest reports.")
@@ -136,9 +144,13 @@ def _sensor(experiments: Sequence[Experiment], job: "UnresolvedAssetJobDefinitio
         training = [each.name for each in experiments if trainer_state(each.folder.root) == "running"]
         if training:
             return dg.SkipReason(f"Waits for the training of {', '.join(training)} to end.")
-        if is_under_way(context.instance, COMPARISON_JOB):
+        if is_under_way(context.instance, keys.COMPARISON_JOB):
             return dg.SkipReason("A comparison is under way.")
-        return dg.RunRequest(run_key=f"{wanted}@{shown}")  # one that fails is not requested again and again
+        tags = {keys.COMPARISON_TAG: wanted}
+        killed = context.instance.get_runs_count(dg.RunsFilter(tags={**tags, DEAD_TAG: "yes"}))
+        again = f"@{min(killed, _MOST_REPEATS)}" if killed else ""
+        # One that fails is not requested again and again.
+        return dg.RunRequest(run_key=f"{wanted}@{shown}{again}", tags={**tags, **requester_tag()})
 
     return new_comparison
 

@@ -84,7 +84,10 @@ def _process_here(instance: dg.DagsterInstance, run: dg.DagsterRun) -> ProcessId
 
 
 def close_dead_runs(instance: dg.DagsterInstance, experiments: Iterable[Experiment]) -> list[str]:
-    """Mark as failed those runs of the experiments' jobs whose process is certainly gone; return their ids."""
+    """Mark as failed those runs of the experiments' jobs, and of their comparison, whose process is certainly gone.
+
+    Return their ids.
+    """
     owners = owners_of_jobs(experiments)
     closed = []
     for run in instance.get_runs(dg.RunsFilter(statuses=list(UNFINISHED))):
@@ -104,8 +107,8 @@ def close_dead_runs(instance: dg.DagsterInstance, experiments: Iterable[Experime
 
 
 def owners_of_jobs(experiments: Iterable[Experiment]) -> Mapping[str, Experiment]:
-    """Return the experiment of each job by the job's name."""
-    names = (keys.run_job, keys.data_job, keys.evaluate_job, keys.report_job)
+    """Return the experiment of each job by the job's name; of the comparison, which is of all, one of them."""
+    names = (keys.run_job, keys.data_job, keys.evaluate_job, keys.report_job, lambda _: keys.COMPARISON_JOB)
     return {name(experiment): experiment for experiment in experiments for name in names}
 
 
@@ -131,6 +134,11 @@ def process_of(run: dg.DagsterRun) -> ProcessId | None:
     return _tagged(run, PROCESS_TAG) if of_run == run.run_id else None
 
 
+def _requester(run: dg.DagsterRun) -> ProcessId | None:
+    """Return the process that asked for a run, as its tag says; None if the tag is of the run that it repeats."""
+    return None if run.parent_run_id else _tagged(run, REQUESTER_TAG)
+
+
 def _tagged(run: dg.DagsterRun, tag: str) -> ProcessId | None:
     try:
         return ProcessId.from_text(json.loads(run.tags[tag]))
@@ -144,7 +152,7 @@ def _process_launched(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Proce
     A person in the UI leaves no such note. Where the history is a file, it is likely this machine, but a container may
     share the file; so the run has to be silent as well, longer than one that only waits.
     """
-    requester, pid = _tagged(run, REQUESTER_TAG), _pid_at_start(instance, run)
+    requester, pid = _requester(run), _pid_at_start(instance, run)
     if requester is None and isinstance(instance.run_storage, SqliteRunStorage) and _is_silent(instance, run):
         requester = ProcessId.here()
     if requester is None or pid is None or not isinstance(instance.run_launcher, dg.DefaultRunLauncher):
@@ -160,7 +168,7 @@ def _is_silent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 
 def _launcher(instance: dg.DagsterInstance, run: dg.DagsterRun) -> ProcessId | None:
     """Return the process that was to launch a requested run, if nothing was heard of the run since long enough."""
-    requester, record = _tagged(run, REQUESTER_TAG), instance.get_run_record_by_id(run.run_id)
+    requester, record = _requester(run), instance.get_run_record_by_id(run.run_id)
     if record is None or run.status != dg.DagsterRunStatus.STARTING:
         return None
     changed = record.update_timestamp.replace(tzinfo=UTC)

@@ -35,6 +35,11 @@ EVALUATION_TAG = ".dagster/gpt_pipeline_evaluation"
 REPORT_TAG = ".dagster/gpt_pipeline_report"
 """Bears the fingerprint of what the report would show."""
 
+COMPARISON_TAG = ".dagster/gpt_pipeline_comparison"
+"""Bears the fingerprint of what the comparison would show."""
+
+COMPARISON_JOB = "compare_experiments"
+
 
 def stage_of(step_key: str) -> str:
     """`raw_synth_1907de.check_file[synth_001]` -> `raw_synth`, `demo__training` -> `training`: a step's stage."""

@@ -62,7 +62,9 @@ def run_message(
     Of those that ended well, only what was asked for: evaluations and reports come by themselves.
     """
     experiment = _experiment_of(run, experiments)
-    if experiment is None or (keys.COMMAND_TAG in run.tags and DEAD_TAG not in run.tags):
+    # A run that is repeated on the pages bears the tags of the first.
+    tells_itself = keys.COMMAND_TAG in run.tags and DEAD_TAG not in run.tags and run.parent_run_id is None
+    if experiment is None or tells_itself:
         return None
     follows = run.job_name in (keys.evaluate_job(experiment), keys.report_job(experiment))
     if ending == "finished" and follows:
