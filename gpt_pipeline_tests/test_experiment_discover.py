@@ -1,9 +1,14 @@
 """The experiment files of a folder, each on its own."""
 
+import os
+from itertools import pairwise
+
 import pytest
 
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment import discover
 from gpt_pipeline.experiment.discover import find_experiments, load_alone
+from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline_tests.test_experiment_load import ORIGINAL, SMALL
 
 
@@ -31,6 +36,59 @@ def test_broken_file_is_reported_and_the_others_are_found(write, tmp_path):
     assert "not valid YAML" in found[0].problem
     assert "storage.base_folder: found 'E:" in found[4].problem
     assert "this is a folder" in found[5].problem
+
+
+_BOMB = "runtime:\n  a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"  {name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in pairwise("abcdef")
+)
+_TOO_LONG = "n" * 300
+_POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows takes a folder beside the user's own for another's home")
+
+
+@pytest.mark.parametrize(
+    ("added", "problem"),
+    [
+        ("runtime: &a [*a]\n", "an alias .* leads back to the value that it stands in"),
+        (_BOMB, r"found aliases .* that repeat 1,234,550 values, need at most 10,000"),
+        (f"start_from: {{hugging_face: ./{_TOO_LONG}}}\n", "weights that can be used"),
+        (f"start_from: {{file: {_TOO_LONG}}}\n", "weights that can be used"),
+        (f"start_from: {{experiment: {_TOO_LONG}}}\n", "does not exist"),
+        ("start_from: {experiment: loop}\n", "does not exist"),
+        pytest.param(
+            "start_from: {file: ~nobody-of-this-name/x}\n", "a folder of a user whom this machine knows", marks=_POSIX
+        ),
+        ('family: "\\ud800"\n', "half of a character"),
+    ],
+)
+def test_file_that_leads_astray_is_a_problem_of_its_own_alone(write, tmp_path, added, problem):
+    write(bad=named("Bad") + added, good=named("Good"))
+    (tmp_path / "loop").symlink_to("loop")
+    bad, good = find_experiments(tmp_path)
+    with pytest.raises(UserError, match=problem):
+        raise UserError(bad.problem)
+    with pytest.raises(UserError, match=problem):
+        load_alone(bad.file)
+    assert good.problem is None
+
+
+@_POSIX
+def test_base_folder_in_the_home_of_nobody_is_a_problem_of_that_experiment_alone(write, tmp_path):
+    write(bad=named("Bad").replace("../storage", "~nobody-of-this-name/x"), good=named("Good"))
+    bad, good = find_experiments(tmp_path)
+    assert "bad.yaml:5: storage.base_folder: found '~nobody-of-this-name/x', need a folder of a user" in bad.problem
+    assert good.problem is None
+
+
+def test_mistake_of_ours_in_one_file_leaves_the_others(write, tmp_path, monkeypatch):
+    write(bad=named("Bad"), good=named("Good"))
+
+    def load(file):
+        return 1 / 0 if file.stem == "bad" else load_experiment(file)
+
+    monkeypatch.setattr(discover, "load_experiment", load)
+    bad, good = find_experiments(tmp_path)
+    assert "bad.yaml: ZeroDivisionError" in bad.problem
+    assert good.problem is None
 
 
 def test_order_is_that_of_the_names_and_other_files_are_left_out(write, tmp_path):

@@ -712,7 +712,20 @@ _PIECES = st.sampled_from(
             "017",
             "0x1F",
         ),
-        *("\ufeff", "\x00", "\x85", "\u2028", "é", "💥", '"\\U00110000"', "!!python/object:os.system ", "runtime:\n"),
+        *(
+            "\ufeff",
+            "\x00",
+            "\x85",
+            "\u2028",
+            "é",
+            "💥",
+            '"\\U00110000"',
+            '"\\ud800"',
+            "&b [*b]",
+            "~x/",
+            "!!python/object:os.system ",
+            "runtime:\n",
+        ),
     ]
 )
 

@@ -250,6 +250,23 @@ def test_hugging_face_folder_is_converted_once_and_gives_the_same_weights(folder
     assert find_start(load_experiment(later.file)).checkpoint.weights_sha256 == info.weights_sha256
 
 
+def test_converted_hugging_face_folder_whose_links_lead_nowhere_stands(folder: Path) -> None:
+    info, weights = _export(folder), folder.parent / "hf" / "model.safetensors"
+    kept = shutil.move(weights, folder.parent / "blob")  # as the hub's cache keeps them
+    weights.symlink_to(kept)
+    later = _later(folder, "{hugging_face: ../hf}")
+    convert_start(later, say=lambda text: None)
+    os.unlink(kept)
+    assert find_start(load_experiment(later.file)).checkpoint.weights_sha256 == info.weights_sha256
+    os.utime(folder.parent / "hf" / "config.json", ns=(1, 1))
+    with pytest.raises(StartNotReadyError):
+        find_start(load_experiment(later.file))
+    new = folder / "new.yaml"
+    new.write_text(later.file.read_text().replace("Later", "New"))
+    with pytest.raises(UserError, match=r"and links that lead nowhere \(model\.safetensors\)"):
+        load_experiment(new)
+
+
 def test_hugging_face_folder_gives_its_shape_before_it_is_converted(folder: Path) -> None:
     _export(folder)
     more = "model: {dropout: 0.0, qkv_bias: true}\n"  # the weights alone tell whether the biases are zero

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -13,6 +14,8 @@ from gpt_pipeline.experiment.document import SUFFIXES
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.project import OTHER_FILES
 from gpt_pipeline.storage.names import slug
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,9 @@ def _distinct(files: list[Path]) -> Iterator[ExperimentFile]:
             _take(taken, experiment)
         except UserError as error:
             yield ExperimentFile(name=name, file=file, problem=str(error))
+        except Exception as error:  # a mistake of ours must not take the others away, either
+            _logger.exception("%s", file)
+            yield ExperimentFile(name=name, file=file, problem=f"{file}: {type(error).__name__}: {error}")
         else:
             yield ExperimentFile(name=name, file=file, experiment=experiment)
 

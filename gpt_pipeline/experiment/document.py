@@ -21,6 +21,7 @@ from gpt_pipeline.experiment.problems import ExperimentFileError, Problem, neare
 BYTE_ORDER_MARK = "\ufeff"
 SUFFIXES = (".yaml", ".yml")
 _MAX_BYTES = 1_000_000  # an experiment file has a few hundred; a larger one is something else
+_MAX_REPEATED = 10_000  # values behind aliases: a text of a few hundred bytes can stand for more than memory holds
 _DEPTH = 4  # down to the columns of a part of `data.mix`
 _TAG = "tag:yaml.org,2002:"
 _CORE_TAGS = {
@@ -125,7 +126,8 @@ def compose(path: Path, text: str) -> Node | None:
     """Return the YAML node of the whole file; None for a file of nothing but comments. Marks count from after the BOM.
 
     Raises:
-        ExperimentFileError: not YAML; says where and, for the usual slips, what to do.
+        ExperimentFileError: not YAML; says where and, for the usual slips, what to do. Or its aliases have no end, or
+            stand for too much.
     """
     yaml = YAML(typ="rt", pure=True)
     yaml.composer.warn_double_anchors = False  # YAML 1.2 allows it; a Python warning would not help the user
@@ -140,7 +142,37 @@ def compose(path: Path, text: str) -> Node | None:
         raise _syntax_error(path, error) from None
     except (YAMLError, RecursionError, ValueError) as error:  # ValueError: ruamel on, say, an escape beyond Unicode
         raise _broken(path, f"not a YAML file: {str(error).splitlines()[0]}") from None
+    if node is not None:
+        _refuse_explosion(path, node)
     return node
+
+
+def _refuse_explosion(path: Path, root: Node) -> None:
+    counts: dict[int, int] = {}
+    repeated = _count(path, root, counts) - len(counts)
+    if repeated > _MAX_REPEATED:
+        text = f"found aliases (`*name`) that repeat {repeated:,} values, need at most {_MAX_REPEATED:,}"
+        raise _broken(path, f"{text}; write out what is needed of them")
+
+
+def _count(path: Path, node: Node, counts: dict[int, int]) -> int:
+    """Return how many values `node` stands for, itself among them and those of aliases each time.
+
+    `counts` has it of each node by its `id`; 0 while it is being counted.
+    """
+    if id(node) not in counts:
+        counts[id(node)] = 0
+        counts[id(node)] = 1 + sum(_count(path, each, counts) for each in _below(node))
+    if counts[id(node)] == 0:
+        text = "an alias (`*name`) leads back to the value that it stands in; write out what is meant"
+        raise _broken(path, text, line=_line(node))
+    return counts[id(node)]
+
+
+def _below(node: Node) -> list[Node]:
+    if isinstance(node, MappingNode):
+        return [each for pair in node.value for each in pair]
+    return node.value if isinstance(node, SequenceNode) else []
 
 
 def _entries(path: Path, node: MappingNode, *, depth: int) -> tuple[Entry, ...]:
@@ -160,6 +192,8 @@ def _written(path: Path, node: Node) -> Written:
         return Written(kind=Kind.LIST, items=tuple(_written(path, item) for item in node.value))
     if not isinstance(node, ScalarNode):
         return Written(kind=Kind.BLOCK)
+    if any("\ud800" <= letter <= "\udfff" for letter in node.value):
+        raise _broken(path, f"found {quoted(node.value)}, with half of a character; write all of it", line=_line(node))
     return Written(kind=Kind.QUOTED if node.style else Kind.PLAIN, text=node.value)
 
 

@@ -197,7 +197,7 @@ def read_experiment(path: Path, text: str, *, later: tuple[Path, ...] = ()) -> E
     config = _with_the_packing_of_its_objective(ExperimentConfig(**values), lines)
     try:
         config, errors = _with_the_vocabulary(config, path.absolute(), lines)
-    except UserError as error:  # a tokenizer's file that cannot be used, in words of its own
+    except (UserError, OSError) as error:  # a tokenizer's file that cannot be used, in words of its own
         key = "data.tokenizer"
         raise ExperimentFileError(path, [Problem(line=lines.get(key), key=key, text=str(error))]) from error
     if not errors:
@@ -346,7 +346,7 @@ def _start(config: ExperimentConfig, file: Path, later: tuple[Path, ...]) -> _St
             info = start_checkpoint(start_from, file, folder)
             if info is None:
                 return _Start(shape=shape_to_come(start_from, file), is_made=False)
-        except UserError as error:
+        except (UserError, OSError) as error:
             key = "start_from.file" if start_from.file else "start_from.hugging_face"
             raise ConfigError(key, found=start_from.text, need=f"weights that can be used ({error})") from error
         return _Start(shape=dataclasses.asdict(info.model), tokenizer=info.settings.get(TOKENIZER))
@@ -355,7 +355,7 @@ def _start(config: ExperimentConfig, file: Path, later: tuple[Path, ...]) -> _St
     if base in chain:
         circle = " -> ".join(each.name for each in (*chain[chain.index(base) :], base))
         raise ConfigError(key, found=start_from.experiment, need=f"an experiment that does not lead back ({circle})")
-    if not base.is_file():
+    if not os.path.isfile(base):  # Path.is_file raises, where the path is too long or forbidden
         raise ConfigError(key, found=start_from.experiment, need=f"an experiment file; {base} does not exist")
     try:
         loaded = load_experiment(base, later=chain)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class StartFromConfig:
 
 def base_file(start_from: StartFromConfig, file: Path) -> Path | None:
     """Return the experiment file that the experiment in `file` starts from, absolute; None if it starts from none."""
-    return None if start_from.experiment is None else Path(file.parent, start_from.experiment).resolve()
+    return None if start_from.experiment is None else Path(os.path.realpath(file.parent / start_from.experiment))
 
 
 def weights_path(start_from: StartFromConfig, file: Path) -> Path | None:
@@ -108,8 +109,7 @@ def start_checkpoint(start_from: StartFromConfig, file: Path, folder: Experiment
     is_made = made is not None and made.get("text") == start_from.text
     if path is not None and not is_made:
         _require_weights(path)
-    # A folder that is away, such as on a disk not plugged in, cannot have changed.
-    if made is None or not is_made or (path is not None and path.exists() and made.get("files") != _listing(path)):
+    if made is None or not is_made or not _are_unchanged(made.get("files"), path):
         return None
     return read_info(checkpoint_path(folder.start, 0))
 
@@ -146,9 +146,11 @@ def _require_weights(path: Path) -> None:
     if not path.exists():
         raise UserError(f"{path} does not exist")
     if path.is_dir():
-        names = [each.name for each in path.iterdir()]
+        names = [each.name for each in path.iterdir() if each.exists()]
         if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
             found = ", ".join(sorted(names)[:5]) or "nothing"
+            if links := sorted(each.name for each in path.iterdir() if not each.exists()):
+                found += f", and links that lead nowhere ({', '.join(links[:5])})"
             raise UserError(
                 f"{path}: found {found}; need a folder with config.json and the weights as .safetensors, as "
                 "transformers saves a model"
@@ -173,10 +175,26 @@ def hub_revision(start_from: StartFromConfig, folder: ExperimentFolder) -> str |
 
 
 def _listing(path: Path) -> dict[str, list[int]]:
-    """Return size and time of the files that the weights are read from."""
+    """Return size and time of the files that the weights are read from, without links that lead nowhere."""
     paths = [path] if path.is_file() else [each for each in path.iterdir() if each.suffix in _READ_BY_TRANSFORMERS]
-    stats = {each.name: each.stat() for each in sorted(paths)}
+    stats = {each.name: each.stat() for each in sorted(paths) if each.exists()}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _are_unchanged(files: object, path: Path | None) -> bool:
+    """Whether the weights in `path` are read from `files`, a listing of earlier; `path` is None for a model of the hub.
+
+    What is away cannot have changed: a folder on a disk that is not plugged in, links into a cache that was emptied.
+    """
+    if path is None or not path.exists():
+        return True
+    here = {name: each for name, each in files.items() if _is_here(path / name)} if isinstance(files, dict) else files
+    return here == _listing(path)
+
+
+def _is_here(path: Path) -> bool:
+    """Whether a file is there, or is gone: anything but a link that leads nowhere."""
+    return path.exists() or not path.is_symlink()
 
 
 def model_from_start(

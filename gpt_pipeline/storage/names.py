@@ -54,7 +54,8 @@ def resolve_folder(text: str, *, relative_to: Path, key: str) -> Path:
     """Return the absolute folder that `text` names; `~` is the home, a relative path starts at `relative_to`.
 
     Raises:
-        ConfigError: a Windows path on a machine that is not Windows, or an address such as `s3://bucket/folder`.
+        ConfigError: a Windows path on a machine that is not Windows, an address such as `s3://bucket/folder`, or the
+            home of nobody.
     """
     if _ADDRESS.match(text):
         raise ConfigError(
@@ -70,7 +71,12 @@ def resolve_folder(text: str, *, relative_to: Path, key: str) -> Path:
             need="a folder on this machine (this is a Windows path, and the machine does not run Windows)",
             remedy=f"set {key} to a folder here, such as /data/gpt_storage",
         )
-    return Path(os.path.abspath(relative_to / Path(text).expanduser()))
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        need, remedy = "a folder of a user whom this machine knows", f"set {key} to the whole path"
+        raise ConfigError(key, found=text, need=need, remedy=remedy) from error
+    return Path(os.path.abspath(relative_to / path))
 
 
 def as_typed(path: Path, here: Path) -> str:
