@@ -29,7 +29,7 @@ def job(name: str) -> dg.JobDefinition:
     """Return the job `name` of the project in the working directory."""
     stage.UNIT_BYTES = 1
     ShardsStage.make = _make_or_die  # type: ignore[method-assign]
-    return rebuild.job(name)
+    return rebuild.job(name, str(Project.here().experiments))
 
 
 _make = ShardsStage.make

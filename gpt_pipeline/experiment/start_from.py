@@ -41,7 +41,8 @@ class StartFromConfig:
     """Whose weights the training begins with: one of `experiment`, `hugging_face` and `file`; none: random ones."""
 
     experiment: str | None = None
-    """Another experiment file, relative to this one. `run` trains it first if it is not finished."""
+    """Another experiment file, relative to this one. `run` trains it first if it is not finished, in its own project if
+    it lies in another folder."""
 
     hugging_face: str | None = None
     """A folder with a model as transformers saves it (GPT-2, LLaMA, nanochat), or its name on the hub, `owner/name`."""

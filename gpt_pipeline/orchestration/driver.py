@@ -34,7 +34,7 @@ from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
 from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.tokenizer_stage import fetch_tokenizer
 from gpt_pipeline.errors import StoppedError, UserError
-from gpt_pipeline.experiment.discover import load_alone
+from gpt_pipeline.experiment.discover import find_experiments, load_alone
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
 from gpt_pipeline.experiment.start_from import StartNotReadyError
@@ -127,7 +127,7 @@ class Session:
 
         What the steps leave lies on disk and in the history; this process keeps nothing of it.
         """
-        rebuilt = reconstructable_job(job)
+        rebuilt = reconstructable_job(job, self.project)
         self._execute(rebuilt, run_config={}, tags=rebuilt.get_definition().run_tags, code=rebuilt.get_python_origin())
 
     def _execute(
@@ -331,7 +331,7 @@ def _make_start(session: Session, say: Callable[[str], None]) -> Experiment:
     base = base_experiment(experiment)
     if base is not None and not _has_start(experiment):
         say(f"{experiment.file.name} starts from {base.file.name}, whose training is not finished: that runs first.")
-        run_experiment(replace(session, experiment=base), force=False, say=say)
+        _run_base(session, base, say)
         say(f"{base.file.name} is trained; now {experiment.file.name}.")
     if experiment.config.start_from is not None and base is None:
         from gpt_pipeline.exchange.take_in import convert_start  # torch
@@ -339,6 +339,22 @@ def _make_start(session: Session, say: Callable[[str], None]) -> Experiment:
         convert_start(experiment, say=say)
         return load_experiment(experiment.file)
     return experiment
+
+
+def _run_base(session: Session, base: Experiment, say: Callable[[str], None]) -> None:
+    """Run the experiment that the session's starts from, in its own project if that is another one."""
+    found = [each.experiment for each in find_experiments(session.project.experiments)]
+    own = next((each for each in found if each is not None and each.file.resolve() == base.file), None)
+    if own is not None:
+        run_experiment(replace(session, experiment=own), force=False, say=say)
+        return
+    project = Project.of_experiments(base.file.parent)
+    say(f"{base.file} belongs to the project in {project.root}, and runs there.")
+    try:
+        with Session.open(project, load_alone(base.file), say=say) as elsewhere:
+            run_experiment(elsewhere, force=False, say=say)
+    finally:
+        session.project.enter()
 
 
 def _has_start(experiment: Experiment) -> bool:
