@@ -280,7 +280,12 @@ def test_evaluation_logged_into_a_wiped_mlflow_makes_the_others_pending(copy: Ti
     experiment = copy.experiment("tiny")
     (copy.root / "mlflow.db").write_bytes(empty_store)
     logged, *_ = read_evaluations(experiment.folder.evaluations)
-    log_result(dg.build_asset_context(), experiment, default_tracking_uri(copy.root), logged)
+
+    @dg.asset
+    def evaluation(context: dg.AssetExecutionContext) -> None:
+        log_result(context, experiment, default_tracking_uri(copy.root), logged)
+
+    assert dg.materialize([evaluation]).success
     states = {wanted.checkpoint.step: wanted.state for wanted in wanted_evaluations(experiment)}
     assert states == {4: "done", 8: "missing", 12: "missing"}
 
