@@ -17,7 +17,9 @@ from gpt_pipeline.data.tokens.tokenizer import gpt2
 from gpt_pipeline.errors import DataError, UserError
 from gpt_pipeline.evaluation.sampling import Sampling
 from gpt_pipeline.experiment.load import load_experiment
+from gpt_pipeline.model.costs import Precision
 from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.planning.memory import training_need
 from gpt_pipeline.progress.stages import data_progress
 from gpt_pipeline.project import Project
 from gpt_pipeline.rl.candidates import Candidates, choose_candidates
@@ -151,6 +153,18 @@ def test_rl_file_without_a_start_says_what_to_name(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("start_from: {experiment: base.yaml}\n", ""))
     with pytest.raises(UserError, match="weights to begin with"):
         load_experiment(path)
+
+
+def test_plan_of_rl_that_pays_for_distance_counts_the_start_weights(tmp_path: Path) -> None:
+    precision = Precision(cuda=True, bf16=True, compiled=True, loss_piece=None)
+    without, beside = (
+        training_need(load_experiment(write(tmp_path, more=more)).config, micro_batch_size=1, precision=precision)
+        for more in ("rl: {max_new_tokens: 20}", "rl: {max_new_tokens: 20, kl: 0.1}")
+    )
+    assert without.reference == without.asking == 0
+    assert beside.reference == beside.weights
+    assert beside.asking > beside.activations + beside.loss  # 2,048 tokens at a time, to 96 of an update
+    assert beside.device == without.device + beside.reference + beside.asking - (without.activations + without.loss)
 
 
 def test_rl_has_an_asset_of_its_questions_between_data_and_training(tmp_path: Path) -> None:

@@ -21,11 +21,13 @@ from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.language_model import LanguageModel
+from gpt_pipeline.rl.rollouts import Tally
 from gpt_pipeline.storage.lock import folder_lock, is_locked
 from gpt_pipeline.storage.process import ProcessId
 from gpt_pipeline.training.device import CompiledModel, largest_proper_divisor
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat, read_heartbeat, trainer_state
 from gpt_pipeline.training.metrics import read_metrics
+from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import COMPILING_SECONDS, EXIT_HUNG, StopFlag, Watchdog
 from gpt_pipeline_tests.rl_jobs import make_rl_job
@@ -215,11 +217,19 @@ def test_checkpoint_on_a_slow_disk_is_no_hang(tmp_path, monkeypatch, slowly):
     assert run_job(job, Listener(), patience=0.1).finished
 
 
-@pytest.mark.parametrize("slow", ["forward_cached", "forward"])
+@pytest.mark.parametrize("slow", ["sampling", "comparing", "another process"])
 def test_answers_that_are_sampled_or_compared_slowly_are_no_hang(tmp_path, monkeypatch, slowly, slow):
     monkeypatch.setattr("gpt_pipeline.training.rollout_feed.TOKENS_AT_ONCE", 40)
-    # Without targets: what the start weights are asked.
-    _slow(monkeypatch, LanguageModel, slow, slowly, when=lambda *given: slow == "forward_cached" or len(given) == 2)
+    if slow == "sampling":
+        _slow(monkeypatch, LanguageModel, "forward_cached", slowly)
+    elif slow == "comparing":  # without targets
+        _slow(monkeypatch, LanguageModel, "forward", slowly, when=lambda *given: len(given) == 2)
+    else:
+
+        def is_tally(ranks, value):
+            return value.shape == (len(Tally._fields),)
+
+        _slow(monkeypatch, Ranks, "sum", lambda: [slowly() for _ in range(4)], when=is_tally)
     job = make_rl_job(tmp_path, training={"max_steps": 1, "warmup_steps": 0}, rl={"kl": 0.1})
     assert run_job(job, Listener(), patience=0.1).finished
 

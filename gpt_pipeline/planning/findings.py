@@ -178,7 +178,11 @@ def _memory(known: Known) -> Iterator[Finding]:
         return
     total, free = device.memory_total, device.memory_free if device.memory_free is not None else device.memory_total
     if need.state > total:
-        text = f"weights, gradients and optimizer take {wording.size(need.state)}, the device has {wording.size(total)}"
+        more = f"{', their mean' if need.average else ''}{', the start weights' if need.reference else ''}"
+        text = (
+            f"weights{more}, gradients and optimizer take {wording.size(need.state)}, "
+            f"the device has {wording.size(total)}"
+        )
         yield problem("memory", text, "choose a smaller model, or a device with more memory")
     elif known.is_measured:
         return

@@ -257,16 +257,15 @@ class CompiledModel(nn.Module):  # type: ignore[misc]  # torch is not followed b
     ) -> Tensor:
         """Return what the model returns."""
         if self._compiled:
-            self._tell_if_new(ids, targets, weights, starts)
+            self._tell_if_new(torch.is_grad_enabled(), ids.shape, weights is None, starts is None)
             try:
                 return self._compiled[0](ids, targets, weights, starts)
             except self.errors() as error:
                 self.give_up(error)
         return self.model(ids, targets, weights, starts)
 
-    def _tell_if_new(self, *tensors: Tensor | None) -> None:
-        """Say that this call may compile, if none was like it; of many shapes, the first ones."""
-        kind = torch.is_grad_enabled(), *(None if each is None else each.shape for each in tensors)
+    def _tell_if_new(self, *kind: object) -> None:
+        """Say that this call may compile, if none of its kind came before; of many shapes, the first ones."""
         if kind not in self._called and len(self._called) < _MOST_GRAPHS:
             self._called.add(kind)
             self._goes_on(COMPILING_SECONDS)

@@ -27,7 +27,7 @@ from gpt_pipeline.training.feed import Batch, Feed
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.seeds import random_states, restore_random_states
-from gpt_pipeline.training.stopping import COMPILING_SECONDS, GoesOn
+from gpt_pipeline.training.stopping import OTHERS_SECONDS, GoesOn
 from gpt_pipeline.training.update import Updater
 
 RESERVE = 0.03
@@ -117,7 +117,7 @@ def _first_that_fits(
     for size in sizes:
         layout = updater.layout = dataclasses.replace(layout, micro_batch_size=size)
         fits = _fits(updater, feed, job, compute, reserved=auto)
-        goes_on(COMPILING_SECONDS)  # another process may still compile
+        goes_on(OTHERS_SECONDS)  # one may still compile
         if not ranks.any(not fits):
             return layout
         if compute.compile:

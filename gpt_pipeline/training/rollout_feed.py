@@ -35,7 +35,7 @@ from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import Batch, Rollout
 from gpt_pipeline.training.metrics import MetricsLog
 from gpt_pipeline.training.ranks import Ranks
-from gpt_pipeline.training.stopping import GoesOn, unheeded
+from gpt_pipeline.training.stopping import OTHERS_SECONDS, GoesOn, unheeded
 
 _SHOWN_QUESTIONS = 8  # of the held-out ones, whose answers are kept at each measurement
 _LOG_BYTES = 16 << 20  # kept of them in all: the first ones
@@ -145,8 +145,11 @@ class RolloutFeed:
         return np.asarray(found.cpu().numpy())
 
     def _summed(self, tally: Tally) -> Tally:
-        """Return the sums over all processes."""
-        return Tally(*self.ranks.sum(torch.tensor(tally, dtype=torch.float64)).tolist())
+        """Return the sums over all processes; those whose answers end early wait for the others."""
+        self.goes_on(OTHERS_SECONDS)
+        total = Tally(*self.ranks.sum(torch.tensor(tally, dtype=torch.float64)).tolist())
+        self.goes_on()
+        return total
 
     def _keep(self, step: int, groups: Sequence[Group]) -> None:
         """Append the answers to these questions to the file, as far as it has room."""
