@@ -68,6 +68,7 @@ def tasks(tmp_path: Path) -> Path:
     ["own.yaml", "a/own.yaml", "b/own.yaml", "code.py", "docs.jsonl", "../documents.jsonl", "../base.yml", "../more/x"],
 )
 def test_own_tasks_are_others_once_any_file_of_theirs_changes(tasks: Path, changed: str) -> None:
+    tasks = tasks.rename(tasks.with_name("[tasks]"))
     base = 'include: base.yml\ndataset_path: "{folder}"\ntag: !function code.tag\n'
     (tasks.parent / "base.yml").write_text(base.format(folder=(tasks.parent / "more").as_posix()))
     for path in (tasks / "a" / "own.yaml", tasks / "b" / "own.yaml", tasks.parent / "more" / "x"):

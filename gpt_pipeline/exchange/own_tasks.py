@@ -47,7 +47,7 @@ def _files_named_in(task: Path) -> Iterator[Path]:
     except (YAMLError, UnicodeDecodeError):
         return  # the harness names it, if it is one of the tasks that are asked for
     for key, text in _texts(top):
-        pattern = str(task.parent / text) if key == _INCLUDE else os.path.expanduser(text)
+        pattern = glob.escape(str(task.parent / text)) if key == _INCLUDE else os.path.expanduser(text)
         for found in sorted(glob.glob(pattern, recursive=True)):
             path = Path(found).resolve()
             yield from _files_in(path) if path.is_dir() else [path]
