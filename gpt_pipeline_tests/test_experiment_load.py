@@ -339,7 +339,7 @@ CASES = {
     ),
     "above 64 bits": (
         "training: {seed: 9223372036854775808}",
-        "6: training.seed: found 9223372036854775808, need a whole",
+        "6: training.seed: found 9223372036854775808, need a whole number, 0 or above; it does not fit into 64 bits",
     ),
     "inexact exponent": ("training: {seed: 1e17}", "6: training.seed: found 1e17, need a whole number"),
     "infinite": (

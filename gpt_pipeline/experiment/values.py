@@ -185,7 +185,10 @@ def _decimal(written: Written, hint: Any) -> str:
 
 def _finite(written: Written, hint: Any) -> str:
     numeric = {int, float} & set(choices(hint))
-    return "infinity and NaN are not allowed here" if numeric and _INFINITE.fullmatch(written.text) else ""
+    if numeric and _INFINITE.fullmatch(written.text):
+        return "infinity and NaN are not allowed here"
+    too_large = int in numeric and written.kind is Kind.PLAIN and _WHOLE.fullmatch(written.text)
+    return "it does not fit into 64 bits" if too_large else ""
 
 
 def _boolean(written: Written, hint: Any) -> str:
