@@ -102,6 +102,14 @@ def test_losses_after_a_return_to_a_checkpoint_are_those_of_the_newest_steps(met
     assert losses.validation == {4: 2.0}
 
 
+def test_losses_that_were_returned_stay_while_the_file_changes(metrics: Path) -> None:
+    _append(metrics, *(_train(step) for step in range(1, 7)), _validation(4), _validation(6))
+    before = losses_of(metrics)
+    metrics.write_text(_train(1, 3.0), encoding="utf-8")
+    assert losses_of(metrics).train == {1: 3.0}
+    assert (max(before.train), max(before.validation)) == (6, 6)
+
+
 def test_losses_of_many_lines_are_thinned_and_every_estimate_is_kept(metrics: Path) -> None:
     _append(metrics, *(_train(step) + (_validation(step) if step % 500 == 0 else "") for step in range(1, 20_001)))
     losses = losses_of(metrics)

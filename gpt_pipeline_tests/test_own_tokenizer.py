@@ -292,10 +292,10 @@ def test_tokenizer_file_that_changes_before_it_is_copied_is_refused(own: Tokeniz
             TokenizerStage(config=config, data_folder=tmp_path).finish(say=lambda line: waits.set())
         refused.append(found.value)
 
-    waits, thread = threading.Event(), threading.Thread(target=copy)
+    waits, thread = threading.Event(), threading.Thread(target=copy, daemon=True)
     with exclusive(place[0], purpose="holding the other up", say=lambda line: None):
         thread.start()
-        waits.wait()  # it knows the fingerprint by now
+        assert waits.wait(60)  # it knows the fingerprint by now
         path.write_text(json.dumps(value_of(own), indent=1), encoding="utf-8")
     thread.join()
     assert "mine.json changed while it was copied; run again" in str(refused[0])

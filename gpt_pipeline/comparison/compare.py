@@ -65,7 +65,7 @@ def compare_with_families(experiments: Sequence[Experiment]) -> tuple[Comparison
     """Return the comparison of all, and that of each family by its name, reading each experiment once.
 
     Raises:
-        ConfigError: as `compare_experiments`.
+        ConfigError: an experiment cannot be read, such as where its base folder is no path on this machine.
     """
     keep = len(experiments) <= CURVES
     entries = {experiment.file: _entry(experiment, keep_records=keep) for experiment in experiments}

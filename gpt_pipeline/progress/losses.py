@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -16,45 +17,57 @@ _END_BYTES = 512  # of what was read: its last line has times, by which a file i
 _REMEMBERED = 256  # files
 
 
+@dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Training loss and the trainer's estimates by step. Only lines that came since the last look are read."""
+    """Training loss and the trainer's estimates by step."""
 
-    def __init__(self, path: Path) -> None:
-        self.train: dict[int, float] = {}
-        """Nats per token, ascending, of each record or of each second, fourth ... one: some 800 at most."""
+    train: Mapping[int, float]
+    """Nats per token, ascending, of each record or of each second, fourth ... one: some 800 at most."""
 
-        self.rewards: dict[int, float] = {}
-        """Mean reward of the answers sampled at the steps of `train`; empty where nothing is rewarded."""
+    rewards: Mapping[int, float]
+    """Mean reward of the answers sampled at the steps of `train`; empty where nothing is rewarded."""
 
-        self.estimates: dict[str, dict[int, float]] = {}
-        """By the names of `ESTIMATES`, in nats per token, and `PASSES`, a share; what the file lacks is absent."""
-
-        self._path = path
-        self._turn = Lock()
-        self._begin_anew()
+    estimates: Mapping[str, Mapping[int, float]]
+    """By the names of `ESTIMATES`, in nats per token, and `PASSES`, a share; what the file lacks is absent."""
 
     @property
     def validation(self) -> Mapping[int, float]:
         """The estimates of `val_loss`."""
         return self.estimates.get("val_loss", {})
 
-    def refresh(self) -> None:
-        """Read what was appended since; a file that took the other's place is read from its beginning."""
+
+class _Reader:
+    """Reads a file again and again, only the lines that came since the last look; for any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._turn = Lock()
+        self._begin_anew()
+
+    def losses(self) -> Losses:
+        """Return what the file holds now; one that took the other's place is read from its beginning."""
         with self._turn:
-            try:
-                with self._path.open("rb") as file:
-                    # A training that went back to a checkpoint has another file, which begins as this one did.
-                    file.seek(self._offset - len(self._end))
-                    if file.read(len(self._end)) != self._end:
-                        self._begin_anew()
-                        file.seek(0)
-                    while self._take(file.read(_BLOCK_BYTES)):
-                        file.seek(self._offset)
-            except FileNotFoundError:
-                self._begin_anew()
+            self._refresh()
+            estimates = {name: dict(losses) for name, losses in self._estimates.items()}
+            return Losses(train=dict(self._train), rewards=dict(self._rewards), estimates=estimates)
+
+    def _refresh(self) -> None:
+        try:
+            with self._path.open("rb") as file:
+                # A training that went back to a checkpoint has another file, which begins as this one did.
+                file.seek(self._offset - len(self._end))
+                if file.read(len(self._end)) != self._end:
+                    self._begin_anew()
+                    file.seek(0)
+                while self._take(file.read(_BLOCK_BYTES)):
+                    file.seek(self._offset)
+        except FileNotFoundError:
+            self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self.train, self.rewards, self.estimates = {}, {}, {}
+        self._train: dict[int, float] = {}
+        self._rewards: dict[int, float] = {}
+        self._estimates: dict[str, dict[int, float]] = {}
         self._end, self._offset, self._lines, self._every = b"", 0, 0, 1
 
     def _take(self, block: bytes) -> bool:
@@ -75,33 +88,31 @@ class Losses:
             return
         step = int(record["step"])
         if record["kind"] == "train" and record.get("train_loss") is not None:
-            if step <= next(reversed(self.train), -1):  # the training went back to a checkpoint
-                self._keep_steps([each for each in self.train if each < step])
-                for name, losses in self.estimates.items():
-                    self.estimates[name] = {each: loss for each, loss in losses.items() if each <= step}
-            self.train[step] = float(record["train_loss"])
+            if step <= next(reversed(self._train), -1):  # the training went back to a checkpoint
+                self._keep_steps([each for each in self._train if each < step])
+                for name, losses in self._estimates.items():
+                    self._estimates[name] = {each: loss for each, loss in losses.items() if each <= step}
+            self._train[step] = float(record["train_loss"])
             if record.get("reward") is not None:
-                self.rewards[step] = float(record["reward"])
+                self._rewards[step] = float(record["reward"])
         elif record["kind"] == "validation":
             for name in (*ESTIMATES, PASSES):
                 if record.get(name) is not None:
-                    self.estimates.setdefault(name, {})[step] = float(record[name])
-        if len(self.train) > _MOST_POINTS:
-            self._keep_steps(list(self.train)[1::2])
+                    self._estimates.setdefault(name, {})[step] = float(record[name])
+        if len(self._train) > _MOST_POINTS:
+            self._keep_steps(list(self._train)[1::2])
             self._every *= 2
 
     def _keep_steps(self, steps: Sequence[int]) -> None:
-        self.train = {step: self.train[step] for step in steps}
-        self.rewards = {step: self.rewards[step] for step in steps if step in self.rewards}
+        self._train = {step: self._train[step] for step in steps}
+        self._rewards = {step: self._rewards[step] for step in steps if step in self._rewards}
 
 
 def losses_of(metrics: Path) -> Losses:
     """Return the losses in `metrics.jsonl` as they are now; empty where it does not exist."""
-    losses = _remembered(metrics)
-    losses.refresh()
-    return losses
+    return _reader(metrics).losses()
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def _remembered(metrics: Path) -> Losses:
-    return Losses(metrics)
+def _reader(metrics: Path) -> _Reader:
+    return _Reader(metrics)
