@@ -403,6 +403,19 @@ def test_two_processes_that_accumulate_gradients_train_as_one(tmp_path, objectiv
     _assert_same_but_for_rounding(two, one)
 
 
+@pytest.mark.parametrize("step", [9, pytest.param(8, marks=pytest.mark.slow)])  # with an estimate there, and without
+def test_two_processes_whose_best_model_is_gone_count_the_best_alike(tmp_path, step):
+    job = make_job(tmp_path, cadence={"eval_freq": 2, "save_every_n_iterations": step})
+    run(job, stop_at=step)
+    for file in job.folder.checkpoints.glob("best_model.*"):
+        file.unlink()
+    trainer = _torchrun(job, "--standalone", "--nproc-per-node=2")
+    output = output_of(trainer)
+    assert trainer.returncode == 0, output
+    assert "is gone; the best is counted from step" in output
+    assert find_finished_training(job.folder, job.fingerprint) is not None
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_training_that_is_not_compiled_needs_no_compiler(tmp_path, optimizer):
     job = make_job(tmp_path, training={"optimizer": optimizer})

@@ -217,6 +217,14 @@ def test_checkpoint_on_a_slow_disk_is_no_hang(tmp_path, monkeypatch, slowly):
     assert run_job(job, Listener(), patience=0.1).finished
 
 
+def test_wait_for_another_process_at_a_boundary_or_between_batches_of_an_estimate_is_no_hang(
+    tmp_path, monkeypatch, slowly
+):
+    _slow(monkeypatch, Ranks, "any", lambda: [slowly() for _ in range(4)])
+    job = make_job(tmp_path, training={"max_steps": 2, "warmup_steps": 0})
+    assert run_job(job, Listener(), patience=0.1).finished
+
+
 @pytest.mark.parametrize("slow", ["sampling", "comparing", "another process"])
 def test_answers_that_are_sampled_or_compared_slowly_are_no_hang(tmp_path, monkeypatch, slowly, slow):
     monkeypatch.setattr("gpt_pipeline.training.rollout_feed.TOKENS_AT_ONCE", 40)

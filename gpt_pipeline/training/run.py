@@ -285,6 +285,7 @@ def _trainer(
         snapshot = take_snapshot(job, progress, updater)
         saver.require_room(_bytes_to_come(job, snapshot, is_resumed=is_resumed))
         saver.restore_best(progress)
+    progress = ranks.from_first(progress)  # what is due and what is best, all decide alike
     watchdog.beat(progress.step)
     layout = fit_micro_batch(
         updater,

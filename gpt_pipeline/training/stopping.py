@@ -172,8 +172,8 @@ class Watchdog:
 
     def goes_on(self, seconds: float = 0.0) -> None:
         """Note that work goes on between two steps. What comes now may take `seconds` beyond the patience."""
+        self._signs += 1  # first: the watching thread may look in between
         self._granted = seconds
-        self._signs += 1
 
     @property
     def allowed_seconds(self) -> float:

@@ -23,7 +23,7 @@ from gpt_pipeline.training.metrics import Recorder
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.state import take_snapshot
-from gpt_pipeline.training.stopping import SLOW_DISK, StopFlag, Watchdog
+from gpt_pipeline.training.stopping import OTHERS_SECONDS, SLOW_DISK, StopFlag, Watchdog
 from gpt_pipeline.training.update import NotFiniteError, PendingUpdate, Updater
 from gpt_pipeline.training.validate import estimate_losses
 
@@ -191,7 +191,10 @@ class Trainer:
 
     def _is_stopping(self) -> bool:
         self.watchdog.beat(self.progress.step)
-        return self.ranks.any(self.stop.requested)
+        self.watchdog.goes_on(OTHERS_SECONDS)  # one may still compile or sample
+        is_stopping = self.ranks.any(self.stop.requested)
+        self.watchdog.goes_on()
+        return is_stopping
 
     def _save(self, *, checkpoint: bool, best: bool) -> None:
         """Begin to write this step as its checkpoint, unless that was done or nothing is trained, and as the best.
