@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.raw import find_raw, prepare_raw
+from gpt_pipeline.data.file_kinds import TEXT, kind_of
 from gpt_pipeline.data.sources.folder import LocalFiles, local_files
 from gpt_pipeline.errors import ConfigError
 
@@ -34,7 +37,7 @@ def write(folder: Path, *names: str) -> Path:
 @contextmanager
 def nobody() -> Iterator[Path]:
     """Yield an empty folder, and be a user whom a folder can keep out, which root is not."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # root's own folder for such may be closed to others
         Path(folder).chmod(0o755)
         user = os.geteuid()
         try:
@@ -46,48 +49,74 @@ def nobody() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a folder keeps nobody out there")
-@pytest.mark.parametrize("pattern", ["", "**/*.jsonl", "*/*.jsonl"])
+@pytest.mark.parametrize("pattern", ["", "**/*.jsonl", "*/*.jsonl", "*/sub/*.jsonl"])
 def test_local_files_in_a_folder_that_cannot_be_read_are_not_left_out_silently(pattern: str) -> None:
     with nobody() as own:
-        write(own, "open/a.jsonl", "closed/b.jsonl")
+        sub = "sub/" if "sub" in pattern else ""
+        write(own, f"open/{sub}a.jsonl", f"closed/{sub}b.jsonl")
         (own / "closed").chmod(0)
         os.seteuid(os.geteuid() or 65534)
         files = files_of(own / pattern)
         with pytest.raises(
-            ConfigError, match=r"closed \(Permission denied\)', need .* read it \(chmod\), repair .* pattern"
+            ConfigError, match=r"closed.* \(Permission denied\)', need .* read it \(chmod\), repair .* pattern"
         ):
             files.opened()
-        assert files.names == ("open/a.jsonl",)  # what was made without it stays finished
+        assert files.names == (f"open/{sub}a.jsonl",)  # what was made without it stays finished
         assert files_of(own / "open" / pattern.removeprefix("*/")).opened().names == ("a.jsonl",)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a folder keeps nobody out there")
-def test_local_files_of_a_whole_disk_are_read_without_what_its_file_system_hides() -> None:
+@pytest.mark.parametrize("pattern", ["", "*.jsonl", "**/*.jsonl", "*/sub/*.jsonl"])
+@pytest.mark.parametrize("closed", ["lost+found", "System Volume Information", "$RECYCLE.BIN/S-1-5-21"])
+def test_local_files_of_a_whole_disk_are_read_without_what_its_system_keeps_to_itself(
+    closed: str, pattern: str
+) -> None:
+    with nobody() as own:
+        needed = "open/sub/a.jsonl" if "sub" in pattern else "a.jsonl"
+        write(own, needed)
+        (own / closed).mkdir(parents=True)
+        (own / closed).chmod(0)
+        os.seteuid(os.geteuid() or 65534)
+        assert files_of(own / pattern).opened().names == (needed,)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder keeps nobody out there")
+def test_local_files_beside_a_closed_folder_with_the_system_attribute_of_windows_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with nobody() as own:
         write(own, "a.jsonl")
-        (own / "lost+found").mkdir(mode=0)
+        (own / "My Music").mkdir(mode=0)
         os.seteuid(os.geteuid() or 65534)
-        assert files_of(own).opened().names == ("a.jsonl",)
+        with pytest.raises(ConfigError, match="My Music"):
+            files_of(own).opened()
+        attributes = SimpleNamespace(st_mode=stat.S_IFDIR, st_file_attributes=stat.FILE_ATTRIBUTE_SYSTEM)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "lstat", lambda _: attributes)
+            assert files_of(own).opened().names == ("a.jsonl",)
 
 
-@pytest.mark.parametrize("names", [("A.PARQUET", "b.PARQUET"), ("A.Parquet", "b.PARQUET", "sub/c.parquet")])
+@pytest.mark.parametrize("names", [("A.PARQUET", "b.PARQUET"), ("A.Parquet", "b.PARQUET", "sub/c.PARQUET")])
 def test_local_files_of_parquet_are_known_by_their_ending_in_any_case(tmp_path: Path, names: tuple[str, ...]) -> None:
-    write(tmp_path, *names, "README.md", ".hidden.PARQUET")
+    write(tmp_path, *names, ".hidden.PARQUET")
     assert files_of(tmp_path).opened().names == names[:2]
     assert files_of(tmp_path / names[0]).opened().names == names[:1]
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.txt", "sub/a.txt", "sub/a.parquet", "README.md"])
 def test_local_files_beside_parquet_in_capitals_are_refused_and_what_was_made_of_them_stays(
     tmp_path: Path, name: str
 ) -> None:
-    write(tmp_path, name, "B.PARQUET", "README.md")
+    write(tmp_path, name, "B.PARQUET", *([] if kind_of(name) == TEXT else ["README.md"]))
     files = files_of(tmp_path)
-    with pytest.raises(ConfigError, match=rf"found 'B\.PARQUET beside {name}', need .* endings of one case; rename"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"found 'B\.PARQUET beside {name}', need .* one case; rename .*/\*{Path(name).suffix} or .*\*\.PARQUET",
+    ):
         files.opened()
     assert files.names == (name,)
     if os.name != "nt":  # where patterns have no case
-        assert files_of(tmp_path / f"*.{name[2:]}").opened().names == (name,)
+        assert files_of(tmp_path / f"**/*{Path(name).suffix}").opened().names == (name,)
         assert files_of(tmp_path / "*.PARQUET").opened().names == ("B.PARQUET",)
     write(tmp_path, "synth_001.parquet")  # beside which others do not count at all
     assert files.opened().names == ("synth_001.parquet",)

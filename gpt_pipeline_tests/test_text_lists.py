@@ -9,7 +9,7 @@ import pytest
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.files import read_documents
-from gpt_pipeline.data.documents.raw import find_raw, known_raw, prepare_raw
+from gpt_pipeline.data.documents.raw import RawStage, find_raw, known_raw, prepare_raw
 from gpt_pipeline.data.documents.stage import document_files, find_documents, prepare_documents
 from gpt_pipeline.data.sources import text_lists
 from gpt_pipeline.data.verification import verify_data
@@ -109,6 +109,27 @@ def test_text_lists_with_a_link_to_nowhere_stand_and_name_it_where_it_is_needed(
     assert found.problem == "gone: part 0/2.txt; not needed, since what was made from it is finished"
     (tmp_path / "away").rename(kept)
     assert find_raw(config, data) == known
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+@pytest.mark.parametrize(
+    ("link", "touched", "changed"),
+    [("part 0/2.txt", "part 0/4.txt", "part 0/0.txt"), ("part 1/5.txt", "part 1/7.txt", "part 1/9.txt")],
+)
+def test_text_lists_with_a_link_to_nowhere_do_not_hide_what_has_changed_beside_it(
+    own: Path, tmp_path: Path, link: str, touched: str, changed: str
+) -> None:
+    config, data = config_of(own), tmp_path / "data"
+    made(config, data)
+    (own / link).unlink()
+    (own / link).symlink_to("nowhere")
+    os.utime(own / touched, ns=(1, 1))
+    assert find_documents(config, data) is not None
+    (own / changed).write_text("Another text", encoding="utf-8")
+    stage = RawStage(config=config, data_folder=data, is_needed=lambda: find_documents(config, data) is None)
+    for force in (False, True):
+        with pytest.raises(ConfigError, match=rf"found .*{link}.*broken links"):
+            stage.plan(force=force, say=print)
 
 
 def test_text_lists_of_which_two_processes_wrote_one_file_each_are_hashed_again(own: Path, tmp_path: Path) -> None:

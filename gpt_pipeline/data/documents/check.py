@@ -43,6 +43,8 @@ class FileCheck:
         """
         facts = self.examined(name)
         path = self.source.find(name)
+        if facts is not None and path is None:
+            return facts if self.source.is_away(name) else None
         if facts is None or path is None or facts.is_of(path):
             return facts
         return self._with_new_time(facts, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import glob
 import io
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _SYNTH_NAME = re.compile(r"synth_\d+\.parquet")
 _SHOWN = 5  # names in an error
-_OF_FILE_SYSTEM = "lost+found"  # at the top of a disk, for its administrator alone
+_OF_SYSTEM = ("lost+found", "system volume information", "$recycle.bin")  # at the top of a disk, closed to its users
 _Told = Callable[[OSError], object]
 """Told of what cannot be read, and so would be left out."""
 
@@ -70,6 +71,10 @@ class LocalFolder:
         """Return the file's path if it exists."""
         path = self.path(name)
         return path if os.path.isfile(path) else None  # nor where a folder around it cannot be read
+
+    def is_away(self, name: str) -> bool:
+        """Return true: of a file that is not there, nothing says that it has changed."""
+        return True
 
     def place(self, name: str) -> Path | None:
         """Return the file's path if it exists: nothing says how long it should be."""
@@ -149,7 +154,8 @@ class LocalFiles:
                 self.key,
                 found=f"{left_out[0]} beside {names[0]}",
                 need="files of one kind, with endings of one case",
-                remedy=f"rename them, or name those to be read by a pattern such as {self.folder}/*.parquet",
+                remedy="rename them, or name those to be read by a pattern such as "
+                f"{self.folder}/**/*{Path(names[0]).suffix} or {self.folder}/**/*{Path(left_out[0]).suffix}",
             )
         if unusable := [name for name in names if not _is_usable(self.folder, name)]:
             raise ConfigError(
@@ -181,19 +187,19 @@ class LocalFiles:
             found = _matching(folder, self.path.relative_to(folder).parts, told)
             return sorted(path.relative_to(folder).as_posix() for path in found if _is_file(path, told))
         top = sorted(_names_in(folder, told))
-        if parquet_names(top):  # as before folders were looked into
+        if parquet_names(_known_before(top)):  # as before folders were looked into
             return top
-        inner = (
+        inner = sorted(
             (Path(root) / name).relative_to(folder).as_posix()
             for root, _, names in _walked(folder, told)
             for name in names
             if not name.startswith(".")
         )
-        return sorted(inner)
+        return top if parquet_names(top) and not _of_one_kind(_known_before(inner)) else inner
 
     def _refuse(self, error: OSError) -> None:
-        path = Path(error.filename)
-        if path.name != _OF_FILE_SYSTEM:
+        path = Path(error.filename or self.folder)
+        if not _is_of_system(path, self.folder):
             remedy = f"let this user read it (chmod), repair or remove it, or leave it out by a pattern in {self.key}"
             raise ConfigError(
                 self.key, found=f"{path} ({error.strerror})", need="folders and files that can be read", remedy=remedy
@@ -204,12 +210,16 @@ class LocalFiles:
 
 
 def _chosen(names: Sequence[str]) -> list[str]:
-    """Return the files to read, of which those that end in `.PARQUET` or the like come after all but texts.
+    """Return the files to read, of which those that end in `.PARQUET` or the like come after all others.
 
     They were passed over once, and what was made without them stays found; `LocalFiles.opened` refuses to go on so.
     """
-    before = _of_one_kind([name for name in names if kind_of(name) != PARQUET or name.endswith(".parquet")])
-    return before if before and kind_of(before[0]) != TEXT else _of_one_kind(names)
+    return _of_one_kind(_known_before(names)) or _of_one_kind(names)
+
+
+def _known_before(names: Sequence[str]) -> list[str]:
+    """Return the names but for parquet in capitals."""
+    return [name for name in names if kind_of(name) != PARQUET or name.endswith(".parquet")]
 
 
 def _of_one_kind(names: Sequence[str]) -> list[str]:
@@ -242,6 +252,33 @@ def _is_file(path: Path, told: _Told) -> bool:
         return False
 
 
+def _is_folder(path: Path, told: _Told) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            told(error)
+        return False
+
+
+def _is_of_system(path: Path, folder: Path) -> bool:
+    """Whether a path lies in something below `folder` that an operating system keeps to itself.
+
+    On Windows these have an attribute of their own, as the links have that older programs find a user's folders by.
+    """
+    below = path.relative_to(folder).parts
+    ways = [folder.joinpath(*below[:count]) for count in range(1, len(below) + 1)]
+    return any(way.name.lower() in _OF_SYSTEM or _attributes(way) & stat.FILE_ATTRIBUTE_SYSTEM for way in ways)
+
+
+def _attributes(path: Path) -> int:
+    """Return the file attributes of Windows, 0 elsewhere."""
+    try:
+        return getattr(os.lstat(path), "st_file_attributes", 0)
+    except OSError:  # of which it is told as it is
+        return 0
+
+
 def _matching(folder: Path, pattern: Sequence[str], told: _Told) -> Iterator[Path]:
     """Yield what lies in a folder under a pattern, given by its parts: as `glob` has it, and with an end."""
     part, *rest = pattern
@@ -256,7 +293,7 @@ def _matching(folder: Path, pattern: Sequence[str], told: _Told) -> Iterator[Pat
     for path in (folder / name for name in found):
         if not rest:
             yield path
-        elif path.is_dir():
+        elif _is_folder(path, told):
             yield from _matching(path, rest, told)
 
 

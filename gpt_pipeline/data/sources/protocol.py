@@ -41,6 +41,10 @@ class Source(Protocol):
         """Return the file's path if it is here; no network."""
         ...
 
+    def is_away(self, name: str) -> bool:
+        """Whether a file that `find` does not find is away as it was, so that what is known of it stands."""
+        ...
+
     def place(self, name: str) -> Path | None:
         """Return the file's path if something lies there, whole or not; no network."""
         ...

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,18 @@ class TextLists(LocalFolder):
             except OSError as error:  # a folder that others may only read
                 _logger.warning("%s: what has changed in %s cannot be noted (%s)", path, self.texts, error)
         return path
+
+    def is_away(self, name: str) -> bool:
+        """Whether the folder has the files that the list names, and those that are not away hold what it says."""
+        path = self.path(name)
+        if not self.members or not path.is_file():
+            return True
+        listed, beside = dict(_lines_of(path)), _read_beside(path)
+        before = beside.get("stats", {}) if beside.get("list") == _sha256_of(path) else {}
+        return [*listed] == [*self._members_of(name)] and all(
+            before.get(member) == stat or _holds(self.texts / member, *stat, sha256=listed[member])
+            for member, stat in self._stats(name).items()
+        )
 
     def size(self, name: str) -> int:
         """Return the bytes of the list's files."""
@@ -166,6 +178,16 @@ def _lines_of(path: Path) -> Iterator[tuple[str, str]]:
         for line in file:
             name, sha256 = json.loads(line)
             yield name, sha256
+
+
+@cache  # a folder with a link to nowhere is asked about again and again
+def _holds(path: Path, size: int, mtime_ns: int, *, sha256: str) -> bool:
+    """Whether the file that has this size and time has the checksum."""
+    try:
+        return sha256_of(path) == sha256
+    except OSError as error:
+        _logger.warning("%s: has another time than when it was read, and cannot be compared (%s)", path, error)
+        return False
 
 
 def _sha256_of(path: Path) -> str | None:
