@@ -354,7 +354,9 @@ def test_read_rows_of_an_archive_or_a_stream_cut_anywhere_is_refused(tmp_path: P
             read(path, wanted)
 
 
-@pytest.mark.parametrize(("end", "said"), [("tar", "leave archives apart"), ("arrow", "behind the end of its stream")])
+@pytest.mark.parametrize(
+    ("end", "said"), [("tar", "leave archives apart that were joined$"), ("arrow", "behind the end of its stream")]
+)
 def test_read_rows_of_joined_archives_or_streams_are_not_those_of_the_first_alone(
     tmp_path: Path, end: str, said: str
 ) -> None:
@@ -371,8 +373,27 @@ def test_read_rows_of_a_tar_with_a_damaged_header_do_not_end_there(tmp_path: Pat
     at = content.index(b"shard/0001.body")
     content[at] ^= 1
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(UnreadableFileError, match=rf"found no member at byte {at}, .*bad checksum.*head -c 1024"):
+    with pytest.raises(
+        UnreadableFileError, match=rf"found no member at byte {at}, .*bad checksum\); bring the .*again$"
+    ):
         read(tmp_path / "a.tar", Wanted(texts=("body",)))
+    content[at : at + 512] = bytes(512)
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(
+        UnreadableFileError, match=r"found one block of zeros with something behind .*; bring the .*again"
+    ):
+        read(tmp_path / "a.tar", Wanted(texts=("body",)))
+
+
+def test_read_rows_of_a_tar_with_rubbish_behind_its_end_are_its_samples(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar")
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    wanted = Wanted(texts=("body",))
+    whole = read(tmp_path / "a.tar", wanted)
+    end = len(content.rstrip(b"\0")) // 512 * 512 + 3 * 512
+    content[end:] = bytes(range(256)) * ((len(content) - end) // 256) + b"rest"
+    (tmp_path / "a.tar").write_bytes(content)
+    assert read(tmp_path / "a.tar", wanted) == whole
 
 
 def test_read_rows_of_a_tar_ended_as_its_error_says_are_its_samples(tmp_path: Path) -> None:
@@ -380,6 +401,11 @@ def test_read_rows_of_a_tar_ended_as_its_error_says_are_its_samples(tmp_path: Pa
     whole = read(tmp_path / "a.tar", Wanted(texts=("body",)))
     members = (tmp_path / "a.tar").read_bytes().rstrip(b"\0")
     padded = members + b"\0" * (-len(members) % 512)
+    (tmp_path / "a.tar").write_bytes(padded)
+    with pytest.raises(
+        UnreadableFileError, match=r"a\.tar: found no .*; bring the .* again, or, where it is .* FILE`$"
+    ):
+        read(tmp_path / "a.tar", Wanted(texts=("body",)))
     for zeros in (512, 1024):  # GNU tar takes one block, too
         (tmp_path / "a.tar").write_bytes(padded + b"\0" * zeros)
         assert read(tmp_path / "a.tar", Wanted(texts=("body",))) == whole

@@ -15,6 +15,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Self
@@ -86,7 +87,7 @@ def count_records(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:
         return sum(count_records(path, member, wanted) for member, path in listed_files(of_list))
     with opened(file, name) as stream:
         if kind == TAR:
-            with _archive(stream) as archive:
+            with _archive(stream, name) as archive:
                 return sum(1 for _ in archive)
         if kind == JSON:
             mark = b"{"
@@ -400,7 +401,7 @@ def _tar(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
     """Read samples as WebDataset keeps them: members of one name, one after the other, each end of it a column."""
     needed = {column.partition(".")[0] for column in wanted.all} | set(wanted.all)
     key, sample = "", dict[str, Any]()
-    with _archive(file) as archive:
+    with _archive(file, name) as archive:
         for member in archive:
             path = PurePosixPath(member.name)
             stem, _, end = path.name.partition(".")
@@ -426,6 +427,7 @@ class _Header(tarfile.TarInfo):
 
         Raises:
             ReadError: there is none, and no block of zeros, which ends an archive (POSIX, "ustar Interchange Format").
+            _EndError: there is nothing at all.
         """
         try:
             return super().fromtarfile(archive)
@@ -434,27 +436,44 @@ class _Header(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             if archive.offset == 0:  # of which tarfile says what it is
                 raise
-            raise tarfile.ReadError(
-                f"found no member at byte {archive.offset}, nor the zeros that end an archive ({error}); where no "
-                "program wrote them, append them by `head -c 1024 /dev/zero >> FILE`"
-            ) from None
+            what = f"found no member at byte {archive.offset}, nor the zeros that end an archive"
+            if isinstance(error, tarfile.EmptyHeaderError):  # type: ignore[attr-defined] # nor this one
+                raise _EndError(
+                    f"{what}; bring the file here again, or, where it is whole and its program wrote none, append them "
+                    "by `head -c 1024 /dev/zero >> FILE`"
+                ) from None
+            raise tarfile.ReadError(f"{what}: {error}") from None
 
 
-def _archive(file: BinaryIO) -> tarfile.TarFile:
-    return tarfile.open(fileobj=file, mode="r|", tarinfo=_Header)
+class _EndError(tarfile.ReadError):
+    """An archive does not end as it should; unlike one that is damaged, it may have to be mended, not brought again."""
+
+
+@contextmanager
+def _archive(file: BinaryIO, name: str) -> Iterator[tarfile.TarFile]:
+    try:
+        with tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
+            yield archive
+    except _EndError as error:
+        raise UnreadableFileError(f"{name}: {error}") from None
 
 
 def _require_end(archive: tarfile.TarFile) -> None:
-    """Raise unless there is nothing but zeros behind the members of an archive.
+    """Raise unless the zeros behind which an archive was read are its end; rubbish may follow, as some programs leave.
 
     Raises:
-        ReadError: there is something else.
+        ReadError: they are one block, with something behind it, as where a header was overwritten.
+        _EndError: there is a member behind them.
     """
-    while chunk := archive.fileobj.read(_CHUNK_BYTES):
-        if chunk.strip(b"\0"):
-            raise tarfile.ReadError(
-                "found more than zeros behind the zeros that end the archive; leave archives apart that were joined"
+    read = archive.fileobj.read
+    for number, block in enumerate(iter(lambda: read(tarfile.BLOCKSIZE), b"")):
+        with suppress(tarfile.HeaderError):
+            tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
+            raise _EndError(
+                "found a member behind the zeros that end the archive; leave archives apart that were joined"
             )
+        if number == 0 and block.strip(b"\0"):
+            raise tarfile.ReadError("found one block of zeros with something behind it, need two to end the archive")
 
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> Any:
