@@ -66,6 +66,19 @@ def test_local_files_in_a_folder_that_cannot_be_read_are_not_left_out_silently(p
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a folder keeps nobody out there")
+@pytest.mark.parametrize("name", ["", "*.jsonl", "a.jsonl"])
+def test_local_files_below_a_folder_that_cannot_be_read_are_away(name: str) -> None:
+    with nobody() as own:
+        write(own, "closed/own/a.jsonl")
+        (own / "closed").chmod(0)
+        os.seteuid(os.geteuid() or 65534)
+        files = files_of(own / "closed" / "own" / name)
+        assert files.names == ()
+        with pytest.raises(ConfigError, match=r"found .*closed/own.*, need .* that exists, in .* this user can read"):
+            files.opened()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder keeps nobody out there")
 @pytest.mark.parametrize("pattern", ["", "*.jsonl", "**/*.jsonl", "*/sub/*.jsonl"])
 @pytest.mark.parametrize("closed", ["lost+found", "System Volume Information", "$RECYCLE.BIN/S-1-5-21"])
 def test_local_files_of_a_whole_disk_are_read_without_what_its_system_keeps_to_itself(

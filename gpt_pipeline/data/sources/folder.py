@@ -127,9 +127,9 @@ class LocalFiles:
         """The folder in which all the files lie."""
         parts = self.path.parts
         fixed = next((count for count, part in enumerate(parts) if glob.has_magic(part)), None)
-        if fixed is not None and not self.path.exists():
+        if fixed is not None and not os.path.exists(self.path):
             return Path(*parts[:fixed])
-        return self.path.parent if self.path.is_file() else self.path
+        return self.path.parent if os.path.isfile(self.path) else self.path
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -145,8 +145,9 @@ class LocalFiles:
         Raises:
             ConfigError: there are none that can be read, or of several kinds, or some would be left out.
         """
-        if not self.folder.is_dir():
-            raise self._error("a folder, a file or a pattern that exists", "correct or remove the key")
+        if not os.path.isdir(self.folder):  # nor where a folder around it cannot be read
+            need = "a folder, a file or a pattern that exists, in folders that this user can read"
+            raise self._error(need, "correct or remove the key")
         listed = self._listed(told=self._refuse)
         names = _chosen(listed)
         if left_out := sorted({*_of_one_kind(listed)} - {*names}):
@@ -179,9 +180,9 @@ class LocalFiles:
     def _listed(self, *, told: _Told) -> list[str]:
         """Return the files below the folder, or those that the pattern names, in order."""
         folder = self.folder
-        if self.path.is_file():
+        if os.path.isfile(self.path):
             return [self.path.name]
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             return []
         if folder != self.path:
             found = _matching(folder, self.path.relative_to(folder).parts, told)
