@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from gpt_pipeline.experiment.training import training_job
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.costs import MemoryNeed, Precision, checkpoint_bytes, memory_need
+from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.planning.device import Device, choose_device
 from gpt_pipeline.planning.disk import Disk, DiskNeed
 from gpt_pipeline.planning.findings import Known, findings
@@ -42,6 +44,7 @@ from gpt_pipeline.planning.show import sheets
 from gpt_pipeline.planning.speed import Duration, Sampling, Speed, TooSlowError, Work, duration, measure, update_seconds
 from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
 from gpt_pipeline.progress.stages import data_progress
+from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.room import free_bytes
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig
@@ -357,6 +360,33 @@ def test_measure_makes_real_updates_and_leaves_nothing_behind(tmp_path: Path, mo
     assert "CPU" in speed.device
     assert any("first update" in text for text in told)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kl", "asked"), [(0.0, 0), (0.1, 64)])
+def test_probe_of_rl_that_pays_for_distance_holds_and_asks_the_start_weights(kl: float, asked: int) -> None:
+    rows: dict[weakref.ref[LanguageModel], int] = {}  # of the largest batch that each model sees
+
+    def see(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, LanguageModel):
+            model = weakref.ref(module)
+            rows[model] = max(rows.get(model, 0), len(given[0]))
+
+    class EnoughError(Exception):
+        pass
+
+    def emit(record: Mapping[str, Any]) -> None:
+        if record["kind"] == "update":
+            held.extend(sorted(rows[model] for model in rows if model() is not None))
+            raise EnoughError
+
+    held: list[int] = []
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(see)
+    try:
+        with pytest.raises(EnoughError):
+            carry_out(_request(samples=2, rl=RlConfig(kl=kl)), emit)
+    finally:
+        handle.remove()
+    assert held == [2, asked][: 1 + bool(asked)]  # sequences: 2,048 tokens of the start weights at once
 
 
 def test_measure_beyond_its_time_says_so_and_ends_its_process() -> None:

@@ -27,10 +27,16 @@ from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.rl.config import RlConfig
-from gpt_pipeline.rl.rollouts import RecordedDraws
+from gpt_pipeline.rl.rollouts import RecordedDraws, target_log_probabilities
 from gpt_pipeline.storage.atomic import only_known_fields
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig
-from gpt_pipeline.training.device import choose_compute, explained_order_of_sums, peak_memory_bytes, prepare_process
+from gpt_pipeline.training.device import (
+    Compute,
+    choose_compute,
+    explained_order_of_sums,
+    peak_memory_bytes,
+    prepare_process,
+)
 from gpt_pipeline.training.feed import Batch
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.update import Updater
@@ -62,7 +68,7 @@ class Request:
     """Rows sampled in one batch, as a training on sampled answers does; 0: none."""
 
     rl: RlConfig = field(default_factory=RlConfig)
-    """How they are sampled."""
+    """How they are sampled, and whether the distance from the start weights costs reward."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Request:
@@ -96,10 +102,13 @@ def probe(request: Request, emit: Emit) -> None:
     torch.manual_seed(0)
     model = make_model(request.model).to(compute.device)
     updater = Updater(model, request.training, layout=request.layout, compute=compute, ranks=Ranks(), say=notes.append)
+    reference = make_model(request.model).to(compute.device) if request.rl.kl else None  # held to the end, as it trains
     emit({"kind": "device", "text": compute.describe(), "peak_flops": compute.peak_flops})
     batch = _batches(request, compute.device)
     sizes = sizes_of(request.layout)
     emit({"kind": "first", "micro_batches": sizes[0], "seconds": _update(updater, 0, batch, sizes[0])})
+    if reference is not None:
+        _ask(reference, request, compute)
     step, spent = 1, 0.0
     while step < _MOST_UPDATES and (step <= _ROUNDS * len(sizes) or spent < _LEAST_SECONDS):
         size = sizes[step % len(sizes)]
@@ -114,6 +123,15 @@ def probe(request: Request, emit: Emit) -> None:
             _probe_sampling(model, request, emit)
     for note in notes:
         emit({"kind": "note", "text": note})
+
+
+def _ask(reference: LanguageModel, request: Request, compute: Compute) -> None:
+    """Ask what stands for the start weights as many tokens as a training asks them at once, beside the optimizer."""
+    length = request.layout.max_length
+    tokens = request.rl.asked_tokens(length)
+    ids = torch.zeros((tokens // length, length), dtype=torch.int64, device=compute.device)
+    with compute.autocast():
+        target_log_probabilities(reference, ids, ids, at_once=tokens)
 
 
 def _batches(request: Request, device: torch.device) -> Callable[[int], Batch]:
