@@ -31,7 +31,7 @@ from gpt_pipeline.exchange.folder import new_folder
 from gpt_pipeline.exchange.take_in import convert_start, import_folder
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
 from gpt_pipeline.experiment.load import Experiment, load_experiment
-from gpt_pipeline.experiment.start_from import StartFromConfig
+from gpt_pipeline.experiment.start_from import StartFromConfig, note_source
 from gpt_pipeline.experiment.training import find_start
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
@@ -102,6 +102,11 @@ def checkpoint(of: Experiment, step: int = 3, *, tokenizer: Tokenizer | None = N
         tokenizer=tokenizer.file if tokenizer else None,
     )
     return save_checkpoint(folder, snapshot)
+
+
+def starting(of: Experiment, **start: str) -> Experiment:
+    """The same experiment with `start_from: {start}`."""
+    return dataclasses.replace(of, config=dataclasses.replace(of.config, start_from=StartFromConfig(**start)))
 
 
 def loaded(folder: Path) -> Any:
@@ -280,7 +285,17 @@ def test_export_card_of_chatml_tells_its_form_and_ends_and_no_other(tmp_path: Pa
 
 
 HUB = "[someone/small](https://huggingface.co/someone/small)"
-BASE = f"the experiment *given away base*, which began with {HUB}"
+
+
+def write_start(of: Experiment, start: StartFromConfig) -> CheckpointInfo:
+    """Put what the file's `start_from` stands for where the training has found it."""
+    info = checkpoint(of, step=1)
+    place = of.folder.start / "checkpoint_step_0.pt" if start.file is None else of.file.parent / start.file
+    place.parent.mkdir(parents=True, exist_ok=True)
+    info = dataclasses.replace(info, path=info.path.replace(place), step=0)
+    write_manifest(info)
+    note_source(of.folder, {"text": start.text, "files": None})
+    return info
 
 
 @pytest.mark.parametrize(
@@ -290,7 +305,7 @@ BASE = f"the experiment *given away base*, which began with {HUB}"
         ("pretrain", {"hugging_face": "someone/small"}, f"trained further from {HUB} by", "someone/small"),
         ("sft", {"hugging_face": "someone/small"}, f"fine-tuned from {HUB} by", "someone/small"),
         ("sft", {"file": "elsewhere/x.pt"}, "fine-tuned from weights of one's own (`x.pt`) by", None),
-        ("rl", {"experiment": "base.yaml"}, f"trained by rewards from {BASE} by", "someone/small"),
+        ("rl", {"file": "elsewhere/x.pt"}, "trained by rewards from weights of one's own (`x.pt`) by", None),
         ("sft", "a file that was changed since", "fine-tuned from other weights by", None),
     ],
 )  # fmt: skip
@@ -298,14 +313,12 @@ def test_export_card_says_whose_weights_the_training_began_with(
     tmp_path: Path, objective: str, start: dict[str, str] | str | None, made: str, base_model: str | None
 ) -> None:
     one = experiment(tmp_path)
-    on_hub = YAML.format(model="null", tokenizer="gpt2").replace("away", "away base").replace("model: null\n", "")
-    (tmp_path / "base.yaml").write_text(on_hub + "start_from: {hugging_face: someone/small}\n")
+    noted = start and "5" * 64
     if isinstance(start, dict):
-        one = dataclasses.replace(one, config=dataclasses.replace(one.config, start_from=StartFromConfig(**start)))
+        one = starting(one, **start)
+        noted = write_start(one, StartFromConfig(**start)).weights_sha256
     info = checkpoint(one)
-    info = dataclasses.replace(
-        info, settings={**info.settings, "training.objective": objective, "start_from": start and "5" * 64}
-    )
+    info = dataclasses.replace(info, settings={**info.settings, "training.objective": objective, "start_from": noted})
     card = model_card(one, info, gpt2(), max_length=16)
     assert f"parameters, {made}" in card
     assert ("from scratch" in card, "tokens seen in this training" in card) == (start is None, start is not None)
@@ -322,9 +335,25 @@ def test_export_card_of_weights_of_unknown_origin_claims_none(tmp_path: Path) ->
     storage = dataclasses.replace(one.config.storage, checkpoint_to_resume="checkpoint_step_0.pt")
     resumed = dataclasses.replace(one, config=dataclasses.replace(one.config, storage=storage))
     assert "from scratch" not in model_card(resumed, info, gpt2(), max_length=16)
-    base = dataclasses.replace(one.config, start_from=StartFromConfig(hugging_face="someone/small"))
-    start = dataclasses.replace(info, step=0, settings={**info.settings, "start_from": "5" * 64})
-    assert f"taken from {HUB} by" in model_card(dataclasses.replace(one, config=base), start, gpt2(), max_length=16)
+
+
+@pytest.mark.parametrize(
+    ("named", "noted", "made"),
+    [
+        ("someone/small", None, f"taken from {HUB} by"),
+        ("someone/small", "5" * 64, "taken from other weights by"),  # the file named others then
+        ("openai/other", None, "taken from other weights by"),  # or these, under a name that it has no more
+    ],
+)
+def test_export_card_names_a_base_only_where_its_weights_are_those_of_then(
+    tmp_path: Path, named: str, noted: str | None, made: str
+) -> None:
+    one = starting(experiment(tmp_path), hugging_face="someone/small")
+    start = write_start(one, one.config.start_from)
+    info = dataclasses.replace(start, settings={**start.settings, "start_from": noted or start.weights_sha256})
+    card = model_card(starting(one, hugging_face=named), info, gpt2(), max_length=16)
+    assert made in card
+    assert ("base_model" in card) == (HUB in made)
 
 
 @pytest.mark.parametrize(

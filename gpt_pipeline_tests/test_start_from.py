@@ -22,10 +22,11 @@ from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.export import export_checkpoint
+from gpt_pipeline.exchange.origin import origin_of
 from gpt_pipeline.exchange.take_in import convert_start
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.new import write_new_experiment
-from gpt_pipeline.experiment.start_from import StartNotReadyError
+from gpt_pipeline.experiment.start_from import StartNotReadyError, note_source
 from gpt_pipeline.experiment.training import find_start, training_job, wanted_fingerprint
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.planning.plan import make_plan
@@ -248,6 +249,28 @@ def test_hugging_face_folder_is_converted_once_and_gives_the_same_weights(folder
     assert find_start(later).checkpoint.path.stat().st_mtime_ns == written
     shutil.rmtree(folder.parent / "hf")  # an unplugged disk: what was made of it stands
     assert find_start(load_experiment(later.file)).checkpoint.weights_sha256 == info.weights_sha256
+
+
+def test_origin_of_weights_is_the_chain_that_they_come_from_while_its_files_say_so(folder: Path) -> None:
+    _export(folder)
+    convert_start(later := _later(folder, "{hugging_face: ../hf}"), say=lambda text: None)
+    note_source(later.folder, {"text": "someone/small", "files": None})  # as if it had been taken from the hub
+    _train(_later(folder, "{hugging_face: someone/small}"))
+    text = LATER.replace("START", "{experiment: later.yaml}").replace("Later", "Third")
+    (folder / "third.yaml").write_text(text.replace("max_steps: 4", "max_steps: 4, objective: sft"))
+    third = _train(load_experiment(folder / "third.yaml"))
+    info = list_checkpoints(third.folder.checkpoints)[-1]
+
+    hub = "[someone/small](https://huggingface.co/someone/small)"
+    origin = origin_of(third, info)
+    assert origin.made == f"fine-tuned from the experiment *Later*, which began with {hub}"
+    assert origin.on_hub == "someone/small"
+
+    (folder / "third.yaml").write_text(third.file.read_text().replace("later.yaml", "base.yaml"))
+    origin = origin_of(load_experiment(third.file), info)
+    assert (origin.made, origin.on_hub, origin.has_base) == ("fine-tuned from other weights", None, True)
+    (folder / "later.yaml").unlink()
+    assert origin_of(third, info).made == "fine-tuned from other weights"
 
 
 def test_converted_hugging_face_folder_whose_links_lead_nowhere_stands(folder: Path) -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
-from gpt_pipeline.experiment.load import Experiment, load_experiment
-from gpt_pipeline.experiment.start_from import base_file, hub_revision, weights_path
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.start_from import hub_revision, weights_path
+from gpt_pipeline.experiment.training import base_experiment, find_start
 from gpt_pipeline.shown import in_markdown
 from gpt_pipeline.training.job import OBJECTIVE, START_FROM
 
@@ -34,10 +36,11 @@ class Origin:
 
 
 def origin_of(experiment: Experiment, info: CheckpointInfo) -> Origin:
-    """Return where the weights of one of the experiment's checkpoints come from, as its training has noted it."""
-    bases = [*_bases(experiment)] if info.settings.get(START_FROM, "not noted") else []
-    if not bases and info.settings.get(START_FROM):
-        bases = [(_OTHERS, None)]  # the file has been changed since
+    """Return where the weights of one of the experiment's checkpoints come from.
+
+    Its training has noted what it began with; that has the names that the file gives it only where these are the same.
+    """
+    bases = [*_bases(experiment, info)]
     objective = info.settings.get(OBJECTIVE) or experiment.config.training.objective
     if not bases:
         return Origin(made=_made_alone(experiment, info), learned="The model was trained")
@@ -56,18 +59,29 @@ def _made_alone(experiment: Experiment, info: CheckpointInfo) -> str:
     return "trained from scratch" if is_known else "trained"
 
 
-def _bases(experiment: Experiment) -> Iterator[tuple[str, str | None]]:
-    """Yield what the experiment starts from, then what that does: in markdown, and its name if it is on the hub."""
-    start = experiment.config.start_from
-    if start is None:
+def _bases(experiment: Experiment, info: CheckpointInfo) -> Iterator[tuple[str, str | None]]:
+    """Yield what the checkpoint's training began with, then what that did: in markdown, and its name on the hub."""
+    noted = info.settings.get(START_FROM)
+    if not noted:
         return
-    if (file := base_file(start, experiment.file)) is not None:
-        base = load_experiment(file)
+    start, found = experiment.config.start_from, _start_of_file(experiment)
+    if start is None or found is None or found.weights_sha256 != noted:
+        yield _OTHERS, None  # the file has been changed since, or what it names
+    elif (base := base_experiment(experiment)) is not None:
         yield f"the experiment *{in_markdown(base.display_name)}*", None
-        yield from _bases(base)
+        yield from _bases(base, found)
     elif weights_path(start, experiment.file) is not None:
         yield f"weights of one's own (`{in_markdown(Path(start.text).name)}`)", None
     else:
         revision = hub_revision(start, experiment.folder)
         commit = f" at commit `{revision}`" if revision else ""
         yield f"[{start.text}](https://huggingface.co/{start.text}){commit}", start.text
+
+
+def _start_of_file(experiment: Experiment) -> CheckpointInfo | None:
+    """Return the checkpoint that the experiment file names now; None where it names none, or that cannot be had."""
+    try:
+        start = find_start(experiment)
+    except UserError:
+        return None
+    return None if start is None else start.checkpoint
