@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -179,6 +180,20 @@ def test_stage_damaged_here_and_made_anew_is_sent_by_the_same_sender(tmp_path):
 
     assert not sender.damaged
     assert f"{STAGE}/manifest.json" in open_store(mirror).sizes(STAGE)
+
+
+def test_stage_damaged_here_that_is_ordered_no_more_is_not_said(tmp_path):
+    folder, mirror = make_stage(tmp_path / "a"), folder_mirror(tmp_path / "mirror")
+    (folder / "train_000001.bin").write_bytes(bytes(1000))
+    sender = Sender(open_store(mirror), ExperimentFolder(root=tmp_path / "a" / "experiment"))
+    order = Order(mirror=mirror, keep_last=1, stages=(STAGE,))
+    for work in sender.work(order, None, at_rest=True):
+        work.do()
+    assert sender.damaged
+
+    assert list(sender.work(replace(order, stages=()), None, at_rest=True)) == []
+
+    assert not sender.damaged
 
 
 def test_stage_brought_a_second_time_after_a_cut_keeps_what_is_there(tmp_path):

@@ -94,6 +94,7 @@ class Sender:
 
         `at_rest` says that no trainer is at work, so that what grows has grown.
         """
+        self._damaged = {stage: damage for stage, damage in self._damaged.items() if stage in order.stages}
         if lease is not None and order.fingerprint:
             if self._training is None or self._training.lease is not lease:
                 self._training = _TrainingSender(self._store, self._folder, lease, each=self._each, clock=self._clock)
