@@ -14,7 +14,7 @@ from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.data.tokens.tokenizer import gpt2
-from gpt_pipeline.errors import DataError, UserError
+from gpt_pipeline.errors import ConfigError, DataError, UserError
 from gpt_pipeline.evaluation.sampling import Sampling
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.model.costs import Precision
@@ -27,6 +27,7 @@ from gpt_pipeline.rl.prompts import Prompt, prompts_at, prompts_of
 from gpt_pipeline.rl.rewards import Question, reward_for, reward_of
 from gpt_pipeline.rl.rollouts import RecordedDraws, Sample, Tally, kept_answers, rows_of, target_log_probabilities
 from gpt_pipeline.rl.stage import PromptsStage
+from gpt_pipeline.training.config import TrainingConfig, rollout_layout
 from gpt_pipeline_tests.rl_jobs import RL, prompt, undecided_model
 
 OPTIONS = "Which is red? A) rose B) leaf C) sky"
@@ -131,6 +132,11 @@ def write(folder: Path, *, training: str = "{objective: rl, max_steps: 4, warmup
     [
         ("{objective: rl}", "", "training.max_steps: found None"),
         ("{objective: rl, max_steps: 4, warmup_steps: 1, batch_size: 4}", "", "training.batch_size: found"),
+        (
+            "{objective: rl, max_steps: 4, warmup_steps: 1, micro_batch_size: auto}",
+            "",
+            "training.micro_batch_size: found '?auto'?, need a number or null with training.objective=rl",
+        ),
         ("{objective: rl, max_steps: 4, warmup_steps: 1, tokens_per_step: 960}", "", "training.tokens_per_step: found"),
         ("{max_steps: 4, warmup_steps: 1}", "rl: {kl: 0.1}", "rl.kl: found '?0.1'?, need no such key"),
         ("{objective: rl, max_steps: 4, warmup_steps: 1}", "rl: {max_new_tokens: 96}", "less than data.max_length=96"),
@@ -146,6 +152,14 @@ def write(folder: Path, *, training: str = "{objective: rl, max_steps: 4, warmup
 def test_rl_file_that_cannot_be_used_says_why(tmp_path: Path, training: str, more: str, found: str) -> None:
     with pytest.raises(UserError, match=found):
         load_experiment(write(tmp_path, training=training, more=more))
+
+
+def test_rl_layout_refuses_a_micro_batch_that_is_found_after_the_sampler_has_its_size() -> None:
+    config = TrainingConfig(objective="rl", max_steps=4, warmup_steps=1, micro_batch_size="auto")
+    with pytest.raises(ConfigError, match=r"training\.micro_batch_size: found '?auto'?, .*use 16"):
+        rollout_layout(config, RL, max_length=16, world_size=1)
+    own = dataclasses.replace(config, micro_batch_size=2)
+    assert rollout_layout(own, RL, max_length=16, world_size=1).micro_batch_size == 2
 
 
 def test_rl_file_without_a_start_says_what_to_name(tmp_path: Path) -> None:

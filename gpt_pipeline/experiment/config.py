@@ -21,6 +21,7 @@ from gpt_pipeline.training.config import (
     HardwareConfig,
     StepLayout,
     TrainingConfig,
+    auto_with_rollouts,
     deciding_loss,
     rollout_layout,
     sequences_per_step,
@@ -232,8 +233,7 @@ def _rollouts(config: ExperimentConfig) -> Iterator[ConfigError]:
         need = "a whole number above 0: with training.objective=rl there are no epochs to count"
         yield ConfigError("training.max_steps", found=None, need=need, remedy="use 200, say")
     if training.micro_batch_size == "auto":
-        need = "a number or null with training.objective=rl, where answers sampled together may be other texts"
-        yield ConfigError("training.micro_batch_size", found="auto", need=need, remedy="use 16, say")
+        yield auto_with_rollouts()
     for key, neutral in {"batch_size": 8, "tokens_per_step": None, "num_epochs": 1}.items():
         if (found := getattr(training, key)) != neutral:
             need = "no such key with training.objective=rl"

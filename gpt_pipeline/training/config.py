@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt_pipeline.data.config import STREAM
-from gpt_pipeline.errors import require
+from gpt_pipeline.errors import ConfigError, require
 from gpt_pipeline.launchers.config import LauncherName, RayConfig, SlurmConfig
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.storage.fingerprint import added_later, neutral_values
@@ -421,8 +421,10 @@ def rollout_layout(config: TrainingConfig, rl: RlConfig, *, max_length: int, wor
     """Return the layout of a training on sampled answers, whose sequences have at most `max_length` tokens.
 
     Raises:
-        ConfigError: the questions do not divide evenly among the processes.
+        ConfigError: the questions do not divide evenly among the processes, or `micro_batch_size` is `auto`.
     """
+    if config.micro_batch_size == "auto":
+        raise auto_with_rollouts()
     prompts, key = rl.prompts_per_step, "rl.prompts_per_step"
     need, remedy = (
         f"a multiple of the {world_size} processes that share it",
@@ -438,6 +440,12 @@ def rollout_layout(config: TrainingConfig, rl: RlConfig, *, max_length: int, wor
         world_size=world_size,
         max_steps=config.max_steps,
     )
+
+
+def auto_with_rollouts() -> ConfigError:
+    """Return what is wrong with `micro_batch_size: auto` where answers are sampled, in batches of that size."""
+    need = "a number or null with training.objective=rl, where answers sampled together may be other texts"
+    return ConfigError("training.micro_batch_size", found="auto", need=need, remedy="use 16, say")
 
 
 def _require_multiple(key: str, value: int, *, of: int, unit: str) -> None:
