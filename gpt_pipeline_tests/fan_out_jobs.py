@@ -35,12 +35,12 @@ def job(name: str) -> dg.JobDefinition:
 _make = ShardsStage.make
 
 
-def _make_or_die(self: ShardsStage, names: Iterable[str], *, say: stage.Say) -> dict[str, Any]:
+def _make_or_die(self: ShardsStage, names: Iterable[str], *, force: bool = False, say: stage.Say) -> dict[str, Any]:
     marker = os.environ.get(KILL_ONCE)
     if marker and "synth_002.parquet" in names and not Path(marker).exists():
         Path(marker).touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return _make(self, names, say=say)
+    return _make(self, names, force=force, say=say)
 
 
 def execute(name: str, after: str | None) -> str:

@@ -15,10 +15,12 @@ import dagster as dg
 import pytest
 
 import gpt_pipeline
+from gpt_pipeline.data import stage
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.experiment.load import load_experiment
+from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.history import open_instance
 from gpt_pipeline.project import Project
 from gpt_pipeline_tests import fan_out_jobs
@@ -82,6 +84,22 @@ def undisturbed(project: TinyProject) -> dict[str, bytes]:
     raw = prepare_raw(experiment.data, folder)
     prepare_shards(experiment.data, prepare_documents(experiment.data, raw, folder), folder)
     return bytes_of(folder)
+
+
+def test_fan_out_force_makes_the_parts_and_the_stages_anew(
+    project: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "UNIT_BYTES", 1)
+    experiment, here = project.experiment("fan"), Project.of_experiments(project.root / "experiments")
+    data, folder = experiment.data, experiment.data_folder
+    prepare_shards(data, prepare_documents(data, prepare_raw(data, folder), folder), folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("manifest.json")}
+    job = build_definitions(here).resolve_job_def("data_fan")
+    forced = {"ops": {node.name: {"config": {"force": True}} for node in job.graph.nodes}}
+    assert job.execute_in_process(run_config=forced, instance=dg.DagsterInstance.ephemeral()).success
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("manifest.json")}
+    assert after.keys() == before.keys()
+    assert not set(after.values()) & set(before.values())
 
 
 @pytest.mark.slow

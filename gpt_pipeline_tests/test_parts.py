@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -244,8 +245,8 @@ def test_parts_force_leaves_the_finished_stages_of_others_alone_until_it_has_mad
         assert groups
         assert all(find(each, tmp_path) for find in (find_raw, find_documents, find_shards) for each in (config, other))
         for group in groups:
-            stage.make(group, say=quiet)
-        assert not stage.finish(say=quiet).reused
+            stage.make(group, force=True, say=quiet)
+        assert not stage.finish(force=True, say=quiet).reused
         assert stage.finish(say=quiet).reused
     kept = {name: content for name, content in bytes_of(tmp_path).items() if name in undisturbed}
     assert kept == undisturbed
@@ -265,9 +266,29 @@ def test_parts_force_replaces_what_a_stage_has_linked(
         file.write(bytes(size))
     for each in stages_of(config, tmp_path):
         for group in each.plan(force=True, say=quiet):
-            each.make(group, say=quiet)
-        each.finish(say=quiet)
+            each.make(group, force=True, say=quiet)
+        each.finish(force=True, say=quiet)
     verify(stage)
+
+
+@pytest.mark.parametrize("kind", [RawStage, DocumentsStage, ShardsStage])
+def test_parts_force_is_done_although_another_run_finds_the_stage_finished_meanwhile(
+    tmp_path: Path, folder: Path, kind: type[PartedStage]
+) -> None:
+    config = config_of(folder, 100)
+    prepared(config, tmp_path)
+    (stage,) = (each for each in stages_of(config, tmp_path) if isinstance(each, kind))
+    (group,) = stage.plan(force=True, say=quiet)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("manifest.json")}
+    for go_on in (partial(stage.make, group), stage.finish):
+        (other,) = (each for each in stages_of(config, tmp_path) if isinstance(each, kind))
+        assert other.plan(force=False, say=quiet) == []
+        assert other.finish(say=quiet).reused
+        last = go_on(force=True, say=quiet)
+    assert isinstance(last, StageResult)
+    assert not last.reused
+    parts = len(group)
+    assert sum(path.stat().st_mtime_ns != before.get(path) for path in tmp_path.rglob("manifest.json")) == parts + 1
 
 
 def full(descriptor: int) -> None:
@@ -291,11 +312,11 @@ def test_parts_force_that_fails_leaves_all_that_was_finished(
     (stage,) = (each for each in stages_of(config, tmp_path) if isinstance(each, kind))
     (group,) = stage.plan(force=True, say=quiet)
     if moment == "finish":
-        stage.make(group, say=quiet)
+        stage.make(group, force=True, say=quiet)
     with monkeypatch.context() as disk:
         disk.setattr(os, "fsync", full)
         with pytest.raises(DiskFullError):
-            stage.make(group, say=quiet) if moment == "make" else stage.finish(say=quiet)
+            stage.make(group, force=True, say=quiet) if moment == "make" else stage.finish(force=True, say=quiet)
     assert all(each.plan(force=False, say=quiet) == [] for each in stages_of(config, tmp_path))
     assert all(each.finish(say=quiet).reused for each in stages_of(config, tmp_path))
     assert bytes_of(tmp_path) == content

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_pipeline.data.stage import ask_again, exclusive, is_asked_again, needs_nothing, prepare_stage
+from gpt_pipeline.data.stage import exclusive, finish_stage, is_begun_again, needs_nothing, prepare_stage
 from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file
 
 
@@ -99,10 +99,34 @@ def test_stage_of_an_interrupted_force_stands_if_its_bytes_are_those_of_its_mani
 ) -> None:
     maker = Maker(tmp_path / "stage")
     stage = maker.prepare()
-    ask_again(maker.folder)
+    with pytest.raises(KeyboardInterrupt):
+        finish_stage(maker.folder, "f" * 64, force=True, say=lambda line: None, make=fail)
     (maker.folder / "file.bin").write_bytes(left)
     assert needs_nothing(stage, say=lambda line: None) is stands
-    assert is_asked_again(maker.folder) is not stands
+    assert is_begun_again(maker.folder) is not stands
+
+
+def test_stage_found_finished_while_another_process_puts_it_together_anew_waits_for_its_end(tmp_path: Path) -> None:
+    maker, said, waits = Maker(tmp_path / "stage"), [], threading.Event()
+    stage = maker.prepare()
+
+    def say(line: str) -> None:
+        said.append(line)
+        waits.set()
+
+    found: list[bool] = []
+    other = threading.Thread(target=lambda: found.append(needs_nothing(stage, say=say)))
+
+    def make() -> Manifest:
+        (maker.folder / "file.bin").write_bytes(b"CONTENT")  # as it is for a moment
+        other.start()
+        assert waits.wait(10)
+        return maker()
+
+    assert not finish_stage(maker.folder, "f" * 64, force=True, say=lambda line: None, make=make).reused
+    other.join()
+    assert "in use by process" in said[0]
+    assert found == [True]
 
 
 def test_stage_removes_what_a_killed_process_left(tmp_path: Path) -> None:

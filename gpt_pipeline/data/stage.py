@@ -55,23 +55,27 @@ class PartedStage(Protocol):
     def plan(self, *, force: bool, say: Say) -> Sequence[Sequence[str]]:
         """Return the source files whose parts are missing, in groups that are done one at a time; none if finished.
 
-        `force` returns all of them, and has `make` and `finish` replace what there is; until then the stage, and all
-        others that are made of the same parts, stand as they are. A later plan without it takes that back.
+        `force` returns all of them, for `make` and `finish` with `force` to replace what there is; until then the
+        stage, and all others that are made of the same parts, stand as they are.
 
         Raises:
             UserError: with `force`, something is missing that they are made of.
         """
         ...
 
-    def make(self, names: Iterable[str], *, say: Say) -> Mapping[str, Any]:
+    def make(self, names: Iterable[str], *, force: bool = False, say: Say) -> Mapping[str, Any]:
         """Make the parts of the source files `names`, and return what there is to say of them, as JSON values.
 
-        Among it `megabytes`: what was read, of files or of text.
+        Among it `megabytes`: what was read, of files or of text. `force` makes those that are finished, too.
         """
         ...
 
-    def finish(self, *, say: Say) -> StageResult:
-        """Return the stage, put together from its parts; one that is missing or damaged is made first."""
+    def finish(self, *, force: bool = False, say: Say) -> StageResult:
+        """Return the stage, put together from its parts; one that is missing or damaged is made first.
+
+        `force` puts together a finished stage, too. If that fails, it is finished still, once a plan without `force`
+        has compared its bytes.
+        """
         ...
 
 
@@ -95,8 +99,8 @@ class PlacedStage(ABC):
 def prepare(stage: PartedStage, *, force: bool = False, say: Say) -> StageResult:
     """Return the finished stage, making what is missing of it in this process, one part after the other."""
     for group in stage.plan(force=force, say=say):
-        stage.make(group, say=say)
-    return stage.finish(say=say)
+        stage.make(group, force=force, say=say)
+    return stage.finish(force=force, say=say)
 
 
 def grouped(sizes: Mapping[str, int]) -> list[list[str]]:
@@ -156,41 +160,46 @@ def intact_parts(parts: Sequence[Part], *, say: Say) -> list[StageResult | None]
         return list(pool.map(lambda part: part.intact(say=say), parts))
 
 
-def ask_again(folder: Path) -> None:
-    """Have the stage in `folder`, which stands until then, put together anew when it is finished next."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _AGAIN).touch()
-
-
-def is_asked_again(folder: Path) -> bool:
-    """Whether the stage in `folder` is to be put together anew."""
+def is_begun_again(folder: Path) -> bool:
+    """Whether somebody puts the stage in `folder` together anew, or failed to."""
     return (folder / _AGAIN).is_file()
 
 
 def needs_nothing(stage: StageResult | None, *, say: Say) -> TypeGuard[StageResult]:
-    """Whether the stage was found finished; one that was to be put together anew, and was not, then stands as it is.
+    """Whether the stage was found finished; one that was begun again, and not ended, then stands as it is.
 
-    Its bytes are compared with its manifest first: whoever was at it may have replaced some of its files.
+    Its bytes are compared with its manifest first, once nobody is at it any more: some of its files may be replaced.
     """
-    if stage is None:
+    if stage is None or (is_begun_again(stage.folder) and not _still_stands(stage, say)):
         return False
-    if is_asked_again(stage.folder):
+    say(f"{stage.folder} is finished already; nothing to do")
+    return True
+
+
+def _still_stands(stage: StageResult, say: Say) -> bool:
+    with exclusive(stage.folder, purpose=f"comparing {stage.folder.name}", say=say):
+        if not is_begun_again(stage.folder):
+            return True  # whoever was at it has ended it
         try:
             verify(stage)
         except DamagedFileError as error:
             say(f"{error}; it is put together anew now")
             return False
-        (stage.folder / _AGAIN).unlink(missing_ok=True)
-    say(f"{stage.folder} is finished already; nothing to do")
+        (stage.folder / _AGAIN).unlink()
     return True
 
 
-def finish_stage(folder: Path, fingerprint: str, *, say: Say, make: Callable[[], Manifest]) -> StageResult:
-    """Return the stage in `folder`, put together by `make` if it is not finished or was asked for again."""
-    again = is_asked_again(folder)
+def finish_stage(folder: Path, fingerprint: str, *, force: bool, say: Say, make: Callable[[], Manifest]) -> StageResult:
+    """Return the stage in `folder`, put together by `make` if it is not finished, was begun again, or by `force`."""
+    again = force or is_begun_again(folder)
     if not again and (stage := finished(folder, fingerprint)):
         return stage
-    return prepare_stage(folder, fingerprint, force=again, say=say, make=make)
+
+    def begun() -> Manifest:
+        (folder / _AGAIN).touch()  # removed with the manifest written
+        return make()
+
+    return prepare_stage(folder, fingerprint, force=again, say=say, make=begun)
 
 
 @contextmanager

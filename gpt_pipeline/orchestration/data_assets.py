@@ -203,7 +203,7 @@ class _Group:
                     bring_data(mirrored, stage(), say=say)
                 made = stage()
                 made.plan(force=force, say=say)
-                result = made.finish(say=say)
+                result = made.finish(force=force, say=say)
             if mirrored is not None:
                 send_data_to_mirror(mirrored)
             return dg.MaterializeResult(

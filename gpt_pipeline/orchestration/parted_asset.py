@@ -61,7 +61,7 @@ def parted_asset(
         name=name,
         description=description,
         config=dg.ConfigMapping(
-            config_fn=lambda chosen: {"plan": {"config": chosen}},
+            config_fn=lambda chosen: {step: {"config": chosen} for step in ("plan", part, "finish")},
             config_schema=OPTIONS,
         ),
         ins={"upstream": dg.GraphIn()} if upstream else {},
@@ -106,13 +106,14 @@ def _plan_op(
 def _part_op(stage: StageFactory, name: str, part: str) -> dg.OpDefinition:
     @dg.op(
         name=f"{name}__{part}",
+        config_schema=OPTIONS,
         retry_policy=_RETRIES,
         description="Do one source file, or a few small ones.",
     )
     def make(context: dg.OpExecutionContext, names: list) -> dict:
         started = time.monotonic()
         with explained(stopped="Stopped; source files that are finished are kept, and the next run makes the others."):
-            facts = stage().make(names, say=context.log.info)
+            facts = stage().make(names, force=context.op_config["force"], say=context.log.info)
         seconds = max(0.001, round(time.monotonic() - started, 3))
         own = {"files": ", ".join(names), "seconds": seconds, "megabytes_per_second": facts["megabytes"] / seconds}
         context.add_output_metadata({**own, **{name: fact(value) for name, value in facts.items()}})
@@ -122,10 +123,15 @@ def _part_op(stage: StageFactory, name: str, part: str) -> dg.OpDefinition:
 
 
 def _finish_op(stage: StageFactory, key: dg.AssetKey, name: str, mirrored: Experiment | None) -> dg.OpDefinition:
-    @dg.op(name=f"{name}__finish", out=dg.Out(dg.Nothing), description="Put the parts together.")
+    @dg.op(
+        name=f"{name}__finish",
+        out=dg.Out(dg.Nothing),
+        config_schema=OPTIONS,
+        description="Put the parts together.",
+    )
     def finish(context: dg.OpExecutionContext, made: list) -> dg.Output:
         with explained():
-            result = stage().finish(say=context.log.info)
+            result = stage().finish(force=context.op_config["force"], say=context.log.info)
         if mirrored is not None:
             send_data_to_mirror(mirrored)
         context.set_data_version(key, dg.DataVersion(result.fingerprint))

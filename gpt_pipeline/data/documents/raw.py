@@ -31,11 +31,10 @@ from gpt_pipeline.data.sources.sample.source import SampleFolder
 from gpt_pipeline.data.sources.text_lists import TextLists, are_listed, text_lists
 from gpt_pipeline.data.stage import (
     Say,
-    ask_again,
     exclusive,
     finish_stage,
     grouped,
-    is_asked_again,
+    is_begun_again,
     needs_nothing,
     prepare,
 )
@@ -277,7 +276,6 @@ class RawStage:
                 before = [name for name, _ in stage.manifest.config["files"]]
                 there, wanted = set(source.names), set(names)
                 names += [name for name in before if name in there and name not in wanted]
-                ask_again(stage.folder)
             if force:
                 self._forget(source, names, record, say)
         check = self._check(source, record)
@@ -285,8 +283,8 @@ class RawStage:
         source.require_room(missing)
         return grouped({name: source.size(name) for name in missing})
 
-    def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:
-        """Bring the files here and look at them; see `PartedStage`.
+    def make(self, names: Iterable[str], *, force: bool = False, say: Say) -> dict[str, Any]:
+        """Bring the files here and look at them; see `PartedStage`. What `force` makes anew, `plan` has forgotten.
 
         Raises:
             UserError: a file is damaged, or the hub cannot be reached or refuses.
@@ -304,16 +302,18 @@ class RawStage:
             "files": list(looked),
         }
 
-    def finish(self, *, say: Say) -> StageResult:
+    def finish(self, *, force: bool = False, say: Say) -> StageResult:
         """Choose the files and write down which documents repeat others; see `PartedStage`."""
         stage = self._standing(say)
-        if stage is not None and not is_asked_again(stage.folder):
+        if stage is not None and not force and not is_begun_again(stage.folder):
             return stage
         with self._recording(say) as record:
             source = self._open_source(record, say)
             chosen = self._choice(source, record).choose(say=say)
         folder, wanted = self._place_of(chosen)
-        return finish_stage(folder, wanted, say=say, make=lambda: self._manifest(source, chosen, folder, wanted))
+        return finish_stage(
+            folder, wanted, force=force, say=say, make=lambda: self._manifest(source, chosen, folder, wanted)
+        )
 
     def _check(self, source: Source, record: SourceRecord) -> FileCheck:
         return FileCheck(

@@ -29,11 +29,9 @@ from gpt_pipeline.data.stage import (
     Part,
     PlacedStage,
     Say,
-    ask_again,
     finish_stage,
     grouped,
     intact_parts,
-    is_asked_again,
     needs_nothing,
     prepare,
 )
@@ -148,17 +146,16 @@ class DocumentsStage(PlacedStage):
         if force:
             for each in parts:
                 self._places.path(each.raw)  # raises if it is gone, before anything is begun
-            ask_again(self._folder)
         missing = [each for each in parts if force or each.part.find() is None]
         return grouped({each.raw.name: each.raw.size for each in missing})
 
-    def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:
+    def make(self, names: Iterable[str], *, force: bool = False, say: Say) -> dict[str, Any]:
         """Write the documents of the raw files; see `PartedStage`.
 
         Raises:
             DataError: a raw file cannot be read, or is not there any more.
         """
-        wanted, force = set(names), is_asked_again(self._folder)
+        wanted = set(names)
         made = [self._made(each, say, force=force) for each in self.parts() if each.raw.name in wanted]
         return {
             "rows_read": sum(part.manifest.facts["rows_read"] for part in made),
@@ -166,18 +163,11 @@ class DocumentsStage(PlacedStage):
             "megabytes": sum(part.manifest.facts["text_bytes"] for part in made) / 1e6,
         }
 
-    def finish(self, *, say: Say) -> StageResult:
+    def finish(self, *, force: bool = False, say: Say) -> StageResult:
         """Put the parts together; see `PartedStage`."""
-        folder, wanted = self._folder, self._wanted
-        return finish_stage(folder, wanted, say=say, make=lambda: self._together(folder, wanted, say))
-
-    @property
-    def _wanted(self) -> str:
-        return _fingerprint(self.config, self.raw.fingerprint)
-
-    @property
-    def _folder(self) -> Path:
-        return stage_folder(self.data_folder, self.name, self._wanted)
+        wanted = _fingerprint(self.config, self.raw.fingerprint)
+        folder = stage_folder(self.data_folder, self.name, wanted)
+        return finish_stage(folder, wanted, force=force, say=say, make=lambda: self._together(folder, wanted, say))
 
     def parts(self) -> list[DocumentsPart]:
         """Return what the stage takes of each raw file, in order; files of which it takes nothing are left out."""

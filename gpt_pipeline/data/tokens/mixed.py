@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gpt_pipeline.data.arrays import save_array
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.formats import MIXED_SHARDS
-from gpt_pipeline.data.stage import PlacedStage, Say, ask_again, finish_stage, needs_nothing
+from gpt_pipeline.data.stage import PlacedStage, Say, finish_stage, needs_nothing
 from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
 from gpt_pipeline.data.tokens.shards import ShardsStage, has_turns, require_a_sequence, tokenizer_facts
 from gpt_pipeline.data.tokens.stream import (
@@ -90,18 +90,17 @@ class MixedShardsStage(PlacedStage):
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
         """Return no files: there are none to be made by themselves; see `PartedStage`."""
         stage = self.find()
-        if stage is not None and force:
+        if force:
             self.parts()  # raises if one is not finished, before anything is begun
-            ask_again(stage.folder)
         elif needs_nothing(stage, say=say):
             require_a_sequence(self.config, stage.manifest.facts)
         return []
 
-    def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:
+    def make(self, names: Iterable[str], *, force: bool = False, say: Say) -> dict[str, Any]:
         """Do nothing, for `plan` names no files; see `PartedStage`."""
         return {"megabytes": 0.0}
 
-    def finish(self, *, say: Say) -> StageResult:
+    def finish(self, *, force: bool = False, say: Say) -> StageResult:
         """Mix the shards of the parts; see `PartedStage`.
 
         Raises:
@@ -111,7 +110,7 @@ class MixedShardsStage(PlacedStage):
         parts = self.parts()
         wanted = self._fingerprint({part.name: part.stage.fingerprint for part in parts})
         folder = stage_folder(self.data_folder, self.name, wanted)
-        stage = finish_stage(folder, wanted, say=say, make=lambda: self._mixed(parts, folder, wanted, say))
+        stage = finish_stage(folder, wanted, force=force, say=say, make=lambda: self._mixed(parts, folder, wanted, say))
         require_a_sequence(self.config, stage.manifest.facts)
         return stage
 

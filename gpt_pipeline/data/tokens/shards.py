@@ -16,11 +16,9 @@ from gpt_pipeline.data.stage import (
     Part,
     PlacedStage,
     Say,
-    ask_again,
     finish_stage,
     grouped,
     intact_parts,
-    is_asked_again,
     needs_nothing,
     prepare,
 )
@@ -133,31 +131,30 @@ class ShardsStage(PlacedStage):
             require_a_sequence(self.config, stage.manifest.facts)
             return []
         parts = self.parts()
-        if force:
-            if self.tokenizer.is_made:
-                self.tokenizer.found()  # raises if it is not finished, before anything is begun
-            ask_again(self._folder)
+        if force and self.tokenizer.is_made:
+            self.tokenizer.found()  # raises if it is not finished, before anything is begun
         return grouped({each.name: each.size for each in parts if force or each.part.find() is None})
 
-    def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:
+    def make(self, names: Iterable[str], *, force: bool = False, say: Say) -> dict[str, Any]:
         """Write the tokens of the raw files' documents; see `PartedStage`.
 
         Raises:
             DamagedFileError: a file is not the one that the manifest describes.
         """
-        wanted, force = set(names), is_asked_again(self._folder)
+        wanted = set(names)
         made = [self._made(each, say, force=force) for each in self.parts() if each.name in wanted]
         facts = _added([part.manifest.facts for part in made])
         return {**facts, "megabytes": sum(facts[f"{split}_text_bytes"] for split in _SPLITS) / 1e6}
 
-    def finish(self, *, say: Say) -> StageResult:
+    def finish(self, *, force: bool = False, say: Say) -> StageResult:
         """Put the parts together; see `PartedStage`.
 
         Raises:
             ConfigError: no document is held out, or the rest is shorter than one sequence of `max_length` tokens.
         """
-        folder, wanted = self._folder, self._wanted
-        stage = finish_stage(folder, wanted, say=say, make=lambda: self._together(folder, wanted, say))
+        wanted = _fingerprint(self.config, self.documents.fingerprint, self._tokenizer_identity)
+        folder = stage_folder(self.data_folder, STAGE, wanted)
+        stage = finish_stage(folder, wanted, force=force, say=say, make=lambda: self._together(folder, wanted, say))
         require_a_sequence(self.config, stage.manifest.facts)
         return stage
 
@@ -176,14 +173,6 @@ class ShardsStage(PlacedStage):
     def part_of(self, documents: Part) -> Part:
         """Return the part that holds the tokens of a part of the documents; the tokenizer has to be known."""
         return self._part(documents.fingerprint)
-
-    @property
-    def _wanted(self) -> str:
-        return _fingerprint(self.config, self.documents.fingerprint, self._tokenizer_identity)
-
-    @property
-    def _folder(self) -> Path:
-        return stage_folder(self.data_folder, STAGE, self._wanted)
 
     @property
     def _tokenizer_identity(self) -> str:

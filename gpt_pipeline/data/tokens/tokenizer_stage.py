@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.data.config import GPT2, PLAIN, DataConfig, SharedTokenizerConfig, TokenizerConfig, is_path
 from gpt_pipeline.data.formats.forms import MARKS
-from gpt_pipeline.data.stage import PlacedStage, Say, ask_again, finish_stage, needs_nothing
+from gpt_pipeline.data.stage import PlacedStage, Say, finish_stage, needs_nothing
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
 from gpt_pipeline.data.tokens.tokenizer import (
     TOKENIZER_ID,
@@ -84,29 +84,25 @@ class TokenizerStage(PlacedStage):
             yield _note_path(self.config.tokenizer, self.data_folder)
 
     def plan(self, *, force: bool, say: Say) -> list[list[str]]:
-        """Return the one file to make, or none if it is made; see `PartedStage`."""
-        stage = self.find()
-        if not force and needs_nothing(stage, say=say):
-            return []
-        if force and stage is not None:
-            if not isinstance(self.config.tokenizer, str):
-                self._documents()  # raises if some are not finished, before anything is begun
-            ask_again(stage.folder)
-        return [[TOKENIZER_NAME]]
+        """Return no files: there are none to be made by themselves; see `PartedStage`."""
+        if not force:
+            needs_nothing(self.find(), say=say)
+        elif not isinstance(self.config.tokenizer, str):
+            self._documents()  # raises if some are not finished, before anything is begun
+        return []
 
-    def make(self, names: Iterable[str], *, say: Say) -> dict[str, Any]:
+    def make(self, names: Iterable[str], *, force: bool = False, say: Say) -> dict[str, Any]:
+        """Do nothing, for `plan` names no files; see `PartedStage`."""
+        return {"megabytes": 0.0}
+
+    def finish(self, *, force: bool = False, say: Say) -> StageResult:
         """Train the tokenizer, or copy its file; see `PartedStage`.
 
         Raises:
             UserError: the file cannot be had, or is no tokenizer that can be used.
         """
-        stage = self.finish(say=say)
-        return {**stage.manifest.facts, "megabytes": stage.manifest.facts.get("text_bytes", 0) / 1e6}
-
-    def finish(self, *, say: Say) -> StageResult:
-        """Return the stage, made if it is missing; see `PartedStage`."""
         folder, wanted = self._settled(say)
-        stage = finish_stage(folder, wanted, say=say, make=lambda: self._made(folder, wanted, say))
+        stage = finish_stage(folder, wanted, force=force, say=say, make=lambda: self._made(folder, wanted, say))
         if isinstance(self.config.tokenizer, str) and is_path(self.config.tokenizer):
             _note_file(self.config.tokenizer, self.data_folder, wanted)
         return stage
