@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from gpt_pipeline.cli import main
+from gpt_pipeline.data.documents import check
+from gpt_pipeline.data.documents import stage as documents_stage
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import find_documents, prepare_documents
 from gpt_pipeline.data.tokens.choose import find_shards
@@ -295,6 +297,36 @@ def test_removal_leaves_parts_of_an_experiment_that_is_half_made(project: TinyPr
     kinds = {path.name.rpartition("-")[0] for path in (item.path for item in planned.items)}
     assert {"document_tokens", "token_shards"} <= kinds
     assert not kinds & {"document_index", "english_documents", "english_parquet", "raw_synth"}
+
+
+@pytest.mark.parametrize("is_forced", [False, True])
+def test_removal_takes_what_an_earlier_version_made_of_texts_called_by_their_names(
+    project: TinyProject, monkeypatch: pytest.MonkeyPatch, is_forced: bool
+) -> None:
+    texts = project.root / "own" / "texts.txt"
+    texts.parent.mkdir()
+    texts.write_text("".join(f"Line {number} follows {number - 1}.\n" for number in range(60)), encoding="utf-8")
+    settings = "source: ../own, format: text, columns: {}, split_text_at: line, kind: file, near_duplicates: 0.9"
+    path = project.write_experiment("a", num_samples="all")
+    path.write_text(path.read_text().replace("source: sample", settings).replace("max_length: 32", "max_length: 8"))
+    experiment = project.experiment("a")
+    note_users([experiment], say=_quiet)
+    with monkeypatch.context() as earlier:
+        for module in (check, documents_stage):
+            earlier.setattr(module, "content_of", lambda name, sha256, wanted: sha256)
+        _prepare(experiment)
+    if is_forced:
+        _prepare(experiment, force=True)
+    parts = [*(experiment.data_folder / "parts").iterdir()]
+    assert len(parts) == 4 * (1 + is_forced)  # index, signatures, documents, tokens
+    _removed(experiment, delete=True)
+    assert not [each for each in parts if each.exists()]
+
+
+def _prepare(experiment: Experiment, *, force: bool = False) -> None:
+    data, folder = experiment.data, experiment.data_folder
+    documents = prepare_documents(data, prepare_raw(data, folder, force=force), folder, force=force)
+    prepare_shards(data, documents, folder, force=force)
 
 
 def test_removal_leaves_all_data_while_the_files_of_one_that_has_begun_are_not_known(

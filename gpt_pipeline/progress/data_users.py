@@ -157,11 +157,11 @@ def shards_paths(experiment: Experiment) -> Iterator[Path]:
     stages = [stage for part in experiment.parts.values() for stage in _stages(part)]
     for documents, _, shards in stages:
         if shards.tokenizer.identity is not None:
-            yield from (shards.part_of(each.part).folder for each in documents.parts())
+            yield from (shards.part_of(part).folder for part in documents.own_parts())
         yield from (place[0] for place in [shards.place()] if place is not None)
         yield from shards.tokenizer.own_paths()
     for documents, folder, _ in stages:
-        yield from (each.part.folder for each in documents.parts())
+        yield from (part.folder for part in documents.own_parts())
         yield folder
     for part in experiment.parts.values():
         yield from RawStage(config=part.data, data_folder=part.data_folder).own_paths()

@@ -73,13 +73,16 @@ class FileCheck:
         return is_indexed and self.source.find(name) is not None
 
     def examined_parts(self) -> list[Part]:
-        """Return what was made of each file that was examined, whatever lies there now."""
+        """Return what was made of each file that was examined, by earlier versions too: by its checksum alone."""
         known = [facts for facts in self.record.all_facts() if facts.rule == self.format.version]
-        return [part for facts in known for part in self._parts(facts)]
+        contents = {each: None for facts in known for each in (self._content(facts.key, facts.sha256), facts.sha256)}
+        return [part for content in contents for part in self._parts_of(content)]
 
     def _parts(self, facts: FileFacts) -> list[Part]:
         """Return what is made of a raw file here."""
-        content = self._content(facts.key, facts.sha256)
+        return self._parts_of(self._content(facts.key, facts.sha256))
+
+    def _parts_of(self, content: str) -> list[Part]:
         index = index_part(content, self.data_folder, self.format)
         return [index] if self.near is None else [index, self.near.part(content)]
 

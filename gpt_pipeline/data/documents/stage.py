@@ -180,14 +180,21 @@ class DocumentsStage(PlacedStage):
                 takes.append((raw, take))
         names = [_file_name(self.config, number, len(takes)) for number in range(1, len(takes) + 1)]
         return [
-            DocumentsPart(raw=raw, take=take, file=name, part=self._part(raw, take))
+            DocumentsPart(raw=raw, take=take, file=name, part=self._part(raw, take, self._content(raw)))
             for (raw, take), name in zip(takes, names, strict=True)
         ]
 
-    def _part(self, raw: RawFile, take: int) -> Part:
+    def _content(self, raw: RawFile) -> str:
+        return content_of(raw.name, raw.sha256, self._format.columns)
+
+    def own_parts(self) -> list[Part]:
+        """Return the parts, and those that earlier versions found by the raw file's checksum alone."""
+        parts = ((each.part, self._part(each.raw, each.take, each.raw.sha256)) for each in self.parts())
+        return [*dict.fromkeys(part for pair in parts for part in pair)]
+
+    def _part(self, raw: RawFile, take: int, content: str) -> Part:
         left_out = {reason: self.raw.manifest.files[name].sha256 for reason, name in raw.left_out.items()}
         repeats = left_out.pop(REPEATED, None)  # named before there were other reasons
-        content = content_of(raw.name, raw.sha256, self._format.columns)
         config = {"raw": content, "repeats": repeats, **left_out, "take": take, **self._format.identity}
         kind = self._names.documents_part
         identity = fingerprint(kind, config=config, code_version=f"{CODE_VERSION}.{self._format.version}")
