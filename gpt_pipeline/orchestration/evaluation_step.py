@@ -146,7 +146,7 @@ def log_result(
         experiment_name=experiment.display_name,
         parameters=experiment.config.as_values(),
         tags=experiment_tags(experiment),
-        run_tags={"dagster_run_id": context.run.run_id},
+        run_tags={"dagster_run_id": context.op_execution_context.run_id},
         dataset=dataset_of(experiment, finished_shards(experiment)),
         best_weights=best,
         if_unknown=look_for_lost_runs,  # single runs that somebody deleted are left to the sensor and the next command
