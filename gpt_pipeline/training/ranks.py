@@ -18,6 +18,8 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.training.launch import place_in
 
+_LET_GO_SECONDS = 0.1  # a thread takes microseconds
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
@@ -102,4 +104,14 @@ def process_group(ranks: Ranks, say: Callable[[str], None], *, wait_seconds: flo
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        leave_process_group()
+
+
+def leave_process_group() -> None:
+    """Close the connection of the processes.
+
+    torch waits for gloo's threads meanwhile and holds the interpreter's lock, which one of them may still need to let
+    go of the last exchange's tensors; both would wait for ever.
+    """
+    time.sleep(_LET_GO_SECONDS)
+    dist.destroy_process_group()
