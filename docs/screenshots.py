@@ -29,7 +29,7 @@ _REPOSITORY = Path(__file__).parents[1]
 _IMAGES = Path(__file__).parent / "images"
 _EXPERIMENTS = ("demo", "demo-sft", "demo-rl")  # each starts from the one before
 _COLOURS = 256  # pages have few; a picture is a third as large with a palette
-_PATIENCE_SECONDS = 900.0  # for the demo's training, and for its evaluations
+_PATIENCE_SECONDS = 3600.0  # for each of the trainings and its evaluations, on a machine that does other things too
 _SETTLE_MILLISECONDS = 3000  # pages move for a moment after what they show is there
 
 

@@ -144,6 +144,13 @@ def test_compare_a_base_with_its_fine_tuning_ranks_by_right_answers(project: Tin
     assert "Ranked by the share of right answers" in plain_text(sheets(found))
 
 
+def test_compare_says_of_which_the_start_is_best(project: TinyProject) -> None:
+    experiments = [trained(project, "further", {0: 2.0, 4: 2.5}), trained(project, "scratch", {4: 3.0, 8: 2.5})]
+    said = plain_text(sheets(compare_experiments(experiments)))
+    assert "Best at step 0, the weights that it began with, and no better at a later step: further." in said
+    assert "step 0" not in plain_text(sheets(compare_experiments(experiments[1:])))
+
+
 def test_compare_equal_losses_share_a_rank(project: TinyProject) -> None:
     experiments = [trained(project, name, {4: loss}) for name, loss in (("a", 2.0), ("b", 2.0), ("c", 3.0))]
     assert ranks(compare_experiments(experiments)) == [("a", 1), ("b", 1), ("c", 3)]

@@ -324,6 +324,8 @@ def test_export_card_says_whose_weights_the_training_began_with(
     assert ("from scratch" in card, "tokens seen in this training" in card) == (start is None, start is not None)
     assert (f"\nbase_model: {base_model}\n" in card) == (base_model is not None)
     assert ("base_model" in card) == (base_model is not None)
+    # What moves rewarded answers is no loss of a token.
+    assert ("train loss while training" in card or "train_loss while training" in card) == (objective != "rl")
     assert str(tmp_path) not in card
 
 

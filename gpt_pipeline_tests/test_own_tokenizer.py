@@ -29,7 +29,7 @@ from gpt_pipeline.data.tokens import tokenizer_training
 from gpt_pipeline.data.tokens.choose import find_shards, known_shards
 from gpt_pipeline.data.tokens.shards import ShardsStage, prepare_shards
 from gpt_pipeline.data.tokens.stream import open_shards
-from gpt_pipeline.data.tokens.tokenizer import EOT, Tokenizer, gpt2, read_tokenizer, tokenizer_of
+from gpt_pipeline.data.tokens.tokenizer import EOT, Tokenizer, gpt2, read_tokenizer, tokenizer_of, with_turns
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage, vocabulary_size
 from gpt_pipeline.data.verification import verify_data
 from gpt_pipeline.doctor.examination import _downloads
@@ -84,6 +84,13 @@ def test_tokenizer_of_ones_own_gives_every_text_back(own: Tokenizer, text: str) 
     assert own.decode_bytes(tokens) == text.encode()
     assert own.encode_batch([text, "x"]) == [tokens, own.encode("x")]
     assert int(own.token_lengths[tokens].sum()) == len(text.encode())
+
+
+def test_tokenizer_of_ones_own_reads_half_a_character_as_gpt2s_does(own: Tokenizer) -> None:
+    text = "a\ud83d b"
+    found = {tokenizer.decode(tokenizer.encode(text)) for tokenizer in (own, gpt2(), with_turns(own))}
+    assert found == {"a\ufffd b"}
+    assert own.encode_batch([text]) == [own.encode(text)]
 
 
 def test_tokenizer_of_ones_own_takes_the_name_of_a_special_token_for_text(own: Tokenizer) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 from base64 import b64encode
+from collections.abc import Collection, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,8 @@ def write_result(
     val_loss: float,
     questions: int = 2,
     continuations: tuple[Any, ...] = (),
+    metrics: Mapping[str, float] = {},
+    lacking: Collection[str] = (),
     **answer: Any,
 ) -> None:
     key, fingerprint = f"step_{step:08d}", f"{step}-{questions}".ljust(64, "0")
@@ -119,6 +122,7 @@ def write_result(
         for n in range(questions)
     ]
     shares = {"well_formed": 1.0, "correct": float(step > 20), "token_f1": 0.5, "num_questions": float(questions)}
+    found = {"val_loss": val_loss, "perplexity": 2.0, "val_bpb": 1.0, **(shares if questions else {}), **metrics}
     write_evaluation(
         EvaluationResult(
             fingerprint=fingerprint,
@@ -135,7 +139,7 @@ def write_result(
             },
             config={"num_questions": questions},
             upstream={"shards": "d" * 64, "english": "e" * 64},
-            metrics={"val_loss": val_loss, "perplexity": 2.0, "val_bpb": 1.0, **(shares if questions else {})},
+            metrics={name: value for name, value in found.items() if name not in lacking},
             answers=tuple(answers),
             continuations=continuations,
             started_at="2026-11-01T10:00:00Z",
@@ -248,6 +252,25 @@ def test_report_of_a_training_on_rewards_draws_them_and_ranks_by_right_answers(t
     assert "train loss" not in page.text
     tabs = [text for text in ("rewards", "by steps", "by tokens", "by time") if text in page.text]
     assert sorted(tabs, key=page.text.index) == ["rewards", "by steps", "by tokens", "by time"]
+
+
+def test_report_of_a_training_on_rewards_whose_start_is_best_says_so(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    target.job.write_text(json.dumps({"training": {"objective": "rl"}}), encoding="utf-8")
+    write_result(target, 0, val_loss=2.0, metrics={"pass_at_1": 0.75})
+    write_result(target, 40, val_loss=1.0, metrics={"pass_at_1": 0.5})
+    page = build(target)
+    assert "step 0, the weights it began with" in page.text
+    assert "The row of the checkpoint with the highest pass@1 is gold" in page.text
+
+
+def test_report_of_evaluations_that_lack_a_figure_draws_the_others(tmp_path: Path) -> None:
+    target = folder(tmp_path)
+    for step in (20, 40):
+        write_result(target, step, val_loss=1.0, lacking=("token_f1", "well_formed"))
+    page = build(target)
+    assert "Answers to held-out questions" in page.text
+    assert "word F1" not in page.text
 
 
 def test_page_shows_the_figure_of_each_of_its_tabs(tmp_path: Path) -> None:

@@ -136,6 +136,18 @@ def test_client_echo_scores_the_tokens_of_the_prompt(client: openai.OpenAI, mode
     assert (only.text, only.finish_reason) == ("Once upon", "length")
 
 
+def test_client_offsets_count_a_character_of_several_tokens_once(client: openai.OpenAI) -> None:
+    prompt = "\u00e9\U0001f642\u65e5 x"
+    (choice,) = client.completions.create(
+        model="first", prompt=prompt, max_tokens=2, temperature=0, echo=True, logprobs=0
+    ).choices
+    assert choice.logprobs is not None
+    offsets, tokens = choice.logprobs.text_offset or [], choice.logprobs.tokens or []
+    whole = [(offset, token) for offset, token in zip(offsets, tokens, strict=True) if token[:6] != "bytes:"]
+    assert 4 <= len(whole) < len(tokens)
+    assert [choice.text[offset : offset + len(token)] for offset, token in whole] == [token for _, token in whole]
+
+
 def test_client_stop_string_ends_a_text_and_is_not_part_of_it(client: openai.OpenAI, models: list[Served]) -> None:
     text = alone(models[1], "Once", 20)
     stop = text[8:11]
@@ -190,6 +202,7 @@ MISUSES: dict[str, tuple[dict[str, Any], int, str]] = {
     "nothing": ({"max_tokens": 0}, 400, "or echo: true"),
     "tool message": ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role: found 'tool'"),
     "picture": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "reads text alone"),
+    "part without text": ({"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]}, 400, "text"),
     "no message": ({"messages": []}, 400, "messages: found []"),
     "answer last": ({"messages": [*MESSAGES, {"role": "assistant", "content": "So."}]}, 400, "must have the role user"),
     "chat with texts": ({"model": "texts", "messages": MESSAGES}, 400, "ask /v1/completions"),

@@ -242,6 +242,11 @@ def _notes(group: Group, rows: Sequence[Row]) -> list[str]:
         f"Answers are not comparable, so each set of questions has rows of its own: {each}."
         for each in group.answer_obstacles
     ]
+    begun = [each.name for each in group.standings if each.best and not each.best.step and each.best != each.last]
+    if begun:
+        notes.append(
+            f"Best at step 0, the weights that it began with, and no better at a later step: {', '.join(begun)}."
+        )
     if any(len(row.best) > 1 for row in rows):
         notes.append(_LEGEND)
     if len(group.standings) > 1:

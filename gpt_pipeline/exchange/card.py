@@ -23,6 +23,7 @@ from gpt_pipeline.model.config_json import config_json_of
 from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.shown import in_markdown, markdown_templates
 from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline.training.job import OBJECTIVE
 
 _METRICS = {
     "val_loss": ("Validation loss", "nats per held-out token"),
@@ -73,6 +74,7 @@ def model_card(
         reasons=has_reasoning(experiment.config.data),
         forms=_forms(experiment.config.data, FORMS["chatml" if tokenizer.marks else "plain"]),
         ends=" or ".join(f"`{tokenizer.eot if end == tokenizer.eot_token else MARKS[END]}`" for end in tokenizer.ends),
+        losses=_losses(info),
         settings=_settings(info),
         evaluation=evaluation,
         metrics=_metrics(evaluation),
@@ -178,6 +180,13 @@ def _columns(data: DataConfig) -> list[str]:
 def _is_on_hub(experiment: Experiment) -> str | None:
     [data, *others] = experiment.config.data.parts.values()
     return data.source if not others and data.local is None and not data.is_sample else None
+
+
+def _losses(info: CheckpointInfo) -> dict[str, float]:
+    """Return the losses that the trainer saw, in nats per token: what moves rewarded answers is none."""
+    rewarded = info.settings.get(OBJECTIVE) == "rl"
+    known = {name: value for name, value in info.metrics.items() if value is not None}
+    return {name: value for name, value in known.items() if not (rewarded and name == "train_loss")}
 
 
 def _settings(info: CheckpointInfo) -> dict[str, Any]:

@@ -49,11 +49,12 @@ def best_text(experiment: Experiment) -> str:
         return ""
     metric = ranking_metric(results, experiment.config.deciding_loss)
     best = min(results, key=lambda result: rank_of(result, metric))
-    return f"step {best.step:,}: {result_text(best, metric)}"
+    return f"{wording.at_step(best.step)}: {result_text(best, metric)}"
 
 
 def _of_checkpoint(result: EvaluationResult, metric: str) -> str:
-    return f"{result.checkpoint.get('file', f'step {result.step}')}: {result_text(result, metric)}"
+    file = result.checkpoint.get("file", f"step {result.step}")
+    return f"{file}{'' if result.step else ', the weights it began with'}: {result_text(result, metric)}"
 
 
 def comparable_results(experiment: Experiment) -> Sequence[EvaluationResult]:

@@ -157,7 +157,7 @@ def _result_rows(status: Status) -> Iterator[Line]:
         how = "" if status.best.evaluated else " (the trainer's estimate)"
         yield _row(
             "best so far",
-            f"step {status.best.step:,}, {wording.words(status.best.metric)} {status.best.value:.3f}{how}",
+            f"{wording.at_step(status.best.step)}, {wording.words(status.best.metric)} {status.best.value:.3f}{how}",
         )
     if status.report is not None:
         yield _row("report", f"{status.report}{' (outdated)' if status.report_is_outdated else ''}")

@@ -154,7 +154,7 @@ def _quality_figures(contents: Contents) -> list[KeyFigure]:
         return [_training_loss_figure(contents)]
     metric = contents.ranked_by
     others = [] if metric == "val_loss" else [f"validation loss {wording.decimal(best.metrics['val_loss'])}"]
-    details = [f"step {best.step:,}", *others, f"{wording.decimal(best.metrics['val_bpb'], 2)} bits per byte"]
+    details = [wording.at_step(best.step), *others, f"{wording.decimal(best.metrics['val_bpb'], 2)} bits per byte"]
     ranking = next(each for each in METRICS if each.key == metric)
     value = wording.percent(best.metrics[metric]) if ranking.share else wording.decimal(best.metrics[metric])
     figures = [KeyFigure(label=f"Best {wording.of_metric(metric)}", value=value, note=" · ".join(details))]
@@ -220,16 +220,16 @@ def _reward_figures(contents: Contents) -> list[Figure]:
 
 def _answer_figures(contents: Contents) -> list[Figure]:
     """Return the shares of well-formed and right answers against the step; at least two checkpoints are needed."""
-    rows = [row for row in contents.answered if "correct" in row.metrics]
-    if len(rows) < 2:
-        return []
     wanted = (("well-formed", "well_formed", 3), ("right", "correct", 2), ("word F1", "token_f1", 1))
-    series = tuple(
-        Series(name=name, points=tuple((float(row.step), row.metrics[key]) for row in rows), colour=colour)
-        for name, key, colour in wanted
-    )
-    chart = small_chart("Answers to held-out questions", "share of answers", series)
-    return [Figure(name="Answers", chart=chart)]
+    curves = [
+        Series(name=name, points=_points_by_step(contents.answered, key), colour=colour) for name, key, colour in wanted
+    ]
+    series = tuple(each for each in curves if len(each.points) > 1)
+    return figures_of([("Answers", small_chart("Answers to held-out questions", "share of answers", series))])
+
+
+def _points_by_step(rows: Sequence[CheckpointRow], key: str) -> tuple[Point, ...]:
+    return tuple((float(row.step), row.metrics[key]) for row in rows if key in row.metrics)
 
 
 def _leaders(contents: Contents) -> dict[str, frozenset[int]]:

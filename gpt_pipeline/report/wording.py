@@ -67,6 +67,11 @@ def words(key: str) -> str:
     return "time" if key == "seconds" else key.removesuffix("_bytes").replace("_at_", "@").replace("_", " ")
 
 
+def at_step(step: int) -> str:
+    """735 -> `step 735`; 0, which only a training that starts from other weights has, is explained."""
+    return f"step {step:,}" if step else "step 0, the weights it began with"
+
+
 def of_metric(key: str) -> str:
     """Return what a metric of an evaluation is for a person, as in a sentence."""
     return {"val_loss": "validation loss", "correct": "share of right answers"}.get(key, words(key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,22 @@ def usage_of(job: Job) -> dict[str, int]:
 
 
 @dataclass(kw_only=True)
+class _Place:
+    """Where in a text its next token begins: a character that several tokens make up counts once."""
+
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def passed(self, token: int, tokenizer: Tokenizer) -> int:
+        """Return the place of this token, and go on behind it."""
+        before, text = self.offset, self._decoder.decode(tokenizer.bytes_of(token))
+        self.offset += len(with_names(text) if tokenizer.marks else text)
+        return before
+
+
+@dataclass(kw_only=True)
 class Completion:
     """The choices of a completion, as updates of them come in."""
 
@@ -75,7 +92,7 @@ class Completion:
     choices: int = 1
     """For each prompt."""
 
-    _offsets: dict[int, int] = field(default_factory=dict)
+    _places: dict[int, _Place] = field(default_factory=dict)
 
     def choice(self, update: Update) -> dict[str, Any]:
         """Return what is new of one choice."""
@@ -90,19 +107,15 @@ class Completion:
         """Return the prompt as the beginning of a choice, by its tokens with their logprobs where they were told."""
         ids = self.echoed[number // self.choices]
         tokens = [Token(id=each) for each in ids] if scored is None else scored[len(scored) - len(ids) :]
-        return {
-            "index": number,
-            "text": self.tokenizer.decode(ids),
-            "logprobs": self._logprobs(number, tokens) if self.with_logprobs else None,
-            "finish_reason": None,
-        }
+        text = self.tokenizer.decode(ids)
+        logprobs = self._logprobs(number, tokens) if self.with_logprobs else None
+        self._places[number] = _Place(offset=len(text))
+        return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": None}
 
     def _logprobs(self, number: int, tokens: Sequence[Token]) -> dict[str, Any]:
         texts = [token_text(token.id, self.tokenizer) for token in tokens]
-        offsets = []
-        for token in tokens:
-            offsets.append(self._offsets.setdefault(number, 0))
-            self._offsets[number] += len(self.tokenizer.decode([token.id]))
+        place = self._places.setdefault(number, _Place())
+        offsets = [place.passed(token.id, self.tokenizer) for token in tokens]
         return {
             "tokens": texts,
             "token_logprobs": [token.logprob for token in tokens],

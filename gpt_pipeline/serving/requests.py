@@ -65,11 +65,15 @@ def _temperature(value: float) -> float:
 
 def _content(value: Any) -> Any:
     """Return the text of a message, whose parts may come one by one."""
-    if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
-        value = "".join(str(part.get("text", "")) for part in value)
+    if isinstance(value, list) and all(map(_is_text_part, value)):
+        value = "".join(part["text"] for part in value)
     if not isinstance(value, str):
         raise ValueError("need a string, or a list of parts of type text: this server reads text alone")
     return value
+
+
+def _is_text_part(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("type") == "text" and isinstance(value.get("text"), str)
 
 
 class _Plain(BaseModel):

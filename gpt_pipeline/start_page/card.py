@@ -156,7 +156,10 @@ def _facts(status: Status, training: TrainingProgress, newest: EvaluationResult 
         yield "validation loss", f"about {wording.decimal(training.val_loss)} at step {training.val_step:,}"
     if status.best is not None and status.best.evaluated:
         best = status.best
-        yield "best checkpoint", f"step {best.step:,}, {wording.words(best.metric)} {wording.decimal(best.value)}"
+        yield (
+            "best checkpoint",
+            f"{wording.at_step(best.step)}, {wording.words(best.metric)} {wording.decimal(best.value)}",
+        )
     if newest is not None and newest.metrics.get("num_questions"):
         asked = newest.metrics["num_questions"]
         yield "right answers", f"{newest.metrics['correct'] * asked:.0f} of {asked:.0f} at step {newest.step:,}"

@@ -321,15 +321,24 @@ def _tokenizer_of_file(text: str, source: object) -> Tokenizer:
         eot_token=end,
         eot=added[end]["content"],
         token_bytes=token_bytes,
-        encode=lambda some: list(encoding.encode(some, add_special_tokens=False).ids),
+        encode=lambda some: list(encoding.encode(_whole(some), add_special_tokens=False).ids),
         encode_batch=lambda texts: [
-            each.ids for each in encoding.encode_batch_fast([*texts], add_special_tokens=False)
+            each.ids for each in encoding.encode_batch_fast([*map(_whole, texts)], add_special_tokens=False)
         ],
         file=text,
     )
     if tokenizer.decode_bytes(tokenizer.encode(_PROBE)) != _PROBE.encode() or end in tokenizer.encode(_PROBE):
         raise UserError(f"{source}: found a tokenizer that does not give a text back byte by byte, need {_NEED}")
     return tokenizer
+
+
+def _whole(text: str) -> str:
+    """Return the text with a replacement character for each half of a surrogate pair, as tiktoken reads it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _parsed(text: str, source: object) -> dict[str, Any]:
