@@ -273,9 +273,20 @@ def test_browser_talk_shows_each_models_answer_as_it_comes_and_marks_what_is_kno
             assert cards.count() == 2
             assert cards.locator("[data-mark]:visible").count() == 2
             assert page.get_by_text(re.compile(r"tokens in")).count() == 2
+            page.locator("#settings summary").click()
+            page.get_by_label("Tokens").fill("5000")
+            ask.click()
+            page.get_by_text("shorten the prompt, or ask for fewer").last.wait_for()
+            page.locator("#go:not([disabled])").wait_for()
+            assert page.locator("#told").inner_text() == ""  # who gave no answer gave none that is not right
+            page.get_by_label("Tokens").fill("")
+            page.get_by_label("Temperature").fill("")
+            with page.expect_request("**/v1/chat/completions") as sent:
+                ask.click()
+            assert sent.value.post_data_json["temperature"] == 0  # as the page says
+            page.locator("#go:not([disabled])").wait_for()
             question.fill("What else?")  # which nobody knows the answer to
             page.get_by_label(re.compile(f"step_{FIRST_STEP}")).first.uncheck()
-            page.locator("#settings summary").click()
             page.get_by_label("Temperature").fill("0.8")
             page.get_by_text("temperature 0.8, seed 0").wait_for()
             ask.click()

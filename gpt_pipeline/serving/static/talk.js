@@ -69,7 +69,7 @@ by("key").addEventListener("change", () => { complain(null); loadKnown(); });
 const number = (id) => by(id).valueAsNumber;
 
 function settings() {
-  const temperature = number("temperature");
+  const temperature = number("temperature") || 0; // an empty field is none, not the server's default
   const wanted = { temperature, seed: number("seed"), max_tokens: number("max_tokens") };
   if (temperature > 0) Object.assign(wanted, { top_p: number("top_p"), top_k: number("top_k") });
   return Object.fromEntries(Object.entries(wanted).filter(([, value]) => !Number.isNaN(value)));
@@ -77,7 +77,7 @@ function settings() {
 
 function summarize() {
   const { temperature, top_k: k, top_p: p, seed } = settings();
-  const parts = ["temperature " + temperature, k ? "top k " + k : "", p < 1 ? "top p " + p : "", "seed " + seed];
+  const parts = ["temperature " + temperature, k ? "top k " + k : "", p < 1 ? "top p " + p : "", seed === undefined ? "any seed" : "seed " + seed];
   by("summary").textContent = temperature > 0 ? parts.filter(Boolean).join(", ") : "always the likeliest token";
 }
 
@@ -92,6 +92,7 @@ form.addEventListener("submit", async (event) => {
   const chosen = cards.filter((card) => names.has(card.dataset.model));
   cards.forEach((card) => { card.hidden = !names.has(card.dataset.model); });
   complain(chosen.length ? null : new Error("Choose who answers."));
+  by("told").textContent = "";
   if (!chosen.length) return;
   running = new AbortController();
   lock(true);
@@ -99,8 +100,8 @@ form.addEventListener("submit", async (event) => {
   await Promise.all(chosen.map((card) => answer(card, question.value, place, running.signal)));
   running = null;
   lock(false);
-  const right = chosen.filter((card) => card.dataset.right === "yes").length;
-  by("told").textContent = place === null ? "" : `${right} of ${chosen.length} right`;
+  const marked = chosen.filter((card) => card.dataset.right), right = marked.filter((card) => card.dataset.right === "yes");
+  by("told").textContent = marked.length ? `${right.length} of ${marked.length} right` : "";
 });
 
 by("stop").addEventListener("click", () => running?.abort());
@@ -112,7 +113,6 @@ question.addEventListener("keydown", (event) => {
 function lock(busy) {
   by("go").disabled = busy;
   by("stop").disabled = !busy;
-  if (busy) by("told").textContent = "";
 }
 
 async function answer(card, text, place, signal) {
