@@ -92,8 +92,8 @@ def test_windows_folder_on_posix_loads_and_names_key_and_remedy_when_asked_for(w
     with pytest.raises(ConfigError) as caught:
         _ = experiment.base_folder
     text = str(caught.value)
-    assert text.startswith(f"{path}:5: storage.base_folder: found 'E:\\GPT_SANDBOX_STORAGE', need a folder on this")
-    assert "set storage.base_folder to a folder here" in text
+    assert text.startswith(f"{path}:5: storage.base_folder: found 'E:\\GPT_SANDBOX_STORAGE', need a path on this")
+    assert "set storage.base_folder to one here" in text
 
 
 def test_folders_of_an_experiment_start_at_its_file(write, tmp_path):
@@ -192,6 +192,11 @@ def test_anchors_and_flow_style_mean_what_yaml_says(write):
     text = "{experiment_name: &n A, data: {num_samples: &n 64, max_length: *n}, storage: {base_folder: x}}"
     data = load_experiment(write(text)).config.data
     assert (data.num_samples, data.max_length) == (64, 64)
+
+
+@pytest.mark.parametrize("form", ["Two lines", ">-\n  Two\n  lines", "|-\n  Two lines", "'Two\n  lines'"])
+def test_text_over_several_lines_is_what_yaml_says(write, form):
+    assert load_experiment(write(SMALL.replace("Small", form))).config.experiment_name == "Two lines"
 
 
 # Shapes of blocks that a config class may have.

@@ -381,7 +381,7 @@ def test_s3_whose_connection_is_cut_in_an_upload_gets_it_again(s3, server, tmp_p
 
 
 def test_s3_that_is_down_and_up_again_is_caught_up_with(s3, server, tmp_path, monkeypatch):
-    monkeypatch.setitem(stores._S3_SETTINGS, "retries", {"max_attempts": 1})  # five take half a minute
+    monkeypatch.setitem(stores._S3_SETTINGS, "retries", {"max_attempts": 1})  # the usual number takes some seconds
     make_stage(tmp_path / "a")
     problems: list[str] = []
 

@@ -129,6 +129,16 @@ def test_store_that_takes_no_bytes_is_not_waited_for_without_end(kind, tmp_path,
         store_at(address, kind, monkeypatch).put_bytes("object", bytes(stores._PART_BYTES - 1))
 
 
+def test_check_of_a_store_that_is_down_asks_it_once(tmp_path, monkeypatch):
+    class Counted(stores.FolderStore):
+        def remove(self, names):
+            pytest.fail("nothing was written that is to be removed")
+
+    monkeypatch.setattr("gpt_pipeline.mirror.check.open_store", Counted)
+    with pytest.raises(MirrorError, match="there is no folder"):
+        check_mirror((tmp_path / "gone").as_uri())
+
+
 def test_google_that_does_not_answer_is_not_waited_for_without_end(monkeypatch):
     monkeypatch.setattr(stores, "_GOOGLE_SECONDS", {"total": 1})
     with silent_server() as address, pytest.raises(MirrorError, match="fails at object"):

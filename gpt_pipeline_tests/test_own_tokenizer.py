@@ -431,7 +431,7 @@ def test_experiment_has_as_many_ids_as_its_tokenizer(tmp_path: Path, own: Tokeni
         (", tokenizer: {tran: 1024}", "", "did you mean data.tokenizer.train?"),
         (", tokenizer: gtp2", "", "data.tokenizer: found 'gtp2', need gpt2, the path of"),
         (", tokenizer: ./missing.json", "", "there is no such file"),
-        (", tokenizer: ./texts", "", "data.tokenizer"),
+        (", tokenizer: ./texts", "", "texts/tokenizer.json may be meant"),
         (", tokenizer: a/b--c", "", "data.tokenizer: found 'a/b--c', need"),
         (", tokenizer: -a/b", "", "data.tokenizer: found '-a/b', need"),
         (", tokenizer: a/.b", "", "data.tokenizer: found 'a/.b', need"),
@@ -442,6 +442,20 @@ def test_experiment_with_a_tokenizer_that_cannot_be_is_refused(
     tmp_path: Path, tokenizer: str, vocab_size: str, told: str
 ) -> None:
     assert told in problem(written(tmp_path, tokenizer, vocab_size))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a Windows path is fine on Windows")
+@pytest.mark.parametrize(("tokenizer", "base"), [(r"'E:\mine'", "out"), ("a/b", r"'E:\mine'")])
+def test_experiment_whose_tokenizer_is_sought_on_a_drive_is_told_so_once(
+    tmp_path: Path, tokenizer: str, base: str
+) -> None:
+    path = written(tmp_path, f", tokenizer: {tokenizer}")
+    path.write_text(path.read_text(encoding="utf-8").replace(str(tmp_path / "out"), base), encoding="utf-8")
+
+    text = problem(path)
+
+    assert text.count(path.name) == 1
+    assert ": found 'E:\\mine', need a path on this machine" in text
 
 
 @pytest.mark.parametrize("name", ["a/b--c", "a/b..c", "-a/b", "a/.b", "a/b-", "a/b.git", f"a/{'b' * 97}", "a/é"])

@@ -297,3 +297,13 @@ def test_reading_commands_on_a_read_only_folder_write_nothing(copy: TinyProject,
         ended = _see_read_only(copy.root, sys.executable, "-m", "gpt_pipeline", *words)
         assert ended.returncode == 0, ended.stdout
         assert "Read-only" not in ended.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a program that prints its arguments")
+def test_torchrun_is_told_to_leave_no_folder_among_the_temporary_ones(tmp_path: Path, monkeypatch) -> None:
+    from gpt_pipeline.orchestration.trainer_launch import _start
+
+    log = tmp_path / "trainer.log"
+    monkeypatch.setattr(sys, "executable", shutil.which("echo"))
+    _start(tmp_path / "job.json", log, processes=2, environment={}).wait()
+    assert f" --log-dir={os.devnull} -m " in log.read_text(encoding="utf-8")

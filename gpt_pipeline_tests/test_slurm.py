@@ -45,6 +45,7 @@ def test_script_asks_for_what_the_file_names(tmp_path: Path) -> None:
     )
     assert "\nmodule load cuda\n" in script
     assert "--nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d" in script
+    assert " --log-dir=/dev/null " in script  # else torchrun leaves a folder in /tmp
 
 
 def test_script_without_gpus_asks_for_none(tmp_path: Path) -> None:
@@ -320,6 +321,13 @@ def test_login_node_that_does_not_answer_is_unreachable(tmp_path: Path, monkeypa
 
     with pytest.raises(UnreachableError, match="sbatch on login: ssh: connect to host login: No route to host"):
         Slurm(SlurmConfig(ssh="login")).check()
+
+
+@needs_bash
+def test_login_node_that_greets_in_another_encoding_is_understood(tmp_path: Path, monkeypatch) -> None:
+    fake(tmp_path, monkeypatch, ssh=r"printf 'Gr\374\337e\n' >&2; echo answer")
+
+    assert Slurm(SlurmConfig(ssh="login"))._run("squeue") == "answer\n"
 
 
 def test_machine_without_slurm_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ SUFFIXES = (".yaml", ".yml")
 _MAX_BYTES = 1_000_000  # an experiment file has a few hundred; a larger one is something else
 _MAX_REPEATED = 10_000  # values behind aliases: a text of a few hundred bytes can stand for more than memory holds
 _DEPTH = 4  # down to the columns of a part of `data.mix`
+_FOLD = "\a"  # where ruamel notes that a folded text (`>`) has a line end
 _TAG = "tag:yaml.org,2002:"
 _CORE_TAGS = {
     _TAG + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "merge", "value")
@@ -194,7 +195,8 @@ def _written(path: Path, node: Node) -> Written:
         return Written(kind=Kind.BLOCK)
     if any("\ud800" <= letter <= "\udfff" for letter in node.value):
         raise _broken(path, f"found {quoted(node.value)}, with half of a character; write all of it", line=_line(node))
-    return Written(kind=Kind.QUOTED if node.style else Kind.PLAIN, text=node.value)
+    text = node.value.replace(_FOLD, "") if node.style == ">" else node.value
+    return Written(kind=Kind.QUOTED if node.style else Kind.PLAIN, text=text)
 
 
 def _line(node: Node) -> int:

@@ -245,8 +245,10 @@ def _vocabulary_size(config: ExperimentConfig, file: Path) -> int | None:
         return ModelConfig().vocab_size + added
     from gpt_pipeline.data.tokens.tokenizer_stage import vocabulary_size  # numpy
 
-    experiment = Experiment(file=file, config=config)
-    return vocabulary_size(str(experiment.data.tokenizer), experiment.data_folder, config.data.template)
+    base = resolve_folder(config.storage.base_folder, relative_to=file.parent, key="storage.base_folder")
+    if is_path(str(wanted)):
+        wanted = str(resolve_folder(str(wanted), relative_to=file.parent, key="data.tokenizer"))
+    return vocabulary_size(str(wanted), base / DATA_FOLDER, config.data.template)
 
 
 def _with_the_shape_of_its_start(

@@ -75,6 +75,7 @@ class TrainingCommand:
             f"--rdzv-endpoint={endpoint}",
             f"--rdzv-id={rendezvous}",
             f"--shutdown-timeout={SHUTDOWN_SECONDS}",
+            "--log-dir=/dev/null",  # else each start leaves a folder among the node's temporary files
             *options,
         ]
         return [self.python, *torchrun, *trainer]

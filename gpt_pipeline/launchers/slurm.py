@@ -288,7 +288,8 @@ class Slurm:
             done = subprocess.run(
                 whole,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",  # a login node may greet in another encoding
                 timeout=_SECONDS,
                 check=False,
                 stdin=subprocess.DEVNULL,

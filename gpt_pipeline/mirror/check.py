@@ -18,8 +18,9 @@ def check_mirror(url: str) -> None:
         MirrorError: the mirror cannot be reached, refuses, or does not do what leases need.
     """
     store, name = open_store(url), f"{_FOLDER}/{uuid.uuid4().hex}"
+    is_granted = grants_leases(store, name)  # what fails here has written nothing that is to be removed
     try:
-        if not grants_leases(store, name):
+        if not is_granted:
             raise MirrorError(
                 f"the mirror {url} overwrites an object that should only be created if there is none; need a store "
                 "that heeds If-None-Match, or two machines could write one training"

@@ -24,9 +24,9 @@ from gpt_pipeline.storage.manifest import FileRecord
 _logger = logging.getLogger(__name__)
 _PIECE_BYTES = 8 << 20  # at once in memory, and read from a bucket by one request
 _PART_BYTES = 16 << 20  # of an upload in parts, and in memory meanwhile; 10,000 of them at most: 160 GB an object
-_S3_SETTINGS = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 5, "mode": "standard"}}
+_S3_SETTINGS = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2, "mode": "standard"}}
 _GOOGLE_SECONDS = {"sock_connect": 5, "sock_read": 60}  # its library has no limit of its own; Azure's: 20 and 60
-_S3_TRIES = 2  # of each such request, by s3fs: one to a network that swallows all takes about a minute to fail
+_S3_TRIES = 2  # of each such request, by s3fs: six in all, which take 4 s where they are refused, 6 min in silence
 
 Progress = Callable[[int], None]
 """Told of each piece's bytes; may raise to stop."""

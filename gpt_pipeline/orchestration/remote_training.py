@@ -122,7 +122,7 @@ def _terminal() -> Iterator[Observer]:
     if not descriptor:
         yield SilentObserver()
         return
-    with os.fdopen(os.dup(int(descriptor)), "w") as stream, console_observer(stream) as observer:
+    with os.fdopen(os.dup(int(descriptor)), "w", errors="replace") as stream, console_observer(stream) as observer:
         yield observer
 
 

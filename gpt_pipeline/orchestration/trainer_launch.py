@@ -84,8 +84,9 @@ def train_in_child(
 def _start(
     job_file: Path, log_file: Path, *, processes: int, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(torchrun if processes > 1 else []), "-m", _TRAINER, str(job_file)]
+    # Without a log folder of its own, torchrun leaves one among the temporary files, at each start.
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--log-dir={os.devnull}"]
+    command = [sys.executable, *(["-m", *torchrun] if processes > 1 else []), "-m", _TRAINER, str(job_file)]
     terminal = os.environ.get(PROGRESS_DESCRIPTOR)
     # What a cluster set for this process is not for the trainer's: alone, or those that torchrun starts.
     inherited = {name: value for name, value in os.environ.items() if name not in LAUNCH_VARIABLES}

@@ -68,8 +68,8 @@ def resolve_folder(text: str, *, relative_to: Path, key: str) -> Path:
         raise ConfigError(
             key,
             found=text,
-            need="a folder on this machine (this is a Windows path, and the machine does not run Windows)",
-            remedy=f"set {key} to a folder here, such as /data/gpt_storage",
+            need="a path on this machine (this is a Windows path, and the machine does not run Windows)",
+            remedy=f"set {key} to one here, such as /data/gpt_storage",
         )
     try:
         path = Path(text).expanduser()

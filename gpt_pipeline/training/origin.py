@@ -40,7 +40,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
             ["git", "--no-optional-locks", *arguments],
             cwd=folder,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_GIT_SECONDS,
             check=True,
         )

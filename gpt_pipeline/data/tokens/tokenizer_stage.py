@@ -253,7 +253,9 @@ def vocabulary_size(tokenizer: str, data_folder: Path, template: str = PLAIN) ->
         return _ids_in(note if note is not None and is_known else _sizes_of(path, *_stat(path)), template)
     if note is None:
         need = "a tokenizer.json, the name of a model on the hub, gpt2, or {train: 16384}"
-        raise ConfigError(_KEY, found=tokenizer, need=f"{need}; there is no such file")
+        is_folder = os.path.isdir(path)  # Path.is_dir raises, where the path is too long
+        why = f"this is a folder, and {path / TOKENIZER_NAME} may be meant" if is_folder else "there is no such file"
+        raise ConfigError(_KEY, found=tokenizer, need=f"{need}; {why}")
     return _ids_in(note, template)
 
 
