@@ -364,6 +364,15 @@ def test_agent_killed_in_the_middle_of_an_upload_leaves_nothing_that_counts(mirr
     assert bring_stage(open_store(mirror), tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
 
 
+def test_folder_is_rid_of_what_a_killed_sender_left_in_it(tmp_path):
+    mirror, left = folder_mirror(tmp_path / "mirror"), tmp_path / "mirror" / STAGE / ".train_000001.bin.7.7.tmp"
+    make_stage(tmp_path / "a")
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half of it")
+    assert send(tmp_path / "a", mirror).complete_at
+    assert not left.exists()
+
+
 def test_s3_that_throttles_is_asked_again(s3, server, tmp_path):
     make_stage(tmp_path / "a")
     server.wire.throttle = 2

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from gpt_pipeline.mirror.lease import acquire
 from gpt_pipeline.mirror.order import Order, agent_lock, is_sending, owner_of, read_order, read_state_of, write_order
 from gpt_pipeline.mirror.store import FolderStore, MirrorError
 from gpt_pipeline.mirror.wait import wait_until_sent
+from gpt_pipeline.storage.atomic import write_json
+from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import hold_lock
 from gpt_pipeline.training import mirroring
 from gpt_pipeline.training.finished import find_finished_training
@@ -131,6 +134,38 @@ def test_mirror_training_whose_bringing_is_cut_off_brings_the_rest(tmp_path, mon
     assert start == 80_000
     assert_same_end(b, reference)
     assert not list(b.folder.root.rglob("*.part"))
+
+
+def test_mirror_training_whose_arrival_is_cut_off_at_any_file_brings_the_rest(tmp_path, monkeypatch):
+    a = machine(tmp_path, "a")
+    run(a, stop_at=6)
+    for step in (4, 6):
+        write_json(a.folder.evaluations / f"step_{step:08d}-{'e' * 16}.json", {"step": step})
+    run(a)
+    store, moved, replace = FolderStore(a.mirror.mirror), list[Path](), Path.replace
+
+    def bring(name: str, *, cut: int = 0) -> set[str]:
+        """Bring it, cut off at that file first; return the files that are there then."""
+        folder = ExperimentFolder(root=tmp_path / name / "experiment")
+        moved.clear()
+
+        def move(path: Path, target: Path) -> Path:
+            if "incoming" in path.parts and "incoming" not in target.parts:
+                moved.append(path)
+                if len(moved) == cut:
+                    raise OSError("cut off")
+            return replace(path, target)
+
+        monkeypatch.setattr(Path, "replace", move)
+        for _ in range(2 if cut else 1):
+            with suppress(OSError):
+                mirroring.bring_newer(store, folder, a.fingerprint, say=lambda _: None)
+        there = {path.relative_to(folder.root).as_posix() for path in folder.root.rglob("*") if path.is_file()}
+        return {name for name in there if not name.startswith("previous/")}
+
+    whole = bring("b")
+    assert {"training.json", "metrics.jsonl", f"evaluations/step_00000004-{'e' * 16}.json"} <= whole
+    assert [bring(f"b{cut}", cut=cut) for cut in range(1, len(whole) + 1)] == [whole] * len(whole)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.mirror.address import EXTRAS, FILE, KEY, folder_of, require_mirror, scheme_of
 from gpt_pipeline.mirror.parts import UPLOAD_SECONDS, forget_parts, open_parts
 from gpt_pipeline.shown import without_password
-from gpt_pipeline.storage.atomic import HashedFile, atomic_path, fsync_file, fsync_folder
+from gpt_pipeline.storage.atomic import TEMPORARY_SUFFIX, HashedFile, atomic_path, fsync_file, fsync_folder
 from gpt_pipeline.storage.manifest import FileRecord
 
 _logger = logging.getLogger(__name__)
@@ -180,7 +180,9 @@ class FolderStore:
                 self._path(name).unlink(missing_ok=True)
 
     def forget_parts(self, prefix: str) -> None:
-        """Do nothing: a copy into a folder is whole or begins again."""
+        with self._explained(prefix):
+            for path in self._path(prefix).rglob(f".*{TEMPORARY_SUFFIX}"):
+                path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         return self._root / name

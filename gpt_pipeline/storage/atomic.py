@@ -30,7 +30,9 @@ _logger = logging.getLogger(__name__)
 PARTIAL_SUFFIX = ".part"
 """Of a file that is still being brought; who brings it goes on with it after a cut."""
 
-_TEMPORARY_SUFFIX = ".tmp"
+TEMPORARY_SUFFIX = ".tmp"
+"""Of a file that is being written; one that a killed process left is of use to nobody."""
+
 _READ_BYTES = 1 << 20
 _PATIENCE_SECONDS = 5
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # of a disk that cannot
@@ -50,7 +52,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         DiskFullError: there is no room for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{_TEMPORARY_SUFFIX}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{TEMPORARY_SUFFIX}")
     try:
         with explained_full_disk(path):
             yield temporary
@@ -378,7 +380,7 @@ def sha256_of(path: Path) -> str:
 
 def remove_leftovers(folder: Path) -> list[Path]:
     """Remove unfinished files that killed processes left in `folder`; call it only while holding its lock."""
-    suffixes = (_TEMPORARY_SUFFIX, PARTIAL_SUFFIX)
+    suffixes = (TEMPORARY_SUFFIX, PARTIAL_SUFFIX)
     leftovers = sorted(path for path in folder.glob(".*") if path.suffix in suffixes) if folder.is_dir() else []
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)

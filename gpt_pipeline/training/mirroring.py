@@ -177,14 +177,21 @@ def _remove_unfinished(incoming: ExperimentFolder) -> None:
 
 
 def _move_into(target: Path, source: Path) -> None:
-    """Move all of `source` into the folder `target`, where none of its files exist, and remove it."""
-    for path in sorted(source.rglob("*"), key=lambda path: path.suffix == ".json"):  # manifests after what they are of
+    """Move all of `source` into the folder `target`, where none of its files exist, and remove it.
+
+    Checkpoints' manifests go last: as long as the newest is not there, a move that was cut off counts for nothing.
+    """
+    for path in sorted(source.rglob("*"), key=lambda path: (_is_manifest(path), path.name)):  # `best_model` first
         if path.is_file():
             place = target / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             path.replace(place)
     fsync_folder(target)
     shutil.rmtree(source)
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.suffix == ".json" and path.parent.name == names.CHECKPOINTS
 
 
 def _is_outdated(folder: ExperimentFolder, fingerprint: str, first_term: int) -> bool:
