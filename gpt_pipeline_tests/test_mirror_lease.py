@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+import os
 import socket
 from pathlib import Path
 
@@ -6,7 +8,7 @@ import pytest
 
 from gpt_pipeline.mirror import lease as leases
 from gpt_pipeline.mirror.lease import LeaseHeldError, LeaseLostError, acquire, first_term, grants_leases
-from gpt_pipeline.mirror.names import alive_name
+from gpt_pipeline.mirror.names import alive_name, lease_name
 from gpt_pipeline.mirror.store import FolderStore, MirrorError
 from gpt_pipeline_tests.mirrors import Clock, FailingStore, folder_mirror
 
@@ -144,6 +146,19 @@ def test_lease_on_store_that_ignores_conditions_is_refused(tmp_path):
     with pytest.raises(MirrorError, match="If-None-Match"):
         take(store, "a")
     assert not grants_leases(store, "probe")
+
+
+def test_folder_without_hard_links_grants_leases_all_the_same(store, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert grants_leases(store, "check/one")
+    assert store.get_bytes("check/one") == b"1"
+    store.put_bytes(lease_name(TRAINING, 1), b"")  # whose writer died before it had written it
+    clock = Clock()
+    assert take(store, "b", clock=clock).term == 2
+    assert clock.now >= leases.SILENT_SECONDS
 
 
 def test_lease_while_the_store_is_down_is_kept(store):

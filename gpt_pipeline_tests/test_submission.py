@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -416,8 +417,17 @@ def test_two_followers_of_one_training_are_refused(folder: ExperimentFolder) -> 
     with (
         only_follower(folder),
         pytest.raises(LockedError, match="following the training's job"),
-        only_follower(folder),
+        only_follower(folder, wait_seconds=0.1),
     ):
+        pass
+
+
+def test_follower_waits_for_one_who_notes_how_the_job_is(folder: ExperimentFolder) -> None:
+    noting = ExitStack()
+    noting.enter_context(only_follower(folder))
+    threading.Timer(0.3, noting.close).start()
+
+    with only_follower(folder):
         pass
 
 

@@ -35,6 +35,7 @@ from gpt_pipeline.storage.manifest import utc_now
 
 _NAME_LETTERS = 30  # of the experiment's name; Kubernetes takes 63 in all
 _LOG_BYTES = 64 << 10
+_LOCK_SECONDS = 2.0
 _NO_SUCH_JOB = Observed(state="unknown", reason="the engine has no job of this name")
 
 
@@ -124,15 +125,17 @@ def read_submission(folder: ExperimentFolder) -> Submission | None:
 
 
 @contextmanager
-def only_follower(folder: ExperimentFolder) -> Iterator[None]:
+def only_follower(folder: ExperimentFolder, *, wait_seconds: float = _LOCK_SECONDS) -> Iterator[None]:
     """Hold the right to submit jobs for the experiment, and to write its note, during the block.
 
-    Not the folder's own lock, which the job's trainer holds.
+    Not the folder's own lock, which the job's trainer holds. Waits for those who hold it for an instant, to note how
+    the job is.
 
     Raises:
         LockedError: another live process has it.
     """
-    with folder_lock(folder.jobs, purpose="submitting and following the training's job"):
+    purpose = "submitting and following the training's job"
+    with folder_lock(folder.jobs, purpose=purpose, wait_seconds=wait_seconds):
         yield
 
 
@@ -221,7 +224,7 @@ def look_up(folder: ExperimentFolder, note: Submission, launcher: Launcher) -> S
     news, seen = _sought(folder, note, launcher)
     if seen is None and _may_live(news):  # else the engine has refused it
         news = dataclasses.replace(news, state=_NO_SUCH_JOB.state, reason=_NO_SUCH_JOB.reason)
-    with suppress(LockedError), only_follower(folder):
+    with suppress(LockedError), only_follower(folder, wait_seconds=0):
         if news != note and read_submission(folder) == note:
             _write(folder, news)
     return news

@@ -134,7 +134,7 @@ class FolderStore:
             try:
                 temporary.write_bytes(content)
                 fsync_file(temporary)
-                os.link(temporary, path)  # fails if there is one, and never shows half of it
+                _give_name(temporary, path)
             except FileExistsError:
                 return False
             finally:
@@ -199,6 +199,18 @@ class FolderStore:
             raise
         except OSError as error:
             raise MirrorError(f"the mirror {self.url} fails at {name}: {error.strerror or error}") from error
+
+
+def _give_name(source: Path, target: Path) -> None:
+    """Give `source` the second name `target`; raises FileExistsError if there is a file of that name."""
+    try:
+        os.link(source, target)  # never shows half of it
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links: exFAT, many network shares
+        with target.open("xb") as file:
+            file.write(source.read_bytes())
+        fsync_file(target)
 
 
 def _copied(source: IO[bytes], target: Path, each: Progress) -> FileRecord:
