@@ -396,6 +396,15 @@ def test_new_experiment_from_a_base_names_it_and_loads(folder: Path) -> None:
     assert (made.config.data.max_length, made.config.model) == (32, _base(folder).config.model)
 
 
+def test_new_experiment_from_a_base_on_another_drive_names_its_whole_path(folder: Path, monkeypatch) -> None:
+    def refuse(path, start):  # as on Windows
+        raise ValueError(f"path is on mount 'E:', start on mount 'C:': {path}, {start}")
+
+    monkeypatch.setattr(os.path, "relpath", refuse)
+    made = write_new_experiment(folder / "tuned.yaml", start_from=str(folder / "base.yaml"), num_samples=300)
+    assert made.config.start_from.experiment == (folder / "base.yaml").as_posix()
+
+
 def test_lineage_in_dagster_leads_from_the_later_training_to_the_base(folder: Path) -> None:
     _later(folder)
     definitions = build_definitions(Project.of_experiments(folder))

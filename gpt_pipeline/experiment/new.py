@@ -160,7 +160,7 @@ def _own_files(data: str, file: Path) -> tuple[str, Look]:
     """Return what a path, typed here, is called in the experiment file, and what its files seem to be."""
     typed = Path(data).expanduser()
     path = Path(os.path.abspath(typed))
-    named = data if typed.is_absolute() else Path(os.path.relpath(path, file.parent)).as_posix()
+    named = data if typed.is_absolute() else _seen_from(file.parent, path)
     return (named if is_path(named) else f"./{named}"), look_at(str(path))
 
 
@@ -194,9 +194,9 @@ def _start_values(start_from: str, file: Path) -> dict[str, tuple[Value, str]]:
     """Return the keys of an experiment that starts from another, from a checkpoint, or from a Hugging Face model."""
     path = Path(start_from)
     if path.suffix not in (*SUFFIXES, ".pt"):
-        name = os.path.relpath(path, file.parent) if path.is_dir() else start_from
+        name = _seen_from(file.parent, path) if path.is_dir() else start_from
         return {"start_from.hugging_face": (name, "the model begins with these weights, and has their shape")}
-    relative = Path(os.path.relpath(path.absolute(), file.parent)).as_posix()
+    relative = _seen_from(file.parent, path)
     if path.suffix == ".pt":
         return {"start_from.file": (relative, "the model begins with these weights, and has their shape")}
     base = load_experiment(path).config
@@ -205,6 +205,14 @@ def _start_values(start_from: str, file: Path) -> dict[str, tuple[Value, str]]:
         "start_from.experiment": (relative, "`run` trains it first; the model has its shape"),
         "start_from.checkpoint": (BEST, "or last, or a step such as step_50000"),
     }
+
+
+def _seen_from(folder: Path, path: Path) -> str:
+    """Return `path` relative to `folder`, with `/`; whole, if it lies on another drive of Windows."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return path.absolute().as_posix()
 
 
 def title_of(stem: str) -> str:
