@@ -61,6 +61,17 @@ def test_init_without_a_gpu_points_to_a_recipe_that_fits(
     assert (code, "--recipe cpu" in text) == (0, hint)
 
 
+def test_init_of_files_of_which_no_row_becomes_a_document_shows_why(
+    project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project.root / "chats.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}\n', encoding="utf-8"
+    )
+    code, text = said(capsys, "init", "mine.yaml", "--data", "chats.jsonl")
+    assert code == 0
+    assert re.search("dropped +odd_messages", text)
+
+
 _FIRST_WORD = """
 import sys
 from gpt_pipeline.cli import experiments

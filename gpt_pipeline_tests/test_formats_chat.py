@@ -242,6 +242,15 @@ def test_messages_in_parquet_with_text_that_is_no_utf8_are_counted(tmp_path: Pat
     assert len(column(stage, "text")) == 1
 
 
+def test_messages_in_parquet_with_text_kept_as_bytes_are_that_text(tmp_path: Path) -> None:
+    said = [{"role": each["role"].encode(), "content": each["content"].encode()} for each in TWO_TURNS]
+    (tmp_path / "own").mkdir()
+    pq.write_table(pa.table({"messages": [[{"role": b"user", "content": b"\xff"}], said]}), tmp_path / "own/a.parquet")
+    stage = documents_of(config_of(tmp_path / "own", format="chat"), tmp_path / "data")
+    assert column(stage, "text") == [conversation_of(json.dumps(TWO_TURNS)).text]
+    assert stage.manifest.facts["dropped"] == {"invalid_utf8": 1}
+
+
 def test_held_out_conversations_are_asked_up_to_their_last_question(tmp_path: Path) -> None:
     config, stage = conversations(tmp_path, [{"messages": row["talk"]["turns"]} for row in ROWS])  # type: ignore[index]
     questions = held_out_questions(stage, config, count=4, seed=0)

@@ -105,6 +105,22 @@ def test_read_rows_of_a_table_keep_quoted_line_ends(tmp_path: Path, end: str, de
     assert read(path, Wanted(texts=("body",), values=("n",))) == [["One,\r\n\t“two”", "1"], ["x", "2"]]
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+@pytest.mark.parametrize("head", [["n", "body"], ["n, m", "body"]])
+def test_read_rows_of_a_csv_without_commas_in_its_first_line_are_parted_by_what_stands_there(
+    tmp_path: Path, delimiter: str, head: list[str]
+) -> None:
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL)
+        table.writerows([head, ["1,5", "One;\r\n\ttwo, three"]])
+    assert read(tmp_path / "a.csv", Wanted(texts=("body",), values=(head[0],))) == [["One;\r\n\ttwo, three", "1,5"]]
+
+
+def test_read_rows_of_a_table_whose_other_columns_have_no_names_of_their_own_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,,\nx,1,2\n", encoding="utf-8")  # as from a sheet with empty columns
+    assert read(tmp_path / "a.csv", Wanted(texts=("text",))) == [["x"]]
+
+
 def test_read_rows_of_a_tar_are_its_samples(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar")
     found = read(tmp_path / "a.tar", Wanted(texts=("body",), values=("__key__",)))
@@ -125,6 +141,20 @@ def test_read_rows_of_a_text_end_where_they_are_said_to(tmp_path: Path, split_at
     wanted = Wanted(texts=("text",), values=("file",), split_at=split_at)
     assert read(tmp_path / "a.txt", wanted) == [[text, "a.txt"] for text in found]
     assert count_rows(tmp_path / "a.txt", "a.txt", wanted) >= len(found)
+
+
+@pytest.mark.parametrize("split_at", ["\n\n", "\r\n\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_read_rows_of_a_text_split_at_blank_lines_are_the_same_with_either_line_end(
+    tmp_path: Path, split_at: str, end: str
+) -> None:
+    around = (1 << 20) - 3  # so that line ends lie where the file is read in pieces
+    text = f"{'a' * around}\n\none\ntwo\n\nthree\n"
+    for cut in range(4):
+        (tmp_path / "a.txt").write_text(text[cut:], encoding="utf-8", newline=end)
+        wanted = Wanted(texts=("text",), split_at=split_at)
+        assert read(tmp_path / "a.txt", wanted) == [["a" * (around - cut)], ["one\ntwo"], ["three"]]
+        assert count_rows(tmp_path / "a.txt", "a.txt", wanted) == 3
 
 
 compressed = pytest.mark.parametrize(
@@ -282,6 +312,8 @@ def test_read_rows_of_an_empty_file_are_none(tmp_path: Path, name: str) -> None:
         ("a.jsonl", '{"text": "x"}\n{"text": ["y"]}\n', r"a\.jsonl, line 2: text is a list, need text; do this"),
         ("a.jsonl", '{"text": 5}\n', r"a\.jsonl, line 1: text is a number, need text; do this"),
         ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a\.jsonl, line 2: not JSON \(.*\); it begins with"),
+        ("a.jsonl", '[{"text": "x"},\n{"text": "y"}]\n', r"a\.jsonl, line 1: not JSON .* in a file named \.json"),
+        ("a.json", '["x"]', r"a\.json, record 1: found text, need an object"),
         ("a.jsonl", "[1, 2]\n", r"a\.jsonl, line 1: found a list, need an object"),
         ("a.json", '[{"text": "x"}, {"text": "y"', r"a\.json, record 2: not JSON"),
         ("a.json", '[{"text": "x"},\n{"text": "y"},\n', r"a\.json: ends before its list does, after 2 records; bring"),

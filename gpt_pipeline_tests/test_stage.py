@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,26 @@ def test_stage_found_finished_while_another_process_puts_it_together_anew_waits_
     other.join()
     assert "in use by process" in said[0]
     assert found == [True]
+
+
+def test_stage_put_together_by_another_process_meanwhile_is_not_put_together_twice(tmp_path: Path) -> None:
+    maker, waits = Maker(tmp_path / "stage"), threading.Event()
+    found: list[StageResult] = []
+
+    def finish(make: Callable[[], Manifest], say: Callable[[str], object]) -> None:
+        found.append(finish_stage(maker.folder, "f" * 64, force=False, say=say, make=make))
+
+    other = threading.Thread(target=finish, args=(maker, lambda line: waits.set()))
+
+    def make() -> Manifest:
+        other.start()
+        assert waits.wait(10)
+        return maker()
+
+    finish(make, lambda line: None)
+    other.join()
+    assert maker.made == 1
+    assert [stage.reused for stage in found] == [False, True]
 
 
 def test_stage_removes_what_a_killed_process_left(tmp_path: Path) -> None:

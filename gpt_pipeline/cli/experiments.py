@@ -146,9 +146,9 @@ def _tell_first_document(experiment: Experiment) -> None:
     holds = f"{about}{held.rows:,} rows, about {held.documents:,} documents, {held.text_bytes / 1e6:,.1f} MB"
     tell(f"{data.local or data.origin}: {holds}")
     tokenizer = usable_tokenizer(data, experiment.data_folder)
-    rows = previews(data, experiment.data_folder, tokenizer, start=0, count=_LOOKED_AT, say=_logger.info)
-    shown = [each for each in rows if each.dropped is None][:1]
-    tell_previews(shown, tokenizer, has_turns=data.writes_turns)
+    rows = [*previews(data, experiment.data_folder, tokenizer, start=0, count=_LOOKED_AT, say=_logger.info)]
+    shown = next((each for each in rows if each.dropped is None), None)
+    tell_previews([shown] if shown else rows[:1], tokenizer, has_turns=data.writes_turns)
 
 
 def _say_what_suits_a_cpu(experiment: Experiment) -> None:

@@ -66,7 +66,12 @@ def of_texts(texts: Sequence[bytes | None]) -> pa.StringArray:
 
 def as_json(value: Any) -> bytes:
     """Return a list or an object as JSON, whose texts need not be valid UTF-8; what JSON has no form for as text."""
-    return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+    return json.dumps(value, ensure_ascii=False, default=_as_text).encode("utf-8", "surrogatepass")
+
+
+def _as_text(value: object) -> str:
+    """Return text that parquet or Arrow holds as bytes, and of other values what Python says of them."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def lists_as_json(column: pa.Array) -> pa.StringArray:

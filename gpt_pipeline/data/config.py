@@ -273,7 +273,7 @@ class DocumentsConfig:
             bound = COMPARED.fullmatch(text)
             require(
                 bound is None or as_number(bound[2]) is not None,
-                "filter",
+                f"filter.{column}",
                 found=text,
                 need=f"a number behind {bound and bound[1]}, such as `{column}: '>= 3'`",
             )

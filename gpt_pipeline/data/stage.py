@@ -191,15 +191,19 @@ def _still_stands(stage: StageResult, say: Say) -> bool:
 
 def finish_stage(folder: Path, fingerprint: str, *, force: bool, say: Say, make: Callable[[], Manifest]) -> StageResult:
     """Return the stage in `folder`, put together by `make` if it is not finished, was begun again, or by `force`."""
-    again = force or is_begun_again(folder)
-    if not again and (stage := finished(folder, fingerprint)):
+    if not force and (stage := _untouched(folder, fingerprint)):
         return stage
 
     def begun() -> Manifest:
         (folder / _AGAIN).touch()  # removed with the manifest written
         return make()
 
-    return prepare_stage(folder, fingerprint, force=again, say=say, make=begun)
+    return prepare_stage(folder, fingerprint, force=force, say=say, make=begun)
+
+
+def _untouched(folder: Path, fingerprint: str) -> StageResult | None:
+    """Return the finished stage, or None; also None for one that somebody puts together anew, or failed to."""
+    return None if is_begun_again(folder) else finished(folder, fingerprint)
 
 
 @contextmanager
@@ -219,15 +223,14 @@ def prepare_stage(
     `make` writes the stage's files into `folder` and returns their manifest, which is then written last. If it fails,
     what was finished before is so still.
     """
-    if not force and (stage := finished(folder, fingerprint)):
+    if not force and (stage := _untouched(folder, fingerprint)):
         say(f"{folder} is finished already; nothing to do")
         return stage
     with exclusive(folder, purpose=f"making {folder.name}", say=say):
-        stage = finished(folder, fingerprint)
-        if stage is not None and not force:
+        if not force and (stage := _untouched(folder, fingerprint)):
             say(f"{folder} was finished by another process; nothing left to do")
             return stage
-        if stage is None:
+        if finished(folder, fingerprint) is None:
             forget(folder)
         remove_leftovers(folder)
         started = time.monotonic()

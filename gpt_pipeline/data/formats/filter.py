@@ -12,6 +12,10 @@ import pyarrow as pa
 from gpt_pipeline.data.columns import Flags, flags, int32s
 from gpt_pipeline.data.config import COMPARED, as_number
 
+FILTER = "filter "
+"""How the reasons begin under which rows that a filter leaves out are counted."""
+
+AS_SHOWN = "a value in data.filter is compared as `gpt-pipeline show` prints the column: 3, not 3.0; true, not True"
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {">=": ge, "<=": le, ">": gt, "<": lt}
 
 
@@ -26,7 +30,7 @@ class Condition:
     @property
     def reason(self) -> str:
         """Under which the rows that fail are counted."""
-        return f"filter {self.column}"
+        return f"{FILTER}{self.column}"
 
     def passes(self, rows: pa.RecordBatch) -> Flags:
         """Return which rows pass; one without a value, or with one that is no number where a bound is given, fails."""

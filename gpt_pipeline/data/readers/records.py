@@ -14,7 +14,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -92,16 +92,29 @@ def count_records(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:
         if kind == JSON:
             mark = b"{"
         else:
-            mark = wanted.split_at.encode() if kind == TEXT and wanted.split_at != LINE and wanted.split_at else b"\n"
+            is_mark = kind == TEXT and wanted.split_at != LINE and wanted.split_at
+            mark = _unix(wanted.split_at.encode()) if is_mark else b"\n"
         return 1 + _occurrences(stream, mark)
 
 
 def _occurrences(file: BinaryIO, mark: bytes) -> int:
     count, rest = 0, b""
-    while chunk := file.read(_CHUNK_BYTES):
+    for chunk in _chunks(file):
         count += (rest + chunk).count(mark)
         rest = chunk[len(chunk) - len(mark) + 1 :] if len(mark) > 1 else b""
     return count
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Yield what a file holds, a chunk at a time, with the line ends of POSIX: marks may have some."""
+    while chunk := file.read(_CHUNK_BYTES):
+        if chunk.endswith(b"\r"):  # what belongs to it may come next
+            chunk += file.read(1)
+        yield _unix(chunk)
+
+
+def _unix(text: bytes) -> bytes:
+    return text.replace(b"\r\n", b"\n")
 
 
 @dataclass(kw_only=True)
@@ -202,7 +215,7 @@ def _names_of(record: Record, *, opened: str) -> Iterator[str]:
 def _kind(value: object) -> str:
     if isinstance(value, bool):
         return "true or false"
-    names = {int: "a number", float: "a number", list: "a list", dict: "an object"}
+    names = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object", type(None): "null"}
     return names.get(type(value), type(value).__name__)
 
 
@@ -244,15 +257,20 @@ def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes | _TooLong]]:
 def _json_lines(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
     for number, line in _lines(file, name):
         place = f"line {number}"
-        yield place, line if isinstance(line, _TooLong) else _object(_parsed(line, name, place), name, place)
+        yield place, line if isinstance(line, _TooLong) else _object(_parsed(line, name, place, _OF_LINES), name, place)
 
 
-def _parsed(line: bytes, name: str, place: str) -> Any:
+_OF_LINES = "; need an object in each line: a list, or objects over several lines, belong in a file named .json"
+
+
+def _parsed(line: bytes, name: str, place: str, remedy: str = "") -> Any:
     try:
         # Bytes that are no UTF-8 stay in the text, and are counted as such. (From bytes, json would guess an encoding.)
         return json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
-        raise UnreadableFileError(f"{name}, {place}: not JSON ({error}); it begins with {line[:40]!r}") from None
+        raise UnreadableFileError(
+            f"{name}, {place}: not JSON ({error}); it begins with {line[:40]!r}{remedy}"
+        ) from None
 
 
 def _object(value: Any, name: str, place: str) -> Record:
@@ -315,23 +333,22 @@ def _decoded(text: str, at: int) -> tuple[Any, int, str]:
     return value, end, ""
 
 
-def _table(delimiter: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
+def _table(*delimiters: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
     def read(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
         csv.field_size_limit(_MAX_WHOLE_CHARACTERS)
-        rows = csv.reader(
-            io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""),
-            delimiter=delimiter,
-            strict=True,  # or else a quote without end takes in the rows behind it
-        )
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        first = text.readline()
+        if not first:
+            return
+        _first_of(first[:2].encode("utf-8", "surrogateescape"), name)
+        delimiter = _delimiter_of(first, delimiters)
+        lines = itertools.chain([first], text)
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)  # or a quote without end takes in the rows behind it
         begin = 1
         try:
-            columns = next(rows, None)
-            if columns is None:
-                return
+            columns = next(rows)
             begin = rows.line_num + 1
-            _first_of("".join(columns[:1]).encode("utf-8", "surrogateescape"), name)
-            if len(set(columns)) < len(columns):
-                twice = next(column for column in columns if columns.count(column) > 1)
+            if twice := next((column for column in wanted.all if columns.count(column) > 1), None):
                 raise UnreadableFileError(f"{name}: has the column {twice} {columns.count(twice)} times, need it once")
             for row in rows:
                 if len(row) == len(columns):
@@ -347,6 +364,12 @@ def _table(delimiter: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
             raise UnreadableFileError(f"{name}, line {rows.line_num}: {what}; {_OF_QUOTES}") from None
 
     return read
+
+
+def _delimiter_of(first: str, delimiters: Sequence[str]) -> str:
+    """Return what parts the columns: the first of the delimiters that the first line has outside of quotes."""
+    bare = re.sub(r'"[^"]*"?', "", first)
+    return next((each for each in delimiters if each in bare), delimiters[0])
 
 
 _OF_QUOTES = (
@@ -374,7 +397,7 @@ def _text(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
             text = line if isinstance(line, _TooLong) else _clean(line)
             yield f"line {number}", {**of_file, "text": text}
     else:
-        for number, part in enumerate(_between(file, wanted.split_at.encode()), start=1):
+        for number, part in enumerate(_between(file, _unix(wanted.split_at.encode())), start=1):
             if isinstance(part, _TooLong) or part.strip():
                 text = part if isinstance(part, _TooLong) else _clean(_first_of(part, name) if number == 1 else part)
                 yield f"document {number}", {**of_file, "text": text}
@@ -382,12 +405,12 @@ def _text(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
 
 def _clean(text: bytes) -> bytes:
     """Return the text with the line ends of POSIX, and none around it."""
-    return text.replace(b"\r\n", b"\n").strip(b"\n")
+    return _unix(text).strip(b"\n")
 
 
 def _between(file: BinaryIO, mark: bytes) -> Iterator[bytes | _TooLong]:
     part, is_too_long = b"", False
-    while chunk := file.read(_CHUNK_BYTES):
+    for chunk in _chunks(file):
         *whole, part = (part + chunk).split(mark)
         for each in whole:
             yield _TOO_LONG if is_too_long else each
@@ -495,7 +518,7 @@ def _text_list(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
 _READERS: Mapping[str, Callable[[BinaryIO, str, Wanted], _Places]] = {
     JSON_LINES: _json_lines,
     JSON: _json,
-    CSV: _table(","),
+    CSV: _table(",", ";", "\t"),  # Excel writes semicolons where the comma is for decimals
     TSV: _table("\t"),
     TEXT: _text,
     TAR: _tar,

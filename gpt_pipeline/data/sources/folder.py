@@ -125,10 +125,11 @@ class LocalFiles:
     @property
     def folder(self) -> Path:
         """The folder in which all the files lie."""
-        parts = self.path.parts
-        fixed = next((count for count, part in enumerate(parts) if glob.has_magic(part)), None)
-        if fixed is not None and not os.path.exists(self.path):
-            return Path(*parts[:fixed])
+        ways = [*reversed(self.path.parents), self.path]
+        # A folder may be called `[old]`: what is there by that very name is no pattern.
+        pattern = next((way for way in ways if glob.has_magic(way.name) and not os.path.exists(way)), None)
+        if pattern is not None:
+            return pattern.parent
         return self.path.parent if os.path.isfile(self.path) else self.path
 
     @property

@@ -311,11 +311,12 @@ def _require_documents(config: DataConfig, facts: Mapping[str, Any]) -> None:
     for split, remedy in ((VALIDATION, "raise"), (TRAIN, "lower")):
         if facts[f"{split}_documents"] == 0:
             documents = facts["train_documents"] + facts["validation_documents"]
+            together = "" if config.group is None else f"; documents with one value of {config.group} stay together"
             raise ConfigError(
                 "data.validation_fraction",
                 found=config.validation_fraction,
                 need=f"a share that leaves the {split} split some of the {documents} documents",
-                remedy=f"{remedy} data.validation_fraction, or raise data.num_samples",
+                remedy=f"{remedy} data.validation_fraction, set another data.seed, or {_more(config)}{together}",
             )
 
 
@@ -327,5 +328,9 @@ def require_a_sequence(config: DataConfig, facts: Mapping[str, Any]) -> None:
             found=config.num_samples,
             need=f"enough documents for one sequence of data.max_length={config.max_length} and one more token "
             f"(their training split has {facts['train_tokens']} tokens)",
-            remedy="raise data.num_samples, or lower data.max_length or data.validation_fraction",
+            remedy=f"{_more(config)}, or lower data.max_length or data.validation_fraction",
         )
+
+
+def _more(config: DataConfig) -> str:
+    return "add documents" if config.document_limit is None else "raise data.num_samples"
