@@ -22,7 +22,7 @@ from gpt_pipeline.storage.manifest import StageResult, record_file, verify
 from gpt_pipeline_tests.synth_rows import row, rows, write_folder, write_synth
 
 
-def config_of(folder: Path, num_samples: int) -> DataConfig:
+def config_of(folder: Path, num_samples: int | None) -> DataConfig:
     return DataConfig(num_samples=num_samples, local_dataset_path=str(folder))
 
 
@@ -56,20 +56,31 @@ def test_english_facts_count_what_was_read_kept_and_dropped(tmp_path: Path) -> N
         row(4, synthetic_answer=" "),
         row(5, constraints="result:Failed after maximum attempts", query_seed_url=None),
         row(6, exercise=None),
-        row(7, language="de"),  # beyond the last document
+        row(7, language="de"),  # behind the last document
     ]
     write_synth(tmp_path / "synth" / "synth_001.parquet", values)
-    facts = prepared(config_of(tmp_path / "synth", 2), tmp_path / "data").manifest.facts
+    facts = prepared(config_of(tmp_path / "synth", None), tmp_path / "data").manifest.facts
     texts = ["Q: What is number 2?\n\nA: It is 2.", "Q: What is number 6?\n\nReasoning:\nCount to 6.\n\nA: It is 6."]
-    assert facts["rows_read"] == 7
+    assert facts["rows_read"] == 8
     assert facts["documents"] == 2
-    assert facts["dropped"] == {"language": 2, "no_query": 1, "no_answer": 1, "failed_constraint": 1}
-    assert facts["languages"] == {"en": 5, "de": 1, "null": 1}
-    assert facts["exercises_read"] == {"memorization": 5, "editing": 1, "null": 1}
+    assert facts["dropped"] == {"language": 3, "no_query": 1, "no_answer": 1, "failed_constraint": 1}
+    assert facts["languages"] == {"en": 5, "de": 2, "null": 1}
+    assert facts["exercises_read"] == {"memorization": 6, "editing": 1, "null": 1}
     assert facts["exercises"] == {"editing": 1, "null": 1}
     assert facts["examples"] == texts
     assert facts["text_bytes"] == sum(len(text) for text in texts)
     assert facts["rows_read"] == facts["documents"] + sum(facts["dropped"].values())
+
+
+@pytest.mark.parametrize(("num_samples", "read"), [(1, 2), (2, 6)])
+def test_facts_of_a_file_count_its_rows_up_to_the_last_document_taken_and_all_where_none_is_left(
+    tmp_path: Path, num_samples: int, read: int
+) -> None:
+    values = [row(0, language="de"), row(1), row(2), row(3, query=None), row(4, language="de"), row(2)]
+    write_synth(tmp_path / "synth" / "synth_001.parquet", values)
+    facts = prepared(config_of(tmp_path / "synth", num_samples), tmp_path / "data").manifest.facts
+    assert facts["rows_read"] == read == num_samples + sum(facts["dropped"].values())
+    assert facts["dropped"].get("repeated", 0) == (read == 6)
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 10, 1000])

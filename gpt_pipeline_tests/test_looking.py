@@ -36,6 +36,12 @@ def test_look_at_texts_takes_the_longest_column_unless_a_name_says_more(own: Pat
     assert look_at(str(own)).chosen == {"text": "Body"}
 
 
+def test_look_at_files_of_which_the_first_is_empty_looks_into_the_next(own: Path) -> None:
+    (own / "a.jsonl").write_text("", encoding="utf-8")
+    (own / "b.jsonl").write_text('{"body": "Some text."}\n', encoding="utf-8")
+    assert look_at(str(own)).chosen == {"text": "body"}
+
+
 def test_look_at_questions_finds_their_parts_by_name(own: Path) -> None:
     with (own / "a.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["Question", "Worked answer", "Result"], ["How many?", "Two and two.", "4"]])

@@ -43,6 +43,14 @@ def shown(config: DataConfig, folder: Path, start: int = 0, count: int = 9) -> l
     return list(previews(config, folder, gpt2(), start=start, count=count, say=lambda line: None))
 
 
+def test_previews_of_many_texts_name_the_file_of_each(tmp_path: Path) -> None:
+    for name, text in (("a", "One."), ("b", " "), ("c", "Three.")):
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    config = DataConfig(num_samples="all", source=str(tmp_path), format="text")
+    found = shown(config, tmp_path / "data")
+    assert [each.values for each in found] == [{"text": "One.", "file": "a.txt"}, {"text": "Three.", "file": "c.txt"}]
+
+
 def test_previews_are_what_the_shards_hold(config: DataConfig, tmp_path: Path) -> None:
     found = shown(config, tmp_path / "data")
     assert [each.dropped for each in found] == [None, None, "no_answer"]

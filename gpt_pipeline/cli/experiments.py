@@ -219,6 +219,8 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
     for name, own in found.items():
         if name:
             tell(f"{name}: {loaded.data.shares[name]:.1%} of the training tokens\n")
+        if not own:
+            tell(f"The first file has no row {row}; rows count from 0.")
         within = loaded.data.max_length if loaded.config.training.answers_only else None
         tell_previews(own, tokenizer, has_turns=loaded.data.parts[name].writes_turns, answers_within=within)
     if loaded.data.packing == DOCUMENTS:

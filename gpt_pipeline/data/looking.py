@@ -70,17 +70,26 @@ def look_into(source: Source, *, say: Say) -> Look:
     Raises:
         UserError: the first file cannot be read, or holds no text.
     """
-    first = source.names[0]
-    if kind_of(first) == TEXT:
+    if kind_of(source.names[0]) == TEXT:
         return Look(files=len(source.names), columns={"text": "text"}, format="text", chosen={}, kinds=())
-    where = str(source.find(first) or first)
-    with source.open(first, say=say) as file:
-        records = list(itertools.islice(first_records(file, where), _ROWS))
+    where, records = _first_rows(source, say)
     columns = dict(_columns_of(records))
     format, chosen = _format_of(columns, records, where)
     taken = set(chosen.values())
     kinds = [name for name in columns if name not in taken and _is_kind(records, name)] if format != "synth" else []
     return Look(files=len(source.names), columns=columns, format=format, chosen=chosen, kinds=kinds)
+
+
+def _first_rows(source: Source, say: Say) -> tuple[str, list[Mapping[str, Any]]]:
+    """Return the first file that has rows, for a person, and its first rows; the last file if none has any."""
+    where, records = "", list[Mapping[str, Any]]()
+    for name in source.names:
+        where = str(source.find(name) or name)
+        with source.open(name, say=say) as file:
+            records = list(itertools.islice(first_records(file, where), _ROWS))
+        if records:
+            break
+    return where, records
 
 
 def _columns_of(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

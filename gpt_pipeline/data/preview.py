@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.files import names_in
 from gpt_pipeline.data.documents.raw import RawStage
 from gpt_pipeline.data.documents.split import hold_out
+from gpt_pipeline.data.file_kinds import TEXT_LIST, kind_of
 from gpt_pipeline.data.formats import format_of
 from gpt_pipeline.data.formats.forms import FORMS, Form
 from gpt_pipeline.data.formats.protocol import Format
@@ -34,7 +36,7 @@ class Preview:
     """From 0."""
 
     values: Mapping[str, str | None]
-    """The columns that are read."""
+    """The columns that are read; of one of many texts, its file too."""
 
     dropped: str | None
     """Why it becomes no document; null if it does, unless another document has the same text."""
@@ -63,9 +65,12 @@ def previews(
     """
     name, file = RawStage(config=config, data_folder=data_folder).first_file(say=say)
     format = format_of(config)
+    wanted = format.columns
+    if kind_of(name) == TEXT_LIST:  # of which nobody but the pipeline knows
+        wanted = dataclasses.replace(wanted, values=(*wanted.values, "file"))
     seen = 0
     where = str(file) if isinstance(file, Path) else name
-    for batch in read_rows_of(file, format.columns, name=where, batch_rows=_BATCH_ROWS):
+    for batch in read_rows_of(file, wanted, name=where, batch_rows=_BATCH_ROWS):
         for row in range(max(0, start - seen), min(batch.num_rows, start + count - seen)):
             yield _preview((name, seen + row), batch.slice(row, 1), format, config, tokenizer)
         seen += batch.num_rows

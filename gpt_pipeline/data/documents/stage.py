@@ -208,9 +208,10 @@ class DocumentsStage(PlacedStage):
         path = each.part.folder / _FILE
         tally = Tally()
         left_out = left_out_of(self.raw, each.raw)
-        documents = documents_of_file(source, self._format, each.take, left_out, tally)
+        limit = None if each.take == each.raw.documents else each.take
+        documents = documents_of_file(source, self._format, limit, left_out, tally)
         record = write_documents(path, self._format.document_schema, ahead(documents))
-        if tally.documents < each.take:
+        if tally.documents != each.take:
             raise DataError(
                 f"{source}: found {tally.documents} documents, need {each.take}: it has changed; "
                 f"materialize {self._names.raw} again"
@@ -279,7 +280,7 @@ def _identity(config: DataConfig) -> dict[str, Any]:
 def documents_of_file(
     path: Path,
     format: Format,
-    limit: int,
+    limit: int | None,
     left_out: Mapping[str, Rows],
     tally: Tally,
     *,
@@ -287,6 +288,7 @@ def documents_of_file(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the first `limit` documents of a file in order, counting into `tally`; reads no row beyond the last.
 
+    None: all of its documents, for which every row is read and counted.
     `left_out` are documents, counted from 0 without them being taken out, by the reason why they are not taken.
     """
     seen = 0
@@ -294,8 +296,9 @@ def documents_of_file(
     for whole in read_rows(path, format.columns, batch_rows=batch_rows):
         batch, selection = whole, format.select(whole)
         new = _new_ones(seen, len(selection.kept), all_left_out)
-        wanted = limit - tally.documents
-        if len(new) >= wanted:  # end at the last document, so that counts do not depend on the batch size
+        wanted = None if limit is None else limit - tally.documents
+        if wanted is not None and len(new) >= wanted:
+            # End at the last document, so that counts do not depend on the batch size.
             batch = whole.slice(0, int(selection.positions[new[wanted - 1]]) + 1)
             selection = format.select(batch)
             new = new[:wanted]
@@ -306,7 +309,7 @@ def documents_of_file(
         tally.add_rows(batch, selection.dropped + Counter(not_new), format)
         tally.add_documents(documents, format)
         yield documents
-        if tally.documents >= limit:
+        if tally.documents == limit:
             return
 
 

@@ -92,8 +92,8 @@ def count_records(file: Path | io.IOBase, name: str, wanted: Wanted) -> int:
         if kind == JSON:
             mark = b"{"
         else:
-            is_mark = kind == TEXT and wanted.split_at != LINE and wanted.split_at
-            mark = _unix(wanted.split_at.encode()) if is_mark else b"\n"
+            split_at = wanted.split_at if kind == TEXT else None
+            mark = b"\n" if split_at in (None, LINE) else _unix(split_at.encode())
         return 1 + _occurrences(stream, mark)
 
 

@@ -133,7 +133,7 @@ def _refusal(error: HfHubHTTPError, question: Question) -> UserError:
     if isinstance(error, RepositoryNotFoundError):
         return DataError(
             f"{place} does not exist or you may not read it (HTTP {status}); "
-            f"correct data.source, set HF_TOKEN if it is private, {NO_HUB}"
+            f"correct data.source (a path of your own begins with ./ or ../), set HF_TOKEN if it is private, {NO_HUB}"
         )
     if isinstance(error, RevisionNotFoundError):
         return ConfigError("data.revision", found=question.revision, need=f"a commit, branch or tag of {place}")
