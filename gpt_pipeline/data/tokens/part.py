@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from gpt_pipeline.data.stage import Say
@@ -64,6 +65,7 @@ def write_token_part(
     Raises:
         DataError: the file cannot be read, lacks a column, or has a document with other tokens than its library's.
     """
+    pa.set_memory_pool(pa.system_memory_pool())  # malloc's; beside it Arrow's own would keep what it frees for itself
     file = DocumentsFile(path=documents, seed=seed, fraction=fraction, encoders=encoders or Encoders(gpt2()))
     progress, tally = _Progress(say=say, total=file.rows), _Tally()
     splits = [SplitWriter(folder=folder, split=name, max_shard_tokens=max_shard_tokens) for name in (TRAIN, VALIDATION)]

@@ -41,7 +41,7 @@ CHECKED_DOCUMENTS = 200
 
 _COLUMNS = ("id", "group", "text")  # of every file; see `data.documents.files`
 _MORE_COLUMNS = ("kind", "answer_bytes", "reasoning_start", "spans")  # of those that have them
-_PIECE_BYTES = 4 << 20  # of text; long enough that a call costs nothing, short enough to stay near the caches
+_PIECE_BYTES = 1 << 20  # of text; long enough that a call costs nothing, short enough to stay in the caches
 
 
 @dataclass(frozen=True, kw_only=True)
