@@ -38,6 +38,7 @@ from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.manifest import utc_now
+from gpt_pipeline.training.decision import decide_start
 from gpt_pipeline.training.heartbeat import heartbeat
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
@@ -92,6 +93,21 @@ def test_status_of_a_stopped_training_has_its_step_and_leads_on(project: TinyPro
     assert status.best.step == 4
     assert not status.best.evaluated
     assert status.next.command.startswith("gpt-pipeline run ")
+
+
+def test_status_counts_the_best_model_which_a_training_goes_on_from_where_it_is_the_newest(
+    project: TinyProject,
+) -> None:
+    _train(project, stop_at=6)
+    experiment = project.experiment("tiny")
+    for path in experiment.folder.checkpoints.glob("checkpoint_step_*"):
+        path.unlink()
+    status = _status(project)
+    assert (status.training.state, status.training.step) == ("stopped", 4)
+    assert "after step 4" in status.next.why
+    shards = find_shards(experiment.data, experiment.data_folder)
+    assert shards is not None
+    assert decide_start(training_job(experiment, shards)).step == 4
 
 
 def test_status_of_a_finished_training_leads_to_the_evaluations(project: TinyProject) -> None:

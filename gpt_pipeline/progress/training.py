@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from gpt_pipeline.checkpoints.manifest import (
     CheckpointInfo,
+    best_checkpoint,
     list_checkpoints,
     manifest_path,
     read_info,
@@ -140,7 +141,8 @@ def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_
     train, losses = newest_records(folder.metrics).get("train", {}), losses_of(folder.metrics)
     val_step = max(losses.validation, default=None)
     sign = read_heartbeat(folder.root)
-    checkpoints = list_checkpoints(folder.checkpoints)
+    best = best_checkpoint(folder.checkpoints)  # which a killed training goes on from where it is the newest
+    checkpoints = sorted([*([best] if best else []), *list_checkpoints(folder.checkpoints)], key=lambda info: info.step)
     saved = max((info.step for info in checkpoints), default=0)
     found = training_state(folder, fingerprint)
     state: State = "absent" if found == "stopped" and not checkpoints else found
