@@ -320,6 +320,7 @@ def test_place_beyond_this_machine_needs_a_key(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("OWN_KEY", KEY)
     place = place_of(host="0.0.0.0", port=None, key_variable="OWN_KEY", names=["gpu.example.org"])
     assert (place.key, place.names) == (KEY, ["gpu.example.org"])
+    assert place.address == f"http://127.0.0.1:{place.port}"  # 0.0.0.0 is no name that the guard answers to
     assert place_of(host="127.0.0.1", port=None, key_variable=None, names=()).key is None
 
 

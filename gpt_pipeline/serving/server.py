@@ -33,8 +33,9 @@ class Place:
 
     @property
     def address(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        """Under which this machine reaches it: what stands for all of its addresses is no name that is answered to."""
+        host = ("::1" if ":" in self.host else "127.0.0.1") if _is_any(self.host) else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 def place_of(*, host: str, port: int | None, key_variable: str | None, names: Sequence[str]) -> Place:
