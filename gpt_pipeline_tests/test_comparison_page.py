@@ -173,6 +173,17 @@ def test_answers_to_questions_that_no_two_were_asked_are_not_shown(project: Tiny
     assert 'id="answers"' not in html(experiments)
 
 
+def test_answers_have_no_column_without_an_answer(project: TinyProject) -> None:
+    asked = ["1?"] * 5 + ["2?"] * 2  # the other one of these is behind those that are shown
+    experiments = [
+        trained(project, f"e{n}", {4: 2.0 + n}, answers=(said(question, "1", right=True),))
+        for n, question in enumerate(asked)
+    ]
+    found = answers_side_by_side(compare_experiments(experiments).standings)
+    assert (found.names, found.asked) == (("e0", "e1", "e2", "e3", "e4"), 1)
+    assert set(found.scores) == {"1 of 1 right"}
+
+
 def test_page_of_a_project_leaves_out_what_cannot_be_read_and_is_not_made_for_each_who_asks(
     project: TinyProject,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,9 +55,8 @@ def answers_side_by_side(standings: Sequence[Standing]) -> Answers:
     for answers in found.values():
         for identity, answer in answers.items():
             asked.setdefault(identity, []).append(answer)
-    shared = {identity for identity, answers in asked.items() if len(answers) > 1}
-    chosen = {name: answers for name, answers in found.items() if shared & answers.keys()}
-    columns = dict([*chosen.items()][:_COLUMNS])
+    first = dict([*_with_shared(found).items()][:_COLUMNS])
+    columns = _with_shared(first)  # without one that was asked what only experiments behind these were
     rows = [
         (given[0], tuple(answers.get(identity) for answers in columns.values()))
         for identity, given in asked.items()
@@ -71,6 +71,12 @@ def answers_side_by_side(standings: Sequence[Standing]) -> Answers:
         rows=tuple(rows[:_QUESTIONS]),
         asked=len(rows),
     )
+
+
+def _with_shared(found: Mapping[str, Mapping[Any, Answer]]) -> dict[str, Mapping[Any, Answer]]:
+    """Return those of the experiments that were asked something which another of them was asked too."""
+    times = Counter(identity for answers in found.values() for identity in answers)
+    return {name: answers for name, answers in found.items() if any(times[identity] > 1 for identity in answers)}
 
 
 def _is_right(answer: Answer) -> bool:
