@@ -357,6 +357,13 @@ def test_prune_keeps_what_a_live_evaluator_has_not_seen(folder):
     assert _steps(folder) == [5]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_announcement_of_an_evaluator_on_a_full_disk_names_the_file(folder):
+    (folder.root / "evaluator.json").symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match=r"evaluator\.json: no room"):
+        announce_evaluator(folder.root)
+
+
 def test_snapshot_payload_round_trip_keeps_every_field():
     original = snapshot(4, progress=Progress(step=4))
     restored = Snapshot.from_payload(original.payload(), source="test")

@@ -364,6 +364,24 @@ def test_agent_killed_in_the_middle_of_an_upload_leaves_nothing_that_counts(mirr
     assert bring_stage(open_store(mirror), tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
 
 
+def test_stage_brought_after_a_cut_behind_a_whole_file_reads_nothing_of_it_again(tmp_path, monkeypatch):
+    store, sync, cuts = FailingStore(folder_mirror(tmp_path / "mirror")), os.fsync, list[int]()
+    make_stage(tmp_path / "a", size=1000)
+    send(tmp_path / "a", store.url)
+
+    def cut_once(descriptor: int) -> None:
+        if not cuts and os.fstat(descriptor).st_size == 1000:
+            cuts.append(descriptor)
+            raise KeyboardInterrupt
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", cut_once)
+    with pytest.raises(KeyboardInterrupt):
+        bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
+    assert bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
+    assert sorted(start for name, start in store.read_from.items() if name.endswith(".bin")) == [0, 1000]
+
+
 def test_folder_is_rid_of_what_a_killed_sender_left_in_it(tmp_path):
     mirror, left = folder_mirror(tmp_path / "mirror"), tmp_path / "mirror" / STAGE / ".train_000001.bin.7.7.tmp"
     make_stage(tmp_path / "a")

@@ -16,6 +16,7 @@ from gpt_pipeline.evaluation.result import read_evaluations
 from gpt_pipeline.progress.data_users import users_of, why_users_are_unknown
 from gpt_pipeline_tests.gate import Gate
 from gpt_pipeline_tests.hangs import output_of
+from gpt_pipeline_tests.mirrors import folder_mirror
 from gpt_pipeline_tests.projects import TinyProject, trainer_pids
 
 _MATERIALIZE = ("asset", "materialize", "-m", "gpt_pipeline.definitions", "--select")
@@ -81,6 +82,20 @@ def test_run_again_does_nothing_and_says_so(finished: TinyProject) -> None:
     assert str(finished.experiment("tiny").folder.report) in output
     assert _states(finished.root) == before
     assert _mlflow_runs(finished) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
+
+
+@pytest.mark.slow
+def test_run_of_what_is_finished_sends_what_its_mirror_lacks(copy: TinyProject, tmp_path: Path) -> None:
+    mirror, path = tmp_path / "mirror", copy.root / "experiments" / "tiny.yaml"
+    given = f"{{base_folder: ../storage, mirror: {folder_mirror(mirror)!r}}}"
+    path.write_text(path.read_text(encoding="utf-8").replace("{base_folder: ../storage}", given), encoding="utf-8")
+    assert "Nothing to do" in copy.run("run", "experiments/tiny.yaml")
+    there = {each.name for each in mirror.rglob("*")}
+    assert {"checkpoint_step_12.json", "best_model.json", "training.json", "report.html", "metrics.jsonl"} <= there
+    [evaluation] = [each for each in there if each.startswith("step_00000012")]
+    next(mirror.rglob(evaluation)).unlink()  # as if the run before had been killed ahead of it
+    assert "Nothing to do" in copy.run("run", "experiments/tiny.yaml")
+    assert list(mirror.rglob(evaluation))
 
 
 @pytest.mark.slow

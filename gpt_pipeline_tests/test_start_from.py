@@ -251,6 +251,16 @@ def test_hugging_face_folder_is_converted_once_and_gives_the_same_weights(folder
     assert find_start(load_experiment(later.file)).checkpoint.weights_sha256 == info.weights_sha256
 
 
+def test_conversion_removes_what_one_that_was_killed_left(folder: Path) -> None:
+    _export(folder)
+    later = _later(folder, "{hugging_face: ../hf}")
+    left = later.folder.start / ".checkpoint_step_0.pt.7.7.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half of it")
+    convert_start(later, say=lambda text: None)
+    assert not left.exists()
+
+
 def test_origin_of_weights_is_the_chain_that_they_come_from_while_its_files_say_so(folder: Path) -> None:
     _export(folder)
     convert_start(later := _later(folder, "{hugging_face: ../hf}"), say=lambda text: None)

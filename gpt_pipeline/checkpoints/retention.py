@@ -19,7 +19,7 @@ from gpt_pipeline.checkpoints.manifest import (
 )
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.process import ProcessId
-from gpt_pipeline.storage.room import free_bytes
+from gpt_pipeline.storage.room import explained_full_disk, free_bytes
 
 _logger = logging.getLogger(__name__)
 
@@ -55,8 +55,13 @@ def announce_evaluator(root: Path) -> None:
     """Announce an evaluator for the experiment in `root`: its checkpoints are kept until they are evaluated.
 
     Call it at least every ten minutes. It says that somebody looks for checkpoints, not that one is being evaluated.
+
+    Raises:
+        DiskFullError: there is no room to say so.
     """
-    (root / _EVALUATOR_NAME).write_text(f"{ProcessId.here().as_text}\n", encoding="utf-8")
+    path = root / _EVALUATOR_NAME
+    with explained_full_disk(path):
+        path.write_text(f"{ProcessId.here().as_text}\n", encoding="utf-8")
 
 
 def _was_announced(root: Path) -> bool:

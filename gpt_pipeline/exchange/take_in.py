@@ -32,6 +32,7 @@ from gpt_pipeline.experiment.template import written
 from gpt_pipeline.model.architectures import make_empty_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.config_json import json_object, model_in_folder
+from gpt_pipeline.storage.atomic import remove_leftovers
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.job import TOKENIZER
@@ -100,6 +101,7 @@ def convert_start(experiment: Experiment, *, say: Say) -> None:
         say(f"Converting the weights of {start_from.text}, which the training starts from.")
         read = _read_original if path.is_file() else _read_folder
         weights, model = read(path, experiment.config.model)
+        remove_leftovers(folder.start)
         for stale in folder.start.glob("checkpoint_step_0.*"):
             stale.unlink()
         tokenizer = gpt2() if path.is_file() else _tokenizer_in(path, model)

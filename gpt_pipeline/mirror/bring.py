@@ -22,6 +22,8 @@ from gpt_pipeline.mirror.store import Store, fetch
 from gpt_pipeline.storage.atomic import (
     PARTIAL_SUFFIX,
     atomic_path,
+    fsync_file,
+    fsync_folder,
     link_or_copy,
     parse_json,
     read_state,
@@ -104,8 +106,9 @@ def _brought(store: Store, name: str, target: Path, record: FileRecord) -> bool:
         with explained_full_disk(target):
             arrived = fetch(store, name, partial, goes_on=True)
         if arrived == record:
-            with atomic_path(target) as temporary:
-                partial.replace(temporary)
+            fsync_file(partial)  # and killed here, all of it is found by the next attempt
+            partial.replace(target)
+            fsync_folder(target.parent)
             return True
         partial.unlink()
     return False

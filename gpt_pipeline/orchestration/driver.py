@@ -36,6 +36,7 @@ from gpt_pipeline.data.tokens.tokenizer_stage import fetch_tokenizer
 from gpt_pipeline.errors import StoppedError, UserError
 from gpt_pipeline.experiment.discover import find_experiments, load_alone
 from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.experiment.mirroring import send_to_mirror
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
 from gpt_pipeline.experiment.start_from import StartNotReadyError
 from gpt_pipeline.experiment.training import base_experiment, find_start
@@ -222,6 +223,8 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
     _close_dead_runs(session, say)
     _look_for_lost_runs(session, say)
     if not force and is_complete(experiment) and is_recorded(session):
+        send_to_mirror(experiment)  # what an earlier run could not, or what a mirror lacks that is new to the file
+        _wait_for_mirror(experiment, say)
         return False
     if not force:
         require_checkpoint_to_resume(experiment)  # before the hours that the data may take
@@ -236,10 +239,14 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
     with _progress_on_terminal(), _follower(session, say):
         session.execute(keys.run_job(experiment), options={"training": {"force": force}})
     evaluate_experiment(session, say=say)
-    if experiment.config.storage.mirror is not None:
-        wait_until_sent(experiment.folder, say=say)
+    _wait_for_mirror(experiment, say)
     prune(experiment.folder, keep_last=experiment.cadence.keep_last)  # those that stayed only to be evaluated
     return True
+
+
+def _wait_for_mirror(experiment: Experiment, say: Callable[[str], None]) -> None:
+    if experiment.config.storage.mirror is not None:
+        wait_until_sent(experiment.folder, say=say)
 
 
 def run_alone(experiment: Experiment, *, force: bool, say: Callable[[str], None]) -> bool:
