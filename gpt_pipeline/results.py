@@ -8,8 +8,9 @@
 Everything is read from the experiments' folders; nothing is computed or changed, and no other part of the pipeline
 needs pandas. Each function takes any number of experiment files and folders of them. Its frame has one row per result
 and always the documented columns and dtypes, also when there are no rows yet. A field that this version does not know
-follows the documented columns under its own name. `experiment` is the stem of the file, as in Dagster; `step` counts
-updates.
+follows the documented columns under its own name. `experiment` is the file's name as Dagster has it, such as `my_idea`
+of `my-idea.yaml`; of files that share it, the end of the path that tells them apart, such as `one/my-idea.yaml`. `step`
+counts updates.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def metrics(*experiments: str | os.PathLike[str]) -> pd.DataFrame:
     `event`: `event` (its name), `message`, and `device` (`cpu`, `cuda` ...) where the training begins or goes on.
     """
     return _frame(
-        _METRICS, (row for each in _load(experiments) for row in _of(each, read_metrics(each.folder.metrics)))
+        _METRICS, (row for name, each in _load(experiments) for row in _of(name, read_metrics(each.folder.metrics)))
     )
 
 
@@ -168,7 +169,7 @@ def checkpoints(*experiments: str | os.PathLike[str]) -> pd.DataFrame:
     estimated it), `is_best_model` (these are the weights of `best_model.pt`), `path` (absolute), `size` (bytes),
     `sha256` (of the file), `weights_sha256` (of the weights alone), `created_at` (UTC).
     """
-    return _frame(_CHECKPOINTS, (row for each in _load(experiments) for row in _of(each, _checkpoint_rows(each))))
+    return _frame(_CHECKPOINTS, (row for name, each in _load(experiments) for row in _of(name, _checkpoint_rows(each))))
 
 
 def evaluations(*experiments: str | os.PathLike[str]) -> pd.DataFrame:
@@ -222,8 +223,10 @@ def continuations(*experiments: str | os.PathLike[str]) -> pd.DataFrame:
     return _frame(_CONTINUATIONS, rows)
 
 
-def _load(given: Iterable[str | os.PathLike[str]]) -> list[Experiment]:
-    """Return the experiments, each once; in a folder, one that cannot be used is left out with a warning.
+def _load(given: Iterable[str | os.PathLike[str]]) -> list[tuple[str, Experiment]]:
+    """Return the experiments, each once, with the name that its rows bear.
+
+    In a folder, one that cannot be used is left out with a warning.
 
     Raises:
         UserError: a file that was named cannot be used, or a folder does not exist.
@@ -232,7 +235,16 @@ def _load(given: Iterable[str | os.PathLike[str]]) -> list[Experiment]:
     for path in map(Path, given):
         for experiment in [load_experiment(path)] if _is_file(path) else _in_folder(path):
             found.setdefault(experiment.file, experiment)
-    return list(found.values())
+    return [(_name(each, found.values()), each) for each in found.values()]
+
+
+def _name(experiment: Experiment, of_all: Iterable[Experiment]) -> str:
+    """Return what tells the experiment from the others: its name; if another has it, enough of the end of its path."""
+    others = [each.file for each in of_all if each.name == experiment.name and each is not experiment]
+    parts, count = experiment.file.parts, 1
+    while any(each.parts[-count:] == parts[-count:] for each in others):
+        count += 1
+    return Path(*parts[-count:]).as_posix() if others else experiment.name
 
 
 def _is_file(path: Path) -> bool:
@@ -248,8 +260,8 @@ def _in_folder(folder: Path) -> Iterator[Experiment]:
             warnings.warn(f"left out: {file.problem}", stacklevel=4)
 
 
-def _of(experiment: Experiment, rows: Iterable[Row]) -> Iterator[Row]:
-    return ({"experiment": experiment.name, **row} for row in rows)
+def _of(name: str, rows: Iterable[Row]) -> Iterator[Row]:
+    return ({"experiment": name, **row} for row in rows)
 
 
 def _checkpoint_rows(experiment: Experiment) -> Iterator[Row]:
@@ -268,12 +280,12 @@ def _checkpoint_rows(experiment: Experiment) -> Iterator[Row]:
 
 def _results(given: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[Row, EvaluationResult]]:
     """Yield the newest evaluation of each step with the columns that place it."""
-    for experiment in _load(given):
+    for name, experiment in _load(given):
         by_step = {result.step: result for result in read_evaluations(experiment.folder.evaluations)}
         newest = max(by_step.values(), key=lambda result: result.created_at, default=None)
         for step, result in by_step.items():
             comparable = newest is not None and same_answers(result, newest)
-            yield {"experiment": experiment.name, "step": step, "comparable": comparable}, result
+            yield {"experiment": name, "step": step, "comparable": comparable}, result
 
 
 def _evaluation_row(result: EvaluationResult) -> Row:

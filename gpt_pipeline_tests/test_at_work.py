@@ -49,7 +49,7 @@ def test_status_ignores_runs_of_others_evaluations_and_those_that_were_killed(
         show_run(project, run="2", job="evaluate_tiny", experiment="tiny"),
         show_run(project, run="3", job="run_tiny", experiment="tiny"),
     ):
-        (left,) = project.history.glob("at_work/3.json")
+        (left,) = project.history.glob("at_work/3-*.json")
         text = left.read_text()
     left.write_text(text)  # as one that was killed leaves it: its lock is free
     with show_run(project, run="2", job="evaluate_tiny", experiment="tiny"):

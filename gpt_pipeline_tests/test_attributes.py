@@ -47,6 +47,16 @@ def test_assets_of_an_experiment_lead_to_its_file_and_those_that_are_shared_do_n
         assert (files[0] == f"{spec.key.path[0]}.yaml") == own
 
 
+def test_experiment_file_of_a_long_name_is_shown_beside_the_others(tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    for stem in ("one", "rates-training.learning_rate=0.001-model.n_layer=12-training.weight_decay=0.1"):
+        project.write_experiment(stem)
+    definitions = build_definitions(Project(root=tmp_path, experiments=tmp_path / "experiments"))
+    specs = definitions.resolve_all_asset_specs()
+    tags = {spec.tags["gpt_pipeline/experiment"] for spec in specs if spec.key.path[-1] == "training"}
+    assert tags == {"one", "rates_training_learning_rate_0_001_model_n_layer_12_training_we"}
+
+
 def test_training_tells_its_main_numbers_before_it_runs(definitions: dg.Definitions) -> None:
     (training,) = [spec for spec in definitions.resolve_all_asset_specs() if spec.key.path == ["two", "training"]]
     assert str(training.metadata["model"]).startswith("808,400 parameters: gpt2, 1 layer,")

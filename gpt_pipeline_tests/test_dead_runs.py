@@ -23,6 +23,7 @@ from gpt_pipeline.orchestration.dead_runs import (
     REQUESTER_TAG,
     at_work,
     close_dead_runs,
+    owners_of,
     process_of,
     process_tag,
 )
@@ -55,8 +56,9 @@ class _History:
         process: ProcessId | None = None,
         status: Any = STARTED,
         repeats: str | None = None,
+        assets: frozenset[dg.AssetKey] | None = None,
     ) -> str:
-        """Add a run of `job`, which may repeat another one; return its id."""
+        """Add a run of `job`, which may repeat another one, or be of some assets only; return its id."""
         tags = {} if process is None else {PROCESS_TAG: json.dumps(dataclasses.asdict(process))}
         run = self.instance.create_run_for_job(
             self._definitions.resolve_job_def(job),
@@ -64,6 +66,7 @@ class _History:
             tags=tags,
             root_run_id=repeats,
             parent_run_id=repeats,
+            asset_selection=assets,
         )
         return str(run.run_id)
 
@@ -94,6 +97,34 @@ def test_close_dead_runs_ends_a_run_whose_process_is_gone(history: _History, job
     failures = [entry.message for entry in history.instance.all_logs(run) if "ended without a word" in entry.message]
     assert len(failures) == 1
     assert history.close() == []
+
+
+@pytest.mark.parametrize(
+    "assets", [["tiny", "training"], ["data_sample_300_61aeee", "raw_synth"]], ids=["its own", "shared data"]
+)
+def test_close_dead_runs_ends_a_run_of_assets_that_somebody_picked_by_hand(
+    history: _History, assets: list[str]
+) -> None:
+    picked = frozenset([dg.AssetKey(assets)])
+    dead = history.add("__ASSET_JOB", process=DEAD, assets=picked)
+    alive = history.add("__ASSET_JOB", process=ProcessId.here(), assets=picked)
+    assert history.close() == [dead]
+    assert (history.status(dead), history.status(alive)) == (FAILED, STARTED)
+
+
+def test_owners_of_a_run_are_those_whose_assets_were_picked_else_all(history: _History) -> None:
+    tiny = history.experiment
+    other = dataclasses.replace(tiny, file=tiny.file.with_name("other.yaml"))
+
+    def owners(job: str, *assets: str) -> list[str]:
+        picked = frozenset(dg.AssetKey(each.split("/")) for each in assets)
+        run = dg.DagsterRun(job_name=job, asset_selection=picked or None)
+        return [each.name for each in owners_of(run, [tiny, other])]
+
+    assert owners("evaluate_other") == ["other"]
+    assert owners("__ASSET_JOB", "other/evaluation", "data_1/raw_synth") == ["other"]
+    assert owners("__ASSET_JOB", "data_1/raw_synth") == owners("compare_experiments") == ["tiny", "other"]
+    assert owners("run_of_another_project") == []
 
 
 def test_close_dead_runs_leaves_the_living_the_unknown_and_the_ended(history: _History) -> None:

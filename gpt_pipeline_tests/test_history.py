@@ -41,10 +41,20 @@ def test_history_is_opened_by_one_process_at_a_time(project: Project) -> None:
     assert opened == [0]
 
 
-def test_history_with_two_versions_noted_is_opened_again(project: Project) -> None:
+@pytest.mark.parametrize("place", ["its own", "DAGSTER_HOME", "elsewhere"])
+def test_history_with_two_versions_noted_is_opened_again(
+    project: Project, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    folder = project.history / "history"
+    if place != "its own":
+        home, folder = project.root / "home", project.root / ("home" if place == "DAGSTER_HOME" else "elsewhere")
+        home.mkdir()
+        storage = f"storage: {{sqlite: {{base_dir: '{folder}'}}}}\n" if place == "elsewhere" else ""
+        (home / "dagster.yaml").write_text(f"telemetry: {{enabled: false}}\n{storage}")
+        monkeypatch.setenv("DAGSTER_HOME", str(home))
     with open_instance(project) as instance:
         instance.add_dynamic_partitions("steps", ["step_1"])
-    database = project.history / "history" / "history" / "runs.db"
+    database = folder / "history" / "runs.db"
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("insert into alembic_version values ('5771160a95ad')")
         connection.commit()

@@ -217,6 +217,24 @@ def test_results_of_a_folder_with_a_broken_file_warn_and_read_the_others(project
         results.metrics(broken)
 
 
+def test_results_of_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    files = []
+    for folder, train_loss in (("one", 2.0), ("two", 3.0)):
+        (tmp_path / folder).mkdir()
+        project = TinyProject(root=tmp_path / folder)
+        for stem in ("a-b", folder):
+            log(started(project, stem), {"kind": "train", "step": 4, "train_loss": train_loss, "updates": 4})
+            files.append(project.root / "experiments" / f"{stem}.yaml")
+    found = results.metrics(*files).set_index("experiment")["train_loss"]
+    assert dict(found) == {
+        "one/experiments/a-b.yaml": 2.0,
+        "one": 2.0,
+        "two/experiments/a-b.yaml": 3.0,
+        "two": 3.0,
+    }
+    assert set(results.metrics(files[0])["experiment"]) == {"a_b"}
+
+
 def test_results_of_an_experiment_named_twice_count_once(project: TinyProject) -> None:
     experiment = started(project, "a")
     log(experiment, {"kind": "train", "step": 4})

@@ -6,12 +6,14 @@ import os
 import signal
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from gpt_pipeline.cli import main
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.discover import files_named
 from gpt_pipeline.orchestration.driver import run_each
+from gpt_pipeline.orchestration.keys import EXPERIMENT_TAG, jobs_of
 from gpt_pipeline.progress.failures import forget_failure, last_failure, note_failure
 from gpt_pipeline.progress.show import sheets
 from gpt_pipeline.progress.status import statuses
@@ -111,6 +113,14 @@ def test_failure_is_forgotten_once_the_same_job_or_the_whole_run_ends_well(proje
     assert noted.in_words.endswith("mysql://host is away")
     forget_failure(here, "a", job="run_a")
     assert last_failure(here, "a") is None
+
+
+def test_run_of_assets_picked_by_hand_counts_as_the_jobs_of_their_experiments() -> None:
+    picked = [["a", "report"], ["a", "training"], ["b", "evaluation"], ["data_1", "raw_synth"], ["comparison"]]
+    run = dg.DagsterRun(job_name="__ASSET_JOB", asset_selection=frozenset(map(dg.AssetKey, picked)))
+    assert jobs_of(run) == {"a": "run_a", "b": "evaluate_b"}
+    whole = dg.DagsterRun(job_name="data_a", tags={EXPERIMENT_TAG: "a"})
+    assert jobs_of(whole) == {"a": "data_a"}
 
 
 def test_status_of_a_family_counts_its_states_and_marks_the_best(project: TinyProject) -> None:

@@ -20,6 +20,7 @@ from gpt_pipeline.orchestration.keys import EXPERIMENT_TAG
 from gpt_pipeline.orchestration.stoppable import NEVER, stoppable
 from gpt_pipeline.orchestration.termination import heed_termination, reach_commands
 from gpt_pipeline.progress.at_work import runs_at_work
+from gpt_pipeline.progress.failures import last_failure, note_failure
 from gpt_pipeline.project import Project
 
 CANCELED, CANCELING, FAILED, STARTED = (
@@ -119,6 +120,32 @@ def test_run_of_an_experiment_is_seen_while_it_is_executed(
     _execute(instance, looking, {EXPERIMENT_TAG: "tiny"})
     assert [run.job for run in seen] == ["looking"]
     assert runs_at_work(project, "tiny") == []
+
+
+def test_run_of_assets_picked_by_hand_is_seen_and_makes_up_for_a_failure_of_their_experiments(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project, seen = Project(root=tmp_path, experiments=tmp_path), []
+    project.history.mkdir()
+    for name in ("one", "two"):
+        note_failure(project, name, job=f"run_{name}", text="the disk is full")
+
+    @dg.asset(key=["one", "training"])
+    def training() -> None:
+        seen.extend([*runs_at_work(project, "one"), *runs_at_work(project, "two")])
+
+    @dg.asset(key=["two", "evaluation"])
+    def evaluation() -> None:
+        pass
+
+    definitions = dg.Definitions([training, evaluation], executor=stoppable(dg.in_process_executor))
+    job = definitions.resolve_implicit_global_asset_job_def()
+    run = instance.create_run_for_job(job, asset_selection=frozenset([training.key, evaluation.key]))
+    list(execute_run_iterator(InMemoryJob(job), run, instance))
+    assert [run.job for run in seen] == ["run_one", "evaluate_two"]
+    assert last_failure(project, "one") is None
+    assert last_failure(project, "two") is not None
 
 
 def test_explained_says_that_what_is_finished_is_kept_where_nothing_better_is_known() -> None:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_pipeline.errors import ConfigError, DamagedFileError, LockedError, UserError
+from gpt_pipeline.orchestration.process_group import own_group
 from gpt_pipeline.storage.atomic import (
     HashedFile,
     atomic_path,
@@ -269,6 +270,13 @@ def test_give_way_lowers_the_rank_once_and_never_raises_it() -> None:
     first, second, third = map(int, done.stdout.split())
     assert first == second == max(10, before)
     assert third == min(19, first + 5)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sessions are of POSIX")
+def test_child_in_its_own_group_stays_in_the_session_in_which_priorities_count() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, **own_group())
+    assert (os.getpgid(child.pid), os.getsid(child.pid)) == (child.pid, os.getsid(0))
+    child.communicate()
 
 
 def test_hashed_file_knows_size_and_checksum_of_what_lies_on_disk(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ OWNERS = ["team:gpt_pipeline"]
 """Sets the project's assets apart in a Dagster that shows several code locations."""
 
 _PACKAGE = Path(__file__).parents[1]
+_LONGEST_TAG = 63  # letters that Dagster takes as the value of an asset's tag; a run's may be longer
 
 SOURCES: Mapping[str, str] = {
     "raw_synth": "data/documents/raw.py",
@@ -40,7 +41,7 @@ SOURCES: Mapping[str, str] = {
 def stage_tags(stage: str, experiment: Experiment | None = None) -> dict[str, str]:
     """Return the tags by which the catalogue is searched; of one experiment, or of what several share."""
     tags = {keys.STAGE_TAG: stage}
-    return tags if experiment is None else {**tags, keys.EXPERIMENT_TAG: experiment.name}
+    return tags if experiment is None else {**tags, keys.EXPERIMENT_TAG: experiment.name[:_LONGEST_TAG]}
 
 
 def code_references(stage: str, experiment: Experiment | None = None) -> dict[str, Any]:

@@ -15,12 +15,13 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.definitions.assets.job.asset_job import is_reserved_asset_job_name
 from dagster._core.storage.runs import SqliteRunStorage
 
 from gpt_pipeline.experiment.load import Experiment
@@ -84,32 +85,39 @@ def _process_here(instance: dg.DagsterInstance, run: dg.DagsterRun) -> ProcessId
 
 
 def close_dead_runs(instance: dg.DagsterInstance, experiments: Iterable[Experiment]) -> list[str]:
-    """Mark as failed those runs of the experiments' jobs, and of their comparison, whose process is certainly gone.
+    """Mark as failed those runs of the experiments, as `owners_of` finds them, whose process is certainly gone.
 
     Return their ids.
     """
-    owners = owners_of_jobs(experiments)
+    known = list(experiments)
     closed = []
     for run in instance.get_runs(dg.RunsFilter(statuses=list(UNFINISHED))):
-        if run.job_name not in owners:
-            continue
-        folder = owners[run.job_name].folder
-        why = _end(instance, run, folder)
+        folders = [owner.folder for owner in owners_of(run, known)]
+        why = _end(instance, run, folders)
         if why is None or is_over(instance, run.run_id):  # it may have ended in this very moment
             continue
         instance.add_run_tags(run.run_id, {DEAD_TAG: "yes"})
         instance.report_run_failed(run, message=f"{why} Finished work is kept; materialize again to continue.")
         free_its_place(instance, run.run_id)
         if process := process_of(run):
-            forget(folder.base, process)
+            for base in {folder.base for folder in folders}:
+                forget(base, process)
         closed.append(run.run_id)
     return closed
 
 
-def owners_of_jobs(experiments: Iterable[Experiment]) -> Mapping[str, Experiment]:
-    """Return the experiment of each job by the job's name; of the comparison, which is of all, one of them."""
-    names = (keys.run_job, keys.data_job, keys.evaluate_job, keys.report_job, lambda _: keys.COMPARISON_JOB)
-    return {name(experiment): experiment for experiment in experiments for name in names}
+def owners_of(run: dg.DagsterRun, experiments: Sequence[Experiment]) -> Sequence[Experiment]:
+    """Return those of `experiments` that a run is of: the one whose job it is, or whose assets somebody picked by hand.
+
+    All of them where its assets, as the comparison or shared data, are of no single one.
+    """
+    if is_reserved_asset_job_name(run.job_name):
+        picked = {key.path[0] for key in run.asset_selection or ()}
+        return [each for each in experiments if each.name in picked] or experiments
+    if run.job_name == keys.COMPARISON_JOB:
+        return experiments
+    names = (keys.run_job, keys.data_job, keys.evaluate_job, keys.report_job)
+    return [each for each in experiments if run.job_name in {name(each) for name in names}]
 
 
 def is_over(instance: dg.DagsterInstance, run_id: str) -> bool:
@@ -118,11 +126,17 @@ def is_over(instance: dg.DagsterInstance, run_id: str) -> bool:
     return run is None or run.is_finished
 
 
-def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, folder: ExperimentFolder) -> str | None:
+def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, folders: Sequence[ExperimentFolder]) -> str | None:
     """Return how the process of a run ended; None if it may still live. Of a run of the UI, say, nothing is known."""
+    if not folders:
+        return None
     process = process_of(run) or _process_launched(instance, run) or _launcher(instance, run)
-    trainer = run.status == dg.DagsterRunStatus.STARTED
-    return end_of_process(process, folder.base) or (end_of_trainer(folder.root, run.run_id) if trainer else None)
+    trainers = folders if run.status == dg.DagsterRunStatus.STARTED else ()
+    ends = (
+        *(end_of_process(process, base) for base in {folder.base for folder in folders}),
+        *(end_of_trainer(folder.root, run.run_id) for folder in trainers),
+    )
+    return next((end for end in ends if end is not None), None)
 
 
 def process_of(run: dg.DagsterRun) -> ProcessId | None:

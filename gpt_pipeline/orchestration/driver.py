@@ -50,6 +50,7 @@ from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
 from gpt_pipeline.orchestration.failures import failure_text, is_stop
 from gpt_pipeline.orchestration.history import explained_history, open_instance, remote_origin
 from gpt_pipeline.orchestration.pool_wait import wait_in_pools
+from gpt_pipeline.orchestration.process_group import own_group
 from gpt_pipeline.orchestration.rebuild import reconstructable_job
 from gpt_pipeline.orchestration.stages import finished_shards
 from gpt_pipeline.orchestration.stoppable import NEVER, stoppable
@@ -236,7 +237,7 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
     announce_evaluator(experiment.folder.root)  # the follower takes seconds to start, the first checkpoints need not
     if _has_work_for_several(experiment):
         session.execute_in_workers(keys.data_job(experiment))
-    with _progress_on_terminal(), _follower(session, say):
+    with _output_of_groups(), _progress_on_terminal(), _follower(session, say):
         session.execute(keys.run_job(experiment), options={"training": {"force": force}})
     evaluate_experiment(session, say=say)
     _wait_for_mirror(experiment, say)
@@ -418,7 +419,7 @@ def evaluate_experiment(
 
 def _close_dead_runs(session: Session, say: Callable[[str], None]) -> None:
     for run_id in close_dead_runs(session.instance, [session.experiment]):
-        say(f"Run {run_id} of this experiment was killed earlier; Dagster's history now shows it as failed.")
+        say(f"Run {run_id} was killed earlier; Dagster's history now shows it as failed.")
 
 
 def _look_for_lost_runs(session: Session, say: Callable[[str], None]) -> None:
@@ -430,6 +431,19 @@ def _look_for_lost_runs(session: Session, say: Callable[[str], None]) -> None:
         return
     if lost:
         say(f"{lost} evaluations are not in MLflow any more; they are logged again from their results.")
+
+
+@contextmanager
+def _output_of_groups() -> Iterator[None]:
+    """Let what is started in the block, in groups of its own, write to a terminal that stops others (`stty tostop`)."""
+    if os.name == "nt":
+        yield
+        return
+    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # which children inherit
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTTOU, before)
 
 
 @contextmanager
@@ -451,10 +465,11 @@ def _progress_on_terminal() -> Iterator[None]:
 def _follower(session: Session, say: Callable[[str], None]) -> Iterator[None]:
     """Evaluate checkpoints in a second process while the block trains; afterwards wait until all are evaluated."""
     command = [sys.executable, "-m", _FOLLOWER, str(session.experiment.file)]
+    group = {} if os.name == "nt" else own_group()
     # Half the cores: the training beside it has the better use for them.
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
     orders, order = os.pipe()  # both ends stay open here: a signal that comes when the follower is gone writes, too
-    child = subprocess.Popen(command, stdin=orders, env=environment, start_new_session=os.name != "nt")
+    child = subprocess.Popen(command, stdin=orders, env=environment, **group)
     try:
         with _told_of_signals(order):
             yield

@@ -19,11 +19,7 @@ from gpt_pipeline.storage.lock import hold_lock
 
 _logger = logging.getLogger(__name__)
 _BUSY_SECONDS = 10.0
-_DATABASES = [
-    f"{base}{name}"
-    for base in ("history/", "")  # in the project's own folder, and as Dagster has it in DAGSTER_HOME
-    for name in ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
-]
+_DATABASES = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
 
 _ON_TERMINAL = {
     "python_logs": {"python_log_level": "INFO"},  # its own console would print the engine's events between ours
@@ -61,12 +57,22 @@ def turn_to_open(project: Project) -> Iterator[None]:
     Two processes that made it at once would each note a version of its tables, and Dagster refuses two notes from then
     on. Where an earlier version has left them, both are removed: Dagster then adds what is missing and notes its own.
     """
-    project.history.mkdir(parents=True, exist_ok=True)
-    with hold_lock(project.history / ".opening.lock", wait_seconds=-1):
+    folder = _sqlite_folder(project) or project.history
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold_lock(folder / ".opening.lock", wait_seconds=-1):
         for name in _DATABASES:
-            if (database := project.history / name).is_file():
+            if (database := folder / name).is_file():
                 _forget_two_versions(database)
         yield
+
+
+def _sqlite_folder(project: Project) -> Path | None:
+    """Return the folder of the history's SQLite databases, which `dagster.yaml` may put anywhere; None for others."""
+    storage = InstanceRef.from_dir(str(dagster_home() or project.root)).storage_data
+    if storage is None or storage.class_name != "DagsterSqliteStorage":
+        return None
+    folder = storage.config_dict.get("base_dir")
+    return project.root / folder if isinstance(folder, str) else None
 
 
 def _forget_two_versions(database: Path) -> None:

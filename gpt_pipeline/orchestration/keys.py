@@ -40,6 +40,9 @@ COMPARISON_TAG = ".dagster/gpt_pipeline_comparison"
 
 COMPARISON_JOB = "compare_experiments"
 
+_MAKERS = {"report": "report", "evaluation": "evaluate", "rl_prompts": "run", "training": "run"}
+"""By an experiment's own assets, how the name of the job begins that makes them; the last one makes the most."""
+
 
 def stage_of(step_key: str) -> str:
     """`raw_synth_1907de.check_file[synth_001]` -> `raw_synth`, `demo__training` -> `training`: a step's stage."""
@@ -164,6 +167,17 @@ def evaluate_job(experiment: Experiment) -> str:
 def report_job(experiment: Experiment) -> str:
     """Name of the job that writes the report anew."""
     return f"report_{experiment.name}"
+
+
+def jobs_of(run: dg.DagsterRun) -> Mapping[str, str]:
+    """Return the experiments that a run works for, by their names, each with its job that makes the same.
+
+    A run of assets that somebody picked by hand has a job of Dagster's own, and may be of several experiments.
+    """
+    if name := run.tags.get(EXPERIMENT_TAG):
+        return {name: run.job_name}
+    picked = [key.path for key in run.asset_selection or ()]
+    return {path[0]: f"{verb}_{path[0]}" for asset, verb in _MAKERS.items() for path in picked if path[1:] == [asset]}
 
 
 def checkpoint_partitions(experiment: Experiment) -> dg.DynamicPartitionsDefinition:

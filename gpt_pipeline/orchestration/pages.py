@@ -17,7 +17,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.guard import LOOPBACK
-from gpt_pipeline.orchestration.process_group import ask_to_stop, is_alive, kill, own_group
+from gpt_pipeline.orchestration.process_group import ask_to_stop, is_alive, kill, own_session
 from gpt_pipeline.orchestration.with_parent import STOP_SECONDS
 from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PAGE_VARIABLE, MLFLOW_PORT, START_PATH, Project
 from gpt_pipeline.shown import without_password
@@ -169,7 +169,7 @@ def _server(page: Page, environment: Mapping[str, str]) -> Iterator[subprocess.P
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            **own_group(),
+            **own_session(),
         )
     try:
         yield server

@@ -26,7 +26,7 @@ from dagster._utils.interrupts import pop_captured_interrupt
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
-from gpt_pipeline.orchestration.dead_runs import close_dead_runs, free_its_place, is_over, owners_of_jobs, process_of
+from gpt_pipeline.orchestration.dead_runs import close_dead_runs, free_its_place, is_over, owners_of, process_of
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.alive import silence
@@ -136,7 +136,7 @@ class _Line:
         run = record.dagster_run
         created = record.create_timestamp.replace(tzinfo=UTC)
         began = datetime.fromtimestamp(record.start_time, UTC) if record.start_time else created
-        process, owner = process_of(run), owners_of_jobs(self.experiments).get(run.job_name)
+        process, owner = process_of(run), next(iter(owners_of(run, self.experiments)), None)
         name = owner.name if owner else run.job_name
         where = f", process {process.pid} on {process.host}" if process else ", started from Dagster's pages"
         return (

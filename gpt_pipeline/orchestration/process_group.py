@@ -13,10 +13,18 @@ _GONE = (ProcessLookupError, PermissionError)  # the second on macOS, for a grou
 
 
 def own_group() -> dict[str, Any]:
-    """Return options of Popen for a new group: Ctrl+C in a terminal then reaches the child once, through us."""
+    """Return options of Popen for a new group: Ctrl+C in a terminal then reaches the child once, through us.
+
+    It stays in our session: Linux may share the processors among sessions first, and a priority counts within one only.
+    """
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {"start_new_session": True}
+    return {"process_group": 0}
+
+
+def own_session() -> dict[str, Any]:
+    """Return the same for a child that the end of our session must not reach."""
+    return own_group() if sys.platform == "win32" else {"start_new_session": True}
 
 
 def ask_to_stop(child: subprocess.Popen[bytes], number: int) -> None:

@@ -7,7 +7,7 @@ Either way it records the tracebacks of its own code.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import dagster as dg
 from dagster._core.errors import DagsterSubprocessError
@@ -62,8 +62,9 @@ class _Stoppable(Executor):
     def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
         """Execute the steps as the inner executor does; meanwhile `gpt-pipeline status` sees the run."""
         run = plan_context.dagster_run
-        name = run.tags.get(keys.EXPERIMENT_TAG)
-        with show_run(Project.here(), run=run.run_id, job=run.job_name, experiment=name) if name else nullcontext():
+        with ExitStack() as shown:
+            for name, job in keys.jobs_of(run).items():
+                shown.enter_context(show_run(Project.here(), run=run.run_id, job=job, experiment=name))
             yield from self._execute(plan_context, execution_plan)
 
     def _execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
@@ -91,11 +92,12 @@ class _Stoppable(Executor):
 
 def _note_end(run: dg.DagsterRun, failures: Sequence[str]) -> None:
     """Note for `gpt-pipeline status` what the run of an experiment failed of, or that such a run ended well."""
-    name, project = run.tags.get(keys.EXPERIMENT_TAG), Project.here()
-    if name and failures:
-        note_failure(project, name, job=run.job_name, text="\n".join(failures))
-    elif name:
-        forget_failure(project, name, job=run.job_name)
+    project = Project.here()
+    for name, job in keys.jobs_of(run).items():
+        if failures:
+            note_failure(project, name, job=job, text="\n".join(failures))
+        else:
+            forget_failure(project, name, job=job)
 
 
 def _report_stop(instance: dg.DagsterInstance, run_id: str) -> None:

@@ -95,6 +95,7 @@ def _start(
         return subprocess.Popen(
             command,
             env={**inherited, "PYTHONUTF8": "1", **environment, DIE_WITH_PARENT: "1"},
+            stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             **own_group(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ def show_run(project: Project, *, run: str, job: str, experiment: str) -> Iterat
     """Show for the length of the block that this process executes a run for the experiment."""
     folder = project.history / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    path, lock = folder / f"{run}.json", folder / f"{run}.lock"
+    path = folder / f"{run}-{uuid.uuid4().hex[:8]}.json"  # a run may be of several experiments
+    lock = path.with_suffix(".lock")
     at_work = RunAtWork(run=run, job=job, experiment=experiment, process=ProcessId.here(), since=utc_now())
     _remove_ended(folder)
     try:
