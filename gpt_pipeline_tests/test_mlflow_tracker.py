@@ -559,6 +559,14 @@ def test_log_evaluation_with_a_damaged_store_says_so_in_one_line(tmp_path: Path)
     assert "\n" not in str(raised.value)
 
 
+def test_log_evaluation_into_a_store_that_refuses_to_be_written_says_why(tmp_path: Path, store: Path) -> None:
+    client(store).create_experiment("My GPT")
+    with closing(sqlite3.connect(store / "mlflow.db")) as connection, connection:
+        connection.execute("create trigger full before insert on runs begin select raise(abort, 'no more'); end")
+    with pytest.raises(TrackingError, match=r"did not take the evaluation \(.*no more\)"):
+        log(make_result(tmp_path), store)
+
+
 def move_files(store: Path, place: str) -> None:
     """Have the store keep files at `place`, as if its server had been started with it, and this process anew."""
     from mlflow.tracking._tracking_service import utils

@@ -248,6 +248,10 @@ def test_dagster_run_tells_its_failed_step_and_commands_tell_of_their_own(projec
         evaluation = _run(instance, project, {}, job=keys.evaluate_job(experiment))
         assert run_message(instance, evaluation, [experiment], "finished") is None
         assert run_message(instance, evaluation, [experiment], "failed") is not None
+        for asset, told in (("training", True), ("evaluation", False)):
+            assets = frozenset([keys.asset_key(experiment, asset)])
+            picked = run._replace(job_name="__ASSET_JOB", asset_selection=assets, tags={})
+            assert (run_message(instance, picked, [experiment], "finished") is not None) == told
 
 
 def test_sensor_sends_what_a_dagster_run_failed_of(project: TinyProject, server: Server) -> None:

@@ -13,12 +13,21 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    SensorInstigatorData,
+)
 from dagster._core.storage.event_log import SqlEventLogStorage
+from dagster._daemon.sensor import get_elapsed
 
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, checkpoint_path, read_info, write_manifest
 from gpt_pipeline.checkpoints.save import link_best
 from gpt_pipeline.evaluation.result import alias_of, read_evaluations
 from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.orchestration.dagster_server import forget_ticks_to_come
 from gpt_pipeline.orchestration.evaluation_step import log_result
 from gpt_pipeline.orchestration.keys import EVALUATION_TAG
 from gpt_pipeline.progress.evaluations import wanted_evaluations
@@ -224,6 +233,21 @@ def test_sensor_has_no_cursor_to_lose_and_no_clock_to_trust(copy: TinyProject, i
                 os.utime(path, (seconds, seconds))
             assert _ask_sensor(copy, instance) == []
     assert [request.tags for request in _ask_sensor(copy, instance)] == [lost.tags]
+
+
+def test_sensor_is_asked_again_after_the_clock_was_set_back(instance: dg.DagsterInstance) -> None:
+    location = RegisteredCodeLocationOrigin("gpt_pipeline.definitions")
+    repository = RemoteRepositoryOrigin(location, "__repository__")
+    for name, ago in (("set_back", -7200.0), ("just_asked", 5.0)):
+        data = SensorInstigatorData(last_tick_start_timestamp=time.time() - ago, cursor="kept")
+        origin = repository.get_instigator_origin(name)
+        instance.add_instigator_state(InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING, data))
+    forget_ticks_to_come(instance)
+    elapsed = {state.instigator_name: get_elapsed(state) for state in instance.all_instigator_state()}
+    assert elapsed["set_back"] is None  # Dagster asks it at once
+    assert elapsed["just_asked"] is not None
+    assert 5 <= elapsed["just_asked"] < 60
+    assert all(state.instigator_data.cursor == "kept" for state in instance.all_instigator_state())
 
 
 @pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.slow)])

@@ -115,6 +115,13 @@ def test_failure_is_forgotten_once_the_same_job_or_the_whole_run_ends_well(proje
     assert last_failure(here, "a") is None
 
 
+def test_failure_that_cannot_be_noted_is_only_mentioned(project: TinyProject, caplog: pytest.LogCaptureFixture) -> None:
+    here = Project.of_experiments(project.root / "experiments")
+    (here.history / "failures").write_text("in the way")
+    note_failure(here, "a", job="run_a", text="the real reason")
+    assert "not noted" in caplog.text
+
+
 def test_run_of_assets_picked_by_hand_counts_as_the_jobs_of_their_experiments() -> None:
     picked = [["a", "report"], ["a", "training"], ["b", "evaluation"], ["data_1", "raw_synth"], ["comparison"]]
     run = dg.DagsterRun(job_name="__ASSET_JOB", asset_selection=frozenset(map(dg.AssetKey, picked)))

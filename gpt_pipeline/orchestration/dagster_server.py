@@ -10,17 +10,20 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import uvicorn
 from dagster import DagsterInstance
 from dagster._cli.proxy_server_manager import ProxyServerManager
 from dagster._cli.utils import get_possibly_temporary_instance_for_cli
+from dagster._core.scheduler.instigation import InstigatorType, SensorInstigatorData
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget, WorkspaceFileTarget
 from dagster._serdes import serialize_value
@@ -37,11 +40,13 @@ from gpt_pipeline.orchestration.history import DEFINITIONS, turn_to_open
 from gpt_pipeline.orchestration.start_routes import start_routes
 from gpt_pipeline.orchestration.termination import reach_commands
 from gpt_pipeline.project import Project
+from gpt_pipeline.storage.lock import beside
 from gpt_pipeline.storage.ports import HOST
 
 _CODE_LOG_LEVEL = "warning"
 _POLL_MILLISECONDS = 2000  # how often a page asks for news, as `dagster dev` has it
 _DAEMON_STOP_SECONDS = 60
+_CLOCK_SECONDS = 30.0  # between two looks whether it was set back; by fewer it does not matter
 _STATEMENT_MILLISECONDS, _POOL_RECYCLE_SECONDS, _POOL_OVERFLOW = 15_000, 3600, 20  # dagster-webserver's own
 
 
@@ -75,6 +80,7 @@ def serve(*, port: int, names: Sequence[str]) -> None:
             instance = stack.enter_context(get_possibly_temporary_instance_for_cli("gpt-pipeline ui"))
         workspace = stack.enter_context(_definitions(instance))
         daemon = stack.enter_context(_daemon(instance, workspace))
+        stack.enter_context(beside(partial(_heed_clock, instance), name="clock"))
         reach_commands(instance)
         instance.optimize_for_webserver(_STATEMENT_MILLISECONDS, _POOL_RECYCLE_SECONDS, _POOL_OVERFLOW)
         target = WorkspaceFileTarget(paths=[str(workspace)])
@@ -113,6 +119,29 @@ def _daemon(instance: DagsterInstance, workspace: Path) -> Iterator[subprocess.P
     finally:
         if daemon.poll() is None:
             interrupt_then_kill_ipc_subprocess(daemon, wait_time=_DAEMON_STOP_SECONDS)
+
+
+def _heed_clock(instance: DagsterInstance, ended: Event) -> None:
+    while not ended.wait(_CLOCK_SECONDS):
+        try:
+            forget_ticks_to_come(instance)
+        except Exception as error:  # a database that is busy: the next look does it
+            logging.getLogger("dagster").debug("the sensors' ticks cannot be read (%s)", error)
+
+
+def forget_ticks_to_come(instance: DagsterInstance) -> None:
+    """Forget when sensors were last asked that were asked later than now, as before the clock was set back.
+
+    Dagster would not ask them again until that time has come once more.
+    """
+    latest = time.time() + _CLOCK_SECONDS
+    for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
+        data = state.instigator_data
+        if isinstance(data, SensorInstigatorData) and latest < max(
+            data.last_tick_timestamp or 0, data.last_tick_start_timestamp or 0
+        ):
+            fresh = data._replace(last_tick_timestamp=None, last_tick_start_timestamp=None)
+            instance.update_instigator_state(state.with_data(fresh))
 
 
 def _end_with(daemon: subprocess.Popen[bytes], server: uvicorn.Server) -> None:

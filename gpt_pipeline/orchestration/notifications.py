@@ -66,7 +66,8 @@ def run_message(
     tells_itself = keys.COMMAND_TAG in run.tags and DEAD_TAG not in run.tags and run.parent_run_id is None
     if experiment is None or tells_itself:
         return None
-    follows = run.job_name in (keys.evaluate_job(experiment), keys.report_job(experiment))
+    job = keys.jobs_of(run).get(experiment.name)
+    follows = job in (keys.evaluate_job(experiment), keys.report_job(experiment))
     if ending == "finished" and follows:
         return None
     record = instance.get_run_record_by_id(run.run_id)

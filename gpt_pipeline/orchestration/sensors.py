@@ -1,9 +1,9 @@
 """What acts by itself: a sensor for checkpoints without an evaluation, a schedule for outdated evaluations.
 
-Both read the folders anew each time and keep no cursor, so a restarted daemon or a changed clock does not matter; what
-is requested twice is still evaluated once. They read the experiment file anew too, which may have changed since the
-definitions were loaded, as the command line and each run do: else a checkpoint would be evaluated by the old settings
-and by the new ones, and be requested again and again.
+Both read the folders anew each time and keep no cursor, so a restarted daemon does not matter, nor a changed clock once
+Dagster asks them again (`dagster_server` sees to that); what is requested twice is still evaluated once. They read the
+experiment file anew too, which may have changed since the definitions were loaded, as the command line and each run do:
+else a checkpoint would be evaluated by the old settings and by the new ones, and be requested again and again.
 """
 
 import logging

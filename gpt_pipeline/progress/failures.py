@@ -6,6 +6,7 @@ It goes when a run of the same job, or one that makes everything, ends well.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from gpt_pipeline.shown import without_password
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.manifest import utc_now
 
+_logger = logging.getLogger(__name__)
 _FOLDER = "failures"
 _LONGEST = 4000  # letters
 
@@ -39,8 +41,11 @@ def note_failure(project: Project, experiment: str, *, job: str, text: str) -> N
         return
     failure = Failure(job=job, text=without_password(text)[:_LONGEST], at=utc_now())
     path = failure_file(project, experiment)
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, dataclasses.asdict(failure))
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, dataclasses.asdict(failure))
+    except OSError as error:  # of a disk that is full, say: what is to be noted matters more
+        _logger.warning("what the run failed of is not noted for `gpt-pipeline status`: %s", error)
 
 
 def forget_failure(project: Project, experiment: str, *, job: str) -> None:

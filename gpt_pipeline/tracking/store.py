@@ -41,6 +41,7 @@ _SEEDED = {"alembic_version", "experiments", "workspaces"}  # tables of a new st
 _BUSY_SECONDS = 1.0  # to wait for a database that another process writes to
 _MAX_TEXT = 5000  # characters of a tag's or a parameter's value; MLflow refuses more than 6000 (8000 in tags)
 
+_WHEN = "(raised as a result of Query-invoked autoflush"  # SQLAlchemy says why in the line behind it
 _LONGEST_KEY = 250  # characters of a parameter's name
 _REFUSED = re.compile(r"[^\w./ -]" if os.name == "nt" else r"[^\w./ :-]")  # MLflow's rule, which takes no colon there
 
@@ -209,8 +210,9 @@ def configure_mlflow() -> None:
     """Set what MLflow reads when it is imported, unless the user has set it."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of 7, which keep an evaluation waiting for minutes
-    for name in ("alembic", "mlflow.store.db.utils"):  # a line for each of 60 migrations of a new database
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # a line for each of 60 migrations of a new database
+    # The same, and a traceback of each error of the database, which is raised too.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def open_client(tracking_uri: str) -> MlflowClient:
@@ -231,7 +233,8 @@ def as_tracking_error(tracking_uri: str, *, what: str, remedy: str) -> Iterator[
     try:
         yield
     except (MlflowException, SQLAlchemyError, _FilesRefusedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        lines = str(error).strip().splitlines()
+        reason = next((line for line in lines if not line.startswith(_WHEN)), lines[0])
         # None: the cause, which a log or Dagster's history would keep, quotes the address with its password.
         raise TrackingError(f"MLflow at {tracking_uri} did not take {what} ({reason}); {remedy}") from None
 
