@@ -567,6 +567,31 @@ def test_log_evaluation_into_a_store_that_refuses_to_be_written_says_why(tmp_pat
         log(make_result(tmp_path), store)
 
 
+def test_store_that_is_copied_or_moved_keeps_its_files_beside_it(tmp_path: Path, store: Path) -> None:
+    log(make_result(tmp_path, step=1), store)
+    copied, moved = tmp_path / "copied", tmp_path / "moved"
+    shutil.copytree(store, copied)
+    log(make_result(tmp_path, step=2, weights="c" * 64), copied)
+    assert len(runs(copied)) == 2
+    assert len(runs(store)) == 1
+    store.rename(moved)
+    log(make_result(tmp_path, step=3, weights="d" * 64), moved)
+    assert not store.exists()
+    for folder in (copied, moved):
+        for run in runs(folder):
+            assert run.info.artifact_uri.startswith(f"{folder.as_uri()}/mlflow_artifacts/My%20GPT/")
+            assert [*Path(url2pathname(urlparse(run.info.artifact_uri).path)).iterdir()]
+
+
+def test_store_that_is_moved_without_its_files_leaves_them_where_they_are(tmp_path: Path, store: Path) -> None:
+    log(make_result(tmp_path, step=1), store)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(store / "mlflow.db", alone)
+    log(make_result(tmp_path, step=2, weights="c" * 64), alone)
+    assert all(run.info.artifact_uri.startswith(store.as_uri()) for run in runs(alone))
+
+
 def move_files(store: Path, place: str) -> None:
     """Have the store keep files at `place`, as if its server had been started with it, and this process anew."""
     from mlflow.tracking._tracking_service import utils

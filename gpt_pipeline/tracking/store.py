@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 from filelock import Timeout
 
@@ -37,6 +38,15 @@ MAX_RUNS = 50_000
 
 _SQLITE = "sqlite:///"
 _ARTIFACTS_FOLDER = "mlflow_artifacts"
+_PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Of MLflow's database: the columns that may name a place of files."""
+
 _SEEDED = {"alembic_version", "experiments", "workspaces"}  # tables of a new store that are not empty
 _BUSY_SECONDS = 1.0  # to wait for a database that another process writes to
 _MAX_TEXT = 5000  # characters of a tag's or a parameter's value; MLflow refuses more than 6000 (8000 in tags)
@@ -141,6 +151,7 @@ def open_store(
         as_tracking_error(tracking_uri, what=what, remedy=remedy),
     ):
         _complete_file(tracking_uri)
+        _follow_move(tracking_uri)
         client = open_client(tracking_uri)
         name = folder_name(experiment_name, key="experiment_name")
         identity = hashlib.sha256(tracking_uri.encode()).hexdigest()
@@ -153,6 +164,7 @@ def prepare_store(tracking_uri: str) -> None:
         configure_mlflow()
         with _turn(tracking_uri, otherwise=database, wait_seconds=-1):
             _complete_file(tracking_uri)
+            _follow_move(tracking_uri)
 
 
 def _complete_file(tracking_uri: str) -> None:
@@ -191,6 +203,34 @@ def _was_cut_short(database: Path) -> bool:
             return "alembic_version" not in tables or connection.execute(version).fetchall() != [(_last_migration(),)]
     except sqlite3.Error:
         return False  # damaged, or in use: MLflow says so when it opens it
+
+
+def _follow_move(tracking_uri: str) -> None:
+    """Have the files of a SQLite store that was moved or copied kept beside it again: MLflow notes whole paths.
+
+    Of an experiment whose files did not come along, they stay where they are.
+    """
+    if (database := sqlite_file(tracking_uri)) is None:
+        return
+    try:
+        with closing(sqlite3.connect(database, timeout=_BUSY_SECONDS)) as connection, connection:
+            for (noted,) in connection.execute("select artifact_location from experiments").fetchall():
+                old = Path(url2pathname(urlsplit(noted or "").path))
+                new = database.parent / _ARTIFACTS_FOLDER / old.name
+                ours = noted and noted.startswith("file:") and old.parent.name == _ARTIFACTS_FOLDER
+                if ours and old.resolve() != new.resolve() and (new.exists() or not old.exists()):
+                    _rename_place(connection, noted, new.as_uri())
+    except sqlite3.Error as error:  # damaged, or in use: MLflow says so when it opens it
+        _logger.debug("%s: where its files lie cannot be read or noted (%s)", database, error)
+
+
+def _rename_place(connection: sqlite3.Connection, old: str, new: str) -> None:
+    for table, column in _PLACES:
+        connection.execute(
+            f'update "{table}" set {column} = ? || substr({column}, ?) '
+            f"where {column} = ? or substr({column}, 1, ?) = ?",
+            (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+        )
 
 
 @cache
