@@ -24,7 +24,7 @@ from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.evaluation.evaluate import _one_at_a_time
 from gpt_pipeline.experiment import sizes
-from gpt_pipeline.experiment.training import training_job
+from gpt_pipeline.experiment.training import training_job, wanted_fingerprint
 from gpt_pipeline.launchers.protocol import JobState
 from gpt_pipeline.launchers.submission import Submission
 from gpt_pipeline.orchestration.report_step import write_report
@@ -40,6 +40,7 @@ from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.training.decision import decide_start
 from gpt_pipeline.training.heartbeat import heartbeat
+from gpt_pipeline.training.metrics import SENT_NAME
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline_tests.projects import TinyProject
@@ -154,6 +155,23 @@ def test_files_of_the_data_that_may_be_deleted_are_not_needed_to_find_and_report
     assert {stage.state for stage in status.stages} == {"finished"}
     assert status.training.state == "finished"
     assert [info.sha256 for info in project.checkpoints("tiny")] == weights
+
+
+def test_report_that_a_kill_kept_from_mlflow_is_outdated(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    _train(project)
+    experiment = project.experiment("tiny")
+    sent = {"store": "s", "run_id": "r", "fingerprint": wanted_fingerprint(experiment), "experiment_id": "1"}
+    write_json(experiment.folder.root / SENT_NAME, sent)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlflow.tracking.MlflowClient.__init__", killed)
+    store = f"sqlite:///{(project.root / 'mlflow.db').as_posix()}"
+    with pytest.raises(KeyboardInterrupt):
+        write_report(dg.build_asset_context(), experiment, tracking_uri=store, force=False)
+    assert experiment.folder.report.is_file()
+    assert _status(project).report_is_outdated
 
 
 def test_status_while_a_checkpoint_is_evaluated_does_not_ask_for_another(project: TinyProject) -> None:

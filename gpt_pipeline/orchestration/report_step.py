@@ -55,9 +55,9 @@ def write_report(
             command=f"gpt-pipeline run {_in_project(experiment)}",
             other=_newest_other(experiment),
         )
-        note_report(folder.root, identity)
-        send_to_mirror(experiment)
         _send(context, experiment, tracking_uri)
+        note_report(folder.root, identity)  # last: what a kill keeps from MLflow is written and sent once more
+        send_to_mirror(experiment)
     curve = loss_curve_svg(read_metrics(folder.metrics), vocab_size=experiment.config.model.vocab_size)
     return dg.MaterializeResult(
         metadata={
