@@ -109,6 +109,15 @@ def test_register_model_of_an_unfinished_training_is_neither_pending_nor_done(
     assert versions(store) == []
 
 
+def test_register_model_of_a_training_that_went_on_for_the_worse_is_due_for_the_best_before(
+    trained: TrainingJob,
+) -> None:
+    training = dataclasses.replace(trained.training, max_steps=16, learning_rate=10.0)
+    longer = dataclasses.replace(trained, fingerprint="b" * 64, training=training, resume="checkpoint_step_12.pt")
+    run_job(longer, Listener())
+    assert registration_is_pending(longer.folder, longer.fingerprint)
+
+
 def test_register_model_of_weights_that_another_training_replaced_meanwhile_waits(
     trained: TrainingJob, store: Path
 ) -> None:

@@ -123,6 +123,21 @@ def test_start_is_the_best_checkpoint_unless_the_file_says_otherwise(folder: Pat
     assert find_start(_later(folder)).checkpoint.weights_sha256 == best.weights_sha256
 
 
+@pytest.mark.parametrize("checkpoint", ["best", "step_4"])
+def test_start_of_a_base_that_went_on_is_what_it_has_kept_of_the_training_before(folder: Path, checkpoint: str) -> None:
+    wanted = next(iter(list_checkpoints(_base(folder).folder.checkpoints)))
+    if checkpoint == "best":
+        wanted = best_checkpoint(_base(folder).folder.checkpoints)
+    longer = BASE.replace("max_steps: 8", "max_steps: 12").replace("learning_rate: 0.01", "learning_rate: 10.0")
+    resumed = longer.replace(
+        "base_folder: ../storage", "base_folder: ../storage, checkpoint_to_resume: checkpoint_step_8.pt"
+    )
+    (folder / "base.yaml").write_text(resumed)
+    _train(_base(folder))
+    start = find_start(_later(folder, f"{{experiment: base.yaml, checkpoint: {checkpoint}}}"))
+    assert start.checkpoint.weights_sha256 == wanted.weights_sha256
+
+
 def test_fingerprint_depends_on_the_weights_and_not_on_where_they_are_named(folder: Path) -> None:
     named = wanted_fingerprint(_later(folder, "{experiment: base.yaml, checkpoint: step_4}"))
     path = "../storage/Base/checkpoints/checkpoint_step_4.pt"

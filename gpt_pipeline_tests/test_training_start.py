@@ -437,6 +437,17 @@ def test_start_after_another_training_went_on_finishes_with_the_same_weights(fin
     assert _previous(job)[-1] == aside
 
 
+def test_training_that_ends_where_the_named_checkpoint_of_another_is_stays_finished(finished):
+    training = dataclasses.replace(finished.training, learning_rate=1e-3)
+    other = dataclasses.replace(finished, fingerprint=OTHER, training=training, resume="checkpoint_step_12.pt")
+    assert _run(other)[0].checkpoint.fingerprint == finished.fingerprint
+
+    again = dataclasses.replace(other, resume=None)
+    assert decide_start(again).kind == "finished"
+    assert _run(again)[0].reused
+    assert _steps(again.folder.checkpoints) == [4, 8, 12]
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_start_killed_at_any_rename_loses_no_line_and_no_checkpoint(finished, tmp_path, monkeypatch, named):
     goal = _continued(finished, "checkpoint_step_8.pt", keep_last=9)

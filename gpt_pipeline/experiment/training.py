@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from gpt_pipeline.checkpoints.choose import LAST
 from gpt_pipeline.checkpoints.manifest import (
     CheckpointInfo,
-    best_checkpoint,
     find_checkpoint,
     list_checkpoints,
     new_tokens,
@@ -23,7 +22,7 @@ from gpt_pipeline.rl.prompts import TRAINING
 from gpt_pipeline.rl.stage import PromptsStage
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import StageResult
-from gpt_pipeline.training.finished import find_finished_training, last_checkpoint
+from gpt_pipeline.training.finished import best_of, find_finished_training, last_checkpoint
 from gpt_pipeline.training.job import TOKENIZER, Rollouts, StartWeights, TrainingJob
 
 
@@ -113,9 +112,9 @@ def _checkpoint_of(base: Experiment, later: Experiment) -> CheckpointInfo:
         why = "has changed since it was trained" if changed else "is not trained to its end yet"
         raise StartNotReadyError(f"{base.file.name} {why}")
     if start_from.step is None:
-        info = last_checkpoint(base.folder, finished) if start_from.checkpoint == LAST else best_checkpoint(folder)
-        if info is not None and info.fingerprint == identity:
-            return info
+        named = (last_checkpoint if start_from.checkpoint == LAST else best_of)(base.folder, finished)
+    if named is not None:  # of another training where base went on from one of its checkpoints
+        return named
     known = ", ".join(f"step_{info.step}" for info in list_checkpoints(folder)) or "none"
     raise UserError(
         f"start_from.checkpoint: found {start_from.checkpoint!r}, which is not in {folder}; need one of those that "

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo
 from gpt_pipeline.storage.atomic import known_fields, read_kept, rewrite_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import hold_lock
 from gpt_pipeline.storage.names import folder_name
 from gpt_pipeline.tracking.store import OpenStore, TrackingError, open_store
 from gpt_pipeline.tracking.training_run import FINGERPRINT_TAG
-from gpt_pipeline.training.finished import find_finished_training
+from gpt_pipeline.training.finished import best_of, find_finished_training
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -120,10 +120,8 @@ def register_model(
 
 def _best(folder: ExperimentFolder, fingerprint: str) -> CheckpointInfo | None:
     """Return the best checkpoint of the training; None while it is not finished."""
-    best = best_checkpoint(folder.checkpoints)
-    if best is None or best.fingerprint != fingerprint or find_finished_training(folder, fingerprint) is None:
-        return None
-    return best
+    finished = find_finished_training(folder, fingerprint)
+    return None if finished is None else best_of(folder, finished)
 
 
 @contextmanager

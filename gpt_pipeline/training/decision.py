@@ -198,10 +198,12 @@ def _go_on(job: TrainingJob) -> StartDecision:
 
     A training that went on from one of its checkpoints with other settings may have left later ones.
     """
-    newest = max(_own_checkpoints(job), key=lambda info: info.step, default=None)
+    finished = find_finished_training(job.folder, job.fingerprint)
+    # Of another training, where this one went on from it at its own last step.
+    last = None if finished is None else last_checkpoint(job.folder, finished)
+    own = [*_own_checkpoints(job), *([] if last is None else [last])]
+    newest = max(own, key=lambda info: info.step, default=None)
     if newest is not None:
-        finished = find_finished_training(job.folder, job.fingerprint)
-        last = None if finished is None else last_checkpoint(job.folder, finished)
         is_over = last is not None and last.step == newest.step
         return StartDecision(
             kind="finished" if is_over else "continue",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from gpt_pipeline.checkpoints.manifest import CheckpointInfo, find_checkpoint
+from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, find_checkpoint
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.heartbeat import trainer_state
@@ -98,3 +98,13 @@ def last_checkpoint(folder: ExperimentFolder, finished: FinishedTraining) -> Che
     """Return the checkpoint that the finished training ended with, if it is still there."""
     info = find_checkpoint(folder.checkpoints, finished.step)
     return info if info is not None and info.weights_sha256 == finished.weights_sha256 else None
+
+
+def best_of(folder: ExperimentFolder, finished: FinishedTraining) -> CheckpointInfo | None:
+    """Return the best checkpoint of the finished training, if it is still there.
+
+    Where the training went on from a checkpoint of another one, the other may have made it, before that checkpoint.
+    """
+    best = best_checkpoint(folder.checkpoints)
+    is_its = best is not None and (best.fingerprint == finished.fingerprint or best.step == finished.best_step)
+    return best if is_its else None
