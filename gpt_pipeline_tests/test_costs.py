@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from gpt_pipeline.evaluation.generate import generate
+from gpt_pipeline.evaluation.sampling import Sampling
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.costs import (
@@ -27,7 +29,7 @@ from gpt_pipeline.model.costs import (
 )
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.model.loss import summed_loss
-from gpt_pipeline.rl.rollouts import target_log_probabilities
+from gpt_pipeline.rl.rollouts import RecordedDraws, target_log_probabilities
 from gpt_pipeline.training.config import OptimizerName, TrainingConfig
 from gpt_pipeline.training.optimizer import Optimizer
 
@@ -240,6 +242,28 @@ def test_asking_the_start_weights_needs_the_memory_that_was_planned() -> None:
     weights = sum(each.numel() * each.element_size() for each in model.parameters())
     assert planned[128].state - planned[0].state == pytest.approx(weights, rel=0.01)  # without the vocabulary's padding
     assert planned[128].device - planned[0].device > planned[128].state - planned[0].state
+
+
+@pytest.mark.parametrize("n_kv_head", [8, 2])
+def test_sampling_needs_the_memory_that_was_planned(n_kv_head: int) -> None:
+    config = ModelConfig(
+        architecture="llama", n_layer=8, n_head=8, n_kv_head=n_kv_head, n_embd=64, vocab_size=200, context_length=256
+    )
+    model = make_model(config)
+    planned = {
+        rows: memory_need(config, optimizer="adamw", micro_batch_size=1, max_length=256, precision=_EAGER, sampled=rows)
+        for rows in (0, 8)
+    }
+    draws = RecordedDraws([str(row) for row in range(8)], Sampling(), length=254)
+    prompts = [[row, 1] for row in range(8)]
+    with _PeakBytes(model.parameters()) as found:
+        generate(model, prompts, max_new_tokens=254, context_length=256, batch_size=8, ends=(), draws=draws)
+    assert 0.6 * planned[8].sampling < found.peak < 1.2 * planned[8].sampling
+    assert planned[0].sampling == 0
+    assert (
+        dataclasses.replace(planned[8], activations=0, loss=0, update=0).device
+        == planned[8].device - (planned[8].activations + planned[8].loss) + planned[8].sampling
+    )
 
 
 def test_memory_grows_with_the_micro_batch_but_not_its_state() -> None:

@@ -41,8 +41,19 @@ from gpt_pipeline.planning.outline import outline
 from gpt_pipeline.planning.plan import Plan, count_estimates, make_plan
 from gpt_pipeline.planning.probe import Request, carry_out, sizes_of
 from gpt_pipeline.planning.show import sheets
-from gpt_pipeline.planning.speed import Duration, Sampling, Speed, TooSlowError, Work, duration, measure, update_seconds
+from gpt_pipeline.planning.speed import (
+    Duration,
+    Sampling,
+    Speed,
+    TooSlowError,
+    Work,
+    duration,
+    measure,
+    speed_of_lines,
+    update_seconds,
+)
 from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
+from gpt_pipeline.progress.evaluations import pending_evaluations
 from gpt_pipeline.progress.stages import data_progress
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.storage.lock import folder_lock
@@ -480,7 +491,7 @@ def test_duration_of_rewards_counts_the_answers_that_are_sampled() -> None:
         tokens_per_document=80,
         estimates=3,
         evaluations=0,
-        sampling=Sampling(update=400, estimate=200, prompts=5000),
+        sampling=Sampling(update=400, asked=2000, estimate=200, prompts=5000),
     )
     speed = Speed(
         tokens_per_second=1000.0,
@@ -492,10 +503,44 @@ def test_duration_of_rewards_counts_the_answers_that_are_sampled() -> None:
     found = duration(work, config, speed, [])
     assert found.sampling_seconds == pytest.approx(10 * 4 + 3 * 2)
     assert found.prompts_seconds == pytest.approx(50)
-    assert found.training_seconds == pytest.approx(10 * (1 + 4) + found.validation_seconds)
+    assert found.training_seconds == pytest.approx(10 * (1 + 4 + 2000 / 4000) + found.validation_seconds)
     assert found.validation_seconds == pytest.approx(3 * (1.5 * 400 / 4000 + 2))
     unknown = duration(work, config, dataclasses.replace(speed, sampling_tokens_per_second=None), [])
     assert unknown.sampling_seconds is None
+
+
+def test_duration_of_rewards_by_the_training_s_own_lines_has_its_sampling_in_it(tmp_path: Path) -> None:
+    line = {"kind": "train", "step": 3, "tokens_per_second": 50.0, "answer_tokens": 10.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    speed = speed_of_lines(tmp_path / "metrics.jsonl", running=True, sequences=20)
+    work = Work(
+        steps=7,
+        tokens_per_step=20 * 1000,
+        max_length=1000,
+        batch_size=1,
+        validation_tokens=0,
+        tokens_per_document=80,
+        estimates=0,
+        evaluations=0,
+        sampling=Sampling(update=400, asked=2000, estimate=200, prompts=5000),
+    )
+    assert duration(work, EvaluationConfig(), speed, []).training_seconds == pytest.approx(7 * 20 * 10 / 50)
+
+
+def test_plan_of_a_fine_tuning_counts_the_checkpoint_that_it_starts_with_once(with_data: TinyProject) -> None:
+    _train(with_data)
+    path = with_data.write_experiment("later")
+    text = path.read_text().replace("training: {", "start_from: {experiment: tiny.yaml}\ntraining: {objective: sft, ")
+    path.write_text("\n".join(line for line in text.splitlines() if not line.startswith("model:")))
+    later = with_data.experiment("later")
+    plan = _plan(later)
+    assert "4 checkpoints" in "".join(outline(later))
+    listener = Listener()
+    run_job(_job(later), listener, environment={})
+    assert plan.length.checkpoints == plan.duration.evaluations == len(listener.checkpoints) == 4
+    after = _plan(later)
+    assert after.start.kind == "finished"
+    assert after.duration.evaluations == len(pending_evaluations(later))
 
 
 @pytest.mark.parametrize(
@@ -529,6 +574,10 @@ def test_plan_command_measures_and_prints_json_in_full(with_data: TinyProject, c
     assert plan["speed"]["source"] == "measured"
     assert plan["duration"]["training_seconds"] > 0
     assert not (with_data.root / "storage" / "tiny").exists()
+    documented = (Path(__file__).parents[1] / "docs" / "planning.md").read_text(encoding="utf-8")
+    sections = ("length", "start", "memory", "speed", "duration", "device")
+    keys = {*plan, *(key for section in sections for key in plan[section])}
+    assert [key for key in sorted(keys) if f"`{key}`" not in documented] == []
 
 
 def test_plan_command_names_what_would_fail_and_exits_with_1(with_data: TinyProject, capsys) -> None:

@@ -17,6 +17,7 @@ from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
 from gpt_pipeline.errors import DataError, UserError
 from gpt_pipeline.hardware import devices
+from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
@@ -116,6 +117,24 @@ def test_rl_whose_start_weights_do_not_fit_beside_the_others_is_refused_before_t
     listener = Listener()
     with pytest.raises(UserError, match="the GPU's memory does not hold"):
         run_job(make_rl_job(tmp_path, rl={"kl": 0.1}), listener)
+    assert listener.records == []
+
+
+def test_rl_whose_answers_do_not_fit_is_refused_before_the_first_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, append = make_rl_job(tmp_path, training={"micro_batch_size": 3}), KVCache.append
+
+    def bounded(self, layer, k, v):
+        if (len(k), self.capacity) == (3, job.max_length):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return append(self, layer, k, v)
+
+    monkeypatch.setattr(KVCache, "append", bounded)
+    monkeypatch.setattr(devices, "refuses_memory", lambda device: True)
+    listener = Listener()
+    with pytest.raises(UserError, match="the GPU's memory does not hold"):
+        run_job(job, listener)
     assert listener.records == []
 
 

@@ -15,6 +15,7 @@ from gpt_pipeline.model.config import CPU_ATTENTION_QUERIES, ModelConfig
 
 _FLOAT32, _BFLOAT16 = 4, 2
 _LOGITS = 3  # such matrices at once: log-probabilities, the gradient of the loss, the gradient of the logits
+_DRAWN = 3  # such rows at once: logits, probabilities, the distribution function
 _RUNTIME_CPU = 350_000_000  # Python, torch and its libraries: the size of a process that has imported them
 _RUNTIME_CUDA = 600_000_000  # the CUDA context and the libraries' workspaces; an order of magnitude
 
@@ -85,6 +86,9 @@ class MemoryNeed:
     asking: int
     """For a moment, before an update: what the start weights compute with, where they are kept."""
 
+    sampling: int
+    """For a moment, before an update: keys and values of the answers that are sampled together, and their logits."""
+
     spare: int
     """On the CPU, the process keeps the memory that it frees, for speed, and does not reuse all of it. Measured:
     between nothing and 1.4 times the loss (see `training.device.prepare_process`); estimated as the loss."""
@@ -106,7 +110,7 @@ class MemoryNeed:
     @property
     def device(self) -> int:
         """Everything in the device's memory at the peak."""
-        passing = max(self.activations + self.loss, self.update, self.asking)
+        passing = max(self.activations + self.loss, self.update, self.asking, self.sampling)
         total = self.state + passing + self.spare + self.runtime
         return total + self.checkpoint_copy if self.on_host else total
 
@@ -170,12 +174,13 @@ def memory_need(
     recompute: bool = False,
     averaged: bool = False,
     asked_tokens: int = 0,
+    sampled: int = 0,
 ) -> MemoryNeed:
     """Return what one process holds that trains `model` on micro-batches of sequences of `max_length` tokens.
 
     `recompute`: whether the blocks' activations are computed again in the backward pass;
     `averaged`: whether the mean of the weights is kept; `asked_tokens`: those about which the start weights are asked
-    at once, 0 where they are not kept.
+    at once, 0 where they are not kept; `sampled`: answers that are sampled together.
     """
     tokens = micro_batch_size * max_length
     loss = loss_bytes(model, tokens=tokens, precision=precision)
@@ -191,6 +196,7 @@ def memory_need(
         loss=loss,
         update=round(_FLOAT32 * _states(optimizer).update * _block_matrices(model)),
         asking=_asking_bytes(model, tokens=asked_tokens, precision=precision),
+        sampling=_sampling_bytes(model, rows=sampled, length=max_length, precision=precision),
         spare=0 if precision.cuda else loss,
         runtime=_RUNTIME_CUDA if precision.cuda else _RUNTIME_CPU,
         checkpoint_copy=checkpoint_bytes(model, optimizer, averaged=averaged),
@@ -240,6 +246,15 @@ def _asking_bytes(model: ModelConfig, *, tokens: int, precision: Precision) -> i
     """Return the bytes of the logits over N `tokens`, of their log-probabilities, and of the matrices as the products
     read them; 0 for no token."""
     return 2 * _FLOAT32 * _columns(model, precision) * tokens + _cast_bytes(model, precision) if tokens else 0
+
+
+def _sampling_bytes(model: ModelConfig, *, rows: int, length: int, precision: Precision) -> int:
+    """Return the bytes of the keys and values of `rows` texts of `length` tokens, of the logits of a token of each and
+    of what is drawn by, and of the matrices as the products read them; 0 for no row."""
+    repeated = model.n_head if model.kv_heads < model.n_head else 0  # in one block: a head for each of the queries'
+    cached = 2 * (model.n_layer * model.kv_heads + repeated) * model.head_size * length * precision.item
+    drawn = _DRAWN * _FLOAT32 * model.vocab_size
+    return rows * (cached + drawn) + _cast_bytes(model, precision) if rows else 0
 
 
 def _columns(model: ModelConfig, precision: Precision) -> int:

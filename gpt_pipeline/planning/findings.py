@@ -273,7 +273,12 @@ def _sampling(known: Known) -> Iterator[Finding]:
     if not known.experiment.config.has_rollouts:
         return
     time, longest = known.duration, known.experiment.config.rl.max_new_tokens
-    if time is None or time.sampling_seconds is None or time.prompts_seconds is None:
+    if time is not None and time.training_seconds is not None and not known.is_measured:
+        yield note(
+            "training.objective",
+            "time is that of the training's own updates; tokens are those of full sequences, most of which are shorter",
+        )
+    elif time is None or time.sampling_seconds is None or time.prompts_seconds is None:
         yield note(
             "training.objective",
             "time and tokens are those of updates on full sequences alone: sampling answers, measuring them, and "

@@ -47,4 +47,5 @@ def training_need(
         recompute=training.gradient_checkpointing if recompute is None else recompute,
         averaged=training.average_weights.is_wanted,
         asked_tokens=config.rl.asked_tokens(config.data.max_length) if config.has_rollouts else 0,
+        sampled=micro_batch_size if config.has_rollouts else 0,
     )

@@ -56,7 +56,8 @@ def _training(experiment: Experiment, tokens: TokenCount | None) -> str:
         return f"{model}; its steps are known once the data is there"
     steps = size.layout.max_steps
     place = f", {config.hardware.place}" if config.hardware.is_remote else ""
-    checkpoints = math.ceil(steps / config.evaluation.save_every_n_iterations)
+    starts = config.start_from is not None and config.training.is_post_training  # with a checkpoint of step 0
+    checkpoints = math.ceil(steps / config.evaluation.save_every_n_iterations) + starts
     return (
         f"{model}, about {steps:,} steps of {size.layout.tokens_per_step:,} tokens, {checkpoints} "
         f"checkpoint{'s' if checkpoints > 1 else ''}{place}; the time left is shown once it is under way"

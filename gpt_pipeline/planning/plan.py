@@ -270,6 +270,7 @@ def _length(experiment: Experiment, size: TrainingSize, start: StartDecision) ->
     left = max(0, layout.max_steps - start.step)
     every = config.evaluation.save_every_n_iterations
     multiples = layout.max_steps // every - start.step // every
+    is_kept = start.kind == "weights" and config.training.is_post_training  # what it starts from, to compare with
     return Length(
         steps=layout.max_steps,
         steps_left=left,
@@ -281,7 +282,7 @@ def _length(experiment: Experiment, size: TrainingSize, start: StartDecision) ->
         micro_batch_size=layout.micro_batch_size,
         grad_accum_steps=layout.grad_accum_steps,
         world_size=layout.world_size,
-        checkpoints=multiples + (1 if left and layout.max_steps % every else 0),
+        checkpoints=multiples + (1 if left and layout.max_steps % every else 0) + is_kept,
         flops_per_token=flops_per_token(config.model, max_length=config.data.max_length),
     )
 
@@ -291,7 +292,6 @@ def _duration(
 ) -> Duration:
     config = experiment.config
     pending = 0 if start.moves_checkpoints else len(pending_evaluations(experiment))
-    is_post_training = config.start_from is not None and config.training.is_post_training  # evaluates its start
     work = Work(
         steps=length.steps_left,
         tokens_per_step=length.tokens_per_step,
@@ -300,7 +300,7 @@ def _duration(
         validation_tokens=tokens.validation_tokens,
         tokens_per_document=tokens.tokens / tokens.documents,
         estimates=count_estimates(length.steps, done=start.step, every=config.evaluation.eval_freq),
-        evaluations=length.checkpoints + pending + is_post_training,
+        evaluations=length.checkpoints + pending,
         sampling=_sampling(config, length) if config.has_rollouts else None,
     )
     return duration(work, config.evaluation, speed, read_evaluations(experiment.folder.evaluations))
@@ -319,6 +319,7 @@ def _sampling(config: ExperimentConfig, length: Length) -> Sampling:
     measured = min(config.evaluation.eval_iters * rl.prompts_per_step, rl.candidates)
     return Sampling(
         update=rl.prompts_per_step * each // length.world_size,
+        asked=length.tokens_per_step // length.world_size if rl.kl else 0,
         estimate=measured * each // length.world_size,
         prompts=rl.candidates * each,
     )
@@ -337,10 +338,9 @@ class _Measuring:
 
     def speed(self, found: list[Finding], *, measured: bool, say: Say) -> tuple[Speed | None, str | None]:
         """Return the speed, and why it was not measured; too little memory becomes a finding."""
-        metrics = self.experiment.folder.metrics
         why_not = self._why_not(measured=measured)
         if why_not is not None or self.length is None:
-            return speed_of_lines(metrics, running=self.running), why_not
+            return self._of_lines(), why_not
         try:
             return measure(self._request(self.length), world_size=self.length.world_size, say=say), None
         except OutOfMemoryError as error:
@@ -349,9 +349,13 @@ class _Measuring:
         except TooSlowError as error:
             if self.device is not None:
                 found.extend(too_long(self.device, LIMIT_SECONDS * self.length.steps_left, how="more than"))
-            return speed_of_lines(metrics, running=False), str(error)
+            return self._of_lines(), str(error)
         except UserError as error:
-            return speed_of_lines(metrics, running=False), str(error)
+            return self._of_lines(), str(error)
+
+    def _of_lines(self) -> Speed | None:
+        sequences = 0 if self.length is None else self.length.sequences_per_step
+        return speed_of_lines(self.experiment.folder.metrics, running=self.running, sequences=sequences)
 
     def _why_not(self, *, measured: bool) -> str | None:
         place = self.experiment.config.hardware.place

@@ -55,6 +55,8 @@ class Speed:
     """Measured, without the first."""
 
     update_seconds: float | None = None
+    """Of a training's own lines, where answers are sampled alone: with the sampling."""
+
     first_update_seconds: float | None = None
     """Including compilation and allocation."""
 
@@ -76,15 +78,16 @@ class Speed:
     notes: tuple[str, ...] = ()
 
 
-def speed_of_lines(metrics: Path, *, running: bool) -> Speed | None:
-    """Return the speed in the newest line of a training; None without one."""
+def speed_of_lines(metrics: Path, *, running: bool, sequences: int) -> Speed | None:
+    """Return the speed in the newest line of a training, with updates of so many sequences; None without one."""
     train = newest_records(metrics).get("train")
     if train is None:
         return None
-    memory = train.get("memory_gb")
+    memory, speed, answer = train.get("memory_gb"), float(train["tokens_per_second"]), train.get("answer_tokens")
     return Speed(
-        tokens_per_second=float(train["tokens_per_second"]),
+        tokens_per_second=speed,
         source="running" if running else "earlier",
+        update_seconds=None if answer is None else answer * sequences / speed,
         peak_memory=None if memory is None else round(memory * 1e9),
     )
 
@@ -268,6 +271,9 @@ class Sampling:
     """Tokens of answers that one process samples if none ends early."""
 
     update: int
+    asked: int
+    """In an update, those of question and answer that the start weights are asked about."""
+
     estimate: int
     """In a measurement on held-out questions, which comes with each estimate of the losses."""
 
@@ -287,7 +293,7 @@ def duration(work: Work, config: EvaluationConfig, speed: Speed | None, done: Se
             evaluations=work.evaluations,
         )
     sampled, measured, prompts = _sampling_seconds(work.sampling, speed)
-    step = work.tokens_per_step / speed.tokens_per_second + (sampled or 0.0)
+    step = _step_seconds(work, speed, sampled or 0.0)
     tokens = min(config.eval_iters * work.batch_size * work.max_length, work.validation_tokens)
     each = 1.5 * tokens / _reading_speed(speed) + (measured or 0.0)  # windows, and documents of half as many
     validation = each * work.estimates
@@ -302,6 +308,13 @@ def duration(work: Work, config: EvaluationConfig, speed: Speed | None, done: Se
         evaluation_seconds=None if evaluation is None else evaluation * work.evaluations,
         evaluations=work.evaluations,
     )
+
+
+def _step_seconds(work: Work, speed: Speed, sampled: float) -> float:
+    if speed.source != "measured" and speed.update_seconds is not None:
+        return speed.update_seconds
+    asked = 0 if work.sampling is None else work.sampling.asked
+    return work.tokens_per_step / speed.tokens_per_second + sampled + asked / _reading_speed(speed)
 
 
 def _sampling_seconds(sampling: Sampling | None, speed: Speed) -> tuple[float | None, float | None, float | None]:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from gpt_pipeline.errors import DiskFullError
+from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.rl.config import TOKENS_AT_ONCE
 from gpt_pipeline.rl.prompts import PromptSet, prompts_at
@@ -118,9 +119,16 @@ class RolloutFeed:
         return {PASSES: right, "pass_at_k": total.passed / total.groups, ERROR_RATE: 1 - right}
 
     def rehearse(self) -> None:
-        """Ask the start weights about as many tokens as they are ever asked about at once."""
+        """Take the memory of as many answers as are ever sampled at once, all as long as can be, and then ask the start
+        weights about as many tokens as they are ever asked about at once.
+        """
+        rows, length = self.sampler.batch_size, self.sampler.context_length
+        cache = KVCache(self.model.config, capacity=length)
+        self.model.eval()
+        with self.compute.autocast(), torch.inference_mode():
+            self.model.forward_cached(torch.zeros((rows, 1), dtype=torch.int64, device=self.compute.device), cache)
+        del cache
         if self.reference is not None:
-            length = self.sampler.context_length
             ids = np.zeros((max(1, TOKENS_AT_ONCE // length), length), np.int64)
             self._reference(self.reference, ids, ids)
 
