@@ -16,22 +16,27 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.hardware import devices
+from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.rl.rollouts import Tally
 from gpt_pipeline.storage.lock import folder_lock, is_locked
 from gpt_pipeline.storage.process import ProcessId
+from gpt_pipeline.training.config import step_layout
 from gpt_pipeline.training.device import CompiledModel, largest_proper_divisor
+from gpt_pipeline.training.feed import Batch
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, heartbeat, read_heartbeat, trainer_state
 from gpt_pipeline.training.metrics import read_metrics
-from gpt_pipeline.training.ranks import Ranks
+from gpt_pipeline.training.ranks import Ranks, leave_process_group
 from gpt_pipeline.training.run import run_job
-from gpt_pipeline.training.stopping import COMPILING_SECONDS, EXIT_HUNG, StopFlag, Watchdog
+from gpt_pipeline.training.stopping import COMPILING_SECONDS, EXIT_HUNG, OTHERS_SECONDS, StopFlag, Watchdog
+from gpt_pipeline.training.update import Updater
 from gpt_pipeline_tests.rl_jobs import make_rl_job
-from gpt_pipeline_tests.training_jobs import Listener, make_job, trainer_command
+from gpt_pipeline_tests.training_jobs import CPU, Listener, T, make_job, trainer_command
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
 
@@ -223,6 +228,28 @@ def test_wait_for_another_process_at_a_boundary_or_between_batches_of_an_estimat
     _slow(monkeypatch, Ranks, "any", lambda: [slowly() for _ in range(4)])
     job = make_job(tmp_path, training={"max_steps": 2, "warmup_steps": 0})
     assert run_job(job, Listener(), patience=0.1).finished
+
+
+def test_wait_for_another_process_in_the_first_updates_alone_may_take_long(tmp_path):
+    dist.init_process_group("gloo", init_method=(tmp_path / "meet").as_uri(), rank=0, world_size=1)
+    granted: list[float] = []
+    try:
+        job = make_job(tmp_path)
+        layout = step_layout(job.training, max_length=T, steps_per_epoch=5, world_size=2)
+        updater = Updater(
+            make_model(job.model),
+            job.training,
+            layout=layout,
+            compute=CPU,
+            ranks=Ranks(world_size=2),
+            goes_on=lambda seconds=0.0: granted.append(seconds),
+        )
+        ids = torch.zeros((layout.share, T), dtype=torch.int64)
+        for step in range(3):
+            updater.update(step, Batch(ids, ids))
+    finally:
+        leave_process_group()
+    assert granted == [OTHERS_SECONDS] * 2 * 2 + [0.0] * 2  # before each update and after its one micro-batch
 
 
 @pytest.mark.parametrize("slow", ["sampling", "comparing", "another process"])

@@ -17,6 +17,7 @@ from torch import Tensor
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.training.launch import place_in
+from gpt_pipeline.training.stopping import OTHERS_SECONDS, PATIENCE_SECONDS
 
 _LET_GO_SECONDS = 0.1  # a thread takes microseconds
 
@@ -100,7 +101,9 @@ def process_group(ranks: Ranks, say: Callable[[str], None], *, wait_seconds: flo
         raise UserError(
             f"{place}: the processes that train together {what}, or unset RANK to train with one process"
         ) from error
-    dist.init_process_group(devices.collective_backends(), store=store, rank=rank, world_size=size)
+    # Longer than the watchdog allows for, which tells a process that waits from one that hangs.
+    timeout = timedelta(seconds=PATIENCE_SECONDS + 2 * OTHERS_SECONDS)
+    dist.init_process_group(devices.collective_backends(), timeout=timeout, store=store, rank=rank, world_size=size)
     try:
         yield
     finally:

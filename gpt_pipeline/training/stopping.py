@@ -89,8 +89,8 @@ COMPILING_SECONDS = 3000.0
 """What compiling a graph may take beyond the patience: a large model on few processors is no hang."""
 
 OTHERS_SECONDS = 1800.0
-"""What waiting for another process may take beyond the patience, as long as torch's exchange on the CPU waits. One that
-hangs ends itself."""
+"""What waiting for another process may take beyond the patience, where one may have more to do. One that hangs ends
+itself."""
 
 SLOW_DISK = 1e6
 """Bytes a second: what a checkpoint may take to write beyond the patience."""

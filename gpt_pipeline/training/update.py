@@ -27,10 +27,11 @@ from gpt_pipeline.training.loss_scale import LossScale, is_overflow
 from gpt_pipeline.training.optimizer import Optimizer, learning_rate_at
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.seeds import seed_step
-from gpt_pipeline.training.stopping import GoesOn, unheeded
+from gpt_pipeline.training.stopping import OTHERS_SECONDS, GoesOn, unheeded
 
 _logger = logging.getLogger(__name__)
 _CLIP_EPS = 1e-6  # torch's
+_UNEVEN = 2  # first updates of a process: of these, on a GPU, the second begins before the first is looked at
 _BEYOND_FP16 = "; or train with training.precision: bf16 or fp32, since fp16 ends at 65,504"
 
 
@@ -162,6 +163,8 @@ class Updater:
         self._compute = compute
         self._ranks = ranks
         self._goes_on = goes_on
+        self._uneven = 0 if ranks.world_size == 1 else _UNEVEN
+        """Updates to come in which one process may compile, or read, much longer than those that wait for it."""
 
     def update(self, step: int, batch: Batch) -> PendingUpdate:
         """Begin the update after `step` updates from this process's share of its batch.
@@ -284,13 +287,15 @@ class Updater:
         scale = self._ranks.world_size / counted
         if self.loss_scale is not None:
             scale = scale * self.loss_scale.value
+        allowed, self._uneven = OTHERS_SECONDS if self._uneven else 0.0, max(0, self._uneven - 1)
+        self._goes_on(allowed)
         for number, part in enumerate(parts, start=1):
             with self._sync_gradients(last=number == len(parts)):
                 with self._compute.autocast():
                     loss = self._runner(*part.tensors)
                 (loss * scale).backward()
             nats += loss.detach()
-            self._goes_on()
+            self._goes_on(allowed)
         return nats
 
     def _sync_gradients(self, *, last: bool) -> AbstractContextManager[object]:
