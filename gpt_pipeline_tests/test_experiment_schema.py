@@ -75,6 +75,7 @@ def test_key_has_text_and_schema_of_its_own(path: str) -> None:
     properties = experiment_schema()["properties"]
     shown = properties[key.block]["properties"][key.name] if key.block else properties[key.name]
     assert key.text in shown["description"]
+    assert not key.block or properties[key.block]["description"].endswith(".")
     assert shown.get("default", "none") == ("none" if key.required else plain(key.default))
 
 

@@ -20,6 +20,7 @@ from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.model.costs import Precision
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.planning.memory import training_need
+from gpt_pipeline.planning.plan import make_plan
 from gpt_pipeline.progress.stages import data_progress
 from gpt_pipeline.project import Project
 from gpt_pipeline.rl.candidates import Candidates, choose_candidates
@@ -179,6 +180,17 @@ def test_plan_of_rl_that_pays_for_distance_counts_the_start_weights(tmp_path: Pa
     assert beside.reference == beside.weights
     assert beside.asking > beside.activations + beside.loss  # 2,048 tokens at a time, to 96 of an update
     assert beside.device == without.device + beside.reference + beside.asking - (without.activations + without.loss)
+
+
+def test_plan_of_rl_knows_that_it_trains_without_the_dropout_of_its_model(tmp_path: Path) -> None:
+    experiment = load_experiment(write(tmp_path, more="rl: {max_new_tokens: 20}"))
+    without = dataclasses.replace(experiment.config, model=dataclasses.replace(experiment.config.model, dropout=0.0))
+    precision = Precision(cuda=True, bf16=True, compiled=True, loss_piece=None)
+    needs = [training_need(each, micro_batch_size=8, precision=precision) for each in (experiment.config, without)]
+    assert experiment.config.model.drop_rate > 0
+    assert needs[0] == needs[1]
+    found = make_plan(experiment, measured=False, say=lambda _: None).findings
+    assert not [finding for finding in found if finding.key == "model.dropout"]
 
 
 def test_rl_has_an_asset_of_its_questions_between_data_and_training(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import isqrt
 from typing import Any
 
@@ -115,6 +115,11 @@ class ExperimentConfig:
     def has_rollouts(self) -> bool:
         """Whether training is on answers that the model samples."""
         return self.training.objective == "rl"
+
+    @property
+    def trained_model(self) -> ModelConfig:
+        """The model as updates compute it: on answers that it samples, without dropout."""
+        return replace(self.model, dropout=0.0) if self.has_rollouts else self.model
 
     @property
     def sequences_per_step(self) -> int:

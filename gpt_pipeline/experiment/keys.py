@@ -83,7 +83,7 @@ def block_from(name: str, hint: Any) -> Block:
     """Return the block that the class in `hint` describes."""
     config = block_of(hint)
     return Block(
-        name=name, text=_first_line(config), keys=tuple(_keys(config, name)), nullable=NoneType in choices(hint)
+        name=name, text=_first_paragraph(config), keys=tuple(_keys(config, name)), nullable=NoneType in choices(hint)
     )
 
 
@@ -140,5 +140,5 @@ def _own_field_texts(config: type) -> dict[str, str]:
     return texts
 
 
-def _first_line(config: Any) -> str:
-    return (inspect.getdoc(config) or "").splitlines()[0]
+def _first_paragraph(config: Any) -> str:
+    return " ".join((inspect.getdoc(config) or "").partition("\n\n")[0].split())

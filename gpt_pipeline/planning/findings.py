@@ -261,7 +261,7 @@ def _answers(known: Known) -> Iterator[Finding]:
 
 
 def _regularisation(known: Known) -> Iterator[Finding]:
-    dropout = known.experiment.config.model.drop_rate
+    dropout = known.experiment.config.trained_model.drop_rate
     repeats = any(times > 1 for times in known.tokens.epochs.values())
     if known.size is None or dropout == 0 or repeats or known.size.layout.max_steps > known.size.steps_per_epoch:
         return

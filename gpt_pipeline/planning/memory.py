@@ -39,7 +39,7 @@ def training_need(
     """
     training = config.training
     return memory_need(
-        config.model,
+        config.trained_model,
         optimizer=training.optimizer,
         micro_batch_size=micro_batch_size,
         max_length=config.data.max_length,

@@ -376,7 +376,7 @@ class _Measuring:
         config = self.experiment.config
         share = length.sequences_per_step // length.world_size
         return Request(
-            model=config.model,
+            model=config.trained_model,
             training=config.training,
             hardware=dataclasses.replace(config.hardware, num_gpus=1),
             layout=StepLayout(
