@@ -359,6 +359,10 @@ CASES = {
         "training: {learning_rate: 1e400}",
         "6: training.learning_rate: found 1e400, need a finite number above",
     ),
+    "more than a state file holds": (
+        "training: {gradient_clip: 1e39}",
+        "6: training.gradient_clip: found 1e39, need a finite number above 0; numbers end at 1.7e+38",
+    ),
     "decimal comma": (
         "training:\n  learning_rate: 0,01",
         "7: training.learning_rate: found 0,01, need a finite number abov",

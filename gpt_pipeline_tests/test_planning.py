@@ -479,6 +479,8 @@ def test_duration_of_a_known_speed_is_arithmetic() -> None:
     assert found.validation_seconds == pytest.approx(3 * 1.5 * 20 * 8 * 512 / 4000)  # and half as many in documents
     assert found.training_seconds == pytest.approx(1000 * 4.096 + found.validation_seconds)
     assert found.evaluation_seconds == pytest.approx(4 * ((10**6 + 256 * 512) / 4000 + 5 * 100 / 100))
+    drawn = duration(work, dataclasses.replace(config, samples_per_question=3), speed, [])
+    assert drawn.evaluation_seconds - found.evaluation_seconds == pytest.approx(4 * 3 * 5 * 100 / 100)
 
 
 def test_duration_of_rewards_counts_the_answers_that_are_sampled() -> None:

@@ -8,7 +8,6 @@ infinities and `yes`/`no`/`on`/`off` are refused with an explanation.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping
 from types import NoneType
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from gpt_pipeline.experiment.document import Kind, Written
 from gpt_pipeline.experiment.problems import listed, nearest, quoted
+from gpt_pipeline.storage.atomic import MOST
 
 
 class _Unfit:
@@ -117,7 +117,7 @@ def _number(written: Written) -> Any:
     if written.kind is not Kind.PLAIN or not _NUMBER.fullmatch(written.text):
         return UNFIT
     number = float(written.text) + 0.0  # -0.0 becomes 0.0: one value, one fingerprint
-    return number if math.isfinite(number) else UNFIT
+    return number if abs(number) < MOST else UNFIT
 
 
 def _text(written: Written) -> Any:
@@ -187,6 +187,8 @@ def _finite(written: Written, hint: Any) -> str:
     numeric = {int, float} & set(choices(hint))
     if numeric and _INFINITE.fullmatch(written.text):
         return "infinity and NaN are not allowed here"
+    if float in numeric and _NUMBER.fullmatch(written.text) and abs(float(written.text)) >= MOST:
+        return f"numbers end at {MOST:.1e}"
     too_large = int in numeric and written.kind is Kind.PLAIN and _WHOLE.fullmatch(written.text)
     return "it does not fit into 64 bits" if too_large else ""
 

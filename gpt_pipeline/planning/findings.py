@@ -308,7 +308,11 @@ def _time(known: Known) -> Iterator[Finding]:
             f"{time.evaluations} evaluations take about {wording.duration(time.evaluation_seconds)}, longer than the "
             f"training, {wording.duration(time.training_seconds)}"
         )
-        yield warning("evaluation", text, "raise save_every_n_iterations, or lower num_questions or max_new_tokens")
+        yield warning(
+            "evaluation",
+            text,
+            "raise save_every_n_iterations, or lower num_questions, samples_per_question or max_new_tokens",
+        )
 
 
 def too_long(device: Device, seconds: float, *, how: str) -> Iterator[Finding]:

@@ -335,7 +335,8 @@ def _evaluation_seconds(
         return None
     documents = config.num_documents * min(work.tokens_per_document, work.max_length)
     read = min(config.max_validation_tokens, work.validation_tokens) + documents
-    written = config.num_questions * min(config.max_new_tokens, work.max_length // 2)
+    answers = config.num_questions * (1 + config.samples_per_question)
+    written = answers * min(config.max_new_tokens, work.max_length // 2)
     return read / _reading_speed(speed) + written / speed.writing_tokens_per_second
 
 

@@ -33,13 +33,16 @@ PARTIAL_SUFFIX = ".part"
 TEMPORARY_SUFFIX = ".tmp"
 """Of a file that is being written; one that a killed process left is of use to nobody."""
 
+MOST = 2**127
+"""Numbers are below, in files as in what people ask for: steps, sizes and seeds are by far, and what is made of such a
+number still names a file."""
+
 _READ_BYTES = 1 << 20
 _PATIENCE_SECONDS = 5
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # of a disk that cannot
 _SCHEMA_KEY = "schema"
 _SCHEMA = 1
 _MOST_DEPTH = 100
-_MOST = 2**127  # steps, sizes and seeds are far below, and what is made of such a number still names a file
 
 
 @contextmanager
@@ -191,7 +194,7 @@ def _require_usable(value: Any, *, depth: int) -> None:
     if isinstance(value, str):
         value.encode("utf-8")  # raises ValueError for half of a surrogate pair, which no file can be named or hold
     elif isinstance(value, int | float):
-        if not -_MOST < value < _MOST:
+        if not -MOST < value < MOST:
             raise ValueError("a number is too large")
     elif value is not None:
         if depth > _MOST_DEPTH:
