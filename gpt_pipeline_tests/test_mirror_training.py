@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from gpt_pipeline.checkpoints.load import load_checkpoint
-from gpt_pipeline.checkpoints.manifest import BEST_NAME, checkpoint_path, list_checkpoints
+from gpt_pipeline.checkpoints.manifest import BEST_NAME, best_checkpoint, checkpoint_path, list_checkpoints
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.mirror import lease as leases
 from gpt_pipeline.mirror import store as stores
@@ -96,6 +96,23 @@ def test_mirror_training_stopped_on_a_goes_on_on_b_with_the_same_bits(tmp_path, 
     assert_same_end(b, reference)
     steps = [record["step"] for record in read_metrics(b.folder.metrics) if record["kind"] == "train"]
     assert steps == list(range(1, 13)), "the lines of the steps on A came along"
+
+
+def test_mirror_training_that_went_on_for_the_worse_has_the_best_of_the_one_before(tmp_path):
+    a, b = machine(tmp_path, "a"), machine(tmp_path, "b")
+    run(a)
+    best = best_checkpoint(a.folder.checkpoints)
+    changes = {
+        "fingerprint": "b" * 64,
+        "training": dataclasses.replace(a.training, max_steps=16, learning_rate=10.0),
+        "resume": "checkpoint_step_12.pt",
+        "mirror": dataclasses.replace(a.mirror, fingerprint="b" * 64),
+    }
+    longer = dataclasses.replace(a, **changes)
+    run(longer)
+    lose(longer)
+    assert not run(dataclasses.replace(b, **changes)).records
+    assert best_checkpoint(b.folder.checkpoints).weights_sha256 == best.weights_sha256
 
 
 def test_mirror_finished_training_is_brought_and_not_trained_again(tmp_path):

@@ -179,17 +179,18 @@ def bring_training(
         if info is None:
             say(f"{kept.manifest} is damaged in the mirror {store.url}; the one before is tried.")
             continue
-        _bring_best(store, copy, kept, folder, fingerprint=fingerprint, say=say)
+        _bring_best(store, copy, kept, folder, say=say)
         _bring_small(store, copy, kept, folder)
         say(f"Brought {info.path.name} from the mirror {store.url}: {info.size / 1e6:,.1f} MB.")
         return info
     return None
 
 
-def _bring_checkpoint(store: Store, manifest: str, target: Path, fingerprint: str) -> CheckpointInfo | None:
-    """Bring a checkpoint to `target`, then its manifest; None if it is damaged, or of another training."""
+def _bring_checkpoint(store: Store, manifest: str, target: Path, fingerprint: str | None) -> CheckpointInfo | None:
+    """Bring a checkpoint to `target`, then its manifest; None if it is damaged, or not of the training `fingerprint`,
+    where that is given."""
     found = _read_info(store, manifest, target)
-    if found is None or found[0].fingerprint != fingerprint:
+    if found is None or fingerprint not in (None, found[0].fingerprint):
         return None
     info, data = found
     record = FileRecord(size=info.size, sha256=info.sha256)
@@ -233,14 +234,17 @@ def _parse_info(value: Any, target: Path) -> tuple[CheckpointInfo, str]:
     return CheckpointInfo.from_json({**value, "path": target}), Path(value["path"]).name
 
 
-def _bring_best(store: Store, copy: Copy, kept: Kept, folder: ExperimentFolder, *, fingerprint: str, say: Say) -> None:
-    """Bring the best model of the newest term up to the checkpoint's; without a valid one, the best is counted anew."""
+def _bring_best(store: Store, copy: Copy, kept: Kept, folder: ExperimentFolder, *, say: Say) -> None:
+    """Bring the best model of the newest term up to the checkpoint's; without a valid one, the best is counted anew.
+
+    It may be of another training, from a checkpoint of which this one went on.
+    """
     name = f"{names.CHECKPOINTS}/{manifest_path(Path(BEST_NAME)).name}"
     for term in range(kept.term, 0, -1):
         manifest = f"{names.term_prefix(copy.training, term)}/{name}"
         if manifest not in copy.objects:
             continue
-        if _bring_checkpoint(store, manifest, folder.checkpoints / BEST_NAME, fingerprint) is not None:
+        if _bring_checkpoint(store, manifest, folder.checkpoints / BEST_NAME, None) is not None:
             return
         say(f"{manifest} is damaged in the mirror {store.url}; it is not used.")
 

@@ -247,7 +247,8 @@ class _TrainingSender:
         ]
         missing = [info for info in reversed(own) if self._is_missing(info)]
         best = best_checkpoint(self._folder.checkpoints)
-        if best is not None and best.fingerprint != order.fingerprint:
+        # That of the training before, where this one went on from it and never became better.
+        if best is not None and order.fingerprint not in (best.fingerprint, held_training(self._folder)):
             best = None
         self.damaged = [
             f"{info.path} is damaged: its sha256 is not that of its manifest; remove both and run again"
