@@ -85,6 +85,15 @@ def test_original_file_loads_unchanged_in_every_text_form(write, form):
     assert config.model.n_embd == 768
 
 
+def test_mark_and_columns_of_ones_own_may_hold_line_ends_and_paths_may_not(write, problems):
+    block = 'data: {num_samples: all, source: ./texts, format: text, split_text_at: "\\n\\n", columns: {text: "a\\tb"}}'
+    rest = "\nexperiment_name: Own\nstorage: {base_folder: ./storage}\n"
+    data = load_experiment(write(f"{block}{rest}")).config.data
+    assert (data.split_text_at, data.columns.text) == ("\n\n", "a\tb")
+    (found,) = problems(block.replace("./texts", '"./\\texts"') + rest)
+    assert "data.source: found './\\texts', need text; a backslash in double quotes starts an escape" in found
+
+
 def test_windows_folder_on_posix_loads_and_names_key_and_remedy_when_asked_for(write, monkeypatch):
     monkeypatch.setattr("os.name", "posix")
     path = write(ORIGINAL)

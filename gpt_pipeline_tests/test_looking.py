@@ -42,6 +42,13 @@ def test_look_at_files_of_which_the_first_is_empty_looks_into_the_next(own: Path
     assert look_at(str(own)).chosen == {"text": "body"}
 
 
+@pytest.mark.parametrize("name", ["Text\n(short) ☃\U0001f642", "a\tb", "\u2028x", "\x85'\"\\"])
+def test_written_experiment_names_a_column_with_line_ends_and_the_like(own: Path, tmp_path: Path, name: str) -> None:
+    (own / "a.jsonl").write_text(json.dumps({name: "Some text.", f"{name} kind": "a"}) + "\n", encoding="utf-8")
+    written = write_new_experiment(tmp_path / "mine.yaml", data=str(own))
+    assert written.config.data.columns.text == name
+
+
 def test_look_at_questions_finds_their_parts_by_name(own: Path) -> None:
     with (own / "a.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["Question", "Worked answer", "Result"], ["How many?", "Two and two.", "4"]])

@@ -35,10 +35,10 @@ def tell_previews(
     `answers_within`: only answers are trained on, in so many targets from a document's beginning on; None: everything.
     """
     for preview in found:
-        width = max(len(name) for name in (*preview.values, "document")) + 2
+        width = max(len(_short(name)) for name in (*preview.values, "document")) + 2
         tell(f"{preview.file}, row {preview.row}")
         for column, value in preview.values.items():
-            tell(f"  {column:<{width}}{_short(value)}")
+            tell(f"  {_short(column):<{width}}{_short(value)}")
         if preview.dropped is not None:
             tell(f"  {'dropped':<{width}}{preview.dropped}")
         else:

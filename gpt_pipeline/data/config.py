@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from gpt_pipeline.errors import ConfigError, require
 from gpt_pipeline.storage.fingerprint import added_later
@@ -47,6 +47,9 @@ FORMAT_COLUMNS = {
 """The keys of `data.columns` that each format reads."""
 
 
+Exact = Annotated[str, "exact"]
+"""Text of a file's own, which may hold line ends, tabs and the like; in a path those are a slip."""
+
 LENGTH_OF_PART = 2
 """`max_length` of a part of a mix by itself: it is the mix that has to be longer than a sequence."""
 
@@ -55,23 +58,23 @@ LENGTH_OF_PART = 2
 class ColumnsConfig:
     """Which columns of the files hold what the format needs; one inside another by a dot, such as `meta.body`."""
 
-    text: str = "text"
+    text: Exact = "text"
     """The column with the text of each document, for `format: text`."""
 
-    question: str = added_later("question")
+    question: Exact = added_later("question")
     """The column with the question, for `format: question_answer`."""
 
-    answer: str = added_later("answer")
+    answer: Exact = added_later("answer")
     """The column with the answer, for `format: question_answer`."""
 
-    reasoning: str | None = added_later(None)
+    reasoning: Exact | None = added_later(None)
     """The column with what leads to the answer, for `format: question_answer`; null: there is none."""
 
-    result: str | None = added_later(None)
+    result: Exact | None = added_later(None)
     """The column with the answer in short, such as a number, by which a model's answers are judged, for
     `format: question_answer`; null: they are judged by the whole answer."""
 
-    messages: str = added_later("messages")
+    messages: Exact = added_later("messages")
     """The column with the list of messages (`role` and `content`, or `from` and `value`), for `format: chat`."""
 
 
@@ -130,18 +133,19 @@ class DocumentsConfig:
     filter: Mapping[str, str] | None = added_later(None)
     """Which rows to keep, by columns: a value, or a bound (`{language: en, score: '>= 3'}`); null: all rows."""
 
-    group: str | None = added_later(None)
+    group: Exact | None = added_later(None)
     """The column that names what must not be split between training and validation, such as the book that a page is
     of; null: each document by itself. SYNTH's seed articles stay together in any case."""
 
-    kind: str | None = added_later(None)
+    kind: Exact | None = added_later(None)
     """The column by whose values losses and scores are broken down; null: none. SYNTH has its kinds of exercise."""
 
     languages: tuple[str, ...] | str = added_later(("en",))
     """The languages of SYNTH's rows to keep, such as `[de, fr]`, or `all` of them."""
 
-    split_text_at: str | None = added_later(None)
-    """Where documents end in plain text files: `line`, or a mark such as `<|endoftext|>`; null: with the file."""
+    split_text_at: Exact | None = added_later(None)
+    """Where documents end in plain text files: `line`, or a mark such as `<|endoftext|>` or, in double quotes,
+    `"\\n\\n"`; null: with the file."""
 
     near_duplicates: float | None = added_later(None)
     """Leave out a document if it and an earlier one have at least this share of runs of five words in common, of all

@@ -520,7 +520,7 @@ class _Default:
 
 @cache
 def _hints(config: Any) -> dict[str, Any]:
-    return get_type_hints(config)
+    return get_type_hints(config, include_extras=True)  # which tell `Exact` from other text
 
 
 @cache

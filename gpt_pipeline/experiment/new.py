@@ -21,6 +21,7 @@ from gpt_pipeline.experiment.recipes import RECIPES, Recipe, Value
 from gpt_pipeline.experiment.schema import place_schema
 from gpt_pipeline.experiment.template import render
 from gpt_pipeline.project import OTHER_FILES
+from gpt_pipeline.shown import on_terminal
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file
 from gpt_pipeline.storage.names import is_name, resolve_folder
 
@@ -142,7 +143,7 @@ def _data_values(
     else:
         source, seen = data, _hub_files(DataConfig(num_samples=1, source=data, subset=subset, split=split), say)
     count = f"{seen.files:,} files" if seen.files > 1 else "1 file"
-    found = ", ".join(f"{name} ({kind})" for name, kind in seen.columns.items())
+    found = ", ".join(f"{_in_line(name)} ({kind})" for name, kind in seen.columns.items())
     values: dict[str, tuple[Value, str]] = {
         "data.source": (source, f"{count}; columns: {found}"),
         **{f"data.{key}": (value, "") for key, value in asked.items()},
@@ -152,8 +153,13 @@ def _data_values(
     if seen.chosen:
         values["data.columns"] = (dict(seen.chosen), "guessed by their names and lengths")
     if seen.kinds:
-        values["data.kind"] = (None, f"for losses by kind; could be {', '.join(seen.kinds)}")
+        values["data.kind"] = (None, f"for losses by kind; could be {', '.join(map(_in_line, seen.kinds))}")
     return values
+
+
+def _in_line(name: str) -> str:
+    """Return a column's name for a comment, whatever it holds."""
+    return on_terminal(" ".join(name.split()))
 
 
 def _own_files(data: str, file: Path) -> tuple[str, Look]:

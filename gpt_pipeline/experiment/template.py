@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from gpt_pipeline.experiment.schema import EDITOR_LINE
 _WIDTH = 120
 _COMMENT_COLUMN = 34  # the comments of a block are aligned, at most here
 _PLAIN = re.compile(r"[A-Za-z./][A-Za-z0-9 ./_+-]*(?<! )")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 _WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # not texts to some readers of YAML
 
 
@@ -55,7 +57,14 @@ def written(value: Value | Mapping[str, str] | tuple[str, ...]) -> str:
     if not isinstance(value, str):
         return str(value)
     plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS
-    return value if plain else "'" + value.replace("'", "''") + "'"
+    return value if plain else _quoted(value)
+
+
+def _quoted(value: str) -> str:
+    if _CONTROL.search(value) is None:
+        return "'" + value.replace("'", "''") + "'"
+    quoted = json.dumps(value, ensure_ascii=False)  # double quotes of YAML are made after those of JSON
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
 
 
 def _lines(block: Block, recipe: Recipe, *, every_key: bool) -> Iterator[_Line]:

@@ -11,8 +11,9 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+from gpt_pipeline.data.config import Exact
 from gpt_pipeline.experiment.document import Kind, Written
 from gpt_pipeline.experiment.problems import listed, nearest, quoted
 from gpt_pipeline.storage.atomic import MOST
@@ -81,7 +82,7 @@ def choices(hint: Any) -> list[Any]:
         return [hint if dataclasses.is_dataclass(get_args(hint)[1]) else Mapping]
     if get_origin(hint) is tuple:
         return [tuple]
-    if not get_args(hint):
+    if not get_args(hint) or get_origin(hint) is Annotated:
         return [hint]
     return [choice for part in get_args(hint) for choice in choices(part)]
 
@@ -121,9 +122,13 @@ def _number(written: Written) -> Any:
 
 
 def _text(written: Written) -> Any:
+    return UNFIT if _has_control_characters(written.text) else _exact_text(written)
+
+
+def _exact_text(written: Written) -> Any:
     scalar = written.kind in (Kind.PLAIN, Kind.QUOTED)
     empty = written.kind is Kind.PLAIN and written.text in _NULLS
-    return written.text if scalar and not empty and not _has_control_characters(written.text) else UNFIT
+    return written.text if scalar and not empty else UNFIT
 
 
 def _texts(written: Written) -> Any:
@@ -141,6 +146,7 @@ _READERS: dict[Any, Callable[[Written], Any]] = {
     int: _whole,
     float: _number,
     str: _text,
+    Exact: _exact_text,
     tuple: _texts,
 }
 _NAMES: dict[Any, str] = {
@@ -149,6 +155,7 @@ _NAMES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     str: "text",
+    Exact: "text",
     tuple: "a list of texts in brackets",
     Mapping: "`name: text` lines",
 }
