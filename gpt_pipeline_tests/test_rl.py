@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -267,6 +268,25 @@ def test_stage_that_was_stopped_goes_on_behind_what_was_answered(tmp_path: Path)
     made = stage(tmp_path).prepare(lambda: candidates(20), stopped)
     assert asked == [f"0/candidate/{number}" for number in range(16, 20)]
     assert made.manifest.facts["prompts"] == 18
+
+
+def test_stage_that_was_killed_ahead_of_its_manifest_asks_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).name == "manifest.json":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage(tmp_path).prepare(lambda: candidates(20), by_number)
+    made = stage(tmp_path).prepare(lambda: candidates(20), lambda *_: pytest.fail("asked again"))
+    assert made.manifest.facts["prompts"] == 18
+    assert [path.name for path in made.folder.iterdir() if path.is_dir()] == []
 
 
 @pytest.mark.parametrize(

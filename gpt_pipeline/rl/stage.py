@@ -35,6 +35,7 @@ PROMPTS_VERSION = "1"
 """Raise it when the same data and weights give other questions, or the same questions other answers."""
 
 _CHUNK = 16  # questions measured between two looks at the disk
+_MEASURED = "measured"  # their results, until the stage is finished
 _logger = logging.getLogger(__name__)
 
 
@@ -90,19 +91,20 @@ class PromptsStage(PlacedStage):
         def make() -> Manifest:
             return self._make(candidates(), answer, say)
 
-        return prepare_stage(folder, wanted, force=force, say=say, make=make)
+        stage = prepare_stage(folder, wanted, force=force, say=say, make=make)
+        if not stage.reused:  # only now: before its manifest is written, what was measured is all there is
+            shutil.rmtree(folder / _MEASURED, ignore_errors=True)
+        return stage
 
     def _make(self, candidates: Candidates, answer: Answer, say: Say) -> Manifest:
         folder, wanted = self.place()
         _require_candidates(candidates)
-        chunks = folder / "measured"
-        measured = _measured(chunks, candidates.training, answer, seed=self.seed, say=say)
+        measured = _measured(folder / _MEASURED, candidates.training, answer, seed=self.seed, say=say)
         kept = [prompt for prompt in measured if 0 < (prompt.pass_rate or 0) < 1]
         facts = _facts(candidates, measured, kept)
         _require_kept(facts)
         write_prompts(folder / TRAINING, kept)
         write_prompts(folder / HELD_OUT, candidates.held_out)
-        shutil.rmtree(chunks, ignore_errors=True)
         say(
             f"{len(kept):,} of {len(measured):,} questions are answered sometimes right and sometimes wrong by the "
             f"start weights: pass@1 {facts['pass_at_1']:.3f}, pass@{self.config.samples_per_prompt} "
