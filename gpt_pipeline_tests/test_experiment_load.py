@@ -443,6 +443,11 @@ CASES = {
         "training: seed: 1",
         "6: not valid YAML: mapping values are not allowed here; check the indentation a",
     ),
+    "bound without quotes": (
+        "training:\n  seed: >= 3",
+        "7: not valid YAML: expected chomping or indentation indicators, but found '='; put text that starts with `>`",
+    ),
+    "merge key": ("training: {<<: {seed: 1}}", "6: training.<<: unknown key: YAML 1.2 merges no blocks; write the"),
     "NUL": ("training: \x00", "6: character '\\x00' is not allowed in YAML; remove it"),
 }
 

@@ -69,6 +69,13 @@ def test_value_added_keeps_line_ends_and_byte_order_mark(ends: str) -> None:
     assert changed == text + ends + "  checkpoint_to_resume: scratch" + ends
 
 
+@pytest.mark.parametrize("form", ["|-\n  Base", ">-\n  Base\n  one\n", "'Base\n  one'"])
+def test_value_set_in_place_of_a_text_over_several_lines_keeps_what_follows(form: str) -> None:
+    text = "experiment_name: {}\n# more\ndata: {{num_samples: 1}}\n"
+    changed = with_value(Path("x.yaml"), text.format(form), "experiment_name", "New")
+    assert changed.split() == text.format("New").split()
+
+
 def test_value_that_is_an_alias_is_refused() -> None:
     text = BASE.replace("n_layer: 1", "n_layer: &one 1").replace("n_head: 2", "n_head: *one")
     with pytest.raises(UserError, match=r"model\.n_head: cannot set it to 4"):

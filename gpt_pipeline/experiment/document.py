@@ -31,6 +31,7 @@ _CORE_TAGS = {
 _HINTS = {
     "found character '\\t'": "indent with spaces, not with tabs",
     "found character": "put text that starts with this character in single quotes",
+    "expected chomping": "put text that starts with `>` or `|` in single quotes",
     "unknown escape character": "write a Windows folder in single quotes: 'E:\\folder'",
     "escape sequence": "write a Windows folder in single quotes: 'E:\\folder'",
     "mapping values are not allowed": "check the indentation and the space after each colon, and quote text with `: `",

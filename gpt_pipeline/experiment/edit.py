@@ -58,6 +58,7 @@ def _nested(keys: Iterable[str], written: str) -> str:
 def _replaced(text: str, key: Node, node: Node, written: str) -> str:
     start, end = node.start_mark.index, _end(node)
     if start < end:
+        end = start + len(text[start:end].rstrip())  # the mark of a text over several lines stands behind its line end
         return f"{text[:start]}{written}{text[end:]}"
     place = text.index(":", key.end_mark.index) + 1  # a key without a value, whose mark stands at what follows
     return f"{text[:place]} {written}{text[place:]}"

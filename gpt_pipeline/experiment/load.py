@@ -571,6 +571,8 @@ def _unknown(key: str, section: str, home: Mapping[str, Any]) -> str:
     """Return the text on an unknown key: the same key of another block, else the nearest key here, else elsewhere."""
     if key in ("notify", "notifications", "addresses") and not section:
         return f"unknown key: addresses are secrets; put them into {NOTIFY_CONFIG} beside dagster.yaml, and remove this"
+    if key == "<<":
+        return "unknown key: YAML 1.2 merges no blocks; write the keys out"
     blocks = {name: _hints(block_of(hint)) for name, hint in _hints(ExperimentConfig).items() if block_of(hint)}
     elsewhere = {name: block for block, keys in blocks.items() for name in keys if block != section}
     owners = [block for block, keys in blocks.items() if key in keys]
