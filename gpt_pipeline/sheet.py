@@ -56,6 +56,7 @@ def findings_sheet(findings: Sequence[Finding], conclusion: Line) -> Sheet:
 
 def print_sheets(sheets: Sequence[Sheet], console: Console) -> None:
     """Print the sheets one below the other."""
+    console.width = console.width or 80  # some terminals set COLUMNS=0, at which rich prints nothing
     for line in _lines(sheets):
         console.print(line, soft_wrap=True)
 

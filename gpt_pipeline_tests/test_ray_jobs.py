@@ -268,6 +268,17 @@ def test_redirect_is_refused_and_takes_no_token_along(
     assert elsewhere.authorization is None
 
 
+def test_token_file_is_the_usual_one_where_the_variable_is_empty(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": ""}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("usual")
+    dashboard.ray().find(NAME)
+    assert dashboard.authorization == "Bearer usual"
+
+
 def test_token_is_sent_where_rays_own_commands_would_send_it(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -281,7 +292,7 @@ def test_token_is_sent_where_rays_own_commands_would_send_it(
     file.write_text("of the file\n")
     dashboard.ray().find(NAME)
     assert dashboard.authorization == "Bearer of the file"
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "of the variable")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of the variable\r\n")
     dashboard.ray().find(NAME)
     assert dashboard.authorization == "Bearer of the variable"
     dashboard.answers = {"GET": (401, "Unauthorized: Missing authentication token")}

@@ -24,6 +24,14 @@ def _printed(sheet: Sheet, *, terminal: bool, width: int = 20) -> str:
     return output.getvalue()
 
 
+@pytest.mark.parametrize("width", [0, 1])
+def test_sheet_is_printed_whole_on_a_terminal_that_calls_itself_so_narrow(width: int, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    output = StringIO()
+    print_sheets([SHEET], Console(file=output))
+    assert output.getvalue().splitlines() == plain_text([SHEET]).splitlines()
+
+
 def test_plain_text_aligns_columns_by_what_a_terminal_shows() -> None:
     assert plain_text([SHEET]).splitlines() == [
         "a name  /a/folder",

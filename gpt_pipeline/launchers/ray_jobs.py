@@ -213,8 +213,8 @@ def _authorization() -> Mapping[str, str]:
     """Return the header of Ray's token authentication, whose settings are those of Ray's own commands."""
     if os.environ.get("RAY_AUTH_MODE") != "token":
         return {}
-    token = os.environ.get("RAY_AUTH_TOKEN")
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", _TOKEN_FILE)).expanduser()
+    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()  # a line end in a header is an error that shows all of it
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or _TOKEN_FILE).expanduser()
     if not token and not file.is_file():
         raise LauncherError(f"RAY_AUTH_MODE is token, but RAY_AUTH_TOKEN is not set and there is no {file}")
     return {"Authorization": f"Bearer {token or file.read_text(encoding='utf-8').strip()}"}
