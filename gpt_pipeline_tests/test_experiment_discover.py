@@ -1,6 +1,7 @@
 """The experiment files of a folder, each on its own."""
 
 import os
+import re
 from itertools import pairwise
 
 import pytest
@@ -114,6 +115,13 @@ def test_copy_with_the_same_experiment_name_is_refused_by_itself_too_and_names_b
     with pytest.raises(UserError, match=r"copy\.yaml: experiment_name: would write into .*a\.yaml, .* another name"):
         load_alone(tmp_path / "copy.yaml")
     assert load_alone(tmp_path / "other.yaml").name == "other"
+
+
+@pytest.mark.parametrize("name", ["UPPER.YAML", "mine.txt", "mine", ".hidden.yaml", "notify.yaml"])
+def test_file_that_dagster_would_not_show_is_refused_with_what_is_wrong_with_its_name(tmp_path, name):
+    (tmp_path / name).write_text(SMALL)
+    with pytest.raises(UserError, match=rf"found the file's name '{re.escape(name)}', need one that ends in \.yaml"):
+        load_alone(tmp_path / name)
 
 
 def test_numbered_name_never_takes_the_name_of_another_file(write, tmp_path):

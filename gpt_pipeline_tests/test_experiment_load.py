@@ -313,7 +313,7 @@ CASES = {
         "6: hardware.zzz: unknown key, need one of device, num_gpus, launcher, slurm",
     ),
     "unknown block": ("trainin: {}", "6: trainin: unknown key; did you mean training?"),
-    "merge key": ("training: {<<: {seed: 1}}", "6: training.<<: unknown key"),
+    "merge key": ("training: {<<: {seed: 1}}", "6: training.<<: unknown key: YAML 1.2 merges no blocks; write the"),
     "line break in a key": ('training: {"a\\nb": 1}', "6: training.a\\nb: unknown key"),
     "list as key": ("training: {[a]: 1}", "6: training.?: unknown key"),
     "text for a number": (
@@ -447,7 +447,6 @@ CASES = {
         "training:\n  seed: >= 3",
         "7: not valid YAML: expected chomping or indentation indicators, but found '='; put text that starts with `>`",
     ),
-    "merge key": ("training: {<<: {seed: 1}}", "6: training.<<: unknown key: YAML 1.2 merges no blocks; write the"),
     "NUL": ("training: \x00", "6: character '\\x00' is not allowed in YAML; remove it"),
 }
 

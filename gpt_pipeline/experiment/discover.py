@@ -12,6 +12,7 @@ from pathlib import Path
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.document import SUFFIXES
 from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.experiment.problems import quoted
 from gpt_pipeline.project import OTHER_FILES
 from gpt_pipeline.storage.names import slug
 
@@ -49,9 +50,15 @@ def load_alone(file: Path) -> Experiment:
     """Return the experiment in `file`, after a look at its neighbours, which must not have its name or its folder.
 
     Raises:
-        UserError: as `load_experiment`; or a neighbour has them, which Dagster then shows in its place.
+        UserError: as `load_experiment`; or a neighbour has them, which Dagster then shows in its place; or the file is
+            called what no experiment is, so that Dagster does not show it.
     """
     experiment = load_experiment(file)
+    if not _may_be_experiment(experiment.file):
+        raise UserError(
+            f"{file}: found the file's name {quoted(file.name)}, need one that ends in .yaml or .yml, does not begin "
+            "with a dot, and is none of the project's own files; rename it"
+        )
     for found in find_experiments(experiment.file.parent):
         if found.file == experiment.file and found.problem is not None:
             raise UserError(found.problem)
