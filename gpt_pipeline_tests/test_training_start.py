@@ -442,10 +442,10 @@ def test_training_that_ends_where_the_named_checkpoint_of_another_is_stays_finis
     other = dataclasses.replace(finished, fingerprint=OTHER, training=training, resume="checkpoint_step_12.pt")
     assert _run(other)[0].checkpoint.fingerprint == finished.fingerprint
 
-    again = dataclasses.replace(other, resume=None)
-    assert decide_start(again).kind == "finished"
-    assert _run(again)[0].reused
-    assert _steps(again.folder.checkpoints) == [4, 8, 12]
+    for again in (other, dataclasses.replace(other, resume=None)):
+        assert decide_start(again).kind == "finished"
+        assert _run(again)[0].reused
+        assert _steps(again.folder.checkpoints) == [4, 8, 12]
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -187,7 +187,8 @@ def _decide_again(job: TrainingJob, max_steps: int | None) -> StartDecision:
     path = job.folder.checkpoints / str(job.resume)
     named = read_info(path)
     # Without a manifest it is an original checkpoint, which stays where it lies; any successor is a later step.
-    if path.is_file() and not any(named is None or info.step > named.step for info in _own_checkpoints(job)):
+    has_gone_on = any(named is None or info.step > named.step for info in _own_checkpoints(job))
+    if path.is_file() and not has_gone_on and find_finished_training(job.folder, job.fingerprint) is None:
         return _from_named(job, max_steps)
     note = f"{job.resume} was resumed before; continuing what came of it."
     return dataclasses.replace(_go_on(job), note=note)
