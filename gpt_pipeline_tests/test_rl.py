@@ -190,8 +190,24 @@ def test_plan_of_rl_knows_that_it_trains_without_the_dropout_of_its_model(tmp_pa
     needs = [training_need(each, micro_batch_size=8, precision=precision) for each in (experiment.config, without)]
     assert experiment.config.model.drop_rate > 0
     assert needs[0] == needs[1]
-    found = make_plan(experiment, measured=False, say=lambda _: None).findings
-    assert not [finding for finding in found if finding.key == "model.dropout"]
+    plan = make_plan(experiment, measured=False, say=lambda _: None)
+    assert not [finding for finding in plan.findings if finding.key == "model.dropout"]
+
+
+def test_plan_of_rl_has_the_files_of_its_data_once_and_none_of_its_questions(tmp_path: Path) -> None:
+    later = load_experiment(write(tmp_path, more="rl: {max_new_tokens: 20}"))
+    base = load_experiment(later.file.with_name("base.yaml"))
+    ours, theirs = (
+        {
+            need.what: need.size
+            for disk in make_plan(each, measured=False, say=lambda _: None).disks
+            for need in disk.needs
+            if "checkpoints" not in need.what
+        }
+        for each in (later, base)
+    )
+    assert ours == theirs
+    assert "token_shards" in ours
 
 
 def test_rl_has_an_asset_of_its_questions_between_data_and_training(tmp_path: Path) -> None:

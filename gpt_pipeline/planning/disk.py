@@ -21,6 +21,7 @@ from gpt_pipeline.model.costs import checkpoint_bytes
 from gpt_pipeline.planning.survey import is_surveyed, survey
 from gpt_pipeline.planning.tokens import TokenCount, documents_per_english
 from gpt_pipeline.progress.stages import StageProgress
+from gpt_pipeline.rl.stage import NAME as PROMPTS
 from gpt_pipeline.storage.room import existing_folder, free_bytes
 from gpt_pipeline.training.decision import StartDecision
 
@@ -104,11 +105,15 @@ def disks(
 
 
 def _data_needs(experiment: Experiment, tokens: TokenCount, stages: Sequence[StageProgress]) -> list[DiskNeed]:
-    """Return what data stages write; the shards of a mix are links to those of its parts, but for a little."""
+    """Return what data stages write; the shards of a mix are links to those of its parts, but for a little.
+
+    The questions of a training by rewards take next to nothing.
+    """
+    of_data = [each for each in stages if each.name != PROMPTS]
     return [
         need
         for name, part in experiment.parts.items()
-        for need in _part_needs(part, tokens.parts.get(name, tokens), [each for each in stages if each.part == name])
+        for need in _part_needs(part, tokens.parts.get(name, tokens), [each for each in of_data if each.part == name])
     ]
 
 
