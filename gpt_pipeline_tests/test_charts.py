@@ -25,6 +25,7 @@ from gpt_pipeline.report.charts import (
     points_of,
     settled,
     short_number,
+    small_chart,
     smooth_series,
     smoothed,
     texts_with_room,
@@ -139,6 +140,13 @@ def test_draw_escapes_names() -> None:
     svg = draw(Chart(title='"<script>', x_label="<i>", y_label="&", series=(series, other)))
     assert "<script>" not in svg
     assert ElementTree.fromstring(svg).get("aria-label") == '"<script>'
+
+
+def test_draw_from_zero_leaves_no_value_below_it_out_of_the_picture() -> None:
+    rewards = small_chart("Rewards", "mean", (Series(name="own", points=((0.0, -1.0), (1.0, 0.5)), colour=1),))
+    [points] = re.findall(r'points="([^"]+)"', draw(rewards))
+    bottom = max(float(y) for y in re.findall(r'class="axis"[^>]* y1="([\d.]+)"', draw(rewards)))
+    assert all(float(each.split(",")[1]) <= bottom for each in points.split())
 
 
 def test_draw_of_no_points_is_empty() -> None:

@@ -371,7 +371,7 @@ def _svg(chart: Chart, *, size: str = "", style: str = "") -> str:
 def _frame(chart: Chart) -> _Frame:
     xs = [x for series in chart.series for x, _ in series.points] or [0, 1]
     ys = [y for series in chart.series for _, y in series.points] or [0, 1]
-    low = 0.0 if chart.y_from_zero else min(ys)
+    low = min(0.0, *ys) if chart.y_from_zero else min(ys)
     y_ticks = nice_ticks(low, max(ys), _y_tick_count(chart))
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
