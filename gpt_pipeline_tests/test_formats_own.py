@@ -73,6 +73,13 @@ def test_filter_keeps_rows_by_value_and_by_bound_and_counts_the_others(tmp_path:
     assert stage.manifest.facts["dropped"] == {"filter lang": 2, "filter meta.score": 2}
 
 
+def test_texts_of_windows_alone_are_refused_with_the_way_to_utf8(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "a.csv").write_bytes("text\nStraße\n".encode("cp1252"))
+    with pytest.raises(ConfigError, match=r"becomes one \(invalid_utf8: 1\); .*; save the files as UTF-8"):
+        prepare_raw(config_of(tmp_path / "own"), tmp_path / "data")
+
+
 def test_filter_that_keeps_nothing_says_why(tmp_path: Path) -> None:
     write(tmp_path / "own" / "a.jsonl", [{"text": "a", "lang": "en"}, {"text": "b", "lang": "de"}, {"text": ""}])
     with pytest.raises(ConfigError, match=r"no row in .* becomes one \(filter lang: 3\); look at.*compared as"):

@@ -49,6 +49,13 @@ def test_written_experiment_names_a_column_with_line_ends_and_the_like(own: Path
     assert written.config.data.columns.text == name
 
 
+@pytest.mark.parametrize("head", ["text", "Größe"])
+def test_look_at_a_table_of_windows_says_how_it_becomes_utf8(own: Path, head: str) -> None:
+    (own / "a.csv").write_bytes(f"{head};n\nStraße;ä\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"a\.csv: .*; save the files as UTF-8, such as by `iconv"):
+        look_at(str(own))
+
+
 def test_look_at_questions_finds_their_parts_by_name(own: Path) -> None:
     with (own / "a.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["Question", "Worked answer", "Result"], ["How many?", "Two and two.", "4"]])

@@ -136,6 +136,7 @@ def _init_family(context: click.Context, new: Path, base: Path | None, assignmen
 def _tell_first_document(experiment: Experiment) -> None:
     """Print how much the files hold, and the first document as the model will see it."""
     from gpt_pipeline.cli.preview import tell_previews
+    from gpt_pipeline.data.formats.rules import with_hints
     from gpt_pipeline.data.preview import previews
     from gpt_pipeline.data.tokens.tokenizer_stage import usable_tokenizer
     from gpt_pipeline.planning.survey import survey
@@ -145,6 +146,9 @@ def _tell_first_document(experiment: Experiment) -> None:
     about = "" if held.is_exact else "about "
     holds = f"{about}{held.rows:,} rows, about {held.documents:,} documents, {held.text_bytes / 1e6:,.1f} MB"
     tell(f"{data.local or data.origin}: {holds}")
+    if held.dropped:
+        why = ", ".join(f"{reason} {count:,}" for reason, count in held.dropped.most_common())
+        tell(f"Of the first {held.read:,} rows these become no documents: {with_hints(why, held.dropped)}")
     tokenizer = usable_tokenizer(data, experiment.data_folder)
     rows = [*previews(data, experiment.data_folder, tokenizer, start=0, count=_LOOKED_AT, say=_logger.info)]
     shown = next((each for each in rows if each.dropped is None), None)

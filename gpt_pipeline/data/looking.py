@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.data.file_kinds import TEXT, kind_of
+from gpt_pipeline.data.formats.rules import AS_UTF8
 from gpt_pipeline.data.formats.synth_text import SYNTH_COLUMNS
 from gpt_pipeline.data.readers.rows import first_records
 from gpt_pipeline.data.sources.folder import local_files
@@ -74,6 +75,8 @@ def look_into(source: Source, *, say: Say) -> Look:
         return Look(files=len(source.names), columns={"text": "text"}, format="text", chosen={}, kinds=())
     where, records = _first_rows(source, say)
     columns = dict(_columns_of(records))
+    if odd := [name for name in columns if not _is_utf8(name)]:
+        raise DataError(f"{where}: found {odd[0]!a}, need names of columns in UTF-8; {AS_UTF8}")
     format, chosen = _format_of(columns, records, where)
     taken = set(chosen.values())
     kinds = [name for name in columns if name not in taken and _is_kind(records, name)] if format != "synth" else []
@@ -96,6 +99,14 @@ def _columns_of(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str
     for name in dict.fromkeys(name for record in records for name in record):
         values = [record[name] for record in records if record.get(name) is not None and not _is_binary(record[name])]
         yield name, _kind(values[0]) if values else "nothing"
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that are none, as they were read
+        return False
+    return True
 
 
 def _is_binary(value: object) -> bool:
@@ -134,7 +145,8 @@ def _format_of(
         return "question_answer", parts
     if not texts:
         found = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "no rows"
-        raise DataError(f"{name}: no column of text in the first {_ROWS} rows; found {found}")
+        remedy = f"; {AS_UTF8}" if any(_is_binary(value) for row in records for value in row.values()) else ""
+        raise DataError(f"{name}: no column of text in the first {_ROWS} rows; found {found}{remedy}")
     longest = max(texts, key=lambda name: sum(_length(record.get(name)) for record in records))
     return "text", {"text": named.get("text", longest)}
 

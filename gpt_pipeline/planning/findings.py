@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gpt_pipeline.data.config import SYNTH
-from gpt_pipeline.data.formats.filter import AS_SHOWN, FILTER
+from gpt_pipeline.data.formats.rules import with_hints
 from gpt_pipeline.data.tokens.tokenizer_stage import vocabulary_size
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
@@ -143,9 +143,8 @@ def _looked_into(part: Experiment) -> Iterator[Finding]:
         return
     if held.read and not held.documents:
         why = ", ".join(f"{reason}: {count:,}" for reason, count in held.dropped.most_common())
-        remedy = f"{_LOOK}; {AS_SHOWN}" if any(reason.startswith(FILTER) for reason in held.dropped) else _LOOK
         text = f"none of the first {held.read:,} rows becomes a document ({why})"
-        yield problem(f"data.{data.local_key}", text, remedy)
+        yield problem(f"data.{data.local_key}", text, with_hints(_LOOK, held.dropped))
     elif data.document_limit is not None and data.document_limit > held.rows and held.is_exact:
         text = f"found {data.document_limit:,}, and the files in {where} have {held.rows:,} rows"
         yield problem("data.num_samples", text, "set it to `all`, lower it, or add files")

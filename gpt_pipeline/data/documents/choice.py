@@ -12,8 +12,8 @@ import numpy as np
 
 from gpt_pipeline.data.documents.check import FileCheck
 from gpt_pipeline.data.documents.index import Rows, repeated_documents
-from gpt_pipeline.data.formats.filter import AS_SHOWN, FILTER
 from gpt_pipeline.data.formats.protocol import Format
+from gpt_pipeline.data.formats.rules import with_hints
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
 from gpt_pipeline.data.stage import Say
@@ -233,8 +233,7 @@ def _too_few(limit: int | None, documents: int, where: str, dropped: Counter[str
         need = f"documents, but no row in {where} becomes one" + (f" ({reasons})" if reasons else "")
         of_languages = any(reason.startswith("language ") for reason in dropped)
         remedy = f"look at the files, at {'data.languages' if of_languages else 'data.columns'} and at data.filter"
-        if any(reason.startswith(FILTER) for reason in dropped):
-            remedy = f"{remedy}; {AS_SHOWN}"
+        remedy = with_hints(remedy, dropped)
     else:
         need = f"at most {documents}, the different documents in {where}"
         remedy = f"set it to {documents} or fewer, or add files"

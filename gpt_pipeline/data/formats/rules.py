@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gpt_pipeline.data.columns import Flags, Indices, flags, of_indices, text_bounds, text_bytes, text_sizes
+from gpt_pipeline.data.formats.filter import AS_SHOWN, FILTER
 from gpt_pipeline.data.formats.forms import MARKS, Form
 from gpt_pipeline.data.formats.protocol import Selection
 
 Rules = Mapping[str, Callable[[pa.RecordBatch], Flags]]
 """Which rows pass, by the reason under which the others are counted."""
 
+INVALID_UTF8 = "invalid_utf8"
+"""Why rows with a text that is no UTF-8 become no documents."""
+
+AS_UTF8 = "save the files as UTF-8, such as by `iconv -f WINDOWS-1252 -t UTF-8`"
 _FIRST_BYTES = 3  # of a text, that mostly tell that it is not blank
 
 
@@ -30,8 +35,16 @@ def selected(batch: pa.RecordBatch, rules: Rules, *, first: Rules | None = None)
     early = _passing(batch, np.arange(batch.num_rows), first, Counter())
     rows = batch.take(of_indices(early.kept))
     valid = np.array(_valid_rows(rows, 0), np.int64)
-    dropped = early.dropped + Counter(invalid_utf8=rows.num_rows - len(valid))
+    dropped = early.dropped + Counter({INVALID_UTF8: rows.num_rows - len(valid)})
     return _passing(rows.take(of_indices(valid)), early.kept[valid], rules, +dropped)
+
+
+def with_hints(remedy: str, dropped: Iterable[str]) -> str:
+    """Return a remedy with what may help against the reasons for which rows became no documents."""
+    reasons = [*dropped]
+    is_filtered = any(reason.startswith(FILTER) for reason in reasons)
+    hints = [AS_SHOWN if is_filtered else "", AS_UTF8 if INVALID_UTF8 in reasons else ""]
+    return "; ".join(filter(None, [remedy, *hints]))
 
 
 def mark_rules(form: Form, columns: Sequence[str]) -> Rules:
