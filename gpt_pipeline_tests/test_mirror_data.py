@@ -95,7 +95,7 @@ def test_data_of_a_mirror_that_is_not_there_is_not_made_again_unasked(tmp_path):
     path = a.file
     path.write_text(path.read_text().replace(a.config.storage.mirror, lost))
     gone = TinyProject(root=path.parent.parent).experiment("tiny")
-    with pytest.raises(UserError, match=r"storage\.mirror: null"):
+    with pytest.raises(UserError, match=r"storage\.mirror: null in tiny\.yaml"):
         bring_data(gone, next(data_stages(gone)), say=lambda _: None)
 
 

@@ -161,7 +161,7 @@ def bring_data(experiment: Experiment, stage: Placed, *, say: Say) -> None:
     except MirrorError as error:
         raise MirrorError(
             f"{error}. What it has of {stage.name} would be made here again: mend it and run again, or set "
-            "storage.mirror: null to go on without it"
+            f"storage.mirror: null in {experiment.file.name} to go on without it"
         ) from error
 
 
