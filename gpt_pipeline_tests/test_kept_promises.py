@@ -10,7 +10,6 @@ import hashlib
 import json
 import shutil
 import sqlite3
-import tarfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.experiment.training import training_job
 from gpt_pipeline.progress.status import experiment_status
 from gpt_pipeline.training.run import TrainingOutcome, run_job
+from gpt_pipeline_tests.fixtures.keeping import unpack
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.training_jobs import Listener
 
@@ -101,20 +101,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _unpack(root: Path) -> KeptProject:
-    with tarfile.open(_ARCHIVE) as tar:
-        tar.extractall(root, filter="data")
-    _move_artifacts(root)
+    unpack(_ARCHIVE, root)
     return KeptProject(root=root)
-
-
-def _move_artifacts(root: Path) -> None:
-    """Have MLflow write artifacts into this copy: its store names the folder that they were first written to."""
-    with closing(sqlite3.connect(root / "mlflow.db")) as store, store:
-        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-            tail = f"substr({column}, instr({column}, '/mlflow_artifacts/'))"
-            store.execute(
-                f"UPDATE {table} SET {column} = ? || {tail} WHERE {column} LIKE '%/mlflow_artifacts/%'", [root.as_uri()]
-            )
 
 
 @pytest.fixture(scope="module")
