@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -383,12 +384,16 @@ def test_stage_brought_after_a_cut_behind_a_whole_file_reads_nothing_of_it_again
 
 
 def test_folder_is_rid_of_what_a_killed_sender_left_in_it(tmp_path):
-    mirror, left = folder_mirror(tmp_path / "mirror"), tmp_path / "mirror" / STAGE / ".train_000001.bin.7.7.tmp"
+    mirror = folder_mirror(tmp_path / "mirror")
+    left, of_another = (tmp_path / "mirror" / STAGE / f".train_000001.bin.{pid}.7.tmp" for pid in (7, 8))
     make_stage(tmp_path / "a")
     left.parent.mkdir(parents=True)
-    left.write_bytes(b"half of it")
+    for path in (left, of_another):
+        path.write_bytes(b"half of it")
+    silent = time.time() - 200
+    os.utime(left, (silent, silent))
     assert send(tmp_path / "a", mirror).complete_at
-    assert not left.exists()
+    assert (left.exists(), of_another.exists()) == (False, True)
 
 
 def test_s3_that_throttles_is_asked_again(s3, server, tmp_path):

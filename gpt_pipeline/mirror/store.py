@@ -8,9 +8,10 @@ import importlib
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -19,6 +20,7 @@ from gpt_pipeline.mirror.address import EXTRAS, FILE, KEY, folder_of, require_mi
 from gpt_pipeline.mirror.parts import UPLOAD_SECONDS, forget_parts, open_parts
 from gpt_pipeline.shown import without_password
 from gpt_pipeline.storage.atomic import TEMPORARY_SUFFIX, HashedFile, atomic_path, fsync_file, fsync_folder
+from gpt_pipeline.storage.lock import SILENT_SECONDS
 from gpt_pipeline.storage.manifest import FileRecord
 
 _logger = logging.getLogger(__name__)
@@ -180,9 +182,12 @@ class FolderStore:
                 self._path(name).unlink(missing_ok=True)
 
     def forget_parts(self, prefix: str) -> None:
+        silent_since = time.time() - SILENT_SECONDS  # another machine may be writing the others
         with self._explained(prefix):
             for path in self._path(prefix).rglob(f".*{TEMPORARY_SUFFIX}"):
-                path.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    if path.stat().st_mtime < silent_since:
+                        path.unlink()
 
     def _path(self, name: str) -> Path:
         return self._root / name
