@@ -310,7 +310,7 @@ def test_read_rows_of_an_empty_file_are_none(tmp_path: Path, name: str) -> None:
     [
         ("a.jsonl", '{"txt": "x"}\n', r"a\.jsonl: lacks the column text; found txt; nearest: txt; do this"),
         ("a.jsonl", '{"text": "x"}\n{"text": ["y"]}\n', r"a\.jsonl, line 2: text is a list, need text; do this"),
-        ("a.jsonl", '{"text": 5}\n', r"a\.jsonl, line 1: text is a number, need text; do this"),
+        ("a.jsonl", '{"text": 5}\n', r"a\.jsonl, line 1: text is a number, need text; do this, or write"),
         ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a\.jsonl, line 2: not JSON \(.*\); it begins with"),
         ("a.jsonl", '[{"text": "x"},\n{"text": "y"}]\n', r"a\.jsonl, line 1: not JSON .* in a file named \.json"),
         ("a.json", '["x"]', r"a\.json, record 1: found text, need an object"),

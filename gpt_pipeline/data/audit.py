@@ -81,7 +81,7 @@ def check_articles_kept_apart(
     checked = len(articles[TRAIN]) + len(articles[VALIDATION])
     return verdict(
         passed=checked > 0 and not both and not misplaced,
-        text=f"{len(both)} articles in both splits and {len(misplaced)} on the wrong side, of {checked} looked up",
+        text=f"{len(both)} in both splits and {len(misplaced)} on the wrong side, of {checked} looked up",
         facts={"articles": checked, "in_both_splits": len(both), "misplaced": len(misplaced)},
     )
 

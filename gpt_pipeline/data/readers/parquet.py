@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from gpt_pipeline.data.columns import lists_as_json
 from gpt_pipeline.data.readers.opened import first_line
-from gpt_pipeline.data.readers.wanted import Wanted, require_present
+from gpt_pipeline.data.readers.wanted import OR_AS_TEXT, Wanted, require_present
 from gpt_pipeline.errors import UnreadableFileError
 
 _TEXT_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
@@ -63,6 +63,8 @@ def require_columns(schema: pa.Schema, wanted: Wanted, *, name: str) -> None:
         found = {column: _stored(schema, column)[1] for column in columns}
         if wrong := {column: kind for column, kind in found.items() if not _is_one_of(kind, kinds)}:
             remedy = wanted.remedy_for(wrong)
+            if remedy and kinds is _TEXT_KINDS and all(_is_one_of(kind, _VALUE_KINDS) for kind in wrong.values()):
+                remedy += OR_AS_TEXT
             listed = ", ".join(f"{column} is {kind}" for column, kind in wrong.items())
             raise UnreadableFileError(f"{name}: need {what}, but {listed}" + (f"; {remedy}" if remedy else ""))
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 from gpt_pipeline.data.columns import as_json, of_texts
 from gpt_pipeline.data.file_kinds import CSV, JSON, JSON_LINES, TAR, TEXT, TEXT_LIST, TSV, kind_of
 from gpt_pipeline.data.readers.opened import opened
-from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, Wanted, require_present
+from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, OR_AS_TEXT, Wanted, require_present
 from gpt_pipeline.data.sources.text_lists import listed_files
 from gpt_pipeline.errors import UnreadableFileError
 
@@ -174,6 +174,8 @@ class _Rows:
         else:
             need = "text" if column in self.wanted.texts else "text, a number or true or false"
         remedy = self.wanted.remedy_for([column])
+        if remedy and need == "text" and isinstance(value, bool | int | float):
+            remedy += OR_AS_TEXT
         hint = f"; {remedy}" if remedy else ""
         raise UnreadableFileError(f"{self.name}, {place}: {column} is {_kind(value)}, need {need}{hint}")
 

@@ -11,6 +11,9 @@ from gpt_pipeline.errors import UnreadableFileError
 MAX_DOCUMENT_BYTES = 1 << 20
 """UTF-8 bytes of a document's text; longer ones are dropped, which bounds the memory of every stage."""
 
+OR_AS_TEXT = ", or write its values as text"
+"""Behind the remedy for numbers or truths where text is needed."""
+
 _OF_VALUES = "correct the key that names it: data.filter, data.group, data.kind or data.columns"
 
 
