@@ -15,14 +15,18 @@ import torch
 
 from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
+from gpt_pipeline.checkpoints.snapshot import Progress
 from gpt_pipeline.errors import DataError, UserError
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.language_model import LanguageModel
+from gpt_pipeline.rl.rollouts import Tally
+from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.job import TrainingJob
-from gpt_pipeline.training.metrics import read_metrics
+from gpt_pipeline.training.metrics import MetricsLog, Recorder, read_metrics
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
+from gpt_pipeline.training.update import UpdateResult
 from gpt_pipeline_tests.rl_jobs import make_rl_job, write_prompts_stage
 from gpt_pipeline_tests.training_jobs import Listener, run, trainer_command
 
@@ -88,6 +92,41 @@ def _mean():
     from gpt_pipeline.training.config import AverageConfig
 
     return AverageConfig(decay=0.9)
+
+
+def test_rl_line_has_the_distance_of_those_updates_where_it_was_measured(tmp_path: Path) -> None:
+    layout = StepLayout(batch_size=1, micro_batch_size=1, max_length=1, world_size=1, max_steps=100_000)
+    recorder = Recorder(
+        Progress(),
+        log=MetricsLog(tmp_path / "metrics.jsonl"),
+        observer=Listener(),
+        layout=layout,
+        flops_per_token=1.0,
+        peak_flops=None,
+        peak_memory=lambda: None,
+    )
+    of_kept = Tally(groups=1, samples=2, reward=1, tokens=4, trained_tokens=4, distance=2)
+    of_dropped = Tally(groups=1, dropped=1, samples=2, tokens=4)
+    for step, tally in enumerate([of_kept, of_dropped, of_dropped], start=1):
+        recorder.update(
+            UpdateResult(
+                step=step,
+                train_loss=0.0,
+                gradient_norm=0.0,
+                learning_rate=0.1,
+                tokens=4,
+                figures=tally.figures(with_distance=True),
+                loss_scale=None,
+                skipped=False,
+            )
+        )
+        if step > 1:
+            recorder.flush()
+    recorder.close()
+    first, rest = read_metrics(tmp_path / "metrics.jsonl")
+    assert (first["updates"], first["distance"], first["reward"]) == (2, 0.5, 0.25)
+    assert "distance" not in rest
+    assert rest["reward"] == 0.0
 
 
 def test_rl_pays_for_its_distance_from_the_start(tmp_path: Path) -> None:

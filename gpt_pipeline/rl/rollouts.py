@@ -258,12 +258,12 @@ class Tally(NamedTuple):
         )
 
     def figures(self, *, with_distance: bool) -> dict[str, float]:
-        """Return what is logged of an update."""
+        """Return what is logged of an update; the distance where there are tokens that it was measured on."""
         return {
             "reward": self.reward / self.samples,
             "dropped_groups": self.dropped / self.groups,
             "answer_tokens": self.tokens / self.samples,
             "entropy": self.nats / max(self.tokens, 1),
             "ended": self.ended / self.samples,
-            **({"distance": self.distance / max(self.trained_tokens, 1)} if with_distance else {}),
+            **({"distance": self.distance / self.trained_tokens} if with_distance and self.trained_tokens else {}),
         }

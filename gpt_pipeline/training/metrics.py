@@ -135,6 +135,15 @@ def _cut_torn_line(path: Path) -> None:
         file.truncate(end)
 
 
+def _mean_figures(updates: Sequence[UpdateResult]) -> dict[str, float]:
+    """Return each figure's mean over the updates that have it."""
+    found: dict[str, list[float]] = {}
+    for update in updates:
+        for name, value in update.figures.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
 def _scaling(updates: Sequence[UpdateResult]) -> dict[str, float]:
     """Return the last loss scale and how many updates were skipped; nothing where losses are not scaled."""
     scale = updates[-1].loss_scale
@@ -206,7 +215,7 @@ class Recorder:
             step=last.step,
             tokens_seen=self._tokens_seen,
             train_loss=sum(update.train_loss for update in self._updates) / count,
-            **{name: sum(update.figures[name] for update in self._updates) / count for name in last.figures},
+            **_mean_figures(self._updates),
             updates=count,
             learning_rate=last.learning_rate,
             gradient_norm=next((each.gradient_norm for each in reversed(self._updates) if not each.skipped), None),
