@@ -11,9 +11,11 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import dagster as dg
 import pytest
 
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.orchestration.newest_runs import NewestRuns
 from gpt_pipeline.progress.at_work import RunAtWork
 from gpt_pipeline.progress.stages import StageProgress
 from gpt_pipeline.progress.status import NextStep, Status
@@ -130,6 +132,24 @@ def status(states: Sequence[str], training: str, **changes: Any) -> Status:
 
 DONE, NOTHING, PARTLY = ("finished",) * 3, ("absent",) * 3, ("finished", "partly", "absent")
 SHARED = ("finished", "finished", "absent")
+
+
+def test_newest_run_of_an_experiment_may_be_one_of_assets_picked_by_hand(project: TinyProject) -> None:
+    experiment = project.experiment("tiny")
+    statuses = dg.DagsterRunStatus
+    with dg.DagsterInstance.ephemeral() as instance:
+        newest = NewestRuns(instance)
+        instance.add_run(dg.DagsterRun(job_name="run_tiny", status=statuses.FAILURE))
+        assert newest([experiment])["tiny"].state == "failed"
+        for assets, status in (
+            (["tiny", "training"], statuses.NOT_STARTED),
+            (["tiny", "evaluation"], statuses.STARTED),
+        ):
+            picked = frozenset([dg.AssetKey(assets)])
+            instance.add_run(dg.DagsterRun(job_name="__ASSET_JOB", status=status, asset_selection=picked))
+        assert newest([experiment])["tiny"].state == "waiting"
+
+
 WORKING = NewestRun(state="working", page="/runs/1", process="process 8 on host")
 AT_WORK = RunAtWork(
     run="1", job="run_tiny", experiment="tiny", process=ProcessId(host="far", pid=9, started="1"), since="2026-01-01"

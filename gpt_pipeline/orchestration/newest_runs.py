@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import dagster as dg
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 from dagster._core.events import DagsterEvent
 
 from gpt_pipeline.experiment.load import Experiment
@@ -13,6 +14,10 @@ from gpt_pipeline.orchestration.dead_runs import process_of
 from gpt_pipeline.shown import without_password
 from gpt_pipeline.start_page.state import NewestRun, RunState
 
+_Picked = tuple[Mapping[str, str], dg.RunRecord]
+"""A run of assets that somebody picked by hand, behind the jobs that make the same, by experiment."""
+
+_PICKED = 50  # of such runs, the newest are looked at
 _WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 _ENDS: Mapping[dg.DagsterRunStatus, RunState] = {
     dg.DagsterRunStatus.FAILURE: "failed",
@@ -30,14 +35,17 @@ class NewestRuns:
 
     def __call__(self, experiments: Sequence[Experiment]) -> Mapping[str, NewestRun]:
         """Return the newest run of each experiment that has one, by the experiment's name."""
-        found = {experiment.name: self._newest(experiment) for experiment in experiments}
+        records = self._instance.get_run_records(dg.RunsFilter(job_name=IMPLICIT_ASSET_JOB_NAME), limit=_PICKED)
+        picked = [(keys.jobs_of(record.dagster_run), record) for record in records]
+        found = {experiment.name: self._newest(experiment, picked) for experiment in experiments}
         return {name: self._described(record.dagster_run) for name, record in found.items() if record is not None}
 
-    def _newest(self, experiment: Experiment) -> dg.RunRecord | None:
+    def _newest(self, experiment: Experiment, picked: Sequence[_Picked]) -> dg.RunRecord | None:
         jobs = (keys.run_job(experiment), keys.data_job(experiment))
         records = [
             record for job in jobs for record in self._instance.get_run_records(dg.RunsFilter(job_name=job), limit=1)
         ]
+        records += [record for jobs_of_run, record in picked if jobs_of_run.get(experiment.name) in jobs]
         return max(records, key=lambda record: record.create_timestamp, default=None)
 
     def _described(self, run: dg.DagsterRun) -> NewestRun:
