@@ -106,7 +106,7 @@ def test_read_rows_of_a_table_keep_quoted_line_ends(tmp_path: Path, end: str, de
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
-@pytest.mark.parametrize("head", [["n", "body"], ["n, m", "body"]])
+@pytest.mark.parametrize("head", [["n", "body"], ["n, m", "body"], ["n\n(short)", "body"]])
 def test_read_rows_of_a_csv_without_commas_in_its_first_line_are_parted_by_what_stands_there(
     tmp_path: Path, delimiter: str, head: list[str]
 ) -> None:

@@ -39,6 +39,7 @@ _CHUNK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _SHOWN_COLUMNS = 50
+_HEAD_LINES = 100  # of the names of a table's columns
 
 Record = Mapping[str, Any]
 
@@ -339,12 +340,12 @@ def _table(*delimiters: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
     def read(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
         csv.field_size_limit(_MAX_WHOLE_CHARACTERS)
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        first = text.readline()
-        if not first:
+        head = _head_of(text)
+        if not head:
             return
-        _first_of(first[:2].encode("utf-8", "surrogateescape"), name)
-        delimiter = _delimiter_of(first, delimiters)
-        lines = itertools.chain([first], text)
+        _first_of(head[0][:2].encode("utf-8", "surrogateescape"), name)
+        delimiter = _delimiter_of("".join(head), delimiters)
+        lines = itertools.chain(head, text)
         rows = csv.reader(lines, delimiter=delimiter, strict=True)  # or a quote without end takes in the rows behind it
         begin = 1
         try:
@@ -368,9 +369,17 @@ def _table(*delimiters: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
     return read
 
 
-def _delimiter_of(first: str, delimiters: Sequence[str]) -> str:
-    """Return what parts the columns: the first of the delimiters that the first line has outside of quotes."""
-    bare = re.sub(r'"[^"]*"?', "", first)
+def _head_of(text: io.TextIOBase) -> list[str]:
+    """Return the lines of a table's first row: names of columns may be quoted, and hold line ends."""
+    head: list[str] = []
+    while (not head or "".join(head).count('"') % 2) and len(head) < _HEAD_LINES and (line := text.readline()):
+        head.append(line)
+    return head
+
+
+def _delimiter_of(head: str, delimiters: Sequence[str]) -> str:
+    """Return what parts the columns: the first of the delimiters that a table's first row has outside of quotes."""
+    bare = re.sub(r'"[^"]*"?', "", head)
     return next((each for each in delimiters if each in bare), delimiters[0])
 
 
