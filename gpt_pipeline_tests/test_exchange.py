@@ -443,8 +443,10 @@ def test_export_again_replaces_an_unchanged_export_with_the_same_bytes(tmp_path:
     before = digests(tmp_path / "hf")
     export_checkpoint(one, info.path, tmp_path / "hf")
     assert digests(tmp_path / "hf") == before
+    (tmp_path / "hf" / ".DS_Store").write_text("of a look at it on macOS")
     export_checkpoint(one, checkpoint(one, step=4).path, tmp_path / "hf")
     assert digests(tmp_path / "hf")["model.safetensors"] != before["model.safetensors"]
+    assert ".DS_Store" not in digests(tmp_path / "hf")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

@@ -174,6 +174,7 @@ def test_script_of_a_trainer_that_fails_ends_with_its_exit_code(tmp_path: Path) 
     [
         ({"time": "soon"}, "time: found 'soon', need minutes"),
         ({"ssh": "-oProxyCommand=x"}, "ssh: found '-oProxyCommand=x', need host or user@host"),
+        ({"ssh": "-Fown@login"}, "ssh: found '-Fown@login', need host or user@host"),
         ({"options": ("-p gpu",)}, "options: found '-p gpu', need an option of sbatch in its long form"),
         ({"options": ("--partition=gpu",)}, "use hardware.slurm.partition"),
         ({"options": ("--job-name=x",)}, "need an option that the pipeline does not set itself; remove it"),

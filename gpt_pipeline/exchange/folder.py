@@ -17,6 +17,9 @@ from gpt_pipeline.storage.atomic import fsync_file, fsync_folder, read_json, sha
 RECORD_NAME = "export.json"
 """Written last: what was exported, and the hash of each file, by which an export is recognized."""
 
+_OF_THE_SYSTEM = {".DS_Store", "Thumbs.db", "desktop.ini"}
+"""What macOS and Windows put into a folder that somebody looks at."""
+
 
 @contextmanager
 def new_folder(target: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
@@ -60,7 +63,7 @@ def require_replaceable(target: Path) -> None:
 
 def _difference_to_export(folder: Path) -> str:
     """Return how `folder` differs from an unchanged export; empty if it is one, or holds nothing."""
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir()} - _OF_THE_SYSTEM
     if not names:
         return ""
     try:

@@ -12,7 +12,7 @@ from gpt_pipeline.storage.fingerprint import added_later
 LauncherName = Literal["local", "slurm", "ray"]
 
 _TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")  # as `man sbatch` lists them
-_HOST = re.compile(r"([A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*")
+_HOST = re.compile(r"([A-Za-z0-9._][A-Za-z0-9._-]*@)?[A-Za-z0-9][A-Za-z0-9._-]*")
 _WEB = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*")
 _OPTION = re.compile(r"--[a-z][a-z-]*(=.*)?")
