@@ -128,6 +128,15 @@ def test_base_folder_in_whose_place_a_file_lies_is_refused_with_place_and_remedy
     assert text.endswith("set storage.base_folder to another folder")
 
 
+@pytest.mark.parametrize("folder", ["$SCRATCH/gpt", "${HOME}/gpt", "%USERPROFILE%/gpt"])
+def test_base_folder_with_a_variable_is_refused_unless_a_folder_has_that_very_name(write, tmp_path, folder):
+    experiment = load_experiment(write(SMALL.replace("../storage", f"'{folder}'")))
+    with pytest.raises(ConfigError, match="a folder without variables, which are not replaced here"):
+        _ = experiment.base_folder
+    (tmp_path / folder).mkdir(parents=True)
+    assert experiment.base_folder == tmp_path / folder
+
+
 def test_folders_stay_where_they_are_when_the_working_directory_changes(write, tmp_path, monkeypatch):
     monkeypatch.chdir(write(SMALL).parent)
     experiment = load_experiment(Path("small.yaml"))

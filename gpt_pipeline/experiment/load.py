@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -49,6 +50,7 @@ from gpt_pipeline.training.config import CadenceConfig
 from gpt_pipeline.training.job import TOKENIZER
 
 RUNTIME = "runtime"  # the block that the pipeline writes; its content has no effect
+_VARIABLE = re.compile(r"\$\w|\$\{|%\w+%")
 _NOTHING = Written(kind=Kind.PLAIN, text="")
 _STAND_INS = {
     int: 1,
@@ -87,13 +89,16 @@ class Experiment:
 
     @property
     def base_folder(self) -> Path:
-        """Absolute. Raises ConfigError for a Windows path on another system, and if a file is in its place."""
+        """Absolute. Raises ConfigError for a Windows path elsewhere, a variable, and if a file is in its place."""
         key, text = "storage.base_folder", self.config.storage.base_folder
         folder = self._resolved(key, text)
         there = next((each for each in (folder, *folder.parents) if os.path.exists(each)), None)
         if there is not None and not there.is_dir():
             need, remedy = f"a folder, or a place to make one in ({there} is a file)", f"set {key} to another folder"
             raise self._unusable(key, text, need=need, remedy=remedy)
+        if there != folder and _VARIABLE.search(text):  # else all data would be in a folder of that very name
+            need = "a folder without variables, which are not replaced here, or one of that very name that is there"
+            raise self._unusable(key, text, need=need, remedy="write the folder itself")
         return folder
 
     @property
