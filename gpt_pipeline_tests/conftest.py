@@ -8,16 +8,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import gc
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import hypothesis
 import pytest
+from filelock import FileLock
 from pytest_timeout import Settings, is_debugging
 
 from gpt_pipeline_tests.hangs import ask_for_stacks, watched
-from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.projects import TinyProject, make_data, train
 
 # No test depends on the speed of the machine.
 hypothesis.settings.register_profile(
@@ -79,11 +81,16 @@ def surroundings() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, empty_store: bytes) -> TinyProject:
-    """A project whose experiment `tiny` was run to the end. Tests must not change it."""
-    project = TinyProject(root=tmp_path_factory.mktemp("finished"))
-    (project.root / "mlflow.db").write_bytes(empty_store)
-    project.write_experiment("tiny")
-    project.run("run", "experiments/tiny.yaml")
+    """A project whose experiment `tiny` was run to the end, once for all workers. Tests must not change it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    project = TinyProject(root=folder / "finished")
+    with FileLock(folder / "finished.lock"):
+        if not (project.root / "storage" / "tiny" / "report.html").is_file():
+            project.root.mkdir(exist_ok=True)
+            (project.root / "mlflow.db").write_bytes(empty_store)
+            project.write_experiment("tiny")
+            project.run("run", "experiments/tiny.yaml")
     return project
 
 
@@ -94,6 +101,23 @@ def copy(finished: TinyProject, tmp_path: Path) -> Iterator[TinyProject]:
     shutil.copytree(finished.root, project.root)
     yield project
     shutil.rmtree(project.root)
+
+
+@pytest.fixture(scope="session")
+def tiny_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Return the storage of an experiment `tiny` that has its data and so many of its twelve steps; tests copy it."""
+
+    @cache
+    def made(step: int) -> Path:
+        project = TinyProject(root=tmp_path_factory.mktemp("tiny"))
+        project.write_experiment("tiny")
+        if step:
+            train(project.experiment("tiny"), stop_at=step if step < 12 else None)
+        else:
+            make_data(project.experiment("tiny"))
+        return project.root / "storage"
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,12 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.run import run_job
-from gpt_pipeline_tests.training_jobs import Listener, T, make_job
+from gpt_pipeline_tests.training_jobs import Listener, T, make_job, write_shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +41,18 @@ class GoldenTraining:
 def adamw_with_dropout(folder: Path) -> TrainingJob:
     """AdamW on two blocks with dropout, an update in two micro-batches, cosine decay."""
     model = ModelConfig(n_layer=2, n_head=2, n_embd=8, context_length=T, dropout=0.2)
-    return make_job(folder, training={"precision": "fp32"}, model=model)
+    return _job(folder, model)
 
 
 def muon_without_dropout(folder: Path) -> TrainingJob:
     """Muon on two blocks with QKV bias and a head of its own, an update at once, the schedule `wsd`."""
     model = ModelConfig(n_layer=2, n_head=2, n_embd=8, context_length=T, dropout=0.0, qkv_bias=True, tie_weights=False)
-    training = {"precision": "fp32", "optimizer": "muon", "micro_batch_size": None, "lr_schedule": "wsd", "seed": 3}
-    return make_job(folder, training=training, model=model)
+    return _job(folder, model, optimizer="muon", micro_batch_size=None, lr_schedule="wsd", seed=3)
+
+
+def _job(folder: Path, model: ModelConfig, **training: Any) -> TrainingJob:
+    write_shards(folder / "shards", vocab_size=model.vocab_size)
+    return make_job(folder, training={"precision": "fp32", **training}, model=model)
 
 
 TRAININGS = (adamw_with_dropout, muon_without_dropout)

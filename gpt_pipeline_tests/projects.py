@@ -6,14 +6,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints
 from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline_tests.hangs import output_of
 
+_UNWANTED = ("DAGSTER_HOME", "GPT_PIPELINE_EXPERIMENTS", "MLFLOW_TRACKING_URI")  # of the tester's own projects
 TINY = """\
 experiment_name: {name}
 data: {{source: sample, num_samples: {num_samples}, max_length: 32, validation_fraction: 0.1}}
@@ -51,8 +56,7 @@ class TinyProject:
     @property
     def environment(self) -> dict[str, str]:
         """Of the tester, without what would lead a command elsewhere."""
-        unwanted = ("DAGSTER_HOME", "GPT_PIPELINE_EXPERIMENTS", "MLFLOW_TRACKING_URI")
-        kept = {name: value for name, value in os.environ.items() if name not in unwanted}
+        kept = {name: value for name, value in os.environ.items() if name not in _UNWANTED}
         return {**kept, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **self.variables}
 
     def start(self, *arguments: str, module: str = "gpt_pipeline", **options: Any) -> subprocess.Popen[str]:
@@ -62,6 +66,16 @@ class TinyProject:
     def run(self, *arguments: str, module: str = "gpt_pipeline", expect: int | None = 0) -> str:
         """Run `python -m <module> <arguments>` to its end; return what it printed."""
         return self._ended(self.start(*arguments, module=module), expect)
+
+    def call(self, *arguments: str) -> str:
+        """Run the command in this process, which imports it once for all tests; return what it printed."""
+        from gpt_pipeline.cli import command
+
+        with chdir(self.root), redirect_stdout(StringIO()) as printed, redirect_stderr(printed):
+            for name in _UNWANTED:
+                os.environ.pop(name, None)  # the test's end brings them back
+            command.main(args=[*arguments], prog_name="gpt-pipeline", standalone_mode=False)
+        return printed.getvalue()
 
     def program(self, code: str) -> str:
         """Run Python code in the project's folder; return what it printed."""
@@ -83,6 +97,30 @@ class TinyProject:
         output = output_of(process)
         assert expect is None or process.returncode == expect, output
         return output
+
+
+def make_data(experiment: Experiment) -> StageResult:
+    """Make what the experiment trains on, in this process; return its shards."""
+    from gpt_pipeline.data.documents.raw import prepare_raw
+    from gpt_pipeline.data.documents.stage import prepare_documents
+    from gpt_pipeline.data.tokens.shards import prepare_shards
+
+    data, folder = experiment.data, experiment.data_folder
+    documents = prepare_documents(data, prepare_raw(data, folder, say=_quiet), folder, say=_quiet)
+    return prepare_shards(data, documents, folder, say=_quiet)
+
+
+def train(experiment: Experiment, *, stop_at: int | None = None) -> TrainingJob:
+    """Make the experiment's data and train it, in this process, to its end or to the step `stop_at`."""
+    from gpt_pipeline.experiment.training import training_job
+    from gpt_pipeline_tests.training_jobs import run
+
+    job = training_job(experiment, make_data(experiment))
+    run(job, stop_at=stop_at)
+    return job
+
+
+def _quiet(text: str) -> None: ...
 
 
 def trainer_pids(project: TinyProject) -> list[int]:

@@ -875,7 +875,7 @@ def test_training_starts_from_an_imported_model(tmp_path: Path) -> None:
     two = dataclasses.replace(one, config=dataclasses.replace(one.config, experiment_name="experiment"))
     export_checkpoint(one, checkpoint(one).path, tmp_path / "hf")
     taken = import_folder(tmp_path / "hf", two).checkpoint
-    job = dataclasses.replace(job, experiment_folder=str(two.folder.root))
+    job = dataclasses.replace(job, experiment_folder=str(two.folder.root), model=two.config.model)
     listener = Listener()
     run_job(job, observer=listener)
     assert any("checkpoint_step_0.pt, step 0" in message for message in listener.messages)

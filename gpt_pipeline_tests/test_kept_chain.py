@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -39,14 +37,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
     root = tmp_path_factory.mktemp("kept") / "a moved project"
     unpack(_ARCHIVE, root)
     project = TinyProject(root=root)
-    _look_at_sources(project)
-    return project
-
-
-def _look_at_sources(project: TinyProject) -> None:
     for stem in (*_FINISHED, "stopped"):
         for part in project.experiment(stem).parts.values():
             prepare_raw(part.data, part.data_folder)
+    return project
 
 
 def _status(project: TinyProject, stem: str) -> Status:
@@ -94,42 +88,16 @@ def test_mean_of_the_weights_of_an_earlier_version_loads_beside_them(project: Ti
     assert not all(torch.equal(raw[name], average[name]) for name in raw)
 
 
-@pytest.mark.parametrize(("stem", "step"), [("base", 60), ("rewarded", 2)])
-def test_checkpoint_of_an_earlier_version_is_resumed_from_to_the_same_end(
-    project: TinyProject, tmp_path: Path, stem: str, step: int
-) -> None:
-    copy = TinyProject(root=shutil.copytree(project.root, tmp_path / "copy"))
-    _look_at_sources(copy)
-    file = copy.experiment(stem).file
-    named = f"base_folder: ../storage, checkpoint_to_resume: checkpoint_step_{step}.pt"
-    file.write_text(file.read_text(encoding="utf-8").replace("base_folder: ../storage", named), encoding="utf-8")
-    before, after = _end(copy, stem), _trained_end(copy, stem)
-    assert (after["fingerprint"], after["step"]) == (before["fingerprint"], before["step"])
-    if stem == "base":  # answers that another processor samples may be others
-        assert {name: after[name] for name in _END} == pytest.approx({name: before[name] for name in _END}, abs=1e-3)
-
-
-def _end(project: TinyProject, stem: str) -> dict[str, Any]:
-    """What the training noted at its end."""
-    found: dict[str, Any] = json.loads(project.experiment(stem).folder.training.read_text(encoding="utf-8"))
-    return found
-
-
-def _trained_end(project: TinyProject, stem: str) -> dict[str, Any]:
-    """The same after training to the end, with the data that is there."""
-    experiment = project.experiment(stem)
+def test_fine_tuning_that_an_earlier_version_stopped_goes_on_to_the_end_that_it_had_there(project: TinyProject) -> None:
+    experiment = project.experiment("stopped")
+    status = _status(project, "stopped")
+    assert status.training is not None
+    assert (status.training.state, status.training.step) == ("stopped", _STOPPED_STEP)
     shards = find_shards(experiment.data, experiment.data_folder)
     assert shards is not None
-    assert run_job(training_job(experiment, shards), Listener()).finished
-    return _end(project, stem)
-
-
-def test_fine_tuning_that_an_earlier_version_stopped_goes_on_to_the_end_that_it_had_there(project: TinyProject) -> None:
-    training = _status(project, "stopped").training
-    assert training is not None
-    assert (training.state, training.step) == ("stopped", _STOPPED_STEP)
-    end = _trained_end(project, "stopped")
-    assert end["step"] == _END_STEP
+    outcome = run_job(training_job(experiment, shards), Listener())
+    assert (outcome.finished, outcome.step) == (True, _END_STEP)
+    end = json.loads(experiment.folder.training.read_text(encoding="utf-8"))
     assert {name: end[name] for name in _END} == pytest.approx(_END, abs=1e-3)
 
 

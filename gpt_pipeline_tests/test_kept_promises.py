@@ -67,7 +67,7 @@ class KeptProject(TinyProject):
 
     def status(self) -> dict[str, dict[str, Any]]:
         """What `status --json` says of each experiment, by the stem of its file."""
-        return {Path(each["file"]).stem: each for each in json.loads(self.run("status", "--json"))}
+        return {Path(each["file"]).stem: each for each in json.loads(self.call("status", "--json"))}
 
     def digests(self) -> dict[str, str]:
         """The sha256 of every file of data, checkpoints and evaluations, but for those of locks."""
@@ -160,8 +160,7 @@ def test_run_of_what_an_earlier_version_finished_does_no_work_again(
     metrics = {stem: (project.folder(stem) / "metrics.jsonl").read_bytes() for stem in _FINISHED}
     assert len(before) > 50
     assert runs["muon"] == ["step_0", "step_12", "step_4", "step_8", "training"]
-    for stem in ("muon", "local"):
-        project.run("run", project.file(stem))
+    project.run("run", project.file("muon"), project.file("local"))
     after = project.digests()
     new = after.keys() - before.keys()
     assert {name: digest for name, digest in after.items() if name not in new} == before
@@ -246,6 +245,7 @@ def test_deleted_evaluation_of_an_earlier_version_is_made_again_and_logged_once(
     assert project.mlflow_runs("adamw") == runs
 
 
+@pytest.mark.slow  # that a run does nothing again is tested above
 def test_run_after_the_histories_were_deleted_trains_and_evaluates_nothing_again(project: KeptProject) -> None:
     before = project.digests()
     shutil.rmtree(project.root / ".dagster")
@@ -258,7 +258,7 @@ def test_run_after_the_histories_were_deleted_trains_and_evaluates_nothing_again
 
 
 def test_compare_shows_what_an_earlier_version_evaluated(untouched: KeptProject) -> None:
-    found = json.loads(untouched.run("compare", untouched.file("adamw"), untouched.file("muon"), "--json"))
+    found = json.loads(untouched.call("compare", untouched.file("adamw"), untouched.file("muon"), "--json"))
     assert found["comparable"]
     ranks = [(each["display_name"], each["rank"]) for each in found["experiments"]]
     assert ranks == [("Kept muon", 1), ("Kept adamw", 2)]
@@ -270,11 +270,11 @@ def test_generate_answers_with_a_checkpoint_of_an_earlier_version(untouched: Kep
     [path] = (untouched.folder("muon") / "evaluations").glob("step_00000008-*.json")
     answer = _read_json(path)["answers"][-1]
     prompt = ("--prompt", answer["question"], "--max-new-tokens", "4", "--checkpoint", "step_8")
-    assert answer["generated"] in untouched.run("generate", untouched.file("muon"), *prompt)
+    assert answer["generated"] in untouched.call("generate", untouched.file("muon"), *prompt)
 
 
 def test_export_writes_the_weights_of_an_earlier_version(untouched: KeptProject, tmp_path: Path) -> None:
-    untouched.run("export", untouched.file("muon"), "--to", str(tmp_path / "hf"))
+    untouched.call("export", untouched.file("muon"), "--to", str(tmp_path / "hf"))
     kept = torch.load(untouched.folder("muon") / "checkpoints" / "best_model.pt", weights_only=True)
     weights = load_file(tmp_path / "hf" / "model.safetensors")
     name = "transformer.wte.weight"
@@ -282,7 +282,7 @@ def test_export_writes_the_weights_of_an_earlier_version(untouched: KeptProject,
 
 
 def test_verify_finds_every_byte_that_an_earlier_version_made(untouched: KeptProject) -> None:
-    untouched.run("verify", untouched.file("muon"))
+    untouched.call("verify", untouched.file("muon"))
 
 
 def test_data_made_now_is_what_an_earlier_version_made(untouched: KeptProject, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from gpt_pipeline.training.loss_scale import LossScale
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.update import NotFiniteError, Updater
-from gpt_pipeline_tests.training_jobs import BATCH, T, make_job, run, trainer_command
+from gpt_pipeline_tests.training_jobs import BATCH, VOCABULARY, T, make_job, run, trainer_command
 
 FP16 = Compute(device=torch.device("cpu"), precision="fp16", compile=False, peak_flops=None)
 FP32 = dataclasses.replace(FP16, precision="fp32")
@@ -38,7 +38,7 @@ def _updater(job, compute: Compute = FP16) -> Updater:
 
 def _batch(step: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
-    return Batch(*(torch.randint(0, 50257, (BATCH, T), generator=generator) for _ in range(2)))
+    return Batch(*(torch.randint(0, VOCABULARY, (BATCH, T), generator=generator) for _ in range(2)))
 
 
 def _weights(updater: Updater) -> dict[str, torch.Tensor]:
@@ -169,8 +169,8 @@ def test_model_trained_in_fp16_is_evaluated_and_writes_in_fp32(tmp_path):
     run(job)
     model = load_model(list_checkpoints(job.folder.checkpoints)[-1].path, device="cpu")[0]
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-    assert token_losses(model, torch.randint(0, 50257, (1, T + 1))).isfinite().all()
-    [text] = generate(model, [[50256]], max_new_tokens=4, context_length=T)
+    assert token_losses(model, torch.randint(0, VOCABULARY, (1, T + 1))).isfinite().all()
+    [text] = generate(model, [[VOCABULARY - 1]], max_new_tokens=4, context_length=T)
     assert len(text.tokens) == 4
 
 

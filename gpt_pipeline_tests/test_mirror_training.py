@@ -129,7 +129,7 @@ def test_mirror_finished_training_is_brought_and_not_trained_again(tmp_path):
 
 
 def test_mirror_training_whose_bringing_is_cut_off_brings_the_rest(tmp_path, monkeypatch, reference):
-    monkeypatch.setattr(stores, "_PIECE_BYTES", 10_000)
+    monkeypatch.setattr(stores, "_PIECE_BYTES", 1_000)
     a, b = machine(tmp_path, "a"), machine(tmp_path, "b")
     run(a, stop_at=6)
     lose(a)
@@ -148,7 +148,7 @@ def test_mirror_training_whose_bringing_is_cut_off_brings_the_rest(tmp_path, mon
     run(b)
 
     [start] = [start for name, start in store.read_from.items() if name.endswith("step_6.pt")]
-    assert start == 80_000
+    assert start == 8_000
     assert_same_end(b, reference)
     assert not list(b.folder.root.rglob("*.part"))
 

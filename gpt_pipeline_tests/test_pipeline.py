@@ -60,13 +60,13 @@ def test_run_from_nothing_puts_its_experiment_on_record_as_a_user_of_the_data(fi
     assert why_users_are_unknown(experiment.data_folder) is None
 
 
-def test_run_is_shown_on_the_page_of_its_job(finished: TinyProject) -> None:
+def test_run_is_shown_on_the_page_of_its_job(copy: TinyProject) -> None:
     import dagster as dg
 
     from gpt_pipeline.orchestration.history import open_instance
     from gpt_pipeline.project import Project
 
-    with chdir(finished.root), open_instance(Project.here()) as instance:
+    with chdir(copy.root), open_instance(Project.here()) as instance:
         of_the_location = {
             ".dagster/repository": "__repository__@gpt_pipeline.definitions"
         }  # as the pages ask for them
@@ -74,14 +74,14 @@ def test_run_is_shown_on_the_page_of_its_job(finished: TinyProject) -> None:
             assert instance.get_runs_count(dg.RunsFilter(job_name=job, tags=of_the_location)) >= least
 
 
-def test_run_again_does_nothing_and_says_so(finished: TinyProject) -> None:
-    before = _states(finished.root)
-    output = finished.run("run", "experiments/tiny.yaml")
+def test_run_again_does_nothing_and_says_so(copy: TinyProject) -> None:
+    before = _states(copy.root)
+    output = copy.run("run", "experiments/tiny.yaml")
     assert "Nothing to do" in output
     assert "finished at step 12" in output
-    assert str(finished.experiment("tiny").folder.report) in output
-    assert _states(finished.root) == before
-    assert _mlflow_runs(finished) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
+    assert str(copy.experiment("tiny").folder.report) in output
+    assert _states(copy.root) == before
+    assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.packing import Answers
-from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.load import Experiment, load_experiment
@@ -62,27 +61,14 @@ from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingCon
 from gpt_pipeline.training.decision import decide_start
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.observer import SilentObserver
-from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.start import prepare_start
-from gpt_pipeline.training.stopping import StopFlag
-from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.projects import TinyProject, make_data, train
 from gpt_pipeline_tests.synth_rows import rows, write_synth
-from gpt_pipeline_tests.training_jobs import Listener, make_job
+from gpt_pipeline_tests.training_jobs import make_job, run
 
 
 def _quiet(text: str) -> None: ...
-
-
-def _make_data(experiment: Experiment) -> None:
-    raw = prepare_raw(experiment.data, experiment.data_folder, say=_quiet)
-    for stage in (
-        DocumentsStage(config=experiment.data, data_folder=experiment.data_folder, given_raw=raw),
-        ShardsStage(config=experiment.data, data_folder=experiment.data_folder),
-    ):
-        for group in stage.plan(force=False, say=_quiet):
-            stage.make(group, say=_quiet)
-        stage.finish(say=_quiet)
 
 
 def _job(experiment: Experiment) -> TrainingJob:
@@ -103,21 +89,13 @@ def project(tmp_path: Path) -> TinyProject:
 
 
 @pytest.fixture
-def with_data(project: TinyProject) -> TinyProject:
-    _make_data(project.experiment("tiny"))
+def with_data(project: TinyProject, tiny_at: Callable[[int], Path]) -> TinyProject:
+    shutil.copytree(tiny_at(0), project.root / "storage")
     return project
 
 
 def _train(project: TinyProject, *, stop_at: int | None = None) -> TrainingJob:
-    """Train the experiment `tiny` in this process; with `stop_at`, to that step."""
-    job, stop = _job(project.experiment("tiny")), StopFlag()
-
-    def look(step: int) -> None:
-        if stop_at is not None and step >= stop_at:
-            stop.request(15)
-
-    run_job(job, Listener(look), stop=stop, environment={})
-    return job
+    return train(project.experiment("tiny"), stop_at=stop_at)
 
 
 def test_host_memory_of_this_machine_is_plausible_and_less_in_a_container(tmp_path: Path) -> None:
@@ -191,7 +169,7 @@ def test_plan_sample_estimates_are_near_what_is_then_made(project: TinyProject) 
     project.write_experiment("sample", num_samples=8000)
     experiment = project.experiment("sample")
     before = _plan(experiment)
-    _make_data(experiment)
+    make_data(experiment)
     after = _plan(experiment)
     assert before.tokens.tokens == pytest.approx(after.tokens.tokens, rel=0.1)
     for planned, made in zip(before.disks[0].needs, after.disks[0].needs[-3:], strict=False):
@@ -262,7 +240,7 @@ def test_data_progress_tells_absent_partly_and_finished(project: TinyProject) ->
     found = data_progress(experiment)
     assert [stage.state for stage in found] == ["finished", "partly", "absent"]
     assert (found[1].files_done, found[1].files) == (1, 2)
-    _make_data(experiment)
+    make_data(experiment)
     assert [stage.state for stage in data_progress(experiment)] == ["finished"] * 3
 
 
@@ -315,12 +293,12 @@ _RESUMES = ["null", "scratch", "checkpoint_step_4.pt", "checkpoint_step_8.pt", "
 @pytest.mark.parametrize("repeated", [False, True])
 @pytest.mark.parametrize("learning_rate", [0.001, 0.002])
 def test_decided_start_is_what_the_trainer_then_does(
-    with_data: TinyProject, resume: str, repeated: bool, learning_rate: float
+    project: TinyProject, tiny_at: Callable[[int], Path], resume: str, repeated: bool, learning_rate: float
 ) -> None:
-    _train(with_data, stop_at=9)
-    path = with_data.write_experiment("tiny", learning_rate=learning_rate)
+    shutil.copytree(tiny_at(9), project.root / "storage")
+    path = project.write_experiment("tiny", learning_rate=learning_rate)
     path.write_text(path.read_text().replace("../storage}", f"../storage, checkpoint_to_resume: {resume}}}"))
-    job = _job(with_data.experiment("tiny"))
+    job = _job(project.experiment("tiny"))
     if repeated:
         prepare_start(job, max_steps=12, say=_quiet)
     before = len(list(job.folder.root.glob("previous/*")))
@@ -361,13 +339,12 @@ def _request(**changes) -> Request:
 def test_measure_makes_real_updates_and_leaves_nothing_behind(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     told: list[str] = []
-    speed = measure(_request(), world_size=1, say=told.append)
+    speed = measure(_request(samples=3), world_size=1, say=told.append)
     assert speed.updates >= 3
     assert speed.tokens_per_second == pytest.approx(128 / speed.update_seconds)
     assert speed.reading_tokens_per_second > 0
     assert speed.writing_tokens_per_second > 0
-    assert speed.sampling_tokens_per_second is None
-    assert measure(_request(samples=3), world_size=1, say=_quiet).sampling_tokens_per_second > 0
+    assert speed.sampling_tokens_per_second > 0
     assert "CPU" in speed.device
     assert any("first update" in text for text in told)
     assert list(tmp_path.iterdir()) == []
@@ -537,8 +514,7 @@ def test_plan_of_a_fine_tuning_counts_the_checkpoint_that_it_starts_with_once(wi
     later = with_data.experiment("later")
     plan = _plan(later)
     assert "4 checkpoints" in "".join(outline(later))
-    listener = Listener()
-    run_job(_job(later), listener, environment={})
+    listener = run(_job(later))
     assert plan.length.checkpoints == plan.duration.evaluations == len(listener.checkpoints) == 4
     after = _plan(later)
     assert after.start.kind == "finished"
@@ -574,6 +550,7 @@ def test_plan_command_measures_and_prints_json_in_full(with_data: TinyProject, c
     assert plan["length"]["tokens"] == 12 * 128
     assert plan["length"]["flops"] == plan["length"]["tokens"] * plan["length"]["flops_per_token"]
     assert plan["speed"]["source"] == "measured"
+    assert plan["speed"]["sampling_tokens_per_second"] is None
     assert plan["duration"]["training_seconds"] > 0
     assert not (with_data.root / "storage" / "tiny").exists()
     documented = (Path(__file__).parents[1] / "docs" / "planning.md").read_text(encoding="utf-8")

@@ -61,7 +61,10 @@ class _Pool:
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Iterator[_Pool]:
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Pool]:
+    """One whose waits look again at once."""
+    monkeypatch.setattr("gpt_pipeline.orchestration.pool_wait._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("gpt_pipeline.orchestration.pool_wait._ASK_SECONDS", 0.05)
     made = _Pool(tmp_path)
     with made.instance:
         yield made
@@ -88,11 +91,7 @@ def test_wait_takes_the_place_of_another_experiments_dead_run(pool: _Pool) -> No
     assert run.status == dg.DagsterRunStatus.FAILURE
 
 
-def test_wait_takes_the_place_of_a_run_that_dies_elsewhere_meanwhile(
-    pool: _Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gpt_pipeline.orchestration.pool_wait._LOOK_SECONDS", 0.0)
-    monkeypatch.setattr("gpt_pipeline.orchestration.pool_wait._ASK_SECONDS", 0.05)
+def test_wait_takes_the_place_of_a_run_that_dies_elsewhere_meanwhile(pool: _Pool) -> None:
     holder = pool.add("other", FAR)
     assert pool.take(holder)
     with show_life(pool.base, FAR):

@@ -20,18 +20,15 @@ from gpt_pipeline.storage.atomic import read_json, rewrite_json
 from gpt_pipeline.tracking.registered_model import (
     NOTE_NAME,
     WEIGHTS_TAG,
-    Registered,
-    register_model,
     registration_is_pending,
 )
 from gpt_pipeline.tracking.store import TrackingError, default_tracking_uri, open_client
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.registering import NAME, register, write
 from gpt_pipeline_tests.test_training_run import _log
 from gpt_pipeline_tests.training_jobs import Listener, make_job
-
-NAME = "My GPT"
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +43,6 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
 def trained(tmp_path: Path, once: TrainingJob) -> TrainingJob:
     shutil.copytree(once.experiment_folder, tmp_path / "experiment")
     return dataclasses.replace(once, experiment_folder=str(tmp_path / "experiment"))
-
-
-def write(checkpoint: Path, target: Path) -> str:
-    """A model's files, as far as MLflow is concerned."""
-    target.mkdir(parents=True)
-    (target / "config.json").write_text("{}")
-    (target / "of.txt").write_text(checkpoint.name)
-    return str(read_json(checkpoint.with_suffix(".json"))["weights_sha256"])
-
-
-def register(job: TrainingJob, store: Path, **changes: Any) -> Registered | None:
-    settings = {"tracking_uri": default_tracking_uri(store), "experiment_name": NAME, "write_model": write, **changes}
-    return register_model(job.folder, fingerprint=job.fingerprint, **settings)
 
 
 def versions(store: Path) -> list[Any]:
@@ -148,15 +132,6 @@ def test_register_model_trained_again_makes_another_version_and_the_alias_follow
     assert ([each.version for each in versions(store)], best_of(store)) == ([1, 2], 1)
 
 
-_KILLED_AT = (
-    ("log_artifacts", "before"),
-    ("create_registered_model", "before"),
-    ("create_model_version", "before"),
-    ("create_model_version", "after"),
-    ("set_registered_model_alias", "after"),
-)
-
-
 @pytest.mark.skipif(os.name == "nt", reason="fork and SIGKILL are POSIX")
 def test_register_model_by_processes_killed_at_several_points_ends_with_one_version(
     trained: TrainingJob, store: Path
@@ -170,7 +145,7 @@ from gpt_pipeline.tracking.store import configure_mlflow
 configure_mlflow()
 from mlflow.tracking import MlflowClient
 from gpt_pipeline.training.job import TrainingJob
-from gpt_pipeline_tests.test_registered_model import _KILLED_AT, register
+from gpt_pipeline_tests.registering import KILLED_AT, register
 
 def kill_at(name, when):
     plain = getattr(MlflowClient, name)
@@ -181,7 +156,7 @@ def kill_at(name, when):
     setattr(MlflowClient, name, watched)
 
 job = TrainingJob.read(Path({str(trained.folder.job)!r}))
-for point in _KILLED_AT:
+for point in KILLED_AT:
     child = os.fork()
     if child == 0:
         kill_at(*point)
@@ -202,7 +177,7 @@ def test_register_model_by_two_processes_at_once_makes_one_version(trained: Trai
     code = f"""
 from pathlib import Path
 from gpt_pipeline.training.job import TrainingJob
-from gpt_pipeline_tests.test_registered_model import register
+from gpt_pipeline_tests.registering import register
 register(TrainingJob.read(Path({str(trained.folder.job)!r})), Path({str(store)!r}))
 """
     both = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]

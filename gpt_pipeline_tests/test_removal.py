@@ -30,7 +30,7 @@ from gpt_pipeline.progress.removal import TRASH, Removal, _moved, plan_removal, 
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.lock import folder_lock, hold_lock
-from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.projects import TinyProject, make_data
 from gpt_pipeline_tests.test_submission import note_of_job
 
 
@@ -63,11 +63,9 @@ def made(project: TinyProject, sample_data: Path) -> Made:
     def make(stem: str, **changes: int) -> Experiment:
         project.write_experiment(stem, **changes)
         experiment = project.experiment(stem)
-        data, folder = experiment.data, experiment.data_folder
-        shutil.copytree(sample_data, folder, dirs_exist_ok=True)
+        shutil.copytree(sample_data, experiment.data_folder, dirs_exist_ok=True)
         note_users([experiment], say=_quiet)
-        raw = prepare_raw(data, folder, say=_quiet)
-        prepare_shards(data, prepare_documents(data, raw, folder, say=_quiet), folder, say=_quiet)
+        make_data(experiment)
         experiment.folder.checkpoints.mkdir(parents=True)
         (experiment.folder.checkpoints / "best_model.pt").write_bytes(b"0" * 1000)
         return experiment

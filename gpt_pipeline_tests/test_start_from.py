@@ -16,10 +16,7 @@ import torch
 
 from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
-from gpt_pipeline.data.documents.raw import prepare_raw
-from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.choose import find_shards
-from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.export import export_checkpoint
 from gpt_pipeline.exchange.origin import origin_of
@@ -34,6 +31,7 @@ from gpt_pipeline.progress.show import training_text
 from gpt_pipeline.progress.status import experiment_status
 from gpt_pipeline.project import Project
 from gpt_pipeline.training.run import run_job
+from gpt_pipeline_tests.projects import train
 from gpt_pipeline_tests.training_jobs import Listener
 
 BASE = """\
@@ -72,12 +70,6 @@ def folder(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "project" / "experiments"
 
 
-def _make_data(experiment: Experiment) -> None:
-    raw = prepare_raw(experiment.data, experiment.data_folder)
-    documents = prepare_documents(experiment.data, raw, experiment.data_folder)
-    prepare_shards(experiment.data, documents, experiment.data_folder)
-
-
 def _export(folder: Path, number: int = -1) -> CheckpointInfo:
     """Write the base's checkpoint as a folder for transformers, beside `experiments`; return its info."""
     base = _base(folder)
@@ -87,9 +79,7 @@ def _export(folder: Path, number: int = -1) -> CheckpointInfo:
 
 
 def _train(experiment: Experiment) -> Experiment:
-    _make_data(experiment)
-    shards = find_shards(experiment.data, experiment.data_folder)
-    assert run_job(training_job(experiment, shards), Listener()).finished
+    train(experiment)
     return experiment
 
 
@@ -394,7 +384,7 @@ def test_model_of_the_hub_behind_a_proxy_that_refuses_is_said_in_one_line(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     later = _later(folder, "{hugging_face: someone/gpt2}")
     with HTTPServer(("127.0.0.1", 0), Refusing) as proxy:
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True).start()
         monkeypatch.setenv("HTTPS_PROXY", f"http://me:s3cret@127.0.0.1:{proxy.server_port}")
         for name in ("https_proxy", "ALL_PROXY", "NO_PROXY", "no_proxy"):
             monkeypatch.delenv(name, raising=False)

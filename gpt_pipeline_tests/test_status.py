@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,10 +19,7 @@ from gpt_pipeline.checkpoints.manifest import write_manifest
 from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.cli import main
 from gpt_pipeline.comparison.compare import compare_experiments
-from gpt_pipeline.data.documents.raw import prepare_raw
-from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.choose import find_shards
-from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.evaluation.evaluate import _one_at_a_time
 from gpt_pipeline.experiment import sizes
 from gpt_pipeline.experiment.training import training_job, wanted_fingerprint
@@ -41,14 +39,10 @@ from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.training.decision import decide_start
 from gpt_pipeline.training.heartbeat import heartbeat
 from gpt_pipeline.training.metrics import SENT_NAME
-from gpt_pipeline.training.run import run_job
-from gpt_pipeline.training.stopping import StopFlag
-from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.projects import TinyProject, train
 from gpt_pipeline_tests.test_comparison import evaluate
-from gpt_pipeline_tests.training_jobs import Listener
 
-
-def _quiet(text: str) -> None: ...
+TrainTo = Callable[[int], None]
 
 
 @pytest.fixture
@@ -62,19 +56,10 @@ def _status(project: TinyProject, stem: str = "tiny") -> Status:
     return experiment_status(project.experiment(stem))
 
 
-def _train(project: TinyProject, *, stop_at: int | None = None) -> None:
-    experiment = project.experiment("tiny")
-    data, folder = experiment.data, experiment.data_folder
-    raw = prepare_raw(data, folder, say=_quiet)
-    prepare_shards(data, prepare_documents(data, raw, folder, say=_quiet), folder, say=_quiet)
-    shards, stop = find_shards(data, folder), StopFlag()
-    assert shards is not None
-
-    def look(step: int) -> None:
-        if stop_at is not None and step >= stop_at:
-            stop.request(15)
-
-    run_job(training_job(experiment, shards), Listener(look), stop=stop, environment={})
+@pytest.fixture
+def train_to(project: TinyProject, tiny_at: Callable[[int], Path]) -> TrainTo:
+    """Bring the project to where its training has made so many of its twelve steps."""
+    return lambda step: shutil.copytree(tiny_at(step), project.root / "storage")
 
 
 def test_status_of_a_new_experiment_leads_to_its_plan(project: TinyProject) -> None:
@@ -84,8 +69,8 @@ def test_status_of_a_new_experiment_leads_to_its_plan(project: TinyProject) -> N
     assert status.next.command.startswith("gpt-pipeline plan ")
 
 
-def test_status_of_a_stopped_training_has_its_step_and_leads_on(project: TinyProject) -> None:
-    _train(project, stop_at=6)
+def test_status_of_a_stopped_training_has_its_step_and_leads_on(project: TinyProject, train_to: TrainTo) -> None:
+    train_to(6)
     status = _status(project)
     assert {stage.state for stage in status.stages} == {"finished"}
     assert (status.training.state, status.training.step, status.training.max_steps) == ("stopped", 6, 12)
@@ -98,8 +83,9 @@ def test_status_of_a_stopped_training_has_its_step_and_leads_on(project: TinyPro
 
 def test_status_counts_the_best_model_which_a_training_goes_on_from_where_it_is_the_newest(
     project: TinyProject,
+    train_to: TrainTo,
 ) -> None:
-    _train(project, stop_at=6)
+    train_to(6)
     experiment = project.experiment("tiny")
     for path in experiment.folder.checkpoints.glob("checkpoint_step_*"):
         path.unlink()
@@ -111,8 +97,8 @@ def test_status_counts_the_best_model_which_a_training_goes_on_from_where_it_is_
     assert decide_start(training_job(experiment, shards)).step == 4
 
 
-def test_status_of_a_finished_training_leads_to_the_evaluations(project: TinyProject) -> None:
-    _train(project)
+def test_status_of_a_finished_training_leads_to_the_evaluations(project: TinyProject, train_to: TrainTo) -> None:
+    train_to(12)
     status = _status(project)
     assert (status.training.state, status.training.step) == ("finished", 12)
     assert (status.evaluations_done, status.evaluations_pending) == (0, 3)
@@ -137,7 +123,7 @@ def test_files_of_the_data_that_may_be_deleted_are_not_needed_to_find_and_report
 ) -> None:
     file = project.experiment("tiny").file
     file.write_text(file.read_text().replace("max_length: 32", f"max_length: 32, packing: {packing}"))
-    _train(project)
+    train(project.experiment("tiny"))
     experiment = project.experiment("tiny")
     shutil.rmtree(experiment.data_folder / "parts")
     for pattern in ("english_parquet-*/*.parquet", "token_shards-*/*.bin", "token_shards-*/*.npy"):
@@ -150,15 +136,17 @@ def test_files_of_the_data_that_may_be_deleted_are_not_needed_to_find_and_report
     write_report(dg.build_asset_context(), experiment, tracking_uri="sqlite:///none.db", force=False)
     assert not _status(project).report_is_outdated
     weights = [info.sha256 for info in project.checkpoints("tiny")]
-    _train(project)
+    train(project.experiment("tiny"))
     status = _status(project)
     assert {stage.state for stage in status.stages} == {"finished"}
     assert status.training.state == "finished"
     assert [info.sha256 for info in project.checkpoints("tiny")] == weights
 
 
-def test_report_that_a_kill_kept_from_mlflow_is_outdated(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
-    _train(project)
+def test_report_that_a_kill_kept_from_mlflow_is_outdated(
+    project: TinyProject, train_to: TrainTo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_to(12)
     experiment = project.experiment("tiny")
     sent = {"store": "s", "run_id": "r", "fingerprint": wanted_fingerprint(experiment), "experiment_id": "1"}
     write_json(experiment.folder.root / SENT_NAME, sent)
@@ -174,8 +162,10 @@ def test_report_that_a_kill_kept_from_mlflow_is_outdated(project: TinyProject, m
     assert _status(project).report_is_outdated
 
 
-def test_status_while_a_checkpoint_is_evaluated_does_not_ask_for_another(project: TinyProject) -> None:
-    _train(project)
+def test_status_while_a_checkpoint_is_evaluated_does_not_ask_for_another(
+    project: TinyProject, train_to: TrainTo
+) -> None:
+    train_to(12)
     experiment = project.experiment("tiny")
     here = Project.of_experiments(experiment.file.parent)
     for at_work in (
@@ -191,8 +181,8 @@ def test_status_while_a_checkpoint_is_evaluated_does_not_ask_for_another(project
     assert _status(project).next.command.startswith("gpt-pipeline evaluate ")
 
 
-def test_status_of_an_imported_checkpoint_says_how_to_start_from_it(project: TinyProject) -> None:
-    _train(project, stop_at=4)
+def test_status_of_an_imported_checkpoint_says_how_to_start_from_it(project: TinyProject, train_to: TrainTo) -> None:
+    train_to(4)
     folder = project.experiment("tiny").folder
     info = project.checkpoints("tiny")[-1]
     first = folder.checkpoints / "checkpoint_step_0.pt"
@@ -244,8 +234,8 @@ def test_status_of_a_training_on_rewards_shows_them_and_not_the_loss_that_moves_
     assert text == "stopped at step 6 of 8, reward 0.250, pass@1 about 0.375, val loss about 3.000 at step 4"
 
 
-def test_status_of_a_running_training_has_its_process_and_step(project: TinyProject) -> None:
-    _train(project, stop_at=6)
+def test_status_of_a_running_training_has_its_process_and_step(project: TinyProject, train_to: TrainTo) -> None:
+    train_to(6)
     root = project.experiment("tiny").folder.root
     with folder_lock(root, purpose="training"), heartbeat(root, run="", step=lambda: 6):
         deadline = time.monotonic() + 60
@@ -290,8 +280,8 @@ def test_status_of_a_training_that_an_engine_has_says_which_job_and_how_it_is(
     assert training_text(training_progress(folder, fingerprint=None, max_steps=None)) == training
 
 
-def test_status_of_a_killed_training_says_that_it_died(project: TinyProject) -> None:
-    _train(project, stop_at=6)
+def test_status_of_a_killed_training_says_that_it_died(project: TinyProject, train_to: TrainTo) -> None:
+    train_to(6)
     root = project.experiment("tiny").folder.root
     _killed(root)
     assert _status(project).training.state == "died"
@@ -306,9 +296,9 @@ def _killed(root: Path) -> None:
 
 @pytest.mark.parametrize("state", ["finished", "stopped", "died", "running", "finished with other settings"])
 def test_report_and_comparison_of_a_training_in_any_state_say_what_status_says(
-    project: TinyProject, state: str
+    project: TinyProject, train_to: TrainTo, state: str
 ) -> None:
-    _train(project, stop_at=None if state.startswith("finished") else 6)
+    train_to(12 if state.startswith("finished") else 6)
     root = project.experiment("tiny").folder.root
     if state == "died":
         _killed(root)
@@ -328,8 +318,8 @@ def test_report_and_comparison_of_a_training_in_any_state_say_what_status_says(
     assert compared == training.state
 
 
-def test_status_of_a_checkpoint_shows_no_estimate_of_an_earlier_step(project: TinyProject) -> None:
-    _train(project, stop_at=6)
+def test_status_of_a_checkpoint_shows_no_estimate_of_an_earlier_step(project: TinyProject, train_to: TrainTo) -> None:
+    train_to(6)
     assert project.checkpoints("tiny")[-1].metrics["val_loss"] is not None  # of step 4
     at_four, at_six = _status(project).checkpoints
     assert at_four.val_loss == pytest.approx(project.checkpoints("tiny")[0].metrics["val_loss"])
@@ -337,8 +327,8 @@ def test_status_of_a_checkpoint_shows_no_estimate_of_an_earlier_step(project: Ti
     assert training_text(_status(project).training).endswith(" at step 4")
 
 
-def test_status_names_a_damaged_checkpoint(project: TinyProject) -> None:
-    _train(project, stop_at=6)
+def test_status_names_a_damaged_checkpoint(project: TinyProject, train_to: TrainTo) -> None:
+    train_to(6)
     path = project.checkpoints("tiny")[-1].path
     path.write_bytes(path.read_bytes()[:-10])
     status = _status(project)
@@ -347,8 +337,8 @@ def test_status_names_a_damaged_checkpoint(project: TinyProject) -> None:
     assert f"damaged: {path.name}" in plain_text(sheets([status]))
 
 
-def test_status_of_a_changed_file_says_that_the_training_is_another(project: TinyProject) -> None:
-    _train(project, stop_at=6)
+def test_status_of_a_changed_file_says_that_the_training_is_another(project: TinyProject, train_to: TrainTo) -> None:
+    train_to(6)
     project.write_experiment("tiny", learning_rate=0.005)
     status = _status(project)
     assert status.training.of_other_settings
@@ -396,8 +386,10 @@ def test_status_is_quick_because_it_imports_nothing_heavy(project: TinyProject) 
     assert "\x1b[" not in printed
 
 
-def test_status_of_a_training_shows_an_estimate_however_long_ago_it_was_made(project: TinyProject) -> None:
-    _train(project, stop_at=6)
+def test_status_of_a_training_shows_an_estimate_however_long_ago_it_was_made(
+    project: TinyProject, train_to: TrainTo
+) -> None:
+    train_to(6)
     line = {"kind": "train", "train_loss": 1.0, **{f"system/gpu_{n}_utilization_percentage": 99.0 for n in range(8)}}
     with project.experiment("tiny").folder.metrics.open("a") as file:
         file.writelines(json.dumps({**line, "step": step}) + "\n" for step in range(10, 10_000, 10))

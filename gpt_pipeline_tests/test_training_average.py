@@ -23,16 +23,15 @@ from gpt_pipeline.training.config import AverageConfig
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
-from gpt_pipeline_tests.training_jobs import Listener, T, make_job
+from gpt_pipeline_tests.training_jobs import Listener, make_job
 
 _RUN = torch.tensor(0.0)
 _SKIP = torch.tensor(1.0)
 
 
 def _job(folder: Path, average: AverageConfig | None = None, **training: Any) -> TrainingJob:
-    model = ModelConfig(n_layer=1, n_head=2, n_embd=8, context_length=T, dropout=0.2)
     config = {} if average is None else {"average_weights": average}
-    return make_job(folder, training={**config, **training}, cadence={"eval_freq": 12}, model=model)
+    return make_job(folder, training={**config, **training}, cadence={"eval_freq": 12})
 
 
 def _train(job: TrainingJob, *, stop_at: int | None = None) -> None:

@@ -22,7 +22,7 @@ from gpt_pipeline.training.original import read_original
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline_tests.crashing import Killed
-from gpt_pipeline_tests.training_jobs import Listener, T, make_job
+from gpt_pipeline_tests.training_jobs import VOCABULARY, Listener, T, make_job
 
 # The architecture of those scripts, from its description: pre-LN blocks, layer norms with scale and shift, GELU by
 # its tanh formula, separate query, key and value matrices without bias, an output projection with one, a free head.
@@ -88,7 +88,7 @@ class _Block(nn.Module):
 
 
 class _OriginalGPT(nn.Module):
-    def __init__(self, *, vocabulary=50257, width=8, heads=2, layers=2, positions=T) -> None:
+    def __init__(self, *, vocabulary=VOCABULARY, width=8, heads=2, layers=2, positions=T) -> None:
         super().__init__()
         self.tok_emb = nn.Embedding(vocabulary, width)
         self.pos_emb = nn.Embedding(positions, width)
@@ -113,7 +113,7 @@ def original() -> tuple[_OriginalGPT, torch.optim.AdamW]:
     model = _OriginalGPT()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     for _ in range(3):
-        ids = torch.randint(0, 50257, (2, T))
+        ids = torch.randint(0, VOCABULARY, (2, T))
         nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -145,9 +145,13 @@ def _place(folder: Path, payload, **changes) -> TrainingJob:
 def test_original_weights_give_the_logits_of_the_original_model(tmp_path, original):
     torch.save(_payload(original), tmp_path / NAME)
     found = read_original(tmp_path / NAME)
-    model = make_model(ModelConfig(n_layer=2, n_head=2, n_embd=8, context_length=T, dropout=0.0, tie_weights=False))
+    model = make_model(
+        ModelConfig(
+            n_layer=2, n_head=2, n_embd=8, context_length=T, vocab_size=VOCABULARY, dropout=0.0, tie_weights=False
+        )
+    )
     model.load_state_dict(dict(found.model))
-    ids = torch.randint(0, 50257, (3, T))
+    ids = torch.randint(0, VOCABULARY, (3, T))
     with torch.no_grad():
         torch.testing.assert_close(model(ids), original[0](ids), rtol=1e-5, atol=1e-5)
     assert sum(tensor.numel() for tensor in found.model.values()) == sum(p.numel() for p in original[0].parameters())
@@ -155,7 +159,7 @@ def test_original_weights_give_the_logits_of_the_original_model(tmp_path, origin
 
 def test_original_gpt2_has_163_009_536_parameters_under_our_names():
     with torch.device("meta"):
-        theirs = _OriginalGPT(width=768, heads=12, layers=12, positions=1024)
+        theirs = _OriginalGPT(vocabulary=50257, width=768, heads=12, layers=12, positions=1024)
         ours = make_model(ModelConfig(tie_weights=False))
     assert sum(p.numel() for p in theirs.parameters()) == ours.num_parameters == 163_009_536
 
@@ -200,7 +204,7 @@ def test_original_moments_and_weights_continue_as_in_torchs_own_optimizer(tmp_pa
     optimizer.step()
 
     ours, _ = load_model(outcome.checkpoint.path)
-    ids = torch.randint(0, 50257, (2, T))
+    ids = torch.randint(0, VOCABULARY, (2, T))
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), reference(ids), rtol=1e-4, atol=1e-4)
 

@@ -26,7 +26,7 @@ from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline.training.update import Updater
-from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job
+from gpt_pipeline_tests.training_jobs import BATCH, VOCABULARY, Listener, T, make_job
 
 CPU = Compute(device=torch.device("cpu"), compile=False, peak_flops=None)
 
@@ -85,7 +85,7 @@ def test_update_divides_by_the_targets_that_count_whatever_the_micro_batches(tmp
     reference = make_model(model)
     reference.load_state_dict(gpt.state_dict())
     generator = torch.Generator().manual_seed(2)
-    inputs, targets = (torch.randint(0, 50257, (BATCH, T), generator=generator) for _ in range(2))
+    inputs, targets = (torch.randint(0, VOCABULARY, (BATCH, T), generator=generator) for _ in range(2))
     weights = torch.zeros(BATCH, T)
     weights[0, 3:9] = weights[3, :2] = 1.0  # two sequences have no target that counts
     layout = step_layout(job.training, max_length=T, steps_per_epoch=5, world_size=1)
@@ -169,7 +169,7 @@ def test_training_from_other_weights_than_it_was_made_for_is_refused_and_moves_n
 
 
 def test_training_from_weights_of_another_shape_is_refused(base: TrainingJob, tmp_path) -> None:
-    other = ModelConfig(n_layer=2, n_head=2, n_embd=8, context_length=T)
+    other = ModelConfig(n_layer=2, n_head=2, n_embd=8, context_length=T, vocab_size=VOCABULARY)
     with pytest.raises(UserError, match=r"start_from: .*model.n_layer=1.*model.n_layer=2"):
         _run(_later(base, tmp_path, model=other))
 

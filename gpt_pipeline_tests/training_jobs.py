@@ -27,6 +27,9 @@ from gpt_pipeline.training.update import Updater, UpdateResult
 
 T = 16
 BATCH = 4
+VOCABULARY = 500
+"""Of the shards and models here: with GPT-2's, trainings this small would do little else than logits."""
+
 SHARDS_FINGERPRINT = "5" * 64
 CPU = Compute(device=torch.device("cpu"), compile=False, peak_flops=None)
 
@@ -38,7 +41,7 @@ def write_shards(
     validation_tokens: int = 70,
     document_length: int | None = None,
     question_length: int = 0,
-    vocab_size: int = 50257,
+    vocab_size: int = VOCABULARY,
     fingerprint: str = SHARDS_FINGERPRINT,
 ) -> Path:
     """Write a finished token_shards stage; with the default sizes an epoch has five updates of four sequences.
@@ -78,7 +81,7 @@ def make_job(folder: Path, *, training: dict | None = None, cadence: dict | None
         shards_folder=str(shards),
         shards_fingerprint=SHARDS_FINGERPRINT,
         experiment_folder=str(folder / "experiment"),
-        model=ModelConfig(n_layer=1, n_head=2, n_embd=8, context_length=T, dropout=0.2),
+        model=ModelConfig(n_layer=1, n_head=2, n_embd=8, context_length=T, vocab_size=VOCABULARY, dropout=0.2),
         training=TrainingConfig(
             **{
                 "batch_size": BATCH,
