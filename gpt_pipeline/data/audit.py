@@ -20,6 +20,7 @@ from gpt_pipeline.findings import Finding, verdict
 
 _BATCH_ROWS = 4096
 _PURITY_SAMPLE = 2000  # documents, evenly spread over the file
+_MAX_FOREIGN_SHARE = 0.02  # of these, before the check warns
 _SPLIT_SAMPLE = 200  # documents of each split that are decoded and looked up
 _MIN_FOREIGN_WORDS = 3  # fewer function words of another language prove nothing: "die" and "a" are in several
 
@@ -45,16 +46,16 @@ def looks_foreign(text: str) -> bool:
     return strongest >= _MIN_FOREIGN_WORDS and strongest > counts["en"]
 
 
-def check_language_purity(document_files: Sequence[Path], *, max_foreign_share: float = 0.02) -> Finding:
+def check_language_purity(document_files: Sequence[Path]) -> Finding:
     """Look for documents in other languages among some 2,000 spread over the files; only their row groups are read."""
     every = max(1, sum(pq.read_metadata(path).num_rows for path in document_files) // _PURITY_SAMPLE)
     sampled = list(_every_text(document_files, every))
     foreign = sum(looks_foreign(text) for text in sampled)
     share = foreign / max(1, len(sampled))
     return verdict(
-        passed=share <= max_foreign_share,
+        passed=share <= _MAX_FOREIGN_SHARE,
         text=f"{foreign} of {len(sampled)} sampled documents look like another language than English "
-        f"({share:.2%}; at most {max_foreign_share:.0%} is fine)",
+        f"({share:.2%}; at most {_MAX_FOREIGN_SHARE:.0%} is fine)",
         facts={"sampled": len(sampled), "foreign": foreign, "foreign_share": share},
     )
 

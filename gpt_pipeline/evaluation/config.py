@@ -16,8 +16,7 @@ class EvaluationConfig:
     """Steps between two estimates of the validation loss during training."""
 
     eval_iters: int = 20
-    """Batches in one such estimate, of `training.batch_size` sequences each, whatever `training.tokens_per_step` says;
-    with `training.objective: rl` also of `rl.prompts_per_step` questions each."""
+    """Batches in one such estimate."""
 
     save_every_n_iterations: int = 1000
     """Steps between two checkpoints."""

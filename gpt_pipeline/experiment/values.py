@@ -39,11 +39,6 @@ _BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": Fal
 _OTHER_BOOLS = {"yes": "true", "y": "true", "on": "true", "no": "false", "n": "false", "off": "false"}
 
 
-def block_class(hint: Any) -> type | None:
-    """Return the config class of a block of keys, which may be null as a whole; None for a key with a value."""
-    return next((choice for choice in (hint, *get_args(hint)) if dataclasses.is_dataclass(choice)), None)  # type: ignore[return-value]
-
-
 def read_value(written: Written, hint: Any) -> Any:
     """Return the value as the type that `hint` names, or `UNFIT`."""
     for choice in choices(hint):

@@ -13,17 +13,6 @@ from gpt_pipeline.training.finished import FinishedTraining
 _Stage = TypeVar("_Stage", StageResult, FinishedTraining)
 
 
-def finished_raw(experiment: Experiment) -> StageResult:
-    """Return the finished stage of raw files.
-
-    Raises:
-        DataError: it is not finished.
-    """
-    from gpt_pipeline.data.documents.raw import find_raw
-
-    return _required(find_raw(experiment.data, experiment.data_folder), stage_names(experiment.data).raw, experiment)
-
-
 def finished_documents(experiment: Experiment) -> StageResult:
     """Return the finished stage of documents.
 

@@ -18,7 +18,6 @@ from gpt_pipeline.data.readers.parquet import count_parquet
 from gpt_pipeline.data.readers.rows import is_parquet, read_rows_of
 from gpt_pipeline.data.sources.folder import local_files
 from gpt_pipeline.data.sources.protocol import Source
-from gpt_pipeline.data.stage import Say
 from gpt_pipeline.errors import UserError
 
 _SAMPLED_BYTES, _SAMPLED_ROWS = 4 << 20, 10_000  # read of the first files
@@ -56,7 +55,7 @@ def is_surveyed(data: DataConfig) -> bool:
     return not data.is_sample and (data.local is not None or data.source != SYNTH)
 
 
-def survey(data: DataConfig, data_folder: Path, *, say: Say = _logger.info) -> Survey:
+def survey(data: DataConfig, data_folder: Path) -> Survey:
     """Return what the files that `data` names hold; a dataset of the hub is asked once, for as little as possible.
 
     Raises:
@@ -64,10 +63,10 @@ def survey(data: DataConfig, data_folder: Path, *, say: Say = _logger.info) -> S
         DataError: one cannot be read, or lacks a column of the format; or the hub cannot be reached.
     """
     if data.local is not None:
-        return _survey_of(local_files(data.local, key=f"data.{data.local_key}").opened(), format_of(data), say)
+        return _survey_of(local_files(data.local, key=f"data.{data.local_key}").opened(), format_of(data))
     key = f"{data} {data_folder}"
     if key not in _ON_HUB:
-        _ON_HUB[key] = _survey_on_hub(data, data_folder, say)
+        _ON_HUB[key] = _survey_on_hub(data, data_folder)
     found = _ON_HUB[key]
     if isinstance(found, UserError):
         raise found
@@ -78,22 +77,22 @@ _ON_HUB: dict[str, Survey | UserError] = {}
 """What this process was told: a plan asks several times."""
 
 
-def _survey_on_hub(data: DataConfig, data_folder: Path, say: Say) -> Survey | UserError:
+def _survey_on_hub(data: DataConfig, data_folder: Path) -> Survey | UserError:
     from gpt_pipeline.data.sources.hub import Hub
     from gpt_pipeline.data.sources.hub.patience import Patience
 
     try:
         hub = Hub(patience=Patience(attempts=1))
         stage = RawStage(config=data, data_folder=data_folder, hub=hub)
-        return _survey_of(stage.dataset(say=say), format_of(data), say)
+        return _survey_of(stage.dataset(say=_logger.info), format_of(data))
     except UserError as error:
         return error
 
 
-def _survey_of(source: Source, format: Format, say: Say) -> Survey:
-    sample = _sampled(source, format, say)
+def _survey_of(source: Source, format: Format) -> Survey:
+    sample = _sampled(source, format)
     size = sum(source.size(name) for name in source.names)
-    footers = _footers(source, format, say)
+    footers = _footers(source, format)
     of_footers = sum(source.size(name) for name in footers)
     if footers and of_footers:
         rows, is_exact = round(sum(footers.values()) * size / of_footers), of_footers == size
@@ -102,7 +101,7 @@ def _survey_of(source: Source, format: Format, say: Say) -> Survey:
     return sample.scaled(rows, source, is_exact=is_exact)
 
 
-def _footers(source: Source, format: Format, say: Say) -> dict[str, int]:
+def _footers(source: Source, format: Format) -> dict[str, int]:
     """Return the rows of files that are all of parquet, by their footers; of the hub's those of the first ones."""
     if not all(map(is_parquet, source.names)):
         return {}
@@ -111,7 +110,7 @@ def _footers(source: Source, format: Format, say: Say) -> dict[str, int]:
     def rows_of(file: io.IOBase, name: str) -> int:
         return count_parquet(file, str(source.find(name) or name), format.columns)
 
-    return dict(source.read_each(names, rows_of, say=say))
+    return dict(source.read_each(names, rows_of, say=_logger.info))
 
 
 @dataclass(kw_only=True)
@@ -138,11 +137,11 @@ class _Sample:
         )
 
 
-def _sampled(source: Source, format: Format, say: Say) -> _Sample:
+def _sampled(source: Source, format: Format) -> _Sample:
     """Return what the first rows of the first files hold."""
     sample = _Sample()
     for name in source.names:
-        with source.open(name, say=say) as file:
+        with source.open(name, say=_logger.info) as file:
             for batch in read_rows_of(file, format.columns, name=str(source.find(name) or name)):
                 selection = format.select(batch)
                 sample.rows += batch.num_rows

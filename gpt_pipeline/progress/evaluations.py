@@ -64,9 +64,9 @@ def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None
     return wanted
 
 
-def pending_evaluations(experiment: Experiment, settings: EvaluationConfig | None = None) -> list[WantedEvaluation]:
+def pending_evaluations(experiment: Experiment) -> list[WantedEvaluation]:
     """Return those of `wanted_evaluations` that are not done."""
-    return [wanted for wanted in wanted_evaluations(experiment, settings) if wanted.state != "done"]
+    return [wanted for wanted in wanted_evaluations(experiment) if wanted.state != "done"]
 
 
 def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: str, alias: str | None) -> None:

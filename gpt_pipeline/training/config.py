@@ -305,7 +305,7 @@ class CadenceConfig:
     """Steps between two estimates of the validation loss."""
 
     eval_iters: int
-    """Batches of `training.batch_size` sequences in one estimate, and of `rl.prompts_per_step` questions."""
+    """Micro-batches in one estimate."""
 
     save_every_n_iterations: int
     """Steps between two checkpoints."""
