@@ -86,6 +86,8 @@ class Drawn:
 
         self._encoding = stream.encoding or "ascii"
         self._console = Console(file=stream, highlight=False)
+        if not self._console.width:  # some terminals set COLUMNS=0, at which rich prints nothing
+            self._console.width = 80
         self._row = row
         self.live = Live(get_renderable=self._text, console=self._console, refresh_per_second=10, transient=True)
 

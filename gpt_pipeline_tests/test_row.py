@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_pipeline.row import Row, has_terminal_alone, instead_of_row, show_each_warning_once, speak_utf8
+from gpt_pipeline.row import Row, drawn, has_terminal_alone, instead_of_row, show_each_warning_once, speak_utf8
 from gpt_pipeline.training.observer import RowObserver, describe, training_row
 
 _TRAIN = {
@@ -99,6 +99,16 @@ def test_training_row_at_the_last_step_has_no_time_left() -> None:
 
 def test_row_on_a_terminal_without_the_bars_characters_uses_ascii() -> None:
     assert Row(title="a", done=1, total=2, amount="1/2").fitted(80, encoding="cp850") == "a  #####-----  1/2"
+
+
+def test_line_above_a_row_is_printed_on_a_terminal_that_calls_itself_without_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    stream = Terminal()
+    with drawn(stream, Row(title="at work")) as drawing:
+        drawing.print("a line of the run")
+    assert "a line of the run" in stream.getvalue()
 
 
 def test_line_replaces_a_row_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
