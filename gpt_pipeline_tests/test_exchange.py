@@ -479,6 +479,27 @@ def test_export_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_export_after_one_that_was_killed_finds_what_was_there_and_removes_the_rest(tmp_path: Path) -> None:
+    one, target = experiment(tmp_path), tmp_path / "hf"
+    export_checkpoint(one, checkpoint(one).path, target)
+    before = digests(target)
+    target.rename(tmp_path / ".hf.gpt-pipeline-old")  # killed between its two last renames
+    (tmp_path / ".hf.gpt-pipeline-new").mkdir()
+    (tmp_path / ".hf.gpt-pipeline-new" / "model.safetensors").write_text("half of it")
+    with pytest.raises(ZeroDivisionError), new_folder(target, {}) as folder:
+        (folder / "half").write_text(str(1 / 0))
+    assert digests(target) == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_export_to_a_folder_that_another_process_is_writing_is_refused(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "hf", {}) as folder:
+        (folder / "own").write_text("the first one's")
+        with pytest.raises(UserError, match="another process is writing it"), new_folder(tmp_path / "hf", {}):
+            pass
+    assert (tmp_path / "hf" / "own").read_text() == "the first one's"
+
+
 def test_export_of_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     one = experiment(tmp_path)
     info = checkpoint(one)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import Timeout
 
 from gpt_pipeline import __version__
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.storage.atomic import fsync_file, fsync_folder, read_json, sha256_of, write_json
+from gpt_pipeline.storage.lock import hold_lock
 
 RECORD_NAME = "export.json"
 """Written last: what was exported, and the hash of each file, by which an export is recognized."""
@@ -28,23 +30,49 @@ def new_folder(target: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
     It replaces an unchanged earlier export. `facts` go into `export.json`, with the sha256 of every file.
 
     Raises:
-        UserError: `target` is something else; it is left untouched.
+        UserError: `target` is something else; it is left untouched. Or another process is writing it.
     """
-    require_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(target, "new")
-    temporary.mkdir()
+    with _alone(target):
+        _settle(target)
+        require_replaceable(target)
+        temporary = _beside(target, "new")
+        temporary.mkdir()
+        try:
+            yield temporary
+            files = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+            write_json(temporary / RECORD_NAME, {"program": f"gpt_pipeline {__version__}", **facts, "files": files})
+            for path in temporary.iterdir():
+                fsync_file(path)
+            fsync_folder(temporary)
+            _put_in_place(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Let one process at a time write `target`."""
+    lock, held = _beside(target, "lock"), ExitStack()
     try:
-        yield temporary
-        files = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
-        write_json(temporary / RECORD_NAME, {"program": f"gpt_pipeline {__version__}", **facts, "files": files})
-        for path in temporary.iterdir():
-            fsync_file(path)
-        fsync_folder(temporary)
-        _put_in_place(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        held.enter_context(hold_lock(lock))
+    except Timeout:
+        raise UserError(f"--to {target}: another process is writing it; wait for its end") from None
+    try:
+        with held:
+            yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _settle(target: Path) -> None:
+    """Clear up after one that was killed: remove its files, and put back the export that it had moved away."""
+    old = _beside(target, "old")
+    if old.exists() and not os.path.lexists(target):
+        os.replace(old, target)
+    for left in (old, _beside(target, "new")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def require_replaceable(target: Path) -> None:
@@ -95,7 +123,7 @@ def _put_in_place(temporary: Path, target: Path) -> None:
 
 
 def _beside(target: Path, word: str) -> Path:
-    return target.with_name(f".{target.name}.{word}-{uuid.uuid4().hex[:8]}")
+    return target.with_name(f".{target.name}.gpt-pipeline-{word}")
 
 
 def _in_the_way(target: Path, found: str) -> UserError:
