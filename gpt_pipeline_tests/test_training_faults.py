@@ -218,6 +218,7 @@ def test_rehearsal_of_slow_batches_is_no_hang(tmp_path, monkeypatch, slowly):
 
 def test_checkpoint_on_a_slow_disk_is_no_hang(tmp_path, monkeypatch, slowly):
     _slow(monkeypatch, torch, "save", lambda: [slowly() for _ in range(4)])
+    monkeypatch.setattr("gpt_pipeline.training.trainer.SLOW_DISK", 1e4)  # bytes/s: a checkpoint here has 60 kB
     job = make_job(tmp_path, training={"max_steps": 3}, cadence={"save_every_n_iterations": 1})
     assert run_job(job, Listener(), patience=0.1).finished
 
