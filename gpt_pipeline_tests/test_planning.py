@@ -244,6 +244,22 @@ def test_data_progress_tells_absent_partly_and_finished(project: TinyProject) ->
     assert [stage.state for stage in data_progress(experiment)] == ["finished"] * 3
 
 
+def test_outline_of_finished_data_of_ones_own_says_the_steps(project: TinyProject) -> None:
+    texts = project.root / "texts"
+    texts.mkdir()
+    for number in range(40):
+        (texts / f"{number}.txt").write_text(f"{number} " * 60, encoding="utf-8")
+    path = project.write_experiment("own")
+    sample = "source: sample, num_samples: 300"
+    path.write_text(path.read_text().replace(sample, "source: ../texts, format: text, num_samples: all"))
+    experiment = project.experiment("own")
+    _, absent, *_ = outline(experiment)
+    assert "known once the data is there" in absent
+    make_data(experiment)
+    ready, *_ = outline(experiment)
+    assert "about 12 steps of " in ready
+
+
 def test_outline_before_with_data_and_after_the_training(with_data: TinyProject) -> None:
     with_data.write_experiment("more", num_samples=6000)
     absent = [*outline(with_data.experiment("more"))]

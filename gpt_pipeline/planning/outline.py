@@ -25,8 +25,8 @@ def outline(experiment: Experiment, *, force: bool = False) -> Iterator[str]:
     """
     if not force and experiment_training(experiment).state == "finished":
         return
-    tokens = _known_tokens(experiment)
     to_do = [stage.label for stage in data_progress(experiment) if stage.state != "finished"]
+    tokens = _known_tokens(experiment, are_counted=not to_do)
     if to_do:
         amount = "" if tokens is None else f": about {count(tokens.tokens)} tokens in {tokens.documents:,} documents"
         yield f"data         {', '.join(to_do)}{amount}"
@@ -38,9 +38,9 @@ def outline(experiment: Experiment, *, force: bool = False) -> Iterator[str]:
     yield "Ctrl+C saves a checkpoint and stops; the same command goes on from there."
 
 
-def _known_tokens(experiment: Experiment) -> TokenCount | None:
+def _known_tokens(experiment: Experiment, *, are_counted: bool) -> TokenCount | None:
     """Return the tokens where no file must be looked into for them, which could take long."""
-    if any(is_surveyed(part.data) for part in experiment.parts.values()):
+    if not are_counted and any(is_surveyed(part.data) for part in experiment.parts.values()):
         return None
     try:
         return count_tokens(experiment)
