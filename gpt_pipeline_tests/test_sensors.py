@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from gpt_pipeline.evaluation.result import alias_of, read_evaluations
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dagster_server import forget_ticks_to_come
 from gpt_pipeline.orchestration.evaluation_step import log_result
+from gpt_pipeline.orchestration.history import open_instance
 from gpt_pipeline.orchestration.keys import EVALUATION_TAG
 from gpt_pipeline.progress.evaluations import wanted_evaluations
 from gpt_pipeline.progress.removal import plan_removal
@@ -354,32 +355,36 @@ def test_wanted_evaluation_not_yet_in_mlflow_is_missing_not_outdated(copy: TinyP
     assert {wanted.state for wanted in wanted_evaluations(copy.experiment("tiny"))} == {"missing"}
 
 
+@contextmanager
+def _evaluated(project: TinyProject) -> Iterator[tuple[dg.ExecuteInProcessResult, list[str]]]:
+    """The result of evaluating step 8 of the project, and what was logged."""
+    with chdir(project.root), open_instance(Project.here()) as instance:
+        job = _definitions(project).resolve_job_def("evaluate_tiny")
+        result = job.execute_in_process(partition_key="step_00000008", instance=instance)
+        yield result, [record.user_message for record in instance.all_logs(result.run_id)]
+
+
 def test_evaluation_of_a_checkpoint_that_is_gone_is_skipped_with_the_reason(copy: TinyProject) -> None:
     folder = copy.experiment("tiny").folder
     _forget_evaluation(copy, 8)
     for suffix in ("pt", "json"):
         (folder.checkpoints / f"checkpoint_step_8.{suffix}").unlink()
-    output = copy.run(
-        *("asset", "materialize", "-m", "gpt_pipeline.definitions"),
-        *("--select", "tiny/evaluation", "--partition", "step_00000008"),
-        module="dagster",
-    )
-    assert "Skipped: there is no checkpoint of step_00000008" in output
-    assert "RUN_SUCCESS" in output
-    assert "ASSET_MATERIALIZATION" not in output
-    assert "Skipping step tiny_evaluation_checks" in output
-    assert not [result for result in read_evaluations(folder.evaluations) if result.step == 8]
+    with _evaluated(copy) as (result, said):
+        assert result.success
+        assert any("Skipped: there is no checkpoint of step_00000008" in text for text in said)
+        assert result.get_asset_materialization_events() == []
+        skipped = [event.step_key for event in result.all_events if event.event_type_value == "STEP_SKIPPED"]
+        assert skipped == ["tiny_evaluation_checks"]
+    assert not [each for each in read_evaluations(folder.evaluations) if each.step == 8]
 
 
 def test_evaluation_of_a_checkpoint_is_judged_by_its_checks_in_the_same_run(copy: TinyProject) -> None:
-    output = copy.run(
-        *("asset", "materialize", "-m", "gpt_pipeline.definitions"),
-        *("--select", "tiny/evaluation", "--partition", "step_00000008"),
-        module="dagster",
-    )
-    assert "RUN_SUCCESS" in output
-    for check in ("val_loss_near_best", "output_not_degenerate", "questions_unseen"):
-        assert f"Asset check '{check}' on 'tiny/evaluation' passed. Description: '" in output, output
+    with _evaluated(copy) as (result, _):
+        assert result.success
+        found = {each.check_name: each for each in result.get_asset_check_evaluations()}
+        for check in ("val_loss_near_best", "output_not_degenerate", "questions_unseen"):
+            assert found[check].passed
+            assert found[check].description
 
 
 def test_results_on_disk_hold_no_path_of_this_machine(finished: TinyProject) -> None:
