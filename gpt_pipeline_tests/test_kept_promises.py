@@ -236,7 +236,7 @@ def test_deleted_evaluation_of_an_earlier_version_is_made_again_and_logged_once(
     path.unlink()
     (folder / "logged" / path.name).unlink()
     runs = project.mlflow_runs("adamw")
-    project.run("evaluate", project.file("adamw"))
+    project.call("evaluate", project.file("adamw"))
     after = _read_json(path)
     assert after["fingerprint"] == before["fingerprint"]
     measured_then = {name: after["metrics"][name] for name in before["metrics"]}  # this version measures more

@@ -329,7 +329,7 @@ def test_checkpoint_that_becomes_the_best_later_is_only_logged_again(
     assert alias_of(result, best_checkpoint(folder.checkpoints)) == "best_model"
     (request,) = _ask_sensor(copy, instance)
     assert request.partition_key == result.key
-    copy.run("evaluate", "experiments/tiny.yaml")
+    copy.call("evaluate", "experiments/tiny.yaml")
     assert _aliases(copy) == {f"step_{other.step}"}
     assert before == {each.path: each.path.stat().st_mtime_ns for each in read_evaluations(folder.evaluations)}
     assert [request.job_name for request in _ask_sensor(copy, instance)] in ([], ["report_tiny"])
