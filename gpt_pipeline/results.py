@@ -235,16 +235,20 @@ def _load(given: Iterable[str | os.PathLike[str]]) -> list[tuple[str, Experiment
     for path in map(Path, given):
         for experiment in [load_experiment(path)] if _is_file(path) else _in_folder(path):
             found.setdefault(experiment.file, experiment)
-    return [(_name(each, found.values()), each) for each in found.values()]
+    by_name: dict[str, list[Path]] = {}
+    for file, experiment in found.items():
+        by_name.setdefault(experiment.name, []).append(file)
+    called = {file: _called(name, file, files) for name, files in by_name.items() for file in files}
+    return [(called[file], experiment) for file, experiment in found.items()]
 
 
-def _name(experiment: Experiment, of_all: Iterable[Experiment]) -> str:
-    """Return what tells the experiment from the others: its name; if another has it, enough of the end of its path."""
-    others = [each.file for each in of_all if each.name == experiment.name and each is not experiment]
-    parts, count = experiment.file.parts, 1
-    while any(each.parts[-count:] == parts[-count:] for each in others):
+def _called(name: str, file: Path, files: Iterable[Path]) -> str:
+    """Return what tells a file from the others of its name: the name; if there are others, the end of its path."""
+    others = [each for each in files if each != file]
+    count = 1
+    while any(each.parts[-count:] == file.parts[-count:] for each in others):
         count += 1
-    return Path(*parts[-count:]).as_posix() if others else experiment.name
+    return Path(*file.parts[-count:]).as_posix() if others else name
 
 
 def _is_file(path: Path) -> bool:

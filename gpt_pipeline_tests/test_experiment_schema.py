@@ -211,6 +211,11 @@ def test_new_experiment_with_values_of_ones_own_has_them(tmp_path: Path) -> None
         ("data.yaml", {}, "experiment_name: found 'Data'"),
         ("mine.yaml", {"start_from": "missing.pt"}, r"start_from\.file: found '\.\./missing\.pt'"),
         ("mine.yaml", {"num_samples": 0}, r"data\.num_samples: found 0"),
+        (
+            "mine.yaml",
+            {"base_folder": "$SCRATCH/gpt"},
+            r"storage\.base_folder: found .* need a folder without variables",
+        ),
     ],
 )
 def test_new_experiment_that_would_be_none_is_refused_and_leaves_nothing(

@@ -56,6 +56,12 @@ def test_look_at_a_table_of_windows_says_how_it_becomes_utf8(own: Path, head: st
         look_at(str(own))
 
 
+def test_look_at_pictures_speaks_of_no_other_encoding(own: Path) -> None:
+    pq.write_table(pa.table({"image": [b"\x89PNG\xff"], "label": [3]}), own / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: no column of text .* label \(number\)$"):
+        look_at(str(own))
+
+
 def test_look_at_questions_finds_their_parts_by_name(own: Path) -> None:
     with (own / "a.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["Question", "Worked answer", "Result"], ["How many?", "Two and two.", "4"]])

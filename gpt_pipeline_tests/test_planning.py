@@ -505,21 +505,35 @@ def test_duration_of_rewards_counts_the_answers_that_are_sampled() -> None:
 
 
 def test_duration_of_rewards_by_the_training_s_own_lines_has_its_sampling_in_it(tmp_path: Path) -> None:
-    line = {"kind": "train", "step": 3, "tokens_per_second": 50.0, "answer_tokens": 10.0}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    update = {"kind": "train", "tokens_per_second": 50.0, "answer_tokens": 10.0}
+    lines = [
+        {"kind": "validation", "step": 0, "seconds": 30.0},
+        {**update, "step": 2, "seconds": 40.0},
+        {"kind": "validation", "step": 2, "seconds": 49.0},
+        {"kind": "checkpoint", "step": 2, "seconds": 52.0},
+        {**update, "step": 3, "seconds": 53.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     speed = speed_of_lines(tmp_path / "metrics.jsonl", running=True, sequences=20)
     work = Work(
         steps=7,
         tokens_per_step=20 * 1000,
         max_length=1000,
         batch_size=1,
-        validation_tokens=0,
+        validation_tokens=10**6,
         tokens_per_document=80,
-        estimates=0,
+        estimates=2,
         evaluations=0,
         sampling=Sampling(update=400, asked=2000, estimate=200, prompts=5000),
     )
-    assert duration(work, EvaluationConfig(), speed, []).training_seconds == pytest.approx(7 * 20 * 10 / 50)
+    config = EvaluationConfig(eval_freq=5, save_every_n_iterations=5)
+    found = duration(work, config, speed, [])
+    assert found.validation_seconds == pytest.approx(2 * 9)
+    assert found.training_seconds == pytest.approx(7 * 20 * 10 / 50 + 2 * 9)
+    assert found.checkpoint_interval_seconds == pytest.approx(5 * 20 * 10 / 50 + 9)
+    unknown = duration(work, config, dataclasses.replace(speed, estimate_seconds=None), [])
+    assert unknown.validation_seconds is None
+    assert unknown.training_seconds == pytest.approx(7 * 20 * 10 / 50)
 
 
 def test_plan_of_a_fine_tuning_counts_the_checkpoint_that_it_starts_with_once(with_data: TinyProject) -> None:

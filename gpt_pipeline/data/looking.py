@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gpt_pipeline.data.file_kinds import TEXT, kind_of
+from gpt_pipeline.data.file_kinds import CSV, JSON, JSON_LINES, TEXT, TSV, kind_of
 from gpt_pipeline.data.formats.rules import AS_UTF8
 from gpt_pipeline.data.formats.synth_text import SYNTH_COLUMNS
 from gpt_pipeline.data.readers.rows import first_records
@@ -145,7 +145,9 @@ def _format_of(
         return "question_answer", parts
     if not texts:
         found = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "no rows"
-        remedy = f"; {AS_UTF8}" if any(_is_binary(value) for row in records for value in row.values()) else ""
+        has_bytes = any(_is_binary(value) for row in records for value in row.values())
+        is_written = kind_of(name) in (CSV, TSV, JSON, JSON_LINES)  # bytes of other kinds may be pictures
+        remedy = f"; {AS_UTF8}" if has_bytes and is_written else ""
         raise DataError(f"{name}: no column of text in the first {_ROWS} rows; found {found}{remedy}")
     longest = max(texts, key=lambda name: sum(_length(record.get(name)) for record in records))
     return "text", {"text": named.get("text", longest)}

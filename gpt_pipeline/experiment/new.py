@@ -105,9 +105,11 @@ def write_new_experiment(
 def read_unwritten(file: Path, text: str) -> Experiment:
     """Return the experiment that `file` will describe; raises UserError, which says so, where it would be none."""
     try:
-        return read_experiment(file, text)
+        made = read_experiment(file, text)
+        _ = made.base_folder  # which every command needs
     except (ExperimentFileError, ConfigError) as error:
         raise UserError(f"Nothing was written, since {file.name} would not be an experiment:\n{error}") from error
+    return made
 
 
 def require_new_name(file: Path) -> None:

@@ -275,7 +275,8 @@ def _sampling(known: Known) -> Iterator[Finding]:
     if time is not None and time.training_seconds is not None and not known.is_measured:
         yield note(
             "training.objective",
-            "time is that of the training's own updates; tokens are those of full sequences, most of which are shorter",
+            "time is that of the training's own updates and estimates; tokens are those of full sequences, most of "
+            "which are shorter",
         )
     elif time is None or time.sampling_seconds is None or time.prompts_seconds is None:
         yield note(

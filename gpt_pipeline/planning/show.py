@@ -180,7 +180,8 @@ def _time_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     if time is None:
         return
     if time.training_seconds is not None and plan.length is not None and plan.length.steps_left:
-        steps = f"{plan.length.steps_left:,} steps, {wording.duration(time.validation_seconds)} of it validation"
+        known = "without" if time.validation_seconds is None else f"{wording.duration(time.validation_seconds)} of it"
+        steps = f"{plan.length.steps_left:,} steps, {known} validation"
         yield "training", f"about {wording.duration(time.training_seconds)} ({steps})"
     if time.evaluation_seconds is not None and time.evaluations:
         each = wording.duration(time.evaluation_seconds / time.evaluations)

@@ -20,6 +20,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.result import EvaluationResult
 from gpt_pipeline.progress.training import newest_records
+from gpt_pipeline.training.metrics import read_metrics
 
 if TYPE_CHECKING:
     from gpt_pipeline.planning.probe import Request
@@ -57,6 +58,9 @@ class Speed:
     update_seconds: float | None = None
     """Of a training's own lines, where answers are sampled alone: with the sampling."""
 
+    estimate_seconds: float | None = None
+    """Of such lines: of an estimate of the losses, with the answers that are sampled for it."""
+
     first_update_seconds: float | None = None
     """Including compilation and allocation."""
 
@@ -88,8 +92,23 @@ def speed_of_lines(metrics: Path, *, running: bool, sequences: int) -> Speed | N
         tokens_per_second=speed,
         source="running" if running else "earlier",
         update_seconds=None if answer is None else answer * sequences / speed,
+        estimate_seconds=None if answer is None else _newest_estimate_seconds(metrics),
         peak_memory=None if memory is None else round(memory * 1e9),
     )
+
+
+def _newest_estimate_seconds(metrics: Path) -> float | None:
+    """Return the training time between the newest estimate of the losses and the line of updates before it.
+
+    The trainer writes that line right before it estimates.
+    """
+    found, before = None, 0.0
+    for record in read_metrics(metrics):
+        if record["kind"] == "validation":
+            found = record["seconds"] - before
+        elif record["kind"] == "train":
+            before = record["seconds"]
+    return found
 
 
 class TooSlowError(UserError):
@@ -225,10 +244,10 @@ class Duration:
     """Seconds; None where unknown."""
 
     training_seconds: float | None
-    """All remaining steps with the estimates of the validation loss, without the stalls of checkpoints."""
+    """All remaining steps with the estimates of the losses, if known, without the stalls of checkpoints."""
 
     validation_seconds: float | None
-    """Of these, the estimates of the validation loss."""
+    """Of these, the estimates of the losses."""
 
     checkpoint_interval_seconds: float | None
     """Between two checkpoints: the most that a crash can cost."""
@@ -294,12 +313,11 @@ def duration(work: Work, config: EvaluationConfig, speed: Speed | None, done: Se
         )
     sampled, measured, prompts = _sampling_seconds(work.sampling, speed)
     step = _step_seconds(work, speed, sampled or 0.0)
-    tokens = min(config.eval_iters * work.batch_size * work.max_length, work.validation_tokens)
-    each = 1.5 * tokens / _reading_speed(speed) + (measured or 0.0)  # windows, and documents of half as many
-    validation = each * work.estimates
+    estimate = _estimate_seconds(work, config, speed, measured or 0.0)
+    each = estimate or 0.0
     return Duration(
-        training_seconds=work.steps * step + validation,
-        validation_seconds=validation,
+        training_seconds=work.steps * step + each * work.estimates,
+        validation_seconds=None if estimate is None else each * work.estimates,
         sampling_seconds=None
         if sampled is None or measured is None
         else work.steps * sampled + measured * work.estimates,
@@ -310,8 +328,20 @@ def duration(work: Work, config: EvaluationConfig, speed: Speed | None, done: Se
     )
 
 
+def _has_own_seconds(speed: Speed) -> bool:
+    """Whether updates and estimates are timed as a whole, with the answers that are sampled for them."""
+    return speed.source != "measured" and speed.update_seconds is not None
+
+
+def _estimate_seconds(work: Work, config: EvaluationConfig, speed: Speed, sampled: float) -> float | None:
+    if _has_own_seconds(speed):
+        return speed.estimate_seconds
+    tokens = min(config.eval_iters * work.batch_size * work.max_length, work.validation_tokens)
+    return 1.5 * tokens / _reading_speed(speed) + sampled  # windows, and documents of half as many
+
+
 def _step_seconds(work: Work, speed: Speed, sampled: float) -> float:
-    if speed.source != "measured" and speed.update_seconds is not None:
+    if speed.update_seconds is not None and _has_own_seconds(speed):
         return speed.update_seconds
     asked = 0 if work.sampling is None else work.sampling.asked
     return work.tokens_per_step / speed.tokens_per_second + sampled + asked / _reading_speed(speed)
