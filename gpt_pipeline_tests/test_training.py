@@ -258,6 +258,8 @@ def test_trainer_process_killed_and_started_again_equals_the_uninterrupted(tmp_p
     """
     job_file = trainer_command(job)[-1]
     child = _start_until_step(job, 6, command=[sys.executable, "-c", textwrap.dedent(slow), job_file])
+    while not list_checkpoints(job.folder.checkpoints):  # that of step 4 is written meanwhile
+        time.sleep(0.02)
     child.kill()
     output_of(child)
     (job.folder.checkpoints / ".checkpoint_step_8.pt.1.tmp").write_bytes(b"torn")
