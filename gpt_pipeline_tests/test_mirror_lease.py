@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pipeline.mirror import lease as leases
+from gpt_pipeline.mirror.check import check_mirror
 from gpt_pipeline.mirror.lease import LeaseHeldError, LeaseLostError, acquire, first_term, grants_leases
 from gpt_pipeline.mirror.names import alive_name, lease_name
 from gpt_pipeline.mirror.store import FolderStore, MirrorError
@@ -146,6 +147,22 @@ def test_lease_on_store_that_ignores_conditions_is_refused(tmp_path):
     with pytest.raises(MirrorError, match="If-None-Match"):
         take(store, "a")
     assert not grants_leases(store, "probe")
+
+
+def test_check_of_a_store_that_fails_between_leaves_nothing_in_it(tmp_path, monkeypatch):
+    class FailsOnce(FolderStore):
+        asked = 0
+
+        def create(self, name: str, content: bytes) -> bool:
+            self.asked += 1
+            if self.asked == 2:
+                raise MirrorError("it is down")
+            return super().create(name, content)
+
+    monkeypatch.setattr("gpt_pipeline.mirror.check.open_store", FailsOnce)
+    with pytest.raises(MirrorError, match="it is down"):
+        check_mirror(folder_mirror(tmp_path / "mirror"))
+    assert not [path for path in (tmp_path / "mirror").rglob("*") if path.is_file()]
 
 
 def test_folder_without_hard_links_grants_leases_all_the_same(store, monkeypatch):

@@ -20,7 +20,7 @@ from gpt_pipeline.mirror import store as stores
 from gpt_pipeline.mirror.agent import Agent
 from gpt_pipeline.mirror.bring import bring_source, bring_stage
 from gpt_pipeline.mirror.check import check_mirror
-from gpt_pipeline.mirror.order import Order, State, read_state_of, write_order, write_state
+from gpt_pipeline.mirror.order import Order, State, agent_lock, read_state_of, write_order, write_state
 from gpt_pipeline.mirror.parts import _unfinished as unfinished
 from gpt_pipeline.mirror.parts import _warn_once as warn_once
 from gpt_pipeline.mirror.parts import forget_parts, open_parts
@@ -28,6 +28,7 @@ from gpt_pipeline.mirror.send import Sender
 from gpt_pipeline.mirror.store import MirrorError, open_store
 from gpt_pipeline.mirror.wait import wait_until_sent
 from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.storage.lock import hold_lock
 from gpt_pipeline.storage.manifest import Manifest, finished, record_file, verify
 from gpt_pipeline_tests.mirrors import S3, Clock, FailingStore, folder_mirror, listens, s3_server
 from gpt_pipeline_tests.servers import free_port, wait
@@ -331,6 +332,29 @@ def test_wait_until_sent_does_not_take_an_earlier_problem_for_one_of_now(tmp_pat
     assert read_state_of(folder).complete_at
 
 
+def test_wait_until_sent_for_a_mirror_that_does_not_answer_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("gpt_pipeline.mirror.wait._QUIET_SECONDS", 0.1)
+    monkeypatch.setattr("gpt_pipeline.mirror.wait._AFTER_STOP_SECONDS", 0.5)
+    folder = ExperimentFolder(root=tmp_path / "a" / "experiment")
+    write_order(folder, Order(mirror=folder_mirror(tmp_path / "mirror"), keep_last=3))
+    said: list[str] = []
+    with hold_lock(agent_lock(folder)):  # as an agent that has heard nothing yet
+        wait_until_sent(folder, say=said.append, stopped=lambda: True)
+    assert said[0].startswith("Asking the mirror")
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_wait_until_sent_names_the_next_run_unless_another_machine_writes_the_training(tmp_path, lost):
+    folder, mirror = ExperimentFolder(root=tmp_path / "a" / "experiment"), folder_mirror(tmp_path / "mirror")
+    write_order(folder, Order(mirror=mirror, keep_last=3))
+    write_state(folder, State(mirror=mirror, problem="it is not sent", lost=lost))
+    said: list[str] = []
+    with hold_lock(agent_lock(folder)):
+        wait_until_sent(folder, say=said.append)
+    assert ("next run" not in said[0]) == lost
+
+
 def test_mirror_whose_disk_is_not_mounted_is_down_and_not_empty(tmp_path):
     (tmp_path / "share").mkdir()
     store = open_store((tmp_path / "share" / "mirror").as_uri())
@@ -394,6 +418,30 @@ def test_folder_is_rid_of_what_a_killed_sender_left_in_it(tmp_path):
     os.utime(left, (silent, silent))
     assert send(tmp_path / "a", mirror).complete_at
     assert (left.exists(), of_another.exists()) == (False, True)
+
+
+def test_folder_keeps_what_another_machine_is_writing_where_this_ones_clock_is_ahead(tmp_path, monkeypatch):
+    store, now = open_store(folder_mirror(tmp_path / "mirror")), time.time
+    live = tmp_path / "mirror" / STAGE / ".train_000001.bin.8.7.tmp"
+    live.parent.mkdir(parents=True)
+    live.write_bytes(b"half of it")
+    monkeypatch.setattr(time, "time", lambda: now() + 200)
+    store.forget_parts(STAGE)
+    assert list(live.parent.iterdir()) == [live]
+
+
+def test_folder_is_rid_of_a_small_object_whose_writer_was_killed(tmp_path):
+    mirror = folder_mirror(tmp_path / "mirror")
+    code = (
+        "import os, signal, sys; from gpt_pipeline.mirror.store import open_store; "
+        "os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL); open_store(sys.argv[1]).create('data/one', b'1')"
+    )
+    assert subprocess.run([sys.executable, "-c", code, mirror], check=False).returncode == -signal.SIGKILL
+    [left] = (tmp_path / "mirror" / "data").iterdir()
+    silent = time.time() - 200
+    os.utime(left, (silent, silent))
+    open_store(mirror).forget_parts("data")
+    assert not left.exists()
 
 
 def test_s3_that_throttles_is_asked_again(s3, server, tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -368,6 +369,23 @@ def test_mirror_agent_of_a_folder_that_was_copied_to_another_machine_leaves_a_ne
     acquire(FolderStore(a.mirror.mirror), training, owner=owner_of(a.folder), say=lambda _: None)
     monkeypatch.setattr(leases.socket, "gethostname", lambda: "elsewhere")
     assert Agent(a.folder).run().lost
+
+
+def test_mirror_finished_training_that_another_machine_has_taken_over_is_no_problem_here(tmp_path):
+    a, b = machine(tmp_path, "a"), machine(tmp_path, "b")
+    run(a)
+    wait_until_sent(a.folder, say=lambda _: None)
+    run(b)
+    wait_until_sent(b.folder, say=lambda _: None)
+    before, said = sent_objects(tmp_path), list[str]()
+    a.folder.evaluations.mkdir(exist_ok=True)
+    (a.folder.evaluations / "later.json").write_text("{}")
+    wait_until_sent(a.folder, say=said.append)
+    state = read_state_of(a.folder)
+    assert not any("--send" in text for text in said)
+    assert (state.problem, state.lost, bool(state.complete_at)) == ("", False, True)
+    assert socket.gethostname() in state.in_words
+    assert sent_objects(tmp_path) == before, "what is here may be behind"
 
 
 @pytest.mark.parametrize("changes", [{}, {"resume": "scratch", "request": "once more"}])

@@ -21,7 +21,7 @@ from filelock import Timeout
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.mirror import names
 from gpt_pipeline.mirror.lease import Holder, Lease, LeaseHeldError, LeaseLostError, acquire, lost_to, newest_holder
-from gpt_pipeline.mirror.order import Order, State, agent_lock, owner_of, read_order, write_state
+from gpt_pipeline.mirror.order import Order, State, agent_lock, is_finished, owner_of, read_order, write_state
 from gpt_pipeline.mirror.send import Sender, Work
 from gpt_pipeline.mirror.store import MirrorError, Store, open_store
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -90,7 +90,7 @@ class Agent:
     def _session(self, order: Order) -> bool:
         """Send by one connection; return whether everything is sent, False if the order has changed, or will."""
         self._lost = None
-        self._state = replace(self._state, mirror=order.mirror)
+        self._state = replace(self._state, mirror=order.mirror, written_by="")
         store = self._open(order.mirror)
         newest = newest_holder(store, self._training(order)) if order.fingerprint else None
         if newest is not None and self._is_to_be_ordered(newest, order):
@@ -120,7 +120,10 @@ class Agent:
             return None
         training, owner = self._training(order), owner_of(self._folder)
         if newest is not None and not newest.is_own(owner) and newest.term > order.term:
-            raise lost_to(training, newest)  # what is here may be behind what is there
+            if self._is_training or not is_finished(self._folder, order.fingerprint):
+                raise lost_to(training, newest)  # what is here may be behind what is there
+            self._state = replace(self._state, written_by=newest.in_words)
+            return None
         return acquire(store, training, owner=owner, say=_logger.info)
 
     def _renew(self, lease: Lease, order: Order, ended: Event) -> None:

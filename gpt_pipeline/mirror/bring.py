@@ -27,6 +27,7 @@ from gpt_pipeline.storage.atomic import (
     link_or_copy,
     parse_json,
     read_state,
+    replace_file,
     sha256_of,
 )
 from gpt_pipeline.storage.fingerprint import SHORT
@@ -76,7 +77,7 @@ def bring_stage(store: Store, base: Path, stage: str, fingerprint: str, *, say: 
         with atomic_path(folder / names.MADE) as temporary:
             if fetch(store, f"{stage}/{names.MADE}", temporary) is None:
                 temporary.write_text("{}\n", encoding="utf-8")
-        (incoming / names.MANIFEST).replace(folder / names.MANIFEST)
+        replace_file(incoming / names.MANIFEST, folder / names.MANIFEST)
         incoming.rmdir()
     return True
 
@@ -107,7 +108,7 @@ def _brought(store: Store, name: str, target: Path, record: FileRecord) -> bool:
             arrived = fetch(store, name, partial, goes_on=True)
         if arrived == record:
             fsync_file(partial)  # and killed here, all of it is found by the next attempt
-            partial.replace(target)
+            replace_file(partial, target)
             fsync_folder(target.parent)
             return True
         partial.unlink()

@@ -18,7 +18,7 @@ def check_mirror(url: str) -> None:
         MirrorError: the mirror cannot be reached, refuses, or does not do what leases need.
     """
     store, name = open_store(url), f"{_FOLDER}/{uuid.uuid4().hex}"
-    is_granted = grants_leases(store, name)  # what fails here has written nothing that is to be removed
+    is_granted = grants_leases(store, name)
     try:
         if not is_granted:
             raise MirrorError(

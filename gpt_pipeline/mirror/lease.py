@@ -14,6 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,9 +163,20 @@ def first_term(store: Store, training: str) -> int:
 
 
 def grants_leases(store: Store, probe: str) -> bool:
-    """Whether the store refuses to create an object that there is: some that speak S3 overwrite it."""
-    store.create(probe, b"1")
-    return not store.create(probe, b"2")
+    """Whether the store refuses to create an object that there is: some that speak S3 overwrite it.
+
+    `probe` is there afterwards.
+
+    Raises:
+        MirrorError: the store fails; `probe` is removed if that can still be done.
+    """
+    store.create(probe, b"1")  # what fails here has written nothing, and is not asked to remove it
+    try:
+        return not store.create(probe, b"2")
+    except MirrorError:
+        with suppress(MirrorError):
+            store.remove([probe])
+        raise
 
 
 def _create(store: Store, training: str, holder: Holder) -> bool:

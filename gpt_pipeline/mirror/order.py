@@ -77,6 +77,9 @@ class State:
     lost: bool = False
     """Whether another machine writes this training now, so that nothing is sent any more."""
 
+    written_by: str = ""
+    """The other machine that writes the training now, which is finished here; nothing of it is sent any more."""
+
     complete_at: str = ""
     """When everything was in the mirror last: UTC, ISO 8601; empty if it never was, or is not now."""
 
@@ -95,7 +98,8 @@ class State:
             return f"{self.problem} (since {self.problem_since}); {self.waiting}"
         if self.damaged:
             return f"not all can be sent: {self.damaged}; {self.waiting if self.waiting_files else 'all else is there'}"
-        return f"complete at {self.complete_at}" if self.complete_at else self.waiting
+        done = f"complete at {self.complete_at}" if self.complete_at else self.waiting
+        return f"{done}; the training is now written by {self.written_by}" if self.written_by else done
 
 
 def write_order(folder: ExperimentFolder, order: Order) -> None:
@@ -134,6 +138,12 @@ def held_training(folder: ExperimentFolder) -> str | None:
     """
     parse = lambda value: str(value["fingerprint"])  # noqa: E731
     return read_kept(folder.root / names.STARTED, parse, otherwise="the experiment file says which training it is")
+
+
+def is_finished(folder: ExperimentFolder, fingerprint: str) -> bool:
+    """Whether an experiment's folder holds the training `fingerprint`, finished."""
+    parse = lambda value: str(value["fingerprint"])  # noqa: E731
+    return read_kept(folder.training, parse, otherwise="the training counts as unfinished") == fingerprint
 
 
 def write_state(folder: ExperimentFolder, state: State) -> None:

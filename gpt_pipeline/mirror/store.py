@@ -8,7 +8,6 @@ import importlib
 import logging
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -130,7 +129,7 @@ class FolderStore:
 
     def create(self, name: str, content: bytes) -> bool:
         path = self._path(name)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        temporary = _temporary_for(path)
         with self._explained(name):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -182,9 +181,12 @@ class FolderStore:
                 self._path(name).unlink(missing_ok=True)
 
     def forget_parts(self, prefix: str) -> None:
-        silent_since = time.time() - SILENT_SECONDS  # another machine may be writing the others
         with self._explained(prefix):
-            for path in self._path(prefix).rglob(f".*{TEMPORARY_SUFFIX}"):
+            left = list(self._path(prefix).rglob(f".*{TEMPORARY_SUFFIX}"))
+            if not left:
+                return
+            silent_since = _time_in(self._path(prefix)) - SILENT_SECONDS  # another machine may be writing the others
+            for path in left:
                 with suppress(FileNotFoundError):
                     if path.stat().st_mtime < silent_since:
                         path.unlink()
@@ -204,6 +206,21 @@ class FolderStore:
             raise
         except OSError as error:
             raise MirrorError(f"the mirror {self.url} fails at {name}: {error.strerror or error}") from error
+
+
+def _temporary_for(path: Path) -> Path:
+    """Return a name for a temporary file that no other process has."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
+
+
+def _time_in(folder: Path) -> float:
+    """Return the time by which the disk of `folder` dates files; this machine's clock may be another."""
+    probe = _temporary_for(folder / "now")
+    try:
+        probe.write_bytes(b"now")
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _give_name(source: Path, target: Path) -> None:

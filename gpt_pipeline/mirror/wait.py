@@ -10,6 +10,7 @@ from gpt_pipeline.storage.layout import ExperimentFolder
 
 _LOOK_SECONDS = 0.2
 _QUIET_SECONDS = 2.0  # a wait that is not worth a word
+_ASKING = "Asking the mirror what it has ..."
 _AFTER_STOP_SECONDS = 20.0  # torchrun kills its workers 30 s after a signal
 
 
@@ -21,7 +22,7 @@ def wait_until_sent(
     if order is None:
         return
     agent = None if is_sending(folder) else start_anew(folder, order)
-    began, told = time.monotonic(), False
+    began, told = time.monotonic(), ""
     while is_sending(folder) or (agent is not None and agent.poll() is None):
         state, waited = read_state_of(folder), time.monotonic() - began
         if state is not None and state.problem:
@@ -29,16 +30,18 @@ def wait_until_sent(
         if stopped() and waited > _AFTER_STOP_SECONDS:
             say("The rest is sent to the mirror in the background.")
             return
-        if not told and waited > _QUIET_SECONDS and state is not None and state.waiting_files:
-            say(f"Sending to the mirror: {state.waiting}.")
-            told = True
+        now = f"Sending to the mirror: {state.waiting}." if state is not None and state.waiting_files else _ASKING
+        if waited > _QUIET_SECONDS and (not told or told == _ASKING != now):
+            say(now)
+            told = now
         time.sleep(_LOOK_SECONDS)
     state = read_state_of(folder)
     if state is not None and state.problem:
-        say(f"{state.in_words}. The next run sends it, or: gpt-pipeline mirror --send")
+        remedy = "" if state.lost else " The next run sends it, or: gpt-pipeline mirror --send"
+        say(f"{state.in_words}.{remedy}")
     elif state is not None and state.damaged:
         say(f"Not everything is in the mirror: {state.damaged}.")
     elif state is None or not state.complete_at:
         say(f"Not everything is in the mirror; {agent_log(folder)} may say why.")
     elif told:
-        say("Everything is in the mirror.")
+        say(f"In the mirror: {state.in_words}." if state.written_by else "Everything is in the mirror.")

@@ -60,7 +60,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with explained_full_disk(path):
             yield temporary
             fsync_file(temporary)
-            _replace(temporary, path)
+            replace_file(temporary, path)
             fsync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -115,7 +115,7 @@ class HashedFile(io.RawIOBase):
         return self._digest.hexdigest()
 
 
-def _replace(source: Path, target: Path) -> None:
+def replace_file(source: Path, target: Path) -> None:
     """Rename `source` to `target`. Windows refuses while `target` is being read, so there it is retried for a while."""
     until = time.monotonic() + (_PATIENCE_SECONDS if os.name == "nt" else 0)
     while True:
