@@ -36,7 +36,7 @@ from gpt_pipeline.experiment.training import find_start
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.config_json import hugging_face_config, read_hugging_face_config
-from gpt_pipeline.storage.lock import folder_lock
+from gpt_pipeline.storage.lock import folder_lock, is_held
 from gpt_pipeline.training.seeds import random_states
 from gpt_pipeline_tests.projects import TinyProject
 
@@ -498,6 +498,29 @@ def test_export_to_a_folder_that_another_process_is_writing_is_refused(tmp_path:
         with pytest.raises(UserError, match="another process is writing it"), new_folder(tmp_path / "hf", {}):
             pass
     assert (tmp_path / "hf" / "own").read_text() == "the first one's"
+
+
+def test_export_removes_its_lock_file_while_it_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one that has opened the file gets its lock, and the next one that of a new file: both are inside."""
+    held, unlink = list[bool](), Path.unlink
+
+    def watched(path: Path, missing_ok: bool = False) -> None:
+        if path.name == ".hf.gpt-pipeline-lock":
+            held.append(is_held(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    with new_folder(tmp_path / "hf", {}) as folder:
+        (folder / "own").write_text("mine")
+    assert held == [True]
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_export_where_what_a_killed_one_left_cannot_be_removed_names_it(tmp_path: Path) -> None:
+    left = tmp_path / ".hf.gpt-pipeline-new"
+    left.write_text("a file, which is not removed as a folder is")
+    with pytest.raises(UserError, match=f"{left.name}, which cannot be removed"), new_folder(tmp_path / "hf", {}):
+        pass
 
 
 def test_export_of_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:

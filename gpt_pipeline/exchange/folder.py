@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,14 @@ def new_folder(target: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
     It replaces an unchanged earlier export. `facts` go into `export.json`, with the sha256 of every file.
 
     Raises:
-        UserError: `target` is something else; it is left untouched. Or another process is writing it.
+        UserError: `target` is something else; it is left untouched. Or another process is writing it, or what a killed
+            one left cannot be removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target):
         _settle(target)
         require_replaceable(target)
-        temporary = _beside(target, "new")
-        temporary.mkdir()
+        temporary = _made(_beside(target, "new"), target)
         try:
             yield temporary
             files = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
@@ -59,11 +59,25 @@ def _alone(target: Path) -> Iterator[None]:
         held.enter_context(hold_lock(lock))
     except Timeout:
         raise UserError(f"--to {target}: another process is writing it; wait for its end") from None
-    try:
-        with held:
+    with held:
+        try:
             yield
-    finally:
-        lock.unlink(missing_ok=True)
+        finally:
+            # Still held: one that opened it before does not get it then, as it would after the release. Windows
+            # removes no file that is open; filelock does at the release.
+            with suppress(PermissionError):
+                lock.unlink(missing_ok=True)
+
+
+def _made(temporary: Path, target: Path) -> Path:
+    try:
+        temporary.mkdir()
+    except FileExistsError:
+        raise UserError(
+            f"--to {target}: an earlier export that was killed left {temporary}, which cannot be removed; remove it, "
+            "and run again"
+        ) from None
+    return temporary
 
 
 def _settle(target: Path) -> None:
