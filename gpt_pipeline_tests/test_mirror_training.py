@@ -154,12 +154,14 @@ def test_mirror_training_whose_bringing_is_cut_off_brings_the_rest(tmp_path, mon
     assert not list(b.folder.root.rglob("*.part"))
 
 
-def test_mirror_training_whose_arrival_is_cut_off_at_any_file_brings_the_rest(tmp_path, monkeypatch):
-    a = machine(tmp_path, "a")
+@pytest.mark.parametrize("learning_rate", [1e-2, 1e-3], ids=["best_before", "best_at_the_end"])
+def test_mirror_training_whose_arrival_is_cut_off_at_any_file_brings_the_rest(tmp_path, monkeypatch, learning_rate):
+    a = machine(tmp_path, "a", training={"learning_rate": learning_rate})
     run(a, stop_at=6)
     for step in (4, 6):
         write_json(a.folder.evaluations / f"step_{step:08d}-{'e' * 16}.json", {"step": step})
     run(a)
+    assert (load_checkpoint(a.folder.checkpoints / BEST_NAME).step == 12) == (learning_rate < 1e-2)
     store, moved, replace = FolderStore(a.mirror.mirror), list[Path](), Path.replace
 
     def bring(name: str, *, cut: int = 0) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -303,6 +304,20 @@ def test_stage_that_was_killed_ahead_of_its_manifest_asks_nothing_again(
     made = stage(tmp_path).prepare(lambda: candidates(20), lambda *_: pytest.fail("asked again"))
     assert made.manifest.facts["prompts"] == 18
     assert [path.name for path in made.folder.iterdir() if path.is_dir()] == []
+
+
+def test_stage_made_anew_reads_nothing_that_a_kill_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed just before
+        stage(tmp_path).prepare(lambda: candidates(20), by_number)
+    asked: list[str] = []
+
+    def ask(prompts, names):
+        asked.extend(names)
+        return by_number(prompts, names)
+
+    stage(tmp_path).prepare(lambda: candidates(20), ask, force=True)
+    assert len(asked) == 20
 
 
 @pytest.mark.parametrize(

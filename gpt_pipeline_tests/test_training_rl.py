@@ -165,9 +165,10 @@ def test_rl_whose_answers_do_not_fit_is_refused_before_the_first_update(
     job, append = make_rl_job(tmp_path, training={"micro_batch_size": 3}), KVCache.append
 
     def bounded(self, layer, k, v):
-        if (len(k), self.capacity) == (3, job.max_length):
+        keys, values = append(self, layer, k, v)
+        if (len(keys), keys.size(2)) == (3, job.max_length):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return append(self, layer, k, v)
+        return keys, values
 
     monkeypatch.setattr(KVCache, "append", bounded)
     monkeypatch.setattr(devices, "refuses_memory", lambda device: True)

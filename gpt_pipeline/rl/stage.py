@@ -21,7 +21,7 @@ from gpt_pipeline.rl.prompts import HELD_OUT, TRAINING, Prompt, write_prompts
 from gpt_pipeline.rl.rewards import REWARDS_VERSION
 from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.fingerprint import fingerprint, identity_of
-from gpt_pipeline.storage.manifest import Manifest, StageResult, record_file, stage_folder
+from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file, stage_folder
 
 if TYPE_CHECKING:
     from gpt_pipeline.rl.candidates import Candidates
@@ -89,6 +89,8 @@ class PromptsStage(PlacedStage):
         folder, wanted = self.place()
 
         def make() -> Manifest:
+            if force and finished(folder, wanted) is not None:  # what a kill behind its manifest left is not asked anew
+                shutil.rmtree(folder / _MEASURED, ignore_errors=True)
             return self._make(candidates(), answer, say)
 
         stage = prepare_stage(folder, wanted, force=force, say=say, make=make)

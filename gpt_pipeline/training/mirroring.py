@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints, manifest_path
+from gpt_pipeline.checkpoints.manifest import best_checkpoint, checkpoint_path, list_checkpoints, manifest_path
 from gpt_pipeline.mirror import names
 from gpt_pipeline.mirror.bring import bring_training, look
 from gpt_pipeline.mirror.lease import LeaseHeldError, acquire
@@ -172,7 +172,7 @@ def _remove_unfinished(incoming: ExperimentFolder) -> None:
     """Remove checkpoints that an earlier attempt has brought, or begun to, and that are not of this one."""
     remove_leftovers(incoming.checkpoints)
     for path in incoming.checkpoints.glob("*.pt"):
-        if not manifest_path(path).is_file():
+        if _lacks_manifest(path):
             path.unlink()
 
 
@@ -200,8 +200,14 @@ def _is_outdated(folder: ExperimentFolder, fingerprint: str, first_term: int) ->
     return order is not None and order.fingerprint == fingerprint and 0 < order.term < first_term
 
 
+def _lacks_manifest(checkpoint: Path) -> bool:
+    return checkpoint.is_file() and not manifest_path(checkpoint).is_file()
+
+
 def _newest_step(folder: ExperimentFolder, fingerprint: str) -> int:
     best = best_checkpoint(folder.checkpoints)
+    if best is not None and _lacks_manifest(checkpoint_path(folder.checkpoints, best.step)):
+        best = None  # `_move_into` was cut off just before it
     found = [*list_checkpoints(folder.checkpoints), *([best] if best else [])]
     return max((info.step for info in found if info.fingerprint == fingerprint), default=-1)
 

@@ -101,7 +101,8 @@ def process_group(ranks: Ranks, say: Callable[[str], None], *, wait_seconds: flo
         raise UserError(
             f"{place}: the processes that train together {what}, or unset RANK to train with one process"
         ) from error
-    # Longer than the watchdog allows for, which tells a process that waits from one that hangs.
+    # Longer than the watchdog mostly allows for, which tells a process that waits from one that hangs: not where a
+    # checkpoint takes more than an hour to write.
     timeout = timedelta(seconds=PATIENCE_SECONDS + 2 * OTHERS_SECONDS)
     dist.init_process_group(devices.collective_backends(), timeout=timeout, store=store, rank=rank, world_size=size)
     try:

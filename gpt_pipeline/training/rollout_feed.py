@@ -124,6 +124,7 @@ class RolloutFeed:
         """
         rows, length = self.sampler.batch_size, self.sampler.context_length
         cache = KVCache(self.model.config, capacity=length)
+        cache.length = length - 1  # so that the last token sees, and a model with fewer heads of keys copies, all of it
         self.model.eval()
         with self.compute.autocast(), torch.inference_mode():
             self.model.forward_cached(torch.zeros((rows, 1), dtype=torch.int64, device=self.compute.device), cache)
