@@ -243,6 +243,10 @@ def test_deleted_evaluation_of_an_earlier_version_is_made_again_and_logged_once(
     assert measured_then == pytest.approx(before["metrics"], rel=1e-4)
     assert [each["question"] for each in after["answers"]] == [each["question"] for each in before["answers"]]
     assert project.mlflow_runs("adamw") == runs
+    with closing(sqlite3.connect(project.root / "mlflow.db")) as store:
+        places = [place for (place,) in store.execute("SELECT artifact_uri FROM runs")]
+    assert places
+    assert all(place.startswith(f"{project.root.as_uri()}/mlflow_artifacts/") for place in places)
 
 
 @pytest.mark.slow  # that a run does nothing again is tested above

@@ -36,13 +36,16 @@ from gpt_pipeline.tracking.mlflow_tracker import (
 from gpt_pipeline.tracking.store import (
     LoggedRun,
     TrackingError,
+    _follow_move,
     default_tracking_uri,
     flatten,
     open_client,
     open_store,
+    prepare_store,
 )
 from gpt_pipeline.tracking.tags import PARENT_TAG
 from gpt_pipeline.tracking.training_run import FINGERPRINT_TAG as TRAINING_TAG
+from gpt_pipeline_tests.test_source_folder import nobody
 
 PARAMETERS = {"training": {"learning_rate": 3e-4, "max_steps": None}, "data": {"num_samples": 100}}
 DATASET = LoggedDataset(
@@ -590,6 +593,29 @@ def test_store_that_is_moved_without_its_files_leaves_them_where_they_are(tmp_pa
     shutil.copy(store / "mlflow.db", alone)
     log(make_result(tmp_path, step=2, weights="c" * 64), alone)
     assert all(run.info.artifact_uri.startswith(store.as_uri()) for run in runs(alone))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder keeps nobody out there")
+def test_store_that_is_copied_out_of_a_closed_folder_keeps_its_files_beside_it() -> None:
+    with nobody() as own:
+        home = own / "home" / "project"
+        prepare_store(default_tracking_uri(home))
+        client(home).create_experiment("My GPT", artifact_location=f"{home.as_uri()}/mlflow_artifacts/My%20GPT")
+        copied = own / "copied"
+        shutil.copytree(home, copied)
+        for path in (copied, *copied.iterdir()):
+            os.chmod(path, 0o777)
+        home.parent.chmod(0)
+        os.seteuid(os.geteuid() or 65534)
+        _follow_move(default_tracking_uri(copied))
+        places = _locations(copied)
+    assert places == [f"{copied.as_uri()}/mlflow_artifacts/My%20GPT"]
+
+
+def _locations(store: Path) -> list[str]:
+    with closing(sqlite3.connect(store / "mlflow.db")) as connection:
+        query = "select artifact_location from experiments where name = 'My GPT'"
+        return [place for (place,) in connection.execute(query)]
 
 
 def move_files(store: Path, place: str) -> None:

@@ -218,7 +218,9 @@ def _follow_move(tracking_uri: str) -> None:
                 old = Path(url2pathname(urlsplit(noted or "").path))
                 new = database.parent / _ARTIFACTS_FOLDER / old.name
                 ours = noted and noted.startswith("file:") and old.parent.name == _ARTIFACTS_FOLDER
-                if ours and old.resolve() != new.resolve() and (new.exists() or not old.exists()):
+                # A folder on the way may be closed to this user: that raises in Path.exists.
+                stays = os.path.exists(old) and not os.path.exists(new)
+                if ours and old.resolve() != new.resolve() and not stays:
                     _rename_place(connection, noted, new.as_uri())
     except sqlite3.Error as error:  # damaged, or in use: MLflow says so when it opens it
         _logger.debug("%s: where its files lie cannot be read or noted (%s)", database, error)
