@@ -177,6 +177,27 @@ def test_close_dead_runs_ends_a_run_elsewhere_once_it_is_silent_and_holds_no_loc
     assert not sign.exists()
 
 
+def test_close_dead_runs_leaves_a_run_of_two_base_folders_that_shows_life_in_one(history: _History) -> None:
+    tiny, process = history.experiment, ELSEWHERE[0]
+    storage = dataclasses.replace(tiny.config.storage, base_folder=str(tiny.folder.base / "other"))
+    config = dataclasses.replace(tiny.config, storage=storage)
+    other = dataclasses.replace(tiny, file=tiny.file.with_name("other.yaml"), config=config)
+    bases = {each.folder.base for each in (tiny, other)}
+    assert len(bases) == 2
+    shared = frozenset([dg.AssetKey(["data_sample_300_61aeee", "raw_synth"])])
+    run = history.add("__ASSET_JOB", process=process, assets=shared)
+    history.leave_heartbeat(run, minutes=11)  # of a trainer that died, after which the run went on
+    for base in bases:
+        with show_life(base, process, every=3600):
+            for old in bases - {base}:
+                sign = old / ".alive" / next((base / ".alive").iterdir()).name
+                sign.parent.mkdir(parents=True, exist_ok=True)
+                sign.touch()
+                os.utime(sign, (time.time() - 3600,) * 2)  # a killed step left it
+            assert close_dead_runs(history.instance, [tiny, other]) == []
+    assert close_dead_runs(history.instance, [tiny, other]) == [run]
+
+
 def test_process_tag_names_this_process() -> None:
     assert ProcessId.from_text(json.loads(process_tag("a run")[PROCESS_TAG])) == ProcessId.here()
 

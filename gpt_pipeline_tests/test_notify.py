@@ -254,6 +254,17 @@ def test_dagster_run_tells_its_failed_step_and_commands_tell_of_their_own(projec
             assert (run_message(instance, picked, [experiment], "finished") is not None) == told
 
 
+def test_dagster_run_of_several_that_ended_well_tells_of_the_one_that_was_asked_for(project: TinyProject) -> None:
+    project.write_experiment("other")
+    both = [project.experiment(name) for name in ("tiny", "other")]
+    with dg.DagsterInstance.ephemeral() as instance:
+        assets = frozenset([keys.asset_key(both[0], "evaluation"), keys.asset_key(both[1], "training")])
+        picked = _run(instance, project, {})._replace(job_name="__ASSET_JOB", asset_selection=assets, tags={})
+        message = run_message(instance, picked, both, "finished")
+        assert message is not None
+        assert message.title == "other: finished"
+
+
 def test_sensor_sends_what_a_dagster_run_failed_of(project: TinyProject, server: Server) -> None:
     here = Project.of_experiments(project.root / "experiments")
     assert notification_sensors(here, []) == []

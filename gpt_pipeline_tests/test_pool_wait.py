@@ -50,6 +50,14 @@ class _Pool:
         status = dg.DagsterRunStatus.STARTED
         return str(self.instance.create_run_for_job(job, status=status, tags=tags).run_id)
 
+    def add_picked(self, process: ProcessId, *experiments: str) -> str:
+        """Add a run of the experiments' trainings, picked by hand; return its id."""
+        tags = {PROCESS_TAG: json.dumps(dataclasses.asdict(process))}
+        assets = frozenset(dg.AssetKey([name, "training"]) for name in experiments)
+        job = self._definitions.resolve_job_def("__ASSET_JOB")
+        status = dg.DagsterRunStatus.STARTED
+        return str(self.instance.create_run_for_job(job, status=status, tags=tags, asset_selection=assets).run_id)
+
     def take(self, run_id: str) -> bool:
         """Ask for the place in the pool."""
         return self.instance.event_log_storage.claim_concurrency_slot("training", run_id, "step").is_claimed
@@ -80,6 +88,15 @@ def test_wait_says_who_has_the_place_and_ends_when_it_is_asked_to(pool: _Pool) -
     assert "training of other, process 4711 on far, since 20" in text
     assert holder in text
     assert "pages" not in text  # its lock shows that it is alive
+
+
+def test_wait_behind_a_run_of_several_experiments_names_none_of_them(pool: _Pool) -> None:
+    with show_life(pool.base, FAR):
+        assert pool.take(pool.add_picked(FAR, "mine", "other"))
+        with pytest.raises(dg.DagsterExecutionInterruptedError):
+            pool.wait(stopped=lambda: bool(pool.said))
+    assert "training of __ASSET_JOB, process 4711 on far, since 20" in pool.said[0]
+    assert "pages" not in pool.said[0]
 
 
 def test_wait_takes_the_place_of_another_experiments_dead_run(pool: _Pool) -> None:

@@ -13,7 +13,7 @@ from gpt_pipeline.cli import main
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.discover import files_named
 from gpt_pipeline.orchestration.driver import run_each
-from gpt_pipeline.orchestration.keys import EXPERIMENT_TAG, jobs_of
+from gpt_pipeline.orchestration.keys import EXPERIMENT_TAG, ended_well, jobs_of
 from gpt_pipeline.progress.failures import forget_failure, last_failure, note_failure
 from gpt_pipeline.progress.show import sheets
 from gpt_pipeline.progress.status import statuses
@@ -106,12 +106,12 @@ def test_run_of_several_that_is_stopped_starts_no_other(project: TinyProject) ->
 def test_failure_is_forgotten_once_the_same_job_or_the_whole_run_ends_well(project: TinyProject) -> None:
     here = Project.of_experiments(project.root / "experiments")
     note_failure(here, "a", job="evaluate_a", text="mysql://me:secret@host is away\nmore")
-    forget_failure(here, "a", job="report_a")
+    forget_failure(here, "a", jobs={"report_a", "run_a"})
     noted = last_failure(here, "a")
     assert noted is not None
     assert "secret" not in noted.text
     assert noted.in_words.endswith("mysql://host is away")
-    forget_failure(here, "a", job="run_a")
+    forget_failure(here, "a")
     assert last_failure(here, "a") is None
 
 
@@ -128,6 +128,20 @@ def test_run_of_assets_picked_by_hand_counts_as_the_jobs_of_their_experiments() 
     assert jobs_of(run) == {"a": "run_a", "b": "evaluate_b"}
     whole = dg.DagsterRun(job_name="data_a", tags={EXPERIMENT_TAG: "a"})
     assert jobs_of(whole) == {"a": "data_a"}
+
+
+def test_run_that_ends_well_makes_up_for_its_own_jobs_and_for_all_only_if_it_makes_everything() -> None:
+    def picked(*assets: str) -> dg.DagsterRun:
+        selection = frozenset(dg.AssetKey(asset.split("/")) for asset in assets)
+        return dg.DagsterRun(job_name="__ASSET_JOB", asset_selection=selection)
+
+    assert ended_well(picked("a/training", "b/evaluation", "b/report", "data_1/raw_synth")) == {
+        "a": {"run_a", "data_a"},  # and so not for an evaluation that still fails
+        "b": {"evaluate_b", "report_b"},
+    }
+    assert ended_well(picked("a/training", "a/evaluation", "a/report")) == {"a": None}
+    for job, made in (("run_a", None), ("report_a", {"report_a"})):
+        assert ended_well(dg.DagsterRun(job_name=job, tags={EXPERIMENT_TAG: "a"})) == {"a": made}
 
 
 def test_status_of_a_family_counts_its_states_and_marks_the_best(project: TinyProject) -> None:

@@ -132,11 +132,9 @@ def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, folders: Sequence[Exp
         return None
     process = process_of(run) or _process_launched(instance, run) or _launcher(instance, run)
     trainers = folders if run.status == dg.DagsterRunStatus.STARTED else ()
-    ends = (
-        *(end_of_process(process, base) for base in {folder.base for folder in folders}),
-        *(end_of_trainer(folder.root, run.run_id) for folder in trainers),
-    )
-    return next((end for end in ends if end is not None), None)
+    ends = [end_of_trainer(folder.root, run.run_id) for folder in trainers]
+    # Of several experiments, one's trainer may have died and the run have gone on with another.
+    return end_of_process(process, {folder.base for folder in folders}) or (ends[0] if ends and all(ends) else None)
 
 
 def process_of(run: dg.DagsterRun) -> ProcessId | None:

@@ -283,7 +283,7 @@ def run_alone(experiment: Experiment, *, force: bool, say: Callable[[str], None]
         raise
     if worked:
         told("finished")
-    forget_failure(project, experiment.name, job=keys.run_job(experiment))
+    forget_failure(project, experiment.name)
     return worked
 
 

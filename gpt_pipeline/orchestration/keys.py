@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -42,6 +42,8 @@ COMPARISON_JOB = "compare_experiments"
 
 _MAKERS = {"report": "report", "evaluation": "evaluate", "rl_prompts": "run", "training": "run"}
 """By an experiment's own assets, how the name of the job begins that makes them; the last one makes the most."""
+
+_WHOLE = {"training", "evaluation", "report"}  # picked together, as much as the job that makes everything
 
 
 def stage_of(step_key: str) -> str:
@@ -176,8 +178,24 @@ def jobs_of(run: dg.DagsterRun) -> Mapping[str, str]:
     """
     if name := run.tags.get(EXPERIMENT_TAG):
         return {name: run.job_name}
-    picked = [key.path for key in run.asset_selection or ()]
-    return {path[0]: f"{verb}_{path[0]}" for asset, verb in _MAKERS.items() for path in picked if path[1:] == [asset]}
+    return {name: f"{verb}_{name}" for asset, verb in _MAKERS.items() for name, own in _picked(run) if asset in own}
+
+
+def ended_well(run: dg.DagsterRun) -> Mapping[str, Collection[str] | None]:
+    """Return of which jobs a run makes up for a failure if it ends well, by `jobs_of`'s experiments; None for all."""
+    if name := run.tags.get(EXPERIMENT_TAG):
+        return {name: None if run.job_name == f"run_{name}" else {run.job_name}}
+    jobs: dict[str, Collection[str] | None] = {}
+    for name, own in _picked(run):
+        verbs = {_MAKERS[asset] for asset in own} | ({"data"} if "training" in own else set())  # which read the data
+        jobs[name] = None if own >= _WHOLE else {f"{verb}_{name}" for verb in verbs}
+    return jobs
+
+
+def _picked(run: dg.DagsterRun) -> list[tuple[str, set[str]]]:
+    """Return the experiments of which somebody picked own assets, each with these."""
+    paths = [key.path for key in run.asset_selection or () if len(key.path) == 2 and key.path[1] in _MAKERS]
+    return [(name, {path[1] for path in paths if path[0] == name}) for name in sorted({path[0] for path in paths})]
 
 
 def checkpoint_partitions(experiment: Experiment) -> dg.DynamicPartitionsDefinition:

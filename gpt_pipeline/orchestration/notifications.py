@@ -61,14 +61,10 @@ def run_message(
 
     Of those that ended well, only what was asked for: evaluations and reports come by themselves.
     """
-    experiment = _experiment_of(run, experiments)
+    experiment = _experiment_of(run, experiments, ending)
     # A run that is repeated on the pages bears the tags of the first.
     tells_itself = keys.COMMAND_TAG in run.tags and DEAD_TAG not in run.tags and run.parent_run_id is None
     if experiment is None or tells_itself:
-        return None
-    job = keys.jobs_of(run).get(experiment.name)
-    follows = job in (keys.evaluate_job(experiment), keys.report_job(experiment))
-    if ending == "finished" and follows:
         return None
     record = instance.get_run_record_by_id(run.run_id)
     times = (record.start_time, record.end_time) if record is not None else (None, None)
@@ -77,10 +73,16 @@ def run_message(
     return message_of(experiment, ending, seconds=seconds, problem=problem, what=f"Dagster run {run.run_id[:8]}")
 
 
-def _experiment_of(run: dg.DagsterRun, experiments: Sequence[Experiment]) -> Experiment | None:
-    """Return the experiment of the run's job, or of the assets that it was asked for."""
+def _experiment_of(run: dg.DagsterRun, experiments: Sequence[Experiment], ending: Ending) -> Experiment | None:
+    """Return the first experiment to tell of, of the run's job or of the assets that it was asked for."""
     names = {run.tags.get(keys.EXPERIMENT_TAG), *(key.path[0] for key in run.asset_selection or ())}
-    return next((each for each in experiments if each.name in names), None)
+    jobs = keys.jobs_of(run)
+
+    def follows(each: Experiment) -> bool:
+        return jobs.get(each.name) in (keys.evaluate_job(each), keys.report_job(each))
+
+    concerned = [each for each in experiments if each.name in names]
+    return next((each for each in concerned if ending != "finished" or not follows(each)), None)
 
 
 def _problem(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:

@@ -29,7 +29,7 @@ from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, free_its_place, is_over, owners_of, process_of
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.project import Project
-from gpt_pipeline.storage.alive import silence
+from gpt_pipeline.storage.alive import least_silence
 from gpt_pipeline.storage.lock import BEAT_SECONDS, SILENT_SECONDS, hold_lock
 from gpt_pipeline.storage.process import ProcessId
 
@@ -136,20 +136,20 @@ class _Line:
         run = record.dagster_run
         created = record.create_timestamp.replace(tzinfo=UTC)
         began = datetime.fromtimestamp(record.start_time, UTC) if record.start_time else created
-        process, owner = process_of(run), next(iter(owners_of(run, self.experiments)), None)
-        name = owner.name if owner else run.job_name
+        process, owners = process_of(run), owners_of(run, self.experiments)
+        name = owners[0].name if len(owners) == 1 else run.job_name
         where = f", process {process.pid} on {process.host}" if process else ", started from Dagster's pages"
         return (
             f"  It is taken by the {self.pool} of {name}{where}, since "
-            f"{began:%Y-%m-%d %H:%M:%S} UTC (run {run_id}).{_sign_of_life(process, owner)}"
+            f"{began:%Y-%m-%d %H:%M:%S} UTC (run {run_id}).{_sign_of_life(process, owners)}"
         )
 
 
-def _sign_of_life(process: ProcessId | None, owner: Experiment | None) -> str:
+def _sign_of_life(process: ProcessId | None, owners: Sequence[Experiment]) -> str:
     """Return what is to be said of a run's process if this one does not see whether it is alive."""
     if process is not None and process.is_seen_here:
         return ""
-    seconds = silence(owner.folder.base, process) if owner and process else None
+    seconds = least_silence({owner.folder.base for owner in owners}, process) if process else None
     if seconds is None:
         return " Whether it is alive cannot be seen from here; if it is not, terminate this run on Dagster's pages."
     if seconds > 2 * BEAT_SECONDS:

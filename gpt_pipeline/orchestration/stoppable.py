@@ -93,11 +93,12 @@ class _Stoppable(Executor):
 def _note_end(run: dg.DagsterRun, failures: Sequence[str]) -> None:
     """Note for `gpt-pipeline status` what the run of an experiment failed of, or that such a run ended well."""
     project = Project.here()
+    if not failures:
+        for name, jobs in keys.ended_well(run).items():
+            forget_failure(project, name, jobs=jobs)
+        return
     for name, job in keys.jobs_of(run).items():
-        if failures:
-            note_failure(project, name, job=job, text="\n".join(failures))
-        else:
-            forget_failure(project, name, job=job)
+        note_failure(project, name, job=job, text="\n".join(failures))
 
 
 def _report_stop(instance: dg.DagsterInstance, run_id: str) -> None:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from gpt_pipeline.storage.alive import silence
+from gpt_pipeline.storage.alive import least_silence
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import SILENT_SECONDS, is_locked
 from gpt_pipeline.storage.process import ProcessId
 from gpt_pipeline.training.heartbeat import read_heartbeat, trainer_state
 
 
-def end_of_process(process: ProcessId | None, base: Path) -> str | None:
+def end_of_process(process: ProcessId | None, bases: Iterable[Path]) -> str | None:
     """Return how the process that executed a run ended; None if it may still live, or nothing is known of it.
 
-    The folder `base` has the signs of life of those that this process does not see.
+    The folders `bases` have the signs of life of those that this process does not see; the newest sign counts.
     """
     if process is None:
         return None
     if process.is_dead:
         return f"{_named(process)} ended without a word: it was killed, or its machine went down."
-    seconds = None if process.is_seen_here else silence(base, process)
+    seconds = None if process.is_seen_here else least_silence(bases, process)
     if seconds is None or seconds <= SILENT_SECONDS:
         return None
     return (

@@ -1,12 +1,13 @@
 """What the last run of an experiment failed of: a file for each experiment in the folder of Dagster's history.
 
-It goes when a run of the same job, or one that makes everything, ends well.
+It goes when a run that makes the same, or everything, ends well.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +49,10 @@ def note_failure(project: Project, experiment: str, *, job: str, text: str) -> N
         _logger.warning("what the run failed of is not noted for `gpt-pipeline status`: %s", error)
 
 
-def forget_failure(project: Project, experiment: str, *, job: str) -> None:
-    """Note that a run of the job ended well; the job that makes everything makes up for any other."""
+def forget_failure(project: Project, experiment: str, *, jobs: Collection[str] | None = None) -> None:
+    """Note that a run ended well that makes up for a failure of these jobs; None for any."""
     noted = last_failure(project, experiment)
-    if noted is not None and (noted.job == job or job.startswith("run_")):
+    if noted is not None and (jobs is None or noted.job in jobs):
         failure_file(project, experiment).unlink(missing_ok=True)
 
 

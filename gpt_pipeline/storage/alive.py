@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +45,11 @@ def silence(base: Path, process: ProcessId) -> float | None:
     """
     found = (_silence(path) for path in _signs(base, process))
     return min((seconds for seconds in found if seconds is not None), default=None)
+
+
+def least_silence(bases: Iterable[Path], process: ProcessId) -> float | None:
+    """Return the least of the `silence` that `process` has kept in each of several folders; None if unknown."""
+    return min((seconds for base in bases if (seconds := silence(base, process)) is not None), default=None)
 
 
 def _silence(path: Path) -> float | None:
