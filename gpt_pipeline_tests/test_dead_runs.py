@@ -277,14 +277,15 @@ def test_close_dead_runs_ends_a_run_of_the_ui_that_died_before_its_step(history:
     assert (history.status(alive), history.status(container)) == (STARTED, STARTED)
 
 
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING])
 def test_close_dead_runs_ends_a_run_whose_launcher_died_before_it_began(
-    history: _History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    history: _History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: dg.DagsterRunStatus
 ) -> None:
     (tmp_path / "home").mkdir()
     history.instance = dg.DagsterInstance.local_temp(str(tmp_path / "home"))
     run_ids = []
     for requester in (DEAD, ProcessId.here()):
-        run_ids.append(history.add("evaluate_tiny", status=dg.DagsterRunStatus.STARTING))
+        run_ids.append(history.add("evaluate_tiny", status=status))
         tag = json.dumps(dataclasses.asdict(requester))
         history.instance.add_run_tags(run_ids[-1], {REQUESTER_TAG: tag})
     assert history.close() == []  # it may begin any moment

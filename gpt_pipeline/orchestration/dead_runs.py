@@ -41,6 +41,7 @@ DEAD_TAG = ".dagster/gpt_pipeline_found_dead"
 REQUESTER_TAG = ".dagster/gpt_pipeline_requested_by"
 """Bears, as JSON, the process that asked for a run: of the machine on which Dagster's own launcher starts it."""
 
+_BEFORE_ITS_PROCESS = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING)  # between them a queue keeps it
 _TIME_TO_BEGIN = timedelta(seconds=60)  # a run's process begins within seconds of its launch
 _SILENT_SECONDS = 600.0  # twice the time after which a run that waits for its place in a pool says so again
 
@@ -179,9 +180,9 @@ def _is_silent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 
 
 def _launcher(instance: dg.DagsterInstance, run: dg.DagsterRun) -> ProcessId | None:
-    """Return the process that was to launch a requested run, if nothing was heard of the run since long enough."""
+    """Return the process that was to queue or launch a requested run, if nothing was heard of it since long enough."""
     requester, record = _requester(run), instance.get_run_record_by_id(run.run_id)
-    if record is None or run.status != dg.DagsterRunStatus.STARTING:
+    if record is None or run.status not in _BEFORE_ITS_PROCESS:
         return None
     changed = record.update_timestamp.replace(tzinfo=UTC)
     waits = datetime.now(UTC) - changed >= _TIME_TO_BEGIN
