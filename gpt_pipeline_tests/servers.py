@@ -54,11 +54,11 @@ def free_port() -> int:
         return port
 
 
-def wait(until: Callable[[], bool], *, seconds: float, what: str) -> None:
-    """Look again and again until it is so."""
+def wait(until: Callable[[], bool], *, seconds: float, what: str, found: Callable[[], str] = str) -> None:
+    """Look again and again until it is so; `found` says what is there if it does not come to that."""
     deadline = time.monotonic() + seconds
     while not until():
-        assert time.monotonic() < deadline, f"not in time: {what}"
+        assert time.monotonic() < deadline, f"not in time: {what}\n{found()}"
         time.sleep(0.2)
 
 

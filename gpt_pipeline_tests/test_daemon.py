@@ -55,6 +55,14 @@ def _evaluated(project: TinyProject) -> set[tuple[str, int]]:
     }
 
 
+def _state(project: TinyProject) -> str:
+    """What is evaluated, how Dagster's runs are, and the end of its log, for a person."""
+    database = project.root / ".dagster" / "history" / "history" / "runs.db"
+    runs = _query(database, "select run_id, pipeline_name, status, create_timestamp, update_timestamp from runs")
+    log = (project.root / "dagster.log").read_text(errors="replace").splitlines()[-60:]
+    return "\n".join([f"evaluated: {sorted(_evaluated(project))}", *map(str, runs), *log])
+
+
 def _mlflow_runs(project: TinyProject) -> list[tuple[str, str, str]]:
     """Experiment, name and status of every run of an evaluation, ordered."""
     query = """select experiments.name, runs.name, runs.status from runs join experiments using (experiment_id)
@@ -89,7 +97,7 @@ def test_daemon_killed_and_restarted_without_memory_evaluates_each_checkpoint_of
     for database in (copy.root / ".dagster" / "history").glob("schedules*"):  # the sensors' cursors and ticks
         shutil.rmtree(database) if database.is_dir() else database.unlink()
     with dagster_pages(copy):
-        wait(lambda: _evaluated(copy) >= WANTED, seconds=420, what=f"all evaluations, only {_evaluated(copy)}")
+        wait(lambda: _evaluated(copy) >= WANTED, seconds=420, what="all evaluations", found=lambda: _state(copy))
         wait(
             lambda: all(copy.experiment(stem).folder.report.is_file() for stem in EXPERIMENTS),
             seconds=120,
