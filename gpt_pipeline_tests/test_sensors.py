@@ -153,6 +153,17 @@ def test_sensor_failed_evaluation_is_tried_three_times_and_does_not_block_the_ot
     assert [request.partition_key for request in _ask_sensor(copy, instance)] == [second.partition_key]
 
 
+def test_sensor_failed_evaluation_of_another_experiment_with_the_same_weights_does_not_count(
+    copy: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    _forget_evaluation(copy, 8)
+    (request,) = _ask_sensor(copy, instance)
+    tags = {EVALUATION_TAG: request.tags[EVALUATION_TAG]}
+    for status in (*[dg.DagsterRunStatus.FAILURE] * 3, dg.DagsterRunStatus.STARTED):
+        instance.add_run(dg.DagsterRun(job_name="evaluate_other", status=status, tags=tags))
+    assert [each.partition_key for each in _ask_sensor(copy, instance)] == [request.partition_key]
+
+
 def test_sensor_report_waits_for_evaluations_but_not_for_one_that_was_given_up(
     copy: TinyProject, instance: dg.DagsterInstance
 ) -> None:

@@ -120,11 +120,11 @@ def _evaluation_requests(
     A schedule gives its `tick`: Dagster wants a key of each of several runs, and launches a key once.
     """
     for evaluation in pending:
-        tags = {keys.EVALUATION_TAG: evaluation.fingerprint}
-        if _may_be_requested(instance, tags):
+        job, tags = keys.evaluate_job(experiment), {keys.EVALUATION_TAG: evaluation.fingerprint}
+        if _may_be_requested(instance, job, tags):
             yield dg.RunRequest(
                 run_key=f"{evaluation.fingerprint}@{tick}" if tick else None,
-                job_name=keys.evaluate_job(experiment),
+                job_name=job,
                 partition_key=evaluation.partition,
                 tags={**tags, **requester_tag()},
             )
@@ -132,19 +132,20 @@ def _evaluation_requests(
 
 def _report_request(instance: dg.DagsterInstance, experiment: Experiment) -> Iterable[dg.RunRequest]:
     """Yield the request for the report of what there is to show now, unless that one has failed too often."""
-    tags = {keys.REPORT_TAG: report_fingerprint(experiment)}
-    if _may_be_requested(instance, tags):
-        yield dg.RunRequest(job_name=keys.report_job(experiment), tags={**tags, **requester_tag()})
+    job, tags = keys.report_job(experiment), {keys.REPORT_TAG: report_fingerprint(experiment)}
+    if _may_be_requested(instance, job, tags):
+        yield dg.RunRequest(job_name=job, tags={**tags, **requester_tag()})
 
 
-def _may_be_requested(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> bool:
-    """Whether no run with the tags is under way, and none too many have failed."""
+def _may_be_requested(instance: dg.DagsterInstance, job: str, tags: Mapping[str, str]) -> bool:
+    """Whether no run of the job with the tags is under way, and none too many have failed.
+
+    Another experiment may have the same weights, and so the same fingerprints.
+    """
     since = datetime.now(UTC) - _ATTEMPTS_WITHIN
-    under_way = instance.get_runs_count(dg.RunsFilter(tags=tags, statuses=list(UNFINISHED)))
-    failures = instance.get_runs_count(
-        dg.RunsFilter(tags=tags, statuses=[dg.DagsterRunStatus.FAILURE], created_after=since)
-    )
-    return not under_way and failures < _MAX_ATTEMPTS
+    under_way = instance.get_runs_count(dg.RunsFilter(job_name=job, tags=tags, statuses=list(UNFINISHED)))
+    failed = dg.RunsFilter(job_name=job, tags=tags, statuses=[dg.DagsterRunStatus.FAILURE], created_after=since)
+    return not under_way and instance.get_runs_count(failed) < _MAX_ATTEMPTS
 
 
 def _wants_report(instance: dg.DagsterInstance, experiment: Experiment, pending: list[WantedEvaluation]) -> bool:
