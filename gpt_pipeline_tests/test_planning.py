@@ -476,18 +476,20 @@ def test_duration_of_a_known_speed_is_arithmetic() -> None:
     assert drawn.evaluation_seconds - found.evaluation_seconds == pytest.approx(4 * 3 * 5 * 100 / 100)
 
 
+REWARDED = Work(
+    steps=10,
+    tokens_per_step=1000,
+    max_length=100,
+    batch_size=1,
+    validation_tokens=10**6,
+    tokens_per_document=80,
+    estimates=3,
+    evaluations=0,
+    sampling=Sampling(update=400, asked=2000, estimate=200, prompts=5000),
+)
+
+
 def test_duration_of_rewards_counts_the_answers_that_are_sampled() -> None:
-    work = Work(
-        steps=10,
-        tokens_per_step=1000,
-        max_length=100,
-        batch_size=1,
-        validation_tokens=10**6,
-        tokens_per_document=80,
-        estimates=3,
-        evaluations=0,
-        sampling=Sampling(update=400, asked=2000, estimate=200, prompts=5000),
-    )
     speed = Speed(
         tokens_per_second=1000.0,
         source="measured",
@@ -495,12 +497,12 @@ def test_duration_of_rewards_counts_the_answers_that_are_sampled() -> None:
         sampling_tokens_per_second=100.0,
     )
     config = EvaluationConfig(eval_freq=5, eval_iters=4, save_every_n_iterations=10)
-    found = duration(work, config, speed, [])
+    found = duration(REWARDED, config, speed, [])
     assert found.sampling_seconds == pytest.approx(10 * 4 + 3 * 2)
     assert found.prompts_seconds == pytest.approx(50)
     assert found.training_seconds == pytest.approx(10 * (1 + 4 + 2000 / 4000) + found.validation_seconds)
     assert found.validation_seconds == pytest.approx(3 * (1.5 * 400 / 4000 + 2))
-    unknown = duration(work, config, dataclasses.replace(speed, sampling_tokens_per_second=None), [])
+    unknown = duration(REWARDED, config, dataclasses.replace(speed, sampling_tokens_per_second=None), [])
     assert unknown.sampling_seconds is None
 
 
@@ -515,17 +517,7 @@ def test_duration_of_rewards_by_the_training_s_own_lines_has_its_sampling_in_it(
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     speed = speed_of_lines(tmp_path / "metrics.jsonl", running=True, sequences=20)
-    work = Work(
-        steps=7,
-        tokens_per_step=20 * 1000,
-        max_length=1000,
-        batch_size=1,
-        validation_tokens=10**6,
-        tokens_per_document=80,
-        estimates=2,
-        evaluations=0,
-        sampling=Sampling(update=400, asked=2000, estimate=200, prompts=5000),
-    )
+    work = dataclasses.replace(REWARDED, steps=7, tokens_per_step=20 * 1000, max_length=1000, estimates=2)
     config = EvaluationConfig(eval_freq=5, save_every_n_iterations=5)
     found = duration(work, config, speed, [])
     assert found.validation_seconds == pytest.approx(2 * 9)
