@@ -420,6 +420,49 @@ def test_new_experiment_from_a_base_on_another_drive_names_its_whole_path(folder
     assert made.config.start_from.experiment == (folder / "base.yaml").as_posix()
 
 
+def test_new_experiment_from_a_base_with_tokens_of_its_own_has_them(tmp_path: Path) -> None:
+    """Of one that is trained, of a file seen from another folder, and of ChatML."""
+    folder, later = tmp_path / "experiments", tmp_path / "other" / "later.yaml"
+    folder.mkdir()
+    base = folder / "base.yaml"
+    base.write_text(BASE.replace("source: sample,", "source: sample, tokenizer: {train: 300}, template: chatml,"))
+    with pytest.raises(UserError, match=r"base.yaml: found a tokenizer that its run is still to train.*run: gpt-pip"):
+        write_new_experiment(later, start_from=str(base), num_samples=100, recipe="sft")
+    trained = load_experiment(base)
+    _train(trained)
+    made = write_new_experiment(later, start_from=str(base), num_samples=100, recipe="sft")
+    assert made.config.model == trained.config.model
+    assert made.config.data.template == "chatml"
+    file = made.data.tokenizer
+    named = folder / "named.yaml"
+    named.write_text(BASE.replace("source: sample,", f"source: sample, tokenizer: {os.path.relpath(file, folder)},"))
+    again = write_new_experiment(later.with_name("b.yaml"), start_from=str(named), num_samples=100)
+    assert again.data.tokenizer == file
+
+
+def test_new_experiment_from_a_folder_with_a_tokenizer_names_it(folder: Path, tmp_path: Path) -> None:
+    _export(folder)
+    usual = write_new_experiment(folder / "usual.yaml", start_from=str(folder.parent / "hf"))
+    assert usual.config.data.tokenizer == "gpt2"
+    own = folder / "own.yaml"
+    own.write_text(BASE.replace("Base", "Own").replace("source: sample,", "source: sample, tokenizer: {train: 300},"))
+    trained = _train(load_experiment(own))
+    info = list_checkpoints(trained.folder.checkpoints)[-1]
+    export_checkpoint(trained, info.path, tmp_path / "model")
+    made = write_new_experiment(folder / "later.yaml", start_from=str(tmp_path / "model"))
+    assert (Path(made.data.tokenizer), made.config.model.vocab_size) == (tmp_path / "model" / "tokenizer.json", 300)
+    convert_start(made, say=lambda text: None)
+    assert load_experiment(made.file).config.model.vocab_size == 300
+
+
+def test_new_fine_tuning_has_the_optimizer_of_its_base_and_a_tenth_of_its_rate(folder: Path) -> None:
+    made = write_new_experiment(folder / "tuned.yaml", start_from=str(folder / "base.yaml"), recipe="sft")
+    assert (made.config.training.optimizer, made.config.training.learning_rate) == ("adamw", 0.001)
+    on = write_new_experiment(folder / "on.yaml", start_from=str(folder / "tuned.yaml"), recipe="sft")
+    assert (on.config.training.optimizer, on.config.training.learning_rate) == ("muon", 0.0002)
+    assert "as in gpt2-124m.yaml" in on.file.read_text(encoding="utf-8")
+
+
 def test_lineage_in_dagster_leads_from_the_later_training_to_the_base(folder: Path) -> None:
     _later(folder)
     definitions = build_definitions(Project.of_experiments(folder))

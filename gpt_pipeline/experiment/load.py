@@ -275,13 +275,13 @@ def _with_the_shape_of_its_start(
     if start.has_turns and config.data.template == PLAIN and not errors:
         need = f"chatml, as {config.start_from.text} has it, whose model has tokens for its turns"
         errors = [ConfigError("data.template", found=config.data.template, need=need)]
+    remedy = "name its tokenizer.json, which is in its folder of token_shards and in an export of it"
+    remedy = "leave the key out, which is gpt2" if start.is_made and start.is_of_gpt2 else remedy
     if size is not None and size > ids and not errors:  # a trained one may have fewer than the model
         need = f"the tokenizer of {config.start_from.text}, whose model has {ids} ids; this one has {size}"
-        errors = [ConfigError("data.tokenizer", found=config.data.tokenizer, need=need)]
+        errors = [ConfigError("data.tokenizer", found=config.data.tokenizer, need=need, remedy=remedy)]
     if not errors and start.is_made and not _has_the_tokenizer_of(start, Experiment(file=file, config=config)):
         need = f"the tokenizer of {config.start_from.text}, by which the rows of its weights are ordered"
-        remedy = "name its tokenizer.json, which is in its folder of token_shards and in an export of it"
-        remedy = "leave the key out, which is gpt2" if start.is_of_gpt2 else remedy
         errors = [ConfigError("data.tokenizer", found=config.data.tokenizer, need=need, remedy=remedy)]
     return dataclasses.replace(config, model=model), errors
 

@@ -8,9 +8,11 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gpt_pipeline.checkpoints.choose import BEST
-from gpt_pipeline.data.config import DataConfig, is_path
+from gpt_pipeline.checkpoints.manifest import read_info
+from gpt_pipeline.data.config import GPT2, PLAIN, DataConfig, is_path
 from gpt_pipeline.data.looking import Look, look_at, look_into
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.errors import ConfigError, UserError
@@ -19,11 +21,12 @@ from gpt_pipeline.experiment.load import Experiment, load_experiment, read_exper
 from gpt_pipeline.experiment.problems import ExperimentFileError, quoted
 from gpt_pipeline.experiment.recipes import RECIPES, Recipe, Value
 from gpt_pipeline.experiment.schema import place_schema
+from gpt_pipeline.experiment.start_from import StartFromConfig, shape_to_come
 from gpt_pipeline.experiment.template import render
 from gpt_pipeline.project import OTHER_FILES
 from gpt_pipeline.shown import on_terminal
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file
-from gpt_pipeline.storage.names import is_name, resolve_folder
+from gpt_pipeline.storage.names import as_typed, is_name, resolve_folder
 
 _logger = logging.getLogger(__name__)
 LONGEST_NAME = 120  # bytes; with what is added, it names folders and files, of which Linux takes 255 bytes
@@ -85,7 +88,7 @@ def write_new_experiment(
         values["data.num_samples"] = (num_samples, "English documents")
     if start_from is not None:
         values = {key: value for key, value in values.items() if not _is_of_start(key)}
-        values |= _start_values(start_from, file.absolute())
+        values |= _start_values(start_from, file.absolute(), values)
     if data is not None:
         values = {
             **_data_values(data, file.absolute(), num_samples, subset=subset, split=split, say=say),
@@ -168,8 +171,7 @@ def _own_files(data: str, file: Path) -> tuple[str, Look]:
     """Return what a path, typed here, is called in the experiment file, and what its files seem to be."""
     typed = Path(data).expanduser()
     path = Path(os.path.abspath(typed))
-    named = data if typed.is_absolute() else _seen_from(file.parent, path)
-    return (named if is_path(named) else f"./{named}"), look_at(str(path))
+    return (data if typed.is_absolute() else _named_from(file.parent, path)), look_at(str(path))
 
 
 def _hub_files(data: DataConfig, say: Say) -> Look:
@@ -189,8 +191,8 @@ def _hub_files(data: DataConfig, say: Say) -> Look:
 
 
 def _without_data(values: Mapping[str, tuple[Value, str]]) -> dict[str, tuple[Value, str]]:
-    """Return the recipe's values but for the documents that it names; what sequences are stays its own."""
-    kept = ("data.max_length", "data.packing")
+    """Return the recipe's values but for the documents that it names; what sequences and tokens are stays its own."""
+    kept = ("data.max_length", "data.packing", "data.template", "data.tokenizer")
     return {key: value for key, value in values.items() if not key.startswith("data.") or key in kept}
 
 
@@ -198,21 +200,99 @@ def _is_of_start(key: str) -> bool:
     return key.startswith("start_from.")
 
 
-def _start_values(start_from: str, file: Path) -> dict[str, tuple[Value, str]]:
-    """Return the keys of an experiment that starts from another, from a checkpoint, or from a Hugging Face model."""
+def _start_values(start_from: str, file: Path, recipe: Mapping[str, tuple[Value, str]]) -> dict[str, tuple[Value, str]]:
+    """Return the keys of an experiment that starts from another, from a checkpoint, or from a Hugging Face model.
+
+    What `recipe` only presumes of its base is as this base has it.
+
+    Raises:
+        UserError: the base is no experiment, or its tokenizer is not trained yet or cannot be used.
+    """
     path = Path(start_from)
     if path.suffix not in (*SUFFIXES, ".pt"):
         name = _seen_from(file.parent, path) if path.is_dir() else start_from
-        return {"start_from.hugging_face": (name, "the model begins with these weights, and has their shape")}
+        return {
+            **_length_within(shape_to_come(StartFromConfig(hugging_face=name), file), recipe),
+            **_tokenizer_in(path, file.parent),
+            "start_from.hugging_face": (name, "the model begins with these weights, and has their shape"),
+        }
     relative = _seen_from(file.parent, path)
     if path.suffix == ".pt":
-        return {"start_from.file": (relative, "the model begins with these weights, and has their shape")}
-    base = load_experiment(path).config
+        info = read_info(path)
+        return {
+            **({} if info is None else _length_within(dataclasses.asdict(info.model), recipe)),
+            "start_from.file": (relative, "the model begins with these weights, and has their shape"),
+        }
+    base = load_experiment(path)
     return {
-        "data.max_length": (base.data.max_length, f"as in {path.name}"),
+        "data.max_length": (base.config.data.max_length, f"as in {path.name}"),
+        **_tokens_of(base, file.parent),
+        **_rates_after(base, recipe),
         "start_from.experiment": (relative, "`run` trains it first; the model has its shape"),
         "start_from.checkpoint": (BEST, "or last, or a step such as step_50000"),
     }
+
+
+def _length_within(shape: Mapping[str, Any], recipe: Mapping[str, tuple[Value, str]]) -> dict[str, tuple[Value, str]]:
+    """Return the key that keeps sequences within the context of a model of this `shape`, where they would be longer."""
+    context = shape.get("context_length")
+    length, _ = recipe.get("data.max_length", (DataConfig(num_samples=1).max_length, ""))
+    is_short = isinstance(context, int) and isinstance(length, int) and context < length
+    return {"data.max_length": (context, "as long as the model can take")} if is_short else {}
+
+
+def _tokens_of(base: Experiment, folder: Path) -> dict[str, tuple[Value, str]]:
+    """Return the keys by which an experiment in `folder` has the tokens of `base`; none where they are the default."""
+    from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME  # numpy
+    from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
+
+    data, why = base.data, f"as in {base.file.name}"
+    found: dict[str, tuple[Value, str]] = {}
+    if data.template != PLAIN:
+        found["data.template"] = (data.template, why)
+    if not isinstance(data.tokenizer, str):
+        made = TokenizerStage(config=data, data_folder=base.data_folder).find()
+        if made is None:
+            raise UserError(
+                f"--start-from {base.file.name}: found a tokenizer that its run is still to train, need the trained "
+                f"one, which the new file names; first run: gpt-pipeline run {as_typed(base.file, Path.cwd())}"
+            )
+        found["data.tokenizer"] = (_named_from(folder, made.folder / TOKENIZER_NAME), f"that of {base.file.name}")
+    elif data.tokenizer != GPT2:
+        is_file = is_path(data.tokenizer)
+        found["data.tokenizer"] = (_named_from(folder, Path(data.tokenizer)) if is_file else data.tokenizer, why)
+    return found
+
+
+def _tokenizer_in(model: Path, folder: Path) -> dict[str, tuple[Value, str]]:
+    """Return the key that names the tokenizer in a model's folder; none where it has no file, or GPT-2's."""
+    from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME  # numpy
+    from gpt_pipeline.data.tokens.tokenizer import gpt2, read_tokenizer
+
+    file = model / TOKENIZER_NAME
+    if not file.is_file():
+        return {}
+    ids, usual = read_tokenizer(file.read_text(encoding="utf-8"), source=file).token_bytes, gpt2().token_bytes
+    return {} if [*ids[: len(usual)]] == [*usual] else {"data.tokenizer": (_named_from(folder, file), "the model's")}
+
+
+def _rates_after(base: Experiment, recipe: Mapping[str, tuple[Value, str]]) -> dict[str, tuple[Value, str]]:
+    """Return what a recipe of fine-tuning takes over from a pretraining: the optimizer, and a share of its rate."""
+    training, name = base.config.training, base.file.name
+    if recipe.get("training.objective", ("",))[0] != "sft" or training.is_post_training:
+        return {}
+    rate = float(f"{training.learning_rate / 10:.3g}")
+    why = f"a tenth of the peak of {name}, as is common: a high rate unlearns what the base knows"
+    return {
+        "training.optimizer": (training.optimizer, f"as in {name}"),
+        "training.learning_rate": (rate, why),
+    }
+
+
+def _named_from(folder: Path, file: Path) -> str:
+    """Return the path of a file as a value of an experiment file in `folder`, which tells it from a name of the hub."""
+    named = _seen_from(folder, file)
+    return named if is_path(named) else f"./{named}"
 
 
 def _seen_from(folder: Path, path: Path) -> str:

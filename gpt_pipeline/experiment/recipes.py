@@ -174,10 +174,10 @@ The values are those of public practice, with their reasons; they were not tuned
         "training.num_epochs": (2, "1 to 3: after that, answers are learnt by heart rather than better"),
         "training.tokens_per_step": (65_536, "an eighth of the base's; about 2,400 updates on 100,000 documents"),
         "training.micro_batch_size": (16, "16,384 tokens at a time; halve it if memory runs out; changes no result"),
-        "training.optimizer": ("muon", "as the base has it"),
+        "training.optimizer": ("muon", "as in gpt2-124m.yaml: best what the base was trained by"),
         "training.learning_rate": (
             0.0002,
-            "a tenth of the base's peak, as is common: a high rate unlearns what the base knows",
+            "a tenth of the peak of gpt2-124m.yaml, as is common: a high rate unlearns what the base knows",
         ),
         "training.min_learning_rate": (0.0, "decays to nothing, as is common"),
         "training.warmup_steps": (75, "3 % of 2,400 updates; fewer for fewer documents"),
