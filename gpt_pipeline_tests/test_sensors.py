@@ -23,17 +23,24 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._daemon.sensor import get_elapsed
 
-from gpt_pipeline.checkpoints.manifest import best_checkpoint, checkpoint_path, read_info, write_manifest
+from gpt_pipeline.checkpoints.manifest import (
+    best_checkpoint,
+    checkpoint_path,
+    manifest_path,
+    read_info,
+    write_manifest,
+)
 from gpt_pipeline.checkpoints.save import link_best
-from gpt_pipeline.evaluation.result import alias_of, read_evaluations
+from gpt_pipeline.evaluation.result import alias_of, evaluation_path, read_evaluations, write_evaluation
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dagster_server import forget_ticks_to_come
 from gpt_pipeline.orchestration.evaluation_step import log_result
 from gpt_pipeline.orchestration.history import open_instance
 from gpt_pipeline.orchestration.keys import EVALUATION_TAG
-from gpt_pipeline.progress.evaluations import wanted_evaluations
+from gpt_pipeline.progress.evaluations import mark_logged, prune_at_rest, wanted_evaluations
 from gpt_pipeline.progress.removal import plan_removal
 from gpt_pipeline.project import Project
+from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.tracking.store import default_tracking_uri
 from gpt_pipeline_tests.projects import TinyProject
 
@@ -396,6 +403,82 @@ def test_evaluation_of_a_checkpoint_is_judged_by_its_checks_in_the_same_run(copy
         for check in ("val_loss_near_best", "output_not_degenerate", "questions_unseen"):
             assert found[check].passed
             assert found[check].description
+
+
+@pytest.fixture
+def superseded(copy: TinyProject) -> TinyProject:
+    """A project with checkpoints of the steps 1 and 2, which are evaluated, before the three to keep."""
+    experiment = copy.experiment("tiny")
+    folder = experiment.folder
+    template = read_info(checkpoint_path(folder.checkpoints, 8))
+    (result,) = (each for each in read_evaluations(folder.evaluations) if each.step == 8)
+    assert template is not None
+    for step in (1, 2):
+        path = checkpoint_path(folder.checkpoints, step)
+        os.link(template.path, path)
+        write_manifest(dataclasses.replace(template, path=path, step=step, weights_sha256=f"{step:064d}"))
+    for wanted in wanted_evaluations(experiment)[:2]:
+        info = wanted.checkpoint
+        record = {**result.checkpoint, "step": info.step, "weights_sha256": info.weights_sha256}
+        path = evaluation_path(folder.evaluations, wanted.partition, wanted.fingerprint)
+        made = dataclasses.replace(
+            result, key=wanted.partition, fingerprint=wanted.fingerprint, checkpoint=record, path=path
+        )
+        write_evaluation(made)
+        mark_logged(folder, made, run_id="a run", alias=None)
+    return copy
+
+
+def _steps(project: TinyProject) -> list[int]:
+    return [info.step for info in project.checkpoints("tiny")]
+
+
+def test_evaluation_by_the_daemon_removes_checkpoints_that_stayed_only_to_be_evaluated(superseded: TinyProject) -> None:
+    _forget_evaluation(superseded, 8)
+    with _evaluated(superseded) as (result, _):
+        assert result.success
+        assert _steps(superseded) == [4, 8, 12]
+
+
+def test_pruning_beside_a_trainer_at_work_is_left_to_it(superseded: TinyProject) -> None:
+    experiment = superseded.experiment("tiny")
+    with folder_lock(experiment.folder.root, purpose="training tiny"):
+        prune_at_rest(experiment, say=pytest.fail)
+        assert _steps(superseded) == [1, 2, 4, 8, 12]
+    prune_at_rest(experiment, say=pytest.fail)
+    assert _steps(superseded) == [4, 8, 12]
+
+
+def test_pruning_keeps_what_mlflow_still_lacks(superseded: TinyProject) -> None:
+    experiment = superseded.experiment("tiny")
+    shutil.rmtree(experiment.folder.logged_evaluations)
+    prune_at_rest(experiment, say=pytest.fail)
+    assert _steps(superseded) == [1, 2, 4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        ("keep_last: 3", "keep_last: 1", [4, 8, 12]),  # the training was told 3
+        ("keep_last: 3", "keep_last: 4", [2, 4, 8, 12]),
+        ("../storage", "../storage, checkpoint_to_resume: checkpoint_step_1.pt", [1, 4, 8, 12]),
+    ],
+)
+def test_pruning_after_the_file_was_edited_keeps_what_either_needs(
+    superseded: TinyProject, before: str, after: str, kept: list[int]
+) -> None:
+    file = superseded.experiment("tiny").file
+    file.write_text(file.read_text().replace(before, after))
+    prune_at_rest(superseded.experiment("tiny"), say=pytest.fail)
+    assert _steps(superseded) == kept
+
+
+def test_pruning_where_a_newer_version_wrote_removes_nothing(superseded: TinyProject) -> None:
+    experiment = superseded.experiment("tiny")
+    manifest = manifest_path(checkpoint_path(experiment.folder.checkpoints, 12))
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema": 2}))
+    prune_at_rest(experiment, say=pytest.fail)
+    assert _steps(superseded) == [1, 2, 4, 8]
 
 
 def test_results_on_disk_hold_no_path_of_this_machine(finished: TinyProject) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.leases import leases_frozen
@@ -33,16 +34,19 @@ def kept_checkpoints(keep_last: int) -> int:
     return keep_last + 2
 
 
-def prune(folder: ExperimentFolder, *, keep_last: int, training: str = "") -> list[CheckpointInfo]:
+def prune(
+    folder: ExperimentFolder, *, keep_last: int, training: str = "", keep: Collection[str] = ()
+) -> list[CheckpointInfo]:
     """Remove the checkpoints that need not be kept; return them. `best_model.pt` is never touched.
 
-    The newest of the `training` with this fingerprint stays, whatever later ones of others are there.
+    The newest of the `training` with this fingerprint stays, whatever later ones of others are there. So do the files
+    named in `keep`.
     """
     checkpoints = list_checkpoints(folder.checkpoints)
     best = best_checkpoint(folder.checkpoints)
     own = [info.step for info in checkpoints if info.fingerprint == training]
     kept = {*own[-1:], *([] if best is None else [best.step])}
-    candidates = [info for info in checkpoints[:-keep_last] if info.step not in kept]
+    candidates = [info for info in checkpoints[:-keep_last] if info.step not in kept and info.path.name not in keep]
     if not candidates:
         return []
     awaited = _awaited_steps(folder, candidates)

@@ -30,7 +30,7 @@ from dagster._core.storage.tags import MAX_RETRIES_TAG
 from dagster._core.utils import make_new_run_id
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
-from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
+from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.tokenizer_stage import fetch_tokenizer
 from gpt_pipeline.errors import StoppedError, UserError
@@ -56,7 +56,12 @@ from gpt_pipeline.orchestration.stages import finished_shards
 from gpt_pipeline.orchestration.stoppable import NEVER, stoppable
 from gpt_pipeline.orchestration.termination import heed_termination
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR
-from gpt_pipeline.progress.evaluations import WantedEvaluation, pending_evaluations, wanted_evaluations
+from gpt_pipeline.progress.evaluations import (
+    WantedEvaluation,
+    pending_evaluations,
+    prune_at_rest,
+    wanted_evaluations,
+)
 from gpt_pipeline.progress.failures import forget_failure, note_failure
 from gpt_pipeline.progress.report import report_is_outdated
 from gpt_pipeline.progress.several import End, Ended
@@ -241,7 +246,7 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
         session.execute(keys.run_job(experiment), options={"training": {"force": force}})
     evaluate_experiment(session, say=say)
     _wait_for_mirror(experiment, say)
-    prune(experiment.folder, keep_last=experiment.cadence.keep_last)  # those that stayed only to be evaluated
+    prune_at_rest(experiment, say=say)
     return True
 
 

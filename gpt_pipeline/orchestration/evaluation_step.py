@@ -16,10 +16,11 @@ from gpt_pipeline.evaluation.shares import right_by_kind, share_of
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.mirroring import send_to_mirror
 from gpt_pipeline.experiment.training import pretraining_of
+from gpt_pipeline.mirror.order import is_sending
 from gpt_pipeline.orchestration.stages import finished_documents, finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.training_log import catch_up
-from gpt_pipeline.progress.evaluations import mark_logged
+from gpt_pipeline.progress.evaluations import mark_logged, prune_at_rest
 from gpt_pipeline.progress.outcome import result_text
 from gpt_pipeline.progress.tracking import forget_lost_runs
 from gpt_pipeline.storage.manifest import StageResult
@@ -67,6 +68,8 @@ def evaluate_partition(
     else:
         context.log.info(f"{checkpoint.path.name}: {result_text(result)}")
     run = log_result(context, experiment, mlflow.tracking_uri, result)
+    if not is_sending(experiment.folder):  # what is being copied had better be here until then
+        prune_at_rest(experiment, say=context.log.warning)
     send_to_mirror(experiment)
     yield dg.MaterializeResult(
         metadata={

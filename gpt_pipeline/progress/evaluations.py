@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, checkpoint_key, list_checkpoints
+from gpt_pipeline.checkpoints.manifest import (
+    CheckpointInfo,
+    best_checkpoint,
+    checkpoint_key,
+    list_checkpoints,
+    newer_manifests,
+)
+from gpt_pipeline.checkpoints.retention import prune
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.result import EvaluationResult, alias_of, evaluation_fingerprint, summarize_evaluations
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.mirror.order import held_training
 from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.training.heartbeat import trainer_state
 
 State = Literal["missing", "outdated", "done"]
 
@@ -67,6 +76,29 @@ def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None
 def pending_evaluations(experiment: Experiment) -> list[WantedEvaluation]:
     """Return those of `wanted_evaluations` that are not done."""
     return [wanted for wanted in wanted_evaluations(experiment) if wanted.state != "done"]
+
+
+def prune_at_rest(experiment: Experiment, *, say: Callable[[str], None]) -> None:
+    """Remove the checkpoints that stayed only to be evaluated, unless a trainer is at work, which does so as it saves.
+
+    Those that an evaluation or MLflow still needs stay, and what the file names to continue from. So does everything
+    where a newer version has written, whose reasons to keep a checkpoint this one may not know.
+    """
+    folder, checkpoints = experiment.folder, list_checkpoints(experiment.folder.checkpoints)
+    if trainer_state(folder.root) == "running" or newer_manifests(folder.checkpoints):
+        return
+    # The file may have been edited for the next training: the number that this one had counts too.
+    told = [int(info.settings.get("evaluation.keep_last", 0)) for info in checkpoints]
+    needed = [pending.checkpoint.path.name for pending in pending_evaluations(experiment)]
+    try:
+        prune(
+            folder,
+            keep_last=max([experiment.cadence.keep_last, *told]),
+            training=held_training(folder) or "",
+            keep={*needed, str(experiment.config.storage.checkpoint_to_resume)},
+        )
+    except OSError as error:  # of another user's folder, say
+        say(f"checkpoints that are no longer needed stay: {error}")
 
 
 def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: str, alias: str | None) -> None:
