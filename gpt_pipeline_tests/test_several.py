@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -113,6 +114,25 @@ def test_failure_is_forgotten_once_the_same_job_or_the_whole_run_ends_well(proje
     assert noted.in_words.endswith("mysql://host is away")
     forget_failure(here, "a")
     assert last_failure(here, "a") is None
+
+
+def test_failure_in_a_history_that_projects_share_is_that_of_its_own_project(
+    project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    (home / "failures").mkdir(parents=True)
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    one, other = (Project(root=tmp_path / name, experiments=tmp_path / name / "experiments") for name in "ab")
+    note_failure(one, "a", job="run_a", text="out of memory")
+    assert last_failure(one, "a") is not None
+    assert last_failure(other, "a") is None
+    forget_failure(other, "a")
+    assert last_failure(one, "a") is not None
+    earlier = home / "failures" / "b.json"  # of an earlier version
+    earlier.write_text(json.dumps({"job": "run_b", "text": "the disk is full", "at": "2026-01-01T00:00:00Z"}))
+    assert last_failure(one, "b") is not None
+    forget_failure(one, "b")
+    assert not earlier.exists()
 
 
 def test_failure_that_cannot_be_noted_is_only_mentioned(project: TinyProject, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,9 @@ It goes when a run that makes the same, or everything, ends well.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 from gpt_pipeline.project import Project
 from gpt_pipeline.shown import without_password
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
+from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.manifest import utc_now
 
 _logger = logging.getLogger(__name__)
@@ -41,7 +44,7 @@ def note_failure(project: Project, experiment: str, *, job: str, text: str) -> N
     if not project.history.is_dir():
         return
     failure = Failure(job=job, text=without_password(text)[:_LONGEST], at=utc_now())
-    path = failure_file(project, experiment)
+    path, *_ = failure_files(project, experiment)
     try:
         path.parent.mkdir(exist_ok=True)
         write_json(path, dataclasses.asdict(failure))
@@ -53,18 +56,30 @@ def forget_failure(project: Project, experiment: str, *, jobs: Collection[str] |
     """Note that a run ended well that makes up for a failure of these jobs; None for any."""
     noted = last_failure(project, experiment)
     if noted is not None and (jobs is None or noted.job in jobs):
-        failure_file(project, experiment).unlink(missing_ok=True)
+        for path in failure_files(project, experiment):
+            path.unlink(missing_ok=True)
 
 
 def last_failure(project: Project, experiment: str) -> Failure | None:
     """Return what the experiment's last run failed of; None if it did not fail."""
+    return next((noted for path in failure_files(project, experiment) if (noted := _read(path)) is not None), None)
+
+
+def _read(path: Path) -> Failure | None:
     return read_kept(
-        failure_file(project, experiment),
+        path,
         lambda value: Failure(**known_fields(Failure, value)),
         otherwise="what the last run failed of is not shown",
     )
 
 
-def failure_file(project: Project, experiment: str) -> Path:
-    """Return where it is noted what the experiment's last run failed of."""
-    return project.history / _FOLDER / f"{experiment}.json"
+def failure_files(project: Project, experiment: str) -> list[Path]:
+    """Return where it may be noted what the experiment's last run failed of; it is written into the first.
+
+    In a history that several projects may share, the project is part of the name. Earlier versions left it out.
+    """
+    plain = project.history / _FOLDER / f"{experiment}.json"
+    if project.history == project.root / ".dagster":
+        return [plain]  # the name of a project that is moved must not matter
+    place = hashlib.sha256(os.fsencode(os.path.realpath(project.root))).hexdigest()
+    return [plain.with_name(f"{experiment}-{place[:SHORT]}.json"), plain]

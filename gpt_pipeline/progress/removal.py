@@ -38,7 +38,7 @@ from gpt_pipeline.progress.data_users import (
     users_of,
     why_users_are_unknown,
 )
-from gpt_pipeline.progress.failures import failure_file
+from gpt_pipeline.progress.failures import failure_files
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.lock import holder_of, is_locked
 from gpt_pipeline.training.heartbeat import trainer_state
@@ -93,7 +93,7 @@ def plan_removal(experiment: Experiment, *, file: bool) -> Removal:
     _refuse_needed(experiment, users.known)
     data, stays = _own_data(experiment, users)
     _refuse_what_is_kept_in([*data, root], experiment, users.known)
-    goes = [*data, root, record_of(experiment), failure_file(project, experiment.name)]
+    goes = [*data, root, record_of(experiment), *failure_files(project, experiment.name)[:1]]
     if file:
         goes.append(experiment.file)
     else:
