@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from gpt_pipeline.data.config import ColumnsConfig, DataConfig
 from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.formats import format_of
 from gpt_pipeline.data.formats.conversation import (
     Message,
     UnusableError,
@@ -32,8 +33,9 @@ from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.data.tokens.stream import TokenStream, open_shards
 from gpt_pipeline.data.tokens.tokenizer import gpt2
 from gpt_pipeline.data.verification import verify_data
-from gpt_pipeline.errors import DataError
+from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.evaluation.questions import cached_questions, held_out_questions
+from gpt_pipeline.orchestration.keys import data_group
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline_tests.test_formats_own import column, config_of, documents_of, write
 
@@ -89,6 +91,8 @@ def test_conversation_of_one_turn_is_the_document_of_a_question_with_an_answer()
         ({"role": "user"}, "odd_messages"),
         (["hello"], "odd_messages"),
         ([{"role": "user", "content": ["a"]}], "odd_messages"),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "text_parts"),
+        ([{"role": "user", "content": [{"type": "image_url", "text": "a"}]}], "odd_messages"),
         ([{"content": "a"}], "odd_messages"),
         (said(("user", "a"), ("tool", "b"), ("assistant", "c")), "other_role"),
         (said(("user", "a")), "no_answer"),
@@ -216,6 +220,23 @@ def test_conversations_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     assert len(column(stage, "text")) == 2
     reasons = {"repeated": 1, "no_messages": 1, "other_role": 1, "invalid_utf8": 1, "too_long": 1}
     assert stage.manifest.facts["dropped"] == reasons
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_contents_that_are_lists_of_text_parts_are_joined_if_that_is_said(tmp_path: Path, name: str) -> None:
+    parts = [[{"type": "text", "text": text} for text in texts] for texts in (["What is ", "1 + 1?"], ["2"])]
+    write(tmp_path / "own" / name, [{"messages": said(("user", parts[0]), ("assistant", parts[1]))}])
+    with pytest.raises(ConfigError, match=r"\(text_parts: 1\); .*; set data\.join_parts: true"):
+        prepare_raw(config_of(tmp_path / "own", format="chat"), tmp_path / "data")
+    config = config_of(tmp_path / "own", format="chat", join_parts=True)
+    assert column(documents_of(config, tmp_path / "data"), "text") == ["Q: What is 1 + 1?\n\nA: 2"]
+
+
+def test_key_to_join_parts_that_is_left_out_is_part_of_no_fingerprint() -> None:
+    plain, joined = (config_of("./x", format="chat", **changed) for changed in ({}, {"join_parts": True}))
+    assert format_of(plain).identity == {"format": "chat", "columns": {"messages": "messages"}}
+    assert format_of(joined).identity != format_of(plain).identity
+    assert data_group(joined) != data_group(plain)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])

@@ -208,6 +208,7 @@ def test_files_of_mixed_schemas_are_read_by_the_columns_that_they_share_or_named
         ({"format": "synth", "group": "book"}, "group: found 'book', need none with data.format=synth"),
         ({"format": "synth", "kind": "area"}, "kind: "),
         ({"format": "question_answer", "split_text_at": "line"}, "split_text_at: "),
+        ({"join_parts": True}, "join_parts: .* set data.format: chat"),
         ({"split_text_at": ""}, "split_text_at: found '', need `line` or a mark"),
         ({"filter": {"score": ">= many"}}, "filter.score: found '>= many', need a number behind >="),
         ({"source": "my texts"}, r"source: found 'my texts', need a dataset of the hub .*, a path such as \./my texts"),

@@ -147,6 +147,10 @@ class DocumentsConfig:
     """Where documents end in plain text files: `line`, or a mark such as `<|endoftext|>` or, in double quotes,
     `"\\n\\n"`; null: with the file."""
 
+    join_parts: bool = added_later(False)
+    """Whether text parts are joined where the content of a message is a list of them, as OpenAI's interface writes it
+    (`[{"type": "text", "text": ...}]`), for `format: chat`; false: conversations with such a message are left out."""
+
     near_duplicates: float | None = added_later(None)
     """Leave out a document if it and an earlier one have at least this share of runs of five words in common, of all
     that either has, such as 0.8; null: only those with the same text."""
@@ -259,6 +263,12 @@ class DocumentsConfig:
             "split_text_at",
             found=self.split_text_at,
             need="`line` or a mark, and data.format=text",
+        )
+        require(
+            self.format == "chat" or not self.join_parts,
+            "join_parts",
+            found=self.join_parts,
+            need=f"no such key with data.format={self.format}; leave it out, or set data.format: chat",
         )
         require(
             self.format == "synth" or self.wanted_languages == ("en",),

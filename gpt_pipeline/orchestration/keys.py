@@ -80,6 +80,7 @@ def data_group(data: DataConfig) -> str:
             data,
             *("format", "columns", "filter", "group", "kind", "split_text_at", "subset", "split", "tokenizer"),
             "near_duplicates",
+            "join_parts",
             "template",
         ),
         **({} if data.is_english or data.format != "synth" else {"languages": data.wanted_languages}),

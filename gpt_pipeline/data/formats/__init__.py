@@ -93,7 +93,7 @@ def format_of(config: DataConfig) -> Format:
     if config.format == "chat":
         from gpt_pipeline.data.formats.chat import ChatFormat
 
-        return ChatFormat(messages=columns.messages, keys=keys, template=config.template)
+        return ChatFormat(messages=columns.messages, join_parts=config.join_parts, keys=keys, template=config.template)
     from gpt_pipeline.data.formats.question_answer import QuestionAnswerFormat
 
     return QuestionAnswerFormat(

@@ -27,13 +27,17 @@ class ChatFormat(OwnFormat):
     """Every row whose messages have a question and an answer becomes a document; see `conversation`."""
 
     messages: str
+    join_parts: bool = False
+    """Whether a message's content may be a list of text parts, which are joined."""
 
     version = "1"
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """The format's name and its column."""
-        return {"format": "chat", "columns": {"messages": self.messages}, **self.keys.identity, **self.templated}
+        joined = {"join_parts": True} if self.join_parts else {}
+        columns = {"messages": self.messages}
+        return {"format": "chat", "columns": columns, **joined, **self.keys.identity, **self.templated}
 
     @property
     def columns(self) -> Wanted:
@@ -58,9 +62,8 @@ class ChatFormat(OwnFormat):
             return text_sizes(rows[self.messages]) <= MAX_DOCUMENT_BYTES
 
         passed = selected(batch, {"too_long": is_short_enough, **self.keys.rules})
-        made = [
-            _made(text, self.template) for text in passed.rows[self.messages].take(of_indices(passed.kept)).to_pylist()
-        ]
+        texts = passed.rows[self.messages].take(of_indices(passed.kept)).to_pylist()
+        made = [_made(text, self.template, join_parts=self.join_parts) for text in texts]
         usable = [each for each in made if isinstance(each, Conversation)]
         chosen = passed.only(np.flatnonzero([isinstance(each, Conversation) for each in made]))
         rows = chosen.rows.take(of_indices(chosen.kept))
@@ -81,10 +84,10 @@ class ChatFormat(OwnFormat):
         return pa.record_batch(list(columns.values()), schema=self.document_schema)
 
 
-def _made(messages: str | None, template: Template) -> Conversation | str:
+def _made(messages: str | None, template: Template, *, join_parts: bool) -> Conversation | str:
     """Return the conversation, or why there is none."""
     try:
-        return conversation_of(messages, template)
+        return conversation_of(messages, template, join_parts=join_parts)
     except UnusableError as error:
         return str(error)
 

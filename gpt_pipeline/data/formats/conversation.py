@@ -16,6 +16,7 @@ from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 from gpt_pipeline.data.formats.forms import CHATML, END, START, Form, Template, turn, without_marks
+from gpt_pipeline.data.formats.rules import TEXT_PARTS
 from gpt_pipeline.data.formats.synth_text import ANSWER_MARK, QUERY_MARK, is_blank
 
 Role = Literal["system", "user", "assistant"]
@@ -73,13 +74,15 @@ class Conversation:
     """The same text without a template: by it the document is called, so that any template holds out the same ones."""
 
 
-def conversation_of(messages: str | None, template: Template = "plain") -> Conversation:
+def conversation_of(messages: str | None, template: Template = "plain", *, join_parts: bool = False) -> Conversation:
     """Return the conversation that a row's messages, a list in JSON, are.
+
+    With `join_parts`, a content may be a list of text parts.
 
     Raises:
         UnusableError: there is no question with an answer behind it, or a message is not one.
     """
-    read = _messages(messages)
+    read = _messages(messages, join_parts=join_parts)
     last = max((place for place, message in enumerate(read) if message.role == "assistant"), default=None)
     if last is None:
         raise UnusableError("no_answer")
@@ -209,7 +212,7 @@ def first_answer(generated: str) -> tuple[str, bool]:
     return (generated, False) if found is None else (generated[: found.start()], True)
 
 
-def _messages(messages: str | None) -> list[Message]:
+def _messages(messages: str | None, *, join_parts: bool) -> list[Message]:
     if messages is None or is_blank(messages):
         raise UnusableError("no_messages")
     try:
@@ -220,16 +223,20 @@ def _messages(messages: str | None) -> list[Message]:
         raise UnusableError("no_messages")
     if not isinstance(values, list):
         raise UnusableError("odd_messages")
-    return [_message(value) for value in values]
+    return [_message(value, join_parts=join_parts) for value in values]
 
 
-def _message(value: Any) -> Message:
+def _message(value: Any, *, join_parts: bool) -> Message:
     if not isinstance(value, dict):
         raise UnusableError("odd_messages")
     role, content = (
         next((value[name] for name in names if value.get(name) is not None), "")
         for names in (("role", "from"), ("content", "value"))
     )
+    if isinstance(content, list) and content and all(map(_is_text_part, content)):
+        if not join_parts:
+            raise UnusableError(TEXT_PARTS)
+        content = "".join(part["text"] for part in content)
     if not isinstance(role, str) or not isinstance(content, str):
         raise UnusableError("odd_messages")
     if role not in _ROLES:
@@ -239,3 +246,8 @@ def _message(value: Any) -> Message:
     except UnicodeEncodeError:  # a lone surrogate
         raise UnusableError("invalid_utf8") from None
     return Message(role=_ROLES[role], content=content)
+
+
+def _is_text_part(value: Any) -> bool:
+    """Whether a value is `{"type": "text", "text": ...}`; a table's rows may have further fields, which are null."""
+    return isinstance(value, dict) and value.get("type") == "text" and isinstance(value.get("text"), str)

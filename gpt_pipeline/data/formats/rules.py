@@ -20,6 +20,10 @@ Rules = Mapping[str, Callable[[pa.RecordBatch], Flags]]
 INVALID_UTF8 = "invalid_utf8"
 """Why rows with a text that is no UTF-8 become no documents."""
 
+TEXT_PARTS = "text_parts"
+"""Why conversations with a content that is a list of text parts become no documents, unless `data.join_parts`."""
+
+JOINED = "set data.join_parts: true to join the text parts of contents that are lists"
 AS_UTF8 = "save the files as UTF-8, such as by `iconv -f WINDOWS-1252 -t UTF-8`"
 _FIRST_BYTES = 3  # of a text, that mostly tell that it is not blank
 
@@ -43,7 +47,8 @@ def with_hints(remedy: str, dropped: Iterable[str]) -> str:
     """Return a remedy with what may help against the reasons for which rows became no documents."""
     reasons = [*dropped]
     is_filtered = any(reason.startswith(FILTER) for reason in reasons)
-    hints = [AS_SHOWN if is_filtered else "", AS_UTF8 if INVALID_UTF8 in reasons else ""]
+    of_reasons = [hint for reason, hint in ((INVALID_UTF8, AS_UTF8), (TEXT_PARTS, JOINED)) if reason in reasons]
+    hints = [AS_SHOWN if is_filtered else "", *of_reasons]
     return "; ".join(filter(None, [remedy, *hints]))
 
 
