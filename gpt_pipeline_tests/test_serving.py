@@ -241,6 +241,17 @@ def test_server_refuses_what_is_no_json_and_unknown_addresses_in_openais_form(ru
         client.completions.create(model="gpt-4", prompt="a")
 
 
+@pytest.mark.parametrize("path", ["/", "/favicon.ico", "/v1/models", "/v1/models/first", "/v1/completions"])
+def test_server_answers_head_as_get_without_the_body(running: tuple[str, Engine], path: str) -> None:
+    status, headers, _ = ask(running[0], path)
+    connection = http.client.HTTPConnection(urlsplit(running[0]).netloc, timeout=60)
+    for _ in range(2):  # over one connection: what a body left there would be the second answer
+        connection.request("HEAD", path)
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (status, b"")
+        assert answer.headers.get("content-length") == headers.get("content-length")
+
+
 @pytest.mark.parametrize(
     "headers",
     [{"host": "evil.example"}, {"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}],

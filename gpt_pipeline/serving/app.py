@@ -119,10 +119,22 @@ def make_app(
     app.include_router(open_routes)
     app.include_router(own_routes, dependencies=needs_key)
     app.add_middleware(_BoundedBody)
+    app.add_middleware(_Heads)
     app.add_middleware(Guard, names=names, command=COMMAND)
     for kind, answer in _answers_to_errors().items():
         app.add_exception_handler(kind, answer)
     return app
+
+
+class _Heads:
+    """ASGI middleware that has HEAD answered as GET is; uvicorn sends the head of it alone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on."""
+        await self._app({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
 
 
 class _BoundedBody:
