@@ -486,6 +486,11 @@ def test_s3_with_wrong_credentials_is_said_without_them(s3, server, monkeypatch)
     assert "not-the-secret" not in str(error.value)
 
 
+def test_s3_in_capitals_is_the_same_store(s3):
+    open_store(s3.replace("s3://", "S3://")).put_bytes("data/a", b"a")
+    assert open_store(s3).sizes("data") == {"data/a": 1}
+
+
 def test_s3_bucket_that_does_not_exist_is_named(server):
     with pytest.raises(MirrorError, match="bucket does not exist"):
         open_store("s3://no-such-bucket/prefix").sizes("data")

@@ -253,7 +253,8 @@ class BucketStore:
         self._root = root.rstrip("/")
 
     def _opened(self) -> tuple[Any, str]:
-        module = self._module
+        module, scheme = self._module, scheme_of(self.url)
+        url = f"{scheme}{self.url[len(scheme) :]}"  # S3:// is s3://, which fsspec does not know
         try:
             importlib.import_module(module)
             from fsspec.core import url_to_fs
@@ -274,8 +275,8 @@ class BucketStore:
 
                 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # tracebacks of what is said in a line here
                 files = GCSFileSystem(requests_timeout=ClientTimeout(**_GOOGLE_SECONDS), **options)
-                return files, str(files._strip_protocol(self.url))
-            files, root = url_to_fs(self.url, **options)
+                return files, str(files._strip_protocol(url))
+            files, root = url_to_fs(url, **options)
         if module == "s3fs":
             files.retries = _S3_TRIES
         return files, str(root)
