@@ -8,11 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt_pipeline.data.audit import check_articles_kept_apart, check_language_purity, check_token_counts
+from gpt_pipeline.data.audit import check_groups_kept_apart, check_language_purity, check_token_counts
 from gpt_pipeline.data.documents.split import is_held_out
 from gpt_pipeline.data.tokens.stream import TokenShards, open_shards
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.data.tokens.writer import Documents, SplitWriter
+from gpt_pipeline.experiment.load import read_experiment
+from gpt_pipeline.orchestration.checks import data_checks
 from gpt_pipeline.storage.manifest import Manifest, record_file
 
 SEED, FRACTION = 0, 0.5
@@ -73,17 +75,17 @@ def by_article() -> dict[str, list[str]]:
 
 
 def test_articles_split_by_their_hash_are_found_apart(tmp_path: Path) -> None:
-    finding = check_articles_kept_apart(
+    finding = check_groups_kept_apart(
         english(tmp_path, TEXTS), shards(tmp_path / "shards", by_article()), gpt2(), seed=SEED, fraction=FRACTION
     )
     assert finding.passed
-    assert finding.facts == {"articles": len(ARTICLES), "in_both_splits": 0, "misplaced": 0}
+    assert finding.facts == {"groups": len(ARTICLES), "in_both_splits": 0, "misplaced": 0}
 
 
 def test_articles_whose_documents_are_in_both_splits_are_found(tmp_path: Path) -> None:
     splits = by_article()
     splits["validation"].append(splits["train"].pop())
-    finding = check_articles_kept_apart(
+    finding = check_groups_kept_apart(
         english(tmp_path, TEXTS), shards(tmp_path / "shards", splits), gpt2(), seed=SEED, fraction=FRACTION
     )
     assert not finding.passed
@@ -92,10 +94,21 @@ def test_articles_whose_documents_are_in_both_splits_are_found(tmp_path: Path) -
 
 def test_articles_of_documents_that_are_not_in_the_files_prove_nothing(tmp_path: Path) -> None:
     other = {"train": ["Q: who?\n\nA: me"], "validation": ["Q: why?\n\nA: why not"]}
-    finding = check_articles_kept_apart(
+    finding = check_groups_kept_apart(
         english(tmp_path, TEXTS), shards(tmp_path / "shards", other), gpt2(), seed=SEED, fraction=FRACTION
     )
     assert not finding.passed
+
+
+@pytest.mark.parametrize(("format", "name"), [("synth", "articles_kept_apart"), ("text", "groups_kept_apart")])
+def test_check_of_the_split_speaks_of_articles_only_where_documents_have_some(
+    tmp_path: Path, format: str, name: str
+) -> None:
+    languages = "[de]" if format == "synth" else "[en]"
+    text = f"experiment_name: a\ndata: {{num_samples: 5, source: ./own, format: {format}, languages: {languages}}}\n"
+    experiment = read_experiment(tmp_path / "a.yaml", text + "storage: {base_folder: .}\n")
+    names = {key.name for check in data_checks("group", experiment) for key in check.check_keys}
+    assert names == {name, "token_counts_add_up"}
 
 
 @pytest.mark.parametrize(("german", "passed"), [(0, True), (5, False)])

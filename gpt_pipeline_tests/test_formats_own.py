@@ -127,6 +127,28 @@ def test_question_answer_documents_read_as_those_of_synth_and_are_asked(tmp_path
     assert answer.strip() in {row["a"] for row in PAIRS}
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_question_answer_answers_that_are_numbers_are_written_as_such(tmp_path: Path, name: str) -> None:
+    rows = [{"q": f"What is {n} + {n}?", "a": float(2 * n) if n % 2 else n + 0.5} for n in range(9)]
+    write(tmp_path / "own" / name, rows)
+    columns = ColumnsConfig(question="q", answer="a")
+    stage = documents_of(config_of(tmp_path / "own", format="question_answer", columns=columns), tmp_path / "data")
+    assert [text.rpartition("A: ")[2] for text in column(stage, "text")] == [f"{row['a']:g}" for row in rows]
+    write(tmp_path / "other" / name, [{"q": "Which?", "a": {"text": "This."}}])
+    other = config_of(tmp_path / "other", format="question_answer", columns=columns)
+    with pytest.raises(DataError, match=r"\ba is .*; set data\.columns\.question and data\.columns\.answer"):
+        documents_of(other, tmp_path / "data")
+
+
+def test_texts_that_parquet_holds_as_bytes_are_documents_but_for_those_that_are_no_utf8(tmp_path: Path) -> None:
+    write(
+        tmp_path / "own" / "a.parquet", [{"text": text, "area": b"x"} for text in (b"One.", "Zwölf.".encode(), b"\xff")]
+    )
+    stage = documents_of(config_of(tmp_path / "own", kind="area"), tmp_path / "data")
+    assert column(stage, "text") == ["One.", "Zwölf."]
+    assert (stage.manifest.facts["dropped"], stage.manifest.facts["kinds"]) == ({"invalid_utf8": 1}, {"x": 2})
+
+
 def test_source_is_looked_into_for_the_one_kind_of_file_that_it_holds(tmp_path: Path) -> None:
     write(tmp_path / "own" / "data" / "train-00000-of-00002.parquet", [{"text": "a"}])
     write(tmp_path / "own" / "data" / "train-00001-of-00002.parquet", [{"text": "b"}])

@@ -117,7 +117,10 @@ def test_count_english_rows_reads_the_language_alone(tmp_path: Path) -> None:
     assert count_english_rows(path, path.name) == 2
 
 
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind",
+    [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()), pa.binary(), pa.large_binary()],
+)
 def test_read_rows_other_text_types_are_read_alike(tmp_path: Path, kind: pa.DataType) -> None:
     path = write_synth(tmp_path / "a.parquet", [row(i) for i in range(5)])
     table = pa.parquet.read_table(path)

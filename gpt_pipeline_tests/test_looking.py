@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +69,22 @@ def test_look_at_questions_finds_their_parts_by_name(own: Path) -> None:
     look = look_at(str(own / "a.csv"))
     assert look.format == "question_answer"
     assert look.chosen == {"question": "Question", "reasoning": "Worked answer", "answer": "Result"}
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"question": "How many?", "answer": 4}, "answer"),
+        ({"problem": "How many?", "label": 1}, "label"),
+        ({"question": "How many?", "answer": 4, "response": "Four."}, "response"),
+    ],
+)
+def test_look_at_questions_whose_answers_are_numbers_does_not_take_the_questions_for_texts(
+    own: Path, row: dict[str, Any], answer: str
+) -> None:
+    (own / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    look = look_at(str(own))
+    assert (look.format, look.chosen) == ("question_answer", {"question": next(iter(row)), "answer": answer})
 
 
 @pytest.mark.parametrize("names", [("role", "content"), ("from", "value")])

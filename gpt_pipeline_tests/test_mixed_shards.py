@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_pipeline.data.config import ColumnsConfig, DataConfig, PartConfig
+from gpt_pipeline.data.config import ColumnsConfig, DataConfig, PartConfig, as_of_part
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.stage import prepare
@@ -24,9 +24,10 @@ from gpt_pipeline.data.tokens.mixed import MixedShardsStage, epoch_of
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.data.tokens.stream import TokenShards, TokenStream, open_shards
 from gpt_pipeline.data.verification import verify_data
-from gpt_pipeline.errors import ConfigError, DataError
+from gpt_pipeline.errors import ConfigError, DataError, UserError
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.experiment.problems import ExperimentFileError
+from gpt_pipeline.orchestration.keys import data_groups, node_name, part_of
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline_tests.projects import TINY, TinyProject
 from gpt_pipeline_tests.test_formats_text import texts, write_texts
@@ -115,6 +116,26 @@ def test_mix_in_words_tells_the_amount_and_origin_of_each_part(folder: Path) -> 
 def test_epoch_of_a_part_without_tokens_is_refused() -> None:
     with pytest.raises(DataError, match="no training tokens"):
         epoch_of([0, 10], [0.5, 0.5], until="first_exhausted")
+
+
+def test_mix_errors_of_a_part_name_its_own_keys_wherever_they_are_told(tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    (tmp_path / "gone").mkdir()
+    path = project.write_experiment("mixed")
+    parts = "mix: {a.b: {source: sample, share: 2}, c: {source: ../gone, format: text, num_samples: all, share: 1}}"
+    path.write_text(path.read_text().replace("source: sample", parts))
+    with pytest.raises(UserError, match=r"^data\.mix\.c\.source: found "):
+        project.call("show", str(path))
+    experiment = project.experiment("mixed")
+    [groups] = data_groups([experiment]).values()
+    for name, part in experiment.parts.items():
+        step = f"{node_name(part, groups[name], 'raw_files')}.check_file[a]"
+        assert part_of(experiment, step) == name
+    assert part_of(experiment, "mixed__training") == ""
+    told = "a.jsonl: lacks text; see data.columns and data.filter, /data.columns, data.max_length"
+    assert as_of_part(told, "") == told
+    own = "a.jsonl: lacks text; see data.mix.a.b.columns and data.mix.a.b.filter, /data.columns, data.max_length"
+    assert as_of_part(told, "a.b") == own
 
 
 def test_mix_takes_whole_documents_from_the_beginning_of_each_part(tmp_path: Path, folder: Path) -> None:

@@ -656,7 +656,10 @@ def test_plan_of_a_mix_names_the_part_that_cannot_be_read(project: TinyProject) 
     parts = "mix: {a: {source: sample, share: 2}, b: {source: ../texts, format: text, num_samples: all, share: 1}}"
     path.write_text(path.read_text().replace("source: sample", parts))
     [found] = _plan(load_experiment(path)).problems
-    assert (found.key, found.remedy) == ("data.mix.b.source", "set data.columns.text to the column that holds the text")
+    assert (found.key, found.remedy) == (
+        "data.mix.b.source",
+        "set data.mix.b.columns.text to the column that holds the text",
+    )
 
 
 def test_plan_remedy_of_a_coarse_validation_raises_what_limits_it(project: TinyProject) -> None:

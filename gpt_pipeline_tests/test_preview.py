@@ -86,6 +86,14 @@ def test_previews_before_there_is_a_tokenizer_show_text_and_side_of_the_split(
     assert "Q: How many?" in told
 
 
+def test_previews_of_files_of_which_the_first_are_empty_are_those_of_the_next(tmp_path: Path) -> None:
+    for name, lines in (("a", ""), ("b", "\n"), ("c", '{"text": "One."}\n'), ("d", '{"text": "Two."}\n')):
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    config = DataConfig(num_samples="all", source=str(tmp_path), format="text")
+    assert [(each.file, each.row, each.text) for each in shown(config, tmp_path / "data")] == [("c.jsonl", 0, "One.")]
+    assert shown(config, tmp_path / "data", start=1) == []
+
+
 def test_previews_begin_at_the_row_asked_for(config: DataConfig, tmp_path: Path) -> None:
     assert [each.row for each in shown(config, tmp_path / "data", start=1, count=1)] == [1]
     assert shown(config, tmp_path / "data", start=3) == []

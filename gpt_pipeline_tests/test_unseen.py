@@ -101,7 +101,7 @@ def test_prove_unseen_finds_another_document_of_a_questions_article(stages: Stag
         stages.questions, on(stages.english, leaking(stages, tmp_path / "s", number_of(stages, sibling)))
     )
     assert not finding.passed
-    assert (finding.facts["same_article"], finding.facts["same_text"]) == (1, 0)
+    assert (finding.facts["same_group"], finding.facts["same_text"]) == (1, 0)
     assert finding.text.startswith("1 of ")
     assert "training documents are of the same group as a question" in finding.text
 
@@ -113,7 +113,7 @@ def test_prove_unseen_finds_a_query_that_a_training_document_asks_too(stages: St
     asked = dataclasses.replace(stages.questions[0], query=query)
     finding = prove_unseen([asked], on(stages.english, stages.shards))
     assert not finding.passed
-    assert finding.facts["same_query"] >= 1
+    assert finding.facts["same_question"] >= 1
 
 
 def test_prove_unseen_of_questions_that_are_in_no_split_is_red_since_nothing_was_proved(stages: Stages) -> None:

@@ -194,7 +194,9 @@ def validate(experiment: Path) -> None:
 
 @click.command("show")
 @EXPERIMENT
-@click.option("--row", default=0, show_default=True, type=click.IntRange(min=0), help="Of the source's first file.")
+@click.option(
+    "--row", default=0, show_default=True, type=click.IntRange(min=0), help="Of the first file that has rows."
+)
 @click.option("--count", default=3, show_default=True, type=click.IntRange(min=1), help="Rows to show.")
 @JSON
 def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
@@ -205,17 +207,19 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
     With data.packing: documents, also the first sequences of the training, once the token shards are made.
     """
     from gpt_pipeline.cli.preview import tell_previews
-    from gpt_pipeline.data.config import DOCUMENTS
+    from gpt_pipeline.data.config import DOCUMENTS, as_of_part
     from gpt_pipeline.data.preview import previews
     from gpt_pipeline.data.tokens.tokenizer_stage import usable_tokenizer
     from gpt_pipeline.experiment.discover import load_alone
 
     loaded = load_alone(experiment)
     tokenizer = usable_tokenizer(loaded.data, loaded.data_folder)
-    found = {
-        name: list(previews(part, loaded.data_folder, tokenizer, start=row, count=count, say=say))
-        for name, part in loaded.data.parts.items()
-    }
+    found = {}
+    for name, part in loaded.data.parts.items():
+        try:
+            found[name] = list(previews(part, loaded.data_folder, tokenizer, start=row, count=count, say=say))
+        except UserError as error:
+            raise UserError(as_of_part(str(error), name)) from error
     if as_json:
         rows = {name: [dataclasses.asdict(each) for each in own] for name, own in found.items()}
         print_json(rows if loaded.data.mix is not None else rows[""])
@@ -224,7 +228,7 @@ def preview(experiment: Path, row: int, count: int, as_json: bool) -> None:
         if name:
             tell(f"{name}: {loaded.data.shares[name]:.1%} of the training tokens\n")
         if not own:
-            tell(f"The first file has no row {row}; rows count from 0.")
+            tell(f"The first file that has rows has no row {row}; rows count from 0.")
         within = loaded.data.max_length if loaded.config.training.answers_only else None
         tell_previews(own, tokenizer, has_turns=loaded.data.parts[name].writes_turns, answers_within=within)
     if loaded.data.packing == DOCUMENTS:

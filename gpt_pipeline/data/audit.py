@@ -60,7 +60,7 @@ def check_language_purity(document_files: Sequence[Path]) -> Finding:
     )
 
 
-def check_articles_kept_apart(
+def check_groups_kept_apart(
     document_files: Sequence[Path], shards: TokenShards, tokenizer: Tokenizer, *, seed: int, fraction: float
 ) -> Finding:
     """Find no seed article, or other group, on both sides of the split, from what the shards really hold.
@@ -83,7 +83,7 @@ def check_articles_kept_apart(
     return verdict(
         passed=checked > 0 and not both and not misplaced,
         text=f"{len(both)} in both splits and {len(misplaced)} on the wrong side, of {checked} looked up",
-        facts={"articles": checked, "in_both_splits": len(both), "misplaced": len(misplaced)},
+        facts={"groups": checked, "in_both_splits": len(both), "misplaced": len(misplaced)},
     )
 
 

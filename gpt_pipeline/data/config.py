@@ -65,7 +65,7 @@ class ColumnsConfig:
     """The column with the question, for `format: question_answer`."""
 
     answer: Exact = added_later("answer")
-    """The column with the answer, for `format: question_answer`."""
+    """The column with the answer, text or a number, for `format: question_answer`."""
 
     reasoning: Exact | None = added_later(None)
     """The column with what leads to the answer, for `format: question_answer`; null: there is none."""
@@ -291,6 +291,16 @@ class DocumentsConfig:
                 found=text,
                 need=f"a number behind {bound and bound[1]}, such as `{column}: '>= 3'`",
             )
+
+
+_KEY_OF_PART = re.compile(
+    rf"(?<![\w./\\-])data\.(?=({'|'.join(each.name for each in dataclasses.fields(DocumentsConfig))})\b)"
+)
+
+
+def as_of_part(text: str, name: str) -> str:
+    """Return `text` with the keys of a source that it names as those of the part `name` of a mix, if it is one."""
+    return _KEY_OF_PART.sub(f"data.mix.{name}.", text) if name else text
 
 
 @dataclass(frozen=True, kw_only=True)

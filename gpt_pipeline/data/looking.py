@@ -26,6 +26,7 @@ _logger = logging.getLogger(__name__)
 
 _ROWS = 200  # looked at
 _MOST_KINDS = 40  # different values that a column of kinds may have among them
+_NUMBER, _TRUTH = "number", "true or false"  # what a column holds, for a person
 _LONG = 40  # characters: a kind is a word or two
 
 # Common names, the likeliest first; compared without case, blanks and underscores.
@@ -121,8 +122,8 @@ def _is_binary(value: object) -> bool:
 
 def _kind(value: object) -> str:
     if isinstance(value, bool):
-        return "true or false"
-    kinds = {str: "text", bytes: "text", int: "number", float: "number", list: "list", dict: "object"}
+        return _TRUTH
+    kinds = {str: "text", bytes: "text", int: _NUMBER, float: _NUMBER, list: "list", dict: "object"}
     return kinds.get(type(value), type(value).__name__)
 
 
@@ -138,6 +139,10 @@ def _format_of(
     named = {key: found for key in _NAMES if (found := _named(key, texts)) is not None}
     if "question" in named and "answer" not in named and "result" in named:  # a short answer alone
         named["answer"] = named.pop("result")
+    if "question" in named and "answer" not in named:
+        numbers = [name for name, kind in columns.items() if kind in (_NUMBER, _TRUTH)]
+        if (number := _named("answer", numbers) or _named("result", numbers)) is not None:
+            named["answer"] = number
     if "question" in named and "answer" in named:
         parts: dict[str, str] = {
             key: named[key] for key in ("question", "reasoning", "answer", "result") if key in named

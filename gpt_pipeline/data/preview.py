@@ -57,24 +57,26 @@ class Preview:
 def previews(
     config: DataConfig, data_folder: Path, tokenizer: Tokenizer | None, *, start: int, count: int, say: Say
 ) -> Iterator[Preview]:
-    """Yield `count` rows from row `start` on of the source's first file.
+    """Yield `count` rows from row `start` on of the source's first file that has rows.
 
     Raises:
         ConfigError: there are no such files.
         DataError: the file cannot be read, or the hub not be reached.
     """
-    name, file = RawStage(config=config, data_folder=data_folder).first_file(say=say)
     format = format_of(config)
-    wanted = format.columns
-    if kind_of(name) == TEXT_LIST:  # of which nobody but the pipeline knows
-        wanted = dataclasses.replace(wanted, values=(*wanted.values, "file"))
-    seen = 0
-    where = str(file) if isinstance(file, Path) else name
-    for batch in read_rows_of(file, wanted, name=where, batch_rows=_BATCH_ROWS):
-        for row in range(max(0, start - seen), min(batch.num_rows, start + count - seen)):
-            yield _preview((name, seen + row), batch.slice(row, 1), format, config, tokenizer)
-        seen += batch.num_rows
-        if seen >= start + count:
+    for name, file in RawStage(config=config, data_folder=data_folder).opened_files(say=say):
+        wanted = format.columns
+        if kind_of(name) == TEXT_LIST:  # of which nobody but the pipeline knows
+            wanted = dataclasses.replace(wanted, values=(*wanted.values, "file"))
+        seen = 0
+        where = str(file) if isinstance(file, Path) else name
+        for batch in read_rows_of(file, wanted, name=where, batch_rows=_BATCH_ROWS):
+            for row in range(max(0, start - seen), min(batch.num_rows, start + count - seen)):
+                yield _preview((name, seen + row), batch.slice(row, 1), format, config, tokenizer)
+            seen += batch.num_rows
+            if seen >= start + count:
+                return
+        if seen:
             return
 
 

@@ -119,8 +119,8 @@ def prove_unseen(
     facts = {
         "questions": len(questions),
         "training_documents": trained_on,
-        "same_article": seen_article,
-        "same_query": seen_query,
+        "same_group": seen_article,
+        "same_question": seen_query,
         "same_text": seen_text,
         "not_in_validation": len(missing),
     }

@@ -34,7 +34,7 @@ def data_checks(group: str, experiment: Experiment) -> Sequence[dg.AssetChecksDe
     of_english = [_english_share(documents, experiment), _language_purity(documents, experiment)]
     return [
         *(of_english if experiment.data.is_english else []),
-        _articles_kept_apart(shards, experiment, remake),
+        _groups_kept_apart(shards, experiment, remake),
         _token_counts_add_up(shards, experiment, remake),
     ]
 
@@ -70,10 +70,13 @@ def _language_purity(key: dg.AssetKey, experiment: Experiment) -> dg.AssetChecks
     return language_purity
 
 
-def _articles_kept_apart(key: dg.AssetKey, experiment: Experiment, remake: str) -> dg.AssetChecksDefinition:
-    @dg.asset_check(asset=key, description=f"No {_kin(experiment)} has documents in both splits.")
-    def articles_kept_apart() -> dg.AssetCheckResult:
-        from gpt_pipeline.data.audit import check_articles_kept_apart
+def _groups_kept_apart(key: dg.AssetKey, experiment: Experiment, remake: str) -> dg.AssetChecksDefinition:
+    is_synth = experiment.data.format == "synth"
+    name = f"{'articles' if is_synth else 'groups'}_kept_apart"
+
+    @dg.asset_check(name=name, asset=key, description=f"No {_kin(experiment)} has documents in both splits.")
+    def groups_kept_apart() -> dg.AssetCheckResult:
+        from gpt_pipeline.data.audit import check_groups_kept_apart
         from gpt_pipeline.data.documents.stage import document_files
         from gpt_pipeline.data.tokens.stream import open_shards
         from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
@@ -81,7 +84,7 @@ def _articles_kept_apart(key: dg.AssetKey, experiment: Experiment, remake: str) 
         data = experiment.data
         with explained():
             shards = finished_shards(experiment)
-            finding = check_articles_kept_apart(
+            finding = check_groups_kept_apart(
                 document_files(finished_documents(experiment)),
                 open_shards(shards.folder),
                 tokenizer_of(shards),
@@ -90,7 +93,7 @@ def _articles_kept_apart(key: dg.AssetKey, experiment: Experiment, remake: str) 
             )
         return _result(finding, remedy=remake)
 
-    return articles_kept_apart
+    return groups_kept_apart
 
 
 def _token_counts_add_up(key: dg.AssetKey, experiment: Experiment, remake: str) -> dg.AssetChecksDefinition:
@@ -167,7 +170,7 @@ def evaluation_checks(experiment: Experiment) -> Sequence[dg.AssetChecksDefiniti
             lambda _, result: output_verdict(result),
         ),
         "questions_unseen": (
-            f"No training document has a question's {_kin(experiment)}, text or query.",
+            f"No training document has a question's {_kin(experiment)} or text, or asks the same.",
             _judge_questions,
         ),
     }

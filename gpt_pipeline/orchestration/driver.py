@@ -31,6 +31,7 @@ from dagster._core.utils import make_new_run_id
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.checkpoints.retention import announce_evaluator
+from gpt_pipeline.data.config import as_of_part
 from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.tokenizer_stage import fetch_tokenizer
 from gpt_pipeline.errors import StoppedError, UserError
@@ -161,7 +162,7 @@ class Session:
             raise StoppedError from None
         ended = self.instance.get_run_by_id(run_id)
         if ended is None or not ended.is_success:
-            raise _problem(events)
+            raise _problem(events, self.experiment)
 
     @contextmanager
     def _at_work(self, run_id: str) -> Iterator[None]:
@@ -511,7 +512,7 @@ def _told_of_signals(order: int) -> Iterator[None]:
         signal.set_wakeup_fd(before)
 
 
-def _problem(events: Iterable[DagsterEvent]) -> Exception:
+def _problem(events: Iterable[DagsterEvent], experiment: Experiment) -> Exception:
     """Return what ended a run: a stop request, or what the failed steps say; the rest is in the Dagster UI."""
     texts = []
     for event in events:
@@ -520,7 +521,7 @@ def _problem(events: Iterable[DagsterEvent]) -> Exception:
             error = data.error.cause or data.error if data.error else None
             if error is not None and is_stop(error):
                 return StoppedError(error.message)
-            texts.append(failure_text(event))
+            texts.append(as_of_part(failure_text(event), keys.part_of(experiment, event.step_key or "")))
         elif event.event_type == dg.DagsterEventType.RUN_CANCELED:
             error = event.job_canceled_data.error
             return StoppedError(error.message if error else "")

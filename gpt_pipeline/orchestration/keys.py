@@ -51,6 +51,13 @@ def stage_of(step_key: str) -> str:
     return _DIGEST_AND_NAME.sub("", step_key.partition(".")[0].rpartition("__")[2])
 
 
+def part_of(experiment: Experiment, step_key: str) -> str:
+    """Return the part of the experiment's mix whose data a step makes; empty for other steps, and without a mix."""
+    node = step_key.partition(".")[0]
+    parts = experiment.config.data.parts.items()
+    return next((name for name, part in parts if name and data_group(part)[-_DIGITS - 1 :] in node), "")
+
+
 def node_name(experiment: Experiment, group: str, stage: str) -> str:
     """Return what the steps of a data stage are called: the stage, then what tells `group` from others.
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gpt_pipeline.data.config import SYNTH
+from gpt_pipeline.data.config import SYNTH, as_of_part
 from gpt_pipeline.data.formats.rules import with_hints
 from gpt_pipeline.data.tokens.tokenizer_stage import vocabulary_size
 from gpt_pipeline.errors import UserError
@@ -76,8 +76,8 @@ def _source(known: Known) -> Iterator[Finding]:
     for name, part in known.experiment.parts.items():
         raw = next(stage for stage in known.stages if stage.part == name)
         for finding in _part_source(part, raw):
-            key = finding.key.replace("data.", f"data.mix.{name}.", 1) if name else finding.key
-            yield dataclasses.replace(finding, key=key)
+            told = {each: as_of_part(getattr(finding, each), name) for each in ("key", "text", "remedy")}
+            yield dataclasses.replace(finding, **told)
 
 
 def _part_source(part: Experiment, raw: StageProgress) -> Iterator[Finding]:

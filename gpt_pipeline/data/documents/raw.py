@@ -235,8 +235,8 @@ class RawStage:
         source = self._recorded_source(record)
         return [] if source is None else [name for name in source.names if self._check(source, record).is_ready(name)]
 
-    def first_file(self, *, say: Say) -> tuple[str, Path | io.IOBase]:
-        """Return name and path of the source's first file; one that is not here is opened on the hub instead.
+    def opened_files(self, *, say: Say) -> Iterator[tuple[str, Path | io.IOBase]]:
+        """Yield name and path of each of the source's files; one that is not here is opened on the hub instead.
 
         Only the sample or a list is written.
 
@@ -246,10 +246,10 @@ class RawStage:
         record = read_record(self.record_folder)
         if self.config.is_sample or self._local_files is not None:
             source = self._open_source(record, say)
-            return source.names[0], source.fetch(source.names[0], say=say)
+            yield from ((name, source.fetch(name, say=say)) for name in source.names)
+            return
         dataset = self.dataset(say=say)
-        name = dataset.names[0]
-        return name, dataset.find(name) or dataset.open(name, say=say)
+        yield from ((name, dataset.find(name) or dataset.open(name, say=say)) for name in dataset.names)
 
     def dataset(self, *, say: Say) -> HubDataset:
         """Return the hub's dataset as it is recorded, or else as it is now; nothing is recorded.

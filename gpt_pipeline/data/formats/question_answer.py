@@ -45,7 +45,7 @@ class QuestionAnswerFormat(OwnFormat):
         parts = (self.question, self.reasoning, self.answer)
         return Wanted(
             texts=tuple(column for column in parts if column is not None),
-            values=(*((self.result,) if self.result else ()), *self.keys.columns),
+            values=(self.answer, *((self.result,) if self.result else ()), *self.keys.columns),
             remedy="set data.columns.question and data.columns.answer to the columns that hold them",
         )
 

@@ -16,7 +16,10 @@ from gpt_pipeline.data.readers.opened import first_line
 from gpt_pipeline.data.readers.wanted import OR_AS_TEXT, Wanted, require_present
 from gpt_pipeline.errors import UnreadableFileError
 
-_TEXT_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+_BINARY_KINDS = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)  # as Spark and Hive write text
+_STRING_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_TEXT_KINDS = (*_STRING_KINDS, *_BINARY_KINDS, pa.types.is_null)
+_AS_TEXT = pc.CastOptions(target_type=pa.string(), allow_invalid_utf8=True)  # rows that are none are counted later
 _VALUE_KINDS = (*_TEXT_KINDS, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 _LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _READ_BYTES, _REMOTE_BYTES = 1 << 20, 1 << 16  # of each column at a time
@@ -56,7 +59,7 @@ def require_columns(schema: pa.Schema, wanted: Wanted, *, name: str) -> None:
             "again without the others, or under other names"
         )
     for what, columns, kinds in (
-        ("text columns", wanted.texts, _TEXT_KINDS),
+        ("text columns", [each for each in wanted.texts if each not in wanted.values], _TEXT_KINDS),
         ("lists, or text that is a list in JSON", wanted.lists, (*_TEXT_KINDS, *_LIST_KINDS)),
         ("plain values", wanted.values, _VALUE_KINDS),
     ):
@@ -104,7 +107,7 @@ def column_of(batch: pa.RecordBatch, column: str) -> pa.Array:
     found = batch[outer]
     for name in path:
         found = found if pa.types.is_null(found.type) else pc.struct_field(found, name)
-    return lists_as_json(found) if _is_one_of(found.type, _LIST_KINDS) else found.cast(pa.string())
+    return lists_as_json(found) if _is_one_of(found.type, _LIST_KINDS) else found.cast(options=_AS_TEXT)
 
 
 def _is_one_of(kind: pa.DataType, kinds: Sequence[object]) -> bool:

@@ -166,7 +166,7 @@ class _Rows:
             return value.encode("utf-8", "surrogatepass")  # a lone surrogate is no UTF-8, and is counted as such
         if isinstance(value, _TooLong):
             return _LONG_TEXT
-        if isinstance(value, bool | int | float) and column not in (*self.wanted.texts, *self.wanted.lists):
+        if isinstance(value, bool | int | float) and column in self.wanted.values:
             return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value).encode()
         if isinstance(value, list) and column in self.wanted.lists:
             return as_json(value)

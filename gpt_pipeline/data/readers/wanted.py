@@ -26,7 +26,7 @@ class Wanted:
     """
 
     texts: tuple[str, ...]
-    """Columns that have to hold text."""
+    """Columns that have to hold text; those among `values` may hold numbers or truths instead."""
 
     values: tuple[str, ...] = ()
     """Columns of which numbers and truths are taken too, as they are written: `3`, `0.5`, `true`."""
@@ -50,7 +50,7 @@ class Wanted:
 
     def remedy_for(self, columns: Iterable[str]) -> str:
         """Return what to do about a file where `columns` are missing or wrong; empty if nothing can be set."""
-        is_value = all(column in self.values for column in columns)
+        is_value = all(column in self.values and column not in self.texts for column in columns)
         return _OF_VALUES if self.remedy and is_value else self.remedy
 
 
