@@ -159,6 +159,13 @@ def test_comparison_without_a_key_says_nothing_of_one(grid: list[Experiment]) ->
     assert "best checkpoints by" not in markdown(found)
 
 
+def test_key_that_differs_between_groups_alone_is_said_rather_than_shown_nowhere(grid: list[Experiment]) -> None:
+    apart = dataclasses.replace(compare_experiments(grid), groups=())
+    assert with_key(apart).by_key == ()
+    with pytest.raises(UserError, match=r"--by: found training\.learning_rate, which differs between groups alone"):
+        with_key(apart, key="training.learning_rate")
+
+
 def test_families_of_several_are_told_by_name(grid: list[Experiment]) -> None:
     assert {name: len(members) for name, members in families(grid).items()} == {"r": 6}
     assert families(grid[:1]) == {}

@@ -159,7 +159,10 @@ def test_compare_equal_losses_share_a_rank(project: TinyProject) -> None:
 @pytest.mark.parametrize(
     ("other", "told"),
     [
-        ({"shards": "e" * 64}, "validation split of other documents (300 documents of sample, made of other files)"),
+        (
+            {"shards": "e" * 64},
+            "validation split of other documents (300 documents of sample, by other files or settings)",
+        ),
         ({"config": {"max_length": 64}}, "data.max_length is 32 and 64"),
         ({"config": {"max_validation_tokens": 9}}, "evaluation.max_validation_tokens is 512 and 9"),
     ],

@@ -25,7 +25,7 @@ def with_key(comparison: Comparison, *, key: str | None = None, metric: str | No
     Without a key, that with the most different numbers; without a metric, the one that ranks the group.
 
     Raises:
-        UserError: the key differs nowhere, or there is no such metric.
+        UserError: the key differs nowhere, or only between experiments that do not compare; or there is no such metric.
     """
     known = [each.key for each in METRICS]
     if metric is not None and metric not in known:
@@ -37,6 +37,9 @@ def with_key(comparison: Comparison, *, key: str | None = None, metric: str | No
         )
         raise UserError(f"--by: found {key}, need {need}{_meant(key, everywhere)}")
     found = [_of_group(group, _settings(comparison, group), key, metric) for group in comparison.groups]
+    if key is not None and not any(found):
+        need = "a key that differs within a group: only there losses compare"
+        raise UserError(f"--by: found {key}, which differs between groups alone, need {need}; see them without --by")
     return replace(comparison, by_key=tuple(each for each in found if each is not None))
 
 

@@ -303,7 +303,7 @@ def _split_differences(one: _Entry, other: _Entry) -> list[str]:
     ]
     if one.evaluation.upstream.get("english") != other.evaluation.upstream.get("english"):
         documents = [_documents(entry) for entry in (one, other)]
-        which = f"{documents[0]}, made of other files" if len({*documents}) == 1 else " and ".join(documents)
+        which = f"{documents[0]}, by other files or settings" if len({*documents}) == 1 else " and ".join(documents)
         found.append(f"validation split of other documents ({which})")
     elif settings[0].get("documents") != settings[1].get("documents"):
         found.append("other shares of the parts of the mix")

@@ -76,8 +76,8 @@ def _source(known: Known) -> Iterator[Finding]:
     for name, part in known.experiment.parts.items():
         raw = next(stage for stage in known.stages if stage.part == name)
         for finding in _part_source(part, raw):
-            told = {each: as_of_part(getattr(finding, each), name) for each in ("key", "text", "remedy")}
-            yield dataclasses.replace(finding, **told)
+            key, text, remedy = (as_of_part(told, name) for told in (finding.key, finding.text, finding.remedy))
+            yield dataclasses.replace(finding, key=key, text=text, remedy=remedy)
 
 
 def _part_source(part: Experiment, raw: StageProgress) -> Iterator[Finding]:
