@@ -14,7 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.looking import look_at
+from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.experiment.new import write_new_experiment
 from gpt_pipeline_tests.synth_rows import rows, write_synth
@@ -100,6 +103,28 @@ def test_look_at_synth_and_plain_text_needs_no_columns(own: Path) -> None:
     assert (look_at(str(own)).format, look_at(str(own)).chosen) == ("synth", {})
     (own / "a.txt").write_text("Some text.", encoding="utf-8")
     assert (look_at(str(own / "a.txt")).format, look_at(str(own / "a.txt")).chosen) == ("text", {})
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(("mark", "found"), [("\n\n", "\n\n"), ("\n<|endoftext|>\n", "<|endoftext|>"), ("\n", "line")])
+def test_new_experiment_of_a_text_too_long_for_one_document_parts_it(
+    own: Path, tmp_path: Path, end: str, mark: str, found: str
+) -> None:
+    texts = [f"{number} {'word ' * 20}".strip() for number in range(12_000)]
+    (own / "a.txt").write_text(mark.join(texts[:9]), encoding="utf-8", newline=end)
+    assert write_new_experiment(tmp_path / "short.yaml", data=str(own / "a.txt")).config.data.split_text_at is None
+    (own / "a.txt").write_text(mark.join(texts), encoding="utf-8", newline=end)
+    data = write_new_experiment(tmp_path / "long.yaml", data=str(own / "a.txt")).config.data
+    assert data.split_text_at == found
+    assert prepare_raw(data, tmp_path / "data").manifest.facts["documents"] == len(texts)
+
+
+def test_texts_that_are_all_too_long_are_told_how_they_are_parted(own: Path, tmp_path: Path) -> None:
+    (own / "a.txt").write_text("x" * (MAX_DOCUMENT_BYTES + 1), encoding="utf-8")
+    data = DataConfig(num_samples="all", source=str(own), format="text")
+    said = r'\(too_long: 1\); .*a document has at most 1 MiB: .* such as `split_text_at: "\\n\\n"`'
+    with pytest.raises(ConfigError, match=said):
+        prepare_raw(data, tmp_path / "data")
 
 
 def test_look_at_files_without_text_says_what_they_have(own: Path) -> None:

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 from gpt_pipeline.data.file_kinds import CSV, JSON, JSON_LINES, TEXT, TSV, kind_of
 from gpt_pipeline.data.formats.rules import AS_UTF8
 from gpt_pipeline.data.formats.synth_text import SYNTH_COLUMNS
+from gpt_pipeline.data.readers.opened import opened
+from gpt_pipeline.data.readers.records import LINE
 from gpt_pipeline.data.readers.rows import first_records
+from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES
 from gpt_pipeline.data.sources.folder import local_files
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.errors import DataError
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _ROWS = 200  # looked at
+_MARKS = ("<|endoftext|>", "\n\n")  # between the documents of one text, the likelier first
 _MOST_KINDS = 40  # different values that a column of kinds may have among them
 _NUMBER, _TRUTH = "number", "true or false"  # what a column holds, for a person
 _LONG = 40  # characters: a kind is a word or two
@@ -55,6 +59,9 @@ class Look:
     kinds: Sequence[str]
     """Columns that could be `data.kind`, since few values recur in them."""
 
+    split_at: str | None = None
+    """Where a text ends that is too long for one document; see `data.split_text_at`."""
+
 
 def look_at(source: str) -> Look:
     """Return what the files at `source`, an absolute path, seem to be.
@@ -73,7 +80,10 @@ def look_into(source: Source, *, say: Say) -> Look:
         UserError: the first file cannot be read, or holds no text.
     """
     if kind_of(source.names[0]) == TEXT:
-        return Look(files=len(source.names), columns={"text": "text"}, format="text", chosen={}, kinds=())
+        mark = _mark_in(source, say)
+        return Look(
+            files=len(source.names), columns={"text": "text"}, format="text", chosen={}, kinds=(), split_at=mark
+        )
     where, records = _first_rows(source, say)
     columns = dict(_columns_of(records))
     if odd := [name for name in columns if not _is_utf8(name)]:
@@ -82,6 +92,17 @@ def look_into(source: Source, *, say: Say) -> Look:
     taken = set(chosen.values())
     kinds = [name for name in columns if name not in taken and _is_kind(records, name)] if format != "synth" else []
     return Look(files=len(source.names), columns=columns, format=format, chosen=chosen, kinds=kinds)
+
+
+def _mark_in(source: Source, say: Say) -> str | None:
+    """Return a mark by which the source's first text, if it is too long for one document, could be parted."""
+    name = source.names[0]
+    with source.open(name, say=say) as file, opened(file, name) as stream:
+        begin = stream.read(MAX_DOCUMENT_BYTES + 1)
+    if len(begin) <= MAX_DOCUMENT_BYTES:
+        return None
+    text = begin.replace(b"\r\n", b"\n")
+    return next((mark for mark in _MARKS if mark.encode() in text), LINE)
 
 
 def _first_rows(source: Source, say: Say) -> tuple[str, list[Mapping[str, Any]]]:

@@ -15,7 +15,7 @@ from gpt_pipeline.data.formats.conversation import Conversation, UnusableError, 
 from gpt_pipeline.data.formats.forms import Template
 from gpt_pipeline.data.formats.keys import OwnFormat
 from gpt_pipeline.data.formats.protocol import Selection
-from gpt_pipeline.data.formats.rules import selected
+from gpt_pipeline.data.formats.rules import TOO_LONG, selected
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, Wanted
 
 _NUMBERS = ("query_start", "query_end", "answer_start", "answer_bytes")
@@ -61,7 +61,7 @@ class ChatFormat(OwnFormat):
         def is_short_enough(rows: pa.RecordBatch) -> Flags:  # the text is never longer than the messages in JSON
             return text_sizes(rows[self.messages]) <= MAX_DOCUMENT_BYTES
 
-        passed = selected(batch, {"too_long": is_short_enough, **self.keys.rules})
+        passed = selected(batch, {TOO_LONG: is_short_enough, **self.keys.rules})
         texts = passed.rows[self.messages].take(of_indices(passed.kept)).to_pylist()
         made = [_made(text, self.template, join_parts=self.join_parts) for text in texts]
         usable = [each for each in made if isinstance(each, Conversation)]

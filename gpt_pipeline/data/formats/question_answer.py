@@ -14,7 +14,7 @@ from gpt_pipeline.data.formats.forms import PLAIN
 from gpt_pipeline.data.formats.keys import OwnFormat
 from gpt_pipeline.data.formats.protocol import Selection
 from gpt_pipeline.data.formats.question_texts import TEXT_FIELDS, question_texts
-from gpt_pipeline.data.formats.rules import Rules, is_not_blank, mark_rules, selected
+from gpt_pipeline.data.formats.rules import TOO_LONG, Rules, is_not_blank, mark_rules, selected
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, Wanted
 
 
@@ -92,7 +92,7 @@ class QuestionAnswerFormat(OwnFormat):
             return fitting
 
         return {
-            "too_long": is_short_enough,
+            TOO_LONG: is_short_enough,
             **self.keys.rules,
             "no_question": has_question,
             "no_answer": has_answer,

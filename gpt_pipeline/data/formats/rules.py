@@ -24,7 +24,16 @@ TEXT_PARTS = "text_parts"
 """Why conversations with a content that is a list of text parts become no documents, unless `data.join_parts`."""
 
 JOINED = "set data.join_parts: true to join the text parts of contents that are lists"
+
+TOO_LONG = "too_long"
+"""Why rows with more than a document may have become none."""
+
+IN_PARTS = (
+    "a document has at most 1 MiB: part longer ones before, or plain text files by data.split_text_at, such as "
+    '`split_text_at: "\\n\\n"`'
+)
 AS_UTF8 = "save the files as UTF-8, such as by `iconv -f WINDOWS-1252 -t UTF-8`"
+_HINTS = ((INVALID_UTF8, AS_UTF8), (TEXT_PARTS, JOINED), (TOO_LONG, IN_PARTS))
 _FIRST_BYTES = 3  # of a text, that mostly tell that it is not blank
 
 
@@ -47,7 +56,7 @@ def with_hints(remedy: str, dropped: Iterable[str]) -> str:
     """Return a remedy with what may help against the reasons for which rows became no documents."""
     reasons = [*dropped]
     is_filtered = any(reason.startswith(FILTER) for reason in reasons)
-    of_reasons = [hint for reason, hint in ((INVALID_UTF8, AS_UTF8), (TEXT_PARTS, JOINED)) if reason in reasons]
+    of_reasons = [hint for reason, hint in _HINTS if reason in reasons]
     hints = [AS_SHOWN if is_filtered else "", *of_reasons]
     return "; ".join(filter(None, [remedy, *hints]))
 

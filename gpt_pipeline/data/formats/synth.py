@@ -28,7 +28,7 @@ from gpt_pipeline.data.formats.filter import Condition
 from gpt_pipeline.data.formats.forms import FORMS, PLAIN, Form, Template
 from gpt_pipeline.data.formats.protocol import Format, Selection
 from gpt_pipeline.data.formats.question_texts import TEXT_FIELDS, question_texts
-from gpt_pipeline.data.formats.rules import Rules, is_not_blank, mark_rules, selected
+from gpt_pipeline.data.formats.rules import TOO_LONG, Rules, is_not_blank, mark_rules, selected
 from gpt_pipeline.data.formats.synth_text import ENGLISH, FAILED_CONSTRAINT
 from gpt_pipeline.data.readers.parquet import open_counted, require_columns
 from gpt_pipeline.data.readers.rows import count_rows, is_parquet
@@ -83,7 +83,7 @@ def select(
 ) -> Selection:
     """Return the rows of `batch` that become documents."""
     kept = {condition.reason: condition.passes for condition in filter}
-    fits: Rules = {"too_long": partial(_is_short_enough, form), **mark_rules(form, _TEXTS)}
+    fits: Rules = {TOO_LONG: partial(_is_short_enough, form), **mark_rules(form, _TEXTS)}
     rules = {**kept, **_TEXT_RULES, **fits}
     return selected(batch, rules, first={"language": partial(_is_in, languages)})
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from gpt_pipeline.data.columns import Flags, of_indices, text_sizes
 from gpt_pipeline.data.formats.keys import OwnFormat
 from gpt_pipeline.data.formats.protocol import Selection
-from gpt_pipeline.data.formats.rules import Rules, is_not_blank, selected
+from gpt_pipeline.data.formats.rules import TOO_LONG, Rules, is_not_blank, selected
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, Wanted
 
 
@@ -64,4 +64,4 @@ class TextFormat(OwnFormat):
         def is_short_enough(rows: pa.RecordBatch) -> Flags:
             return text_sizes(rows[self.column]) <= MAX_DOCUMENT_BYTES
 
-        return {"too_long": is_short_enough, **self.keys.rules, "no_text": is_given}
+        return {TOO_LONG: is_short_enough, **self.keys.rules, "no_text": is_given}
