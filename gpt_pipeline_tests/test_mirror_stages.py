@@ -103,14 +103,16 @@ def test_stage_without_its_manifest_does_not_count(mirror, tmp_path):
     assert not bring_stage(open_store(mirror), tmp_path / "b", STAGE, FINGERPRINT, say=lambda _: None)
 
 
-def test_stage_with_half_a_manifest_is_not_used(mirror, tmp_path):
-    make_stage(tmp_path / "a")
+def test_stage_with_half_a_manifest_is_not_used_and_its_manifest_is_sent_again(mirror, tmp_path):
+    folder = make_stage(tmp_path / "a")
     send(tmp_path / "a", mirror)
     store = open_store(mirror)
     store.put_bytes(f"{STAGE}/manifest.json", store.get_bytes(f"{STAGE}/manifest.json")[:100])
     said: list[str] = []
     assert not bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=said.append)
-    assert "its manifest is damaged" in said[-1]
+    assert "is damaged in the mirror" in said[-1]
+    send(tmp_path / "a", mirror)
+    assert open_store(mirror).get_bytes(f"{STAGE}/manifest.json") == (folder / "manifest.json").read_bytes()
 
 
 def test_stage_half_sent_object_is_sent_again(mirror, tmp_path):
@@ -273,6 +275,35 @@ def test_source_record_of_two_machines_is_merged_and_what_was_pinned_first_stays
     assert bring_source(open_store(mirror), tmp_path / "c", source, say=lambda _: None)
     brought = json.loads((tmp_path / "c" / source / "source.json").read_text())
     assert brought == {"commits": {"": "1"}, "new_documents": {"x": 1, "y": 2}}
+
+
+@pytest.mark.parametrize("damaged", ["source.json", "files/x.json"])
+def test_source_record_that_is_damaged_in_the_mirror_is_not_used_and_sent_again(tmp_path, damaged):
+    mirror, source = folder_mirror(tmp_path / "mirror"), "data/sources/hub-x"
+    contents = {"source.json": {"commits": {"": "1"}}, "files/x.json": {"key": "x"}}
+    for name, content in contents.items():
+        path = tmp_path / "a" / source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    send(tmp_path / "a", mirror, source)
+    store, name = open_store(mirror), f"{source}/{damaged}"
+    store.put_bytes(name, store.get_bytes(name)[:9])
+    said: list[str] = []
+    bring_source(store, tmp_path / "b", source, say=said.append)
+    assert f"{name} is damaged in the mirror" in said[0]
+    assert not (tmp_path / "b" / name).exists()
+    assert send(tmp_path / "a", mirror, source).complete_at
+    assert bring_source(store, tmp_path / "c", source, say=said.append)
+    assert json.loads((tmp_path / "c" / name).read_text()) == contents[damaged]
+
+
+def test_source_record_that_is_damaged_in_the_mirror_does_not_end_what_sends(tmp_path):
+    mirror, source = folder_mirror(tmp_path / "mirror"), "data/sources/hub-x"
+    (tmp_path / "a" / source).mkdir(parents=True)
+    (tmp_path / "a" / source / "source.json").write_text('{"commits": {"": "1"}}')
+    open_store(mirror).put_bytes(f"{source}/source.json", b'{"comm')
+    assert send(tmp_path / "a", mirror, source).complete_at
+    assert json.loads(open_store(mirror).get_bytes(f"{source}/source.json")) == {"commits": {"": "1"}}
 
 
 def test_agent_of_a_mirror_that_is_down_says_so_once_and_catches_up(tmp_path):

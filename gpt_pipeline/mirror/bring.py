@@ -18,7 +18,7 @@ from gpt_pipeline.checkpoints.manifest import (
 from gpt_pipeline.errors import NewerFileError
 from gpt_pipeline.mirror import names
 from gpt_pipeline.mirror.lease import first_term
-from gpt_pipeline.mirror.store import Store, fetch
+from gpt_pipeline.mirror.store import Store, fetch, parsed
 from gpt_pipeline.storage.atomic import (
     PARTIAL_SUFFIX,
     atomic_path,
@@ -29,6 +29,7 @@ from gpt_pipeline.storage.atomic import (
     read_state,
     replace_file,
     sha256_of,
+    write_text,
 )
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -41,6 +42,7 @@ Say = Callable[[str], None]
 _STEP = re.compile(r"checkpoints/checkpoint_step_(\d+)\.json$")
 _TRIES = 2  # what arrives damaged is fetched once more, before the mirror's copy counts as damaged
 _SOURCE = "source.json"
+_MADE_HERE = "The stage is made here, and sent again."
 
 
 def bring_stage(store: Store, base: Path, stage: str, fingerprint: str, *, say: Say) -> bool:
@@ -62,17 +64,22 @@ def bring_stage(store: Store, base: Path, stage: str, fingerprint: str, *, say: 
         with atomic_path(incoming / names.MANIFEST) as temporary:
             fetch(store, f"{stage}/{names.MANIFEST}", temporary)
         manifest = read_manifest(incoming)
-        if manifest is None or manifest.fingerprint != fingerprint or not all(map(names.is_plain, manifest.files)):
+        if manifest is None:
             (incoming / names.MANIFEST).unlink()
-            say(f"{stage} in the mirror {store.url} is another one, or its manifest is damaged; it is not used")
+            store.remove([f"{stage}/{names.MANIFEST}"])
+            say(f"The manifest of {stage} is damaged in the mirror {store.url}. {_MADE_HERE}")
+            return False
+        if manifest.fingerprint != fingerprint or not all(map(names.is_plain, manifest.files)):
+            (incoming / names.MANIFEST).unlink()
+            say(f"{stage} in the mirror {store.url} is another one; it is not used")
             return False
         size = sum(record.size for record in manifest.files.values())
         say(f"Bringing {stage} from the mirror: {len(manifest.files):,} files, {size / 1e6:,.1f} MB.")
         for file, record in manifest.files.items():
             if not _brought(store, f"{stage}/{file}", folder / file, record):
                 store.remove([f"{stage}/{names.MANIFEST}", f"{stage}/{file}"])
-                say(f"{stage}/{file} is damaged in the mirror {store.url}: its sha256 is not {record.sha256}. "
-                    "The stage is made here, and sent again.")  # fmt: skip
+                what = f"{stage}/{file} is damaged in the mirror {store.url}: its sha256 is not {record.sha256}"
+                say(f"{what}. {_MADE_HERE}")
                 return False
         with atomic_path(folder / names.MADE) as temporary:
             if fetch(store, f"{stage}/{names.MADE}", temporary) is None:
@@ -83,18 +90,38 @@ def bring_stage(store: Store, base: Path, stage: str, fingerprint: str, *, say: 
 
 
 def bring_source(store: Store, base: Path, source: str, *, say: Say) -> bool:
-    """Bring what is known of a source of raw files, unless something is known here; return whether it was brought."""
-    folder = base / source
+    """Bring what is known of a source of raw files, unless something is known here; return whether it was brought.
+
+    What is damaged there no longer counts, so that it is found out here, and sent again.
+
+    Raises:
+        MirrorError: the mirror cannot be reached, or refuses.
+    """
+    folder, record = base / source, f"{source}/{_SOURCE}"
     if (folder / _SOURCE).exists():
         return False
     found = store.sizes(source)
-    if f"{source}/{_SOURCE}" not in found or not all(map(names.is_plain, found)):
+    if record not in found or not all(map(names.is_plain, found)):
         return False
-    for name in sorted(found, key=lambda name: name.endswith(f"/{_SOURCE}")):  # without it the rest does not count
-        with atomic_path(base / name) as temporary:
-            fetch(store, name, temporary)
+    content = _sound(store, record, say)
+    if content is None:
+        return False
+    for name in found:
+        if name != record and (fact := _sound(store, name, say)) is not None:
+            write_text(base / name, fact)
+    write_text(base / record, content)  # last: without it the rest does not count
     say(f"Brought what is known of the source {folder.name} from the mirror.")
     return True
+
+
+def _sound(store: Store, name: str, say: Say) -> str | None:
+    """Return the text of a small object; None if it is not there, or damaged, and then it is removed there."""
+    content = store.get_bytes(name)
+    if content is None or parsed(content) is not None:
+        return None if content is None else content.decode("utf-8")
+    store.remove([name])
+    say(f"{name} is damaged in the mirror {store.url}; it is not used.")
+    return None
 
 
 def _brought(store: Store, name: str, target: Path, record: FileRecord) -> bool:

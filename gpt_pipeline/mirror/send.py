@@ -28,7 +28,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.mirror import names
 from gpt_pipeline.mirror.lease import Lease
 from gpt_pipeline.mirror.order import Order, held_training
-from gpt_pipeline.mirror.store import MirrorError, Progress, Store
+from gpt_pipeline.mirror.store import MirrorError, Progress, Store, parsed
 from gpt_pipeline.storage.atomic import parse_json, read_kept, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, has_damaged_manifest, read_manifest
@@ -193,8 +193,7 @@ class Sender:
     def _record_sent(self, source: str, record: Path, seen: int) -> Callable[[], None]:
         def send() -> None:
             name = f"{source}/{_SOURCE}"
-            content, ours = self._store.get_bytes(name), parse_json(record.read_bytes())
-            theirs = {} if content is None else parse_json(content)
+            theirs, ours = parsed(self._store.get_bytes(name)) or {}, parse_json(record.read_bytes())
             if (both := _merged(theirs, ours)) != theirs:
                 self._store.put_bytes(name, json.dumps(both, indent=2, ensure_ascii=False).encode())
             self._sources[source] = seen

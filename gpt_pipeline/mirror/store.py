@@ -18,7 +18,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.mirror.address import EXTRAS, FILE, KEY, folder_of, require_mirror, scheme_of
 from gpt_pipeline.mirror.parts import UPLOAD_SECONDS, forget_parts, open_parts
 from gpt_pipeline.shown import without_password
-from gpt_pipeline.storage.atomic import TEMPORARY_SUFFIX, HashedFile, atomic_path, fsync_file, fsync_folder
+from gpt_pipeline.storage.atomic import TEMPORARY_SUFFIX, HashedFile, atomic_path, fsync_file, fsync_folder, parse_json
 from gpt_pipeline.storage.lock import SILENT_SECONDS
 from gpt_pipeline.storage.manifest import FileRecord
 
@@ -110,6 +110,15 @@ def fetch(store: Store, name: str, target: Path, *, goes_on: bool = False) -> Fi
         for piece in pieces:
             file.write(piece)
     return FileRecord(size=file.size, sha256=file.sha256)
+
+
+def parsed(content: bytes | None) -> dict[str, Any] | None:
+    """Return what a small object of JSON holds; None if there is none, or it is damaged."""
+    try:
+        value = parse_json(content or b"")
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 class FolderStore:
