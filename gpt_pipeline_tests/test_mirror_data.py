@@ -1,6 +1,8 @@
 """The data of an experiment in a mirror: all that another machine needs of it, and nothing more."""
 
 import json
+import re
+import shutil
 
 import pytest
 
@@ -116,6 +118,24 @@ def test_mirror_that_the_file_was_given_anew_has_nothing_yet(tmp_path):
     write_state(a.folder, State(mirror="file:///old", complete_at="yesterday"))
     assert dict(mirror_in_words(a))["sent"] == "nothing yet"
     assert "nothing sent yet" in experiment_status(a).mirror
+
+
+def test_mirror_of_a_later_training_brings_the_one_whose_weights_it_starts_from(tmp_path, tiny_at):
+    a, b = machine(tmp_path, "a"), machine(tmp_path, "b")
+    shutil.copytree(tiny_at(12), a.root / "storage", dirs_exist_ok=True)
+    experiment = a.experiment("tiny")
+    write_order(experiment.folder, mirror_order(experiment, wanted_fingerprint(experiment)))
+    assert Agent(experiment.folder).run().complete_at
+    later = b.write_experiment("later")
+    text = (b.root / "experiments" / "tiny.yaml").read_text().replace("experiment_name: tiny", "experiment_name: later")
+    later.write_text(re.sub("(?m)^model: .*$", "start_from: {experiment: tiny.yaml}", text))
+    with pytest.raises(UserError, match=r"bring one from the mirror: gpt-pipeline mirror experiments/tiny\.yaml"):
+        b.call("generate", "experiments/tiny.yaml", "--prompt", "x")
+    assert "another machine has trained this" in b.call("plan", "experiments/later.yaml", "--no-measure")
+    output = b.call("mirror", "experiments/later.yaml", "--bring")
+    assert [info.step for info in b.checkpoints("tiny")] == [12]
+    assert "later.yaml: the mirror has nothing of the training" in output
+    assert "another machine has trained this" not in b.call("plan", "experiments/later.yaml", "--no-measure")
 
 
 @pytest.mark.slow

@@ -23,11 +23,12 @@ LAST = "last"
 _STEP = re.compile(r"step_(\d+)")
 
 
-def choose_checkpoint(folder: Path, name: str) -> CheckpointInfo:
+def choose_checkpoint(folder: Path, name: str, *, if_none: str = "train first: gpt-pipeline run") -> CheckpointInfo:
     """Return the checkpoint that `name` means in the `checkpoints` folder; its content is not read.
 
     `best` has the lowest, while training, of the loss that decides (`training/config.deciding_loss`), `last` is the
     newest step, `step_70` or `step_00000070` that step, anything else a file, in the folder or wherever its path leads.
+    `if_none` is what to do where the folder has none at all.
 
     Raises:
         UserError: there is none of that name; the message lists those that exist.
@@ -44,11 +45,11 @@ def choose_checkpoint(folder: Path, name: str) -> CheckpointInfo:
     if path is not None and path.is_file():
         raise DamagedFileError(
             f"{path}: found {path.stat().st_size:,} bytes, need a finished checkpoint: one that is as long as its "
-            f"manifest {manifest_path(path).name} says; take another, {_known(folder)}"
+            f"manifest {manifest_path(path).name} says; take another, {_known(folder, if_none)}"
         )
     if not _all(folder):
-        raise UserError(_known(folder))
-    raise UserError(f"checkpoint: found {name!r}, need best, last, step_<N> or a .pt file; {_known(folder)}")
+        raise UserError(_known(folder, if_none))
+    raise UserError(f"checkpoint: found {name!r}, need best, last, step_<N> or a .pt file; {_known(folder, if_none)}")
 
 
 def checkpoint_to_resume(folder: Path, name: str) -> Path:
@@ -96,8 +97,8 @@ def _all(folder: Path) -> list[CheckpointInfo]:
     ]  # of two at one step, the one that stays comes first
 
 
-def _known(folder: Path) -> str:
+def _known(folder: Path, if_none: str) -> str:
     names = sorted({info.step: info.path.name for info in reversed(_all(folder))}.items())
     if not names:
-        return f"{folder} has no checkpoint yet; train first: gpt-pipeline run"
+        return f"{folder} has no checkpoint yet; {if_none}"
     return f"{folder} has {', '.join(name for _, name in names)}"

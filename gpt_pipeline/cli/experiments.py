@@ -375,6 +375,7 @@ def evaluate(experiment: Path, questions: int | None, force: bool) -> None:
 
     here = Path.cwd()  # the session works in the project's folder
     loaded = load_alone(experiment)
+    if_none = loaded.way_to_checkpoints
     say(f"{loaded.display_name}: loading Dagster ...")
     from gpt_pipeline.orchestration.driver import Session, evaluate_experiment, stop_at_sigterm
 
@@ -383,7 +384,7 @@ def evaluate(experiment: Path, questions: int | None, force: bool) -> None:
     with stop_at_sigterm(), Session.open(project, loaded, say=say) as session:
         count = evaluate_experiment(session, questions=questions, force=force, say=say)
     if not count and not list_checkpoints(loaded.folder.checkpoints):
-        raise UserError(f"there is no checkpoint yet; train first: gpt-pipeline run {as_typed(experiment, here)}")
+        raise UserError(f"there is no checkpoint yet; {if_none}")
     say(f"{count} evaluated." if count else "Nothing to do: every checkpoint is evaluated.")
     tell_outcome(project, loaded, here=here)
 
@@ -466,7 +467,7 @@ def mirror(experiment: Path, *, send: bool, bring: bool) -> None:
     if loaded.config.storage.mirror is None:
         raise UserError(f"{experiment}: found no storage.mirror; set it to an address such as s3://bucket/prefix")
     if bring:
-        _bring_all(loaded, loaded.config.storage.mirror)
+        _bring_all(loaded)
     if send:
         send_to_mirror(loaded)
         wait_until_sent(loaded.folder, say=say)
@@ -477,21 +478,29 @@ def mirror(experiment: Path, *, send: bool, bring: bool) -> None:
         sys.exit(FAILED)
 
 
-def _bring_all(experiment: Experiment, url: str) -> None:
+def _bring_all(experiment: Experiment) -> None:
+    """Bring what the experiment's mirror has, after that of the experiments whose weights it starts from."""
     from gpt_pipeline.experiment.mirroring import bring_all_data
-    from gpt_pipeline.experiment.training import wanted_fingerprint
+    from gpt_pipeline.experiment.training import base_experiment, start_in_words, wanted_fingerprint
     from gpt_pipeline.mirror.store import open_store
     from gpt_pipeline.storage.lock import folder_lock
     from gpt_pipeline.training.mirroring import bring_newer  # torch
 
+    base, url = base_experiment(experiment), experiment.config.storage.mirror
+    if base is not None:
+        _bring_all(base)
+    if url is None:
+        return
     bring_all_data(experiment, say=say)
-    fingerprint = wanted_fingerprint(experiment)
+    fingerprint, name = wanted_fingerprint(experiment), experiment.file.name
     if fingerprint is None:
-        say("Its training is not known yet: its data, or the weights that it starts from, are neither here nor there.")
+        start, is_ready = start_in_words(experiment)
+        why = "its data is neither here nor in the mirror" if is_ready else start
+        say(f"{name}: its training is not known yet: {why}.")
         return
     with folder_lock(experiment.folder.root, purpose="bringing a training from the mirror"):
         if not bring_newer(open_store(url), experiment.folder, fingerprint, say=say):
-            say("The mirror has nothing of the training that is newer than what is here.")
+            say(f"{name}: the mirror has nothing of the training that is newer than what is here.")
 
 
 @click.command()

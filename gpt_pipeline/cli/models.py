@@ -71,7 +71,7 @@ def generate(
 
     loaded = load_experiment(experiment)
     config = loaded.config
-    chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
+    chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint, if_none=loaded.way_to_checkpoints)
     say(f"Loading {chosen.path.name} ...")
     from gpt_pipeline.writing import Writer, converse, picker, write_once  # torch
 
@@ -251,7 +251,7 @@ def export(
     from gpt_pipeline.experiment.load import load_experiment
 
     loaded = load_experiment(experiment)
-    chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
+    chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint, if_none=loaded.way_to_checkpoints)
     if repository is not None:
         require_pushable(repository)
     say(f"Loading {chosen.path.name} ...")
@@ -329,7 +329,7 @@ def benchmark(
     from gpt_pipeline.experiment.load import load_experiment
 
     loaded = load_experiment(experiment)
-    chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint)
+    chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint, if_none=loaded.way_to_checkpoints)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     request = BenchmarkRequest(tasks=names, limit=limit, task_folder=task_folder, weights=weights, device=device)
     say(f"Loading {chosen.path.name} and lm-evaluation-harness ...")

@@ -45,7 +45,7 @@ from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.project import NOTIFY_CONFIG
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.layout import ExperimentFolder
-from gpt_pipeline.storage.names import folder_name, resolve_folder, slug
+from gpt_pipeline.storage.names import as_typed, folder_name, resolve_folder, slug
 from gpt_pipeline.training.config import CadenceConfig
 from gpt_pipeline.training.job import TOKENIZER
 
@@ -118,6 +118,14 @@ class Experiment:
             need = f"a folder, or a place to make one in ({root} is a file, or a link that leads nowhere)"
             raise self._unusable(key, name, need=need, remedy="move that away, or choose another name")
         return ExperimentFolder(root=root)
+
+    @property
+    def way_to_checkpoints(self) -> str:
+        """What to do where there is none yet, for a person in the working directory."""
+        file = as_typed(self.file, Path.cwd())
+        train = f"train first: gpt-pipeline run {file}"
+        is_mirrored = self.config.storage.mirror is not None
+        return f"{train}, or bring one from the mirror: gpt-pipeline mirror {file} --bring" if is_mirrored else train
 
     @property
     def data(self) -> DataConfig:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from gpt_pipeline.data.config import SYNTH, as_of_part
 from gpt_pipeline.data.formats.rules import with_hints
@@ -25,6 +26,7 @@ from gpt_pipeline.planning.survey import is_surveyed, survey
 from gpt_pipeline.planning.tokens import SYNTH_DOCUMENTS, TokenCount
 from gpt_pipeline.progress.stages import StageProgress
 from gpt_pipeline.report import wording
+from gpt_pipeline.storage.names import as_typed
 from gpt_pipeline.storage.room import existing_folder
 
 _TOKEN_DEVIATION = 3.0  # nats: about the standard deviation of one token's loss under a trained language model
@@ -56,6 +58,7 @@ class Known:
 def findings(known: Known) -> list[Finding]:
     """Return the findings, those that would make the run fail first."""
     every = [
+        *_mirror(known),
         *_source(known),
         *_tokenizer(known),
         *_start(known),
@@ -70,6 +73,15 @@ def findings(known: Known) -> list[Finding]:
         *_sampling(known),
     ]
     return sorted(every, key=lambda finding: finding.severity != "problem")
+
+
+def _mirror(known: Known) -> Iterator[Finding]:
+    """Find a mirror that may have what is to do here; it is not asked, so that a plan needs no network."""
+    experiment = known.experiment
+    if experiment.config.storage.mirror is not None and known.stages[-1].state != "finished":
+        text = "what it has counts as to do here; a run brings it, and makes the rest"
+        bring = f"gpt-pipeline mirror {as_typed(experiment.file, Path.cwd())} --bring"
+        yield note("storage.mirror", text, f"where another machine has trained this: {bring}, then plan again")
 
 
 def _source(known: Known) -> Iterator[Finding]:

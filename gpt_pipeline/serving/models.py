@@ -108,7 +108,7 @@ def _wanted(argument: str) -> Wanted:
     return Wanted(
         name=stem if checkpoint == BEST else f"{stem}@{checkpoint}",
         experiment=experiment,
-        checkpoint=choose_checkpoint(experiment.folder.checkpoints, checkpoint),
+        checkpoint=choose_checkpoint(experiment.folder.checkpoints, checkpoint, if_none=experiment.way_to_checkpoints),
     )
 
 
