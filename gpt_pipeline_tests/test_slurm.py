@@ -173,6 +173,9 @@ def test_script_of_a_trainer_that_fails_ends_with_its_exit_code(tmp_path: Path) 
     ("keys", "words"),
     [
         ({"time": "soon"}, "time: found 'soon', need minutes"),
+        ({"time": "2"}, "time: found '2', need a time above warning_seconds=120"),
+        ({"time": "0:01:59"}, "need a time above warning_seconds=120"),
+        ({"time": "0-1", "warning_seconds": 3600}, "need a time above warning_seconds=3600"),
         ({"ssh": "-oProxyCommand=x"}, "ssh: found '-oProxyCommand=x', need host or user@host"),
         ({"ssh": "-Fown@login"}, "ssh: found '-Fown@login', need host or user@host"),
         ({"options": ("-p gpu",)}, "options: found '-p gpu', need an option of sbatch in its long form"),
@@ -186,6 +189,11 @@ def test_slurm_block_that_cannot_be_used_is_refused_with_the_remedy(keys: dict[s
         SlurmConfig(**keys)  # type: ignore[arg-type]
 
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("time", ["0", "2:01", "3", "0:02:01", "0-0:3", "1-0"])
+def test_slurm_block_with_a_time_above_the_warning_or_without_a_limit_is_taken(time: str) -> None:
+    assert SlurmConfig(time=time).time == time
 
 
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:

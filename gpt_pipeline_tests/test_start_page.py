@@ -206,7 +206,7 @@ def test_page_shows_step_curve_answers_and_links(project: TinyProject) -> None:
         "/runs/abc",
         "http://127.0.0.1:5000/#/experiments/17/runs?workflowType=machine_learning",
     ]
-    assert dict(card.facts)["right answers"] == "1 of 2 at step 8"
+    assert dict(card.facts)["right answers"] == "1 of 2, 50 % (9–91 %), at step 8"
     assert "<polyline" in text
     assert "Two and two?" in text
     assert "not right" in text

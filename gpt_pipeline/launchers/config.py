@@ -67,7 +67,7 @@ class SlurmConfig:
     Either way `storage.base_folder` has to be the same folder here and on the nodes."""
 
     warning_seconds: int = added_later(120)
-    """How long before the time limit the training is told to save and leave."""
+    """How long before the time limit, which has to be longer, the training is told to save and leave."""
 
     def __post_init__(self) -> None:
         for key in ("options", "setup"):
@@ -78,6 +78,9 @@ class SlurmConfig:
         time, host = self.time, self.ssh
         need = "minutes, minutes:seconds, hours:minutes:seconds or days-hours[:minutes[:seconds]]"
         require(time is None or _TIME.fullmatch(time) is not None, "time", found=time, need=need)
+        need = f"a time above warning_seconds={self.warning_seconds}: else the training is told to leave as it begins"
+        limit = 0 if time is None else _seconds(time)  # 0: none
+        require(not 0 < limit <= self.warning_seconds, "time", found=time, need=need)
         need = "host or user@host"
         require(host is None or _HOST.fullmatch(host) is not None, "ssh", found=host, need=need)
         for option in self.options or ():
@@ -87,6 +90,16 @@ class SlurmConfig:
             need = "an option that the pipeline does not set itself"
             remedy = f"use hardware.slurm.{name.replace('-', '_')}" if hasattr(self, name.replace("-", "_")) else ""
             require(name not in _OURS, "options", found=option, need=need, remedy=remedy or "remove it")
+
+
+def _seconds(time: str) -> int:
+    """Return the length of a time as sbatch reads it: `30` and `30:00` are half an hour, `1-12` a day and a half."""
+    days, dash, clock = time.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if not dash and len(parts) < 3:
+        parts = [0, *parts]  # begins with minutes, else with hours
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return int(days or 0) * 86_400 + hours * 3600 + minutes * 60 + seconds
 
 
 @dataclass(frozen=True, kw_only=True)

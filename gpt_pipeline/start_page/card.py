@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.evaluation.result import SHARES, EvaluationResult, find_evaluation, ranking_metric
+from gpt_pipeline.evaluation.shares import Share
 from gpt_pipeline.experiment.discover import ExperimentFile
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress.losses import Losses
@@ -161,8 +162,9 @@ def _facts(status: Status, training: TrainingProgress, newest: EvaluationResult 
             f"{wording.at_step(best.step)}, {wording.words(best.metric)} {wording.decimal(best.value)}",
         )
     if newest is not None and newest.metrics.get("num_questions"):
-        asked = newest.metrics["num_questions"]
-        yield "right answers", f"{newest.metrics['correct'] * asked:.0f} of {asked:.0f} at step {newest.step:,}"
+        asked = round(newest.metrics["num_questions"])
+        right = Share(successes=round(newest.metrics["correct"] * asked), total=asked)
+        yield "right answers", f"{right.successes} of {right.total}, {right}, at step {newest.step:,}"
     if status.checkpoints:
         yield "checkpoints", f"{len(status.checkpoints)}, {wording.size(status.checkpoint_bytes)}"
     if status.evaluations_done or status.evaluations_pending:
