@@ -662,6 +662,31 @@ def test_plan_of_a_mix_names_the_part_that_cannot_be_read(project: TinyProject) 
     )
 
 
+@pytest.mark.parametrize("end", ["jsonl", "txt"])
+def test_plan_of_a_copy_of_a_dataset_says_that_files_of_all_splits_are_trained_on(
+    project: TinyProject, end: str
+) -> None:
+    folder = project.root / f"copy-{end}"
+    (folder / "data").mkdir(parents=True)
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        lines = "".join(json.dumps({"text": f"{name} {number}"}) + "\n" for number in range(300))
+        (folder / "data" / f"{name}.{end}").write_text(lines)
+    path = project.write_experiment(end)
+    text = path.read_text().replace("source: sample", f"source: ../{folder.name}, format: text, split_text_at: line")
+    found = {}
+    for key, source in (("all", folder.name), ("train", f"{folder.name}/data/train-*-of-*.{end}")):
+        path.write_text(text.replace(f"../{folder.name}", f"../{source}").replace("300", "200"))
+        plan = _plan(load_experiment(path))
+        found[key] = [(each.text, each.remedy) for each in plan.findings if each.key == "data.source"]
+    assert found["train"] == []
+    if end == "txt":  # whose name may be its subject
+        assert found["all"] == []
+        return
+    [(text, remedy)] = found["all"]
+    assert text == "files of 2 splits are all trained on: test, train"
+    assert remedy.endswith(f"{folder.name}/data/train-*-of-*.jsonl")
+
+
 def test_plan_remedy_of_a_coarse_validation_raises_what_limits_it(project: TinyProject) -> None:
     path = project.write_experiment("coarse")
     limited = {finding.key: finding for finding in _plan(load_experiment(path)).findings}

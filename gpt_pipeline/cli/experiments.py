@@ -139,6 +139,7 @@ def _tell_first_document(experiment: Experiment) -> None:
     from gpt_pipeline.data.formats.rules import with_hints
     from gpt_pipeline.data.preview import previews
     from gpt_pipeline.data.tokens.tokenizer_stage import usable_tokenizer
+    from gpt_pipeline.planning.findings import mixed_splits
     from gpt_pipeline.planning.survey import survey
 
     data = experiment.data
@@ -149,6 +150,8 @@ def _tell_first_document(experiment: Experiment) -> None:
     if held.dropped:
         why = ", ".join(f"{reason} {count:,}" for reason, count in held.dropped.most_common())
         tell(f"Of the first {held.read:,} rows these become no documents: {with_hints(why, held.dropped)}")
+    for finding in mixed_splits(data):
+        tell(f"{finding.text}; {finding.remedy}")
     tokenizer = usable_tokenizer(data, experiment.data_folder)
     rows = [*previews(data, experiment.data_folder, tokenizer, start=0, count=_LOOKED_AT, say=_logger.info)]
     shown = next((each for each in rows if each.dropped is None), None)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt_pipeline.data.config import SYNTH, as_of_part
+from gpt_pipeline.data.config import SYNTH, DataConfig, as_of_part
+from gpt_pipeline.data.file_kinds import TEXT, kind_of
 from gpt_pipeline.data.formats.rules import with_hints
+from gpt_pipeline.data.sources.folder import local_files
 from gpt_pipeline.data.tokens.tokenizer_stage import vocabulary_size
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
@@ -153,6 +156,7 @@ def _looked_into(part: Experiment) -> Iterator[Finding]:
     except UserError as error:
         yield problem_of(error, f"data.{data.local_key}")
         return
+    yield from mixed_splits(data)
     if held.read and not held.documents:
         why = ", ".join(f"{reason}: {count:,}" for reason, count in held.dropped.most_common())
         text = f"none of the first {held.read:,} rows becomes a document ({why})"
@@ -163,6 +167,20 @@ def _looked_into(part: Experiment) -> Iterator[Finding]:
     elif data.document_limit is not None and data.document_limit > held.documents:
         text = f"found {data.document_limit:,}, and {where} seems to hold about {held.documents:,} documents"
         yield warning("data.num_samples", text, "set it to `all`, or lower it")
+
+
+def mixed_splits(data: DataConfig) -> Iterator[Finding]:
+    """Find files of one's own whose names tell several splits, as those of a copy of a dataset: all are trained on."""
+    from gpt_pipeline.data.sources.hub.layout import named_splits
+
+    if data.local is None or data.format == "synth":
+        return
+    files = local_files(data.local, key=f"data.{data.local_key}")
+    splits = named_splits([name for name in files.names if kind_of(name) != TEXT])  # a text's name may be its subject
+    if "train" in splits and len(splits) > 1:
+        pattern = files.folder / re.sub(r"\d+", "*", splits["train"][0])
+        text = f"files of {len(splits)} splits are all trained on: {', '.join(sorted(splits))}"
+        yield warning(f"data.{data.local_key}", text, f"name those of one split by a pattern, such as {pattern}")
 
 
 def _hub_is_switched_off() -> bool:

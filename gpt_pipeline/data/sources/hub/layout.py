@@ -90,9 +90,9 @@ def chosen_files(
         where = f"{where}, subset {subset}"
         splits = _splits_of(subsets[subset], readable, where)
     elif (folder := _folder_of(subset, readable, where)) is not None:
-        splits = _named_splits(_of_one_kind(readable, where, within=folder), within=folder)
+        splits = named_splits(_of_one_kind(readable, where, within=folder), within=folder)
     else:
-        splits = _named_splits(_of_one_kind(readable, where))
+        splits = named_splits(_of_one_kind(readable, where))
     if not readable or not splits:
         raise DataError(_nothing(names, where))
     split = _chosen("split", split, splits, default=_TRAIN if _TRAIN in splits else None, where=where)
@@ -126,7 +126,7 @@ def _splits_of(config: Mapping[str, Any], names: Sequence[str], where: str) -> _
     """Return the files of each split of a subset that the card describes."""
     folder = str(config.get("data_dir") or "").strip("./")
     if config.get("data_files") is None:
-        return _named_splits(_of_one_kind(names, where, within=folder), within=folder)
+        return named_splits(_of_one_kind(names, where, within=folder), within=folder)
     patterns = _patterns_of(config["data_files"], where)
     return {
         split: _matching(names, (f"{folder}/{each}" if folder else each for each in patterns[split]))
@@ -203,7 +203,7 @@ def _folders_with_splits(names: Sequence[str]) -> list[str]:
     return sorted(inside) if all(any(map(_told_split, rest)) for rest in inside.values()) else []
 
 
-def _named_splits(names: Sequence[str], *, within: str = "") -> _Splits:
+def named_splits(names: Sequence[str], *, within: str = "") -> _Splits:
     """Return the files of each split that their names tell, seen from the folder `within`."""
     own = {name: name.removeprefix(f"{within}/") for name in names}
     shards = {name: found[1] for name in names if (found := _SHARD.fullmatch(own[name]))}
