@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
-from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations, same_answers
+from gpt_pipeline.evaluation.result import EvaluationResult, read_evaluations, same_samples
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.training.metrics import read_metrics
@@ -288,7 +288,7 @@ def _results(given: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[Row, Eva
         by_step = {result.step: result for result in read_evaluations(experiment.folder.evaluations)}
         newest = max(by_step.values(), key=lambda result: result.created_at, default=None)
         for step, result in by_step.items():
-            comparable = newest is not None and same_answers(result, newest)
+            comparable = newest is not None and same_samples(result, newest)
             yield {"experiment": name, "step": step, "comparable": comparable}, result
 
 

@@ -207,6 +207,27 @@ def test_compare_other_questions_rank_losses_and_set_answers_apart(project: Tiny
     assert as_json(found)["answers_comparable"] is False
 
 
+def test_compare_with_answers_drawn_or_not_ranks_the_likeliest_ones_together(project: TinyProject) -> None:
+    """And sets those apart that were drawn otherwise."""
+    base = trained(project, "base", {4: 2.0}, answers=[{"correct": False}] * 8)
+    more = {"a": 2, "b": 3}
+    for name, count in more.items():
+        answers = [{"correct": n < count, "pass_at_1": 0.5, "pass_at_k": True} for n in range(8)]
+        one = trained(project, name, {4: 2.5}, config={"samples_per_question": count}, answers=answers)
+        [result] = read_evaluations(one.folder.evaluations)
+        write_evaluation(replace(result, metrics={**result.metrics, "pass_at_1": 0.5, "pass_at_k": 1.0}))
+        one.file.write_text(one.file.read_text().replace("training: {", "training: {objective: sft, "))
+    found = compare_experiments([base, *(project.experiment(name) for name in more)])
+    assert ranks(found) == [("b", 1), ("a", 2), ("base", 3)]
+    assert as_json(found)["answers_comparable"] is True
+    lines = [line.split() for line in plain_text(sheets(found)).splitlines()]
+    assert [line[4:] for line in lines if line[3:4] == ["pass@1,"]] == [
+        ["3", "drawn", "0.50", "–", "–"],
+        ["2", "drawn", "–", "0.50", "–"],
+    ]
+    assert len([line for line in lines if line[3:4] == ["right"]]) == 1
+
+
 def test_compare_answers_within_noise_are_marked_and_none_is_best(project: TinyProject) -> None:
     right, wrong = {"correct": True}, {"correct": False}
     one = trained(project, "one", {4: 3.0}, answers=[right] * 6 + [wrong])

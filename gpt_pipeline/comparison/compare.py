@@ -16,6 +16,7 @@ from gpt_pipeline.comparison.standings import Comparison, Group, Reached, Standi
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import (
     OF_ANSWERS,
+    OF_SAMPLES,
     EvaluationResult,
     rank_of,
     ranking_metric,
@@ -273,7 +274,9 @@ def _answer_differences(one: _Entry, other: _Entry) -> list[str]:
 
 
 def _config_differences(one: EvaluationResult, other: EvaluationResult, *, of_answers: bool) -> list[str]:
-    keys = [key for key in {**one.config, **other.config} if (key in OF_ANSWERS) == of_answers]
+    keys = [
+        key for key in {**one.config, **other.config} if (key in OF_ANSWERS) == of_answers and key not in OF_SAMPLES
+    ]
     return [
         f"{_place(key)} is {one.config.get(key, 'not known')} and {other.config.get(key, 'not known')}"
         for key in keys

@@ -11,7 +11,7 @@ from gpt_pipeline.comparison.by_key import key_chart, key_sheet, key_values
 from gpt_pipeline.comparison.compare import alike
 from gpt_pipeline.comparison.curves import Records, main_chart, read_records
 from gpt_pipeline.comparison.standings import ByKey, Comparison, Group, Reached, Standing
-from gpt_pipeline.evaluation.result import EvaluationResult, same_answers
+from gpt_pipeline.evaluation.result import EvaluationResult, same_answers, same_samples
 from gpt_pipeline.evaluation.shares import CHANCE, share_of
 from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.experiment.load import Experiment
@@ -326,18 +326,23 @@ def _reached_rows(section: str, reached: Sequence[Reached | None]) -> Iterable[R
     yield row("tokens", lambda each: wording.count(each.tokens_seen))
     yield row("time", lambda each: wording.duration(each.seconds))
     results = [None if each is None else each.evaluation for each in reached]
-    sets = alike(results, same_answers)
     for metric in METRICS:
-        if not metric.of_answers or len(sets) < 2:
+        measured = [result if result is not None and metric.key in result.metrics else None for result in results]
+        sets = alike(measured, same_samples if metric.of_samples else same_answers) if metric.of_answers else []
+        if len(sets) < 2:
             yield _metric_row(section, metric.label, metric, results)
             continue
         for places in sets:
             some = [result if place in places else None for place, result in enumerate(results)]
-            yield _metric_row(section, f"{metric.label}, {_questions(some)}", metric, some)
+            yield _metric_row(section, f"{metric.label}, {_asked(some, metric)}", metric, some)
 
 
-def _questions(results: Sequence[EvaluationResult | None]) -> str:
-    return f"{next(len(result.answers) for result in results if result is not None)} questions"
+def _asked(results: Sequence[EvaluationResult | None], metric: Metric) -> str:
+    """Return what tells the answers that a metric is measured on from others, in a word."""
+    result = next(result for result in results if result is not None)
+    if metric.of_samples:
+        return f"{result.config.get('samples_per_question', 0)} drawn"
+    return f"{len(result.answers)} questions"
 
 
 def _metric_row(section: str, label: str, metric: Metric, results: Sequence[EvaluationResult | None]) -> Row:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +18,10 @@ from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint, identity_of
 from gpt_pipeline.storage.shape import require_shape
 
-_OF_SAMPLES = ("samples_per_question", "sample_temperature")
-OF_ANSWERS = ("num_questions", "max_new_tokens", "num_documents", "seed", *_OF_SAMPLES)
+OF_SAMPLES = ("samples_per_question", "sample_temperature")
+"""Keys of `EvaluationResult.config` that leave all but `pass_at_1` and `pass_at_k` alone."""
+
+OF_ANSWERS = ("num_questions", "max_new_tokens", "num_documents", "seed", *OF_SAMPLES)
 """Keys of `EvaluationResult.config` that leave the validation loss alone."""
 
 BASE_LOSS = "base_val_loss"
@@ -88,7 +90,7 @@ class EvaluationResult:
 
 def evaluation_identity(config: EvaluationConfig, *, max_length: int) -> dict[str, Any]:
     """Return the part of the configuration that decides the result of an evaluation."""
-    keys = ("num_questions", "num_documents", "max_new_tokens", "max_validation_tokens", "seed", *_OF_SAMPLES)
+    keys = ("num_questions", "num_documents", "max_new_tokens", "max_validation_tokens", "seed", *OF_SAMPLES)
     return {**identity_of(config, *keys), "max_length": max_length}
 
 
@@ -219,12 +221,13 @@ def ranking_metric(results: Iterable[EvaluationResult], decides: str) -> str:
     """
     found = list(results)
     names = _STAND_FOR.get(decides, (decides,))
+
     # Shares of answers compare where the questions are the same.
-    asked_alike = all((each.config, each.upstream) == (found[0].config, found[0].upstream) for each in found)
-    return next(
-        (name for name in names if all(name in each.metrics for each in found) and (asked_alike or name not in SHARES)),
-        "val_loss",
-    )
+    def compare(name: str) -> bool:
+        keys = () if name == "pass_at_1" else OF_SAMPLES
+        return name not in SHARES or all(_asked_alike(each, found[0], but=keys) for each in found)
+
+    return next((name for name in names if all(name in each.metrics for each in found) and compare(name)), "val_loss")
 
 
 def rank_of(result: EvaluationResult, metric: str) -> float:
@@ -259,9 +262,20 @@ def alike_newest(results: Iterable[EvaluationResult]) -> list[EvaluationResult]:
 
 
 def same_answers(one: EvaluationResult, other: EvaluationResult) -> bool:
-    """Whether all figures compare, those of the answers too: they are to the same questions, asked alike."""
+    """Whether losses and answers compare: they are to the same questions, asked alike. Drawn ones need not."""
     same_questions = [*map(question_id, one.answers)] == [*map(question_id, other.answers)]
-    return one.upstream == other.upstream and one.config == other.config and same_questions
+    return _asked_alike(one, other, but=OF_SAMPLES) and same_questions
+
+
+def same_samples(one: EvaluationResult, other: EvaluationResult) -> bool:
+    """Whether all figures compare: those of drawn answers too, which are as many, drawn alike."""
+    return same_answers(one, other) and one.config == other.config
+
+
+def _asked_alike(one: EvaluationResult, other: EvaluationResult, *, but: Sequence[str]) -> bool:
+    """Whether two evaluations have the same data and configuration, leaving out some keys of that."""
+    rest = [{key: value for key, value in each.config.items() if key not in but} for each in (one, other)]
+    return one.upstream == other.upstream and rest[0] == rest[1]
 
 
 def question_id(answer: Mapping[str, Any]) -> tuple[Any, Any]:

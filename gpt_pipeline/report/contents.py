@@ -17,6 +17,7 @@ from gpt_pipeline.evaluation.result import (
     read_evaluations,
     same_answers,
     same_losses,
+    same_samples,
 )
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.report.cost import Cost, Record, cost_of
@@ -45,6 +46,9 @@ class CheckpointRow:
     same_questions: bool
     """Whether its answers compare with those of the newest evaluation too."""
 
+    same_samples: bool
+    """Whether its drawn answers do so as well."""
+
     best: bool
     """Lowest validation loss of all comparable evaluations."""
 
@@ -58,6 +62,8 @@ class CheckpointRow:
 
     def result_of(self, metric: Metric) -> EvaluationResult | None:
         """Return its evaluation if this metric of it compares with that of the newest one."""
+        if metric.of_samples:
+            return self.evaluation if self.same_samples else None
         return self.evaluation if (self.same_questions if metric.of_answers else self.comparable) else None
 
 
@@ -198,6 +204,7 @@ def _rows(
     newest = max(evaluations.values(), key=lambda result: result.created_at, default=None)
     comparable = {step for step, result in evaluations.items() if newest is not None and same_losses(result, newest)}
     same_questions = {step for step in comparable if newest is not None and same_answers(evaluations[step], newest)}
+    drawn_alike = {step for step in comparable if newest is not None and same_samples(evaluations[step], newest)}
     metric = ranking_metric([evaluations[step] for step in comparable], decides)
     best = min(comparable, key=lambda step: (rank_of(evaluations[step], metric), step), default=None)
     rows = []
@@ -216,6 +223,7 @@ def _rows(
                 evaluation=result,
                 comparable=step in comparable,
                 same_questions=step in same_questions,
+                same_samples=step in drawn_alike,
                 best=step == best,
                 is_best_model=best_model is not None and best_model.step == step,
             )

@@ -26,6 +26,9 @@ class Metric:
     of_answers: bool = True
     """False for what is measured on the validation tokens."""
 
+    of_samples: bool = False
+    """True for what is measured on answers that are drawn."""
+
     def text(self, result: EvaluationResult | None) -> str:
         """Return its value in an evaluation as a table shows it; a share with its interval."""
         value = None if result is None else result.metrics.get(self.key)
@@ -122,8 +125,8 @@ METRICS = (
     Metric(key="correct", label="right", meaning="the expected number, else the expected text", share=True),
     Metric(key="numeric_match", label="number", meaning="right where a number is expected", share=True),
     Metric(key="choice_match", label="option", meaning="right where the question gives options", share=True),
-    Metric(key="pass_at_1", label="pass@1", meaning="share of drawn answers that are right", places=2),
-    Metric(key="pass_at_k", label="pass@k", meaning="any of the drawn answers is right", share=True),
+    Metric(key="pass_at_1", label="pass@1", meaning="share of drawn answers that are right", places=2, of_samples=True),
+    Metric(key="pass_at_k", label="pass@k", meaning="any of the drawn answers is right", share=True, of_samples=True),
     Metric(key="token_f1", label="word F1", meaning="overlap with the expected words"),
     Metric(
         key="distinct_2",

@@ -22,6 +22,7 @@ from gpt_pipeline.evaluation.result import (
     read_evaluations,
     same_answers,
     same_losses,
+    same_samples,
 )
 from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -121,9 +122,10 @@ def _send(
 
 
 def series_values(result: EvaluationResult, first: EvaluationResult) -> dict[str, float]:
-    """Return the points of a result by name; of answers to other questions than in `first` none."""
+    """Return the points of a result by name; none of answers to other questions than in `first`, or drawn otherwise."""
     if not same_answers(first, result):
         return {key: result.metrics[key] for key in _OF_LOSSES if key in result.metrics}
     right = share_of(result.answers, "correct")
     bounds = {} if right is None else dict(zip(("correct_low", "correct_high"), right.interval, strict=True))
-    return {**result.metrics, **bounds}
+    left_out = () if same_samples(first, result) else ("pass_at_1", "pass_at_k")
+    return {**{key: value for key, value in result.metrics.items() if key not in left_out}, **bounds}
