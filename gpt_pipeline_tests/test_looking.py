@@ -62,7 +62,7 @@ def test_look_at_a_table_of_windows_says_how_it_becomes_utf8(own: Path, head: st
 
 def test_look_at_pictures_speaks_of_no_other_encoding(own: Path) -> None:
     pq.write_table(pa.table({"image": [b"\x89PNG\xff"], "label": [3]}), own / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet: no column of text .* label \(number\)$"):
+    with pytest.raises(DataError, match=r"a\.parquet: no column of text .* label \(number\); need a text in each"):
         look_at(str(own))
 
 
@@ -129,7 +129,8 @@ def test_texts_that_are_all_too_long_are_told_how_they_are_parted(own: Path, tmp
 
 def test_look_at_files_without_text_says_what_they_have(own: Path) -> None:
     (own / "a.jsonl").write_text('{"messages": [1], "n": 2}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"a\.jsonl: no column of text .*; found messages \(list\), n \(number\)"):
+    said = r"a\.jsonl: no column of text .*; found messages \(list\), n \(number\); need .* by data\.columns$"
+    with pytest.raises(DataError, match=said):
         look_at(str(own))
 
 

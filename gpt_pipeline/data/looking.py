@@ -174,7 +174,12 @@ def _format_of(
         has_bytes = any(_is_binary(value) for row in records for value in row.values())
         is_written = kind_of(name) in (CSV, TSV, JSON, JSON_LINES)  # bytes of other kinds may be pictures
         remedy = f"; {AS_UTF8}" if has_bytes and is_written else ""
-        raise DataError(f"{name}: no column of text in the first {_ROWS} rows; found {found}{remedy}")
+        need = (
+            "need a text in each, such as {'text': '...'}; if later ones have it, leave out --data and name its column"
+        )
+        raise DataError(
+            f"{name}: no column of text in the first {_ROWS} rows; found {found}{remedy}; {need} by data.columns"
+        )
     longest = max(texts, key=lambda name: sum(_length(record.get(name)) for record in records))
     return "text", {"text": named.get("text", longest)}
 

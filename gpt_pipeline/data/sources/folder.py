@@ -172,10 +172,14 @@ class LocalFiles:
                 need = f"files of one kind (it holds {', '.join(kinds)})"
                 raise self._error(need, f"name them by a pattern in {self.key}, such as {self.folder}/*.{kinds[0]}")
             seen = ", ".join(sorted(os.listdir(self.folder))[:_SHOWN]) or "nothing"
-            raise self._error(
-                f"files to read: {READABLE} (it holds {seen})",
-                "give the folder itself, not its parent, or remove the key to download the default dataset",
-            )
+            if folder_is_meant := self.folder == self.path:
+                remedy = "give the folder itself, not its parent"
+            elif os.path.isfile(self.path):
+                remedy = "unpack it, or write what it holds as one of these"
+            else:
+                remedy = "correct the pattern"
+            where = "it" if folder_is_meant else self.folder
+            raise self._error(f"files to read: {READABLE} ({where} holds {seen})", remedy)
         return LocalFolder(folder=self.folder, names=tuple(names))
 
     def _listed(self, *, told: _Told) -> list[str]:
