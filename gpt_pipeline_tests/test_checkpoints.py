@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -26,6 +27,7 @@ from gpt_pipeline.checkpoints.manifest import (
     find_checkpoint,
     list_checkpoints,
     settle_best,
+    uncounted_checkpoints,
 )
 from gpt_pipeline.checkpoints.retention import announce_evaluator, prune
 from gpt_pipeline.checkpoints.save import DiskFullError, link_best, save_best, save_checkpoint
@@ -306,6 +308,22 @@ def test_prune_keeps_the_newest_of_the_training_below_later_ones_of_another(fold
     save_checkpoint(folder.checkpoints, snapshot(4, fingerprint="a" * 64))
     prune(folder, keep_last=1, training="a" * 64)
     assert _steps(folder) == [4, 5]
+
+
+def test_copy_under_a_name_that_is_not_of_its_step_counts_for_none_and_is_never_pruned(folder):
+    copies = ("checkpoint_step_9", "checkpoint_step_2 copy", "checkpoint_step_02")
+    for suffix in (".pt", ".json"):
+        for name in copies:
+            shutil.copy(folder.checkpoints / f"checkpoint_step_2{suffix}", folder.checkpoints / f"{name}{suffix}")
+    shutil.copy(folder.checkpoints / "checkpoint_step_3.pt", folder.checkpoints / "mine.pt")
+    assert _steps(folder) == [1, 2, 3, 4, 5]
+    assert find_checkpoint(folder.checkpoints, 9) is None
+    prune(folder, keep_last=1)
+    assert _steps(folder) == [5]
+    found = uncounted_checkpoints(folder.checkpoints)
+    assert sorted(found) == sorted([*(f"{name}.pt" for name in copies), "mine.pt"])
+    assert "step 2; name it checkpoint_step_2.pt" in found["checkpoint_step_9.pt"]
+    assert "mine.json" in found["mine.pt"]
 
 
 def test_prune_keeps_what_is_held(folder):

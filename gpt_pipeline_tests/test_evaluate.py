@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,9 +59,11 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
     return Stages(english=english, shards=prepare_shards(DATA, english, folder))
 
 
-def save(folder: Path, step: int, *, seed: int = 0, nan: bool = False, average: bool = False) -> CheckpointInfo:
+def save(
+    folder: Path, step: int, *, seed: int = 0, nan: bool = False, average: bool = False, **changes: Any
+) -> CheckpointInfo:
     torch.manual_seed(seed)
-    model = make_model(MODEL)
+    model = make_model(changes.get("model_config", MODEL))
     if nan:
         torch.nn.init.constant_(model.transformer.ln_f.weight, math.nan)
     snapshot = Snapshot(
@@ -73,6 +76,7 @@ def save(folder: Path, step: int, *, seed: int = 0, nan: bool = False, average: 
         shards_fingerprint="s" * 64,
         average={name: 2 * tensor for name, tensor in model.state_dict().items()} if average else None,
     )
+    snapshot = dataclasses.replace(snapshot, **changes)
     folder.mkdir(exist_ok=True)
     return save_checkpoint(folder, snapshot)
 
@@ -202,6 +206,21 @@ def test_evaluate_checkpoint_without_manifest_is_refused(tmp_path: Path, stages:
 def test_evaluate_checkpoint_of_nan_weights_is_refused_with_the_reason(tmp_path: Path, stages: Stages) -> None:
     checkpoint = save(tmp_path / "checkpoints", 50, nan=True)
     with pytest.raises(UnusableCheckpointError, match="nan"):
+        evaluate(checkpoint.path, stages, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"model_config": dataclasses.replace(MODEL, context_length=32)}, r"32 positions, need data\.max_length=48"),
+        ({"settings": {"data.tokenizer": "tokenizer-of-others"}}, "tokenizer-of-others, need that of the data, gpt2"),
+    ],
+)
+def test_evaluate_checkpoint_of_another_experiment_names_what_does_not_fit(
+    tmp_path: Path, stages: Stages, changes: dict[str, Any], found: str
+) -> None:
+    checkpoint = save(tmp_path / "checkpoints", 50, **changes)
+    with pytest.raises(UnusableCheckpointError, match=found):
         evaluate(checkpoint.path, stages, tmp_path)
 
 

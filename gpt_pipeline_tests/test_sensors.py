@@ -200,6 +200,16 @@ def test_sensor_checkpoint_copied_into_the_folder_by_hand_is_found(
     assert [request.partition_key for request in _ask_sensor(copy, instance)] == ["step_00000008"]
 
 
+def test_sensor_checkpoint_copied_under_the_name_of_another_step_is_not_requested_without_end(
+    copy: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    folder = copy.experiment("tiny").folder.checkpoints
+    _forget_evaluation(copy, 8)
+    for suffix in (".pt", ".json"):
+        (folder / f"checkpoint_step_8{suffix}").rename(folder / f"checkpoint_step_100{suffix}")
+    assert [request.job_name for request in _ask_sensor(copy, instance)] == ["report_tiny"]
+
+
 def test_sensor_damaged_manifest_does_not_block_the_others(copy: TinyProject, instance: dg.DagsterInstance) -> None:
     folder = copy.experiment("tiny").folder
     for step in (4, 8):

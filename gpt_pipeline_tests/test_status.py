@@ -97,6 +97,22 @@ def test_status_counts_the_best_model_which_a_training_goes_on_from_where_it_is_
     assert decide_start(training_job(experiment, shards)).step == 4
 
 
+def test_status_says_why_checkpoints_that_somebody_copied_do_not_count(project: TinyProject, train_to: TrainTo) -> None:
+    train_to(6)
+    folder = project.experiment("tiny").folder.checkpoints
+    for suffix in (".pt", ".json"):
+        shutil.copy(folder / f"checkpoint_step_4{suffix}", folder / f"checkpoint_step_100{suffix}")
+    for name in ("checkpoint_step_50.pt", "checkpoint_step_60.pt"):
+        shutil.copy(folder / "checkpoint_step_4.pt", folder / name)
+    file = project.root / "experiments" / "tiny.yaml"
+    resumed = "base_folder: ../storage, checkpoint_to_resume: checkpoint_step_50.pt"
+    file.write_text(file.read_text().replace("base_folder: ../storage", resumed))
+    status = _status(project)
+    assert [each.step for each in status.checkpoints] == [4, 6]
+    assert sorted(status.uncounted) == ["checkpoint_step_100.pt", "checkpoint_step_60.pt"]
+    assert "checkpoint_step_100.pt does not count: it is of step 4" in project.call("status", "experiments/tiny.yaml")
+
+
 def test_status_of_a_finished_training_leads_to_the_evaluations(project: TinyProject, train_to: TrainTo) -> None:
     train_to(12)
     status = _status(project)

@@ -141,9 +141,30 @@ def possible_infos(path: Path) -> list[CheckpointInfo]:
 
 
 def list_checkpoints(folder: Path) -> list[CheckpointInfo]:
-    """Return the checkpoints `checkpoint_step_<N>.pt` in `folder`, oldest step first; without `newer_manifests`."""
+    """Return the checkpoints `checkpoint_step_<N>.pt` in `folder`, oldest step first; without `newer_manifests`.
+
+    A copy under another name is none of them: it is found by its step nowhere, and nothing removes it.
+    """
     found = [_readable_info(manifest.with_suffix(".pt")) for manifest in folder.glob("checkpoint_step_*.json")]
-    return sorted((info for info in found if info is not None), key=lambda info: info.step)
+    return sorted((info for info in found if info is not None and _is_named_by_step(info)), key=lambda info: info.step)
+
+
+def uncounted_checkpoints(folder: Path) -> dict[str, str]:
+    """Return the names of the `.pt` files in `folder` that somebody put there and that do not count, and why."""
+    counted = {BEST_NAME, *(info.path.name for info in list_checkpoints(folder))}
+    found = {}
+    for path in sorted(folder.glob("*.pt")):
+        if path.name in counted or path.name.startswith("."):
+            continue
+        manifest, info = manifest_path(path), _readable_info(path)
+        if info is not None:
+            own = checkpoint_path(folder, info.step)
+            found[path.name] = (
+                f"it is of step {info.step}; name it {own.name}, and its manifest {manifest_path(own).name}"
+            )
+        elif not manifest.is_file():
+            found[path.name] = f"its manifest {manifest.name} is not beside it; copy that too"
+    return found
 
 
 def best_checkpoint(folder: Path) -> CheckpointInfo | None:
@@ -154,7 +175,7 @@ def best_checkpoint(folder: Path) -> CheckpointInfo | None:
 def find_checkpoint(folder: Path, step: int) -> CheckpointInfo | None:
     """Return the checkpoint of `step`, under its own name or as `best_model.pt`."""
     info = _readable_info(checkpoint_path(folder, step))
-    if info is not None:
+    if info is not None and info.step == step:
         return info
     best = best_checkpoint(folder)
     return best if best is not None and best.step == step else None
@@ -213,6 +234,10 @@ def set_aside(path: Path, *, why: str) -> Path:
     path.replace(aside)
     fsync_folder(path.parent)
     return aside
+
+
+def _is_named_by_step(info: CheckpointInfo) -> bool:
+    return info.path.name == checkpoint_path(info.path.parent, info.step).name
 
 
 def _readable_info(path: Path) -> CheckpointInfo | None:

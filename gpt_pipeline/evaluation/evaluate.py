@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline import __version__
-from gpt_pipeline.checkpoints.manifest import CheckpointInfo, checkpoint_key
-from gpt_pipeline.data.config import PLAIN, DataConfig
+from gpt_pipeline.checkpoints.manifest import TOKENIZER, CheckpointInfo, checkpoint_key
+from gpt_pipeline.data.config import GPT2, PLAIN, DataConfig
 from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
@@ -56,7 +56,7 @@ class CheckpointGoneError(UserError):
 
 
 class UnusableCheckpointError(UserError):
-    """The checkpoint can be read, but its weights predict nothing: NaN or infinity among them."""
+    """The checkpoint can be read, but predicts nothing here: NaN among its weights, or a model of other sequences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +209,23 @@ def _load(task: EvaluationTask) -> tuple[LanguageModel, LanguageModel | None, st
         raise CheckpointGoneError(f"{path} no longer exists; only the last checkpoints are kept") from error
     if found.weights_sha256 != task.checkpoint.weights_sha256:  # best_model.pt was replaced in between
         raise CheckpointGoneError(f"{path} now holds step {found.step}, no longer step {task.checkpoint.step}")
+    _require_fit(task, found)
     return model, average, "cpu" if device == "cpu" else devices.name_of(device)
+
+
+def _require_fit(task: EvaluationTask, found: CheckpointInfo) -> None:
+    """Raise `UnusableCheckpointError` where the model cannot read the data's sequences, as of another experiment."""
+    theirs, ours = found.settings.get(TOKENIZER) or GPT2, task.shards.manifest.facts.get("tokenizer") or GPT2
+    length = found.model.context_length
+    problem = ""
+    if length < task.max_length:
+        problem = f"found a model of {length} positions, need data.max_length={task.max_length} at least"
+    elif theirs != ours:
+        problem = f"found a model of the tokenizer {theirs}, need that of the data, {ours}"
+    if problem:
+        raise UnusableCheckpointError(
+            f"{task.checkpoint.path}: {problem}; move it to the folder of an experiment that it fits"
+        )
 
 
 @contextmanager

@@ -60,6 +60,8 @@ def _rows(status: Status) -> Iterator[Line]:
     if status.problem is None:
         for number, text in enumerate(_checkpoint_texts(status)):
             yield _row("" if number else "checkpoints", text)
+        for name, why in status.uncounted.items():
+            yield _row("", f"{name} does not count: {why}", "yellow")
         yield from _result_rows(status)
     if status.mirror:
         yield _row("mirror", status.mirror)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, list_checkpoints
+from gpt_pipeline.checkpoints.manifest import (
+    CheckpointInfo,
+    best_checkpoint,
+    list_checkpoints,
+    uncounted_checkpoints,
+)
 from gpt_pipeline.errors import NewerFileError, UserError
 from gpt_pipeline.evaluation.evaluate import evaluation_is_under_way
 from gpt_pipeline.evaluation.result import (
@@ -119,6 +124,9 @@ class Status:
     checkpoint_bytes: int = 0
     """On disk; a best model that is a link to another checkpoint counts once."""
 
+    uncounted: Mapping[str, str] = field(default_factory=dict)
+    """Checkpoints that somebody put into the folder and that do not count, by name, and why."""
+
     evaluations_done: int = 0
     """Finished evaluations on disk, including those of checkpoints that were deleted since."""
 
@@ -214,6 +222,7 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
             checkpoints, wanted, results, losses_of(folder.metrics).validation, decides=decides
         ),
         checkpoint_bytes=_bytes_on_disk(folder.checkpoints),
+        uncounted=_uncounted(experiment),
         evaluations_done=len(results),
         evaluations_pending=pending,
         is_evaluating=pending > 0 and (_evaluates(runs) or evaluation_is_under_way(folder.evaluations)),
@@ -281,6 +290,13 @@ def _statuses_of_checkpoints(
         )
         for info in checkpoints
     )
+
+
+def _uncounted(experiment: Experiment) -> dict[str, str]:
+    """Return `uncounted_checkpoints` without the one that the file names, which may be one of the original scripts."""
+    named = experiment.config.storage.checkpoint_to_resume
+    found = uncounted_checkpoints(experiment.folder.checkpoints)
+    return {name: why for name, why in found.items() if name != named}
 
 
 def _bytes_on_disk(folder: Path) -> int:
