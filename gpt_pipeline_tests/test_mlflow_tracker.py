@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -115,8 +116,8 @@ def make_result(
 
 
 def log(result: EvaluationResult, store: Path, **changes: Any) -> LoggedRun:
-    settings = {"experiment_name": "My GPT", "parameters": PARAMETERS, "tags": {"dagster_run_id": "r1"}, **changes}
-    return log_evaluation(result, tracking_uri=default_tracking_uri(store), **settings)
+    own = {"experiment_name": "My GPT", "parameters": PARAMETERS, "tags": {"dagster_run_id": "r1"}}
+    return log_evaluation(result, **{"tracking_uri": default_tracking_uri(store), **own, **changes})
 
 
 def client(store: Path) -> Any:
@@ -495,6 +496,26 @@ def test_log_evaluation_into_a_store_locked_by_another_program_says_so_and_is_ca
     assert log(result, store).new
     assert [run.info.status for run in runs(store)] == ["FINISHED"]
     assert metric_rows(store) == 4
+
+
+def test_log_evaluation_to_a_server_that_says_nothing_waits_for_one_answer_only(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    result = make_result(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(TrackingError, match=r"did not take the evaluation \(.*timed out.* the result is kept"):
+            log(result, store, tracking_uri=uri)
+        with pytest.raises(TrackingError, match="timed out"):
+            lost_runs(["some"], tracking_uri=uri, experiment_name="My GPT")
+        silent.settimeout(0.1)
+        calls = [silent.accept()[0] for _ in range(2)]  # MLflow's client would have called three times for each
+        with pytest.raises(TimeoutError):
+            silent.accept()
+        for call in calls:
+            call.close()
+    assert log(result, store).new
 
 
 def test_lost_runs_are_those_that_a_store_does_not_know(tmp_path: Path, store: Path, empty_store: bytes) -> None:

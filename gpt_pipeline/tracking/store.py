@@ -49,6 +49,7 @@ _PLACES = (
 
 _SEEDED = {"alembic_version", "experiments", "workspaces"}  # tables of a new store that are not empty
 _BUSY_SECONDS = 1.0  # to wait for a database that another process writes to
+_SILENT_SECONDS = 30.0  # for any answer of a server, also one that has to be started first
 _MAX_TEXT = 5000  # characters of a tag's or a parameter's value; MLflow refuses more than 6000 (8000 in tags)
 
 _WHEN = "(raised as a result of Query-invoked autoflush"  # SQLAlchemy says why in the line behind it
@@ -258,23 +259,46 @@ def configure_mlflow() -> None:
 
 
 def open_client(tracking_uri: str) -> MlflowClient:
-    """Return a client of the store; the folder of a SQLite store is created if it is missing."""
+    """Return a client of the store; the folder of a SQLite store is created if it is missing.
+
+    Raises:
+        requests.Timeout: a server does not answer; see `as_tracking_error`.
+    """
     from mlflow.tracking import MlflowClient
 
     if (database := sqlite_file(tracking_uri)) is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
+    if tracking_uri.startswith(("http://", "https://")):
+        _require_answer(tracking_uri)
     return MlflowClient(tracking_uri=tracking_uri)
+
+
+def _require_answer(address: str) -> None:
+    """Raise requests' `Timeout` where the server says nothing: MLflow's client would wait three times two minutes.
+
+    Any answer will do. What else may be wrong is left to that client to say.
+    """
+    import requests
+
+    seconds = float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") or _SILENT_SECONDS)
+    try:
+        requests.get(f"{address.rstrip('/')}/health", timeout=seconds, allow_redirects=False, stream=True).close()
+    except requests.Timeout:
+        raise
+    except requests.RequestException as error:
+        _logger.debug("%s: %s", address, error)
 
 
 @contextmanager
 def as_tracking_error(tracking_uri: str, *, what: str, remedy: str) -> Iterator[None]:
     """Turn MLflow's errors in the block into one TrackingError: `what` was not taken, and the `remedy`."""
     from mlflow.exceptions import MlflowException
+    from requests import Timeout as SilentServerError
     from sqlalchemy.exc import SQLAlchemyError  # a damaged database, which MLflow does not wrap
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, _FilesRefusedError) as error:
+    except (MlflowException, SQLAlchemyError, SilentServerError, _FilesRefusedError) as error:
         lines = str(error).strip().splitlines()
         reason = next((line for line in lines if not line.startswith(_WHEN)), lines[0])
         # None: the cause, which a log or Dagster's history would keep, quotes the address with its password.
