@@ -9,6 +9,7 @@ import pytest
 
 from gpt_pipeline.checkpoints.load import load_checkpoint
 from gpt_pipeline.checkpoints.manifest import best_checkpoint, list_checkpoints
+from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.checkpoints.save import DiskFullError, save_checkpoint
 from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.run import run_job
@@ -55,6 +56,18 @@ def test_training_hears_of_a_checkpoint_only_when_it_is_durable(tmp_path):
     records = [line for line in read_metrics(job.folder.metrics) if line["kind"] == "checkpoint"]
     assert [(line["step"], line["tokens_seen"]) for line in records] == [(4, 256), (8, 512), (12, 768)]
     assert all(0 <= line["stall_seconds"] < 60 for line in records)
+
+
+def test_training_on_a_disk_without_room_to_wait_for_evaluations_says_what_it_removes(tmp_path, monkeypatch):
+    job = make_job(tmp_path, cadence={"keep_last": 1})
+    job.folder.root.mkdir(parents=True, exist_ok=True)
+    announce_evaluator(job.folder.root)
+    monkeypatch.setattr("gpt_pipeline.checkpoints.retention.free_bytes", lambda folder: 5)
+    listener = Listener()
+    assert run_job(job, listener).finished
+    told = [text for text in listener.messages if "removed before they are evaluated" in text]
+    assert "step 4: found 5e-09 GB free" in told[0]
+    assert [info.step for info in list_checkpoints(job.folder.checkpoints)][-1] == 12
 
 
 @pytest.mark.parametrize(("fails_at", "durable"), [(8, [4]), (12, [4, 8])])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.leases import leases_frozen
@@ -35,12 +35,17 @@ def kept_checkpoints(keep_last: int) -> int:
 
 
 def prune(
-    folder: ExperimentFolder, *, keep_last: int, training: str = "", keep: Collection[str] = ()
+    folder: ExperimentFolder,
+    *,
+    keep_last: int,
+    training: str = "",
+    keep: Collection[str] = (),
+    say: Callable[[str], None] = _logger.warning,
 ) -> list[CheckpointInfo]:
     """Remove the checkpoints that need not be kept; return them. `best_model.pt` is never touched.
 
     The newest of the `training` with this fingerprint stays, whatever later ones of others are there. So do the files
-    named in `keep`.
+    named in `keep`. `say` is told when the disk leaves no room to wait for evaluations.
     """
     checkpoints = list_checkpoints(folder.checkpoints)
     best = best_checkpoint(folder.checkpoints)
@@ -49,7 +54,7 @@ def prune(
     candidates = [info for info in checkpoints[:-keep_last] if info.step not in kept and info.path.name not in keep]
     if not candidates:
         return []
-    awaited = _awaited_steps(folder, candidates)
+    awaited = _awaited_steps(folder, candidates, say)
     with leases_frozen(folder.checkpoints) as held:
         removable = [info for info in candidates if info.path.name not in held and info.step not in awaited]
         return [info for info in removable if _remove(info)]
@@ -73,12 +78,17 @@ def _was_announced(root: Path) -> bool:
     return path.is_file() and time.time() - path.stat().st_mtime <= _HEARTBEAT_SECONDS
 
 
-def _awaited_steps(folder: ExperimentFolder, candidates: list[CheckpointInfo]) -> set[int]:
+def _awaited_steps(folder: ExperimentFolder, candidates: list[CheckpointInfo], say: Callable[[str], None]) -> set[int]:
     if not _was_announced(folder.root):
         return set()
     awaited = {info.step for info in candidates if not _is_evaluated(folder, info.step)}
-    if awaited and free_bytes(folder.checkpoints) < _SPARE_CHECKPOINTS * candidates[-1].size:
-        _logger.warning("the disk is nearly full: checkpoints are removed before they are evaluated")
+    free, need = free_bytes(folder.checkpoints), _SPARE_CHECKPOINTS * candidates[-1].size
+    if awaited and free < need:
+        steps = ", ".join(str(step) for step in sorted(awaited))
+        say(
+            f"Checkpoints are removed before they are evaluated, those of step {steps}: found {free / 1e9:.3g} GB free "
+            f"on the disk of {folder.checkpoints}, need {need / 1e9:.3g} GB for the next ones; free some space"
+        )
         return set()
     return awaited
 

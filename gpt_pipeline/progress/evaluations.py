@@ -96,6 +96,7 @@ def prune_at_rest(experiment: Experiment, *, say: Callable[[str], None]) -> None
             keep_last=max([experiment.cadence.keep_last, *told]),
             training=held_training(folder) or "",
             keep={*needed, str(experiment.config.storage.checkpoint_to_resume)},
+            say=say,
         )
     except OSError as error:  # of another user's folder, say
         say(f"checkpoints that are no longer needed stay: {error}")

@@ -37,6 +37,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
         self._durable: queue.SimpleQueue[Saved] = queue.SimpleQueue()
+        self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def require_room(self, checkpoint_size: int) -> None:
         """Raise `DiskFullError` unless the disk holds all the checkpoints that will be kept, of so many bytes each."""
@@ -68,10 +69,15 @@ class Saver:
         return self._writing is None or not wait([self._writing], seconds).not_done
 
     def durable(self) -> list[Saved]:
-        """Report the checkpoints that have become durable since the last call; return them, oldest first."""
+        """Report the checkpoints that have become durable since the last call; return them, oldest first.
+
+        So is reported what was to be said of the ones removed for them.
+        """
         saved = [self._durable.get() for _ in range(self._durable.qsize())]
         for one in saved:
             self._observer.checkpoint(one.info)
+        for _ in range(self._notes.qsize()):
+            self._observer.message(self._notes.get())
         return saved
 
     def raise_failure(self) -> None:
@@ -96,7 +102,7 @@ class Saver:
             link_best(self._folder.checkpoints, info)
         elif best:
             save_best(self._folder.checkpoints, snapshot)
-        prune(self._folder, keep_last=self._keep_last, training=snapshot.fingerprint)
+        prune(self._folder, keep_last=self._keep_last, training=snapshot.fingerprint, say=self._notes.put)
 
     def restore_best(self, progress: Progress) -> None:
         """After a resume: see that `best_model.pt` is the best of `progress`; if that is lost, count the best anew."""
