@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.checkpoints.retention import kept_checkpoints
 from gpt_pipeline.checkpoints.save import DiskFullError
 from gpt_pipeline.cli import main
@@ -64,6 +66,7 @@ from gpt_pipeline.training.observer import SilentObserver
 from gpt_pipeline.training.saver import Saver
 from gpt_pipeline.training.start import prepare_start
 from gpt_pipeline_tests.projects import TinyProject, make_data, train
+from gpt_pipeline_tests.servers import free_port
 from gpt_pipeline_tests.synth_rows import rows, write_synth
 from gpt_pipeline_tests.training_jobs import make_job, run
 
@@ -773,6 +776,48 @@ def test_plan_of_too_large_a_micro_batch_names_one_that_fits(project: TinyProjec
     assert found.severity == ("warning" if cuda else "problem")
     assert not any(finding.key == "memory" for finding in findings(dataclasses.replace(known, need=need(32))))
     assert not any(finding.key == "memory" for finding in findings(dataclasses.replace(known, is_measured=True)))
+
+
+def test_plan_of_a_mirror_whose_folder_is_not_there_fails_until_the_training_has_begun(project: TinyProject) -> None:
+    path = project.write_experiment("tiny")
+    mirror = project.root / "mirror"
+    path.write_text(path.read_text().replace("../storage}", f"../storage, mirror: '{mirror.as_uri()}'}}"))
+    (found,) = [each for each in _plan(load_experiment(path)).problems if each.key == "storage.mirror"]
+    assert f"there is no folder {mirror}" in found.text
+    assert "make it: mkdir" in found.remedy
+    mirror.mkdir()
+    (found,) = [each for each in _plan(load_experiment(path)).findings if each.key == "storage.mirror"]
+    assert found.severity == "note"
+    job = train(load_experiment(path), stop_at=4)
+    shutil.rmtree(mirror)
+    (found,) = [each for each in _plan(load_experiment(path)).findings if each.key == "storage.mirror"]
+    assert (found.severity, list_checkpoints(job.folder.checkpoints)[-1].step) == ("warning", 4)
+
+
+def test_plan_of_a_mirror_whose_library_is_missing_names_the_command_that_installs_it(
+    project: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project.write_experiment("tiny")
+    path.write_text(path.read_text().replace("../storage}", "../storage, mirror: 's3://bucket/x'}"))
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    (found,) = [each for each in _plan(load_experiment(path)).problems if each.key == "storage.mirror"]
+    assert found.remedy.startswith("pip install")
+
+
+def test_plan_for_an_engine_that_takes_no_jobs_fails_and_for_one_that_does_not_answer_warns(
+    project: TinyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project.write_experiment("tiny")
+    text = path.read_text()
+    path.write_text(text.replace("{device: cpu}", "{device: cpu, launcher: slurm}"))
+    monkeypatch.setenv("PATH", "")
+    (found,) = [each for each in _plan(load_experiment(path)).problems if each.key == "hardware.launcher"]
+    assert "is not installed here" in found.text
+    ray = f"{{device: cpu, launcher: ray, ray: {{address: 'http://127.0.0.1:{free_port()}'}}}}"
+    path.write_text(text.replace("{device: cpu}", ray))
+    (found,) = [each for each in _plan(load_experiment(path)).findings if each.key == "hardware.launcher"]
+    assert found.severity == "warning"
+    assert "does not answer" in found.text
 
 
 def test_plan_of_a_fine_tuning_warns_of_random_weights_and_of_answers_beyond_their_sequence(

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import uuid
 
+from gpt_pipeline.mirror.address import FILE, KEY, require_mirror, scheme_of
 from gpt_pipeline.mirror.lease import grants_leases
-from gpt_pipeline.mirror.store import MirrorError, open_store
+from gpt_pipeline.mirror.store import MirrorError, open_store, require_library
 
 _FOLDER = "check"
+
+
+def check_from_here(url: str) -> None:
+    """Check what shows without the network: that the mirror's folder is there, or what speaks to its store.
+
+    Raises:
+        ConfigError: the address cannot be a mirror.
+        MirrorError: it is not.
+    """
+    require_mirror(url, key=KEY)
+    if scheme_of(url) == FILE:
+        open_store(url).sizes(_FOLDER)
+    else:
+        require_library(url)
 
 
 def check_mirror(url: str) -> None:

@@ -252,26 +252,33 @@ def _copied(source: IO[bytes], target: Path, each: Progress) -> FileRecord:
     return FileRecord(size=file.size, sha256=file.sha256)
 
 
+def require_library(url: str) -> None:
+    """Raise MirrorError unless what speaks to the store at `url` is installed."""
+    module, extra = EXTRAS[scheme_of(url)]
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise MirrorError(
+            f"{KEY}: found {url}, need the Python package {module} to reach it; "
+            f"pip install -c constraints.txt 'gpt-pipeline[{extra}]'"
+        ) from error
+
+
 class BucketStore:
     """A bucket behind fsspec: S3 and what speaks its language, Google Cloud Storage, Azure."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._module, self._extra = EXTRAS[scheme_of(url)]
+        self._module, _ = EXTRAS[scheme_of(url)]
         self._files, root = self._opened()
         self._root = root.rstrip("/")
 
     def _opened(self) -> tuple[Any, str]:
         module, scheme = self._module, scheme_of(self.url)
         url = f"{scheme}{self.url[len(scheme) :]}"  # S3:// is s3://, which fsspec does not know
-        try:
-            importlib.import_module(module)
-            from fsspec.core import url_to_fs
-        except ImportError as error:
-            raise MirrorError(
-                f"{KEY}: found {self.url}, need the Python package {module} to reach it; "
-                f"pip install -c constraints.txt 'gpt-pipeline[{self._extra}]'"
-            ) from error
+        require_library(self.url)
+        from fsspec.core import url_to_fs
+
         # Of no use to others: a listing or a session that is shared may be older than what another machine wrote.
         options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if module == "s3fs":

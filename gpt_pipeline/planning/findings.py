@@ -6,20 +6,25 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.data.config import SYNTH, DataConfig, as_of_part
 from gpt_pipeline.data.file_kinds import TEXT, kind_of
 from gpt_pipeline.data.formats.rules import with_hints
 from gpt_pipeline.data.sources.folder import local_files
 from gpt_pipeline.data.tokens.tokenizer_stage import vocabulary_size
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.experiment.launching import launcher_of
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import TrainingSize
 from gpt_pipeline.experiment.start_from import shape_to_come, start_checkpoint
 from gpt_pipeline.findings import Finding, note, problem, problem_of, warning
+from gpt_pipeline.launchers.protocol import Launcher, UnreachableError
+from gpt_pipeline.mirror.address import KEY
+from gpt_pipeline.mirror.check import check_from_here
 from gpt_pipeline.model.costs import MemoryNeed, parameter_count
 from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import Disk
@@ -28,6 +33,7 @@ from gpt_pipeline.planning.speed import Duration
 from gpt_pipeline.planning.survey import is_surveyed, survey
 from gpt_pipeline.planning.tokens import SYNTH_DOCUMENTS, TokenCount
 from gpt_pipeline.progress.stages import StageProgress
+from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.report import wording
 from gpt_pipeline.storage.names import as_typed
 from gpt_pipeline.storage.room import existing_folder
@@ -38,6 +44,7 @@ _EPOCHS = 4  # up to this many, repeated data is worth almost as much as new: Mu
 _LONG_INTERVAL = 3600.0  # seconds of work that a crash may cost
 _LONG_ON_CPU = 7 * 86_400.0  # seconds: beyond a week, a CPU is hardly what one meant to train on
 _LOOK = "look at the files, at data.columns and at data.filter"
+_LAUNCHER = "hardware.launcher"
 _CUT = 0.01  # of the tokens of answers: as many may be lost without a word
 
 
@@ -61,7 +68,7 @@ class Known:
 def findings(known: Known) -> list[Finding]:
     """Return the findings, those that would make the run fail first."""
     every = [
-        *_mirror(known),
+        *_what_it_reaches(known.experiment, known.stages),
         *_source(known),
         *_tokenizer(known),
         *_start(known),
@@ -78,13 +85,38 @@ def findings(known: Known) -> list[Finding]:
     return sorted(every, key=lambda finding: finding.severity != "problem")
 
 
-def _mirror(known: Known) -> Iterator[Finding]:
-    """Find a mirror that may have what is to do here; it is not asked, so that a plan needs no network."""
-    experiment = known.experiment
-    if experiment.config.storage.mirror is not None and known.stages[-1].state != "finished":
+def _what_it_reaches(experiment: Experiment, stages: Sequence[StageProgress]) -> Iterator[Finding]:
+    """Find a mirror or an engine that a training which is still to begin, or to go on, cannot use."""
+    if experiment_training(experiment).state in ("running", "finished"):
+        return
+    if (url := experiment.config.storage.mirror) is not None:
+        yield from _mirror(experiment, url, is_to_do=stages[-1].state != "finished")
+    if (launcher := launcher_of(experiment.config.hardware)) is not None:
+        yield from _engine(launcher)
+
+
+def _mirror(experiment: Experiment, url: str, *, is_to_do: bool) -> Iterator[Finding]:
+    """Find a mirror that cannot be used, as far as that shows here, or that may have what `is_to_do` here."""
+    try:
+        check_from_here(url)
+    except UserError as error:
+        found, is_begun = problem_of(error, KEY), bool(list_checkpoints(experiment.folder.checkpoints))
+        yield dataclasses.replace(found, key=KEY, severity="warning") if is_begun else found
+        return
+    if is_to_do:
         text = "what it has counts as to do here; a run brings it, and makes the rest"
         bring = f"gpt-pipeline mirror {as_typed(experiment.file, Path.cwd())} --bring"
-        yield note("storage.mirror", text, f"where another machine has trained this: {bring}, then plan again")
+        yield note(KEY, text, f"where another machine has trained this: {bring}, then plan again")
+
+
+def _engine(launcher: Launcher) -> Iterator[Finding]:
+    """Find an engine that takes no jobs, as the file configures it; one that does not answer may do so later."""
+    try:
+        launcher.check()
+    except UnreachableError as error:
+        yield warning(_LAUNCHER, str(error), "the run needs it when the training begins")
+    except UserError as error:
+        yield dataclasses.replace(problem_of(error, _LAUNCHER), key=_LAUNCHER)
 
 
 def _source(known: Known) -> Iterator[Finding]:
