@@ -129,7 +129,7 @@ def test_following_a_trainer_that_refuses_its_job_fails_in_its_words(job: Traini
     def fails() -> Observed:
         note = read_submission(job.folder)
         assert note is not None
-        writes(job.folder.jobs / note.log, "error: found 3, need 4; use 4\nsrun: error: node1: exit code 2\n")()
+        writes(job.folder.jobs / note.log, "error: found 3, need 4; use 4\n```\n<img src=x> \x1b[2J\n")()
         return Observed(state="failed", exit_code=1)
 
     with pytest.raises(dg.Failure) as failure:
@@ -137,6 +137,9 @@ def test_following_a_trainer_that_refuses_its_job_fails_in_its_words(job: Traini
 
     assert failure.value.description == "found 3, need 4; use 4"
     assert failure.value.allow_retries is False
+    output = str(failure.value.metadata["output"].value)
+    assert all(line.startswith("    ") for line in output.splitlines()), "a block that its text cannot end"
+    assert "\x1b" not in output
 
 
 @pytest.mark.parametrize("words", ["Segmentation fault", f"error: {HANGS} no progress for 600 s"])

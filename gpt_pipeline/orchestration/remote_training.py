@@ -36,6 +36,7 @@ from gpt_pipeline.launchers.submission import (
     submit_again,
     tail,
 )
+from gpt_pipeline.orchestration.metadata import as_code
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR, STOPPED_CODES
 from gpt_pipeline.orchestration.trainer_pipes import PipesObserver
 from gpt_pipeline.storage.lock import SILENT_SECONDS
@@ -363,9 +364,8 @@ def _failure(job: TrainingJob, note: Submission, end: Observed) -> dg.Failure:
     text = tail(log, _LOG_LINES)
     own = _OWN_ERROR.findall(tail(log, 10 * _LOG_LINES))
     if own and not own[-1].startswith(HANGS):
-        return dg.Failure(
-            description=own[-1], metadata={"output": dg.MetadataValue.md(f"```\n{text}\n```")}, allow_retries=False
-        )
+        output = dg.MetadataValue.md(as_code(text))
+        return dg.Failure(description=own[-1], metadata={"output": output}, allow_retries=False)
     return dg.Failure(
         description=f"{note.in_words} ended: {describe_state(end.state, end.reason)}. The end of its output, {log}:\n"
         f"{text}\nMaterialize training again: it continues from the last checkpoint."
