@@ -747,6 +747,27 @@ def test_plan_of_more_documents_than_synth_has_says_so(project: TinyProject) -> 
     assert "data.num_samples" in {finding.key for finding in _plan(load_experiment(path)).problems}
 
 
+@pytest.mark.parametrize(
+    ("split", "named"),
+    [
+        ("validation_fraction: 0.1", False),
+        ("validation_fraction: 0.05", False),
+        ("validation_fraction: 0.2", True),
+        ("validation_fraction: 0.1, seed: 3", True),
+    ],
+)
+def test_plan_names_a_split_by_which_the_base_was_trained_on_what_is_held_out(
+    project: TinyProject, split: str, named: bool
+) -> None:
+    project.write_experiment("base")
+    path = project.write_experiment("later")
+    text = re.sub(r"(?m)^model:.*\n", "start_from: {experiment: base.yaml}\n", path.read_text())
+    path.write_text(text.replace("validation_fraction: 0.1", split))
+    key, found = "data.validation_fraction", _plan(load_experiment(path)).findings
+    told = [finding for finding in found if finding.key == key and "base.yaml" in finding.text]
+    assert [finding.remedy for finding in told] == ["set data.validation_fraction: 0.1 and data.seed: 0"] * named
+
+
 @pytest.mark.parametrize("cuda", [False, True])
 def test_plan_of_too_large_a_micro_batch_names_one_that_fits(project: TinyProject, cuda: bool) -> None:
     path = project.write_experiment("wide")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -409,6 +410,14 @@ def test_new_experiment_from_a_base_names_it_and_loads(folder: Path) -> None:
     made = write_new_experiment(folder / "tuned.yaml", start_from=str(folder / "base.yaml"), num_samples=300)
     assert made.config.start_from.experiment == "base.yaml"
     assert (made.config.data.max_length, made.config.model) == (32, _base(folder).config.model)
+
+
+def test_new_experiment_from_a_base_holds_out_the_same_documents(folder: Path) -> None:
+    file = folder / "base.yaml"
+    file.write_text(re.sub(r"data: \{", "data: {seed: 3, ", file.read_text()))
+    made = write_new_experiment(folder / "tuned.yaml", start_from=str(file), recipe="sft").config.data
+    base = load_experiment(file).config.data
+    assert (made.seed, made.validation_fraction) == (3, base.validation_fraction)
 
 
 def test_new_experiment_from_a_base_on_another_drive_names_its_whole_path(folder: Path, monkeypatch) -> None:

@@ -19,7 +19,9 @@ from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation import unseen
 from gpt_pipeline.evaluation.evaluate import EvaluatedPart
 from gpt_pipeline.evaluation.questions import Question, held_out_questions
-from gpt_pipeline.evaluation.unseen import cached_proof, prove_unseen
+from gpt_pipeline.evaluation.unseen import TrainedOn, cached_proof, prove_unseen
+from gpt_pipeline.experiment.load import Experiment, load_experiment
+from gpt_pipeline.orchestration.checks import trained_before
 from gpt_pipeline.storage.manifest import StageResult
 
 DATA = DataConfig(num_samples=400, max_length=48, source="sample", validation_fraction=0.2)
@@ -143,6 +145,35 @@ def test_prove_unseen_of_a_mix_finds_what_another_part_trains_on(stages: Stages,
     assert mixed.passed, mixed.text
     leaks = prove_unseen(stages.questions, on(stages.english, stages.shards, shards), mixed=shards)
     assert "the parts of the mix overlap" in leaks.text
+
+
+def test_prove_unseen_finds_what_the_weights_it_began_with_were_trained_on(stages: Stages, tmp_path: Path) -> None:
+    other = DataConfig(num_samples=400, max_length=48, source="sample", validation_fraction=0.2, seed=1)
+    shards = prepare_shards(other, stages.english, tmp_path)
+    before = [TrainedOn(source="base.yaml", documents=(stages.english,), shards=shards)]
+    finding = prove_unseen(stages.questions, on(stages.english, stages.shards), before=before)
+    assert not finding.passed
+    assert finding.facts["seen_before"] > 0 == finding.facts["same_text"]
+    assert "documents that base.yaml trained on" in finding.text
+    assert "set data.seed and data.validation_fraction as there" in finding.text
+    alike = [dataclasses.replace(before[0], shards=stages.shards)]
+    assert prove_unseen(stages.questions, on(stages.english, stages.shards), before=alike).passed
+
+
+@pytest.mark.parametrize(("seed", "named"), [(0, []), (1, ["base.yaml"])])
+def test_check_of_unseen_questions_looks_at_the_base_where_it_was_split_otherwise(
+    tmp_path: Path, seed: int, named: list[str]
+) -> None:
+    def write(stem: str, seed: int, more: str = "") -> Experiment:
+        data = f"{{source: sample, num_samples: 200, max_length: 48, validation_fraction: 0.2, seed: {seed}}}"
+        file = tmp_path / f"{stem}.yaml"
+        file.write_text(f"experiment_name: {stem}\ndata: {data}\n{more}storage: {{base_folder: {tmp_path}}}\n")
+        return load_experiment(file)
+
+    for each in (write("base", 0), write("later", seed, "start_from: {experiment: base.yaml}\n")):
+        documents = prepare_documents(each.data, prepare_raw(each.data, each.data_folder), each.data_folder)
+        prepare_shards(each.data, documents, each.data_folder)
+    assert [found.source for found in trained_before(each)] == named
 
 
 def test_cached_proof_is_looked_for_once(stages: Stages, tmp_path: Path) -> None:

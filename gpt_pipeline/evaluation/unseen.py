@@ -18,7 +18,7 @@ from gpt_pipeline.data.documents.files import read_documents
 from gpt_pipeline.data.documents.stage import document_files
 from gpt_pipeline.data.tokens.encoder import Encoder, new_encoder
 from gpt_pipeline.data.tokens.stream import TokenStream, open_shards
-from gpt_pipeline.data.tokens.tokenizer import common_tokenizer
+from gpt_pipeline.data.tokens.tokenizer import common_tokenizer, tokenizer_of
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation.evaluate import EvaluatedPart
 from gpt_pipeline.evaluation.questions import Question
@@ -44,6 +44,25 @@ _REMEDY_FOR_A_MIX = (
 )
 
 
+_REMEDY_FOR_A_BASE = (
+    "the weights that the training began with have seen what it is asked, so the answers say little: set data.seed and "
+    "data.validation_fraction as there, which holds out the same, and train again"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """What the weights that a training began with were trained on."""
+
+    source: str
+    """Whose data it is, for people: the name of an experiment file."""
+
+    documents: tuple[StageResult, ...]
+    """Of each part of its mix, or of all of it."""
+
+    shards: StageResult
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Kin:
     """Hashes, over their tokens, of the documents that no training split may hold."""
@@ -56,7 +75,12 @@ class _Kin:
 
 
 def cached_proof(
-    folder: Path, questions: Sequence[Question], data: Sequence[EvaluatedPart], *, mixed: StageResult | None = None
+    folder: Path,
+    questions: Sequence[Question],
+    data: Sequence[EvaluatedPart],
+    *,
+    mixed: StageResult | None = None,
+    before: Sequence[TrainedOn] = (),
 ) -> Finding:
     """Return `prove_unseen`, kept in `folder`: for the same questions and data it is looked for once."""
     identity = fingerprint(
@@ -65,13 +89,14 @@ def cached_proof(
         upstream=[
             *(stage.fingerprint for each in data for stage in (each.documents, each.shards)),
             *([] if mixed is None else [mixed.fingerprint]),
+            *(stage.fingerprint for each in before for stage in (*each.documents, each.shards)),
         ],
         code_version=PROOF_VERSION,
     )
     path = folder / f"{identity[:SHORT]}.unseen.json"
     if (found := _read_finding(path, identity)) is not None:
         return found
-    finding = prove_unseen(questions, data, mixed=mixed)
+    finding = prove_unseen(questions, data, mixed=mixed, before=before)
     kept = {"passed": finding.passed, "text": finding.text, "facts": dict(finding.facts)}
     write_json(path, {"fingerprint": identity, **kept})
     return finding
@@ -85,7 +110,11 @@ def _identity(question: Question) -> dict[str, Any]:
 
 
 def prove_unseen(
-    questions: Sequence[Question], data: Sequence[EvaluatedPart], *, mixed: StageResult | None = None
+    questions: Sequence[Question],
+    data: Sequence[EvaluatedPart],
+    *,
+    mixed: StageResult | None = None,
+    before: Sequence[TrainedOn] = (),
 ) -> Finding:
     """Find no training document of a question's article, text or query, comparing hashes.
 
@@ -93,7 +122,7 @@ def prove_unseen(
     texts are encoded as the shards' were. The hash of every training document's tokens, read from the shards, is then
     looked for among theirs. So it does not matter how the split was meant. That the questions' own texts are found in
     the validation split shows that such hashes do meet. Of the parts of a mix in `data`, what the shards
-    `mixed` hold of all of them is looked at.
+    `mixed` hold of all of them is looked at. What was trained on `before` is looked through for articles and queries.
     """
     if not questions:
         return verdict(passed=True, text="no questions are asked", facts={"questions": 0})
@@ -110,11 +139,16 @@ def prove_unseen(
         seen_article += digest in kin.of_article
         seen_query += digest in kin.of_query
         seen_text += digest in own
-    passed = not (missing or seen_article or seen_query or seen_text)
+    seen_before = {each.source: count for each in before if (count := _kin_trained_on(questions, each))}
+    passed = not (missing or seen_article or seen_query or seen_text or seen_before)
     text = (
         f"{seen_article} of {trained_on:,} training documents are of the same group as a question, "
         f"{seen_query} ask the same, {seen_text} have the same text; "
         f"{len(own) - len(missing)} of {len(own)} texts stand in the validation split"
+        + "".join(
+            f"; {count:,} documents that {name} trained on are of such a group or ask the same"
+            for name, count in seen_before.items()
+        )
     )
     facts = {
         "questions": len(questions),
@@ -123,9 +157,19 @@ def prove_unseen(
         "same_question": seen_query,
         "same_text": seen_text,
         "not_in_validation": len(missing),
+        **({"seen_before": sum(seen_before.values())} if before else {}),
     }
-    remedy = _REMEDY if mixed is None else _REMEDY_FOR_A_MIX
+    in_own = missing or seen_article or seen_query or seen_text
+    remedy = _REMEDY_FOR_A_BASE if not in_own else _REMEDY if mixed is None else _REMEDY_FOR_A_MIX
     return verdict(passed=passed, text=text if passed else f"{text}: {remedy}", facts=facts)
+
+
+def _kin_trained_on(questions: Sequence[Question], base: TrainedOn) -> int:
+    """Return how many of the base's training documents are of a question's article or ask the same."""
+    encoder = new_encoder(lambda _: None, tokenizer_of(base.shards))
+    kin = _kin(questions, [file for each in base.documents for file in document_files(each)], encoder)
+    wanted = kin.of_article | kin.of_query
+    return sum(digest in wanted for digest in _document_hashes(open_shards(base.shards.folder).train))
 
 
 def _kin(questions: Sequence[Question], files: Sequence[Path], encoder: Encoder) -> _Kin:

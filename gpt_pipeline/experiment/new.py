@@ -228,6 +228,7 @@ def _start_values(start_from: str, file: Path, recipe: Mapping[str, tuple[Value,
     base = load_experiment(path)
     return {
         "data.max_length": (base.config.data.max_length, f"as in {path.name}"),
+        **_split_of(base, recipe),
         **_tokens_of(base, file.parent),
         **_rates_after(base, recipe),
         "start_from.experiment": (relative, "`run` trains it first; the model has its shape"),
@@ -241,6 +242,18 @@ def _length_within(shape: Mapping[str, Any], recipe: Mapping[str, tuple[Value, s
     length, _ = recipe.get("data.max_length", (DataConfig(num_samples=1).max_length, ""))
     is_short = isinstance(context, int) and isinstance(length, int) and context < length
     return {"data.max_length": (context, "as long as the model can take")} if is_short else {}
+
+
+def _split_of(base: Experiment, recipe: Mapping[str, tuple[Value, str]]) -> dict[str, tuple[Value, str]]:
+    """Return the keys by which the documents that `base` holds out are held out too; none where they are anyway."""
+    data, usual = base.data, DataConfig(num_samples=1)
+    why = f"as in {base.file.name}: the same documents are held out"
+    found: dict[str, tuple[Value, str]] = {}
+    if recipe.get("data.validation_fraction", (usual.validation_fraction,))[0] != data.validation_fraction:
+        found["data.validation_fraction"] = (data.validation_fraction, why)
+    if data.seed != usual.seed:
+        found["data.seed"] = (data.seed, why)
+    return found
 
 
 def _tokens_of(base: Experiment, folder: Path) -> dict[str, tuple[Value, str]]:

@@ -11,11 +11,13 @@ from gpt_pipeline.errors import DataError
 from gpt_pipeline.evaluation.result import EvaluationResult, find_evaluation, read_evaluations
 from gpt_pipeline.evaluation.verdicts import FORGETTING_MARGIN, forgetting_verdict, loss_verdict, output_verdict
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.training import base_experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.stages import finished_documents, finished_shards, finished_training
 
 if TYPE_CHECKING:
+    from gpt_pipeline.evaluation.unseen import TrainedOn
     from gpt_pipeline.findings import Finding
 
 _VERSION_TAG = "dagster/data_version"
@@ -244,4 +246,21 @@ def _judge_questions(experiment: Experiment, result: EvaluationResult) -> "Findi
         for question in cached_questions(folder, part.documents, part.data, count=count, seed=seed)
     ]
     mixed = None if experiment.config.data.mix is None else finished_shards(experiment)
-    return cached_proof(folder, questions, parts, mixed=mixed)
+    return cached_proof(folder, questions, parts, mixed=mixed, before=trained_before(experiment))
+
+
+def trained_before(experiment: Experiment) -> "list[TrainedOn]":
+    """Return what the experiments that this one goes on from were trained on, as far as it is here."""
+    from gpt_pipeline.data.documents.stage import find_documents
+    from gpt_pipeline.data.tokens.choose import find_shards
+    from gpt_pipeline.evaluation.unseen import TrainedOn
+
+    found, own = [], finished_shards(experiment).fingerprint
+    while (base := base_experiment(experiment)) is not None:
+        documents = [find_documents(part.data, part.data_folder) for part in base.parts.values()]
+        shards = find_shards(base.data, base.data_folder)
+        here = tuple(each for each in documents if each is not None)
+        if shards is not None and shards.fingerprint != own and len(here) == len(documents):
+            found.append(TrainedOn(source=base.file.name, documents=here, shards=shards))
+        experiment = base
+    return found

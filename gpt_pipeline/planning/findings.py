@@ -21,6 +21,7 @@ from gpt_pipeline.experiment.launching import launcher_of
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import TrainingSize
 from gpt_pipeline.experiment.start_from import shape_to_come, start_checkpoint
+from gpt_pipeline.experiment.training import base_experiment
 from gpt_pipeline.findings import Finding, note, problem, problem_of, warning
 from gpt_pipeline.launchers.protocol import Launcher, UnreachableError
 from gpt_pipeline.mirror.address import KEY
@@ -72,6 +73,7 @@ def findings(known: Known) -> list[Finding]:
         *_source(known),
         *_tokenizer(known),
         *_start(known),
+        *_seen_before(known),
         *_repeats(known),
         *_disk(known),
         *_memory(known),
@@ -170,6 +172,28 @@ def _start(known: Known) -> Iterator[Finding]:
     )
     text += f"those of a model with {parameter_count(experiment.config.model):,} parameters"
     yield note(f"start_from.{key}", text, "a run converts it first; plan again then")
+
+
+def _seen_before(known: Known) -> Iterator[Finding]:
+    """Find that documents are held out which the weights to start from were trained on: their split was another."""
+    own, base = [*known.experiment.data.parts.values()], base_experiment(known.experiment)
+    while base is not None:
+        for theirs in base.data.parts.values():
+            seen = [part for part in own if part.origin == theirs.origin and not _is_held_out_in(part, theirs)]
+            if seen:
+                text = (
+                    f"found {seen[0].validation_fraction:g} with data.seed={seen[0].seed}, and {base.file.name} has "
+                    f"{theirs.validation_fraction:g} with {theirs.seed}: it was trained on documents that are held out "
+                    "and asked about here"
+                )
+                remedy = f"set data.validation_fraction: {theirs.validation_fraction:g} and data.seed: {theirs.seed}"
+                yield warning("data.validation_fraction", text, remedy)
+        base = base_experiment(base)
+
+
+def _is_held_out_in(part: DataConfig, base: DataConfig) -> bool:
+    """Whether `base` holds out all documents that `part` does, of the same source."""
+    return part.seed == base.seed and part.validation_fraction <= base.validation_fraction
 
 
 def _repeats(known: Known) -> Iterator[Finding]:
