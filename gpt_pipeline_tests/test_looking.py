@@ -145,6 +145,17 @@ def test_new_experiment_with_data_names_it_as_the_file_sees_it(
     assert (absolute.config.data.source, absolute.config.data.num_samples) == (str(own / "*.jsonl"), 7)
 
 
+@pytest.mark.parametrize("recipe", ["demo", "gpt2-124m", "nanochat-124m", "gpu-8gb", "cpu"])
+def test_new_experiment_of_a_recipe_gives_no_reasons_of_synth_for_ones_own_data(
+    own: Path, tmp_path: Path, recipe: str
+) -> None:
+    (own / "a.jsonl").write_text("".join(json.dumps(page) + "\n" for page in PAGES), encoding="utf-8")
+    data = write_new_experiment(tmp_path / "mine.yaml", recipe=recipe, data=str(own)).config.data
+    assert data.max_length == write_new_experiment(tmp_path / "theirs.yaml", recipe=recipe).config.data.max_length
+    lines = (tmp_path / "mine.yaml").read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if "SYNTH" in line and not line.lstrip().startswith("#")]
+
+
 def test_new_experiment_with_data_that_is_nothing_writes_no_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"found 'gone', need .* a path such as \./gone"):
         write_new_experiment(tmp_path / "mine.yaml", data="gone")

@@ -193,9 +193,13 @@ def _hub_files(data: DataConfig, say: Say) -> Look:
 
 
 def _without_data(values: Mapping[str, tuple[Value, str]]) -> dict[str, tuple[Value, str]]:
-    """Return the recipe's values but for the documents that it names; what sequences and tokens are stays its own."""
+    """Return the recipe's values but for the documents that it names; what sequences and tokens are stays its own.
+
+    A reason that lies in SYNTH is none for other documents.
+    """
     kept = ("data.max_length", "data.packing", "data.template", "data.tokenizer")
-    return {key: value for key, value in values.items() if not key.startswith("data.") or key in kept}
+    own = {key: value for key, value in values.items() if not key.startswith("data.") or key in kept}
+    return {key: (value, "" if "SYNTH" in reason else reason) for key, (value, reason) in own.items()}
 
 
 def _is_of_start(key: str) -> bool:
