@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from gpt_pipeline.data.config import ColumnsConfig, DataConfig, PartConfig, as_of_part
 from gpt_pipeline.data.documents.raw import prepare_raw
+from gpt_pipeline.data.documents.split import is_held_out
 from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.stage import prepare
 from gpt_pipeline.data.tokens.choose import find_shards, known_shards, shards_stage
@@ -113,11 +114,6 @@ def test_mix_in_words_tells_the_amount_and_origin_of_each_part(folder: Path) -> 
     assert told == f"all documents of local files {folder / 'short'} and 60 documents of sample"
 
 
-def test_epoch_of_a_part_without_tokens_is_refused() -> None:
-    with pytest.raises(DataError, match="no training tokens"):
-        epoch_of([0, 10], [0.5, 0.5], until="first_exhausted")
-
-
 def test_mix_errors_of_a_part_name_its_own_keys_wherever_they_are_told(tmp_path: Path) -> None:
     project = TinyProject(root=tmp_path)
     (tmp_path / "gone").mkdir()
@@ -168,6 +164,20 @@ def test_mix_repeats_a_part_that_runs_out_by_links_to_its_shards(tmp_path: Path,
         assert found.count(document) == 1
     files = [path.stat().st_ino for path in stage.folder.glob("train_*.bin")]
     assert len(set(files)) < len(files)
+
+
+def test_mix_of_a_part_that_another_one_holds_out_names_it(tmp_path: Path) -> None:
+    sides = {is_held_out(f"book {number}", seed=0, fraction=0.2): f"book {number}" for number in range(99)}
+    parts = {}
+    for name, asked_again in (("a", False), ("b", True)):
+        (tmp_path / name).mkdir()
+        books = [sides[asked_again]] * 40 + [sides[not asked_again]] * 40
+        own = [*texts(40), *texts(40, first=100 if asked_again else 200)]
+        pq.write_table(pa.table({"text": own, "book": books}), tmp_path / name / "a.parquet")
+        parts[name] = PartConfig(source=str(tmp_path / name), format="text", group="book", share=1.0)
+    config = DataConfig(num_samples="all", max_length=16, validation_fraction=0.2, mix=parts)
+    with pytest.raises(ConfigError, match=r"data\.mix\.a: found 'no training tokens', need documents that no other"):
+        made(config, tmp_path / "data")
 
 
 def test_mix_held_out_documents_take_turns_in_their_shares(tmp_path: Path, folder: Path) -> None:

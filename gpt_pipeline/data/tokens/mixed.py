@@ -39,7 +39,7 @@ from gpt_pipeline.data.tokens.stream import (
     starts_name,
 )
 from gpt_pipeline.data.tokens.writer import MAX_SHARD_TOKENS
-from gpt_pipeline.errors import ConfigError, DataError
+from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.storage.atomic import link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult, not_finished, stage_folder, verify
@@ -147,6 +147,7 @@ class MixedShardsStage(PlacedStage):
             verify(part.stage)
         shards = {part.name: kept for part, kept in zip(parts, without_held_out(parts), strict=True)}
         sizes = {name: sum(each.n_tokens for each in kept) for name, kept in shards.items()}
+        _require_tokens(sizes)
         amounts = epoch_of([*sizes.values()], [part.share for part in parts], until=self.config.mix_until)
         _require_few_repeats(sizes, amounts, self.config)
         train = _Split(folder=folder, split=TRAIN)
@@ -188,19 +189,24 @@ def _held_out(parts: Sequence[MixedPart]) -> dict[str, Any]:
 
 
 def epoch_of(sizes: Sequence[int], shares: Sequence[float], *, until: str) -> list[int]:
-    """Return how many tokens an epoch takes of each part, that has `sizes` tokens; more than these where it repeats.
-
-    Raises:
-        DataError: a part has no tokens.
-    """
-    if not all(sizes):
-        raise DataError(f"a part of the mix has no training tokens (the parts have {list(sizes)}); leave it out")
+    """Return how many tokens an epoch takes of each part, that has `sizes` tokens; more than these where it repeats."""
     # The part that decides has exactly its own tokens, whatever the rounding of the shares.
     lengths = [size / share for size, share in zip(sizes, shares, strict=True)]
     decides = lengths.index(min(lengths) if until == "first_exhausted" else max(lengths))
     amounts = [max(1, round(share * lengths[decides])) for share in shares]
     amounts[decides] = sizes[decides]
     return amounts if until == "all_exhausted" else [min(pair) for pair in zip(amounts, sizes, strict=True)]
+
+
+def _require_tokens(sizes: Mapping[str, int]) -> None:
+    """Raise `ConfigError` where another part holds out all that one would be trained on."""
+    if empty := [name for name, size in sizes.items() if not size]:
+        raise ConfigError(
+            f"data.mix.{empty[0]}",
+            found="no training tokens",
+            need="documents that no other part of the mix holds out",
+            remedy="leave the part out, or give it more documents",
+        )
 
 
 def _require_few_repeats(sizes: Mapping[str, int], amounts: Sequence[int], config: DataConfig) -> None:
