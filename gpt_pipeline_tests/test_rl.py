@@ -287,6 +287,14 @@ def test_stage_that_was_stopped_goes_on_behind_what_was_answered(tmp_path: Path)
     assert made.manifest.facts["prompts"] == 18
 
 
+@pytest.mark.parametrize("odd", ['{"pass_rates": ["x"]}', '{"pass_rates": [0.5]}', '{"pass_rates": 3}', "{"])
+def test_stage_whose_chunk_of_answers_is_damaged_asks_its_questions_again(tmp_path: Path, odd: str) -> None:
+    chunk = stage(tmp_path).place()[0] / "measured" / "000000.json"
+    chunk.parent.mkdir(parents=True)
+    chunk.write_text(odd)
+    assert stage(tmp_path).prepare(lambda: candidates(5), by_number).manifest.facts["prompts"] == 3
+
+
 def test_stage_that_was_killed_ahead_of_its_manifest_asks_nothing_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,9 @@ from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.stage import document_files, find_documents
 from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.verification import verify_data
+from gpt_pipeline.experiment.training import prompts_stage
 from gpt_pipeline.storage.atomic import write_json
-from gpt_pipeline.storage.manifest import read_manifest, record_file
+from gpt_pipeline.storage.manifest import Manifest, read_manifest, record_file
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.synth_rows import write_folder
 from gpt_pipeline_tests.test_parts import config_of, prepared
@@ -164,3 +168,29 @@ def test_verify_command_says_what_is_whole_and_fails_on_damage(tmp_path: Path) -
     damaged = CliRunner().invoke(command, ["verify", str(path)])
     assert damaged.exit_code == 1
     assert "train_000001.bin: found sha256" in damaged.output
+
+
+def test_verify_command_reads_the_questions_of_a_training_on_rewards(
+    tmp_path: Path, tiny_at: Callable[[int], Path]
+) -> None:
+    project = TinyProject(root=tmp_path)
+    text = project.write_experiment("tiny").read_text()
+    shutil.copytree(tiny_at(12), tmp_path / "storage")
+    path = project.write_experiment("later")
+    text = re.sub("(?m)^model: .*$", "start_from: {experiment: tiny.yaml}\nrl: {max_new_tokens: 8}", text)
+    path.write_text(
+        text.replace("training: {batch_size: 4", "training: {objective: rl").replace("name: tiny", "name: later")
+    )
+    assert "rl_prompts       not finished" in project.call("verify", "experiments/later.yaml")
+    stage = prompts_stage(project.experiment("later"))
+    assert stage is not None
+    folder, fingerprint = stage.place()
+    folder.mkdir(parents=True)
+    (folder / "training.json").write_text("[1]")
+    files = {"training.json": record_file(folder / "training.json")}
+    Manifest(stage=stage.name, fingerprint=fingerprint, config={}, files=files).write(folder)
+    assert "rl_prompts       as it was made" in project.call("verify", "experiments/later.yaml")
+    (folder / "training.json").write_text("[2]")
+    damaged = CliRunner().invoke(command, ["verify", str(path)])
+    assert damaged.exit_code == 1
+    assert "training.json: found sha256" in damaged.output

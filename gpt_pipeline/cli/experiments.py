@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from gpt_pipeline.experiment.recipes import RECIPES
 from gpt_pipeline.storage.names import as_typed
 
 if TYPE_CHECKING:
+    from gpt_pipeline.data.verification import Verified
     from gpt_pipeline.experiment.load import Experiment
 
 _logger = logging.getLogger(__name__)
@@ -442,7 +443,7 @@ def verify(experiment: Path, as_json: bool) -> None:
     from gpt_pipeline.experiment.load import load_experiment
 
     loaded = load_experiment(experiment)
-    found = verify_data(loaded.data, loaded.data_folder, say=say)
+    found = [*verify_data(loaded.data, loaded.data_folder, say=say), *_verified_prompts(loaded)]
     if as_json:
         print_json([{"stage": each.stage, "folder": each.folder, "problem": each.problem} for each in found])
     else:
@@ -450,6 +451,18 @@ def verify(experiment: Path, as_json: bool) -> None:
             tell(f"{each.stage:16} {each.problem or 'as it was made'}")
     if any(each.is_damaged for each in found):
         sys.exit(FAILED)
+
+
+def _verified_prompts(experiment: Experiment) -> Iterator[Verified]:
+    """Yield what was found of the questions whose answers a training on rewards samples."""
+    from gpt_pipeline.data.verification import verify_files
+    from gpt_pipeline.experiment.training import prompts_stage, start_in_words
+    from gpt_pipeline.rl.stage import NAME
+
+    if experiment.config.has_rollouts:
+        _, start_is_ready = start_in_words(experiment)
+        stage = prompts_stage(experiment) if start_is_ready else None
+        yield verify_files(NAME, None if stage is None else stage.place(), say=say)
 
 
 @click.command()

@@ -104,6 +104,11 @@ class _Made:
         return cls() if upstream.result is None else cls.at(stage(upstream.result).place())
 
 
+def verify_files(name: str, place: tuple[Path, str] | None, *, say: Say = _logger.info) -> Verified:
+    """Read all files of another stage, by its folder and fingerprint; None where these are not known yet."""
+    return _verified(name, _Made.at(place), verify, say)
+
+
 class _NothingToCompareError(UserError):
     """Files that were made for something, and may be gone since that is finished."""
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,7 @@ def _measured(chunks: Path, prompts: Sequence[Prompt], answer: Answer, *, seed: 
     rates: list[float] = []
     for first in range(0, len(prompts), _CHUNK):
         path, some = chunks / f"{first:06d}.json", prompts[first : first + _CHUNK]
-        found = read_kept(path, lambda value: [*value["pass_rates"]], otherwise="its questions are answered again")
+        found = read_kept(path, partial(_rates_of, count=len(some)), otherwise="its questions are answered again")
         if found is None:
             groups = answer(some, [f"{seed}/candidate/{first + place}" for place in range(len(some))])
             found = [sum(each.reward > 0 for each in samples) / len(samples) for _, samples in groups]
@@ -136,6 +137,13 @@ def _measured(chunks: Path, prompts: Sequence[Prompt], answer: Answer, *, seed: 
             say(f"{first + len(some):,} of {len(prompts):,} questions answered by the start weights")
         rates += found
     return [dataclasses.replace(prompt, pass_rate=rate) for prompt, rate in zip(prompts, rates, strict=True)]
+
+
+def _rates_of(value: Mapping[str, Any], *, count: int) -> list[float]:
+    rates = [float(rate) for rate in value["pass_rates"]]
+    if len(rates) != count:
+        raise ValueError(f"found {len(rates)} pass rates, need {count}")
+    return rates
 
 
 def _facts(candidates: Candidates, measured: Sequence[Prompt], kept: Sequence[Prompt]) -> dict[str, Any]:
