@@ -71,6 +71,16 @@ def test_executor_file_that_cannot_be_used_says_why(
         project_executor(write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("# für alle\nexecutor: ray".encode("latin-1"), "save it as UTF-8"), (b"[" * 3000, "is not YAML")],
+)
+def test_executor_file_that_cannot_be_read_says_why(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "executor.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        project_executor(tmp_path)
+
+
 def test_steps_on_macos_are_started_anew_and_not_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "darwin")
     assert "forkserver" not in str(_start_method())

@@ -303,7 +303,7 @@ def test_token_is_sent_where_rays_own_commands_would_send_it(
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("address", "ray://head:10001", "the address of Ray's dashboard, such as http"),
+        ("address", "ray://head:10001", "the address of Ray's dashboard without user, "),
         ("address", "http://me:secret@head:8265", "the address of Ray's dashboard"),
         ("nodes", 0, "a whole number above 0"),
         ("cpus_per_node", 0, "null or a whole number from 1 up"),

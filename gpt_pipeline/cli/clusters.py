@@ -44,7 +44,7 @@ def launch(
     image: str,
     claim: str,
 ) -> None:
-    """Show or stop the job that trains an experiment on a cluster.
+    """Render or stop the job that trains an experiment on a cluster.
 
     `gpt-pipeline run` submits the job of an experiment with hardware.launcher, and follows it: docs/clusters.md.
     """

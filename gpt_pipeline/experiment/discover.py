@@ -14,7 +14,7 @@ from gpt_pipeline.experiment.document import SUFFIXES
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.problems import quoted
 from gpt_pipeline.project import OTHER_FILES
-from gpt_pipeline.storage.names import slug
+from gpt_pipeline.storage.names import as_typed, slug
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ def find_experiments(folder: Path) -> list[ExperimentFile]:
         UserError: there is no such folder.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; create it and put an experiment file in it")
+        first = as_typed(folder / "my-idea.yaml", Path.cwd())
+        raise UserError(f"{folder}: no such folder; `gpt-pipeline init {first}` makes it, with a first experiment")
     files = sorted(filter(_may_be_experiment, folder.iterdir()), key=lambda file: (slug(file.stem), file.name))
     return list(_distinct(files))
 

@@ -128,7 +128,7 @@ class RayConfig:
     def __post_init__(self) -> None:
         given = self.environment
         object.__setattr__(self, "environment", None if given is None else tuple(given))  # JSON has lists
-        need = "the address of Ray's dashboard, such as http://127.0.0.1:8265"
+        need = "the address of Ray's dashboard without user, ? and #, such as http://127.0.0.1:8265"
         require(_WEB.fullmatch(self.address) is not None, "address", found=self.address, need=need)
         require(self.nodes > 0, "nodes", found=self.nodes, need="a whole number above 0")
         for name, least in (("cpus_per_node", 1), ("gpus_per_node", 0)):

@@ -86,7 +86,7 @@ def _in_file(file: Path) -> list[object]:
         raise UserError(
             f"{file}{line}: found what is no YAML, need {_FORM}; put each address in single quotes"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read ({type(error).__name__}), need {_FORM}") from None
     if value is None:
         return []

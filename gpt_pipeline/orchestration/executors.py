@@ -121,7 +121,9 @@ def _with_limit(ray: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: found bytes that are no UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (YAMLError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     unknown = set(value) - {"executor", "config"} if isinstance(value, Mapping) else None
     if unknown is None or unknown:
