@@ -157,7 +157,7 @@ def test_new_experiment_of_a_recipe_gives_no_reasons_of_synth_for_ones_own_data(
 
 
 def test_new_experiment_with_data_that_is_nothing_writes_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"found 'gone', need .* a path such as \./gone"):
+    with pytest.raises(ConfigError, match=r"^--data: found 'gone', need .* a path such as \./gone"):
         write_new_experiment(tmp_path / "mine.yaml", data="gone")
     with pytest.raises(ConfigError, match=r"--data: .*need a folder, a file or a pattern that exists"):
         write_new_experiment(tmp_path / "mine.yaml", data="./gone")

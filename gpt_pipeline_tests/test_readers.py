@@ -315,7 +315,7 @@ def test_read_rows_of_an_empty_file_are_none(tmp_path: Path, name: str) -> None:
         ("a.jsonl", '[{"text": "x"},\n{"text": "y"}]\n', r"a\.jsonl, line 1: not JSON .* in a file named \.json"),
         ("a.json", '["x"]', r"a\.json, record 1: found text, need an object"),
         ("a.jsonl", "[1, 2]\n", r"a\.jsonl, line 1: found a list, need an object"),
-        ("a.json", '[{"text": "x"}, {"text": "y"', r"a\.json, record 2: not JSON"),
+        ("a.json", '[{"text": "x"}, {"text": "y"', r"record 2: not JSON .*; need a list .* bring the file here again$"),
         ("a.json", '[{"text": "x"},\n{"text": "y"},\n', r"a\.json: ends before its list does, after 2 records; bring"),
         ("a.json", "[", r"a\.json: ends before its list does, after 0 records"),
         (
@@ -328,7 +328,7 @@ def test_read_rows_of_an_empty_file_are_none(tmp_path: Path, name: str) -> None:
         ("a.tsv", 'n\ttext\n1\t"Stay\n2\tgo\n3\t"so\n', r"a\.tsv, line 4: .* begins in line 2; see whether a quote in"),
         ("a.csv", 'n,text\n1,"whole"\n\n2,"cut in the mid', r"a\.csv, line 4: unexpected end .* begins in line 4; see"),
         ("a.csv", "text,n\nx,1\ny\n", r"a\.csv, line 3: found 1 fields, need the 2 of its first line \(text, n\)"),
-        ("a.csv", "text,text\nx,1\n", r"a\.csv: has the column text 2 times, need it once"),
+        ("a.csv", "text,text\nx,1\n", r"a\.csv: has the column text 2 times, need it once; rename the others$"),
         ("a.csv", "body\nx\n", r"a\.csv: lacks the column text; found body; do this"),
         ("a.gone", None, r"a\.gone: cannot be read"),
         ("a.tar", "no archive", r"a\.tar: damaged"),
@@ -448,3 +448,9 @@ def test_read_rows_of_a_compressed_file_in_arrows_file_format_are_refused_for_wh
     (tmp_path / "b.arrow.gz").write_bytes(gzip.compress((tmp_path / "b.arrow").read_bytes()))
     with pytest.raises(UnreadableFileError, match=r"b\.arrow\.gz: Arrow's file format is read from its end"):
         read(tmp_path / "b.arrow.gz")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.arrow"])
+def test_read_rows_of_a_file_that_is_not_there_says_what_to_do(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnreadableFileError, match=rf"{name}: cannot be read \(.+\); let this user read it, or bring"):
+        read(tmp_path / name)

@@ -146,7 +146,7 @@ def _data_values(
             )
         source, seen = _own_files(data, file)
     else:
-        source, seen = data, _hub_files(DataConfig(num_samples=1, source=data, subset=subset, split=split), say)
+        source, seen = data, _hub_files(data, subset, split, say)
     count = f"{seen.files:,} files" if seen.files > 1 else "1 file"
     found = ", ".join(f"{_in_line(name)} ({kind})" for name, kind in seen.columns.items())
     values: dict[str, tuple[Value, str]] = {
@@ -176,18 +176,20 @@ def _own_files(data: str, file: Path) -> tuple[str, Look]:
     return (data if typed.is_absolute() else _named_from(file.parent, path)), look_at(str(path))
 
 
-def _hub_files(data: DataConfig, say: Say) -> Look:
+def _hub_files(name: str, subset: str | None, split: str | None, say: Say) -> Look:
     """Return what the files of a dataset seem to be.
 
     Raises:
-        ConfigError: a subset or split has to be chosen, or is not there; names the option.
+        ConfigError: it is no dataset's name; or a subset or split has to be chosen, or is not there; names the option.
     """
     from gpt_pipeline.data.sources.hub import Hub, asked_dataset
 
     try:
+        data = DataConfig(num_samples=1, source=name, subset=subset, split=split)
         dataset = asked_dataset(Hub(), data.source, None, subset=data.subset, split=data.split, say=say)
     except ConfigError as error:
-        key = error.key.replace("data.", "--")
+        key = error.key.removeprefix("data.")
+        key = "--data" if key == "source" else f"--{key}"
         raise ConfigError(key, found=error.found, need=error.need, remedy=error.remedy) from None
     return look_into(dataset, say=say)
 

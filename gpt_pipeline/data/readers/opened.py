@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _BUFFER_BYTES = 1 << 20
+LET_IT_BE_READ = "let this user read it, or bring it here again"
 
 
 @contextmanager
@@ -35,7 +36,9 @@ def opened(file: Path | io.IOBase, name: str) -> Iterator[BinaryIO]:
         with _decompressed(file, compression_of(name)) as stream:
             yield stream
     except (FileNotFoundError, PermissionError) as error:
-        raise UnreadableFileError(f"{name}: cannot be read ({error.strerror or 'no such file'})") from None
+        raise UnreadableFileError(
+            f"{name}: cannot be read ({error.strerror or 'no such file'}); {LET_IT_BE_READ}"
+        ) from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, tarfile.TarError) as error:
         raise UnreadableFileError(f"{name}: damaged ({first_line(error)}); bring the file here again") from error
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gpt_pipeline.data.columns import lists_as_json
-from gpt_pipeline.data.readers.opened import first_line
+from gpt_pipeline.data.readers.opened import LET_IT_BE_READ, first_line
 from gpt_pipeline.data.readers.wanted import OR_AS_TEXT, Wanted, require_present
 from gpt_pipeline.errors import UnreadableFileError
 
@@ -37,7 +37,9 @@ def open_parquet(file: Path | io.IOBase, wanted: Wanted, *, name: str) -> pq.Par
         # Otherwise the whole row group would be held, or each column's whole chunk: and a file of SYNTH is one of them.
         opened = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True, buffer_size=size)
     except (FileNotFoundError, PermissionError) as error:
-        raise UnreadableFileError(f"{name}: cannot be read ({error.strerror or 'no such file'})") from None
+        raise UnreadableFileError(
+            f"{name}: cannot be read ({error.strerror or 'no such file'}); {LET_IT_BE_READ}"
+        ) from None
     except (pa.ArrowException, OSError) as error:
         raise UnreadableFileError(
             f"{name}: not a readable parquet file ({first_line(error)}); {_beginning(file)}"

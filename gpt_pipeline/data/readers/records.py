@@ -310,9 +310,14 @@ def _json(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
                 return
         if problem:
             begin = text[at : at + 40]
-            raise UnreadableFileError(f"{name}, record {number}: not JSON ({problem}); it begins with {begin!r}")
+            raise UnreadableFileError(
+                f"{name}, record {number}: not JSON ({problem}); it begins with {begin!r}; {_OF_RECORDS}"
+            )
         yield f"record {number}", _object(value, name, f"record {number}")
         at, number = end, number + 1
+
+
+_OF_RECORDS = "need a list of objects, or one after the other; correct it, or bring the file here again"
 
 
 def _require_blank(rest: Iterable[str], name: str) -> None:
@@ -352,7 +357,9 @@ def _table(*delimiters: str) -> Callable[[BinaryIO, str, Wanted], _Places]:
             columns = next(rows)
             begin = rows.line_num + 1
             if twice := next((column for column in wanted.all if columns.count(column) > 1), None):
-                raise UnreadableFileError(f"{name}: has the column {twice} {columns.count(twice)} times, need it once")
+                raise UnreadableFileError(
+                    f"{name}: has the column {twice} {columns.count(twice)} times, need it once; rename the others"
+                )
             for row in rows:
                 if len(row) == len(columns):
                     yield f"line {rows.line_num}", dict(zip(columns, map(_escaped, row), strict=True))
