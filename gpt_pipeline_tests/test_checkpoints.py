@@ -128,15 +128,17 @@ def test_load_model_gives_the_saved_logits(tmp_path):
 def test_damaged_checkpoint_is_found_by_its_hash(tmp_path):
     info = save_checkpoint(tmp_path, snapshot(7))
     _flip_byte(info.path)
-    with pytest.raises(DamagedFileError, match=r"checkpoint_step_7\.pt is damaged: found sha256"):
-        load_checkpoint(info.path)
+    said = r"checkpoint_step_7\.pt is damaged: found sha256 .*; put an undamaged copy in its place, or take another"
+    for load in (load_checkpoint, load_model):
+        with pytest.raises(DamagedFileError, match=said):
+            load(info.path)
 
 
 def test_truncated_checkpoint_is_no_checkpoint(tmp_path):
     info = save_checkpoint(tmp_path, snapshot(7))
     os.truncate(info.path, info.size // 2)
     assert list_checkpoints(tmp_path) == []
-    with pytest.raises(DamagedFileError, match=r"is damaged: its [0-9]+ bytes"):
+    with pytest.raises(DamagedFileError, match=r"is damaged: its [0-9]+ bytes.*; put an undamaged copy"):
         load_model(info.path)
 
 

@@ -245,7 +245,7 @@ def test_named_checkpoint_that_is_missing_lists_what_there_is(finished):
 
 def test_named_checkpoint_that_is_damaged_is_refused_not_replaced_by_another(finished):
     _flip_byte(finished.folder.checkpoints / "checkpoint_step_8.pt")
-    with pytest.raises(DamagedFileError, match=r"checkpoint_step_8\.pt is damaged"):
+    with pytest.raises(DamagedFileError, match=r"checkpoint_step_8\.pt is damaged: .*; put an undamaged copy"):
         run_job(dataclasses.replace(finished, resume="checkpoint_step_8.pt"), Listener())
     assert _previous(finished) == []
 

@@ -61,6 +61,14 @@ def verify_checkpoint(path: Path) -> CheckpointInfo:
     raise DamagedFileError(f"{path} is damaged: found sha256 {found}, need {infos[0].sha256} as it was written")
 
 
+def require_undamaged(path: Path) -> CheckpointInfo:
+    """Return what `verify_checkpoint` does; the error says what to do, where nothing takes another file by itself."""
+    try:
+        return verify_checkpoint(path)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{error}; put an undamaged copy in its place, or take another checkpoint") from None
+
+
 def load_checkpoint(path: Path, *, verify: bool = True) -> Snapshot:
     """Return the state in the checkpoint `path`, on the CPU.
 
@@ -69,7 +77,7 @@ def load_checkpoint(path: Path, *, verify: bool = True) -> Snapshot:
         DamagedFileError: the content is not what was written, or holds more than tensors and plain values.
     """
     if verify:
-        verify_checkpoint(path)
+        require_undamaged(path)
     elif read_info(path) is None:
         raise _not_a_checkpoint(path)
     try:
@@ -128,7 +136,7 @@ def load_weights(path: Path, weights: Weights) -> tuple[Snapshot, CheckpointInfo
     Raises:
         UserError: as `load_checkpoint`, or the checkpoint has no average.
     """
-    info = verify_checkpoint(path)
+    info = require_undamaged(path)
     snapshot = load_checkpoint(path, verify=False)
     if weights == "raw":
         return snapshot, info
@@ -150,7 +158,7 @@ def weights_info(path: Path, weights: Weights) -> CheckpointInfo:
     Raises:
         UserError: as `load_weights`.
     """
-    return verify_checkpoint(path) if weights == "raw" else load_weights(path, weights)[1]
+    return require_undamaged(path) if weights == "raw" else load_weights(path, weights)[1]
 
 
 def load_trained(path: Path, *, device: str | torch.device = "cpu", weights: Weights = "raw") -> Trained:

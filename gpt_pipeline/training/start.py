@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gpt_pipeline.checkpoints.load import load_checkpoint, verify_checkpoint
+from gpt_pipeline.checkpoints.load import load_checkpoint, require_undamaged, verify_checkpoint
 from gpt_pipeline.checkpoints.manifest import (
     CheckpointInfo,
     best_checkpoint,
@@ -146,7 +146,7 @@ def _start_from_named(decision: StartDecision, job: TrainingJob, max_steps: int,
     assert path is not None
     original = None if manifest_path(path).is_file() else read_original(path)
     if original is None:
-        info = verify_checkpoint(path)
+        info = require_undamaged(path)
         changes: Sequence[Change] = decision.changes
         snapshot = load_checkpoint(path, verify=False)
         require_fit(info, find_changes({_OPTIMIZER_KEY: snapshot.optimizer["name"]}, job))
