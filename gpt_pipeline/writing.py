@@ -55,6 +55,9 @@ class Manner:
     remembers: bool = False
     """Whether a conversation goes on: a question is asked behind those before it and their answers."""
 
+    answered: Callable[[str], str] = str.strip
+    """Takes the answer out of what was written, for the conversation to go on with; "" where it has none."""
+
     until: Callable[[Iterable[str]], Iterator[str]] = iter
     """Ends a text that goes on behind its answer, as a conversation does with the next question."""
 
@@ -186,13 +189,13 @@ def converse(writer: Writer, manner: Manner, *, say: Say) -> None:
         if not line.strip():
             continue
         try:
-            answer = write_once(writer, manner, line, say=say, said=said)
+            written = write_once(writer, manner, line, say=say, said=said)
         except KeyboardInterrupt:
             _put("\n")
             say("[stopped]")
             continue
-        if manner.remembers:
-            said += [Message(role="user", content=line), Message(role="assistant", content=answer.strip())]
+        if manner.remembers and (answer := manner.answered(written)):
+            said += [Message(role="user", content=line), Message(role="assistant", content=answer)]
 
 
 def _next_line(prompt: str) -> str | None:

@@ -231,6 +231,23 @@ def test_server_takes_parameters_that_ask_for_nothing(running: tuple[str, Engine
     assert ask(running[0], "/v1/completions", {"model": "first", "prompt": "a", **neutral})[0] == 200
 
 
+def test_server_takes_parameters_of_chat_that_ask_for_nothing(running: tuple[str, Engine]) -> None:
+    neutral = {"tools": [], "tool_choice": "none", "metadata": {}, "service_tier": "auto", "parallel_tool_calls": True}
+    said = {"role": "assistant", "content": "So.", "tool_calls": [], "annotations": [], "refusal": None}
+    body = {"model": "first", "messages": [*MESSAGES, said, *MESSAGES], "max_tokens": 2, **neutral}
+    assert ask(running[0], "/v1/chat/completions", body)[0] == 200
+
+
+@pytest.mark.parametrize("body", [b'{"model": "\xff"}', b"[" * 100_000, b'{"seed": 1' + b"0" * 5000 + b"}"])
+def test_server_refuses_a_body_that_cannot_be_read_with_its_reason(running: tuple[str, Engine], body: bytes) -> None:
+    connection = http.client.HTTPConnection(urlsplit(running[0]).netloc)
+    connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+    response = connection.getresponse()
+    error = json.loads(response.read())["error"]
+    connection.close()
+    assert (response.status, error["message"][:37]) == (400, "the body cannot be read, need JSON in")
+
+
 def test_server_refuses_what_is_no_json_and_unknown_addresses_in_openais_form(running: tuple[str, Engine]) -> None:
     status, _, answer = ask(running[0], "/v1/completions", '{"model":')
     assert (status, answer["error"]["message"][:19]) == (400, "the body is no JSON")

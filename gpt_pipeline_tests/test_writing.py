@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,13 @@ from hypothesis import strategies as st
 
 from gpt_pipeline.checkpoints.choose import choose_checkpoint
 from gpt_pipeline.checkpoints.manifest import BEST_NAME, CheckpointInfo
+from gpt_pipeline.cli.models import _manner
+from gpt_pipeline.data.formats.conversation import Message
 from gpt_pipeline.data.formats.synth_text import prompt_text
-from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
+from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2, with_turns
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.evaluation.generate import generate, greedy
+from gpt_pipeline.experiment.load import read_experiment
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.writing import Manner, Writer, converse, picker, whole_characters, write_once
@@ -28,10 +33,12 @@ from gpt_pipeline_tests.projects import TinyProject
 GREEDY = Manner(pick=greedy, max_new_tokens=10, raw=False)
 
 
-def writer(context: int = 32, bias: float = 0.0) -> Writer:
+def writer(context: int = 32, bias: float = 0.0, *, in_turns: bool = False) -> Writer:
     """A small model with decided opinions; `bias` is for or against `<|endoftext|>`."""
     torch.manual_seed(0)
-    model = make_model(ModelConfig(n_layer=1, n_head=2, n_embd=8, context_length=32, tie_weights=False)).eval()
+    tokenizer = with_turns(gpt2()) if in_turns else gpt2()
+    shape = {"vocab_size": tokenizer.vocab_size, "context_length": max(32, context)}
+    model = make_model(ModelConfig(n_layer=1, n_head=2, n_embd=8, **shape, tie_weights=False)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -41,7 +48,7 @@ def writer(context: int = 32, bias: float = 0.0) -> Writer:
         path=Path("x.pt"), step=1, sha256="", weights_sha256="", size=0, fingerprint="", shards_fingerprint="",
         tokens_seen=0, metrics={}, model=model.config, created_at="",
     )  # fmt: skip
-    return Writer(model=model, tokenizer=gpt2(), checkpoint=info, context_length=context)
+    return Writer(model=model, tokenizer=tokenizer, checkpoint=info, context_length=context)
 
 
 def test_writer_greedy_writes_what_the_evaluation_generates() -> None:
@@ -84,6 +91,45 @@ def test_converse_raw_prints_each_prompt_and_a_question_prints_none(
         converse(writer(), Manner(pick=greedy, max_new_tokens=5, raw=raw), say=lambda _: None)
         outputs.append(capsys.readouterr().out.startswith("Once upon"))
     assert outputs == [True, False]
+
+
+MIX = """\
+experiment_name: Mix
+data:
+  num_samples: all
+  max_length: 64
+  template: TEMPLATE
+  mix:
+    sums: {share: 1, source: ./sums.csv, format: question_answer, columns: {reasoning: why}}
+    chat: {share: 1, source: ./chat.jsonl, format: chat}
+storage: {base_folder: ../storage}
+"""
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [("plain", "We add.\n\nA: 4\n\nQ: And"), ("chatml", "We add.\n</think>\n\n4")],
+)
+def test_converse_where_documents_reason_shows_the_answer_and_remembers_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch, template: str, written: str
+) -> None:
+    one = writer(context=64, bias=-100.0, in_turns=template == "chatml")
+    ids = one.tokenizer.encode(written)
+    script: list[int] = []
+    data = read_experiment(tmp_path / "mix.yaml", MIX.replace("TEMPLATE", template)).config.data
+    manner = _manner(one, data, raw=False, pick=lambda logits: torch.tensor([script.pop(0)]), max_new_tokens=len(ids))
+    heard = []
+
+    def asked(messages: Sequence[Message]) -> str:
+        heard.append([message.content for message in messages])
+        script[:] = ids
+        return manner.asked(messages)
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("2 + 2?\nAgain?\n"))
+    converse(one, dataclasses.replace(manner, asked=asked), say=lambda _: None)
+    shown, *_ = written.partition("\n\nQ:")
+    assert capsys.readouterr().out == f"{shown}\n" * 2
+    assert heard == [["2 + 2?"], ["2 + 2?", "4", "Again?"]]
 
 
 def test_writer_long_prompt_keeps_its_end() -> None:
@@ -160,6 +206,9 @@ def test_choose_checkpoint_cut_short_is_damaged_and_none_says_to_train(copy: Tin
     path.unlink()  # it may be the same file as another
     path.write_bytes(content[:-5])
     with pytest.raises(DamagedFileError, match="manifest"):
+        choose_checkpoint(folder, "best")
+    path.unlink()
+    with pytest.raises(UserError, match=r"found no best one, need an estimate.*take last.*checkpoint_step_12\.pt"):
         choose_checkpoint(folder, "best")
     with pytest.raises(UserError, match="train first"):
         choose_checkpoint(tmp_path / "none", "best")

@@ -49,6 +49,11 @@ def choose_checkpoint(folder: Path, name: str, *, if_none: str = "train first: g
         )
     if not _all(folder):
         raise UserError(_known(folder, if_none))
+    if name == BEST:
+        raise UserError(
+            f"checkpoint: found no best one, need an estimate of the losses, by which a run keeps it; take last, or "
+            f"another: {_known(folder, if_none)}"
+        )
     raise UserError(f"checkpoint: found {name!r}, need best, last, step_<N> or a .pt file; {_known(folder, if_none)}")
 
 

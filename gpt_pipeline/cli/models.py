@@ -105,17 +105,19 @@ def _manner(writer: Writer, data: DataConfig, *, raw: bool, pick: Pick, max_new_
     from gpt_pipeline.data.formats import has_conversations, has_questions, has_reasoning
     from gpt_pipeline.data.formats.conversation import first_answer_of, prompt_of
     from gpt_pipeline.data.formats.forms import CHATML, PLAIN
+    from gpt_pipeline.evaluation.score import split_answer
     from gpt_pipeline.writing import Manner
 
-    form = CHATML if writer.tokenizer.marks else PLAIN
+    form, reasons = CHATML if writer.tokenizer.marks else PLAIN, has_reasoning(data)
     is_conversation = has_conversations(data) and not raw
     return Manner(
         pick=pick,
         max_new_tokens=max_new_tokens,
         raw=raw or not has_questions(data),
-        asked=partial(prompt_of, form=form, reasons=has_reasoning(data)),
+        asked=partial(prompt_of, form=form, reasons=reasons),
         remembers=is_conversation,
-        until=first_answer_of if is_conversation and not form.has_marks else iter,
+        answered=lambda written: split_answer(written, with_reasoning=reasons, form=form).answer,
+        until=partial(first_answer_of, reasons=reasons) if is_conversation and not form.has_marks else iter,
     )
 
 

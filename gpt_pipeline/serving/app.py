@@ -190,6 +190,8 @@ def _answers_to_errors() -> Mapping[type[Exception], Callable[[Request, Any], Aw
     async def elsewhere(request: Request, error: HTTPException) -> Response:
         if error.status_code == errors.too_large(_MAX_BODY_BYTES).status:
             return answer(errors.too_large(_MAX_BODY_BYTES))
+        if error.status_code == errors.UNREADABLE:
+            return answer(errors.unreadable())
         message = f"{request.method} {request.url.path}: {error.detail}; the interface is at /v1, the page at /"
         return answer(ApiError(message, status=error.status_code))
 

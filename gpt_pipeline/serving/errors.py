@@ -10,6 +10,8 @@ from fastapi.exceptions import RequestValidationError
 
 INVALID, OVERLOADED, SERVER = "invalid_request_error", "server_overloaded", "server_error"
 _RETRY_SECONDS = 1
+UNREADABLE = 400
+"""The status with which FastAPI itself answers a body that it cannot read."""
 
 
 class ApiError(Exception):
@@ -59,6 +61,15 @@ def too_long(*, prompt: int, new: int, context: int, param: str) -> ApiError:
 def too_large(most: int) -> ApiError:
     """Return the refusal of a body of more than `most` bytes."""
     return ApiError(f"the body is larger than {most:,} bytes; send less", status=413, code="request_too_large")
+
+
+def unreadable() -> ApiError:
+    """Return the refusal of a body that no reader of JSON takes."""
+    return ApiError(
+        "the body cannot be read, need JSON in UTF-8, without numbers of thousands of digits or as many brackets in "
+        "each other",
+        status=UNREADABLE,
+    )
 
 
 def queue_is_full(size: int) -> ApiError:

@@ -192,11 +192,18 @@ def turn_starts(prompt: str) -> tuple[int, ...]:
     return tuple(begins[place] for place in asking if place == asking[0] or roles[place - 1] == "assistant")
 
 
-def first_answer_of(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield what a model writes up to where it begins another message; what could be its mark is held back."""
+def first_answer_of(pieces: Iterable[str], *, reasons: bool = False) -> Iterator[str]:
+    """Yield what a model writes up to where it begins another message; what could be its mark is held back.
+
+    With `reasons` it may begin with reasoning, behind which the answer's own mark stands.
+    """
     held = ""
     for piece in pieces:
-        held, goes_on = first_answer(held + piece)
+        held += piece
+        if reasons and (found := _NEXT_MESSAGE.search(held)) and found[0] == ANSWER_MARK.rstrip(" "):
+            yield held[: found.end()]
+            held, reasons = held[found.end() :], False
+        held, goes_on = first_answer(held)
         if goes_on:
             break
         begins = held.find("\n", max(0, len(held) - _LONGEST_MARK))
