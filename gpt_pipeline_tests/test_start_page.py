@@ -251,8 +251,18 @@ def test_page_shows_text_from_elsewhere_as_it_is_and_obeys_none_of_it(project: T
     assert "\x1b" not in text
     assert "{{ 7*7 }}" in text
     assert text.count("&lt;script&gt;alert(1)") >= 4
+    assert _ids_differ(text)
+
+
+def _ids_differ(text: str) -> bool:
     ids = re.findall(r'\bid="([^"]*)"', text)
-    assert len(ids) == len(set(ids))
+    return len(ids) == len(set(ids))
+
+
+def test_page_has_each_id_once_whatever_experiments_are_called(project: TinyProject) -> None:
+    for stem in ("lost", "begin", "news", "experiments", "page_lost"):
+        project.write_experiment(stem)
+    assert _ids_differ(page(project))
 
 
 def test_page_with_broken_damaged_and_newer_files_shows_each_reason_beside_the_others(project: TinyProject) -> None:

@@ -211,6 +211,19 @@ def test_finished_file_cut_short_or_missing_counts_as_unfinished(tmp_path: Path)
     assert finished(tmp_path / "s", "f" * 64) is None
 
 
+def test_finished_stage_that_is_damaged_is_said_once_and_again_after_it_was_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _finished_stage(tmp_path / "s")
+    content = (tmp_path / "s" / "part.bin").read_bytes()
+    for _ in range(2):
+        (tmp_path / "s" / "part.bin").write_bytes(content)
+        assert finished(tmp_path / "s", "f" * 64) is not None
+        (tmp_path / "s" / "part.bin").unlink()
+        assert [finished(tmp_path / "s", "f" * 64) for _ in range(3)] == [None] * 3
+    assert caplog.text.count("part.bin is missing; the next run makes the stage again") == 2
+
+
 def test_verify_flipped_byte_names_the_file(tmp_path: Path) -> None:
     _finished_stage(tmp_path / "s")
     stage = finished(tmp_path / "s", "f" * 64)

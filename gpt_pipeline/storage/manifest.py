@@ -24,6 +24,8 @@ from gpt_pipeline.storage.names import as_typed
 _logger = logging.getLogger(__name__)
 MANIFEST_NAME = "manifest.json"
 MADE_NAME = "made.json"
+_told: dict[Path, str] = {}
+"""What this process has said last of the damage in a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,11 +195,16 @@ def finished(folder: Path, fingerprint: str) -> StageResult | None:
 
 def if_whole(stage: StageResult | None) -> StageResult | None:
     """Return the stage if every file has its size; contents are not read."""
-    damage = None if stage is None else next(damaged_sizes(stage), None)
-    if damage is not None:
-        _logger.warning("%s; the next run makes the stage again", damage)
+    if stage is None:
         return None
-    return stage
+    damage = next(damaged_sizes(stage), None)
+    if damage is None:
+        _told.pop(stage.folder, None)
+        return stage
+    if _told.get(stage.folder) != damage:  # who makes a stage asks for it more than once
+        _told[stage.folder] = damage
+        _logger.warning("%s; the next run makes the stage again", damage)
+    return None
 
 
 def damaged_sizes(stage: StageResult, names: Iterable[str] | None = None) -> Iterator[str]:

@@ -2,9 +2,9 @@
 // Asks for the cards every few seconds while the page is seen, and replaces those that have changed.
 
 const EVERY = 3000; // milliseconds
-const list = document.getElementById("experiments");
-const lost = document.getElementById("lost");
-const news = document.getElementById("news");
+const list = document.getElementById("page-experiments");
+const lost = document.getElementById("page-lost");
+const news = document.getElementById("page-news");
 let timer = 0;
 
 async function look() {
