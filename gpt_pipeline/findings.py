@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gpt_pipeline.errors import ConfigError, UserError
-from gpt_pipeline.shown import without_password
+from gpt_pipeline.shown import counted, without_password
 
 Severity = Literal["ok", "note", "warning", "problem"]
 """`note`: worth knowing. `warning`: works, but is hardly wanted. `problem`: something will fail."""
@@ -79,4 +79,4 @@ def count_of(findings: Iterable[Finding], severity: Severity) -> int:
 def problems_in_words(findings: Sequence[Finding]) -> str:
     """Return `1 problem to solve`, for the last line."""
     count = count_of(findings, "problem")
-    return f"{count} problem{'' if count == 1 else 's'} to solve"
+    return f"{counted(count, 'problem')} to solve"

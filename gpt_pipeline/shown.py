@@ -32,6 +32,11 @@ def on_terminal(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text.replace("\r\n", "\n"))
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one: `1 file`, `2,000 files`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def in_markdown(text: str) -> str:
     """Return `text` as one line of markdown that reads as it is: no markup, HTML or picture."""
     return _MARKDOWN.sub(r"\\\1", on_terminal(" ".join(text.split())))

@@ -165,7 +165,7 @@ def test_evaluate_with_more_questions_adds_one_run_per_checkpoint_once(copy: Tin
 def test_run_after_mlflow_was_wiped_logs_everything_again(copy: TinyProject) -> None:
     before = _states(copy.root)
     (copy.root / "mlflow.db").unlink()
-    assert "3 evaluations are not in MLflow any more" in copy.run("run", "experiments/tiny.yaml")
+    assert "MLflow has lost 3 evaluations" in copy.run("run", "experiments/tiny.yaml")
     assert _states(copy.root) == before
     assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
 

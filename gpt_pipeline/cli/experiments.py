@@ -29,6 +29,7 @@ from gpt_pipeline.cli.common import (
 )
 from gpt_pipeline.errors import StoppedError, UserError
 from gpt_pipeline.experiment.recipes import RECIPES
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.names import as_typed
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ def _init_family(context: click.Context, new: Path, base: Path | None, assignmen
         tell(f"{each.file}{'' if each.file in family.written else '  (was there already)'}")
     stem = family.experiments[0].config.family
     files = as_typed(new.absolute().with_name(f"{stem}-"), Path.cwd()) + "*.yaml"
-    say(f"{len(family.experiments)} experiments. Next: gpt-pipeline plan one of them, then: gpt-pipeline run {files}")
+    count = counted(len(family.experiments), "experiment")
+    say(f"{count}. Next: gpt-pipeline plan one of them, then: gpt-pipeline run {files}")
 
 
 def _tell_first_document(experiment: Experiment) -> None:
@@ -146,11 +148,11 @@ def _tell_first_document(experiment: Experiment) -> None:
     data = experiment.data
     held = survey(data, experiment.data_folder)
     about = "" if held.is_exact else "about "
-    holds = f"{about}{held.rows:,} rows, about {held.documents:,} documents, {held.text_bytes / 1e6:,.1f} MB"
-    tell(f"{data.local or data.origin}: {holds}")
+    holds = f"{about}{counted(held.rows, 'row')}, about {counted(held.documents, 'document')}"
+    tell(f"{data.local or data.origin}: {holds}, {held.text_bytes / 1e6:,.1f} MB")
     if held.dropped:
         why = ", ".join(f"{reason} {count:,}" for reason, count in held.dropped.most_common())
-        tell(f"Of the first {held.read:,} rows these become no documents: {with_hints(why, held.dropped)}")
+        tell(f"Of the first {counted(held.read, 'row')} these become no documents: {with_hints(why, held.dropped)}")
     for finding in mixed_splits(data):
         tell(f"{finding.text}; {finding.remedy}")
     tokenizer = usable_tokenizer(data, experiment.data_folder)
@@ -320,7 +322,7 @@ def run(experiments: Sequence[Path], force: bool) -> None:
 def _run_several(files: Sequence[Path], *, force: bool) -> None:
     from gpt_pipeline.progress import several as form
 
-    say(f"{len(files)} experiments, one after the other: loading Dagster ...")
+    say(f"{counted(len(files), 'experiment')}, one after the other: loading Dagster ...")
     from gpt_pipeline.orchestration.driver import run_each, stop_at_sigterm
 
     with stop_at_sigterm():

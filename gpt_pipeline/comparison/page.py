@@ -19,6 +19,7 @@ from gpt_pipeline.report import wording
 from gpt_pipeline.report.figures import Figure, figures_of
 from gpt_pipeline.report.page import page_environment
 from gpt_pipeline.sheet import Line
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.atomic import write_text
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.training.config import ESTIMATES
@@ -97,7 +98,7 @@ def render_page(
     page = page_environment().get_template("comparison.html.j2")
     count = len(comparison.standings)
     return page.render(
-        title=f"Comparison of {count} experiment{'' if count == 1 else 's'}",
+        title=f"Comparison of {counted(count, 'experiment')}",
         ranking=ranking(comparison) if count <= _RANKED else "",
         notes=notes,
         rows=[_row(comparison, standing, links(by_name[standing.name])) for standing in comparison.standings],

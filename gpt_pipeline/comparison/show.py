@@ -19,7 +19,7 @@ from gpt_pipeline.report import wording
 from gpt_pipeline.report.charts import INSET_HEIGHT, INSET_WIDTH, draw_standalone
 from gpt_pipeline.report.metrics import METRICS, Metric
 from gpt_pipeline.sheet import Line, Sheet, markdown_table
-from gpt_pipeline.shown import in_markdown
+from gpt_pipeline.shown import counted, in_markdown
 
 _COSTLY = "cost"
 _INSET_CURVES = 4  # as many as can be told apart in a small picture
@@ -342,7 +342,7 @@ def _asked(results: Sequence[EvaluationResult | None], metric: Metric) -> str:
     result = next(result for result in results if result is not None)
     if metric.of_samples:
         return f"{result.config.get('samples_per_question', 0)} drawn"
-    return f"{len(result.answers)} questions"
+    return counted(len(result.answers), "question")
 
 
 def _metric_row(section: str, label: str, metric: Metric, results: Sequence[EvaluationResult | None]) -> Row:

@@ -25,6 +25,7 @@ from gpt_pipeline.findings import Finding, note, ok, problem
 from gpt_pipeline.mirror.check import check_mirror
 from gpt_pipeline.notify.addresses import find_addresses
 from gpt_pipeline.project import DAGSTER_CONFIG, NOTIFY_CONFIG, Project
+from gpt_pipeline.shown import counted
 from gpt_pipeline.tracking.store import sqlite_file
 
 _SECONDS = 5.0  # for a connection, and for an answer
@@ -187,7 +188,7 @@ def check_history(
             )
         yield problem(_HISTORY, text, remedy)
     else:
-        yield ok(_HISTORY, f"{count:,} runs in {place or f'the storage that {home / DAGSTER_CONFIG} names'}")
+        yield ok(_HISTORY, f"{counted(count, 'run')} in {place or f'the storage that {home / DAGSTER_CONFIG} names'}")
 
 
 def _history_folder(home: Path, project: Project) -> Path | None:
@@ -233,7 +234,7 @@ def _check_database(database: Path) -> Finding:
             connection.rollback()
     except sqlite3.Error as error:
         return _finding_of(error, database)
-    return ok("MLflow", f"{count:,} runs in {database}")
+    return ok("MLflow", f"{counted(count, 'run')} in {database}")
 
 
 def _finding_of(error: sqlite3.Error, database: Path) -> Finding:

@@ -15,6 +15,7 @@ from gpt_pipeline.mirror.lease import newest_holder
 from gpt_pipeline.mirror.names import training_prefix
 from gpt_pipeline.mirror.order import Order, held_training, is_sending, start_anew, state_for, write_order
 from gpt_pipeline.mirror.store import MirrorError, Store, open_store
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.lock import is_locked
 from gpt_pipeline.storage.manifest import StageResult, finished
 
@@ -141,7 +142,7 @@ def mirror_in_words(experiment: Experiment) -> list[tuple[str, str]]:
     size = sum(copy.objects.values())
     return [
         *lines,
-        ("training", f"{training}: {len(copy.objects):,} objects, {size / 1e6:,.1f} MB"),
+        ("training", f"{training}: {counted(len(copy.objects), 'object')}, {size / 1e6:,.1f} MB"),
         ("writer", "none yet" if newest is None else f"{newest.in_words} (term {newest.term})"),
         ("checkpoints", steps),
     ]

@@ -24,7 +24,7 @@ from gpt_pipeline.experiment.schema import place_schema
 from gpt_pipeline.experiment.start_from import StartFromConfig, shape_to_come
 from gpt_pipeline.experiment.template import render
 from gpt_pipeline.project import OTHER_FILES
-from gpt_pipeline.shown import on_terminal
+from gpt_pipeline.shown import counted, on_terminal
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file
 from gpt_pipeline.storage.names import as_typed, is_name, resolve_folder
 
@@ -147,7 +147,7 @@ def _data_values(
         source, seen = _own_files(data, file)
     else:
         source, seen = data, _hub_files(data, subset, split, say)
-    count = f"{seen.files:,} files" if seen.files > 1 else "1 file"
+    count = counted(seen.files, "file")
     found = ", ".join(f"{_in_line(name)} ({kind})" for name, kind in seen.columns.items())
     values: dict[str, tuple[Value, str]] = {
         "data.source": (source, f"{count}; columns: {found}"),

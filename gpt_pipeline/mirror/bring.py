@@ -19,6 +19,7 @@ from gpt_pipeline.errors import NewerFileError
 from gpt_pipeline.mirror import names
 from gpt_pipeline.mirror.lease import first_term
 from gpt_pipeline.mirror.store import Store, fetch, parsed
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.atomic import (
     PARTIAL_SUFFIX,
     atomic_path,
@@ -74,7 +75,7 @@ def bring_stage(store: Store, base: Path, stage: str, fingerprint: str, *, say: 
             say(f"{stage} in the mirror {store.url} is another one; it is not used")
             return False
         size = sum(record.size for record in manifest.files.values())
-        say(f"Bringing {stage} from the mirror: {len(manifest.files):,} files, {size / 1e6:,.1f} MB.")
+        say(f"Bringing {stage} from the mirror: {counted(len(manifest.files), 'file')}, {size / 1e6:,.1f} MB.")
         for file, record in manifest.files.items():
             if not _brought(store, f"{stage}/{file}", folder / file, record):
                 store.remove([f"{stage}/{names.MANIFEST}", f"{stage}/{file}"])

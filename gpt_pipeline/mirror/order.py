@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.mirror import names
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json, write_text
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -88,8 +89,7 @@ class State:
         """What is still to be sent, for a person."""
         if not self.waiting_files:
             return "nothing to be sent"
-        files = "1 file" if self.waiting_files == 1 else f"{self.waiting_files:,} files"
-        return f"{files} to be sent, {self.waiting_bytes / 1e6:,.1f} MB"
+        return f"{counted(self.waiting_files, 'file')} to be sent, {self.waiting_bytes / 1e6:,.1f} MB"
 
     @property
     def in_words(self) -> str:

@@ -13,6 +13,7 @@ from gpt_pipeline.experiment.config import ExperimentConfig
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.orchestration import keys
+from gpt_pipeline.shown import counted
 
 OWNERS = ["team:gpt_pipeline"]
 """Sets the project's assets apart in a Dagster that shows several code locations."""
@@ -65,14 +66,14 @@ def training_settings(experiment: Experiment) -> dict[str, Any]:
     config = experiment.config
     model, training = config.model, config.training
     epochs = "1 epoch" if training.num_epochs == 1 else f"{training.num_epochs} epochs"
-    length = f"{training.max_steps:,} steps" if training.max_steps else epochs
+    length = counted(training.max_steps, "step") if training.max_steps else epochs
     layers = "1 layer" if model.n_layer == 1 else f"{model.n_layer} layers"
     shape = f"{layers}, {model.n_head} heads, {model.n_embd:,} wide, context {model.context_length:,}"
     return {
         "model": f"{parameter_count(model):,} parameters: {model.architecture}, {shape}",
         "batch": _batch(config),
         "schedule": f"{length}, {training.optimizer}, {training.lr_schedule} from {training.learning_rate:g} "
-        f"after {training.warmup_steps:,} steps of warm-up",
+        f"after {counted(training.warmup_steps, 'step')} of warm-up",
         "checkpoints": f"every {config.evaluation.save_every_n_iterations:,} steps, the last "
         f"{config.evaluation.keep_last} and the best are kept",
         "hardware": f"{config.hardware.device}, {training.precision}"

@@ -70,6 +70,7 @@ from gpt_pipeline.progress.stages import data_progress
 from gpt_pipeline.progress.tracking import forget_lost_runs, is_log_pending
 from gpt_pipeline.progress.training import finished_training
 from gpt_pipeline.project import Project
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.alive import show_life
 from gpt_pipeline.storage.process import ProcessId
 
@@ -438,7 +439,7 @@ def _look_for_lost_runs(session: Session, say: Callable[[str], None]) -> None:
         say(str(error))
         return
     if lost:
-        say(f"{lost} evaluations are not in MLflow any more; they are logged again from their results.")
+        say(f"MLflow has lost {counted(lost, 'evaluation')}, to be logged again from the results.")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from gpt_pipeline.orchestration.training_log import catch_up
 from gpt_pipeline.progress.evaluations import mark_logged, prune_at_rest
 from gpt_pipeline.progress.outcome import result_text
 from gpt_pipeline.progress.tracking import forget_lost_runs
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.storage.process import give_way
 from gpt_pipeline.tracking.dataset import dataset_of
@@ -141,7 +142,7 @@ def log_result(
 
     def look_for_lost_runs() -> None:
         if lost := forget_lost_runs(experiment, tracking_uri):
-            context.log.warning(f"{lost} evaluations are no longer in MLflow; they are logged again next.")
+            context.log.warning(f"MLflow has lost {counted(lost, 'evaluation')}, to be logged again next.")
 
     run = log_evaluation(
         result,
@@ -171,11 +172,11 @@ def _findings(result: EvaluationResult, *, alias: str | None) -> dict[str, Any]:
     metadata |= overall
     if result.answers:
         shown = result.answers[:_TEXTS_SHOWN]
-        title = f"{len(shown)} of {len(result.answers)} answers at step {result.step:,}"
+        title = f"{len(shown)} of {counted(len(result.answers), 'answer')} at step {result.step:,}"
         metadata["answers"] = dg.MetadataValue.md(answers_as_markdown(shown, title=title))
     if result.continuations:
         shown = result.continuations[:_TEXTS_SHOWN]
-        title = f"{len(shown)} of {len(result.continuations)} continuations at step {result.step:,}"
+        title = f"{len(shown)} of {counted(len(result.continuations), 'continuation')} at step {result.step:,}"
         metadata["continuations"] = dg.MetadataValue.md(continuations_as_markdown(shown, title=title))
     if (table := kinds_as_markdown(result.metrics, right_by_kind(result))) is not None:
         metadata["by_kind"] = dg.MetadataValue.md(table)

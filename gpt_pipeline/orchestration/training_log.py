@@ -16,6 +16,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.progress.tracking import forget_lost_runs, is_log_pending
+from gpt_pipeline.shown import counted
 from gpt_pipeline.tracking.dataset import dataset_of
 from gpt_pipeline.tracking.descriptions import NOTE_TAG, TEXT_NOTE
 from gpt_pipeline.tracking.registered_model import register_model
@@ -212,4 +213,4 @@ class MlflowUpkeep:
             say(str(error))
             return
         if count:
-            say(f"{count} evaluations are no longer in MLflow; they are logged again from their results.")
+            say(f"MLflow has lost {counted(count, 'evaluation')}, to be logged again from the results.")

@@ -36,6 +36,7 @@ from gpt_pipeline.planning.tokens import SYNTH_DOCUMENTS, TokenCount
 from gpt_pipeline.progress.stages import StageProgress
 from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.report import wording
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.names import as_typed
 from gpt_pipeline.storage.room import existing_folder
 
@@ -215,13 +216,13 @@ def _looked_into(part: Experiment) -> Iterator[Finding]:
     yield from mixed_splits(data)
     if held.read and not held.documents:
         why = ", ".join(f"{reason}: {count:,}" for reason, count in held.dropped.most_common())
-        text = f"none of the first {held.read:,} rows becomes a document ({why})"
+        text = f"no document in the first {counted(held.read, 'row')} ({why})"
         yield problem(f"data.{data.local_key}", text, with_hints(_LOOK, held.dropped))
     elif data.document_limit is not None and data.document_limit > held.rows and held.is_exact:
-        text = f"found {data.document_limit:,}, and the files in {where} have {held.rows:,} rows"
+        text = f"found {data.document_limit:,}, and the files in {where} have {counted(held.rows, 'row')}"
         yield problem("data.num_samples", text, "set it to `all`, lower it, or add files")
     elif data.document_limit is not None and data.document_limit > held.documents:
-        text = f"found {data.document_limit:,}, and {where} seems to hold about {held.documents:,} documents"
+        text = f"found {data.document_limit:,}, and {where} seems to hold about {counted(held.documents, 'document')}"
         yield warning("data.num_samples", text, "set it to `all`, or lower it")
 
 
@@ -319,7 +320,8 @@ def _schedule(known: Known) -> Iterator[Finding]:
         return
     steps, warmup = known.size.layout.max_steps, known.experiment.config.training.warmup_steps
     if warmup >= steps:
-        text = f"{warmup:,} is not below the {steps:,} steps of the training: the learning rate never reaches its peak"
+        of_all = f"the {counted(steps, 'step')} of the training"
+        text = f"{warmup:,} is not below {of_all}: the learning rate never reaches its peak"
         yield warning("training.warmup_steps", text, f"use {steps // 10}")
     epochs = steps / known.size.steps_per_epoch
     if epochs > _EPOCHS:
@@ -391,8 +393,8 @@ def _time(known: Known) -> Iterator[Finding]:
         yield from too_long(known.device, time.training_seconds, how="about")
     if time.evaluation_seconds is not None and time.evaluation_seconds > time.training_seconds > 0:
         text = (
-            f"{time.evaluations} evaluations take about {wording.duration(time.evaluation_seconds)}, longer than the "
-            f"training, {wording.duration(time.training_seconds)}"
+            f"about {wording.duration(time.evaluation_seconds)} for {counted(time.evaluations, 'evaluation')}, longer "
+            f"than the training, {wording.duration(time.training_seconds)}"
         )
         yield warning(
             "evaluation",

@@ -15,6 +15,7 @@ from gpt_pipeline.planning.tokens import TokenCount, count_tokens
 from gpt_pipeline.progress.stages import data_progress
 from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.report.wording import count
+from gpt_pipeline.shown import counted
 from gpt_pipeline.training.decision import PREVIOUS_NAME
 
 
@@ -28,7 +29,11 @@ def outline(experiment: Experiment, *, force: bool = False) -> Iterator[str]:
     to_do = [stage.label for stage in data_progress(experiment) if stage.state != "finished"]
     tokens = _known_tokens(experiment, are_counted=not to_do)
     if to_do:
-        amount = "" if tokens is None else f": about {count(tokens.tokens)} tokens in {tokens.documents:,} documents"
+        amount = (
+            ""
+            if tokens is None
+            else f": about {count(tokens.tokens)} tokens in {counted(tokens.documents, 'document')}"
+        )
         yield f"data         {', '.join(to_do)}{amount}"
     yield f"training     {_training(experiment, tokens)}"
     if force and (experiment.folder.training.is_file() or list_checkpoints(experiment.folder.checkpoints)):
@@ -59,8 +64,8 @@ def _training(experiment: Experiment, tokens: TokenCount | None) -> str:
     starts = config.start_from is not None and config.training.is_post_training  # with a checkpoint of step 0
     checkpoints = math.ceil(steps / config.evaluation.save_every_n_iterations) + starts
     return (
-        f"{model}, about {steps:,} steps of {size.layout.tokens_per_step:,} tokens, {checkpoints} "
-        f"checkpoint{'s' if checkpoints > 1 else ''}{place}; the time left is shown once it is under way"
+        f"{model}, about {counted(steps, 'step')} of {size.layout.tokens_per_step:,} tokens, "
+        f"{counted(checkpoints, 'checkpoint')}{place}; the time left is shown once it is under way"
     )
 
 

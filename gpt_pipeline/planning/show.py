@@ -14,6 +14,7 @@ from gpt_pipeline.planning.speed import Speed
 from gpt_pipeline.progress.show import stage_text
 from gpt_pipeline.report import wording
 from gpt_pipeline.sheet import Sheet, findings_sheet
+from gpt_pipeline.shown import counted
 
 
 def sheets(plan: Plan) -> list[Sheet]:
@@ -108,9 +109,8 @@ def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _cut(plan: Plan, length: Length) -> str:
     gpus = f" on each of {length.world_size} {'processes' if plan.place else 'GPUs'}" if length.world_size > 1 else ""
-    return (
-        f"({length.sequences_per_step:,} sequences, in {length.grad_accum_steps:,} x {length.micro_batch_size:,}{gpus})"
-    )
+    sequences = counted(length.sequences_per_step, "sequence")
+    return f"({sequences}, in {length.grad_accum_steps:,} x {length.micro_batch_size:,}{gpus})"
 
 
 def _disk_rows(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -171,7 +171,7 @@ def _time_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     speed, time = plan.speed, plan.duration
     if speed is not None:
         mfu = "" if plan.mfu is None else f", {wording.percent(plan.mfu)} of the peak FLOP/s"
-        count = f" ({speed.updates} updates)" if speed.updates else ""
+        count = f" ({counted(speed.updates, 'update')})" if speed.updates else ""
         yield "speed", f"{speed.tokens_per_second:,.0f} tokens/s{mfu}, from {_of(speed)}{count}"
         for note in speed.notes:
             yield "", note
@@ -181,7 +181,7 @@ def _time_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         return
     if time.training_seconds is not None and plan.length is not None and plan.length.steps_left:
         known = "without" if time.validation_seconds is None else f"{wording.duration(time.validation_seconds)} of it"
-        steps = f"{plan.length.steps_left:,} steps, {known} validation"
+        steps = f"{counted(plan.length.steps_left, 'step')}, {known} validation"
         yield "training", f"about {wording.duration(time.training_seconds)} ({steps})"
     if time.evaluation_seconds is not None and time.evaluations:
         each = wording.duration(time.evaluation_seconds / time.evaluations)

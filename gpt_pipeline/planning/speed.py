@@ -20,6 +20,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.result import EvaluationResult
 from gpt_pipeline.progress.training import newest_records
+from gpt_pipeline.shown import counted
 from gpt_pipeline.training.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def _speed(request: Request, records: list[Mapping[str, Any]], *, world_size: in
     share = request.layout.batch_size * request.layout.max_length
     notes = [str(record["text"]) for record in records if record["kind"] == "note"]
     if late and updates:
-        notes.append(f"stopped by the time limit after {len(updates)} updates, so less certain")
+        notes.append(f"stopped by the time limit after {counted(len(updates), 'update')}, so less certain")
     elif late:
         notes.append("only the first update finished in time, which is slower than the others")
     if world_size > 1:

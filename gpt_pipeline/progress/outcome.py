@@ -18,6 +18,7 @@ from gpt_pipeline.progress.show import figures, training_text
 from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.report import wording
 from gpt_pipeline.sheet import Line, Sheet
+from gpt_pipeline.shown import counted
 from gpt_pipeline.training.finished import read_finished_training
 
 
@@ -78,7 +79,7 @@ def result_text(result: EvaluationResult, metric: str | None = None) -> str:
         share = f"{100 * right.value:.0f} %, {100 * low:.0f} to {100 * high:.0f} %"
         found.append(f"{right.successes} of {right.total} right ({share})")
     if continued := len(result.continuations):
-        found.append(f"{continued} text{'' if continued == 1 else 's'} continued")
+        found.append(f"{counted(continued, 'text')} continued")
     return ", ".join(found)
 
 

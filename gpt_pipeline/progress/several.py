@@ -12,6 +12,7 @@ from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.progress.outcome import best_text
 from gpt_pipeline.report import wording
 from gpt_pipeline.sheet import Line, Sheet
+from gpt_pipeline.shown import counted
 
 End = Literal["finished", "nothing to do", "failed", "stopped", "not started"]
 
@@ -37,7 +38,9 @@ def sheets(ended: Sequence[Ended]) -> list[Sheet]:
         state: sum(each.state == state for each in ended) for state in dict.fromkeys(each.state for each in ended)
     }
     told = ", ".join(f"{count} {state}" for state, count in counts.items())
-    return [Sheet(heading=[(f"{len(ended)} experiments: {told}", "bold")], rows=list(_rows(ended)), indent=2)]
+    return [
+        Sheet(heading=[(f"{counted(len(ended), 'experiment')}: {told}", "bold")], rows=list(_rows(ended)), indent=2)
+    ]
 
 
 def _rows(ended: Sequence[Ended]) -> Iterator[Line]:

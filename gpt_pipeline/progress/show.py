@@ -15,6 +15,7 @@ from gpt_pipeline.progress.status import CheckpointStatus, Status
 from gpt_pipeline.progress.training import NOT_YET_KNOWN, TrainingProgress
 from gpt_pipeline.report import wording
 from gpt_pipeline.sheet import Line, Sheet
+from gpt_pipeline.shown import counted
 
 _STYLES = {
     "finished": "green",
@@ -91,7 +92,8 @@ def training_text(training: TrainingProgress) -> str:
     of = "" if training.max_steps is None else f" of {training.max_steps:,}"
     job = f"; {training.job}" if training.job else ""
     if training.state == "absent":
-        return f"to do{f': {training.max_steps:,} steps' if training.max_steps else ''}{job}"
+        steps = f": {counted(training.max_steps, 'step')}" if training.max_steps else ""
+        return f"to do{steps}{job}"
     words = figures(training)
     if training.state == "finished":
         return ", ".join([f"finished at step {training.step:,}", *words])

@@ -22,6 +22,7 @@ from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.launchers.protocol import ALIVE
 from gpt_pipeline.launchers.submission import read_submission
 from gpt_pipeline.progress.losses import losses_of
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.training.config import PASSES
@@ -96,12 +97,12 @@ class TrainingProgress:
         if self.state == "running":
             return f"at step {self.step:,}"
         if self.state == "finished":
-            return f"after {self.step:,} steps"
+            return f"after {counted(self.step, 'step')}"
         if self.state == "absent":
             return "no checkpoint yet"
         gone = "; its process is gone" if self.state == "died" else ""
         if self.ended_before and not self.of_other_settings:
-            return f"after {self.step:,} steps; {NOT_YET_KNOWN}"
+            return f"after {counted(self.step, 'step')}; {NOT_YET_KNOWN}"
         if self.of_other_settings:
             return f"at step {self.step:,}{gone}, with other settings than the file has now"
         return f"at step {self.step:,}{gone}. Materialize training to continue"

@@ -8,6 +8,7 @@ from typing import Literal
 from gpt_pipeline.progress.show import stage_text
 from gpt_pipeline.progress.status import Status
 from gpt_pipeline.progress.training import NOT_YET_KNOWN, TrainingProgress
+from gpt_pipeline.shown import counted
 
 Word = Literal[
     "training",
@@ -62,10 +63,9 @@ def state_of(status: Status, run: NewestRun | None) -> State:
         if at_work or any(stage.note == "being made now" for stage in status.stages):
             return _at_work(status, run)
     if status.is_evaluating:
-        pending = status.evaluations_pending
-        return State(word="evaluating", detail=f"{pending} checkpoint{'s' if pending > 1 else ''} to go")
+        return State(word="evaluating", detail=f"{counted(status.evaluations_pending, 'checkpoint')} to go")
     if training.state == "finished":
-        return State(word="finished", detail=f"after {training.step:,} steps")
+        return State(word="finished", detail=f"after {counted(training.step, 'step')}")
     return _at_rest(status, training, run)
 
 
@@ -90,7 +90,7 @@ def _at_rest(status: Status, training: TrainingProgress, run: NewestRun | None) 
     if training.of_other_settings:
         return State(word="stopped", detail="with other settings, data or start than the file names now")
     if training.ended_before:
-        return State(word="finished", detail=f"after {training.step:,} steps; {NOT_YET_KNOWN}")
+        return State(word="finished", detail=f"after {counted(training.step, 'step')}; {NOT_YET_KNOWN}")
     if training.state == "absent":
         return _before_training(status)
     return State(word="stopped", detail="a new run continues")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.hardware.peaks import peak_flops
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.resident import peak_resident_bytes
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig, divisors
 from gpt_pipeline.training.ranks import Ranks
@@ -91,7 +92,7 @@ class Compute:
 
 
 def _threads(count: int) -> str:
-    return f"{count} thread{'' if count == 1 else 's'}"
+    return counted(count, "thread")
 
 
 def prepare_process(compute: Compute, *, same_sizes: bool = True) -> None:
@@ -330,9 +331,10 @@ def out_of_memory(layout: StepLayout, training: TrainingConfig) -> str:
     else:
         advice = "lower data.max_length or the model's size"
     return (
-        f"the GPU's memory does not hold a forward and backward pass of {micro} sequences of "
+        f"the GPU's memory does not hold a forward and backward pass of {counted(micro, 'sequence')} of "
         f"{layout.max_length} tokens; "
-        f"{advice} (an update keeps its {layout.batch_size} sequences, and the training continues from its checkpoint)"
+        f"{advice} (an update keeps its {counted(layout.batch_size, 'sequence')}, and the training continues from its "
+        "checkpoint)"
     )
 
 

@@ -20,6 +20,7 @@ import torch
 from gpt_pipeline.data.config import DOCUMENTS
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.hardware import devices
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.training.config import StepLayout, cpu_micro_batch_size, divisors
 from gpt_pipeline.training.device import Compute, out_of_memory
@@ -74,7 +75,7 @@ def fit_micro_batch(
         sizes = [size for size in sizes if size <= known.size]
     found = _Found(fitted(sizes).micro_batch_size, held)
     if ranks.is_first:
-        say(f"{found.size} sequences at a time fit the memory of {devices.name_of(compute.device)}.")
+        say(f"The memory of {devices.name_of(compute.device)} holds {counted(found.size, 'sequence')} at a time.")
         _keep(job.folder.micro_batch, found, known, facts=facts, slack=RESERVE * total, say=say)
     return updater.layout
 

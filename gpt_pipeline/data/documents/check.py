@@ -17,6 +17,7 @@ from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
 from gpt_pipeline.data.stage import Part, Say
 from gpt_pipeline.errors import DataError
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.atomic import sha256_of
 from gpt_pipeline.storage.manifest import StageResult, forget
 
@@ -112,7 +113,7 @@ class FileCheck:
             rule=self.format.version,
         )
         self.record.write_facts(facts)
-        say(f"{name}: {facts.documents:,} documents in {facts.rows:,} rows")
+        say(f"{name}: {counted(facts.documents, 'document')} in {counted(facts.rows, 'row')}")
         return facts
 
     def index_of(self, name: str, facts: FileFacts, *, say: Say) -> StageResult:

@@ -18,6 +18,7 @@ from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.errors import ConfigError, UnreadableFileError
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.manifest import StageResult
 
 REPEATED, NEAR_DUPLICATE = "repeated", "near_duplicate"
@@ -106,7 +107,7 @@ class FileChoice:
         names, total = self._reaching(self.limit, self._source.names, say)
         if names and not total and self._source.revision is not None:  # before all of it is downloaded for nothing
             [(_, dropped)] = self._source.read_each(names[:1], self.check.format.count_dropped, say=say)
-            where = f"the {len(names)} files of {self._source.description}"
+            where = f"the {counted(len(names), 'file')} of {self._source.description}"
             raise _too_few(self.limit, 0, where, dropped)
         return names
 
@@ -176,7 +177,7 @@ class FileChoice:
             if self.limit is None or not rest:
                 raise _too_few(self.limit, total, self._source.description, self._dropped(looked))
             names, _ = self._reaching(self.limit - total, rest, say)
-            found = f"{total:,} different documents of {self.limit:,} in {len(chosen)} files"
+            found = f"{total:,} different documents of {self.limit:,} in {counted(len(chosen), 'file')}"
             say(f"{found}; taking {len(names)} more")
 
     def _look_at(self, name: str, say: Say) -> _Looked:

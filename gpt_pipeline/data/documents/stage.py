@@ -36,6 +36,7 @@ from gpt_pipeline.data.stage import (
     prepare,
 )
 from gpt_pipeline.errors import DataError
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path, link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult, not_finished, stage_folder
@@ -217,7 +218,7 @@ class DocumentsStage(PlacedStage):
                 f"materialize {self._names.raw} again"
             )
         self._places.path(each.raw)  # raises if the file became another one while it was read
-        say(f"{each.raw.name}: {tally.documents:,} documents of {tally.rows_read:,} rows written")
+        say(f"{each.raw.name}: {counted(tally.documents, 'document')} of {counted(tally.rows_read, 'row')} written")
         return Manifest(
             stage=each.part.kind,
             fingerprint=each.part.fingerprint,

@@ -28,6 +28,7 @@ from gpt_pipeline.data.readers.opened import opened
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES, OR_AS_TEXT, Wanted, require_present
 from gpt_pipeline.data.sources.text_lists import listed_files
 from gpt_pipeline.errors import UnreadableFileError
+from gpt_pipeline.shown import counted
 
 LINE = "line"
 """As `Wanted.split_at`: every line of a text is a document."""
@@ -305,7 +306,7 @@ def _json(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
                 continue
             if at == len(text):
                 if is_list:
-                    what = f"ends before its list does, after {number - 1:,} records"
+                    what = f"ends before its list does, after {counted(number - 1, 'record')}"
                     raise UnreadableFileError(f"{name}: {what}; bring the file here again")
                 return
         if problem:

@@ -26,6 +26,7 @@ from gpt_pipeline.data.sources.hub.progress import Observer, amounts, shown
 from gpt_pipeline.data.sources.hub.remote import Hub, RangeReader, RemoteFile
 from gpt_pipeline.data.sources.record import HubFile, SourceRecord, is_size
 from gpt_pipeline.errors import DataError
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.room import free_bytes
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ def open_dataset(
     record.commits[revision or ""] = dataset.revision
     record.listings[dataset.revision] = list(dataset.files.values())
     record.save()
-    say(f"{repository}: using commit {dataset.revision} from now on ({len(dataset.names)} files)")
+    say(f"{repository}: using commit {dataset.revision} from now on ({counted(len(dataset.names), 'file')})")
     return dataset
 
 
