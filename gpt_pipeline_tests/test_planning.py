@@ -56,7 +56,9 @@ from gpt_pipeline.planning.speed import (
 from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
 from gpt_pipeline.progress.evaluations import pending_evaluations
 from gpt_pipeline.progress.stages import data_progress
+from gpt_pipeline.report import wording
 from gpt_pipeline.rl.config import RlConfig
+from gpt_pipeline.sheet import plain_text
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.room import free_bytes
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig
@@ -887,8 +889,19 @@ def test_plan_for_a_gpu_that_is_not_here_fails_and_tells_its_memory_all_the_same
 def test_plan_for_two_processes_shares_the_update_between_them(with_data: TinyProject) -> None:
     path = with_data.write_experiment("pair")
     path.write_text(path.read_text().replace("device: cpu", "device: cpu, num_gpus: 2"))
-    length = _plan(load_experiment(path)).length
+    plan = _plan(load_experiment(path))
+    length = plan.length
     assert (length.world_size, length.sequences_per_step, length.micro_batch_size) == (2, 4, 2)
+    (found,) = (each for each in plan.findings if each.key == "hardware.num_gpus")
+    assert f"need {wording.size(2 * plan.memory.device)} together" in found.text
+    assert "on each of 2 processes" in plain_text(sheets(plan))
+
+
+def test_plan_for_two_processes_on_a_cpu_measures_one_that_makes_the_whole_update(with_data: TinyProject) -> None:
+    path = with_data.write_experiment("pair")
+    path.write_text(path.read_text().replace("device: cpu", "device: cpu, num_gpus: 2"))
+    plan = make_plan(load_experiment(path), measured=True, say=_quiet)
+    assert not any("multiplied" in note for note in plan.speed.notes)
 
 
 def test_plan_of_a_model_beyond_the_memory_is_not_tried_out(project: TinyProject) -> None:

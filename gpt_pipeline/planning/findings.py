@@ -78,6 +78,7 @@ def findings(known: Known) -> list[Finding]:
         *_repeats(known),
         *_disk(known),
         *_memory(known),
+        *_processes(known),
         *_validation(known),
         *_schedule(known),
         *_answers(known),
@@ -279,6 +280,19 @@ def _memory(known: Known) -> Iterator[Finding]:
     elif need.device > (free if need.on_host else FULL * free):
         text = f"about {wording.size(need.device)} are needed, {wording.size(free)} are free"
         yield warning("memory", text, f"{_smaller_batch(known, free)}, or close other programs")
+
+
+def _processes(known: Known) -> Iterator[Finding]:
+    """Find several processes on one CPU, which share its cores and each hold what one would."""
+    count = known.experiment.config.hardware.num_gpus
+    if count == 1 or known.need is None or known.device is None or known.device.memory_total is None:
+        return
+    if known.need.on_host:
+        text = (
+            f"{count} processes on this CPU need {wording.size(count * known.need.device)} together, and torchrun "
+            "gives each one thread, unless OMP_NUM_THREADS says otherwise; the time is that of one with all cores"
+        )
+        yield warning("hardware.num_gpus", text, "set it to 1 on a CPU")
 
 
 def _smaller_batch(known: Known, memory: int) -> str:

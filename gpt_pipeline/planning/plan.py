@@ -342,7 +342,9 @@ class _Measuring:
         if why_not is not None or self.length is None:
             return self._of_lines(), why_not
         try:
-            return measure(self._request(self.length), world_size=self.length.world_size, say=say), None
+            # Processes on a CPU share its cores, so that one with all of them makes the whole update meanwhile.
+            devices = self.length.world_size if self.device is not None and self.device.precision.cuda else 1
+            return measure(self._request(self.length, devices), world_size=devices, say=say), None
         except OutOfMemoryError as error:
             found.append(problem("memory", str(error), self._smaller(self.length)))
             return None, str(error)
@@ -372,9 +374,9 @@ class _Measuring:
             return "not measured: this machine's memory might not hold it"
         return None
 
-    def _request(self, length: Length) -> Request:
+    def _request(self, length: Length, devices: int) -> Request:
         config = self.experiment.config
-        share = length.sequences_per_step // length.world_size
+        share = length.sequences_per_step // devices
         return Request(
             model=config.trained_model,
             training=config.training,

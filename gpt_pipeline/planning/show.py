@@ -108,9 +108,14 @@ def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _cut(plan: Plan, length: Length) -> str:
-    gpus = f" on each of {length.world_size} {'processes' if plan.place else 'GPUs'}" if length.world_size > 1 else ""
+    gpus = f" on each of {length.world_size} {_processes(plan)}" if length.world_size > 1 else ""
     sequences = counted(length.sequences_per_step, "sequence")
     return f"({sequences}, in {length.grad_accum_steps:,} x {length.micro_batch_size:,}{gpus})"
+
+
+def _processes(plan: Plan) -> str:
+    on_cpu = plan.device is not None and not plan.device.precision.cuda
+    return "processes" if plan.place or on_cpu else "GPUs"
 
 
 def _disk_rows(plan: Plan) -> Iterator[tuple[str, str]]:
