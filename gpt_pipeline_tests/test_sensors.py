@@ -445,8 +445,14 @@ def _steps(project: TinyProject) -> list[int]:
 
 def test_evaluation_by_the_daemon_removes_checkpoints_that_stayed_only_to_be_evaluated(superseded: TinyProject) -> None:
     _forget_evaluation(superseded, 8)
+    folder = superseded.experiment("tiny").folder
+    left = [each / ".a.json.1.2.tmp" for each in (folder.evaluations, folder.logged_evaluations)]  # of killed processes
+    for path in left:
+        path.touch()
+        os.utime(path, (0, 0))
     with _evaluated(superseded) as (result, _):
         assert result.success
+        assert not any(path.exists() for path in left)
         assert _steps(superseded) == [4, 8, 12]
 
 

@@ -26,7 +26,7 @@ from gpt_pipeline.storage.atomic import (
     write_json,
 )
 from gpt_pipeline.storage.fingerprint import added_later, fingerprint, identity_of, neutral_values
-from gpt_pipeline.storage.lock import folder_lock, is_locked
+from gpt_pipeline.storage.lock import folder_lock, is_locked, remove_abandoned
 from gpt_pipeline.storage.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -222,6 +222,17 @@ def test_finished_stage_that_is_damaged_is_said_once_and_again_after_it_was_whol
         (tmp_path / "s" / "part.bin").unlink()
         assert [finished(tmp_path / "s", "f" * 64) for _ in range(3)] == [None] * 3
     assert caplog.text.count("part.bin is missing; the next run makes the stage again") == 2
+
+
+def test_abandoned_files_are_removed_and_those_being_written_are_not(tmp_path: Path) -> None:
+    left, written, other = (tmp_path / name for name in (".a.json.1.2.tmp", ".b.json.3.4.tmp", "c.json"))
+    for path in (left, written, other):
+        path.write_bytes(b"half of it")
+    for path in (left, other):
+        os.utime(path, (0, 0))
+    remove_abandoned(tmp_path)
+    remove_abandoned(tmp_path / "absent")
+    assert sorted(tmp_path.iterdir()) == sorted([written, other])
 
 
 def test_verify_flipped_byte_names_the_file(tmp_path: Path) -> None:

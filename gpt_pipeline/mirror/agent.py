@@ -25,7 +25,7 @@ from gpt_pipeline.mirror.order import Order, State, agent_lock, is_finished, own
 from gpt_pipeline.mirror.send import Sender, Work
 from gpt_pipeline.mirror.store import MirrorError, Store, open_store
 from gpt_pipeline.storage.layout import ExperimentFolder
-from gpt_pipeline.storage.lock import BEAT_SECONDS, beside, hold_lock, is_locked
+from gpt_pipeline.storage.lock import BEAT_SECONDS, beside, hold_lock, is_locked, remove_abandoned
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.storage.process import give_way
 
@@ -63,6 +63,7 @@ class Agent:
 
     def run(self) -> State:
         """Send what is to be sent; return the last state."""
+        remove_abandoned(agent_lock(self._folder).parent)
         failing_since: float | None = None
         pause = _POLL_SECONDS
         while (order := read_order(self._folder)) is not None:

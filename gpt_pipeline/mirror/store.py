@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -19,7 +19,7 @@ from gpt_pipeline.mirror.address import EXTRAS, FILE, KEY, folder_of, require_mi
 from gpt_pipeline.mirror.parts import UPLOAD_SECONDS, forget_parts, open_parts
 from gpt_pipeline.shown import without_password
 from gpt_pipeline.storage.atomic import TEMPORARY_SUFFIX, HashedFile, atomic_path, fsync_file, fsync_folder, parse_json
-from gpt_pipeline.storage.lock import SILENT_SECONDS
+from gpt_pipeline.storage.lock import remove_abandoned
 from gpt_pipeline.storage.manifest import FileRecord
 
 _logger = logging.getLogger(__name__)
@@ -191,14 +191,8 @@ class FolderStore:
 
     def forget_parts(self, prefix: str) -> None:
         with self._explained(prefix):
-            left = list(self._path(prefix).rglob(f".*{TEMPORARY_SUFFIX}"))
-            if not left:
-                return
-            silent_since = _time_in(self._path(prefix)) - SILENT_SECONDS  # another machine may be writing the others
-            for path in left:
-                with suppress(FileNotFoundError):
-                    if path.stat().st_mtime < silent_since:
-                        path.unlink()
+            for folder in {path.parent for path in self._path(prefix).rglob(f".*{TEMPORARY_SUFFIX}")}:
+                remove_abandoned(folder)
 
     def _path(self, name: str) -> Path:
         return self._root / name
@@ -220,16 +214,6 @@ class FolderStore:
 def _temporary_for(path: Path) -> Path:
     """Return a name for a temporary file that no other process has."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
-
-
-def _time_in(folder: Path) -> float:
-    """Return the time by which the disk of `folder` dates files; this machine's clock may be another."""
-    probe = _temporary_for(folder / "now")
-    try:
-        probe.write_bytes(b"now")
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def _give_name(source: Path, target: Path) -> None:

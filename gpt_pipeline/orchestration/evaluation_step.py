@@ -24,6 +24,7 @@ from gpt_pipeline.progress.evaluations import mark_logged, prune_at_rest
 from gpt_pipeline.progress.outcome import result_text
 from gpt_pipeline.progress.tracking import forget_lost_runs
 from gpt_pipeline.shown import counted
+from gpt_pipeline.storage.lock import remove_abandoned
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.storage.process import give_way
 from gpt_pipeline.tracking.dataset import dataset_of
@@ -60,6 +61,8 @@ def evaluate_partition(
             folder=experiment.folder.evaluations,
             base=_other_shards(experiment),
         )
+        for folder in (experiment.folder.evaluations, experiment.folder.logged_evaluations):
+            remove_abandoned(folder)
         result = evaluate_checkpoint(task, force=force)
     except CheckpointGoneError as gone:
         context.log.warning(f"Skipped: {gone}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gpt_pipeline.errors import LockedError
-from gpt_pipeline.storage.atomic import read_json, write_json
+from gpt_pipeline.storage.atomic import TEMPORARY_SUFFIX, read_json, write_json
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.storage.process import ProcessId
 
@@ -172,6 +172,28 @@ def beside(work: Callable[[threading.Event], None], *, name: str) -> Iterator[No
     finally:
         ended.set()
         thread.join()
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove unfinished files that killed processes left in `folder`, where others may be writing: the silent ones."""
+    left = list(folder.glob(f".*{TEMPORARY_SUFFIX}"))
+    if not left:
+        return
+    silent_since = _time_in(folder) - SILENT_SECONDS
+    for path in left:
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < silent_since:
+                path.unlink()
+
+
+def _time_in(folder: Path) -> float:
+    """Return the time by which the disk of `folder` dates files; this machine's clock may be another."""
+    probe = folder / f".now.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+    try:
+        probe.write_bytes(b"now")
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _marker_of(path: Path) -> Path:
