@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -375,6 +376,19 @@ def test_wait_until_sent_for_a_mirror_that_does_not_answer_says_so(tmp_path, mon
     assert len(said) == 2
 
 
+@pytest.mark.parametrize(("waiting", "left"), [(0, True), (1, False)])
+def test_wait_until_sent_with_patience_leaves_a_silent_mirror_to_the_agent(tmp_path, waiting, left):
+    folder, mirror, said = ExperimentFolder(root=tmp_path), "s3://bucket/prefix", []
+    write_order(folder, Order(mirror=mirror, keep_last=3))
+    write_state(folder, State(mirror=mirror, waiting_files=waiting))
+    with hold_lock(agent_lock(folder)):  # as an agent at work does
+        asked = threading.Timer(1.5, write_state, [folder, State(mirror=mirror, problem="no answer")])
+        asked.start()
+        wait_until_sent(folder, say=said.append, patience=0.5)
+        asked.join()
+    assert said[-1].startswith("The mirror has not answered" if left else "no answer")
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_wait_until_sent_names_the_next_run_unless_another_machine_writes_the_training(tmp_path, lost):
     folder, mirror = ExperimentFolder(root=tmp_path / "a" / "experiment"), folder_mirror(tmp_path / "mirror")
@@ -441,14 +455,16 @@ def test_stage_brought_after_a_cut_behind_a_whole_file_reads_nothing_of_it_again
 def test_folder_is_rid_of_what_a_killed_sender_left_in_it(tmp_path):
     mirror = folder_mirror(tmp_path / "mirror")
     left, of_another = (tmp_path / "mirror" / STAGE / f".train_000001.bin.{pid}.7.tmp" for pid in (7, 8))
+    note = agent_lock(ExperimentFolder(root=tmp_path / "a" / "experiment")).with_name(".state.json.7.7.tmp")
     make_stage(tmp_path / "a")
-    left.parent.mkdir(parents=True)
-    for path in (left, of_another):
+    for path in (left, of_another, note):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half of it")
     silent = time.time() - 200
-    os.utime(left, (silent, silent))
+    for path in (left, note):
+        os.utime(path, (silent, silent))
     assert send(tmp_path / "a", mirror).complete_at
-    assert (left.exists(), of_another.exists()) == (False, True)
+    assert (left.exists(), note.exists(), of_another.exists()) == (False, False, True)
 
 
 def test_folder_keeps_what_another_machine_is_writing_where_this_ones_clock_is_ahead(tmp_path, monkeypatch):

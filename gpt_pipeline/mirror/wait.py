@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -15,9 +16,16 @@ _AFTER_STOP_SECONDS = 20.0  # torchrun kills its workers 30 s after a signal
 
 
 def wait_until_sent(
-    folder: ExperimentFolder, *, say: Callable[[str], None], stopped: Callable[[], bool] = lambda: False
+    folder: ExperimentFolder,
+    *,
+    say: Callable[[str], None],
+    stopped: Callable[[], bool] = lambda: False,
+    patience: float = math.inf,
 ) -> None:
-    """Wait until the agent has sent everything, or says why it does not; after a stop for some seconds only."""
+    """Wait until the agent has sent everything, or says why it does not; after a stop for some seconds only.
+
+    A mirror that has not said what it lacks after `patience` seconds is left to the agent.
+    """
     order = read_order(folder)
     if order is None:
         return
@@ -29,6 +37,12 @@ def wait_until_sent(
             break
         if stopped() and waited > _AFTER_STOP_SECONDS:
             say("The rest is sent to the mirror in the background.")
+            return
+        if waited > patience and (state is None or not (state.waiting_files or state.complete_at)):
+            say(
+                f"The mirror has not answered for {patience:.0f} seconds; what it lacks is sent in the background, and "
+                "gpt-pipeline status says if that fails."
+            )
             return
         now = f"Sending to the mirror: {state.waiting}." if state is not None and state.waiting_files else _ASKING
         if waited > _QUIET_SECONDS and (not told or told == _ASKING != now):

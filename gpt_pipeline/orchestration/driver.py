@@ -8,6 +8,7 @@ evaluates each checkpoint while the next one is trained; the report is a run of 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -78,6 +79,7 @@ _logger = logging.getLogger(__name__)
 _FOLLOWER = "gpt_pipeline.orchestration.follower"
 LAST_CALL, STOP = b"\0", b"s"  # orders to the follower; any other byte than the first is a signal's number, and a stop
 _QUIET_SECONDS = 2.0  # a wait that is not worth a word
+_MIRROR_SECONDS = 30.0  # for a mirror to say what it lacks, where nothing else is to do
 _DOCUMENTS_PER_FILE = 120_000  # of SYNTH, about
 
 
@@ -232,7 +234,7 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
     _look_for_lost_runs(session, say)
     if not force and is_complete(experiment) and is_recorded(session):
         send_to_mirror(experiment)  # what an earlier run could not, or what a mirror lacks that is new to the file
-        _wait_for_mirror(experiment, say)
+        _wait_for_mirror(experiment, say, patience=_MIRROR_SECONDS)
         return False
     if not force:
         require_checkpoint_to_resume(experiment)  # before the hours that the data may take
@@ -252,9 +254,9 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
     return True
 
 
-def _wait_for_mirror(experiment: Experiment, say: Callable[[str], None]) -> None:
+def _wait_for_mirror(experiment: Experiment, say: Callable[[str], None], *, patience: float = math.inf) -> None:
     if experiment.config.storage.mirror is not None:
-        wait_until_sent(experiment.folder, say=say)
+        wait_until_sent(experiment.folder, say=say, patience=patience)
 
 
 def run_alone(experiment: Experiment, *, force: bool, say: Callable[[str], None]) -> bool:
