@@ -875,6 +875,19 @@ def test_plan_of_a_fine_tuning_warns_of_random_weights_and_of_answers_beyond_the
     assert not any(finding.key == "data.max_length" for finding in findings(dataclasses.replace(known, size=fits)))
 
 
+@pytest.mark.parametrize(
+    ("schedule", "steps", "warned"),
+    [("wsd", 5, True), ("wsd", 6, False), ("cosine", 3, True), ("cosine", 4, False), ("constant", 5, False)],
+)
+def test_plan_of_a_decay_of_one_update_warns_that_it_is_made_at_the_peak_rate(
+    with_data: TinyProject, schedule: str, steps: int, warned: bool
+) -> None:
+    path = with_data.write_experiment("short", max_steps=steps)
+    path.write_text(path.read_text().replace("training: {", f"training: {{lr_schedule: {schedule}, "))
+    found = [each.key for each in _plan(load_experiment(path)).findings]
+    assert ("training.lr_schedule" in found) == warned
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_plan_for_a_gpu_that_is_not_here_fails_and_tells_its_memory_all_the_same(project: TinyProject) -> None:
     path = project.write_experiment("elsewhere")
@@ -897,6 +910,7 @@ def test_plan_for_two_processes_shares_the_update_between_them(with_data: TinyPr
     assert "on each of 2 processes" in plain_text(sheets(plan))
 
 
+@pytest.mark.slow
 def test_plan_for_two_processes_on_a_cpu_measures_one_that_makes_the_whole_update(with_data: TinyProject) -> None:
     path = with_data.write_experiment("pair")
     path.write_text(path.read_text().replace("device: cpu", "device: cpu, num_gpus: 2"))

@@ -39,6 +39,8 @@ from gpt_pipeline.report import wording
 from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.names import as_typed
 from gpt_pipeline.storage.room import existing_folder
+from gpt_pipeline.training.config import TrainingConfig
+from gpt_pipeline.training.optimizer import learning_rate_at
 
 _TOKEN_DEVIATION = 3.0  # nats: about the standard deviation of one token's loss under a trained language model
 _SURE = 0.03  # nats: settings often differ by this much
@@ -332,15 +334,25 @@ def _validation(known: Known) -> Iterator[Finding]:
 def _schedule(known: Known) -> Iterator[Finding]:
     if known.size is None:
         return
-    steps, warmup = known.size.layout.max_steps, known.experiment.config.training.warmup_steps
+    config, steps = known.experiment.config, known.size.layout.max_steps
+    warmup = config.training.warmup_steps
     if warmup >= steps:
         of_all = f"the {counted(steps, 'step')} of the training"
         text = f"{warmup:,} is not below {of_all}: the learning rate never reaches its peak"
         yield warning("training.warmup_steps", text, f"use {steps // 10}")
+    elif steps > 1 and _ends_at_the_peak(config.training, steps):
+        text = f"the decay is the last of {counted(steps, 'step')} alone, which is made at the peak rate"
+        yield warning("training.lr_schedule", text, "leave room for a decay: more steps, or a larger decay_share")
     epochs = steps / known.size.steps_per_epoch
     if epochs > _EPOCHS:
         text = f"{epochs:.1f} epochs: beyond {_EPOCHS}, repeated text helps less and less (Muennighoff et al. 2023)"
         yield warning("training.num_epochs", text, "raise data.num_samples instead")
+
+
+def _ends_at_the_peak(config: TrainingConfig, steps: int) -> bool:
+    """Whether a rate that is to fall never does."""
+    falls = config.lr_schedule != "constant" and config.final_learning_rate < config.learning_rate
+    return falls and learning_rate_at(steps - 1, config, max_steps=steps) == config.learning_rate
 
 
 def _answers(known: Known) -> Iterator[Finding]:
