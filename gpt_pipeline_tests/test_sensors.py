@@ -489,6 +489,15 @@ def test_pruning_after_the_file_was_edited_keeps_what_either_needs(
     assert _steps(superseded) == kept
 
 
+def test_pruning_keeps_a_step_that_another_experiment_starts_from(superseded: TinyProject) -> None:
+    later = superseded.write_experiment("later")
+    start = "start_from: {experiment: tiny.yaml, checkpoint: step_1}"
+    kept = [line for line in later.read_text().splitlines() if not line.startswith("model:")]
+    later.write_text("\n".join([*kept, start]))
+    prune_at_rest(superseded.experiment("tiny"), say=pytest.fail)
+    assert _steps(superseded) == [1, 4, 8, 12]
+
+
 def test_pruning_where_a_newer_version_wrote_removes_nothing(superseded: TinyProject) -> None:
     experiment = superseded.experiment("tiny")
     manifest = manifest_path(checkpoint_path(experiment.folder.checkpoints, 12))

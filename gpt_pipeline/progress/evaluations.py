@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +11,16 @@ from gpt_pipeline.checkpoints.manifest import (
     CheckpointInfo,
     best_checkpoint,
     checkpoint_key,
+    checkpoint_path,
     list_checkpoints,
     newer_manifests,
 )
 from gpt_pipeline.checkpoints.retention import prune
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.result import EvaluationResult, alias_of, evaluation_fingerprint, summarize_evaluations
+from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.start_from import base_file
 from gpt_pipeline.mirror.order import held_training
 from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -81,8 +84,8 @@ def pending_evaluations(experiment: Experiment) -> list[WantedEvaluation]:
 def prune_at_rest(experiment: Experiment, *, say: Callable[[str], None]) -> None:
     """Remove the checkpoints that stayed only to be evaluated, unless a trainer is at work, which does so as it saves.
 
-    Those that an evaluation or MLflow still needs stay, and what the file names to continue from. So does everything
-    where a newer version has written, whose reasons to keep a checkpoint this one may not know.
+    Those that an evaluation or MLflow still needs stay, what the file names to continue from, and what others start
+    from. So does everything where a newer version has written: it may keep a checkpoint for reasons unknown here.
     """
     folder, checkpoints = experiment.folder, list_checkpoints(experiment.folder.checkpoints)
     if trainer_state(folder.root) == "running" or newer_manifests(folder.checkpoints):
@@ -95,11 +98,21 @@ def prune_at_rest(experiment: Experiment, *, say: Callable[[str], None]) -> None
             folder,
             keep_last=max([experiment.cadence.keep_last, *told]),
             training=held_training(folder) or "",
-            keep={*needed, str(experiment.config.storage.checkpoint_to_resume)},
+            keep={*needed, *_starts_of_others(experiment), str(experiment.config.storage.checkpoint_to_resume)},
             say=say,
         )
     except OSError as error:  # of another user's folder, say
         say(f"checkpoints that are no longer needed stay: {error}")
+
+
+def _starts_of_others(experiment: Experiment) -> Iterator[str]:
+    """Yield the names of the checkpoints that experiments beside this one start from by their steps."""
+    file = experiment.file.resolve()
+    others = (found.experiment for found in find_experiments(file.parent) if found.experiment is not None)
+    for other in others:
+        start = other.config.start_from
+        if start is not None and start.step is not None and base_file(start, other.file) == file:
+            yield checkpoint_path(experiment.folder.checkpoints, start.step).name
 
 
 def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: str, alias: str | None) -> None:
