@@ -117,6 +117,9 @@ def test_new_experiment_of_a_text_too_long_for_one_document_parts_it(
     data = write_new_experiment(tmp_path / "long.yaml", data=str(own / "a.txt")).config.data
     assert data.split_text_at == found
     assert prepare_raw(data, tmp_path / "data").manifest.facts["documents"] == len(texts)
+    for name in ("b", "c"):
+        (own / f"{name}.txt").write_text(mark.join(texts[:9]), encoding="utf-8", newline=end)
+    assert look_at(str(own)).split_at is None  # one long text among others that are documents
 
 
 def test_texts_that_are_all_too_long_are_told_how_they_are_parted(own: Path, tmp_path: Path) -> None:

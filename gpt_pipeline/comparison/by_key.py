@@ -38,8 +38,10 @@ def with_key(comparison: Comparison, *, key: str | None = None, metric: str | No
         raise UserError(f"--by: found {key}, need {need}{_meant(key, everywhere)}")
     found = [_of_group(group, _settings(comparison, group), key, metric) for group in comparison.groups]
     if key is not None and not any(found):
-        need = "a key that differs within a group: only there losses compare"
-        raise UserError(f"--by: found {key}, which differs between groups alone, need {need}; see them without --by")
+        where = "only between experiments that do not compare or have no evaluation yet"
+        raise UserError(
+            f"--by: found {key}, which differs {where}, need a key that differs within a group; see these without --by"
+        )
     return replace(comparison, by_key=tuple(each for each in found if each is not None))
 
 
