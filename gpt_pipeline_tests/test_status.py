@@ -21,12 +21,14 @@ from gpt_pipeline.cli import main
 from gpt_pipeline.comparison.compare import compare_experiments
 from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.evaluation.evaluate import _one_at_a_time
+from gpt_pipeline.evaluation.result import read_evaluations, write_evaluation
 from gpt_pipeline.experiment import sizes
 from gpt_pipeline.experiment.training import training_job, wanted_fingerprint
 from gpt_pipeline.launchers.protocol import JobState
 from gpt_pipeline.launchers.submission import Submission
 from gpt_pipeline.orchestration.report_step import write_report
 from gpt_pipeline.progress.at_work import show_run
+from gpt_pipeline.progress.evaluations import pending_evaluations
 from gpt_pipeline.progress.show import sheets, training_text
 from gpt_pipeline.progress.status import CheckpointStatus, NextStep, Status, experiment_status, statuses
 from gpt_pipeline.progress.training import newest_records, training_progress
@@ -121,6 +123,22 @@ def test_status_of_a_finished_training_leads_to_the_evaluations(project: TinyPro
     files = {path.stat().st_ino: path.stat().st_size for path in status.folder.glob("checkpoints/*.pt")}
     assert status.checkpoint_bytes == sum(files.values())
     assert status.next.command.startswith("gpt-pipeline evaluate ")
+
+
+def test_status_of_evaluations_that_mlflow_alone_lacks_says_so(project: TinyProject, train_to: TrainTo) -> None:
+    train_to(12)
+    experiment = project.experiment("tiny")
+    for wanted in pending_evaluations(experiment):
+        evaluate(experiment.folder, wanted.checkpoint.step, 2.5)
+        (newest,) = [
+            each for each in read_evaluations(experiment.folder.evaluations) if each.step == wanted.checkpoint.step
+        ]
+        checkpoint = {**newest.checkpoint, "weights_sha256": wanted.checkpoint.weights_sha256}
+        write_evaluation(dataclasses.replace(newest, fingerprint=wanted.fingerprint, checkpoint=checkpoint))
+    status = _status(project)
+    assert status.evaluations_pending == 3
+    assert status.next.why == "3 evaluations are not in MLflow yet"
+    assert plain_text(sheets([status])).count("val loss 2.500  evaluated, not in MLflow yet") == 3
 
 
 def test_status_names_the_best_among_the_evaluations_that_compare_with_the_newest(project: TinyProject) -> None:

@@ -67,6 +67,11 @@ class CheckpointStatus:
     evaluation: str | None
     """`done`, `missing` or `outdated`; None where none is wanted, as for the best model during training."""
 
+    @property
+    def lacks_mlflow_alone(self) -> bool:
+        """Whether its evaluation is finished, and counts as missing because MLflow does not have it yet."""
+        return self.evaluation == "missing" and self.evaluated_loss is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
@@ -363,6 +368,8 @@ def _after_training(name: str, status: Status, pending: int) -> NextStep:
         return NextStep(command=f"gpt-pipeline run {name}", why="makes the data again that is missing or damaged")
     if pending:
         what = f"{pending} checkpoint{'s need' if pending > 1 else ' needs'} an evaluation"
+        if sum(each.lacks_mlflow_alone for each in status.checkpoints) == pending:
+            what = f"{pending} evaluation{'s are' if pending > 1 else ' is'} not in MLflow yet"
         return NextStep(command=f"gpt-pipeline evaluate {name}", why=what)
     if status.report_is_outdated:
         return NextStep(command=f"gpt-pipeline evaluate {name}", why="the report does not show the newest results")
