@@ -30,6 +30,7 @@ from gpt_pipeline.orchestration.comparison_log import mlflow_experiment
 from gpt_pipeline.orchestration.comparison_step import COMPARISON, comparison_fingerprint
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
 from gpt_pipeline.project import Project
+from gpt_pipeline.report import wording
 from gpt_pipeline.sheet import plain_text
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -370,6 +371,10 @@ def test_config_differences_are_the_keys_that_differ_and_no_others(project: Tiny
         ("model.n_layer", (1, 2, 1)),
         ("training.learning_rate", (0.001, 0.01, 0.001)),
     ]
+
+
+def test_setting_of_several_values_is_shown_as_in_the_file() -> None:
+    assert wording.setting(("en", None, True)) == "[en, null, true]"
 
 
 def test_plain_text_marks_the_best_of_each_row_that_has_one(project: TinyProject) -> None:

@@ -228,6 +228,14 @@ def test_generate_command_prints_the_text_alone_and_needs_no_compiler(finished: 
     assert "best_model.pt, step" in process.stderr
 
 
+def test_generate_command_keeps_to_the_length_that_the_checkpoint_was_trained_at(copy: TinyProject) -> None:
+    path = copy.experiment("tiny").file
+    path.write_text(path.read_text().replace("max_length: 32", "max_length: 33"))
+    assert copy.experiment("tiny").config.data.max_length == 33
+    said = copy.call("generate", str(path), "--raw", "--prompt", "a " * 40, "--max-new-tokens", "1")
+    assert "[the prompt was too long for 32 tokens" in said
+
+
 def test_generate_command_interactive_answers_each_line(finished: TinyProject) -> None:
     arguments = ["generate", "experiments/tiny.yaml", "--interactive", "--max-new-tokens", "2", "--checkpoint", "last"]
     process = finished.start(*arguments, stdin=subprocess.PIPE)

@@ -73,12 +73,13 @@ def generate(
     config = loaded.config
     chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint, if_none=loaded.way_to_checkpoints)
     say(f"Loading {chosen.path.name} ...")
-    from gpt_pipeline.writing import Writer, converse, picker, write_once  # torch
+    from gpt_pipeline.exchange.export import trained_length  # torch
+    from gpt_pipeline.writing import Writer, converse, picker, write_once
 
     writer = Writer.of_checkpoint(
         chosen.path,
         device=device or config.hardware.device_here,
-        trained_length=config.data.max_length,
+        trained_length=trained_length(loaded, chosen),
         weights=weights,
     )
     manner = _manner(

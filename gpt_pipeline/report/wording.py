@@ -59,6 +59,8 @@ def setting(value: Any) -> str:
     """Return a configuration's value as in an experiment file."""
     if value is None:
         return "null"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(setting, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -165,21 +165,25 @@ def _require_candidates(candidates: Candidates) -> None:
     checks = "a number, an option or a short text as the expected answer (SYNTH's result:..., data.columns.result)"
     if not candidates.training:
         raise DataError(
-            f"rl_prompts: found no training-side question whose answer can be checked ({reasons}); need {checks}, and "
+            f"found no training-side question whose answer can be checked ({reasons}); need {checks}, and "
             "room for question and rl.max_new_tokens within data.max_length"
         )
     if not candidates.held_out:
         raise DataError(
-            f"rl_prompts: found no held-out question whose answer can be checked; need {checks} there too: raise "
+            "found no held-out question whose answer can be checked; need {checks} there too: raise "
             "data.validation_fraction or data.num_samples"
         )
 
 
 def _require_kept(facts: dict[str, Any]) -> None:
     if not facts["prompts"]:
+        further = (
+            "Train the model to start from further, or raise rl.candidates, rl.samples_per_prompt or, where answers "
+            "are cut off, rl.max_new_tokens"
+        )
+        harder = "Take harder questions, or raise rl.temperature or rl.samples_per_prompt"
         raise DataError(
-            f"rl_prompts: found none of {facts['candidates']:,} questions that the start weights answer sometimes "
-            f"right and sometimes wrong ({facts['never_right']:,} never right, {facts['always_right']:,} always), need "
-            "one at least: there is nothing to sharpen. Train the model to start from further, or raise rl.candidates "
-            "or rl.samples_per_prompt"
+            f"found none of {facts['candidates']:,} questions that the start weights answer sometimes right and "
+            f"sometimes wrong ({facts['never_right']:,} never right, {facts['always_right']:,} always), need one at "
+            f"least: there is nothing to sharpen. {further if facts['never_right'] else harder}"
         )
