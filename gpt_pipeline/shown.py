@@ -42,6 +42,11 @@ def in_markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", on_terminal(" ".join(text.split())))
 
 
+def as_code(text: str) -> str:
+    """Return `text` as a block of code in markdown, which it cannot end, and which reads as it is."""
+    return "\n".join(f"    {on_terminal(line)}" for line in text.splitlines() or [""])
+
+
 def html_templates(package: str) -> jinja2.Environment:
     """Return what renders the HTML templates in the folder `templates` of a package; a name that is not given fails."""
     return _templates(package, autoescape=True)

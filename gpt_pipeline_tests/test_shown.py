@@ -23,7 +23,7 @@ from gpt_pipeline.orchestration.metadata import counts_table, fact
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.project import Project
 from gpt_pipeline.sheet import Sheet, plain_text
-from gpt_pipeline.shown import in_markdown, on_terminal, without_password
+from gpt_pipeline.shown import as_code, in_markdown, on_terminal, without_password
 from gpt_pipeline.tracking.tables import answers_as_markdown, kinds_as_markdown
 from gpt_pipeline.training.observer import PlainObserver
 from gpt_pipeline.writing import whole_characters
@@ -129,6 +129,12 @@ def test_markdown_of_names_and_texts_from_data_is_no_markup() -> None:
     ]
     assert not [markdown for markdown in shown if _has_markup(markdown)]
     assert len(counts_table({MARKUP: 3}).md_str.splitlines()) == 3
+
+
+def test_code_in_markdown_is_a_block_that_its_text_cannot_end_nor_steer_a_terminal() -> None:
+    shown = as_code("```\n# big\n\x1b[2J\u202eabc")
+    assert shown.splitlines() == ["    ```", "    # big", r"    \u001b[2J\u202eabc"]
+    assert as_code("") == "    "
 
 
 def test_markdown_of_an_experiments_name_is_no_markup(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import dagster as dg
 
 from gpt_pipeline.data.formats.synth_text import ENGLISH
 from gpt_pipeline.sheet import markdown_table
-from gpt_pipeline.shown import on_terminal
+from gpt_pipeline.shown import as_code
 from gpt_pipeline.storage.manifest import StageResult
 
 _EXAMPLE_CHARACTERS = 600
@@ -90,8 +90,3 @@ def quoted(text: str) -> str:
     """Return the start of `text` as a markdown code block that the text itself cannot end."""
     shown = text if len(text) <= _EXAMPLE_CHARACTERS else text[:_EXAMPLE_CHARACTERS] + " …"
     return as_code(shown)
-
-
-def as_code(text: str) -> str:
-    """Return all of `text` as such a block."""
-    return "\n".join("    " + on_terminal(line) for line in text.splitlines())

@@ -36,9 +36,9 @@ from gpt_pipeline.launchers.submission import (
     submit_again,
     tail,
 )
-from gpt_pipeline.orchestration.metadata import as_code
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR, STOPPED_CODES
 from gpt_pipeline.orchestration.trainer_pipes import PipesObserver
+from gpt_pipeline.shown import as_code
 from gpt_pipeline.storage.lock import SILENT_SECONDS
 from gpt_pipeline.training.decision import find_finished_work
 from gpt_pipeline.training.folder_watch import FolderWatch, Pulse

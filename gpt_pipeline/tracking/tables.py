@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt_pipeline.evaluation.shares import Share
 from gpt_pipeline.sheet import markdown_table
-from gpt_pipeline.shown import in_markdown
+from gpt_pipeline.shown import as_code, in_markdown
 
 _SHOWN = ("question", "expected", "reasoning", "answer", "well_formed", "correct", "choice_match", "token_f1")
 _OF_ANSWERS = {"kind": "exercise"} | {name: name for name in _SHOWN}
@@ -73,9 +73,9 @@ def _answer(number: int, answer: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"## {number}. {kind and f'{kind}: '}{verdict}, {form}\n",
-            f"**Question**\n\n{_block(answer['question'])}\n",
-            f"**Expected**\n\n{_block(answer['expected'])}\n",
-            f"**Written by the model**\n\n{_block(answer['generated'])}\n",
+            f"**Question**\n\n{as_code(answer['question'])}\n",
+            f"**Expected**\n\n{as_code(answer['expected'])}\n",
+            f"**Written by the model**\n\n{as_code(answer['generated'])}\n",
         ]
     )
 
@@ -84,17 +84,12 @@ def _continuation(number: int, continuation: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"## {number}. {_kind(continuation['kind'])}\n",
-            f"**Beginning**\n\n{_block(continuation['beginning'])}\n",
-            f"**Written by the model**\n\n{_block(continuation['generated'])}\n",
-            f"**How it really goes on**\n\n{_block(continuation['original'])}\n",
+            f"**Beginning**\n\n{as_code(continuation['beginning'])}\n",
+            f"**Written by the model**\n\n{as_code(continuation['generated'])}\n",
+            f"**How it really goes on**\n\n{as_code(continuation['original'])}\n",
         ]
     )
 
 
 def _kind(kind: str) -> str:
     return "" if kind == "unknown" else in_markdown(kind)
-
-
-def _block(text: str) -> str:
-    """Return `text` as an indented code block."""
-    return "\n".join(f"    {line}" for line in text.splitlines() or [""])
