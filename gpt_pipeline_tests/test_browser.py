@@ -272,7 +272,7 @@ def test_browser_talk_shows_each_models_answer_as_it_comes_and_marks_what_is_kno
             cards = page.locator("article:visible")
             assert cards.count() == 2
             assert cards.locator("[data-mark]:visible").count() == 2
-            assert page.get_by_text(re.compile(r"tokens in")).count() == 2
+            assert page.get_by_text(re.compile(r"tokens? in")).count() == 2
             page.locator("#settings summary").click()
             page.get_by_label("Tokens").fill("5000")
             ask.click()

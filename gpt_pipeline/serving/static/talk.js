@@ -147,7 +147,7 @@ async function answer(card, text, place, signal) {
   }
   const seconds = ((performance.now() - began) / 1000).toFixed(1);
   const cut = end.finish === "length" ? ", cut off: no more tokens fit or were asked for" : "";
-  part("note").textContent = `${end.tokens} tokens in ${seconds} s${cut}`;
+  part("note").textContent = `${end.tokens} token${end.tokens === 1 ? "" : "s"} in ${seconds} s${cut}`;
 }
 
 async function mark(card, said, place, part) {
