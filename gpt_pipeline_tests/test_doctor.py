@@ -323,7 +323,7 @@ def test_dagster_home_that_is_read_only_is_a_problem(project: Project, tmp_path:
     assert _one(check_dagster_home(project, {"DAGSTER_HOME": str(home)})).severity == "problem"
 
 
-def test_history_absent_readable_and_damaged(project: Project) -> None:
+def test_history_absent_readable_and_damaged(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "none yet" in _one(check_history(project, count_runs, {})).text
     assert list(project.root.iterdir()) == []
     where = Path.cwd()
@@ -341,6 +341,8 @@ def test_history_absent_readable_and_damaged(project: Project) -> None:
     found = _one(check_history(project, count_runs, {}))
     assert found.severity == "problem"
     assert f"move the folders history and schedules of {project.root / '.dagster' / 'history'} aside" in found.remedy
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "make it writable" in _one(check_history(project, count_runs, {})).remedy
 
 
 @pytest.mark.parametrize("base_dir", [None, ".dagster/history"], ids=["its own", "of the project's dagster.yaml"])

@@ -636,6 +636,16 @@ def test_plan_of_too_little_data_is_a_problem_with_a_remedy(project: TinyProject
     assert any(each.key == "data.num_samples" and "raise data.num_samples" in each.remedy for each in plan.problems)
 
 
+def test_plan_of_too_little_data_all_of_which_is_used_asks_for_more_documents(project: TinyProject) -> None:
+    path = project.write_experiment("few")
+    (project.root / "texts.jsonl").write_text('{"text": "a few words"}\n' * 3)
+    text = path.read_text().replace("batch_size: 4", "batch_size: 400").replace("num_samples: 300", "num_samples: all")
+    path.write_text(text.replace("source: sample", "source: ../texts.jsonl, format: text"))
+    remedies = [each.remedy for each in _plan(load_experiment(path)).findings]
+    assert any(remedy.startswith("add documents, or lower training.batch_size") for remedy in remedies)
+    assert not [remedy for remedy in remedies if "num_samples" in remedy]
+
+
 def test_plan_warns_of_what_is_hardly_wanted_and_can_still_be_run(project: TinyProject) -> None:
     path = project.write_experiment("odd")
     text = path.read_text().replace("max_steps: 12", "num_epochs: 9").replace("warmup_steps: 2", "warmup_steps: 5000")

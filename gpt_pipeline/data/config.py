@@ -178,6 +178,11 @@ class DocumentsConfig:
         return None if self.num_samples is None or isinstance(self.num_samples, str) else self.num_samples
 
     @property
+    def way_to_more(self) -> str:
+        """What to do for more documents, for a person."""
+        return "add documents" if self.document_limit is None else "raise data.num_samples"
+
+    @property
     def amount(self) -> str:
         """`num_samples` for a person."""
         return "all" if self.document_limit is None else f"{self.document_limit:,}"

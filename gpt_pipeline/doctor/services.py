@@ -186,6 +186,8 @@ def check_history(
                 f"move the folders history and schedules of {place} aside and run again: finished work is known by its "
                 "files on the disk, the history of runs starts anew"
             )
+        if place is not None and not os.access(place / "history", os.W_OK):
+            remedy = "have its owner make it writable for you, or work in a copy of the project"
         yield problem(_HISTORY, text, remedy)
     else:
         yield ok(_HISTORY, f"{counted(count, 'run')} in {place or f'the storage that {home / DAGSTER_CONFIG} names'}")

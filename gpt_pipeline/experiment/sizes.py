@@ -83,14 +83,14 @@ def training_size(config: ExperimentConfig, *, train_tokens: int, rows: int | No
         # Shorter sequences make more updates of as many sequences, and not of as many tokens.
         lower = "batch_size or data.max_length" if config.training.tokens_per_step is None else "tokens_per_step"
         if rows is None:
-            found, need = f"{train_tokens} training tokens", config.tokens_per_step + 1
+            found, need = f"{train_tokens:,} training tokens", config.tokens_per_step + 1
         else:
-            found = f"{rows} sequences of whole documents ({train_tokens} training tokens)"
+            found = f"{rows:,} sequences of whole documents ({train_tokens:,} training tokens)"
             need = config.sequences_per_step
         raise DataError(
-            f"found {found}, need at least {need} for one update of "
+            f"found {found}, need at least {need:,} for one update of "
             f"{config.sequences_per_step} sequences of {config.data.max_length} tokens; "
-            f"raise data.num_samples, or lower training.{lower}"
+            f"{config.data.way_to_more}, or lower training.{lower}"
         )
     return TrainingSize(
         steps_per_epoch=steps_per_epoch,

@@ -315,8 +315,8 @@ def _smaller_batch(known: Known, memory: int) -> str:
 
 
 def _validation(known: Known) -> Iterator[Finding]:
-    tokens, fraction = known.tokens, known.experiment.config.data.validation_fraction
-    raise_it = f"raise data.validation_fraction={fraction:g} or data.num_samples"
+    tokens, data = known.tokens, known.experiment.config.data
+    raise_it = f"raise data.validation_fraction={data.validation_fraction:g}, or {data.way_to_more}"
     if tokens.validation_tokens < 2:
         yield problem("data.validation_fraction", "no validation tokens are held out, need at least 2", raise_it)
         return
@@ -346,7 +346,7 @@ def _schedule(known: Known) -> Iterator[Finding]:
     epochs = steps / known.size.steps_per_epoch
     if epochs > _EPOCHS:
         text = f"{epochs:.1f} epochs: beyond {_EPOCHS}, repeated text helps less and less (Muennighoff et al. 2023)"
-        yield warning("training.num_epochs", text, "raise data.num_samples instead")
+        yield warning("training.num_epochs", text, f"{config.data.way_to_more} instead")
 
 
 def _ends_at_the_peak(config: TrainingConfig, steps: int) -> bool:

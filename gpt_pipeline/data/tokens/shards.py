@@ -316,7 +316,7 @@ def _require_documents(config: DataConfig, facts: Mapping[str, Any]) -> None:
                 "data.validation_fraction",
                 found=config.validation_fraction,
                 need=f"a share that leaves the {split} split some of the {documents} documents",
-                remedy=f"{remedy} data.validation_fraction, set another data.seed, or {_more(config)}{together}",
+                remedy=f"{remedy} data.validation_fraction, set another data.seed, or {config.way_to_more}{together}",
             )
 
 
@@ -328,9 +328,5 @@ def require_a_sequence(config: DataConfig, facts: Mapping[str, Any]) -> None:
             found=config.num_samples,
             need=f"enough documents for one sequence of data.max_length={config.max_length} and one more token "
             f"(their training split has {facts['train_tokens']} tokens)",
-            remedy=f"{_more(config)}, or lower data.max_length or data.validation_fraction",
+            remedy=f"{config.way_to_more}, or lower data.max_length or data.validation_fraction",
         )
-
-
-def _more(config: DataConfig) -> str:
-    return "add documents" if config.document_limit is None else "raise data.num_samples"
