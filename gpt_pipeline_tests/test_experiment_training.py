@@ -164,7 +164,7 @@ def test_training_job_has_what_the_trainer_needs_and_survives_json(load, tmp_pat
 
 
 def test_training_job_on_too_little_data_is_refused(load, tmp_path):
-    with pytest.raises(DataError, match="need at least 4097"):
+    with pytest.raises(DataError, match="need at least 4,097"):
         training_job(load(SMALL), shards_of(tmp_path, train_tokens=4096))
 
 
