@@ -233,7 +233,7 @@ def test_training_size_counts_the_steps_that_the_sampler_gives(file, train_token
 
 def test_training_size_of_too_few_tokens_names_the_tokens_needed(file):
     config = load_experiment(file).config
-    with pytest.raises(DataError, match="found 4,096 training tokens, need at least 4,097 for one update of 8 sequences"):
+    with pytest.raises(DataError, match="found 4,096 training tokens, need at least 4,097 for one update of 8"):
         training_size(config, train_tokens=4096)
 
 
@@ -252,9 +252,7 @@ def test_training_size_of_too_few_tokens_says_which_key_to_lower(file, key, lowe
 
 def test_training_size_of_too_few_packed_rows_names_the_rows_needed(file):
     config = load_experiment(file).config
-    found = (
-        r"found 7 sequences of whole documents \(50,000 training tokens\), need at least 8 for one update of 8 sequences"
-    )
+    found = r"found 7 sequences of whole documents \(50,000 training tokens\), need at least 8 for one update of 8"
     with pytest.raises(DataError, match=found):
         training_size(config, train_tokens=50_000, rows=7)
 

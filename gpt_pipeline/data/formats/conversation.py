@@ -16,12 +16,14 @@ from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 from gpt_pipeline.data.formats.forms import CHATML, END, START, Form, Template, turn, without_marks
-from gpt_pipeline.data.formats.rules import TEXT_PARTS
 from gpt_pipeline.data.formats.synth_text import ANSWER_MARK, QUERY_MARK, is_blank
 
 Role = Literal["system", "user", "assistant"]
 BETWEEN = "\n\n"
 """Between two messages."""
+
+TEXT_PARTS = "text_parts"
+"""Why conversations with a content that is a list of text parts become no documents, unless `data.join_parts`."""
 
 MARKS: Mapping[Role, str] = {
     "system": "System: ",

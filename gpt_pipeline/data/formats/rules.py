@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gpt_pipeline.data.columns import Flags, Indices, flags, of_indices, text_bounds, text_bytes, text_sizes
+from gpt_pipeline.data.formats.conversation import TEXT_PARTS
 from gpt_pipeline.data.formats.filter import AS_SHOWN, FILTER
 from gpt_pipeline.data.formats.forms import MARKS, Form
 from gpt_pipeline.data.formats.protocol import Selection
@@ -19,9 +20,6 @@ Rules = Mapping[str, Callable[[pa.RecordBatch], Flags]]
 
 INVALID_UTF8 = "invalid_utf8"
 """Why rows with a text that is no UTF-8 become no documents."""
-
-TEXT_PARTS = "text_parts"
-"""Why conversations with a content that is a list of text parts become no documents, unless `data.join_parts`."""
 
 JOINED = "set data.join_parts: true to join the text parts of contents that are lists"
 
