@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt_pipeline.cli import main
-from gpt_pipeline.comparison.by_key import key_chart, with_key
+from gpt_pipeline.comparison.by_key import key_chart, key_sheet, with_key
 from gpt_pipeline.comparison.compare import compare_experiments, compare_with_families, families
 from gpt_pipeline.comparison.page import render_page, require_page
 from gpt_pipeline.comparison.show import as_json, key_markdown, markdown
@@ -19,6 +19,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.report.charts import draw
 from gpt_pipeline.report.figures import Figure, chart_values
+from gpt_pipeline.sheet import plain_text
 from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.test_comparison import trained
 
@@ -64,6 +65,20 @@ def test_by_key_of_another_key_and_metric_has_a_line_for_each_rate(grid: list[Ex
 def test_by_key_leaves_out_a_key_that_only_follows_it(grid: list[Experiment]) -> None:
     by = _only([grid[0], grid[4]])
     assert [line.name for line in by.lines] == [""]
+
+
+def test_by_key_of_answers_to_other_questions_calls_none_best(tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    few, many = ([{"correct": n < count} for n in range(10)] for count in (0, 9))
+    same = [
+        trained(project, name, {4: 2.5}, learning_rate=rate, answers=answers)
+        for name, rate, answers in (("a", 0.1, few), ("b", 0.2, many))
+    ]
+    other = trained(project, "c", {4: 2.5}, learning_rate=0.3, answers=many, question="Who?")
+    told = "so that none is called best"
+    for experiments, is_ranked in ((same, True), ([*same, other], False)):
+        shown = plain_text([key_sheet(_only(experiments, key="training.learning_rate", metric="correct"))])
+        assert ("*90 %" in shown, told in shown) == (is_ranked, not is_ranked)
 
 
 def test_by_key_of_experiments_on_other_held_out_tokens_keeps_them_apart(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from dataclasses import replace
 from math import log10
 from typing import Any
 
+from gpt_pipeline.comparison.compare import are_alike
 from gpt_pipeline.comparison.standings import ByKey, Comparison, Group, KeyLine, Standing
 from gpt_pipeline.errors import UserError
+from gpt_pipeline.evaluation.result import EvaluationResult
 from gpt_pipeline.experiment.problems import listed, nearest
 from gpt_pipeline.report import wording
 from gpt_pipeline.report.charts import CURVES, Chart, Point, Series, curve_style
@@ -68,6 +70,8 @@ def _of_group(group: Group, settings: Mapping[str, Sequence[Any]], key: str | No
     values = _sorted(_distinct(settings[key]))
     others = [other for other in settings if other != key and not _follows(settings[other], settings[key])]
     lines, notes = _lines(group, settings[key], {other: settings[other] for other in others})
+    if not are_alike(_results(lines), chosen):
+        notes.append("The answers are not to the same questions, or were drawn otherwise, so that none is called best.")
     if len(lines) > CURVES:
         notes.append(f"Of {len(lines)} lines, the picture shows the first {CURVES}.")
     return ByKey(key=key, metric=chosen, values=tuple(values), lines=tuple(lines), notes=tuple(notes))
@@ -135,10 +139,17 @@ def _text(by: ByKey, standing: Standing | None) -> str:
 
 
 def _best(by: ByKey) -> list[Standing | None]:
-    """Return the best experiment, if it is better than the others beyond noise."""
-    flat = [standing for line in by.lines for standing in line.standings if standing is not None]
-    leaders = by.metric.leaders([standing.best.evaluation if standing.best else None for standing in flat])
+    """Return the best experiment, if it is better than the others beyond noise, and what was measured compares."""
+    flat = [standing for line in by.lines for standing in line.standings]
+    results = _results(by.lines)
+    leaders = by.metric.leaders(results) if are_alike(results, by.metric) else ()
     return [flat[place] for place in leaders] if len(leaders) == 1 else []
+
+
+def _results(lines: Sequence[KeyLine]) -> list[EvaluationResult | None]:
+    """Return the evaluations of the best checkpoints, line by line."""
+    flat = [standing for line in lines for standing in line.standings]
+    return [standing.best.evaluation if standing and standing.best else None for standing in flat]
 
 
 def key_chart(by: ByKey) -> Chart:

@@ -22,6 +22,7 @@ from gpt_pipeline.evaluation.result import (
     ranking_metric,
     same_answers,
     same_losses,
+    same_samples,
 )
 from gpt_pipeline.experiment.differences import config_differences
 from gpt_pipeline.experiment.load import Experiment
@@ -30,6 +31,7 @@ from gpt_pipeline.progress.training import experiment_training
 from gpt_pipeline.report.charts import CURVES
 from gpt_pipeline.report.contents import CheckpointRow, Contents, read_contents
 from gpt_pipeline.report.cost import Record, seconds_at
+from gpt_pipeline.report.metrics import Metric
 from gpt_pipeline.training.config import ESTIMATES
 
 Same = Callable[[EvaluationResult, EvaluationResult], bool]
@@ -103,6 +105,16 @@ def families(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
         if each.config.family is not None:
             found.setdefault(each.config.family, []).append(each)
     return {name: members for name, members in found.items() if len(members) > 1}
+
+
+def are_alike(results: Sequence[EvaluationResult | None], metric: Metric) -> bool:
+    """Whether a metric of evaluations whose losses compare does so: of answers, that they are to the same questions."""
+    return not metric.of_answers or len(alike(results, same_of(metric))) < 2
+
+
+def same_of(metric: Metric) -> Same:
+    """Return when evaluations have answers by which the metric compares."""
+    return same_samples if metric.of_samples else same_answers
 
 
 def alike(results: Sequence[EvaluationResult | None], same: Same) -> list[list[int]]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpt_pipeline.comparison.by_key import key_chart, key_sheet, key_values
-from gpt_pipeline.comparison.compare import alike
+from gpt_pipeline.comparison.compare import alike, same_of
 from gpt_pipeline.comparison.curves import Records, main_chart, read_records
 from gpt_pipeline.comparison.standings import ByKey, Comparison, Group, Reached, Standing
-from gpt_pipeline.evaluation.result import EvaluationResult, same_answers, same_samples
+from gpt_pipeline.evaluation.result import EvaluationResult
 from gpt_pipeline.evaluation.shares import CHANCE, share_of
 from gpt_pipeline.experiment.differences import Difference
 from gpt_pipeline.experiment.load import Experiment
@@ -328,7 +328,7 @@ def _reached_rows(section: str, reached: Sequence[Reached | None]) -> Iterable[R
     results = [None if each is None else each.evaluation for each in reached]
     for metric in METRICS:
         measured = [result if result is not None and metric.key in result.metrics else None for result in results]
-        sets = alike(measured, same_samples if metric.of_samples else same_answers) if metric.of_answers else []
+        sets = alike(measured, same_of(metric)) if metric.of_answers else []
         if len(sets) < 2:
             yield _metric_row(section, metric.label, metric, results)
             continue
