@@ -489,6 +489,13 @@ def test_pruning_after_the_file_was_edited_keeps_what_either_needs(
     assert _steps(superseded) == kept
 
 
+def test_pruning_keeps_a_checkpoint_that_the_training_did_not_write(superseded: TinyProject) -> None:
+    manifest = superseded.experiment("tiny").folder.checkpoints / "checkpoint_step_1.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "fingerprint": ""}))  # as import does
+    prune_at_rest(superseded.experiment("tiny"), say=pytest.fail)
+    assert _steps(superseded) == [1, 4, 8, 12]
+
+
 def test_pruning_keeps_a_step_that_another_experiment_starts_from(superseded: TinyProject) -> None:
     later = superseded.write_experiment("later")
     start = "start_from: {experiment: tiny.yaml, checkpoint: step_1}"

@@ -84,8 +84,9 @@ def pending_evaluations(experiment: Experiment) -> list[WantedEvaluation]:
 def prune_at_rest(experiment: Experiment, *, say: Callable[[str], None]) -> None:
     """Remove the checkpoints that stayed only to be evaluated, unless a trainer is at work, which does so as it saves.
 
-    Those that an evaluation or MLflow still needs stay, what the file names to continue from, and what others start
-    from. So does everything where a newer version has written: it may keep a checkpoint for reasons unknown here.
+    Those that an evaluation or MLflow still needs stay, what the file names to continue from, what others start from,
+    and what this training did not write: somebody imported it, or put it there. So does everything where a newer
+    version has written: it may keep a checkpoint for reasons unknown here.
     """
     folder, checkpoints = experiment.folder, list_checkpoints(experiment.folder.checkpoints)
     if trainer_state(folder.root) == "running" or newer_manifests(folder.checkpoints):
@@ -93,12 +94,19 @@ def prune_at_rest(experiment: Experiment, *, say: Callable[[str], None]) -> None
     # The file may have been edited for the next training: the number that this one had counts too.
     told = [int(info.settings.get("evaluation.keep_last", 0)) for info in checkpoints]
     needed = [pending.checkpoint.path.name for pending in pending_evaluations(experiment)]
+    training = held_training(folder) or ""
+    put_there = [info.path.name for info in checkpoints if info.fingerprint != training]
     try:
         prune(
             folder,
             keep_last=max([experiment.cadence.keep_last, *told]),
-            training=held_training(folder) or "",
-            keep={*needed, *_starts_of_others(experiment), str(experiment.config.storage.checkpoint_to_resume)},
+            training=training,
+            keep={
+                *needed,
+                *put_there,
+                *_starts_of_others(experiment),
+                str(experiment.config.storage.checkpoint_to_resume),
+            },
             say=say,
         )
     except OSError as error:  # of another user's folder, say
