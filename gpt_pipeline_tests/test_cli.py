@@ -69,8 +69,8 @@ def test_init_of_files_of_which_no_row_becomes_a_document_shows_why(
     )
     code, text = said(capsys, "init", "mine.yaml", "--data", "chats.jsonl")
     assert code == 0
-    assert "become no documents: odd_messages 1\n" in text
-    assert re.search("dropped +odd_messages", text)
+    assert "become no documents: text_parts 1; set data.join_parts: true" in text
+    assert re.search("dropped +text_parts", text)
 
 
 _FIRST_WORD = """
