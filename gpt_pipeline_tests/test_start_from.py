@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -412,12 +411,19 @@ def test_new_experiment_from_a_base_names_it_and_loads(folder: Path) -> None:
     assert (made.config.data.max_length, made.config.model) == (32, _base(folder).config.model)
 
 
-def test_new_experiment_from_a_base_holds_out_the_same_documents(folder: Path) -> None:
-    file = folder / "base.yaml"
-    file.write_text(re.sub(r"data: \{", "data: {seed: 3, ", file.read_text()))
-    made = write_new_experiment(folder / "tuned.yaml", start_from=str(file), recipe="sft").config.data
-    base = load_experiment(file).config.data
-    assert (made.seed, made.validation_fraction) == (3, base.validation_fraction)
+@pytest.mark.parametrize("has_own_files", [False, True])
+@pytest.mark.parametrize("fraction", [0.1, 0.05])  # the latter is the recipe's own
+def test_new_experiment_from_a_base_holds_out_the_same_documents(
+    folder: Path, fraction: float, has_own_files: bool
+) -> None:
+    file, own = folder / "base.yaml", folder / "own.jsonl"
+    split = f"seed: 3, validation_fraction: {fraction}"
+    file.write_text(file.read_text().replace("validation_fraction: 0.1", split))
+    own.write_text("".join(f'{{"question": "What is {n}?", "answer": "{n + 1}"}}\n' for n in range(20)))
+    made = write_new_experiment(
+        folder / "tuned.yaml", start_from=str(file), recipe="demo-sft", data=str(own) if has_own_files else None
+    )
+    assert (made.config.data.seed, made.config.data.validation_fraction) == (3, fraction)
 
 
 def test_new_experiment_from_a_base_on_another_drive_names_its_whole_path(folder: Path, monkeypatch) -> None:

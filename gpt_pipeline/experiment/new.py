@@ -86,13 +86,15 @@ def write_new_experiment(
     values = {**start.values, "storage.base_folder": (base_folder, start.values["storage.base_folder"][1])}
     if num_samples is not None:
         values["data.num_samples"] = (num_samples, "English documents")
+    if data is not None:
+        values = _without_data(values)  # before the base's keys, which stay
     if start_from is not None:
         values = {key: value for key, value in values.items() if not _is_of_start(key)}
         values |= _start_values(start_from, file.absolute(), values)
     if data is not None:
         values = {
             **_data_values(data, file.absolute(), num_samples, subset=subset, split=split, say=say),
-            **_without_data(values),
+            **values,
         }
     about = _FROM_RECIPE.format(recipe=recipe) if recipe else start.about
     text = render(dataclasses.replace(start, title=title_of(file.stem), about=about, values=values), every_key=True)
@@ -253,7 +255,7 @@ def _length_within(shape: Mapping[str, Any], recipe: Mapping[str, tuple[Value, s
 def _split_of(base: Experiment, recipe: Mapping[str, tuple[Value, str]]) -> dict[str, tuple[Value, str]]:
     """Return the keys by which the documents that `base` holds out are held out too; none where they are anyway."""
     data, usual = base.data, DataConfig(num_samples=1)
-    why = f"as in {base.file.name}: the same documents are held out"
+    why = f"as in {base.file.name}: documents of both are held out in both"
     found: dict[str, tuple[Value, str]] = {}
     if recipe.get("data.validation_fraction", (usual.validation_fraction,))[0] != data.validation_fraction:
         found["data.validation_fraction"] = (data.validation_fraction, why)
