@@ -21,6 +21,7 @@ from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.checkpoints.retention import kept_checkpoints
 from gpt_pipeline.checkpoints.save import DiskFullError
 from gpt_pipeline.cli import main
+from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.tokens.choose import find_shards
@@ -36,7 +37,7 @@ from gpt_pipeline.model.costs import MemoryNeed, Precision, checkpoint_bytes, me
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.planning.device import Device, choose_device
 from gpt_pipeline.planning.disk import Disk, DiskNeed
-from gpt_pipeline.planning.findings import Known, findings
+from gpt_pipeline.planning.findings import Known, findings, mixed_splits
 from gpt_pipeline.planning.host import HostMemory, _limited, host_memory
 from gpt_pipeline.planning.outline import outline
 from gpt_pipeline.planning.plan import Plan, count_estimates, make_plan
@@ -700,6 +701,27 @@ def test_plan_of_a_copy_of_a_dataset_says_that_files_of_all_splits_are_trained_o
     [(text, remedy)] = found["all"]
     assert text == "files of 2 splits are all trained on: test, train"
     assert remedy.endswith(f"{folder.name}/data/train-*-of-*.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("names", "remedy"),
+    [
+        (
+            ("data/train-00000-of-00002-6f3d2c1b", "data/train-00001-of-00002-1b3d", "data/test-00000-of-00001"),
+            "train*",
+        ),
+        (("train/a", "train/b", "test/c"), "train/*"),
+        (("a", "b", "test"), "or move the others away"),
+    ],
+)
+def test_mixed_splits_offer_a_pattern_only_where_it_names_the_training_files(
+    tmp_path: Path, names: tuple[str, ...], remedy: str
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "A text."}\n')
+    [finding] = mixed_splits(DataConfig(num_samples="all", source=str(tmp_path), format="text"))
+    assert finding.remedy.removesuffix(".jsonl").endswith(remedy)
 
 
 def test_plan_remedy_of_a_coarse_validation_raises_what_limits_it(project: TinyProject) -> None:

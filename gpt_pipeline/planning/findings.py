@@ -8,13 +8,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.data.config import SYNTH, DataConfig, as_of_part
 from gpt_pipeline.data.file_kinds import TEXT, kind_of
 from gpt_pipeline.data.formats.rules import with_hints
-from gpt_pipeline.data.sources.folder import local_files
+from gpt_pipeline.data.sources.folder import LocalFiles, local_files
 from gpt_pipeline.data.tokens.tokenizer_stage import vocabulary_size
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.launching import launcher_of
@@ -238,9 +238,20 @@ def mixed_splits(data: DataConfig) -> Iterator[Finding]:
     files = local_files(data.local, key=f"data.{data.local_key}")
     splits = named_splits([name for name in files.names if kind_of(name) != TEXT])  # a text's name may be its subject
     if "train" in splits and len(splits) > 1:
-        pattern = files.folder / re.sub(r"\d+", "*", splits["train"][0])
+        pattern = _pattern_of(files, splits["train"])
         text = f"files of {len(splits)} splits are all trained on: {', '.join(sorted(splits))}"
-        yield warning(f"data.{data.local_key}", text, f"name those of one split by a pattern, such as {pattern}")
+        other = "or move the others away" if pattern is None else f"such as {pattern}"
+        yield warning(f"data.{data.local_key}", text, f"name those of one split by a pattern, {other}")
+
+
+def _pattern_of(files: LocalFiles, names: Sequence[str]) -> Path | None:
+    """Return a pattern that names just these of the files; None if none of the usual ones does."""
+    first, wanted = PurePosixPath(names[0]), {files.folder / name for name in names}
+    for way in (re.sub(r"\d+", "*", names[0]), first.with_name(f"train*{first.suffix}"), first.with_name("*")):
+        named = local_files(str(files.folder / way), key=files.key)
+        if {named.folder / name for name in named.names} == wanted:
+            return named.path
+    return None
 
 
 def _hub_is_switched_off() -> bool:
