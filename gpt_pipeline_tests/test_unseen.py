@@ -150,7 +150,7 @@ def test_prove_unseen_of_a_mix_finds_what_another_part_trains_on(stages: Stages,
 def test_prove_unseen_finds_what_the_weights_it_began_with_were_trained_on(stages: Stages, tmp_path: Path) -> None:
     other = DataConfig(num_samples=400, max_length=48, source="sample", validation_fraction=0.2, seed=1)
     shards = prepare_shards(other, stages.english, tmp_path)
-    before = [TrainedOn(source="base.yaml", documents=(stages.english,), shards=shards)]
+    before = [TrainedOn(source="base.yaml", documents=((other, stages.english),), shards=shards)]
     finding = prove_unseen(stages.questions, on(stages.english, stages.shards), before=before)
     assert not finding.passed
     assert finding.facts["seen_before"] > 0 == finding.facts["same_text"]
@@ -158,6 +158,32 @@ def test_prove_unseen_finds_what_the_weights_it_began_with_were_trained_on(stage
     assert "set data.seed and data.validation_fraction as there" in finding.text
     alike = [dataclasses.replace(before[0], shards=stages.shards)]
     assert prove_unseen(stages.questions, on(stages.english, stages.shards), before=alike).passed
+
+
+OWN = DataConfig(num_samples="all", max_length=48, source="/one/own.jsonl", format="question_answer")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "shared", "remedy"),
+    [
+        (dataclasses.replace(OWN, seed=1), True, "set data.seed and data.validation_fraction as there"),
+        (OWN, True, "another evaluation.seed"),  # as a base does that has more documents
+        (dataclasses.replace(OWN, source="/two/own.jsonl", seed=1), False, "another evaluation.seed"),
+    ],
+)
+def test_prove_unseen_of_a_base_counts_groups_of_the_same_source_and_names_a_remedy_that_helps(
+    stages: Stages, tmp_path: Path, theirs: DataConfig, shared: bool, remedy: str
+) -> None:
+    shards = prepare_shards(dataclasses.replace(DATA, seed=1), stages.english, tmp_path)
+    before = [TrainedOn(source="base.yaml", documents=((theirs, stages.english),), shards=shards)] * 2
+    data = [dataclasses.replace(each, data=OWN) for each in on(stages.english, stages.shards)]
+    finding = prove_unseen(stages.questions, data, before=before)
+    assert remedy in finding.text
+    assert finding.text.count("documents that base.yaml trained on") == 2  # two files may have one name
+    renamed = [dataclasses.replace(each, query="Asked nowhere?") for each in stages.questions]
+    of_groups = prove_unseen(renamed, data, before=before).facts["seen_before"]
+    assert (of_groups > 0) == shared
+    assert finding.facts["seen_before"] > 0
 
 
 @pytest.mark.parametrize(("seed", "named"), [(0, []), (1, ["base.yaml"])])
@@ -170,7 +196,9 @@ def test_check_of_unseen_questions_looks_at_the_base_where_it_was_split_otherwis
         file.write_text(f"experiment_name: {stem}\ndata: {data}\n{more}storage: {{base_folder: {tmp_path}}}\n")
         return load_experiment(file)
 
-    for each in (write("base", 0), write("later", seed, "start_from: {experiment: base.yaml}\n")):
+    goes_on = "start_from: {{experiment: {}.yaml}}\n".format
+    chain = write("first", 0), write("base", 0, goes_on("first")), write("later", seed, goes_on("base"))
+    for each in chain:
         documents = prepare_documents(each.data, prepare_raw(each.data, each.data_folder), each.data_folder)
         prepare_shards(each.data, documents, each.data_folder)
     assert [found.source for found in trained_before(each)] == named

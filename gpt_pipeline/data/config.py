@@ -398,6 +398,11 @@ class DataConfig(DocumentsConfig):
             return super().origin
         return "a mix of " + " and ".join(part.origin for part in self.parts.values())
 
+    def asks_what_trains(self, base: DataConfig) -> bool:
+        """Whether documents are held out here that `base`, of the same source, trains on: its split is another."""
+        is_held_out = self.seed == base.seed and self.validation_fraction <= base.validation_fraction
+        return self.origin == base.origin and not is_held_out
+
     @property
     def documents(self) -> str:
         """How many documents are used, and where they come from, for a person; of a mix, those of each part."""

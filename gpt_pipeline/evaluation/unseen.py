@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpt_pipeline.data.config import PLAIN
+from gpt_pipeline.data.config import PLAIN, DataConfig
 from gpt_pipeline.data.documents.files import read_documents
 from gpt_pipeline.data.documents.stage import document_files
 from gpt_pipeline.data.tokens.encoder import Encoder, new_encoder
@@ -50,6 +50,12 @@ _REMEDY_FOR_A_BASE = (
 )
 
 
+_REMEDY_FOR_MORE_DOCUMENTS = (
+    "the weights that the training began with have seen what it is asked, so the answers say little, and no other "
+    "split would hold those documents out: ask other questions by another evaluation.seed"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainedOn:
     """What the weights that a training began with were trained on."""
@@ -57,7 +63,7 @@ class TrainedOn:
     source: str
     """Whose data it is, for people: the name of an experiment file."""
 
-    documents: tuple[StageResult, ...]
+    documents: tuple[tuple[DataConfig, StageResult], ...]
     """Of each part of its mix, or of all of it."""
 
     shards: StageResult
@@ -85,11 +91,14 @@ def cached_proof(
     """Return `prove_unseen`, kept in `folder`: for the same questions and data it is looked for once."""
     identity = fingerprint(
         "questions_unseen",
-        config={"questions": [_identity(question) for question in questions]},
+        config={
+            "questions": [_identity(question) for question in questions],
+            **({"before": [_relation(data, each) for each in before]} if before else {}),
+        },
         upstream=[
             *(stage.fingerprint for each in data for stage in (each.documents, each.shards)),
             *([] if mixed is None else [mixed.fingerprint]),
-            *(stage.fingerprint for each in before for stage in (*each.documents, each.shards)),
+            *(stage.fingerprint for each in before for stage in (*(made for _, made in each.documents), each.shards)),
         ],
         code_version=PROOF_VERSION,
     )
@@ -109,6 +118,22 @@ def _identity(question: Question) -> dict[str, Any]:
     return {name: each for name, each in value.items() if name not in neutral or each != neutral[name]}
 
 
+def _relation(data: Sequence[EvaluatedPart], base: TrainedOn) -> dict[str, Any]:
+    """Return what the finding says of a base beside what its documents hold."""
+    shared = [_shares_groups(data, theirs) for theirs, _ in base.documents]
+    return {"source": base.source, "shares_groups": shared, "splits_otherwise": _splits_otherwise(data, base)}
+
+
+def _shares_groups(data: Sequence[EvaluatedPart], theirs: DataConfig) -> bool:
+    """Whether a group's name means the same in `theirs`: it is of the same source, or an article of SYNTH."""
+    return any(each.data.origin == theirs.origin or each.data.format == theirs.format == "synth" for each in data)
+
+
+def _splits_otherwise(data: Sequence[EvaluatedPart], base: TrainedOn) -> bool:
+    """Whether a part is split otherwise than the base, which has the same source; see `asks_what_trains`."""
+    return any(each.data.asks_what_trains(theirs) for each in data for theirs, _ in base.documents)
+
+
 def prove_unseen(
     questions: Sequence[Question],
     data: Sequence[EvaluatedPart],
@@ -122,7 +147,8 @@ def prove_unseen(
     texts are encoded as the shards' were. The hash of every training document's tokens, read from the shards, is then
     looked for among theirs. So it does not matter how the split was meant. That the questions' own texts are found in
     the validation split shows that such hashes do meet. Of the parts of a mix in `data`, what the shards
-    `mixed` hold of all of them is looked at. What was trained on `before` is looked through for articles and queries.
+    `mixed` hold of all of them is looked at. What was trained on `before` is looked through for queries and, where it
+    is of the same source, for articles.
     """
     if not questions:
         return verdict(passed=True, text="no questions are asked", facts={"questions": 0})
@@ -139,15 +165,15 @@ def prove_unseen(
         seen_article += digest in kin.of_article
         seen_query += digest in kin.of_query
         seen_text += digest in own
-    seen_before = {each.source: count for each in before if (count := _kin_trained_on(questions, each))}
+    seen_before = [(each, count) for each in before if (count := _kin_trained_on(questions, each, data))]
     passed = not (missing or seen_article or seen_query or seen_text or seen_before)
     text = (
         f"{seen_article} of {trained_on:,} training documents are of the same group as a question, "
         f"{seen_query} ask the same, {seen_text} have the same text; "
         f"{len(own) - len(missing)} of {len(own)} texts stand in the validation split"
         + "".join(
-            f"; {count:,} documents that {name} trained on are of such a group or ask the same"
-            for name, count in seen_before.items()
+            f"; {count:,} documents that {base.source} trained on are of such a group or ask the same"
+            for base, count in seen_before
         )
     )
     facts = {
@@ -157,18 +183,24 @@ def prove_unseen(
         "same_question": seen_query,
         "same_text": seen_text,
         "not_in_validation": len(missing),
-        **({"seen_before": sum(seen_before.values())} if before else {}),
+        **({"seen_before": sum(count for _, count in seen_before)} if before else {}),
     }
     in_own = missing or seen_article or seen_query or seen_text
-    remedy = _REMEDY_FOR_A_BASE if not in_own else _REMEDY if mixed is None else _REMEDY_FOR_A_MIX
+    if in_own:
+        remedy = _REMEDY if mixed is None else _REMEDY_FOR_A_MIX
+    else:
+        is_by_split = any(_splits_otherwise(data, base) for base, _ in seen_before)
+        remedy = _REMEDY_FOR_A_BASE if is_by_split else _REMEDY_FOR_MORE_DOCUMENTS
     return verdict(passed=passed, text=text if passed else f"{text}: {remedy}", facts=facts)
 
 
-def _kin_trained_on(questions: Sequence[Question], base: TrainedOn) -> int:
+def _kin_trained_on(questions: Sequence[Question], base: TrainedOn, data: Sequence[EvaluatedPart]) -> int:
     """Return how many of the base's training documents are of a question's article or ask the same."""
     encoder = new_encoder(lambda _: None, tokenizer_of(base.shards))
-    kin = _kin(questions, [file for each in base.documents for file in document_files(each)], encoder)
-    wanted = kin.of_article | kin.of_query
+    wanted: set[bytes] = set()
+    for theirs, documents in base.documents:
+        kin = _kin(questions, document_files(documents), encoder)
+        wanted |= kin.of_query | (kin.of_article if _shares_groups(data, theirs) else frozenset())
     return sum(digest in wanted for digest in _document_hashes(open_shards(base.shards.folder).train))
 
 

@@ -250,17 +250,18 @@ def _judge_questions(experiment: Experiment, result: EvaluationResult) -> "Findi
 
 
 def trained_before(experiment: Experiment) -> "list[TrainedOn]":
-    """Return what the experiments that this one goes on from were trained on, as far as it is here."""
+    """Return what the experiments that this one goes on from were trained on, as far as it is here, each once."""
     from gpt_pipeline.data.documents.stage import find_documents
     from gpt_pipeline.data.tokens.choose import find_shards
     from gpt_pipeline.evaluation.unseen import TrainedOn
 
-    found, own = [], finished_shards(experiment).fingerprint
+    found, known = [], {finished_shards(experiment).fingerprint}
     while (base := base_experiment(experiment)) is not None:
-        documents = [find_documents(part.data, part.data_folder) for part in base.parts.values()]
+        documents = [(part.data, find_documents(part.data, part.data_folder)) for part in base.parts.values()]
         shards = find_shards(base.data, base.data_folder)
-        here = tuple(each for each in documents if each is not None)
-        if shards is not None and shards.fingerprint != own and len(here) == len(documents):
+        here = tuple((data, each) for data, each in documents if each is not None)
+        if shards is not None and shards.fingerprint not in known and len(here) == len(documents):
             found.append(TrainedOn(source=base.file.name, documents=here, shards=shards))
+            known.add(shards.fingerprint)
         experiment = base
     return found

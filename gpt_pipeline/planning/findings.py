@@ -183,7 +183,7 @@ def _seen_before(known: Known) -> Iterator[Finding]:
     own, base = [*known.experiment.data.parts.values()], base_experiment(known.experiment)
     while base is not None:
         for theirs in base.data.parts.values():
-            seen = [part for part in own if part.origin == theirs.origin and not _is_held_out_in(part, theirs)]
+            seen = [part for part in own if part.asks_what_trains(theirs)]
             if seen:
                 text = (
                     f"found {seen[0].validation_fraction:g} with data.seed={seen[0].seed}, and {base.file.name} has "
@@ -193,11 +193,6 @@ def _seen_before(known: Known) -> Iterator[Finding]:
                 remedy = f"set data.validation_fraction: {theirs.validation_fraction:g} and data.seed: {theirs.seed}"
                 yield warning("data.validation_fraction", text, remedy)
         base = base_experiment(base)
-
-
-def _is_held_out_in(part: DataConfig, base: DataConfig) -> bool:
-    """Whether `base` holds out all documents that `part` does, of the same source."""
-    return part.seed == base.seed and part.validation_fraction <= base.validation_fraction
 
 
 def _repeats(known: Known) -> Iterator[Finding]:
