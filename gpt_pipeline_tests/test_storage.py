@@ -235,6 +235,17 @@ def test_abandoned_files_are_removed_and_those_being_written_are_not(tmp_path: P
     assert sorted(tmp_path.iterdir()) == sorted([written, other])
 
 
+def test_abandoned_file_that_cannot_be_removed_stays_and_the_others_go(tmp_path: Path) -> None:
+    stays, *others = (tmp_path / f".{name}.json.1.2.tmp" for name in "abc")
+    stays.mkdir()  # removing it fails, as of a file that a program has open on Windows
+    for path in others:
+        path.touch()
+    for path in (stays, *others):
+        os.utime(path, (0, 0))
+    remove_abandoned(tmp_path)
+    assert list(tmp_path.iterdir()) == [stays]
+
+
 def test_verify_flipped_byte_names_the_file(tmp_path: Path) -> None:
     _finished_stage(tmp_path / "s")
     stage = finished(tmp_path / "s", "f" * 64)

@@ -179,11 +179,12 @@ def remove_abandoned(folder: Path) -> None:
     left = list(folder.glob(f".*{TEMPORARY_SUFFIX}"))
     if not left:
         return
-    silent_since = _time_in(folder) - SILENT_SECONDS
-    for path in left:
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime < silent_since:
-                path.unlink()
+    with suppress(OSError):  # of a folder that is only readable: a leftover that stays is no reason to fail
+        silent_since = _time_in(folder) - SILENT_SECONDS
+        for path in left:
+            with suppress(OSError):  # another process removes it too, or has it open on Windows
+                if path.stat().st_mtime < silent_since:
+                    path.unlink()
 
 
 def _time_in(folder: Path) -> float:
