@@ -135,6 +135,17 @@ def test_failure_in_a_history_that_projects_share_is_that_of_its_own_project(
     assert not earlier.exists()
 
 
+def test_failure_of_a_run_that_came_by_a_link_is_known_under_the_projects_own_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project" / ".dagster").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "project")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "project" / ".dagster"))
+    project, linked = (Project(root=tmp_path / name, experiments=tmp_path / name) for name in ("project", "link"))
+    note_failure(linked, "a", job="run_a", text="out of memory")
+    assert last_failure(project, "a") is not None
+
+
 def test_failure_that_cannot_be_noted_is_only_mentioned(project: TinyProject, caplog: pytest.LogCaptureFixture) -> None:
     here = Project.of_experiments(project.root / "experiments")
     (here.history / "failures").write_text("in the way")

@@ -79,7 +79,7 @@ def failure_files(project: Project, experiment: str) -> list[Path]:
     In a history that several projects may share, the project is part of the name. Earlier versions left it out.
     """
     plain = project.history / _FOLDER / f"{experiment}.json"
-    if project.history == project.root / ".dagster":
+    if os.path.realpath(project.history) == os.path.realpath(project.root / ".dagster"):
         return [plain]  # the name of a project that is moved must not matter
     place = hashlib.sha256(os.fsencode(os.path.realpath(project.root))).hexdigest()
     return [plain.with_name(f"{experiment}-{place[:SHORT]}.json"), plain]
