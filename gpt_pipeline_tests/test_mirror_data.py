@@ -26,6 +26,7 @@ from gpt_pipeline.mirror.wait import wait_until_sent
 from gpt_pipeline.progress.status import experiment_status
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.rl.stage import PromptsStage
+from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.manifest import Manifest
 from gpt_pipeline_tests.mirrors import folder_mirror
 from gpt_pipeline_tests.projects import TinyProject
@@ -135,6 +136,8 @@ def test_mirror_of_a_later_training_brings_the_one_whose_weights_it_starts_from(
     output = b.call("mirror", "experiments/later.yaml", "--bring")
     assert [info.step for info in b.checkpoints("tiny")] == [12]
     assert "later.yaml: the mirror has nothing of the training" in output
+    with folder_lock(b.experiment("tiny").folder.root, purpose="training"):
+        b.call("mirror", "experiments/later.yaml", "--bring")  # whose start is here now
     assert "another machine has trained this" not in b.call("plan", "experiments/later.yaml", "--no-measure")
 
 

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from gpt_pipeline.mirror.parts import _unfinished as unfinished
 from gpt_pipeline.mirror.parts import _warn_once as warn_once
 from gpt_pipeline.mirror.parts import forget_parts, open_parts
 from gpt_pipeline.mirror.send import Sender
-from gpt_pipeline.mirror.store import MirrorError, open_store
+from gpt_pipeline.mirror.store import FolderStore, MirrorError, open_store
 from gpt_pipeline.mirror.wait import wait_until_sent
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import hold_lock
@@ -135,6 +136,51 @@ def test_stage_damaged_in_the_mirror_is_made_here_and_sent_again(mirror, tmp_pat
     send(tmp_path / "a", mirror)
     assert store.get_bytes(name) == (folder / "train_000001.bin").read_bytes()
     assert bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=said.append)
+
+
+class GarblingStore(FolderStore):
+    """A folder of which each object arrives damaged so many times, and in which nothing may be removed."""
+
+    def __init__(self, url: str, *, times: int) -> None:
+        super().__init__(url)
+        self._left: Counter[str] = Counter()
+        self._times = times
+
+    def _garbles(self, request: str) -> bool:
+        self._left[request] += 1
+        return self._left[request] <= self._times
+
+    def get_bytes(self, name: str) -> bytes | None:
+        return b"{" if self._garbles(f"get {name}") else super().get_bytes(name)
+
+    def read(self, name: str, start: int = 0) -> Iterator[bytes] | None:
+        return iter([b"{"]) if self._garbles(f"read {name}") else super().read(name, start)
+
+    def remove(self, names: Iterable[str]) -> None:
+        raise MirrorError("access denied")
+
+
+@pytest.mark.parametrize(("times", "counts"), [(1, True), (2, False)])
+def test_stage_that_arrives_damaged_once_counts_and_twice_stays_where_nothing_may_be_removed(tmp_path, times, counts):
+    mirror, said = folder_mirror(tmp_path / "mirror"), []
+    make_stage(tmp_path / "a")
+    send(tmp_path / "a", mirror)
+    store = GarblingStore(mirror, times=times)
+    assert bring_stage(store, tmp_path / "b", STAGE, FINGERPRINT, say=said.append) == counts
+    assert ("is made here; the damaged copy stays: access denied" in said[-1]) != counts
+
+
+@pytest.mark.parametrize(("times", "counts"), [(1, True), (2, False)])
+def test_source_record_that_arrives_damaged_once_counts_and_twice_stays_where_nothing_may_be_removed(
+    tmp_path, times, counts
+):
+    mirror, source, said = folder_mirror(tmp_path / "mirror"), "data/sources/hub-x", []
+    (tmp_path / "a" / source).mkdir(parents=True)
+    (tmp_path / "a" / source / "source.json").write_text('{"commits": {"": "1"}}')
+    send(tmp_path / "a", mirror, source)
+    store = GarblingStore(mirror, times=times)
+    assert bring_source(store, tmp_path / "b", source, say=said.append) == counts
+    assert ("the damaged copy stays: access denied" in said[-1]) != counts
 
 
 def test_stage_damaged_here_is_not_sent(tmp_path):
@@ -382,10 +428,11 @@ def test_wait_until_sent_with_patience_leaves_a_silent_mirror_to_the_agent(tmp_p
     write_order(folder, Order(mirror=mirror, keep_last=3))
     write_state(folder, State(mirror=mirror, waiting_files=waiting))
     with hold_lock(agent_lock(folder)):  # as an agent at work does
-        asked = threading.Timer(1.5, write_state, [folder, State(mirror=mirror, problem="no answer")])
+        seconds = 60 if left else 1.5  # the one that is left does not wait for it
+        asked = threading.Timer(seconds, write_state, [folder, State(mirror=mirror, problem="no answer")])
         asked.start()
         wait_until_sent(folder, say=said.append, patience=0.5)
-        asked.join()
+        asked.cancel()
     assert said[-1].startswith("The mirror has not answered" if left else "no answer")
 
 

@@ -497,7 +497,7 @@ def mirror(experiment: Path, *, send: bool, bring: bool) -> None:
 
 
 def _bring_all(experiment: Experiment) -> None:
-    """Bring what the experiment's mirror has, after that of the experiments whose weights it starts from."""
+    """Bring what the experiment's mirror has, first that of its base, if the weights to start from are not here."""
     from gpt_pipeline.experiment.mirroring import bring_all_data
     from gpt_pipeline.experiment.training import base_experiment, start_in_words, wanted_fingerprint
     from gpt_pipeline.mirror.store import open_store
@@ -505,7 +505,7 @@ def _bring_all(experiment: Experiment) -> None:
     from gpt_pipeline.training.mirroring import bring_newer  # torch
 
     base, url = base_experiment(experiment), experiment.config.storage.mirror
-    if base is not None:
+    if base is not None and not start_in_words(experiment)[1]:
         _bring_all(base)
     if url is None:
         return

@@ -18,7 +18,7 @@ from gpt_pipeline.checkpoints.manifest import (
 from gpt_pipeline.errors import NewerFileError
 from gpt_pipeline.mirror import names
 from gpt_pipeline.mirror.lease import first_term
-from gpt_pipeline.mirror.store import Store, fetch, parsed
+from gpt_pipeline.mirror.store import MirrorError, Store, fetch, parsed
 from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.atomic import (
     PARTIAL_SUFFIX,
@@ -35,7 +35,7 @@ from gpt_pipeline.storage.atomic import (
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
-from gpt_pipeline.storage.manifest import FileRecord, finished, read_manifest
+from gpt_pipeline.storage.manifest import FileRecord, Manifest, finished, read_manifest
 from gpt_pipeline.storage.room import explained_full_disk
 
 Say = Callable[[str], None]
@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 _STEP = re.compile(r"checkpoints/checkpoint_step_(\d+)\.json$")
 _TRIES = 2  # what arrives damaged is fetched once more, before the mirror's copy counts as damaged
 _SOURCE = "source.json"
-_MADE_HERE = "The stage is made here, and sent again."
+_MADE_HERE = "The stage is made here"
 
 
 def bring_stage(store: Store, base: Path, stage: str, fingerprint: str, *, say: Say) -> bool:
@@ -62,13 +62,11 @@ def bring_stage(store: Store, base: Path, stage: str, fingerprint: str, *, say: 
         if finished(folder, fingerprint) is not None:
             return True
         incoming = folder / ".mirror"
-        with atomic_path(incoming / names.MANIFEST) as temporary:
-            fetch(store, f"{stage}/{names.MANIFEST}", temporary)
-        manifest = read_manifest(incoming)
+        manifest = _fetched_manifest(store, stage, incoming)
         if manifest is None:
             (incoming / names.MANIFEST).unlink()
-            store.remove([f"{stage}/{names.MANIFEST}"])
-            say(f"The manifest of {stage} is damaged in the mirror {store.url}. {_MADE_HERE}")
+            end = _discard(store, [f"{stage}/{names.MANIFEST}"])
+            say(f"The manifest of {stage} is damaged in the mirror {store.url}. {_MADE_HERE}{end}")
             return False
         if manifest.fingerprint != fingerprint or not all(map(names.is_plain, manifest.files)):
             (incoming / names.MANIFEST).unlink()
@@ -78,9 +76,9 @@ def bring_stage(store: Store, base: Path, stage: str, fingerprint: str, *, say: 
         say(f"Bringing {stage} from the mirror: {counted(len(manifest.files), 'file')}, {size / 1e6:,.1f} MB.")
         for file, record in manifest.files.items():
             if not _brought(store, f"{stage}/{file}", folder / file, record):
-                store.remove([f"{stage}/{names.MANIFEST}", f"{stage}/{file}"])
+                end = _discard(store, [f"{stage}/{names.MANIFEST}", f"{stage}/{file}"])
                 what = f"{stage}/{file} is damaged in the mirror {store.url}: its sha256 is not {record.sha256}"
-                say(f"{what}. {_MADE_HERE}")
+                say(f"{what}. {_MADE_HERE}{end}")
                 return False
         with atomic_path(folder / names.MADE) as temporary:
             if fetch(store, f"{stage}/{names.MADE}", temporary) is None:
@@ -88,6 +86,25 @@ def bring_stage(store: Store, base: Path, stage: str, fingerprint: str, *, say: 
         replace_file(incoming / names.MANIFEST, folder / names.MANIFEST)
         incoming.rmdir()
     return True
+
+
+def _fetched_manifest(store: Store, stage: str, incoming: Path) -> Manifest | None:
+    """Return the manifest of a stage, fetched into `incoming`; None if what arrives is damaged."""
+    for _ in range(_TRIES):
+        with atomic_path(incoming / names.MANIFEST) as temporary:
+            fetch(store, f"{stage}/{names.MANIFEST}", temporary)
+        if (manifest := read_manifest(incoming)) is not None:
+            return manifest
+    return None
+
+
+def _discard(store: Store, damaged: list[str]) -> str:
+    """Remove damaged objects, so that sound ones are sent in their place; return how the message of it ends."""
+    try:
+        store.remove(damaged)
+    except MirrorError as error:  # of somebody who may only read there, say
+        return f"; the damaged copy stays: {error}"
+    return ", and sent again."
 
 
 def bring_source(store: Store, base: Path, source: str, *, say: Say) -> bool:
@@ -117,11 +134,11 @@ def bring_source(store: Store, base: Path, source: str, *, say: Say) -> bool:
 
 def _sound(store: Store, name: str, say: Say) -> str | None:
     """Return the text of a small object; None if it is not there, or damaged, and then it is removed there."""
-    content = store.get_bytes(name)
-    if content is None or parsed(content) is not None:
-        return None if content is None else content.decode("utf-8")
-    store.remove([name])
-    say(f"{name} is damaged in the mirror {store.url}; it is not used.")
+    for _ in range(_TRIES):
+        content = store.get_bytes(name)
+        if content is None or parsed(content) is not None:
+            return None if content is None else content.decode("utf-8")
+    say(f"{name} is damaged in the mirror {store.url}: what it held is found out here{_discard(store, [name])}")
     return None
 
 
