@@ -325,7 +325,8 @@ def test_copy_under_a_name_that_is_not_of_its_step_counts_for_none_and_is_never_
     found = uncounted_checkpoints(folder.checkpoints)
     assert sorted(found) == sorted([*(f"{name}.pt" for name in copies), "mine.pt"])
     assert "step 2; name it checkpoint_step_2.pt" in found["checkpoint_step_9.pt"]
-    assert "mine.json" in found["mine.pt"]
+    assert "mine.json is missing" in found["mine.pt"]
+    assert sorted(uncounted_checkpoints(folder.checkpoints, is_saving=True)) == sorted(f"{name}.pt" for name in copies)
 
 
 def test_prune_keeps_what_is_held(folder):

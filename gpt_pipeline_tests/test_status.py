@@ -137,8 +137,8 @@ def test_status_of_evaluations_that_mlflow_alone_lacks_says_so(project: TinyProj
         write_evaluation(dataclasses.replace(newest, fingerprint=wanted.fingerprint, checkpoint=checkpoint))
     status = _status(project)
     assert status.evaluations_pending == 3
-    assert status.next.why == "3 evaluations are not in MLflow yet"
-    assert plain_text(sheets([status])).count("val loss 2.500  evaluated, not in MLflow yet") == 3
+    assert status.next.why == "MLflow does not have all of 3 evaluations yet"
+    assert plain_text(sheets([status])).count("val loss 2.500  evaluated, not all in MLflow yet") == 3
 
 
 def test_status_names_the_best_among_the_evaluations_that_compare_with_the_newest(project: TinyProject) -> None:
@@ -271,6 +271,7 @@ def test_status_of_a_training_on_rewards_shows_them_and_not_the_loss_that_moves_
 def test_status_of_a_running_training_has_its_process_and_step(project: TinyProject, train_to: TrainTo) -> None:
     train_to(6)
     root = project.experiment("tiny").folder.root
+    (root / "checkpoints" / "checkpoint_step_8.pt").touch()  # whose manifest is about to be written
     with folder_lock(root, purpose="training"), heartbeat(root, run="", step=lambda: 6):
         deadline = time.monotonic() + 60
         while not (root / "heartbeat.json").is_file() and time.monotonic() < deadline:
@@ -281,7 +282,10 @@ def test_status_of_a_running_training_has_its_process_and_step(project: TinyProj
     assert (training.process, training.host) == (os.getpid(), socket.gethostname())
     assert training.tokens_per_second > 0
     assert running.next.command == "gpt-pipeline ui"
-    assert _status(project).training.state == "stopped"
+    assert not running.uncounted
+    stopped = _status(project)
+    assert stopped.training.state == "stopped"
+    assert "checkpoint_step_8.json is missing" in stopped.uncounted["checkpoint_step_8.pt"]
 
 
 @pytest.mark.parametrize(

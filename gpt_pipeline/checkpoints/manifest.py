@@ -149,21 +149,23 @@ def list_checkpoints(folder: Path) -> list[CheckpointInfo]:
     return sorted((info for info in found if info is not None and _is_named_by_step(info)), key=lambda info: info.step)
 
 
-def uncounted_checkpoints(folder: Path) -> dict[str, str]:
-    """Return the names of the `.pt` files in `folder` that somebody put there and that do not count, and why."""
-    counted = {BEST_NAME, *(info.path.name for info in list_checkpoints(folder))}
+def uncounted_checkpoints(folder: Path, *, is_saving: bool = False) -> dict[str, str]:
+    """Return the names of the `.pt` files in `folder` that do not count, and why.
+
+    While something `is_saving` there, one without a manifest is left out: it may be about to get it.
+    """
     found = {}
     for path in sorted(folder.glob("*.pt")):
-        if path.name in counted or path.name.startswith("."):
+        if path.name == BEST_NAME or path.name.startswith("."):
             continue
         manifest, info = manifest_path(path), _readable_info(path)
-        if info is not None:
+        if info is not None and not _is_named_by_step(info):
             own = checkpoint_path(folder, info.step)
             found[path.name] = (
                 f"it is of step {info.step}; name it {own.name}, and its manifest {manifest_path(own).name}"
             )
-        elif not manifest.is_file():
-            found[path.name] = f"its manifest {manifest.name} is not beside it; copy that too"
+        elif info is None and not is_saving and not manifest.is_file():
+            found[path.name] = f"its manifest {manifest.name} is missing; a file that you copied here needs it too"
     return found
 
 

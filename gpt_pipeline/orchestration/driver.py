@@ -30,7 +30,7 @@ from dagster._core.origin import JobPythonOrigin
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 from dagster._core.utils import make_new_run_id
 
-from gpt_pipeline.checkpoints.manifest import list_checkpoints, uncounted_checkpoints
+from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.data.config import as_of_part
 from gpt_pipeline.data.tokens.choose import find_shards
@@ -60,6 +60,7 @@ from gpt_pipeline.orchestration.termination import heed_termination
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR
 from gpt_pipeline.progress.evaluations import (
     WantedEvaluation,
+    passed_over,
     pending_evaluations,
     prune_at_rest,
     wanted_evaluations,
@@ -408,7 +409,7 @@ def evaluate_experiment(
         settings = replace(settings, num_questions=questions)
     if list_checkpoints(experiment.folder.checkpoints):
         finished_shards(experiment)  # raises: until they are made, no evaluation is wanted
-    for name, why in uncounted_checkpoints(experiment.folder.checkpoints).items():
+    for name, why in passed_over(experiment).items():
         say(f"{name} is not evaluated: {why}")
     wanted = wanted_evaluations(experiment, settings)
     recorded = session.instance.get_materialized_partitions(keys.asset_key(experiment, "evaluation"))

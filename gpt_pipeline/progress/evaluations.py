@@ -14,6 +14,7 @@ from gpt_pipeline.checkpoints.manifest import (
     checkpoint_path,
     list_checkpoints,
     newer_manifests,
+    uncounted_checkpoints,
 )
 from gpt_pipeline.checkpoints.retention import prune
 from gpt_pipeline.evaluation.config import EvaluationConfig
@@ -79,6 +80,17 @@ def wanted_evaluations(experiment: Experiment, settings: EvaluationConfig | None
 def pending_evaluations(experiment: Experiment) -> list[WantedEvaluation]:
     """Return those of `wanted_evaluations` that are not done."""
     return [wanted for wanted in wanted_evaluations(experiment) if wanted.state != "done"]
+
+
+def passed_over(experiment: Experiment) -> dict[str, str]:
+    """Return the names of the checkpoints in the folder that are never evaluated, and why.
+
+    The one that the file names to continue from is left out: of the original scripts, it needs no manifest. So is one
+    without a manifest while a trainer is at work, which writes that last.
+    """
+    folder, named = experiment.folder, experiment.config.storage.checkpoint_to_resume
+    found = uncounted_checkpoints(folder.checkpoints, is_saving=trainer_state(folder.root) == "running")
+    return {name: why for name, why in found.items() if name != named}
 
 
 def prune_at_rest(experiment: Experiment, *, say: Callable[[str], None]) -> None:

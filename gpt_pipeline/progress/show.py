@@ -140,7 +140,7 @@ def _checkpoint_text(checkpoint: CheckpointStatus) -> str:
     states = {"done": "evaluated", "missing": "to be evaluated", "outdated": "to be evaluated again"}
     state = "" if checkpoint.evaluation is None else f"  {states[checkpoint.evaluation]}"
     if checkpoint.lacks_mlflow_alone:
-        state = "  evaluated, not in MLflow yet"
+        state = "  evaluated, not all in MLflow yet"
     name = f"{checkpoint.file} (step {checkpoint.step:,})" if checkpoint.file == BEST_NAME else checkpoint.file
     return f"{name:28} {wording.size(checkpoint.size):>8}{_loss_text(checkpoint)}{state}"
 

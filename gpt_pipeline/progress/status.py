@@ -10,7 +10,6 @@ from gpt_pipeline.checkpoints.manifest import (
     CheckpointInfo,
     best_checkpoint,
     list_checkpoints,
-    uncounted_checkpoints,
 )
 from gpt_pipeline.errors import NewerFileError, UserError
 from gpt_pipeline.evaluation.evaluate import evaluation_is_under_way
@@ -27,7 +26,7 @@ from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.training import start_in_words
 from gpt_pipeline.mirror.order import state_for
 from gpt_pipeline.progress.at_work import RunAtWork, pages_addresses, runs_at_work
-from gpt_pipeline.progress.evaluations import WantedEvaluation, wanted_evaluations
+from gpt_pipeline.progress.evaluations import WantedEvaluation, passed_over, wanted_evaluations
 from gpt_pipeline.progress.failures import Failure, last_failure
 from gpt_pipeline.progress.losses import losses_of
 from gpt_pipeline.progress.report import report_is_outdated
@@ -35,6 +34,7 @@ from gpt_pipeline.progress.stages import SeenParts, StageProgress, data_progress
 from gpt_pipeline.progress.tracking import is_log_pending
 from gpt_pipeline.progress.training import TrainingProgress, experiment_training
 from gpt_pipeline.project import Project
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.names import as_typed
 from gpt_pipeline.training.decision import refuse_newer
 from gpt_pipeline.training.finished import training_state
@@ -69,7 +69,7 @@ class CheckpointStatus:
 
     @property
     def lacks_mlflow_alone(self) -> bool:
-        """Whether its evaluation is finished, and counts as missing because MLflow does not have it yet."""
+        """Whether its evaluation is finished, and counts as missing because MLflow lacks its run or its alias."""
         return self.evaluation == "missing" and self.evaluated_loss is not None
 
 
@@ -227,7 +227,7 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
             checkpoints, wanted, results, losses_of(folder.metrics).validation, decides=decides
         ),
         checkpoint_bytes=_bytes_on_disk(folder.checkpoints),
-        uncounted=_uncounted(experiment),
+        uncounted=passed_over(experiment),
         evaluations_done=len(results),
         evaluations_pending=pending,
         is_evaluating=pending > 0 and (_evaluates(runs) or evaluation_is_under_way(folder.evaluations)),
@@ -297,13 +297,6 @@ def _statuses_of_checkpoints(
     )
 
 
-def _uncounted(experiment: Experiment) -> dict[str, str]:
-    """Return `uncounted_checkpoints` without the one that the file names, which may be one of the original scripts."""
-    named = experiment.config.storage.checkpoint_to_resume
-    found = uncounted_checkpoints(experiment.folder.checkpoints)
-    return {name: why for name, why in found.items() if name != named}
-
-
 def _bytes_on_disk(folder: Path) -> int:
     stats = [path.stat() for path in folder.glob("*.pt*") if path.is_file()]
     return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in stats}.values())
@@ -369,7 +362,7 @@ def _after_training(name: str, status: Status, pending: int) -> NextStep:
     if pending:
         what = f"{pending} checkpoint{'s need' if pending > 1 else ' needs'} an evaluation"
         if sum(each.lacks_mlflow_alone for each in status.checkpoints) == pending:
-            what = f"{pending} evaluation{'s are' if pending > 1 else ' is'} not in MLflow yet"
+            what = f"MLflow does not have all of {counted(pending, 'evaluation')} yet"
         return NextStep(command=f"gpt-pipeline evaluate {name}", why=what)
     if status.report_is_outdated:
         return NextStep(command=f"gpt-pipeline evaluate {name}", why="the report does not show the newest results")
