@@ -21,7 +21,7 @@ from gpt_pipeline.report.charts import draw
 from gpt_pipeline.report.figures import Figure, chart_values
 from gpt_pipeline.sheet import plain_text
 from gpt_pipeline_tests.projects import TinyProject
-from gpt_pipeline_tests.test_comparison import trained
+from gpt_pipeline_tests.test_comparison import add_metrics, trained
 
 
 @pytest.fixture
@@ -79,6 +79,18 @@ def test_by_key_of_answers_to_other_questions_calls_none_best(tmp_path: Path) ->
     for experiments, is_ranked in ((same, True), ([*same, other], False)):
         shown = plain_text([key_sheet(_only(experiments, key="training.learning_rate", metric="correct"))])
         assert ("*90 %" in shown, told in shown) == (is_ranked, not is_ranked)
+
+
+def test_by_key_of_drawn_answers_names_the_best_beside_one_without_any(tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    experiments = [trained(project, "base", {4: 2.5}, learning_rate=0.1, answers=[{"correct": True}] * 10)]
+    for name, rate, share in (("a", 0.2, 0.1), ("b", 0.3, 0.9)):
+        answers = [{"correct": True, "pass_at_1": share}] * 10
+        config = {"samples_per_question": 4}
+        experiments.append(trained(project, name, {4: 2.5}, learning_rate=rate, config=config, answers=answers))
+        add_metrics(experiments[-1], pass_at_1=share)
+    shown = plain_text([key_sheet(_only(experiments, key="training.learning_rate", metric="pass_at_1"))])
+    assert ("*0.90" in shown, "none is called best" in shown) == (True, False)
 
 
 def test_by_key_of_experiments_on_other_held_out_tokens_keeps_them_apart(tmp_path: Path) -> None:

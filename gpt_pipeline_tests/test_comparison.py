@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -105,6 +106,12 @@ def evaluate(
             reused=False,
         )
     )
+
+
+def add_metrics(experiment: Experiment, **metrics: float) -> None:
+    """Add to what the only evaluation of the experiment measured."""
+    [result] = read_evaluations(experiment.folder.evaluations)
+    write_evaluation(replace(result, metrics={**result.metrics, **metrics}))
 
 
 def _share(answers: Sequence[dict[str, Any]]) -> float:
@@ -215,8 +222,7 @@ def test_compare_with_answers_drawn_or_not_ranks_the_likeliest_ones_together(pro
     for name, count in more.items():
         answers = [{"correct": n < count, "pass_at_1": 0.5, "pass_at_k": True} for n in range(8)]
         one = trained(project, name, {4: 2.5}, config={"samples_per_question": count}, answers=answers)
-        [result] = read_evaluations(one.folder.evaluations)
-        write_evaluation(replace(result, metrics={**result.metrics, "pass_at_1": 0.5, "pass_at_k": 1.0}))
+        add_metrics(one, pass_at_1=0.5, pass_at_k=1.0)
         one.file.write_text(one.file.read_text().replace("training: {", "training: {objective: sft, "))
     found = compare_experiments([base, *(project.experiment(name) for name in more)])
     assert ranks(found) == [("b", 1), ("a", 2), ("base", 3)]
@@ -227,6 +233,27 @@ def test_compare_with_answers_drawn_or_not_ranks_the_likeliest_ones_together(pro
         ["2", "drawn", "–", "0.50", "–"],
     ]
     assert len([line for line in lines if line[3:4] == ["right"]]) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "count", "told"),
+    [
+        ({"sample_temperature": 0.5}, 8, ["temperature 1", "temperature 0.5"]),
+        ({"num_questions": 4}, 4, ["8 questions", "4 questions"]),
+        ({"samples_per_question": 2, "num_questions": 4}, 4, ["8 questions, 4 drawn", "4 questions, 2 drawn"]),
+    ],
+)
+def test_compare_drawn_answers_set_apart_are_told_by_what_differs(
+    project: TinyProject, config: dict[str, Any], count: int, told: list[str]
+) -> None:
+    right = {"correct": True, "pass_at_1": 1.0}
+    drawn = {"samples_per_question": 4}
+    one = trained(project, "one", {4: 2.0}, config=drawn, answers=[right] * 8)
+    two = trained(project, "two", {4: 3.0}, config=drawn | config, answers=[right] * count)
+    for each in (one, two):
+        add_metrics(each, pass_at_1=1.0)
+    table = markdown(compare_experiments([one, two]))
+    assert re.findall(r"pass@1, (.*?) \|", table) == told
 
 
 def test_compare_answers_within_noise_are_marked_and_none_is_best(project: TinyProject) -> None:

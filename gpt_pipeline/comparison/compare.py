@@ -109,12 +109,13 @@ def families(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
 
 def are_alike(results: Sequence[EvaluationResult | None], metric: Metric) -> bool:
     """Whether a metric of evaluations whose losses compare does so: of answers, that they are to the same questions."""
-    return not metric.of_answers or len(alike(results, same_of(metric))) < 2
+    return not metric.of_answers or len(alike_by(metric, results)) < 2
 
 
-def same_of(metric: Metric) -> Same:
-    """Return when evaluations have answers by which the metric compares."""
-    return same_samples if metric.of_samples else same_answers
+def alike_by(metric: Metric, results: Sequence[EvaluationResult | None]) -> list[list[int]]:
+    """Return the places of the results whose answers the metric compares, set by set; others are in none."""
+    measured = [result if result is not None and metric.key in result.metrics else None for result in results]
+    return alike(measured, same_samples if metric.of_samples else same_answers)
 
 
 def alike(results: Sequence[EvaluationResult | None], same: Same) -> list[list[int]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 from gpt_pipeline.comparison.by_key import key_chart, key_sheet, key_values
-from gpt_pipeline.comparison.compare import alike, same_of
+from gpt_pipeline.comparison.compare import alike_by
 from gpt_pipeline.comparison.curves import Records, main_chart, read_records
 from gpt_pipeline.comparison.standings import ByKey, Comparison, Group, Reached, Standing
 from gpt_pipeline.evaluation.result import EvaluationResult
@@ -327,22 +328,29 @@ def _reached_rows(section: str, reached: Sequence[Reached | None]) -> Iterable[R
     yield row("time", lambda each: wording.duration(each.seconds))
     results = [None if each is None else each.evaluation for each in reached]
     for metric in METRICS:
-        measured = [result if result is not None and metric.key in result.metrics else None for result in results]
-        sets = alike(measured, same_of(metric)) if metric.of_answers else []
+        sets = alike_by(metric, results) if metric.of_answers else []
         if len(sets) < 2:
             yield _metric_row(section, metric.label, metric, results)
             continue
-        for places in sets:
-            some = [result if place in places else None for place, result in enumerate(results)]
-            yield _metric_row(section, f"{metric.label}, {_asked(some, metric)}", metric, some)
+        found = [[result if place in places else None for place, result in enumerate(results)] for places in sets]
+        for some, asked in zip(found, _told_apart(found, metric), strict=True):
+            yield _metric_row(section, f"{metric.label}, {asked}", metric, some)
 
 
-def _asked(results: Sequence[EvaluationResult | None], metric: Metric) -> str:
-    """Return what tells the answers that a metric is measured on from others, in a word."""
-    result = next(result for result in results if result is not None)
-    if metric.of_samples:
-        return f"{result.config.get('samples_per_question', 0)} drawn"
-    return counted(len(result.answers), "question")
+def _told_apart(sets: Sequence[Sequence[EvaluationResult | None]], metric: Metric) -> list[str]:
+    """Return what tells the answers of each set, on which a metric is measured, from those of the others."""
+    asked = [_asked(next(filter(None, results)), metric) for results in sets]
+    differs = [len({*facts}) > 1 for facts in zip(*asked, strict=True)]
+    return [", ".join(compress(facts, differs if any(differs) else [True])) for facts in asked]
+
+
+def _asked(result: EvaluationResult, metric: Metric) -> tuple[str, ...]:
+    """Return how many questions were asked and, for a metric of drawn answers, how these were drawn."""
+    questions, config = counted(len(result.answers), "question"), result.config
+    if not metric.of_samples:
+        return (questions,)
+    drawn, temperature = config.get("samples_per_question", 0), config.get("sample_temperature", 1.0)
+    return questions, f"{drawn} drawn", f"temperature {temperature:g}"
 
 
 def _metric_row(section: str, label: str, metric: Metric, results: Sequence[EvaluationResult | None]) -> Row:
