@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import tarfile
@@ -120,6 +121,12 @@ def test_new_experiment_of_a_text_too_long_for_one_document_parts_it(
     for name in ("b", "c"):
         (own / f"{name}.txt").write_text(mark.join(texts[:9]), encoding="utf-8", newline=end)
     assert look_at(str(own)).split_at is None  # one long text among others that are documents
+
+
+def test_look_at_packed_texts_parts_them_by_what_they_hold_and_not_by_the_size_of_their_files(own: Path) -> None:
+    for name in "abc":
+        (own / f"{name}.txt.gz").write_bytes(gzip.compress(b"word\n\n" * (MAX_DOCUMENT_BYTES // 6 + 1)))
+    assert look_at(str(own)).split_at == "\n\n"
 
 
 def test_texts_that_are_all_too_long_are_told_how_they_are_parted(own: Path, tmp_path: Path) -> None:

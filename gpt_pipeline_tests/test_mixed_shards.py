@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -112,6 +113,25 @@ def test_epoch_has_the_shares_and_uses_one_part_up(parts: list[tuple[int, float]
 def test_mix_in_words_tells_the_amount_and_origin_of_each_part(folder: Path) -> None:
     told = mix_of(folder, {"short": 3, "asked": 1}).documents
     assert told == f"all documents of local files {folder / 'short'} and 60 documents of sample"
+
+
+@pytest.mark.parametrize(
+    ("own", "above", "said"),
+    [
+        ({"short": None, "long": None}, 5, "raise data.num_samples"),
+        ({"short": None, "long": None}, "all", "add documents"),
+        ({"short": 5, "long": "all"}, "all", "raise num_samples of a part, or add documents"),
+        ({"short": None, "long": "all"}, 5, "raise num_samples of a part, or add documents"),
+        ({"short": "all", "long": "all"}, 5, "add documents"),
+    ],
+)
+def test_mix_asks_for_more_documents_where_they_are_limited(
+    folder: Path, own: dict[str, Any], above: Any, said: str
+) -> None:
+    config = mix_of(folder, {"short": 3, "long": 1})
+    assert config.mix is not None
+    mix = {name: dataclasses.replace(part, num_samples=own[name]) for name, part in config.mix.items()}
+    assert dataclasses.replace(config, num_samples=above, mix=mix).way_to_more == said
 
 
 def test_mix_errors_of_a_part_name_its_own_keys_wherever_they_are_told(tmp_path: Path) -> None:

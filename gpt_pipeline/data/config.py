@@ -404,6 +404,14 @@ class DataConfig(DocumentsConfig):
         return self.origin == base.origin and not is_held_out
 
     @property
+    def way_to_more(self) -> str:
+        """What to do for more documents, for a person; of a mix, parts may have limits of their own."""
+        if self.mix is None or all(part.num_samples is None for part in self.mix.values()):
+            return super().way_to_more
+        is_limited = any(part.document_limit is not None for part in self.parts.values())
+        return "raise num_samples of a part, or add documents" if is_limited else "add documents"
+
+    @property
     def documents(self) -> str:
         """How many documents are used, and where they come from, for a person; of a mix, those of each part."""
         return " and ".join(f"{part.amount} documents of {part.origin}" for part in self.parts.values())

@@ -9,7 +9,6 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.data.file_kinds import CSV, JSON, JSON_LINES, TEXT, TSV, kind_of
@@ -96,10 +95,11 @@ def look_into(source: Source, *, say: Say) -> Look:
 
 
 def _mark_in(source: Source, say: Say) -> str | None:
-    """Return a mark by which the texts could be parted, if most of them are too long for one document."""
-    if len(source.names) > 1 and median(map(source.size, source.names)) <= MAX_DOCUMENT_BYTES:
-        return None
-    name = max(source.names, key=source.size)
+    """Return a mark by which the texts could be parted, if half of them or more are too long for one document.
+
+    It looks into the middle one by size, since a packed text is longer than its file.
+    """
+    name = sorted(source.names, key=source.size)[len(source.names) // 2]
     with source.open(name, say=say) as file, opened(file, name) as stream:
         begin = stream.read(MAX_DOCUMENT_BYTES + 1)
     if len(begin) <= MAX_DOCUMENT_BYTES:
