@@ -333,7 +333,10 @@ def test_stage_made_anew_reads_nothing_that_a_kill_left(tmp_path: Path, monkeypa
     [
         (candidates(1), r"^found none of 1 questions .* Take harder questions, or raise rl.temperature"),
         (candidates(2), "none of 2 questions .* Train the model to start from further, or raise rl.candidates"),
-        (dataclasses.replace(candidates(3), held_out=()), "no held-out question .* raise data.validation_fraction"),
+        (
+            dataclasses.replace(candidates(3), held_out=()),
+            "no held-out question .* need a number, an option .* raise data.validation_fraction",
+        ),
         (Candidates(training=(), held_out=(), left_out={"no_check": 3}), r"no training-side question .*no_check 3"),
     ],
 )

@@ -134,7 +134,8 @@ def evaluate_checkpoint(task: EvaluationTask, *, force: bool = False) -> Evaluat
     Raises:
         CheckpointGoneError: there is no such checkpoint, or no longer.
         DamagedFileError: the file is not what its manifest says.
-        UnusableCheckpointError: its loss is not a number.
+        UnusableCheckpointError: its loss is not finite, or it has fewer positions than the data's sequences or another
+            tokenizer than the data.
     """
     if not force and (kept := find_evaluation(task.folder, task.fingerprint)) is not None:
         return kept

@@ -170,7 +170,7 @@ def _require_candidates(candidates: Candidates) -> None:
         )
     if not candidates.held_out:
         raise DataError(
-            "found no held-out question whose answer can be checked; need {checks} there too: raise "
+            f"found no held-out question whose answer can be checked; need {checks} there too: raise "
             "data.validation_fraction or data.num_samples"
         )
 

@@ -66,8 +66,8 @@ def too_large(most: int) -> ApiError:
 def unreadable() -> ApiError:
     """Return the refusal of a body that no reader of JSON takes."""
     return ApiError(
-        "the body cannot be read, need JSON in UTF-8, without numbers of thousands of digits or as many brackets in "
-        "each other",
+        "the body cannot be read, need JSON in UTF-8, without numbers of thousands of digits or brackets nested "
+        "thousands deep",
         status=UNREADABLE,
     )
 

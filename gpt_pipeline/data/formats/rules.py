@@ -27,7 +27,7 @@ TOO_LONG = "too_long"
 """Why rows with more than a document may have become none."""
 
 IN_PARTS = (
-    "a document has at most 1 MiB: part longer ones before, or plain text files by data.split_text_at, such as "
+    "a document has at most 1 MiB: split longer ones beforehand, or plain text files by data.split_text_at, such as "
     '`split_text_at: "\\n\\n"`'
 )
 AS_UTF8 = "save the files as UTF-8, such as by `iconv -f WINDOWS-1252 -t UTF-8`"
