@@ -1,4 +1,4 @@
-"""The peak memory of this process."""
+"""The memory of this process."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ def peak_resident_bytes() -> int | None:
     import resource
 
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # in bytes on macOS
+
+
+def give_back_freed() -> None:
+    """Give the system what glibc keeps of freed memory; elsewhere do nothing."""
+    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # not in musl
+        libc.malloc_trim(0)
 
 
 def _peak_resident() -> int | None:

@@ -32,11 +32,12 @@ from gpt_pipeline.data.columns import text_bounds, text_bytes
 from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.stream import Positions, Tokens
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, Tokenizer, gpt2, gpt2_bytes
+from gpt_pipeline.storage.resident import give_back_freed
 
 SEPARATOR = "\x00<|document|>\x00"
 """Stands between the texts that are encoded in one call; texts that hold it go to tiktoken."""
 
-_MAX_INSTANCE_BYTES = 256 << 20  # of text; gigatoken keeps each word it meets, some 70 bytes, and is then begun anew
+_MAX_INSTANCE_BYTES = 128 << 20  # of text; gigatoken keeps each word it meets, some 70 bytes, and is then begun anew
 _N_CODE_POINTS = 0x110000
 _HIGHEST = np.uint64(0x8080808080808080)  # bit of each byte: set in all but ASCII
 _PROBE_END = "'d"  # the token 'd begins after a letter, a digit or a space, not after another character
@@ -198,6 +199,7 @@ class _Gigatoken:
         """Return `<|endoftext|>` and the tokens of `text`, with `<|endoftext|>` in the place of separators."""
         if self._bytes > _MAX_INSTANCE_BYTES:
             del self._tokenizer  # first, so that there are never two of them
+            give_back_freed()  # its words lie between what stays
             self._tokenizer, self._bytes = _new_tokenizer(self._of), 0
         self._bytes += len(text)
         # `encode` would hold Python's lock meanwhile, and plain lists of texts import awkward, which takes 0.2 s.

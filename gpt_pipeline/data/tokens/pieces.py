@@ -1,7 +1,7 @@
 """The documents of a parquet file as tokens, a piece at a time in the file's order, by several threads.
 
-A thread takes a row group, reads it and encodes it, while its bytes are still near. What is in memory at a time are a
-row group for each thread, and the tokens of a few.
+A thread takes a row group, and encodes what it reads of it while its bytes are still near. What is in memory at a time
+are a few megabytes of text for each thread, and the tokens of a few row groups.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ CHECKED_DOCUMENTS = 200
 
 _COLUMNS = ("id", "group", "text")  # of every file; see `data.documents.files`
 _MORE_COLUMNS = ("kind", "answer_bytes", "reasoning_start", "spans")  # of those that have them
+_READ_BYTES = 3 << 20  # of a row group; a whole one costs as much time and more memory
 _PIECE_BYTES = 1 << 20  # of text; long enough that a call costs nothing, short enough to stay in the caches
 
 
@@ -194,16 +195,18 @@ class DocumentsFile:
             # Otherwise a row group's compressed bytes would be held beside what is decoded of them.
             return pq.ParquetFile(self.path, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True)
 
-    def read(self, opened: pq.ParquetFile, row_group: int) -> list[pa.RecordBatch]:
-        """Return a row group of the file.
+    def read(self, opened: pq.ParquetFile, row_group: int) -> Iterator[pa.RecordBatch]:
+        """Yield a row group of the file, about `_READ_BYTES` at a time.
 
         Raises:
             DataError: the file is damaged.
         """
+        columns = list(self.columns.values())
+        group = self.metadata.row_group(row_group)
+        rows = 1 + group.num_rows // (1 + group.total_byte_size // _READ_BYTES)
         with self._explained("damaged"):
-            table = opened.read_row_group(row_group, columns=list(self.columns.values()), use_threads=False)
-            batches: list[pa.RecordBatch] = table.select(list(self.columns.values())).to_batches()
-            return [pa.record_batch(batch.columns, names=list(self.columns)) for batch in batches]
+            for batch in opened.iter_batches(rows, row_groups=[row_group], columns=columns, use_threads=False):
+                yield pa.record_batch(batch.select(columns).columns, names=list(self.columns))
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
