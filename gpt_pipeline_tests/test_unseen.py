@@ -156,6 +156,8 @@ def test_prove_unseen_finds_what_the_weights_it_began_with_were_trained_on(stage
     assert finding.facts["seen_before"] > 0 == finding.facts["same_text"]
     assert "documents that base.yaml trained on" in finding.text
     assert "set data.seed and data.validation_fraction as there" in finding.text
+    copy = [dataclasses.replace(before[0], documents=((other.at("/a/copy"), stages.english),))]
+    assert prove_unseen(stages.questions, on(stages.english, stages.shards), before=copy) == finding
     alike = [dataclasses.replace(before[0], shards=stages.shards)]
     assert prove_unseen(stages.questions, on(stages.english, stages.shards), before=alike).passed
 

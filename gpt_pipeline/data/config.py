@@ -398,10 +398,9 @@ class DataConfig(DocumentsConfig):
             return super().origin
         return "a mix of " + " and ".join(part.origin for part in self.parts.values())
 
-    def asks_what_trains(self, base: DataConfig) -> bool:
-        """Whether documents are held out here that `base`, of the same source, trains on: its split is another."""
-        is_held_out = self.seed == base.seed and self.validation_fraction <= base.validation_fraction
-        return self.origin == base.origin and not is_held_out
+    def is_held_out_in(self, base: DataConfig) -> bool:
+        """Whether `base` holds out all documents that this does, of what both have."""
+        return self.seed == base.seed and self.validation_fraction <= base.validation_fraction
 
     @property
     def way_to_more(self) -> str:

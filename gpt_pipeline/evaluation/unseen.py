@@ -51,8 +51,9 @@ _REMEDY_FOR_A_BASE = (
 
 
 _REMEDY_FOR_MORE_DOCUMENTS = (
-    "the weights that the training began with have seen what it is asked, so the answers say little, and no other "
-    "split would hold those documents out: ask other questions by another evaluation.seed"
+    "the weights that the training began with have seen what it is asked, so the answers say little, and another split "
+    "would not help: ask other questions by another evaluation.seed; or, with files of your own, keep rows that ask "
+    "the same together by data.group, in the base too, and train both again"
 )
 
 
@@ -120,18 +121,19 @@ def _identity(question: Question) -> dict[str, Any]:
 
 def _relation(data: Sequence[EvaluatedPart], base: TrainedOn) -> dict[str, Any]:
     """Return what the finding says of a base beside what its documents hold."""
-    shared = [_shares_groups(data, theirs) for theirs, _ in base.documents]
+    shared = [any(_share_groups(each.data, theirs) for each in data) for theirs, _ in base.documents]
     return {"source": base.source, "shares_groups": shared, "splits_otherwise": _splits_otherwise(data, base)}
 
 
-def _shares_groups(data: Sequence[EvaluatedPart], theirs: DataConfig) -> bool:
-    """Whether a group's name means the same in `theirs`: it is of the same source, or an article of SYNTH."""
-    return any(each.data.origin == theirs.origin or each.data.format == theirs.format == "synth" for each in data)
+def _share_groups(own: DataConfig, theirs: DataConfig) -> bool:
+    """Whether a group's name means the same in both: they are of one source, or it is that of an article of SYNTH."""
+    return own.origin == theirs.origin or own.format == theirs.format == "synth"
 
 
 def _splits_otherwise(data: Sequence[EvaluatedPart], base: TrainedOn) -> bool:
-    """Whether a part is split otherwise than the base, which has the same source; see `asks_what_trains`."""
-    return any(each.data.asks_what_trains(theirs) for each in data for theirs, _ in base.documents)
+    """Whether documents are held out that the base, which has their groups too, trains on by its split."""
+    pairs = ((each.data, theirs) for each in data for theirs, _ in base.documents)
+    return any(_share_groups(own, theirs) and not own.is_held_out_in(theirs) for own, theirs in pairs)
 
 
 def prove_unseen(
@@ -148,7 +150,7 @@ def prove_unseen(
     looked for among theirs. So it does not matter how the split was meant. That the questions' own texts are found in
     the validation split shows that such hashes do meet. Of the parts of a mix in `data`, what the shards
     `mixed` hold of all of them is looked at. What was trained on `before` is looked through for queries and, where it
-    is of the same source, for articles.
+    has the same groups, for articles.
     """
     if not questions:
         return verdict(passed=True, text="no questions are asked", facts={"questions": 0})
@@ -200,7 +202,9 @@ def _kin_trained_on(questions: Sequence[Question], base: TrainedOn, data: Sequen
     wanted: set[bytes] = set()
     for theirs, documents in base.documents:
         kin = _kin(questions, document_files(documents), encoder)
-        wanted |= kin.of_query | (kin.of_article if _shares_groups(data, theirs) else frozenset())
+        wanted |= kin.of_query
+        if any(_share_groups(each.data, theirs) for each in data):
+            wanted |= kin.of_article
     return sum(digest in wanted for digest in _document_hashes(open_shards(base.shards.folder).train))
 
 

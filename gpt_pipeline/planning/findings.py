@@ -183,7 +183,7 @@ def _seen_before(known: Known) -> Iterator[Finding]:
     own, base = [*known.experiment.data.parts.values()], base_experiment(known.experiment)
     while base is not None:
         for theirs in base.data.parts.values():
-            seen = [part for part in own if part.asks_what_trains(theirs)]
+            seen = [part for part in own if part.origin == theirs.origin and not part.is_held_out_in(theirs)]
             if seen:
                 text = (
                     f"found {seen[0].validation_fraction:g} with data.seed={seen[0].seed}, and {base.file.name} has "
