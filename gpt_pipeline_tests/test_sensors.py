@@ -6,10 +6,11 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 import dagster as dg
 import pytest
@@ -34,6 +35,7 @@ from gpt_pipeline.checkpoints.save import link_best
 from gpt_pipeline.evaluation.result import alias_of, evaluation_path, read_evaluations, write_evaluation
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dagster_server import forget_ticks_to_come
+from gpt_pipeline.orchestration.dead_runs import requester_tag
 from gpt_pipeline.orchestration.evaluation_step import log_result
 from gpt_pipeline.orchestration.history import open_instance
 from gpt_pipeline.orchestration.keys import EVALUATION_TAG
@@ -384,11 +386,15 @@ def test_wanted_evaluation_not_yet_in_mlflow_is_missing_not_outdated(copy: TinyP
 
 
 @contextmanager
-def _evaluated(project: TinyProject) -> Iterator[tuple[dg.ExecuteInProcessResult, list[str]]]:
-    """The result of evaluating step 8 of the project, and what was logged."""
+def _evaluated(
+    project: TinyProject, *, tags: Mapping[str, str] = MappingProxyType({}), beside: dg.DagsterRun | None = None
+) -> Iterator[tuple[dg.ExecuteInProcessResult, list[str]]]:
+    """The result of evaluating step 8 of the project, while another run is there, and what was logged."""
     with chdir(project.root), open_instance(Project.here()) as instance:
         job = _definitions(project).resolve_job_def("evaluate_tiny")
-        result = job.execute_in_process(partition_key="step_00000008", instance=instance)
+        if beside is not None:
+            instance.add_run(beside)
+        result = job.execute_in_process(partition_key="step_00000008", instance=instance, tags={**tags})
         yield result, [record.user_message for record in instance.all_logs(result.run_id)]
 
 
@@ -425,7 +431,7 @@ def superseded(copy: TinyProject) -> TinyProject:
     assert template is not None
     for step in (1, 2):
         path = checkpoint_path(folder.checkpoints, step)
-        os.link(template.path, path)
+        shutil.copyfile(template.path, path)
         write_manifest(dataclasses.replace(template, path=path, step=step, weights_sha256=f"{step:064d}"))
     for wanted in wanted_evaluations(experiment)[:2]:
         info = wanted.checkpoint
@@ -436,6 +442,7 @@ def superseded(copy: TinyProject) -> TinyProject:
         )
         write_evaluation(made)
         mark_logged(folder, made, run_id="a run", alias=None)
+    folder.training.touch()  # written after them
     return copy
 
 
@@ -450,10 +457,22 @@ def test_evaluation_by_the_daemon_removes_checkpoints_that_stayed_only_to_be_eva
     for path in left:
         path.touch()
         os.utime(path, (0, 0))
-    with _evaluated(superseded) as (result, _):
+    with _evaluated(superseded, tags=requester_tag()) as (result, said):
         assert result.success
         assert not any(path.exists() for path in left)
         assert _steps(superseded) == [4, 8, 12]
+        assert any("checkpoint_step_1.pt, checkpoint_step_2.pt" in text for text in said)
+
+
+@pytest.mark.parametrize("by_the_daemon", [False, True])
+def test_evaluation_removes_nothing_while_a_person_has_checkpoints_evaluated(
+    superseded: TinyProject, by_the_daemon: bool
+) -> None:
+    theirs = dg.DagsterRun("theirs", status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": "step_00000001"})
+    tags, beside = (requester_tag(), theirs) if by_the_daemon else ({}, None)
+    with _evaluated(superseded, tags=tags, beside=beside) as (result, _):
+        assert result.success
+    assert _steps(superseded) == [1, 2, 4, 8, 12]
 
 
 def test_pruning_beside_a_trainer_at_work_is_left_to_it(superseded: TinyProject) -> None:
@@ -461,8 +480,10 @@ def test_pruning_beside_a_trainer_at_work_is_left_to_it(superseded: TinyProject)
     with folder_lock(experiment.folder.root, purpose="training tiny"):
         prune_at_rest(experiment, say=pytest.fail)
         assert _steps(superseded) == [1, 2, 4, 8, 12]
-    prune_at_rest(experiment, say=pytest.fail)
+    said: list[str] = []
+    prune_at_rest(experiment, say=said.append)
     assert _steps(superseded) == [4, 8, 12]
+    assert "checkpoint_step_1.pt, checkpoint_step_2.pt" in "".join(said)
 
 
 def test_pruning_keeps_what_mlflow_still_lacks(superseded: TinyProject) -> None:
@@ -485,24 +506,81 @@ def test_pruning_after_the_file_was_edited_keeps_what_either_needs(
 ) -> None:
     file = superseded.experiment("tiny").file
     file.write_text(file.read_text().replace(before, after))
-    prune_at_rest(superseded.experiment("tiny"), say=pytest.fail)
+    prune_at_rest(superseded.experiment("tiny"), say=print)
     assert _steps(superseded) == kept
 
 
-def test_pruning_keeps_a_checkpoint_that_the_training_did_not_write(superseded: TinyProject) -> None:
-    manifest = superseded.experiment("tiny").folder.checkpoints / "checkpoint_step_1.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "fingerprint": ""}))  # as import does
-    prune_at_rest(superseded.experiment("tiny"), say=pytest.fail)
-    assert _steps(superseded) == [1, 4, 8, 12]
-
-
-def test_pruning_keeps_a_step_that_another_experiment_starts_from(superseded: TinyProject) -> None:
-    later = superseded.write_experiment("later")
-    start = "start_from: {experiment: tiny.yaml, checkpoint: step_1}"
+def _write_later(project: TinyProject, start: str) -> None:
+    """Write an experiment beside the first that starts from what `start` says."""
+    later = project.write_experiment("later")
     kept = [line for line in later.read_text().splitlines() if not line.startswith("model:")]
-    later.write_text("\n".join([*kept, start]))
-    prune_at_rest(superseded.experiment("tiny"), say=pytest.fail)
+    later.write_text("\n".join([*kept, f"start_from: {start}"]))
+    project.experiment("later")  # which can be read
+
+
+_STARTS = ("{experiment: tiny.yaml, checkpoint: step_1}", "{file: ../storage/tiny/checkpoints/checkpoint_step_1.pt}")
+
+
+@pytest.mark.parametrize("start", _STARTS)
+def test_pruning_keeps_a_step_that_another_experiment_starts_from(superseded: TinyProject, start: str) -> None:
+    _write_later(superseded, start)
+    prune_at_rest(superseded.experiment("tiny"), say=print)
     assert _steps(superseded) == [1, 4, 8, 12]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links take rights there")
+@pytest.mark.parametrize("start", _STARTS)
+def test_pruning_of_an_experiment_whose_file_is_a_link_keeps_what_its_neighbours_start_from(
+    superseded: TinyProject, start: str
+) -> None:
+    file = superseded.experiment("tiny").file
+    elsewhere = superseded.root / "elsewhere"
+    elsewhere.mkdir()
+    file.symlink_to(file.replace(elsewhere / "first.yaml"))
+    _write_later(superseded, start)
+    prune_at_rest(superseded.experiment("tiny"), say=print)
+    assert _steps(superseded) == [1, 4, 8, 12]
+
+
+def test_pruning_beside_a_file_that_cannot_be_read_removes_nothing_and_says_why(superseded: TinyProject) -> None:
+    superseded.write_experiment("later").write_text("start_from: {experiment: tiny.yaml, checkpoint: [")
+    said: list[str] = []
+    prune_at_rest(superseded.experiment("tiny"), say=said.append)
+    assert _steps(superseded) == [1, 2, 4, 8, 12]
+    assert "later.yaml" in "".join(said)
+
+
+@pytest.mark.parametrize("copied", [shutil.copyfile, shutil.copy2])
+def test_pruning_keeps_what_was_put_there_after_the_training(
+    superseded: TinyProject, tmp_path: Path, copied: Callable[[Path, Path], object]
+) -> None:
+    if os.name == "nt" and copied is shutil.copy2:
+        pytest.skip("a file system there gives a new file the times of one that was removed")
+    experiment = superseded.experiment("tiny")
+    path = checkpoint_path(experiment.folder.checkpoints, 1)
+    aside = tmp_path / path.name
+    shutil.copy2(path, aside)
+    path.unlink()
+    time.sleep(0.05)  # the file system's clock ticks
+    copied(aside, path)
+    prune_at_rest(experiment, say=print)
+    assert _steps(superseded) == [1, 4, 8, 12]
+
+
+def test_pruning_keeps_a_checkpoint_that_the_training_did_not_write(superseded: TinyProject) -> None:
+    folder = superseded.experiment("tiny").folder
+    manifest = folder.checkpoints / "checkpoint_step_1.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "fingerprint": ""}))  # as import does
+    folder.training.touch()
+    prune_at_rest(superseded.experiment("tiny"), say=print)
+    assert _steps(superseded) == [1, 4, 8, 12]
+
+
+def test_pruning_of_a_training_that_is_not_finished_removes_nothing(superseded: TinyProject) -> None:
+    experiment = superseded.experiment("tiny")
+    experiment.folder.training.unlink()
+    prune_at_rest(experiment, say=pytest.fail)
+    assert _steps(superseded) == [1, 2, 4, 8, 12]
 
 
 def test_pruning_where_a_newer_version_wrote_removes_nothing(superseded: TinyProject) -> None:

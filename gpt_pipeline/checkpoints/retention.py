@@ -39,19 +39,23 @@ def prune(
     *,
     keep_last: int,
     training: str = "",
-    keep: Collection[str] = (),
+    among: Collection[str] | None = None,
     say: Callable[[str], None] = _logger.warning,
 ) -> list[CheckpointInfo]:
     """Remove the checkpoints that need not be kept; return them. `best_model.pt` is never touched.
 
-    The newest of the `training` with this fingerprint stays, whatever later ones of others are there. So do the files
-    named in `keep`. `say` is told when the disk leaves no room to wait for evaluations.
+    The newest of the `training` with this fingerprint stays, whatever later ones of others are there. Where `among` is
+    given, only files with these names go. `say` is told when the disk leaves no room to wait for evaluations.
     """
     checkpoints = list_checkpoints(folder.checkpoints)
     best = best_checkpoint(folder.checkpoints)
     own = [info.step for info in checkpoints if info.fingerprint == training]
     kept = {*own[-1:], *([] if best is None else [best.step])}
-    candidates = [info for info in checkpoints[:-keep_last] if info.step not in kept and info.path.name not in keep]
+    candidates = [
+        info
+        for info in checkpoints[:-keep_last]
+        if info.step not in kept and (among is None or info.path.name in among)
+    ]
     if not candidates:
         return []
     awaited = _awaited_steps(folder, candidates, say)

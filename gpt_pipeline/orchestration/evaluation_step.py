@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, checkpoint_step, find_checkpoint
 from gpt_pipeline.evaluation.config import EvaluationConfig
@@ -17,6 +18,8 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.mirroring import send_to_mirror
 from gpt_pipeline.experiment.training import pretraining_of
 from gpt_pipeline.mirror.order import is_sending
+from gpt_pipeline.orchestration.dead_runs import REQUESTER_TAG
+from gpt_pipeline.orchestration.history import UNFINISHED
 from gpt_pipeline.orchestration.stages import finished_documents, finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.training_log import catch_up
@@ -72,8 +75,8 @@ def evaluate_partition(
     else:
         context.log.info(f"{checkpoint.path.name}: {result_text(result)}")
     run = log_result(context, experiment, mlflow.tracking_uri, result)
-    if not is_sending(experiment.folder):  # what is being copied had better be here until then
-        prune_at_rest(experiment, say=context.log.warning)
+    if _is_daemons_alone(context) and not is_sending(experiment.folder):  # what is being copied stays until then
+        prune_at_rest(experiment, say=context.log.info)
     send_to_mirror(experiment)
     yield dg.MaterializeResult(
         metadata={
@@ -84,6 +87,16 @@ def evaluate_partition(
         },
         data_version=dg.DataVersion(result.fingerprint),
     )
+
+
+def _is_daemons_alone(context: dg.AssetExecutionContext) -> bool:
+    """Whether the sensor or the schedule requested this evaluation, and each other one that is not over.
+
+    A person may have more checkpoints evaluated than those that need it, one after the other.
+    """
+    runs = context.instance.get_runs(dg.RunsFilter(statuses=list(UNFINISHED)))
+    evaluations = [context.run, *(run for run in runs if PARTITION_NAME_TAG in run.tags)]
+    return all(REQUESTER_TAG in run.tags for run in evaluations)
 
 
 def evaluated_parts(experiment: Experiment) -> tuple[EvaluatedPart, ...]:

@@ -13,18 +13,20 @@ from gpt_pipeline.checkpoints.manifest import (
     checkpoint_key,
     checkpoint_path,
     list_checkpoints,
+    manifest_path,
     newer_manifests,
     uncounted_checkpoints,
 )
 from gpt_pipeline.checkpoints.retention import prune
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.result import EvaluationResult, alias_of, evaluation_fingerprint, summarize_evaluations
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
-from gpt_pipeline.experiment.start_from import base_file
-from gpt_pipeline.mirror.order import held_training
+from gpt_pipeline.experiment.start_from import weights_path
 from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
+from gpt_pipeline.training.finished import read_finished_training
 from gpt_pipeline.training.heartbeat import trainer_state
 
 State = Literal["missing", "outdated", "done"]
@@ -94,45 +96,74 @@ def passed_over(experiment: Experiment) -> dict[str, str]:
 
 
 def prune_at_rest(experiment: Experiment, *, say: Callable[[str], None]) -> None:
-    """Remove the checkpoints that stayed only to be evaluated, unless a trainer is at work, which does so as it saves.
+    """Remove the checkpoints of a finished training that stayed only to be evaluated, and say which.
 
-    Those that an evaluation or MLflow still needs stay, what the file names to continue from, what others start from,
-    and what this training did not write: somebody imported it, or put it there. So does everything where a newer
-    version has written: it may keep a checkpoint for reasons unknown here.
+    None goes that an experiment file of the folder names, nor any where one of these files cannot be read. A folder is
+    left to a trainer at work, which removes checkpoints as it saves, and as it is where a newer version has written.
     """
-    folder, checkpoints = experiment.folder, list_checkpoints(experiment.folder.checkpoints)
+    folder = experiment.folder
     if trainer_state(folder.root) == "running" or newer_manifests(folder.checkpoints):
         return
-    # The file may have been edited for the next training: the number that this one had counts too.
-    told = [int(info.settings.get("evaluation.keep_last", 0)) for info in checkpoints]
-    needed = [pending.checkpoint.path.name for pending in pending_evaluations(experiment)]
-    training = held_training(folder) or ""
-    put_there = [info.path.name for info in checkpoints if info.fingerprint != training]
     try:
-        prune(
-            folder,
-            keep_last=max([experiment.cadence.keep_last, *told]),
-            training=training,
-            keep={
-                *needed,
-                *put_there,
-                *_starts_of_others(experiment),
-                str(experiment.config.storage.checkpoint_to_resume),
-            },
-            say=say,
-        )
-    except OSError as error:  # of another user's folder, say
-        say(f"checkpoints that are no longer needed stay: {error}")
+        superseded = _superseded(experiment)
+        named = [path for path in _named_in_files(experiment) if path.exists()] if superseded else []
+        among = {info.path.name for info in superseded if not any(map(info.path.samefile, named))}
+        removed = prune(folder, keep_last=experiment.cadence.keep_last, among=among, say=say)
+    except (OSError, UserError) as error:  # a folder of another user's, say
+        say(f"Checkpoints that are no longer needed stay: {error}")
+        return
+    if removed:
+        names = ", ".join(info.path.name for info in removed)
+        say(f"Removed, since evaluated, in MLflow and followed by newer ones: {names}")
 
 
-def _starts_of_others(experiment: Experiment) -> Iterator[str]:
-    """Yield the names of the checkpoints that experiments beside this one start from by their steps."""
-    file = experiment.file.resolve()
-    others = (found.experiment for found in find_experiments(file.parent) if found.experiment is not None)
-    for other in others:
-        start = other.config.start_from
-        if start is not None and start.step is not None and base_file(start, other.file) == file:
-            yield checkpoint_path(experiment.folder.checkpoints, start.step).name
+def _superseded(experiment: Experiment) -> list[CheckpointInfo]:
+    """Return the checkpoints that the finished training left before its newest ones, evaluated and in MLflow.
+
+    None of another training, and none that was put there after the end of this one, is among them.
+    """
+    folder = experiment.folder
+    finished = read_finished_training(folder)
+    if finished is None:
+        return []
+    end = folder.training.stat().st_mtime
+    checkpoints = list_checkpoints(folder.checkpoints)
+    own = [info for info in checkpoints if info.fingerprint == finished.fingerprint and _last_changed(info) <= end]
+    # The file may have been edited for the next training: the number that this one had counts too.
+    told = [int(info.settings.get("evaluation.keep_last", 0)) for info in own]
+    keep_last = max([experiment.cadence.keep_last, *told])
+    done = {wanted.checkpoint.path for wanted in wanted_evaluations(experiment) if wanted.state == "done"}
+    return [info for info in own[:-keep_last] if info.path in done]
+
+
+def _last_changed(info: CheckpointInfo) -> float:
+    """Return when the checkpoint's files were written, or put there, by the file system's clock."""
+    stats = [path.stat() for path in (info.path, manifest_path(info.path))]
+    return max(max(stat.st_mtime, stat.st_ctime) for stat in stats)  # a copy may keep the first, never the second
+
+
+def _named_in_files(experiment: Experiment) -> Iterator[Path]:
+    """Yield the checkpoints that experiments beside this one name to start or to continue from.
+
+    A step or a name counts whichever experiment it is of.
+
+    Raises:
+        UserError: an experiment file has a problem, so that nobody knows what it needs.
+    """
+    checkpoints = experiment.folder.checkpoints
+    folders = {experiment.file.parent, experiment.file.resolve().parent}  # a link has neighbours at both ends
+    for found in (found for folder in folders for found in find_experiments(folder)):
+        if found.experiment is None:
+            raise UserError(found.problem)
+        config = found.experiment.config
+        yield checkpoints / str(config.storage.checkpoint_to_resume)
+        if config.start_from is None:
+            continue
+        if config.start_from.step is not None:
+            yield checkpoint_path(checkpoints, config.start_from.step)
+        weights = weights_path(config.start_from, found.file)
+        if weights is not None:
+            yield weights
 
 
 def mark_logged(folder: ExperimentFolder, result: EvaluationResult, *, run_id: str, alias: str | None) -> None:
