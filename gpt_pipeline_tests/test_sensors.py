@@ -567,10 +567,11 @@ def test_pruning_keeps_what_was_put_there_after_the_training(
     assert _steps(superseded) == [1, 4, 8, 12]
 
 
-def test_pruning_keeps_a_checkpoint_that_the_training_did_not_write(superseded: TinyProject) -> None:
+@pytest.mark.parametrize("fingerprint", ["", "f" * 64])  # as import writes, and of another training
+def test_pruning_keeps_a_checkpoint_that_the_training_did_not_write(superseded: TinyProject, fingerprint: str) -> None:
     folder = superseded.experiment("tiny").folder
     manifest = folder.checkpoints / "checkpoint_step_1.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "fingerprint": ""}))  # as import does
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "fingerprint": fingerprint}))
     folder.training.touch()
     prune_at_rest(superseded.experiment("tiny"), say=print)
     assert _steps(superseded) == [1, 4, 8, 12]
