@@ -149,6 +149,7 @@ def test_token_part_threads_row_groups_and_pieces_change_no_byte(
     pq.write_table(pq.read_table(file), tmp_path / "english.parquet", row_group_size=rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_pieces, "_PIECE_BYTES", piece_bytes)
+        patch.setattr(token_pieces, "_READ_BYTES", 3 * piece_bytes)
         again = write(tmp_path / "english.parquet", tmp_path / "part", threads=threads)
     assert contents(again) == contents(part)
     assert again.facts == part.facts
