@@ -29,6 +29,7 @@ from gpt_pipeline.launchers.protocol import (
     TrainingCommand,
     UnreachableError,
 )
+from gpt_pipeline.shown import counted
 
 DRIVER = "gpt_pipeline.training.ray_driver"
 EXIT_NODE_LOST = 76
@@ -69,7 +70,7 @@ class RayJobs:
     def check(self) -> str:
         version = self._ask("GET", "/api/version").get("ray_version", "of an unknown version")
         nodes = sum(node["state"] == "ALIVE" for node in self._list("nodes"))
-        return f"Ray {version} at {self.config.address}, {_nodes(nodes)} now"
+        return f"Ray {version} at {self.config.address}, {counted(nodes, 'node')} now"
 
     def submit(self, command: TrainingCommand) -> str:
         """Submit the job under its name."""
@@ -145,7 +146,7 @@ class RayJobs:
         need = ", ".join(f"{name}: {count:g}" for name, count in nodes[0]["unit_resources"].items())
         never = (group.get("stats") or {}).get("scheduling_state") == "INFEASIBLE"
         lacking = "; the cluster as it is has too few such nodes" if never else ""
-        return Observed(state="waiting", reason=f"for {_nodes(len(nodes))} with {need} free{lacking}")
+        return Observed(state="waiting", reason=f"for {counted(len(nodes), 'node')} with {need} free{lacking}")
 
     def _list(self, kind: str, **options: str) -> list[Mapping[str, Any]]:
         query = urlencode({"limit": 1000, "detail": 1, **options})
@@ -218,10 +219,6 @@ def _authorization() -> Mapping[str, str]:
     if not token and not file.is_file():
         raise LauncherError(f"RAY_AUTH_MODE is token, but RAY_AUTH_TOKEN is not set and there is no {file}")
     return {"Authorization": f"Bearer {token or file.read_text(encoding='utf-8').strip()}"}
-
-
-def _nodes(count: int) -> str:
-    return "1 node" if count == 1 else f"{count} nodes"
 
 
 def _is_lost(job: Mapping[str, Any]) -> bool:

@@ -65,9 +65,8 @@ def training_settings(experiment: Experiment) -> dict[str, Any]:
     """Return the main numbers of the training to come, as words: the UI would plot numbers."""
     config = experiment.config
     model, training = config.model, config.training
-    epochs = "1 epoch" if training.num_epochs == 1 else f"{training.num_epochs} epochs"
-    length = counted(training.max_steps, "step") if training.max_steps else epochs
-    layers = "1 layer" if model.n_layer == 1 else f"{model.n_layer} layers"
+    length = counted(training.max_steps, "step") if training.max_steps else counted(training.num_epochs, "epoch")
+    layers = counted(model.n_layer, "layer")
     shape = f"{layers}, {model.n_head} heads, {model.n_embd:,} wide, context {model.context_length:,}"
     return {
         "model": f"{parameter_count(model):,} parameters: {model.architecture}, {shape}",

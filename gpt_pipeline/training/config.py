@@ -10,6 +10,7 @@ from gpt_pipeline.data.config import STREAM
 from gpt_pipeline.errors import ConfigError, require
 from gpt_pipeline.launchers.config import LauncherName, RayConfig, SlurmConfig
 from gpt_pipeline.rl.config import RlConfig
+from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.fingerprint import added_later, neutral_values
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -291,10 +292,8 @@ class HardwareConfig:
         """Where the training runs, in words; empty: here."""
         if not self.is_remote:
             return ""
-        nodes = "1 node" if self.nodes == 1 else f"{self.nodes} nodes"
-        return f"as a {self.launcher} job on {nodes}" + (
-            f" with {self.num_gpus} GPUs each" if self.num_gpus > 1 else ""
-        )
+        gpus = f" with {self.num_gpus} GPUs each" if self.num_gpus > 1 else ""
+        return f"as a {self.launcher} job on {counted(self.nodes, 'node')}{gpus}"
 
 
 @dataclass(frozen=True, kw_only=True)
