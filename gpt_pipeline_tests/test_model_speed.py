@@ -7,23 +7,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from gpt_pipeline.model import attention, linear
+from gpt_pipeline.model import attention, linear, loss
 from gpt_pipeline.model.architectures import make_model
-from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.model.loss import summed_loss
+from gpt_pipeline.model.config import CPU_ATTENTION_QUERIES, ModelConfig
+from gpt_pipeline.model.dropout import Dropout, draw_kept
 
 has_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
 
 
 def _loss_and_gradients(x: Tensor, weight: Tensor, targets: Tensor, *, piece: int | None) -> list[Tensor]:
     x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
-    loss = summed_loss(x, weight, targets, padded_vocab_size=128, piece=piece)
-    (loss / len(targets)).backward()
-    return [loss.detach(), x.grad, weight.grad]
+    nats = loss.summed_loss(x, weight, targets, padded_vocab_size=128, piece=piece)
+    (nats / len(targets)).backward()
+    return [nats.detach(), x.grad, weight.grad]
 
 
+@pytest.mark.parametrize("cached", [1, 303, 10**6])
 @pytest.mark.parametrize("piece", [1, 7, 20, 40])
-def test_loss_in_pieces_has_the_loss_and_gradients_of_all_logits_at_once(piece):
+def test_loss_in_pieces_has_the_loss_and_gradients_of_all_logits_at_once(monkeypatch, piece, cached):
+    monkeypatch.setattr(loss, "_CACHED_NUMBERS", cached)
     torch.manual_seed(0)
     x, weight, targets = torch.randn(40, 16), torch.randn(101, 16), torch.randint(0, 101, (40,))
     found = _loss_and_gradients(x, weight, targets, piece=piece)
@@ -115,3 +117,66 @@ def test_attention_in_blocks_drops_as_many_scores_as_asked_for():
     y, *_ = _attend(torch.zeros(1, 4, 512, 8), torch.zeros(1, 4, 512, 8), torch.ones(1, 4, 512, 8), dropout=0.25)
     assert y[:, :, 300:].mean().item() == pytest.approx(1.0, abs=0.01)
     assert y[:, :, 300:].std().item() == pytest.approx((0.25 / 0.75 / 400) ** 0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.25, 0.5, 1e-12])
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (2**16,), (2, 70_001)])
+def test_masks_of_dropout_are_those_that_torch_draws_and_leave_its_generator_where_it_leaves_it(shape, rate):
+    torch.manual_seed(3)
+    found = draw_kept(shape, rate)
+    after = torch.rand(3)
+    torch.manual_seed(3)
+    # What `bernoulli_` does with a number; its own path differs between builds of torch.
+    assert torch.equal(found, torch.rand(shape, dtype=torch.float64) < 1 - rate)
+    assert torch.equal(after, torch.rand(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_is_torchs_with_the_same_gradient_and_nothing_outside_training(dtype):
+    layer, x = Dropout(0.3), torch.randn(7, 100, 50).to(dtype).requires_grad_()
+    assert layer.eval()(x) is x
+    assert Dropout(0.0).train()(x) is x
+    results = []
+    for drop in (layer.train(), torch.nn.Dropout(0.3)):
+        x.grad = None
+        torch.manual_seed(1)
+        y = drop(x)
+        y.float().square().sum().backward()
+        results.append([y.detach(), x.grad])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    assert 0.25 < (results[0][0] == 0).float().mean().item() < 0.35
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [5, CPU_ATTENTION_QUERIES, 300])
+def test_attention_with_dropout_equals_torchs_with_the_same_masks(length, dtype):
+    torch.manual_seed(0)
+    inputs = [part.requires_grad_() for part in torch.randn(3, 2, 3, length, 8).to(dtype)]
+
+    def gradients(y: Tensor) -> list[Tensor]:
+        y.float().square().sum().backward()
+        found = [y.detach(), *(part.grad for part in inputs)]
+        for part in inputs:
+            part.grad = None
+        return found
+
+    def torchs_own() -> Tensor:
+        parts = []
+        q, k, v = (part.float() for part in inputs)
+        for start in range(0, length, CPU_ATTENTION_QUERIES):
+            end = min(start + CPU_ATTENTION_QUERIES, length)
+            visible = torch.ones(end - start, end, dtype=torch.bool).tril(start)
+            scores = (q[:, :, start:end] @ k[:, :, :end].mT / 8**0.5).masked_fill(~visible, -torch.inf)
+            parts.append(F.dropout(scores.softmax(3), 0.2) @ v[:, :, :end])
+        return torch.cat(parts, 2).to(dtype)
+
+    results = []
+    for attend in (lambda: attention._causal_attention(*inputs, dropout=0.2), torchs_own):
+        torch.manual_seed(5)
+        results.append(gradients(attend()))
+    for one, other in zip(*results, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(
+            one, other, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-5 + 1e-3 * (dtype == torch.bfloat16)
+        )

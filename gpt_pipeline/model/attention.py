@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
 from gpt_pipeline.hardware import devices
+from gpt_pipeline.model.attention_dropout import causal_attention_with_dropout
 from gpt_pipeline.model.config import CPU_ATTENTION_QUERIES, ModelConfig
+from gpt_pipeline.model.dropout import draws_here
 
 
 class KVCache:
@@ -197,17 +199,7 @@ def _within_documents(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], *, dr
 
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
     """[B, H, T, D] each -> [B, H, T, D]: what each position sees of itself and those before it."""
-    T = q.size(2)
-    if devices.on_gpu(q) or dropout == 0 or T <= CPU_ATTENTION_QUERIES or torch.compiler.is_compiling():
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-    # The CPU has no fused kernel with dropout: it computes, drops and keeps all T * T scores, half of them hidden.
-    # Some queries at a time against the keys they can see is two thirds of that (T = 512: 84 ms for 123).
-    parts = []
-    for start in range(0, T, CPU_ATTENTION_QUERIES):
-        end = min(start + CPU_ATTENTION_QUERIES, T)
-        visible = torch.ones(end - start, end, dtype=torch.bool, device=q.device).tril(start)
-        some = q[:, :, start:end]
-        parts.append(
-            F.scaled_dot_product_attention(some, k[:, :, :end], v[:, :, :end], attn_mask=visible, dropout_p=dropout)
-        )
-    return torch.cat(parts, dim=2)
+    # Short documents gain nothing from it (docs/benchmarks.md).
+    if dropout > 0 and q.size(2) > CPU_ATTENTION_QUERIES and draws_here(q):
+        return causal_attention_with_dropout(q, k, v, rate=dropout)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)

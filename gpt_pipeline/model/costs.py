@@ -216,7 +216,7 @@ def activation_bytes(
     only on the CPU with dropout, where torch has no fused kernel.
     """
     C, item = model.n_embd, precision.item
-    mask = _mask_bytes(model, precision)
+    mask = _mask_bytes(model)
     block = _block_bytes(model, max_length, precision) + 2 * mask * C
     blocks = model.n_layer * _FLOAT32 * C + block if recompute else model.n_layer * block
     parts = anatomy(model)
@@ -234,12 +234,16 @@ def loss_bytes(model: ModelConfig, *, tokens: int, precision: Precision) -> int:
     if precision.compiled:  # fused: only the logits and their gradients, in the product's precision
         return 2 * item * columns * tokens
     piece = precision.loss_piece
-    if piece is None or tokens <= piece:
-        cast = item if precision.bf16 else 0
-        cap = 0 if model.soft_cap is None else _FLOAT32  # the tanh, kept for its slope
+    cast = item if precision.bf16 else 0
+    cap = 0 if model.soft_cap is None else _FLOAT32  # the tanh, kept for its slope
+    if piece is None or (precision.cuda and tokens <= piece):
         return (_LOGITS * _FLOAT32 + cast + cap) * columns * tokens
     gradients = _FLOAT32 * V * C + (_FLOAT32 + item) * C * tokens  # of the head and of the hidden states
-    return gradients + (_LOGITS * _FLOAT32 + (2 * item if precision.bf16 else 0)) * columns * piece
+    if precision.cuda:  # more than is computed in place, since none was measured
+        return gradients + (_LOGITS * _FLOAT32 + 2 * cast) * columns * piece
+    # Logits become their gradient in place. The head's gradient by one piece lies beside the sum, or beside its cast.
+    one = item * V * C if tokens > piece or precision.bf16 else 0
+    return gradients + one + item * columns * min(tokens, piece)
 
 
 def _asking_bytes(model: ModelConfig, *, tokens: int, precision: Precision) -> int:
@@ -272,11 +276,9 @@ def _block_matrices(model: ModelConfig) -> int:
     return model.n_layer * anatomy(model).matrices
 
 
-def _mask_bytes(model: ModelConfig, precision: Precision) -> int:
-    """Return the bytes that dropout saves for each activation: a bit in a byte on CUDA, a factor on the CPU."""
-    if model.dropout == 0:
-        return 0
-    return 1 if precision.cuda else precision.item
+def _mask_bytes(model: ModelConfig) -> int:
+    """Return the bytes that dropout saves for each activation: a bit in a byte."""
+    return 0 if model.dropout == 0 else 1
 
 
 def _block_bytes(model: ModelConfig, max_length: int, precision: Precision) -> int:
@@ -290,6 +292,7 @@ def _block_bytes(model: ModelConfig, max_length: int, precision: Precision) -> i
     ends = [min(start + CPU_ATTENTION_QUERIES, max_length) for start in starts]
     # The keys that each query is compared with, hidden ones of its own block included; the mean over queries.
     keys = sum(end * (end - start) for start, end in zip(starts, ends, strict=True)) / max_length
-    copies = _FLOAT32 * C * (1 + 2 * sum(ends) / max_length)  # of queries once, of keys and values for each block
-    scores = 3 * _FLOAT32 * H * keys  # probabilities, what is dropped, what is left
+    short = max_length <= CPU_ATTENTION_QUERIES  # torch's own function: see `model.attention`
+    copies = (3 if short else 4) * _FLOAT32 * C  # of queries, keys and values, and with ours of the output, in float32
+    scores = (3 if short else 2) * _FLOAT32 * H * keys  # the weights of the keys, those left, and torch's mask
     return own + C * item + round(copies + scores)

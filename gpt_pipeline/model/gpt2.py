@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812  # its usual name
 from gpt_pipeline.model.attention import KVCache, Visible, attention, positions_of, visible_to
 from gpt_pipeline.model.blocks import Blocks
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.dropout import Dropout
 from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
 from gpt_pipeline.model.linear import Linear
 
@@ -28,7 +29,7 @@ class Attention(nn.Module):  # type: ignore[misc]  # torch is not followed by th
         self.dropout = config.drop_rate
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
         self.c_proj = Linear(config.n_embd, config.n_embd)
-        self.resid_dropout = nn.Dropout(config.drop_rate)
+        self.resid_dropout = Dropout(config.drop_rate)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, mask: Visible = None) -> Tensor:
         """[B, T, C] -> [B, T, C]; over what `mask` lets positions see, of a cache too."""
@@ -46,7 +47,7 @@ class MLP(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.c_fc = Linear(config.n_embd, config.mlp_channels)
         self.c_proj = Linear(config.mlp_channels, config.n_embd)
-        self.dropout = nn.Dropout(config.drop_rate)
+        self.dropout = Dropout(config.drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
@@ -76,7 +77,7 @@ class Transformer(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.context_length, config.n_embd)
-        self.drop = nn.Dropout(config.drop_rate)
+        self.drop = Dropout(config.drop_rate)
         self.h = Blocks(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.eps)
 

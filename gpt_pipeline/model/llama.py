@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812  # its usual name
 from gpt_pipeline.model.attention import KVCache, Visible, positions_of, visible_to
 from gpt_pipeline.model.blocks import Blocks
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.dropout import Dropout
 from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
 from gpt_pipeline.model.linear import Linear, as_products_read
 from gpt_pipeline.model.norms import RMSNorm
@@ -28,7 +29,7 @@ class MLP(nn.Module):  # type: ignore[misc]  # torch is not followed by the type
         self.gate_proj = Linear(config.n_embd, config.mlp_channels, bias=False)
         self.up_proj = Linear(config.n_embd, config.mlp_channels, bias=False)
         self.down_proj = Linear(config.mlp_channels, config.n_embd, bias=False)
-        self.dropout = nn.Dropout(config.drop_rate)
+        self.dropout = Dropout(config.drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
@@ -59,7 +60,7 @@ class Transformer(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
-        self.drop = nn.Dropout(config.drop_rate)
+        self.drop = Dropout(config.drop_rate)
         self.layers = Blocks(Block(config, layer) for layer in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd, eps=config.eps)
 

@@ -9,6 +9,7 @@ Shapes: N tokens, n tokens of a piece, C channels, V vocabulary, P vocabulary pa
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
 from gpt_pipeline.hardware import devices
-from gpt_pipeline.model.linear import linear
+from gpt_pipeline.model.linear import as_products_read, linear
+
+_CACHED_NUMBERS = 2**18  # logits for each core: 1 MB, which its second cache holds (docs/benchmarks.md)
 
 
 def summed_loss(
@@ -42,7 +45,10 @@ def summed_loss(
         # Tensor cores want a multiple of 64 columns. The zero rows live inside this product only: no parameter,
         # no gradient, no probability (their logits are cut off), nothing to keep out of checkpoints.
         head = F.pad(head, (0, 0, 0, padded_vocab_size - vocab_size))
-    if piece is not None and len(x) > piece and torch.is_grad_enabled():
+    # On the CPU, unless compiled, a single piece too takes less time and memory than autograd's own passes.
+    at_once = devices.on_gpu(x) or torch.compiler.is_compiling()
+    in_pieces = piece is not None and (len(x) > piece or not at_once)
+    if in_pieces and torch.is_grad_enabled():
         nats: Tensor = _LossInPieces.apply(x, head, targets, weights, (vocab_size, piece, soft_cap))
         return nats
     size = piece or len(x)
@@ -105,25 +111,49 @@ def _plain(
     return torch.stack([(losses * each).where(each != 0, 0.0).sum() for each in weights])
 
 
-def _losses_and_error(
+def _losses_in_place(
     product: Tensor, targets: Tensor, weights: Tensor | None, bounds: tuple[int, float | None]
-) -> tuple[Tensor, Tensor]:
-    """Return losses [n, 1], and the gradient of their sum by `product` [n, P], the logits before their cap.
+) -> Tensor:
+    """Return losses [n, 1]; turn `product` [n, P], the logits before their cap, into the gradient of their sum by it.
 
-    `targets`, `weights`: [n, 1]; `bounds`: vocabulary, soft cap. Overwrites `product`.
+    `targets`, `weights`: [n, 1]; `bounds`: vocabulary, soft cap.
     """
+    rows = _rows_at_a_time(product)
+    losses = torch.empty_like(targets, dtype=torch.float32)
+    for start in range(0, len(product), rows):
+        part = slice(start, start + rows)
+        count = None if weights is None else weights[part]
+        losses[part] = _row_losses_in_place(product[part], targets[part], count, bounds)
+    return losses
+
+
+def _rows_at_a_time(product: Tensor) -> int:
+    """Return how many rows of logits to turn into their gradients at a time: on the CPU, what its cache holds."""
+    if devices.on_gpu(product) or torch.compiler.is_compiling():
+        return len(product)
+    cached: int = _CACHED_NUMBERS * torch.get_num_threads() // product.size(1)
+    return max(1, cached)
+
+
+def _row_losses_in_place(
+    product: Tensor, targets: Tensor, weights: Tensor | None, bounds: tuple[int, float | None]
+) -> Tensor:
+    """As `_losses_in_place`, of some rows."""
     vocab_size, soft_cap = bounds
     logits = product.float()
     slope = None if soft_cap is None else _soft_cap_in_place(logits, soft_cap)
     logits[:, vocab_size:] = -torch.inf
-    normaliser = logits.logsumexp(1, keepdim=True)
-    losses = normaliser - logits.gather(1, targets)
-    error = logits.sub_(normaliser).exp_()  # probabilities, and with the next line the loss's gradient
+    logits -= logits.amax(1, keepdim=True)
+    wanted = logits.gather(1, targets)
+    total = logits.exp_().sum(1, keepdim=True)
+    losses = total.log() - wanted
+    error = logits.div_(total)  # probabilities, and with the next line the loss's gradient
     error.scatter_add_(1, targets, error.new_full((1, 1), -1.0).expand_as(targets))
     for factor in (weights, slope):
         if factor is not None:
             error *= factor
-    return losses if weights is None else losses * weights, error.to(product.dtype)
+    product.copy_(error)  # nothing to do in float32, where they are the same
+    return losses if weights is None else losses * weights
 
 
 def _soft_cap_in_place(logits: Tensor, cap: float) -> Tensor:
@@ -149,27 +179,25 @@ class _LossInPieces(torch.autograd.Function):  # type: ignore[misc]  # torch is 
         """[N, C], [P, C], [N], [N] -> []; `bounds`: vocabulary, piece, soft cap."""
         vocab_size, piece, soft_cap = bounds
         device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        with torch.autocast(device, enabled=False):
-            inputs, matrix = x.to(dtype), head.to(dtype)
-            grad_x, grad_head = torch.empty_like(inputs), torch.zeros_like(head)
+        inputs, matrix = as_products_read(x), as_products_read(head)
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+            grad_x, grad_head = torch.empty_like(inputs), torch.empty(0)
             nats = torch.zeros((), device=x.device)
             for start in range(0, len(x), piece):
                 part = slice(start, start + piece)
                 some, count = inputs[part], None if weights is None else weights[part, None]
-                losses, error = _losses_and_error(
-                    linear(some, matrix), targets[part, None], count, (vocab_size, soft_cap)
-                )
-                nats += losses.sum()
-                grad_x[part] = linear(error, matrix.t())
-                grad_head += linear(error.t(), some.t())  # summed in the precision of the weights
-                del error  # before the next logits are made
+                product = linear(some, matrix)
+                nats += _losses_in_place(product, targets[part, None], count, (vocab_size, soft_cap)).sum()
+                grad_x[part] = linear(product, matrix.t())
+                own = linear(product.t(), some.t())
+                grad_head = own.to(head.dtype) if start == 0 else grad_head.add_(own)  # in the precision of the weights
+                del product, own  # before the next logits are made
         ctx.save_for_backward(grad_x.to(x.dtype), grad_head)
         return nats
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        """Return the gradients of `factor` times the loss."""
+        """Return the gradients of `factor` times the loss, in the memory of what was kept."""
         grad_x, grad_head = ctx.saved_tensors
-        return grad_x * factor.to(grad_x.dtype), grad_head * factor, None, None, None
+        return grad_x.mul_(factor.to(grad_x.dtype)), grad_head.mul_(factor), None, None, None

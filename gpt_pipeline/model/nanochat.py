@@ -12,6 +12,7 @@ from gpt_pipeline.model.activations import relu_squared
 from gpt_pipeline.model.attention import KVCache, Visible, positions_of, visible_to
 from gpt_pipeline.model.blocks import Blocks
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.dropout import Dropout
 from gpt_pipeline.model.language_model import INIT_STD, LanguageModel
 from gpt_pipeline.model.linear import Linear
 from gpt_pipeline.model.norms import rms_norm
@@ -38,7 +39,7 @@ class MLP(nn.Module):  # type: ignore[misc]  # torch is not followed by the type
         super().__init__()
         self.fc1 = Linear(config.n_embd, config.mlp_channels, bias=False)
         self.fc2 = Linear(config.mlp_channels, config.n_embd, bias=False)
-        self.dropout = nn.Dropout(config.drop_rate)
+        self.dropout = Dropout(config.drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]."""
@@ -67,7 +68,7 @@ class Transformer(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
-        self.drop = nn.Dropout(config.drop_rate)
+        self.drop = Dropout(config.drop_rate)
         self.layers = Blocks(Block(config, layer) for layer in range(config.n_layer))
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, starts: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gpt_pipeline.model.attention import KVCache, Visible, attention
 from gpt_pipeline.model.config import ModelConfig
+from gpt_pipeline.model.dropout import Dropout
 from gpt_pipeline.model.linear import Linear, as_products_read
 from gpt_pipeline.model.rotary import Angles, rotated
 
@@ -26,7 +27,7 @@ class RotaryAttention(nn.Module):  # type: ignore[misc]  # torch is not followed
         self.k_proj = Linear(config.n_embd, inner, bias=False)
         self.v_proj = Linear(config.n_embd, inner, bias=False)
         self.o_proj = Linear(config.n_embd, config.n_embd, bias=False)
-        self.resid_dropout = nn.Dropout(config.drop_rate)
+        self.resid_dropout = Dropout(config.drop_rate)
 
     def turned(self, x: Tensor, angles: Angles) -> Tensor:
         """Return queries or keys [B, H or G, T, D] as they meet each other."""

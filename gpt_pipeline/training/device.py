@@ -70,9 +70,9 @@ class Compute:
     def loss_piece(self) -> int | None:
         """Tokens whose logits are in memory together; None: all.
 
-        On the CPU pieces bound the memory and cost about 2 % of time below some 1,000 tokens (docs/benchmarks.md), so
-        those are taken at once. A compiler fuses the loss and never holds logits in float32; eager on a GPU they would
-        be the largest thing in memory.
+        On the CPU pieces bound the memory and cost about 2 % of time below some 1,000 tokens (docs/benchmarks.md). A
+        compiler fuses the loss and never holds logits in float32; eager on a GPU they would be the largest thing in
+        memory.
         """
         if not self.on_gpu:
             return _LOSS_PIECE_CPU
