@@ -54,8 +54,9 @@ def summed_loss(
     size = piece or len(x)
     pieces = [part.split(size) for part in (x, targets)]
     pieces.append([None] * len(pieces[0]) if weights is None else weights.split(size, dim=-1))
+    of_piece = _plain if at_once or torch.is_grad_enabled() else _without_gradients
     nats = (
-        _plain(some, head, wanted, count, (vocab_size, soft_cap)) for some, wanted, count in zip(*pieces, strict=True)
+        of_piece(some, head, wanted, count, (vocab_size, soft_cap)) for some, wanted, count in zip(*pieces, strict=True)
     )
     return sum(nats, x.new_zeros(()).float())
 
@@ -104,7 +105,19 @@ def _plain(
     logits = soft_capped(linear(x, head)[..., :vocab_size].float(), soft_cap)
     if weights is None:
         return F.cross_entropy(logits.float(), targets, reduction="sum")
-    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    return _weighted(F.cross_entropy(logits.float(), targets, reduction="none"), weights)
+
+
+def _without_gradients(
+    x: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None, bounds: tuple[int, float | None]
+) -> Tensor:
+    """As `_plain`, in the memory of the logits alone."""
+    losses = _losses_in_place(linear(x, head), targets[:, None], None, bounds)[:, 0]
+    return losses.sum() if weights is None else _weighted(losses, weights)
+
+
+def _weighted(losses: Tensor, weights: Tensor) -> Tensor:
+    """[N], [N] -> [], or with weights [S, N] -> [S]: the sums of weighted losses."""
     if weights.dim() == 1:
         return (losses * weights).sum()
     # Tokens that only fill up a batch may overflow in fp16, and 0 times that is NaN.
