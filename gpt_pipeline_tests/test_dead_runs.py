@@ -13,6 +13,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run_iterator
 
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.launchers.submission import only_follower
@@ -23,10 +25,12 @@ from gpt_pipeline.orchestration.dead_runs import (
     REQUESTER_TAG,
     at_work,
     close_dead_runs,
+    name_process,
     owners_of,
     process_of,
     process_tag,
 )
+from gpt_pipeline.orchestration.stoppable import stoppable
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.alive import show_life, silence
 from gpt_pipeline.storage.atomic import write_json
@@ -293,32 +297,52 @@ def test_close_dead_runs_ends_a_run_whose_launcher_died_before_it_began(
     assert history.close() == run_ids[:1]
 
 
-def test_at_work_in_a_step_names_the_process_of_its_run_and_shows_its_life(tmp_path: Path) -> None:
-    shown = []
+def test_run_names_its_process_before_it_waits_for_a_place_and_its_steps_show_its_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    named, shown = [], []
 
-    @dg.op
+    @dg.op(pool="training")
     def step(context: dg.OpExecutionContext) -> None:
         with at_work(context.instance, context.run, tmp_path):
             shown.append(silence(tmp_path, ProcessId.here()))
 
-    @dg.job
+    @dg.job(executor_def=stoppable(dg.in_process_executor))
     def job() -> None:
         step()
 
-    instance = dg.DagsterInstance.ephemeral()
-    run = instance.get_run_by_id(job.execute_in_process(instance=instance).run_id)
-    assert run is not None
-    assert ProcessId.from_text(json.loads(run.tags[PROCESS_TAG])) == ProcessId.here()
+    (tmp_path / "home").mkdir()
+    instance = dg.DagsterInstance.local_temp(str(tmp_path / "home"))
+    instance.event_log_storage.set_concurrency_slots("training", 1)
+    run = instance.create_run_for_job(job)
+    before = instance.event_log_storage.claim_concurrency_slot
+
+    def claim(*wanted: Any) -> Any:
+        again = instance.get_run_by_id(run.run_id)
+        named.append(again and process_of(again))
+        return before(*wanted)
+
+    monkeypatch.setattr(instance.event_log_storage, "claim_concurrency_slot", claim)
+    list(execute_run_iterator(InMemoryJob(job), run, instance))
+    assert named == [ProcessId.here()]
     assert (shown, silence(tmp_path, ProcessId.here())) == ([0.0], None)
 
 
-def test_at_work_of_a_run_on_another_machine_says_nothing(history: _History, tmp_path: Path) -> None:
-    run_id = history.add()
-    run = history.instance.get_run_by_id(run_id)
+def test_run_that_another_process_takes_over_names_that_one(history: _History) -> None:
+    run = history.instance.get_run_by_id(history.add(process=DEAD))
     assert run is not None
-    history.instance.report_engine_event("elsewhere", run)  # no start of it is known here
-    with at_work(history.instance, run, tmp_path):
-        pass
-    again = history.instance.get_run_by_id(run_id)
+    name_process(history.instance, run)
+    again = history.instance.get_run_by_id(run.run_id)
     assert again is not None
-    assert PROCESS_TAG not in again.tags
+    assert process_of(again) == ProcessId.here()
+
+
+@pytest.mark.parametrize("process", [None, dataclasses.replace(ProcessId.here(), host="elsewhere")])
+def test_step_of_a_run_on_another_machine_shows_no_life(
+    history: _History, tmp_path: Path, process: ProcessId | None
+) -> None:
+    run = history.instance.get_run_by_id(history.add(process=process))
+    assert run is not None
+    with at_work(history.instance, run, tmp_path):
+        assert not (tmp_path / ".alive").exists()

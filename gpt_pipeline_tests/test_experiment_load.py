@@ -475,7 +475,7 @@ def test_problem_is_one_line_with_line_number_key_value_and_need(problems, case)
         ("# nothing yet\n", " the file is empty"),
         ("- a\n- b\n", "1: found a list, need `key: value` lines"),
         ("\n\njust words\n", "3: found 'just words', need `key: value` lines"),
-        ("[" * 5000, " not a YAML file"),
+        ("[" * 500, " not a YAML file"),
         (b"experiment_name: A\ndata: \xe9\n", "2: byte 0xe9 is not UTF-8; save the file as UTF-8"),
         (SMALL.encode("utf-16"), " the file is UTF-16; save it as UTF-8"),
         (b"x" * 2_000_000, " found 2000000 bytes; an experiment file is a YAML text of a few lines"),

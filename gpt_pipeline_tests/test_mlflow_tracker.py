@@ -420,6 +420,7 @@ KILLED_AT = [
 
 
 @pytest.mark.skipif(os.name == "nt", reason="fork and SIGKILL are POSIX")
+@pytest.mark.slow
 def test_log_evaluation_by_processes_killed_at_several_points_ends_with_one_complete_run_each(
     tmp_path: Path, store: Path
 ) -> None:

@@ -117,6 +117,7 @@ stage.make([sys.argv[5]], say=lambda line: None)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kills processes by signal")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["raw", "english", "shards"])
 def test_parts_worker_killed_at_any_rename_leaves_nothing_that_changes_the_result(
     tmp_path: Path, folder: Path, undisturbed: dict[str, bytes], kind: str

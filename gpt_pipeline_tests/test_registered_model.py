@@ -133,6 +133,7 @@ def test_register_model_trained_again_makes_another_version_and_the_alias_follow
 
 
 @pytest.mark.skipif(os.name == "nt", reason="fork and SIGKILL are POSIX")
+@pytest.mark.slow
 def test_register_model_by_processes_killed_at_several_points_ends_with_one_version(
     trained: TrainingJob, store: Path
 ) -> None:

@@ -2,21 +2,20 @@
 
 Dagster's daemon ends runs that it started itself. A run that `gpt-pipeline` executes in its own process, and any run
 whose whole machine went down, stays "started" for ever, keeps its place in the pool and keeps the sensor from asking
-again. Such a run has its process as a tag. Where that process cannot be seen, on another host or in another container,
-its signs of life in the base folder tell; so does the trainer's heartbeat, which names the run.
-The runs that the daemon starts for evaluations get the tag from their step; until that begins (it may wait long for its
-place in the pool), they bear the machine from which they were requested, and their history has the process's number.
+again. A run has its process as a tag, which the process itself sets before it waits for a place in a pool. Where that
+process cannot be seen, on another host or in another container, its signs of life in the base folder tell; so does the
+trainer's heartbeat, which names the run.
+Until then, the runs that the daemon starts for evaluations bear the machine from which they were requested, and the
+history of a run that has begun its process's number.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -59,30 +58,22 @@ def requester_tag() -> Mapping[str, str]:
     return {REQUESTER_TAG: ProcessId.here().as_text}
 
 
+def name_process(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Tag a run with this very process, which begins to execute it and holds no place in a pool yet."""
+    if process_of(run) != ProcessId.here():
+        instance.add_run_tags(run.run_id, process_tag(run.run_id))
+
+
 @contextmanager
 def at_work(instance: dg.DagsterInstance, run: dg.DagsterRun, base: Path) -> Iterator[None]:
-    """Tag a run, from within one of its steps, with the process that executes it, if that is of this machine.
+    """Show in the folder `base`, from within a step and for its length, that the process of its run is alive.
 
-    For the length of the block, signs of life of it lie in the folder `base`: if the whole machine goes down, nothing
-    else would know.
+    If the whole machine goes down, nothing else would know. A step on another machine than the run's process shows
+    nothing.
     """
-    process = process_of(run) or _process_here(instance, run)
-    if process is None:
+    process = process_of(instance.get_run_by_id(run.run_id) or run)
+    with show_life(base, process) if process is not None and process.is_seen_here else nullcontext():
         yield
-        return
-    if process_of(run) is None:
-        instance.add_run_tags(run.run_id, process_tag(run.run_id, process))
-    with show_life(base, process):
-        yield
-
-
-def _process_here(instance: dg.DagsterInstance, run: dg.DagsterRun) -> ProcessId | None:
-    pid = _pid_at_start(instance, run)
-    # A step is executed by the run's process or by a child of it; any other number is of another machine.
-    parent = multiprocessing.parent_process()  # where a fork server stands between, the system knows another
-    if pid is None or pid not in (os.getpid(), os.getppid(), parent.pid if parent else None):
-        return None
-    return ProcessId.of(pid)
 
 
 def close_dead_runs(instance: dg.DagsterInstance, experiments: Iterable[Experiment]) -> list[str]:

@@ -21,6 +21,7 @@ from dagster._core.executor.init import InitExecutorContext
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 
 from gpt_pipeline.orchestration import keys
+from gpt_pipeline.orchestration.dead_runs import name_process
 from gpt_pipeline.orchestration.failures import STOPPED, StoppedRunError, failure_text, is_stop
 from gpt_pipeline.progress.at_work import show_run
 from gpt_pipeline.progress.failures import forget_failure, note_failure
@@ -60,8 +61,9 @@ class _Stoppable(Executor):
         return self._inner.step_dependency_config
 
     def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
-        """Execute the steps as the inner executor does; meanwhile `gpt-pipeline status` sees the run."""
+        """Execute the steps as the inner executor does; the run's tag and `status` tell that this process does it."""
         run = plan_context.dagster_run
+        name_process(plan_context.instance, run)
         with ExitStack() as shown:
             for name, job in keys.jobs_of(run).items():
                 shown.enter_context(show_run(Project.here(), run=run.run_id, job=job, experiment=name))

@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from gpt_pipeline.launchers.protocol import SHUTDOWN_SECONDS
 from gpt_pipeline.orchestration.process_group import ask_to_stop, kill, own_group
 from gpt_pipeline.orchestration.trainer_pipes import DIE_WITH_PARENT
 from gpt_pipeline.orchestration.whole_lines import WholeLineReader
@@ -22,8 +23,7 @@ from gpt_pipeline.training.launch import VARIABLES as LAUNCH_VARIABLES
 from gpt_pipeline.training.stopping import StopFlag, stop_on_signals
 
 PROGRESS_DESCRIPTOR = "GPT_PIPELINE_PROGRESS_FD"
-# More than the 30 s after which torchrun kills its workers, so that we never interrupt a save.
-_GRACE_SECONDS = 120.0
+_GRACE_SECONDS = SHUTDOWN_SECONDS + 20.0  # the trainers' supervisor kills them first
 _POLL_SECONDS = 0.2
 STOPPED_CODES = (130, 143)
 """Exit codes of a trainer that SIGINT or SIGTERM stopped, with a checkpoint saved."""
@@ -84,9 +84,7 @@ def train_in_child(
 def _start(
     job_file: Path, log_file: Path, *, processes: int, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    # Without a log folder of its own, torchrun leaves one among the temporary files, at each start.
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--log-dir={os.devnull}"]
-    command = [sys.executable, *(["-m", *torchrun] if processes > 1 else []), "-m", _TRAINER, str(job_file)]
+    command = [sys.executable, *(_torchrun(processes) if processes > 1 else []), "-m", _TRAINER, str(job_file)]
     terminal = os.environ.get(PROGRESS_DESCRIPTOR)
     # What a cluster set for this process is not for the trainer's: alone, or those that torchrun starts.
     inherited = {name: value for name, value in os.environ.items() if name not in LAUNCH_VARIABLES}
@@ -100,6 +98,14 @@ def _start(
             stderr=output,
             **own_group(),
         )
+
+
+def _torchrun(processes: int) -> list[str]:
+    """Return what stands between the interpreter and the trainer where several of them train together."""
+    options = ["--standalone", f"--nproc-per-node={processes}", f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
+    # Without a log folder of its own, torchrun leaves one among the temporary files, at each start.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *options, f"--log-dir={os.devnull}"]
+    return ["-m", "gpt_pipeline.training.supervise", *torchrun]
 
 
 def _stop(child: subprocess.Popen[bytes], say: Callable[[str], None]) -> None:

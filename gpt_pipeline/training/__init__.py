@@ -15,5 +15,6 @@ Around it:
     metrics.py    `metrics.jsonl` (no torch); observer.py, who watches (no torch)
     device.py     precision, compilation, memory; ranks.py, several processes
     ray_driver.py what a job of a Ray cluster runs; ray_node.py, the trainers of one node
+    supervise.py  a torchrun that leaves no trainer behind (no torch)
     stopping.py   signals and the watchdog; original.py, checkpoints of the original scripts
 """

@@ -1,9 +1,4 @@
-"""The training's processes on one node of a Ray cluster: a Ray actor makes one `NodeTrainers` there.
-
-    python -m gpt_pipeline.training.ray_node PROGRAM [ARGUMENT ...]
-
-becomes a program that the kernel asks to stop when the process that started it ends (Linux).
-"""
+"""The training's processes on one node of a Ray cluster: a Ray actor makes one `NodeTrainers` there."""
 
 from __future__ import annotations
 
@@ -11,14 +6,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from gpt_pipeline.launchers.submission import tail
 from gpt_pipeline.training.launch import VARIABLES
-from gpt_pipeline.training.stopping import stop_when_parent_dies
+
+_SUPERVISOR = "gpt_pipeline.training.supervise"
 
 
 class NodeTrainers:
@@ -46,12 +41,12 @@ class NodeTrainers:
         """Start them by `command`, whose first word is a Python interpreter.
 
         In a process group of their own: Ray kills the group of an actor's process together with the actor, and a
-        trainer has to save first. The kernel asks it to, through `main` below and the trainer's `--stop-with-parent`.
+        trainer has to save first. Their supervisor asks it to, and by the trainer's `--stop-with-parent` the kernel.
         """
         inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         with self._log.open("ab") as log:
             self._child = subprocess.Popen(
-                [command[0], "-m", __name__, *command],
+                [command[0], "-m", _SUPERVISOR, *command],
                 env={**inherited, "PYTHONUTF8": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -86,13 +81,3 @@ class NodeTrainers:
         if self._child is not None:
             with suppress(ProcessLookupError):  # all of them have ended
                 os.killpg(self._child.pid, number)
-
-
-def main() -> None:
-    """Become the program on the command line, which the kernel asks to stop when the parent ends."""
-    stop_when_parent_dies()
-    os.execv(sys.argv[1], sys.argv[1:])
-
-
-if __name__ == "__main__":
-    main()

@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Protocol
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h, as the next
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class StopFlag:
@@ -67,19 +68,29 @@ def stop_on_signals(stop: StopFlag) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stop_when_parent_dies() -> None:
-    """Have the kernel send this process SIGTERM when its parent ends, so that it saves and leaves; Linux only.
+def stop_when_parent_dies(number: int = signal.SIGTERM) -> None:
+    """Have the kernel send this process the signal when its parent ends, by default so that it saves and leaves.
 
     "Parent" is the thread that started this process: it must live as long as the parent process should be heeded.
+    Linux only, as `adopt_orphans`.
     """
-    if not sys.platform.startswith("linux"):
-        return
     parent = os.getppid()
+    if _prctl(_PR_SET_PDEATHSIG, number) and os.getppid() != parent:  # it died while we asked
+        os.kill(os.getpid(), number)
+
+
+def adopt_orphans() -> bool:
+    """Become the parent of those descendants of this process whose own parent ends; return whether the system can."""
+    return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:  # it died while we asked
-        os.kill(os.getpid(), signal.SIGTERM)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+    return True
 
 
 PATIENCE_SECONDS = 600.0

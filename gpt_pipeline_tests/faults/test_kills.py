@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from gpt_pipeline_tests.faults.aftermath import (
+    STEPS,
     assert_as_undisturbed,
     dice,
     processes,
@@ -89,6 +90,22 @@ def test_run_whose_processes_are_killed_at_random_moments_ends_as_undisturbed(
     assert_as_undisturbed(project, undisturbed)
 
 
+def test_killed_run_of_two_trainers_takes_both_along_which_save_before(
+    project: TinyProject,
+) -> None:
+    path = project.root / "experiments" / "long.yaml"
+    path.write_text(path.read_text().replace("device: cpu", "device: cpu, num_gpus: 2"))
+    run = project.start("run", "experiments/long.yaml", start_new_session=True)
+    wait(lambda: bool(project.checkpoints("long")), seconds=240, what="a checkpoint")
+    assert _kill(psutil.Process(run.pid), after=0)
+    output_of(run)
+    wait_until_nothing_runs(project)
+    assert max(weights(project)) < STEPS
+    print(project.run("run", "experiments/long.yaml"))
+    assert max(weights(project)) == STEPS
+    wait_until_nothing_runs(project)
+
+
 def _launch(address: str, job: str) -> None:
     """Ask Dagster's server to run the job, as its pages do."""
     mutation = """mutation($params: ExecutionParams!) {launchRun(executionParams: $params)
@@ -124,4 +141,4 @@ def test_pages_whose_processes_are_killed_at_random_moments_leave_a_run_that_end
 
 
 def _is_trained(project: TinyProject) -> bool:
-    return max(weights(project), default=0) >= 120
+    return max(weights(project), default=0) >= STEPS

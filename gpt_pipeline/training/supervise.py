@@ -1,0 +1,123 @@
+"""Run a program, such as torchrun, and end only when everything that it started has ended.
+
+    python -m gpt_pipeline.training.supervise PROGRAM [ARGUMENT ...]
+
+torchrun alone goes on when the process that started it is killed. It leaves trainers behind when it is killed itself;
+and also, or itself stays for ever, when SIGTERM comes while it ends them already because another node has failed (torch
+2.13: the signal cuts the waiting of `SimpleElasticAgent.run` short). This process asks the program once to stop, also
+when its own parent ends, and kills what takes too long. On Linux it adopts what the program leaves behind and waits for
+that too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gpt_pipeline.launchers.protocol import SHUTDOWN_SECONDS
+from gpt_pipeline.training.stopping import StopFlag, adopt_orphans, stop_on_signals, stop_when_parent_dies
+
+GRACE_SECONDS = SHUTDOWN_SECONDS + 5.0
+"""From the request to stop, else from the program's end, until what is left is killed; torchrun itself is faster."""
+
+_POLL_SECONDS = 0.1
+_KILLED_SECONDS = 10.0  # a process that waits for its device within the kernel may not even heed SIGKILL
+_PARENT = 1  # among the fields of /proc/<pid>/stat that follow the command's name
+
+
+def supervise(command: Sequence[str], *, grace: float = GRACE_SECONDS) -> int:
+    """Run the command as described above; return its exit code as shells tell it (128 and a signal's number)."""
+    adopts, stop = adopt_orphans(), StopFlag()
+    with stop_on_signals(stop):
+        program = subprocess.Popen(command, **_own_group())
+        while program.poll() is None and not stop.requested:
+            time.sleep(_POLL_SECONDS)
+        until = time.monotonic() + grace
+        if stop.requested:
+            _ask_to_stop(program)
+        code = _end_of(program, until)
+        if adopts:
+            _end_the_rest(until)
+    return code if code >= 0 else 128 - code
+
+
+def _own_group() -> dict[str, Any]:
+    """Return options of Popen for a group of the program's own: what our group is sent, it gets from us, and once.
+
+    If this process is killed, so is the program.
+    """
+    if sys.platform == "win32":
+        return {}
+    return {"process_group": 0, "preexec_fn": lambda: stop_when_parent_dies(signal.SIGKILL)}
+
+
+def _ask_to_stop(program: subprocess.Popen[bytes]) -> None:
+    if sys.platform != "win32":  # there it is in our group, and has had the same CTRL_BREAK
+        _signal_group(program, signal.SIGTERM)
+
+
+def _end_of(program: subprocess.Popen[bytes], until: float) -> int:
+    """Return its exit code; from `until`, on the clock of `time.monotonic`, its group is killed."""
+    try:
+        return program.wait(max(0.0, until - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        if sys.platform == "win32":
+            program.kill()
+        else:
+            _signal_group(program, signal.SIGKILL)
+        return program.wait()
+
+
+def _signal_group(program: subprocess.Popen[bytes], number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # it ended by itself in between; the second on macOS
+        os.killpg(program.pid, number)
+
+
+def _end_the_rest(until: float) -> None:
+    """Wait for what is adopted; from `until`, on the same clock, kill what still runs."""
+    while not _all_ended():
+        late = time.monotonic() - until
+        if late > _KILLED_SECONDS:
+            return
+        if late > 0:
+            for pid in _children():  # and then those of each that is killed
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(_POLL_SECONDS)
+
+
+def _all_ended() -> bool:
+    """Whether this process has no children any more; those that have ended are reaped."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return False
+    return True
+
+
+def _children() -> list[int]:
+    """Return this process's children, by Linux's `/proc`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            if int(fields[_PARENT]) == os.getpid():
+                found.append(int(path.parent.name))
+    return found
+
+
+def main() -> int:
+    """Supervise the program on the command line; on Linux, be asked to stop when the parent ends."""
+    stop_when_parent_dies()
+    return supervise(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
