@@ -15,7 +15,13 @@ import pytest
 
 from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.launchers.config import SlurmConfig
-from gpt_pipeline.launchers.protocol import LauncherError, TrainingCommand, UnreachableError
+from gpt_pipeline.launchers.protocol import (
+    SHUTDOWN_SECONDS,
+    TORCHRUN_VARIABLES,
+    LauncherError,
+    TrainingCommand,
+    UnreachableError,
+)
 from gpt_pipeline.launchers.slurm import Slurm
 from gpt_pipeline.storage.atomic import write_text
 
@@ -46,6 +52,20 @@ def test_script_asks_for_what_the_file_names(tmp_path: Path) -> None:
     assert "\nmodule load cuda\n" in script
     assert "--nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d" in script
     assert " --log-dir=/dev/null " in script  # else torchrun leaves a folder in /tmp
+
+
+def test_script_has_torchrun_wait_for_the_save_without_an_option_that_older_ones_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Slurm(SlurmConfig()).script(command_in(tmp_path))
+    [(name, seconds)] = TORCHRUN_VARIABLES.items()
+    assert f"\nexport {name}={seconds}\n" in script
+    assert "shutdown-timeout" not in script
+
+    api = pytest.importorskip("torch.distributed.launcher.api")
+    monkeypatch.setenv(name, seconds)
+    config = api.LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1)
+    assert getattr(config, "shutdown_timeout", SHUTDOWN_SECONDS) == SHUTDOWN_SECONDS  # torch 2.11 has none
 
 
 def test_script_without_gpus_asks_for_none(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def _pod(command: TrainingCommand, cluster: Cluster) -> dict[str, Any]:
         "name": "trainer",
         "image": cluster.image,
         "command": command.arguments(endpoint=f"{command.name}-0.{command.name}:{_PORT}", rendezvous=command.name),
-        "env": [{"name": name, "value": value} for name, value in sorted(command.environment.items())],
+        "env": [{"name": name, "value": value} for name, value in sorted(command.variables.items())],
         "resources": {"limits": limits},
         "volumeMounts": [
             {"name": _FOLDER, "mountPath": str(cluster.base_folder)},

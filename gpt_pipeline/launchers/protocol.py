@@ -20,6 +20,9 @@ TRAINER = "gpt_pipeline.training"
 SHUTDOWN_SECONDS = 100
 """How long torchrun lets its processes save after SIGTERM before it kills them."""
 
+TORCHRUN_VARIABLES = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS)}
+"""How it is told: torch 2.11, whose torchrun waits for 30 seconds, refuses the option and ignores the variable."""
+
 
 class LauncherError(UserError):
     """An engine refused what it was asked; in its own words, with the remedy."""
@@ -57,6 +60,11 @@ class TrainingCommand:
         """The experiment's."""
         return self.job_file.parent
 
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """Return what each node's environment gets, for torchrun and the trainers."""
+        return {**TORCHRUN_VARIABLES, **self.environment}
+
     def arguments(self, *, endpoint: str, rendezvous: str, options: Sequence[str] = ()) -> list[str]:
         """Return what each node runs.
 
@@ -74,7 +82,6 @@ class TrainingCommand:
             "--rdzv-backend=c10d",
             f"--rdzv-endpoint={endpoint}",
             f"--rdzv-id={rendezvous}",
-            f"--shutdown-timeout={SHUTDOWN_SECONDS}",
             "--log-dir=/dev/null",  # else each start leaves a folder among the node's temporary files
             *options,
         ]

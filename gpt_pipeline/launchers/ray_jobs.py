@@ -75,7 +75,7 @@ class RayJobs:
     def submit(self, command: TrainingCommand) -> str:
         """Submit the job under its name."""
         own = dict(each.split("=", 1) for each in self.config.environment or ())
-        variables = {**own, **command.environment, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+        variables = {**own, **command.variables, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
         job = {
             "submission_id": command.name,
             "entrypoint": self._entrypoint(command),

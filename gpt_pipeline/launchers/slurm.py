@@ -173,7 +173,7 @@ class Slurm:
     def script(self, command: TrainingCommand) -> str:
         """Return the batch script of a training."""
         command = dataclasses.replace(command, python=self.config.python or command.python)
-        exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(command.environment.items())]
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(command.variables.items())]
         return _SCRIPT.format(
             options="\n".join(f"#SBATCH {_quoted_for_sbatch(option)}" for option in self._options(command)),
             job=shlex.quote(str(command.job_file)),

@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from gpt_pipeline.launchers.protocol import SHUTDOWN_SECONDS
+from gpt_pipeline.launchers.protocol import SHUTDOWN_SECONDS, TORCHRUN_VARIABLES
 from gpt_pipeline.orchestration.process_group import ask_to_stop, kill, own_group
 from gpt_pipeline.orchestration.trainer_pipes import DIE_WITH_PARENT
 from gpt_pipeline.orchestration.whole_lines import WholeLineReader
@@ -92,7 +92,7 @@ def _start(
         output = int(terminal) if terminal else log
         return subprocess.Popen(
             command,
-            env={**inherited, "PYTHONUTF8": "1", **environment, DIE_WITH_PARENT: "1"},
+            env={**inherited, **TORCHRUN_VARIABLES, "PYTHONUTF8": "1", **environment, DIE_WITH_PARENT: "1"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -102,10 +102,9 @@ def _start(
 
 def _torchrun(processes: int) -> list[str]:
     """Return what stands between the interpreter and the trainer where several of them train together."""
-    options = ["--standalone", f"--nproc-per-node={processes}", f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
     # Without a log folder of its own, torchrun leaves one among the temporary files, at each start.
-    torchrun = [sys.executable, "-m", "torch.distributed.run", *options, f"--log-dir={os.devnull}"]
-    return ["-m", "gpt_pipeline.training.supervise", *torchrun]
+    options = ["--standalone", f"--nproc-per-node={processes}", f"--log-dir={os.devnull}"]
+    return ["-m", "gpt_pipeline.training.supervise", sys.executable, "-m", "torch.distributed.run", *options]
 
 
 def _stop(child: subprocess.Popen[bytes], say: Callable[[str], None]) -> None:
