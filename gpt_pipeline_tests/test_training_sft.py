@@ -26,10 +26,12 @@ from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.experiment.problems import ExperimentFileError
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
-from gpt_pipeline.training.config import TrainingConfig
-from gpt_pipeline.training.feed import batch_of
+from gpt_pipeline.training.config import TrainingConfig, step_layout
+from gpt_pipeline.training.feed import Batch, batch_of
 from gpt_pipeline.training.job import StartWeights, TrainingJob, find_changes, settings_of
 from gpt_pipeline.training.metrics import read_metrics
+from gpt_pipeline.training.ranks import Ranks
+from gpt_pipeline.training.update import Updater
 from gpt_pipeline_tests.training_jobs import BATCH, CPU, T, first_update, make_job, run, write_shards
 
 SFT = {"objective": "sft"}
@@ -217,6 +219,34 @@ def test_evaluation_of_documents_measures_what_the_trainer_estimates(job: Traini
 def test_update_on_answers_is_the_same_whatever_the_micro_batches(job: TrainingJob) -> None:
     norms = [first_update(job, micro_batch_size=size).gradient_norm for size in (1, 2, 4)]
     assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_update_in_which_nothing_counts_changes_neither_weights_nor_moments(
+    tmp_path: Path, optimizer: Any, precision: Any
+) -> None:
+    config = make_job(tmp_path, training={**SFT, "optimizer": optimizer, "weight_decay": 0.5}).training
+    model = make_model(ModelConfig(n_layer=1, n_head=2, n_embd=8, context_length=T, vocab_size=500, dropout=0.0))
+    layout = step_layout(config, max_length=T, steps_per_epoch=5, world_size=1)
+    compute = dataclasses.replace(CPU, precision=precision)
+    updater = Updater(model, config, layout=layout, compute=compute, ranks=Ranks())
+    ids = torch.randint(0, 500, (2, BATCH, T), generator=torch.Generator().manual_seed(0))
+    one = torch.zeros((BATCH, T))
+    one[0, 0] = 1.0
+
+    def state() -> list[torch.Tensor]:
+        states = [each["state"] for each in updater.optimizer.state()["states"]]
+        moments = [value for each in states for own in each.values() for value in own.values()]
+        return [value.detach().clone() for value in (*model.parameters(), *moments)]
+
+    assert updater.update(0, Batch(*ids, one)).result().train_loss > 0
+    before = state()
+    result = updater.update(1, Batch(*ids, torch.zeros_like(one))).result()
+    assert (result.train_loss, result.gradient_norm, result.skipped) == (0.0, 0.0, False)
+    assert all(torch.equal(*pair) for pair in zip(state(), before, strict=True))
+    updater.update(2, Batch(*ids, one)).result()  # one target is enough
+    assert not any(torch.equal(*pair) for pair in zip(model.parameters(), before, strict=False))
 
 
 def test_fine_tuning_of_other_weights_keeps_them_as_step_0(job: TrainingJob, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ TRAINING_CODE_VERSION = "2"
 
 2: gradients are clipped inside the optimizer's step; on the CPU, products by oneDNN on AMD and attention in blocks.
 
-It was not raised when sampling read each question once, which only trainings on rewards notice, in the last bit: all
+It was not raised when sampling read each question once, which only trainings on rewards notice, in the last bit, nor
+when updates without a target stopped decaying weights, which only fine-tunings that have such updates notice: all
 others would have counted as out of date.
 """
 

@@ -175,7 +175,7 @@ class Updater:
         seed_step(self._config.seed, step, self._ranks.rank)
         learning_rate = learning_rate_at(step, self._config, max_steps=self.layout.max_steps)
         self._runner.train()
-        counted = self._count(batch)
+        counted, idle = self._count(batch)
         nats = self._accumulate_compiled_or_not(step, batch, counted)
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         weight = nats.new_full((), counted) if isinstance(counted, int) else counted
@@ -188,12 +188,11 @@ class Updater:
             skip = self._failed
         else:
             numbers, divisor, skip = self._unscale(self.loss_scale, numbers, divisor)
-        rollout = batch.rollout
-        # Where no answer is better than another there is no gradient: momentum and decay are not to act alone.
-        idle = rollout is not None and rollout.trained_tokens == 0
-        self.optimizer.step(step, learning_rate, divisor=divisor, skip=torch.ones_like(skip) if idle else skip)
+        # Where nothing counts there is no gradient: momentum and decay are not to act alone.
+        skip = skip if idle is None else skip.masked_fill(idle, 1.0)
+        self.optimizer.step(step, learning_rate, divisor=divisor, skip=skip)
         self.average.update(step + 1, skip=self._failed)
-        known = counted if isinstance(counted, int) else None
+        known, rollout = counted if isinstance(counted, int) else None, batch.rollout
         return PendingUpdate(
             numbers,
             step=step,
@@ -255,17 +254,19 @@ class Updater:
         scale.update(overflow)
         return numbers, divisor, torch.maximum(self._failed, overflow.float())
 
-    def _count(self, batch: Batch) -> int | Tensor:
-        """Return the summed weight of the update's targets, in all processes together; 1 where none counts.
+    def _count(self, batch: Batch) -> tuple[int | Tensor, Tensor | None]:
+        """Return the summed weight of the update's targets, in all processes together, and whether none counts.
 
-        Of sampled answers, whose weights are advantages and add up to 0, the number of the tokens that have one.
+        The weight is 1 where none counts. Of sampled answers, whose weights are advantages and add up to 0, it is the
+        number of the tokens that have one. Whether none counts is a bool []; None where all of them do.
         """
         if batch.rollout is not None:
-            return max(1, batch.rollout.trained_tokens)
+            trained = batch.rollout.trained_tokens
+            return max(1, trained), torch.full((), trained == 0, device=batch.inputs.device)
         if batch.weights is None:
-            return self.layout.tokens_per_step
+            return self.layout.tokens_per_step, None
         weight = self._ranks.sum(batch.weights.sum())
-        return torch.where(weight > 0, weight, torch.ones_like(weight))
+        return torch.where(weight > 0, weight, torch.ones_like(weight)), weight <= 0
 
     def _accumulate_compiled_or_not(self, step: int, batch: Batch, counted: int | Tensor) -> Tensor:
         """As `_accumulate`; once more, not compiled, if the backward pass turns out not to compile."""
