@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +27,8 @@ from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.packing import Answers
-from gpt_pipeline.errors import UserError
+from gpt_pipeline.data.tokens.stream import spans_name, starts_name
+from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.sizes import training_size
@@ -886,7 +888,7 @@ def test_plan_of_a_fine_tuning_warns_of_random_weights_and_of_answers_beyond_the
         experiment=experiment,
         tokens=count_tokens(experiment),
         stages=data_progress(experiment),
-        size=dataclasses.replace(size, answers=Answers(documents=20, cut=5, tokens=90, left_out=10)),
+        size=dataclasses.replace(size, answers=Answers(documents=20, cut=5, tokens=90, left_out=10, shortest_row=9)),
         disks=(),
         need=None,
         device=None,
@@ -903,8 +905,37 @@ def test_plan_of_a_fine_tuning_warns_of_random_weights_and_of_answers_beyond_the
         known, experiment=dataclasses.replace(experiment, config=dataclasses.replace(experiment.config, data=longest))
     )
     assert any("leave long documents out" in finding.remedy for finding in findings(longest_known))
-    fits = dataclasses.replace(size, answers=Answers(documents=20, cut=1, tokens=999, left_out=1))
+    fits = dataclasses.replace(size, answers=Answers(documents=20, cut=1, tokens=999, left_out=1, shortest_row=9))
     assert not any(finding.key == "data.max_length" for finding in findings(dataclasses.replace(known, size=fits)))
+
+
+def test_plan_of_a_fine_tuning_whose_sequences_hold_no_answer_says_what_the_trainer_does(project: TinyProject) -> None:
+    path = project.write_experiment("sft")
+    path.write_text(path.read_text().replace("training: {", "training: {objective: sft, "))
+    whole = load_experiment(path)
+    make_data(whole)
+    assert not any(each.key == "data.max_length" for each in _plan(whole).problems)
+    short = path.with_name("short.yaml")
+    short.write_text(path.read_text().replace("max_length: 32", "max_length: 3"))
+    (found,) = [each for each in _plan(load_experiment(short)).problems if each.key == "data.max_length"]
+    with pytest.raises(ConfigError) as refused:
+        train(load_experiment(short))
+    assert str(refused.value) == f"data.max_length: {found.text}; {found.remedy}"
+
+
+def test_plan_of_a_fine_tuning_without_a_held_out_answer_in_an_estimate_says_what_the_trainer_does(
+    project: TinyProject,
+) -> None:
+    path = project.write_experiment("sft")
+    path.write_text(path.read_text().replace("training: {", "training: {objective: sft, "))
+    experiment = load_experiment(path)
+    shards = make_data(experiment)
+    spans, starts = (shards.folder / name("validation_000001.bin") for name in (spans_name, starts_name))
+    np.save(spans, np.load(spans)[len(np.load(starts)) // 2 :])  # as if the first documents were questions alone
+    (found,) = [each for each in _plan(experiment).problems if each.key == "data.max_length"]
+    with pytest.raises(UserError) as refused:
+        run(training_job(experiment, shards))
+    assert str(refused.value) == f"{found.text}; {found.remedy}"
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,8 @@ def test_answers_that_fit_count_once_and_whole_each_behind_its_question(
         assert rows.inputs[row, rows.starts[row, place]] == EOT_TOKEN  # its document begins in the same row
     is_cut = [1 + question + answer > 24 for question, answer in sizes]
     left_out = sum(answer + 1 for _, answer in sizes) - sum(wanted)
-    held = Answers(documents=len(sizes), cut=sum(is_cut), tokens=sum(wanted), left_out=left_out)
+    shortest = min(questions) + 1
+    held = Answers(documents=len(sizes), cut=sum(is_cut), tokens=sum(wanted), left_out=left_out, shortest_row=shortest)
     assert count_answers(stream, 24) == held
 
 
@@ -159,9 +160,21 @@ def test_fine_tuning_tells_which_share_of_the_answers_its_sequences_leave_out(jo
     assert "leaves out 49.7% of such tokens" in messages
 
 
+def test_fine_tuning_whose_sequences_hold_no_answer_is_refused_before_anything_is_moved(job: TrainingJob) -> None:
+    run(job, stop_at=4)
+    before = sorted(job.folder.root.rglob("*"))
+    need = r"data\.max_length: found 3, need at least 4, where the first answer begins"
+    with pytest.raises(ConfigError, match=need):
+        run(dataclasses.replace(job, max_length=3, fingerprint="e" * 64))
+    assert set(before) <= set(job.folder.root.rglob("*"))
+    run(dataclasses.replace(job, max_length=4, fingerprint="e" * 64), stop_at=1)
+
+
 def test_estimate_without_an_answer_within_a_sequence_is_refused(job: TrainingJob) -> None:
-    with pytest.raises(UserError, match=r"no answer lies within the first 2 tokens .* raise data\.max_length"):
-        run(dataclasses.replace(job, max_length=2))
+    spans = job.folder.root.parent / "shards" / spans_name("validation_000001.bin")
+    np.save(spans, np.load(spans) + np.array([2, 0]))
+    with pytest.raises(UserError, match=r"no answer lies within the first 5 tokens .* raise data\.max_length"):
+        run(dataclasses.replace(job, max_length=5))
 
 
 def test_fine_tuning_on_shards_that_do_not_say_where_answers_are_is_refused(job: TrainingJob) -> None:

@@ -15,6 +15,9 @@ from gpt_pipeline.data.config import SYNTH, DataConfig, as_of_part
 from gpt_pipeline.data.file_kinds import TEXT, kind_of
 from gpt_pipeline.data.formats.rules import with_hints
 from gpt_pipeline.data.sources.folder import LocalFiles, local_files
+from gpt_pipeline.data.tokens.choose import known_shards
+from gpt_pipeline.data.tokens.packing import require_answers
+from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer_stage import vocabulary_size
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.launching import launcher_of
@@ -41,6 +44,7 @@ from gpt_pipeline.storage.names import as_typed
 from gpt_pipeline.storage.room import existing_folder
 from gpt_pipeline.training.config import TrainingConfig
 from gpt_pipeline.training.optimizer import learning_rate_at
+from gpt_pipeline.training.validate import require_answers_to_estimate
 
 _TOKEN_DEVIATION = 3.0  # nats: about the standard deviation of one token's loss under a trained language model
 _SURE = 0.03  # nats: settings often differ by this much
@@ -370,13 +374,34 @@ def _answers(known: Known) -> Iterator[Finding]:
         text = "answers alone are trained on, beginning with random weights, which can neither read nor write"
         yield warning("start_from", text, "name what to start from: an experiment, a file or a model of the hub")
     answers = None if known.size is None else known.size.answers
-    if answers is not None and answers.left_out > _CUT * (answers.tokens + answers.left_out):
+    if answers is None:
+        return
+    key = "data.max_length"
+    try:
+        require_answers(answers, config.data.max_length)
+        _require_estimates(known.experiment)
+    except UserError as error:
+        yield problem_of(error, key)
+        return
+    if answers.left_out > _CUT * (answers.tokens + answers.left_out):
         text = f"{answers.in_words(config.data.max_length)}, and how those end is not learnt"
         longest = config.model.context_length
         remedy = f"raise it (model.context_length={longest})"
         if config.data.max_length == longest:
             remedy = "start from a model with a larger context_length, or leave long documents out"
-        yield warning("data.max_length", text, remedy)
+        yield warning(key, text, remedy)
+
+
+def _require_estimates(experiment: Experiment) -> None:
+    """Raise UserError where the trainer would, before its first update: no held-out answer can be measured."""
+    shards = known_shards(experiment.data, experiment.data_folder)
+    if shards is None:
+        return
+    stream, config = open_shards(shards.folder).validation, experiment.config
+    if stream.n_tokens < 2:  # which `_validation` says
+        return
+    windows = config.evaluation.eval_iters * config.training.batch_size
+    require_answers_to_estimate(stream, n_windows=windows, row_length=config.data.max_length)
 
 
 def _regularisation(known: Known) -> Iterator[Finding]:

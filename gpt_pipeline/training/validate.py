@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gpt_pipeline.data.tokens.batches import Rows, sequential_windows
-from gpt_pipeline.data.tokens.packing import packed_in_order
+from gpt_pipeline.data.tokens.packing import count_answers, first_documents, packed_in_order
 from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.hardware import devices
@@ -36,6 +36,22 @@ def require_validation_tokens(stream: TokenStream) -> None:
             f"found {stream.n_tokens} validation tokens, need at least 2; raise data.validation_fraction or "
             "data.num_samples"
         )
+
+
+def require_answers_to_estimate(stream: TokenStream, *, n_windows: int, row_length: int) -> None:
+    """Raise UserError unless one of the documents of an estimate has an answer within its sequence."""
+    positions = _document_positions(stream, n_windows=n_windows, row_length=row_length)
+    among = [first_documents(stream, row_length=row_length, max_positions=positions)]
+    if not count_answers(stream, row_length, among=among).tokens:
+        raise UserError(
+            f"no answer lies within the first {row_length} tokens of the held-out documents of an estimate; raise "
+            "data.max_length, evaluation.eval_iters or data.validation_fraction"
+        )
+
+
+def _document_positions(stream: TokenStream, *, n_windows: int, row_length: int) -> int:
+    """Return how many positions the documents of an estimate take at most: half as many as its windows have."""
+    return min(n_windows * row_length, stream.n_tokens - 1) // 2
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -64,11 +80,14 @@ def estimate_losses(
         UserError: answers are asked for, and none of the documents has one within its sequence.
     """
     T = layout.max_length
+    if answers_too:
+        require_answers_to_estimate(stream, n_windows=n_windows, row_length=T)
     whole, rest = divmod(min(n_windows * T, stream.n_tokens - 1), T)
     size = layout.micro_batch_size
     windows = sequential_windows(stream, sequence_length=T, max_tokens=n_windows * T, batch_size=size)
     names = ["val_loss", "document_loss", *(["completion_loss"] if answers_too else [])]
-    read = partial(packed_in_order, stream, row_length=T, max_positions=(whole * T + rest) // 2, batch_size=size)
+    positions = _document_positions(stream, n_windows=n_windows, row_length=T)
+    read = partial(packed_in_order, stream, row_length=T, max_positions=positions, batch_size=size)
     documents = [*zip(*(read(answers_only=name == "completion_loss") for name in names[1:]), strict=True)]
     batches = -(-whole // size) + (rest > 0) + len(documents)
     exact = compute.device if devices.has_float64(compute.device) else torch.device("cpu")
@@ -87,11 +106,6 @@ def estimate_losses(
                 loss = model(*batch_of(parts, compute.device).tensors)
             nats[places] += loss.to(exact).double()
         counted[places] += n_targets
-    if not counted.all():
-        raise UserError(
-            f"no answer lies within the first {T} tokens of the held-out documents of an estimate; raise "
-            "data.max_length, evaluation.eval_iters or data.validation_fraction"
-        )
     totals = zip(names, ranks.sum(nats).tolist(), counted.tolist(), strict=True)
     return {name: total / count for name, total, count in totals}
 

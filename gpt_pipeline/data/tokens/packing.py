@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from gpt_pipeline.data.tokens.batches import Rows, Sampler, shuffled
 from gpt_pipeline.data.tokens.stream import TokenStream
+from gpt_pipeline.errors import require
 
 Ints = NDArray[np.int64]
 Pattern = tuple[tuple[int, int], ...]
@@ -296,6 +297,9 @@ class Answers:
     left_out: int
     """Those that would count and lie beyond their document's row."""
 
+    shortest_row: int | None
+    """From which length on a row holds some of them; None: no document has an answer."""
+
     def in_words(self, row_length: int) -> str:
         """Return what counts, and what is left out, as a phrase."""
         counted = f"{self.tokens:,} tokens of answers count"
@@ -308,14 +312,17 @@ class Answers:
         )
 
 
-def count_answers(stream: TokenStream, row_length: int) -> Answers:
+def count_answers(stream: TokenStream, row_length: int, *, among: Iterable[Ints] | None = None) -> Answers:
     """Return how much of the answers in `stream` the rows of documents' beginnings hold.
+
+    `among` are the documents that are looked at, given by their bounds, some at a time; None: all of them.
 
     Raises:
         UserError: the shards were made by a version that wrote no spans.
     """
     documents = cut = tokens = left_out = 0
-    for bounds in stream.documents_by_shard():
+    shortest: list[int] = []
+    for bounds in stream.documents_by_shard() if among is None else among:
         spans = stream.spans_between(int(bounds[0]), int(bounds[-1]))
         document = np.searchsorted(bounds, spans[:, 0], side="right") - 1
         ends = spans[:, 1] + (spans[:, 1] == bounds[document + 1])  # with the <|endoftext|> behind the document
@@ -324,21 +331,47 @@ def count_answers(stream: TokenStream, row_length: int) -> Answers:
         cut += int((np.diff(bounds) > row_length).sum())
         tokens += int((held - spans[:, 0]).sum())
         left_out += int((ends - held).sum())
-    return Answers(documents=documents, cut=cut, tokens=tokens, left_out=left_out)
+        places = (spans[:, 0] - bounds[document])[ends > spans[:, 0]]
+        if len(places):
+            shortest.append(int(places.min()))
+    return Answers(
+        documents=documents, cut=cut, tokens=tokens, left_out=left_out, shortest_row=min(shortest, default=None)
+    )
+
+
+def require_answers(answers: Answers, row_length: int) -> None:
+    """Raise ConfigError if no target of a training on answers alone counts: nothing would be learnt."""
+    least = answers.shortest_row
+    need = "documents with answers" if least is None else f"at least {least}, where the first answer begins"
+    require(
+        answers.tokens > 0,
+        "data.max_length",
+        found=row_length,
+        need=f"{need}: none lies within a sequence, so that nothing would be learnt",
+        remedy="raise it, or take documents with shorter questions",
+    )
+
+
+def first_documents(stream: TokenStream, *, row_length: int, max_positions: int) -> Ints:
+    """Return the bounds of the stream's first documents, whose beginnings take at most `max_positions` in rows.
+
+    They are at least one document.
+    """
+    bounds = stream.document_bounds
+    lengths = np.minimum(np.diff(bounds), row_length)
+    taken = max(1, int(np.searchsorted(np.cumsum(lengths), max_positions, side="right")))
+    return bounds[: taken + 1]
 
 
 def packed_in_order(
     stream: TokenStream, *, row_length: int, max_positions: int, batch_size: int, answers_only: bool = False
 ) -> Iterator[Rows]:
-    """Yield rows of the stream's first documents, which take at most `max_positions` and are at least one document.
+    """Yield rows of `first_documents`.
 
     Of a document that is longer than a row, only its beginning. The last batch is filled up with rows of padding, so
     that a compiled model meets one shape.
     """
-    bounds = stream.document_bounds
-    lengths = np.minimum(np.diff(bounds), row_length)
-    taken = max(1, int(np.searchsorted(np.cumsum(lengths), max_positions, side="right")))
-    packing = pack([bounds[: taken + 1]], row_length, begin)
+    packing = pack([first_documents(stream, row_length=row_length, max_positions=max_positions)], row_length, begin)
     for first in range(0, packing.n_rows, batch_size):
         rows = np.arange(first, min(first + batch_size, packing.n_rows), dtype=np.int64)
         placed = packing.place(rows, key="validation")
