@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from collections import Counter
@@ -13,14 +14,17 @@ import pytest
 import torch
 
 from gpt_pipeline.data.documents.raw import prepare_raw
-from gpt_pipeline.data.documents.stage import prepare_documents
+from gpt_pipeline.data.documents.split import is_held_out
+from gpt_pipeline.data.documents.stage import finished_documents, prepare_documents
 from gpt_pipeline.data.tokens.shards import prepare_shards
-from gpt_pipeline.data.tokens.tokenizer import gpt2
+from gpt_pipeline.data.tokens.tokenizer import gpt2, tokenizer_of
 from gpt_pipeline.errors import ConfigError, DataError, UserError
 from gpt_pipeline.evaluation.sampling import Sampling
 from gpt_pipeline.experiment.load import load_experiment
+from gpt_pipeline.findings import Finding
 from gpt_pipeline.model.costs import Precision
 from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.planning import rewards
 from gpt_pipeline.planning.memory import training_need
 from gpt_pipeline.planning.plan import make_plan
 from gpt_pipeline.progress.stages import data_progress
@@ -31,6 +35,7 @@ from gpt_pipeline.rl.rewards import Question, reward_for, reward_of
 from gpt_pipeline.rl.rollouts import RecordedDraws, Sample, Tally, kept_answers, rows_of, target_log_probabilities
 from gpt_pipeline.rl.stage import PromptsStage
 from gpt_pipeline.training.config import TrainingConfig, rollout_layout
+from gpt_pipeline_tests.projects import make_data
 from gpt_pipeline_tests.rl_jobs import RL, prompt, undecided_model
 
 OPTIONS = "Which is red? A) rose B) leaf C) sky"
@@ -209,6 +214,93 @@ def test_plan_of_rl_has_the_files_of_its_data_once_and_none_of_its_questions(tmp
     )
     assert ours == theirs
     assert "token_shards" in ours
+
+
+LONG = "This answer has more words than anyone samples exactly."
+NUMBERS = {f"What is {number} and {number}?": str(2 * number) for number in range(40)}
+
+
+def of_own_files(folder: Path, questions: dict[str, str], *, max_length: int = 96) -> Path:
+    """Write an experiment on rewards, on questions with these answers."""
+    path = write(folder, more="rl: {max_new_tokens: 20}")
+    rows = [{"question": question, "answer": answer} for question, answer in questions.items()]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file in (path, path.with_name("base.yaml")):
+        text = file.read_text().replace("source: sample, num_samples: 300", "source: ../mine.jsonl, num_samples: all")
+        own = f"format: question_answer, group: question, max_length: {max_length}"
+        file.write_text(text.replace("max_length: 96", own))
+    return path
+
+
+def of_rewards(path: Path) -> list[Finding]:
+    plan = make_plan(load_experiment(path), measured=False, say=lambda _: None)
+    return [each for each in plan.problems if each.key == "training.objective"]
+
+
+def refusal_of_the_stage(path: Path) -> str:
+    """Return what the stage says of the same documents."""
+    experiment = load_experiment(path)
+    shards = make_data(experiment)
+    documents = [(finished_documents(experiment.data, experiment.data_folder), experiment.data)]
+    rl, longest = experiment.config.rl, experiment.config.rl.longest_question(experiment.config.data.max_length)
+    with pytest.raises(DataError) as refused:
+        stage(experiment.data_folder).prepare(
+            lambda: choose_candidates(documents, tokenizer_of(shards), count=rl.candidates, seed=0, longest=longest),
+            lambda *_: pytest.fail("asked"),
+        )
+    return str(refused.value)
+
+
+def held_out(question: str) -> bool:
+    return is_held_out(question, seed=0, fraction=0.1)
+
+
+@pytest.mark.parametrize(
+    ("questions", "max_length"),
+    [
+        (dict.fromkeys(NUMBERS, LONG), 96),
+        (NUMBERS, 24),  # which leaves four tokens to the question
+        ({each: LONG if held_out(each) else answer for each, answer in NUMBERS.items()}, 96),
+    ],
+)
+def test_plan_of_rl_on_documents_without_candidates_says_what_the_stage_does(
+    tmp_path: Path, questions: dict[str, str], max_length: int
+) -> None:
+    path = of_own_files(tmp_path, questions, max_length=max_length)
+    said = refusal_of_the_stage(path)
+    (found,) = of_rewards(path)
+    assert f"{found.text}; {found.remedy}" == said
+
+
+def test_plan_of_rl_on_files_without_a_check_says_so_before_the_data_is_made(tmp_path: Path) -> None:
+    path = of_own_files(tmp_path, dict.fromkeys(NUMBERS, LONG))
+    (found,) = of_rewards(path)
+    assert found.text.endswith("can be checked (no_check 40) in the first 40 documents")
+    path = of_own_files(tmp_path, {**dict.fromkeys(NUMBERS, LONG), "What is 1 and 1?": "2"})
+    assert of_rewards(path) == []
+
+
+def test_plan_of_rl_on_documents_with_candidates_finds_nothing(tmp_path: Path) -> None:
+    path = of_own_files(tmp_path, NUMBERS)
+    assert of_rewards(path) == []
+    make_data(load_experiment(path))
+    assert of_rewards(path) == []
+
+
+def test_plan_of_rl_on_many_documents_looks_at_the_first_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = {each: "7" for number in range(40) if not held_out(each := f"And what is {number}?")}
+    path = of_own_files(tmp_path, {**dict.fromkeys(NUMBERS, LONG), **last})
+    make_data(load_experiment(path))
+    monkeypatch.setattr(rewards, "_LOOKED_AT", 40)
+    (found,) = of_rewards(path)
+    assert found.text.endswith("in the first 40 documents")
+    monkeypatch.setattr(rewards, "_LOOKED_AT", 45)  # none of the five is held out, which says nothing of all
+    assert of_rewards(path) == []
+    monkeypatch.setattr(rewards, "_LOOKED_AT", 80)
+    (found,) = of_rewards(path)
+    assert found.text == "found no held-out question whose answer can be checked"
 
 
 def test_rl_has_an_asset_of_its_questions_between_data_and_training(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from gpt_pipeline.model.costs import MemoryNeed, parameter_count
 from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import Disk
 from gpt_pipeline.planning.memory import FULL, training_need
+from gpt_pipeline.planning.rewards import without_candidates
 from gpt_pipeline.planning.speed import Duration
 from gpt_pipeline.planning.survey import is_surveyed, survey
 from gpt_pipeline.planning.tokens import SYNTH_DOCUMENTS, TokenCount
@@ -88,6 +89,7 @@ def findings(known: Known) -> list[Finding]:
         *_validation(known),
         *_schedule(known),
         *_answers(known),
+        *_rewards(known),
         *_regularisation(known),
         *_time(known),
         *_sampling(known),
@@ -390,6 +392,12 @@ def _answers(known: Known) -> Iterator[Finding]:
         if config.data.max_length == longest:
             remedy = "start from a model with a larger context_length, or leave long documents out"
         yield warning(key, text, remedy)
+
+
+def _rewards(known: Known) -> Iterator[Finding]:
+    """Find data that a training on rewards cannot use, until its questions are chosen."""
+    if known.experiment.config.has_rollouts and known.stages[-1].state != "finished":
+        yield from without_candidates(known.experiment)
 
 
 def _require_estimates(experiment: Experiment) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import pyarrow as pa
 
 from gpt_pipeline.data.columns import text_sizes
 from gpt_pipeline.data.config import SYNTH, DataConfig
@@ -48,6 +49,9 @@ class Survey:
 
     read: int
     """Rows that were read."""
+
+    first: tuple[pa.RecordBatch, ...] = field(repr=False, compare=False)
+    """The documents that these become."""
 
 
 def is_surveyed(data: DataConfig) -> bool:
@@ -121,7 +125,8 @@ class _Sample:
     size_read: int = 0
     """Bytes of the files, compressed as they are."""
 
-    dropped: Counter[str] = dataclasses.field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    first: list[pa.RecordBatch] = field(default_factory=list)
 
     def scaled(self, rows: int, source: Source, *, is_exact: bool) -> Survey:
         share = rows / max(1, self.rows)
@@ -134,6 +139,7 @@ class _Sample:
             text_bytes=round(self.text_bytes * share),
             dropped=self.dropped,
             read=self.rows,
+            first=tuple(self.first),
         )
 
 
@@ -146,7 +152,8 @@ def _sampled(source: Source, format: Format) -> _Sample:
                 selection = format.select(batch)
                 sample.rows += batch.num_rows
                 sample.documents += len(selection.kept)
-                sample.text_bytes += int(text_sizes(format.documents_of(selection)["text"]).sum())
+                sample.first.append(format.documents_of(selection))
+                sample.text_bytes += int(text_sizes(sample.first[-1]["text"]).sum())
                 sample.dropped += selection.dropped
                 if sample.text_bytes >= _SAMPLED_BYTES or sample.rows >= _SAMPLED_ROWS:
                     sample.size_read += file.tell() if not is_parquet(name) else 0

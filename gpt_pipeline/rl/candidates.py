@@ -9,7 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from gpt_pipeline.data.config import DataConfig
+from gpt_pipeline.data.documents.files import with_columns
 from gpt_pipeline.data.documents.split import read_side
 from gpt_pipeline.data.documents.stage import document_files
 from gpt_pipeline.data.formats import has_questions
@@ -65,6 +68,28 @@ def choose_candidates(documents: Documents, tokenizer: Tokenizer, *, count: int,
     )
 
 
+def first_candidates(documents: Documents, tokenizer: Tokenizer, *, longest: int, among: int) -> Candidates:
+    """Return the first question of each side, by the rules of `choose_candidates` for each, if there is one.
+
+    For a look at whether there are any: it ends there, and after the first `among` documents of each part. Whether the
+    same question is asked elsewhere too is left open.
+    """
+    left_out: Counter[str] = Counter()
+    training = _asked(documents, held_out=False, left_out=left_out, among=among)
+    held_out = _asked(documents, held_out=True, left_out=Counter(), among=among)
+    return Candidates(
+        training=_fitting(training, tokenizer, longest, 1, left_out),
+        held_out=_fitting(held_out, tokenizer, longest, 1, Counter()),
+        left_out=dict(left_out),
+    )
+
+
+def has_a_check(documents: pa.RecordBatch, data: DataConfig) -> bool:
+    """Whether one of the documents, of any side and length, asks what can be judged."""
+    rows = with_columns(documents, COLUMNS).to_pylist()
+    return has_questions(data) and any(_checkable(row, data.template) is not None for row in rows)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
     id: str
@@ -103,13 +128,16 @@ class _First:
         return heapq.nsmallest(self.limit, self.kept.items(), key=lambda item: item[0])
 
 
-def _asked(documents: Documents, *, held_out: bool, left_out: Counter[str]) -> Iterator[_Asked]:
-    """Yield the questions of one side that have a check, counting the others by reason."""
+def _asked(
+    documents: Documents, *, held_out: bool, left_out: Counter[str], among: int | None = None
+) -> Iterator[_Asked]:
+    """Yield the questions of one side that have a check, counting the others by reason; `among` as in `read_side`."""
     for stage, data in documents:
         if not has_questions(data):
             left_out["asks_nothing"] += int(stage.manifest.facts.get("documents", 0))
             continue
-        for batch in read_side(document_files(stage), COLUMNS, data, held_out=held_out, batch_rows=_BATCH_ROWS):
+        side = read_side(document_files(stage), COLUMNS, data, held_out=held_out, batch_rows=_BATCH_ROWS, among=among)
+        for batch in side:
             for row in batch.to_pylist():
                 asked = _checkable(row, data.template)
                 if asked is None:

@@ -47,6 +47,10 @@ class RlConfig:
         require(top_k is None or top_k > 0, "top_k", found=top_k, need="a whole number above 0, or null")
         require(0 <= self.kl < float("inf"), "kl", found=self.kl, need="a finite number, 0 or above")
 
+    def longest_question(self, max_length: int) -> int:
+        """Return how many tokens a question may have that leaves room for an answer in a sequence of `max_length`."""
+        return max_length - self.max_new_tokens
+
     def asked_tokens(self, row_length: int) -> int:
         """Return about how many tokens of rows of `row_length` the start weights are asked about at once; 0: none."""
         return max(TOKENS_AT_ONCE, row_length) if self.kl else 0

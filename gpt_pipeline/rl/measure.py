@@ -51,7 +51,7 @@ def prepare_prompts(
     answers = _Answers(sampler, checkpoint, stage.weights_sha256, device=on, shards_facts=facts)
 
     def candidates() -> Candidates:
-        config, longest = stage.config, stage.max_length - stage.config.max_new_tokens
+        config, longest = stage.config, stage.config.longest_question(stage.max_length)
         return choose_candidates(documents, tokenizer, count=config.candidates, seed=stage.seed, longest=longest)
 
     return stage.prepare(candidates, answers.to, force=force, say=say)

@@ -101,7 +101,7 @@ class PromptsStage(PlacedStage):
 
     def _make(self, candidates: Candidates, answer: Answer, say: Say) -> Manifest:
         folder, wanted = self.place()
-        _require_candidates(candidates)
+        require_candidates(candidates)
         measured = _measured(folder / _MEASURED, candidates.training, answer, seed=self.seed, say=say)
         kept = [prompt for prompt in measured if 0 < (prompt.pass_rate or 0) < 1]
         facts = _facts(candidates, measured, kept)
@@ -160,7 +160,8 @@ def _facts(candidates: Candidates, measured: Sequence[Prompt], kept: Sequence[Pr
     }
 
 
-def _require_candidates(candidates: Candidates) -> None:
+def require_candidates(candidates: Candidates) -> None:
+    """Raise DataError unless there is a question on each side."""
     reasons = ", ".join(f"{name} {count:,}" for name, count in candidates.left_out.items()) or "no documents"
     checks = "a number, an option or a short text as the expected answer (SYNTH's result:..., data.columns.result)"
     if not candidates.training:

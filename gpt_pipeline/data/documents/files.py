@@ -30,6 +30,13 @@ def names_in(schema: pa.Schema) -> Mapping[str, str]:
     return {own.get(name, name): name for name in schema.names}
 
 
+def with_columns(documents: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
+    """Return `columns` of documents by their general names, null where the documents do not have one."""
+    names, count = names_in(documents.schema), documents.num_rows
+    found = [documents[names[name]] if name in names else pa.nulls(count, pa.string()) for name in columns]
+    return pa.record_batch(found, names=list(columns))
+
+
 def read_documents(files: Iterable[Path], columns: Sequence[str], *, batch_rows: int) -> Iterator[pa.RecordBatch]:
     """Yield `columns` of all documents of the files in order, at most `batch_rows` at a time.
 
@@ -53,5 +60,4 @@ def _read_file(path: Path, columns: Sequence[str], batch_rows: int) -> Iterator[
         names = names_in(file.schema_arrow)
         there = [names[name] for name in columns if name in names]
         for batch in file.iter_batches(batch_size=batch_rows, columns=there):
-            found = [batch[names[name]] if name in names else pa.nulls(batch.num_rows, pa.string()) for name in columns]
-            yield pa.record_batch(found, names=list(columns))
+            yield with_columns(batch, columns)

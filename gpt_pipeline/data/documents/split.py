@@ -48,11 +48,24 @@ def held_out_rows(groups: pa.StringArray, is_held_out: Callable[[str], bool]) ->
 
 
 def read_side(
-    files: Iterable[Path], columns: Sequence[str], data: DataConfig, *, held_out: bool, batch_rows: int
+    files: Iterable[Path],
+    columns: Sequence[str],
+    data: DataConfig,
+    *,
+    held_out: bool,
+    batch_rows: int,
+    among: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield `columns`, `group` among them, of the documents on one side, in order, at most `batch_rows` at a time."""
+    """Yield `columns`, `group` among them, of the documents on one side, in order, at most `batch_rows` at a time.
+
+    `among` so many first documents of both sides, which alone are read; None: all.
+    """
     is_held_out = hold_out(seed=data.seed, fraction=data.validation_fraction)
-    for batch in read_documents(files, columns, batch_rows=batch_rows):
+    for whole in read_documents(files, columns, batch_rows=batch_rows):
+        batch = whole.slice(0, among)
+        among = None if among is None else among - batch.num_rows
         chosen = held_out_rows(batch["group"], is_held_out) == held_out
         if chosen.any():
             yield batch.filter(of_flags(chosen))
+        if among == 0:
+            return
