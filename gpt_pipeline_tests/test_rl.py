@@ -234,7 +234,7 @@ def of_own_files(folder: Path, questions: dict[str, str], *, max_length: int = 9
 
 def of_rewards(path: Path) -> list[Finding]:
     plan = make_plan(load_experiment(path), measured=False, say=lambda _: None)
-    return [each for each in plan.problems if each.key == "training.objective"]
+    return [each for each in plan.findings if each.key == "training.objective" and "checked" in each.text]
 
 
 def refusal_of_the_stage(path: Path) -> str:
@@ -269,7 +269,7 @@ def test_plan_of_rl_on_documents_without_candidates_says_what_the_stage_does(
     path = of_own_files(tmp_path, questions, max_length=max_length)
     said = refusal_of_the_stage(path)
     (found,) = of_rewards(path)
-    assert f"{found.text}; {found.remedy}" == said
+    assert (found.severity, f"{found.text}; {found.remedy}") == ("problem", said)
 
 
 def test_plan_of_rl_on_files_without_a_check_says_so_before_the_data_is_made(tmp_path: Path) -> None:
@@ -295,6 +295,7 @@ def test_plan_of_rl_on_many_documents_looks_at_the_first_and_says_so(
     make_data(load_experiment(path))
     monkeypatch.setattr(rewards, "_LOOKED_AT", 40)
     (found,) = of_rewards(path)
+    assert found.severity == "warning"  # others come behind them
     assert found.text.endswith("in the first 40 documents")
     monkeypatch.setattr(rewards, "_LOOKED_AT", 45)  # none of the five is held out, which says nothing of all
     assert of_rewards(path) == []

@@ -43,8 +43,10 @@ def without_candidates(experiment: Experiment) -> Iterator[Finding]:
         require_candidates(look.candidates)
     except DataError as error:
         found = problem_of(error, key)
-        seen = "" if look.is_whole else f" in the first {look.documents:,} documents"
-        yield dataclasses.replace(found, text=f"{found.text}{seen}")
+        if not look.is_whole:  # others may come behind them
+            text = f"{found.text} in the first {look.documents:,} documents"
+            found = dataclasses.replace(found, severity="warning", text=text)
+        yield found
 
 
 def _look_at_documents(experiment: Experiment) -> _Look | None:
