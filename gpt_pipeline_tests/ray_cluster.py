@@ -88,7 +88,13 @@ class RayCluster:
         with self._folder.with_suffix(".log").open("ab") as log:
             ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *common, *options]
             node = subprocess.Popen(
-                [sys.executable, "-m", "gpt_pipeline.training.supervise", *ray],  # ends with the tests
+                [
+                    sys.executable,
+                    "-m",
+                    "gpt_pipeline.training.supervise",
+                    str(os.getpid()),
+                    *ray,
+                ],  # ends with the tests
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **variables},

@@ -25,7 +25,6 @@ from gpt_pipeline.orchestration.dead_runs import (
     REQUESTER_TAG,
     at_work,
     close_dead_runs,
-    name_process,
     owners_of,
     process_of,
     process_tag,
@@ -297,52 +296,62 @@ def test_close_dead_runs_ends_a_run_whose_launcher_died_before_it_began(
     assert history.close() == run_ids[:1]
 
 
-def test_run_names_its_process_before_it_waits_for_a_place_and_its_steps_show_its_life(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def seen(history: _History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What another process sees of a run of `tiny` as it asks for a place in a pool."""
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
-    named, shown = [], []
-
-    @dg.op(pool="training")
-    def step(context: dg.OpExecutionContext) -> None:
-        with at_work(context.instance, context.run, tmp_path):
-            shown.append(silence(tmp_path, ProcessId.here()))
-
-    @dg.job(executor_def=stoppable(dg.in_process_executor))
-    def job() -> None:
-        step()
-
     (tmp_path / "home").mkdir()
     instance = dg.DagsterInstance.local_temp(str(tmp_path / "home"))
     instance.event_log_storage.set_concurrency_slots("training", 1)
-    run = instance.create_run_for_job(job)
-    before = instance.event_log_storage.claim_concurrency_slot
 
-    def claim(*wanted: Any) -> Any:
+    @dg.op(pool="training")
+    def step() -> None:
+        pass
+
+    @dg.job(name="run_tiny", executor_def=stoppable(dg.in_process_executor, [history.experiment]))
+    def job() -> None:
+        step()
+
+    run, found = instance.create_run_for_job(job), {}
+    claim = instance.event_log_storage.claim_concurrency_slot
+
+    def look_and_claim(*wanted: Any) -> Any:
         again = instance.get_run_by_id(run.run_id)
-        named.append(again and process_of(again))
-        return before(*wanted)
+        assert again is not None
+        found["process"] = process_of(again)
+        found["silence"] = silence(tmp_path / "storage", ProcessId.here())
+        return claim(*wanted)
 
-    monkeypatch.setattr(instance.event_log_storage, "claim_concurrency_slot", claim)
+    monkeypatch.setattr(instance.event_log_storage, "claim_concurrency_slot", look_and_claim)
     list(execute_run_iterator(InMemoryJob(job), run, instance))
-    assert named == [ProcessId.here()]
-    assert (shown, silence(tmp_path, ProcessId.here())) == ([0.0], None)
+    found["ended"] = instance.get_run_by_id(run.run_id)
+    found["warnings"] = [entry.user_message for entry in instance.all_logs(run.run_id) if entry.level == 30]
+    return found
+
+
+def test_run_names_its_process_and_shows_its_life_before_it_waits_for_a_place(
+    seen: dict[str, Any], tmp_path: Path
+) -> None:
+    assert (seen["process"], seen["silence"]) == (ProcessId.here(), 0.0)
+    assert seen["ended"].is_success
+    assert silence(tmp_path / "storage", ProcessId.here()) is None
+
+
+def test_run_on_a_machine_without_the_base_folder_goes_on_and_says_so(
+    history: _History, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "storage").rename(tmp_path / "elsewhere")
+    (tmp_path / "storage").write_text("no folder")
+    seen = request.getfixturevalue("seen")
+    assert (seen["process"], seen["silence"]) == (ProcessId.here(), None)
+    assert seen["ended"].is_success
+    assert "no sign of life" in "".join(seen["warnings"])
 
 
 def test_run_that_another_process_takes_over_names_that_one(history: _History) -> None:
     run = history.instance.get_run_by_id(history.add(process=DEAD))
     assert run is not None
-    name_process(history.instance, run)
-    again = history.instance.get_run_by_id(run.run_id)
+    with at_work(history.instance, run, [], warn=pytest.fail):
+        again = history.instance.get_run_by_id(run.run_id)
     assert again is not None
     assert process_of(again) == ProcessId.here()
-
-
-@pytest.mark.parametrize("process", [None, dataclasses.replace(ProcessId.here(), host="elsewhere")])
-def test_step_of_a_run_on_another_machine_shows_no_life(
-    history: _History, tmp_path: Path, process: ProcessId | None
-) -> None:
-    run = history.instance.get_run_by_id(history.add(process=process))
-    assert run is not None
-    with at_work(history.instance, run, tmp_path):
-        assert not (tmp_path / ".alive").exists()

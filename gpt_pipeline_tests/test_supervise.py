@@ -20,16 +20,24 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on
 TRAINER = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (print("asked"), time.sleep(1), print("saved", flush=True), sys.exit()))
+open("ready", "w")
 print("ready", flush=True)
 time.sleep(60)
 """
-DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+DEAF = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open("ready", "w")
+print("ready", flush=True)
+time.sleep(60)
+"""
 
 
 def starts(trainer: str, then: str) -> str:
-    """Return a program that starts a trainer in a session of its own, as torchrun does, and goes on."""
+    """Return a program that starts a trainer in a session of its own, as torchrun does; then it goes on."""
     start = f"child = subprocess.Popen([sys.executable, '-c', {trainer!r}], start_new_session=True)"
-    return f"import os, signal, subprocess, sys, time\n{start}\n{then}"
+    ready = "while not Path('ready').exists(): time.sleep(0.05)"
+    return f"import os, signal, subprocess, sys, time\nfrom pathlib import Path\n{start}\n{ready}\n{then}"
 
 
 @contextmanager
@@ -40,7 +48,9 @@ def supervised(
     supervise = f"supervise([sys.executable, '-c', {program!r}], grace={grace})"
     code = f"import sys; from gpt_pipeline.training.supervise import supervise; sys.exit({supervise})"
     with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=output, stderr=output, process_group=0, cwd=log.parent
+        )
     try:
         wait(lambda: not ready or "ready" in log.read_text(), seconds=30, what="a trainer")
         yield process
@@ -51,6 +61,14 @@ def supervised(
         process.wait()
 
 
+def runs(pid: int) -> bool:
+    """Whether the process has not ended; nobody may have reaped one that has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize(("end", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137), ("pass", 0)])
 def test_program_that_ends_leaves_its_code_as_shells_tell_it(tmp_path: Path, end: str, code: int) -> None:
     with supervised(tmp_path / "log", f"import os, sys; {end}", ready=False) as process:
@@ -59,8 +77,7 @@ def test_program_that_ends_leaves_its_code_as_shells_tell_it(tmp_path: Path, end
 
 def test_program_that_leaves_a_trainer_behind_has_ended_only_with_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    # As torchrun, whose waiting for a trainer was cut short.
-    with supervised(log, starts(TRAINER, "time.sleep(1); os.kill(child.pid, signal.SIGTERM); sys.exit(1)")) as process:
+    with supervised(log, starts(TRAINER, "sys.exit(1)")) as process:  # as torchrun, whose waiting was cut short
         assert process.wait(30) == 1
         assert log.read_text().split() == ["ready", "asked", "saved"]
 
@@ -74,7 +91,7 @@ def test_stop_reaches_the_program_once_also_when_the_whole_group_is_told(tmp_pat
         log, f"{program}end = time.monotonic() + 2\nwhile time.monotonic() < end: time.sleep(0.1)"
     ) as process:
         for _ in range(3):
-            os.kill(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGTERM)
             time.sleep(0.2)
         assert process.wait(30) == 0
         assert log.read_text().split() == ["ready", "told"]
@@ -89,7 +106,7 @@ def test_trainer_that_heeds_no_stop_is_killed_after_the_grace(tmp_path: Path, th
         process.terminate()
         process.wait(30)
         assert left
-        assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
+        assert not [pid for pid in left if runs(pid)]
 
 
 def test_supervisor_that_is_killed_takes_the_program_along(tmp_path: Path) -> None:
@@ -97,4 +114,17 @@ def test_supervisor_that_is_killed_takes_the_program_along(tmp_path: Path) -> No
         [program] = descendants(process.pid)
         process.kill()
         process.wait()
-        wait(lambda: not Path(f"/proc/{program}").exists(), seconds=30, what="the program's end")
+        wait(lambda: not runs(program), seconds=30, what="the program's end")
+
+
+@pytest.mark.parametrize("who", ["supervisor", "trainer"])
+def test_one_whose_parent_has_ended_before_it_could_ask_ends_too(tmp_path: Path, who: str) -> None:
+    started = tmp_path / "started"
+    program = f"open({str(started)!r}, 'w')"
+    supervisor = ["-m", "gpt_pipeline.training.supervise", "1", sys.executable, "-c", program]
+    stop = "from gpt_pipeline.training.stopping import stop_when_parent_dies; stop_when_parent_dies(parent=1)"
+    trainer = ["-c", f"{stop}; {program}"]
+    command = [sys.executable, *(supervisor if who == "supervisor" else trainer)]
+    ended = subprocess.run(command, timeout=60, check=False)
+    assert ended.returncode == -signal.SIGTERM
+    assert not started.exists()

@@ -21,7 +21,7 @@ SHUTDOWN_SECONDS = 100
 """How long torchrun lets its processes save after SIGTERM before it kills them."""
 
 TORCHRUN_VARIABLES = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS)}
-"""How it is told: torch 2.11, whose torchrun waits for 30 seconds, refuses the option and ignores the variable."""
+"""How it is told: torch 2.11, whose torchrun always waits 30 seconds, refuses the option and ignores the variable."""
 
 
 class LauncherError(UserError):

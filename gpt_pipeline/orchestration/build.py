@@ -67,7 +67,7 @@ def build_definitions(project: Project) -> dg.Definitions:
             *notification_sensors(project, experiments),
         ],
         schedules=[part.schedule for part in automation],
-        executor=project_executor(project.root),
+        executor=project_executor(project.root, experiments),
         resources={"mlflow": mlflow_resource(project.tracking_uri), "io_manager": step_outputs},
         loggers={"console": dg.colored_console_logger, "plain": plain_console},
     )

@@ -10,7 +10,7 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.attributes import OWNERS, code_references, stage_tags
 from gpt_pipeline.orchestration.comparison_log import log_comparison
-from gpt_pipeline.orchestration.dead_runs import DEAD_TAG, at_work, requester_tag
+from gpt_pipeline.orchestration.dead_runs import DEAD_TAG, requester_tag
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.history import is_under_way
 from gpt_pipeline.orchestration.metadata import picture_markdown
@@ -72,9 +72,7 @@ def _asset(experiments: Sequence[Experiment]) -> dg.AssetsDefinition:
     )
     def comparison(context: dg.AssetExecutionContext, mlflow: dg.ResourceParam[MlflowTracking]) -> dg.MaterializeResult:
         with explained():
-            base = next(iter(_reported(experiments)), experiments[0]).folder.base  # where one can write
-            with at_work(context.instance, context.run, base):
-                return _compare(context, experiments, mlflow)
+            return _compare(context, experiments, mlflow)
 
     return comparison
 

@@ -14,15 +14,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.assets.job.asset_job import is_reserved_asset_job_name
 from dagster._core.storage.runs import SqliteRunStorage
 
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.history import UNFINISHED
@@ -58,21 +58,24 @@ def requester_tag() -> Mapping[str, str]:
     return {REQUESTER_TAG: ProcessId.here().as_text}
 
 
-def name_process(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Tag a run with this very process, which begins to execute it and holds no place in a pool yet."""
-    if process_of(run) != ProcessId.here():
-        instance.add_run_tags(run.run_id, process_tag(run.run_id))
-
-
 @contextmanager
-def at_work(instance: dg.DagsterInstance, run: dg.DagsterRun, base: Path) -> Iterator[None]:
-    """Show in the folder `base`, from within a step and for its length, that the process of its run is alive.
+def at_work(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, experiments: Sequence[Experiment], *, warn: Callable[[str], None]
+) -> Iterator[None]:
+    """Tag a run with this very process, which executes it for the length of the block, and show its life meanwhile.
 
-    If the whole machine goes down, nothing else would know. A step on another machine than the run's process shows
-    nothing.
+    If the whole machine goes down, nothing else would know. It shows in the base folders of those of `experiments` that
+    the run is of. A command has done both for its own runs.
     """
-    process = process_of(instance.get_run_by_id(run.run_id) or run)
-    with show_life(base, process) if process is not None and process.is_seen_here else nullcontext():
+    here = ProcessId.here()
+    with ExitStack() as shown:
+        if process_of(run) != here:
+            for owner in owners_of(run, experiments):
+                try:
+                    shown.enter_context(show_life(owner.folder.base, here))
+                except (OSError, UserError) as error:  # on this machine, where only the steps may have the folder
+                    warn(f"The run's process shows no sign of life for {owner.name}: {error}")
+            instance.add_run_tags(run.run_id, process_tag(run.run_id))
         yield
 
 
@@ -119,7 +122,7 @@ def is_over(instance: dg.DagsterInstance, run_id: str) -> bool:
 
 
 def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, folders: Sequence[ExperimentFolder]) -> str | None:
-    """Return how the process of a run ended; None if it may still live. Of a run of the UI, say, nothing is known."""
+    """Return how the process of a run ended; None if it may still live, or nothing is known of it."""
     if not folders:
         return None
     process = process_of(run) or _process_launched(instance, run) or _launcher(instance, run)

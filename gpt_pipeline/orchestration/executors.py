@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from gpt_pipeline.errors import ConfigError, UserError
+from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.run_config import fixed_executor
 
 FILE = "executor.yaml"
@@ -47,8 +48,8 @@ _UNFIT = {
 }
 
 
-def project_executor(root: Path) -> dg.ExecutorDefinition:
-    """Return the executor that `executor.yaml` in the folder `root` names, with its configuration.
+def project_executor(root: Path, experiments: Sequence[Experiment] = ()) -> dg.ExecutorDefinition:
+    """Return the executor that `executor.yaml` in the folder `root` names, with its configuration, for `experiments`.
 
     Without the file, Dagster's default: a process for each step, as many at a time as there are processors. Where the
     system can fork safely, from a process that has loaded the definitions: a step starts in a tenth of the time.
@@ -59,7 +60,7 @@ def project_executor(root: Path) -> dg.ExecutorDefinition:
     """
     path = root / FILE
     if not path.is_file():
-        return _default()
+        return _default(experiments)
     value = _read(path)
     name, config = value.get("executor"), value.get("config") or {}
     if not isinstance(name, str) or name not in _EXECUTORS:
@@ -72,12 +73,13 @@ def project_executor(root: Path) -> dg.ExecutorDefinition:
         raise ConfigError(f"{path}: config", found=config, need=f"what {name} takes ({problem})")
     if name == "multiprocess":
         config = {**_start_method(), **config}
-    return fixed_executor(definition, dict(config), name=name)
+    return fixed_executor(definition, dict(config), name=name, experiments=experiments)
 
 
-def _default() -> dg.ExecutorDefinition:
+def _default(experiments: Sequence[Experiment]) -> dg.ExecutorDefinition:
     config: dict[str, object] = {"multiprocess": _start_method()}
-    return fixed_executor(dg.multi_or_in_process_executor, config, name="multi_or_in_process_executor")
+    executor = dg.multi_or_in_process_executor
+    return fixed_executor(executor, config, name="multi_or_in_process_executor", experiments=experiments)
 
 
 def _start_method() -> dict[str, Any]:

@@ -12,7 +12,6 @@ from gpt_pipeline.data.formats import has_questions
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.attributes import OWNERS, experiment_metadata, stage_tags, training_settings
-from gpt_pipeline.orchestration.dead_runs import at_work
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.run_config import number, switch
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
@@ -68,7 +67,7 @@ def _rl_prompts(experiment: Experiment, upstream: Sequence[dg.AssetKey]) -> dg.A
         from gpt_pipeline.orchestration.prompts_step import measure_prompts
 
         stopped = "Stopped; what was answered is kept, and the next run goes on behind it."
-        with explained(stopped=stopped), at_work(context.instance, context.run, experiment.folder.base):
+        with explained(stopped=stopped):
             return measure_prompts(context, experiment, force=context.op_execution_context.op_config["force"])
 
     return rl_prompts
@@ -99,7 +98,7 @@ def _training(experiment: Experiment, upstream: Sequence[dg.AssetKey | dg.Assets
     def training(context: dg.AssetExecutionContext, mlflow: dg.ResourceParam[MlflowTracking]) -> dg.MaterializeResult:
         from gpt_pipeline.orchestration.training_step import train_experiment
 
-        with explained(), at_work(context.instance, context.run, experiment.folder.base):
+        with explained():
             force = context.op_execution_context.op_config["force"]
             return train_experiment(context, experiment, mlflow, force=force)
 
@@ -138,7 +137,7 @@ def _evaluation(experiment: Experiment, shards: dg.AssetKey, checkpoint: dg.Asse
 
         # Yielded, not returned: to Dagster a returned None is an evaluation too.
         stopped = "Stopped; this evaluation is not finished, and the next run makes it."
-        with explained(stopped=stopped), at_work(context.instance, context.run, experiment.folder.base):
+        with explained(stopped=stopped):
             options = context.op_execution_context.op_config
             settings = replace(experiment.config.evaluation, num_questions=options["num_questions"])
             yield from evaluate_partition(context, experiment, mlflow, force=options["force"], settings=settings)

@@ -4,8 +4,11 @@ Whoever reaches the page that starts a run writes its configuration. Plain types
 `{env: NAME}` too, and the events of the run would then show what the variable holds.
 """
 
+from collections.abc import Sequence
+
 import dagster as dg
 
+from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration.stoppable import stoppable
 
 
@@ -27,6 +30,8 @@ def step_outputs(context: dg.InitResourceContext) -> dg.IOManager:
     return dg.FilesystemIOManager(base_dir=instance.storage_directory()).create_io_manager(context)
 
 
-def fixed_executor(definition: dg.ExecutorDefinition, config: dict[str, object], *, name: str) -> dg.ExecutorDefinition:
+def fixed_executor(
+    definition: dg.ExecutorDefinition, config: dict[str, object], *, name: str, experiments: Sequence[Experiment]
+) -> dg.ExecutorDefinition:
     """Return the executor with `config`, to which a run adds nothing: it could name modules to import."""
-    return stoppable(definition).configured(lambda _: config, config_schema={}, name=name)
+    return stoppable(definition, experiments).configured(lambda _: config, config_schema={}, name=name)

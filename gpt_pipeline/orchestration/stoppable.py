@@ -20,8 +20,9 @@ from dagster._core.executor.base import Executor
 from dagster._core.executor.init import InitExecutorContext
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 
+from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
-from gpt_pipeline.orchestration.dead_runs import name_process
+from gpt_pipeline.orchestration.dead_runs import at_work
 from gpt_pipeline.orchestration.failures import STOPPED, StoppedRunError, failure_text, is_stop
 from gpt_pipeline.progress.at_work import show_run
 from gpt_pipeline.progress.failures import forget_failure, note_failure
@@ -31,13 +32,16 @@ NEVER = "0"
 """For `dagster/max_retries`: Dagster never starts the run again."""
 
 
-def stoppable(definition: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
-    """Return the executor with the same name and configuration whose runs are stopped as described above."""
+def stoppable(definition: dg.ExecutorDefinition, experiments: Sequence[Experiment] = ()) -> dg.ExecutorDefinition:
+    """Return the executor with the same name and configuration whose runs are stopped as described above.
+
+    Its runs of `experiments` show that their process is alive; those of a command show it themselves.
+    """
     create = definition.executor_creation_fn
     assert create is not None
 
     def create_stoppable(context: InitExecutorContext) -> Executor:
-        return _Stoppable(create(context))
+        return _Stoppable(create(context), experiments)
 
     return dg.ExecutorDefinition(
         name=definition.name,
@@ -49,8 +53,9 @@ def stoppable(definition: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
 
 
 class _Stoppable(Executor):
-    def __init__(self, inner: Executor) -> None:
+    def __init__(self, inner: Executor, experiments: Sequence[Experiment]) -> None:
         self._inner = inner
+        self._experiments = experiments
 
     @property
     def retries(self) -> RetryMode:
@@ -62,9 +67,9 @@ class _Stoppable(Executor):
 
     def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
         """Execute the steps as the inner executor does; the run's tag and `status` tell that this process does it."""
-        run = plan_context.dagster_run
-        name_process(plan_context.instance, run)
+        run, warn = plan_context.dagster_run, plan_context.log.warning
         with ExitStack() as shown:
+            shown.enter_context(at_work(plan_context.instance, run, self._experiments, warn=warn))
             for name, job in keys.jobs_of(run).items():
                 shown.enter_context(show_run(Project.here(), run=run.run_id, job=job, experiment=name))
             yield from self._execute(plan_context, execution_plan)

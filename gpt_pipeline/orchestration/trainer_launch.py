@@ -78,7 +78,8 @@ def train_in_child(
             _stop(child, context.log.info)
     messages = session.get_custom_messages()
     _pass_on(messages, received, receive)
-    _check_end(child.returncode, messages, log_file, stopped=stop.requested)
+    codes = (0, *STOPPED_CODES) if processes == 1 else (0,)  # torchrun tells of a stop by a signal as of a failure
+    _check_end(child.returncode, messages, log_file, stopped=stop.requested, good=codes)
 
 
 def _start(
@@ -92,7 +93,13 @@ def _start(
         output = int(terminal) if terminal else log
         return subprocess.Popen(
             command,
-            env={**inherited, **TORCHRUN_VARIABLES, "PYTHONUTF8": "1", **environment, DIE_WITH_PARENT: "1"},
+            env={
+                **inherited,
+                **TORCHRUN_VARIABLES,
+                "PYTHONUTF8": "1",
+                **environment,
+                DIE_WITH_PARENT: str(os.getpid()),
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -104,7 +111,15 @@ def _torchrun(processes: int) -> list[str]:
     """Return what stands between the interpreter and the trainer where several of them train together."""
     # Without a log folder of its own, torchrun leaves one among the temporary files, at each start.
     options = ["--standalone", f"--nproc-per-node={processes}", f"--log-dir={os.devnull}"]
-    return ["-m", "gpt_pipeline.training.supervise", sys.executable, "-m", "torch.distributed.run", *options]
+    return [
+        "-m",
+        "gpt_pipeline.training.supervise",
+        str(os.getpid()),
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *options,
+    ]
 
 
 def _stop(child: subprocess.Popen[bytes], say: Callable[[str], None]) -> None:
@@ -127,13 +142,15 @@ def _pass_on(messages: Any, received: int, receive: Callable[[Message], None]) -
     return len(messages)
 
 
-def _check_end(exit_code: int, messages: Sequence[Message], log_file: Path, *, stopped: bool) -> None:
+def _check_end(
+    exit_code: int, messages: Sequence[Message], log_file: Path, *, stopped: bool, good: Sequence[int]
+) -> None:
     if stopped:
         raise dg.DagsterExecutionInterruptedError
     errors = [message["text"] for message in messages if message["kind"] == "error"]
     if errors:
         raise dg.Failure(description=str(errors[-1]), allow_retries=False)
-    if exit_code not in (0, *STOPPED_CODES):
+    if exit_code not in good:
         raise dg.Failure(
             description=f"The trainer ended with exit code {exit_code}; its last output is in {log_file}. "
             "Materialize training again: it continues from the last checkpoint."

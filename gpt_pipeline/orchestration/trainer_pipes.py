@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _EXIT_MISUSE = 2
 DIE_WITH_PARENT = "GPT_PIPELINE_DIE_WITH_PARENT"
-"""Environment variable: stop the trainer when the process that started it is gone."""
+"""Environment variable: the process that starts the trainer, which is to stop when that is gone."""
 
 _PROGRESS_SECONDS = 10.0  # between two lines of progress in Dagster's log
 
@@ -84,9 +84,9 @@ def main(arguments: list[str]) -> int:
     from dagster_pipes import open_dagster_pipes
 
     show_each_warning_once()
-    if os.environ.get(DIE_WITH_PARENT):
-        stop_when_parent_dies()
     place = place_in(os.environ)
+    if starter := os.environ.get(DIE_WITH_PARENT):  # the parent too, unless torchrun stands between
+        stop_when_parent_dies(parent=int(starter) if place is None else None)
     if place is not None and place.rank > 0:  # under torchrun only the first process reports
         return _train(Path(arguments[0]), SilentObserver(), complain=lambda text: print(text, file=sys.stderr))
     with open_dagster_pipes() as pipes, _terminal() as terminal:

@@ -46,7 +46,7 @@ class NodeTrainers:
         inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         with self._log.open("ab") as log:
             self._child = subprocess.Popen(
-                [command[0], "-m", _SUPERVISOR, *command],
+                [command[0], "-m", _SUPERVISOR, str(os.getpid()), *command],
                 env={**inherited, "PYTHONUTF8": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

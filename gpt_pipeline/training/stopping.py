@@ -68,14 +68,15 @@ def stop_on_signals(stop: StopFlag) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stop_when_parent_dies(number: int = signal.SIGTERM) -> None:
+def stop_when_parent_dies(number: int = signal.SIGTERM, *, parent: int | None = None) -> None:
     """Have the kernel send this process the signal when its parent ends, by default so that it saves and leaves.
 
     "Parent" is the thread that started this process: it must live as long as the parent process should be heeded.
+    `parent` is that process where this one was told; without it, a parent that has ended already goes unnoticed.
     Linux only, as `adopt_orphans`.
     """
-    parent = os.getppid()
-    if _prctl(_PR_SET_PDEATHSIG, number) and os.getppid() != parent:  # it died while we asked
+    parent = parent or os.getppid()
+    if _prctl(_PR_SET_PDEATHSIG, number) and os.getppid() != parent:  # it ended before we asked
         os.kill(os.getpid(), number)
 
 

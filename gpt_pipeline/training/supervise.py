@@ -1,6 +1,8 @@
 """Run a program, such as torchrun, and end only when everything that it started has ended.
 
-    python -m gpt_pipeline.training.supervise PROGRAM [ARGUMENT ...]
+    python -m gpt_pipeline.training.supervise PARENT PROGRAM [ARGUMENT ...]
+
+PARENT is the number of the process that starts this one.
 
 torchrun alone goes on when the process that started it is killed. It leaves trainers behind when it is killed itself;
 and also, or itself stays for ever, when SIGTERM comes while it ends them already because another node has failed (torch
@@ -11,6 +13,7 @@ that too.
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -29,6 +32,7 @@ GRACE_SECONDS = SHUTDOWN_SECONDS + 5.0
 
 _POLL_SECONDS = 0.1
 _KILLED_SECONDS = 10.0  # a process that waits for its device within the kernel may not even heed SIGKILL
+_KILLED = -9  # as Popen has it
 _PARENT = 1  # among the fields of /proc/<pid>/stat that follow the command's name
 
 
@@ -55,7 +59,8 @@ def _own_group() -> dict[str, Any]:
     """
     if sys.platform == "win32":
         return {}
-    return {"process_group": 0, "preexec_fn": lambda: stop_when_parent_dies(signal.SIGKILL)}
+    supervisor = os.getpid()
+    return {"process_group": 0, "preexec_fn": lambda: stop_when_parent_dies(signal.SIGKILL, parent=supervisor)}
 
 
 def _ask_to_stop(program: subprocess.Popen[bytes]) -> None:
@@ -65,14 +70,15 @@ def _ask_to_stop(program: subprocess.Popen[bytes]) -> None:
 
 def _end_of(program: subprocess.Popen[bytes], until: float) -> int:
     """Return its exit code; from `until`, on the clock of `time.monotonic`, its group is killed."""
-    try:
+    with suppress(subprocess.TimeoutExpired):
         return program.wait(max(0.0, until - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        if sys.platform == "win32":
-            program.kill()
-        else:
-            _signal_group(program, signal.SIGKILL)
-        return program.wait()
+    if sys.platform == "win32":
+        program.kill()
+    else:
+        _signal_group(program, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        return program.wait(_KILLED_SECONDS)
+    return _KILLED
 
 
 def _signal_group(program: subprocess.Popen[bytes], number: int) -> None:
@@ -81,16 +87,21 @@ def _signal_group(program: subprocess.Popen[bytes], number: int) -> None:
 
 
 def _end_the_rest(until: float) -> None:
-    """Wait for what is adopted; from `until`, on the same clock, kill what still runs."""
+    """Ask what is adopted to stop, and wait; from `until`, on the same clock, kill what still runs."""
+    _signal_children(signal.SIGTERM)  # nobody may have asked them yet
     while not _all_ended():
         late = time.monotonic() - until
         if late > _KILLED_SECONDS:
             return
         if late > 0:
-            for pid in _children():  # and then those of each that is killed
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            _signal_children(signal.SIGKILL)  # and then those of each that is killed
         time.sleep(_POLL_SECONDS)
+
+
+def _signal_children(number: int) -> None:
+    for pid in _children():
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _all_ended() -> bool:
@@ -115,8 +126,14 @@ def _children() -> list[int]:
 
 def main() -> int:
     """Supervise the program on the command line; on Linux, be asked to stop when the parent ends."""
-    stop_when_parent_dies()
-    return supervise(sys.argv[1:])
+    parser = argparse.ArgumentParser(prog="python -m gpt_pipeline.training.supervise")
+    parser.add_argument("parent", type=int, help="the process that starts this one")
+    parser.add_argument("program", nargs=argparse.REMAINDER, help="what to run, with its arguments")
+    options = parser.parse_args()
+    if not options.program:
+        parser.error("need a program to run")
+    stop_when_parent_dies(parent=options.parent)
+    return supervise(options.program)
 
 
 if __name__ == "__main__":
