@@ -14,16 +14,20 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from click.testing import CliRunner
 
 from gpt_pipeline.checkpoints.manifest import write_manifest
 from gpt_pipeline.checkpoints.retention import announce_evaluator
 from gpt_pipeline.cli import main
+from gpt_pipeline.cli.main import command as gpt_pipeline
 from gpt_pipeline.comparison.compare import compare_experiments
 from gpt_pipeline.data.tokens.choose import find_shards
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.evaluate import _one_at_a_time
 from gpt_pipeline.evaluation.result import read_evaluations, write_evaluation
 from gpt_pipeline.experiment import sizes
 from gpt_pipeline.experiment.training import training_job, wanted_fingerprint
+from gpt_pipeline.launchers import protocol
 from gpt_pipeline.launchers.protocol import JobState
 from gpt_pipeline.launchers.submission import Submission
 from gpt_pipeline.orchestration.report_step import write_report
@@ -43,6 +47,8 @@ from gpt_pipeline.training.heartbeat import heartbeat
 from gpt_pipeline.training.metrics import SENT_NAME
 from gpt_pipeline_tests.projects import TinyProject, train
 from gpt_pipeline_tests.test_comparison import evaluate
+from gpt_pipeline_tests.test_ray_jobs import Dashboard
+from gpt_pipeline_tests.test_submission import note_of_job
 
 TrainTo = Callable[[int], None]
 
@@ -316,6 +322,32 @@ def test_status_of_a_training_that_an_engine_has_says_which_job_and_how_it_is(
     write_json(folder.launch, dataclasses.asdict(note))
 
     assert training_text(training_progress(folder, fingerprint=None, max_steps=None)) == training
+
+
+def test_launch_stop_waits_for_the_jobs_end_and_status_no_longer_calls_it_running(
+    project: TinyProject, train_to: TrainTo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_to(6)
+    file, folder = project.experiment("tiny").file, project.experiment("tiny").folder
+    ray = Dashboard()
+    note = dataclasses.replace(note_of_job(where=ray.address), state="running")
+    ray.jobs[note.name] = {"status": "RUNNING"}
+    write_json(folder.launch, dataclasses.asdict(note))
+    monkeypatch.setattr(protocol, "END_SECONDS", 0.1)
+
+    ray.answers[f"POST /api/jobs/{note.name}/stop"] = (200, "{}")  # heard, and nothing comes of it
+    late = CliRunner().invoke(gpt_pipeline, ["launch", str(file), "--stop"])
+    still = CliRunner().invoke(gpt_pipeline, ["status", str(file)])
+    ray.answers.clear()
+    stopped = CliRunner().invoke(gpt_pipeline, ["launch", str(file), "--stop"])
+    over = CliRunner().invoke(gpt_pipeline, ["status", str(file)])
+    ray.server.shutdown()
+
+    assert isinstance(late.exception, UserError)
+    assert f"ray job {note.name}, running" in still.stdout
+    assert f"ray job {note.name} has ended: cancelled" in stopped.stderr
+    assert over.exit_code == 0
+    assert note.name not in over.stdout
 
 
 def test_status_of_a_killed_training_says_that_it_died(project: TinyProject, train_to: TrainTo) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from gpt_pipeline.launchers.protocol import LauncherError, Observed, TrainingCom
 from gpt_pipeline.launchers.submission import (
     OtherJobError,
     Submission,
+    await_end,
     ensure_submitted,
     look_up,
     only_follower,
@@ -25,6 +26,7 @@ from gpt_pipeline.launchers.submission import (
     submit_again,
     tail,
 )
+from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline_tests.crashing import Killed
 
@@ -271,6 +273,67 @@ def test_job_that_is_looked_up_is_noted_only_while_nobody_follows_it(folder: Exp
     look_up(folder, note, engine)
 
     assert read_submission(folder) == dataclasses.replace(note, state="failed")
+
+
+@dataclass
+class Ending(Engine):
+    """An engine whose jobs end when they have been looked at so many times more; `meanwhile` is done just before."""
+
+    looks: int = 2
+    meanwhile: Callable[[], object] = lambda: None
+
+    def state(self, job_id: str, *, name: str | None = None) -> Observed:
+        self.looks -= 1
+        if self.looks == 0:
+            self.meanwhile()
+            self.end(job_id, "cancelled")
+        return super().state(job_id, name=name)
+
+
+@pytest.mark.parametrize("name", ["slurm", "ray"])
+def test_job_that_was_asked_to_end_is_noted_at_its_end(folder: ExperimentFolder, name: str) -> None:
+    engine = Ending(name=name, looks=3)
+    note = submit(folder, engine)
+
+    ended = await_end(folder, note, engine, seconds=60, every=0.01)
+
+    assert ended == read_submission(folder) == dataclasses.replace(note, state="cancelled")
+
+
+def test_job_that_does_not_end_in_time_stays_noted_as_at_work(folder: ExperimentFolder) -> None:
+    engine = Engine()
+    note = submit(folder, engine)
+
+    assert await_end(folder, note, engine, seconds=0.05, every=0.01).state == "running"
+
+    seen = read_submission(folder)
+    assert seen is not None
+    assert seen.state == "running"
+
+
+def test_end_of_a_job_leaves_the_note_of_one_that_was_submitted_meanwhile(folder: ExperimentFolder) -> None:
+    engine = Ending(looks=3)
+    note = submit(folder, engine)
+    engine.meanwhile = lambda: submit_again(
+        folder, note, engine, saved=-1, command=command_of(folder), say=lambda _: None
+    )
+
+    assert await_end(folder, note, engine, seconds=60, every=0.01).state == "cancelled"
+
+    seen = read_submission(folder)
+    assert seen is not None
+    assert (seen.attempt, seen.id, seen.state) == (2, "2", "waiting")
+
+
+def test_end_of_a_job_is_noted_where_its_note_has_changed_since(folder: ExperimentFolder) -> None:
+    engine = Ending(looks=2)
+    note = submit(folder, engine)
+    seen_by_another = dataclasses.replace(note, state="running", reason="node2")
+    write_json(folder.launch, dataclasses.asdict(seen_by_another))
+
+    await_end(folder, note, engine, seconds=60, every=0.01)
+
+    assert read_submission(folder) == dataclasses.replace(note, state="cancelled")
 
 
 def test_intent_that_the_engine_never_got_is_noted_as_unknown(folder: ExperimentFolder) -> None:

@@ -13,6 +13,7 @@ from gpt_pipeline.cli.common import EXPERIMENT, say, tell
 if TYPE_CHECKING:
     from gpt_pipeline.experiment.load import Experiment
     from gpt_pipeline.launchers.protocol import TrainingCommand
+    from gpt_pipeline.launchers.submission import Submission
     from gpt_pipeline.training.job import TrainingJob
 
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     type=click.Choice(["slurm", "kubernetes"]),
     help="Print what trains the experiment there, to be submitted by hand; its data has to be made already.",
 )
-@click.option("--stop", is_flag=True, help="Ask the experiment's job to save a checkpoint and end.")
+@click.option("--stop", is_flag=True, help="Ask the experiment's job to save a checkpoint and end; wait for that.")
 @click.option("--nodes", type=click.IntRange(min=1), help="For Kubernetes; default: as the file has them.")
 @click.option("--image", default="gpt-pipeline", show_default=True, help="For Kubernetes: has gpt_pipeline installed.")
 @click.option(
@@ -116,8 +117,8 @@ def _kubernetes(job: TrainingJob, *, nodes: int, image: str, claim: str) -> str:
 
 def _stop(experiment: Experiment) -> None:
     from gpt_pipeline.experiment.launching import launcher_of_note
-    from gpt_pipeline.launchers.protocol import ALIVE
-    from gpt_pipeline.launchers.submission import look_up, read_submission
+    from gpt_pipeline.launchers.protocol import ALIVE, END_SECONDS
+    from gpt_pipeline.launchers.submission import await_end, look_up, read_submission
 
     note = read_submission(experiment.folder)
     if note is not None:
@@ -126,5 +127,28 @@ def _stop(experiment: Experiment) -> None:
         if note.id is not None and note.state in ALIVE:
             launcher.cancel(note.id, name=note.name)
             say(f"{note.in_words} was asked to end; it saves a checkpoint first.")
+            _tell_end(experiment, await_end(experiment.folder, note, launcher, seconds=END_SECONDS))
             return
     say(f"No job of {experiment.file.name} is at work.")
+
+
+def _tell_end(experiment: Experiment, note: Submission) -> None:
+    """Tell how the job is that was asked to end, and which one somebody submitted meanwhile.
+
+    Raises:
+        UserError: it has not ended.
+    """
+    from gpt_pipeline.errors import UserError
+    from gpt_pipeline.launchers.protocol import ALIVE, END_SECONDS
+    from gpt_pipeline.launchers.submission import describe_state, read_submission
+
+    if note.state in ALIVE:
+        raise UserError(
+            f"{note.in_words} was asked to end and is still {describe_state(note.state, note.reason)} after "
+            f"{END_SECONDS:.0f} s: ask it again (gpt-pipeline launch --stop), or end it with the engine's own command; "
+            "until an end is seen, it counts as at work"
+        )
+    say(f"{note.in_words} has ended: {describe_state(note.state, note.reason)}.")
+    newest = read_submission(experiment.folder)
+    if newest is not None and newest.name != note.name:
+        say(f"Meanwhile another was submitted, which was not asked to end: {newest.described}.")

@@ -23,6 +23,9 @@ SHUTDOWN_SECONDS = 100
 TORCHRUN_VARIABLES = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS)}
 """How it is told: torch 2.11, whose torchrun always waits 30 seconds, refuses the option and ignores the variable."""
 
+END_SECONDS = SHUTDOWN_SECONDS + 90.0
+"""From the request to stop to the job's end; longer than Ray's own, after which it kills."""
+
 
 class LauncherError(UserError):
     """An engine refused what it was asked; in its own words, with the remedy."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -228,6 +229,22 @@ def look_up(folder: ExperimentFolder, note: Submission, launcher: Launcher) -> S
         if news != note and read_submission(folder) == note:
             _write(folder, news)
     return news
+
+
+def await_end(
+    folder: ExperimentFolder, note: Submission, launcher: Launcher, *, seconds: float, every: float = 2.0
+) -> Submission:
+    """Return the note with how its job ended, or how it still is after `seconds`; looked up `every` so many seconds.
+
+    A note of another job, which somebody submitted meanwhile, is left as it is. Raises as `look_up`.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        newest = read_submission(folder)
+        note = look_up(folder, newest if newest is not None and newest.name == note.name else note, launcher)
+        if note.state not in ALIVE or time.monotonic() >= until:
+            return note
+        time.sleep(every)
 
 
 def note_state(folder: ExperimentFolder, note: Submission, seen: Observed) -> Submission:

@@ -20,6 +20,7 @@ import dagster as dg
 from gpt_pipeline.experiment.launching import training_command
 from gpt_pipeline.launchers.protocol import (
     ALIVE,
+    END_SECONDS,
     SHUTDOWN_SECONDS,
     Launcher,
     Observed,
@@ -71,8 +72,8 @@ class Patience:
     silent: float = SILENT_SECONDS
     """Between two signs of life of a trainer."""
 
-    stop: float = SHUTDOWN_SECONDS + 90.0
-    """From the request to stop to the job's end; longer than Ray's own, after which it kills."""
+    stop: float = END_SECONDS
+    """From the request to stop to the job's end."""
 
 
 def train_remotely(
