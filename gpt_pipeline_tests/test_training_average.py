@@ -13,12 +13,13 @@ import torch
 
 from gpt_pipeline.checkpoints.load import load_checkpoint, load_trained, load_weights
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
+from gpt_pipeline.checkpoints.save import save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import Snapshot, tensor_bytes, weights_sha256
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.costs import checkpoint_bytes
-from gpt_pipeline.training.average import WeightAverage, newest_share
+from gpt_pipeline.training.average import WeightAverage, begins_after, newest_share
 from gpt_pipeline.training.config import AverageConfig
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.run import run_job
@@ -76,8 +77,8 @@ def test_average_does_not_count_an_update_that_was_skipped() -> None:
 
 
 def test_average_over_the_last_updates_begins_with_them() -> None:
-    shares = [newest_share(done, AverageConfig(last=0.3), max_steps=10) for done in range(1, 11)]
-    assert shares == [None] * 7 + [1.0, 1 / 2, 1 / 3]
+    assert begins_after(AverageConfig(last=0.3), max_steps=10) == 7
+    assert [newest_share(number, AverageConfig(last=0.3)) for number in (1, 2, 3)] == [1.0, 1 / 2, 1 / 3]
 
 
 @pytest.mark.parametrize(
@@ -191,12 +192,61 @@ def test_average_of_a_training_that_goes_on_without_one_is_dropped(tmp_path: Pat
         load_weights(list_checkpoints(plain.folder.checkpoints)[-1].path, "average")
 
 
+_PLAIN_OF_FOUR = {9: 1 / 4, 10: 1 / 4, 11: 1 / 4, 12: 1 / 4}
+_PLAIN_OF_SIX = dict.fromkeys(range(7, 13), 1 / 6)
+_DECAYED = {step: 0.9 ** (12 - step) * 0.1 / (1 - 0.9**4) for step in range(9, 13)}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shares"),
+    [
+        (None, AverageConfig(last=0.5), _PLAIN_OF_FOUR),
+        (None, AverageConfig(decay=0.9), _DECAYED),
+        (AverageConfig(last=0.5), AverageConfig(last=0.8), _PLAIN_OF_SIX),
+        (AverageConfig(decay=0.9), AverageConfig(last=0.5), _PLAIN_OF_FOUR),
+    ],
+    ids=["plain-added", "decay-added", "longer-window", "plain-instead-of-decay"],
+)
+def test_average_of_a_key_given_inside_its_window_is_of_the_weights_since(
+    before: AverageConfig | None, after: AverageConfig, shares: dict[int, float], tmp_path: Path
+) -> None:
+    every = {"eval_freq": 12, "save_every_n_iterations": 1, "keep_last": 20}
+    first = make_job(tmp_path, training={} if before is None else {"average_weights": before}, cadence=every)
+    _train(first, stop_at=8)
+    given = make_job(tmp_path, training={"average_weights": after}, cadence=every)
+    _train(given, stop_at=10)  # and goes on from its own checkpoint
+    _train(given)
+    found = _snapshots(given)
+    average = found[12].average
+    assert average is not None
+    for name, mean in average.items():
+        expected = sum(share * found[step].model[name].double() for step, share in shares.items())
+        torch.testing.assert_close(mean.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("average", [AverageConfig(last=0.5), AverageConfig(decay=0.9)], ids=["plain", "decay"])
+def test_average_of_a_checkpoint_that_does_not_note_its_beginning_goes_on_as_configured(
+    average: AverageConfig, tmp_path: Path
+) -> None:
+    job = _job(tmp_path, average)
+    _train(job)
+    earlier = dataclasses.replace(job, experiment_folder=str(tmp_path / "earlier"))
+    noted = _snapshots(job)[8]
+    assert noted.average_since is not None
+    save_checkpoint(earlier.folder.checkpoints, dataclasses.replace(noted, average_since=None))
+    _train(earlier)
+    wanted, found = (_snapshots(each)[12].average for each in (job, earlier))
+    assert wanted is not None
+    assert found is not None
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_average_continued_with_a_mean_that_is_under_way_goes_on(tmp_path: Path) -> None:
     _train(_job(tmp_path, AverageConfig(decay=0.9), max_steps=8))
     longer = _job(tmp_path, AverageConfig(decay=0.9), max_steps=9)
     _train(dataclasses.replace(longer, fingerprint="b" * 64, resume="checkpoint_step_8.pt"))
     found = _snapshots(longer)
-    share = newest_share(9, AverageConfig(decay=0.9), max_steps=9)
+    share = newest_share(9, AverageConfig(decay=0.9))
     before, after = found[8].average, found[9].average
     assert before is not None
     assert after is not None

@@ -114,6 +114,9 @@ class Snapshot:
     average: Mapping[str, Tensor] | None = added(default=None)
     """The mean of the weights over updates, as `model`, in float32; None: none is kept, or it has not begun."""
 
+    average_since: int | None = added(default=None)
+    """Updates before the first whose weights are in `average`; None: as the configuration says, or none is kept."""
+
     loss_scale: Mapping[str, Tensor] | None = added(default=None)
     """Of a training in fp16: `value`, and `good_updates` since it last changed; None: trained in another precision."""
 

@@ -19,6 +19,7 @@ def take_snapshot(job: TrainingJob, progress: Progress, updater: Updater) -> Sna
         model_config=job.model,
         optimizer=updater.optimizer.state(),
         average=updater.average.state(),
+        average_since=updater.average.since,
         loss_scale=None if updater.loss_scale is None else updater.loss_scale.state(),
         random=random_states(),
         progress=dataclasses.replace(progress),
@@ -36,7 +37,7 @@ def restore(snapshot: Snapshot, updater: Updater) -> Progress:
     """
     updater.model.load_state_dict(dict(snapshot.model))
     updater.optimizer.restore(snapshot.optimizer)
-    updater.average.restore(snapshot.average, done=snapshot.step)
+    updater.average.restore(snapshot)
     if updater.loss_scale is not None and snapshot.loss_scale is not None:
         updater.loss_scale.restore(snapshot.loss_scale)
     restore_random_states(snapshot.random)
