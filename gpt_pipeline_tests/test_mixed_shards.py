@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +31,9 @@ from gpt_pipeline.data.verification import verify_data
 from gpt_pipeline.errors import ConfigError, DataError, UserError
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.experiment.problems import ExperimentFileError
-from gpt_pipeline.orchestration.keys import data_groups, node_name, part_of
+from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.orchestration.keys import data_groups, part_of
+from gpt_pipeline.project import Project
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline_tests.projects import TINY, TinyProject
 from gpt_pipeline_tests.test_formats_text import texts, write_texts
@@ -144,14 +148,38 @@ def test_mix_errors_of_a_part_name_its_own_keys_wherever_they_are_told(tmp_path:
         project.call("show", str(path))
     experiment = project.experiment("mixed")
     [groups] = data_groups([experiment]).values()
-    for name, part in experiment.parts.items():
-        step = f"{node_name(part, groups[name], 'raw_files')}.check_file[a]"
-        assert part_of(experiment, step) == name
-    assert part_of(experiment, "mixed__training") == ""
+    for name in experiment.parts:
+        assert part_of(experiment, groups[name]) == name
+    assert part_of(experiment, groups[""]) == ""
     told = "a.jsonl: lacks text; see data.columns and data.filter, /data.columns, data.max_length"
     assert as_of_part(told, "") == told
     own = "a.jsonl: lacks text; see data.mix.a.b.columns and data.mix.a.b.filter, /data.columns, data.max_length"
     assert as_of_part(told, "a.b") == own
+
+
+def test_mix_step_that_fails_names_the_keys_of_the_experiment_that_its_run_is_of(
+    tmp_path: Path,
+) -> None:
+    project = TinyProject(root=tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.jsonl").write_text('{"body": "some text"}\n' * 50)
+    mine, other = "source: ../mine, format: text, num_samples: all", "{source: sample, num_samples: 60, share: 1}"
+    mix = f"num_samples: all, mix: {{%s: {{{mine}, share: 1}}, other: {other}}}"
+    for name, data in {"alone": mine, "first": mix % "own", "second": mix % "chats"}.items():
+        path = project.write_experiment(name)
+        path.write_text(path.read_text().replace("source: sample, num_samples: 300", data))
+    definitions = build_definitions(Project.of_experiments(tmp_path / "experiments"))
+    for name, key in {"alone": "data", "first": "data.mix.own", "second": "data.mix.chats"}.items():
+        job = definitions.resolve_job_def(f"data_{name}")
+        chosen = [each for each in job.asset_layer.executable_asset_keys if "files" in each.path[-1]]
+        ended = job.execute_in_process(
+            asset_selection=chosen, instance=dg.DagsterInstance.ephemeral(), raise_on_error=False
+        )
+        [failure] = [event.step_failure_data for event in ended.all_events if event.is_step_failure]
+        assert failure.user_failure_data is not None
+        assert f"set {key}.columns.text to" in (failure.user_failure_data.description or "")
+        with pytest.raises(UserError, match=rf"set {re.escape(key)}\.columns\.text to"):
+            project.call("run", f"experiments/{name}.yaml")
 
 
 def test_mix_takes_whole_documents_from_the_beginning_of_each_part(tmp_path: Path, folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from gpt_pipeline.data.config import DataConfig, SharedTokenizerConfig, TokenizerConfig
+from gpt_pipeline.data.config import DataConfig, SharedTokenizerConfig, TokenizerConfig, as_of_part
 from gpt_pipeline.data.formats import stage_names
 from gpt_pipeline.data.stage import PartedStage, Say
 from gpt_pipeline.experiment.load import Experiment
@@ -166,6 +166,7 @@ class _Group:
         return parted_asset(
             stage,
             announce=self._announce,
+            told=self._told,
             key=key,
             name=self._node_name(key),
             group=self.shown,
@@ -197,7 +198,7 @@ class _Group:
         @dg.multi_asset(name=self._node_name(key), specs=[spec], config_schema=OPTIONS)
         def whole(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
             force, say = context.op_execution_context.op_config["force"], context.log.info
-            with explained():
+            with explained(told=partial(self._told, context.run)):
                 self._announce(say)
                 if mirrored is not None and not force:
                     bring_data(mirrored, stage(), say=say)
@@ -220,6 +221,15 @@ class _Group:
         from gpt_pipeline.progress.data_users import note_users  # numpy and pyarrow
 
         note_users(self.users, say=say)
+
+    def _told(self, run: dg.DagsterRun, text: str) -> str:
+        """Return `text` with the keys of the experiment that the run is of, of whose mix this may be a part.
+
+        A run of data alone that somebody picked by hand is of none: then they are those of the first.
+        """
+        wanted = keys.jobs_of(run)
+        user = next((each for each in self.users if each.name in wanted), self.users[0])
+        return as_of_part(text, keys.part_of(user, self.name))
 
     @property
     def _mirrored(self) -> Experiment | None:

@@ -32,7 +32,6 @@ from dagster._core.utils import make_new_run_id
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.checkpoints.retention import announce_evaluator
-from gpt_pipeline.data.config import as_of_part
 from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.tokenizer_stage import fetch_tokenizer
 from gpt_pipeline.errors import StoppedError, UserError
@@ -166,7 +165,7 @@ class Session:
             raise StoppedError from None
         ended = self.instance.get_run_by_id(run_id)
         if ended is None or not ended.is_success:
-            raise _problem(events, self.experiment)
+            raise _problem(events)
 
     @contextmanager
     def _at_work(self, run_id: str) -> Iterator[None]:
@@ -518,7 +517,7 @@ def _told_of_signals(order: int) -> Iterator[None]:
         signal.set_wakeup_fd(before)
 
 
-def _problem(events: Iterable[DagsterEvent], experiment: Experiment) -> Exception:
+def _problem(events: Iterable[DagsterEvent]) -> Exception:
     """Return what ended a run: a stop request, or what the failed steps say; the rest is in the Dagster UI."""
     texts = []
     for event in events:
@@ -527,7 +526,7 @@ def _problem(events: Iterable[DagsterEvent], experiment: Experiment) -> Exceptio
             error = data.error.cause or data.error if data.error else None
             if error is not None and is_stop(error):
                 return StoppedError(error.message)
-            texts.append(as_of_part(failure_text(event), keys.part_of(experiment, event.step_key or "")))
+            texts.append(failure_text(event))
         elif event.event_type == dg.DagsterEventType.RUN_CANCELED:
             error = event.job_canceled_data.error
             return StoppedError(error.message if error else "")

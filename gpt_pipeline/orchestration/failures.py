@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import dagster as dg
@@ -43,13 +43,13 @@ def failure_text(event: DagsterEvent) -> str:
 
 
 @contextmanager
-def explained(*, stopped: str = STOPPED) -> Iterator[None]:
-    """Turn a `UserError` raised in the block into `dagster.Failure` with the same text, and an interruption into
-    `StoppedRunError` with the text `stopped`."""
+def explained(*, stopped: str = STOPPED, told: Callable[[str], str] = str) -> Iterator[None]:
+    """Turn a `UserError` raised in the block into `dagster.Failure` with the same text, as it is to be `told`, and an
+    interruption into `StoppedRunError` with the text `stopped`."""
     try:
         yield
     except UserError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from None
+        raise dg.Failure(description=told(str(error)), allow_retries=False) from None
     except StoppedRunError:
         raise
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):

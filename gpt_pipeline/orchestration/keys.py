@@ -51,11 +51,10 @@ def stage_of(step_key: str) -> str:
     return _DIGEST_AND_NAME.sub("", step_key.partition(".")[0].rpartition("__")[2])
 
 
-def part_of(experiment: Experiment, step_key: str) -> str:
-    """Return the part of the experiment's mix whose data a step makes; empty for other steps, and without a mix."""
-    node = step_key.partition(".")[0]
+def part_of(experiment: Experiment, group: str) -> str:
+    """Return the part of the experiment's mix whose data group this is; empty for others, and without a mix."""
     parts = experiment.config.data.parts.items()
-    return next((name for name, part in parts if name and data_group(part)[-_DIGITS - 1 :] in node), "")
+    return next((name for name, part in parts if name and group.startswith(data_group(part))), "")
 
 
 def node_name(experiment: Experiment, group: str, stage: str) -> str:

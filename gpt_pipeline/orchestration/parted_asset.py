@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -25,11 +26,15 @@ StageFactory = Callable[[], PartedStage]
 Announce = Callable[[Say], None]
 """Puts those for whom a stage is made on record, before it is looked for."""
 
+Told = Callable[[dg.DagsterRun, str], str]
+"""Returns what a stage says with the keys of the experiment file that a run is of."""
+
 
 def parted_asset(
     stage: StageFactory,
     *,
     announce: Announce,
+    told: Told,
     key: dg.AssetKey,
     name: str,
     group: str,
@@ -46,9 +51,9 @@ def parted_asset(
     source files; `mirrored` is an experiment with a mirror whose data this is.
     """
     # Aliases: in the run a step is called by what it does, while an op's own name must be its alone in the project.
-    plan = _plan_op(stage, announce, name, mirrored, waits=upstream is not None).alias("plan")
-    make = _part_op(stage, name, part).alias(part)
-    finish = _finish_op(stage, key, name, mirrored).alias("finish")
+    plan = _plan_op(stage, announce, told, name, mirrored, waits=upstream is not None).alias("plan")
+    make = _part_op(stage, told, name, part).alias(part)
+    finish = _finish_op(stage, told, key, name, mirrored).alias("finish")
 
     def first_stage() -> object:
         return finish(plan().map(make).collect())
@@ -81,7 +86,7 @@ def parted_asset(
 
 
 def _plan_op(
-    stage: StageFactory, announce: Announce, name: str, mirrored: Experiment | None, *, waits: bool
+    stage: StageFactory, announce: Announce, told: Told, name: str, mirrored: Experiment | None, *, waits: bool
 ) -> dg.OpDefinition:
     @dg.op(
         name=f"{name}__plan",
@@ -91,8 +96,9 @@ def _plan_op(
         description="Find out which source files are still to be done.",
     )
     def plan(context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput]:
-        force, say = context.op_config["force"], context.log.info
-        with explained():
+        force, of_run = context.op_config["force"], partial(told, context.run)
+        say = _say(context, of_run)
+        with explained(told=of_run):
             announce(say)
             if mirrored is not None and not force:
                 bring_data(mirrored, stage(), say=say)
@@ -103,7 +109,7 @@ def _plan_op(
     return plan
 
 
-def _part_op(stage: StageFactory, name: str, part: str) -> dg.OpDefinition:
+def _part_op(stage: StageFactory, told: Told, name: str, part: str) -> dg.OpDefinition:
     @dg.op(
         name=f"{name}__{part}",
         config_schema=OPTIONS,
@@ -111,9 +117,10 @@ def _part_op(stage: StageFactory, name: str, part: str) -> dg.OpDefinition:
         description="Do one source file, or a few small ones.",
     )
     def make(context: dg.OpExecutionContext, names: list) -> dict:
-        started = time.monotonic()
-        with explained(stopped="Stopped; source files that are finished are kept, and the next run makes the others."):
-            facts = stage().make(names, force=context.op_config["force"], say=context.log.info)
+        started, of_run = time.monotonic(), partial(told, context.run)
+        stopped = "Stopped; source files that are finished are kept, and the next run makes the others."
+        with explained(stopped=stopped, told=of_run):
+            facts = stage().make(names, force=context.op_config["force"], say=_say(context, of_run))
         seconds = max(0.001, round(time.monotonic() - started, 3))
         own = {"files": ", ".join(names), "seconds": seconds, "megabytes_per_second": facts["megabytes"] / seconds}
         context.add_output_metadata({**own, **{name: fact(value) for name, value in facts.items()}})
@@ -122,7 +129,9 @@ def _part_op(stage: StageFactory, name: str, part: str) -> dg.OpDefinition:
     return make
 
 
-def _finish_op(stage: StageFactory, key: dg.AssetKey, name: str, mirrored: Experiment | None) -> dg.OpDefinition:
+def _finish_op(
+    stage: StageFactory, told: Told, key: dg.AssetKey, name: str, mirrored: Experiment | None
+) -> dg.OpDefinition:
     @dg.op(
         name=f"{name}__finish",
         out=dg.Out(dg.Nothing),
@@ -130,8 +139,9 @@ def _finish_op(stage: StageFactory, key: dg.AssetKey, name: str, mirrored: Exper
         description="Put the parts together.",
     )
     def finish(context: dg.OpExecutionContext, made: list) -> dg.Output:
-        with explained():
-            result = stage().finish(force=context.op_config["force"], say=context.log.info)
+        of_run = partial(told, context.run)
+        with explained(told=of_run):
+            result = stage().finish(force=context.op_config["force"], say=_say(context, of_run))
         if mirrored is not None:
             send_data_to_mirror(mirrored)
         context.set_data_version(key, dg.DataVersion(result.fingerprint))
@@ -139,6 +149,10 @@ def _finish_op(stage: StageFactory, key: dg.AssetKey, name: str, mirrored: Exper
         return dg.Output(None, metadata=metadata)
 
     return finish
+
+
+def _say(context: dg.OpExecutionContext, told: Callable[[str], str]) -> Say:
+    return lambda text: context.log.info(told(text))
 
 
 def _work(made: Sequence[Mapping[str, float]]) -> dict[str, float]:
