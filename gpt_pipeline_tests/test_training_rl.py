@@ -27,6 +27,7 @@ from gpt_pipeline.training.metrics import MetricsLog, Recorder, read_metrics
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline.training.update import UpdateResult
+from gpt_pipeline_tests.crashing import Killed
 from gpt_pipeline_tests.rl_jobs import make_rl_job, write_prompts_stage
 from gpt_pipeline_tests.training_jobs import Listener, run, trainer_command
 
@@ -187,6 +188,27 @@ def test_rl_keeps_sampled_answers_with_their_rewards(tmp_path: Path) -> None:
     for line in kept:
         for answer in line["answers"]:
             assert answer["reward"] == float(answer["ended"] and answer["text"] == "1")
+
+
+def test_rl_killed_after_it_kept_answers_keeps_those_of_each_step_once(tmp_path: Path) -> None:
+    cadence = {"eval_freq": 2, "save_every_n_iterations": 5}
+    whole, killed = (
+        make_rl_job(tmp_path / name, training={"max_steps": 8}, cadence=cadence) for name in ("one", "two")
+    )
+    run_job(whole, Listener())
+    for step in (3, 7):  # of which the first has no checkpoint to go on from
+
+        def fall(at: int, step: int = step) -> None:
+            if at == step:
+                raise Killed
+
+        with pytest.raises(Killed):
+            run_job(killed, Listener(fall))
+    kept = killed.folder.samples.read_bytes()
+    assert json.loads(kept.splitlines()[-1])["step"] == 6
+    killed.folder.samples.write_bytes(kept + b'{"step": 8, "ques')  # torn off with its machine
+    run_job(killed, Listener())
+    assert killed.folder.samples.read_bytes() == whole.folder.samples.read_bytes()
 
 
 def test_rl_in_micro_batches_gives_the_same_update(tmp_path: Path) -> None:

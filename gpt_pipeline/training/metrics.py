@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo
-from gpt_pipeline.storage.atomic import parse_json, write_text
+from gpt_pipeline.storage.atomic import atomic_path, parse_json, write_text
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.storage.room import explained_full_disk
 from gpt_pipeline.training.config import ESTIMATES, StepLayout
@@ -88,6 +88,29 @@ def write_metrics_up_to(source: Path, target: Path, *, step: int) -> None:
     """Write the records of `source` up to and including `step` to `target`, atomically."""
     kept = [record for record in _records(source) if record["step"] <= step]
     write_text(target, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+
+
+def remove_lines_from(path: Path, *, step: int) -> None:
+    """Remove the lines of `step` and later ones from a file of JSON lines, atomically; those before stay as they are.
+
+    For a file that people read as it is, before a resumed training writes these steps again.
+
+    Raises:
+        DiskFullError: there is no room for the copy; the file stays as it was.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if not _is_from(line, step)]
+    if len(kept) < len(lines):
+        with explained_full_disk(path), atomic_path(path) as temporary:
+            temporary.write_bytes(b"".join(kept))
+
+
+def _is_from(line: bytes, step: int) -> bool:
+    try:
+        found = parse_json(line)
+    except ValueError:  # the torn line of a machine that went down
+        return False
+    return isinstance(found, dict) and _is_step(found.get("step")) and bool(found["step"] >= step)
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:

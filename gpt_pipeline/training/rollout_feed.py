@@ -34,7 +34,7 @@ from gpt_pipeline.rl.rollouts import (
 from gpt_pipeline.training.config import ERROR_RATE, PASSES, StepLayout
 from gpt_pipeline.training.device import Compute
 from gpt_pipeline.training.feed import Batch, Rollout
-from gpt_pipeline.training.metrics import MetricsLog
+from gpt_pipeline.training.metrics import MetricsLog, remove_lines_from
 from gpt_pipeline.training.ranks import Ranks
 from gpt_pipeline.training.stopping import OTHERS_SECONDS, GoesOn, unheeded
 
@@ -161,9 +161,14 @@ class RolloutFeed:
         return total
 
     def _keep(self, step: int, groups: Sequence[Group]) -> None:
-        """Append the answers to these questions to the file, as far as it has room."""
+        """Append the answers to these questions to the file, as far as it has room.
+
+        Those of this step and later ones, which a training that was stopped or killed has lost, make way for them.
+        """
         if not self.ranks.is_first:
             return
+        with suppress(DiskFullError):  # as below
+            remove_lines_from(self.samples_file, step=step)
         log = MetricsLog(self.samples_file)
         try:
             for prompt, samples in groups:
