@@ -251,6 +251,21 @@ def test_killed_run_leaves_its_job_at_work_and_the_next_run_finds_it(cluster: Ra
     assert set(cluster.jobs()) == jobs
 
 
+def test_job_that_nobody_follows_is_stopped_by_launch_and_status_no_longer_calls_it_running(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    project = ray_project(tmp_path, cluster, max_steps=2000, save_every=20)
+    run, job = begun(cluster, project)
+    for pid in [run.pid, *descendants(run.pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    output_of(run)
+    assert f"ray job {job} has ended: cancelled" in project.run("launch", "experiments/tiny.yaml", "--stop")
+    said = project.run("status", "experiments/tiny.yaml")
+    assert f"stopped at step {project.checkpoints('tiny')[-1].step}" in said
+    assert job not in said
+
+
 def test_note_without_an_id_leads_to_the_job_that_ray_has(cluster: RayCluster, tmp_path: Path) -> None:
     """As when the process was killed between Ray's answer and the note."""
     job = two_processes(tmp_path)

@@ -32,6 +32,7 @@ from gpt_pipeline_tests import login_node
 from gpt_pipeline_tests.gate import Gate
 from gpt_pipeline_tests.hangs import output_of
 from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.servers import descendants
 from gpt_pipeline_tests.slurm_cluster import SlurmCluster, slurm_cluster, why_not
 from gpt_pipeline_tests.training_jobs import make_job, trainer_command
 
@@ -440,6 +441,26 @@ def test_job_that_the_cluster_renames_is_found_watched_and_ended(
         slurm.cancel(submitted, name="gpt-ours-1")
         wait(lambda: slurm.state(submitted, name="gpt-ours-1").state == "cancelled", "it does not end")
         assert slurm.find("gpt-ours-1") == submitted
+
+
+def test_job_that_nobody_follows_is_stopped_by_launch_and_status_no_longer_calls_it_running(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path, step=6)
+    project = TinyProject(root=tmp_path, variables={**cluster.environment, **gate.variables})
+    file = project.write_experiment("tiny")
+    file.write_text(file.read_text().replace("{device: cpu}", "{device: cpu, launcher: slurm, slurm: {nodes: 2}}"))
+    command = project.start("run", str(file))
+    gate.wait(command)
+    for pid in [command.pid, *descendants(command.pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    output_of(command)
+
+    assert "has ended: cancelled" in project.run("launch", str(file), "--stop")
+    said = project.run("status", str(file))
+    assert "stopped at step 6" in said
+    assert "slurm job" not in said
 
 
 def test_command_line_trains_stops_and_goes_on(cluster: SlurmCluster, tmp_path: Path) -> None:
