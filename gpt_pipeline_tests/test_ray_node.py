@@ -19,9 +19,9 @@ from gpt_pipeline_tests.servers import wait
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ray's clusters run Linux")
 
 SLEEPER = """
-import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
-print("ready", flush=True)
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"saved\\n"), sys.exit(143)))
+os.write(1, b"ready\\n")  # a line at once: two processes write
 time.sleep(60)
 """
 STOPPABLE = f"import os; os.fork(); {SLEEPER}"
