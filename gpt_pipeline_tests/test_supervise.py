@@ -15,7 +15,7 @@ import pytest
 
 from gpt_pipeline_tests.servers import descendants, wait
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux hands orphans on")
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux shows who holds a pipe")
 
 TRAINER = """
 import signal, sys, time
@@ -25,10 +25,10 @@ print("ready", flush=True)
 time.sleep(60)
 """
 DEAF = """
-import signal, time
+import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 open("ready", "w")
-print("ready", flush=True)
+print("ready", os.getpid(), flush=True)
 time.sleep(60)
 """
 
@@ -97,16 +97,26 @@ def test_stop_reaches_the_program_once_also_when_the_whole_group_is_told(tmp_pat
         assert log.read_text().split() == ["ready", "told"]
 
 
+def test_process_that_is_to_outlive_a_training_is_left_alone(tmp_path: Path) -> None:
+    start = (
+        f"child = subprocess.Popen([sys.executable, '-c', {DEAF!r}], start_new_session=True, stdin=subprocess.DEVNULL)"
+    )
+    with supervised(tmp_path / "log", f"import subprocess, sys\n{start}\nprint(child.pid, flush=True)") as process:
+        assert process.wait(30) == 0
+        sender = next(int(word) for word in (tmp_path / "log").read_text().split() if word.isdigit())
+        assert runs(sender)
+        os.kill(sender, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("then", ["time.sleep(60)", "signal.signal(15, signal.SIG_IGN); time.sleep(60)", "sys.exit(1)"])
 def test_trainer_that_heeds_no_stop_is_killed_after_the_grace(tmp_path: Path, then: str) -> None:
     log = tmp_path / "log"
-    trainer = starts(DEAF, "child.wait()")  # has a process of its own
+    trainer = starts(DEAF, "print(os.getpid(), flush=True); child.wait()")  # has a process of its own
     with supervised(log, starts(trainer, then), grace=2.0) as process:
-        left = descendants(process.pid)
+        wait(lambda: len(log.read_text().split()) == 3, seconds=30, what="the trainer and its process")
         process.terminate()
         process.wait(30)
-        assert left
-        assert not [pid for pid in left if runs(pid)]
+        assert not [pid for pid in map(int, log.read_text().split()[1:]) if runs(pid)]
 
 
 def test_supervisor_that_is_killed_takes_the_program_along(tmp_path: Path) -> None:

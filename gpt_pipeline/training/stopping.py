@@ -16,8 +16,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Protocol
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h, as the next
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StopFlag:
@@ -73,25 +72,16 @@ def stop_when_parent_dies(number: int = signal.SIGTERM, *, parent: int | None = 
 
     "Parent" is the thread that started this process: it must live as long as the parent process should be heeded.
     `parent` is that process where this one was told; without it, a parent that has ended already goes unnoticed.
-    Linux only, as `adopt_orphans`.
+    Linux only.
     """
-    parent = parent or os.getppid()
-    if _prctl(_PR_SET_PDEATHSIG, number) and os.getppid() != parent:  # it ended before we asked
-        os.kill(os.getpid(), number)
-
-
-def adopt_orphans() -> bool:
-    """Become the parent of those descendants of this process whose own parent ends; return whether the system can."""
-    return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def _prctl(option: int, value: int) -> bool:
     if not sys.platform.startswith("linux"):
-        return False
+        return
+    parent = parent or os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, value, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
-    return True
+    if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:  # it ended before we asked
+        os.kill(os.getpid(), number)
 
 
 PATIENCE_SECONDS = 600.0

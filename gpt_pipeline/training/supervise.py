@@ -7,8 +7,9 @@ PARENT is the number of the process that starts this one.
 torchrun alone goes on when the process that started it is killed. It leaves trainers behind when it is killed itself;
 and also, or itself stays for ever, when SIGTERM comes while it ends them already because another node has failed (torch
 2.13: the signal cuts the waiting of `SimpleElasticAgent.run` short). This process asks the program once to stop, also
-when its own parent ends, and kills what takes too long. On Linux it adopts what the program leaves behind and waits for
-that too.
+when its own parent ends, and kills what takes too long. On Linux it does the same with what the program leaves behind,
+which is all that has inherited its standard input, a pipe in which nothing comes. What is to outlive a training, as the
+sender of its mirror does, has another.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.launchers.protocol import SHUTDOWN_SECONDS
-from gpt_pipeline.training.stopping import StopFlag, adopt_orphans, stop_on_signals, stop_when_parent_dies
+from gpt_pipeline.training.stopping import StopFlag, stop_on_signals, stop_when_parent_dies
 
 GRACE_SECONDS = SHUTDOWN_SECONDS + 5.0
 """From the request to stop, else from the program's end, until what is left is killed; torchrun itself is faster."""
@@ -33,22 +34,23 @@ GRACE_SECONDS = SHUTDOWN_SECONDS + 5.0
 _POLL_SECONDS = 0.1
 _KILLED_SECONDS = 10.0  # a process that waits for its device within the kernel may not even heed SIGKILL
 _KILLED = -9  # as Popen has it
-_PARENT = 1  # among the fields of /proc/<pid>/stat that follow the command's name
 
 
 def supervise(command: Sequence[str], *, grace: float = GRACE_SECONDS) -> int:
     """Run the command as described above; return its exit code as shells tell it (128 and a signal's number)."""
-    adopts, stop = adopt_orphans(), StopFlag()
+    stop = StopFlag()
+    theirs, ours = os.pipe()
+    pipe = f"pipe:[{os.fstat(ours).st_ino}]"
     with stop_on_signals(stop):
-        program = subprocess.Popen(command, **_own_group())
+        program = subprocess.Popen(command, stdin=theirs, **_own_group())
+        os.close(theirs)
         while program.poll() is None and not stop.requested:
             time.sleep(_POLL_SECONDS)
         until = time.monotonic() + grace
         if stop.requested:
             _ask_to_stop(program)
         code = _end_of(program, until)
-        if adopts:
-            _end_the_rest(until)
+        _end_the_rest(pipe, until)
     return code if code >= 0 else 128 - code
 
 
@@ -86,41 +88,30 @@ def _signal_group(program: subprocess.Popen[bytes], number: int) -> None:
         os.killpg(program.pid, number)
 
 
-def _end_the_rest(until: float) -> None:
-    """Ask what is adopted to stop, and wait; from `until`, on the same clock, kill what still runs."""
-    _signal_children(signal.SIGTERM)  # nobody may have asked them yet
-    while not _all_ended():
+def _end_the_rest(pipe: str, until: float) -> None:
+    """Ask those that hold the pipe to stop, and wait; from `until`, on the same clock, kill them."""
+    number: int = signal.SIGTERM  # nobody may have asked them yet
+    told: set[int] = set()
+    while left := _holders(pipe):
         late = time.monotonic() - until
         if late > _KILLED_SECONDS:
             return
-        if late > 0:
-            _signal_children(signal.SIGKILL)  # and then those of each that is killed
+        if late > 0 and number == signal.SIGTERM:
+            number, told = signal.SIGKILL, set()
+        for pid in left - told:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        told |= left
         time.sleep(_POLL_SECONDS)
 
 
-def _signal_children(number: int) -> None:
-    for pid in _children():
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def _all_ended() -> bool:
-    """Whether this process has no children any more; those that have ended are reaped."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-        return False
-    return True
-
-
-def _children() -> list[int]:
-    """Return this process's children, by Linux's `/proc`."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
-            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            if int(fields[_PARENT]) == os.getpid():
-                found.append(int(path.parent.name))
+def _holders(pipe: str) -> set[int]:
+    """Return the processes whose standard input is the pipe, by Linux's `/proc`; none elsewhere."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/fd/0"):
+        with suppress(OSError):  # it has just ended, or is somebody else's
+            if str(path.readlink()) == pipe:
+                found.add(int(path.parts[2]))
     return found
 
 
