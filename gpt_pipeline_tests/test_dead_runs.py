@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from gpt_pipeline.orchestration.dead_runs import (
     process_of,
     process_tag,
 )
+from gpt_pipeline.orchestration.keys import COMPARISON_JOB
 from gpt_pipeline.orchestration.stoppable import stoppable
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.alive import show_life, silence
@@ -355,3 +358,45 @@ def test_run_that_another_process_takes_over_names_that_one(history: _History) -
         again = history.instance.get_run_by_id(run.run_id)
     assert again is not None
     assert process_of(again) == ProcessId.here()
+
+
+def test_run_of_several_experiments_shows_its_life_once_and_only_in_folders_that_are_there(
+    history: _History, tmp_path: Path
+) -> None:
+    project = TinyProject(root=tmp_path)
+    for name, base in {"same": "../storage", "far": "../not_mounted"}.items():
+        path = project.write_experiment(name)
+        path.write_text(path.read_text().replace("../storage", base))
+    experiments = [history.experiment, project.experiment("same"), project.experiment("far")]
+    run = history.instance.get_run_by_id(history.add())
+    assert run is not None
+    of_all = run._replace(job_name=COMPARISON_JOB)
+    with at_work(history.instance, of_all, experiments, warn=pytest.fail):
+        assert len(list((tmp_path / "storage" / ".alive").glob("*.lock"))) == 1
+        assert not (tmp_path / "not_mounted").exists()
+
+
+def test_run_whose_disk_goes_away_meanwhile_ends_well_and_says_so(
+    history: _History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def show_life_until_it_fails(*_: Any) -> Iterator[None]:
+        yield
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr(dead_runs, "show_life", show_life_until_it_fails)
+    run, warnings = history.instance.get_run_by_id(history.add()), []
+    assert run is not None
+    with at_work(history.instance, run, [history.experiment], warn=warnings.append):
+        pass
+    assert "read-only file system" in "".join(warnings)
+    with pytest.raises(KeyError), at_work(history.instance, run, [history.experiment], warn=warnings.append):
+        raise KeyError
+
+
+def test_close_dead_runs_leaves_one_that_dagster_will_resume(
+    history: _History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history.add(process=DEAD)
+    monkeypatch.setattr(history.instance, "run_will_resume", lambda _: True)
+    assert history.close() == []

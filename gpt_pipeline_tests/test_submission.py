@@ -311,6 +311,30 @@ def test_job_that_does_not_end_in_time_stays_noted_as_at_work(folder: Experiment
     assert seen.state == "running"
 
 
+@dataclass
+class Silent(Engine):
+    """An engine that does not answer when it is asked again so many times, and whose jobs have ended then."""
+
+    silent: int = 2
+
+    def state(self, job_id: str, *, name: str | None = None) -> Observed:
+        self.silent -= 1
+        if self.silent >= 0:
+            raise UnreachableError("no answer")
+        self.end(job_id, "cancelled")
+        return super().state(job_id, name=name)
+
+
+def test_engine_that_is_silent_while_a_job_ends_is_asked_again_until_the_time_is_up(folder: ExperimentFolder) -> None:
+    engine = Silent()
+    note = submit(folder, engine)
+    engine.silent = 2
+    assert await_end(folder, note, engine, seconds=60, every=0.01).state == "cancelled"
+    engine.silent = 2
+    with pytest.raises(UnreachableError):
+        await_end(folder, note, engine, seconds=0, every=0.01)
+
+
 def test_end_of_a_job_leaves_the_note_of_one_that_was_submitted_meanwhile(folder: ExperimentFolder) -> None:
     engine = Ending(looks=3)
     note = submit(folder, engine)

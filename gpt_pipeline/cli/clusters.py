@@ -148,7 +148,8 @@ def _tell_end(experiment: Experiment, note: Submission) -> None:
             f"{END_SECONDS:.0f} s: ask it again (gpt-pipeline launch --stop), or end it with the engine's own command; "
             "until an end is seen, it counts as at work"
         )
-    say(f"{note.in_words} has ended: {describe_state(note.state, note.reason)}.")
+    how = "was asked to end, and how it is cannot be told" if note.state == "unknown" else "has ended"
+    say(f"{note.in_words} {how}: {describe_state(note.state, note.reason)}.")
     newest = read_submission(experiment.folder)
     if newest is not None and newest.name != note.name:
         say(f"Meanwhile another was submitted, which was not asked to end: {newest.described}.")

@@ -232,18 +232,27 @@ def look_up(folder: ExperimentFolder, note: Submission, launcher: Launcher) -> S
 
 
 def await_end(
-    folder: ExperimentFolder, note: Submission, launcher: Launcher, *, seconds: float, every: float = 2.0
+    folder: ExperimentFolder, note: Submission, launcher: Launcher, *, seconds: float, every: float = 5.0
 ) -> Submission:
     """Return the note with how its job ended, or how it still is after `seconds`; looked up `every` so many seconds.
 
-    A note of another job, which somebody submitted meanwhile, is left as it is. Raises as `look_up`.
+    A note of another job, which somebody submitted meanwhile, is left as it is.
+
+    Raises:
+        UnreachableError: the engine does not answer after `seconds` either.
+        LauncherError: the engine refuses.
     """
     until = time.monotonic() + seconds
     while True:
-        newest = read_submission(folder)
-        note = look_up(folder, newest if newest is not None and newest.name == note.name else note, launcher)
-        if note.state not in ALIVE or time.monotonic() >= until:
-            return note
+        newest, is_late = read_submission(folder), time.monotonic() >= until
+        try:
+            note = look_up(folder, newest if newest is not None and newest.name == note.name else note, launcher)
+        except UnreachableError:
+            if is_late:
+                raise
+        else:
+            if note.state not in ALIVE or is_late:
+                return note
         time.sleep(every)
 
 

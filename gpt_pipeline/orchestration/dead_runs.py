@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.assets.job.asset_job import is_reserved_asset_job_name
@@ -65,18 +67,39 @@ def at_work(
     """Tag a run with this very process, which executes it for the length of the block, and show its life meanwhile.
 
     If the whole machine goes down, nothing else would know. It shows in the base folders of those of `experiments` that
-    the run is of. A command has done both for its own runs.
+    the run is of; a folder in which it cannot is told of by `warn`. A command has done both for its own runs.
     """
-    here = ProcessId.here()
-    with ExitStack() as shown:
-        if process_of(run) != here:
-            for owner in owners_of(run, experiments):
-                try:
-                    shown.enter_context(show_life(owner.folder.base, here))
-                except (OSError, UserError) as error:  # on this machine, where only the steps may have the folder
-                    warn(f"The run's process shows no sign of life for {owner.name}: {error}")
-            instance.add_run_tags(run.run_id, process_tag(run.run_id))
+    here, shown = ProcessId.here(), ExitStack()
+    if process_of(run) == here:
         yield
+        return
+    for base in _bases(owners_of(run, experiments), warn):
+        _guarded(partial(shown.enter_context, show_life(base, here)), warn)
+    instance.add_run_tags(run.run_id, process_tag(run.run_id))
+    try:
+        yield
+    finally:
+        _guarded(shown.close, warn)
+
+
+def _bases(owners: Sequence[Experiment], warn: Callable[[str], None]) -> set[Path]:
+    """Return the base folders of a run's experiments; where it is of several, those that there are."""
+    found: set[Path] = set()
+    for owner in owners:
+        _guarded(partial(_add_base, owner, found), warn)
+    return found if len(owners) == 1 else {base for base in found if base.is_dir()}
+
+
+def _add_base(owner: Experiment, found: set[Path]) -> None:
+    found.add(owner.folder.base)
+
+
+def _guarded(act: Callable[[], object], warn: Callable[[str], None]) -> None:
+    """Do what a run can go on without, as where only its steps have the folder; tell of it if it cannot be done."""
+    try:
+        act()
+    except (OSError, UserError) as error:
+        warn(f"The run's process shows no sign of life: {error}")
 
 
 def close_dead_runs(instance: dg.DagsterInstance, experiments: Iterable[Experiment]) -> list[str]:
@@ -90,6 +113,8 @@ def close_dead_runs(instance: dg.DagsterInstance, experiments: Iterable[Experime
         folders = [owner.folder for owner in owners_of(run, known)]
         why = _end(instance, run, folders)
         if why is None or is_over(instance, run.run_id):  # it may have ended in this very moment
+            continue
+        if instance.run_will_resume(run.run_id):  # by Dagster's daemon, in another process
             continue
         instance.add_run_tags(run.run_id, {DEAD_TAG: "yes"})
         instance.report_run_failed(run, message=f"{why} Finished work is kept; materialize again to continue.")

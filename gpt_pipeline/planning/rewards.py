@@ -66,9 +66,12 @@ def _look_at_documents(experiment: Experiment) -> _Look | None:
 
 
 def _look_at_first_rows(experiment: Experiment) -> _Look | None:
-    """Return that none of the first documents of files can be judged; None if one can, or not all parts are files."""
+    """Return that none of the first documents of files can be judged; None if one can, or not all parts are files.
+
+    Also None once documents are made of them: the files may be gone.
+    """
     parts = [part for part in experiment.parts.values() if has_questions(part.data)]
-    if not all(is_surveyed(part.data) for part in parts):
+    if not all(is_surveyed(part.data) and find_documents(part.data, part.data_folder) is None for part in parts):
         return None
     documents = 0
     for part in parts:

@@ -24,7 +24,7 @@ _FOLDER = ".alive"
 def show_life(base: Path, process: ProcessId, *, every: float = BEAT_SECONDS) -> Iterator[None]:
     """Show in the folder `base`, for the length of the block, that `process` is alive.
 
-    Steps of a run that overlap each have a lock and a file of their own, so that none depends on when another ends.
+    Blocks that overlap in time each have a lock and a file of their own, so that none depends on when another ends.
     """
     path = base / _FOLDER / f"{_beginning(process)}-{uuid.uuid4().hex[:8]}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def show_life(base: Path, process: ProcessId, *, every: float = BEAT_SECONDS) ->
             yield
     finally:
         path.unlink(missing_ok=True)
-        for left in _signs(base, process):  # by a step that was killed: its process lived on
+        for left in _signs(base, process):  # by a step of an earlier version that was killed: its process lived on
             if (_silence(left) or 0.0) > SILENT_SECONDS:
                 left.unlink(missing_ok=True)
 
@@ -67,7 +67,7 @@ def forget(base: Path, process: ProcessId) -> None:
 
 
 def _signs(base: Path, process: ProcessId) -> list[Path]:
-    """Return the files of the steps of `process`; an earlier version had one for all of them."""
+    """Return the files that show the life of `process`."""
     return [*(base / _FOLDER).glob(f"{_beginning(process)}*.lock")]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,8 @@ class RolloutFeed:
 
     goes_on: GoesOn = unheeded
     """Called with each token that is sampled, and between passes through the start weights."""
+
+    _has_kept: bool = field(default=False, init=False)
 
     def batch_at(self, step: int) -> Batch:
         """Return the batch of the update after `step` updates: a function of weights, seed and step."""
@@ -167,8 +169,10 @@ class RolloutFeed:
         """
         if not self.ranks.is_first:
             return
-        with suppress(DiskFullError):  # as below
-            remove_lines_from(self.samples_file, step=step)
+        if not self._has_kept:
+            with suppress(DiskFullError):  # as below
+                remove_lines_from(self.samples_file, step=step)
+            self._has_kept = True
         log = MetricsLog(self.samples_file)
         try:
             for prompt, samples in groups:
