@@ -272,6 +272,7 @@ def test_evaluate_checkpoint_without_questions_and_documents_still_has_a_loss(tm
     assert set(result.metrics) == of_tokens
 
 
+@pytest.mark.slow
 def test_evaluate_checkpoint_from_two_processes_at_once_computes_once(tmp_path: Path, stages: Stages) -> None:
     checkpoint = save(tmp_path / "checkpoints", 50)
     code = f"""

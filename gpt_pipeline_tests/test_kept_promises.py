@@ -204,6 +204,7 @@ def test_checkpoint_of_an_earlier_version_is_resumed_from_to_the_same_end(
     assert [path.name for path in (project.folder(stem) / "checkpoints").glob("*.damaged")] == []
 
 
+@pytest.mark.slow
 def test_training_that_an_earlier_version_interrupted_goes_on_to_the_end_of_an_undisturbed_one(
     project: KeptProject,
 ) -> None:

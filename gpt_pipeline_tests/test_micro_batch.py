@@ -83,6 +83,7 @@ def test_micro_batch_auto_is_remembered_and_found_anew_on_a_smaller_card(tmp_pat
     assert json.loads(job.folder.micro_batch.read_text())["micro_batch_size"] == 3
 
 
+@pytest.mark.slow
 def test_micro_batch_auto_is_as_large_as_before_once_others_have_left_the_memory(tmp_path, memory):
     job, tried = _job(tmp_path, max_steps=8), []
     for stop_at, tokens, others in ((1, 12 * T, 0), (2, 2 * T, 700_000_000), (3, 12 * T, 10_000_000)):
@@ -94,6 +95,7 @@ def test_micro_batch_auto_is_as_large_as_before_once_others_have_left_the_memory
     assert json.loads(job.folder.micro_batch.read_text())["micro_batch_size"] == 12
 
 
+@pytest.mark.slow
 def test_micro_batch_auto_found_beside_others_is_found_anew_without_them(tmp_path, memory):
     job = _job(tmp_path, max_steps=8)
     memory(2 * T, 700_000_000)
@@ -114,6 +116,7 @@ def test_fixed_micro_batch_that_does_not_fit_fails_before_the_first_update(tmp_p
     assert listener.records == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_rehearsal_changes_no_bit_of_a_training_or_of_its_resume(tmp_path, monkeypatch, optimizer):
     found, rehearsals = {}, []

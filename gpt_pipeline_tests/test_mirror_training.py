@@ -99,6 +99,7 @@ def test_mirror_training_stopped_on_a_goes_on_on_b_with_the_same_bits(tmp_path, 
     assert steps == list(range(1, 13)), "the lines of the steps on A came along"
 
 
+@pytest.mark.slow
 def test_mirror_training_that_went_on_for_the_worse_has_the_best_of_the_one_before(tmp_path):
     a, b = machine(tmp_path, "a"), machine(tmp_path, "b")
     run(a)
@@ -306,6 +307,7 @@ def test_mirror_forced_start_keeps_the_earlier_training_in_its_own_term(tmp_path
     assert not run(b).records, "what was carried out on A is not carried out again on B"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "term"), [({}, 1), ({"resume": "scratch", "request": "once more"}, 2)])
 def test_mirror_training_that_starts_while_its_folder_is_still_being_sent_goes_on(tmp_path, monkeypatch, changes, term):
     monkeypatch.setattr(mirroring, "_WATCH_SECONDS", 0.02)
@@ -390,6 +392,7 @@ def test_mirror_finished_training_that_another_machine_has_taken_over_is_no_prob
     assert sent_objects(tmp_path) == before, "what is here may be behind"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"resume": "scratch", "request": "once more"}])
 def test_mirror_training_that_another_machine_started_over_gives_way_to_that_one(tmp_path, changes):
     """Whether B runs plainly, or is asked for what was carried out on A."""

@@ -717,6 +717,7 @@ def test_log_evaluation_cuts_values_that_mlflow_refuses(tmp_path: Path, store: P
     assert run.data.tags[FINGERPRINT_TAG] == result.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_log_evaluation_from_processes_at_once_into_no_store_yet_ends_with_one_run(tmp_path: Path, number: int) -> None:
     result = make_result(tmp_path)

@@ -172,6 +172,7 @@ for point in KILLED_AT:
     assert (trained.folder.root / NOTE_NAME).is_file()
 
 
+@pytest.mark.slow
 def test_register_model_by_two_processes_at_once_makes_one_version(trained: TrainingJob, store: Path) -> None:
     _log(trained, store)
     trained.write(trained.folder.job)

@@ -427,6 +427,7 @@ def _assert_same_but_for_rounding(two: TrainingJob, one: TrainingJob) -> None:
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 @_OBJECTIVES
 def test_two_processes_that_accumulate_gradients_train_as_one(tmp_path, objective):
     one, two = _one_and_two(tmp_path, objective=objective)

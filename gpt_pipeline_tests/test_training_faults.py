@@ -295,6 +295,7 @@ def test_watchdog_that_cannot_tell_anyone_ends_the_process_all_the_same(monkeypa
     block.set()
 
 
+@pytest.mark.slow
 def test_trainer_process_that_hangs_shows_its_stacks_and_ends_for_a_restart(tmp_path):
     job = make_job(tmp_path)
     code = """

@@ -130,6 +130,7 @@ def test_rl_line_has_the_distance_of_those_updates_where_it_was_measured(tmp_pat
     assert rest["reward"] == 0.0
 
 
+@pytest.mark.slow
 def test_rl_pays_for_its_distance_from_the_start(tmp_path: Path) -> None:
     free, bound = (
         make_rl_job(tmp_path / name, training={"max_steps": 25, "learning_rate": 0.03}, rl={"kl": kl})
