@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_pipeline.errors import ConfigError, DamagedFileError, LockedError, UserError
-from gpt_pipeline.orchestration.process_group import own_group
 from gpt_pipeline.storage.atomic import (
     HashedFile,
     atomic_path,
@@ -39,6 +38,7 @@ from gpt_pipeline.storage.manifest import (
 )
 from gpt_pipeline.storage.names import folder_name, resolve_folder, slug
 from gpt_pipeline.storage.process import ProcessId
+from gpt_pipeline.storage.process_group import own_group
 from gpt_pipeline_tests.disks import refuse
 from gpt_pipeline_tests.hangs import output_of
 

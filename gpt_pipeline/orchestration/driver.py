@@ -51,7 +51,6 @@ from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
 from gpt_pipeline.orchestration.failures import failure_text, is_stop
 from gpt_pipeline.orchestration.history import explained_history, open_instance, remote_origin
 from gpt_pipeline.orchestration.pool_wait import wait_in_pools
-from gpt_pipeline.orchestration.process_group import own_group
 from gpt_pipeline.orchestration.rebuild import reconstructable_job
 from gpt_pipeline.orchestration.stages import finished_shards
 from gpt_pipeline.orchestration.stoppable import NEVER, stoppable
@@ -74,6 +73,7 @@ from gpt_pipeline.project import Project
 from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.alive import show_life
 from gpt_pipeline.storage.process import ProcessId
+from gpt_pipeline.storage.process_group import own_group
 
 _logger = logging.getLogger(__name__)
 _FOLLOWER = "gpt_pipeline.orchestration.follower"

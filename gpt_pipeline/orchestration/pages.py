@@ -17,12 +17,12 @@ from urllib.request import ProxyHandler, build_opener
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.guard import LOOPBACK
-from gpt_pipeline.orchestration.process_group import ask_to_stop, is_alive, kill, own_session
 from gpt_pipeline.orchestration.with_parent import STOP_SECONDS
 from gpt_pipeline.project import DAGSTER_PORT, MLFLOW_PAGE_VARIABLE, MLFLOW_PORT, START_PATH, Project
 from gpt_pipeline.shown import without_password
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.ports import HOST, choose_port
+from gpt_pipeline.storage.process_group import ask_to_stop, is_alive, kill, own_session
 from gpt_pipeline.tracking.store import prepare_store
 from gpt_pipeline.training.stopping import StopFlag, stop_on_signals
 

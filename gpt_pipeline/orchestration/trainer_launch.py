@@ -15,9 +15,9 @@ from typing import Any
 import dagster as dg
 
 from gpt_pipeline.launchers.protocol import SHUTDOWN_SECONDS, TORCHRUN_VARIABLES
-from gpt_pipeline.orchestration.process_group import ask_to_stop, kill, own_group
 from gpt_pipeline.orchestration.trainer_pipes import DIE_WITH_PARENT
 from gpt_pipeline.orchestration.whole_lines import WholeLineReader
+from gpt_pipeline.storage.process_group import ask_to_stop, kill, own_group
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE
 from gpt_pipeline.training.launch import VARIABLES as LAUNCH_VARIABLES
 from gpt_pipeline.training.stopping import StopFlag, stop_on_signals

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_pipeline.launchers.protocol import SHUTDOWN_SECONDS
+from gpt_pipeline.storage.process_group import ask_to_stop, kill, own_group
 from gpt_pipeline.training.stopping import StopFlag, stop_on_signals, stop_when_parent_dies
 
 GRACE_SECONDS = SHUTDOWN_SECONDS + 5.0
@@ -42,50 +43,37 @@ def supervise(command: Sequence[str], *, grace: float = GRACE_SECONDS) -> int:
     theirs, ours = os.pipe()
     pipe = f"pipe:[{os.fstat(ours).st_ino}]"
     with stop_on_signals(stop):
-        program = subprocess.Popen(command, stdin=theirs, **_own_group())
+        program = subprocess.Popen(command, stdin=theirs, **_apart())
         os.close(theirs)
         while program.poll() is None and not stop.requested:
             time.sleep(_POLL_SECONDS)
         until = time.monotonic() + grace
         if stop.requested:
-            _ask_to_stop(program)
+            ask_to_stop(program, signal.SIGTERM)
         code = _end_of(program, until)
         _end_the_rest(pipe, until)
     return code if code >= 0 else 128 - code
 
 
-def _own_group() -> dict[str, Any]:
+def _apart() -> dict[str, Any]:
     """Return options of Popen for a group of the program's own: what our group is sent, it gets from us, and once.
 
-    If this process is killed, so is the program.
+    If this process is killed, so is the program (Linux).
     """
-    if sys.platform == "win32":
-        return {}
+    if sys.platform == "win32":  # which has no fork to do something after
+        return own_group()
     supervisor = os.getpid()
-    return {"process_group": 0, "preexec_fn": lambda: stop_when_parent_dies(signal.SIGKILL, parent=supervisor)}
-
-
-def _ask_to_stop(program: subprocess.Popen[bytes]) -> None:
-    if sys.platform != "win32":  # there it is in our group, and has had the same CTRL_BREAK
-        _signal_group(program, signal.SIGTERM)
+    return {**own_group(), "preexec_fn": lambda: stop_when_parent_dies(signal.SIGKILL, parent=supervisor)}
 
 
 def _end_of(program: subprocess.Popen[bytes], until: float) -> int:
     """Return its exit code; from `until`, on the clock of `time.monotonic`, its group is killed."""
     with suppress(subprocess.TimeoutExpired):
         return program.wait(max(0.0, until - time.monotonic()))
-    if sys.platform == "win32":
-        program.kill()
-    else:
-        _signal_group(program, signal.SIGKILL)
+    kill(program)
     with suppress(subprocess.TimeoutExpired):
         return program.wait(_KILLED_SECONDS)
     return _KILLED
-
-
-def _signal_group(program: subprocess.Popen[bytes], number: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # it ended by itself in between; the second on macOS
-        os.killpg(program.pid, number)
 
 
 def _end_the_rest(pipe: str, until: float) -> None:
