@@ -29,14 +29,14 @@ DOCUMENTS = st.lists(st.tuples(st.integers(2, 12), st.floats(0, 1)), min_size=1,
 def _write(folder: Path, lengths: list[int], trained: list[int], *, max_shard_tokens: int = 1000) -> TokenStream:
     with SplitWriter(folder=folder, split="train", max_shard_tokens=max_shard_tokens) as writer:
         tokens = [[EOT_TOKEN, *range(1, length)] for length in lengths]
-        firsts = np.array(trained, np.int64)
+        firsts = np.minimum(trained, np.array(lengths, np.int64) - 1)
         spans = [_spans_of(*document) for document in zip(lengths, trained, strict=True)]
         writer.add(
             Documents(
                 tokens=np.concatenate(tokens).astype(np.uint16),
                 lengths=np.array(lengths, np.int64),
                 answers=firsts,
-                spans=np.array([span for own in spans for span in own]),
+                spans=np.array([span for own in spans for span in own], np.int64).reshape(-1, 2),
                 span_counts=np.array([len(own) for own in spans]),
                 text_bytes=0,
             )
@@ -45,16 +45,18 @@ def _write(folder: Path, lengths: list[int], trained: list[int], *, max_shard_to
 
 
 def _spans_of(length: int, first: int) -> list[tuple[int, int]]:
-    """From `first` to the document's end, and before it, where there is room, one that ends inside the document."""
-    return [*([(2, 4)] if first > 5 else []), (first, length)]
+    """From `first` to the document's end, and before it, where there is room, one inside; none from its end on."""
+    return [] if first == length else [*([(2, 4)] if first > 5 else []), (first, length)]
 
 
 def _plainly(lengths: list[int], trained: list[int]) -> list[bool]:
     """Return for each token of the stream whether it is trained on, document by document."""
     wanted: list[bool] = []
-    for number, (length, first) in enumerate(zip(lengths, trained, strict=True)):
+    ends_trained = False
+    for length, first in zip(lengths, trained, strict=True):
         spans = _spans_of(length, first)
-        wanted += [number > 0, *(any(begin <= place < end for begin, end in spans) for place in range(1, length))]
+        wanted += [ends_trained, *(any(begin <= place < end for begin, end in spans) for place in range(1, length))]
+        ends_trained = first < length
     return wanted
 
 
@@ -64,7 +66,7 @@ def test_spans_found_are_those_of_a_plain_walk_over_the_documents(
     tmp_path_factory: pytest.TempPathFactory, documents: list[tuple[int, float]], max_shard_tokens: int
 ) -> None:
     lengths = [length for length, _ in documents]
-    trained = [1 + round(share * (length - 2)) for length, share in documents]
+    trained = [1 + round(share * (length - 1)) for length, share in documents]
     stream = _write(tmp_path_factory.mktemp("spans"), lengths, trained, max_shard_tokens=max_shard_tokens)
     assert stream.in_spans(np.arange(stream.n_tokens)).tolist() == _plainly(lengths, trained)
 

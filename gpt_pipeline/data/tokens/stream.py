@@ -239,11 +239,11 @@ class TokenStream:
     def _in_spans_of(self, shard: int, inside: Positions) -> NDArray[np.bool_]:
         """Return the same for positions in one shard."""
         starts, ends = self._spans_of(shard).T
-        if not len(starts):
-            return np.zeros(len(inside), dtype=np.bool_)
-        before = np.searchsorted(starts, inside, side="right") - 1
-        closes = (inside == ends[before]) & (self._shards[shard][inside] == self.eot_token)
-        found: NDArray[np.bool_] = (before >= 0) & ((inside < ends[before]) | closes)
+        found = np.zeros(len(inside), dtype=np.bool_)
+        if len(starts):
+            before = np.searchsorted(starts, inside, side="right") - 1
+            closes = (inside == ends[before]) & (self._shards[shard][inside] == self.eot_token)
+            found = (before >= 0) & ((inside < ends[before]) | closes)
         if shard > 0 and (inside == 0).any():  # the first <|endoftext|> ends what the shard before it holds last
             found[inside == 0] = self._ends_in_span(shard - 1)
         return found
