@@ -936,6 +936,9 @@ def test_plan_of_a_fine_tuning_without_a_held_out_answer_in_an_estimate_says_wha
     with pytest.raises(UserError) as refused:
         run(training_job(experiment, shards))
     assert str(refused.value) == f"{found.text}; {found.remedy}"
+    np.save(spans, np.load(spans).astype(np.int32))
+    (found,) = [each for each in _plan(experiment).problems if spans.name in each.text]
+    assert found.key == "token_shards"
 
 
 @pytest.mark.parametrize(

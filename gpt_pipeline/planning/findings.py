@@ -19,7 +19,7 @@ from gpt_pipeline.data.tokens.choose import known_shards
 from gpt_pipeline.data.tokens.packing import require_answers
 from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer_stage import vocabulary_size
-from gpt_pipeline.errors import UserError
+from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.experiment.launching import launcher_of
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.sizes import TrainingSize
@@ -383,7 +383,7 @@ def _answers(known: Known) -> Iterator[Finding]:
         require_answers(answers, config.data.max_length)
         _require_estimates(known.experiment)
     except UserError as error:
-        yield problem_of(error, key)
+        yield problem_of(error, "token_shards" if isinstance(error, DamagedFileError) else key)
         return
     if answers.left_out > _CUT * (answers.tokens + answers.left_out):
         text = f"{answers.in_words(config.data.max_length)}, and how those end is not learnt"

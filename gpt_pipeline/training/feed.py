@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt_pipeline.data.tokens.batches import Sampler
-from gpt_pipeline.data.tokens.packing import DocumentSampler, count_answers
+from gpt_pipeline.data.tokens.packing import DocumentSampler
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.training.config import StepLayout
 from gpt_pipeline.training.ranks import Ranks
@@ -127,8 +127,8 @@ class BatchFeed:
         told = f" of whole documents ({self._sampler.packing.padding:.1%} padding)"
         if not self._sampler.answers_only:
             return told
-        length = self._sampler.sequence_length
-        return f"{told}, where answers alone count ({count_answers(self._sampler.stream, length).in_words(length)})"
+        counted = self._sampler.answers.in_words(self._sampler.sequence_length)
+        return f"{told}, where answers alone count ({counted})"
 
     def close(self) -> None:
         """End the thread."""

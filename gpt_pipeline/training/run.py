@@ -18,7 +18,7 @@ from gpt_pipeline.checkpoints.manifest import BEST_NAME, CheckpointInfo
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot, snapshot_bytes
 from gpt_pipeline.data.config import DOCUMENTS
 from gpt_pipeline.data.tokens.batches import BatchSampler, Sampler
-from gpt_pipeline.data.tokens.packing import DocumentSampler, count_answers, require_answers
+from gpt_pipeline.data.tokens.packing import DocumentSampler, require_answers
 from gpt_pipeline.data.tokens.stream import TokenShards, open_shards
 from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
 from gpt_pipeline.errors import ConfigError
@@ -194,8 +194,6 @@ def _open_shards(job: TrainingJob) -> TokenShards:
             "shards_folder", found=f"{job.shards_folder} with fingerprint {found}", need=job.shards_fingerprint
         )
     require_validation_tokens(shards.validation)
-    if job.training.answers_only:
-        require_answers(count_answers(shards.train, job.max_length), job.max_length)
     if job.max_length > job.model.context_length:
         raise ConfigError(
             "data.max_length", found=job.max_length, need=f"at most model.context_length={job.model.context_length}"
@@ -215,13 +213,16 @@ def _sampler(job: TrainingJob, shards: TokenShards) -> Sampler:
     kind = (
         partial(DocumentSampler, answers_only=job.training.answers_only) if job.packing == DOCUMENTS else BatchSampler
     )
-    return kind(
+    sampler = kind(
         stream=shards.train,
         sequence_length=job.max_length,
         batch_size=sequences_per_step(job.training, max_length=job.max_length),
         batch_key=job.training.size_key,
         seed=job.training.seed,
     )
+    if isinstance(sampler, DocumentSampler) and sampler.answers_only:
+        require_answers(sampler.answers, job.max_length)
+    return sampler
 
 
 def _agree_on_start(job: TrainingJob, layout: StepLayout, observer: Observer, ranks: Ranks) -> Start:

@@ -263,6 +263,11 @@ class DocumentSampler(Sampler):
     def packing(self) -> Packing:
         return pack(self.stream.documents_by_shard(), self.sequence_length, begin if self.answers_only else cut)
 
+    @cached_property
+    def answers(self) -> Answers:
+        """How much of the answers the rows hold that `answers_only` takes."""
+        return count_answers(self.stream, self.sequence_length)
+
     @property
     def sequences_per_epoch(self) -> int:
         """W."""
