@@ -325,12 +325,12 @@ def micro_batch_auto_finds_what_the_memory_holds(device: str, folder: Path) -> s
         else:
             raise AssertionError(f"{share} sequences fit; the check needs a larger update")
     _require(f"micro_batch_size: {share // 2}" in refused, refused)
-    with _memory_filled(where, but=_LITTLE_MEMORY + RESERVE * devices.memory_of(where)[1]):
+    with _memory_filled(where, but=_LITTLE_MEMORY + RESERVE * devices.memory_of(where)[1]) as taken:
         run(job)
-        peak = peak_memory_bytes(where)
+        peak = (peak_memory_bytes(where) or taken) - taken
     found = read_json(job.folder.micro_batch)["micro_batch_size"]
     _require(found in divisors(share) and found < share, f"found {found} of {share}")
-    return f"{share} sequences refused with a remedy, {found} found and trained, peak {(peak or 0) / 1e9:.1f} GB"
+    return f"{share} sequences refused with a remedy, {found} found and trained, peak {peak / 1e9:.1f} GB"
 
 
 # Several processes
@@ -423,14 +423,14 @@ def _large_job(folder: Path, device: str) -> TrainingJob:
 
 
 @contextmanager
-def _memory_filled(device: torch.device, *, but: float) -> Iterator[None]:
-    """Take all of the GPU's memory but `but` bytes."""
+def _memory_filled(device: torch.device, *, but: float) -> Iterator[int]:
+    """Take all of the GPU's memory but `but` bytes; yield how many are taken."""
     gc.collect()
     devices.release_memory(device)
     free, _ = devices.memory_of(device)
     ballast = torch.empty(max(0, free - round(but)), dtype=torch.uint8, device=device)
     try:
-        yield
+        yield ballast.numel()
     finally:
         del ballast
         devices.release_memory(device)
