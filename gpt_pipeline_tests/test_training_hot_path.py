@@ -157,6 +157,15 @@ def test_model_that_does_not_compile_trains_as_it_is_and_says_so(tmp_path, monke
     assert not updater.evaluator.is_compiled
 
 
+def test_model_that_does_not_compile_on_a_gpu_takes_the_loss_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=_broken_forward))
+    monkeypatch.setattr(Compute, "on_gpu", True)
+    updater = _updater(make_job(tmp_path), compute=dataclasses.replace(CPU, compile=True), say=lambda _: None)
+    assert updater.model.loss_piece is None
+    updater.update(0, _batch(0))
+    assert updater.model.loss_piece == dataclasses.replace(CPU, compile=False).loss_piece == 8192
+
+
 def test_compiled_model_does_not_hide_errors_of_the_model_itself():
     model = CompiledModel(torch.nn.Linear(2, 2), say=pytest.fail)
     with pytest.raises(TypeError):
