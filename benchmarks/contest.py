@@ -54,12 +54,12 @@ class Times:
 def compete(contestants: Sequence[Contestant], *, turns: int, steps: int) -> dict[str, Times]:
     """Return the times of the contestants: `turns` turns of `steps` steps each, one process at a time."""
     with ExitStack() as stack:
-        running = {one.name: stack.enter_context(_process(one)) for one in contestants}
-        times = {}
-        for name, connection in running.items():
+        running, times = {}, {}
+        for one in contestants:  # one after the other: compilers time kernels on a device that is theirs alone
+            connection = running[one.name] = stack.enter_context(_process(one))
             first, loss = _answer(connection)
-            times[name] = Times(seconds=[], cpu_seconds=[], first_seconds=first, loss=loss, memory_bytes=0)
-            print(f"  {name}: ready, first step {first:.1f} s, loss {loss:.4f}", flush=True)
+            times[one.name] = Times(seconds=[], cpu_seconds=[], first_seconds=first, loss=loss, memory_bytes=0)
+            print(f"  {one.name}: ready, first step {first:.1f} s, loss {loss:.4f}", flush=True)
         for turn in range(turns):
             order = list(running.items())
             for name, connection in order if turn % 2 == 0 else reversed(order):

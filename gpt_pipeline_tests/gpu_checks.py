@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt_pipeline.checkpoints.load import load_checkpoint, load_model
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
@@ -64,6 +65,11 @@ _RESUMED: Mapping[str, Mapping[str, Any]] = {
     "muon": {"optimizer": "muon"},
     "fp16": {"precision": "fp16"},
     "with a mean of the weights": {"average_weights": AverageConfig(decay=0.9)},
+}
+_BEGUN: Mapping[str, Mapping[str, Any]] = {
+    "adamw": {},
+    "muon": {"optimizer": "muon"},
+    "fp16": {"precision": "fp16"},
 }
 _LITTLE_MEMORY = 1.5e9  # bytes, in which `_large_job` does not make its update at once
 
@@ -211,6 +217,19 @@ def overflow_is_skipped_and_halves_the_scale(device: str, folder: Path, *, optim
     return "skipped, the scale halved, the next update made"
 
 
+def updates_begin_without_a_wait(device: str, folder: Path, *, training: Mapping[str, Any]) -> str:
+    """The host begins updates without a wait for the device, as far as torch notices one."""
+    average = AverageConfig(decay=0.9)
+    updater = _updater(_model("gpt2", dropout=0.2), device, average_weights=average, **training)
+    packed = device in devices.GPUS  # on a CPU documents are told apart by the host
+    batches = [_batch(step, updater, packed=packed and step % 2 == 1) for step in range(4)]
+    for step in (0, 1):  # which make the optimizer's state
+        updater.update(step, batches[step]).result()
+    with _waits_refused(device):
+        begun = [updater.update(step, batches[step]) for step in (2, 3)]
+    return f"losses {', '.join(f'{each.result().train_loss:.4f}' for each in begun)}, begun before either was there"
+
+
 # What is kept
 
 
@@ -325,12 +344,12 @@ def micro_batch_auto_finds_what_the_memory_holds(device: str, folder: Path) -> s
         else:
             raise AssertionError(f"{share} sequences fit; the check needs a larger update")
     _require(f"micro_batch_size: {share // 2}" in refused, refused)
-    with _memory_filled(where, but=_LITTLE_MEMORY + RESERVE * devices.memory_of(where)[1]):
+    with _memory_filled(where, but=_LITTLE_MEMORY + RESERVE * devices.memory_of(where)[1]) as taken:
         run(job)
-        peak = peak_memory_bytes(where)
+        peak = (peak_memory_bytes(where) or taken) - taken
     found = read_json(job.folder.micro_batch)["micro_batch_size"]
     _require(found in divisors(share) and found < share, f"found {found} of {share}")
-    return f"{share} sequences refused with a remedy, {found} found and trained, peak {(peak or 0) / 1e9:.1f} GB"
+    return f"{share} sequences refused with a remedy, {found} found and trained, peak {peak / 1e9:.1f} GB"
 
 
 # Several processes
@@ -423,14 +442,14 @@ def _large_job(folder: Path, device: str) -> TrainingJob:
 
 
 @contextmanager
-def _memory_filled(device: torch.device, *, but: float) -> Iterator[None]:
-    """Take all of the GPU's memory but `but` bytes."""
+def _memory_filled(device: torch.device, *, but: float) -> Iterator[int]:
+    """Take all of the GPU's memory but `but` bytes; yield how many are taken."""
     gc.collect()
     devices.release_memory(device)
     free, _ = devices.memory_of(device)
     ballast = torch.empty(max(0, free - round(but)), dtype=torch.uint8, device=device)
     try:
-        yield
+        yield ballast.numel()
     finally:
         del ballast
         devices.release_memory(device)
@@ -497,6 +516,28 @@ def _float32_products() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+class _NothingRead(TorchDispatchMode):  # type: ignore[misc]  # torch is not followed by the type checker
+    """Refuses operations whose result the host has to wait for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        _require(func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero"), f"{func} waits")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _waits_refused(device: str) -> Iterator[None]:
+    """Have torch raise an error where the host waits for the device."""
+    if device != "cuda":
+        with _NothingRead():
+            yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @contextmanager
@@ -578,6 +619,8 @@ def _cases() -> Iterator[tuple[str, Check]]:
         yield f"update that is not finite holds later ones: {optimizer}", held
         skipped = partial(overflow_is_skipped_and_halves_the_scale, optimizer=optimizer)
         yield f"overflow is skipped and halves the scale: {optimizer}", skipped
+    for name, settings in _BEGUN.items():
+        yield f"updates begin without a wait: {name}", partial(updates_begin_without_a_wait, training=settings)
     yield "checkpoint of the device goes on on the CPU", checkpoint_of_the_device_goes_on_on_the_cpu
     for name, training in _RESUMED.items():
         whole = partial(resumed_training_has_the_losses_of_a_whole_one, training=training)

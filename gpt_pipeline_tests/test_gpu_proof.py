@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,7 +16,16 @@ import pytest
 
 from benchmarks.gpu_proof.__main__ import _END_SECONDS, PARTS, in_order, main
 from benchmarks.gpu_proof.checks import _COMPILED, _FIRST, _IN_PROCESSES, _TINY, COLLECTIVES
-from benchmarks.gpu_proof.record import JSON_NAME, TABLES_NAME, NotHereError, Results, Row, Task, UnfinishedError
+from benchmarks.gpu_proof.record import (
+    JSON_NAME,
+    TABLES_NAME,
+    NotHereError,
+    Results,
+    Row,
+    Task,
+    UnfinishedError,
+    allowed_seconds,
+)
 from benchmarks.gpu_proof.setup import Setup, full_step
 from gpt_pipeline.hardware import devices
 from gpt_pipeline_tests.gpu_checks import CHECKS
@@ -47,6 +57,21 @@ def bare(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def _task(run: Callable[[], Sequence[Row]], name: str = "a task") -> Task:
     return Task(part=1, name=name, seconds=1, run=run)
+
+
+def _full_setup(scratch: Path, stack: ExitStack) -> Setup:
+    """Return that of a call of nine minutes on a GPU."""
+    return Setup(
+        step=full_step("cuda", micro_batch_size=32),
+        tiny=False,
+        scratch=scratch,
+        shards=None,
+        recipe_seconds=600,
+        turns=5,
+        steps=4,
+        deadline=0.0,
+        stack=stack,
+    )
 
 
 def _raises(error: BaseException) -> Callable[[], Sequence[Row]]:
@@ -82,18 +107,7 @@ def test_gpu_proof_goes_through_every_part_on_a_cpu_and_then_has_nothing_left(ba
 
 def test_first_call_of_nine_minutes_says_of_parts_one_to_four_what_matters_most(tmp_path):
     with ExitStack() as stack:
-        setup = Setup(
-            step=full_step("cuda", micro_batch_size=32),
-            tiny=False,
-            scratch=tmp_path,
-            shards=None,
-            recipe_seconds=600,
-            turns=5,
-            steps=4,
-            deadline=0.0,
-            stack=stack,
-        )
-        tasks = in_order(setup, list(PARTS))
+        tasks = in_order(_full_setup(tmp_path, stack), list(PARTS))
     first = [task for task in tasks if task.first]
     assert tasks[: len(first)] == first
     assert {task.part for task in first} == {1, 2, 3, 4}
@@ -157,3 +171,16 @@ def test_task_that_runs_out_of_time_twice_has_failed(tmp_path):
     for _ in range(2):  # calls
         statuses.append(Results(tmp_path, machine="a GPU").run(_task(endless), limit_seconds=0.1).status)
     assert statuses == ["cut", "failed"]
+
+
+def test_task_that_hangs_leaves_time_to_others_and_a_training_takes_what_is_left():
+    check, training = _task(lambda: []), dataclasses.replace(_task(lambda: []), takes_the_rest=True)
+    assert [allowed_seconds(check, remaining) for remaining in (500.0, 30.0)] == [63.0, 30.0]
+    assert allowed_seconds(training, 500.0) == 500.0
+
+
+def test_trainings_of_recipes_are_the_tasks_that_take_what_is_left(tmp_path):
+    with ExitStack() as stack:
+        tasks = in_order(_full_setup(tmp_path, stack), list(PARTS))
+    assert {task.part for task in tasks if task.takes_the_rest} == {7}
+    assert [task.name for task in tasks if task.part == 7 and not task.takes_the_rest] == ["text"]

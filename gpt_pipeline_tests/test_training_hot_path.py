@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import gc
 import math
+import time
 
 import pytest
 import torch
@@ -55,6 +56,21 @@ def test_training_that_looks_at_results_later_writes_and_trains_the_same(tmp_pat
     assert _numbers(late) == _numbers(prompt)
     weights = [list_checkpoints(job.folder.checkpoints)[-1].weights_sha256 for job in (late, prompt)]
     assert weights[0] == weights[1]
+
+
+def test_speed_counts_all_the_time_of_updates_that_are_looked_at_later(tmp_path, monkeypatch):
+    job, forward, pause = make_job(tmp_path), LanguageModel.forward, 0.05
+
+    def slow(self, *arguments):
+        time.sleep(pause * self.training)  # as a GPU's queue that is full
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(LanguageModel, "forward", slow)
+    monkeypatch.setattr(Compute, "updates_in_flight", 1)
+    run_job(job, Listener())
+    lines = [line for line in read_metrics(job.folder.metrics) if line["kind"] == "train"]
+    seconds = sum(line["updates"] * BATCH * T / line["tokens_per_second"] for line in lines)
+    assert seconds >= 12 * BATCH // 2 * pause
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -139,6 +155,15 @@ def test_model_that_does_not_compile_trains_as_it_is_and_says_so(tmp_path, monke
     assert len(said) == 1
     assert "no compiler here" in said[0]
     assert not updater.evaluator.is_compiled
+
+
+def test_model_that_does_not_compile_on_a_gpu_takes_the_loss_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=_broken_forward))
+    monkeypatch.setattr(Compute, "on_gpu", True)
+    updater = _updater(make_job(tmp_path), compute=dataclasses.replace(CPU, compile=True), say=lambda _: None)
+    assert updater.model.loss_piece is None
+    updater.update(0, _batch(0))
+    assert updater.model.loss_piece == dataclasses.replace(CPU, compile=False).loss_piece == 8192
 
 
 def test_compiled_model_does_not_hide_errors_of_the_model_itself():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.contest import describe_machine
 from benchmarks.gpu_proof import checks, memory, processes, recipes, resume, speed, stall
-from benchmarks.gpu_proof.record import TABLES_NAME, Results, Task
+from benchmarks.gpu_proof.record import TABLES_NAME, Results, Task, allowed_seconds
 from benchmarks.gpu_proof.setup import Setup, full_step, tiny_step
 from gpt_pipeline.hardware import devices
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if remaining < task.seconds * (0.1 if options.tiny else 1):
                 left.append(task)
                 continue
-            outcome = results.run(task, limit_seconds=remaining)
+            outcome = results.run(task, limit_seconds=allowed_seconds(task, remaining))
             print(f"{task.part} {task.name}: {outcome.status}, {outcome.seconds:g} s {outcome.reason}", flush=True)
             failed += outcome.status == "failed"
             left += [] if outcome.is_settled else [task]

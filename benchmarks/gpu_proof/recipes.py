@@ -42,7 +42,8 @@ def tasks(setup: Setup) -> Iterator[Task]:
     """Yield the text, then the recipes; each goes on as long as a call lasts."""
     yield Task(part=7, name="text", seconds=60, run=partial(_text, setup))
     for name in _RECIPES:
-        yield Task(part=7, name=name, seconds=_LEAST_SECONDS, run=partial(_train, setup, name))
+        run = partial(_train, setup, name)
+        yield Task(part=7, name=name, seconds=_LEAST_SECONDS, run=run, takes_the_rest=True)
 
 
 def _text(setup: Setup) -> Sequence[Row]:

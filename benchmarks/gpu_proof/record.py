@@ -15,6 +15,7 @@ from gpt_pipeline.storage.atomic import read_json, write_json, write_text
 
 JSON_NAME, TABLES_NAME = "results.json", "results.md"
 _MOST_CUTS = 2  # calls in which a task may run out of time before it counts as failed
+_MOST_TIMES, _START_SECONDS = 3, 60.0  # what is thought of a task is a guess, and each process first loads torch
 
 Row = Mapping[str, str | int | float | bool | None]
 """Figures by the heading of their column."""
@@ -44,6 +45,9 @@ class Task:
     run: Callable[[], Sequence[Row]]
     """Raises any error where it fails, `UnfinishedError` and `NotHereError` as these say."""
 
+    takes_the_rest: bool = False
+    """Whether it goes on to the end of the call, rather than being cut after three times what it is thought to take."""
+
     first: bool = False
     """Whether it comes before the others of all parts: what to know of a GPU that is there for one call."""
 
@@ -69,6 +73,11 @@ class Outcome:
     def is_settled(self) -> bool:
         """Whether the task is not run again unasked."""
         return self.status in ("done", "absent", "failed")
+
+
+def allowed_seconds(task: Task, remaining: float) -> float:
+    """Return how long the task may take of the `remaining` seconds: one that hangs leaves something to others."""
+    return remaining if task.takes_the_rest else min(remaining, _START_SECONDS + _MOST_TIMES * task.seconds)
 
 
 class Results:
@@ -139,7 +148,7 @@ def limited(seconds: float) -> Iterator[None]:
         return
 
     def end(*_: Any) -> None:
-        raise TimeoutError(f"did not end within the {seconds:.0f} s that were left")
+        raise TimeoutError(f"did not end within {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.1))

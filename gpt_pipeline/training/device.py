@@ -227,14 +227,22 @@ class CompiledModel(nn.Module):  # type: ignore[misc]  # torch is not followed b
     has to compile, and how long that may take.
 
     Whether it can be done at all (a compiler that does not fit the headers, a driver too old for Triton) only that
-    first call shows. When it fails the model runs as it is from then on, and `say` is told.
+    first call shows. When it fails the model runs as it is from then on, with logits of `eager_piece` tokens in memory
+    together (see `Compute.loss_piece`), and `say` is told.
     """
 
     def __init__(
-        self, model: nn.Module, *, say: Callable[[str], None], any_shape: bool = False, goes_on: GoesOn = unheeded
+        self,
+        model: nn.Module,
+        *,
+        say: Callable[[str], None],
+        any_shape: bool = False,
+        eager_piece: int | None = None,
+        goes_on: GoesOn = unheeded,
     ) -> None:
         super().__init__()
         self.model = model
+        self._eager_piece = eager_piece
         self._say = say
         self._goes_on = goes_on
         self._called: set[tuple[object, ...]] = set()
@@ -276,6 +284,7 @@ class CompiledModel(nn.Module):  # type: ignore[misc]  # torch is not followed b
         if not self._compiled:
             raise error
         self._compiled.clear()
+        self.model.loss_piece = self._eager_piece
         cause = getattr(error, "inner_exception", error)  # what torch wraps says more
         reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         self._say(f"The model is not compiled, so training is slower: compiling it failed ({reason.strip()}).")

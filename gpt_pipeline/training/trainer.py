@@ -112,7 +112,8 @@ class Trainer:
 
     def _update(self) -> None:
         progress = self.progress
-        self.recorder.tick()  # what went before is no time of updates
+        if not self._in_flight:
+            self.recorder.tick()  # what went before is no time of updates
         batch = self.feed.batch_at(progress.step)
         pending = self.updater.update(progress.step, batch)
         self._in_flight.append(pending)

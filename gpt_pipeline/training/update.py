@@ -5,6 +5,7 @@ Shapes: B sequences of this process, T tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -148,8 +149,11 @@ class Updater:
         self.optimizer = Optimizer(model, config)
         self.average = WeightAverage(model, config.average_weights, max_steps=layout.max_steps)
         of_answers = config.objective == "rl"  # as long as they are sampled, while documents have one shape
+        eager_piece = dataclasses.replace(compute, compile=False).loss_piece
         self.evaluator: nn.Module = (
-            CompiledModel(model, say=say, any_shape=of_answers, goes_on=goes_on) if compute.compile else model
+            CompiledModel(model, say=say, any_shape=of_answers, eager_piece=eager_piece, goes_on=goes_on)
+            if compute.compile
+            else model
         )
         """The same model, compiled or itself, to be called without gradients."""
         self._runner = _spread(self.evaluator, compute=compute, ranks=ranks)
