@@ -166,6 +166,17 @@ def test_model_that_does_not_compile_on_a_gpu_takes_the_loss_in_pieces(tmp_path,
     assert updater.model.loss_piece == dataclasses.replace(CPU, compile=False).loss_piece == 8192
 
 
+def test_memory_that_is_full_while_the_model_compiles_is_no_reason_to_train_without(tmp_path, monkeypatch):
+    def full(graph, inputs):
+        raise torch.OutOfMemoryError("no memory to try kernels in")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=full))
+    updater = _updater(make_job(tmp_path), compute=dataclasses.replace(CPU, compile=True), say=pytest.fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        updater.update(0, _batch(0))
+    assert updater.evaluator.is_compiled
+
+
 def test_compiled_model_does_not_hide_errors_of_the_model_itself():
     model = CompiledModel(torch.nn.Linear(2, 2), say=pytest.fail)
     with pytest.raises(TypeError):

@@ -280,12 +280,18 @@ class CompiledModel(nn.Module):  # type: ignore[misc]  # torch is not followed b
             self._goes_on(COMPILING_SECONDS)
 
     def give_up(self, error: Exception) -> None:
-        """Run the model as it is from now on, because of `error`; raise it if that is what failed."""
+        """Run the model as it is from now on, because of `error`; raise it if that is what failed.
+
+        Raises:
+            RuntimeError: memory was full meanwhile (`devices.is_out_of_memory`): a smaller batch may compile.
+        """
         if not self._compiled:
             raise error
+        cause = getattr(error, "inner_exception", error)  # what torch wraps says more
+        if isinstance(cause, RuntimeError) and devices.is_out_of_memory(cause):
+            raise cause
         self._compiled.clear()
         self.model.loss_piece = self._eager_piece
-        cause = getattr(error, "inner_exception", error)  # what torch wraps says more
         reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         self._say(f"The model is not compiled, so training is slower: compiling it failed ({reason.strip()}).")
 
