@@ -28,11 +28,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any_speed")
 
 
-def pytest_collection_finish() -> None:
-    """Let no collection of garbage look through what all test files have imported: each training begins with one."""
-    gc.freeze()
-
-
 _watching = pytest.StashKey[ExitStack]()
 
 
@@ -67,6 +62,13 @@ def signals_for_children() -> None:
         number = getattr(signal, name, None)  # Windows has one of them
         if number is not None and signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_collections() -> None:
+    """Let no collection of garbage look through what the tests before have imported: each training begins with some."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
