@@ -125,7 +125,8 @@ def tiny_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A new MLflow store's bytes: MLflow takes seconds to create one."""
-    from gpt_pipeline.tracking.store import configure_mlflow, default_tracking_uri, open_client
+    from gpt_pipeline.tracking.store import configure_mlflow, open_client
+    from gpt_pipeline_tests.projects import default_tracking_uri
 
     folder = tmp_path_factory.mktemp("empty")
     configure_mlflow()

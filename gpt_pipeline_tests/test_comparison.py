@@ -37,8 +37,8 @@ from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.process import ProcessId
-from gpt_pipeline.tracking.store import default_tracking_uri, open_client
-from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline.tracking.store import open_client
+from gpt_pipeline_tests.projects import TinyProject, default_tracking_uri
 from gpt_pipeline_tests.test_exchange import own_tokenizer
 from gpt_pipeline_tests.test_formats_text import texts, write_texts
 from gpt_pipeline_tests.test_mixed_shards import made, mix_of

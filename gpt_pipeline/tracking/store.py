@@ -244,11 +244,6 @@ def _last_migration() -> str | None:
     return ScriptDirectory(str(Path(mlflow.store.__path__[0]) / "db_migrations")).get_current_head()
 
 
-def default_tracking_uri(base_folder: Path) -> str:
-    """Return the URI of the SQLite store in `base_folder`; the artifacts lie beside it."""
-    return f"{_SQLITE}{(base_folder / 'mlflow.db').absolute().as_posix()}"
-
-
 def configure_mlflow() -> None:
     """Set what MLflow reads when it is imported, unless the user has set it."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
