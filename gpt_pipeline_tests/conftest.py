@@ -81,6 +81,12 @@ def surroundings() -> Iterator[None]:
     os.chdir(folder)
 
 
+@pytest.fixture
+def project(tmp_path: Path) -> TinyProject:
+    """A project without an experiment."""
+    return TinyProject(root=tmp_path)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, empty_store: bytes) -> TinyProject:
     """A project whose experiment `tiny` was run to the end, once for all workers. Tests must not change it."""

@@ -46,11 +46,6 @@ from gpt_pipeline_tests.test_mixed_shards import made, mix_of
 CONFIG = {"num_questions": 1, "max_new_tokens": 4, "max_validation_tokens": 512, "seed": 0, "max_length": 32}
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> TinyProject:
-    return TinyProject(root=tmp_path)
-
-
 def trained(project: TinyProject, stem: str, losses: dict[int, float], **changes: Any) -> Experiment:
     """An experiment with the records of a training and an evaluation with `losses` by step."""
     settings = {
