@@ -18,7 +18,7 @@ import click
 
 from gpt_pipeline.cli import command
 from gpt_pipeline.experiment.keys import Block, Key, block_from, blocks, file_keys, plain
-from gpt_pipeline.experiment.load import RUNTIME
+from gpt_pipeline.experiment.reading import RUNTIME
 from gpt_pipeline.experiment.recipes import RECIPES
 from gpt_pipeline.experiment.schema import EDITOR_LINE, SCHEMA_FILE, need_in_words, schema_text
 from gpt_pipeline.experiment.template import render, written

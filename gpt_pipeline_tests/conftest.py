@@ -28,11 +28,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any_speed")
 
 
-def pytest_collection_finish() -> None:
-    """Let no collection of garbage look through what all test files have imported: each training begins with one."""
-    gc.freeze()
-
-
 _watching = pytest.StashKey[ExitStack]()
 
 
@@ -69,6 +64,13 @@ def signals_for_children() -> None:
             signal.signal(number, lambda *_: None)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_collections() -> None:
+    """Let no collection of garbage look through what the tests before have imported: each training begins with some."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def surroundings() -> Iterator[None]:
     """Give each test the environment and the folder of the one before it: the command changes both."""
@@ -77,6 +79,12 @@ def surroundings() -> Iterator[None]:
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> TinyProject:
+    """A project without an experiment."""
+    return TinyProject(root=tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +131,8 @@ def tiny_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A new MLflow store's bytes: MLflow takes seconds to create one."""
-    from gpt_pipeline.tracking.store import configure_mlflow, default_tracking_uri, open_client
+    from gpt_pipeline.tracking.store import configure_mlflow, open_client
+    from gpt_pipeline_tests.projects import default_tracking_uri
 
     folder = tmp_path_factory.mktemp("empty")
     configure_mlflow()

@@ -99,6 +99,11 @@ class TinyProject:
         return output
 
 
+def default_tracking_uri(base_folder: Path) -> str:
+    """Return the URI of the SQLite store of MLflow in a project's folder."""
+    return f"sqlite:///{(base_folder / 'mlflow.db').as_posix()}"
+
+
 def make_data(experiment: Experiment) -> StageResult:
     """Make what the experiment trains on, in this process; return its shards."""
     from gpt_pipeline.data.documents.raw import prepare_raw

@@ -7,8 +7,8 @@ from typing import Any
 
 from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.tracking.registered_model import Registered, register_model
-from gpt_pipeline.tracking.store import default_tracking_uri
 from gpt_pipeline.training.job import TrainingJob
+from gpt_pipeline_tests.projects import default_tracking_uri
 
 NAME = "My GPT"
 KILLED_AT = (

@@ -1,4 +1,4 @@
-"""Rows and files with SYNTH's columns for the tests."""
+"""Rows and files with SYNTH's columns for the tests, and the texts of their documents, row by row in plain Python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.raw import files_of, raw_places
-from gpt_pipeline.data.formats.synth_text import SYNTH_COLUMNS
+from gpt_pipeline.data.formats.synth_text import ANSWER_MARK, QUERY_MARK, REASONING_MARK, SYNTH_COLUMNS, is_blank
 from gpt_pipeline.data.sources.hub import Hub
 from gpt_pipeline.storage.manifest import StageResult
 
@@ -64,3 +64,27 @@ def raw_paths(config: DataConfig, raw: StageResult, *, hub: Hub | None = None) -
     """Return the paths of the raw stage's files by name, in order."""
     places = raw_places(config, raw, hub=hub)
     return {file.name: places.path(file) for file in files_of(raw)}
+
+
+def document_text(query: str, reasoning: str | None, answer: str) -> str:
+    """Return the text of a row; a blank reasoning is left out together with its heading."""
+    if reasoning is None or is_blank(reasoning):
+        return f"{QUERY_MARK}{query}{ANSWER_MARK}{answer}"
+    return f"{QUERY_MARK}{query}{REASONING_MARK}{reasoning}{ANSWER_MARK}{answer}"
+
+
+def prompt_text(query: str) -> str:
+    """Return the beginning of a document, up to where the model has to go on with its reasoning."""
+    return f"{QUERY_MARK}{query}{REASONING_MARK}"
+
+
+def answer_prompt_text(query: str) -> str:
+    """Return the beginning of a document without reasoning, up to where the model has to answer."""
+    return f"{QUERY_MARK}{query}{ANSWER_MARK.rstrip(' ')}"  # the blank belongs to the answer's first token
+
+
+def article_key(query_seed_url: str | None, synth_id: str | None) -> str:
+    """Return the name of the article a row grew from; a row without one is an article of its own."""
+    if query_seed_url is not None and not is_blank(query_seed_url):
+        return query_seed_url
+    return synth_id or ""

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 from gpt_pipeline.data.config import ColumnsConfig, DataConfig
 from gpt_pipeline.data.formats import forms
 from gpt_pipeline.data.formats.conversation import conversation_of
-from gpt_pipeline.data.formats.synth_text import answer_prompt_text, document_text, prompt_text
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, Tokenizer, gpt2, with_turns
 from gpt_pipeline.exchange.chat_template import chat_template
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
+from gpt_pipeline_tests.synth_rows import answer_prompt_text, document_text, prompt_text
 from gpt_pipeline_tests.test_exchange import own_tokenizer
 
 CHAT = DataConfig(num_samples=10, source="./x.jsonl", format="chat")

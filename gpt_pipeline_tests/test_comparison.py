@@ -37,18 +37,13 @@ from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.process import ProcessId
-from gpt_pipeline.tracking.store import default_tracking_uri, open_client
-from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline.tracking.store import open_client
+from gpt_pipeline_tests.projects import TinyProject, default_tracking_uri
 from gpt_pipeline_tests.test_exchange import own_tokenizer
 from gpt_pipeline_tests.test_formats_text import texts, write_texts
 from gpt_pipeline_tests.test_mixed_shards import made, mix_of
 
 CONFIG = {"num_questions": 1, "max_new_tokens": 4, "max_validation_tokens": 512, "seed": 0, "max_length": 32}
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> TinyProject:
-    return TinyProject(root=tmp_path)
 
 
 def trained(project: TinyProject, stem: str, losses: dict[int, float], **changes: Any) -> Experiment:

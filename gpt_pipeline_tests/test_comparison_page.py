@@ -23,11 +23,6 @@ from gpt_pipeline_tests.test_comparison import trained
 from gpt_pipeline_tests.test_report import Page
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> TinyProject:
-    return TinyProject(root=tmp_path)
-
-
 def html(experiments: Sequence[Experiment], **changes: Any) -> str:
     return render_page(compare_experiments(experiments), experiments, **{"links": lambda _: None, **changes})
 

@@ -14,11 +14,6 @@ from gpt_pipeline.project import DAGSTER_CONFIG, Project
 from gpt_pipeline_tests.projects import TinyProject
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> TinyProject:
-    return TinyProject(root=tmp_path)
-
-
 def _definitions(project: TinyProject) -> dg.Definitions:
     return build_definitions(Project(root=project.root, experiments=project.root / "experiments"))
 

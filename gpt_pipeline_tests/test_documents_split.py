@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_pipeline.data.documents.split import is_held_out
-from gpt_pipeline.data.formats.synth_text import SYNTH_COLUMNS, article_key, document_text, prompt_text
+from gpt_pipeline.data.formats.synth_text import SYNTH_COLUMNS
+from gpt_pipeline_tests.synth_rows import article_key, document_text, prompt_text
 
 
 def test_document_text_with_reasoning_has_three_parts() -> None:

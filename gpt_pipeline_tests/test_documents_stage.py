@@ -16,10 +16,9 @@ from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import document_files, documents_of_file, find_documents, prepare_documents
 from gpt_pipeline.data.documents.tally import Tally
 from gpt_pipeline.data.formats.synth import DOCUMENT_SCHEMA, SYNTH
-from gpt_pipeline.data.formats.synth_text import document_text
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.storage.manifest import StageResult, record_file, verify
-from gpt_pipeline_tests.synth_rows import row, rows, write_folder, write_synth
+from gpt_pipeline_tests.synth_rows import document_text, row, rows, write_folder, write_synth
 
 
 def config_of(folder: Path, num_samples: int | None) -> DataConfig:

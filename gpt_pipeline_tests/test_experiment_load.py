@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.errors import ConfigError, UserError
-from gpt_pipeline.experiment import load as loading
+from gpt_pipeline.experiment import reading
 from gpt_pipeline.experiment.config import ExperimentConfig, StorageConfig, contradictions
 from gpt_pipeline.experiment.document import read_document
 from gpt_pipeline.experiment.load import Experiment, load_experiment
@@ -258,9 +258,9 @@ def read_whole(write):
     """Return a function from a file's content to the values of `Whole` and the problems found."""
 
     def reader(content: str):
-        reading = loading._Reading()
-        values = reading.block(Whole, read_document(write(content), content), section="", line=None)
-        return values, [problem.text for problem in reading.problems]
+        one = reading.Reading()
+        values = one.block(Whole, read_document(write(content), content), section="", line=None)
+        return values, [problem.text for problem in one.problems]
 
     return reader
 
@@ -545,22 +545,22 @@ storage:
 
 
 BLOCKS = [
-    (section, hint) for section, hint in loading._hints(ExperimentConfig).items() if dataclasses.is_dataclass(hint)
+    (section, hint) for section, hint in reading._hints(ExperimentConfig).items() if dataclasses.is_dataclass(hint)
 ]
 
 
 @pytest.mark.parametrize(("section", "config"), BLOCKS)
 def test_need_of_every_number_says_more_than_its_type(section, config):
     for field in dataclasses.fields(config):
-        hint = loading._hints(config)[field.name]
-        if {int, float} & set(loading.choices(hint)):
-            need = loading._need(config, field.name, {})
+        hint = reading._hints(config)[field.name]
+        if {int, float} & set(reading.choices(hint)):
+            need = reading._need(config, field.name, {})
             assert need not in ("a whole number", "a number", "a whole number or null", "a number or null"), field.name
 
 
 @pytest.mark.parametrize(("section", "config"), BLOCKS)
 def test_stand_ins_for_required_values_pass_every_check(section, config):
-    config(**loading._stand_ins(config))
+    config(**reading._stand_ins(config))
 
 
 # Blocks that do not agree.

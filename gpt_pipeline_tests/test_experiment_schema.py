@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.experiment.keys import all_keys, block_from, blocks, file_keys, plain
+from gpt_pipeline.experiment.keys import block_from, blocks, file_keys, plain
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.experiment.new import write_new_experiment
 from gpt_pipeline.experiment.recipes import RECIPES
@@ -27,6 +27,7 @@ from gpt_pipeline.experiment.values import choices
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
+KEYS = {key.path: key for key in (*file_keys(), *(key for block in blocks() for key in block.keys))}
 CHECK = jsonschema.Draft7Validator(experiment_schema())
 
 SCALARS = st.one_of(
@@ -68,9 +69,9 @@ def loads(folder: Path, whole: dict[str, object]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("path", list(all_keys()))
+@pytest.mark.parametrize("path", list(KEYS))
 def test_key_has_text_and_schema_of_its_own(path: str) -> None:
-    key = all_keys()[path]
+    key = KEYS[path]
     assert key.text.endswith(".")
     properties = experiment_schema()["properties"]
     shown = properties[key.block]["properties"][key.name] if key.block else properties[key.name]
@@ -79,13 +80,13 @@ def test_key_has_text_and_schema_of_its_own(path: str) -> None:
     assert shown.get("default", "none") == ("none" if key.required else plain(key.default))
 
 
-@given(path=st.sampled_from(list(all_keys())), value=SCALARS)
+@given(path=st.sampled_from(list(KEYS)), value=SCALARS)
 def test_schema_where_the_loader_takes_a_value_takes_it_too(
     tmp_path_factory: pytest.TempPathFactory, path: str, value: object
 ) -> None:
     whole = document(path, value)
     # A text key takes `2024` as the text it is; to an editor it is a number, and better quoted.
-    unquoted = str in choices(all_keys()[path].hint) and isinstance(value, int | float)
+    unquoted = str in choices(KEYS[path].hint) and isinstance(value, int | float)
     if loads(tmp_path_factory.getbasetemp(), whole) and not unquoted:
         CHECK.validate(whole)
 
@@ -189,7 +190,7 @@ def test_new_experiment_with_all_comments_turned_into_keys_means_the_same(tmp_pa
     active = re.sub(r"^  # (\w+): ", lambda m: f"  {m[1]}: " if m[1] in names else m[0], text, flags=re.MULTILINE)
     assert (
         len(re.findall(r"^  \w+: ", active, flags=re.MULTILINE))
-        == len(all_keys()) - optional - len(file_keys()) + 2 * goes_on
+        == len(KEYS) - optional - len(file_keys()) + 2 * goes_on
     )
     made.file.write_text(active, encoding="utf-8")
     assert load_experiment(made.file).config == made.config

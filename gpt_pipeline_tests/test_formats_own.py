@@ -17,7 +17,6 @@ from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.split import is_held_out
 from gpt_pipeline.data.documents.stage import document_files, prepare_documents
 from gpt_pipeline.data.formats import format_of
-from gpt_pipeline.data.formats.synth_text import document_text
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.data.tokens.stream import open_shards
 from gpt_pipeline.data.tokens.tokenizer import gpt2
@@ -25,6 +24,7 @@ from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.evaluation.held_out import choose_documents
 from gpt_pipeline.evaluation.questions import held_out_questions
 from gpt_pipeline.storage.manifest import StageResult
+from gpt_pipeline_tests.synth_rows import document_text
 
 PAIRS = [
     {"q": f"What is {n} + {n}?", "why": None if n % 2 else f"{n} and {n}.", "a": f"It is {2 * n}.", "r": 2 * n}

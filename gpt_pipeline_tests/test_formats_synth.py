@@ -23,11 +23,11 @@ from gpt_pipeline.data.formats.synth import (
     documents_of,
     select,
 )
-from gpt_pipeline.data.formats.synth_text import article_key, document_text, is_blank
+from gpt_pipeline.data.formats.synth_text import is_blank
 from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES
 from gpt_pipeline.errors import ConfigError, DataError
-from gpt_pipeline_tests.synth_rows import SCHEMA, row, write_synth
+from gpt_pipeline_tests.synth_rows import SCHEMA, article_key, document_text, row, write_synth
 
 _TEXT = st.one_of(st.none(), st.sampled_from(["", " \n\u2003", "é\u0301", "Q: <|endoftext|>"]), st.text(max_size=12))
 

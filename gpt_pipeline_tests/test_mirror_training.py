@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -75,10 +77,33 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     return job
 
 
-def test_mirror_has_everything_of_a_finished_training(tmp_path):
-    job = machine(tmp_path, "a")
-    run(job)
-    names = {name.split("/", 2)[2] for name in sent_objects(tmp_path)}
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, TrainingJob]]:
+    """Return a folder with a mirror, and a job there that has trained on machine `a`, or to a step, and is sent.
+
+    Each is trained once, and put back as it was for whoever asks: in the same place, whose path the mirror knows.
+    """
+
+    @cache
+    def made(stop_at: int | None) -> tuple[Path, Path, TrainingJob]:
+        folder = tmp_path_factory.mktemp("sent")
+        job = machine(folder, "a")
+        run(job, stop_at=stop_at)
+        wait_until_sent(job.folder, say=lambda _: None)
+        return folder, shutil.copytree(folder, folder.with_name(f"{folder.name}_as_it_was")), job
+
+    def put_back(stop_at: int | None = None) -> tuple[Path, TrainingJob]:
+        folder, as_it_was, job = made(stop_at)
+        shutil.rmtree(folder)
+        shutil.copytree(as_it_was, folder)
+        return folder, job
+
+    return put_back
+
+
+def test_mirror_has_everything_of_a_finished_training(sent):
+    folder, job = sent()
+    names = {name.split("/", 2)[2] for name in sent_objects(folder)}
     assert {
         f"000001/checkpoints/checkpoint_step_{step}.{end}" for step in (4, 8, 12) for end in ("pt", "json")
     } <= names
@@ -87,11 +112,10 @@ def test_mirror_has_everything_of_a_finished_training(tmp_path):
     assert read_state_of(job.folder).complete_at
 
 
-def test_mirror_training_stopped_on_a_goes_on_on_b_with_the_same_bits(tmp_path, reference):
-    a = machine(tmp_path, "a")
-    run(a, stop_at=6)
+def test_mirror_training_stopped_on_a_goes_on_on_b_with_the_same_bits(sent, reference):
+    folder, a = sent(6)
     lose(a)
-    b = machine(tmp_path, "b")
+    b = machine(folder, "b")
     listener = run(b)
     assert any("Brought checkpoint_step_6.pt" in text for text in listener.messages)
     assert_same_end(b, reference)
@@ -117,12 +141,11 @@ def test_mirror_training_that_went_on_for_the_worse_has_the_best_of_the_one_befo
     assert best_checkpoint(b.folder.checkpoints).weights_sha256 == best.weights_sha256
 
 
-def test_mirror_finished_training_is_brought_and_not_trained_again(tmp_path):
-    a = machine(tmp_path, "a")
-    run(a)
+def test_mirror_finished_training_is_brought_and_not_trained_again(sent):
+    folder, a = sent()
     before = load_checkpoint(a.folder.checkpoints / BEST_NAME)
     lose(a)
-    b = machine(tmp_path, "b")
+    b = machine(folder, "b")
     listener = run(b)
     assert not listener.records
     assert find_finished_training(b.folder, b.fingerprint).step == 12
@@ -130,10 +153,10 @@ def test_mirror_finished_training_is_brought_and_not_trained_again(tmp_path):
     assert after.step == before.step
 
 
-def test_mirror_training_whose_bringing_is_cut_off_brings_the_rest(tmp_path, monkeypatch, reference):
+def test_mirror_training_whose_bringing_is_cut_off_brings_the_rest(sent, monkeypatch, reference):
     monkeypatch.setattr(stores, "_PIECE_BYTES", 1_000)
-    a, b = machine(tmp_path, "a"), machine(tmp_path, "b")
-    run(a, stop_at=6)
+    folder, a = sent(6)
+    b = machine(folder, "b")
     lose(a)
     store, requests = FailingStore(b.mirror.mirror), []
 
@@ -206,18 +229,17 @@ def test_mirror_killed_training_goes_on_elsewhere_with_the_same_bits(tmp_path, r
     assert_same_end(b, reference)
 
 
-def test_mirror_damaged_newest_checkpoint_is_passed_over(tmp_path, reference):
-    a = machine(tmp_path, "a")
-    run(a, stop_at=9)
+def test_mirror_damaged_newest_checkpoint_is_passed_over(sent, reference):
+    folder, a = sent(6)
     lose(a)
-    damaged = next((tmp_path / "mirror").rglob("checkpoint_step_9.pt"))
+    damaged = next((folder / "mirror").rglob("checkpoint_step_6.pt"))
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    b = machine(tmp_path, "b")
+    b = machine(folder, "b")
     listener = run(b)
-    assert any("checkpoint_step_9.json is damaged in the mirror" in text for text in listener.messages)
-    assert any("Brought checkpoint_step_8.pt" in text for text in listener.messages)
+    assert any("checkpoint_step_6.json is damaged in the mirror" in text for text in listener.messages)
+    assert any("Brought checkpoint_step_4.pt" in text for text in listener.messages)
     assert_same_end(b, reference)
 
 
@@ -253,14 +275,12 @@ def test_mirror_machine_behind_moves_its_training_aside_for_the_newer_one(tmp_pa
     assert_same_end(a, reference)
 
 
-def test_mirror_held_by_living_machine_refuses_a_second_one(tmp_path):
-    a = machine(tmp_path, "a")
-    run(a, stop_at=5)
-    wait_until_sent(a.folder, say=lambda _: None)
+def test_mirror_held_by_living_machine_refuses_a_second_one(sent):
+    folder, a = sent(6)
     store = FolderStore(a.mirror.mirror)
     training = f"experiment/training-{a.fingerprint[:12]}"
     lease = acquire(store, training, owner="c", say=lambda _: None)
-    b = machine(tmp_path, "b")
+    b = machine(folder, "b")
 
     def beating(*_: object) -> None:
         lease.renew()
@@ -357,13 +377,11 @@ def test_mirror_order_for_a_file_that_was_edited_leaves_the_training_at_work_its
     assert any(name.endswith("000001/checkpoints/checkpoint_step_12.json") for name in sent)
 
 
-def test_mirror_gets_nothing_of_the_training_before_the_one_that_is_ordered(tmp_path):
-    a = machine(tmp_path, "a")
-    run(a)
-    wait_until_sent(a.folder, say=lambda _: None)
+def test_mirror_gets_nothing_of_the_training_before_the_one_that_is_ordered(sent):
+    folder, a = sent()
     write_order(a.folder, dataclasses.replace(a.mirror, fingerprint="b" * 64))
     assert Agent(a.folder).run().complete_at
-    assert not any("training-bbbbbbbbbbbb/000001/" in name for name in sent_objects(tmp_path))
+    assert not any("training-bbbbbbbbbbbb/000001/" in name for name in sent_objects(folder))
 
 
 def test_mirror_agent_of_a_folder_that_was_copied_to_another_machine_leaves_a_newer_term_alone(tmp_path, monkeypatch):
@@ -375,13 +393,12 @@ def test_mirror_agent_of_a_folder_that_was_copied_to_another_machine_leaves_a_ne
     assert Agent(a.folder).run().lost
 
 
-def test_mirror_finished_training_that_another_machine_has_taken_over_is_no_problem_here(tmp_path):
-    a, b = machine(tmp_path, "a"), machine(tmp_path, "b")
-    run(a)
-    wait_until_sent(a.folder, say=lambda _: None)
+def test_mirror_finished_training_that_another_machine_has_taken_over_is_no_problem_here(sent):
+    folder, a = sent()
+    b = machine(folder, "b")
     run(b)
     wait_until_sent(b.folder, say=lambda _: None)
-    before, said = sent_objects(tmp_path), list[str]()
+    before, said = sent_objects(folder), list[str]()
     a.folder.evaluations.mkdir(exist_ok=True)
     (a.folder.evaluations / "later.json").write_text("{}")
     wait_until_sent(a.folder, say=said.append)
@@ -389,7 +406,7 @@ def test_mirror_finished_training_that_another_machine_has_taken_over_is_no_prob
     assert not any("--send" in text for text in said)
     assert (state.problem, state.lost, bool(state.complete_at)) == ("", False, True)
     assert socket.gethostname() in state.in_words
-    assert sent_objects(tmp_path) == before, "what is here may be behind"
+    assert sent_objects(folder) == before, "what is here may be behind"
 
 
 @pytest.mark.slow
@@ -409,24 +426,20 @@ def test_mirror_training_that_another_machine_started_over_gives_way_to_that_one
     assert (aside / "checkpoints" / "checkpoint_step_9.pt").is_file()
 
 
-def test_mirror_that_is_down_refuses_a_training_that_starts_over(tmp_path):
-    a = machine(tmp_path, "a")
-    run(a, stop_at=5)
-    wait_until_sent(a.folder, say=lambda _: None)
-    shutil.move(tmp_path / "mirror", tmp_path / "unplugged")
-    (tmp_path / "mirror").touch()
+def test_mirror_that_is_down_refuses_a_training_that_starts_over(sent):
+    folder, a = sent(6)
+    shutil.move(folder / "mirror", folder / "unplugged")
+    (folder / "mirror").touch()
     with pytest.raises(UserError, match="would come back later"):
         run(dataclasses.replace(a, resume="scratch", request="once more"))
-    assert [info.step for info in list_checkpoints(a.folder.checkpoints)] == [4, 5]
+    assert [info.step for info in list_checkpoints(a.folder.checkpoints)] == [4, 6]
 
 
-def test_mirror_start_that_cannot_be_made_begins_no_term(tmp_path):
-    a = machine(tmp_path, "a")
-    run(a, stop_at=5)
-    wait_until_sent(a.folder, say=lambda _: None)
+def test_mirror_start_that_cannot_be_made_begins_no_term(sent):
+    folder, a = sent(6)
     with pytest.raises(UserError, match="checkpoint_step_99"):
         run(dataclasses.replace(a, resume="checkpoint_step_99.pt"))
-    assert not any(name.endswith("leases/000002.json") for name in sent_objects(tmp_path))
+    assert not any(name.endswith("leases/000002.json") for name in sent_objects(folder))
 
 
 def test_mirror_keeps_its_own_number_of_checkpoints(tmp_path):
@@ -437,11 +450,9 @@ def test_mirror_keeps_its_own_number_of_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["checkpoint_step_8.pt", "checkpoint_step_12.pt", BEST_NAME])
-def test_mirror_lacks_a_checkpoint_that_is_damaged_here_and_says_so(tmp_path, name):
-    a = machine(tmp_path, "a")
-    run(a)
-    wait_until_sent(a.folder, say=lambda _: None)
-    shutil.rmtree(tmp_path / "mirror" / "experiment")
+def test_mirror_lacks_a_checkpoint_that_is_damaged_here_and_says_so(sent, name):
+    folder, a = sent()
+    shutil.rmtree(folder / "mirror" / "experiment")
     path = a.folder.checkpoints / name
     content = bytearray(path.read_bytes())
     content[-1000] ^= 1
@@ -453,7 +464,7 @@ def test_mirror_lacks_a_checkpoint_that_is_damaged_here_and_says_so(tmp_path, na
     assert f"{name} is damaged" in state.damaged
     assert not state.complete_at
     others = {"checkpoint_step_4.pt", "checkpoint_step_8.pt", "checkpoint_step_12.pt"} - {name}
-    assert others <= {sent.rpartition("/")[2] for sent in sent_objects(tmp_path)}
+    assert others <= {each.rpartition("/")[2] for each in sent_objects(folder)}
 
 
 def test_mirror_that_is_not_there_refuses_a_new_training(tmp_path):

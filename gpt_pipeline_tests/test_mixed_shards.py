@@ -178,7 +178,7 @@ def test_mix_step_that_fails_names_the_keys_of_the_experiment_that_its_run_is_of
         assert failure.user_failure_data is not None
         assert f"set {key}.columns.text to" in (failure.user_failure_data.description or "")
     with pytest.raises(UserError, match=r"set data\.mix\.chats\.columns\.text to"):
-        project.call("run", "experiments/second.yaml")
+        project.call("run", "experiments/second.yaml")  # says what the step said; each of its steps is a process
 
 
 def test_mix_takes_whole_documents_from_the_beginning_of_each_part(tmp_path: Path, folder: Path) -> None:

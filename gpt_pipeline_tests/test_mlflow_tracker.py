@@ -38,7 +38,6 @@ from gpt_pipeline.tracking.store import (
     LoggedRun,
     TrackingError,
     _follow_move,
-    default_tracking_uri,
     flatten,
     open_client,
     open_store,
@@ -46,6 +45,7 @@ from gpt_pipeline.tracking.store import (
 )
 from gpt_pipeline.tracking.tags import PARENT_TAG
 from gpt_pipeline.tracking.training_run import FINGERPRINT_TAG as TRAINING_TAG
+from gpt_pipeline_tests.projects import default_tracking_uri
 from gpt_pipeline_tests.test_source_folder import nobody
 
 PARAMETERS = {"training": {"learning_rate": 3e-4, "max_steps": None}, "data": {"num_samples": 100}}
@@ -725,7 +725,7 @@ def test_log_evaluation_from_processes_at_once_into_no_store_yet_ends_with_one_r
 from pathlib import Path
 from gpt_pipeline.evaluation.result import find_evaluation
 from gpt_pipeline.tracking.mlflow_tracker import log_evaluation
-from gpt_pipeline.tracking.store import default_tracking_uri
+from gpt_pipeline_tests.projects import default_tracking_uri
 result = find_evaluation(Path({str(result.path.parent)!r}), {result.fingerprint!r})
 uri = default_tracking_uri(Path({str(tmp_path)!r}))
 print(log_evaluation(result, tracking_uri=uri, experiment_name="x", parameters={{}}, tags={{}}).run_id)

@@ -12,10 +12,10 @@ import pytest
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.split import is_held_out
 from gpt_pipeline.data.formats.synth import DOCUMENT_SCHEMA
-from gpt_pipeline.data.formats.synth_text import document_text, prompt_text
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation.questions import Question, cached_questions, held_out_questions
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult
+from gpt_pipeline_tests.synth_rows import document_text, prompt_text
 
 DATA = DataConfig(num_samples=1000, validation_fraction=0.2, seed=7)
 

@@ -22,10 +22,10 @@ from gpt_pipeline.tracking.registered_model import (
     WEIGHTS_TAG,
     registration_is_pending,
 )
-from gpt_pipeline.tracking.store import TrackingError, default_tracking_uri, open_client
+from gpt_pipeline.tracking.store import TrackingError, open_client
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.run import run_job
-from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.projects import TinyProject, default_tracking_uri
 from gpt_pipeline_tests.registering import NAME, register, write
 from gpt_pipeline_tests.test_training_run import _log
 from gpt_pipeline_tests.training_jobs import Listener, make_job

@@ -54,11 +54,6 @@ def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> TinyProject:
-    return TinyProject(root=tmp_path)
-
-
-@pytest.fixture
 def made(project: TinyProject, sample_data: Path) -> Made:
     def make(stem: str, **changes: int) -> Experiment:
         project.write_experiment(stem, **changes)

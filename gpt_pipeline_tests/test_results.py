@@ -32,11 +32,6 @@ ARCHIVE = Path(__file__).parent / "fixtures" / "finished-775e92b.tar.xz"
 DOCUMENTATION = Path(__file__).parent.parent / "docs" / "results.md"
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> TinyProject:
-    return TinyProject(root=tmp_path)
-
-
 def started(project: TinyProject, stem: str) -> Experiment:
     project.write_experiment(stem)
     return project.experiment(stem)

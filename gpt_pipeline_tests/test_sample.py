@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt_pipeline.data.documents.split import is_held_out
-from gpt_pipeline.data.formats.synth_text import FAILED_CONSTRAINT, SYNTH_COLUMNS, article_key, is_blank
-from gpt_pipeline.data.formats.synth_text import document_text as text_of
+from gpt_pipeline.data.formats.synth_text import FAILED_CONSTRAINT, SYNTH_COLUMNS, is_blank
 from gpt_pipeline.data.sources.sample import file_name, write_file
 from gpt_pipeline.data.sources.sample.articles import FACTS, VALUES, articles
 from gpt_pipeline.data.sources.sample.languages import LANGUAGES, foreign_draft, roman
 from gpt_pipeline.data.sources.sample.reading import mcq
 from gpt_pipeline.data.tokens.tokenizer import gpt2
+from gpt_pipeline_tests.synth_rows import article_key
+from gpt_pipeline_tests.synth_rows import document_text as text_of
 
 Row = dict[str, Any]
 

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_pipeline.data.formats.synth_text import document_text
 from gpt_pipeline.evaluation.choice import normalise
 from gpt_pipeline.evaluation.score import (
     as_number,
@@ -19,6 +18,7 @@ from gpt_pipeline.evaluation.score import (
     split_answer,
     token_f1,
 )
+from gpt_pipeline_tests.synth_rows import document_text
 
 WORDS = st.text(alphabet="abc xyz0123.,-", min_size=1).filter(str.strip)
 

@@ -43,8 +43,7 @@ from gpt_pipeline.progress.evaluations import mark_logged, prune_at_rest, wanted
 from gpt_pipeline.progress.removal import plan_removal
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.lock import folder_lock
-from gpt_pipeline.tracking.store import default_tracking_uri
-from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.projects import TinyProject, default_tracking_uri
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ import openai
 import pytest
 import torch
 
-from gpt_pipeline.data.formats.synth_text import prompt_text
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.generate import generate
@@ -29,6 +28,7 @@ from gpt_pipeline.serving.server import place_of
 from gpt_pipeline.serving.talk import KnownQuestion, is_right, known_questions
 from gpt_pipeline_tests.servers import wait
 from gpt_pipeline_tests.serving_models import CONTEXT, decided_model, endless_model, served, server
+from gpt_pipeline_tests.synth_rows import prompt_text
 
 TEXT_DATA = "data: {source: ./x.txt, format: text, num_samples: 300, max_length: 32}"
 KEY = "a key that nobody guesses"

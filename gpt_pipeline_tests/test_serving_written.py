@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.formats import forms
-from gpt_pipeline.data.formats.synth_text import answer_prompt_text, prompt_text
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, Tokenizer, gpt2, with_turns
 from gpt_pipeline.exchange.chat_template import chat_template
 from gpt_pipeline.serving.batch import Token
 from gpt_pipeline.serving.chat import ChatForm, Turn
 from gpt_pipeline.serving.written import Parts, Written
+from gpt_pipeline_tests.synth_rows import answer_prompt_text, prompt_text
 
 SYNTH = DataConfig(num_samples=10)
 PAIRS = DataConfig(num_samples=10, source="./x.csv", format="question_answer")

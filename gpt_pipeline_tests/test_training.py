@@ -40,6 +40,7 @@ from gpt_pipeline.training.start import prepare_start
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline.training.update import NotFiniteError, Updater
 from gpt_pipeline_tests.hangs import output_of
+from gpt_pipeline_tests.servers import free_port
 from gpt_pipeline_tests.training_jobs import BATCH, Listener, T, make_job, run, trainer_command, write_shards
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -312,7 +313,7 @@ def test_processes_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(_free_port()))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
     said: list[str] = []
     ranks = Ranks(rank=0, world_size=2, local_rank=0)
     with pytest.raises(UserError, match="did not meet at"), process_group(ranks, said.append, wait_seconds=1):
@@ -443,7 +444,7 @@ def test_two_processes_whose_best_model_is_gone_count_the_best_alike(tmp_path, s
     run(job, stop_at=step)
     for file in job.folder.checkpoints.glob("best_model.*"):
         file.unlink()
-    port = str(_free_port())
+    port = str(free_port())
     ranks = [_as_rank(rank, job, port) for rank in range(2)]
     output = "".join([output_of(rank) for rank in ranks])
     assert [rank.returncode for rank in ranks] == [0, 0], output
@@ -451,16 +452,9 @@ def test_two_processes_whose_best_model_is_gone_count_the_best_alike(tmp_path, s
     assert find_finished_training(job.folder, job.fingerprint) is not None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _two_nodes(job: TrainingJob) -> list[subprocess.Popen[str]]:
     """Start the job as docs/training.md does on two machines, here with one process on each."""
-    port = _free_port()
+    port = free_port()
     place = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
     return [_torchrun(job, *place, f"--node-rank={rank}") for rank in range(2)]
 

@@ -18,7 +18,7 @@ from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.tracking.descriptions import NOTE_TAG, TEXT_NOTE
-from gpt_pipeline.tracking.store import LoggedRun, TrackingError, default_tracking_uri, open_client
+from gpt_pipeline.tracking.store import LoggedRun, TrackingError, open_client
 from gpt_pipeline.tracking.tags import PARENT_TAG
 from gpt_pipeline.tracking.training_run import (
     SENT_NAME,
@@ -35,6 +35,7 @@ from gpt_pipeline.training.metrics import read_metrics
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline.training.stopping import StopFlag
 from gpt_pipeline_tests.crashing import Killed
+from gpt_pipeline_tests.projects import default_tracking_uri
 from gpt_pipeline_tests.test_mlflow_tracker import DATASET, log, make_result, move_files
 from gpt_pipeline_tests.training_jobs import Listener, make_job
 

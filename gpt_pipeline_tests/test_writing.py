@@ -20,7 +20,6 @@ from gpt_pipeline.checkpoints.choose import choose_checkpoint
 from gpt_pipeline.checkpoints.manifest import BEST_NAME, CheckpointInfo
 from gpt_pipeline.cli.models import _manner
 from gpt_pipeline.data.formats.conversation import Message
-from gpt_pipeline.data.formats.synth_text import prompt_text
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, gpt2, with_turns
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.evaluation.generate import generate, greedy
@@ -29,6 +28,7 @@ from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.writing import Manner, Writer, converse, picker, whole_characters, write_once
 from gpt_pipeline_tests.projects import TinyProject
+from gpt_pipeline_tests.synth_rows import prompt_text
 
 GREEDY = Manner(pick=greedy, max_new_tokens=10, raw=False)
 

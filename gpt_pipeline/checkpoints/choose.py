@@ -8,9 +8,9 @@ from pathlib import Path
 from gpt_pipeline.checkpoints.manifest import (
     BEST_NAME,
     CheckpointInfo,
+    all_checkpoints,
     best_checkpoint,
     find_checkpoint,
-    list_checkpoints,
     manifest_path,
     newer_manifests,
     read_info,
@@ -47,7 +47,7 @@ def choose_checkpoint(folder: Path, name: str, *, if_none: str = "train first: g
             f"{path}: found {path.stat().st_size:,} bytes, need a finished checkpoint: one that is as long as its "
             f"manifest {manifest_path(path).name} says; take another, {_known(folder, if_none)}"
         )
-    if not _all(folder):
+    if not all_checkpoints(folder):
         raise UserError(_known(folder, if_none))
     if name == BEST:
         raise UserError(
@@ -66,7 +66,7 @@ def checkpoint_to_resume(folder: Path, name: str) -> Path:
     path = folder / name
     if path.is_file():
         return path
-    known = _all(folder)
+    known = all_checkpoints(folder)
     names = ", ".join(info.path.name for info in known) or "there is none yet"
     remedy = "correct it, or set it to null" if known else "set it to null"
     raise UserError(f"storage.checkpoint_to_resume: found {name!r}, need one of those in {folder}: {names}; {remedy}")
@@ -76,7 +76,7 @@ def _meant(folder: Path, name: str) -> CheckpointInfo | None:
     if name == BEST:
         return best_checkpoint(folder)
     if name == LAST:
-        return max(_all(folder), key=lambda info: info.step, default=None)
+        return max(all_checkpoints(folder), key=lambda info: info.step, default=None)
     step = _STEP.fullmatch(name)
     if step:
         return find_checkpoint(folder, int(step[1]))
@@ -94,16 +94,8 @@ def _file(folder: Path, name: str) -> Path | None:
     return inside if inside.is_file() else Path(name).absolute()
 
 
-def _all(folder: Path) -> list[CheckpointInfo]:
-    best = best_checkpoint(folder)
-    return [
-        *list_checkpoints(folder),
-        *([best] if best else []),
-    ]  # of two at one step, the one that stays comes first
-
-
 def _known(folder: Path, if_none: str) -> str:
-    names = sorted({info.step: info.path.name for info in reversed(_all(folder))}.items())
+    names = sorted({info.step: info.path.name for info in reversed(all_checkpoints(folder))}.items())
     if not names:
         return f"{folder} has no checkpoint yet; {if_none}"
     return f"{folder} has {', '.join(name for _, name in names)}"

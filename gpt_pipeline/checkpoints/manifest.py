@@ -174,6 +174,12 @@ def best_checkpoint(folder: Path) -> CheckpointInfo | None:
     return _readable_info(folder / BEST_NAME)
 
 
+def all_checkpoints(folder: Path) -> list[CheckpointInfo]:
+    """Return `list_checkpoints`, and behind them `best_checkpoint`; of two at one step, the one that stays is first."""
+    best = best_checkpoint(folder)
+    return [*list_checkpoints(folder), *([best] if best else [])]
+
+
 def find_checkpoint(folder: Path, step: int) -> CheckpointInfo | None:
     """Return the checkpoint of `step`, under its own name or as `best_model.pt`."""
     info = _readable_info(checkpoint_path(folder, step))

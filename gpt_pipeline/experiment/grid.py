@@ -19,9 +19,10 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.discover import refuse_taken
 from gpt_pipeline.experiment.document import BYTE_ORDER_MARK, SUFFIXES, compose, read_text
 from gpt_pipeline.experiment.edit import with_value
-from gpt_pipeline.experiment.load import RUNTIME, Experiment, read_experiment
+from gpt_pipeline.experiment.load import Experiment, read_experiment
 from gpt_pipeline.experiment.new import LONGEST_NAME, read_unwritten, require_new_name, title_of
 from gpt_pipeline.experiment.problems import ExperimentFileError, quoted
+from gpt_pipeline.experiment.reading import RUNTIME
 from gpt_pipeline.experiment.runtime import without_runtime
 from gpt_pipeline.experiment.schema import place_schema
 from gpt_pipeline.experiment.template import written

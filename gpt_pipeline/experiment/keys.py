@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import NoneType
@@ -85,13 +85,6 @@ def block_from(name: str, hint: Any) -> Block:
     return Block(
         name=name, text=_first_paragraph(config), keys=tuple(_keys(config, name)), nullable=NoneType in choices(hint)
     )
-
-
-@cache
-def all_keys() -> Mapping[str, Key]:
-    """Return every key by its whole path."""
-    every = (*file_keys(), *(key for block in blocks() for key in block.keys))
-    return {key.path: key for key in every}
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

@@ -19,7 +19,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.config import ExperimentConfig
 from gpt_pipeline.experiment.document import BYTE_ORDER_MARK, Entry, compose, read_document, read_text
-from gpt_pipeline.experiment.load import RUNTIME
+from gpt_pipeline.experiment.reading import RUNTIME
 from gpt_pipeline.experiment.sizes import TrainingSize
 from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file

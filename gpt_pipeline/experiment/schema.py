@@ -14,7 +14,7 @@ from types import NoneType
 from typing import Any
 
 from gpt_pipeline.experiment.keys import Block, Key, block_from, blocks, file_keys, plain
-from gpt_pipeline.experiment.load import RUNTIME, refusal
+from gpt_pipeline.experiment.reading import RUNTIME, refusal
 from gpt_pipeline.experiment.values import block_of, choices, named_block_of
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file
 

@@ -42,7 +42,6 @@ Say = Callable[[str], None]
 
 _STEP = re.compile(r"checkpoints/checkpoint_step_(\d+)\.json$")
 _TRIES = 2  # what arrives damaged is fetched once more, before the mirror's copy counts as damaged
-_SOURCE = "source.json"
 _MADE_HERE = "The stage is made here"
 
 
@@ -115,8 +114,8 @@ def bring_source(store: Store, base: Path, source: str, *, say: Say) -> bool:
     Raises:
         MirrorError: the mirror cannot be reached, or refuses.
     """
-    folder, record = base / source, f"{source}/{_SOURCE}"
-    if (folder / _SOURCE).exists():
+    folder, record = base / source, f"{source}/{names.SOURCE}"
+    if (folder / names.SOURCE).exists():
         return False
     found = store.sizes(source)
     if record not in found or not all(map(names.is_plain, found)):

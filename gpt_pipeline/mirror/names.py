@@ -16,6 +16,7 @@ from gpt_pipeline.storage.fingerprint import SHORT
 SOURCES = "sources"
 MANIFEST = "manifest.json"
 MADE = "made.json"
+SOURCE = "source.json"
 CHECKPOINTS = "checkpoints"
 STARTED = "start.json"
 """Written in an experiment's folder when a training starts there, with its fingerprint."""

@@ -37,7 +37,6 @@ _logger = logging.getLogger(__name__)
 _STEP = re.compile(r"checkpoint_step_(\d+)\.json$")
 _BEST_MANIFEST = manifest_path(Path(BEST_NAME)).name
 _METRICS_SECONDS = 60.0  # between two copies of a metrics.jsonl that grows
-_SOURCE = "source.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +167,7 @@ class Sender:
     def _source(self, source: str) -> Iterator[Work]:
         """Yield the record of a source of raw files, without which another machine does not know what they are."""
         folder = self._folder.base / source
-        record = folder / _SOURCE
+        record = folder / names.SOURCE
         if not record.is_file():
             return
         if source not in self._stages:
@@ -180,7 +179,7 @@ class Sender:
         seen = record.stat().st_mtime_ns
         if self._sources.get(source) != seen:
             size = record.stat().st_size
-            yield Work(name=f"{source}/{_SOURCE}", size=size, do=self._record_sent(source, record, seen))
+            yield Work(name=f"{source}/{names.SOURCE}", size=size, do=self._record_sent(source, record, seen))
 
     def _fact_sent(self, source: str, name: str, path: Path) -> Callable[[], None]:
         def send() -> None:
@@ -192,7 +191,7 @@ class Sender:
 
     def _record_sent(self, source: str, record: Path, seen: int) -> Callable[[], None]:
         def send() -> None:
-            name = f"{source}/{_SOURCE}"
+            name = f"{source}/{names.SOURCE}"
             theirs, ours = parsed(self._store.get_bytes(name)) or {}, parse_json(record.read_bytes())
             if (both := _merged(theirs, ours)) != theirs:
                 self._store.put_bytes(name, json.dumps(both, indent=2, ensure_ascii=False).encode())

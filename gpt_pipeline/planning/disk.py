@@ -32,7 +32,6 @@ _ENGLISH_BYTES_PER_TOKEN = 0.42 * 4.5
 _SAMPLE_ENGLISH_BYTES_PER_TOKEN = 1.04  # of 16,000 documents of the sample
 _INDEX_BYTES_PER_DOCUMENT = 20  # a hash of 16 bytes and a position of 4
 _SHARD_BYTES_PER_TOKEN, _SHARD_BYTES_PER_DOCUMENT = 2, 16
-_HUB_SPARE = 10**9  # what `data.sources.hub` wants to leave free on the disk of its cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +148,7 @@ def _raw_needs(experiment: Experiment, raw: StageProgress, tokens: TokenCount) -
         size, present = files * _SAMPLE_FILE_BYTES, raw.files_done * _SAMPLE_FILE_BYTES
         return [DiskNeed(what=f"{raw.name} (written)", folder=experiment.data_folder, size=size, present=present)]
     from gpt_pipeline.data.sources.hub import Hub
+    from gpt_pipeline.data.sources.hub.dataset import SPARE_BYTES
 
     documents_per_file, file_bytes = _hub_files(experiment)
     files = math.ceil(tokens.documents / documents_per_file)
@@ -156,7 +156,7 @@ def _raw_needs(experiment: Experiment, raw: StageProgress, tokens: TokenCount) -
     cache = Hub().cache
     return [
         DiskNeed(what=f"{raw.name} (download)", folder=cache, size=size, present=present),
-        DiskNeed(what="left free by downloads", folder=cache, size=_HUB_SPARE, present=0, is_written=False),
+        DiskNeed(what="left free by downloads", folder=cache, size=SPARE_BYTES, present=0, is_written=False),
     ]
 
 

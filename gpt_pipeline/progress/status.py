@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gpt_pipeline.checkpoints.manifest import (
     CheckpointInfo,
+    all_checkpoints,
     best_checkpoint,
-    list_checkpoints,
 )
 from gpt_pipeline.errors import NewerFileError, UserError
 from gpt_pipeline.evaluation.evaluate import evaluation_is_under_way
@@ -263,11 +263,8 @@ def _evaluates(runs: Sequence[RunAtWork]) -> bool:
 
 def _checkpoints(folder: Path) -> list[CheckpointInfo]:
     """Return the checkpoints by step; the best model only where it has no file of its own step."""
-    found = list_checkpoints(folder)
-    best = best_checkpoint(folder)
-    if best is not None and best.step not in {info.step for info in found}:
-        found.append(best)
-    return sorted(found, key=lambda info: info.step)
+    found = {info.step: info for info in reversed(all_checkpoints(folder))}
+    return [found[step] for step in sorted(found)]
 
 
 def _statuses_of_checkpoints(

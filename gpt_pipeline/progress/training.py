@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from gpt_pipeline.checkpoints.manifest import (
     CheckpointInfo,
-    best_checkpoint,
-    list_checkpoints,
+    all_checkpoints,
     manifest_path,
     read_info,
 )
@@ -142,11 +141,11 @@ def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_
     train, losses = newest_records(folder.metrics).get("train", {}), losses_of(folder.metrics)
     val_step = max(losses.validation, default=None)
     sign = read_heartbeat(folder.root)
-    best = best_checkpoint(folder.checkpoints)  # which a killed training goes on from where it is the newest
-    checkpoints = sorted([*([best] if best else []), *list_checkpoints(folder.checkpoints)], key=lambda info: info.step)
-    saved = max((info.step for info in checkpoints), default=0)
+    # A killed training goes on from its best, where that is the newest.
+    newest = max(all_checkpoints(folder.checkpoints), key=lambda info: info.step, default=None)
+    saved = 0 if newest is None else newest.step
     found = training_state(folder, fingerprint)
-    state: State = "absent" if found == "stopped" and not checkpoints else found
+    state: State = "absent" if found == "stopped" and newest is None else found
     running = state == "running"
     ended = read_finished_training(folder) if state == "stopped" else None
     return TrainingProgress(
@@ -165,8 +164,7 @@ def training_progress(folder: ExperimentFolder, *, fingerprint: str | None, max_
         eta_seconds=train.get("eta_seconds") if running else None,
         damaged=tuple(_damaged(folder.checkpoints)),
         ended_before=ended is not None and last_checkpoint(folder, ended) is not None,
-        of_other_settings=fingerprint is not None
-        and any(_is_of_another(info, fingerprint) for info in checkpoints[-1:]),
+        of_other_settings=fingerprint is not None and newest is not None and _is_of_another(newest, fingerprint),
     )
 
 

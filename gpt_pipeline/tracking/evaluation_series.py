@@ -26,13 +26,12 @@ from gpt_pipeline.evaluation.result import (
 )
 from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.storage.layout import ExperimentFolder
-from gpt_pipeline.tracking.store import OpenStore, milliseconds
+from gpt_pipeline.tracking.store import LONGEST_KEY, OpenStore, milliseconds
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PREFIX = "eval/"
-_LONGEST_KEY = 250  # MLflow's limit; a kind of some 240 letters stands in the evaluation's own run only
 _LOSS = "val_loss"
 _OF_LOSSES = (_LOSS, "perplexity", "val_bpb")
 _NAMED = re.compile(r"step_(\d+)-")  # by `evaluation_path`
@@ -116,7 +115,7 @@ def _send(
                 metrics=[
                     Metric(PREFIX + key, value, at, result.step)
                     for key, value in points.items()
-                    if len(PREFIX + key) <= _LONGEST_KEY
+                    if len(PREFIX + key) <= LONGEST_KEY  # else it stands in the evaluation's own run only
                 ],
             )
 

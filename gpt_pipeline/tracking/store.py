@@ -53,7 +53,7 @@ _SILENT_SECONDS = 30.0  # for any answer of a server, also one that has to be st
 _MAX_TEXT = 5000  # characters of a tag's or a parameter's value; MLflow refuses more than 6000 (8000 in tags)
 
 _WHEN = "(raised as a result of Query-invoked autoflush"  # SQLAlchemy says why in the line behind it
-_LONGEST_KEY = 250  # characters of a parameter's name
+LONGEST_KEY = 250  # characters of a parameter's or a metric's name
 _REFUSED = re.compile(r"[^\w./ -]" if os.name == "nt" else r"[^\w./ :-]")  # MLflow's rule, which takes no colon there
 
 
@@ -244,11 +244,6 @@ def _last_migration() -> str | None:
     return ScriptDirectory(str(Path(mlflow.store.__path__[0]) / "db_migrations")).get_current_head()
 
 
-def default_tracking_uri(base_folder: Path) -> str:
-    """Return the URI of the SQLite store in `base_folder`; the artifacts lie beside it."""
-    return f"{_SQLITE}{(base_folder / 'mlflow.db').absolute().as_posix()}"
-
-
 def configure_mlflow() -> None:
     """Set what MLflow reads when it is imported, unless the user has set it."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -328,11 +323,11 @@ def _parameter_key(text: str) -> str:
 
     Names of columns, by which documents are filtered, may have any characters.
     """
-    if _REFUSED.search(text) is None and posixpath.normpath(text) == text and len(text) <= _LONGEST_KEY:
+    if _REFUSED.search(text) is None and posixpath.normpath(text) == text and len(text) <= LONGEST_KEY:
         return text
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:SHORT]
     taken = re.sub(r"[^\w.-]+", "_", text)
-    return f"{taken[: _LONGEST_KEY - SHORT - 1]}-{digest}"
+    return f"{taken[: LONGEST_KEY - SHORT - 1]}-{digest}"
 
 
 def shortened(text: str) -> str:

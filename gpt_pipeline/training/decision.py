@@ -16,7 +16,7 @@ from typing import Literal
 from gpt_pipeline.checkpoints.choose import checkpoint_to_resume
 from gpt_pipeline.checkpoints.manifest import (
     CheckpointInfo,
-    best_checkpoint,
+    all_checkpoints,
     list_checkpoints,
     newer_manifests,
     read_info,
@@ -284,19 +284,14 @@ def later_checkpoints(checkpoints: Path, to: CheckpointInfo) -> list[CheckpointI
     """
     return [
         info
-        for info in _all_checkpoints(checkpoints)
+        for info in all_checkpoints(checkpoints)
         if info.step > to.step or (info.step == to.step and info.fingerprint != to.fingerprint)
     ]
 
 
 def _own_checkpoints(job: TrainingJob) -> list[CheckpointInfo]:
     """Return the checkpoints of this very training; of two at one step the one under its own name comes first."""
-    return [info for info in _all_checkpoints(job.folder.checkpoints) if info.fingerprint == job.fingerprint]
-
-
-def _all_checkpoints(checkpoints: Path) -> list[CheckpointInfo]:
-    best = best_checkpoint(checkpoints)
-    return [*list_checkpoints(checkpoints), *([best] if best else [])]
+    return [info for info in all_checkpoints(job.folder.checkpoints) if info.fingerprint == job.fingerprint]
 
 
 def _difference_to_newest(job: TrainingJob) -> str:

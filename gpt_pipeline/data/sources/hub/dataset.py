@@ -37,7 +37,7 @@ _READ_THREADS = 8
 _LISTING_ATTEMPTS = 3
 _LISTING_SECONDS = 60.0  # for the list of all files, which takes the hub longer than the first byte of one
 _PIECE_BYTES = 1 << 18
-_SPARE = 10**9  # bytes to leave free on the disk of the cache
+SPARE_BYTES = 10**9  # to leave free on the disk of the cache
 _GB = 10**9
 _logger = logging.getLogger(__name__)
 
@@ -142,11 +142,11 @@ class HubDataset:
         """
         needed = sum(self._missing_bytes(name) for name in names)
         free = free_bytes(self.hub.cache)
-        if needed and needed + _SPARE > free:
+        if needed and needed + SPARE_BYTES > free:
             raise DataError(
                 f"{self.description}: found {free / _GB:.1f} GB free on the disk of {self.hub.cache}, need "
-                f"{(needed + _SPARE) / _GB:.1f} GB ({needed / _GB:.1f} to download, {_SPARE / _GB:.0f} to spare); free "
-                f"space there, move the hub's cache to another disk by HF_HOME, {NO_HUB}"
+                f"{(needed + SPARE_BYTES) / _GB:.1f} GB ({needed / _GB:.1f} to download, {SPARE_BYTES / _GB:.0f} to "
+                f"spare); free space there, move the hub's cache to another disk by HF_HOME, {NO_HUB}"
             )
 
     def fetch(
