@@ -206,7 +206,11 @@ MISUSES: dict[str, tuple[dict[str, Any], int, str]] = {
     "no message": ({"messages": []}, 400, "messages: found []: need at least one"),
     "messages as text": ({"messages": "hi"}, 400, "messages: found 'hi': need a list"),
     "message as text": ({"messages": ["hi"]}, 400, "messages.0: found 'hi': need a JSON object"),
-    "answer last": ({"messages": [*MESSAGES, {"role": "assistant", "content": "So."}]}, 400, "found the role 'assistant'"),
+    "answer last": (
+        {"messages": [*MESSAGES, {"role": "assistant", "content": "So."}]},
+        400,
+        "found the role 'assistant'",
+    ),
     "chat with texts": ({"model": "texts", "messages": MESSAGES}, 400, "ask /v1/completions"),
     "effort": ({"messages": MESSAGES, "reasoning_effort": "high"}, 400, "reasoning_effort: found 'high'"),
     "both limits": ({"messages": MESSAGES, "max_tokens": 1, "max_completion_tokens": 1}, 400, "not both"),

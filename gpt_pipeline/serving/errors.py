@@ -115,7 +115,9 @@ def invalid(error: RequestValidationError) -> ApiError:
         )
     if first["type"] == "missing":
         return ApiError(f"{param or 'the body'}: missing, need it", param=param, code="missing_required_parameter")
-    reason = _NEEDS.get(first["type"]) or first["msg"].removeprefix("Value error, ").replace("Input should be", "need", 1)
+    reason = _NEEDS.get(first["type"]) or first["msg"].removeprefix("Value error, ").replace(
+        "Input should be", "need", 1
+    )
     if param is None and first["type"] == "value_error":  # of several keys together; the message names them
         return ApiError(reason)
     shown = repr(first["input"])
