@@ -203,8 +203,14 @@ MISUSES: dict[str, tuple[dict[str, Any], int, str]] = {
     "tool message": ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role: found 'tool'"),
     "picture": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "reads text alone"),
     "part without text": ({"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]}, 400, "text"),
-    "no message": ({"messages": []}, 400, "messages: found []"),
-    "answer last": ({"messages": [*MESSAGES, {"role": "assistant", "content": "So."}]}, 400, "must have the role user"),
+    "no message": ({"messages": []}, 400, "messages: found []: need at least one"),
+    "messages as text": ({"messages": "hi"}, 400, "messages: found 'hi': need a list"),
+    "message as text": ({"messages": ["hi"]}, 400, "messages.0: found 'hi': need a JSON object"),
+    "answer last": (
+        {"messages": [*MESSAGES, {"role": "assistant", "content": "So."}]},
+        400,
+        "found the role 'assistant'",
+    ),
     "chat with texts": ({"model": "texts", "messages": MESSAGES}, 400, "ask /v1/completions"),
     "effort": ({"messages": MESSAGES, "reasoning_effort": "high"}, 400, "reasoning_effort: found 'high'"),
     "both limits": ({"messages": MESSAGES, "max_tokens": 1, "max_completion_tokens": 1}, 400, "not both"),
@@ -251,6 +257,8 @@ def test_server_refuses_a_body_that_cannot_be_read_with_its_reason(running: tupl
 def test_server_refuses_what_is_no_json_and_unknown_addresses_in_openais_form(running: tuple[str, Engine]) -> None:
     status, _, answer = ask(running[0], "/v1/completions", '{"model":')
     assert (status, answer["error"]["message"][:19]) == (400, "the body is no JSON")
+    status, _, answer = ask(running[0], "/v1/completions", "[1]")
+    assert (status, answer["error"]["message"]) == (400, "the body: found [1]: need a JSON object")
     assert ask(running[0], "/v1/embeddings", {})[0] == 404
     assert ask(running[0], "/v1/completions")[0] == 405
     client = openai.OpenAI(base_url=f"{running[0]}/v1", api_key="none", max_retries=0)

@@ -411,6 +411,16 @@ def test_new_experiment_from_a_base_names_it_and_loads(folder: Path) -> None:
     assert (made.config.data.max_length, made.config.model) == (32, _base(folder).config.model)
 
 
+@pytest.mark.parametrize("length", [32, 30, 31])  # the recipe's updates are whole sequences of 32 tokens alone
+def test_new_experiment_from_a_base_of_any_length_has_whole_updates(folder: Path, length: int) -> None:
+    file = folder / "base.yaml"
+    file.write_text(file.read_text().replace("max_length: 32", f"max_length: {length}"))
+    config = write_new_experiment(folder / "tuned.yaml", start_from=str(file), recipe="sft").config
+    assert config.data.max_length == length
+    assert config.sequences_per_step % 16 == 0  # the recipe's micro-batch
+    assert abs(config.tokens_per_step - 65_536) <= 8 * length
+
+
 @pytest.mark.parametrize("has_own_files", [False, True])
 @pytest.mark.parametrize("fraction", [0.1, 0.05])  # the latter is the recipe's own
 def test_new_experiment_from_a_base_holds_out_the_same_documents(

@@ -1,6 +1,7 @@
 """A run that the user stops ends as canceled and leaves one line, whoever asked for the stop."""
 
 import json
+import os
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ from dagster._core.execution.api import execute_run_iterator
 from dagster._core.storage.tags import GRPC_INFO_TAG, MAX_RETRIES_TAG
 
 from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG
-from gpt_pipeline.orchestration.failures import STOPPED, explained
+from gpt_pipeline.orchestration.failures import CRASHED, STOPPED, explained, failure_text
 from gpt_pipeline.orchestration.keys import EXPERIMENT_TAG
 from gpt_pipeline.orchestration.stoppable import NEVER, stoppable
 from gpt_pipeline.orchestration.termination import heed_termination, reach_commands
@@ -41,6 +42,16 @@ def at_work() -> None:
 @dg.op
 def between_steps() -> None:
     raise dg.DagsterExecutionInterruptedError  # as Dagster does outside the step's own code
+
+
+@dg.op
+def dying() -> None:
+    os._exit(9)  # as a process ends that the system kills: without a word
+
+
+@dg.job(executor_def=stoppable(dg.multiprocess_executor))
+def dying_job() -> None:
+    dying()
 
 
 @dg.graph
@@ -74,6 +85,12 @@ def _execute(
 def _cancellation(events: list[DagsterEvent]) -> DagsterEvent:
     (event,) = (event for event in events if event.event_type == dg.DagsterEventType.RUN_CANCELED)
     return event
+
+
+def test_run_whose_step_is_killed_says_so_in_plain_words() -> None:
+    with dg.instance_for_test() as instance, dg.execute_job(dg.reconstructable(dying_job), instance) as result:
+        (event,) = (event for event in result.all_events if event.is_step_failure)
+    assert failure_text(event) == f"dying: {CRASHED}"
 
 
 def test_run_stopped_within_a_step_is_canceled_and_says_what_is_saved_without_a_traceback(

@@ -9,6 +9,7 @@ import pytest
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.training_log import LogSender
 from gpt_pipeline.orchestration.training_step import MlflowLink
+from gpt_pipeline.project import MLFLOW_PAGE_VARIABLE
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.tracking.training_run import SENT_NAME
@@ -79,3 +80,17 @@ def test_mlflow_link_is_said_once_as_soon_as_mlflow_has_the_training(tmp_path: P
     link.tell()
     (text,) = said
     assert "http://there:5000/#/experiments/7/runs" in text
+    assert "gpt-pipeline ui" not in text
+
+
+@pytest.mark.parametrize("is_served", [False, True])
+def test_mlflow_link_to_pages_that_are_not_open_says_what_opens_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_served: bool
+) -> None:
+    monkeypatch.setenv(MLFLOW_PAGE_VARIABLE, "http://127.0.0.1:5003" if is_served else "")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    folder, said = ExperimentFolder(root=tmp_path / "tiny"), list[str]()
+    folder.root.mkdir()
+    write_json(folder.root / SENT_NAME, {"store": "s", "run_id": "r", "fingerprint": "f", "experiment_id": "7"})
+    MlflowLink(folder, MlflowTracking(tracking_uri="sqlite:////data/mlflow.db"), say=said.append).tell()
+    assert (", once `gpt-pipeline ui` is started: http://127.0.0.1:5000/" in said[0]) == (not is_served)

@@ -91,6 +91,7 @@ def write_new_experiment(
     if start_from is not None:
         values = {key: value for key, value in values.items() if not _is_of_start(key)}
         values |= _start_values(start_from, file.absolute(), values)
+        values |= _whole_updates(values)
     if data is not None:
         values = {
             **_data_values(data, file.absolute(), num_samples, subset=subset, split=split, say=say),
@@ -250,6 +251,20 @@ def _length_within(shape: Mapping[str, Any], recipe: Mapping[str, tuple[Value, s
     length, _ = recipe.get("data.max_length", (DataConfig(num_samples=1).max_length, ""))
     is_short = isinstance(context, int) and isinstance(length, int) and context < length
     return {"data.max_length": (context, "as long as the model can take")} if is_short else {}
+
+
+def _whole_updates(values: Mapping[str, tuple[Value, str]]) -> dict[str, tuple[Value, str]]:
+    """Return the recipe's tokens of an update as near as whole micro-batches of the base's sequences come to them."""
+    tokens, length, size = (
+        values.get(key, (None,))[0]
+        for key in ("training.tokens_per_step", "data.max_length", "training.micro_batch_size")
+    )
+    if not isinstance(tokens, int) or not isinstance(length, int):
+        return {}
+    unit = length * (size if isinstance(size, int) else 1)
+    near = max(1, round(tokens / unit)) * unit
+    why = f"the recipe's {tokens:,}, as near as micro-batches of {length:,} tokens a sequence come"
+    return {} if near == tokens else {"training.tokens_per_step": (near, why)}
 
 
 def _split_of(base: Experiment, recipe: Mapping[str, tuple[Value, str]]) -> dict[str, tuple[Value, str]]:

@@ -14,6 +14,11 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.orchestration import keys
 
 STOPPED = "Stopped; what is finished is kept, and the next run continues from there."
+CRASHED = (
+    "its process was killed, often because the computer ran out of memory; what is finished is kept: free some memory, "
+    "and run again"
+)
+_CRASH = "ChildProcessCrashException"  # Dagster's word for a step whose process ended without one
 
 
 class StoppedRunError(dg.DagsterExecutionInterruptedError, DagsterUserCodeProcessError):
@@ -38,6 +43,8 @@ def failure_text(event: DagsterEvent) -> str:
     data = event.step_failure_data
     error = data.error.cause or data.error if data.error else None
     described = data.user_failure_data.description if data.user_failure_data else None
+    if error is not None and error.cls_name == _CRASH:
+        described = CRASHED
     reason = described or (error.message.strip() if error else "failed")
     return f"{keys.stage_of(event.step_key or 'run')}: {reason}"
 

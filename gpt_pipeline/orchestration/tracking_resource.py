@@ -31,12 +31,17 @@ class MlflowTracking:
         return self.tracking_uri.startswith("http")
 
     @property
-    def pages(self) -> str:
-        """Address of MLflow's pages. For a database, where `gpt-pipeline ui` serves them now, else its usual one."""
+    def served(self) -> str | None:
+        """Address at which MLflow's pages are open now; None for a database that `gpt-pipeline ui` does not serve."""
         if self.has_server:
             return without_password(self.tracking_uri).rstrip("/")
-        served = os.environ.get(MLFLOW_PAGE_VARIABLE) or next(iter(pages_addresses(Project.here())[1:]), _DEFAULT_PAGES)
-        return served.rstrip("/")
+        address = os.environ.get(MLFLOW_PAGE_VARIABLE) or next(iter(pages_addresses(Project.here())[1:]), None)
+        return address and address.rstrip("/")
+
+    @property
+    def pages(self) -> str:
+        """Address of MLflow's pages: where they are open now, else their usual one."""
+        return self.served or _DEFAULT_PAGES
 
     def links(self, *, experiment_id: str, run_id: str) -> dict[str, dg.MetadataValue]:
         """Return metadata that leads to a run: its address and, for a database, the command that serves it."""

@@ -181,7 +181,8 @@ class MlflowLink:
     def tell(self) -> None:
         """Say it, if it was not said and the number is known."""
         if not self._told and (number := mlflow_experiment_id(self._folder)) is not None:
-            self._say(f"Its losses, live in MLflow: {runs_page(self._mlflow.pages, [number])}")
+            when = "" if self._mlflow.served else ", once `gpt-pipeline ui` is started"
+            self._say(f"Its losses, live in MLflow{when}: {runs_page(self._mlflow.pages, [number])}")
             self._told = True
 
 

@@ -13,6 +13,14 @@ _RETRY_SECONDS = 1
 UNREADABLE = 400
 """The status with which FastAPI itself answers a body that it cannot read."""
 
+_NEEDS = {
+    "model_attributes_type": "need a JSON object",
+    "model_type": "need a JSON object",
+    "list_type": "need a list",
+    "too_short": "need at least one",
+}
+"""What pydantic says in the words of its own types."""
+
 
 class ApiError(Exception):
     """A request that gets no answer but this."""
@@ -107,9 +115,11 @@ def invalid(error: RequestValidationError) -> ApiError:
         )
     if first["type"] == "missing":
         return ApiError(f"{param or 'the body'}: missing, need it", param=param, code="missing_required_parameter")
-    reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "need", 1)
-    if param is None:  # of several keys together; the message names them
+    reason = _NEEDS.get(first["type"]) or first["msg"].removeprefix("Value error, ").replace(
+        "Input should be", "need", 1
+    )
+    if param is None and first["type"] == "value_error":  # of several keys together; the message names them
         return ApiError(reason)
     shown = repr(first["input"])
     found = shown if len(shown) <= 100 else f"{shown[:100]}..."
-    return ApiError(f"{param}: found {found}: {reason}", param=param, code="invalid_value")
+    return ApiError(f"{param or 'the body'}: found {found}: {reason}", param=param, code="invalid_value")

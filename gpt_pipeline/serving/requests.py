@@ -166,8 +166,8 @@ class ChatRequest(_Request):
 
     @model_validator(mode="after")
     def _is_a_question(self) -> ChatRequest:
-        if self.messages[-1].role != "user":
-            raise ValueError("messages: the last one must have the role user")
+        if (last := self.messages[-1].role) != "user":
+            raise ValueError(f"messages: found the role {last!r} in the last one, need 'user'")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: need logprobs: true beside it")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
