@@ -49,9 +49,20 @@ def dying() -> None:
     os._exit(9)  # as a process ends that the system kills: without a word
 
 
+@dg.op
+def told_to_end() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as before Dagster's handler is there
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @dg.job(executor_def=stoppable(dg.multiprocess_executor))
 def dying_job() -> None:
     dying()
+
+
+@dg.job(executor_def=stoppable(dg.multiprocess_executor))
+def told_to_end_job() -> None:
+    told_to_end()
 
 
 @dg.graph
@@ -87,10 +98,23 @@ def _cancellation(events: list[DagsterEvent]) -> DagsterEvent:
     return event
 
 
-def test_run_whose_step_is_killed_says_so_in_plain_words() -> None:
-    with dg.instance_for_test() as instance, dg.execute_job(dg.reconstructable(dying_job), instance) as result:
+def test_run_whose_step_is_killed_says_so_in_plain_words_and_so_does_status() -> None:
+    job, tags = dg.reconstructable(dying_job), {EXPERIMENT_TAG: "tiny"}
+    with dg.instance_for_test() as instance, dg.execute_job(job, instance, tags=tags) as result:
         (event,) = (event for event in result.all_events if event.is_step_failure)
+        failure = last_failure(Project.here(), "tiny")
     assert failure_text(event) == f"dying: {CRASHED}"
+    assert failure is not None
+    assert failure.text == failure_text(event)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signals between processes there")
+def test_run_whose_step_is_told_to_end_before_it_heeds_signals_is_canceled() -> None:
+    job = dg.reconstructable(told_to_end_job)
+    with dg.instance_for_test() as instance, dg.execute_job(job, instance) as result:
+        error = _cancellation(list(result.all_events)).job_canceled_data.error
+    assert error is not None
+    assert error.message == STOPPED
 
 
 def test_run_stopped_within_a_step_is_canceled_and_says_what_is_saved_without_a_traceback(

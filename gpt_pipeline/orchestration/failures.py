@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,10 +16,11 @@ from gpt_pipeline.orchestration import keys
 
 STOPPED = "Stopped; what is finished is kept, and the next run continues from there."
 CRASHED = (
-    "its process was killed, often because the computer ran out of memory; what is finished is kept: free some memory, "
-    "and run again"
+    "its process ended without a word: it crashed or was killed, as happens where memory runs out; what is finished is "
+    "kept: see that there is memory, and run again"
 )
 _CRASH = "ChildProcessCrashException"  # Dagster's word for a step whose process ended without one
+_TOLD_TO_END = re.compile(r"terminated by signal \d+ \(SIG(TERM|INT|HUP|BREAK)\)")  # in what it says of such a process
 
 
 class StoppedRunError(dg.DagsterExecutionInterruptedError, DagsterUserCodeProcessError):
@@ -38,12 +40,25 @@ def is_stop(error: SerializableErrorInfo | None) -> bool:
     return error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__
 
 
+def is_crash(error: SerializableErrorInfo) -> bool:
+    """Whether an error in Dagster's records is the end of a step's process that said nothing."""
+    return error.cls_name == _CRASH
+
+
+def is_crash_by_a_stop(event: DagsterEvent) -> bool:
+    """Whether an event says that a step's process was asked to stop before it could heed that, and so ended."""
+    if not event.is_engine_event:
+        return False
+    error = event.engine_event_data.error
+    return error is not None and is_crash(error) and _TOLD_TO_END.search(event.message or "") is not None
+
+
 def failure_text(event: DagsterEvent) -> str:
     """Return why a step failed: in our own words as it is, an unforeseen error by its last line."""
     data = event.step_failure_data
     error = data.error.cause or data.error if data.error else None
     described = data.user_failure_data.description if data.user_failure_data else None
-    if error is not None and error.cls_name == _CRASH:
+    if error is not None and is_crash(error):
         described = CRASHED
     reason = described or (error.message.strip() if error else "failed")
     return f"{keys.stage_of(event.step_key or 'run')}: {reason}"

@@ -23,7 +23,14 @@ from dagster._core.storage.tags import MAX_RETRIES_TAG
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.dead_runs import at_work
-from gpt_pipeline.orchestration.failures import STOPPED, StoppedRunError, failure_text, is_stop
+from gpt_pipeline.orchestration.failures import (
+    STOPPED,
+    StoppedRunError,
+    failure_text,
+    is_crash,
+    is_crash_by_a_stop,
+    is_stop,
+)
 from gpt_pipeline.progress.at_work import show_run
 from gpt_pipeline.progress.failures import forget_failure, note_failure
 from gpt_pipeline.project import Project
@@ -77,8 +84,10 @@ class _Stoppable(Executor):
     def _execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
         texts: list[str] = []
         failures: list[str] = []
+        ended_by_a_stop = False
         try:
             for event in self._inner.execute(plan_context, execution_plan):
+                ended_by_a_stop |= is_crash_by_a_stop(event)
                 if event.is_step_failure and (error := event.step_failure_data.error) and is_stop(error):
                     texts.append(error.message)
                 elif event.is_step_failure:
@@ -88,7 +97,8 @@ class _Stoppable(Executor):
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
             text = str(error) if isinstance(error, StoppedRunError) else texts[0] if texts else STOPPED
         except DagsterSubprocessError as error:
-            if not all(is_stop(info) for info in error.subprocess_error_infos):
+            if not all(is_stop(info) or (ended_by_a_stop and is_crash(info)) for info in error.subprocess_error_infos):
+                _note_end(plan_context.dagster_run, failures)
                 raise
             text = texts[0] if texts else STOPPED
         else:
