@@ -69,7 +69,7 @@ def test_init_of_files_of_which_no_row_becomes_a_document_shows_why(
     )
     code, text = said(capsys, "init", "mine.yaml", "--data", "chats.jsonl")
     assert code == 0
-    assert "become no documents: text_parts 1; set data.join_parts: true" in text
+    assert "become no documents: text_parts: 1; set data.join_parts: true" in text
     assert re.search("dropped +text_parts", text)
 
 
@@ -102,6 +102,15 @@ def test_init_below_a_file_says_what_is_in_the_way(project: TinyProject, capsys:
     code, text = said(capsys, "init", "taken/mine.yaml")
     assert code == 1
     assert "taken" in text
+
+
+def test_validate_of_a_source_of_another_system_does_not_call_the_file_valid(
+    project: TinyProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = project.write_experiment("mine")
+    path.write_text(path.read_text().replace("source: sample", "source: 'E:\\texts', format: text"))
+    code, text = said(capsys, "validate", str(path))
+    assert (code, "Windows path" in text, "is valid" in text) == (2, True, False)
 
 
 def test_init_with_a_folder_of_another_system_writes_nothing(

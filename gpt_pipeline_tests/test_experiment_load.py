@@ -679,6 +679,9 @@ def test_missing_file_names_the_nearest_one(write, tmp_path):
         load_experiment(tmp_path / "my_idea.yaml")
     with pytest.raises(UserError, match=r"my-idea: no such file; did you mean .*my-idea\.yaml\?"):
         load_experiment(tmp_path / "my-idea")
+    write(SMALL, "h.yaml")
+    with pytest.raises(UserError, match=r"other\.yaml: no such file$"):  # `.yaml` alone is no likeness
+        load_experiment(tmp_path / "other.yaml")
     with pytest.raises(UserError, match="no such file; there is no folder"):
         load_experiment(tmp_path / "nowhere" / "x.yaml")
 

@@ -173,7 +173,7 @@ def test_source_pattern_and_single_file_name_what_is_read(tmp_path: Path) -> Non
         (("a.csv", "b.jsonl"), ".", r"need files of one kind \(it holds csv, jsonl\); name them by a pattern"),
         (("a.bin",), ".", r"need files to read: parquet, JSON lines.*\(it holds a.bin\)"),
         (("a.zip",), "a.zip", r"/own holds a.zip\); unpack it"),
-        (("a.bin",), ".", r"; give the folder itself, not its parent$"),
+        (("a.bin",), ".", r"; unpack what it holds, or write it as one of these, or correct data"),
         ((), "gone", r"data\.source: found '.*gone', need a folder, a file or a pattern that exists"),
         (("a.csv",), "*.jsonl", r"need files to read: .* \(/.*/own holds a.csv\); correct the pattern"),
     ],

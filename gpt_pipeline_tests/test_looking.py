@@ -61,6 +61,14 @@ def test_look_at_a_table_of_windows_says_how_it_becomes_utf8(own: Path, head: st
         look_at(str(own))
 
 
+def test_look_at_a_table_of_windows_is_not_taken_for_the_column_that_it_can_read(own: Path) -> None:
+    (own / "a.csv").write_bytes("Title;Text\nT1;Größe\nT2;Straße\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"a\.csv: found no UTF-8 in the column Text .*; save the files as UTF-8, such"):
+        look_at(str(own))
+    (own / "a.csv").write_bytes("Title;Text\nT1;Größe\nT2;size\n".encode("cp1252"))
+    assert look_at(str(own)).chosen == {"text": "Text"}
+
+
 def test_look_at_pictures_speaks_of_no_other_encoding(own: Path) -> None:
     pq.write_table(pa.table({"image": [b"\x89PNG\xff"], "label": [3]}), own / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet: no column of text .* label \(number\); need a text in each"):
@@ -113,7 +121,7 @@ def test_new_experiment_of_a_text_too_long_for_one_document_parts_it(
 ) -> None:
     texts = [f"{number} {'word ' * 20}".strip() for number in range(12_000)]
     (own / "a.txt").write_text(mark.join(texts[:9]), encoding="utf-8", newline=end)
-    assert write_new_experiment(tmp_path / "short.yaml", data=str(own / "a.txt")).config.data.split_text_at is None
+    assert write_new_experiment(tmp_path / "short.yaml", data=str(own / "a.txt")).config.data.split_text_at == found
     (own / "a.txt").write_text(mark.join(texts), encoding="utf-8", newline=end)
     data = write_new_experiment(tmp_path / "long.yaml", data=str(own / "a.txt")).config.data
     assert data.split_text_at == found

@@ -44,7 +44,7 @@ from gpt_pipeline.planning.host import HostMemory, _limited, host_memory
 from gpt_pipeline.planning.outline import outline
 from gpt_pipeline.planning.plan import Plan, count_estimates, make_plan
 from gpt_pipeline.planning.probe import Request, carry_out, sizes_of
-from gpt_pipeline.planning.show import sheets
+from gpt_pipeline.planning.show import as_json, sheets
 from gpt_pipeline.planning.speed import (
     Duration,
     Sampling,
@@ -647,6 +647,72 @@ def test_plan_of_too_little_data_all_of_which_is_used_asks_for_more_documents(pr
     remedies = [each.remedy for each in _plan(load_experiment(path)).findings]
     assert any(remedy.startswith("add documents, or lower training.batch_size") for remedy in remedies)
     assert not [remedy for remedy in remedies if "num_samples" in remedy]
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+@pytest.mark.parametrize("source", ["source: ../own, format: chat", "MIX"])
+def test_plan_of_files_without_a_document_names_no_other_problem(
+    project: TinyProject, source: str, *, is_readable: bool
+) -> None:
+    (project.root / "own").mkdir()
+    said = [{"role": role, "content": "Yes."} for role in ("customer", "bot")]
+    line = json.dumps({"messages": said}) if is_readable else "{"
+    (project.root / "own" / "a.jsonl").write_text(f"{line}\n" * 3)
+    path = project.write_experiment("none")
+    parts = "mix: {a: {source: sample, share: 1}, b: {source: ../own, format: chat, share: 9}}"
+    text = path.read_text().replace("source: sample", source.replace("MIX", parts)).replace("300", "all", 1)
+    path.write_text(text.replace("source: sample", "source: sample, num_samples: 300"))
+    plan = _plan(load_experiment(path))
+    [found] = plan.problems
+    assert found.key in ("data.source", "data.mix.b.source")
+    assert ("other_role: 3" in found.text, "user or human" in found.remedy) == (is_readable, is_readable)
+    assert plan.tokens.documents == 0
+    assert "data.validation_fraction" not in {each.key for each in plan.findings}
+    assert as_json(plan)["can_run"] is False
+
+
+def test_plan_of_a_single_document_says_how_it_becomes_several(project: TinyProject) -> None:
+    (project.root / "own.txt").write_text("A line of text.\n" * 9_000)
+    path = project.write_experiment("alone")
+    text = path.read_text().replace("source: sample", "source: ../own.txt, format: text").replace("300", "all", 1)
+    path.write_text(text)
+    [found] = _plan(load_experiment(path)).problems
+    assert (found.key, "split_text_at: line" in found.remedy) == ("data.num_samples", True)
+    with pytest.raises(UserError, match=r"data\.num_samples: found 1, need at least two documents, .*split_text_at"):
+        make_data(load_experiment(path))
+
+
+def test_plan_says_which_rows_are_lost_but_for_those_that_a_filter_leaves_out(project: TinyProject) -> None:
+    (project.root / "own").mkdir()
+    rows = [{"text": f"Row {number}.", "lang": "en"} for number in range(300)]
+    rows += [{"text": None, "lang": "en"}] * 2 + [{"text": "Zeile.", "lang": "de"}] * 5
+    (project.root / "own" / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    path = project.write_experiment("some")
+    own = "source: ../own, format: text, filter: {lang: en}"
+    path.write_text(path.read_text().replace("source: sample", own).replace("300", "all", 1))
+    plan = _plan(load_experiment(path))
+    [found] = [each for each in plan.findings if each.key == "data.source"]
+    assert (found.severity, "2 of the first 307 rows" in found.text, "no_text: 2" in found.text) == ("note", True, True)
+    assert "filter" not in found.text
+
+
+@pytest.mark.parametrize(("texts", "is_told"), [(3, False), (4, True)])
+def test_plan_says_that_many_files_of_another_kind_are_left_out(
+    project: TinyProject, texts: int, *, is_told: bool
+) -> None:
+    (project.root / "own").mkdir()
+    lines = "".join(f"{json.dumps({'text': f'Row {number}.'})}\n" for number in range(300))
+    (project.root / "own" / "a.jsonl").write_text(lines)
+    for number in range(texts):
+        (project.root / "own" / f"{number}.txt").write_text("Some text.")
+    path = project.write_experiment("beside")
+    own = "source: ../own, format: text"
+    path.write_text(path.read_text().replace("source: sample", own).replace("300", "all", 1))
+    found = [each for each in _plan(load_experiment(path)).findings if each.key == "data.source"]
+    assert len(found) == is_told
+    if found:
+        assert "1 file of jsonl to read, and 4 others that are left out, such as 0.txt" in found[0].text
+        assert "own/**/*.txt" in found[0].remedy
 
 
 def test_plan_warns_of_what_is_hardly_wanted_and_can_still_be_run(project: TinyProject) -> None:

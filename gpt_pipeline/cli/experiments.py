@@ -115,7 +115,7 @@ def init(
     name = as_typed(experiment, Path.cwd())
     look = f"gpt-pipeline show {name}, then: " if data else ""
     say(f"Next: {look}gpt-pipeline plan {name}, then: gpt-pipeline run {name}")
-    _say_what_suits_a_cpu(written)
+    _say_what_suits_a_cpu(written, own=data is not None)
     if data:
         _tell_first_document(written)
 
@@ -139,10 +139,10 @@ def _init_family(context: click.Context, new: Path, base: Path | None, assignmen
 def _tell_first_document(experiment: Experiment) -> None:
     """Print how much the files hold, and the first document as the model will see it."""
     from gpt_pipeline.cli.preview import tell_previews
-    from gpt_pipeline.data.formats.rules import with_hints
+    from gpt_pipeline.data.formats.rules import in_words, with_hints
     from gpt_pipeline.data.preview import previews
     from gpt_pipeline.data.tokens.tokenizer_stage import usable_tokenizer
-    from gpt_pipeline.planning.findings import mixed_splits
+    from gpt_pipeline.planning.findings import mixed_splits, passed_over
     from gpt_pipeline.planning.survey import survey
 
     data = experiment.data
@@ -151,9 +151,9 @@ def _tell_first_document(experiment: Experiment) -> None:
     holds = f"{about}{counted(held.rows, 'row')}, about {counted(held.documents, 'document')}"
     tell(f"{data.local or data.origin}: {holds}, {held.text_bytes / 1e6:,.1f} MB")
     if held.dropped:
-        why = ", ".join(f"{reason} {count:,}" for reason, count in held.dropped.most_common())
-        tell(f"Of the first {counted(held.read, 'row')} these become no documents: {with_hints(why, held.dropped)}")
-    for finding in mixed_splits(data):
+        why = with_hints(in_words(held.dropped), held.dropped)
+        tell(f"Of the first {counted(held.read, 'row')} these become no documents: {why}")
+    for finding in (*mixed_splits(data), *passed_over(data)):
         tell(f"{finding.text}; {finding.remedy}")
     tokenizer = usable_tokenizer(data, experiment.data_folder)
     rows = [*previews(data, experiment.data_folder, tokenizer, start=0, count=_LOOKED_AT, say=_logger.info)]
@@ -161,7 +161,7 @@ def _tell_first_document(experiment: Experiment) -> None:
     tell_previews([shown] if shown else rows[:1], tokenizer, has_turns=data.writes_turns)
 
 
-def _say_what_suits_a_cpu(experiment: Experiment) -> None:
+def _say_what_suits_a_cpu(experiment: Experiment, *, own: bool) -> None:
     """Point to a recipe for this machine where it has no GPU for a model of this size."""
     from gpt_pipeline.doctor.software import find_nvidia
     from gpt_pipeline.model.costs import parameter_count
@@ -170,7 +170,8 @@ def _say_what_suits_a_cpu(experiment: Experiment) -> None:
     if experiment.config.start_from is None and parameters > _MANY_FOR_A_CPU and find_nvidia() is None:
         say(
             f"This machine has no NVIDIA GPU; on a CPU, a model of {parameters / 1e6:.0f} million parameters takes "
-            "weeks. A smaller one: gpt-pipeline init NAME.yaml --recipe cpu, or --recipe demo for a first look."
+            f"weeks. A smaller one: gpt-pipeline init NAME.yaml{' --data ...' if own else ''} --recipe cpu, "
+            "or --recipe demo for a first look."
         )
 
 
@@ -189,10 +190,10 @@ def validate(experiment: Path) -> None:
     folder = loaded.folder.root  # also checks that the base folder can be used on this machine
     with suppress(StartNotReadyError):  # running the experiment makes it
         find_start(loaded)
-    config = loaded.config
+    config, documents = loaded.config, loaded.data.documents  # which checks the source's path
     tell(f"{experiment} is valid.")
     tell(f"  experiment  {config.experiment_name}")
-    tell(f"  data        {loaded.data.documents}")
+    tell(f"  data        {documents}")
     if config.start_from is not None:
         tell(f"  starts from {config.start_from.text}")
     tell(f"  folder      {folder}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpt_pipeline.cli.common import tell
 from gpt_pipeline.data.formats.forms import with_names
+from gpt_pipeline.data.formats.rules import with_hints
 from gpt_pipeline.data.preview import Preview
 from gpt_pipeline.data.tokens.packing import DocumentSampler
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
@@ -40,7 +41,7 @@ def tell_previews(
         for column, value in preview.values.items():
             tell(f"  {_short(column):<{width}}{_short(value)}")
         if preview.dropped is not None:
-            tell(f"  {'dropped':<{width}}{preview.dropped}")
+            tell(f"  {'dropped':<{width}}{with_hints(preview.dropped, [preview.dropped])}")
         else:
             tokens = "" if preview.tokens is None else f", {len(preview.tokens):,} tokens"
             size = f"{len(preview.text.encode()):,} bytes{tokens}"

@@ -183,6 +183,12 @@ class DocumentsConfig:
         return "add documents" if self.document_limit is None else "raise data.num_samples"
 
     @property
+    def way_to_two(self) -> str:
+        """What to do where there is one document alone, for a person."""
+        part = "part the text by data.split_text_at, such as `split_text_at: line`, or "
+        return f"{part if self.format == 'text' else ''}{self.way_to_more}"
+
+    @property
     def amount(self) -> str:
         """`num_samples` for a person."""
         return "all" if self.document_limit is None else f"{self.document_limit:,}"

@@ -85,11 +85,14 @@ def look_into(source: Source, *, say: Say) -> Look:
             files=len(source.names), columns={"text": "text"}, format="text", chosen={}, kinds=(), split_at=mark
         )
     where, records = _first_rows(source, say)
-    columns = dict(_columns_of(records))
+    is_written = kind_of(where) in (CSV, TSV, JSON, JSON_LINES)  # bytes of other kinds may be pictures
+    columns = dict(_columns_of(records, is_written=is_written))
     if odd := [name for name in columns if not _is_utf8(name)]:
         raise DataError(f"{where}: found {odd[0]!a}, need names of columns in UTF-8; {AS_UTF8}")
     format, chosen = _format_of(columns, records, where)
     taken = set(chosen.values())
+    if is_written and (odd := [name for name in taken if _is_all_binary(records, name)]):
+        raise DataError(f"{where}: found no UTF-8 in the column {odd[0]} of the first rows; {AS_UTF8}")
     kinds = [name for name in columns if name not in taken and _is_kind(records, name)] if format != "synth" else []
     return Look(files=len(source.names), columns=columns, format=format, chosen=chosen, kinds=kinds)
 
@@ -97,14 +100,17 @@ def look_into(source: Source, *, say: Say) -> Look:
 def _mark_in(source: Source, say: Say) -> str | None:
     """Return a mark by which the texts could be parted, if half of them or more are too long for one document.
 
+    A text that is alone is parted too, since one document can not be both trained on and held out.
+
     It looks into the middle one by size, since a packed text is longer than its file.
     """
     name = sorted(source.names, key=source.size)[len(source.names) // 2]
     with source.open(name, say=say) as file, opened(file, name) as stream:
         begin = stream.read(MAX_DOCUMENT_BYTES + 1)
-    if len(begin) <= MAX_DOCUMENT_BYTES:
-        return None
     text = begin.replace(b"\r\n", b"\n")
+    is_alone = len(source.names) == 1 and b"\n" in text.strip()
+    if len(begin) <= MAX_DOCUMENT_BYTES and not is_alone:
+        return None
     return next((mark for mark in _MARKS if mark.encode() in text), LINE)
 
 
@@ -120,10 +126,17 @@ def _first_rows(source: Source, say: Say) -> tuple[str, list[Mapping[str, Any]]]
     return where, records
 
 
-def _columns_of(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+def _columns_of(records: Sequence[Mapping[str, Any]], *, is_written: bool) -> Iterator[tuple[str, str]]:
+    """Yield each column with what it holds; `is_written`: bytes are text of another encoding."""
     for name in dict.fromkeys(name for record in records for name in record):
-        values = [record[name] for record in records if record.get(name) is not None and not _is_binary(record[name])]
+        given = [record[name] for record in records if record.get(name) is not None]
+        values = [value for value in given if is_written or not _is_binary(value)]
         yield name, _kind(values[0]) if values else "nothing"
+
+
+def _is_all_binary(records: Sequence[Mapping[str, Any]], name: str) -> bool:
+    given = [record[name] for record in records if record.get(name) is not None]
+    return all(map(_is_binary, given))
 
 
 def _is_utf8(name: str) -> bool:
@@ -174,15 +187,10 @@ def _format_of(
         return "question_answer", parts
     if not texts:
         found = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "no rows"
-        has_bytes = any(_is_binary(value) for row in records for value in row.values())
-        is_written = kind_of(name) in (CSV, TSV, JSON, JSON_LINES)  # bytes of other kinds may be pictures
-        remedy = f"; {AS_UTF8}" if has_bytes and is_written else ""
         need = (
             "need a text in each, such as {'text': '...'}; if later ones have it, leave out --data and name its column"
         )
-        raise DataError(
-            f"{name}: no column of text in the first {_ROWS} rows; found {found}{remedy}; {need} by data.columns"
-        )
+        raise DataError(f"{name}: no column of text in the first {_ROWS} rows; found {found}; {need} by data.columns")
     longest = max(texts, key=lambda name: sum(_length(record.get(name)) for record in records))
     return "text", {"text": named.get("text", longest)}
 

@@ -229,9 +229,9 @@ def _syntax_error(path: Path, error: MarkedYAMLError) -> ExperimentFileError:
 def _nearest_file(path: Path) -> str:
     if not path.parent.is_dir():
         return f"; there is no folder {path.parent}"
-    names = [name.name for name in path.parent.iterdir() if name.suffix in SUFFIXES]
-    found = nearest(path.name, names)
-    return f"; did you mean {path.with_name(found)}?" if found else ""
+    files = {file.stem: file for file in path.parent.iterdir() if file.suffix in SUFFIXES}
+    found = nearest(path.stem, files)
+    return f"; did you mean {files[found]}?" if found else ""
 
 
 def _broken(path: Path, text: str, *, line: int | None = None) -> ExperimentFileError:

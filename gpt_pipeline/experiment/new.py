@@ -161,7 +161,10 @@ def _data_values(
     if seen.chosen:
         values["data.columns"] = (dict(seen.chosen), "guessed by their names and lengths")
     if seen.split_at is not None:
-        values["data.split_text_at"] = (seen.split_at, "guessed; a document has at most 1 MiB, and this text has more")
+        values["data.split_text_at"] = (
+            seen.split_at,
+            "guessed: where a document ends, since one has at most 1 MiB, and one alone is too few",
+        )
     if seen.kinds:
         values["data.kind"] = (None, f"for losses by kind; could be {', '.join(map(_in_line, seen.kinds))}")
     return values

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.data.config import SYNTH, DataConfig, as_of_part
 from gpt_pipeline.data.file_kinds import TEXT, kind_of
-from gpt_pipeline.data.formats.rules import with_hints
+from gpt_pipeline.data.formats.rules import in_words, not_asked_for, with_hints
 from gpt_pipeline.data.sources.folder import LocalFiles, local_files
 from gpt_pipeline.data.tokens.choose import known_shards
 from gpt_pipeline.data.tokens.packing import require_answers
@@ -53,6 +53,7 @@ _EPOCHS = 4  # up to this many, repeated data is worth almost as much as new: Mu
 _LONG_INTERVAL = 3600.0  # seconds of work that a crash may cost
 _LONG_ON_CPU = 7 * 86_400.0  # seconds: beyond a week, a CPU is hardly what one meant to train on
 _LOOK = "look at the files, at data.columns and at data.filter"
+_FILES_BESIDE = 3  # a README, a licence and the like lie beside many datasets
 _LAUNCHER = "hardware.launcher"
 _CUT = 0.01  # of the tokens of answers: as many may be lost without a word
 
@@ -217,10 +218,12 @@ def _looked_into(part: Experiment) -> Iterator[Finding]:
     except UserError as error:
         yield problem_of(error, f"data.{data.local_key}")
         return
-    yield from mixed_splits(data)
+    yield from (*mixed_splits(data), *passed_over(data))
+    if held.documents and (lost := not_asked_for(held.dropped)):
+        text = f"{lost.total():,} of the first {counted(held.read, 'row')} become no documents ({in_words(lost)})"
+        yield note(f"data.{data.local_key}", text, with_hints("", lost))
     if held.read and not held.documents:
-        why = ", ".join(f"{reason}: {count:,}" for reason, count in held.dropped.most_common())
-        text = f"no document in the first {counted(held.read, 'row')} ({why})"
+        text = f"no document in the first {counted(held.read, 'row')} ({in_words(held.dropped)})"
         yield problem(f"data.{data.local_key}", text, with_hints(_LOOK, held.dropped))
     elif data.document_limit is not None and data.document_limit > held.rows and held.is_exact:
         text = f"found {data.document_limit:,}, and the files in {where} have {counted(held.rows, 'row')}"
@@ -243,6 +246,20 @@ def mixed_splits(data: DataConfig) -> Iterator[Finding]:
         text = f"files of {len(splits)} splits are all trained on: {', '.join(sorted(splits))}"
         other = "or move the others away" if pattern is None else f"such as {pattern}"
         yield warning(f"data.{data.local_key}", text, f"name those of one split by a pattern, {other}")
+
+
+def passed_over(data: DataConfig) -> Iterator[Finding]:
+    """Find files of one's own that could be read and are not, since others lie beside them: more than a README."""
+    if data.local is None:
+        return
+    files = local_files(data.local, key=f"data.{data.local_key}")
+    if len(others := files.passed_over) > _FILES_BESIDE:
+        read = f"found files of several kinds: {counted(len(files.names), 'file')} of {kind_of(files.names[0])} to read"
+        text = f"{read}, and {len(others):,} others that are left out, such as {others[0]}"
+        pattern = f"{files.folder}/**/*{Path(others[0]).suffix}"
+        yield warning(
+            f"data.{data.local_key}", text, f"name those meant by a pattern, such as {pattern}, or use data.mix"
+        )
 
 
 def _pattern_of(files: LocalFiles, names: Sequence[str]) -> Path | None:
@@ -329,6 +346,12 @@ def _smaller_batch(known: Known, memory: int) -> str:
 def _validation(known: Known) -> Iterator[Finding]:
     tokens, data = known.tokens, known.experiment.config.data
     raise_it = f"raise data.validation_fraction={data.validation_fraction:g}, or {data.way_to_more}"
+    if not tokens.documents:
+        return
+    if tokens.documents == 1:
+        text = "found 1 document, need at least two, one of which is held out"
+        yield problem("data.num_samples", text, data.way_to_two)
+        return
     if tokens.validation_tokens < 2:
         yield problem("data.validation_fraction", "no validation tokens are held out, need at least 2", raise_it)
         return

@@ -166,7 +166,9 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
     found: list[Finding] = []
     tokens, stages = count_tokens(experiment), data_progress(experiment)
     config = experiment.config
-    size = _or_problem(found, "data.num_samples", lambda: _size(experiment, tokens))
+    size = None  # where nothing is known of the files, as a finding says
+    if tokens.documents:
+        size = _or_problem(found, "data.num_samples", lambda: _size(experiment, tokens))
     running = trainer_state(experiment.folder.root) == "running"
     start = _running(experiment) if running else _or_problem(found, _RESUME, lambda: _start(experiment)) or _ANEW
     device = _device_here(config, found)

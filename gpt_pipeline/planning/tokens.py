@@ -45,6 +45,8 @@ class TokenCount:
     """What the shards contain, or will contain."""
 
     documents: int
+    """0: nothing is known of the files, and a finding says why."""
+
     train_tokens: int
     validation_tokens: int
     exact: bool
@@ -90,14 +92,15 @@ def _mixed(experiment: Experiment) -> TokenCount:
     amounts = dict(zip(sizes, epoch_of([*sizes.values()], shares, until=data.mix_until), strict=True))
     held_out = epoch_of([max(1, part.validation_tokens) for part in parts.values()], shares, until="first_exhausted")
     epochs = {name: amounts[name] / size for name, size in sizes.items()}
+    is_known = all(part.documents for part in parts.values())
     return TokenCount(
-        documents=round(sum(part.documents * epochs[name] for name, part in parts.items())),
+        documents=round(sum(part.documents * epochs[name] for name, part in parts.items())) if is_known else 0,
         train_tokens=sum(amounts.values()),
         validation_tokens=sum(held_out),
         exact=False,
         source="; ".join(f"{name}: {part.source}" for name, part in parts.items()),
         parts=parts,
-        epochs=epochs,
+        epochs=epochs if is_known else {},
     )
 
 
@@ -127,7 +130,7 @@ def _documents(experiment: Experiment, surveyed: Callable[[], Survey | None]) ->
     if not is_surveyed(data):
         return round(SYNTH_DOCUMENTS * documents_per_english(data))
     held = surveyed()
-    return 1 if held is None else max(1, held.documents)
+    return 0 if held is None else held.documents
 
 
 def documents_per_english(data: DataConfig) -> float:
@@ -182,7 +185,8 @@ def _gpt2_tokens_per_document(experiment: Experiment, surveyed: Callable[[], Sur
         return each, f"estimated: {{:.1f}} tokens per document, from the size of the first {held.read:,} texts"
     each = SYNTH_TOKENS_PER_DOCUMENT
     if data.format != "synth":
-        return each, "a guess: {:.0f} tokens per document; the files could not be looked into"
+        found = "could not be looked into" if held is None else "give no document in their first rows"
+        return each, f"a guess: {{:.0f}} tokens per document; the files {found}"
     which = "" if data.source == SYNTH else f"; if the source is like {SYNTH}"
     return each, f"estimated: {{:.0f}} tokens per document, as in the first 2,000,000 of {SYNTH}{which}"
 

@@ -83,8 +83,8 @@ def stage_text(stage: StageProgress, *, finished: str = "finished") -> str:
         return f"{finished}{size}{note}"
     if stage.state == "absent":
         return f"to do{note}"
-    of = f" of {stage.files:,}" if stage.files else ""
-    return f"partly: {stage.files_done:,}{of} files{size}{note}"
+    of = f"{stage.files_done:,} of " if stage.files else ""
+    return f"partly: {of}{counted(stage.files or stage.files_done or 0, 'file')}{size}{note}"
 
 
 def training_text(training: TrainingProgress) -> str:

@@ -62,14 +62,14 @@ def resolve_folder(text: str, *, relative_to: Path, key: str) -> Path:
             key,
             found=text,
             need="a folder on this machine; object storage holds copies of it (storage.mirror)",
-            remedy=f"set {key} to a folder, such as /data/gpt_storage",
+            remedy=f"set {key} to a folder, such as /data/gpt",
         )
     if os.name != "nt" and is_windows_path(text):
         raise ConfigError(
             key,
             found=text,
             need="a path on this machine (this is a Windows path, and the machine does not run Windows)",
-            remedy=f"set {key} to one here, such as /data/gpt_storage",
+            remedy=f"set {key} to one here, such as /data/gpt",
         )
     try:
         path = Path(text).expanduser()

@@ -13,7 +13,7 @@ import numpy as np
 from gpt_pipeline.data.documents.check import FileCheck
 from gpt_pipeline.data.documents.index import Rows, repeated_documents
 from gpt_pipeline.data.formats.protocol import Format
-from gpt_pipeline.data.formats.rules import with_hints
+from gpt_pipeline.data.formats.rules import in_words, with_hints
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
 from gpt_pipeline.data.stage import Say
@@ -230,7 +230,7 @@ def _extended(identity: hashlib._Hash, file: FileFacts) -> str:
 
 def _too_few(limit: int | None, documents: int, where: str, dropped: Counter[str]) -> ConfigError:
     if not documents:
-        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.most_common())
+        reasons = in_words(dropped)
         need = f"documents, but no row in {where} becomes one" + (f" ({reasons})" if reasons else "")
         of_languages = any(reason.startswith("language ") for reason in dropped)
         remedy = f"look at the files, at {'data.languages' if of_languages else 'data.columns'} and at data.filter"

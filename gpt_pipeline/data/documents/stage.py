@@ -23,6 +23,7 @@ from gpt_pipeline.data.documents.raw import RawFile, RawPlaces, files_of, known_
 from gpt_pipeline.data.documents.tally import Tally
 from gpt_pipeline.data.formats import StageNames, format_of, stage_names
 from gpt_pipeline.data.formats.protocol import Format
+from gpt_pipeline.data.formats.rules import in_words
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.readers.rows import content_of, read_rows
 from gpt_pipeline.data.stage import (
@@ -218,7 +219,10 @@ class DocumentsStage(PlacedStage):
                 f"materialize {self._names.raw} again"
             )
         self._places.path(each.raw)  # raises if the file became another one while it was read
-        say(f"{each.raw.name}: {counted(tally.documents, 'document')} of {counted(tally.rows_read, 'row')} written")
+        why = f"; the others: {in_words(tally.dropped)}" if tally.dropped else ""
+        say(
+            f"{each.raw.name}: {counted(tally.documents, 'document')} of {counted(tally.rows_read, 'row')} written{why}"
+        )
         return Manifest(
             stage=each.part.kind,
             fingerprint=each.part.fingerprint,

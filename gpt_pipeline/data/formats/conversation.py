@@ -22,6 +22,9 @@ Role = Literal["system", "user", "assistant"]
 BETWEEN = "\n\n"
 """Between two messages."""
 
+OTHER_ROLE = "other_role"
+"""Why conversations with a role that is neither system, user nor assistant become no documents."""
+
 TEXT_PARTS = "text_parts"
 """Why conversations with a content that is a list of text parts become no documents, unless `data.join_parts`."""
 
@@ -249,7 +252,7 @@ def _message(value: Any, *, join_parts: bool) -> Message:
     if not isinstance(role, str) or not isinstance(content, str):
         raise UnusableError("odd_messages")
     if role not in _ROLES:
-        raise UnusableError("other_role" if role else "odd_messages")
+        raise UnusableError(OTHER_ROLE if role else "odd_messages")
     try:
         content.encode()
     except UnicodeEncodeError:  # a lone surrogate

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gpt_pipeline.data.columns import Flags, Indices, flags, of_indices, text_bounds, text_bytes, text_sizes
-from gpt_pipeline.data.formats.conversation import TEXT_PARTS
+from gpt_pipeline.data.formats.conversation import OTHER_ROLE, TEXT_PARTS
 from gpt_pipeline.data.formats.filter import AS_SHOWN, FILTER
 from gpt_pipeline.data.formats.forms import MARKS, Form
 from gpt_pipeline.data.formats.protocol import Selection
@@ -31,7 +31,8 @@ IN_PARTS = (
     '`split_text_at: "\\n\\n"`'
 )
 AS_UTF8 = "save the files as UTF-8, such as by `iconv -f WINDOWS-1252 -t UTF-8`"
-_HINTS = ((INVALID_UTF8, AS_UTF8), (TEXT_PARTS, JOINED), (TOO_LONG, IN_PARTS))
+AS_ROLES = "roles are system, user or human, assistant or gpt, in small letters: rename or remove others in the files"
+_HINTS = ((INVALID_UTF8, AS_UTF8), (TEXT_PARTS, JOINED), (TOO_LONG, IN_PARTS), (OTHER_ROLE, AS_ROLES))
 _FIRST_BYTES = 3  # of a text, that mostly tell that it is not blank
 
 
@@ -48,6 +49,16 @@ def selected(batch: pa.RecordBatch, rules: Rules, *, first: Rules | None = None)
     valid = np.array(_valid_rows(rows, 0), np.int64)
     dropped = early.dropped + Counter({INVALID_UTF8: rows.num_rows - len(valid)})
     return _passing(rows.take(of_indices(valid)), early.kept[valid], rules, +dropped)
+
+
+def in_words(dropped: Counter[str]) -> str:
+    """Return for which reasons rows became no documents, the most frequent first, with how many."""
+    return ", ".join(f"{reason}: {count:,}" for reason, count in dropped.most_common())
+
+
+def not_asked_for(dropped: Counter[str]) -> Counter[str]:
+    """Return the counts of the reasons but for those that the file asks for: a filter, a choice of languages."""
+    return Counter({each: count for each, count in dropped.items() if not each.startswith((FILTER, "language"))})
 
 
 def with_hints(remedy: str, dropped: Iterable[str]) -> str:

@@ -140,6 +140,13 @@ class LocalFiles:
         """
         return tuple(_chosen(self._listed(told=lambda _: None)))
 
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """The files that could be read and are not, since those of another kind lie beside them, in order."""
+        listed = self._listed(told=lambda _: None)
+        chosen = {*_chosen(listed)}
+        return tuple(name for name in listed if chosen and kind_of(name) and name not in chosen)
+
     def opened(self) -> LocalFolder:
         """Return the files as a source.
 
@@ -173,7 +180,7 @@ class LocalFiles:
                 raise self._error(need, f"name them by a pattern in {self.key}, such as {self.folder}/*.{kinds[0]}")
             seen = ", ".join(sorted(os.listdir(self.folder))[:_SHOWN]) or "nothing"
             if folder_is_meant := self.folder == self.path:
-                remedy = "give the folder itself, not its parent"
+                remedy = f"unpack what it holds, or write it as one of these, or correct {self.key}"
             elif os.path.isfile(self.path):
                 remedy = "unpack it, or write what it holds as one of these"
             else:

@@ -311,6 +311,9 @@ def _require_documents(config: DataConfig, facts: Mapping[str, Any]) -> None:
     for split, remedy in ((VALIDATION, "raise"), (TRAIN, "lower")):
         if facts[f"{split}_documents"] == 0:
             documents = facts["train_documents"] + facts["validation_documents"]
+            if documents == 1:
+                need = "at least two documents, one of which is held out"
+                raise ConfigError("data.num_samples", found=documents, need=need, remedy=config.way_to_two)
             together = "" if config.group is None else f"; documents with one value of {config.group} stay together"
             raise ConfigError(
                 "data.validation_fraction",
