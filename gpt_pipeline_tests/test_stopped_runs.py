@@ -16,6 +16,7 @@ from dagster._core.execution.api import execute_run_iterator
 from dagster._core.storage.tags import GRPC_INFO_TAG, MAX_RETRIES_TAG
 
 from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG
+from gpt_pipeline.orchestration.driver import _problem
 from gpt_pipeline.orchestration.failures import CRASHED, STOPPED, explained, failure_text
 from gpt_pipeline.orchestration.keys import EXPERIMENT_TAG
 from gpt_pipeline.orchestration.stoppable import NEVER, stoppable
@@ -134,7 +135,8 @@ def test_run_stopped_outside_our_code_is_canceled_too(instance: dg.DagsterInstan
     assert status == CANCELED
     error = _cancellation(events).job_canceled_data.error
     assert error is not None
-    assert not error.stack
+    assert (error.message, list(error.stack)) == (STOPPED, [])
+    assert str(_problem(events)) == STOPPED  # what the command says, and not the name of Dagster's exception
 
 
 def test_run_that_dagster_retries_still_fails_at_a_signal_unless_it_is_never_to_be_retried() -> None:

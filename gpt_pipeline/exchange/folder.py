@@ -143,5 +143,5 @@ def _beside(target: Path, word: str) -> Path:
 def _in_the_way(target: Path, found: str) -> UserError:
     return UserError(
         f"--to {target}: found {found}, need a folder that is new, empty, or an unchanged earlier export; "
-        "nothing was touched; name another folder, or remove this one"
+        "nothing was touched; name another folder"
     )

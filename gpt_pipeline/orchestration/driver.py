@@ -48,7 +48,7 @@ from gpt_pipeline.notify.send import tell
 from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, process_tag
-from gpt_pipeline.orchestration.failures import failure_text, is_stop
+from gpt_pipeline.orchestration.failures import failure_text, is_stop, stop_text
 from gpt_pipeline.orchestration.history import explained_history, open_instance, remote_origin
 from gpt_pipeline.orchestration.pool_wait import wait_in_pools
 from gpt_pipeline.orchestration.rebuild import reconstructable_job
@@ -525,9 +525,9 @@ def _problem(events: Iterable[DagsterEvent]) -> Exception:
             data = event.step_failure_data
             error = data.error.cause or data.error if data.error else None
             if error is not None and is_stop(error):
-                return StoppedError(error.message)
+                return StoppedError(stop_text(error))
             texts.append(failure_text(event))
         elif event.event_type == dg.DagsterEventType.RUN_CANCELED:
             error = event.job_canceled_data.error
-            return StoppedError(error.message if error else "")
+            return StoppedError(stop_text(error) if error else "")
     return UserError("\n".join(texts) or "the run failed before its first step; its log is in the Dagster UI")

@@ -40,6 +40,11 @@ def is_stop(error: SerializableErrorInfo | None) -> bool:
     return error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__
 
 
+def stop_text(error: SerializableErrorInfo) -> str:
+    """Return what a stop says: ours as it is, and in our words one that met Dagster's own code, which has no text."""
+    return STOPPED if dg.DagsterExecutionInterruptedError.__name__ in error.message else error.message
+
+
 def is_crash(error: SerializableErrorInfo) -> bool:
     """Whether an error in Dagster's records is the end of a step's process that said nothing."""
     return error.cls_name == _CRASH

@@ -30,6 +30,7 @@ from gpt_pipeline.orchestration.failures import (
     is_crash,
     is_crash_by_a_stop,
     is_stop,
+    stop_text,
 )
 from gpt_pipeline.progress.at_work import show_run
 from gpt_pipeline.progress.failures import forget_failure, note_failure
@@ -89,7 +90,7 @@ class _Stoppable(Executor):
             for event in self._inner.execute(plan_context, execution_plan):
                 ended_by_a_stop |= is_crash_by_a_stop(event)
                 if event.is_step_failure and (error := event.step_failure_data.error) and is_stop(error):
-                    texts.append(error.message)
+                    texts.append(stop_text(error))
                 elif event.is_step_failure:
                     failures.append(failure_text(event))
                 yield event
