@@ -682,6 +682,20 @@ def test_plan_of_a_single_document_says_how_it_becomes_several(project: TinyProj
         make_data(load_experiment(path))
 
 
+@pytest.mark.parametrize(("documents", "is_told"), [(40, True), (60, False)])
+def test_plan_warns_where_perhaps_no_document_is_held_out(
+    project: TinyProject, documents: int, *, is_told: bool
+) -> None:
+    path = project.write_experiment("few")
+    parts = f"mix: {{a: {{source: sample, share: 1}}, b: {{source: sample, num_samples: {documents}, share: 1}}}}"
+    path.write_text(path.read_text().replace("source: sample", parts))
+    experiment = load_experiment(path)
+    assert experiment.data.validation_fraction == 0.1
+    text = f"4.0 of {documents} documents of b are held out, perhaps none"
+    found = [each for each in _plan(experiment).findings if each.text == text]
+    assert [each.remedy for each in found] == ["raise it from 0.1, or raise data.mix.b.num_samples"] * is_told
+
+
 def test_plan_says_which_rows_are_lost_but_for_those_that_a_filter_leaves_out(project: TinyProject) -> None:
     (project.root / "own").mkdir()
     rows = [{"text": f"Row {number}.", "lang": "en"} for number in range(300)]

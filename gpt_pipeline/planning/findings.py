@@ -53,6 +53,7 @@ _EPOCHS = 4  # up to this many, repeated data is worth almost as much as new: Mu
 _LONG_INTERVAL = 3600.0  # seconds of work that a crash may cost
 _LONG_ON_CPU = 7 * 86_400.0  # seconds: beyond a week, a CPU is hardly what one meant to train on
 _LOOK = "look at the files, at data.columns and at data.filter"
+_FEW_HELD_OUT = 5  # documents on average; of as many, none is held out in 7 of 1,000 cases (Poisson)
 _FILES_BESIDE = 3  # a README, a licence and the like lie beside many datasets
 _LAUNCHER = "hardware.launcher"
 _CUT = 0.01  # of the tokens of answers: as many may be lost without a word
@@ -352,6 +353,7 @@ def _validation(known: Known) -> Iterator[Finding]:
         text = "found 1 document, need at least two, one of which is held out"
         yield problem("data.num_samples", text, data.way_to_two)
         return
+    yield from _hardly_held_out(known)
     if tokens.validation_tokens < 2:
         yield problem("data.validation_fraction", "no validation tokens are held out, need at least 2", raise_it)
         return
@@ -364,6 +366,18 @@ def _validation(known: Known) -> Iterator[Finding]:
             yield warning("evaluation.max_validation_tokens", text, f"raise it from {limit:,}")
         else:
             yield warning("data.validation_fraction", text, raise_it)
+
+
+def _hardly_held_out(known: Known) -> Iterator[Finding]:
+    """Find data of which so few documents are held out, each by chance, that it may be none: the run would end."""
+    share = known.experiment.config.data.validation_fraction
+    for name, part in known.experiment.parts.items():
+        tokens = known.tokens.parts.get(name, known.tokens)
+        if not tokens.exact and tokens.documents * share < _FEW_HELD_OUT:
+            of = f" of {name}" if name else ""
+            text = f"{tokens.documents * share:.1f} of {tokens.documents:,} documents{of} are held out, perhaps none"
+            more = as_of_part(part.data.way_to_more, name)
+            yield warning("data.validation_fraction", text, f"raise it from {share:g}, or {more}")
 
 
 def _schedule(known: Known) -> Iterator[Finding]:
