@@ -66,6 +66,12 @@ def told_to_end_job() -> None:
     told_to_end()
 
 
+@dg.job(executor_def=stoppable(dg.multiprocess_executor))
+def one_of_each_job() -> None:
+    told_to_end()
+    dying()
+
+
 @dg.graph
 def working() -> None:
     at_work()
@@ -107,6 +113,17 @@ def test_run_whose_step_is_killed_says_so_in_plain_words_and_so_does_status() ->
     assert failure_text(event) == f"dying: {CRASHED}"
     assert failure is not None
     assert failure.text == failure_text(event)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signals between processes there")
+def test_run_of_whose_steps_one_is_told_to_end_and_another_crashes_has_failed() -> None:
+    job, tags = dg.reconstructable(one_of_each_job), {EXPERIMENT_TAG: "tiny"}
+    with dg.instance_for_test() as instance, dg.execute_job(job, instance, tags=tags) as result:
+        failure = last_failure(Project.here(), "tiny")
+    assert not result.success
+    assert not [event for event in result.all_events if event.event_type == dg.DagsterEventType.RUN_CANCELED]
+    assert failure is not None
+    assert failure.text == f"dying: {CRASHED}"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no signals between processes there")

@@ -16,8 +16,8 @@ from gpt_pipeline.orchestration import keys
 
 STOPPED = "Stopped; what is finished is kept, and the next run continues from there."
 CRASHED = (
-    "its process ended without a word: it crashed or was killed, as happens where memory runs out; what is finished is "
-    "kept: see that there is memory, and run again"
+    "its process ended without a word: it crashed, or was killed, as happens where memory runs out (the run's log has "
+    "the signal or exit code); what is finished is kept, and the next run continues from there"
 )
 _CRASH = "ChildProcessCrashException"  # Dagster's word for a step whose process ended without one
 _TOLD_TO_END = re.compile(r"terminated by signal \d+ \(SIG(TERM|INT|HUP|BREAK)\)")  # in what it says of such a process
@@ -50,12 +50,15 @@ def is_crash(error: SerializableErrorInfo) -> bool:
     return error.cls_name == _CRASH
 
 
-def is_crash_by_a_stop(event: DagsterEvent) -> bool:
-    """Whether an event says that a step's process was asked to stop before it could heed that, and so ended."""
-    if not event.is_engine_event:
-        return False
-    error = event.engine_event_data.error
-    return error is not None and is_crash(error) and _TOLD_TO_END.search(event.message or "") is not None
+def crash_by_a_stop(event: DagsterEvent) -> bool | None:
+    """Whether a step's process, whose crash the event tells of, was asked to stop before it could heed that.
+
+    None: the event tells of no crash.
+    """
+    error = event.engine_event_data.error if event.is_engine_event else None
+    if error is None or not is_crash(error):
+        return None
+    return _TOLD_TO_END.search(event.message or "") is not None
 
 
 def failure_text(event: DagsterEvent) -> str:

@@ -26,9 +26,9 @@ from gpt_pipeline.orchestration.dead_runs import at_work
 from gpt_pipeline.orchestration.failures import (
     STOPPED,
     StoppedRunError,
+    crash_by_a_stop,
     failure_text,
     is_crash,
-    is_crash_by_a_stop,
     is_stop,
     stop_text,
 )
@@ -85,21 +85,25 @@ class _Stoppable(Executor):
     def _execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
         texts: list[str] = []
         failures: list[str] = []
-        ended_by_a_stop = False
+        asked_to_stop: set[str | None] = set()  # steps whose process ended by that
         try:
             for event in self._inner.execute(plan_context, execution_plan):
-                ended_by_a_stop |= is_crash_by_a_stop(event)
-                if event.is_step_failure and (error := event.step_failure_data.error) and is_stop(error):
-                    texts.append(stop_text(error))
-                elif event.is_step_failure:
-                    failures.append(failure_text(event))
+                if (by_a_stop := crash_by_a_stop(event)) is not None:
+                    (asked_to_stop.add if by_a_stop else asked_to_stop.discard)(event.step_key)
+                if event.is_step_failure:
+                    error = event.step_failure_data.error
+                    if error is not None and is_stop(error):
+                        texts.append(stop_text(error))
+                    elif error is None or not is_crash(error) or event.step_key not in asked_to_stop:
+                        failures.append(failure_text(event))
                 yield event
             _note_end(plan_context.dagster_run, failures)
-        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
-            text = str(error) if isinstance(error, StoppedRunError) else texts[0] if texts else STOPPED
-        except DagsterSubprocessError as error:
-            if not all(is_stop(info) or (ended_by_a_stop and is_crash(info)) for info in error.subprocess_error_infos):
-                _note_end(plan_context.dagster_run, failures)
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as stop:
+            text = str(stop) if isinstance(stop, StoppedRunError) else texts[0] if texts else STOPPED
+        except DagsterSubprocessError as ended:
+            infos = ended.subprocess_error_infos
+            if failures or not all(is_stop(info) or is_crash(info) for info in infos):
+                _note_end(plan_context.dagster_run, failures or [info.message.strip() for info in infos])
                 raise
             text = texts[0] if texts else STOPPED
         else:

@@ -209,20 +209,26 @@ class Recorder:
         self._updates: list[UpdateResult] = []
         self._update_seconds = 0.0
         self._tokens_seen = progress.tokens_seen  # those of updates under way left out
-        self._last_tick = clock()
+        self._last_tick = self._updates_since = clock()
 
     def tick(self) -> float:
-        """Add the time since the last call to the training time; return it in seconds."""
+        """Add the time since the last call to the training time; return the time now, in seconds."""
         now = self._clock()
-        elapsed, self._last_tick = now - self._last_tick, now
-        self._progress.seconds += elapsed
-        return elapsed
+        self._progress.seconds += now - self._last_tick
+        self._last_tick = now
+        return now
+
+    def begin_updates(self) -> None:
+        """Count the time of updates from here on: what went before, such as an estimate, is none of theirs."""
+        self._updates_since = self.tick()
 
     def update(self, result: UpdateResult) -> None:
         """Take note of an update that has just been made; write a line when it is time."""
         self._updates.append(result)
         self._tokens_seen += result.tokens
-        self._update_seconds += self.tick()
+        now = self.tick()
+        self._update_seconds += now - self._updates_since
+        self._updates_since = now
         if result.step % self._layout.log_every == 0:
             self.flush()
 

@@ -113,7 +113,7 @@ class Trainer:
     def _update(self) -> None:
         progress = self.progress
         if not self._in_flight:
-            self.recorder.tick()  # what went before is no time of updates
+            self.recorder.begin_updates()
         batch = self.feed.batch_at(progress.step)
         pending = self.updater.update(progress.step, batch)
         self._in_flight.append(pending)
