@@ -174,6 +174,7 @@ def test_source_pattern_and_single_file_name_what_is_read(tmp_path: Path) -> Non
         (("a.bin",), ".", r"need files to read: parquet, JSON lines.*\(it holds a.bin\)"),
         (("a.zip",), "a.zip", r"/own holds a.zip\); unpack it"),
         (("a.bin",), ".", r"; unpack what it holds, or write it as one of these, or correct data"),
+        ((), ".", r"\(it holds nothing\); put files there, or correct data"),
         ((), "gone", r"data\.source: found '.*gone', need a folder, a file or a pattern that exists"),
         (("a.csv",), "*.jsonl", r"need files to read: .* \(/.*/own holds a.csv\); correct the pattern"),
     ],

@@ -120,7 +120,7 @@ def test_new_experiment_of_a_text_too_long_for_one_document_parts_it(
     own: Path, tmp_path: Path, end: str, mark: str, found: str
 ) -> None:
     texts = [f"{number} {'word ' * 20}".strip() for number in range(12_000)]
-    (own / "a.txt").write_text(mark.join(texts[:9]), encoding="utf-8", newline=end)
+    (own / "a.txt").write_text(f"{mark.join(texts[:9])}\n\n", encoding="utf-8", newline=end)  # which parts nothing
     assert write_new_experiment(tmp_path / "short.yaml", data=str(own / "a.txt")).config.data.split_text_at == found
     (own / "a.txt").write_text(mark.join(texts), encoding="utf-8", newline=end)
     data = write_new_experiment(tmp_path / "long.yaml", data=str(own / "a.txt")).config.data

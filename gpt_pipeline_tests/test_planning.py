@@ -649,10 +649,11 @@ def test_plan_of_too_little_data_all_of_which_is_used_asks_for_more_documents(pr
     assert not [remedy for remedy in remedies if "num_samples" in remedy]
 
 
+@pytest.mark.parametrize("amount", ["all", "2"])
 @pytest.mark.parametrize("is_readable", [True, False])
 @pytest.mark.parametrize("source", ["source: ../own, format: chat", "MIX"])
 def test_plan_of_files_without_a_document_names_no_other_problem(
-    project: TinyProject, source: str, *, is_readable: bool
+    project: TinyProject, source: str, amount: str, *, is_readable: bool
 ) -> None:
     (project.root / "own").mkdir()
     said = [{"role": role, "content": "Yes."} for role in ("customer", "bot")]
@@ -660,7 +661,7 @@ def test_plan_of_files_without_a_document_names_no_other_problem(
     (project.root / "own" / "a.jsonl").write_text(f"{line}\n" * 3)
     path = project.write_experiment("none")
     parts = "mix: {a: {source: sample, share: 1}, b: {source: ../own, format: chat, share: 9}}"
-    text = path.read_text().replace("source: sample", source.replace("MIX", parts)).replace("300", "all", 1)
+    text = path.read_text().replace("source: sample", source.replace("MIX", parts)).replace("300", amount, 1)
     path.write_text(text.replace("source: sample", "source: sample, num_samples: 300"))
     plan = _plan(load_experiment(path))
     [found] = plan.problems
@@ -673,6 +674,11 @@ def test_plan_of_files_without_a_document_names_no_other_problem(
 
 def test_plan_of_a_single_document_says_how_it_becomes_several(project: TinyProject) -> None:
     (project.root / "own.txt").write_text("A line of text.\n" * 9_000)
+    path = project.write_experiment("part")
+    mix = "mix: {a: {source: sample, share: 1}, b: {source: ../own.txt, format: text, num_samples: all, share: 1}}"
+    path.write_text(path.read_text().replace("source: sample", mix))
+    [found] = _plan(load_experiment(path)).problems
+    assert (found.key, "data.mix.b.split_text_at" in found.remedy) == ("data.mix.b.num_samples", True)
     path = project.write_experiment("alone")
     text = path.read_text().replace("source: sample", "source: ../own.txt, format: text").replace("300", "all", 1)
     path.write_text(text)
@@ -691,8 +697,8 @@ def test_plan_warns_where_perhaps_no_document_is_held_out(
     path.write_text(path.read_text().replace("source: sample", parts))
     experiment = load_experiment(path)
     assert experiment.data.validation_fraction == 0.1
-    text = f"4.0 of {documents} documents of b are held out, perhaps none"
-    found = [each for each in _plan(experiment).findings if each.text == text]
+    found = [each for each in _plan(experiment).findings if "perhaps none" in each.text]
+    assert [each.text for each in found] == ["4.0 of 40 documents of b are held out, perhaps none"] * is_told
     assert [each.remedy for each in found] == ["raise it from 0.1, or raise data.mix.b.num_samples"] * is_told
 
 
@@ -727,6 +733,9 @@ def test_plan_says_that_many_files_of_another_kind_are_left_out(
     if found:
         assert "1 file of jsonl to read, and 4 others that are left out, such as 0.txt" in found[0].text
         assert "own/**/*.txt" in found[0].remedy
+        for text in (project.root / "own").glob("*.txt"):
+            text.rename(text.with_suffix(".txt.gz"))
+        assert any("own/**/*.txt.gz" in each.remedy for each in _plan(load_experiment(path)).findings)
 
 
 def test_plan_warns_of_what_is_hardly_wanted_and_can_still_be_run(project: TinyProject) -> None:

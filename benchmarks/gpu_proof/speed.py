@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
@@ -18,7 +19,7 @@ from gpt_pipeline.hardware.peaks import peak_flops
 from gpt_pipeline.model.costs import flops_per_token
 
 _TINY_TECHNIQUES = ("flash", "late look")
-_WARM_UP, _PRODUCTS = 200, 1000  # of 1.5 ms each: until the clock has come up from rest, and down for the heat
+_WARM_UP, _MEASURED = 0.3, 1.5  # seconds: until the clock has come up from rest, and down for the heat
 
 
 def tasks(setup: Setup) -> Iterator[Task]:
@@ -49,17 +50,21 @@ def reachable_flops(device: str, *, size: int) -> tuple[float, str]:
     where = torch.device(device)
     dtype = devices.DTYPES[devices.native_half(where) or "fp32"]
     one, other = (torch.randn(size, size, device=where).to(dtype) for _ in range(2))
-    for _ in range(_WARM_UP):
-        one @ other
-    devices.synchronize()
-    started = time.perf_counter()
-    for _ in range(_PRODUCTS):
-        one @ other
-    devices.synchronize()
-    seconds = (time.perf_counter() - started) / _PRODUCTS
+    _seconds_of(3, one, other)  # the first loads the library
+    for whole in (_WARM_UP, _MEASURED):
+        seconds = _seconds_of(math.ceil(whole / _seconds_of(3, one, other)), one, other)
     del one, other
     devices.release_memory(where)  # to the contestants' processes
     return 2 * size**3 / seconds, str(dtype).removeprefix("torch.")
+
+
+def _seconds_of(products: int, one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the time of one of so many products of the two."""
+    started = time.perf_counter()
+    for _ in range(products):
+        one @ other
+    devices.synchronize()
+    return (time.perf_counter() - started) / products
 
 
 def _contest(setup: Setup, rival: Contestant) -> Sequence[Row]:

@@ -185,8 +185,9 @@ class DocumentsConfig:
     @property
     def way_to_two(self) -> str:
         """What to do where there is one document alone, for a person."""
-        part = "part the text by data.split_text_at, such as `split_text_at: line`, or "
-        return f"{part if self.format == 'text' else ''}{self.way_to_more}"
+        if self.format != "text" or self.split_text_at is not None or self.document_limit == 1:
+            return self.way_to_more
+        return f"part a text file by data.split_text_at, such as `split_text_at: line`, or {self.way_to_more}"
 
     @property
     def amount(self) -> str:

@@ -30,11 +30,17 @@ READABLE = (
 
 def kind_of(name: str) -> str | None:
     """Return what kind of file `name` is; None for one that holds no documents."""
-    suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
+    base = name.rpartition("/")[2].lower()  # as pathlib's `suffixes`, which takes ten times as long
+    suffixes = [] if base.endswith(".") else [f".{each}" for each in base.lstrip(".").split(".")[1:]]
     if suffixes[-1:] and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
         return None if suffixes[-1:] == [".parquet"] else _KINDS.get(suffixes[-1] if suffixes else "")
     return _KINDS.get(suffixes[-1] if suffixes else "")
+
+
+def ending_of(name: str) -> str:
+    """Return the end of a file's name that tells its kind, with that of its compression: `.txt.gz`."""
+    return "".join(PurePosixPath(name).suffixes[-2 if compression_of(name) else -1 :])
 
 
 def compression_of(name: str) -> str | None:

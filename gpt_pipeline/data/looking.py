@@ -107,8 +107,8 @@ def _mark_in(source: Source, say: Say) -> str | None:
     name = sorted(source.names, key=source.size)[len(source.names) // 2]
     with source.open(name, say=say) as file, opened(file, name) as stream:
         begin = stream.read(MAX_DOCUMENT_BYTES + 1)
-    text = begin.replace(b"\r\n", b"\n")
-    is_alone = len(source.names) == 1 and b"\n" in text.strip()
+    text = begin.replace(b"\r\n", b"\n").strip()
+    is_alone = len(source.names) == 1 and b"\n" in text
     if len(begin) <= MAX_DOCUMENT_BYTES and not is_alone:
         return None
     return next((mark for mark in _MARKS if mark.encode() in text), LINE)

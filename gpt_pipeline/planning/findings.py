@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from gpt_pipeline.checkpoints.manifest import list_checkpoints
 from gpt_pipeline.data.config import SYNTH, DataConfig, as_of_part
-from gpt_pipeline.data.file_kinds import TEXT, kind_of
+from gpt_pipeline.data.file_kinds import TEXT, ending_of, kind_of
 from gpt_pipeline.data.formats.rules import in_words, not_asked_for, with_hints
 from gpt_pipeline.data.sources.folder import LocalFiles, local_files
 from gpt_pipeline.data.tokens.choose import known_shards
@@ -254,10 +254,11 @@ def passed_over(data: DataConfig) -> Iterator[Finding]:
     if data.local is None:
         return
     files = local_files(data.local, key=f"data.{data.local_key}")
-    if len(others := files.passed_over) > _FILES_BESIDE:
-        read = f"found files of several kinds: {counted(len(files.names), 'file')} of {kind_of(files.names[0])} to read"
+    names, others = files.read_and_passed_over()
+    if len(others) > _FILES_BESIDE:
+        read = f"found files of several kinds: {counted(len(names), 'file')} of {kind_of(names[0])} to read"
         text = f"{read}, and {len(others):,} others that are left out, such as {others[0]}"
-        pattern = f"{files.folder}/**/*{Path(others[0]).suffix}"
+        pattern = f"{files.folder}/**/*{ending_of(others[0])}"
         yield warning(
             f"data.{data.local_key}", text, f"name those meant by a pattern, such as {pattern}, or use data.mix"
         )
@@ -349,11 +350,10 @@ def _validation(known: Known) -> Iterator[Finding]:
     raise_it = f"raise data.validation_fraction={data.validation_fraction:g}, or {data.way_to_more}"
     if not tokens.documents:
         return
-    if tokens.documents == 1:
-        text = "found 1 document, need at least two, one of which is held out"
-        yield problem("data.num_samples", text, data.way_to_two)
+    found = [*_hardly_held_out(known)]
+    yield from found
+    if any(each.severity == "problem" for each in found):
         return
-    yield from _hardly_held_out(known)
     if tokens.validation_tokens < 2:
         yield problem("data.validation_fraction", "no validation tokens are held out, need at least 2", raise_it)
         return
@@ -372,9 +372,11 @@ def _hardly_held_out(known: Known) -> Iterator[Finding]:
     """Find data of which so few documents are held out, each by chance, that it may be none: the run would end."""
     share = known.experiment.config.data.validation_fraction
     for name, part in known.experiment.parts.items():
-        tokens = known.tokens.parts.get(name, known.tokens)
-        if not tokens.exact and tokens.documents * share < _FEW_HELD_OUT:
-            of = f" of {name}" if name else ""
+        tokens, of = known.tokens.parts.get(name, known.tokens), f" of {name}" if name else ""
+        if tokens.documents == 1:
+            text = f"found 1 document{of}, need at least two, one of which is held out"
+            yield problem(as_of_part("data.num_samples", name), text, as_of_part(part.data.way_to_two, name))
+        elif not tokens.exact and 0 < tokens.documents * share < _FEW_HELD_OUT:
             text = f"{tokens.documents * share:.1f} of {tokens.documents:,} documents{of} are held out, perhaps none"
             more = as_of_part(part.data.way_to_more, name)
             yield warning("data.validation_fraction", text, f"raise it from {share:g}, or {more}")

@@ -73,7 +73,7 @@ def _model_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 def _data_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     tokens = plan.tokens
     about = "" if tokens.exact else "about "
-    yield "documents", f"{tokens.documents:,}"
+    yield "documents", f"{tokens.documents:,}" if tokens.documents else "not known"
     yield (
         "tokens",
         f"{about}{wording.count(tokens.train_tokens)} to train on, {wording.count(tokens.validation_tokens)} held out",

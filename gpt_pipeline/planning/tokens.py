@@ -121,16 +121,22 @@ def _estimated(experiment: Experiment) -> TokenCount:
 
 
 def _documents(experiment: Experiment, surveyed: Callable[[], Survey | None]) -> int:
-    """Return how many documents the experiment uses; of a whole source at most its rows, or what SYNTH has."""
+    """Return how many documents the experiment uses; of a whole source at most its rows, or what SYNTH has.
+
+    0: its files cannot be read, or give none.
+    """
     data = experiment.data
-    if data.document_limit is not None:
-        return data.document_limit
+    limit = data.document_limit
     if (raw := known_raw(data, experiment.data_folder)) is not None:
-        return int(raw.manifest.facts["documents"])
+        return int(raw.manifest.facts["documents"]) if limit is None else limit
     if not is_surveyed(data):
-        return round(SYNTH_DOCUMENTS * documents_per_english(data))
+        return round(SYNTH_DOCUMENTS * documents_per_english(data)) if limit is None else limit
     held = surveyed()
-    return 0 if held is None else held.documents
+    if held is None and data.local is None and limit is not None:  # the hub cannot be asked
+        return limit
+    if held is None or not held.documents:
+        return 0
+    return held.documents if limit is None else limit
 
 
 def documents_per_english(data: DataConfig) -> float:

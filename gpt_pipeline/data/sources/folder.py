@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from gpt_pipeline.data.file_kinds import PARQUET, READABLE, TEXT, TEXT_LIST, kind_of
+from gpt_pipeline.data.file_kinds import PARQUET, READABLE, TEXT, TEXT_LIST, ending_of, kind_of
 from gpt_pipeline.errors import ConfigError
 from gpt_pipeline.storage.names import resolve_folder
 
@@ -138,14 +138,14 @@ class LocalFiles:
 
         What cannot be read is passed over here: `opened` refuses it.
         """
-        return tuple(_chosen(self._listed(told=lambda _: None)))
+        return self.read_and_passed_over()[0]
 
-    @property
-    def passed_over(self) -> tuple[str, ...]:
-        """The files that could be read and are not, since those of another kind lie beside them, in order."""
+    def read_and_passed_over(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return `names`, and the files that could be read and are not, since those of another kind lie beside them."""
         listed = self._listed(told=lambda _: None)
-        chosen = {*_chosen(listed)}
-        return tuple(name for name in listed if chosen and kind_of(name) and name not in chosen)
+        names = tuple(_chosen(listed))
+        chosen = {*names}
+        return names, tuple(name for name in listed if chosen and name not in chosen and kind_of(name))
 
     def opened(self) -> LocalFolder:
         """Return the files as a source.
@@ -164,7 +164,7 @@ class LocalFiles:
                 found=f"{left_out[0]} beside {names[0]}",
                 need="files of one kind, with endings of one case",
                 remedy="rename them, or name those to be read by a pattern such as "
-                f"{self.folder}/**/*{Path(names[0]).suffix} or {self.folder}/**/*{Path(left_out[0]).suffix}",
+                f"{self.folder}/**/*{ending_of(names[0])} or {self.folder}/**/*{ending_of(left_out[0])}",
             )
         if unusable := [name for name in names if not _is_usable(self.folder, name)]:
             raise ConfigError(
@@ -178,15 +178,17 @@ class LocalFiles:
             if len(kinds) > 1:
                 need = f"files of one kind (it holds {', '.join(kinds)})"
                 raise self._error(need, f"name them by a pattern in {self.key}, such as {self.folder}/*.{kinds[0]}")
-            seen = ", ".join(sorted(os.listdir(self.folder))[:_SHOWN]) or "nothing"
-            if folder_is_meant := self.folder == self.path:
+            seen = ", ".join(sorted(os.listdir(self.folder))[:_SHOWN])
+            if (folder_is_meant := self.folder == self.path) and not seen:
+                remedy = f"put files there, or correct {self.key}"
+            elif folder_is_meant:
                 remedy = f"unpack what it holds, or write it as one of these, or correct {self.key}"
             elif os.path.isfile(self.path):
                 remedy = "unpack it, or write what it holds as one of these"
             else:
                 remedy = "correct the pattern"
             where = "it" if folder_is_meant else self.folder
-            raise self._error(f"files to read: {READABLE} ({where} holds {seen})", remedy)
+            raise self._error(f"files to read: {READABLE} ({where} holds {seen or 'nothing'})", remedy)
         return LocalFolder(folder=self.folder, names=tuple(names))
 
     def _listed(self, *, told: _Told) -> list[str]:
