@@ -9,8 +9,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import NoSuchTableError, OperationalError
 
-from gpt_pipeline.orchestration.history import open_instance, turn_to_open
+from gpt_pipeline.errors import UserError
+from gpt_pipeline.orchestration.history import explained_history, open_instance, turn_to_open
 from gpt_pipeline.project import Project
 
 
@@ -63,3 +65,22 @@ def test_history_with_two_versions_noted_is_opened_again(
         assert instance.get_dynamic_partitions("steps") == ["step_1"]
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("select count(*) from alembic_version").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OperationalError("select", {}, sqlite3.OperationalError("unable to open database file")), "unable to open"),
+        (NoSuchTableError("runs"), "no such table: runs"),
+    ],
+)
+def test_history_that_is_deleted_meanwhile_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    project = Project(root=tmp_path, experiments=tmp_path)
+    with (
+        pytest.raises(UserError, match=rf"history of .* \({reason}.*\); it was deleted meanwhile"),
+        explained_history(project),
+    ):
+        raise error

@@ -88,15 +88,16 @@ def _forget_two_versions(database: Path) -> None:
 @contextmanager
 def explained_history(project: Project) -> Iterator[None]:
     """Turn what the history's database refuses in the block into a `UserError`, whose remedy is that of a full disk."""
-    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.exc import DBAPIError, NoSuchTableError
 
     try:
         yield
-    except DBAPIError as error:
+    except (DBAPIError, NoSuchTableError) as error:  # the latter of a file that was made anew, and is still empty
+        reason = error.orig if isinstance(error, DBAPIError) else f"no such table: {error}"
         home = dagster_home() or project.root
         why = "if its disk is full, free some space" if project.history.is_dir() else "it was deleted meanwhile"
         raise UserError(
-            f"Dagster's history of {home} cannot be read or written ({error.orig}); {why}. Finished work is kept: run "
+            f"Dagster's history of {home} cannot be read or written ({reason}); {why}. Finished work is kept: run "
             "again, or see what `gpt-pipeline doctor` says of it"
         ) from error
 
