@@ -125,13 +125,8 @@ def _disk_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _rows_of_disk(disk: Disk) -> Iterator[tuple[str, str]]:
     for need in disk.needs:
-        there = (
-            "exists"
-            if need.present and need.room == 0
-            else f"{wording.size(need.present)} of it exists"
-            if need.present
-            else ""
-        )
+        part = "exists" if need.room == 0 else f"{wording.size(need.present)} of it exists"
+        there = part if need.present else ""
         yield need.what, f"{wording.size(need.size):>8}{f'  {there}' if there else ''}"
     yield "to be written", f"{wording.size(disk.to_write):>8}  of {wording.size(disk.free)} free for {disk.folder}"
 
