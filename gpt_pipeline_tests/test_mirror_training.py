@@ -258,7 +258,8 @@ def test_mirror_whose_newer_checkpoints_are_all_damaged_leaves_what_is_here(tmp_
     assert not (a.folder.root / "previous").exists()
     wait_until_sent(a.folder, say=lambda _: None)
     sent = {path.name for path in (tmp_path / "mirror").glob("experiment/training-*/000003/checkpoints/*.pt")}
-    assert {f"checkpoint_step_{info.step}.pt" for info in list_checkpoints(a.folder.checkpoints)} <= sent
+    # One that the sender held while the trainer removed others may be here still, before the newest.
+    assert {info.path.name for info in list_checkpoints(a.folder.checkpoints)[-3:]} <= sent
 
 
 @pytest.mark.slow
