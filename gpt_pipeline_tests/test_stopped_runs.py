@@ -7,12 +7,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.events import DagsterEvent
 from dagster._core.execution.api import execute_run_iterator
+from dagster._core.execution.plan.active import ActiveExecution
+from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.storage.tags import GRPC_INFO_TAG, MAX_RETRIES_TAG
 
 from gpt_pipeline.orchestration.dead_runs import PROCESS_TAG
@@ -66,6 +69,22 @@ def told_to_end_job() -> None:
     told_to_end()
 
 
+@dg.op(pool="closed")
+def waiting() -> None:
+    """Waits for a place."""
+
+
+@dg.op(pool="closed")
+def waiting_too() -> None:
+    """Waits for the same place."""
+
+
+@dg.job(executor_def=stoppable(dg.multiprocess_executor))
+def waiting_job() -> None:
+    waiting()
+    waiting_too()
+
+
 @dg.job(executor_def=stoppable(dg.multiprocess_executor))
 def one_of_each_job() -> None:
     told_to_end()
@@ -103,6 +122,25 @@ def _execute(
 def _cancellation(events: list[DagsterEvent]) -> DagsterEvent:
     (event,) = (event for event in events if event.event_type == dg.DagsterEventType.RUN_CANCELED)
     return event
+
+
+def test_run_whose_steps_wait_for_a_place_keeps_no_core_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[float] = []
+    next_steps = ActiveExecution.get_steps_to_execute
+
+    def counted(self: ActiveExecution, *arguments: Any, **options: Any) -> list[ExecutionStep]:
+        rounds.append(time.monotonic())
+        if rounds[-1] - rounds[0] > 1:
+            raise KeyboardInterrupt
+        return next_steps(self, *arguments, **options)
+
+    monkeypatch.setattr(ActiveExecution, "get_steps_to_execute", counted)
+    pools = {"concurrency": {"pools": {"default_limit": 0, "granularity": "op"}}}
+    with dg.instance_for_test(overrides=pools) as instance:
+        instance.event_log_storage.set_concurrency_slots("closed", 0)
+        with dg.execute_job(dg.reconstructable(waiting_job), instance) as result:
+            assert result.dagster_run.status == CANCELED
+    assert 2 < len(rounds) < 100  # thousands without a pause
 
 
 def test_run_whose_step_is_killed_says_so_in_plain_words_and_so_does_status() -> None:

@@ -1,8 +1,9 @@
-"""Wait for a place in one of Dagster's pools, as the command line does.
+"""Wait for a place in one of Dagster's pools.
 
-Dagster's in-process executor asks for a place again and again without a pause, says nothing, and heeds no signal until
-it has one. Here a request that is refused waits: it says for whom, frees the places of runs whose process has died
-meanwhile, and ends when it is asked to stop.
+Dagster's executors ask for a place again and again without a pause, which keeps a core busy. The in-process one of the
+command line also says nothing, and heeds no signal until it has one: there, a request that is refused waits. It says
+for whom, frees the places of runs whose process has died meanwhile, and ends when it is asked to stop. The multiprocess
+one of Dagster's pages heeds all that, and its other steps go on meanwhile: there, rounds of requests get a pause.
 
 Dagster hands a place that becomes free to a step on its waiting list. A step that finds all places taken and is put on
 the list just after the last of them became free is handed none, and would wait for ever; it gets one here.
@@ -18,6 +19,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
+from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
+from dagster._core.executor import multiprocess
+from dagster._core.storage.dagster_run import DagsterRun
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.base import EventLogStorage
 from dagster._utils.concurrency import ConcurrencyClaimStatus
@@ -34,6 +38,7 @@ from gpt_pipeline.storage.lock import BEAT_SECONDS, SILENT_SECONDS, hold_lock
 from gpt_pipeline.storage.process import ProcessId
 
 _ASK_SECONDS = 1.0
+_PAUSE_SECONDS = 0.02  # as long as that executor waits for a step at work
 _LOOK_SECONDS = 5.0
 _QUIET_SECONDS = {
     keys.EVALUATION_POOL: 60.0
@@ -72,6 +77,28 @@ def wait_in_pools(
         return status
 
     storage.claim_concurrency_slot = patient_claim  # type: ignore[method-assign]
+
+
+def pause_between_rounds() -> None:
+    """Have the multiprocess executors of this process pause before they ask for the same place again."""
+    multiprocess.InstanceConcurrencyContext = _UnhurriedContext  # type: ignore[attr-defined]
+
+
+class _UnhurriedContext(InstanceConcurrencyContext):
+    """One that pauses once in each round of requests, however many steps wait."""
+
+    def __init__(self, instance: dg.DagsterInstance, dagster_run: DagsterRun) -> None:
+        super().__init__(instance, dagster_run)
+        self._refused: set[str] = set()  # in this round
+
+    def claim(self, concurrency_key: str, step_key: str, step_priority: int = 0) -> bool:
+        claimed = super().claim(concurrency_key, step_key, step_priority)
+        if not claimed:
+            if step_key in self._refused:
+                time.sleep(_PAUSE_SECONDS)
+                self._refused.clear()
+            self._refused.add(step_key)
+        return claimed
 
 
 def assign_free_places(instance: dg.DagsterInstance, project: Project, pools: Iterable[str]) -> None:

@@ -32,6 +32,7 @@ from gpt_pipeline.orchestration.failures import (
     is_stop,
     stop_text,
 )
+from gpt_pipeline.orchestration.pool_wait import pause_between_rounds
 from gpt_pipeline.progress.at_work import show_run
 from gpt_pipeline.progress.failures import forget_failure, note_failure
 from gpt_pipeline.project import Project
@@ -45,6 +46,7 @@ def stoppable(definition: dg.ExecutorDefinition, experiments: Sequence[Experimen
 
     Its runs of `experiments` show that their process is alive; those of a command show it themselves.
     """
+    pause_between_rounds()
     create = definition.executor_creation_fn
     assert create is not None
 
