@@ -541,6 +541,9 @@ def test_status_of_a_later_experiment_without_its_base_s_best_model_says_which_a
     status = experiment_status(later)
     assert not status.start_is_ready
     assert "step_4, step_8" in status.start
+    assert status.next.command == f"gpt-pipeline validate {_typed(later.file)}"  # to run it again would not help
+    (problem,) = make_plan(later, measured=False, say=print).problems
+    assert (problem.key, problem.text[:12]) == ("start_from.checkpoint", "found 'best'")
 
 
 def test_reason_of_a_chain_is_that_of_the_link_that_changed(folder: Path) -> None:

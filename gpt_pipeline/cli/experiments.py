@@ -463,8 +463,7 @@ def _verified_prompts(experiment: Experiment) -> Iterator[Verified]:
     from gpt_pipeline.rl.stage import NAME
 
     if experiment.config.has_rollouts:
-        _, start_is_ready = start_in_words(experiment)
-        stage = prompts_stage(experiment) if start_is_ready else None
+        stage = prompts_stage(experiment) if start_in_words(experiment).is_ready else None
         yield verify_files(NAME, None if stage is None else stage.place(), say=say)
 
 
@@ -506,15 +505,15 @@ def _bring_all(experiment: Experiment) -> None:
     from gpt_pipeline.training.mirroring import bring_newer  # torch
 
     base, url = base_experiment(experiment), experiment.config.storage.mirror
-    if base is not None and not start_in_words(experiment)[1]:
+    if base is not None and not start_in_words(experiment).is_ready:
         _bring_all(base)
     if url is None:
         return
     bring_all_data(experiment, say=say)
     fingerprint, name = wanted_fingerprint(experiment), experiment.file.name
     if fingerprint is None:
-        start, is_ready = start_in_words(experiment)
-        why = "its data is neither here nor in the mirror" if is_ready else start
+        start = start_in_words(experiment)
+        why = "its data is neither here nor in the mirror" if start.is_ready else start.text
         say(f"{name}: its training is not known yet: {why}.")
         return
     with folder_lock(experiment.folder.root, purpose="bringing a training from the mirror"):

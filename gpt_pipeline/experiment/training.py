@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gpt_pipeline.checkpoints.choose import LAST
 from gpt_pipeline.checkpoints.manifest import (
@@ -65,16 +66,25 @@ def find_start(experiment: Experiment) -> StartPoint | None:
     return StartPoint(checkpoint=found, source=start_from.text)
 
 
-def start_in_words(experiment: Experiment) -> tuple[str, bool]:
-    """Return which weights the training begins with, or why they are not there, and whether they are there.
+class StartInWords(NamedTuple):
+    """The weights that a training begins with, for a person."""
 
-    The text is empty where it begins with random ones.
-    """
+    text: str
+    """Which they are, or why they are not there; empty where they are random ones."""
+
+    is_ready: bool = True
+    can_be_made: bool = True
+    """Whether running the experiment gives them, if they are not there."""
+
+
+def start_in_words(experiment: Experiment) -> StartInWords:
+    """Return which weights the training begins with, or why they are not there."""
     try:
         start = find_start(experiment)
     except UserError as error:
-        return str(error), False
-    return ("", True) if start is None else (f"the weights of {start.source}", True)
+        can_be_made = isinstance(error, StartNotReadyError)
+        return StartInWords(str(error), is_ready=False, can_be_made=can_be_made)
+    return StartInWords("" if start is None else f"the weights of {start.source}")
 
 
 def base_experiment(experiment: Experiment) -> Experiment | None:
@@ -116,9 +126,10 @@ def _checkpoint_of(base: Experiment, later: Experiment) -> CheckpointInfo:
     if named is not None:  # of another training where base went on from one of its checkpoints
         return named
     known = ", ".join(f"step_{info.step}" for info in list_checkpoints(folder)) or "none"
-    raise UserError(
-        f"start_from.checkpoint: found {start_from.checkpoint!r}, which is not in {folder}; need one of those that "
-        f"{base.file.name} has kept: {known}"
+    raise ConfigError(
+        "start_from.checkpoint",
+        found=start_from.checkpoint,
+        need=f"one of those that {base.file.name} has kept in {folder}: {known}",
     )
 
 

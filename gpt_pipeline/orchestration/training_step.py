@@ -288,7 +288,7 @@ def _results(experiment: Experiment, finished: FinishedTraining) -> dict[str, An
         "hours": round(finished.seconds / 3600, 4),
         "tokens_per_second": round(finished.tokens_seen / max(finished.seconds, 1e-9), 1),
         "parameters": finished.parameters,
-        **({} if experiment.config.start_from is None else {"starts_from": start_in_words(experiment)[0]}),
+        **({} if experiment.config.start_from is None else {"starts_from": start_in_words(experiment).text}),
     }
 
 

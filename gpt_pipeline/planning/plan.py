@@ -192,7 +192,7 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
         is_measured=speed is not None and speed.source == "measured",
         duration=None if length is None else _duration(experiment, tokens, length, start, speed),
     )
-    start_from, start_is_ready = start_in_words(experiment)
+    begins = start_in_words(experiment)
     return Plan(
         file=experiment.file,
         name=experiment.display_name,
@@ -204,8 +204,8 @@ def make_plan(experiment: Experiment, *, measured: bool, say: Say) -> Plan:
         length=length,
         stages=stages,
         start=start,
-        start_from=start_from,
-        start_is_ready=start_is_ready,
+        start_from=begins.text,
+        start_is_ready=begins.is_ready,
         is_running=running,
         disks=known.disks,
         memory=need,

@@ -124,6 +124,9 @@ class Status:
     """The weights that training begins with, or why they are not there; empty: random ones."""
 
     start_is_ready: bool = True
+    start_can_be_made: bool = True
+    """Whether running the experiment gives these weights, if they are not there."""
+
     training: TrainingProgress | None = None
     checkpoints: tuple[CheckpointStatus, ...] = ()
     checkpoint_bytes: int = 0
@@ -211,7 +214,7 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
     results = summarize_evaluations(folder.evaluations)
     decides = experiment.config.deciding_loss
     checkpoints = _checkpoints(folder.checkpoints)
-    start, start_is_ready = start_in_words(experiment)
+    start = start_in_words(experiment)
     status = Status(
         file=experiment.file,
         name=experiment.display_name,
@@ -220,8 +223,9 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
         family=experiment.config.family,
         failure=last_failure(project, experiment.name),
         stages=stages,
-        start=start,
-        start_is_ready=start_is_ready,
+        start=start.text,
+        start_is_ready=start.is_ready,
+        start_can_be_made=start.can_be_made,
         training=experiment_training(experiment),
         checkpoints=_statuses_of_checkpoints(
             checkpoints, wanted, results, losses_of(folder.metrics).validation, decides=decides
@@ -344,7 +348,9 @@ def next_step(status: Status) -> NextStep:
     if training.state != "finished" and training.job is not None:
         return NextStep(command=f"gpt-pipeline run {name}", why=f"follows {training.job}")
     if not status.start_is_ready:
-        return NextStep(command=f"gpt-pipeline run {name}", why=f"{status.start}: that comes first")
+        make = NextStep(command=f"gpt-pipeline run {name}", why=f"{status.start}: that comes first")
+        correct = NextStep(command=f"gpt-pipeline validate {name}", why="correct start_from: its weights are not there")
+        return make if status.start_can_be_made else correct
     if training.state != "finished":
         return _before_its_end(name, status.stages, training)
     return _after_training(name, status, pending)
