@@ -890,7 +890,20 @@ def test_plan_names_a_split_by_which_the_base_was_trained_on_what_is_held_out(
     path.write_text(text.replace("validation_fraction: 0.1", split))
     key, found = "data.validation_fraction", _plan(load_experiment(path)).findings
     told = [finding for finding in found if finding.key == key and "base.yaml" in finding.text]
-    assert [finding.remedy for finding in told] == ["set data.validation_fraction: 0.1 and data.seed: 0"] * named
+    remedy = "set data.validation_fraction: 0.1 and data.seed: 0 here too"
+    assert [finding.remedy for finding in told] == [remedy] * named
+
+
+def test_plan_names_the_group_by_which_the_base_was_split(project: TinyProject) -> None:
+    rows = [{"text": f"Page {number} of a book. " * 5, "book": f"{number // 10}"} for number in range(200)]
+    (project.root / "pages.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = "source: ../pages.jsonl, format: text, columns: {text: text}, num_samples: all"
+    base, path = (project.write_experiment(name) for name in ("base", "later"))
+    for file, group in ((base, ", group: book"), (path, "")):
+        file.write_text(re.sub(r"source: sample, num_samples: \d+", source + group, file.read_text()))
+    path.write_text(re.sub(r"(?m)^model:.*\n", "start_from: {experiment: base.yaml}\n", path.read_text()))
+    (told,) = (each for each in _plan(load_experiment(path)).findings if "base.yaml has" in each.text)
+    assert told.remedy == "set data.validation_fraction: 0.1 and data.seed: 0 and group: book here too"
 
 
 @pytest.mark.parametrize("cuda", [False, True])

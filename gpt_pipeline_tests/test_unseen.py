@@ -155,7 +155,7 @@ def test_prove_unseen_finds_what_the_weights_it_began_with_were_trained_on(stage
     assert not finding.passed
     assert finding.facts["seen_before"] > 0 == finding.facts["same_text"]
     assert "documents that base.yaml trained on" in finding.text
-    assert "set data.seed and data.validation_fraction as there" in finding.text
+    assert "set data.seed, data.validation_fraction and data.group as there" in finding.text
     copy = [dataclasses.replace(before[0], documents=((other.at("/a/copy"), stages.english),))]
     assert prove_unseen(stages.questions, on(stages.english, stages.shards), before=copy) == finding
     alike = [dataclasses.replace(before[0], shards=stages.shards)]
@@ -168,7 +168,8 @@ OWN = DataConfig(num_samples="all", max_length=48, source="/one/own.jsonl", form
 @pytest.mark.parametrize(
     ("theirs", "shared", "remedy"),
     [
-        (dataclasses.replace(OWN, seed=1), True, "set data.seed and data.validation_fraction as there"),
+        (dataclasses.replace(OWN, seed=1), True, "set data.seed, data.validation_fraction and data.group as there"),
+        (dataclasses.replace(OWN, group="book"), True, "data.group as there"),
         (OWN, True, "another evaluation.seed"),  # as a base does that has more documents
         (dataclasses.replace(OWN, source="/two/own.jsonl", seed=1), False, "another evaluation.seed"),
     ],

@@ -407,7 +407,8 @@ class DataConfig(DocumentsConfig):
 
     def is_held_out_in(self, base: DataConfig) -> bool:
         """Whether `base` holds out all documents that this does, of what both have."""
-        return self.seed == base.seed and self.validation_fraction <= base.validation_fraction
+        same = (self.seed, self.group) == (base.seed, base.group)
+        return same and self.validation_fraction <= base.validation_fraction
 
     @property
     def way_to_more(self) -> str:

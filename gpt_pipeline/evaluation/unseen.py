@@ -45,8 +45,8 @@ _REMEDY_FOR_A_MIX = (
 
 
 _REMEDY_FOR_A_BASE = (
-    "the weights that the training began with have seen what it is asked, so the answers say little: set data.seed and "
-    "data.validation_fraction as there, which holds out the same, and train again"
+    "the weights that the training began with have seen what it is asked, so the answers say little: set data.seed, "
+    "data.validation_fraction and data.group as there, which holds out the same, and train again"
 )
 
 

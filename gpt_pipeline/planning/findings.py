@@ -193,14 +193,18 @@ def _seen_before(known: Known) -> Iterator[Finding]:
         for theirs in base.data.parts.values():
             seen = [part for part in own if part.origin == theirs.origin and not part.is_held_out_in(theirs)]
             if seen:
-                text = (
-                    f"found {seen[0].validation_fraction:g} with data.seed={seen[0].seed}, and {base.file.name} has "
-                    f"{theirs.validation_fraction:g} with {theirs.seed}: it was trained on documents that are held out "
-                    "and asked about here"
-                )
-                remedy = f"set data.validation_fraction: {theirs.validation_fraction:g} and data.seed: {theirs.seed}"
-                yield warning("data.validation_fraction", text, remedy)
+                grouped = seen[0].group != theirs.group
+                here, there = _split_of(seen[0], grouped), _split_of(theirs, grouped)
+                why = "it was trained on documents that are held out and asked about here"
+                text = f"found {here}, and {base.file.name} has {there}: {why}"
+                yield warning("data.validation_fraction", text, f"set {there} here too")
         base = base_experiment(base)
+
+
+def _split_of(data: DataConfig, grouped: bool) -> str:
+    """Return the keys that decide what is held out, with `group` where it matters."""
+    keys = [f"data.validation_fraction: {data.validation_fraction:g}", f"data.seed: {data.seed}"]
+    return " and ".join([*keys, *([f"group: {data.group or 'null'}"] if grouped else [])])
 
 
 def _repeats(known: Known) -> Iterator[Finding]:
