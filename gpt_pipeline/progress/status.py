@@ -32,7 +32,7 @@ from gpt_pipeline.progress.losses import losses_of
 from gpt_pipeline.progress.report import report_is_outdated
 from gpt_pipeline.progress.stages import SeenParts, StageProgress, data_progress
 from gpt_pipeline.progress.tracking import is_log_pending
-from gpt_pipeline.progress.training import TrainingProgress, experiment_training
+from gpt_pipeline.progress.training import TrainingProgress, asks_to_start_again, experiment_training
 from gpt_pipeline.project import Project
 from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.names import as_typed
@@ -244,7 +244,8 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
         pages=next(iter(pages_addresses(project)), None),
         next=NextStep(command="", why=""),
     )
-    return replace(status, next=_import_step(experiment, checkpoints) or next_step(status))
+    step = _import_step(experiment, checkpoints) or _demanded_step(experiment, status) or next_step(status)
+    return replace(status, next=step)
 
 
 def _mirror(experiment: Experiment) -> str:
@@ -332,6 +333,17 @@ def _import_step(experiment: Experiment, checkpoints: Sequence[CheckpointInfo]) 
     return NextStep(
         command=f"set storage.checkpoint_to_resume: {newest.path.name} in {_shown(experiment.file)}",
         why="it was imported; without this, training would start from new weights",
+    )
+
+
+def _demanded_step(experiment: Experiment, status: Status) -> NextStep | None:
+    """Return what to do where the file asks a finished training to start again, or to go on from a checkpoint."""
+    if status.training is None or status.training.state != "finished" or not asks_to_start_again(experiment):
+        return None
+    demand = f"storage.checkpoint_to_resume: {experiment.config.storage.checkpoint_to_resume}"
+    return NextStep(
+        command=f"gpt-pipeline plan {_shown(status.file)}",
+        why=f"{demand} asks to train again: see what moves, then run",
     )
 
 
