@@ -8,9 +8,11 @@ import sys
 import time
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gpt_pipeline import results
 from gpt_pipeline.checkpoints.manifest import best_checkpoint
 from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.evaluation.result import read_evaluations
@@ -64,6 +66,12 @@ def test_run_from_nothing_puts_its_experiment_on_record_as_a_user_of_the_data(fi
     experiment = finished.experiment("tiny")
     assert str(experiment.file) in {user.file for user in users_of(experiment.data_folder)}
     assert why_users_are_unknown(experiment.data_folder) is None
+
+
+@pytest.mark.parametrize("read", [results.metrics, results.evaluations, results.kinds, results.answers])
+def test_results_of_a_run_have_the_documented_columns(finished: TinyProject, read: Any) -> None:
+    columns = [name for name in read(finished.experiment("tiny").file).columns if not name.startswith("system/")]
+    assert columns == list(read().columns)
 
 
 def test_run_is_shown_on_the_page_of_its_job(copy: TinyProject) -> None:

@@ -686,6 +686,18 @@ def test_plan_of_files_without_a_document_names_no_other_problem(
     assert as_json(plan)["can_run"] is False
 
 
+@pytest.mark.parametrize("amount", ["all", "2"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_plan_of_files_without_a_row_says_that_it_cannot_run(project: TinyProject, name: str, amount: str) -> None:
+    (project.root / "own").mkdir()
+    (project.root / "own" / name).touch()
+    path = project.write_experiment("none")
+    text = path.read_text().replace("source: sample", "source: ../own, format: text").replace("300", amount, 1)
+    path.write_text(text)
+    [found] = _plan(load_experiment(path)).problems
+    assert (found.key, found.text.startswith("no row in ")) == ("data.source", True)
+
+
 def test_plan_of_a_single_document_says_how_it_becomes_several(project: TinyProject) -> None:
     (project.root / "own.txt").write_text("A line of text.\n" * 9_000)
     path = project.write_experiment("part")
