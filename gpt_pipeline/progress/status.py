@@ -209,6 +209,7 @@ def experiment_status(experiment: Experiment, seen: SeenParts | None = None) -> 
 def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
     folder, project = experiment.folder, Project.of_experiments(experiment.file.parent)
     stages, runs = data_progress(experiment, seen), runs_at_work(project, experiment.name)
+    maker = _maker(runs)
     wanted = wanted_evaluations(experiment)
     pending = sum(each.state != "done" for each in wanted)
     results = summarize_evaluations(folder.evaluations)
@@ -221,7 +222,7 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
         folder=folder.root,
         problem=None,
         family=experiment.config.family,
-        failure=last_failure(project, experiment.name),
+        failure=None if maker is not None else last_failure(project, experiment.name),  # the last run is at work
         stages=stages,
         start=start.text,
         start_is_ready=start.is_ready,
@@ -240,7 +241,7 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
         report=folder.report if folder.report.is_file() else None,
         report_is_outdated=stages[-1].state == "finished" and report_is_outdated(experiment),
         mirror=_mirror(experiment),
-        at_work=_maker(runs),
+        at_work=maker,
         pages=next(iter(pages_addresses(project)), None),
         next=NextStep(command="", why=""),
     )
