@@ -91,7 +91,11 @@ def _cell(key: Key) -> str:
 def commands() -> str:
     """Return docs/commands.md: the help of every verb."""
     verbs = [_help(click.Context(verb, info_name=f"gpt-pipeline {name}")) for name, verb in command.commands.items()]
-    return "\n\n".join(["# `gpt-pipeline`", _NOTE, *verbs]) + "\n"
+    codes = (
+        "Exit codes: 0; 1 for a failure, also where this machine cannot do what a file says; 2 for a misused command, "
+        "or a file with wrong keys or values; 130 where Ctrl+C or a signal stopped it."
+    )
+    return "\n\n".join(["# `gpt-pipeline`", _NOTE, codes, *verbs]) + "\n"
 
 
 def _help(context: click.Context) -> str:

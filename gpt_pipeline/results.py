@@ -7,10 +7,10 @@
 
 Everything is read from the experiments' folders; nothing is computed or changed, and no other part of the pipeline
 needs pandas. Each function takes any number of experiment files and folders of them. Its frame has one row per result
-and always the documented columns and dtypes, also when there are no rows yet. A field that this version does not know
-follows the documented columns under its own name. `experiment` is the file's name as Dagster has it, such as `my_idea`
-of `my-idea.yaml`; of files that share it, the end of the path that tells them apart, such as `one/my-idea.yaml`. `step`
-counts updates.
+and always the documented columns and dtypes, also when there are no rows yet. A field that is written by some trainings
+only, or by a newer version, follows the documented columns under its own name. `experiment` is the file's name as
+Dagster has it, such as `my_idea` of `my-idea.yaml`; of files that share it, the end of the path that tells them apart,
+such as `one/my-idea.yaml`. `step` counts updates.
 """
 
 from __future__ import annotations
@@ -84,6 +84,11 @@ _EVALUATIONS = {
     "val_loss": _REAL,
     "perplexity": _REAL,
     "val_bpb": _REAL,
+    "validation_tokens": _REAL,
+    "document_loss": _REAL,
+    "completion_loss": _REAL,
+    "averaged_val_loss": _REAL,
+    "base_val_loss": _REAL,
     "answer_loss": _REAL,
     "documents": _REAL,
     "documents_truncated": _REAL,
@@ -94,6 +99,8 @@ _EVALUATIONS = {
     "exact_match": _REAL,
     "numeric_match": _REAL,
     "choice_match": _REAL,
+    "pass_at_1": _REAL,
+    "pass_at_k": _REAL,
     "token_f1": _REAL,
     "distinct_2": _REAL,
     "new_tokens": _REAL,
@@ -156,6 +163,8 @@ def metrics(*experiments: str | os.PathLike[str]) -> pd.DataFrame:
     with reasoning alone (nats per token, on a few batches), `is_best` (lowest so far).
     `checkpoint`: `file`, `sha256`, `size` (bytes), `stall_seconds` (how long it kept the training waiting).
     `event`: `event` (its name), `message`, and `device` (`cpu`, `cuda` ...) where the training begins or goes on.
+    Behind these, where a training wrote them: `reward` and what else it noted of rewards, and `system/...` (how busy
+    its machine was).
     """
     return _frame(
         _METRICS, (row for name, each in _load(experiments) for row in _of(name, read_metrics(each.folder.metrics)))
@@ -176,11 +185,12 @@ def evaluations(*experiments: str | os.PathLike[str]) -> pd.DataFrame:
     """Return the evaluations: a row per experiment and step, the newest where a checkpoint was evaluated again.
 
     `comparable` is False where the data or the `evaluation:` settings differ from those of the experiment's newest
-    evaluation. `val_loss`, `answer_loss` (nats per token), `perplexity`, `val_bpb` (bits per UTF-8 byte).
+    evaluation. `val_loss` (on `validation_tokens`), `answer_loss`, `document_loss`, `completion_loss`,
+    `averaged_val_loss`, `base_val_loss` (nats per token), `perplexity`, `val_bpb` (bits per UTF-8 byte).
     `documents`, `documents_truncated`, `num_questions`, `prompts_truncated` are counts; `well_formed`, `ended`,
-    `correct`, `exact_match`, `numeric_match`, `choice_match`, `distinct_2` shares in [0, 1]; `token_f1` is in [0, 1],
-    `new_tokens` the mean tokens of an answer. A metric that does not apply is NaN. `seconds` (the evaluation took),
-    `device`, `created_at` (UTC), `weights_sha256`, `fingerprint` (of the evaluation).
+    `correct`, `exact_match`, `numeric_match`, `choice_match`, `pass_at_1`, `pass_at_k`, `distinct_2` shares in [0, 1];
+    `token_f1` is in [0, 1], `new_tokens` the mean tokens of an answer. A metric that does not apply is NaN. `seconds`
+    (the evaluation took), `device`, `created_at` (UTC), `weights_sha256`, `fingerprint` (of the evaluation).
     """
     rows = ({**head, **_evaluation_row(result)} for head, result in _results(experiments))
     return _frame(_EVALUATIONS, rows)

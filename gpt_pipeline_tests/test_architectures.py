@@ -199,7 +199,7 @@ def test_recomputed_blocks_give_the_same_gradients_to_the_bit_with_dropout_too(c
         ("architecture: llama, n_head: 32", "model.n_head: found 32, need an even number of channels for each head"),
         ("architecture: llama, qkv_bias: true", "model.qkv_bias: found 'true', need false: llama has no biases"),
         ("architecture: llama, logit_soft_cap: 30", "model.logit_soft_cap: found 30, need no value"),
-        ("architecture: nanochat, mlp_width: 0", "model.mlp_width: found 0, need a number above 0, or null"),
+        ("architecture: nanochat, mlp_width: 0", "model.mlp_width: found 0, need a whole number above 0, or null"),
         ("architecture: nanochat, logit_soft_cap: -1", "model.logit_soft_cap: found -1, need a number, 0 or above"),
     ],
 )

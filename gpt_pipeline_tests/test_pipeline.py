@@ -8,12 +8,20 @@ import sys
 import time
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gpt_pipeline import results
 from gpt_pipeline.checkpoints.manifest import best_checkpoint
+from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.evaluation.result import read_evaluations
+from gpt_pipeline.experiment.training import training_job
+from gpt_pipeline.orchestration.driver import is_complete
+from gpt_pipeline.planning.outline import outline
 from gpt_pipeline.progress.data_users import users_of, why_users_are_unknown
+from gpt_pipeline.progress.status import experiment_status
+from gpt_pipeline.training.decision import Demand
 from gpt_pipeline_tests.gate import Gate
 from gpt_pipeline_tests.hangs import output_of
 from gpt_pipeline_tests.mirrors import folder_mirror
@@ -60,6 +68,12 @@ def test_run_from_nothing_puts_its_experiment_on_record_as_a_user_of_the_data(fi
     assert why_users_are_unknown(experiment.data_folder) is None
 
 
+@pytest.mark.parametrize("read", [results.metrics, results.evaluations, results.kinds, results.answers])
+def test_results_of_a_run_have_the_documented_columns(finished: TinyProject, read: Any) -> None:
+    columns = [name for name in read(finished.experiment("tiny").file).columns if not name.startswith("system/")]
+    assert columns == list(read().columns)
+
+
 def test_run_is_shown_on_the_page_of_its_job(copy: TinyProject) -> None:
     import dagster as dg
 
@@ -82,6 +96,26 @@ def test_run_again_does_nothing_and_says_so(copy: TinyProject) -> None:
     assert str(copy.experiment("tiny").folder.report) in output
     assert _states(copy.root) == before
     assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
+
+
+@pytest.mark.parametrize("resume", ["scratch", "checkpoint_step_4.pt"])
+def test_finished_experiment_is_not_complete_where_its_file_asks_for_another_start(
+    copy: TinyProject, resume: str
+) -> None:
+    experiment = copy.experiment("tiny")
+    assert is_complete(experiment)
+    assert list(outline(experiment)) == []
+    path = experiment.file
+    path.write_text(path.read_text().replace("../storage}", f"../storage, checkpoint_to_resume: {resume}}}"))
+    experiment = copy.experiment("tiny")
+    assert not is_complete(experiment)
+    assert list(outline(experiment))
+    assert experiment_status(experiment).next.command.startswith("gpt-pipeline plan ")
+    shards = find_shards(experiment.data, experiment.data_folder)
+    assert shards is not None
+    Demand.of(training_job(experiment, shards)).write(experiment.folder)  # as the trainer does once it has begun so
+    assert is_complete(experiment)
+    assert experiment_status(experiment).next.command.startswith("gpt-pipeline generate ")
 
 
 @pytest.mark.slow

@@ -56,9 +56,13 @@ from gpt_pipeline.planning.speed import (
     speed_of_lines,
     update_seconds,
 )
-from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, count_tokens
+from gpt_pipeline.planning.tokens import SYNTH_TOKENS_PER_DOCUMENT, TokenCount, count_tokens
+from gpt_pipeline.progress.at_work import RunAtWork
 from gpt_pipeline.progress.evaluations import pending_evaluations
-from gpt_pipeline.progress.stages import data_progress
+from gpt_pipeline.progress.failures import Failure
+from gpt_pipeline.progress.stages import StageProgress, data_progress
+from gpt_pipeline.progress.status import Best, CheckpointStatus, Status
+from gpt_pipeline.progress.training import TrainingProgress
 from gpt_pipeline.report import wording
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.sheet import plain_text
@@ -571,6 +575,16 @@ def _run(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[int, str]:
     return int(ended.value.code or 0), capsys.readouterr().out
 
 
+_PAGE = Path(__file__).parents[1] / "docs" / "planning.md"
+_PRINTED = (Status, StageProgress, TrainingProgress, CheckpointStatus, Best, Failure, RunAtWork, TokenCount, DiskNeed)
+
+
+@pytest.mark.parametrize("printed", _PRINTED)
+def test_page_names_every_key_that_is_printed_as_json(printed: type) -> None:
+    documented = _PAGE.read_text(encoding="utf-8")
+    assert [key.name for key in dataclasses.fields(printed) if f"`{key.name}`" not in documented] == []
+
+
 def test_plan_command_measures_and_prints_json_in_full(with_data: TinyProject, capsys) -> None:
     path = str(with_data.root / "experiments" / "tiny.yaml")
     code, output = _run(capsys, "plan", path, "--json")
@@ -583,7 +597,7 @@ def test_plan_command_measures_and_prints_json_in_full(with_data: TinyProject, c
     assert plan["speed"]["sampling_tokens_per_second"] is None
     assert plan["duration"]["training_seconds"] > 0
     assert not (with_data.root / "storage" / "tiny").exists()
-    documented = (Path(__file__).parents[1] / "docs" / "planning.md").read_text(encoding="utf-8")
+    documented = _PAGE.read_text(encoding="utf-8")
     sections = ("length", "start", "memory", "speed", "duration", "device")
     keys = {*plan, *(key for section in sections for key in plan[section])}
     assert [key for key in sorted(keys) if f"`{key}`" not in documented] == []
@@ -670,6 +684,18 @@ def test_plan_of_files_without_a_document_names_no_other_problem(
     assert plan.tokens.documents == 0
     assert "data.validation_fraction" not in {each.key for each in plan.findings}
     assert as_json(plan)["can_run"] is False
+
+
+@pytest.mark.parametrize("amount", ["all", "2"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_plan_of_files_without_a_row_says_that_it_cannot_run(project: TinyProject, name: str, amount: str) -> None:
+    (project.root / "own").mkdir()
+    (project.root / "own" / name).touch()
+    path = project.write_experiment("none")
+    text = path.read_text().replace("source: sample", "source: ../own, format: text").replace("300", amount, 1)
+    path.write_text(text)
+    [found] = _plan(load_experiment(path)).problems
+    assert (found.key, found.text.startswith("no row in ")) == ("data.source", True)
 
 
 def test_plan_of_a_single_document_says_how_it_becomes_several(project: TinyProject) -> None:

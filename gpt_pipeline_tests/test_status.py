@@ -33,6 +33,7 @@ from gpt_pipeline.launchers.submission import Submission
 from gpt_pipeline.orchestration.report_step import write_report
 from gpt_pipeline.progress.at_work import show_run
 from gpt_pipeline.progress.evaluations import pending_evaluations
+from gpt_pipeline.progress.failures import note_failure
 from gpt_pipeline.progress.show import sheets, training_text
 from gpt_pipeline.progress.status import CheckpointStatus, NextStep, Status, experiment_status, statuses
 from gpt_pipeline.progress.training import newest_records, training_progress
@@ -219,6 +220,18 @@ def test_status_while_a_checkpoint_is_evaluated_does_not_ask_for_another(
         assert "3 in progress" in plain_text(sheets([status]))
     announce_evaluator(experiment.folder.root)  # as the daemon does all day, also where it has given up
     assert _status(project).next.command.startswith("gpt-pipeline evaluate ")
+
+
+def test_status_shows_no_failure_while_a_later_run_trains(project: TinyProject, train_to: TrainTo) -> None:
+    train_to(4)
+    here = Project.of_experiments(project.experiment("tiny").file.parent)
+    here.history.mkdir(exist_ok=True)
+    note_failure(here, "tiny", job="run_tiny", text="the disk is full")
+    assert "the disk is full" in plain_text(sheets([_status(project)]))
+    with show_run(here, run="1", job="run_tiny", experiment="tiny"):
+        assert _status(project).failure is None
+    with show_run(here, run="1", job="evaluate_tiny", experiment="tiny"):
+        assert _status(project).failure is not None
 
 
 def test_status_of_an_imported_checkpoint_says_how_to_start_from_it(project: TinyProject, train_to: TrainTo) -> None:

@@ -185,6 +185,19 @@ def test_run_stopped_within_a_step_is_canceled_and_says_what_is_saved_without_a_
         assert (shown.message, list(shown.stack), shown.cause, shown.context) == (SAVED, [], None, None)
 
 
+@pytest.mark.parametrize("graph", [working, beginning])
+def test_stopped_run_is_the_last_one_so_that_an_earlier_failure_is_shown_no_more(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: dg.GraphDefinition
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project = Project.here()
+    project.history.mkdir()
+    note_failure(project, "tiny", job=graph.name, text="the disk is full")
+    note_failure(project, "other", job=graph.name, text="the disk is full")
+    assert _execute(instance, graph, {EXPERIMENT_TAG: "tiny"})[0] == CANCELED
+    assert (last_failure(project, "tiny"), last_failure(project, "other") is None) == (None, False)
+
+
 def test_run_stopped_outside_our_code_is_canceled_too(instance: dg.DagsterInstance) -> None:
     status, events = _execute(instance, beginning)
     assert status == CANCELED

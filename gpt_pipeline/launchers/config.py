@@ -74,7 +74,7 @@ class SlurmConfig:
             given = getattr(self, key)
             object.__setattr__(self, key, None if given is None else tuple(given))  # JSON has lists
         require(self.nodes > 0, "nodes", found=self.nodes, need="a whole number above 0")
-        require(self.warning_seconds > 0, "warning_seconds", found=self.warning_seconds, need="a number above 0")
+        require(self.warning_seconds > 0, "warning_seconds", found=self.warning_seconds, need="a whole number above 0")
         time, host = self.time, self.ssh
         need = "minutes, minutes:seconds, hours:minutes:seconds or days-hours[:minutes[:seconds]]"
         require(time is None or _TIME.fullmatch(time) is not None, "time", found=time, need=need)

@@ -99,9 +99,9 @@ class ModelConfig:
 
     def _check_modern(self) -> None:
         """Check the keys that came with the architectures after GPT-2; their ranges first, which hold for all."""
-        for key in ("n_kv_head", "mlp_width", "norm_eps"):
+        for key, what in (("n_kv_head", "a whole number"), ("mlp_width", "a whole number"), ("norm_eps", "a number")):
             value = getattr(self, key)
-            require(value is None or value > 0, key, found=value, need="a number above 0, or null")
+            require(value is None or value > 0, key, found=value, need=f"{what} above 0, or null")
         require(self.rope_theta > 1, "rope_theta", found=self.rope_theta, need="a number above 1")
         cap = self.logit_soft_cap
         require(cap is None or cap >= 0, "logit_soft_cap", found=cap, need="a number, 0 or above, or null")

@@ -68,7 +68,7 @@ from gpt_pipeline.progress.report import report_is_outdated
 from gpt_pipeline.progress.several import End, Ended
 from gpt_pipeline.progress.stages import data_progress
 from gpt_pipeline.progress.tracking import forget_lost_runs, is_log_pending
-from gpt_pipeline.progress.training import finished_training
+from gpt_pipeline.progress.training import asks_to_start_again, finished_training
 from gpt_pipeline.project import Project
 from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.alive import show_life
@@ -210,6 +210,7 @@ def is_complete(experiment: Experiment) -> bool:
     return (
         all(stage.state == "finished" for stage in data_progress(experiment))
         and finished_training(experiment) is not None
+        and not asks_to_start_again(experiment)
         and not pending_evaluations(experiment)
         and not is_log_pending(experiment)
         and not report_is_outdated(experiment)

@@ -110,12 +110,14 @@ class _Stoppable(Executor):
             text = texts[0] if texts else STOPPED
         else:
             return
+        if not failures:
+            _note_end(plan_context.dagster_run, [])  # the last run is this one, and it did not fail
         _report_stop(plan_context.instance, plan_context.run_id)
         raise StoppedRunError(text)
 
 
 def _note_end(run: dg.DagsterRun, failures: Sequence[str]) -> None:
-    """Note for `gpt-pipeline status` what the run of an experiment failed of, or that such a run ended well."""
+    """Note for `gpt-pipeline status` what the run of an experiment failed of, or that such a run did not fail."""
     project = Project.here()
     if not failures:
         for name, jobs in keys.ended_well(run).items():

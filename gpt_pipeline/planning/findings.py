@@ -230,6 +230,8 @@ def _looked_into(part: Experiment) -> Iterator[Finding]:
     if held.read and not held.documents:
         text = f"no document in the first {counted(held.read, 'row')} ({in_words(held.dropped)})"
         yield problem(f"data.{data.local_key}", text, with_hints(_LOOK, held.dropped))
+    elif held.is_exact and not held.rows:
+        yield problem(f"data.{data.local_key}", f"no row in {where}", "add documents, or correct the key")
     elif data.document_limit is not None and data.document_limit > held.rows and held.is_exact:
         text = f"found {data.document_limit:,}, and the files in {where} have {counted(held.rows, 'row')}"
         yield problem("data.num_samples", text, "set it to `all`, lower it, or add files")

@@ -13,7 +13,7 @@ from gpt_pipeline.model.costs import parameter_count
 from gpt_pipeline.planning.survey import is_surveyed
 from gpt_pipeline.planning.tokens import TokenCount, count_tokens
 from gpt_pipeline.progress.stages import data_progress
-from gpt_pipeline.progress.training import experiment_training
+from gpt_pipeline.progress.training import asks_to_start_again, experiment_training
 from gpt_pipeline.report.wording import count
 from gpt_pipeline.shown import counted
 from gpt_pipeline.training.decision import PREVIOUS_NAME
@@ -24,7 +24,7 @@ def outline(experiment: Experiment, *, force: bool = False) -> Iterator[str]:
 
     `force` is a training from the first step, whatever there is.
     """
-    if not force and experiment_training(experiment).state == "finished":
+    if not force and experiment_training(experiment).state == "finished" and not asks_to_start_again(experiment):
         return
     to_do = [stage.label for stage in data_progress(experiment) if stage.state != "finished"]
     tokens = _known_tokens(experiment, are_counted=not to_do)

@@ -1,6 +1,6 @@
 """What the last run of an experiment failed of: a file for each experiment in the folder of Dagster's history.
 
-It goes when a run that makes the same, or everything, ends well.
+It goes when a run that makes the same, or everything, ends well or is stopped.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def note_failure(project: Project, experiment: str, *, job: str, text: str) -> N
 
 
 def forget_failure(project: Project, experiment: str, *, jobs: Collection[str] | None = None) -> None:
-    """Note that a run ended well that makes up for a failure of these jobs; None for any."""
+    """Note that a run ended well, or was stopped, that makes up for a failure of these jobs; None for any."""
     noted = last_failure(project, experiment)
     if noted is not None and (jobs is None or noted.job in jobs):
         for path in failure_files(project, experiment):

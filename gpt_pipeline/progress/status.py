@@ -32,7 +32,7 @@ from gpt_pipeline.progress.losses import losses_of
 from gpt_pipeline.progress.report import report_is_outdated
 from gpt_pipeline.progress.stages import SeenParts, StageProgress, data_progress
 from gpt_pipeline.progress.tracking import is_log_pending
-from gpt_pipeline.progress.training import TrainingProgress, experiment_training
+from gpt_pipeline.progress.training import TrainingProgress, asks_to_start_again, experiment_training
 from gpt_pipeline.project import Project
 from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.names import as_typed
@@ -209,6 +209,7 @@ def experiment_status(experiment: Experiment, seen: SeenParts | None = None) -> 
 def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
     folder, project = experiment.folder, Project.of_experiments(experiment.file.parent)
     stages, runs = data_progress(experiment, seen), runs_at_work(project, experiment.name)
+    maker = _maker(runs)
     wanted = wanted_evaluations(experiment)
     pending = sum(each.state != "done" for each in wanted)
     results = summarize_evaluations(folder.evaluations)
@@ -221,7 +222,7 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
         folder=folder.root,
         problem=None,
         family=experiment.config.family,
-        failure=last_failure(project, experiment.name),
+        failure=None if maker is not None else last_failure(project, experiment.name),  # the last run is at work
         stages=stages,
         start=start.text,
         start_is_ready=start.is_ready,
@@ -240,11 +241,12 @@ def _readable_status(experiment: Experiment, seen: SeenParts | None) -> Status:
         report=folder.report if folder.report.is_file() else None,
         report_is_outdated=stages[-1].state == "finished" and report_is_outdated(experiment),
         mirror=_mirror(experiment),
-        at_work=_maker(runs),
+        at_work=maker,
         pages=next(iter(pages_addresses(project)), None),
         next=NextStep(command="", why=""),
     )
-    return replace(status, next=_import_step(experiment, checkpoints) or next_step(status))
+    step = _import_step(experiment, checkpoints) or _demanded_step(experiment, status) or next_step(status)
+    return replace(status, next=step)
 
 
 def _mirror(experiment: Experiment) -> str:
@@ -332,6 +334,17 @@ def _import_step(experiment: Experiment, checkpoints: Sequence[CheckpointInfo]) 
     return NextStep(
         command=f"set storage.checkpoint_to_resume: {newest.path.name} in {_shown(experiment.file)}",
         why="it was imported; without this, training would start from new weights",
+    )
+
+
+def _demanded_step(experiment: Experiment, status: Status) -> NextStep | None:
+    """Return what to do where the file asks a finished training to start again, or to go on from a checkpoint."""
+    if status.training is None or status.training.state != "finished" or not asks_to_start_again(experiment):
+        return None
+    demand = f"storage.checkpoint_to_resume: {experiment.config.storage.checkpoint_to_resume}"
+    return NextStep(
+        command=f"gpt-pipeline plan {_shown(status.file)}",
+        why=f"{demand} asks to train again: see what moves, then run",
     )
 
 

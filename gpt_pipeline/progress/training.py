@@ -25,6 +25,7 @@ from gpt_pipeline.shown import counted
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.training.config import PASSES
+from gpt_pipeline.training.decision import Demand
 from gpt_pipeline.training.finished import (
     FinishedTraining,
     find_finished_training,
@@ -111,6 +112,14 @@ def finished_training(experiment: Experiment) -> FinishedTraining | None:
     """Return the training that the experiment file asks for, if it is finished."""
     fingerprint = wanted_fingerprint(experiment)
     return None if fingerprint is None else find_finished_training(experiment.folder, fingerprint)
+
+
+def asks_to_start_again(experiment: Experiment) -> bool:
+    """Whether `storage.checkpoint_to_resume` asks for a start that is yet to be carried out."""
+    fingerprint, resume = wanted_fingerprint(experiment), experiment.config.storage.checkpoint_to_resume
+    if fingerprint is None:
+        return False
+    return Demand(fingerprint=fingerprint, resume=resume, request="").is_open(experiment.folder)
 
 
 def experiment_training(experiment: Experiment) -> TrainingProgress:

@@ -81,6 +81,10 @@ class Demand:
         """Whether it asks for anything but to go on."""
         return self.resume is not None or bool(self.request)
 
+    def is_open(self, folder: ExperimentFolder) -> bool:
+        """Whether it asks for a start that is yet to be carried out in `folder`."""
+        return self.is_for_something and self != Demand.read(folder)
+
     def write(self, folder: ExperimentFolder) -> None:
         """Note in `folder` that this was carried out."""
         rewrite_json(folder.root / MARKER_NAME, {**dataclasses.asdict(self), "time": utc_now()})
@@ -105,8 +109,7 @@ def find_finished_work(job: TrainingJob) -> FinishedTraining | None:
         NewerFileError: only a newer version can read what is in the folder.
     """
     refuse_newer(job.folder)
-    demand = Demand.of(job)
-    if demand.is_for_something and demand != Demand.read(job.folder):
+    if Demand.of(job).is_open(job.folder):
         return None
     return find_finished_training(job.folder, job.fingerprint)
 
