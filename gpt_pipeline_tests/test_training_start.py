@@ -198,6 +198,16 @@ def test_forced_request_trains_a_finished_training_again_once(finished):
     assert len(_previous(job)) == 2
 
 
+@pytest.mark.parametrize("resume", [SCRATCH, "checkpoint_step_8.pt"])
+def test_forced_request_stands_for_what_the_file_asks_for_too(finished, resume):
+    plain = dataclasses.replace(finished, resume=resume)
+    _run(dataclasses.replace(plain, request="run-1"), stop_at=2)
+    _, listener = _run(plain)
+    assert _first_step(listener) == 3
+    assert _run(plain)[0].reused
+    assert len(_previous(plain)) == 1
+
+
 @pytest.mark.parametrize("demand", [{"resume": SCRATCH}, {"resume": "checkpoint_step_8.pt"}, {"request": "run-1"}])
 def test_finished_work_is_none_until_the_demand_is_carried_out(finished, demand):
     assert find_finished_work(finished).step == 12

@@ -81,9 +81,16 @@ class Demand:
         """Whether it asks for anything but to go on."""
         return self.resume is not None or bool(self.request)
 
+    def is_met_by(self, done: Demand | None) -> bool:
+        """Whether it asks for no start, or for one that `done` was; one that was forced stands for the file's too."""
+        if not self.is_for_something or done is None:
+            return not self.is_for_something
+        alike = (self.fingerprint, self.resume) == (done.fingerprint, done.resume)
+        return alike and self.request in ("", done.request)
+
     def is_open(self, folder: ExperimentFolder) -> bool:
         """Whether it asks for a start that is yet to be carried out in `folder`."""
-        return self.is_for_something and self != Demand.read(folder)
+        return not self.is_met_by(Demand.read(folder))
 
     def write(self, folder: ExperimentFolder) -> None:
         """Note in `folder` that this was carried out."""
@@ -176,7 +183,7 @@ def decide_start(job: TrainingJob, *, max_steps: int | None = None) -> StartDeci
     """
     refuse_newer(job.folder)
     demand = Demand.of(job)
-    if demand.is_for_something and demand == Demand.read(job.folder):
+    if demand.is_for_something and not demand.is_open(job.folder):
         return _decide_again(job, max_steps)
     if demand.request or job.resume == SCRATCH:
         return _from_step_0(job, ASKED_ANEW)

@@ -110,8 +110,7 @@ def _begin(job: TrainingJob, order: Order, *, stop: StopFlag, say: Say) -> int:
 
 def _asks_anew(job: TrainingJob) -> bool:
     """Whether the job asks for a start from scratch, or from a named checkpoint, that was not carried out here."""
-    demand = Demand.of(job)
-    return demand.is_for_something and demand != Demand.read(job.folder)
+    return Demand.of(job).is_open(job.folder)
 
 
 def _begins_anew(job: TrainingJob, store: Store, training: str) -> bool:
@@ -120,7 +119,7 @@ def _begins_anew(job: TrainingJob, store: Store, training: str) -> bool:
         return False
     for kept in look(store, training).checkpoints[:1]:
         content = store.get_bytes(f"{names.term_prefix(training, kept.term)}/{MARKER_NAME}")
-        return _demand(content) != Demand.of(job)
+        return not Demand.of(job).is_met_by(_demand(content))
     return True
 
 
@@ -239,7 +238,7 @@ class _AgentWatch:
 
     def _give_order(self, ended: threading.Event) -> None:
         """Order the training's sending, once a start from scratch has moved aside what must not enter its term."""
-        while self._demand.is_for_something and Demand.read(self._folder) != self._demand:
+        while self._demand.is_open(self._folder):
             if ended.wait(_BEGUN_SECONDS):
                 break
         write_order(self._folder, self._order)
