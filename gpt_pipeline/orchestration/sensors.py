@@ -159,7 +159,7 @@ def _wants_report(instance: dg.DagsterInstance, experiment: Experiment, pending:
 
 
 def _has_data(experiment: Experiment) -> bool:
-    """Whether the data was made that the file describes, which may have changed: of other data a report says nothing."""
+    """Whether the data is made that the file describes now: a report says something of no other."""
     from gpt_pipeline.data.tokens.choose import known_shards  # numpy
 
     return known_shards(experiment.data, experiment.data_folder) is not None
