@@ -203,8 +203,20 @@ def test_browser_project_without_experiments_says_how_to_begin(browser: Browser,
         page.get_by_text("gpt-pipeline init").wait_for()
         project.write_experiment("first")
         pages.open("/assets")
-        page.get_by_role("button", name="Reload definitions").click()
-        page.get_by_role("link", name="first / training").wait_for()
+        page.get_by_role("link", name="first / training").wait_for()  # without *Reload definitions*
+
+
+def test_browser_job_whose_file_was_changed_runs_what_the_file_says_now(browser: Browser, tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    project.write_experiment("tiny")
+    with dagster_pages(project) as address, window(browser, pictures=tmp_path) as page:
+        pages = DagsterPages(page, address)
+        pages.open_job("run_tiny")
+        page.get_by_text("data_sample_300").first.wait_for()
+        project.write_experiment("tiny", num_samples=200)
+        page.get_by_text("data_sample_200").first.wait_for()
+        pages.materialize_all("run_tiny")
+        pages.wait_for_status("Success")
 
 
 def _shown_step(page: Page) -> int:

@@ -8,15 +8,21 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
 
+from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
+from gpt_pipeline.orchestration.dagster_server import heed_files
+from gpt_pipeline.storage.lock import beside
 from gpt_pipeline_tests.hangs import output_of
+from gpt_pipeline_tests.projects import TinyProject
 from gpt_pipeline_tests.servers import descendants, wait
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Ctrl+C cannot be sent to a process of a test there")
@@ -160,3 +166,33 @@ def test_pages_whose_server_ends_by_itself_quote_its_log(tmp_path: Path, environ
     found = run(tmp_path, environment)
     assert found.returncode == 1
     assert "no_such_storage" in found.stderr
+
+
+def test_definitions_are_reloaded_when_an_experiment_changes_and_not_for_its_runtime_block(tmp_path: Path) -> None:
+    project = TinyProject(root=tmp_path)
+    file = project.write_experiment("tiny")
+    loads: list[list[ExperimentFile]] = []
+
+    def loads_come_to(count: int) -> None:
+        wait(lambda: len(loads) == count, seconds=60, what=f"reload {count}", found=lambda: str(loads))
+
+    folder = file.parent
+    heed = partial(heed_files, folder, find_experiments(folder), lambda: loads.append(find_experiments(folder)))
+    with beside(heed, name="files"):
+        file.write_text(file.read_text() + "runtime: {parameters: 5}\n")
+        time.sleep(4)  # four looks
+        assert loads == []
+        project.write_experiment("tiny", num_samples=200)
+        loads_come_to(1)
+        file.write_text("experiment_name: [")
+        loads_come_to(2)
+        file.unlink()
+        loads_come_to(3)
+        project.write_experiment("another")
+        loads_come_to(4)
+    assert [[(each.name, each.problem is None) for each in load] for load in loads] == [
+        [("tiny", True)],
+        [("tiny", False)],
+        [],
+        [("another", True)],
+    ]

@@ -119,6 +119,15 @@ def test_sensor_takes_the_settings_that_the_file_has_now_and_says_what_is_wrong_
     assert file.name in (answer.skip_message or "")
 
 
+def test_sensor_asks_for_no_report_of_a_file_that_was_changed_to_data_that_is_not_made_yet(
+    copy: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    copy.write_experiment("tiny", num_samples=200)
+    assert _ask_sensor(copy, instance) == []
+    copy.write_experiment("tiny", learning_rate=0.002)
+    assert [request.job_name for request in _ask_sensor(copy, instance)] == ["report_tiny"]
+
+
 def test_sensor_hands_a_free_place_to_a_step_that_waits_for_it(copy: TinyProject, instance: dg.DagsterInstance) -> None:
     storage = instance.event_log_storage
     assert isinstance(storage, SqlEventLogStorage)

@@ -47,6 +47,12 @@ def find_experiments(folder: Path) -> list[ExperimentFile]:
     return list(_distinct(files))
 
 
+def folder_state(folder: Path) -> tuple[object, ...]:
+    """Return what differs once a file of `folder` was changed, added or removed; of no folder, nothing."""
+    stats = [(file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []
+    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
 def load_alone(file: Path) -> Experiment:
     """Return the experiment in `file`, after a look at its neighbours, which must not have its name or its folder.
 

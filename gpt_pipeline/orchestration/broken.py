@@ -25,8 +25,8 @@ def broken_experiment_asset(file: ExperimentFile) -> dg.AssetsDefinition:
         owners=OWNERS,
         tags={"gpt_pipeline/broken": "true"},
         metadata=file_metadata(file.file, line=_first_line(file)),
-        description=f"**{in_markdown(file.file.name)} cannot be used.** Mend it, then *Reload definitions*.\n\n"
-        f"{_as_list(file)}",
+        description=f"**{in_markdown(file.file.name)} cannot be used.** Mend it; `gpt-pipeline ui` then loads it by "
+        f"itself.\n\n{_as_list(file)}",
     )
     def experiment_file() -> None:
         raise dg.Failure(description=problem, allow_retries=False)
@@ -42,8 +42,8 @@ def no_experiments_asset(folder: Path) -> dg.AssetSpec:
         kinds={"yaml"},
         owners=OWNERS,
         description=f"**There is no experiment yet** in {in_markdown(str(folder))}.\n\nWrite one there, for instance "
-        "by `gpt-pipeline init experiments/my-idea.yaml`, then *Reload definitions*: each file becomes a group of "
-        "assets and a job `run_<file>`, whose button *Materialize all* starts it.",
+        "by `gpt-pipeline init experiments/my-idea.yaml`. `gpt-pipeline ui` loads it by itself: each file becomes a "
+        "group of assets and a job `run_<file>`, whose button *Materialize all* starts it.",
     )
 
 

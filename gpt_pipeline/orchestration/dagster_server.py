@@ -1,6 +1,8 @@
 """Dagster's web pages behind a guard, with the daemon and the server of the definitions: what `dagster dev` starts.
 
 `dagster dev` itself serves its pages to any website that the user's browser has open, and has no place for a guard.
+Nor does it look at the experiment files: a run reads them as they are, so one that a page requests as they were would
+find other steps than it is asked for, and fail by an error of Dagster's own.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,7 @@ from dagster_webserver.webserver import DagsterWebserver
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
+from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments, folder_state
 from gpt_pipeline.guard import Guard
 from gpt_pipeline.orchestration.history import DEFINITIONS, turn_to_open
 from gpt_pipeline.orchestration.start_routes import start_routes
@@ -47,6 +50,7 @@ _CODE_LOG_LEVEL = "warning"
 _POLL_MILLISECONDS = 2000  # how often a page asks for news, as `dagster dev` has it
 _DAEMON_STOP_SECONDS = 60
 _CLOCK_SECONDS = 30.0  # between two looks whether it was set back; by fewer it does not matter
+_FILES_SECONDS = 1.0  # between two looks at the experiment files, of which two must agree: one may be half written
 _STATEMENT_MILLISECONDS, _POOL_RECYCLE_SECONDS, _POOL_OVERFLOW = 15_000, 3600, 20  # dagster-webserver's own
 
 
@@ -78,6 +82,7 @@ def serve(*, port: int, names: Sequence[str]) -> None:
     with ExitStack() as stack:
         with turn_to_open(project):
             instance = stack.enter_context(get_possibly_temporary_instance_for_cli("gpt-pipeline ui"))
+        loaded = _found(project.experiments)  # before the definitions are, which may come to know more
         workspace = stack.enter_context(_definitions(instance))
         daemon = stack.enter_context(_daemon(instance, workspace))
         stack.enter_context(beside(partial(_heed_clock, instance), name="clock"))
@@ -89,6 +94,8 @@ def serve(*, port: int, names: Sequence[str]) -> None:
                 instance, version=__version__, workspace_load_target=target, code_server_log_level=_CODE_LOG_LEVEL
             )
         )
+        reload = partial(context.reload_code_location, DEFINITIONS)
+        stack.enter_context(beside(partial(heed_files, project.experiments, loaded, reload), name="files"))
         app = GuardedWebserver(context, project=project, names=names).create_asgi_app()
         server = uvicorn.Server(uvicorn.Config(app, host=HOST, port=port, log_level="warning", lifespan="off"))
         Thread(target=_end_with, args=(daemon, server), daemon=True).start()
@@ -119,6 +126,26 @@ def _daemon(instance: DagsterInstance, workspace: Path) -> Iterator[subprocess.P
     finally:
         if daemon.poll() is None:
             interrupt_then_kill_ipc_subprocess(daemon, wait_time=_DAEMON_STOP_SECONDS)
+
+
+def heed_files(folder: Path, loaded: Sequence[ExperimentFile], reload: Callable[[], object], ended: Event) -> None:
+    """Reload the definitions, which are of the experiments `loaded`, whenever one is changed, added or removed."""
+    seen: object = None
+    read: object = None
+    while not ended.wait(_FILES_SECONDS):
+        try:
+            last, seen = seen, folder_state(folder)
+            if seen == last != read:
+                if (found := _found(folder)) != loaded:
+                    reload()
+                    loaded = found
+                read = seen
+        except Exception as error:  # a file that has just gone, a server that does not answer: the next look does it
+            logging.getLogger("dagster").warning("the experiment files cannot be loaded anew (%s)", error)
+
+
+def _found(folder: Path) -> Sequence[ExperimentFile]:
+    return find_experiments(folder) if folder.is_dir() else []
 
 
 def _heed_clock(instance: DagsterInstance, ended: Event) -> None:

@@ -155,7 +155,14 @@ def _wants_report(instance: dg.DagsterInstance, experiment: Experiment, pending:
     """
     given_up = all(evaluation.state == "missing" for evaluation in pending)
     busy = any(is_under_way(instance, job(experiment)) for job in (keys.evaluate_job, keys.report_job))
-    return given_up and not busy and report_is_outdated(experiment)
+    return given_up and not busy and report_is_outdated(experiment) and _has_data(experiment)
+
+
+def _has_data(experiment: Experiment) -> bool:
+    """Whether the data is made that the file describes now: a report says something of no other."""
+    from gpt_pipeline.data.tokens.choose import known_shards  # numpy
+
+    return known_shards(experiment.data, experiment.data_folder) is not None
 
 
 def _with_partitions(

@@ -10,7 +10,7 @@ from threading import Lock, Thread
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.result import summarize_evaluations
-from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments
+from gpt_pipeline.experiment.discover import ExperimentFile, find_experiments, folder_state
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.progress.losses import losses_of
 from gpt_pipeline.progress.stages import SeenParts
@@ -111,8 +111,7 @@ class Watch:
         folder, now = self.project.experiments, self._clock()
         if not folder.is_dir():
             return ()
-        stats = [(file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file()]
-        seen = tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+        seen = folder_state(folder)
         if seen != self._files_seen or now - self._files_read_at > _FILES_SECONDS:
             self._files, self._files_seen, self._files_read_at = find_experiments(folder), seen, now
         return self._files
