@@ -121,6 +121,13 @@ def test_mirror_that_the_file_was_given_anew_has_nothing_yet(tmp_path):
     assert "nothing sent yet" in experiment_status(a).mirror
 
 
+def test_state_of_a_mirror_that_was_never_reached_does_not_claim_that_nothing_is_to_be_sent():
+    down = State(mirror="file:///gone", problem="there is no folder", problem_since="noon")
+    assert down.in_words == "there is no folder (since noon)"
+    known = State(mirror="file:///gone", problem="cut", problem_since="noon", waiting_files=2, waiting_bytes=10**6)
+    assert known.in_words == "cut (since noon); 2 files to be sent, 1.0 MB"
+
+
 def test_mirror_of_a_later_training_brings_the_one_whose_weights_it_starts_from(tmp_path, tiny_at):
     a, b = machine(tmp_path, "a"), machine(tmp_path, "b")
     shutil.copytree(tiny_at(12), a.root / "storage", dirs_exist_ok=True)

@@ -587,6 +587,17 @@ def test_experiment_that_starts_from_one_of_the_same_tokenizer_is_taken(
     assert load_experiment(later_of(tmp_path, base, later)).config.start_from is not None
 
 
+def test_experiment_that_starts_from_one_of_chatml_is_told_that_the_file_of_an_export_is_another(
+    tmp_path: Path, own: Tokenizer
+) -> None:
+    (tmp_path / "mine.json").write_text(str(own.file), encoding="utf-8")
+    (tmp_path / "exported.json").write_text(str(with_turns(own).file), encoding="utf-8")
+    base = ", template: chatml, tokenizer: ./mine.json"
+    assert load_experiment(later_of(tmp_path, base, base)).config.start_from is not None
+    said = problem(later_of(tmp_path, base, base.replace("mine", "exported")))
+    assert "in its folder of token_shards; that of an export has ChatML's tokens besides" in said
+
+
 def test_experiment_that_starts_from_a_checkpoint_of_another_tokenizer_is_refused(
     tmp_path: Path, own: Tokenizer
 ) -> None:

@@ -229,6 +229,11 @@ def test_server_refuses_a_misuse_with_its_reason(running: tuple[str, Engine], na
     assert answer["error"]["type"] == "invalid_request_error"
 
 
+def test_server_names_the_parameter_that_is_above_its_limit(running: tuple[str, Engine]) -> None:
+    _, _, answer = ask(running[0], "/v1/completions", {"model": "first", "prompt": "a", "max_tokens": 46})
+    assert answer["error"]["param"] == "max_tokens"
+
+
 def test_server_takes_parameters_that_ask_for_nothing(running: tuple[str, Engine]) -> None:
     neutral = {
         "presence_penalty": 0, "frequency_penalty": 0.0, "best_of": 1, "logit_bias": None, "top_p": 1, "top_k": -1,

@@ -28,7 +28,13 @@ from gpt_pipeline.experiment.document import Kind, Written, read_document, read_
 from gpt_pipeline.experiment.identity import TRAINING_CODE_VERSION, training_identity
 from gpt_pipeline.experiment.problems import ExperimentFileError, Problem
 from gpt_pipeline.experiment.reading import Reading
-from gpt_pipeline.experiment.start_from import base_file, model_from_start, shape_to_come, start_checkpoint
+from gpt_pipeline.experiment.start_from import (
+    StartFromConfig,
+    base_file,
+    model_from_start,
+    shape_to_come,
+    start_checkpoint,
+)
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -263,8 +269,7 @@ def _with_the_shape_of_its_start(
     if start.has_turns and config.data.template == PLAIN and not errors:
         need = f"chatml, as {config.start_from.text} has it, whose model has tokens for its turns"
         errors = [ConfigError("data.template", found=config.data.template, need=need)]
-    remedy = "name its tokenizer.json, which is in its folder of token_shards and in an export of it"
-    remedy = "leave the key out, which is gpt2" if start.is_made and start.is_of_gpt2 else remedy
+    remedy = _where_its_tokenizer_is(start, config.start_from)
     if size is not None and size > ids and not errors:  # a trained one may have fewer than the model
         need = f"the tokenizer of {config.start_from.text}, whose model has {ids} ids; this one has {size}"
         errors = [ConfigError("data.tokenizer", found=config.data.tokenizer, need=need, remedy=remedy)]
@@ -307,6 +312,16 @@ class _Start:
     def gains_turns(self, template: str) -> bool:
         """Whether a training with this template gives them the rows of ChatML's tokens."""
         return template != PLAIN and not self.has_turns
+
+
+def _where_its_tokenizer_is(start: _Start, start_from: StartFromConfig) -> str:
+    """Return what to do for the tokenizer of the weights, for a person."""
+    if start.is_made and start.is_of_gpt2:
+        return "leave the key out, which is gpt2"
+    if start_from.hugging_face is not None:
+        return "name its tokenizer.json, which is beside its weights"
+    export = "; that of an export has ChatML's tokens besides" if start.has_turns else " and in an export of it"
+    return f"name its tokenizer.json, which is in its folder of token_shards{export}"
 
 
 def _has_the_tokenizer_of(start: _Start, experiment: Experiment) -> bool:

@@ -173,7 +173,7 @@ The values are those of public practice, with their reasons; they were not tuned
         "training.objective": ("sft", "only reasoning and answer count"),
         "training.num_epochs": (2, "1 to 3: after that, answers are learnt by heart rather than better"),
         "training.tokens_per_step": (65_536, "an eighth of the base's; about 2,400 updates on 100,000 documents"),
-        "training.micro_batch_size": (16, "16,384 tokens at a time; halve it if memory runs out; changes no result"),
+        "training.micro_batch_size": (16, "sequences at a time; halve it if memory runs out; changes no result"),
         "training.optimizer": ("muon", "as in gpt2-124m.yaml: best what the base was trained by"),
         "training.learning_rate": (
             0.0002,

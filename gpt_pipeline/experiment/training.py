@@ -146,7 +146,7 @@ def _require_same_tokenizer(start: StartPoint, tokenizer: str | None) -> None:
             found=ours,
             need=f"{theirs}, the tokenizer of {start.source}: with another one, the rows of its weights would mean "
             "other tokens",
-            remedy="name its file, which is in its folder of token_shards and in an export of it",
+            remedy="name its file, which is in its folder of token_shards",
         )
 
 

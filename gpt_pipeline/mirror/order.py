@@ -95,7 +95,8 @@ class State:
     def in_words(self) -> str:
         """For a person, in a line."""
         if self.problem:
-            return f"{self.problem} (since {self.problem_since}); {self.waiting}"
+            known = f"; {self.waiting}" if self.waiting_files else ""
+            return f"{self.problem} (since {self.problem_since}){known}"
         if self.damaged:
             return f"not all can be sent: {self.damaged}; {self.waiting if self.waiting_files else 'all else is there'}"
         done = f"complete at {self.complete_at}" if self.complete_at else self.waiting

@@ -51,7 +51,7 @@ def wait_until_sent(
         time.sleep(_LOOK_SECONDS)
     state = read_state_of(folder)
     if state is not None and state.problem:
-        remedy = "" if state.lost else " The next run sends it, or: gpt-pipeline mirror --send"
+        remedy = "" if state.lost else " The next run sends it, or: gpt-pipeline mirror EXPERIMENT.yaml --send"
         say(f"{state.in_words}.{remedy}")
     elif state is not None and state.damaged:
         say(f"Not everything is in the mirror: {state.damaged}.")

@@ -95,7 +95,9 @@ class Service:
         """
         context, most = served.writer.context_length, self.limits.max_tokens
         if wanted is not None and most is not None and wanted > most:
-            raise ApiError(f"max_tokens: found {wanted}, need at most {most}, the limit of this server", param=param)
+            raise ApiError(
+                f"max_tokens: found {wanted}, need at most {most}, the limit of this server", param="max_tokens"
+            )
         if prompt + (1 if wanted is None else wanted) > context:
             raise errors.too_long(prompt=prompt, new=1 if wanted is None else wanted, context=context, param=param)
         if wanted is not None:
