@@ -169,7 +169,10 @@ def write_once(writer: Writer, manner: Manner, prompt: str, *, say: Say, said: S
         _put(piece)
     _put("\n")
     if writer.prompt_truncated:
-        say(f"[the prompt was too long for {writer.context_length} tokens: its beginning was left out]")
+        context = writer.context_length
+        most = longest_prompt(max_new_tokens=manner.max_new_tokens, context_length=context)
+        room = f"which leave room for {context - most} more in the {context} that the model was trained at"
+        say(f"[the prompt is longer than {most} tokens, {room}: its beginning was left out]")
     if writer.end in _ENDS:
         text = _ENDS[writer.end].format(tokens=manner.max_new_tokens, context=writer.context_length)
         say(f"[{text}]")

@@ -233,7 +233,7 @@ def test_generate_command_keeps_to_the_length_that_the_checkpoint_was_trained_at
     path.write_text(path.read_text().replace("max_length: 32", "max_length: 33"))
     assert copy.experiment("tiny").config.data.max_length == 33
     said = copy.call("generate", str(path), "--raw", "--prompt", "a " * 40, "--max-new-tokens", "1")
-    assert "[the prompt was too long for 32 tokens" in said
+    assert "[the prompt is longer than 31 tokens, which leave room for 1 more in the 32 that" in said
 
 
 def test_generate_command_interactive_answers_each_line(finished: TinyProject) -> None:
