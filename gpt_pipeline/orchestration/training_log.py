@@ -143,10 +143,14 @@ class LogSender:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join(self._last_wait if kind is None else min(self._last_wait, _INTERRUPTED_WAIT_SECONDS))
+        wait = self._last_wait if kind is None else min(self._last_wait, _INTERRUPTED_WAIT_SECONDS)
+        self._thread.join(wait)
         self.tell()
         if self._thread.is_alive():
-            self._say("MLflow does not answer; what it lacks of the training is sent at the next opportunity.")
+            self._say(
+                f"MLflow has not taken all of the training within {wait:g} seconds; the rest is sent at the next "
+                "opportunity."
+            )
 
     def tell(self) -> None:
         """Report what happened since the last call; the end of the block does so too."""
