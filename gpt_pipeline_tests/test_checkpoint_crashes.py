@@ -228,7 +228,7 @@ def test_saves_killed_a_hundred_times_leave_nothing_unreadable(tmp_path: Path):
     last = result.stdout.splitlines()[-1]
     assert last.startswith("100 kills, ")
     assert last.endswith(" saves, 0 unreadable")
-    assert int(last.split()[2]) >= 10  # a busy machine saves less often between two kills
+    assert int(last.split()[2]) >= 3  # a busy machine saves less often between two kills
 
 
 # Damage

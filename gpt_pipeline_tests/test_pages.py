@@ -177,22 +177,38 @@ def test_definitions_are_reloaded_when_an_experiment_changes_and_not_for_its_run
         wait(lambda: len(loads) == count, seconds=60, what=f"reload {count}", found=lambda: str(loads))
 
     folder = file.parent
-    heed = partial(heed_files, folder, find_experiments(folder), lambda: loads.append(find_experiments(folder)))
+
+    def load() -> None:
+        loads.append(find_experiments(folder))
+        if len(loads) == 1:
+            raise RuntimeError("no server")
+
+    heed = partial(heed_files, folder, find_experiments(folder), load, every=0.05)
     with beside(heed, name="files"):
         file.write_text(file.read_text() + "runtime: {parameters: 5}\n")
-        time.sleep(4)  # four looks
+        time.sleep(1)
         assert loads == []
         project.write_experiment("tiny", num_samples=200)
-        loads_come_to(1)
+        loads_come_to(2)  # again, since the first failed
         file.write_text("experiment_name: [")
-        loads_come_to(2)
-        file.unlink()
         loads_come_to(3)
-        project.write_experiment("another")
+        file.unlink()
         loads_come_to(4)
+        later = project.write_experiment("another")
+        base = later.read_text().replace("another", "base")
+        loads_come_to(5)
+        text = re.sub(r"(?m)^model:.*\n", "start_from: {experiment: ../elsewhere/base.yaml}\n", later.read_text())
+        later.write_text(text)
+        loads_come_to(6)
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "base.yaml").write_text(base)  # which mends it, though the file stays as it is
+        loads_come_to(7)
     assert [[(each.name, each.problem is None) for each in load] for load in loads] == [
+        [("tiny", True)],
         [("tiny", True)],
         [("tiny", False)],
         [],
+        [("another", True)],
+        [("another", False)],
         [("another", True)],
     ]

@@ -1,5 +1,6 @@
 """The whole pipeline as a user runs it: by its commands, in a project folder, on the embedded sample."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -98,9 +99,10 @@ def test_run_again_does_nothing_and_says_so(copy: TinyProject) -> None:
     assert _mlflow_runs(copy) == {"tiny": ["step_12", "step_4", "step_8", "training"]}
 
 
+@pytest.mark.parametrize("request_of_a_run", ["", "run-1"])  # by `run`, or by `run --force`
 @pytest.mark.parametrize("resume", ["scratch", "checkpoint_step_4.pt"])
 def test_finished_experiment_is_not_complete_where_its_file_asks_for_another_start(
-    copy: TinyProject, resume: str
+    copy: TinyProject, resume: str, request_of_a_run: str
 ) -> None:
     experiment = copy.experiment("tiny")
     assert is_complete(experiment)
@@ -113,7 +115,8 @@ def test_finished_experiment_is_not_complete_where_its_file_asks_for_another_sta
     assert experiment_status(experiment).next.command.startswith("gpt-pipeline plan ")
     shards = find_shards(experiment.data, experiment.data_folder)
     assert shards is not None
-    Demand.of(training_job(experiment, shards)).write(experiment.folder)  # as the trainer does once it has begun so
+    job = dataclasses.replace(training_job(experiment, shards), request=request_of_a_run)
+    Demand.of(job).write(experiment.folder)  # as the trainer does once it has begun so
     assert is_complete(experiment)
     assert experiment_status(experiment).next.command.startswith("gpt-pipeline generate ")
 

@@ -929,7 +929,7 @@ def test_plan_names_the_group_by_which_the_base_was_split(project: TinyProject) 
         file.write_text(re.sub(r"source: sample, num_samples: \d+", source + group, file.read_text()))
     path.write_text(re.sub(r"(?m)^model:.*\n", "start_from: {experiment: base.yaml}\n", path.read_text()))
     (told,) = (each for each in _plan(load_experiment(path)).findings if "base.yaml has" in each.text)
-    assert told.remedy == "set data.validation_fraction: 0.1 and data.seed: 0 and group: book here too"
+    assert told.remedy == "set data.validation_fraction: 0.1, data.seed: 0 and data.group: book here too"
 
 
 @pytest.mark.parametrize("cuda", [False, True])

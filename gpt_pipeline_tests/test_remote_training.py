@@ -242,7 +242,7 @@ def test_following_a_job_that_loses_its_nodes_submits_the_next_attempt(job: Trai
 
 
 def test_following_a_job_that_another_run_forced_submits_it_again_as_forced(job: TrainingJob) -> None:
-    forced = dataclasses.replace(job, request="run 1", resume="scratch")
+    forced = dataclasses.replace(job, request="run 1")
     engine = Acting()
 
     def goes_away() -> None:

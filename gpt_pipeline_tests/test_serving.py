@@ -232,6 +232,9 @@ def test_server_refuses_a_misuse_with_its_reason(running: tuple[str, Engine], na
 def test_server_names_the_parameter_that_is_above_its_limit(running: tuple[str, Engine]) -> None:
     _, _, answer = ask(running[0], "/v1/completions", {"model": "first", "prompt": "a", "max_tokens": 46})
     assert answer["error"]["param"] == "max_tokens"
+    body = {"model": "first", "messages": MESSAGES, "max_completion_tokens": 46}
+    _, _, answer = ask(running[0], "/v1/chat/completions", body)
+    assert answer["error"]["param"] == "max_completion_tokens"
 
 
 def test_server_takes_parameters_that_ask_for_nothing(running: tuple[str, Engine]) -> None:

@@ -208,6 +208,22 @@ def test_forced_request_stands_for_what_the_file_asks_for_too(finished, resume):
     assert len(_previous(plain)) == 1
 
 
+def test_scratch_that_the_file_asks_for_after_a_forced_start_is_carried_out(finished):
+    _run(dataclasses.replace(finished, request="run-1"))
+    _, listener = _run(dataclasses.replace(finished, resume=SCRATCH))
+    assert _first_step(listener) == 1
+
+
+@pytest.mark.parametrize("resume", [None, SCRATCH, "checkpoint_step_8.pt"])
+def test_forced_start_of_an_earlier_version_is_not_made_again(finished, resume):
+    """They noted `scratch`, whatever the file said."""
+    note = {"fingerprint": finished.fingerprint, "resume": "scratch", "request": "run-1", "time": "then"}
+    (finished.folder.root / "start.json").write_text(json.dumps(note))
+    assert _run(dataclasses.replace(finished, resume=resume, request="run-1"))[0].reused
+    assert _run(dataclasses.replace(finished, resume=resume))[0].reused
+    assert find_finished_work(dataclasses.replace(finished, request="run-2")) is None
+
+
 @pytest.mark.parametrize("demand", [{"resume": SCRATCH}, {"resume": "checkpoint_step_8.pt"}, {"request": "run-1"}])
 def test_finished_work_is_none_until_the_demand_is_carried_out(finished, demand):
     assert find_finished_work(finished).step == 12

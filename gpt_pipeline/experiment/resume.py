@@ -25,8 +25,8 @@ def require_checkpoint_to_resume(experiment: Experiment) -> None:
 
 def _was_resumed(experiment: Experiment, name: str) -> bool:
     before = Demand.read(experiment.folder)
-    if before is None or before.resume != name:
+    if before is None:
         return False
-    wanted = wanted_fingerprint(experiment)
     # Data that was removed is made again as it was, so before it is there, nothing speaks against the same training.
-    return wanted is None or before.fingerprint == wanted
+    wanted = wanted_fingerprint(experiment) or before.fingerprint
+    return Demand(fingerprint=wanted, resume=name, request="").is_met_by(before)

@@ -26,7 +26,7 @@ def broken_experiment_asset(file: ExperimentFile) -> dg.AssetsDefinition:
         tags={"gpt_pipeline/broken": "true"},
         metadata=file_metadata(file.file, line=_first_line(file)),
         description=f"**{in_markdown(file.file.name)} cannot be used.** Mend it; `gpt-pipeline ui` then loads it by "
-        f"itself.\n\n{_as_list(file)}",
+        f"itself, `dagster dev` by *Reload definitions*.\n\n{_as_list(file)}",
     )
     def experiment_file() -> None:
         raise dg.Failure(description=problem, allow_retries=False)

@@ -51,6 +51,7 @@ _POLL_MILLISECONDS = 2000  # how often a page asks for news, as `dagster dev` ha
 _DAEMON_STOP_SECONDS = 60
 _CLOCK_SECONDS = 30.0  # between two looks whether it was set back; by fewer it does not matter
 _FILES_SECONDS = 1.0  # between two looks at the experiment files, of which two must agree: one may be half written
+_REREAD = 30  # looks, after which files are read that have not changed, or loaded anew that could not be
 _STATEMENT_MILLISECONDS, _POOL_RECYCLE_SECONDS, _POOL_OVERFLOW = 15_000, 3600, 20  # dagster-webserver's own
 
 
@@ -94,8 +95,8 @@ def serve(*, port: int, names: Sequence[str]) -> None:
                 instance, version=__version__, workspace_load_target=target, code_server_log_level=_CODE_LOG_LEVEL
             )
         )
-        reload = partial(context.reload_code_location, DEFINITIONS)
-        stack.enter_context(beside(partial(heed_files, project.experiments, loaded, reload), name="files"))
+        heed = partial(heed_files, project.experiments, loaded, partial(_reload, context))
+        stack.enter_context(beside(heed, name="files"))
         app = GuardedWebserver(context, project=project, names=names).create_asgi_app()
         server = uvicorn.Server(uvicorn.Config(app, host=HOST, port=port, log_level="warning", lifespan="off"))
         Thread(target=_end_with, args=(daemon, server), daemon=True).start()
@@ -128,20 +129,46 @@ def _daemon(instance: DagsterInstance, workspace: Path) -> Iterator[subprocess.P
             interrupt_then_kill_ipc_subprocess(daemon, wait_time=_DAEMON_STOP_SECONDS)
 
 
-def heed_files(folder: Path, loaded: Sequence[ExperimentFile], reload: Callable[[], object], ended: Event) -> None:
-    """Reload the definitions, which are of the experiments `loaded`, whenever one is changed, added or removed."""
+def heed_files(
+    folder: Path,
+    loaded: Sequence[ExperimentFile],
+    reload: Callable[[], object],
+    ended: Event,
+    *,
+    every: float = _FILES_SECONDS,
+) -> None:
+    """Reload the definitions, which are of the experiments `loaded`, whenever one is changed, added or removed.
+
+    What is wrong with one may be mended elsewhere: while there is such a one, all are read now and then.
+    """
     seen: object = None
     read: object = None
-    while not ended.wait(_FILES_SECONDS):
+    read_at = time.monotonic()
+    while not ended.wait(every):
         try:
             last, seen = seen, folder_state(folder)
-            if seen == last != read:
+            again = time.monotonic() - read_at > _REREAD * every and any(each.problem for each in loaded)
+            if seen == last and (seen != read or again):
+                read_at = time.monotonic()
                 if (found := _found(folder)) != loaded:
                     reload()
                     loaded = found
                 read = seen
-        except Exception as error:  # a file that has just gone, a server that does not answer: the next look does it
+        except Exception as error:  # a file that has just gone, a server that does not answer: a later look does it
             logging.getLogger("dagster").warning("the experiment files cannot be loaded anew (%s)", error)
+            ended.wait(_REREAD * every)
+
+
+def _reload(context: WorkspaceProcessContext) -> None:
+    """Load the definitions anew.
+
+    Raises:
+        RuntimeError: they cannot be loaded, which Dagster itself only notes for its pages.
+    """
+    context.reload_code_location(DEFINITIONS)
+    error = context.get_current_workspace().code_location_entries[DEFINITIONS].load_error
+    if error is not None:
+        raise RuntimeError(error.message.strip())
 
 
 def _found(folder: Path) -> Sequence[ExperimentFile]:

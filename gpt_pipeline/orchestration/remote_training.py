@@ -44,7 +44,7 @@ from gpt_pipeline.storage.lock import SILENT_SECONDS
 from gpt_pipeline.training.decision import find_finished_work
 from gpt_pipeline.training.folder_watch import FolderWatch, Pulse
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE, trainer_state
-from gpt_pipeline.training.job import SCRATCH, TrainingJob
+from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.observer import Observer, SilentObserver, console_observer
 from gpt_pipeline.training.stopping import HANGS, StopFlag, stop_on_signals
 
@@ -169,7 +169,7 @@ class _Following:
         """Return what the note's job does: to train anew may have been asked by another run, which was killed."""
         if note.request == self.job.request:
             return self.job
-        return dataclasses.replace(self.job, request=note.request, resume=SCRATCH)
+        return dataclasses.replace(self.job, request=note.request)
 
     def _is_over(self, note: Submission, end: Observed) -> bool:
         """Whether the trainer has ended in order; False if it was lost through no fault of its own.

@@ -37,7 +37,7 @@ from gpt_pipeline.tracking.addresses import runs_page
 from gpt_pipeline.tracking.training_run import logged_run, mlflow_experiment_id
 from gpt_pipeline.training.decision import find_finished_work
 from gpt_pipeline.training.finished import FinishedTraining, find_finished_training
-from gpt_pipeline.training.job import SCRATCH, TrainingJob
+from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.metrics import read_metrics
 
 
@@ -54,7 +54,7 @@ def train_experiment(
     job = dataclasses.replace(job, mirror=mirror_order(experiment, job.fingerprint))
     if force:
         # A retry of the run asks for the same once more, and goes on with what the first attempt began.
-        job = dataclasses.replace(job, resume=SCRATCH, request=context.run.root_run_id or context.run.run_id)
+        job = dataclasses.replace(job, request=context.run.root_run_id or context.run.run_id)
     _write_runtime(context, experiment, shards)
     finished = find_finished_work(job)
     reused = finished is not None

@@ -203,8 +203,9 @@ def _seen_before(known: Known) -> Iterator[Finding]:
 
 def _split_of(data: DataConfig, grouped: bool) -> str:
     """Return the keys that decide what is held out, with `group` where it matters."""
-    keys = [f"data.validation_fraction: {data.validation_fraction:g}", f"data.seed: {data.seed}"]
-    return " and ".join([*keys, *([f"group: {data.group or 'null'}"] if grouped else [])])
+    split = f"data.validation_fraction: {data.validation_fraction:g}"
+    group = f"data.group: {data.group or 'null'}"
+    return f"{split}, data.seed: {data.seed} and {group}" if grouped else f"{split} and data.seed: {data.seed}"
 
 
 def _repeats(known: Known) -> Iterator[Finding]:

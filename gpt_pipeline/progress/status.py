@@ -339,8 +339,11 @@ def _import_step(experiment: Experiment, checkpoints: Sequence[CheckpointInfo]) 
 
 def _demanded_step(experiment: Experiment, status: Status) -> NextStep | None:
     """Return what to do where the file asks a finished training to start again, or to go on from a checkpoint."""
-    if status.training is None or status.training.state != "finished" or not asks_to_start_again(experiment):
+    is_finished = status.training is not None and status.training.state == "finished"
+    if not is_finished or not asks_to_start_again(experiment):
         return None
+    if status.at_work is not None:
+        return NextStep(command=status.pages or PAGES_COMMAND, why=status.at_work.in_words)
     demand = f"storage.checkpoint_to_resume: {experiment.config.storage.checkpoint_to_resume}"
     return NextStep(
         command=f"gpt-pipeline plan {_shown(status.file)}",

@@ -87,17 +87,24 @@ class Service:
         except QueueFullError:
             raise errors.queue_is_full(self.limits.queue_size) from None
 
-    def new_tokens(self, served: Served, prompt: int, wanted: int | None, *, usual: int | None, param: str) -> int:
-        """Return how many new tokens may follow a prompt of so many.
+    def new_tokens(
+        self,
+        served: Served,
+        prompt: int,
+        wanted: int | None,
+        *,
+        usual: int | None,
+        param: str,
+        name: str = "max_tokens",
+    ) -> int:
+        """Return how many new tokens may follow a prompt of so many; `param` gave it, and `name` what is wanted.
 
         Raises:
             ApiError: as many as are wanted do not fit, or are more than the server allows.
         """
         context, most = served.writer.context_length, self.limits.max_tokens
         if wanted is not None and most is not None and wanted > most:
-            raise ApiError(
-                f"max_tokens: found {wanted}, need at most {most}, the limit of this server", param="max_tokens"
-            )
+            raise ApiError(f"{name}: found {wanted}, need at most {most}, the limit of this server", param=name)
         if prompt + (1 if wanted is None else wanted) > context:
             raise errors.too_long(prompt=prompt, new=1 if wanted is None else wanted, context=context, param=param)
         if wanted is not None:
@@ -279,11 +286,12 @@ def _chat_order(service: Service, served: Served, asked: ChatRequest) -> Order:
         )
     reasoning = form.reasons and asked.reasoning_effort != "none"
     prompt = tuple(form.prompt([_turn(message) for message in asked.messages], reasoning=reasoning))
-    wanted = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
+    wanted = getattr(asked, name)
     return Order(
         prompts=[prompt],
         choices=asked.n,
-        limits=[service.new_tokens(served, len(prompt), wanted, usual=None, param="messages")],
+        limits=[service.new_tokens(served, len(prompt), wanted, usual=None, param="messages", name=name)],
         ends=form.ends,
         sampling=_sampling(asked),
         seed=asked.seed,

@@ -8,10 +8,10 @@ something starts it again. Imports no torch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gpt_pipeline.checkpoints.choose import checkpoint_to_resume
 from gpt_pipeline.checkpoints.manifest import (
@@ -49,6 +49,8 @@ from gpt_pipeline.training.job import (
 )
 
 MARKER_NAME = "start.json"
+_VERSION = 2  # of that file
+_UNKNOWN = "?"  # in no file's name of a checkpoint
 ASKED_ANEW = "starting from scratch as asked"
 PREVIOUS_NAME = "previous"
 """Folder, in an experiment's, of trainings that were moved aside."""
@@ -60,7 +62,10 @@ class Demand:
 
     fingerprint: str
     resume: str | None
+    """What the experiment file says; `?` where that is not known of a start that was forced."""
+
     request: str
+    """What the run that forces a start from scratch is called by; empty: none does."""
 
     @classmethod
     def of(cls, job: TrainingJob) -> Demand:
@@ -72,9 +77,20 @@ class Demand:
         """Return what was last carried out in `folder`, if that is known."""
         return read_kept(
             folder.root / MARKER_NAME,
-            lambda value: cls(fingerprint=value["fingerprint"], resume=value["resume"], request=value["request"]),
+            cls.from_json,
             otherwise="what it asks for is carried out (again), which loses nothing",
         )
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Demand:
+        """Return what `to_json` gave; of a forced start, earlier versions noted `scratch` whatever the file said."""
+        is_known = "version" in value or not value["request"]
+        resume = value["resume"] if is_known else _UNKNOWN
+        return cls(fingerprint=value["fingerprint"], resume=resume, request=value["request"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**dataclasses.asdict(self), "version": _VERSION}
 
     @property
     def is_for_something(self) -> bool:
@@ -85,8 +101,8 @@ class Demand:
         """Whether it asks for no start, or for one that `done` was; one that was forced stands for the file's too."""
         if not self.is_for_something or done is None:
             return not self.is_for_something
-        alike = (self.fingerprint, self.resume) == (done.fingerprint, done.resume)
-        return alike and self.request in ("", done.request)
+        alike = self.request == done.request if self.request else done.resume in (self.resume, _UNKNOWN)
+        return alike and self.fingerprint == done.fingerprint
 
     def is_open(self, folder: ExperimentFolder) -> bool:
         """Whether it asks for a start that is yet to be carried out in `folder`."""
@@ -94,7 +110,7 @@ class Demand:
 
     def write(self, folder: ExperimentFolder) -> None:
         """Note in `folder` that this was carried out."""
-        rewrite_json(folder.root / MARKER_NAME, {**dataclasses.asdict(self), "time": utc_now()})
+        rewrite_json(folder.root / MARKER_NAME, {**self.to_json(), "time": utc_now()})
 
 
 def earlier_trainings(folder: ExperimentFolder) -> list[ExperimentFolder]:
@@ -192,7 +208,8 @@ def decide_start(job: TrainingJob, *, max_steps: int | None = None) -> StartDeci
 
 def _decide_again(job: TrainingJob, max_steps: int | None) -> StartDecision:
     """Go on with what an earlier start began: with its newest checkpoint, or with the named one while it has none."""
-    if job.resume in (None, SCRATCH):
+    begun = Demand.read(job.folder)
+    if job.resume in (None, SCRATCH) or (begun is not None and begun.request):
         return _go_on(job)
     path = job.folder.checkpoints / str(job.resume)
     named = read_info(path)

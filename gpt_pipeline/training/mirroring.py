@@ -125,8 +125,7 @@ def _begins_anew(job: TrainingJob, store: Store, training: str) -> bool:
 
 def _demand(content: bytes | None) -> Demand | None:
     try:
-        value = parse_json(content or b"")
-        return Demand(fingerprint=value["fingerprint"], resume=value["resume"], request=value["request"])
+        return Demand.from_json(parse_json(content or b""))
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -98,7 +98,10 @@ def prepare_start(job: TrainingJob, *, max_steps: int, say: Say) -> Start:
     while start is None:
         decision = decide_start(job, max_steps=max_steps)
         start = _carry_out(decision, job, max_steps, say)
-    demand.write(folder)
+    if (
+        demand.is_open(folder) or not demand.is_for_something
+    ):  # else what it was met by stays noted: a forced start, say
+        demand.write(folder)
     return start
 
 
