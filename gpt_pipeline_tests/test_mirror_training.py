@@ -486,7 +486,7 @@ def test_mirror_that_is_down_lets_a_known_training_go_on_and_is_caught_up_with(t
     (tmp_path / "disk").rename(tmp_path / "unplugged")
     listener = run(a)
     assert any("Training goes on with what is here" in text for text in listener.messages)
-    assert any("there is no folder" in text and "to be sent" in text for text in listener.messages)
+    assert any("there is no folder" in text and "The next run sends it" in text for text in listener.messages)
     assert find_finished_training(a.folder, a.fingerprint)
     (tmp_path / "unplugged").rename(tmp_path / "disk")
     wait_until_sent(a.folder, say=lambda _: None)

@@ -239,6 +239,7 @@ FORGOTTEN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
         ("JobId=7 JobState=FAILED Reason=NonZeroExitCode ExitCode=1:0", "failed", "FAILED, NonZeroExitCode"),
         ("JobId=7 JobState=FAILED Reason=NonZeroExitCode ExitCode=124:0", "timed_out", "FAILED, NonZeroExitCode"),
         ("JobId=7 JobState=FAILED Reason=NonZeroExitCode ExitCode=143:0", "cancelled", "FAILED, NonZeroExitCode"),
+        ("JobId=7 JobState=FAILED Reason=JobLaunchFailure ExitCode=0:12", "cancelled", "FAILED, JobLaunchFailure"),
         ("JobId=7 JobState=TIMEOUT Reason=TimeLimit ExitCode=0:15", "timed_out", "TIMEOUT, TimeLimit"),
         ("JobId=7 JobState=NODE_FAIL Reason=NodeDown ExitCode=0:0", "timed_out", "NODE_FAIL, NodeDown"),
         ("JobId=7 JobState=SUSPENDED Reason=None ExitCode=0:0", "waiting", ""),

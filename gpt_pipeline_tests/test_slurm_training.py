@@ -351,10 +351,10 @@ def test_training_that_somebody_else_cancels_is_not_started_again(
 
 
 def sleeper(tmp_path: Path, name: str, *, seconds: int) -> TrainingCommand:
-    """Return a job that does nothing but take time."""
+    """Return a job that does nothing but take time; `began` appears beside its `launch` once it does."""
     (tmp_path / "launch").mkdir(exist_ok=True, parents=True)
     python = tmp_path / "python"
-    python.write_text(f"#!/bin/bash\nsleep {seconds}\n")
+    python.write_text(f"#!/bin/bash\ntouch '{tmp_path}/began'\nexec sleep {seconds}\n")
     python.chmod(0o755)
     log = tmp_path / "launch" / f"{name}.log"
     return TrainingCommand(
@@ -437,7 +437,8 @@ def test_job_that_the_cluster_renames_is_found_watched_and_ended(
 
         assert slurm.find("gpt-ours-1") == submitted
         assert slurm.find("gpt-ours-11") is None
-        wait(lambda: slurm.state(submitted, name="gpt-ours-1").state == "running", "it does not run")
+        wait((tmp_path / "my files" / "began").exists, "it does not run")
+        assert slurm.state(submitted, name="gpt-ours-1").state == "running"
         slurm.cancel(submitted, name="gpt-ours-1")
         wait(lambda: slurm.state(submitted, name="gpt-ours-1").state == "cancelled", "it does not end")
         assert slurm.find("gpt-ours-1") == submitted

@@ -23,6 +23,7 @@ _OUT_OF_TIME = 124
 """Exit code of a script that was warned of its limit and is not back in the queue, as of coreutils' `timeout`."""
 
 _STOPPED = 143  # as of the trainer that SIGTERM stopped
+_UNHEARD = 128 + 12  # of a script that was asked to stop, by Linux's SIGUSR2, before it heeded that
 _SECONDS = 60.0  # for one command; Slurm's own give up after some 100
 _SSH = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=20")
 _SSH_FAILED = 255
@@ -61,7 +62,7 @@ _STATES: Mapping[str, JobState] = {
 }
 """As `man squeue` and `man sacct` list them."""
 
-_CODES: Mapping[int, JobState] = {_OUT_OF_TIME: "timed_out", _STOPPED: "cancelled"}
+_CODES: Mapping[int, JobState] = {_OUT_OF_TIME: "timed_out", _STOPPED: "cancelled", _UNHEARD: "cancelled"}
 """What the script's exit codes say of a job that Slurm calls failed."""
 
 _SCRIPT = """\
@@ -335,6 +336,7 @@ def _observed(state: str, reason: str, nodes: str, exit_code: str) -> Observed:
     found = _STATES[state]
     code, _, signal = exit_code.partition(":")
     number = int(code) if code.isdecimal() else None
+    number = number or (128 + int(signal) if signal.isdecimal() and int(signal) else number)
     if found == "failed":
         found = _CODES.get(number or 0, "failed")
     if found == "running":
@@ -342,7 +344,7 @@ def _observed(state: str, reason: str, nodes: str, exit_code: str) -> Observed:
     why = "" if reason in ("None", "") else reason
     if found != "waiting":
         why = ", ".join(each for each in (state, why, nodes and f"on {nodes}") if each)
-    return Observed(state=found, reason=why, exit_code=number or (128 + int(signal) if signal.isdecimal() else number))
+    return Observed(state=found, reason=why, exit_code=number)
 
 
 def _line(command: TrainingCommand) -> str:
