@@ -336,7 +336,8 @@ def _observed(state: str, reason: str, nodes: str, exit_code: str) -> Observed:
     found = _STATES[state]
     code, _, signal = exit_code.partition(":")
     number = int(code) if code.isdecimal() else None
-    number = number or (128 + int(signal) if signal.isdecimal() and int(signal) else number)
+    if not number and signal.isdecimal() and int(signal):
+        number = 128 + int(signal)
     if found == "failed":
         found = _CODES.get(number or 0, "failed")
     if found == "running":

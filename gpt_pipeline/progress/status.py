@@ -343,7 +343,7 @@ def _demanded_step(experiment: Experiment, status: Status) -> NextStep | None:
     if not is_finished or not asks_to_start_again(experiment):
         return None
     if status.at_work is not None:
-        return NextStep(command=status.pages or PAGES_COMMAND, why=status.at_work.in_words)
+        return _watch(status, status.at_work.in_words)
     demand = f"storage.checkpoint_to_resume: {experiment.config.storage.checkpoint_to_resume}"
     return NextStep(
         command=f"gpt-pipeline plan {_shown(status.file)}",
@@ -356,11 +356,9 @@ def next_step(status: Status) -> NextStep:
     training, pending, name = status.training, status.evaluations_pending, _shown(status.file)
     assert training is not None  # only of a file that could be read
     if training.state == "running":
-        return NextStep(
-            command=status.pages or PAGES_COMMAND, why="watch it train; Ctrl+C where it runs stops it with a checkpoint"
-        )
+        return _watch(status, "watch it train; Ctrl+C where it runs stops it with a checkpoint")
     if training.state != "finished" and status.at_work is not None:
-        return NextStep(command=status.pages or PAGES_COMMAND, why=status.at_work.in_words)
+        return _watch(status, status.at_work.in_words)
     if training.state != "finished" and training.job is not None:
         return NextStep(command=f"gpt-pipeline run {name}", why=f"follows {training.job}")
     if not status.start_is_ready:
@@ -372,10 +370,14 @@ def next_step(status: Status) -> NextStep:
     return _after_training(name, status, pending)
 
 
+def _watch(status: Status, why: str) -> NextStep:
+    return NextStep(command=status.pages or PAGES_COMMAND, why=why)
+
+
 def _after_training(name: str, status: Status, pending: int) -> NextStep:
     if status.is_evaluating:
         what = f"{pending} evaluation{'s are' if pending > 1 else ' is'} in progress: watch, or wait for the end"
-        return NextStep(command=status.pages or PAGES_COMMAND, why=what)
+        return _watch(status, what)
     if any(stage.state != "finished" for stage in status.stages):
         return NextStep(command=f"gpt-pipeline run {name}", why="makes the data again that is missing or damaged")
     if pending:

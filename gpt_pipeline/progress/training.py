@@ -117,10 +117,9 @@ def finished_training(experiment: Experiment) -> FinishedTraining | None:
 def asks_to_start_again(experiment: Experiment) -> bool:
     """Whether `storage.checkpoint_to_resume` asks for a start that is yet to be carried out."""
     resume = experiment.config.storage.checkpoint_to_resume
-    fingerprint = None if resume is None else wanted_fingerprint(experiment)
-    return fingerprint is not None and Demand(fingerprint=fingerprint, resume=resume, request="").is_open(
-        experiment.folder
-    )
+    if resume is None or (fingerprint := wanted_fingerprint(experiment)) is None:
+        return False
+    return Demand(fingerprint=fingerprint, resume=resume, request="").is_open(experiment.folder)
 
 
 def experiment_training(experiment: Experiment) -> TrainingProgress:

@@ -98,9 +98,8 @@ def prepare_start(job: TrainingJob, *, max_steps: int, say: Say) -> Start:
     while start is None:
         decision = decide_start(job, max_steps=max_steps)
         start = _carry_out(decision, job, max_steps, say)
-    if (
-        demand.is_open(folder) or not demand.is_for_something
-    ):  # else what it was met by stays noted: a forced start, say
+    # Where an earlier start meets it, such as one that was forced, that stays noted.
+    if demand.is_open(folder) or not demand.is_for_something:
         demand.write(folder)
     return start
 
