@@ -77,6 +77,15 @@ def harmless_html_templates(package: str) -> jinja2.Environment:
     return environment
 
 
+def size(count: float) -> str:
+    """1234567 -> `1.23 MB`."""
+    rounded = float(f"{count:.3g}")  # first: 999,999 are 1 MB, not 1000 kB
+    for scale, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if rounded >= scale:
+            return f"{rounded / scale:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
 def duration(seconds: float) -> str:
     """5025 -> `1 h 24 min`."""
     if seconds < 59.5:

@@ -63,7 +63,16 @@ def test_nice_ticks_of_one_value_still_make_a_range(value: float) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (3e-4, "3e-4"), (0.25, "0.25"), (1500, "1,500"), (50_000, "50 k"), (1.6e9, "1.6 B"), (-2e6, "-2 M")],
+    [
+        (0, "0"),
+        (3e-4, "3e-4"),
+        (0.25, "0.25"),
+        (1500, "1,500"),
+        (50_000, "50 k"),
+        (1.6e9, "1.6 B"),
+        (-2e6, "-2 M"),
+        (9999.6, "10 k"),
+    ],
 )
 def test_short_number_fits_an_axis(value: float, text: str) -> None:
     assert short_number(value) == text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,13 @@ def test_losses_of_many_lines_are_thinned_and_every_estimate_is_kept(metrics: Pa
     assert list(losses.train) == sorted(losses.train)
     assert max(losses.train) > 19_900
     assert list(losses.validation) == list(range(500, 20_001, 500))
+
+
+def test_losses_of_few_updates_and_many_estimates_keep_updates_from_all_of_the_file(metrics: Path) -> None:
+    _append(metrics, *(_train(step) + _validation(step) for step in range(10, 20_001, 10)))
+    steps = list(losses_of(metrics).train)
+    assert max(after - before for before, after in pairwise(steps)) <= 40
+    assert steps[-1] > 19_900
 
 
 def test_losses_pass_over_lines_that_are_no_record(metrics: Path) -> None:

@@ -22,8 +22,9 @@ from gpt_pipeline.orchestration.build import build_definitions
 from gpt_pipeline.orchestration.metadata import counts_table, fact
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.project import Project
+from gpt_pipeline.report import wording
 from gpt_pipeline.sheet import Sheet, plain_text
-from gpt_pipeline.shown import as_code, in_markdown, on_terminal, without_password
+from gpt_pipeline.shown import as_code, in_markdown, on_terminal, size, without_password
 from gpt_pipeline.tracking.tables import answers_as_markdown, kinds_as_markdown
 from gpt_pipeline.training.observer import PlainObserver
 from gpt_pipeline.writing import whole_characters
@@ -182,3 +183,18 @@ def test_password_of_a_server_that_does_not_answer_is_written_nowhere(tmp_path: 
     written = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert any("runs" in file.parts for file in written)  # of Dagster's history
     assert not [file for file in written if b"s3cret" in file.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(999, "999 bytes"), (1234567, "1.23 MB"), (999_600, "1 MB"), (999_600_000, "1 GB"), (1.536e12, "1.54 TB")],
+)
+def test_size_takes_the_unit_of_what_it_shows(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(99_951, "99,951"), (123_456, "123 k"), (999_999, "1 M"), (-2.5e9, "-2.5 B")]
+)
+def test_count_takes_the_unit_of_what_it_shows(value: float, text: str) -> None:
+    assert wording.count(value) == text

@@ -655,7 +655,7 @@ def test_training_that_does_not_fit_on_the_disk_is_refused_before_the_first_step
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_000_000}))
     listener = Listener()
     # 5 checkpoints (3 newest, best, next) of 3 * 4 * 4,992 bytes, the random states, and 1 MiB of the rest
-    with pytest.raises(UserError, match=r"found 0\.001 GB free .* need 0\.00557 GB for 5 checkpoints"):
+    with pytest.raises(UserError, match=r"found 1 MB free .* need 5\.57 MB for 5 checkpoints"):
         run_job(make_job(tmp_path), listener)
     assert listener.records == []
 

@@ -66,7 +66,7 @@ def test_training_on_a_disk_without_room_to_wait_for_evaluations_says_what_it_re
     listener = Listener()
     assert run_job(job, listener).finished
     told = [text for text in listener.messages if "removed before they are evaluated" in text]
-    assert "step 4: found 5e-09 GB free" in told[0]
+    assert "step 4: found 5 bytes free" in told[0]
     assert [info.step for info in list_checkpoints(job.folder.checkpoints)][-1] == 12
 
 

@@ -18,6 +18,7 @@ from gpt_pipeline.checkpoints.manifest import (
     list_checkpoints,
     manifest_path,
 )
+from gpt_pipeline.shown import size
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.process import ProcessId
 from gpt_pipeline.storage.room import explained_full_disk, free_bytes
@@ -90,8 +91,8 @@ def _awaited_steps(folder: ExperimentFolder, candidates: list[CheckpointInfo], s
     if awaited and free < need:
         steps = ", ".join(str(step) for step in sorted(awaited))
         say(
-            f"Checkpoints are removed before they are evaluated, those of step {steps}: found {free / 1e9:.3g} GB free "
-            f"on the disk of {folder.checkpoints}, need {need / 1e9:.3g} GB for the next ones; free some space"
+            f"Checkpoints are removed before they are evaluated, those of step {steps}: found {size(free)} free "
+            f"on the disk of {folder.checkpoints}, need {size(need)} for the next ones; free some space"
         )
         return set()
     return awaited

@@ -26,6 +26,7 @@ from gpt_pipeline.checkpoints.manifest import (
 )
 from gpt_pipeline.checkpoints.snapshot import Snapshot, snapshot_bytes, weights_sha256
 from gpt_pipeline.errors import DiskFullError
+from gpt_pipeline.shown import size
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.storage.room import free_bytes, is_for_lack_of_room
@@ -124,9 +125,9 @@ class _room_for:  # noqa: N801  # reads as a function in a with statement
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, OSError) and is_for_lack_of_room(error, self._folder):
-            needed, free = snapshot_bytes(self._snapshot) / 1e9, free_bytes(self._folder) / 1e9
+            needed, free = size(snapshot_bytes(self._snapshot)), size(free_bytes(self._folder))
             raise DiskFullError(
-                f"no room for the checkpoint of step {self._snapshot.step} in {self._folder}: found {free:.3g} GB free "
-                f"({error.strerror}), need {needed:.3g} GB; earlier checkpoints are untouched. Free some space, "
+                f"no room for the checkpoint of step {self._snapshot.step} in {self._folder}: found {free} free "
+                f"({error.strerror}), need {needed}; earlier checkpoints are untouched. Free some space, "
                 "or lower evaluation.keep_last, and run again"
             ) from error

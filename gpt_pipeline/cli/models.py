@@ -310,7 +310,8 @@ def import_(folder: Path, experiment: Path) -> None:
 @click.option("--tasks", required=True, metavar="A,B", help="As lm-evaluation-harness names them, such as hellaswag.")
 @click.option("--limit", type=click.IntRange(min=1), help="Documents of each task; default: all.")
 @click.option("--task-folder", type=click.Path(path_type=Path, exists=True), help="With task files of your own.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--device", type=click.Choice(get_args(Device)), help="Default: as the experiment file says.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Texts at a time.")
 @JSON
 def benchmark(
     *,
@@ -320,7 +321,8 @@ def benchmark(
     tasks: str,
     limit: int | None,
     task_folder: Path | None,
-    device: str,
+    device: Device | None,
+    batch_size: int,
     as_json: bool,
 ) -> None:
     """Score a checkpoint on public benchmarks.
@@ -334,7 +336,14 @@ def benchmark(
     loaded = load_experiment(experiment)
     chosen = choose_checkpoint(loaded.folder.checkpoints, checkpoint, if_none=loaded.way_to_checkpoints)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    request = BenchmarkRequest(tasks=names, limit=limit, task_folder=task_folder, weights=weights, device=device)
+    request = BenchmarkRequest(
+        tasks=names,
+        limit=limit,
+        task_folder=task_folder,
+        weights=weights,
+        device=device or loaded.config.hardware.device_here,
+        batch_size=batch_size,
+    )
     say(f"Loading {chosen.path.name} and lm-evaluation-harness ...")
     result = benchmark_checkpoint(loaded, chosen.path, request)
     say(f"{chosen.path.name}, step {result.step:,}" + (", measured before" if result.reused else ""))

@@ -18,9 +18,11 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.export import export_checkpoint, trained_length
 from gpt_pipeline.exchange.own_tasks import own_files
 from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.hardware import devices
 from gpt_pipeline.storage.atomic import known_fields, read_kept, write_json
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import utc_now
+from gpt_pipeline.training.config import Device
 
 CODE_VERSION = "1"
 _FOLDER = "benchmarks"  # in the experiment's folder
@@ -69,8 +71,9 @@ class BenchmarkRequest:
     """A folder with your own task files."""
 
     weights: Weights = "raw"
-    device: str = "cpu"
+    device: Device = "cpu"
     batch_size: int = 16
+    """Texts at a time."""
 
 
 def benchmark_checkpoint(experiment: Experiment, checkpoint: Path, request: BenchmarkRequest) -> BenchmarkResult:
@@ -79,7 +82,7 @@ def benchmark_checkpoint(experiment: Experiment, checkpoint: Path, request: Benc
     Every text begins with `<|endoftext|>`, as in training, and is cut to the length of the training sequences.
 
     Raises:
-        UserError: lm_eval is not installed, has no such task, or cannot get its documents.
+        UserError: lm_eval is not installed, has no such task, or cannot get its documents, or there is no such device.
         DamagedFileError: the checkpoint is damaged.
     """
     version = _harness_version()
@@ -139,7 +142,7 @@ def _run(experiment: Experiment, info: CheckpointInfo, request: BenchmarkRequest
         exported = export_checkpoint(experiment, info.path, Path(temporary) / "model", weights=request.weights)
         model = HFLM(
             pretrained=str(exported.folder),
-            device=request.device,
+            device=devices.choose_kind(request.device),
             dtype="float32",
             max_length=trained_length(experiment, info),
             add_bos_token=True,

@@ -27,6 +27,7 @@ from gpt_pipeline.exchange.ollama import MODELFILE_NAME, modelfile
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.model.config_json import hugging_face_config
+from gpt_pipeline.shown import size
 from gpt_pipeline.storage.atomic import write_json, write_text
 from gpt_pipeline.storage.room import free_bytes
 
@@ -176,4 +177,4 @@ def _parameters(snapshot: Snapshot) -> int:
 def _require_room(target: Path, snapshot: Snapshot) -> None:
     needed, free = tensor_bytes(snapshot.model) + _TOKENIZER_BYTES, free_bytes(target.parent)
     if free < needed:
-        raise UserError(f"--to {target}: found {free / 1e9:.3g} GB free, need {needed / 1e9:.3g} GB; free some space")
+        raise UserError(f"--to {target}: found {size(free)} free, need {size(needed)}; free some space")

@@ -68,15 +68,18 @@ class _Reader:
         self._train: dict[int, float] = {}
         self._rewards: dict[int, float] = {}
         self._estimates: dict[str, dict[int, float]] = {}
-        self._end, self._offset, self._lines, self._every = b"", 0, 0, 1
+        self._end, self._offset, self._trained, self._every = b"", 0, 0, 1
 
     def _take(self, block: bytes) -> bool:
         """Read the whole lines of `block`; False if it has none."""
         end = block.rfind(b"\n") + 1
         self._end = (self._end + block[:end])[-_END_BYTES:]
         for line in block[:end].splitlines():
-            self._lines += 1
-            if self._lines % self._every == 0 or b'"validation"' in line:
+            if b'"train"' in line:
+                self._trained += 1
+                if self._trained % self._every == 0:
+                    self._keep(line)
+            elif b'"validation"' in line:
                 self._keep(line)
         self._offset += end
         return end > 0

@@ -165,10 +165,9 @@ def histogram_svg(counts: Sequence[int], edges: Sequence[int], *, title: str) ->
     every = -(-len(shown) // 12)  # labels that do not run into each other
     for place, count in enumerate(shown):
         left, height = _BARS_SIDE + place * step, count * scale
-        label = f"{edges[first + place]:,} and more: {count:,}"
         parts.append(
             f'<rect x="{left + 1:.1f}" y="{_BARS_HEIGHT - _BARS_BOTTOM - height:.1f}" width="{step - 2:.1f}" '
-            f'height="{height:.1f}"><title>{label}</title></rect>'
+            f'height="{height:.1f}"/>'
         )
         if place % every == 0:
             parts.append(f'<text x="{left:.1f}" y="{_BARS_HEIGHT - _BARS_BOTTOM + 18}">{edges[first + place]:,}</text>')
@@ -344,6 +343,7 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
 def short_number(value: float) -> str:
     """Return a number for an axis: 0.0003, 12.5, 50 k, 1.6 B."""
+    value = float(f"{value:.4g}") if abs(value) >= 1e3 else value
     for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e4, " k")):
         if abs(value) >= size:
             return f"{value / (1e3 if size == 1e4 else size):.4g}{unit}"

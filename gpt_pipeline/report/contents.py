@@ -50,10 +50,10 @@ class CheckpointRow:
     """Whether its drawn answers do so as well."""
 
     best: bool
-    """Lowest validation loss of all comparable evaluations."""
+    """Whether it ranks first of all comparable evaluations."""
 
     is_best_model: bool
-    """Its weights are those of `best_model.pt`: the lowest estimate of the trainer, on fewer tokens."""
+    """Whether `best_model.pt` is of this step: the best by the trainer's estimates, on fewer tokens."""
 
     @property
     def metrics(self) -> Mapping[str, float]:

@@ -115,7 +115,7 @@ METRICS = (
     Metric(
         key="documents_truncated",
         label="cut documents",
-        meaning="held-out documents longer than the context, whose loss is that of their first part",
+        meaning="held-out documents longer than the context, whose loss is that of their end",
         places=0,
         ranked=False,
         of_answers=False,

@@ -19,10 +19,11 @@ def count(value: Any) -> str:
     """1612345678 -> `1.61 B`; below 100,000 in full."""
     if value is None:
         return NOTHING
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e5, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if unit == 'k' else size):.3g} {unit}"
-    return f"{value:,.0f}"
+    if abs(value) < 1e5:
+        return f"{value:,.0f}"
+    rounded = float(f"{value:.3g}")
+    scale, unit = next(each for each in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")) if abs(rounded) >= each[0])
+    return f"{rounded / scale:.3g} {unit}"
 
 
 def decimal(value: Any, places: int = 3) -> str:
@@ -47,12 +48,7 @@ def duration(seconds: Any) -> str:
 
 def size(value: Any) -> str:
     """1234567 -> `1.23 MB`."""
-    if value is None:
-        return NOTHING
-    for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value:.0f} bytes"
+    return NOTHING if value is None else shown.size(value)
 
 
 def setting(value: Any) -> str:

@@ -101,7 +101,8 @@ class TrainingConfig:
     `gradient_checkpointing` and `deterministic`."""
 
     batch_size: int = 8
-    """Sequences of `data.max_length` tokens in one optimizer update."""
+    """Sequences of `data.max_length` tokens in one optimizer update; with `tokens_per_step` only of the trainer's
+    estimates, which read `evaluation.eval_iters` times as many."""
 
     num_epochs: int = 1
     """Passes over the training documents."""
@@ -304,7 +305,7 @@ class CadenceConfig:
     """Steps between two estimates of the validation loss."""
 
     eval_iters: int
-    """Micro-batches in one estimate."""
+    """Times `training.batch_size` sequences, or `rl.prompts_per_step` questions, in one estimate."""
 
     save_every_n_iterations: int
     """Steps between two checkpoints."""

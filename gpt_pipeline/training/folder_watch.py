@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from itertools import takewhile
 from typing import Any
 
 from gpt_pipeline.checkpoints.manifest import CheckpointInfo, list_checkpoints
@@ -23,7 +24,9 @@ class FolderWatch:
         self._observer = observer
         self._fingerprint = fingerprint
         self._max_steps = max_steps
-        self._offset = _size(folder.metrics)
+        self._offset = 0
+        self._told: list[int] = []  # hashes of the lines before `_offset`
+        self._new_lines()
         self._known = {_identity(info) for info in self._checkpoints()}
 
     def look(self) -> None:
@@ -42,20 +45,31 @@ class FolderWatch:
         return max((info.step for info in self._checkpoints()), default=-1)
 
     def _new_records(self) -> Iterator[dict[str, Any]]:
-        if _size(self._folder.metrics) < self._offset:
-            self._offset = 0  # the training before was moved aside
-        try:
-            with self._folder.metrics.open("rb") as file:
-                file.seek(self._offset)
-                whole, _, _ = file.read().rpartition(b"\n")  # what follows is still being written
-        except FileNotFoundError:
-            return
-        self._offset += len(whole) + 1 if whole else 0
-        for line in whole.splitlines():
+        for line in self._new_lines():
             try:
                 yield parse_record(line)
             except ValueError:
                 continue  # `read_metrics` tells of it
+
+    def _new_lines(self) -> list[bytes]:
+        """Return the whole lines since the last look; after a return to a checkpoint, those that come after it."""
+        try:
+            with self._folder.metrics.open("rb") as file:
+                is_shorter = os.fstat(file.fileno()).st_size < self._offset
+                self._offset = 0 if is_shorter else self._offset
+                file.seek(self._offset)
+                whole, newline, _ = file.read().rpartition(b"\n")  # what follows is still being written
+        except FileNotFoundError:
+            return []
+        self._offset += len(whole) + len(newline)
+        lines = whole.splitlines()
+        hashes = [hash(line) for line in lines]
+        if not is_shorter:
+            self._told += hashes
+            return lines
+        known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(hashes, self._told, strict=False)))
+        self._told = hashes
+        return lines[known:]
 
     def _tell_checkpoints(self) -> None:
         for info in self._checkpoints():
@@ -104,10 +118,3 @@ class Pulse:
 
 def _identity(info: CheckpointInfo) -> tuple[int, str]:
     return info.step, info.weights_sha256
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

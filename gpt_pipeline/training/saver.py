@@ -12,7 +12,7 @@ from gpt_pipeline.checkpoints.retention import kept_checkpoints, prune
 from gpt_pipeline.checkpoints.save import link_best, save_best, save_checkpoint
 from gpt_pipeline.checkpoints.snapshot import HostCopy, Progress, Snapshot
 from gpt_pipeline.errors import DiskFullError
-from gpt_pipeline.shown import counted
+from gpt_pipeline.shown import counted, size
 from gpt_pipeline.storage.room import free_bytes
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.observer import Observer
@@ -47,9 +47,9 @@ class Saver:
         free = free_bytes(self._folder.checkpoints)
         if free < wanted * checkpoint_size:
             raise DiskFullError(
-                f"storage.base_folder: found {free / 1e9:.3g} GB free on the disk of {self._folder.root}, need "
-                f"{wanted * checkpoint_size / 1e9:.3g} GB for {counted(wanted, 'checkpoint')} of "
-                f"{checkpoint_size / 1e9:.3g} GB (evaluation.keep_last={self._keep_last}, the best, and the one being "
+                f"storage.base_folder: found {size(free)} free on the disk of {self._folder.root}, need "
+                f"{size(wanted * checkpoint_size)} for {counted(wanted, 'checkpoint')} of "
+                f"{size(checkpoint_size)} (evaluation.keep_last={self._keep_last}, the best, and the one being "
                 "written); free some space, choose another base_folder, or lower keep_last"
             )
 
