@@ -174,14 +174,14 @@ def test_sequential_windows_make_each_token_but_the_first_a_target_once(
 
 
 @pytest.mark.parametrize(
-    ("max_tokens", "targets"), [(1, 10), (10, 10), (25, 20), (2003, 2000), (2004, 2004), (9999, 2004)]
+    ("max_tokens", "targets"), [(1, 1), (10, 10), (25, 25), (2003, 2003), (2004, 2004), (9999, 2004)]
 )
-def test_sequential_windows_limit_counts_whole_windows(stream: TokenStream, max_tokens: int, targets: int) -> None:
+def test_sequential_windows_end_with_the_limit(stream: TokenStream, max_tokens: int, targets: int) -> None:
     batches = sequential_windows(stream, sequence_length=10, max_tokens=max_tokens, batch_size=3)
     assert sum(batch.size for _, batch in batches) == targets
 
 
 def test_sequential_windows_short_stream_is_one_short_window(tmp_path: Path) -> None:
     stream = make_stream(tmp_path, [6])
-    batches = list(sequential_windows(stream, sequence_length=10, max_tokens=2))
+    batches = list(sequential_windows(stream, sequence_length=10, max_tokens=20))
     assert [inputs.tolist() for inputs, _ in batches] == [[[0, 1, 2, 3, 4]]]

@@ -27,6 +27,9 @@ class Tokens:
         assert start + length <= self.n_tokens
         return self.tokens[start : start + length]
 
+    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
+        return np.stack([self.read(start, length) for start in starts.tolist()])
+
 
 def random_stream(n_tokens: int) -> Tokens:
     return Tokens(torch.randint(0, 50257, (n_tokens,), generator=torch.Generator().manual_seed(0)).tolist())

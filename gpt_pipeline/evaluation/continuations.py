@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
-from gpt_pipeline.evaluation.document_loss import DocumentStream, document_bounds, require_same_documents
+from gpt_pipeline.evaluation.document_loss import document_bounds, require_same_documents
 from gpt_pipeline.evaluation.generate import Generation, generate
 from gpt_pipeline.evaluation.held_out import HeldOutChoice, HeldOutDocument
 from gpt_pipeline.evaluation.score import distinct_n
@@ -30,7 +31,7 @@ class _Begun:
 
 def continue_documents(
     model: LanguageModel,
-    stream: DocumentStream,
+    stream: TokenStream,
     choice: HeldOutChoice,
     tokenizer: Tokenizer,
     *,
@@ -61,7 +62,7 @@ def continue_documents(
     ]
 
 
-def _begun(stream: DocumentStream, document: HeldOutDocument, tokenizer: Tokenizer, context_length: int) -> _Begun:
+def _begun(stream: TokenStream, document: HeldOutDocument, tokenizer: Tokenizer, context_length: int) -> _Begun:
     start, end = document_bounds(stream, document)
     tokens = stream.read(start + 1, end - start - 1).tolist()
     half = max(1, min(len(tokens) // 2, context_length // 2 - 1))

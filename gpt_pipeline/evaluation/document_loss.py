@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.errors import DamagedFileError
 from gpt_pipeline.evaluation.held_out import HeldOutChoice, HeldOutDocument
 from gpt_pipeline.evaluation.result import exercise_names
-from gpt_pipeline.evaluation.validation import Stream, token_losses
+from gpt_pipeline.evaluation.validation import token_losses
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.row import Watch, unwatched
 
@@ -26,19 +26,6 @@ _TOKENS_AT_ONCE = 4096  # padding included; their logits take 0.8 GB in float32
 Positions = NDArray[np.int64]
 InAnswers = Callable[[Positions], NDArray[np.bool_]]
 """Tells of positions in a stream whether an answer's token stands there."""
-
-
-class DocumentStream(Stream, Protocol):
-    """Tokens of which it is known where documents and answers begin, such as `data.shards.TokenStream`."""
-
-    @property
-    def eot_token(self) -> int: ...
-
-    @property
-    def document_starts(self) -> NDArray[np.int64]: ...
-
-    @property
-    def answer_starts(self) -> NDArray[np.int64]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +64,7 @@ class _Row:
 
 def document_losses(
     model: LanguageModel,
-    stream: DocumentStream,
+    stream: TokenStream,
     choice: HeldOutChoice,
     *,
     context_length: int,
@@ -136,7 +123,7 @@ def loss_metrics(
     return metrics
 
 
-def require_same_documents(stream: DocumentStream, choice: HeldOutChoice) -> None:
+def require_same_documents(stream: TokenStream, choice: HeldOutChoice) -> None:
     """Raise `DamagedFileError` if the stream has not as many documents as the choice was made among."""
     found = len(stream.document_starts)
     if found != choice.available:
@@ -146,7 +133,7 @@ def require_same_documents(stream: DocumentStream, choice: HeldOutChoice) -> Non
         )
 
 
-def in_last_part(stream: DocumentStream) -> InAnswers:
+def in_last_part(stream: TokenStream) -> InAnswers:
     """Return what tells which tokens stand where the last answer of a document begins, or behind."""
 
     def in_answers(positions: Positions) -> NDArray[np.bool_]:
@@ -157,14 +144,14 @@ def in_last_part(stream: DocumentStream) -> InAnswers:
     return in_answers
 
 
-def document_bounds(stream: DocumentStream, document: HeldOutDocument) -> tuple[int, int]:
+def document_bounds(stream: TokenStream, document: HeldOutDocument) -> tuple[int, int]:
     """Return where a document begins in the stream, with its `<|endoftext|>`, and where it ends."""
     starts, number = stream.document_starts, document.number
     return int(starts[number]), int(starts[number + 1]) if number + 1 < len(starts) else stream.n_tokens
 
 
 def _row(
-    stream: DocumentStream, place: int, document: HeldOutDocument, context_length: int, in_answers: InAnswers
+    stream: TokenStream, place: int, document: HeldOutDocument, context_length: int, in_answers: InAnswers
 ) -> _Row:
     start, end = document_bounds(stream, document)
     ids = np.append(stream.read(start, end - start).astype(np.int64), stream.eot_token)

@@ -6,15 +6,15 @@ Shapes: B batch, T tokens of a window.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
+from gpt_pipeline.data.tokens.batches import sequential_windows
 from gpt_pipeline.data.tokens.packing import packed_in_order
 from gpt_pipeline.data.tokens.stream import TokenStream
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
@@ -24,16 +24,6 @@ from gpt_pipeline.row import Watch, unwatched
 
 _PIECE = 128  # tokens whose logits are computed together on a CPU: 26 MB stay near it, half the time of 4,096 at once
 _MAX_EXPONENT = 700.0  # exp(709.8) is the largest float
-
-
-class Stream(Protocol):
-    """Tokens that can be read from anywhere, such as `data.shards.TokenStream`."""
-
-    @property
-    def n_tokens(self) -> int: ...
-
-    def read(self, start: int, length: int) -> np.ndarray:
-        """Return `length` tokens from `start` on, uint16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +73,7 @@ def mixed_loss(losses: Sequence[ValidationLoss], shares: Sequence[float]) -> Val
 
 def validation_loss(
     model: LanguageModel,
-    stream: Stream,
+    stream: TokenStream,
     tokenizer: Tokenizer,
     *,
     sequence_length: int,
@@ -103,11 +93,12 @@ def validation_loss(
     model.eval()
     device = model.head_weight.device
     nats, n_tokens, n_bytes = 0.0, 0, 0
-    for windows in _batches(stream, sequence_length=sequence_length, max_tokens=max_tokens, batch_size=batch_size):
-        losses = token_losses(model, torch.from_numpy(windows).to(device))
+    windows = sequential_windows(stream, sequence_length=sequence_length, max_tokens=max_tokens, batch_size=batch_size)
+    for inputs, targets in windows:
+        losses = _losses(model, torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
         nats += float(losses.cpu().double().sum())
         n_tokens += losses.numel()
-        n_bytes += int(tokenizer.token_lengths[windows[:, 1:]].sum())
+        n_bytes += int(tokenizer.token_lengths[targets].sum())
         watch(n_tokens, min(stream.n_tokens - 1, max_tokens))
     if n_tokens == 0:
         raise ValueError(f"found {stream.n_tokens} validation tokens, need at least 2")
@@ -176,14 +167,3 @@ def _losses(model: LanguageModel, ids: Tensor, targets: Tensor, *, starts: Tenso
         for some, wanted in zip(x.split(piece), targets.flatten().split(piece), strict=True)
     ]
     return torch.cat(losses).view(targets.shape)
-
-
-def _batches(stream: Stream, *, sequence_length: int, max_tokens: int, batch_size: int) -> Iterator[np.ndarray]:
-    """Yield windows, int64 [B, T + 1], in order; then the shorter rest, if any, as [1, rest + 1]."""
-    n_targets = min(stream.n_tokens - 1, max_tokens)
-    n_windows, rest = divmod(max(n_targets, 0), sequence_length)
-    for first in range(0, n_windows, batch_size):
-        starts = range(first * sequence_length, min(first + batch_size, n_windows) * sequence_length, sequence_length)
-        yield np.stack([stream.read(start, sequence_length + 1) for start in starts]).astype(np.int64)
-    if rest:
-        yield stream.read(n_windows * sequence_length, rest + 1).astype(np.int64)[None]

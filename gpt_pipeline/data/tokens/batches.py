@@ -199,13 +199,12 @@ def sequential_windows(
 ) -> Iterator[tuple[TokenIds, TokenIds]]:
     """Yield inputs and targets of the stream's windows in order, int64 [b, t], each token a target once.
 
-    Batches are [batch_size, T], the last full one maybe smaller; what is left at the stream's end is one window
-    [1, t < T]. With `max_tokens` only the first max_tokens // T windows are used, and at least one.
+    Batches are [batch_size, T], the last full one maybe smaller; what is left at the end, of the stream or of its first
+    `max_tokens` targets, is one window [1, t < T].
     """
     T = sequence_length
-    whole, rest = divmod(stream.n_tokens - 1, T)
-    if max_tokens is not None and max_tokens < stream.n_tokens - 1:
-        whole, rest = min(whole, max(1, max_tokens // T)), 0 if whole else rest
+    n_targets = max(0, stream.n_tokens - 1)
+    whole, rest = divmod(n_targets if max_tokens is None else min(n_targets, max_tokens), T)
     for first in range(0, whole, batch_size):
         windows = np.arange(first, min(first + batch_size, whole), dtype=np.int64)
         yield _shifted(stream.gather(windows * T, T + 1))

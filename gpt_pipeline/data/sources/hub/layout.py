@@ -86,7 +86,7 @@ def chosen_files(
     readable = [name for name in names if _is_readable(name)]
     subsets = _configured(card, where)
     if subsets:
-        subset = _chosen("subset", subset, subsets, default=_default_of(card, subsets), where=where)
+        subset = _chosen("subset", subset, subsets, default=_default_of(subsets), where=where)
         where = f"{where}, subset {subset}"
         splits = _splits_of(subsets[subset], readable, where)
     elif (folder := _folder_of(subset, readable, where)) is not None:
@@ -117,7 +117,7 @@ def _configured(card: Mapping[str, Any], where: str) -> Mapping[str, Mapping[str
     return {str(config.get("config_name", _DEFAULT)): config for config in configs}
 
 
-def _default_of(card: Mapping[str, Any], subsets: Mapping[str, Mapping[str, Any]]) -> str | None:
+def _default_of(subsets: Mapping[str, Mapping[str, Any]]) -> str | None:
     marked = next((name for name, config in subsets.items() if config.get("default") is True), None)
     return marked or (_DEFAULT if _DEFAULT in subsets else None)
 
