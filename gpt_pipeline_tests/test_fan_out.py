@@ -19,8 +19,10 @@ from gpt_pipeline.data import stage
 from gpt_pipeline.data.documents.raw import prepare_raw
 from gpt_pipeline.data.documents.stage import prepare_documents
 from gpt_pipeline.data.tokens.shards import prepare_shards
+from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.orchestration.build import build_definitions
+from gpt_pipeline.orchestration.driver import Session
 from gpt_pipeline.orchestration.history import open_instance
 from gpt_pipeline.project import Project
 from gpt_pipeline_tests import fan_out_jobs
@@ -121,6 +123,24 @@ def test_fan_out_damaged_file_fails_alone_and_is_done_again_alone(
     assert "raw_synth.check_file[synth_002]" in done
     assert "raw_synth.check_file[synth_001]" not in done
     assert "token_shards.tokenize_file[synth_003]" in done
+    assert bytes_of(project.root / "storage" / "data") == undisturbed(project)
+
+
+@pytest.mark.slow
+def test_fan_out_goes_on_from_the_failure_of_a_command_that_worked_in_its_own_process(
+    project: TinyProject, instance: dg.DagsterInstance
+) -> None:
+    path = project.root / "synth" / "synth_001.parquet"
+    content = path.read_bytes()
+    path.write_bytes(b"<html>not here</html>")
+    here = Project.of_experiments(project.root / "experiments")
+    with Session.open(here, project.experiment("fan"), say=print) as session, pytest.raises(UserError, match=path.name):
+        session.execute("data_fan")
+    (failed,) = instance.get_runs()
+    path.write_bytes(content)
+    again = execute(project, instance, failed.run_id)
+    assert again.status == dg.DagsterRunStatus.SUCCESS
+    assert "raw_synth.plan" not in steps(instance, again, dg.DagsterEventType.STEP_SUCCESS)
     assert bytes_of(project.root / "storage" / "data") == undisturbed(project)
 
 

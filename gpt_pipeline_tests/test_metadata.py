@@ -36,3 +36,9 @@ def test_english_metadata_shows_rows_in_and_documents_out_by_language_and_by_exe
 
 def test_metadata_shows_dropped_rows_with_their_shares() -> None:
     assert shown(FACTS)["dropped"].split("\n")[2:] == ["| language | 3 | 60.00% |", "| no_answer | 2 | 40.00% |"]
+
+
+def test_metadata_of_raw_files_shows_the_size_of_the_files_and_not_of_the_notes_about_them() -> None:
+    metadata = shown({"bytes": 2_500_000})
+    assert metadata["megabytes"] == "2.5"
+    assert "bytes" not in metadata

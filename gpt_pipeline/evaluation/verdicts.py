@@ -35,16 +35,16 @@ def loss_verdict(result: EvaluationResult, others: Iterable[EvaluationResult], d
     earlier = [other for other in others if _is_earlier(other, result)]
     metric = ranking_metric([result, *earlier], decides)
     found = result.metrics[metric]
+    is_loss = metric not in SHARES
+    measured = f"step {result.step:,}: {metric} {found:.4f}{' nats per token' if is_loss else ''}"
     if not earlier:
-        return verdict(
-            passed=True, text=f"{found:.4f}; no earlier checkpoint to compare with", facts={"step": result.step}
-        )
+        text = f"{measured}; no earlier checkpoint to compare with"
+        return verdict(passed=True, text=text, facts={"step": result.step})
     best = min(earlier, key=lambda other: rank_of(other, metric))
     worse = rank_of(result, metric) - rank_of(best, metric)
-    is_loss = metric not in SHARES
     margin = LOSS_MARGIN if is_loss else SHARE_MARGIN
     text = (
-        f"step {result.step:,}: {metric} {found:.4f}{' nats per token' if is_loss else ''}, {abs(worse):.4f} "
+        f"{measured}, {abs(worse):.4f} "
         f"{'worse' if worse > 0 else 'better'} than the best so far ({best.metrics[metric]:.4f} at step {best.step:,}; "
         f"up to {margin} is fine)"
     )

@@ -55,8 +55,8 @@ def data_assets(
             raw_key,
             upstream=None,
             part="check_file",
-            kind="parquet",
-            about=f"The files of {in_markdown(data.origin)} that hold {_amount(data)} documents.",
+            kind="parquet" if data.format == "synth" else "file",
+            about=f"The source files that hold {_amount(data)} documents: {in_markdown(data.origin)}.",
         ),
         made.parted(
             partial(_documents, data, folder),

@@ -128,9 +128,9 @@ class Session:
         """
         ops = {f"{self.experiment.name}__{asset}": {"config": config} for asset, config in (options or {}).items()}
         definition = self.definitions.resolve_job_def(job)
-        in_memory = definition.as_ephemeral_job(resource_defs={"io_manager": dg.mem_io_manager}, input_values={})
+        ephemeral = definition.as_ephemeral_job(resource_defs={}, input_values={})
         own = merge_run_tags(definition, partition, tags, None, self.instance, None)
-        here = InMemoryJob(in_memory.with_executor_def(stoppable(dg.in_process_executor)))
+        here = InMemoryJob(ephemeral.with_executor_def(stoppable(dg.in_process_executor)))
         self._execute(here, run_config={"ops": ops}, tags=own)
 
     def execute_in_workers(self, job: str) -> None:

@@ -18,7 +18,9 @@ _EXAMPLE_CHARACTERS = 600
 
 def stage_metadata(stage: StageResult) -> dict[str, Any]:
     """Return a data stage's facts: numbers, which the UI plots; counts as tables; examples as text."""
-    size = sum(record.size for record in stage.manifest.files.values())
+    facts = dict(stage.manifest.facts)
+    own = sum(record.size for record in stage.manifest.files.values())
+    size = facts.pop("bytes", own)  # of the source files, where the stage itself keeps but notes of them
     metadata: dict[str, Any] = {
         "folder": dg.MetadataValue.path(str(stage.folder)),
         "fingerprint": stage.fingerprint,
@@ -28,7 +30,6 @@ def stage_metadata(stage: StageResult) -> dict[str, Any]:
     }
     if (made := stage.made) is not None:
         metadata["made_at"] = made.at
-    facts = dict(stage.manifest.facts)
     if (read := facts.pop("exercises_read", None)) is not None:
         metadata["exercises"] = in_and_out(read, facts.pop("exercises"))
         kept = stage.manifest.config.get("languages", [ENGLISH])

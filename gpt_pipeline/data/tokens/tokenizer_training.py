@@ -47,7 +47,10 @@ def train_tokenizer(size: int, documents: TrainedOn, say: Say) -> tuple[str, dic
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     taken = _Taken(share=_share(documents))
-    say(f"training a tokenizer of {size:,} ids on {taken.share_in_words} of the training documents' text")
+    say(
+        f"training a tokenizer of {size:,} ids on {taken.share_in_words} of the training documents' text; "
+        "whoever stops the run meanwhile waits until that is done"  # the library heeds no signal
+    )
     encoding = Encoding(models.BPE())
     encoding.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     encoding.decoder = decoders.ByteLevel()
