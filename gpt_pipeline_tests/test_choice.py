@@ -91,3 +91,18 @@ def test_choice_match_of_the_samples_questions_knows_right_from_wrong(number: in
     for letter, text in options.items():
         for answer in (letter, text, f"The answer is {text} ({letter})."):
             assert choice_match(answer, query=draft.query, expected=draft.answer) is (letter == draft.answer)
+
+
+MANY = 300_000  # a text of so many took hours, when each blank was sought from again
+
+
+@pytest.mark.parametrize(
+    ("answer", "query"),
+    [
+        ("x" + "\n" * MANY + "B. y", "Which?\nA) red\nB) blue"),
+        ("x" + "\n*_" * MANY + "(B) y", "Which?\nA) red\nB) blue"),
+        ("blue", f"Which?\nA) red{' ' * MANY}wine\nB) blue"),
+    ],
+)
+def test_choice_in_a_text_of_many_blanks_takes_no_time(answer: str, query: str) -> None:
+    assert choice_match(answer, query=query, expected="B")

@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -454,3 +455,17 @@ def test_read_rows_of_a_compressed_file_in_arrows_file_format_are_refused_for_wh
 def test_read_rows_of_a_file_that_is_not_there_says_what_to_do(tmp_path: Path, name: str) -> None:
     with pytest.raises(UnreadableFileError, match=rf"{name}: cannot be read \(.+\); let this user read it, or bring"):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_read_rows_of_a_tar_whose_member_has_a_name_beyond_measure_hold_none_of_it(tmp_path: Path, kind: bytes) -> None:
+    member = tarfile.TarInfo("a")
+    member.type, member.size = kind, 64 << 20  # some kilobytes of the file
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write(member.tobuf(tarfile.USTAR_FORMAT) + bytes(member.size))
+    tracemalloc.start()
+    with pytest.raises(UnreadableFileError, match="found 67,108,864 bytes of a member's name or attributes, need"):
+        read(tmp_path / "a.tar.gz", Wanted(texts=("body",)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < member.size / 4

@@ -310,6 +310,18 @@ def test_server_with_a_key_answers_those_who_have_it(models: list[Served]) -> No
         assert client.completions.create(model="first", prompt="a").choices
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/talk/mark", "/elsewhere"])
+def test_server_with_a_key_reads_nothing_of_those_who_lack_it(models: list[Served], path: str) -> None:
+    with server(models[:1], key=KEY) as (address, _):
+        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=20)
+        connection.putrequest("POST", path)
+        connection.putheader("content-type", "application/json")
+        connection.putheader("content-length", "1000000")
+        connection.endheaders(b"no json")  # and the rest never comes
+        assert connection.getresponse().status == 401
+        connection.close()
+
+
 def slow_down(engine: Engine) -> None:
     """Have each step take a while, so that a request is under way for some time."""
     advance = engine._advance

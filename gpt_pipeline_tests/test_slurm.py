@@ -110,6 +110,16 @@ def run_script(
     )
 
 
+@pytest.mark.parametrize("key", ["partition", "account", "gpus_per_node", "folder"])
+def test_script_with_a_line_break_in_an_option_is_refused_since_the_rest_would_be_shell(
+    tmp_path: Path, key: str
+) -> None:
+    text = "gpu\ntouch pwned #"
+    folder, config = (tmp_path / text, {}) if key == "folder" else (tmp_path, {key: text})
+    with pytest.raises(LauncherError, match=r"touch pwned.*need an option of sbatch in one line"):
+        Slurm(SlurmConfig(**config)).script(command_in(folder))
+
+
 @needs_bash
 def test_script_with_shell_in_every_name_runs_none_of_it(tmp_path: Path) -> None:
     folder = tmp_path / NASTY

@@ -19,9 +19,11 @@ _LETTER_AFTER = re.compile(r"\(([A-Z])\)(?=\s*(?:[,;.:?!]|$|or\b|and\b))")
 # `A) red, B) blue`: the letter before its option, all in one line.
 _LETTER_BEFORE = re.compile(r"(?<![\w(])\(?([A-Z])\)[ \t]+(?=\S)")
 _OPTION_BEGIN = re.compile(r"[:?.;\n]\s")
-_LINK = re.compile(r"^(?:or|and)\s+|\s+(?:or|and)$")
+# Each run of blanks below is looked at once, else a text of many takes time with the square of their number.
+_LINK = re.compile(r"^(?:or|and)\s+|(?<!\s)\s+(?:or|and)$")
 
 _ONLY_LETTER = re.compile(r"\W*(?:(?:option|answer|choice)\W+)?([A-Za-z])\W*", re.IGNORECASE)
+_BLANK_LINES = re.compile(r"\n[\s*_]+")
 _LABEL = re.compile(r"^[\s*_]*(?:\(([A-Z])\)|([A-Z])[).:](?=[\s*_]|$))", re.MULTILINE)
 _STATED = re.compile(r"\banswer(?:\s+is|\s*:)[\s\"'(*_]*(?:option\s+)?([A-Z])\b(?!\s+[a-z])")
 _NAMED = re.compile(r"\b[Oo]ption\s+[\"'(*_]*([A-Z])\b")
@@ -51,7 +53,7 @@ def chosen_option(answer: str, options: Mapping[str, str]) -> str | None:
     """Return the letter of the one option that `answer` takes, by letter or by text; None if it is ambiguous."""
     if found := _ONLY_LETTER.fullmatch(answer):
         return _if_one([found.group(1).upper()], options)
-    labels = [one or other for one, other in _LABEL.findall(answer)]
+    labels = [one or other for one, other in _LABEL.findall(_BLANK_LINES.sub("\n", answer))]
     if labels:
         return _if_one(labels, options)
     if stated := _STATED.findall(answer):

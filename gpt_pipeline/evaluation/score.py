@@ -12,7 +12,7 @@ from gpt_pipeline.data.formats.forms import PLAIN, Form
 from gpt_pipeline.evaluation.choice import choice_match, normalise
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+")
-_CONSTRAINT_RESULT = re.compile(r"(?:^|[\s,;{\"'])result\"?\s*:\s*\"?\s*([^\s,;}\"']+(?:,\d{3})*)", re.IGNORECASE)
+_CONSTRAINT_RESULT = re.compile(r"(?:^|[\s,;{\"'])result\"?\s*:\s*+(?:\"\s*+)?([^\s,;}\"']+(?:,\d{3})*)", re.IGNORECASE)
 _RELATIVE_TOLERANCE = 1e-6  # 0.3333333 for a third is right, 0.33 is not
 
 

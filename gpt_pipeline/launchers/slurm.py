@@ -69,7 +69,7 @@ _SCRIPT = """\
 #!/bin/bash
 {options}
 
-# Written by gpt_pipeline: trains {job}.
+# Written by gpt_pipeline.
 unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT  # whatever the process had that submitted this
 {environment}
 {setup}
@@ -177,7 +177,6 @@ class Slurm:
         exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(command.variables.items())]
         return _SCRIPT.format(
             options="\n".join(f"#SBATCH {_quoted_for_sbatch(option)}" for option in self._options(command)),
-            job=shlex.quote(str(command.job_file)),
             environment="\n".join(exports),
             setup="\n".join(self.config.setup or ()),
             checkpoints=shlex.quote(str(command.folder / "checkpoints")),
@@ -355,7 +354,16 @@ def _line(command: TrainingCommand) -> str:
 
 
 def _quoted_for_sbatch(option: str) -> str:
-    """Return an option as sbatch reads it from a script: as a shell does, but a backslash escapes within quotes too."""
+    """Return an option as sbatch reads it from a script: as a shell does, but a backslash escapes within quotes too.
+
+    Raises:
+        LauncherError: it has several lines; for the shell, of which the option is a comment, the second is a command.
+    """
+    if "\n" in option:
+        raise LauncherError(
+            f"found {option!r}, need an option of sbatch in one line; remove the line break from hardware.slurm, "
+            "storage.base_folder or the folder's name"
+        )
     return shlex.quote(option).replace("\\", "\\\\")
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -122,13 +123,15 @@ def make_app(
     """
     app = FastAPI(title="gpt_pipeline", docs_url=None, redoc_url=None, openapi_url=None)
     service = Service(models={each.name: each for each in models}, engine=engine, limits=limits)
-    needs_key = [] if key is None else [Depends(_requiring(key))]
-    app.include_router(_openai_routes(service), prefix="/v1", dependencies=needs_key)
+    app.include_router(_openai_routes(service), prefix="/v1")
     open_routes, own_routes = talk_routes(models)
     app.include_router(open_routes)
-    app.include_router(own_routes, dependencies=needs_key)
+    app.include_router(own_routes)
     app.add_middleware(_BoundedBody)
     app.add_middleware(_Heads)
+    if key is not None:
+        is_open = {route.path for route in open_routes.routes if isinstance(route, APIRoute)}
+        app.add_middleware(_Keyed, key=key, is_open=is_open)
     app.add_middleware(Guard, names=names, command=COMMAND)
     for kind, answer in _answers_to_errors().items():
         app.add_exception_handler(kind, answer)
@@ -146,6 +149,26 @@ class _Heads:
         await self._app({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
 
 
+class _Keyed:
+    """ASGI middleware that refuses who lacks the key before the body is read, by which many could fill the memory."""
+
+    def __init__(self, app: ASGIApp, *, key: str, is_open: Collection[str]) -> None:
+        self._app = app
+        self._key = key.encode()
+        self._is_open = is_open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on if it has the key, or is for a path that is open."""
+        if scope["type"] != "http" or scope["path"] in self._is_open or self._is_given(scope):
+            await self._app(scope, receive, send)
+            return
+        await _answer(errors.no_key())(scope, receive, send)
+
+    def _is_given(self, scope: Scope) -> bool:
+        scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._key)
+
+
 class _BoundedBody:
     """ASGI middleware that refuses a body above `_MAX_BODY_BYTES`, told or sent, before memory holds it."""
 
@@ -156,8 +179,7 @@ class _BoundedBody:
         """Hand the request on, its body counted."""
         told = dict(scope.get("headers", ())).get(b"content-length", b"0")
         if told.isdigit() and int(told) > _MAX_BODY_BYTES:
-            refusal = errors.too_large(_MAX_BODY_BYTES)
-            await JSONResponse(refusal.body, status_code=refusal.status)(scope, receive, send)
+            await _answer(errors.too_large(_MAX_BODY_BYTES))(scope, receive, send)
             return
         received = 0
 
@@ -172,37 +194,24 @@ class _BoundedBody:
         await self._app(scope, counted, send)
 
 
-def _requiring(key: str) -> Callable[[Request], Awaitable[None]]:
-    async def require_key(request: Request) -> None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
-            raise ApiError(
-                "this server needs its key: Authorization: Bearer KEY",
-                status=401,
-                code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
-            )
-
-    return require_key
+def _answer(error: ApiError) -> Response:
+    return JSONResponse(error.body, status_code=error.status, headers=dict(error.headers or {}))
 
 
 def _answers_to_errors() -> Mapping[type[Exception], Callable[[Request, Any], Awaitable[Response]]]:
-    def answer(error: ApiError) -> Response:
-        return JSONResponse(error.body, status_code=error.status, headers=dict(error.headers or {}))
-
     async def refused(_: Request, error: ApiError) -> Response:
-        return answer(error)
+        return _answer(error)
 
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return answer(errors.invalid(error))
+        return _answer(errors.invalid(error))
 
     async def elsewhere(request: Request, error: HTTPException) -> Response:
         if error.status_code == errors.too_large(_MAX_BODY_BYTES).status:
-            return answer(errors.too_large(_MAX_BODY_BYTES))
+            return _answer(errors.too_large(_MAX_BODY_BYTES))
         if error.status_code == errors.UNREADABLE:
-            return answer(errors.unreadable())
+            return _answer(errors.unreadable())
         message = f"{request.method} {request.url.path}: {error.detail}; the interface is at /v1, the page at /"
-        return answer(ApiError(message, status=error.status_code))
+        return _answer(ApiError(message, status=error.status_code))
 
     return {ApiError: refused, RequestValidationError: invalid, HTTPException: elsewhere}
 

@@ -66,6 +66,16 @@ def too_long(*, prompt: int, new: int, context: int, param: str) -> ApiError:
     )
 
 
+def no_key() -> ApiError:
+    """Return the refusal of a request without the server's key."""
+    return ApiError(
+        "this server needs its key: Authorization: Bearer KEY",
+        status=401,
+        code="invalid_api_key",
+        headers={"www-authenticate": "Bearer"},
+    )
+
+
 def too_large(most: int) -> ApiError:
     """Return the refusal of a body of more than `most` bytes."""
     return ApiError(f"the body is larger than {most:,} bytes; send less", status=413, code="request_too_large")

@@ -37,6 +37,14 @@ _MAX_RECORD_BYTES = 16 << 20  # read of a record; the longest document fits with
 _MAX_WHOLE_CHARACTERS = 128 << 20  # of a record whose end is known only when all of it was read
 _BATCH_BYTES, _MAX_BATCH_ROWS = 8 << 20, 2_000
 _CHUNK_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 20  # of a member of an archive
+_READ_WHOLE = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 _BOM = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _SHOWN_COLUMNS = 50
@@ -462,6 +470,19 @@ def _tar(file: BinaryIO, name: str, wanted: Wanted) -> _Places:
 
 class _Header(tarfile.TarInfo):
     """A member's header; `tarfile` takes one that is cut, missing or damaged for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Return the header in a block.
+
+        Raises:
+            ReadError: it is of a name or the like, of which `tarfile` would read any length into memory.
+        """
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _READ_WHOLE and header.size > _MAX_HEADER_BYTES:
+            what = f"found {header.size:,} bytes of a member's name or attributes, need at most {_MAX_HEADER_BYTES:,}"
+            raise tarfile.ReadError(what)
+        return header
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:

@@ -40,6 +40,7 @@ _NO_DOCUMENTS = re.compile(
     r"|(readme|licen[cs]e|changelog|contributing|citation)([-._].*)?\.(md|txt)",
     re.IGNORECASE,
 )
+_MAX_VALUES = 1_000_000  # at the top of a card
 _SHOWN = 30  # names in an error
 
 _Splits = Mapping[str, Sequence[str]]
@@ -60,15 +61,29 @@ def front_matter(card: str, *, where: str) -> Mapping[str, Any]:
     """Return the values at the top of a dataset's card, which has none if it does not begin with them.
 
     Raises:
-        DataError: they are not YAML; `where` names the dataset.
+        DataError: they are not YAML, or stand for far too much; `where` names the dataset.
     """
     found = _FRONT_MATTER.match(card)
     try:
         values = YAML(typ="safe", pure=True).load(found[1]) if found else None
-    except (YAMLError, ValueError) as error:
+        if (count := _count(values, {})) > _MAX_VALUES:
+            raise ValueError(f"its aliases make {count:,} values of it, need at most {_MAX_VALUES:,}")
+    except (YAMLError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise DataError(f"{where}: the front matter of {CARD} is not YAML ({said}); {NO_HUB}") from error
     return values if isinstance(values, dict) else {}
+
+
+def _count(value: object, counts: dict[int, int]) -> int:
+    """Return how many values `value` has, itself among them and those of aliases each time; `counts` are those known.
+
+    Raises:
+        RecursionError: it is nested too deep, or in itself.
+    """
+    if id(value) not in counts:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        counts[id(value)] = 1 + sum(_count(each, counts) for each in inner)
+    return counts[id(value)]
 
 
 def chosen_files(
