@@ -152,6 +152,9 @@ def _source(known: Known) -> Iterator[Finding]:
 
 def _part_source(part: Experiment, raw: StageProgress) -> Iterator[Finding]:
     data = part.data
+    if data.revision is not None and (data.local is not None or data.is_sample):
+        text = f"found {data.revision!r} with {data.origin}: only datasets of the hub have revisions"
+        yield warning("data.revision", text, "remove the line, which changes nothing")
     if raw.state == "finished":
         return
     if data.local is None and not data.is_sample and raw.state == "absent" and _hub_is_switched_off():
