@@ -484,6 +484,10 @@ def test_problem_is_one_line_with_line_number_key_value_and_need(problems, case)
             SMALL.replace("Small", "Data"),
             "1: experiment_name: found 'Data', need another name: the folder `data` holds",
         ),
+        (
+            SMALL.replace("Small", ".Trash"),
+            "1: experiment_name: found '.Trash', need another name: `gpt-pipeline remove`",
+        ),
         (SMALL.replace("Small", ""), "1: experiment_name: found nothing, need text"),
         (SMALL.replace("Small", "[a]"), "1: experiment_name: found a list, need text"),
         (SMALL.replace("../storage", "''"), "5: storage.base_folder: found '', need the path of a folder"),

@@ -795,6 +795,18 @@ def test_plan_of_a_mix_names_the_part_that_cannot_be_read(project: TinyProject) 
     )
 
 
+def test_plan_warns_of_a_revision_where_there_is_none(project: TinyProject) -> None:
+    (project.root / "own.txt").write_text("A line of text.\n" * 9_000)
+    path = project.write_experiment("mixed")
+    own = "{source: ../own.txt, format: text, split_text_at: line, num_samples: all, revision: abc, share: 1}"
+    path.write_text(path.read_text().replace("source: sample", f"mix: {{a: {{source: sample, share: 2}}, b: {own}}}"))
+    [found] = [each for each in _plan(load_experiment(path)).findings if each.key == "data.mix.b.revision"]
+    assert found.severity == "warning"
+    alone = project.write_experiment("alone")
+    alone.write_text(alone.read_text().replace("source: sample", "source: sample, revision: abc"))
+    assert "data.revision" in [each.key for each in _plan(load_experiment(alone)).findings]
+
+
 @pytest.mark.parametrize("end", ["jsonl", "txt"])
 def test_plan_of_a_copy_of_a_dataset_says_that_files_of_all_splits_are_trained_on(
     project: TinyProject, end: str

@@ -22,11 +22,12 @@ from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.data.tokens.shards import prepare_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.evaluate import _one_at_a_time
+from gpt_pipeline.experiment.config import TRASH
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.mirror.order import agent_lock
 from gpt_pipeline.progress.data_users import held_users, note_users, record_of, users_of
 from gpt_pipeline.progress.failures import last_failure, note_failure
-from gpt_pipeline.progress.removal import TRASH, Removal, _moved, plan_removal, remove
+from gpt_pipeline.progress.removal import Removal, _moved, plan_removal, remove
 from gpt_pipeline.project import Project
 from gpt_pipeline.storage.atomic import write_json
 from gpt_pipeline.storage.lock import folder_lock, hold_lock

@@ -188,6 +188,8 @@ MISUSES: dict[str, tuple[dict[str, Any], int, str]] = {
     "no such token": ({"prompt": [50257]}, 400, "need token ids from 0 to 50256"),
     "number as text": ({"temperature": "1"}, 400, "temperature: found '1'"),
     "too hot": ({"temperature": 3}, 400, "temperature: found 3"),
+    "beyond all of the mass": ({"top_p": 1.5}, 400, "top_p: found 1.5: need less than or equal to 1"),
+    "fewer than no tokens": ({"top_k": -5}, 400, "top_k: found -5: need at least 1, or 0 or -1, for no limit"),
     "nearly cold": ({"temperature": 1e-9}, 400, "at least 0.001"),
     "flag as number": ({"n": True}, 400, "n: found True"),
     "too many choices": ({"n": 129}, 400, "n: found 129"),
@@ -235,6 +237,11 @@ def test_server_names_the_parameter_that_is_above_its_limit(running: tuple[str, 
     body = {"model": "first", "messages": MESSAGES, "max_completion_tokens": 46}
     _, _, answer = ask(running[0], "/v1/chat/completions", body)
     assert answer["error"]["param"] == "max_completion_tokens"
+
+
+def test_server_names_the_parameter_that_another_one_forbids(running: tuple[str, Engine]) -> None:
+    _, _, answer = ask(running[0], "/v1/completions", {"model": "first", "prompt": "a", "max_tokens": 0})
+    assert (answer["error"]["param"], answer["error"]["code"]) == ("max_tokens", "invalid_value")
 
 
 def test_server_takes_parameters_that_ask_for_nothing(running: tuple[str, Engine]) -> None:

@@ -32,6 +32,7 @@ from gpt_pipeline.progress.status import experiment_status
 from gpt_pipeline.project import Project
 from gpt_pipeline.training.run import run_job
 from gpt_pipeline_tests.projects import train
+from gpt_pipeline_tests.test_exchange import own_tokenizer
 from gpt_pipeline_tests.training_jobs import Listener
 
 BASE = """\
@@ -560,3 +561,42 @@ def test_folder_without_a_model_is_refused_before_anything_is_made(folder: Path)
     (empty / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"found config.json; need a folder with config.json and the weights"):
         _later(folder, "{hugging_face: ../hf}")
+
+
+@pytest.mark.parametrize("from_the_hub", [False, True])
+def test_plan_names_the_tokenizer_of_weights_that_are_still_to_be_converted(
+    folder: Path, monkeypatch, from_the_hub: bool
+) -> None:
+    cache = folder.parent / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    _export(folder)
+    if from_the_hub:
+        model = cache / "models--someone--small"
+        shutil.copytree(folder.parent / "hf", model / "snapshots" / ("c" * 40))
+        (model / "refs").mkdir()
+        (model / "refs" / "main").write_text("c" * 40)
+    later = _later(folder, "{hugging_face: someone/small}" if from_the_hub else "{hugging_face: ../hf}")
+    assert make_plan(later, measured=False, say=str).problems == ()
+    (folder / "t.json").write_text(own_tokenizer().file or "")
+    later.file.write_text(later.file.read_text().replace("source: sample,", "source: sample, tokenizer: ./t.json,"))
+    (wrong,) = make_plan(load_experiment(later.file), measured=False, say=str).problems
+    assert (wrong.key, wrong.remedy) == ("data.tokenizer", "leave the key out, which is gpt2")
+    assert not later.folder.start.exists()
+
+
+def test_plan_names_the_template_of_weights_that_are_still_to_be_converted(folder: Path) -> None:
+    turns = folder / "turns.yaml"
+    turns.write_text(BASE.replace("Base", "Turns").replace("source: sample,", "source: sample, template: chatml,"))
+    trained = _train(load_experiment(turns))
+    export_checkpoint(trained, list_checkpoints(trained.folder.checkpoints)[-1].path, folder.parent / "hf")
+    later = _later(folder, "{hugging_face: ../hf}")
+    (wrong,) = make_plan(later, measured=False, say=str).problems
+    assert wrong.key == "data.template"
+
+
+def test_plan_names_a_checkpoint_that_the_base_has_not_kept_before_the_data_is_made(folder: Path) -> None:
+    later = _later(folder, "{experiment: base.yaml, checkpoint: step_5}")
+    later.file.write_text(later.file.read_text().replace("num_samples: 300", "num_samples: 200"))
+    (wrong,) = make_plan(load_experiment(later.file), measured=False, say=str).problems
+    assert wrong.key == "start_from.checkpoint"
+    assert "step_4, step_8" in wrong.text

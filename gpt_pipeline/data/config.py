@@ -111,7 +111,8 @@ class DocumentsConfig:
     itself."""
 
     revision: str | None = None
-    """Commit of the hub's dataset; null: the newest at the first download, recorded and kept from then on."""
+    """Commit of the hub's dataset; null: the newest at the first download, recorded and kept from then on. Beside files
+    of your own it means nothing, as `plan` warns."""
 
     subset: str | None = added_later(None)
     """The subset of the hub's dataset, as its page calls it, or a folder of it; null: the default or the only one."""

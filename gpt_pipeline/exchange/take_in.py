@@ -25,7 +25,7 @@ from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.exchange.export import WEIGHTS_NAME
 from gpt_pipeline.exchange.gpt2 import has_qkv_bias
 from gpt_pipeline.exchange.hugging_face import our_weights
-from gpt_pipeline.exchange.tokenizer_files import folder_tokenizer
+from gpt_pipeline.exchange.tokenizer_files import tokenizer_of
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.start_from import note_source, source_of, start_checkpoint, weights_path
 from gpt_pipeline.experiment.template import written
@@ -68,7 +68,7 @@ def import_folder(source: Path, experiment: Experiment) -> TakenIn:
     """
     model = _fitting_config(source, experiment)
     weights = our_weights(_read_weights(source), model, source=source)
-    snapshot = _snapshot(weights, model, experiment, _tokenizer_in(source, model))
+    snapshot = _snapshot(weights, model, experiment, tokenizer_of(source, model))
     folder = experiment.folder
     with folder_lock(folder.root, purpose="import"):
         kept = read_info(checkpoint_path(folder.checkpoints, 0))
@@ -104,7 +104,7 @@ def convert_start(experiment: Experiment, *, say: Say) -> None:
         remove_leftovers(folder.start)
         for stale in folder.start.glob("checkpoint_step_0.*"):
             stale.unlink()
-        tokenizer = gpt2() if path.is_file() else _tokenizer_in(path, model)
+        tokenizer = gpt2() if path.is_file() else tokenizer_of(path, model)
         save_checkpoint(folder.start, _snapshot(weights, model, experiment, tokenizer))
         note_source(folder, {**source, "revision": revision})
 
@@ -154,16 +154,6 @@ def _fitting_config(source: Path, experiment: Experiment) -> ModelConfig:
             f"experiment file as the folder has them (vocab_size by data.tokenizer, the folder's {TOKENIZER_NAME})"
         )
     return wanted
-
-
-def _tokenizer_in(source: Path, model: ModelConfig) -> Tokenizer:
-    tokenizer = folder_tokenizer(source)
-    if tokenizer.vocab_size > model.vocab_size:
-        raise UserError(
-            f"{source}: found a model of {model.vocab_size} ids and a tokenizer of {tokenizer.vocab_size}, need the "
-            f"model's own {TOKENIZER_NAME} in this folder (without one, it is taken to be GPT-2's)"
-        )
-    return tokenizer
 
 
 def _read_weights(source: Path) -> dict[str, Tensor]:

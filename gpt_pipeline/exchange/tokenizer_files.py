@@ -22,8 +22,10 @@ from gpt_pipeline.data.tokens.tokenizer import (
     with_turns,
 )
 from gpt_pipeline.errors import DamagedFileError, UserError
+from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.atomic import read_json, write_json, write_text
 
+TOKENIZER_FILES = ("vocab.json", TOKENIZER_NAME)
 _CONFIG_NAME = "tokenizer_config.json"
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
@@ -78,6 +80,22 @@ def _special_of_gpt2(tokenizer: Tokenizer) -> dict[str, int]:
     return {EOT: EOT_TOKEN, **{MARKS[mark]: id_ for mark, id_ in tokenizer.marks.items()}}
 
 
+def tokenizer_of(folder: Path, model: ModelConfig) -> Tokenizer:
+    """Return the tokenizer in the folder of `model`, as `folder_tokenizer` does.
+
+    Raises:
+        UserError: it cannot be used, or has more ids than the model.
+        DamagedFileError: a file cannot be read.
+    """
+    tokenizer = folder_tokenizer(folder)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{folder}: found a model of {model.vocab_size} ids and a tokenizer of {tokenizer.vocab_size}, need the "
+            f"model's own {TOKENIZER_NAME} in this folder (without one, it is taken to be GPT-2's)"
+        )
+    return tokenizer
+
+
 def folder_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer in a model's folder: GPT-2's if it has those ids, or no file that says otherwise.
 
@@ -87,7 +105,7 @@ def folder_tokenizer(folder: Path) -> Tokenizer:
         UserError: it is one that cannot be used.
         DamagedFileError: a file cannot be read.
     """
-    readers: dict[str, Callable[[Any], Any]] = {"vocab.json": lambda value: value, TOKENIZER_NAME: _fast_vocabulary}
+    readers = dict(zip(TOKENIZER_FILES, (lambda value: value, _fast_vocabulary), strict=True))
     there = {name: folder / name for name in readers if (folder / name).is_file()}
     other = [name for name, path in there.items() if _read(path, readers[name]) != token_ids()]
     if not other:

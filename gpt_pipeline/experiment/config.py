@@ -30,6 +30,7 @@ from gpt_pipeline.training.config import (
 
 LOCAL = "local files"
 DATA_FOLDER = "data"  # <base_folder>/data holds what experiments share, so that no experiment may bear the name
+TRASH = ".trash"  # nor this one: <base_folder>/.trash holds what `gpt-pipeline remove` took away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +185,9 @@ def _name(config: ExperimentConfig) -> Iterator[ConfigError]:
     if folder.lower() == DATA_FOLDER:  # lower: Windows and macOS do not tell `Data` from `data`
         need = f"another name: the folder `{DATA_FOLDER}` holds the data that experiments share"
         yield ConfigError("experiment_name", found=config.experiment_name, need=need, remedy="use `data 1`, say")
+    elif folder.lower() == TRASH:
+        need = f"another name: `gpt-pipeline remove` moves experiments to the folder `{TRASH}`"
+        yield ConfigError("experiment_name", found=config.experiment_name, need=need, remedy="use `trash`, say")
 
 
 def _sequence_length(config: ExperimentConfig) -> Iterator[ConfigError]:

@@ -260,6 +260,20 @@ def _with_the_shape_of_its_start(
         start = _start(config, file, later)
     except ConfigError as error:
         return config, [error]
+    return _with_the_shape_of(start, config, file, lines)
+
+
+def problems_with_tokenizer(experiment: Experiment, theirs: str) -> list[ConfigError]:
+    """Return what speaks against weights that are to be converted once it is known that their tokenizer is `theirs`."""
+    assert experiment.config.start_from is not None
+    start = _Start(shape=shape_to_come(experiment.config.start_from, experiment.file), tokenizer=theirs)
+    return _with_the_shape_of(start, experiment.config, experiment.file, experiment.lines)[1]
+
+
+def _with_the_shape_of(
+    start: _Start, config: ExperimentConfig, file: Path, lines: Mapping[str, int]
+) -> tuple[ExperimentConfig, list[ConfigError]]:
+    assert config.start_from is not None
     given = [key.removeprefix("model.") for key in lines if key.startswith("model.")]
     model, errors = model_from_start(config.model, start.shape, given, source=config.start_from.text)
     size = _vocabulary_size(config, file)

@@ -123,7 +123,7 @@ def shape_to_come(start_from: StartFromConfig, file: Path) -> Mapping[str, Any]:
     Raises:
         UserError: the folder's `config.json` describes no model that can be trained here.
     """
-    path = weights_path(start_from, file) or _downloaded(start_from.text)
+    path = weights_here(start_from, file)
     if path is None:
         return {}
     if path.is_file():
@@ -134,12 +134,15 @@ def shape_to_come(start_from: StartFromConfig, file: Path) -> Mapping[str, Any]:
     return shape
 
 
-def _downloaded(name: str) -> Path | None:
-    """Return the folder of a model in the hub's cache."""
+def weights_here(start_from: StartFromConfig, file: Path) -> Path | None:
+    """Return what `weights_path` does, but of a model of the hub its folder in the hub's cache, if it has one there."""
+    path = weights_path(start_from, file)
+    if path is not None or start_from.experiment is not None:
+        return path
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(name, "config.json")
-    return Path(path).parent if isinstance(path, str) else None
+    cached = try_to_load_from_cache(start_from.text, "config.json")
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _require_weights(path: Path) -> None:

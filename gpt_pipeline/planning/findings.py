@@ -18,17 +18,26 @@ from gpt_pipeline.data.sources.folder import LocalFiles, local_files
 from gpt_pipeline.data.tokens.choose import known_shards
 from gpt_pipeline.data.tokens.packing import require_answers
 from gpt_pipeline.data.tokens.stream import open_shards
+from gpt_pipeline.data.tokens.tokenizer import gpt2
 from gpt_pipeline.data.tokens.tokenizer_stage import vocabulary_size
 from gpt_pipeline.errors import DamagedFileError, UserError
+from gpt_pipeline.exchange.tokenizer_files import TOKENIZER_FILES, tokenizer_of
 from gpt_pipeline.experiment.launching import launcher_of
-from gpt_pipeline.experiment.load import Experiment
+from gpt_pipeline.experiment.load import Experiment, problems_with_tokenizer
 from gpt_pipeline.experiment.sizes import TrainingSize
-from gpt_pipeline.experiment.start_from import shape_to_come, start_checkpoint
+from gpt_pipeline.experiment.start_from import (
+    StartFromConfig,
+    shape_to_come,
+    start_checkpoint,
+    weights_here,
+    weights_path,
+)
 from gpt_pipeline.experiment.training import base_experiment
 from gpt_pipeline.findings import Finding, note, problem, problem_of, warning
 from gpt_pipeline.launchers.protocol import Launcher, UnreachableError
 from gpt_pipeline.mirror.address import KEY
 from gpt_pipeline.mirror.check import check_from_here
+from gpt_pipeline.model.config_json import model_in_folder
 from gpt_pipeline.model.costs import MemoryNeed, parameter_count
 from gpt_pipeline.planning.device import Device
 from gpt_pipeline.planning.disk import Disk
@@ -143,6 +152,9 @@ def _source(known: Known) -> Iterator[Finding]:
 
 def _part_source(part: Experiment, raw: StageProgress) -> Iterator[Finding]:
     data = part.data
+    if data.revision is not None and (data.local is not None or data.is_sample):
+        text = f"found {data.revision!r} with {data.origin}: only datasets of the hub have revisions"
+        yield warning("data.revision", text, "remove the line, which changes nothing")
     if raw.state == "finished":
         return
     if data.local is None and not data.is_sample and raw.state == "absent" and _hub_is_switched_off():
@@ -171,12 +183,14 @@ def _tokenizer(known: Known) -> Iterator[Finding]:
 
 
 def _start(known: Known) -> Iterator[Finding]:
-    """Find weights to start from whose shape shows only when a run has fetched or read them."""
+    """Find weights to start from that do not fit, or whose shape shows only when a run has fetched or read them."""
     experiment, start_from = known.experiment, known.experiment.config.start_from
     if start_from is None or start_from.experiment is not None:
         return
-    made = start_checkpoint(start_from, experiment.file, experiment.folder)
-    if made is not None or "n_layer" in shape_to_come(start_from, experiment.file):
+    if start_checkpoint(start_from, experiment.file, experiment.folder) is not None:
+        return
+    yield from _tokenizer_of_its_start(experiment, start_from)
+    if "n_layer" in shape_to_come(start_from, experiment.file):
         return
     key, done = ("file", "read") if start_from.file else ("hugging_face", "downloaded")
     text = (
@@ -184,6 +198,21 @@ def _start(known: Known) -> Iterator[Finding]:
     )
     text += f"those of a model with {parameter_count(experiment.config.model):,} parameters"
     yield note(f"start_from.{key}", text, "a run converts it first; plan again then")
+
+
+def _tokenizer_of_its_start(experiment: Experiment, start_from: StartFromConfig) -> Iterator[Finding]:
+    """Find that weights which are to be converted have another tokenizer or template, where theirs is here."""
+    path = weights_here(start_from, experiment.file)
+    is_on_hub = weights_path(start_from, experiment.file) is None
+    if path is None or (is_on_hub and not any((path / name).is_file() for name in TOKENIZER_FILES)):
+        return
+    try:
+        theirs = gpt2() if path.is_file() else tokenizer_of(path, model_in_folder(path))
+    except UserError as error:
+        yield problem_of(error, "start_from.hugging_face")
+        return
+    for wrong in problems_with_tokenizer(experiment, theirs.identity):
+        yield problem_of(wrong, wrong.key)
 
 
 def _seen_before(known: Known) -> Iterator[Finding]:

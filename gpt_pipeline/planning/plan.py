@@ -17,7 +17,7 @@ from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.resume import require_checkpoint_to_resume
 from gpt_pipeline.experiment.sizes import TrainingSize, size_on, training_size
 from gpt_pipeline.experiment.start_from import StartNotReadyError
-from gpt_pipeline.experiment.training import start_in_words, training_job
+from gpt_pipeline.experiment.training import find_start, start_in_words, training_job
 from gpt_pipeline.findings import Finding, problem, problem_of
 from gpt_pipeline.model.costs import MemoryNeed, Precision, flops_per_token, parameter_count
 from gpt_pipeline.planning.device import Device, absent_gpu, choose_device
@@ -249,7 +249,10 @@ def _start(experiment: Experiment) -> StartDecision:
     shards = known_shards(experiment.data, experiment.data_folder)
     anew = _ANEW if experiment.config.start_from is None else StartDecision(kind="weights")
     try:
-        return anew if shards is None else decide_start(training_job(experiment, shards))
+        if shards is not None:
+            return decide_start(training_job(experiment, shards))
+        find_start(experiment)  # what cannot be had is not there with the shards either
+        return anew
     except StartNotReadyError:
         return anew
 

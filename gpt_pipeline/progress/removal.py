@@ -21,7 +21,7 @@ from gpt_pipeline.data.config import is_path
 from gpt_pipeline.data.stage import PARTS
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.evaluate import evaluation_is_under_way
-from gpt_pipeline.experiment.config import DATA_FOLDER
+from gpt_pipeline.experiment.config import DATA_FOLDER, TRASH
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.start_from import base_file, weights_path
@@ -43,7 +43,6 @@ from gpt_pipeline.project import Project
 from gpt_pipeline.storage.lock import holder_of, is_locked
 from gpt_pipeline.training.heartbeat import trainer_state
 
-TRASH = ".trash"
 _DELETING = ".deleting"
 
 

@@ -129,7 +129,7 @@ def invalid(error: RequestValidationError) -> ApiError:
         "Input should be", "need", 1
     )
     if param is None and first["type"] == "value_error":  # of several keys together; the message names them
-        return ApiError(reason)
+        return ApiError(reason, param=reason.partition(":")[0], code="invalid_value")
     shown = repr(first["input"])
     found = shown if len(shown) <= 100 else f"{shown[:100]}..."
     return ApiError(f"{param or 'the body'}: found {found}: {reason}", param=param, code="invalid_value")

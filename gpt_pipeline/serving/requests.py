@@ -71,6 +71,12 @@ def _temperature(value: float) -> float:
     return value
 
 
+def _top_k(value: int) -> int:
+    if value < 1:  # what is neutral was left out before
+        raise ValueError("need at least 1, or 0 or -1, for no limit")
+    return value
+
+
 def _content(value: Any) -> Any:
     """Return the text of a message, whose parts may come one by one."""
     if isinstance(value, list) and all(map(_is_text_part, value)):
@@ -110,8 +116,8 @@ class StreamOptions(_Plain):
 class _Request(_Plain):
     model: str
     temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_temperature)] = 1.0
-    top_p: Annotated[float, Field(gt=0, lt=1)] | None = None
-    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, AfterValidator(_top_k)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     stop: Annotated[Any, BeforeValidator(_stops)] = ()
