@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import jinja2
+
+Say = Callable[[str], None]
+"""Takes one line of progress for a person."""
 
 # The user part of an address ends at the last @ before its host. Databases also take a password with a bare slash; in a
 # web address, such a password shows in that what follows the colon is no port.

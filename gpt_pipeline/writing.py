@@ -28,9 +28,8 @@ from gpt_pipeline.evaluation.sampling import Sampling
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.attention import KVCache
 from gpt_pipeline.model.language_model import LanguageModel
-from gpt_pipeline.shown import on_terminal
+from gpt_pipeline.shown import Say, on_terminal
 
-Say = Callable[[str], None]
 End = Literal["ended", "limit", "context"]
 """Why a text is over: the model ended it, `max_new_tokens` were generated, or the context is full."""
 

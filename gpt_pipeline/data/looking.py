@@ -9,7 +9,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpt_pipeline.data.file_kinds import CSV, JSON, JSON_LINES, TEXT, TSV, kind_of
 from gpt_pipeline.data.formats.rules import AS_UTF8
@@ -21,9 +21,7 @@ from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES
 from gpt_pipeline.data.sources.folder import local_files
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.errors import DataError
-
-if TYPE_CHECKING:
-    from gpt_pipeline.data.stage import Say
+from gpt_pipeline.shown import Say
 
 _logger = logging.getLogger(__name__)
 

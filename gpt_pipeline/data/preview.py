@@ -20,9 +20,9 @@ from gpt_pipeline.data.formats import format_of
 from gpt_pipeline.data.formats.forms import FORMS, Form
 from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.readers.rows import read_rows_of
-from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.token_bytes import TokenBytes
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
+from gpt_pipeline.shown import Say
 
 _BATCH_ROWS = 100  # few, since a file may be read remotely
 

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
 from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import remove_leftovers
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.lock import folder_lock, holder_of, is_locked
 from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, forget, if_whole, recorded, verify
-
-Say = Callable[[str], None]
-"""Takes one line of progress for a person."""
 
 UNIT_BYTES = 64 << 20
 """Source files are done in groups of at least this size: below it, starting a process costs more than its work."""

@@ -17,12 +17,12 @@ from gpt_pipeline.data.documents.stage import DocumentsStage
 from gpt_pipeline.data.file_kinds import TEXT_LIST, kind_of
 from gpt_pipeline.data.formats import shards_name, stage_names
 from gpt_pipeline.data.sources.text_lists import gone_of, listed_files
-from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.choose import shards_stage
 from gpt_pipeline.data.tokens.shards import ShardsStage
 from gpt_pipeline.data.tokens.stream import Positions, TokenStream, open_shards
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
 from gpt_pipeline.errors import DamagedFileError, DataError, UserError
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import sha256_of
 from gpt_pipeline.storage.manifest import MANIFEST_NAME, StageResult, has_damaged_manifest, recorded, verify
 

@@ -6,7 +6,7 @@ They come from a folder that `transformers` reads, from such a model on the hub,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from gpt_pipeline.experiment.template import written
 from gpt_pipeline.model.architectures import make_empty_model
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.model.config_json import json_object, model_in_folder
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import remove_leftovers
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.training.config import TrainingConfig
@@ -39,8 +40,6 @@ from gpt_pipeline.training.job import TOKENIZER
 from gpt_pipeline.training.optimizer import Optimizer
 from gpt_pipeline.training.original import read_original
 from gpt_pipeline.training.seeds import random_states, seed_all
-
-Say = Callable[[str], None]
 
 _LOCK_SECONDS = 600.0  # another process may be converting the same weights
 _DOWNLOADED = ["*.json", "*.safetensors", "merges.txt"]

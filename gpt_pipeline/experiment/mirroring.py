@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -15,11 +15,9 @@ from gpt_pipeline.mirror.lease import newest_holder
 from gpt_pipeline.mirror.names import training_prefix
 from gpt_pipeline.mirror.order import Order, held_training, is_sending, start_anew, state_for, write_order
 from gpt_pipeline.mirror.store import MirrorError, Store, open_store
-from gpt_pipeline.shown import counted
+from gpt_pipeline.shown import Say, counted
 from gpt_pipeline.storage.lock import is_locked
 from gpt_pipeline.storage.manifest import StageResult, finished
-
-Say = Callable[[str], None]
 
 
 class Placed(Protocol):

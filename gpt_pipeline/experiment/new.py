@@ -14,7 +14,6 @@ from gpt_pipeline.checkpoints.choose import BEST
 from gpt_pipeline.checkpoints.manifest import read_info
 from gpt_pipeline.data.config import GPT2, PLAIN, DataConfig, is_path
 from gpt_pipeline.data.looking import Look, look_at, look_into
-from gpt_pipeline.data.stage import Say
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment.document import SUFFIXES
 from gpt_pipeline.experiment.load import Experiment, load_experiment, read_experiment
@@ -24,7 +23,7 @@ from gpt_pipeline.experiment.schema import place_schema
 from gpt_pipeline.experiment.start_from import StartFromConfig, shape_to_come
 from gpt_pipeline.experiment.template import render
 from gpt_pipeline.project import OTHER_FILES
-from gpt_pipeline.shown import counted, on_terminal
+from gpt_pipeline.shown import Say, counted, on_terminal
 from gpt_pipeline.storage.atomic import atomic_path, fsync_file
 from gpt_pipeline.storage.names import as_typed, is_name, resolve_folder
 

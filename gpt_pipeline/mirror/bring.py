@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from gpt_pipeline.errors import NewerFileError
 from gpt_pipeline.mirror import names
 from gpt_pipeline.mirror.lease import first_term
 from gpt_pipeline.mirror.store import MirrorError, Store, fetch, parsed
-from gpt_pipeline.shown import counted
+from gpt_pipeline.shown import Say, counted
 from gpt_pipeline.storage.atomic import (
     PARTIAL_SUFFIX,
     atomic_path,
@@ -37,8 +37,6 @@ from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, finished, read_manifest
 from gpt_pipeline.storage.room import explained_full_disk
-
-Say = Callable[[str], None]
 
 _STEP = re.compile(r"checkpoints/checkpoint_step_(\d+)\.json$")
 _TRIES = 2  # what arrives damaged is fetched once more, before the mirror's copy counts as damaged

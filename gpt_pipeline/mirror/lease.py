@@ -21,13 +21,12 @@ from typing import Any
 from gpt_pipeline.errors import LockedError
 from gpt_pipeline.mirror.names import alive_name, lease_name, leases_prefix, term_of_lease
 from gpt_pipeline.mirror.store import MirrorError, Store
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import parse_json
 from gpt_pipeline.storage.lock import SILENT_SECONDS
 from gpt_pipeline.storage.manifest import utc_now
 
 _POLL_SECONDS = 5.0
-
-Say = Callable[[str], None]
 
 
 class LeaseLostError(MirrorError):

@@ -9,7 +9,7 @@ import dagster as dg
 
 from gpt_pipeline.data.config import DataConfig, SharedTokenizerConfig, TokenizerConfig, as_of_part
 from gpt_pipeline.data.formats import stage_names
-from gpt_pipeline.data.stage import PartedStage, Say
+from gpt_pipeline.data.stage import PartedStage
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.mirroring import bring_data, send_data_to_mirror
 from gpt_pipeline.orchestration import keys
@@ -18,7 +18,7 @@ from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.keys import node_name
 from gpt_pipeline.orchestration.metadata import stage_metadata
 from gpt_pipeline.orchestration.parted_asset import OPTIONS, StageFactory, parted_asset
-from gpt_pipeline.shown import in_markdown
+from gpt_pipeline.shown import Say, in_markdown
 
 _HOW = (
     "*Materialize all* of an experiment's job `run_...` makes data and training; of its job `data_...`, the data alone."

@@ -8,13 +8,14 @@ from typing import Any
 
 import dagster as dg
 
-from gpt_pipeline.data.stage import PartedStage, Say
+from gpt_pipeline.data.stage import PartedStage
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.mirroring import bring_data, send_data_to_mirror
 from gpt_pipeline.orchestration.attributes import OWNERS, stage_tags
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.orchestration.metadata import fact, stage_metadata
 from gpt_pipeline.orchestration.run_config import switch
+from gpt_pipeline.shown import Say
 
 # For a worker that was killed, or a disk or network that failed for a moment; a user's mistake is not tried again.
 _RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)

@@ -16,7 +16,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.training import wanted_fingerprint
 from gpt_pipeline.progress.tracking import forget_lost_runs, is_log_pending
-from gpt_pipeline.shown import counted
+from gpt_pipeline.shown import Say, counted
 from gpt_pipeline.tracking.dataset import dataset_of
 from gpt_pipeline.tracking.descriptions import NOTE_TAG, TEXT_NOTE
 from gpt_pipeline.tracking.registered_model import register_model
@@ -32,8 +32,6 @@ _LAST_WAIT_SECONDS = 30.0
 _INTERRUPTED_WAIT_SECONDS = 5.0  # when the training failed or was stopped: someone waits for the end
 _SENSOR_PAUSE_SECONDS = 300.0
 _SERVER_PAUSE_SECONDS = 600.0  # between two questions to a server
-
-Say = Callable[[str], None]
 
 
 def send_log(experiment: Experiment, tracking_uri: str) -> None:

@@ -41,6 +41,7 @@ from gpt_pipeline.planning.tokens import TokenCount, count_tokens
 from gpt_pipeline.progress.evaluations import pending_evaluations
 from gpt_pipeline.progress.stages import StageProgress, data_progress
 from gpt_pipeline.progress.training import newest_records
+from gpt_pipeline.shown import Say
 from gpt_pipeline.training.config import Objective, StepLayout
 from gpt_pipeline.training.decision import StartDecision, decide_start, refuse_newer
 from gpt_pipeline.training.heartbeat import trainer_state
@@ -48,7 +49,6 @@ from gpt_pipeline.training.heartbeat import trainer_state
 _RESUME = "storage.checkpoint_to_resume"
 _ANEW = StartDecision(kind="anew")
 
-Say = Callable[[str], None]
 _Value = TypeVar("_Value")
 
 

@@ -20,7 +20,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.evaluation.config import EvaluationConfig
 from gpt_pipeline.evaluation.result import EvaluationResult
 from gpt_pipeline.progress.training import newest_records
-from gpt_pipeline.shown import counted
+from gpt_pipeline.shown import Say, counted
 from gpt_pipeline.training.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ LIMIT_SECONDS = 120.0
 _PROBE = "gpt_pipeline.planning.probe"
 _FORWARD_SHARE = 1 / 3  # of the FLOPs of an update: forward 2, backward 4 for each weight (see `flops_per_token`)
 _LAST_LINES = 5  # of what a failed probe printed
-
-Say = Callable[[str], None]
 
 
 class OutOfMemoryError(UserError):

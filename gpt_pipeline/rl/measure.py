@@ -10,7 +10,6 @@ from typing import Any
 
 from gpt_pipeline.checkpoints.leases import hold
 from gpt_pipeline.checkpoints.load import load_model
-from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.tokenizer import tokenizer_of
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.hardware import devices
@@ -19,6 +18,7 @@ from gpt_pipeline.rl.candidates import Candidates, Documents, choose_candidates
 from gpt_pipeline.rl.prompts import Prompt
 from gpt_pipeline.rl.rollouts import Group, Sampler
 from gpt_pipeline.rl.stage import PromptsStage
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.manifest import StageResult
 
 _AT_ONCE = 128  # texts continued together, unless the training has fewer in a forward pass

@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt_pipeline.data.stage import PlacedStage, Say, prepare_stage
+from gpt_pipeline.data.stage import PlacedStage, prepare_stage
 from gpt_pipeline.errors import DataError
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.rl.prompts import HELD_OUT, TRAINING, Prompt, write_prompts
 from gpt_pipeline.rl.rewards import REWARDS_VERSION
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.fingerprint import fingerprint, identity_of
 from gpt_pipeline.storage.manifest import Manifest, StageResult, finished, record_file, stage_folder

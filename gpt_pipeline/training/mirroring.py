@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from gpt_pipeline.mirror.order import (
     write_state,
 )
 from gpt_pipeline.mirror.store import MirrorError, Store, open_store
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import PARTIAL_SUFFIX, fsync_folder, parse_json, remove_leftovers
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.lock import beside
@@ -36,8 +37,6 @@ from gpt_pipeline.training.decision import MARKER_NAME, Demand, decide_start
 from gpt_pipeline.training.job import TrainingJob
 from gpt_pipeline.training.start import move_aside
 from gpt_pipeline.training.stopping import StopFlag
-
-Say = Callable[[str], None]
 
 _WATCH_SECONDS = 2.0
 _BEGUN_SECONDS = 0.2

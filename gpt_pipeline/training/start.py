@@ -9,7 +9,7 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from gpt_pipeline.checkpoints.manifest import (
 from gpt_pipeline.checkpoints.snapshot import Progress, Snapshot, weights_sha256
 from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.model.vocabulary import with_new_tokens
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import atomic_path, fsync_folder, remove_leftovers, sha256_of
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.config import sequences_per_step
@@ -52,7 +53,6 @@ from gpt_pipeline.training.metrics import SENT_NAME, write_metrics_up_to
 from gpt_pipeline.training.original import OPTIMIZER, OriginalCheckpoint, optimizer_state, read_original
 from gpt_pipeline.training.seeds import random_states, seed_all
 
-Say = Callable[[str], None]
 Weights = Mapping[str, Tensor]
 
 _OPTIMIZER_KEY = "training.optimizer"

@@ -15,9 +15,9 @@ from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.readers.rows import content_of
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
-from gpt_pipeline.data.stage import Part, Say
+from gpt_pipeline.data.stage import Part
 from gpt_pipeline.errors import DataError
-from gpt_pipeline.shown import counted
+from gpt_pipeline.shown import Say, counted
 from gpt_pipeline.storage.atomic import sha256_of
 from gpt_pipeline.storage.manifest import StageResult, forget
 

@@ -16,9 +16,8 @@ from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.formats.rules import in_words, with_hints
 from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import FileFacts, SourceRecord
-from gpt_pipeline.data.stage import Say
 from gpt_pipeline.errors import ConfigError, UnreadableFileError
-from gpt_pipeline.shown import counted
+from gpt_pipeline.shown import Say, counted
 from gpt_pipeline.storage.manifest import StageResult
 
 REPEATED, NEAR_DUPLICATE = "repeated", "near_duplicate"

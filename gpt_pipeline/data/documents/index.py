@@ -19,8 +19,9 @@ from gpt_pipeline.data.columns import Hashes, text_hashes
 from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.readers.rows import read_rows
-from gpt_pipeline.data.stage import Part, Say
+from gpt_pipeline.data.stage import Part
 from gpt_pipeline.errors import DamagedFileError, UnreadableFileError
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult
 

@@ -29,16 +29,9 @@ from gpt_pipeline.data.sources.protocol import Source
 from gpt_pipeline.data.sources.record import SourceRecord, read_record
 from gpt_pipeline.data.sources.sample.source import SampleFolder
 from gpt_pipeline.data.sources.text_lists import TextLists, are_listed, text_lists
-from gpt_pipeline.data.stage import (
-    Say,
-    exclusive,
-    finish_stage,
-    grouped,
-    is_begun_again,
-    needs_nothing,
-    prepare,
-)
+from gpt_pipeline.data.stage import exclusive, finish_stage, grouped, is_begun_again, needs_nothing, prepare
 from gpt_pipeline.errors import DataError
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint, identity_of
 from gpt_pipeline.storage.manifest import Manifest, StageResult, if_whole, recorded, stage_folder
 from gpt_pipeline.storage.names import slug

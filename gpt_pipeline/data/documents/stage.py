@@ -26,18 +26,9 @@ from gpt_pipeline.data.formats.protocol import Format
 from gpt_pipeline.data.formats.rules import in_words
 from gpt_pipeline.data.overlap import ahead
 from gpt_pipeline.data.readers.rows import content_of, read_rows
-from gpt_pipeline.data.stage import (
-    Part,
-    PlacedStage,
-    Say,
-    finish_stage,
-    grouped,
-    intact_parts,
-    needs_nothing,
-    prepare,
-)
+from gpt_pipeline.data.stage import Part, PlacedStage, finish_stage, grouped, intact_parts, needs_nothing, prepare
 from gpt_pipeline.errors import DataError
-from gpt_pipeline.shown import counted
+from gpt_pipeline.shown import Say, counted
 from gpt_pipeline.storage.atomic import HashedFile, atomic_path, link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult, not_finished, stage_folder

@@ -12,14 +12,12 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from gpt_pipeline.data.file_kinds import PARQUET, READABLE, TEXT, TEXT_LIST, ending_of, kind_of
 from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.names import resolve_folder
-
-if TYPE_CHECKING:
-    from gpt_pipeline.data.stage import Say
 
 T = TypeVar("T")
 _SYNTH_NAME = re.compile(r"synth_\d+\.parquet")

@@ -15,15 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpt_pipeline.data.file_kinds import TEXT, kind_of
 from gpt_pipeline.data.sources.folder import LocalFolder
 from gpt_pipeline.errors import UnreadableFileError
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import atomic_path, read_kept, sha256_of, write_json
-
-if TYPE_CHECKING:
-    from gpt_pipeline.data.stage import Say
 
 _FILES = 2_000  # in a list
 _logger = logging.getLogger(__name__)

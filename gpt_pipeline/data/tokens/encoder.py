@@ -29,9 +29,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gpt_pipeline.data.columns import text_bounds, text_bytes
-from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.stream import Positions, Tokens
 from gpt_pipeline.data.tokens.tokenizer import EOT_TOKEN, Tokenizer, gpt2, gpt2_bytes
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.resident import give_back_freed
 
 SEPARATOR = "\x00<|document|>\x00"

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gpt_pipeline.data.arrays import save_array
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.formats import MIXED_SHARDS
-from gpt_pipeline.data.stage import PlacedStage, Say, finish_stage, needs_nothing
+from gpt_pipeline.data.stage import PlacedStage, finish_stage, needs_nothing
 from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
 from gpt_pipeline.data.tokens.shards import ShardsStage, has_turns, require_a_sequence, tokenizer_facts
 from gpt_pipeline.data.tokens.stream import (
@@ -40,6 +40,7 @@ from gpt_pipeline.data.tokens.stream import (
 )
 from gpt_pipeline.data.tokens.writer import MAX_SHARD_TOKENS
 from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint
 from gpt_pipeline.storage.manifest import FileRecord, Manifest, StageResult, not_finished, stage_folder, verify

@@ -19,14 +19,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.encoder import Encoders
 from gpt_pipeline.data.tokens.lengths import LENGTH_EDGES
 from gpt_pipeline.data.tokens.pieces import DocumentsFile, Piece, Sample
 from gpt_pipeline.data.tokens.stream import TRAIN, VALIDATION
 from gpt_pipeline.data.tokens.tokenizer import gpt2
 from gpt_pipeline.data.tokens.writer import MAX_SHARD_TOKENS, SplitWriter
-from gpt_pipeline.shown import duration
+from gpt_pipeline.shown import Say, duration
 from gpt_pipeline.storage.manifest import FileRecord
 
 _CHECKED_AT_ONCE = 25  # documents; the library's tables have to come near the processor first

@@ -28,13 +28,13 @@ from gpt_pipeline.data.columns import bytes_of_first, int32s, text_sizes, text_v
 from gpt_pipeline.data.documents.files import names_in
 from gpt_pipeline.data.documents.split import held_out_rows, hold_out
 from gpt_pipeline.data.formats.forms import CHATML
-from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.encoder import EncodedTexts, Encoder, Encoders
 from gpt_pipeline.data.tokens.stream import Positions, Tokens
 from gpt_pipeline.data.tokens.token_bytes import TokenBytes
 from gpt_pipeline.data.tokens.tokenizer import Tokenizer
 from gpt_pipeline.data.tokens.writer import Documents
 from gpt_pipeline.errors import DataError
+from gpt_pipeline.shown import Say
 
 CHECKED_DOCUMENTS = 200
 """Of each file, compared with the library that defines the ids; and the longest."""

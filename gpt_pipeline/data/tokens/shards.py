@@ -12,20 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.data.config import ADDED_TURNS, CHATML, CHATML_SUFFIX, DataConfig, SharedTokenizerConfig
-from gpt_pipeline.data.stage import (
-    Part,
-    PlacedStage,
-    Say,
-    finish_stage,
-    grouped,
-    intact_parts,
-    needs_nothing,
-    prepare,
-)
+from gpt_pipeline.data.stage import Part, PlacedStage, finish_stage, grouped, intact_parts, needs_nothing, prepare
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME, TRAIN, VALIDATION, shard_name
 from gpt_pipeline.data.tokens.tokenizer import TOKENIZER_ID, Tokenizer, added_turns, with_turns
 from gpt_pipeline.data.tokens.tokenizer_stage import TokenizerStage
 from gpt_pipeline.errors import ConfigError
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import link_or_copy
 from gpt_pipeline.storage.fingerprint import fingerprint, identity_of
 from gpt_pipeline.storage.manifest import Manifest, StageResult, not_finished, stage_folder, verify

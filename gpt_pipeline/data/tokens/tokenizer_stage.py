@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_pipeline.data.config import GPT2, PLAIN, DataConfig, SharedTokenizerConfig, TokenizerConfig, is_path
 from gpt_pipeline.data.formats.forms import MARKS
-from gpt_pipeline.data.stage import PlacedStage, Say, finish_stage, needs_nothing
+from gpt_pipeline.data.stage import PlacedStage, finish_stage, needs_nothing
 from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME
 from gpt_pipeline.data.tokens.tokenizer import (
     TOKENIZER_ID,
@@ -29,6 +29,7 @@ from gpt_pipeline.data.tokens.tokenizer import (
     with_turns,
 )
 from gpt_pipeline.errors import ConfigError, DataError
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import read_kept, sha256_of, write_json, write_text
 from gpt_pipeline.storage.fingerprint import SHORT, fingerprint
 from gpt_pipeline.storage.manifest import Manifest, StageResult, not_finished, record_file, stage_folder

@@ -20,9 +20,9 @@ from gpt_pipeline.data.columns import of_flags
 from gpt_pipeline.data.config import PLAIN, DataConfig
 from gpt_pipeline.data.documents.split import read_side
 from gpt_pipeline.data.formats.forms import MARKS
-from gpt_pipeline.data.stage import Say
 from gpt_pipeline.data.tokens.tokenizer import EOT
 from gpt_pipeline.errors import DataError
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.manifest import StageResult
 
 TRAINED_BYTES = 256 << 20

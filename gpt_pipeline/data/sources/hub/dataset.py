@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 
@@ -26,11 +26,8 @@ from gpt_pipeline.data.sources.hub.progress import Observer, amounts, shown
 from gpt_pipeline.data.sources.hub.remote import Hub, RangeReader, RemoteFile
 from gpt_pipeline.data.sources.record import HubFile, SourceRecord, is_size
 from gpt_pipeline.errors import DataError
-from gpt_pipeline.shown import counted
+from gpt_pipeline.shown import Say, counted
 from gpt_pipeline.storage.room import free_bytes
-
-if TYPE_CHECKING:
-    from gpt_pipeline.data.stage import Say
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _READ_THREADS = 8

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import Timeout
 from huggingface_hub import get_hf_file_metadata
@@ -25,10 +24,8 @@ from gpt_pipeline.data.sources.hub.patience import CutShortError, persist
 from gpt_pipeline.data.sources.hub.progress import Observer
 from gpt_pipeline.data.sources.hub.remote import RemoteFile
 from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import fsync_file, fsync_folder
-
-if TYPE_CHECKING:
-    from gpt_pipeline.data.stage import Say
 
 _READ_BYTES = 1 << 20
 _GIT_HASH = re.compile(r"[0-9a-f]{40}")

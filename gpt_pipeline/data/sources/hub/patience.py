@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 
-if TYPE_CHECKING:
-    from gpt_pipeline.data.stage import Say
+from gpt_pipeline.shown import Say
 
 # httpx or httpx2, whichever this release of huggingface_hub is built on
 TransportError: type[Exception] = HfHubHTTPError.__bases__[0]

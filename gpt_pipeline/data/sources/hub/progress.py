@@ -8,13 +8,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from gpt_pipeline.row import Row, drawn, has_terminal_alone
-from gpt_pipeline.shown import duration, on_terminal
-
-if TYPE_CHECKING:
-    from gpt_pipeline.data.stage import Say
+from gpt_pipeline.shown import Say, duration, on_terminal
 
 Observer = Callable[[str, int], None]
 """Receives a file's name and how many of its bytes are here, once before the first piece and after each."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import constants, get_session, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
@@ -17,9 +17,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from gpt_pipeline.data.sources.hub.explain import Question, explained
 from gpt_pipeline.data.sources.hub.patience import CutShortError, Patience, persist
 from gpt_pipeline.errors import DataError
-
-if TYPE_CHECKING:
-    from gpt_pipeline.data.stage import Say
+from gpt_pipeline.shown import Say
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gpt_pipeline.data.sources.folder import LocalFolder
 from gpt_pipeline.data.sources.sample.rows import SAMPLE_VERSION, file_name, write_file
-
-if TYPE_CHECKING:
-    from gpt_pipeline.data.stage import Say
+from gpt_pipeline.shown import Say
 
 
 @dataclass(frozen=True, kw_only=True)
