@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 from gpt_pipeline.checkpoints.leases import leases_frozen
@@ -18,7 +18,7 @@ from gpt_pipeline.checkpoints.manifest import (
     list_checkpoints,
     manifest_path,
 )
-from gpt_pipeline.shown import size
+from gpt_pipeline.shown import Say, size
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.process import ProcessId
 from gpt_pipeline.storage.room import explained_full_disk, free_bytes
@@ -41,7 +41,7 @@ def prune(
     keep_last: int,
     training: str = "",
     among: Collection[str] | None = None,
-    say: Callable[[str], None] = _logger.warning,
+    say: Say = _logger.warning,
 ) -> list[CheckpointInfo]:
     """Remove the checkpoints that need not be kept; return them. `best_model.pt` is never touched.
 
@@ -83,7 +83,7 @@ def _was_announced(root: Path) -> bool:
     return path.is_file() and time.time() - path.stat().st_mtime <= _HEARTBEAT_SECONDS
 
 
-def _awaited_steps(folder: ExperimentFolder, candidates: list[CheckpointInfo], say: Callable[[str], None]) -> set[int]:
+def _awaited_steps(folder: ExperimentFolder, candidates: list[CheckpointInfo], say: Say) -> set[int]:
     if not _was_announced(folder.root):
         return set()
     awaited = {info.step for info in candidates if not _is_evaluated(folder, info.step)}

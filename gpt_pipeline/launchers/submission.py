@@ -28,6 +28,7 @@ from gpt_pipeline.launchers.protocol import (
     TrainingCommand,
     UnreachableError,
 )
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import known_fields, read_state, write_json
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.layout import ExperimentFolder
@@ -148,7 +149,7 @@ def ensure_submitted(
     request: str,
     saved: Callable[[], int],
     command: Callable[[Submission], TrainingCommand],
-    say: Callable[[str], None],
+    say: Say,
 ) -> Submission:
     """Return the one job that does what is asked for: the one at work, or a new one if there is none.
 
@@ -187,7 +188,7 @@ def submit_again(
     *,
     saved: int,
     command: Callable[[Submission], TrainingCommand],
-    say: Callable[[str], None],
+    say: Say,
 ) -> Submission:
     """Submit the next attempt after `ended`, which is at its end; raises as `ensure_submitted`.
 
@@ -356,7 +357,7 @@ def _submit(
     intent: Submission,
     launcher: Launcher,
     command: Callable[[Submission], TrainingCommand],
-    say: Callable[[str], None],
+    say: Say,
 ) -> Submission:
     given = launcher.find(intent.name)  # before the note: an engine that cannot be asked has no job to be followed
     _write(folder, intent)

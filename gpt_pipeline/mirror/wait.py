@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from gpt_pipeline.mirror.order import agent_log, is_sending, read_order, read_state_of, start_anew
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.layout import ExperimentFolder
 
 _LOOK_SECONDS = 0.2
@@ -18,7 +19,7 @@ _AFTER_STOP_SECONDS = 20.0  # torchrun kills its workers 30 s after a signal
 def wait_until_sent(
     folder: ExperimentFolder,
     *,
-    say: Callable[[str], None],
+    say: Say,
     stopped: Callable[[], bool] = lambda: False,
     patience: float = math.inf,
 ) -> None:

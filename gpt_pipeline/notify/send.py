@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.notify.addresses import Address, Addresses, find_addresses
 from gpt_pipeline.notify.message import Message
 from gpt_pipeline.project import Project
+from gpt_pipeline.shown import Say
 
 _STATUS = re.compile(r"error=(\d{3})\b")
 
 
-def tell(project: Project, message: Message, *, say: Callable[[str], None]) -> bool:
+def tell(project: Project, message: Message, *, say: Say) -> bool:
     """Send the message to the project's addresses; tell `say` where that failed. Return whether it reached them all."""
     try:
         found = find_addresses(project)

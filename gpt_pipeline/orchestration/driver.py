@@ -70,7 +70,7 @@ from gpt_pipeline.progress.stages import data_progress
 from gpt_pipeline.progress.tracking import forget_lost_runs, is_log_pending
 from gpt_pipeline.progress.training import asks_to_start_again, finished_training
 from gpt_pipeline.project import Project
-from gpt_pipeline.shown import counted
+from gpt_pipeline.shown import Say, counted
 from gpt_pipeline.storage.alive import show_life
 from gpt_pipeline.storage.process import ProcessId
 from gpt_pipeline.storage.process_group import own_group
@@ -99,7 +99,7 @@ class Session:
         project: Project,
         experiment: Experiment,
         *,
-        say: Callable[[str], None],
+        say: Say,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Session]:
         """Open the session for the block; the process works in the project's folder from here on.
@@ -223,7 +223,7 @@ def is_recorded(session: Session) -> bool:
     return all(session.instance.get_latest_materialization_event(key) is not None for key in wanted)
 
 
-def run_experiment(session: Session, *, force: bool, say: Callable[[str], None]) -> bool:
+def run_experiment(session: Session, *, force: bool, say: Say) -> bool:
     """Materialize everything for the session's experiment; False if there was nothing to do.
 
     Raises:
@@ -255,12 +255,12 @@ def run_experiment(session: Session, *, force: bool, say: Callable[[str], None])
     return True
 
 
-def _wait_for_mirror(experiment: Experiment, say: Callable[[str], None], *, patience: float = math.inf) -> None:
+def _wait_for_mirror(experiment: Experiment, say: Say, *, patience: float = math.inf) -> None:
     if experiment.config.storage.mirror is not None:
         wait_until_sent(experiment.folder, say=say, patience=patience)
 
 
-def run_alone(experiment: Experiment, *, force: bool, say: Callable[[str], None]) -> bool:
+def run_alone(experiment: Experiment, *, force: bool, say: Say) -> bool:
     """Open a session for the experiment and run it; see `run_experiment`. The addresses are told how it ended.
 
     Raises:
@@ -297,7 +297,7 @@ def run_alone(experiment: Experiment, *, force: bool, say: Callable[[str], None]
     return worked
 
 
-def run_each(files: Sequence[Path], *, force: bool, say: Callable[[str], None]) -> list[Ended]:
+def run_each(files: Sequence[Path], *, force: bool, say: Say) -> list[Ended]:
     """Run the experiments in `files` one after the other; return how each ended.
 
     One that fails does not keep the next from running; a stop does.
@@ -316,7 +316,7 @@ def run_each(files: Sequence[Path], *, force: bool, say: Callable[[str], None]) 
     return [*ended, *(Ended(file=file, state="not started", problem="", seconds=0.0) for file in left)]
 
 
-def _run_one(file: Path, *, force: bool, say: Callable[[str], None]) -> tuple[End, str]:
+def _run_one(file: Path, *, force: bool, say: Say) -> tuple[End, str]:
     """Run the experiment in `file`; return how it ended, and what kept it from its end."""
     try:
         experiment = load_alone(file)
@@ -334,7 +334,7 @@ def _run_one(file: Path, *, force: bool, say: Callable[[str], None]) -> tuple[En
         return "failed", f"{type(error).__name__}: {error}"
 
 
-def _with_its_tokenizer(session: Session, say: Callable[[str], None]) -> Session:
+def _with_its_tokenizer(session: Session, say: Say) -> Session:
     """Return the session of the experiment read anew if its tokenizer had to be fetched, whose ids the model needs."""
     experiment = session.experiment
     if not fetch_tokenizer(experiment.data, experiment.data_folder, say):
@@ -343,7 +343,7 @@ def _with_its_tokenizer(session: Session, say: Callable[[str], None]) -> Session
     return replace(session, experiment=load_experiment(experiment.file), definitions=definitions)
 
 
-def _make_start(session: Session, say: Callable[[str], None]) -> Experiment:
+def _make_start(session: Session, say: Say) -> Experiment:
     """Make the weights that the experiment starts from: train that experiment, or convert them; return it read anew."""
     experiment = session.experiment
     base = base_experiment(experiment)
@@ -359,7 +359,7 @@ def _make_start(session: Session, say: Callable[[str], None]) -> Experiment:
     return experiment
 
 
-def _run_base(session: Session, base: Experiment, say: Callable[[str], None]) -> None:
+def _run_base(session: Session, base: Experiment, say: Say) -> None:
     """Run the experiment that the session's starts from, in its own project if that is another one."""
     found = [each.experiment for each in find_experiments(session.project.experiments)]
     own = next((each for each in found if each is not None and each.file.resolve() == base.file), None)
@@ -389,9 +389,7 @@ def _has_work_for_several(experiment: Experiment) -> bool:
     return several and find_shards(experiment.data, experiment.data_folder) is None
 
 
-def evaluate_experiment(
-    session: Session, *, questions: int | None = None, force: bool = False, say: Callable[[str], None]
-) -> int:
+def evaluate_experiment(session: Session, *, questions: int | None = None, force: bool = False, say: Say) -> int:
     """Evaluate the checkpoints that have no such evaluation (all, with `force`), then the report; return how many.
 
     One that has it, but is unknown to Dagster's history, is only reported again. A checkpoint that cannot be evaluated
@@ -429,12 +427,12 @@ def evaluate_experiment(
     return len(chosen)
 
 
-def _close_dead_runs(session: Session, say: Callable[[str], None]) -> None:
+def _close_dead_runs(session: Session, say: Say) -> None:
     for run_id in close_dead_runs(session.instance, [session.experiment]):
         say(f"Run {run_id} was killed earlier; Dagster's history now shows it as failed.")
 
 
-def _look_for_lost_runs(session: Session, say: Callable[[str], None]) -> None:
+def _look_for_lost_runs(session: Session, say: Say) -> None:
     """Have logged again what a wiped MLflow, or another one, does not have; one that is down is only mentioned."""
     try:
         lost = forget_lost_runs(session.experiment, session.project.tracking_uri)
@@ -474,7 +472,7 @@ def _progress_on_terminal() -> Iterator[None]:
 
 
 @contextmanager
-def _follower(session: Session, say: Callable[[str], None]) -> Iterator[None]:
+def _follower(session: Session, say: Say) -> Iterator[None]:
     """Evaluate checkpoints in a second process while the block trains; afterwards wait until all are evaluated."""
     command = [sys.executable, "-m", _FOLLOWER, str(session.experiment.file)]
     group = {} if os.name == "nt" else own_group()

@@ -33,6 +33,7 @@ from gpt_pipeline.orchestration import keys
 from gpt_pipeline.orchestration.dead_runs import close_dead_runs, free_its_place, is_over, owners_of, process_of
 from gpt_pipeline.orchestration.failures import explained
 from gpt_pipeline.project import Project
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.alive import least_silence
 from gpt_pipeline.storage.lock import BEAT_SECONDS, SILENT_SECONDS, hold_lock
 from gpt_pipeline.storage.process import ProcessId
@@ -45,9 +46,7 @@ _QUIET_SECONDS = {
 }  # the evaluations of two trainings take turns; nothing is to be said of it
 
 
-def wait_in_pools(
-    instance: dg.DagsterInstance, project: Project, *, say: Callable[[str], None], stopped: Callable[[], bool]
-) -> None:
+def wait_in_pools(instance: dg.DagsterInstance, project: Project, *, say: Say, stopped: Callable[[], bool]) -> None:
     """Have runs that this process executes with `instance` wait for their places as described above.
 
     The wait ends with `StoppedRunError` at a signal, or once `stopped` returns true.
@@ -128,7 +127,7 @@ class _Line:
     pool: str
     run_id: str
     experiments: Sequence[Experiment]
-    say: Callable[[str], None]
+    say: Say
     said: str = ""
     looked: float = float("-inf")
     began: float = field(default_factory=time.monotonic)

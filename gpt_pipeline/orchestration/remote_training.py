@@ -39,7 +39,7 @@ from gpt_pipeline.launchers.submission import (
 )
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR, STOPPED_CODES
 from gpt_pipeline.orchestration.trainer_pipes import PipesObserver
-from gpt_pipeline.shown import as_code
+from gpt_pipeline.shown import Say, as_code
 from gpt_pipeline.storage.lock import SILENT_SECONDS
 from gpt_pipeline.training.decision import find_finished_work
 from gpt_pipeline.training.folder_watch import FolderWatch, Pulse
@@ -83,7 +83,7 @@ def train_remotely(
     run_id: str,
     max_steps: int,
     receive: Callable[[Mapping[str, Any]], None],
-    say: Callable[[str], None],
+    say: Say,
     tell_job: Callable[[str], None],
     patience: Patience = Patience(),  # frozen
 ) -> None:
@@ -136,7 +136,7 @@ class _Following:
     launcher: Launcher
     watch: FolderWatch
     stop: StopFlag
-    say: Callable[[str], None]
+    say: Say
     environment: Mapping[str, str]
     tell_job: Callable[[str], None]
     patience: Patience

@@ -17,6 +17,7 @@ import dagster as dg
 from gpt_pipeline.launchers.protocol import SHUTDOWN_SECONDS, TORCHRUN_VARIABLES
 from gpt_pipeline.orchestration.trainer_pipes import DIE_WITH_PARENT
 from gpt_pipeline.orchestration.whole_lines import WholeLineReader
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.process_group import ask_to_stop, kill, own_group
 from gpt_pipeline.training.heartbeat import RUN_VARIABLE
 from gpt_pipeline.training.launch import VARIABLES as LAUNCH_VARIABLES
@@ -122,7 +123,7 @@ def _torchrun(processes: int) -> list[str]:
     ]
 
 
-def _stop(child: subprocess.Popen[bytes], say: Callable[[str], None]) -> None:
+def _stop(child: subprocess.Popen[bytes], say: Say) -> None:
     """Ask the trainer, if it still runs, to save and exit; kill it only if it does not."""
     if child.poll() is not None:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
@@ -31,6 +31,7 @@ from gpt_pipeline.orchestration.stages import finished_shards
 from gpt_pipeline.orchestration.tracking_resource import MlflowTracking
 from gpt_pipeline.orchestration.trainer_launch import PROGRESS_DESCRIPTOR, train_in_child
 from gpt_pipeline.orchestration.training_log import LogSender, catch_up, send_log
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.storage.manifest import StageResult
 from gpt_pipeline.tracking.addresses import runs_page
@@ -140,7 +141,7 @@ def _what_is_saved(job: TrainingJob) -> str:
     return f"Stopped; {saved[-1].path.name} is saved, and the next run continues from it."
 
 
-def with_its_start(experiment: Experiment, *, say: Callable[[str], None]) -> Experiment:
+def with_its_start(experiment: Experiment, *, say: Say) -> Experiment:
     """Return the experiment read anew once weights and tokenizer are there that give the model's shape.
 
     Raises:
@@ -172,7 +173,7 @@ def _write_runtime(context: dg.AssetExecutionContext, experiment: Experiment, sh
 class MlflowLink:
     """Says once where MLflow shows the training while it runs: as soon as MLflow has given it a number."""
 
-    def __init__(self, folder: ExperimentFolder, mlflow: MlflowTracking, *, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: ExperimentFolder, mlflow: MlflowTracking, *, say: Say) -> None:
         self._folder = folder
         self._mlflow = mlflow
         self._say = say

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from gpt_pipeline.errors import UserError
 from gpt_pipeline.experiment.document import read_text
 from gpt_pipeline.experiment.load import Experiment, read_experiment
 from gpt_pipeline.experiment.training import prompts_stage
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import read_json, read_kept, write_json, write_text
 from gpt_pipeline.storage.fingerprint import SHORT
 from gpt_pipeline.storage.lock import hold_lock
@@ -56,7 +57,7 @@ class DataUser:
         return read_experiment(Path(self.file), self.text)
 
 
-def note_users(experiments: Iterable[Experiment], *, say: Callable[[str], None]) -> None:
+def note_users(experiments: Iterable[Experiment], *, say: Say) -> None:
     """Put the experiments on record as users of their data folders, before they look for data there.
 
     What keeps one from being put on record, such as a folder that is only to be read, is told to `say`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from gpt_pipeline.evaluation.result import EvaluationResult, alias_of, evaluatio
 from gpt_pipeline.experiment.discover import find_experiments
 from gpt_pipeline.experiment.load import Experiment
 from gpt_pipeline.experiment.start_from import weights_path
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.storage.layout import ExperimentFolder
 from gpt_pipeline.training.finished import read_finished_training
@@ -95,7 +96,7 @@ def passed_over(experiment: Experiment) -> dict[str, str]:
     return {name: why for name, why in found.items() if name != named}
 
 
-def prune_at_rest(experiment: Experiment, *, say: Callable[[str], None]) -> None:
+def prune_at_rest(experiment: Experiment, *, say: Say) -> None:
     """Remove the checkpoints of a finished training that stayed only to be evaluated, and say which.
 
     None goes that an experiment file of the folder names, nor any where one of these files cannot be read. A folder is

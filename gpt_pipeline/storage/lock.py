@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gpt_pipeline.errors import LockedError
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import TEMPORARY_SUFFIX, read_json, write_json
 from gpt_pipeline.storage.manifest import utc_now
 from gpt_pipeline.storage.process import ProcessId
@@ -38,9 +39,7 @@ _POLL_SECONDS = 0.25
 
 
 @contextmanager
-def folder_lock(
-    folder: Path, *, purpose: str, wait_seconds: float = 0, say: Callable[[str], None] = _logger.warning
-) -> Iterator[None]:
+def folder_lock(folder: Path, *, purpose: str, wait_seconds: float = 0, say: Say = _logger.warning) -> Iterator[None]:
     """Hold the lock of `folder` during the block; `wait_seconds` of -1 waits forever.
 
     If the previous holder died while holding it, `say` is told which process that was.

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.hardware.peaks import peak_flops
-from gpt_pipeline.shown import counted
+from gpt_pipeline.shown import Say, counted
 from gpt_pipeline.storage.resident import peak_resident_bytes
 from gpt_pipeline.training.config import HardwareConfig, StepLayout, TrainingConfig, divisors
 from gpt_pipeline.training.ranks import Ranks
@@ -132,9 +132,7 @@ def _fix_order_of_sums() -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def choose_compute(
-    hardware: HardwareConfig, training: TrainingConfig, *, ranks: Ranks, say: Callable[[str], None]
-) -> Compute:
+def choose_compute(hardware: HardwareConfig, training: TrainingConfig, *, ranks: Ranks, say: Say) -> Compute:
     """Return how to compute what is asked for on what is there.
 
     Raises:
@@ -157,9 +155,7 @@ def choose_compute(
     )
 
 
-def _choose_precision(
-    training: TrainingConfig, device: torch.device, say: Callable[[str], None]
-) -> Literal["fp32", "bf16", "fp16"]:
+def _choose_precision(training: TrainingConfig, device: torch.device, say: Say) -> Literal["fp32", "bf16", "fp16"]:
     wanted = training.precision
     if wanted == "auto" and device.type == "cpu":
         if cpu_has_bf16():
@@ -199,7 +195,7 @@ def _choose_device(hardware: HardwareConfig, ranks: Ranks) -> torch.device:
     return torch.device("mps") if kind == "mps" else torch.device(kind, ranks.local_rank)
 
 
-def _choose_compile(training: TrainingConfig, device: torch.device, *, say: Callable[[str], None]) -> bool:
+def _choose_compile(training: TrainingConfig, device: torch.device, *, say: Say) -> bool:
     by_triton = device.type in _COMPILED_BY_TRITON
     if training.compile is False or (training.compile == "auto" and not by_triton):
         return False
@@ -235,7 +231,7 @@ class CompiledModel(nn.Module):  # type: ignore[misc]  # torch is not followed b
         self,
         model: nn.Module,
         *,
-        say: Callable[[str], None],
+        say: Say,
         any_shape: bool = False,
         eager_piece: int | None = None,
         goes_on: GoesOn = unheeded,

@@ -20,7 +20,7 @@ import torch
 from gpt_pipeline.data.config import DOCUMENTS
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.hardware import devices
-from gpt_pipeline.shown import counted
+from gpt_pipeline.shown import Say, counted
 from gpt_pipeline.storage.atomic import read_kept, write_json
 from gpt_pipeline.training.config import StepLayout, cpu_micro_batch_size, divisors
 from gpt_pipeline.training.device import Compute, out_of_memory
@@ -45,7 +45,7 @@ def fit_micro_batch(
     compute: Compute,
     ranks: Ranks,
     estimate: Callable[[int], int],
-    say: Callable[[str], None],
+    say: Say,
     goes_on: GoesOn,
 ) -> StepLayout:
     """Return the layout whose micro-batches fit the memory, the same in all processes, and give it to `updater`.
@@ -90,9 +90,7 @@ class _Found(NamedTuple):
     """Bytes that other programs then held of the memory, of all processes' GPUs together."""
 
 
-def _keep(
-    path: Path, found: _Found, known: _Found | None, *, facts: dict[str, Any], slack: float, say: Callable[[str], None]
-) -> None:
+def _keep(path: Path, found: _Found, known: _Found | None, *, facts: dict[str, Any], slack: float, say: Say) -> None:
     """Remember what was found, but not what is less for a time: while other programs hold more than before."""
     if known is not None and found.size < known.size and found.held > known.held + slack:
         say(

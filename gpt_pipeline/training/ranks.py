@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.hardware import devices
+from gpt_pipeline.shown import Say
 from gpt_pipeline.training.launch import place_in
 from gpt_pipeline.training.stopping import OTHERS_SECONDS, PATIENCE_SECONDS
 
@@ -71,7 +72,7 @@ class Ranks:
 
 
 @contextmanager
-def process_group(ranks: Ranks, say: Callable[[str], None], *, wait_seconds: float = 600.0) -> Iterator[None]:
+def process_group(ranks: Ranks, say: Say, *, wait_seconds: float = 600.0) -> Iterator[None]:
     """Connect the processes for the length of the block; nothing to do for one alone.
 
     Tensors on GPUs go through NCCL (on Intel's, XCCL), those on the CPU (stop flags, paths) through gloo.

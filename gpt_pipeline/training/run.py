@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from gpt_pipeline.model.costs import Precision, flops_per_token, memory_need, op
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.rl.prompts import read_prompts
 from gpt_pipeline.rl.rollouts import Sampler as RolloutSampler
+from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.manifest import StageResult, utc_now
 from gpt_pipeline.training.config import StepLayout, rollout_layout, sequences_per_step, step_layout
@@ -442,7 +443,7 @@ def _origin(trainer: Trainer) -> dict[str, str]:
     }
 
 
-def _locked(job: TrainingJob, ranks: Ranks, say: Callable[[str], None]) -> AbstractContextManager[None]:
+def _locked(job: TrainingJob, ranks: Ranks, say: Say) -> AbstractContextManager[None]:
     if not ranks.is_first:
         return nullcontext()
     # Waits for those who hold the lock for an instant, to see whether a trainer does.

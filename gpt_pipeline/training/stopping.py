@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Protocol
 
+from gpt_pipeline.shown import Say
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -132,7 +134,7 @@ class Watchdog:
         self,
         *,
         patience: float = PATIENCE_SECONDS,
-        say: Callable[[str], None],
+        say: Say,
         clock: Callable[[], float] = time.monotonic,
         end: Callable[[int], object] = os._exit,
     ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.language_model import LanguageModel
+from gpt_pipeline.shown import Say
 from gpt_pipeline.training.average import WeightAverage
 from gpt_pipeline.training.config import StepLayout, TrainingConfig
 from gpt_pipeline.training.device import CompiledModel, Compute
@@ -138,7 +139,7 @@ class Updater:
         layout: StepLayout,
         compute: Compute,
         ranks: Ranks,
-        say: Callable[[str], None] = _logger.warning,
+        say: Say = _logger.warning,
         goes_on: GoesOn = unheeded,
     ) -> None:
         """`goes_on` is called after each micro-batch, which the device may still be computing."""
