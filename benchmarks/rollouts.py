@@ -30,7 +30,7 @@ from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.rl.prompts import Prompt
 from gpt_pipeline.rl.rewards import Question
-from gpt_pipeline.rl.rollouts import Group, Sampler, rows_of
+from gpt_pipeline.rl.rollouts import Group, RolloutSampler, rows_of
 from gpt_pipeline.training.feed import Batch, Rollout
 
 _OURS = "gpt_pipeline"
@@ -60,10 +60,10 @@ class Settings:
         """What the draws of each question are called."""
         return [f"benchmark/{place}" for place in range(self.rl.prompts_per_step)]
 
-    def sampler(self) -> Sampler:
+    def sampler(self) -> RolloutSampler:
         """Return what our trainer samples by."""
         context = self.model.context_length
-        return Sampler(config=self.rl, tokenizer=gpt2(), context_length=context, batch_size=self.at_once)
+        return RolloutSampler(config=self.rl, tokenizer=gpt2(), context_length=context, batch_size=self.at_once)
 
     def weights(self) -> LanguageModel:
         """Return a model with random weights."""

@@ -39,7 +39,7 @@ from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.rl.config import RlConfig
 from gpt_pipeline.rl.prompts import Prompt
 from gpt_pipeline.rl.rewards import Question
-from gpt_pipeline.rl.rollouts import Sampler, rows_of, target_log_probabilities
+from gpt_pipeline.rl.rollouts import RolloutSampler, rows_of, target_log_probabilities
 from gpt_pipeline.storage.atomic import read_json
 from gpt_pipeline.training.config import AverageConfig, HardwareConfig, TrainingConfig, divisors, step_layout
 from gpt_pipeline.training.device import Compute, choose_compute, peak_memory_bytes
@@ -401,7 +401,7 @@ def _sampled(model: LanguageModel) -> list[Any]:
     config = RlConfig(prompts_per_step=4, samples_per_prompt=8, max_new_tokens=6)
     question = Question(query="?", expected="1", with_reasoning=False, reward="number")
     prompts = [Prompt(id=str(each), tokens=tuple(range(1, each + 4)), question=question) for each in range(4)]
-    sampler = Sampler(config=config, tokenizer=_Letters(), context_length=T, batch_size=16)  # type: ignore[arg-type]
+    sampler = RolloutSampler(config=config, tokenizer=_Letters(), context_length=T, batch_size=16)  # type: ignore[arg-type]
     return sampler.sample(model, prompts, [prompt.id for prompt in prompts])
 
 

@@ -35,7 +35,7 @@ from gpt_pipeline.evaluation.answers import answer_questions, as_record, encode_
 from gpt_pipeline.evaluation.generate import generate
 from gpt_pipeline.evaluation.questions import held_out_questions
 from gpt_pipeline.exchange.export import export_checkpoint
-from gpt_pipeline.exchange.take_in import convert_start
+from gpt_pipeline.exchange.import_model import convert_start
 from gpt_pipeline.exchange.tokenizer_files import folder_tokenizer, write_tokenizer
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.training import training_job

@@ -28,7 +28,7 @@ from gpt_pipeline.evaluation.shares import share_of
 from gpt_pipeline.exchange.card import model_card
 from gpt_pipeline.exchange.export import export_checkpoint
 from gpt_pipeline.exchange.folder import new_folder
-from gpt_pipeline.exchange.take_in import convert_start, import_folder
+from gpt_pipeline.exchange.import_model import convert_start, import_folder
 from gpt_pipeline.exchange.tokenizer_files import write_tokenizer
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.start_from import StartFromConfig, note_source

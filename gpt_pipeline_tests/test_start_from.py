@@ -19,8 +19,8 @@ from gpt_pipeline.checkpoints.manifest import CheckpointInfo, best_checkpoint, l
 from gpt_pipeline.data.tokens.choose import find_shards
 from gpt_pipeline.errors import UserError
 from gpt_pipeline.exchange.export import export_checkpoint
+from gpt_pipeline.exchange.import_model import convert_start
 from gpt_pipeline.exchange.origin import origin_of
-from gpt_pipeline.exchange.take_in import convert_start
 from gpt_pipeline.experiment.load import Experiment, load_experiment
 from gpt_pipeline.experiment.new import write_new_experiment
 from gpt_pipeline.experiment.start_from import StartNotReadyError, note_source

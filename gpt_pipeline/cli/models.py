@@ -292,7 +292,7 @@ def import_(folder: Path, experiment: Path) -> None:
 
     loaded = load_experiment(experiment)
     say(f"Reading {folder} ...")
-    from gpt_pipeline.exchange.take_in import import_folder  # torch
+    from gpt_pipeline.exchange.import_model import import_folder  # torch
 
     taken = import_folder(folder, loaded)
     say("Imported." if taken.new else "Nothing to do: the experiment has this model already.")

@@ -9,6 +9,6 @@ gguf.py             weights as a GGUF file; gguf_tokenizer.py has its tokenizer,
 folder.py           a folder that appears only when complete, and replaces nothing but an earlier export
 export.py           write a checkpoint as such a folder
 push.py             upload it to the hub
-take_in.py          read such a folder as the checkpoint from which a training starts
+import_model.py     read such a folder as the checkpoint from which a training starts
 benchmark.py        lm-evaluation-harness on an exported checkpoint
 """

@@ -13,7 +13,7 @@ from typing import Any
 from gpt_pipeline.checkpoints.choose import BEST
 from gpt_pipeline.checkpoints.manifest import read_info
 from gpt_pipeline.data.config import GPT2, PLAIN, DataConfig, is_path
-from gpt_pipeline.data.looking import Look, look_at, look_into
+from gpt_pipeline.data.guess_format import Look, look_at, look_into
 from gpt_pipeline.errors import ConfigError, UserError
 from gpt_pipeline.experiment.document import SUFFIXES
 from gpt_pipeline.experiment.load import Experiment, load_experiment, read_experiment

@@ -352,7 +352,7 @@ def _make_start(session: Session, say: Say) -> Experiment:
         _run_base(session, base, say)
         say(f"{base.file.name} is trained; now {experiment.file.name}.")
     if experiment.config.start_from is not None and base is None:
-        from gpt_pipeline.exchange.take_in import convert_start  # torch
+        from gpt_pipeline.exchange.import_model import convert_start  # torch
 
         convert_start(experiment, say=say)
         return load_experiment(experiment.file)

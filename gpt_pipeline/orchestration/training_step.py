@@ -150,7 +150,7 @@ def with_its_start(experiment: Experiment, *, say: Say) -> Experiment:
     if experiment.config.start_from is None:
         return experiment if experiment.data.tokenizer == GPT2 else load_experiment(experiment.file)
     if base_experiment(experiment) is None:
-        from gpt_pipeline.exchange.take_in import convert_start  # torch
+        from gpt_pipeline.exchange.import_model import convert_start  # torch
 
         convert_start(experiment, say=say)
     try:

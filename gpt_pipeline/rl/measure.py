@@ -16,7 +16,7 @@ from gpt_pipeline.hardware import devices
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.rl.candidates import Candidates, Documents, choose_candidates
 from gpt_pipeline.rl.prompts import Prompt
-from gpt_pipeline.rl.rollouts import Group, Sampler
+from gpt_pipeline.rl.rollouts import Group, RolloutSampler
 from gpt_pipeline.rl.stage import PromptsStage
 from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.manifest import StageResult
@@ -44,7 +44,7 @@ def prepare_prompts(
         UserError: the checkpoint is damaged, or holds other weights by now.
     """
     tokenizer = tokenizer_of(shards)
-    sampler = Sampler(
+    sampler = RolloutSampler(
         config=stage.config, tokenizer=tokenizer, context_length=stage.max_length, batch_size=batch_size or _AT_ONCE
     )
     facts, on = shards.manifest.facts, devices.choose_kind(device)
@@ -61,7 +61,7 @@ class _Answers:
     """Answers of the weights in a checkpoint, which is loaded when the first are asked for."""
 
     def __init__(
-        self, sampler: Sampler, checkpoint: Path, wanted: str, *, device: str, shards_facts: Mapping[str, Any]
+        self, sampler: RolloutSampler, checkpoint: Path, wanted: str, *, device: str, shards_facts: Mapping[str, Any]
     ) -> None:
         self._sampler, self._checkpoint, self._wanted = sampler, checkpoint, wanted
         self._device, self._shards_facts = device, shards_facts

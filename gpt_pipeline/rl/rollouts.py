@@ -57,7 +57,7 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class RolloutSampler:
     """What answers are sampled by, whatever the weights."""
 
     config: RlConfig

@@ -24,7 +24,7 @@ from gpt_pipeline.rl.config import TOKENS_AT_ONCE
 from gpt_pipeline.rl.prompts import PromptSet, prompts_at
 from gpt_pipeline.rl.rollouts import (
     Group,
-    Sampler,
+    RolloutSampler,
     Tally,
     kept_answers,
     rows_of,
@@ -53,7 +53,7 @@ class RolloutFeed:
     """With the start weights; None where the distance from them costs nothing."""
 
     prompts: PromptSet
-    sampler: Sampler
+    sampler: RolloutSampler
     seed: int
     measured: int
     """Held-out questions that measure the training, at most."""

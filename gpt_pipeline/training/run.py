@@ -27,7 +27,7 @@ from gpt_pipeline.model.architectures import make_model
 from gpt_pipeline.model.costs import Precision, flops_per_token, memory_need, optimizer_bytes, weight_bytes
 from gpt_pipeline.model.language_model import LanguageModel
 from gpt_pipeline.rl.prompts import read_prompts
-from gpt_pipeline.rl.rollouts import Sampler as RolloutSampler
+from gpt_pipeline.rl.rollouts import RolloutSampler
 from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.lock import folder_lock
 from gpt_pipeline.storage.manifest import StageResult, utc_now

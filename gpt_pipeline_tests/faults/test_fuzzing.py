@@ -28,7 +28,7 @@ from gpt_pipeline.data.formats.text import TextFormat
 from gpt_pipeline.data.readers.rows import read_rows
 from gpt_pipeline.data.tokens.tokenizer import gpt2
 from gpt_pipeline.errors import UserError
-from gpt_pipeline.exchange.take_in import convert_start
+from gpt_pipeline.exchange.import_model import convert_start
 from gpt_pipeline.exchange.tokenizer_files import folder_tokenizer, write_tokenizer
 from gpt_pipeline.experiment.load import load_experiment
 from gpt_pipeline.storage.atomic import sha256_of

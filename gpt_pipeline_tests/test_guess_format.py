@@ -17,7 +17,7 @@ import pytest
 
 from gpt_pipeline.data.config import DataConfig
 from gpt_pipeline.data.documents.raw import prepare_raw
-from gpt_pipeline.data.looking import look_at
+from gpt_pipeline.data.guess_format import look_at
 from gpt_pipeline.data.readers.wanted import MAX_DOCUMENT_BYTES
 from gpt_pipeline.errors import ConfigError, DataError
 from gpt_pipeline.experiment.new import write_new_experiment

@@ -47,7 +47,7 @@ _INDEX_NAME = "model.safetensors.index.json"  # of weights in several files
 
 
 @dataclass(frozen=True, kw_only=True)
-class TakenIn:
+class ImportedModel:
     """A checkpoint that was made of a folder."""
 
     checkpoint: CheckpointInfo
@@ -55,7 +55,7 @@ class TakenIn:
     """False when the experiment had it already."""
 
 
-def import_folder(source: Path, experiment: Experiment) -> TakenIn:
+def import_folder(source: Path, experiment: Experiment) -> ImportedModel:
     """Write the model in the folder `source` as the experiment's `checkpoint_step_0.pt`.
 
     The optimizer starts afresh. Another checkpoint of that name is set aside, not overwritten.
@@ -72,9 +72,9 @@ def import_folder(source: Path, experiment: Experiment) -> TakenIn:
     with folder_lock(folder.root, purpose="import"):
         kept = read_info(checkpoint_path(folder.checkpoints, 0))
         if kept is not None and _is_same_start(kept, weights, experiment.config.training):
-            return TakenIn(checkpoint=kept, new=False)
+            return ImportedModel(checkpoint=kept, new=False)
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        return TakenIn(checkpoint=save_checkpoint(folder.checkpoints, snapshot), new=True)
+        return ImportedModel(checkpoint=save_checkpoint(folder.checkpoints, snapshot), new=True)
 
 
 def convert_start(experiment: Experiment, *, say: Say) -> None:
