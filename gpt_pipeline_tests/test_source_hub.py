@@ -101,6 +101,16 @@ def test_fetch_cut_connection_goes_on_where_it_was_cut(world: World, published: 
     assert len(world.retries()) == 2
 
 
+def test_fetch_from_a_hub_that_names_its_commit_by_a_way_out_of_the_cache_is_refused(world: World) -> None:
+    newest = [*world.server.commits][-1]
+    world.server.commits["../../../outside"] = world.server.commits[newest]
+    before = {*world.folder.parent.iterdir()}
+    with pytest.raises(DataError, match=r"found '\.\./\.\./\.\./outside' as the hub's name of its commit, need"):
+        world.fetch(_LARGE)
+    assert {*world.folder.parent.iterdir()} - before <= {world.folder}
+    assert not (world.folder / "outside").exists()
+
+
 def test_fetch_given_up_keeps_what_came_for_the_next_run(world: World, published: Path) -> None:
     world.server.faults = [Fault(cut_after=100_000), *[Fault(status=503)] * 5]
     with pytest.raises(DataError, match=r"synth_003.*HTTP 503 at every attempt.*kept, and 100,000 of [\d,]+ bytes"):

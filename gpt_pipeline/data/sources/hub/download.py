@@ -23,23 +23,36 @@ from huggingface_hub.utils import WeakFileLock
 from gpt_pipeline.data.sources.hub.patience import CutShortError, persist
 from gpt_pipeline.data.sources.hub.progress import Observer
 from gpt_pipeline.data.sources.hub.remote import RemoteFile
-from gpt_pipeline.errors import DamagedFileError
+from gpt_pipeline.errors import DamagedFileError, DataError
 from gpt_pipeline.shown import Say
 from gpt_pipeline.storage.atomic import fsync_file, fsync_folder
 
 _READ_BYTES = 1 << 20
 _GIT_HASH = re.compile(r"[0-9a-f]{40}")
+_PLAIN_NAME = re.compile(r"\w[\w.+=-]*")
 _LOCK_SECONDS = 0.2  # wait so long for another process before saying so
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheEntry:
-    """Where a file lies in the hub's cache."""
+    """Where a file lies in the hub's cache.
+
+    Raises:
+        DataError: the hub names its commit or its content by what would lead out of the cache.
+    """
 
     file: RemoteFile
 
     etag: str
     """The name of its content: sha256 of a large file, git's hash of a small one."""
+
+    def __post_init__(self) -> None:
+        for what, name in (("commit", self.file.revision), ("content", self.etag)):
+            if not _PLAIN_NAME.fullmatch(name):
+                raise DataError(
+                    f"{self.file.repository}, {self.file.name}: found {name!r:.80} as the hub's name of its {what}, "
+                    f"need letters and digits; is {self.file.hub.address} a hub?"
+                )
 
     @property
     def _folder(self) -> Path:
