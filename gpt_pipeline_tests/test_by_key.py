@@ -111,7 +111,10 @@ def test_by_key_of_experiments_on_other_held_out_tokens_keeps_them_apart(tmp_pat
 @pytest.mark.parametrize(
     ("asked", "problem"),
     [
-        ({"key": "training.sead"}, "found training.sead, need a key in which .* did you mean training.seed"),
+        (
+            {"key": "training.sead"},
+            "found training.sead, need a key that differs within a group: .* did you mean training.seed",
+        ),
         ({"metric": "val_los"}, "found val_los, need .* did you mean val_loss"),
     ],
 )
@@ -191,6 +194,8 @@ def test_key_that_differs_between_groups_alone_is_said_rather_than_shown_nowhere
     assert with_key(apart).by_key == ()
     with pytest.raises(UserError, match=r"--by: found training\.learning_rate, which differs only between"):
         with_key(apart, key="training.learning_rate")
+    with pytest.raises(UserError, match=r"--by: found training\.sead, need a key that differs within a group; did you"):
+        with_key(apart, key="training.sead")
 
 
 def test_families_of_several_are_told_by_name(grid: list[Experiment]) -> None:

@@ -33,17 +33,15 @@ def with_key(comparison: Comparison, *, key: str | None = None, metric: str | No
     if metric is not None and metric not in known:
         raise UserError(f"--metric: found {metric}, need {listed(known)}{_meant(metric, known)}")
     everywhere = [each.key for each in comparison.differences]
+    settings = [_settings(comparison, group) for group in comparison.groups]
+    within = list(dict.fromkeys(own for each in settings for own in each))
+    need = "a key that differs within a group" + (f": {listed(within)}" if within else "")
     if key is not None and key not in everywhere:
-        need = (
-            f"a key in which the experiments differ: {listed(everywhere)}" if everywhere else "experiments that differ"
-        )
         raise UserError(f"--by: found {key}, need {need}{_meant(key, everywhere)}")
-    found = [_of_group(group, _settings(comparison, group), key, metric) for group in comparison.groups]
+    found = [_of_group(group, own, key, metric) for group, own in zip(comparison.groups, settings, strict=True)]
     if key is not None and not any(found):
         where = "only between experiments that do not compare or have no evaluation yet"
-        raise UserError(
-            f"--by: found {key}, which differs {where}, need a key that differs within a group; see these without --by"
-        )
+        raise UserError(f"--by: found {key}, which differs {where}, need {need}; see the groups without --by")
     return replace(comparison, by_key=tuple(each for each in found if each is not None))
 
 
