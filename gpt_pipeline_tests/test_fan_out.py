@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,7 +172,10 @@ def test_fan_out_on_rays_executor_is_a_job_of_the_cluster_for_each_file(
         executor = {"executor": "ray", "config": {"ray": ray, "max_concurrent": 2}}
         (project.root / "executor.yaml").write_text(json.dumps(executor))
         run = execute(project, instance)
-        jobs = cluster.jobs()
+        deadline = time.monotonic() + 60
+        # A step is done before its process, and with it its job, has ended.
+        while "RUNNING" in (jobs := cluster.jobs()).values() and time.monotonic() < deadline:
+            time.sleep(0.2)
     assert run.status == dg.DagsterRunStatus.SUCCESS
     assert len(jobs) == len(steps(instance, run, dg.DagsterEventType.STEP_SUCCESS))
     assert set(jobs.values()) == {"SUCCEEDED"}
