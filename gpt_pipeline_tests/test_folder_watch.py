@@ -66,11 +66,12 @@ def test_watch_after_a_return_to_a_checkpoint_tells_only_the_steps_that_follow_i
     assert steps.told == [*again, 5, 6]
 
 
-def test_watch_of_another_training_in_its_place_tells_all_of_it(folder: ExperimentFolder) -> None:
+@pytest.mark.parametrize("count", [3, 20])
+def test_watch_of_another_training_in_its_place_tells_all_of_it(folder: ExperimentFolder, count: int) -> None:
     folder.metrics.write_text(_lines(range(10)), encoding="utf-8")
     watch = _watch(folder, steps := _Steps())
     folder.metrics.unlink()
     watch.look()
-    folder.metrics.write_text(_lines(range(3), time=90.0), encoding="utf-8")
+    folder.metrics.write_text(_lines(range(count), time=90.0), encoding="utf-8")
     watch.look()
-    assert steps.told == [0, 1, 2]
+    assert steps.told == [*range(count)]

@@ -28,6 +28,9 @@ configs:
 REPEATED = "a0: &a0 [x, x, x, x, x, x, x, x]\n" + "\n".join(
     f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 8)}]" for number in range(1, 9)
 )
+MERGED = "m0: &m0 {x: 1}\n" + "\n".join(
+    f"m{number}: &m{number} {{<<: [{', '.join([f'*m{number - 1}'] * 9)}]}}" for number in range(1, 9)
+)
 LISTED = (
     ".gitattributes README.md en/a.jsonl en/b.jsonl en/train-1.jsonl en/train-0.jsonl more/test.csv more/train.csv "
     "more/deep/c.jsonl"
@@ -134,14 +137,16 @@ def test_chosen_files_of_an_unknown_or_ambiguous_part_name_those_there(
             CARD.replace("'**/*.jsonl'", "images/*.zip"),
             "split train of team/texts, subset all has no files to read",
         ),
-        (LISTED, CARD.replace("license: mit", "license: [mit"), r"front matter of README\.md is not YAML"),
+        (LISTED, CARD.replace("license: mit", "license: [mit"), r"front matter of README\.md cannot be read as YAML"),
         (
             LISTED,
             CARD.replace("license: mit", f"a: {'[' * 9000}{']' * 9000}"),
-            r"front matter of README\.md is not YAML",
+            r"front matter of README\.md cannot be read as YAML",
         ),
-        (LISTED, CARD.replace("license: mit", "a: &a [*a]"), r"front matter of README\.md is not YAML"),
-        (LISTED, CARD.replace("license: mit", REPEATED), r"its aliases make [0-9,]+ values of it, need at most"),
+        (LISTED, CARD.replace("license: mit", "a: &a [*a]"), r"front matter of README\.md cannot be read as YAML"),
+        (LISTED, CARD.replace("license: mit", REPEATED), "it stands for more than 1,000,000 values"),
+        (LISTED, CARD.replace("license: mit", MERGED), "it stands for more than 1,000,000 values"),
+        (LISTED, CARD.replace("license: mit", "? [[a], b]\n: c"), r"front matter of README\.md cannot be read"),
         (LISTED, CARD.replace("'**/*.jsonl'", "[1, 2]"), "`data_files` in README.md has 1, need a split and its path"),
     ],
 )

@@ -469,3 +469,12 @@ def test_read_rows_of_a_tar_whose_member_has_a_name_beyond_measure_hold_none_of_
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < member.size / 4
+
+
+def test_read_rows_of_a_tar_of_headers_without_a_member_is_refused(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("a")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 512
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write((header.tobuf(tarfile.USTAR_FORMAT) + bytes(512)) * 3_000)
+    with pytest.raises(UnreadableFileError, match="found hundreds of headers without a member, need one or two"):
+        read(tmp_path / "a.tar.gz", Wanted(texts=("body",)))

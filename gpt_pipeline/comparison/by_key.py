@@ -37,7 +37,7 @@ def with_key(comparison: Comparison, *, key: str | None = None, metric: str | No
     within = list(dict.fromkeys(own for each in settings for own in each))
     need = "a key that differs within a group" + (f": {listed(within)}" if within else "")
     if key is not None and key not in everywhere:
-        raise UserError(f"--by: found {key}, need {need}{_meant(key, everywhere)}")
+        raise UserError(f"--by: found {key}, need {need}{_meant(key, within)}")
     found = [_of_group(group, own, key, metric) for group, own in zip(comparison.groups, settings, strict=True)]
     if key is not None and not any(found):
         where = "only between experiments that do not compare or have no evaluation yet"

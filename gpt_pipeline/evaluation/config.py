@@ -16,8 +16,8 @@ class EvaluationConfig:
     """Steps between two estimates of the validation loss during training."""
 
     eval_iters: int = 20
-    """Sequences in one such estimate, in units of `training.batch_size`, also where `tokens_per_step` sets the update's
-    size; questions in units of `rl.prompts_per_step` with `objective: rl`."""
+    """An estimate reads as many times `training.batch_size` sequences, whatever `tokens_per_step` says, or, with
+    `objective: rl`, as many times `rl.prompts_per_step` questions."""
 
     save_every_n_iterations: int = 1000
     """Steps between two checkpoints."""

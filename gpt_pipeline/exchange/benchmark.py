@@ -136,13 +136,14 @@ def _run(experiment: Experiment, info: CheckpointInfo, request: BenchmarkRequest
 
     from gpt_pipeline.data.sources.hub.patience import TransportError
 
+    device = devices.choose_kind(request.device)
     manager = TaskManager(include_path=str(request.task_folder) if request.task_folder else None)
     _require_known(request.tasks, manager.all_tasks)
     with tempfile.TemporaryDirectory(prefix="gpt-pipeline-") as temporary:
         exported = export_checkpoint(experiment, info.path, Path(temporary) / "model", weights=request.weights)
         model = HFLM(
             pretrained=str(exported.folder),
-            device=devices.choose_kind(request.device),
+            device=device,
             dtype="float32",
             max_length=trained_length(experiment, info),
             add_bos_token=True,

@@ -25,7 +25,6 @@ from gpt_pipeline.errors import DamagedFileError, UserError
 from gpt_pipeline.model.config import ModelConfig
 from gpt_pipeline.storage.atomic import read_json, write_json, write_text
 
-TOKENIZER_FILES = ("vocab.json", TOKENIZER_NAME)
 _CONFIG_NAME = "tokenizer_config.json"
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
@@ -105,7 +104,7 @@ def folder_tokenizer(folder: Path) -> Tokenizer:
         UserError: it is one that cannot be used.
         DamagedFileError: a file cannot be read.
     """
-    readers = dict(zip(TOKENIZER_FILES, (lambda value: value, _fast_vocabulary), strict=True))
+    readers: dict[str, Callable[[Any], Any]] = {"vocab.json": lambda value: value, TOKENIZER_NAME: _fast_vocabulary}
     there = {name: folder / name for name in readers if (folder / name).is_file()}
     other = [name for name, path in there.items() if _read(path, readers[name]) != token_ids()]
     if not other:

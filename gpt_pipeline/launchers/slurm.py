@@ -361,8 +361,7 @@ def _quoted_for_sbatch(option: str) -> str:
     """
     if "\n" in option:
         raise LauncherError(
-            f"found {option!r}, need an option of sbatch in one line; remove the line break from hardware.slurm, "
-            "storage.base_folder or the folder's name"
+            f"found {option!r}, need an option of sbatch in one line; remove the line break from the folder's name"
         )
     return shlex.quote(option).replace("\\", "\\\\")
 

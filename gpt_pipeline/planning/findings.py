@@ -17,11 +17,11 @@ from gpt_pipeline.data.formats.rules import in_words, not_asked_for, with_hints
 from gpt_pipeline.data.sources.folder import LocalFiles, local_files
 from gpt_pipeline.data.tokens.choose import known_shards
 from gpt_pipeline.data.tokens.packing import require_answers
-from gpt_pipeline.data.tokens.stream import open_shards
+from gpt_pipeline.data.tokens.stream import TOKENIZER_NAME, open_shards
 from gpt_pipeline.data.tokens.tokenizer import gpt2
 from gpt_pipeline.data.tokens.tokenizer_stage import vocabulary_size
 from gpt_pipeline.errors import DamagedFileError, UserError
-from gpt_pipeline.exchange.tokenizer_files import TOKENIZER_FILES, tokenizer_of
+from gpt_pipeline.exchange.tokenizer_files import tokenizer_of
 from gpt_pipeline.experiment.launching import launcher_of
 from gpt_pipeline.experiment.load import Experiment, problems_with_tokenizer
 from gpt_pipeline.experiment.sizes import TrainingSize
@@ -204,7 +204,7 @@ def _tokenizer_of_its_start(experiment: Experiment, start_from: StartFromConfig)
     """Find that weights which are to be converted have another tokenizer or template, where theirs is here."""
     path = weights_here(start_from, experiment.file)
     is_on_hub = weights_path(start_from, experiment.file) is None
-    if path is None or (is_on_hub and not any((path / name).is_file() for name in TOKENIZER_FILES)):
+    if path is None or (is_on_hub and not (path / TOKENIZER_NAME).is_file()):  # a run fetches what is not here yet
         return
     try:
         theirs = gpt2() if path.is_file() else tokenizer_of(path, model_in_folder(path))

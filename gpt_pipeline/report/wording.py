@@ -19,7 +19,7 @@ def count(value: Any) -> str:
     """1612345678 -> `1.61 B`; below 100,000 in full."""
     if value is None:
         return NOTHING
-    if abs(value) < 1e5:
+    if not abs(value) >= 1e5:  # nan too
         return f"{value:,.0f}"
     rounded = float(f"{value:.3g}")
     scale, unit = next(each for each in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")) if abs(rounded) >= each[0])

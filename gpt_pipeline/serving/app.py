@@ -118,8 +118,8 @@ def make_app(
 ) -> FastAPI:
     """Return the server of `models`, whose texts `engine` writes.
 
-    With a `key`, requests for models and texts need it as a bearer token. `names` are those under which the server is
-    reached besides the names of this machine.
+    With a `key`, requests for anything but the page need it as a bearer token. `names` are those under which the server
+    is reached besides the names of this machine.
     """
     app = FastAPI(title="gpt_pipeline", docs_url=None, redoc_url=None, openapi_url=None)
     service = Service(models={each.name: each for each in models}, engine=engine, limits=limits)
@@ -165,7 +165,7 @@ class _Keyed:
         await _answer(errors.no_key())(scope, receive, send)
 
     def _is_given(self, scope: Scope) -> bool:
-        scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        scheme, _, given = dict(reversed(scope["headers"])).get(b"authorization", b"").partition(b" ")  # the first
         return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._key)
 
 

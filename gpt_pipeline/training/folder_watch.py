@@ -59,7 +59,8 @@ class FolderWatch:
                 self._offset = 0 if is_shorter else self._offset
                 file.seek(self._offset)
                 whole, newline, _ = file.read().rpartition(b"\n")  # what follows is still being written
-        except FileNotFoundError:
+        except FileNotFoundError:  # the training before was moved aside
+            self._offset, self._told = 0, []
             return []
         self._offset += len(whole) + len(newline)
         lines = whole.splitlines()

@@ -494,6 +494,8 @@ class _Header(tarfile.TarInfo):
         """
         try:
             return super().fromtarfile(archive)
+        except RecursionError:  # in `tarfile`, of one behind the other
+            raise tarfile.ReadError("found hundreds of headers without a member, need one or two for each") from None
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # which typeshed does not know
             raise
         except tarfile.HeaderError as error:

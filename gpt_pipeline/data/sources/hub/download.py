@@ -29,7 +29,7 @@ from gpt_pipeline.storage.atomic import fsync_file, fsync_folder
 
 _READ_BYTES = 1 << 20
 _GIT_HASH = re.compile(r"[0-9a-f]{40}")
-_PLAIN_NAME = re.compile(r"\w[\w.+=-]*")
+_PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")
 _LOCK_SECONDS = 0.2  # wait so long for another process before saying so
 
 
@@ -51,7 +51,7 @@ class CacheEntry:
             if not _PLAIN_NAME.fullmatch(name):
                 raise DataError(
                     f"{self.file.repository}, {self.file.name}: found {name!r:.80} as the hub's name of its {what}, "
-                    f"need letters and digits; is {self.file.hub.address} a hub?"
+                    f"need one without slashes; is {self.file.hub.address} a hub?"
                 )
 
     @property

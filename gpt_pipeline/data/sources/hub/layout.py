@@ -64,26 +64,30 @@ def front_matter(card: str, *, where: str) -> Mapping[str, Any]:
         DataError: they are not YAML, or stand for far too much; `where` names the dataset.
     """
     found = _FRONT_MATTER.match(card)
+    yaml = YAML(typ="safe", pure=True)
     try:
-        values = YAML(typ="safe", pure=True).load(found[1]) if found else None
-        if (count := _count(values, {})) > _MAX_VALUES:
-            raise ValueError(f"its aliases make {count:,} values of it, need at most {_MAX_VALUES:,}")
-    except (YAMLError, ValueError, RecursionError) as error:
+        if found and _count(yaml.compose(found[1]), {}) > _MAX_VALUES:  # before they are made, one by one
+            raise ValueError(f"it stands for more than {_MAX_VALUES:,} values")
+        values = yaml.load(found[1]) if found else None
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:
         said = " ".join(str(error).split())
-        raise DataError(f"{where}: the front matter of {CARD} is not YAML ({said}); {NO_HUB}") from error
+        raise DataError(f"{where}: the front matter of {CARD} cannot be read as YAML ({said}); {NO_HUB}") from error
     return values if isinstance(values, dict) else {}
 
 
-def _count(value: object, counts: dict[int, int]) -> int:
-    """Return how many values `value` has, itself among them and those of aliases each time; `counts` are those known.
+def _count(node: Any, counts: dict[int, int]) -> int:
+    """Return how many values a node of YAML stands for, itself among them and an alias's each time; `counts` are known.
 
     Raises:
         RecursionError: it is nested too deep, or in itself.
     """
-    if id(value) not in counts:
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        counts[id(value)] = 1 + sum(_count(each, counts) for each in inner)
-    return counts[id(value)]
+    if id(node) not in counts:
+        inner = getattr(node, "value", None)
+        pairs = inner if isinstance(inner, list) else []
+        counts[id(node)] = 1 + sum(
+            _count(each, counts) for pair in pairs for each in (pair if isinstance(pair, tuple) else (pair,))
+        )
+    return counts[id(node)]
 
 
 def chosen_files(
