@@ -9,6 +9,7 @@ other file is, not left out.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, SequenceNode
 
 from gpt_pipeline.data.file_kinds import PARQUET, READABLE, TEXT, TEXT_LIST, kind_of
 from gpt_pipeline.data.sources.hub.explain import NO_HUB
@@ -82,11 +84,12 @@ def _count(node: Any, counts: dict[int, int]) -> int:
         RecursionError: it is nested too deep, or in itself.
     """
     if id(node) not in counts:
-        inner = getattr(node, "value", None)
-        pairs = inner if isinstance(inner, list) else []
-        counts[id(node)] = 1 + sum(
-            _count(each, counts) for pair in pairs for each in (pair if isinstance(pair, tuple) else (pair,))
-        )
+        inner: Iterable[Any] = ()
+        if isinstance(node, MappingNode):
+            inner = itertools.chain.from_iterable(node.value)  # keys and values
+        elif isinstance(node, SequenceNode):
+            inner = node.value
+        counts[id(node)] = 1 + sum(_count(each, counts) for each in inner)
     return counts[id(node)]
 
 
